@@ -16,7 +16,7 @@ $(VENV)/ready: pyproject.toml .ci/constraints.txt
 
 $(VENV)/ready-dev: $(VENV)/ready $(PLUGINS:=/pyproject.toml)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-	    --editable '.[otlp,dev,lint]' $(EDITABLE_PLUGINS)
+	    --editable '.[otlp,config-file,dev,lint]' $(EDITABLE_PLUGINS)
 	touch $@
 
 demo: $(VENV)/ready
@@ -51,7 +51,7 @@ OLD_WARNINGS = -W 'ignore:You should use `:DeprecationWarning'
 test-newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
-	    --editable '.[otlp,dev]' $(EDITABLE_PLUGINS)
+	    --editable '.[otlp,config-file,dev]' $(EDITABLE_PLUGINS)
 	.venv-newest/bin/pytest $(IN_PARALLEL) $(ARGS)
 
 lint: $(VENV)/ready-dev
@@ -106,9 +106,9 @@ bench: .venv-bench/ready
 	    --editable . --requirement tests/bench/requirements.txt
 	touch $@
 
-# Against real servers and a real browser, by the Debian packages chromium and prometheus and some 2 GB from PyPI.
+# Against real servers and a real browser, by the Debian packages chromium, npm and prometheus, newer ones beside them, and some 2 GB from PyPI.
 # Some of it: make e2e ARGS='-k phoenix'
-e2e: .venv-e2e/ready .venv-e2e-phoenix/ready .venv-e2e-mlflow/ready
+e2e: .venv-e2e/ready .venv-e2e-phoenix/ready .venv-e2e-mlflow/ready .venv-e2e-debian/ready
 	.venv-e2e/bin/pytest tests/e2e $(ARGS)
 
 # The same, and docs/pictures is taken anew.
@@ -120,6 +120,13 @@ pictures: e2e
 	$(PYTHON) -m venv .venv-e2e
 	.venv-e2e/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
 	    --editable '.[otlp]' --editable 'plugins/pocket-plug-openinference[dev]' --requirement tests/e2e/requirements.txt
+	npm install --silent --no-save --prefix .venv-e2e axe-core@4.14.1
+	touch $@
+
+# Prometheus 3 and VictoriaMetrics, as Debian's unstable has them.
+.venv-e2e-debian/ready: tests/e2e/debian.py
+	rm -rf $(@D)
+	$(PYTHON) tests/e2e/debian.py $(@D) sid prometheus victoria-metrics
 	touch $@
 
 .venv-e2e-%/ready: tests/e2e/requirements-%.txt

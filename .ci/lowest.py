@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENT = re.compile(
-    r"(?P<name>[A-Za-z0-9._-]+)(\[[\w,-]+\])?>=(?P<version>[\w.]+)(,[<!=\w.]+)?(; ?python_version ?>= ?'(?P<python>3\.\d+)')?"
+    r"(?P<name>[A-Za-z0-9._-]+)(\[[\w,-]+\])?>=(?P<version>[\w.!]+)(,[<!=\w.]+)?(; ?python_version ?>= ?'(?P<python>3\.\d+)')?"
 )
 """All forms that a requirement of ours has."""
 

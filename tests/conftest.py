@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 
 from pocket_plug import Memory, Store, StoreReader, SyncStore, TypedReader
 from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import Waiter, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry
 from pocket_plug.testing.layer_contract import FaultyMemory
@@ -50,6 +51,17 @@ class Install(Protocol):
     def __call__(
         self, name: str, source: str, /, *, entry_points: str = ..., requires: tuple[str, ...] = ..., version: str = ...
     ) -> Path: ...
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, of the test's own, with a default Pocket of its own."""
+    place = tmp_path / "project"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    set_default_pocket(None)
+    yield place
+    set_default_pocket(None)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""A small shop that Prometheus can watch: orders go through a graph, and the figures are served at /metrics.
+"""A small shop that Prometheus can watch: orders go through a graph, and the figures are served at /metrics, or sent
+to wherever `OTEL_METRICS_EXPORTER=otlp` and its like say.
 
 It takes orders until it is stopped: `python examples/monitoring/serve.py`. With `--trouble` little goes well.
 """
@@ -107,12 +108,13 @@ def shop(state: Store, archive: Store, desk: Store, *, trouble: bool) -> Graph[O
 
     @node
     async def apologise(order: Order) -> str:
-        with contextlib.suppress(RunSuspendedError):  # it waits for somebody, and the customer doesn't
-            await vouchers.run(order.amount, run_id=f"voucher-{order.number % 5}")
-        if trouble:
-            with contextlib.suppress(TimeoutError):  # given up, the run is stalled
-                async with asyncio.timeout(0.1):
-                    await vouchers.resume(f"voucher-{order.number % 5}", answer=True, question=agree)
+        voucher = f"voucher-{order.number % 5}"
+        with contextlib.suppress(TimeoutError):  # given up, the run is stalled
+            async with asyncio.timeout(0.1 if trouble else None):
+                with contextlib.suppress(RunSuspendedError):  # it waits for somebody, and the customer doesn't
+                    await vouchers.run(order.amount, run_id=voucher)
+                if trouble:
+                    await vouchers.resume(voucher, answer=True, question=agree)
         return f"sorry, {order.amount:.2f} is too much"
 
     @node
@@ -171,5 +173,6 @@ if __name__ == "__main__":
     os.environ.setdefault("OTEL_METRICS_EXPORTER", "prometheus")  # else one says so outside
     os.environ["OTEL_EXPORTER_PROMETHEUS_PORT"] = str(options.port)
     with setup(log_level="critical"), contextlib.suppress(KeyboardInterrupt):
-        print(f"http://localhost:{options.port}/metrics", flush=True)
+        if os.environ["OTEL_METRICS_EXPORTER"] == "prometheus":
+            print(f"http://localhost:{options.port}/metrics", flush=True)
         asyncio.run(main(options))

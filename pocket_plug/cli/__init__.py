@@ -24,7 +24,7 @@ from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, Stor
 from pocket_plug.primitives.default_pocket import searching_config
 from pocket_plug.primitives.terminal import escaped
 
-from .output import echo
+from .output import echo, said_if_unwritable
 
 COMMANDS = {
     "config": ("config", "Check a configuration file, and print its JSON Schema."),
@@ -75,6 +75,10 @@ def _kind_of(error: PocketError) -> type[Failure]:
 
 class Commands(click.Group):
     """Our commands, then those of plugins, which are asked for theirs only where a name is none of ours."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with said_if_unwritable("stdout"):  # the help and the version are printed here
+            return super().make_context(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *_commands_of_plugins()]

@@ -17,16 +17,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
 from pocket_plug.errors import ConfigError, PocketError, is_fault
 from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.plugins.checking import check_config
-from pocket_plug.plugins.config import Config, StoreTable, find_config, named_config, read_config
+from pocket_plug.plugins.config import Config, StoreTable, alternatives, find_config, named_config, read_config
 from pocket_plug.plugins.discovery import OUR_DISTRIBUTION, find_libraries, missing_requirements
-from pocket_plug.plugins.pocket import Pocket
+from pocket_plug.plugins.pocket import DISABLE, Pocket, named_by_variable
 from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.redaction import public_url, variables
@@ -37,6 +37,9 @@ from pocket_plug.store.store import Store
 
 from .deadlines import Begun, run_in_time
 from .output import as_json, echo, echo_json, how_many_are_wrong
+
+if TYPE_CHECKING:
+    from pocket_plug.telemetry.declared import Declared
 
 Verdict = Literal["ok", "note", "wrong"]
 Checks = Iterator["Check"]
@@ -160,6 +163,12 @@ def _checks(timeout: float) -> Checks:
         yield Check("plugins", "all", "wrong", str(error))
     if pocket is not None:
         yield from map(_plugin, pocket.plugins)
+        known = [record.name for record in pocket.plugins]
+        for name in named_by_variable():
+            if name not in known:
+                yield Check(
+                    "plugins", name, "wrong", f"{DISABLE}: there is no plugin {name!r}{alternatives(name, known)}"
+                )
     yield from _libraries()
     if pocket is not None:
         yield from _stores(pocket, timeout)
@@ -356,6 +365,7 @@ def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
 
 # ---------------------------------------------------------------- telemetry
 def _telemetry(timeout: float) -> Checks:
+    from pocket_plug.telemetry.declared import declared
     from pocket_plug.telemetry.exporters import SIGNALS, asked, disabled, endpoint
     from pocket_plug.telemetry.local import DEFAULT_FILE
     from pocket_plug.telemetry.retention import Retention
@@ -367,6 +377,14 @@ def _telemetry(timeout: float) -> Checks:
         Retention.from_environment()
     except ConfigError as error:
         yield Check("telemetry", "trace file", "wrong", str(error))
+    try:
+        source = declared()
+    except ConfigError as error:
+        yield Check("telemetry", "configuration file", "wrong", str(error))
+        return
+    if source is not None:
+        yield from _declared(source, timeout)
+        return
     for signal in SIGNALS:
         try:
             named = asked(signal)
@@ -382,16 +400,36 @@ def _telemetry(timeout: float) -> Checks:
                 "telemetry", signal, "ok", f"setup() sends them nowhere, as no OTEL_* variable says where{local}"
             )
         if signal == "traces" and "otlp" in named:
-            yield _span(timeout)
+            from pocket_plug.telemetry.probing import send_test_span
+
+            yield _span(timeout, partial(send_test_span, timeout))
 
 
-def _span(timeout: float) -> Check:
-    from pocket_plug.telemetry.probing import send_test_span
+def _declared(source: Declared, timeout: float) -> Checks:
+    """What OpenTelemetry's configuration file says, which counts alone."""
+    from pocket_plug.telemetry.exporters import SIGNALS
+    from pocket_plug.telemetry.probing import send_as_declared
 
+    if source.disabled:
+        yield Check("telemetry", "configuration file", "note", f"{source} switches telemetry off")
+        return
+    yield Check("telemetry", "configuration file", "ok", f"{source} counts, and no other OTEL_* variable")
+    for signal in SIGNALS:
+        try:
+            named, to = source.exporters(signal), " and ".join(map(public_url, source.endpoints(signal)))
+            _ = source.records() if signal == "logs" else None  # can its exporters be had? Those of traces send one
+        except ConfigError as error:
+            yield Check("telemetry", signal, "wrong", str(error))
+            continue
+        says = f"{', '.join(named)}{f' to {to}' if to else ''}" if named else "the file sends them nowhere"
+        yield Check("telemetry", signal, "ok", says)
+        if signal == "traces" and any(name.startswith("otlp_") for name in named):
+            yield _span(timeout, partial(send_as_declared, source))
+
+
+def _span(timeout: float, send: Callable[[], str]) -> Check:
     try:
-        return Check(
-            "telemetry", "span", "ok", f"{Begun(lambda: send_test_span(timeout), timeout).result()} has taken one"
-        )
+        return Check("telemetry", "span", "ok", f"{Begun(send, timeout).result()} has taken one")
     except TimeoutError:
         return Check(
             "telemetry", "span", "wrong", f"no answer within {timeout:g} s; check the endpoint's address and load"

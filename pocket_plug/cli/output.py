@@ -27,15 +27,21 @@ MANY = 1000
 
 def _write(text: str | bytes, *, nl: bool = True, err: bool = False, color: bool | None = None) -> None:
     """To stdout or stderr. Where it can't be written, as on a full disk, that is said; a closed pipe is none of that."""
-    try:
+    with said_if_unwritable("stderr" if err else "stdout"):
         click.echo(text, nl=nl, err=err, color=color)
+
+
+@contextmanager
+def said_if_unwritable(stream: str) -> Generator[None]:
+    """Within, what is written to stdout or stderr. Where it can't be, as on a full disk, that is a ClickException."""
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        where = "stderr" if err else "stdout"
-        _drop(getattr(sys, where))
+        _drop(getattr(sys, stream))
         raise click.ClickException(
-            f"{where} can't be written to: {error.strerror}; what is there is not all"
+            f"{stream} can't be written to: {error.strerror}; what is there is not all"
         ) from error
 
 

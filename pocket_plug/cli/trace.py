@@ -7,34 +7,35 @@ import os
 import sys
 import time
 import webbrowser
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 import click
 
-from pocket_plug.errors import ConfigError, UnknownRunError, suggest
+from pocket_plug.errors import ConfigError, UnknownRunError
 from pocket_plug.primitives.durations import seconds as seconds_of
 from pocket_plug.primitives.files import make_folder, private
 
 from .output import as_json, echo, echo_json, echo_value, print_table, progress
-from .trees import follow, local_time, plural, print_tree
+from .trace_diff import diff
+from .traces_found import (
+    default_file,
+    found_traces,
+    in_file,
+    no_file,
+    opened_index,
+    readable,
+    say_unreadable,
+    traces_of_run,
+)
+from .trees import follow, local_time, plural, print_errors, print_stats, print_tree
 
 if TYPE_CHECKING:
-    from pocket_plug.telemetry.index import TraceIndex
-    from pocket_plug.telemetry.live import OpenSpan
     from pocket_plug.telemetry.recorded import Trace
     from pocket_plug.telemetry.summary import RunSummary
-
-in_file = click.option(
-    "--file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The file of traces; .pocket_plug/traces.jsonl without it.",
-)
 
 
 @click.group
@@ -46,17 +47,8 @@ def trace() -> None:
     """
 
 
-def _default() -> Path:
-    from pocket_plug.telemetry.local import DEFAULT_FILE
-
-    return DEFAULT_FILE
-
-
 FINE = ("success", "suspended", "running")
 """Outcomes of runs that haven't failed."""
-
-LARGE = 5_000_000
-"""Of a file of more bytes a terminal is shown how far it is read."""
 
 LIMIT = 100
 """So many runs are listed unless it is said otherwise."""
@@ -72,6 +64,9 @@ def _duration(text: str) -> float:
 
 of_graph = click.option("--graph", metavar="NAME", help="Only runs of this graph.")
 since_then = click.option("--since", type=_duration, metavar="TIME", help="Only what began not longer ago: 2h, 7d.")
+
+
+trace.add_command(diff)
 
 
 # ---------------------------------------------------------------- ls
@@ -104,7 +99,7 @@ def ls(
     if attr is not None and not (name and equals):
         raise click.UsageError(f"--attr is KEY=VALUE, such as --attr customer=17, and not {attr!r}")
     begin, shortest = _moment(since), (least or 0) * 1e9
-    with _index(file) as index:
+    with opened_index(file) as index:
         chosen = None if error is None else index.with_error(error)
         if attr is not None:
             having = index.with_attribute(name, value)
@@ -155,41 +150,6 @@ def _moment(since: float | None) -> float:
     return 0 if since is None else max(0, (time.time() - since) * 1e9)
 
 
-@contextmanager
-def _index(file: Path | None) -> Generator[TraceIndex]:
-    """What is known of the traces in a file; says what could not be read."""
-    from pocket_plug.telemetry.index import TraceIndex
-
-    path = file or _default()
-    with _readable(path):
-        size = path.stat().st_size if path.exists() else 0
-        with progress("reading", size if size > LARGE else 0) as advance:
-            index = TraceIndex(path, advance=advance)
-    with index:
-        if index.unreadable:
-            _say_unreadable(path, index.unreadable)
-        yield index
-
-
-@contextmanager
-def _readable(path: Path) -> Generator[None]:
-    """An error of reading as one that names the file and the way out."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise _no_file(path) from None
-    except OSError as error:
-        raise ConfigError(f"{path} can't be read: {error.strerror}. --file names another one") from error
-
-
-def _no_file(path: Path) -> UnknownRunError:
-    return UnknownRunError(f"there is no file {path}. `pocket-plug run --trace` and observe() make one")
-
-
-def _say_unreadable(path: Path, lines: int) -> None:
-    echo(f"{path}: {plural(lines, 'line')} could not be read, for being no OTLP/JSON or cut off", err=True)
-
-
 def _outcome(run: RunSummary) -> str:
     if run.error is None or run.outcome == "suspended":
         return run.outcome
@@ -207,7 +167,7 @@ def stats(file: Path | None, graph: str | None, since: float | None, as_json: bo
 
     Below each graph are its nodes, that which took longest in all first. What hasn't ended isn't counted.
     """
-    with _index(file) as index:
+    with opened_index(file) as index:
         found = index.stats(graph=graph, since=int(_moment(since)))
     if as_json:
         echo_json(found)
@@ -240,14 +200,14 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
     """
     if sum((bool(names), older is not None, everything)) != 1:
         raise click.UsageError("say what to remove: RUNs, or --older TIME, or --all")
-    path = file or _default()
+    path = file or default_file()
     missing: list[str] = []
-    with _index(file) as index:
+    with opened_index(file) as index:
         traces = index.ended_before(_moment(older) if older is not None else math.inf if everything else 0)
         runs = [*index.runs()]
         for name in names:
             try:
-                traces |= _ids(index, name, path)
+                traces |= traces_of_run(index, name, path)
             except UnknownRunError as error:
                 missing.append(str(error))
         alive = {each.span.trace_id for each in index.going_on(traces) if each.alive}
@@ -260,7 +220,7 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
     try:
         removed = without(path, traces) if traces else 0
     except FileNotFoundError:
-        raise _no_file(path) from None
+        raise no_file(path) from None
     except BlockingIOError as error:
         raise click.ClickException(f"nothing was removed: {error}; try again") from error
     except OSError as error:
@@ -278,18 +238,42 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
 # ---------------------------------------------------------------- show
 @trace.command
 @click.argument("run", required=False)
+@click.argument("other", required=False)
 @in_file
 @click.option("--html", metavar="FILE", help="Write the page with the picture to FILE; - is stdout.")
 @click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
 @click.option("--watch", is_flag=True, help="Draw it as it goes on, until it has ended.")
+@click.option(
+    "--errors", "view", flag_value="errors", help="Only what failed and what leads to it, with place and message."
+)
+@click.option("--all", "view", flag_value="all", help="Sum up nothing.")
+@click.option("--stats", "view", flag_value="stats", help="A table instead: a line for all spans of a name.")
 @as_json
-def show(run: str | None, file: Path | None, html: str | None, opens: bool, watch: bool, as_json: bool) -> int:
+def show(
+    run: str | None,
+    other: str | None,
+    file: Path | None,
+    html: str | None,
+    opens: bool,
+    watch: bool,
+    view: Literal["errors", "all", "stats"] | None,
+    as_json: bool,
+) -> int:
     """Show a run as a tree, or as a page for the browser.
 
     RUN is a run's id or how it begins, the name of a graph (its newest run), or a trace's id; without it, it is the newest
-    run, or the newest trace where there are no runs. Of a run that was resumed all executions are shown. With --watch,
-    without RUN it is the newest run that goes on, or else the next that begins.
+    run, or the newest trace where there are no runs. Of a run that was resumed all executions are shown, of RUN#2 the
+    second only. With --watch, without RUN it is the newest run that goes on, or else the next that begins.
+
+    The tree sums up what has many siblings of its name, but never what leads to the first failure. With --html or --open, OTHER
+    is a second run on the same page, which compares them.
     """
+    if other is not None and html is None and not opens:
+        raise click.UsageError(
+            "OTHER is for the page: add --html or --open; `pocket-plug trace diff` compares runs in the terminal"
+        )
+    if view is not None and (watch or html is not None or opens or as_json):
+        raise click.UsageError(f"--{view} is for the terminal; leave it out with --watch, --html, --open and --json")
     if watch and (html is not None or opens or as_json):
         raise click.UsageError(
             "--watch draws in the terminal; leave out --html, --open and --json, or show it afterwards"
@@ -297,69 +281,31 @@ def show(run: str | None, file: Path | None, html: str | None, opens: bool, watc
     if as_json and (html is not None or opens):
         raise click.UsageError("--json is for machines, --html and --open are for the browser; leave out one of them")
     if watch:
-        with _readable(file or _default()):
-            return follow(file or _default(), run)
-    traces, going_on = _found(file or _default(), run)
+        with readable(file or default_file()):
+            return follow(file or default_file(), run)
+    traces, going_on = found_traces(file or default_file(), run)
     if as_json:
         echo_json([{"trace_id": each.id, "spans": each.spans} for each in traces])
     elif html is not None or opens:
-        return _paint(traces, html, opens)
+        return _paint(traces if other is None else _beside(traces, file or default_file(), other), html, opens)
     else:
         for each in traces:
             open_ = [found for found in going_on if found.span.trace_id == each.id]
             alive = any(found.alive for found in open_)
-            print_tree(each, time.time_ns() if alive else max((found.seen for found in open_), default=0), alive)
+            now = time.time_ns() if alive else max((found.seen for found in open_), default=0)
+            if view == "stats":
+                print_stats(each, alive)
+            elif view == "errors":
+                print_errors(each, now, alive)
+            else:
+                print_tree(each, now, alive, whole=view == "all")
     return 0
 
 
-def _found(path: Path, wanted: str | None) -> tuple[list[Trace], list[OpenSpan]]:
-    """All traces of the run that is meant, in the order in which they began, and what of them goes on."""
-    from pocket_plug.telemetry.recorded import traces_of
-
-    with _index(path) as index:
-        ids = _ids(index, wanted, path)
-        spans = [*index.spans(ids)]
-        going_on = index.going_on(ids)
-    if not spans:
-        raise UnknownRunError(f"there is no trace {wanted} in {path}. `pocket-plug trace ls` lists the runs")
-    return traces_of(spans)[::-1], going_on
-
-
-def _ids(index: TraceIndex, wanted: str | None, path: Path) -> set[str]:
-    if wanted == "":  # of a variable that isn't set, say; each id begins with it
-        raise click.UsageError("RUN is empty; give a run's id, or how it begins: `pocket-plug trace ls` lists them")
-    runs = [*index.runs()]
-    if wanted is None:
-        if not runs:
-            return {_newest(index, path)}
-        wanted = runs[0].run_id
-    names = dict.fromkeys(run.run_id for run in runs)
-    begun = [name for name in names if name.startswith(wanted)]
-    if wanted in names:
-        run_id = wanted
-    elif newest := [run.run_id for run in runs if run.graph == wanted]:
-        run_id = newest[0]
-    elif len(begun) == 1:
-        run_id = begun[0]
-    elif len(wanted) == 32 and all(char in "0123456789abcdef" for char in wanted):
-        return {wanted}
-    elif begun:
-        several = ", ".join(begun[:5]) + (", …" if len(begun) > 5 else "")
-        raise UnknownRunError(f"{len(begun)} runs in {path} begin with {wanted!r}: {several}. Give more of the id")
-    else:
-        close = suggest(wanted, [*names, *dict.fromkeys(run.graph for run in runs)])
-        raise UnknownRunError(
-            f"there is no run {wanted!r} in {path}, nor a graph of that name.{close} `pocket-plug trace ls` lists them"
-        )
-    return {run.trace_id for run in runs if run.run_id == run_id}
-
-
-def _newest(index: TraceIndex, path: Path) -> str:
-    """The id of the trace that began last, in a file without runs."""
-    newest = index.newest()
-    if newest is None:
-        raise UnknownRunError(f"there are no traces in {path}; `pocket-plug run --trace` and observe() write some")
-    return newest
+def _beside(traces: Sequence[Trace], path: Path, other: str) -> list[Trace]:
+    """These traces and those of another run, each once, in the order in which they began."""
+    found = {each.id: each for each in (*traces, *found_traces(path, other)[0])}
+    return sorted(found.values(), key=lambda each: each.start)
 
 
 def _paint(traces: Sequence[Trace], html: str | None, opens: bool) -> int:
@@ -422,10 +368,10 @@ def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
         given[name.strip()] = value.strip()
     target = sending.endpoint(url)
     source = TraceFile(file)
-    with _readable(file), progress("sending", file.stat().st_size) as advance:
+    with readable(file), progress("sending", file.stat().st_size) as advance:
         sent = sending.send(source, url, given, advance)
     if source.unreadable:
-        _say_unreadable(source.path, source.unreadable)
+        say_unreadable(source.path, source.unreadable)
     echo(f"sent {plural(sent.taken, 'span')} to {sending.shown(target)}", err=True)
     for reason, spans in sent.reasons.items():
         echo(f"not taken: {plural(spans, 'span')}, {reason}", err=True)

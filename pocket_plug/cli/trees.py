@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocket_plug.primitives.terminal import escaped
 
-from .output import echo, echo_drawn
+from .output import echo, echo_drawn, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,21 +24,83 @@ WATCH_SECONDS = 0.2
 """Between two looks at a run that is watched."""
 
 
-def print_tree(found: Trace, now: int, alive: bool) -> None:
-    """A trace on stdout, what hasn't ended drawn until `now`; `alive`: it goes on."""
+def print_tree(found: Trace, now: int, alive: bool, *, whole: bool = False) -> None:
+    """A trace on stdout, what hasn't ended drawn until `now`; `alive`: it goes on. `whole`: nothing is summed up."""
+    _print(found, alive, lambda console: _tree(found, console, now, alive, whole=whole))
+
+
+def print_errors(found: Trace, now: int, alive: bool) -> None:
+    """What failed in a trace, and the way down to it; of errors that are alike the first, and how many they are."""
+    shown, notes = _errors(found)
+    failed = replace(found, spans=shown)
+    _print(found, alive, lambda console: _tree(failed, console, now, alive, whole=True, notes=notes) if shown else [])
+
+
+def _print(found: Trace, alive: bool, drawn: Callable[[Console], list[Text]]) -> None:
     from rich.console import Console
 
     from pocket_plug.telemetry.drawing import on_console
 
     console = Console(highlight=False)
-    drawn = on_console(console, _tree(found, console, now, alive), _caption(found, alive))
-    echo_drawn(drawn)
+    echo_drawn(on_console(console, drawn(console), _caption(found, alive)))
 
 
-def _tree(found: Trace, console: Console, now: int, alive: bool) -> list[Text]:
+def _tree(
+    found: Trace,
+    console: Console,
+    now: int,
+    alive: bool,
+    *,
+    whole: bool = False,
+    notes: Mapping[str, str] | None = None,
+) -> list[Text]:
     from pocket_plug.telemetry.drawing import draw
 
-    return draw(found.spans, width=console.width, plain=console.options.ascii_only, now=now, alive=alive)
+    plain = console.options.ascii_only
+    return draw(found.spans, width=console.width, plain=plain, now=now, alive=alive, whole=whole, notes=notes)
+
+
+def _errors(found: Trace) -> tuple[tuple[RecordedSpan, ...], dict[str, str]]:
+    """The spans to show, and what to say below which."""
+    from pocket_plug.telemetry.drawing import TIMES
+    from pocket_plug.telemetry.failing import failures, grouped, way_to
+
+    by_id = {span.span_id: span for span in found.spans}
+    shown: set[str] = set()
+    notes: dict[str, str] = {}
+    for group in grouped(failures(found.spans)):
+        first = group[0]
+        way = way_to(first.span, by_id)
+        shown.update(span.span_id for span in way)
+        if len(group) > 1:
+            indices = [index for span in way if (index := span.attributes.get("pocket_plug.fan_out.index")) is not None]
+            where = f", first in item [{indices[-1]}]" if indices else ", this is the first"
+            at = f" at {first.place}" if first.place else ""
+            notes[first.span.span_id] = f"{len(group):,} {TIMES} {first.kind}{at}{where}"
+    for span in found.spans:
+        if span.suppressed_errors:
+            shown.update(above.span_id for above in way_to(span, by_id))
+            notes[span.span_id] = f"{plural(span.suppressed_errors, 'more item')} failed and left no span"
+    return tuple(span for span in found.spans if span.span_id in shown), notes
+
+
+def print_stats(found: Trace, alive: bool) -> None:
+    """A line for all spans of a name, those first that took longest without what is below them."""
+    from pocket_plug.telemetry.by_name import stats_by_name
+    from pocket_plug.telemetry.drawing import seconds
+
+    rows = [
+        (
+            each.name,
+            f"{each.count:,}",
+            f"{each.errors:,}",
+            f"{each.retries:,}",
+            *map(seconds, (each.p50, each.p95, each.max, each.total, each.own)),
+        )
+        for each in stats_by_name(found.spans)
+    ]
+    print_table(("span", "count", "errors", "retries", "p50", "p95", "max", "in all", "self"), rows)
+    echo(_caption(found, alive))
 
 
 def _caption(found: Trace, alive: bool) -> str:
@@ -122,11 +185,13 @@ class _Lines:
 
 def _line(span: RecordedSpan) -> str:
     from pocket_plug.telemetry.drawing import seconds
+    from pocket_plug.telemetry.failing import failure_of
 
     moment = datetime.fromtimestamp((span.end or span.start) / 1e9).astimezone().isoformat(" ", "milliseconds")[11:23]
     if not span.end:
         return f"{moment}  {escaped(span.name)} began"
-    error = f"  ✗ {escaped(str(span.attributes.get('error.type', 'error')))}" if span.status == "error" else ""
+    failure = failure_of(span) if span.status == "error" else None
+    error = "" if failure is None else f"  ✗ {escaped(f'{failure.kind} {failure.place}'.rstrip())}"
     return f"{moment}  {escaped(span.name)} ended after {seconds(span.duration)}{error}"
 
 

@@ -108,10 +108,15 @@ class LoggingPlugin:
                 look()  # a layer logs: for it too, a changed configuration counts from here on
             return None
         log = look()
+        binds = "structlog" in sys.modules
+        if (
+            not binds and log["error"] is None
+        ):  # nothing of ours is let through, and nobody else's events are told the ids
+            return None
         return Observer(
-            run=lambda run: _RunLog(log, run),
-            node=lambda call: _NodeLog(log, call, chosen.exceptions),
-            event=lambda name, call, attributes: _event(log, name, call, attributes),
+            run=partial(_RunLog, log),
+            node=partial(_NodeLog if binds else _NodeFailure, log, chosen.exceptions),
+            event=partial(_event, log),
         )
 
     @hookimpl
@@ -179,7 +184,7 @@ def _by_structlog() -> Methods:
 
 def _by_logging() -> Methods:
     """By the logger `pocket_plug` of the standard library's."""
-    return {name: partial(_write, number) if _logger.isEnabledFor(number) else None for name, number in LEVELS.items()}
+    return {name: _writers[name] if _logger.isEnabledFor(number) else None for name, number in LEVELS.items()}
 
 
 def _write(level: int, event: str, *, exc_info: BaseException | None = None, **fields: object) -> None:
@@ -187,6 +192,9 @@ def _write(level: int, event: str, *, exc_info: BaseException | None = None, **f
     told = " ".join(f"{name}={value!r}" for name, value in fields.items() if name != "stack")
     stack = f"\n{fields['stack']}" if "stack" in fields else ""
     _logger.log(level, "%s %s%s", event, told, stack, exc_info=exc_info, extra=attributes_of(event, fields))
+
+
+_writers = {name: partial(_write, number) for name, number in LEVELS.items()}
 
 
 _ATTRIBUTES = {
@@ -314,23 +322,35 @@ class _RunLog:
         _say(self.log, level, "pocket_plug.run.finished", **about, outcome=outcome, **failure)
 
 
-class _NodeLog:
-    """Binds the node's name for all that is logged inside, and says what escapes it, once per run."""
+class _NodeFailure:
+    """Says what escapes a node, once per run."""
 
-    __slots__ = ("call", "log", "tokens", "whole")
+    __slots__ = ("call", "log", "whole")
 
-    def __init__(self, log: Methods, call: NodeCall, whole: bool) -> None:
-        self.log, self.call, self.whole = log, call, whole
+    def __init__(self, log: Methods, whole: bool, call: NodeCall) -> None:
+        self.log, self.whole, self.call = log, whole, call
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, stack: object) -> None:
+        if error is not None and self.call.outcome == "failed" and not _told(error):
+            missing = isinstance(error, RouteError)
+            event = "pocket_plug.route.missing" if missing else "pocket_plug.node.exception"
+            _say(self.log, "error", event, **_about(self.call), **_told_of(error, self.whole))
+
+
+class _NodeLog(_NodeFailure):
+    """Binds the node's name for all that is logged inside, too."""
+
+    __slots__ = ("tokens",)
 
     def __enter__(self) -> None:
         self.tokens = _bind(node=self.call.name)
 
     def __exit__(self, kind: object, error: BaseException | None, stack: object) -> None:
         try:
-            if error is not None and self.call.outcome == "failed" and not _told(error):
-                missing = isinstance(error, RouteError)
-                event = "pocket_plug.route.missing" if missing else "pocket_plug.node.exception"
-                _say(self.log, "error", event, **_about(self.call), **_told_of(error, self.whole))
+            super().__exit__(kind, error, stack)
         finally:
             _unbind(self.tokens)
 

@@ -66,9 +66,14 @@ if TYPE_CHECKING:
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-_DISABLE = "POCKET_PLUG_DISABLE"
+DISABLE = "POCKET_PLUG_DISABLE"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _logger = logging.getLogger("pocket_plug")
+
+
+def named_by_variable() -> list[str]:
+    """The plugins that the environment says not to use."""
+    return [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
 
 
 class Offers(NamedTuple):
@@ -139,7 +144,7 @@ class Pocket:
                     raise
                 self._manager.drop(PluginRecord(name), "failed", error)
         if not third_party:  # then the environment, which is for all programs, may well name one that wasn't looked for
-            unwanted = {name: where for name, where in unwanted.items() if where != _DISABLE}
+            unwanted = {name: where for name, where in unwanted.items() if where != DISABLE}
         self._warn_of_unknown(unwanted)
         self._check_options()
         self._manager.configure(self, self._options)
@@ -211,8 +216,7 @@ class Pocket:
     def _unwanted(self, block: Iterable[str]) -> dict[str, str]:
         """The plugins not to be used, and who says so."""
         unwanted = {name: f"{self.config.where}.disable" for name in self.config.disable}
-        environment = os.environ.get(_DISABLE, "").split(",")
-        unwanted |= {name.strip(): _DISABLE for name in environment if name.strip()}
+        unwanted |= dict.fromkeys(named_by_variable(), DISABLE)
         return unwanted | dict.fromkeys(block, "Pocket(block=...)")
 
     def _warn_of_unknown(self, unwanted: Mapping[str, str]) -> None:

@@ -69,8 +69,11 @@ class Executor:
 
     @property
     def room(self) -> int:
-        """How many items of a fan-out it takes at a time: what may be on its way, and as much again that queues."""
-        return 4 * max(self.window, 4) * dispatch.MOST
+        """How many items of a fan-out it takes at a time: what may be on its way.
+
+        More would only queue here, and Python's garbage collector looks through all of them again and again.
+        """
+        return 2 * max(self.window, 4) * dispatch.MOST
 
     def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
         """Have a function of bytes called by a worker. `function` is a module's global, so that its name says what it is."""

@@ -4,8 +4,8 @@
 `setup()` is for production: traces, metrics and logs, all as `OTEL_*` variables say.
 
 `wiring` holds both, `ending` what is done at the end of the process, `providers` what is set globally, `exporters` what the
-environment names, `export` the queues before them, `logs` structlog. `local` writes the trace file, `retention` ends it,
-`recorded` reads it, `index` knows what is in it;
+environment names, `declared` what a configuration file says instead, `export` the queues before them, `logs` structlog.
+`local` writes the trace file, `retention` ends it, `recorded` reads it, `index` knows what is in it;
 `live` is what goes on right now; `tree`, `drawing` and `page` show it.
 """
 

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import wrap
 
 from rich.console import Console
 from rich.text import Text
 
 from pocket_plug.primitives.terminal import escaped
 
+from .by_name import quantile
+from .failing import Failure
+from .folding import Folding
 from .recorded import RecordedSpan
 
-MANY = 8
-"""Siblings of one name are all shown up to this many."""
+MIN_LABEL, MIN_BAR = 20, 14
+"""Columns: labels have more, unless that leaves less for bars."""
 
-FAILED = 3
-"""Of more than that the first is shown, and so many of those that failed or go on. The rest is summed up in a line."""
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+KINDS = 3
+"""So many types of errors are named of what is summed up."""
+
+
+@dataclass
+class _Row:
+    """A span's line, and what stands below it; without a `span` one that sums up others."""
+
+    label: Text
+    below: str = ""
+    span: RecordedSpan | None = None
+    took: str = ""
+    failure: Failure | None = None
+    note: str = ""
 
 
 def draw(
@@ -26,85 +45,85 @@ def draw(
     plain: bool = False,
     now: int = 0,
     alive: bool = True,
+    whole: bool = False,
+    notes: Mapping[str, str] | None = None,
 ) -> list[Text]:
     """The lines of a tree, at most `width` columns wide; `plain` keeps to ASCII.
 
     What has no parent among the spans hangs under the `root`, if one is given, else stands by itself. A span without an
-    end is drawn until `now`, and said to be running if `alive`.
+    end is drawn until `now`, and said to be running if `alive`. `whole`: nothing is summed up, and messages aren't cut. The
+    `notes` are said below spans, by their ids.
     """
-    ids = {span.span_id for span in spans}
-    children: dict[str | None, list[RecordedSpan]] = {}
-    for each in sorted(spans, key=lambda span: span.start):
-        if each is not root:
-            top = None if root is None else root.span_id
-            children.setdefault(each.parent_id if each.parent_id in ids else top, []).append(each)
-    rows: list[tuple[Text, str, RecordedSpan | None]] = []
+    tree = Folding(spans, root, whole=whole)
+    rows: list[_Row] = []
     branch, last, pipe, blank = ("|- ", "`- ", "|  ", "   ") if plain else ("├─ ", "└─ ", "│  ", "   ")
-    tops = [root] if root is not None else children.get(None) or [*spans[:1]]  # ids in a circle have no top
-    waiting: list[tuple[RecordedSpan | list[RecordedSpan], str, str]] = [(span, "", "") for span in reversed(tops)]
+    waiting: list[tuple[RecordedSpan | list[RecordedSpan], str, str]] = [(span, "", "") for span in reversed(tree.tops)]
     while waiting:  # not by recursion: a trace may be deeper than Python's stack
         found, lead, below = waiting.pop()
+        label = Text().append(lead, style="dim")
         if isinstance(found, list):
-            rows.append((Text().append(lead, style="dim").append(_summary(found, plain, now)), "", None))
+            rows.append(_Row(label.append(_summary(tree, found, plain, now))))
             continue
-        span = found
-        rows.append((_label(span, lead, plain, alive), seconds(_took(span, now), plain), span))
-        shown = _fold(children.pop(span.span_id, []))
+        nested = tree.nested(found)
+        shown = tree.below(found)
+        if nested is not None:
+            shown = tree.below(nested)
+        rows.append(
+            _Row(
+                label.append(_label(found, nested, plain, alive)),
+                below + (pipe if shown else blank),
+                found,
+                seconds(_took(found, now), plain),
+                tree.failure(found),
+                (notes or {}).get(found.span_id, "").replace(TIMES, "x" if plain else TIMES),
+            )
+        )
         for position, item in reversed([*enumerate(shown)]):
             end = position == len(shown) - 1
             waiting.append((item, below + (last if end else branch), below + (blank if end else pipe)))
-    return _layout(rows, tops, width, plain, now)
+    return _layout(rows, tree.tops, width, plain, now, whole)
 
 
 def _took(span: RecordedSpan, now: int) -> int:
     return max((span.end or now) - span.start, 0)
 
 
-def _fold(siblings: Sequence[RecordedSpan]) -> list[RecordedSpan | list[RecordedSpan]]:
-    """In the order in which they began; where there are many of a name, the last one shown is followed by the rest."""
-    by_name: dict[str, list[RecordedSpan]] = {}
-    for span in siblings:
-        by_name.setdefault(span.name, []).append(span)
-    shown: dict[str, list[RecordedSpan]] = {}  # by id, each with what is summed up after it
-    for same in by_name.values():
-        failed = [span for span in same[1:] if span.failed or not span.end]
-        kept = {span.span_id for span in (same if len(same) <= MANY else [same[0], *failed[:FAILED]])}
-        last = max(position for position, span in enumerate(same) if span.span_id in kept)
-        for position, span in enumerate(same):
-            if span.span_id in kept:
-                rest = [other for other in same if other.span_id not in kept] if position == last else []
-                shown[span.span_id] = rest
-    folded: list[RecordedSpan | list[RecordedSpan]] = []
-    for span in siblings:
-        if span.span_id in shown:
-            folded.append(span)
-            if rest := shown[span.span_id]:
-                folded.append(rest)
-    return folded
+def _summary(tree: Folding, spans: Sequence[RecordedSpan], plain: bool, now: int) -> Text:
+    """How many more there are, with which errors, and how long they took."""
+    took = sorted(_took(span, now) for span in spans)
+    errors = tree.errors_in(spans).most_common()
+    text = Text(f"{'...' if plain else '…'} {len(spans):,} more: {escaped(spans[0].name)}", style="dim")
+    if errors:
+        kinds = [f"{number:,} {'x' if plain else TIMES} {escaped(kind)}" for kind, number in errors[:KINDS]]
+        others = sum(number for _, number in errors[KINDS:])
+        said = ", ".join([*kinds, *([f"{others:,} of other types"] if others else [])])
+        text = Text().append(text).append(", ", style="dim").append(said, style="red")
+    figures = (f"p95 {seconds(quantile(took, 0.95), plain)}", f"max {seconds(took[-1], plain)}")
+    return Text().append(text).append(f", {', '.join(figures)}, {seconds(sum(took), plain)} in all", style="dim")
 
 
-def _summary(spans: Sequence[RecordedSpan], plain: bool, now: int) -> Text:
-    failed = sum(span.failed for span in spans)
-    total = sum(_took(span, now) for span in spans)
-    text = f"{'...' if plain else '…'} {len(spans):,} more: {escaped(spans[0].name)}, {seconds(total, plain)} in all, "
-    return Text().append(text, style="dim").append(f"{failed} errors", style="red" if failed else "dim")
-
-
-def _label(span: RecordedSpan, lead: str, plain: bool, alive: bool) -> Text:
-    label = Text().append(lead, style="dim").append(escaped(span.name))
+def _label(span: RecordedSpan, nested: RecordedSpan | None, plain: bool, alive: bool) -> Text:
     attributes = span.attributes
+    label = Text(escaped(span.name))
+    index = attributes.get("pocket_plug.fan_out.index")
+    if isinstance(index, int):
+        label.append(f" [{index}]")
+    if nested is not None:
+        graph = escaped(str(nested.attributes.get("pocket_plug.graph.name", "")))
+        label.append(" (graph)" if span.name == f"node {graph}" else f" (graph {graph})", style="dim")
+    visit = attributes.get("pocket_plug.node.visit")
+    if isinstance(visit, int) and visit > 1 and index is None:
+        label.append(f" (visit {visit})", style="dim")
     attempt = attributes.get("pocket_plug.attempt", 1)
     if attempt != 1:
         label.append(f" #{attempt}", style="dim")
+    kind = escaped((span.error or "error").rpartition(".")[2])
     if not span.end:
         label.append(f" {'...' if plain else '…'} {'running' if alive else 'not ended'}", style="yellow")
     elif span.status == "error":
-        label.append(
-            f" {'x' if plain else '✗'} {escaped(str(attributes.get('error.type', 'error')))}",
-            style="red" if span.failed else "yellow",
-        )
-    elif "error.type" in attributes:
-        label.append(f" {escaped(str(attributes['error.type']).rpartition('.')[2])}", style="yellow")
+        label.append(f" {'x' if plain else '✗'} {kind}", style="red" if span.failed else "yellow")
+    elif span.error is not None:
+        label.append(f" {kind}", style="yellow")
     items, suppressed = (attributes.get(f"pocket_plug.fan_out.{name}") for name in ("items", "suppressed"))
     if isinstance(items, int) and isinstance(suppressed, int) and suppressed:
         label.append(f" ({items - suppressed:,} of {items:,} items shown)", style="dim")
@@ -112,35 +131,55 @@ def _label(span: RecordedSpan, lead: str, plain: bool, alive: bool) -> Text:
 
 
 def _layout(
-    rows: Sequence[tuple[Text, str, RecordedSpan | None]],
-    tops: Sequence[RecordedSpan],
-    width: int,
-    plain: bool,
-    now: int,
+    rows: Sequence[_Row], tops: Sequence[RecordedSpan], width: int, plain: bool, now: int, whole: bool
 ) -> list[Text]:
     """Labels, durations and bars in three columns; a bar's place and length are the span's within those at the top."""
-    time_width = max(len(duration) for _, duration, _ in rows)
-    label_width = min(max(label.cell_len for label, _, _ in rows), max(width - time_width - 14, 20))
-    bar_width = width - label_width - time_width - 3
+    time_width = max(len(row.took) for row in rows)
+    room = max(width - time_width - MIN_BAR, MIN_LABEL)
+    below = [_said_below(row, room, width, whole) for row in rows]
+    label_width = min(max(row.label.cell_len for row in rows if row.span is not None), room)
     begin = min(span.start for span in tops)
-    whole = max(max(span.end or now for span in tops) - begin, 1)
+    until = max(max(span.end or now for span in tops), begin + 1)
     lines: list[Text] = []
-    for label, duration, span in rows:
-        if span is None:
-            lines.append(label)
-            continue
-        line = label.copy()
-        line.truncate(label_width, overflow="ellipsis", pad=True)
-        line.append(f" {duration:>{time_width}}", style="cyan")
-        if bar_width > 0:
-            start = min(max(span.start - begin, 0), whole)
-            took = min(max((span.end or now) - begin - start, 0), whole - start)
-            left = min(bar_width - 1, start * bar_width // whole)
-            length = min(bar_width - left, max(1, round(took * bar_width / whole)))
-            style = "red" if span.failed else "green" if span.end and span.status != "error" else "yellow"
-            line.append("  " + " " * left).append(("#" if plain else "▇") * length, style=style)
-        lines.append(line)
+    for row, more in zip(rows, below, strict=True):
+        line = row.label.copy()
+        if row.span is not None:
+            line.truncate(label_width, overflow="ellipsis", pad=True)
+            line.append(f" {row.took:>{time_width}}", style="cyan")
+            line.append(_bar(row.span, begin, until, width - label_width - time_width - 3, plain, now))
+        lines += [line, *more]
     return lines
+
+
+def _bar(span: RecordedSpan, begin: int, until: int, width: int, plain: bool, now: int) -> Text:
+    if width <= 0:
+        return Text()
+    whole = until - begin
+    start = min(max(span.start - begin, 0), whole)
+    took = min(max((span.end or now) - begin - start, 0), whole - start)
+    left = min(width - 1, start * width // whole)
+    length = min(width - left, max(1, round(took * width / whole)))
+    style = "red" if span.failed else "green" if span.end and span.status != "error" else "yellow"
+    return Text("  " + " " * left).append(("#" if plain else "▇") * length, style=style)
+
+
+def _said_below(row: _Row, room: int, width: int, whole: bool) -> list[Text]:
+    """What is known of an error: its place on the span's line where that has room, the message below."""
+    said = [escaped(row.note)] if row.note else []
+    failure = row.failure
+    if failure is not None:
+        place, lines = escaped(failure.place), [escaped(line) for line in failure.message.splitlines() if line.strip()]
+        if place and row.label.cell_len + len(place) < room:
+            row.label.append(f" {place}")
+        elif place:
+            lines[:1] = [f"{place}: {lines[0]}" if lines else place]
+        said += lines if whole else lines[:1]
+    if whole:
+        said = [part for line in said for part in wrap(line, max(width - len(row.below), MIN_LABEL))]
+    below = [Text().append(row.below, style="dim").append(line) for line in said]
+    for line in below:
+        line.truncate(width, overflow="ellipsis")
+    return below
 
 
 def on_console(console: Console, lines: Sequence[Text], below: str) -> str:
@@ -149,7 +188,8 @@ def on_console(console: Console, lines: Sequence[Text], below: str) -> str:
     What the console can't encode is replaced, which rich wouldn't do.
     """
     with console.capture() as drawn:
-        console.print(Text("\n").join(lines), no_wrap=True, overflow="ellipsis", crop=True)
+        if lines:
+            console.print(Text("\n").join(lines), no_wrap=True, overflow="ellipsis", crop=True)
         console.print(Text(escaped(below), style="dim"), soft_wrap=True)
     return drawn.get().encode(console.encoding, "replace").decode(console.encoding)
 

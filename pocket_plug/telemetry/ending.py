@@ -1,6 +1,7 @@
 """The end of the process: what is open ends, exporters get a little time, and then the process dies as it would have.
 
-At exit, in a process of multiprocessing's, and at a SIGTERM that nobody handles.
+At exit, in a process of multiprocessing's, at a SIGTERM that nobody handles, and where a server's workers end in a way of
+their own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from types import FrameType
 from pocket_plug.otel import open_runs
 from pocket_plug.primitives.forking import after_fork
 
+from .logs import put_logging_back
 from .providers import interrupt_spans
+from .servers import watch_servers
 
 INTERRUPT_SECONDS = 2.0
 """How long, of a SIGTERM, what is open may take to end. One may wait for a lock that the signal interrupted."""
@@ -38,8 +41,10 @@ def watch_the_end(close: Callable[[], object]) -> None:
         atexit.register(close)
         processes.register_after_fork(close, _watch_the_end_of_a_worker)
         _watch_the_end_of_a_worker(close)
+        after_fork(_watch_servers)  # one may have been imported meanwhile
         if sys.version_info[:2] == (3, 12):
             _standbys.extend(_Standby() for _ in range(STANDBYS))
+    _watch_servers()
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
@@ -48,6 +53,15 @@ def watch_the_end(close: Callable[[], object]) -> None:
 def _watch_the_end_of_a_worker(close: Callable[[], object]) -> None:
     """A process of multiprocessing's ends without what `atexit` has, and forgets what was registered before it began."""
     processes.Finalize(None, close, exitpriority=-1)
+
+
+def _watch_servers() -> None:
+    watch_servers(on_sigterm=_end, on_exit=_close_now, on_logging=put_logging_back)
+
+
+def _close_now() -> None:
+    if _close is not None:
+        _close()
 
 
 # ---------------------------------------------------------------- SIGTERM
@@ -70,11 +84,15 @@ def no_sigterm() -> Generator[None]:
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # a second one, from an impatient sender, would lose what is open
-    in_time([partial(end, "SIGTERM") for end in (open_runs.interrupt, interrupt_spans)], INTERRUPT_SECONDS)
-    if _close is not None:
-        _close()
+    _end()
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
+
+
+def _end() -> None:
+    """End what is open, and close."""
+    in_time([partial(end, "SIGTERM") for end in (open_runs.interrupt, interrupt_spans)], INTERRUPT_SECONDS)
+    _close_now()
 
 
 # ---------------------------------------------------------------- a time limit for what may hang

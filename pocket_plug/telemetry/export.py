@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
 from opentelemetry.sdk._logs.export import (
@@ -30,6 +31,7 @@ from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import Lock
 
 from .local import FileExporter
+from .messages import with_message
 
 QUEUE = 32_768
 """Spans, or log records, that wait to be exported. At OpenTelemetry's own 2,048 a burst of 2,000 runs loses a third of its
@@ -104,31 +106,44 @@ def _number(variable: str, default: int) -> int:
     return default
 
 
-def _sizes(queue: str, batch: str) -> tuple[int, int]:
-    """The sizes of a processor's queue and batches, from their variables; a batch is no larger than its queue."""
-    size = _number(queue, QUEUE)
-    return size, min(size, _number(batch, 512))
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """How spans or log records wait: how many at most, how many go in a batch, after how many milliseconds at the latest.
+
+    None is what OpenTelemetry's variable for the delay says, else its own default.
+    """
+
+    size: int = QUEUE
+    batch: int = 512
+    delay: float | None = None
+
+    @classmethod
+    def of(cls, prefix: str) -> Queue:
+        """As the variables of a processor say; a batch is no larger than its queue."""
+        size = _number(f"{prefix}_MAX_QUEUE_SIZE", QUEUE)
+        return cls(size, min(size, _number(f"{prefix}_MAX_EXPORT_BATCH_SIZE", 512)))
 
 
 class SpanExport(SpanProcessor):
     """The SDK's batch processor with a longer queue, which counts what it could not export and logs the reason once."""
 
-    def __init__(self, exporter: SpanExporter) -> None:
-        size, batch = _sizes("OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
-        self.backlog = Backlog("spans", size)
-        soon = isinstance(exporter, FileExporter) and "OTEL_BSP_SCHEDULE_DELAY" not in os.environ
+    def __init__(self, exporter: SpanExporter, queue: Queue | None = None) -> None:
+        queue = queue or Queue.of("OTEL_BSP")
+        self.backlog = Backlog("spans", queue.size)
+        self.shows_messages = isinstance(exporter, FileExporter)
+        soon = self.shows_messages and "OTEL_BSP_SCHEDULE_DELAY" not in os.environ
         self._batch = BatchSpanProcessor(
             _Spans(exporter, self.backlog),
-            max_queue_size=size,
-            schedule_delay_millis=FILE_DELAY if soon else None,
-            max_export_batch_size=batch,
+            max_queue_size=queue.size,
+            schedule_delay_millis=FILE_DELAY if soon else queue.delay,
+            max_export_batch_size=queue.batch,
         )
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue it."""
         context = span.get_span_context()
         if context is not None and context.trace_flags.sampled and self.backlog.add():
-            self._batch.on_end(span)
+            self._batch.on_end(with_message(span) if self.shows_messages else span)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Export what is queued."""
@@ -161,11 +176,14 @@ class _Spans(SpanExporter):
 class LogExport(LogRecordProcessor):
     """The same for log records."""
 
-    def __init__(self, exporter: LogRecordExporter) -> None:
-        size, batch = _sizes("OTEL_BLRP_MAX_QUEUE_SIZE", "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE")
-        self.backlog = Backlog("log records", size)
+    def __init__(self, exporter: LogRecordExporter, queue: Queue | None = None) -> None:
+        queue = queue or Queue.of("OTEL_BLRP")
+        self.backlog = Backlog("log records", queue.size)
         self._batch = BatchLogRecordProcessor(
-            _Logs(exporter, self.backlog), max_queue_size=size, max_export_batch_size=batch
+            _Logs(exporter, self.backlog),
+            max_queue_size=queue.size,
+            schedule_delay_millis=queue.delay,
+            max_export_batch_size=queue.batch,
         )
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
@@ -207,10 +225,10 @@ class _Logs(LogRecordExporter):
 class MetricExport(PeriodicExportingMetricReader):
     """The SDK's periodic reader, of an exporter that knows whether the last figures went out."""
 
-    def __init__(self, exporter: MetricExporter) -> None:
-        self.exporter: Any = exporter
+    def __init__(self, exporter: MetricExporter, **options: Any) -> None:
+        self.exporter: Any = metric_exporter(exporter)
         _say_repeats_once(exporter)
-        super().__init__(exporter)
+        super().__init__(exporter, **options)
 
     @property
     def is_behind(self) -> bool:
@@ -218,8 +236,9 @@ class MetricExport(PeriodicExportingMetricReader):
         return bool(self.exporter.is_behind)
 
 
-def metric_exporter(kind: Any) -> MetricExporter:
-    """An exporter of this kind that says once what it raises. A subclass, since a reader asks it more than its methods."""
+def metric_exporter(exporter: Any) -> MetricExporter:
+    """The exporter, from now on of a class that says once what it raises: a reader asks it more than its methods."""
+    kind: Any = exporter.__class__
 
     class Exporter(kind):  # type: ignore[misc]  # a class that is known at run time only
         is_behind = False
@@ -236,8 +255,8 @@ def metric_exporter(kind: Any) -> MetricExporter:
             self.is_behind = result is not MetricExportResult.SUCCESS
             return MetricExportResult.FAILURE if self.is_behind else MetricExportResult.SUCCESS
 
-    exporter: MetricExporter = Exporter()
-    return exporter
+    exporter.__class__ = Exporter
+    return cast("MetricExporter", exporter)
 
 
 # ---------------------------------------------------------------- what exporters say themselves

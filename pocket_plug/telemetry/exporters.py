@@ -13,13 +13,15 @@ from importlib import import_module
 from typing import Any, Literal, TypeVar, get_args
 
 from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordExporter
-from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader, MetricsData
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.failures import say_once
 
-from .export import MetricExport, metric_exporter
+from .exemplars import Exemplars
+from .export import MetricExport
+from .serving import MetricsServer
 
 T = TypeVar("T")
 Signal = Literal["traces", "metrics", "logs"]
@@ -110,11 +112,13 @@ def _otlp(signal: Signal) -> Any:
         raise ConfigError(
             f"the environment asks for OTLP by {way}, and its exporter is not installed: pip install {_INSTALL[way]}"
         ) from None
-    return _by_process(kind)
+    return kind
 
 
-def _by_process(kind: Any) -> Any:
-    """A kind of exporter with a connection of its own in each process: a forked child would write into its parent's."""
+def by_process(make: Callable[[], Any]) -> Any:
+    """An exporter with a connection of its own in each process: a forked child would write into its parent's."""
+    exporter = make()
+    kind: Any = exporter.__class__
 
     class Exporter(kind):  # type: ignore[misc]  # a class that is known at run time only
         process = os.getpid()
@@ -123,13 +127,14 @@ def _by_process(kind: Any) -> Any:
         def export(self, *batch: object, **kwargs: object) -> object:
             if self.process != os.getpid():
                 inherited = vars(self).copy()
-                kind.__init__(self)
+                self.__dict__ |= make().__dict__
                 # kept, and never closed: its locks may be held by threads of the parent
                 self.process, self.inherited = os.getpid(), inherited
             return kind.export(self, *batch, **kwargs)
 
     Exporter.__name__ = kind.__name__
-    return Exporter
+    exporter.__class__ = Exporter
+    return exporter
 
 
 def otlp_exporter(signal: Signal, **options: object) -> Any:
@@ -139,12 +144,12 @@ def otlp_exporter(signal: Signal, **options: object) -> Any:
 
 def span_exporters() -> dict[str, SpanExporter]:
     """Those that the environment asks for and that can be had, by name. Raises ConfigError for unknown ones."""
-    return _made("traces", {"otlp": lambda: _otlp("traces")(), "console": ConsoleSpanExporter})
+    return _made("traces", {"otlp": lambda: by_process(_otlp("traces")), "console": ConsoleSpanExporter})
 
 
 def log_exporters() -> dict[str, LogRecordExporter]:
     """Those that the environment asks for and that can be had, by name. Raises ConfigError for unknown ones."""
-    return _made("logs", {"otlp": lambda: _otlp("logs")(), "console": ConsoleLogRecordExporter})
+    return _made("logs", {"otlp": lambda: by_process(_otlp("logs")), "console": ConsoleLogRecordExporter})
 
 
 def metric_readers() -> dict[str, MetricReader]:
@@ -152,8 +157,8 @@ def metric_readers() -> dict[str, MetricReader]:
     return _made(
         "metrics",
         {
-            "otlp": lambda: MetricExport(metric_exporter(_otlp("metrics"))),
-            "console": lambda: MetricExport(metric_exporter(ConsoleMetricExporter)),
+            "otlp": lambda: MetricExport(by_process(_otlp("metrics"))),
+            "console": lambda: MetricExport(ConsoleMetricExporter()),
             "prometheus": _prometheus,
         },
     )
@@ -173,36 +178,38 @@ def _made(signal: Signal, ways: dict[str, Callable[[], T]]) -> dict[str, T]:
 
 
 def _prometheus() -> MetricReader:
-    """Metrics at `/metrics`, as OpenTelemetry's variables say. A port that is in use is logged, and breaks nothing."""
-    try:
-        from opentelemetry.exporter.prometheus import PrometheusMetricReader
-        from prometheus_client import start_http_server
-    except ImportError:
-        raise ConfigError(
-            "OTEL_METRICS_EXPORTER asks for prometheus, and its exporter is not installed: "
-            "pip install 'pocket-plug[prometheus]'"
-        ) from None
+    """Metrics at `/metrics`, as OpenTelemetry's variables say."""
     host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "localhost"
     text = os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT") or "9464"
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise ConfigError(f"OTEL_EXPORTER_PROMETHEUS_PORT is {text!r}; give a port, 1 to 65535")
-    port = int(text)
+    return prometheus_reader(host, int(text), "OTEL_METRICS_EXPORTER")
+
+
+def prometheus_reader(host: str, port: int, asking: str) -> MetricReader:
+    """Metrics at `/metrics`. A port that is in use is logged, and breaks nothing."""
+    try:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+        from prometheus_client import REGISTRY
+    except ImportError:
+        raise ConfigError(
+            f"{asking} asks for prometheus, and its exporter is not installed: pip install 'pocket-plug[prometheus]'"
+        ) from None
 
     class Reader(PrometheusMetricReader):
         """With its server, which ends with it."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.server: Any = None
-            try:
-                self.server, _ = start_http_server(port, host)
-            except OSError as error:
-                say_once(f"serving metrics to Prometheus on {host}:{port}", error)
+            self.exemplars = Exemplars()
+            self.server = MetricsServer(host, port, self.exemplars.within(REGISTRY))
+
+        def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: object) -> None:
+            self.exemplars.note(metrics_data)
+            super()._receive_metrics(metrics_data, timeout_millis, **kwargs)  # pyright: ignore[reportUnknownMemberType] - nor here
 
         def shutdown(self, timeout_millis: float = 30_000, **kwargs: object) -> None:
             super().shutdown(timeout_millis, **kwargs)  # pyright: ignore[reportUnknownMemberType] - it has no types for `kwargs`
-            if self.server is not None:
-                self.server.shutdown()
-                self.server.server_close()
+            self.server.close()
 
     return Reader()

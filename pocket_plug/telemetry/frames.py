@@ -1,26 +1,18 @@
 """The frames of a recorded stack, and which of them is the user's: where one looks first when something failed.
 
-A stack is known by its text only, ours or that of any library in Python, and may come from another machine; so what is
-whose is told by how paths of installed code look, not by what is installed here.
+A stack is known by its text only, ours or that of any library in Python.
 """
 
 from __future__ import annotations
 
 import re
-from importlib.resources import files
 from typing import NamedTuple
+
+from pocket_plug.primitives.own_code import is_users
 
 __all__ = ["Frame", "frames_in", "users_frame"]
 
 _FRAME = re.compile(r'^[ |]*File "(?P<file>[^"\n]*)", line (?P<line>\d+)(?:, in (?P<function>[^\n]*))?$', re.MULTILINE)
-
-_OURS = "|".join(sorted(re.escape(each.name) for each in files("pocket_plug").iterdir() if each.name[0] not in "_."))
-_NOT_USERS = re.compile(
-    r"/(?:site|dist)-packages/"  # installed
-    r"|/lib/python\d\.\d+t?/|/Python\d+/Lib/"  # the standard library, the second way on Windows
-    rf"|/pocket_plug/(?:__init__\.py$|(?:{_OURS})(?:/|$))"  # ours, where it is worked on
-    r"|^<(?:frozen|string)\b"
-)
 
 
 class Frame(NamedTuple):
@@ -55,7 +47,7 @@ def frames_in(stack: str) -> list[Frame]:
             found["file"],
             int(found["line"]),
             found["function"] or "",
-            _NOT_USERS.search(found["file"].replace("\\", "/")) is None,
+            is_users(found["file"]),
         )
         for found in _FRAME.finditer(stack)
     ]

@@ -22,6 +22,7 @@ from opentelemetry.util.types import AnyValue
 
 from pocket_plug.primitives.files import make_file
 
+from .by_name import quantile
 from .live import OpenSpan, open_spans
 from .recorded import RecordedSpan, requests_in
 from .summary import RunSummary, SpanSummary, summaries
@@ -295,15 +296,14 @@ class TraceIndex:
 
 def _stats(graph: str, node: str | None, rows: Sequence[tuple[int, bool, int]]) -> Stats:
     took = sorted(row[0] for row in rows)
-    last = len(took) - 1
     return Stats(
         graph,
         node,
         len(rows),
         errors=sum(row[1] for row in rows),
         retries=sum(row[2] for row in rows),
-        p50=took[round(0.5 * last)],
-        p95=took[round(0.95 * last)],
+        p50=quantile(took, 0.5),
+        p95=quantile(took, 0.95),
         max=took[-1],
         total=sum(took),
     )

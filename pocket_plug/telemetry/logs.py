@@ -234,7 +234,22 @@ def wire_logging(level: str) -> StandardLogs | None:
             wired.stand_in = logging.lastResort
             root.addHandler(wired.stand_in)
     root.addHandler(wired)
+    wired.reach_those_apart()
+    _wired.add(wired)
     return wired
+
+
+_wired: set[StandardLogs] = set()
+
+
+def put_logging_back() -> None:
+    """Reach all loggers again, where somebody has set up logging anew, who now writes the lines."""
+    root = logging.getLogger()
+    for handler in _wired:
+        if handler not in root.handlers:
+            handler.write_no_lines()
+            root.addHandler(handler)
+        handler.reach_those_apart()
 
 
 class StandardLogs(logging.Handler):
@@ -249,6 +264,7 @@ class StandardLogs(logging.Handler):
         self._write = _Lines(sys.stderr).msg
         self.former_level = self.own_level = logging.NOTSET
         self.stand_in: logging.Handler | None = None
+        self._apart: list[Apart] = []
 
     def createLock(self) -> None:
         """Have none, as logging's own NullHandler."""
@@ -282,18 +298,54 @@ class StandardLogs(logging.Handler):
             line = processor(None, str(event["level"]), cast("EventDict", line))
         self._write(str(line))
 
+    def write_no_lines(self) -> None:
+        """From now on somebody else does."""
+        self._rendering = ()
+
     def unwire(self) -> None:
         """Leave the root logger as it was."""
+        _wired.discard(self)
         root = logging.getLogger()
         root.removeHandler(self)
         if self.stand_in is not None:
             root.removeHandler(self.stand_in)
         if self.own_level and root.level == self.own_level:
             root.setLevel(self.former_level)
+        for handler in self._apart:
+            handler.unwire()
+
+    def reach_those_apart(self) -> None:
+        """Loggers that hand nothing on to the root logger and write by themselves, as uvicorn's; others are to be silent."""
+        for logger in [*logging.root.manager.loggerDict.values()]:
+            if isinstance(logger, logging.Logger) and not logger.propagate:
+                kinds = {type(handler) for handler in logger.handlers}
+                if kinds - {logging.NullHandler} and Apart not in kinds:
+                    self._apart.append(Apart(logger))
+
+
+class Apart(StandardLogs):
+    """Exports the records of a logger that hands none on, as long as it doesn't. Its own handlers write them."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__()
+        self._logger = logger
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Export it, unless the root logger's handler does."""
+        if not self._logger.propagate:
+            super().emit(record)
+
+    def unwire(self) -> None:
+        """Leave the logger as it was."""
+        self._logger.removeHandler(self)
 
 
 _emitting: ContextVar[bool] = ContextVar("emitting", default=False)
-"""Is a record handed on here? What a processor of the program's provider logs meanwhile would come back for ever."""
+"""Is a record handed on here, or a line written?
+
+What a processor of the program's provider logs meanwhile would come back for ever.
+"""
 
 _OF_ALL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; the rest is what the program has put there."""

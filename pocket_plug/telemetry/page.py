@@ -15,15 +15,35 @@ from importlib.resources import files
 
 from opentelemetry.util.types import AnyValue
 
+from .frames import frames_in
 from .recorded import RecordedSpan, Trace
 
 __all__ = ["page"]
 
-SCRIPTS = ("trace.js", "graph.js", "waterfall.js", "details.js", "page.js")
+SCRIPTS = (
+    "texts.js",
+    "trace.js",
+    "marks.js",
+    "errors.js",
+    "graph.js",
+    "rows.js",
+    "critical.js",
+    "waterfall.js",
+    "names.js",
+    "views.js",
+    "llm.js",
+    "details.js",
+    "page.js",
+)
 """Put together in this order, they are the page's one script."""
 
 EXACT = 2**53
 """Up to here JavaScript tells whole numbers apart."""
+
+STATUS = {"unset": 0, "ok": 1, "error": 2}
+
+SIMPLE = frozenset((str, int, float, bool))
+"""Types of values of which equal ones are the same to the page. Most are of these, so they are compared without JSON."""
 
 
 def page(traces: Sequence[Trace]) -> str:
@@ -59,32 +79,70 @@ def _hash(text: str) -> str:
 def _data(traces: Sequence[Trace]) -> str:
     """JSON that can stand in a script element: no character in it ends the element or a line."""
     encoder = _Encoder()
-    data = {"traces": [encoder.trace(trace) for trace in traces], "texts": encoder.texts, "pairs": encoder.pairs}
+    data = {
+        "traces": [encoder.trace(trace) for trace in traces],
+        "frames": encoder.frames(),
+        "resources": encoder.resources,
+        "texts": encoder.texts,
+        "pairs": encoder.pairs,
+    }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII only
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 class _Encoder:
-    """Numbers names and attributes, which come again and again. How a span is laid out, `trace.js` says, too."""
+    """Numbers names, attributes and resources, which come again and again; spans are columns, which a browser reads fastest.
+
+    What is in the columns, `trace.js` says, too.
+    """
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.pairs: list[tuple[int, object]] = []  # an attribute: its name's number and its value
         self._texts: dict[str, int] = {}
         self._pairs: dict[tuple[int, bool, str], int] = {}
+        self._known: dict[tuple[str, type, AnyValue], int] = {}  # simple values by their attribute's name
+        self.resources: list[list[int]] = []
+        self._resources: dict[tuple[int, ...], int] = {}
+        self._latest: tuple[Mapping[str, AnyValue], int] | None = None
 
     def trace(self, trace: Trace) -> dict[str, object]:
         """Times are nanoseconds since the trace's start, which is given in text: as a number it would be rounded."""
         start = min((span.start for span in trace.spans), default=0)
-        numbers = {span.span_id: number for number, span in enumerate(trace.spans)}
+        spans = trace.spans
+        numbers = {span.span_id: number for number, span in enumerate(spans)}
+        more = {number: found for number, span in enumerate(spans) if (found := self._more(span, start))}
         return {
             "id": str(trace.id),
             "start": str(start),
-            "spans": [self._span(each, start, numbers) for each in trace.spans],
+            "ids": [str(span.span_id) for span in spans],
+            # a number where the parent is here, else its id
+            "parents": [numbers.get(span.parent_id, span.parent_id) if span.parent_id else None for span in spans],
+            "names": [self._text(span.name) for span in spans],
+            "scopes": [self._text(span.scope) for span in spans],
+            "kinds": [span.kind for span in spans],
+            "starts": [span.start - start for span in spans],
+            "took": [span.duration if span.end else -1 for span in spans],  # -1: goes on
+            "status": [STATUS[span.status] for span in spans],
+            "attributes": [self._attributes(span.attributes) for span in spans],
+            "resources": [self._resource(span.resource) for span in spans],
+            "more": more,
         }
 
-    def _span(self, span: RecordedSpan, start: int, numbers: Mapping[str, int]) -> list[object]:
-        parent = numbers.get(span.parent_id, span.parent_id) if span.parent_id else None
+    def frames(self) -> dict[int, list[tuple[int, int, int, bool]]]:
+        """Of each stack, by its attribute's number: its frames, outermost first, and which of them are the user's."""
+        stack = self._texts.get("exception.stacktrace")
+        return {
+            number: [
+                (self._text(frame.file), frame.line, self._text(frame.function), frame.is_users)
+                for frame in frames_in(value)
+            ]
+            for number, (name, value) in enumerate(self.pairs)
+            if name == stack and isinstance(value, str)
+        }
+
+    def _more(self, span: RecordedSpan, start: int) -> dict[str, object]:
+        """What most spans don't have."""
         more: dict[str, object] = {}
         if span.message:
             more["message"] = str(span.message)
@@ -94,19 +152,7 @@ class _Encoder:
             ]
         if span.links:
             more["links"] = [[each.trace_id, each.span_id, self._attributes(each.attributes)] for each in span.links]
-        return [
-            str(span.span_id),
-            parent,
-            self._text(span.name),
-            self._text(span.scope),
-            span.kind,
-            span.start - start,
-            span.duration if span.end else None,
-            ("unset", "ok", "error").index(span.status),
-            self._attributes(span.attributes),
-            self._attributes(span.resource),
-            *([more] if more else []),
-        ]
+        return more
 
     def _text(self, text: str) -> int:
         number = self._texts.setdefault(str(text), len(self.texts))
@@ -114,8 +160,25 @@ class _Encoder:
             self.texts.append(str(text))
         return number
 
+    def _resource(self, resource: Mapping[str, AnyValue]) -> int:
+        if self._latest is None or self._latest[0] is not resource:  # mostly it is the one of the span before
+            numbers = self._attributes(resource)
+            number = self._resources.setdefault(tuple(numbers), len(self.resources))
+            if number == len(self.resources):
+                self.resources.append(numbers)
+            self._latest = resource, number
+        return self._latest[1]
+
     def _attributes(self, attributes: Mapping[str, AnyValue]) -> list[int]:
-        return [self._pair(self._text(name), _plain(value)) for name, value in attributes.items()]
+        numbers: list[int] = []
+        for name, value in attributes.items():
+            kind = type(value)
+            if kind not in SIMPLE:
+                number = self._pair(self._text(name), _plain(value))
+            elif (number := self._known.get((name, kind, value), -1)) < 0:
+                number = self._known[name, kind, value] = self._pair(self._text(name), _plain(value))
+            numbers.append(number)
+        return numbers
 
     def _pair(self, name: int, value: object) -> int:
         # as JSON, since 1, 1.0 and True are not the same

@@ -15,6 +15,7 @@ from opentelemetry.util.re import parse_env_headers
 from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.redaction import MASK, conceal, public_url
 
+from .declared import Declared
 from .exporters import endpoint, otlp_exporter, transport
 from .providers import make_resource
 
@@ -80,6 +81,23 @@ def send_test_span(seconds: float) -> str:
         said = conceal(session.reason or "the exporter has refused it, and says nothing more", _hidden())
         raise ConnectionError(f"{session.url}: {said}" if session.url else said)
     return session.url
+
+
+def send_as_declared(source: Declared) -> str:
+    """Send a span by each OTLP exporter of the file, as a program would; gives their addresses, without secrets.
+
+    Raises ConnectionError for one that has not sent it.
+    """
+    for name, queued in source.spans():
+        if name.startswith("otlp_"):
+            export = queued()
+            export.on_end(_span())
+            export.force_flush()
+            lost = export.backlog.unsent
+            export.shutdown()
+            if lost:
+                raise ConnectionError(f"{name} has not sent it, and says why in its log")
+    return " and ".join(map(public_url, source.endpoints("traces"))) or "the collector"
 
 
 def _send_by_grpc(seconds: float) -> str:

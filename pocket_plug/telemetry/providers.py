@@ -25,9 +25,13 @@ from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
+from pocket_plug.layers.tracing import local_messages
 from pocket_plug.otel.additions import Asked, added
 from pocket_plug.otel.open_runs import INTERRUPTED
 from pocket_plug.primitives.forking import after_fork
+
+from .children import OwnResource, count_from_zero
+from .declared import Declared
 
 MAX_OPEN = 10_000
 """Spans that are remembered while they are open, in case a SIGTERM ends them."""
@@ -37,15 +41,6 @@ _OUTCOMES = {
     "pocket_plug.node.visit": "pocket_plug.node.outcome",
 }
 """The outcome that a span has, by an attribute that it has from the start."""
-
-
-class Spans(TracerProvider):
-    """The process's tracer provider, once one was made here."""
-
-    def __init__(self, resource: Resource) -> None:
-        super().__init__(resource=resource, id_generator=OwnIds(), shutdown_on_exit=False)
-        self.fan = SpanFan()
-        self.add_span_processor(self.fan)
 
 
 class SpanFan(SpanProcessor):
@@ -73,6 +68,12 @@ class SpanFan(SpanProcessor):
             self._open.pop(context.span_id, None)
         for processor in self.processors:
             processor.on_end(span)
+        local_messages.forget(context)
+
+    def feed(self, processors: Sequence[SpanProcessor]) -> None:
+        """Hand spans to these. Messages are kept for those that show them on this machine, and reach no other."""
+        self.processors = tuple(processors)
+        local_messages.want(any(getattr(each, "shows_messages", False) for each in processors))
 
     def interrupt(self, reason: str) -> None:
         """End the spans that are open, the innermost first, and say on each that it wasn't its own end.
@@ -87,15 +88,6 @@ class SpanFan(SpanProcessor):
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return all(processor.force_flush(timeout_millis) for processor in self.processors)
-
-
-class Logs(LoggerProvider):
-    """The process's logger provider, once one was made here."""
-
-    def __init__(self, resource: Resource) -> None:
-        super().__init__(resource=resource, shutdown_on_exit=False)
-        self.fan = LogFan()
-        self.add_log_record_processor(self.fan)
 
 
 class LogFan(LogRecordProcessor):
@@ -119,8 +111,10 @@ class LogFan(LogRecordProcessor):
 
 
 # ---------------------------------------------------------------- ours, once they are set
-_spans: Spans | None = None
-_log_records: Logs | None = None
+_spans: TracerProvider | None = None
+_span_fan = SpanFan()
+_log_records: LoggerProvider | None = None
+_log_fan = LogFan()
 _meters: MeterProvider | None = None
 
 
@@ -129,7 +123,7 @@ def traces_are_taken() -> bool:
     chosen = tracing.configure().tracer_provider  # by the program, or what the last close left
     provider = trace.get_tracer_provider() if chosen is None or isinstance(chosen, NoOpTracerProvider) else chosen
     if provider is _spans and _spans is not None:
-        return bool(_spans.fan.processors)
+        return bool(_span_fan.processors)
     return not isinstance(provider, ProxyTracerProvider)
 
 
@@ -152,64 +146,86 @@ def _is_the_apis(provider: object) -> bool:
     return type(provider).__module__.startswith("opentelemetry.metrics")
 
 
-def add_spans(processors: Sequence[SpanProcessor]) -> None:
+def make_tracers(resource: Resource, fan: SpanFan, declared: Declared | None = None) -> TracerProvider:
+    """A tracer provider that hands its spans to the fan; but for that as the configuration file declares it, if there is one."""
+    if declared is None:
+        provider = TracerProvider(resource=resource, id_generator=OwnIds(), shutdown_on_exit=False)
+    else:
+        provider = declared.tracer_provider(resource, OwnIds())
+    provider.add_span_processor(fan)
+    return provider
+
+
+def add_spans(processors: Sequence[SpanProcessor], declared: Declared | None = None) -> None:
     """Hand spans to these processors too, by a provider of ours."""
     global _spans
     if _spans is None:
-        _spans = Spans(_resource())
+        _spans = make_tracers(_resource(declared), _span_fan, declared)
     if trace.get_tracer_provider() is not _spans:  # a test may have taken it back
         trace.set_tracer_provider(_spans)
-    _spans.fan.processors += tuple(processors)
+    _span_fan.feed([*_span_fan.processors, *processors])
     tracing.configure(tracer_provider=None)
 
 
 def drop_spans(processors: Sequence[SpanProcessor]) -> None:
     """Hand spans to these no longer."""
     if _spans is not None and processors:
-        _spans.fan.processors = tuple(part for part in _spans.fan.processors if part not in processors)
-        if not _spans.fan.processors:
+        _span_fan.feed([part for part in _span_fan.processors if part not in processors])
+        if not _span_fan.processors:
             tracing.mute()  # ours stays the global one: runs cost again what they cost before
 
 
 def interrupt_spans(reason: str) -> None:
     """End the spans that are open, since the process is about to die."""
-    if _spans is not None:
-        _spans.fan.interrupt(reason)
+    _span_fan.interrupt(reason)
 
 
-def set_logs(processors: Sequence[LogRecordProcessor]) -> None:
+def set_logs(processors: Sequence[LogRecordProcessor], declared: Declared | None = None) -> None:
     """Hand log records to these processors, by a provider of ours; to none, if there are none."""
     global _log_records
     if _log_records is None:
         if not processors:
             return
-        _log_records = Logs(_resource())
+        resource = _resource(declared)
+        _log_records = (
+            LoggerProvider(resource=resource, shutdown_on_exit=False)
+            if declared is None
+            else declared.logger_provider(resource)
+        )
+        _log_records.add_log_record_processor(_log_fan)
     if processors and _logs.get_logger_provider() is not _log_records:
         _logs.set_logger_provider(_log_records)
-    _log_records.fan.processors = tuple(processors)
+    _log_fan.processors = tuple(processors)
 
 
-def set_metrics(readers: Sequence[MetricReader]) -> None:
+def set_metrics(readers: Sequence[MetricReader], declared: Declared | None = None) -> None:
     """Let these read the metrics. A provider has its readers for good: after a close there is another one, for our metrics."""
     global _meters
-    _meters = MeterProvider(list(readers), resource=_resource(), shutdown_on_exit=False)
+    resource = _resource(declared)
+    _meters = (
+        MeterProvider(list(readers), resource=resource, shutdown_on_exit=False)
+        if declared is None
+        else declared.meter_provider(resource, readers)
+    )
+    count_from_zero(_meters)
     free = _is_the_apis(metrics.get_meter_provider())
     if free:
         metrics.set_meter_provider(_meters)
     own_metrics.configure(meter_provider=None if free else _meters)
 
 
-def _resource() -> Resource:
-    return make_resource(tracing.additions_of_default().resource)
+def _resource(declared: Declared | None) -> Resource:
+    asked = tracing.additions_of_default().resource
+    return OwnResource(make_resource(asked, None if declared is None else declared.resource()))
 
 
 # ---------------------------------------------------------------- what they say of the process
-def make_resource(asked: Asked = ()) -> Resource:
-    """The environment's, with what plugins add.
+def make_resource(asked: Asked = (), declared: Resource | None = None) -> Resource:
+    """What is declared, else the environment's, with what plugins add.
 
-    The service is called as `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says, else as the script.
+    The service is called as that or `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says, else as the script.
     """
-    resource = Resource.create()
+    resource = declared or Resource.create()
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": Path(sys.argv[0]).stem or "pocket_plug"}))
     more = added("resource", asked, dict(resource.attributes))

@@ -17,10 +17,14 @@ from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import new_lock
 
 from .drawing import draw, on_console
-from .recorded import RecordedSpan, Status
+from .messages import with_message
+from .recorded import Event, RecordedSpan, Status
 
 MAX_HELD = 20_000
 """Spans of one trace that are held until its root ends; what is beyond is counted only."""
+
+MAX_FAILED = 1_000
+"""So many more that failed are held nevertheless."""
 
 STORE_SCOPE = "pocket_plug.store"
 
@@ -34,10 +38,12 @@ class _Console(Console):
 class TreeProcessor(SpanProcessor):
     """Holds the spans of each trace until its root in this process ends, and then draws them.
 
-    A store operation outside of any run is no tree and draws none. `footer` gives the last line, of the root.
+    A store operation outside of any run is no tree and draws none. `footer` gives the last line, of the root. Messages of
+    exceptions are shown on a terminal only: elsewhere, as in the log of a CI job, nobody knows who reads them.
     """
 
     def __init__(self, file: TextIO | None, footer: Callable[[RecordedSpan], str]) -> None:
+        self.shows_messages = (file or sys.stderr).isatty()
         self._file = file
         self._console = _Console(file=file, stderr=file is None, highlight=False, soft_wrap=False)
         self._footer = footer
@@ -56,13 +62,16 @@ class TreeProcessor(SpanProcessor):
         context = span.get_span_context()
         if context is None:
             return
+        if self.shows_messages:
+            span = with_message(span)
         with self._lock:
             held = self._held.get(context.trace_id)
             if held is None:
                 return
             root, spans, more = held
             if context.span_id != root:
-                if len(spans) < MAX_HELD:
+                failed = span.status.status_code is StatusCode.ERROR
+                if len(spans) < MAX_HELD + (MAX_FAILED if failed else 0):
                     spans.append(span)
                 else:
                     self._held[context.trace_id] = root, spans, more + 1
@@ -116,6 +125,7 @@ def recorded(span: ReadableSpan) -> RecordedSpan:
         attributes=span.attributes or {},
         status=_STATUSES[span.status.status_code],
         message=span.status.description or "",
+        events=tuple(Event(each.name, each.timestamp, each.attributes or {}) for each in span.events),
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import ceil, inf
@@ -29,6 +29,7 @@ from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import RLock
 from pocket_plug.primitives.redaction import public_url
 
+from .declared import Declared, declared
 from .ending import in_time, no_sigterm, watch_the_end
 from .export import LogExport, MetricExport, SpanExport
 from .exporters import Signal, asked, disabled, endpoint, log_exporters, metric_readers, span_exporters
@@ -82,15 +83,16 @@ def observe(
     notebook as a tree below the cell. `file` and `terminal=True` ask for these in any case, `terminal=False` leaves the
     tree out. `keep` says how large and how old the file may get; without it POCKET_PLUG_TRACES_SIZE and
     POCKET_PLUG_TRACES_AGE do, else it is 100 MB and 30 days.
-    `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK.
+    `OTEL_SDK_DISABLED=true` is honoured, as is any other variable of the SDK, or the file of `OTEL_CONFIG_FILE` for them.
+    The file and the terminal have exceptions' messages, which nothing sends, unless `capture` says otherwise.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
     "phase" unless it is given; those left None stay as they are. `flavours` has no effect any more, and goes with 0.3.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
     first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
-    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables that can't be followed, and for arguments that
-    differ from the first call's.
+    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables or a file that can't be
+    followed, and for arguments that differ from the first call's.
     """
     global _observed
     if flavours:
@@ -108,13 +110,16 @@ def observe(
     )
     with _lock, _followed():
         if _observed is None:
+            source = declared()
             chosen = _settings(detail or "phase", capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
-            mode, spans, path = _trace_locally(path, keep or Retention.from_environment(), terminal)
+            mode, spans, path = _trace_locally(path, keep or Retention.from_environment(), terminal, source)
             tracing.configure(**chosen)
             if spans:
                 watch_the_end(_close_all)
-                add_spans(spans)
+                add_spans(spans, source)
+            if source is not None and mode not in ("off", "yours"):
+                source.apply_the_rest()
             _first_given["observe"] = {"detail": "phase", "file": path, "flush_timeout": seconds, **given}
             _observed = Telemetry({"traces": mode}, flush_timeout=seconds, spans=spans, file=path)
         _refuse_others("observe", given)
@@ -136,23 +141,24 @@ def setup(
 
     Of each signal: a provider that the program has set is used and left as it is. Else it goes where
     `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` or `OTEL_LOGS_EXPORTER` says, else to the endpoint named by
-    `OTEL_EXPORTER_OTLP_ENDPOINT` or that of the signal, else nowhere.
+    `OTEL_EXPORTER_OTLP_ENDPOINT` or that of the signal, else nowhere. Where `OTEL_CONFIG_FILE` names a file of OpenTelemetry's
+    declarative configuration, that says it instead of variables.
 
     structlog, unless the program has configured it, writes from `log_level` ("info" unless it is given) on to stderr,
     coloured lines on a terminal and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A
     program with a chain of its own puts `export_event` into it.
 
     The standard library's logging, which most libraries use, is brought along unless `log_stdlib` is False: a handler of the
-    root logger emits OpenTelemetry log records. If the root logger has no handler yet, it writes lines too, as structlog does
-    and from the same level on.
+    root logger, and of each logger that hands nothing on to it, emits OpenTelemetry log records. If the root logger has no
+    handler yet, it writes lines too, as structlog does and from the same level on.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing; those left
     None stay as they are. `flavours` has no effect any more, and goes with 0.3.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
     first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
-    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables that can't be followed, and for arguments that
-    differ from the first call's.
+    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables or a file that can't be
+    followed, and for arguments that differ from the first call's.
     """
     global _in_production
     if flavours:
@@ -168,42 +174,61 @@ def setup(
     )
     with _lock, _followed():
         if _in_production is None:
+            source = declared()
             chosen = _settings(detail, capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
             _first_given["setup"] = {"log_level": "info", "log_stdlib": True, "flush_timeout": seconds, **given}
-            _in_production = _set_up(chosen, log_level or "info", seconds)
+            _in_production = _set_up(chosen, log_level or "info", seconds, source)
             if log_stdlib is not False:
                 _in_production.standard_logs = wire_logging(log_level or "info")
         _refuse_others("setup", given)
         return _in_production
 
 
-def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float) -> Telemetry:
+def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, source: Declared | None) -> Telemetry:
     """All three signals."""
     wire_structlog(log_level)
-    if disabled():
+    if disabled() or (source is not None and source.disabled):
         tracing.configure(**chosen)
         return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), flush_timeout=flush_timeout)
-    # all are made before any is used: a variable that can't be followed leaves nothing half set up
-    exporters, span_mode = ({}, "yours") if traces_are_taken() else _with_mode(span_exporters())
-    log_parts, log_mode = ({}, "yours") if logs_are_taken() else _with_mode(log_exporters())
-    by_name, metric_mode = ({}, "yours") if metrics_are_taken() else _with_mode(metric_readers())
-    readers = [*by_name.values()]
+    # all are made before any is used: what can't be followed leaves nothing half set up
+    queue_spans, span_mode = ([], "yours") if traces_are_taken() else _with_mode(_ways_of_spans(source))
+    queue_records, log_mode = ([], "yours") if logs_are_taken() else _with_mode(_ways_of_records(source))
+    readers, metric_mode = (
+        ([], "yours")
+        if metrics_are_taken()
+        else _with_mode(source.readers() if source else [*metric_readers().items()])
+    )
     tracing.configure(**chosen)
-    spans = [SpanExport(exporter) for exporter in exporters.values()]
-    records = [LogExport(exporter) for exporter in log_parts.values()]
+    spans = [queue() for queue in queue_spans]
+    records = [queue() for queue in queue_records]
     if spans or records or readers:
         watch_the_end(_close_all)
     if spans:
-        add_spans(spans)
+        add_spans(spans, source)
     if records:
-        set_logs(records)
+        set_logs(records, source)
     if readers:
-        set_metrics(readers)
+        set_metrics(readers, source)
     elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
         own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
+    if source is not None:
+        source.apply_the_rest()
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
     return Telemetry(modes, flush_timeout=flush_timeout, spans=spans, records=records, readers=readers)
+
+
+def _ways_of_spans(source: Declared | None) -> list[tuple[str, Callable[[], SpanExport]]]:
+    """By each exporter's name what puts a queue before it, as the file or the variables say."""
+    if source is not None:
+        return source.spans()
+    return [(name, partial(SpanExport, exporter)) for name, exporter in span_exporters().items()]
+
+
+def _ways_of_records(source: Declared | None) -> list[tuple[str, Callable[[], LogExport]]]:
+    if source is not None:
+        return source.records()
+    return [(name, partial(LogExport, exporter)) for name, exporter in log_exporters().items()]
 
 
 def _flush_timeout(given: float | None) -> float:
@@ -395,35 +420,34 @@ def _settings(
     return cast("tracing.Changes", changes)
 
 
-def _with_mode(made: dict[str, T]) -> tuple[dict[str, T], str]:
+def _with_mode(made: list[tuple[str, T]]) -> tuple[list[T], str]:
     """With `otlp`, several with commas between, or `none`."""
-    return made, ",".join(made) or "none"
+    return [part for _, part in made], ",".join(name for name, _ in made) or "none"
 
 
 def _trace_locally(
-    file: Path | None, keep: Retention, terminal: bool | None
+    file: Path | None, keep: Retention, terminal: bool | None, source: Declared | None
 ) -> tuple[str, list[SpanProcessor], Path | None]:
-    if disabled():
+    if disabled() or (source is not None and source.disabled):
         return "off", [], None
     if traces_are_taken():
         return "yours", [], None
-    made, mode = _with_mode(span_exporters())
-    exporters = [*made.values()]
-    named = exporters or asked("traces") == ["none"]  # what was asked for and can't be had leaves no run untraced
+    queues, mode = _with_mode(_ways_of_spans(source))
+    # what was asked for and can't be had leaves no run untraced
+    named = bool(queues) or source is not None or asked("traces") == ["none"]
     if file is None and not named:
         file = DEFAULT_FILE
+    processors: list[SpanProcessor] = [queue() for queue in queues]
     if file is not None:
-        exporters.append(FileExporter(file, keep))
-    processors: list[SpanProcessor] = [SpanExport(exporter) for exporter in exporters]
-    if file is not None:
-        processors.append(OpenSpans(file))
-    shell, footer = notebook_shell(), partial(_footer, file)
+        processors += [SpanExport(FileExporter(file, keep)), OpenSpans(file)]
+    to = source.endpoints("traces") if source is not None else [endpoint("traces")]
+    shell, footer = notebook_shell(), partial(_footer, file, " and ".join(map(public_url, to)))
     if terminal if terminal is not None else not named and (shell is not None or sys.stderr.isatty()):
         processors.append(TreeProcessor(None, footer) if shell is None else NotebookTree(shell, footer))
     return mode if named else "local", processors, file
 
 
-def _footer(file: Path | None, root: RecordedSpan) -> str:
+def _footer(file: Path | None, to: str, root: RecordedSpan) -> str:
     if file is None:
-        return f"trace: sent to {public_url(endpoint('traces'))}"
+        return f"trace: sent to {to}"
     return where_to_look(file, root.attributes.get("pocket_plug.run.id"))

@@ -19,15 +19,11 @@ Contracts and fixtures are pytest's; the rest works with any test runner, and wi
 from __future__ import annotations
 
 import sys
+from importlib.resources import files
 
 if (pytest := sys.modules.get("pytest")) is not None:
-    # their asserts then say what they found, as those of a test module do
-    contracts = (
-        "contracts",
-        "executor_contract",
-        "layer_contract",
-        "runs_contract",
-        "shared_contract",
-        "watch_contract",
+    # asserts of the contracts, and of what they are made of, then say what they found, as those of a test module do
+    names = (file.name.removesuffix(".py") for file in files(__name__).iterdir())
+    pytest.register_assert_rewrite(
+        *(f"{__name__}.{name}" for name in names if "contract" in name or name == "scenarios")
     )
-    pytest.register_assert_rewrite(*(f"pocket_plug.testing.{name}" for name in contracts))

@@ -38,7 +38,7 @@ from pocket_plug.remote.failures import put_together
 from pocket_plug.remote.wire import FORMAT, Chunk, Item, Node, answers_of, to_bytes
 from pocket_plug.store.store import Store
 from pocket_plug.testing import executor_graphs as graphs
-from pocket_plug.testing.contracts import works_in_a_child
+from pocket_plug.testing.scenarios import works_in_a_child
 from pocket_plug.testing.spans import SpanCapture
 
 HANGS = 60.0

@@ -16,7 +16,8 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, P
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.contracts import BackendContract, keys_of
+from pocket_plug.testing.contracts import BackendContract
+from pocket_plug.testing.scenarios import keys_of
 
 
 class FaultyMemory(Memory):

@@ -33,7 +33,7 @@ from pocket_plug.store.backend import Backend
 from pocket_plug.store.store import Store
 from pocket_plug.store.views import StoreWriter
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.contracts import CHILD_SECONDS
+from pocket_plug.testing.scenarios import CHILD_SECONDS
 
 Scenario = Callable[[Store], Awaitable[None]]
 

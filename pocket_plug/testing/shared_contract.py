@@ -38,8 +38,9 @@ from pocket_plug.store.resolving import resolve_backend
 from pocket_plug.store.store import Store
 from pocket_plug.store.sync import SyncStore
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.contracts import HANGS, BackendContract, increment, keys_of, works_in_a_child
+from pocket_plug.testing.contracts import BackendContract
 from pocket_plug.testing.proxy import Proxy
+from pocket_plug.testing.scenarios import HANGS, increment, keys_of, works_in_a_child
 from pocket_plug.testing.servers import Server, free_port
 
 Use = Callable[[Backend], Awaitable[Any]]

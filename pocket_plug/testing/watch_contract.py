@@ -19,7 +19,7 @@ from pocket_plug.layers.persistence import Persistence
 from pocket_plug.store.backend import Backend, Delete, Put, Watcher
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
-from pocket_plug.testing.contracts import HANGS, ODD_KEYS, works_in_a_child
+from pocket_plug.testing.scenarios import HANGS, ODD_KEYS, works_in_a_child
 
 MAX_NAME = 1024
 """Bytes of UTF-8 that a key may have."""

@@ -12,7 +12,8 @@ from pocket_plug.layers.bounding import Bounding
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Backend, Delete, Put
 from pocket_plug.store.memory import EntryTable, Memory
-from pocket_plug.testing.contracts import BackendContract, keys_of
+from pocket_plug.testing.contracts import BackendContract
+from pocket_plug.testing.scenarios import keys_of
 
 
 class TestMemory(BackendContract):

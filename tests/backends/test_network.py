@@ -21,7 +21,7 @@ from pocket_plug.errors import (
     StoreUnreachableError,
 )
 from pocket_plug.testing.clock import FakeClock, run_virtual
-from pocket_plug.testing.contracts import works_in_a_child
+from pocket_plug.testing.scenarios import works_in_a_child
 
 
 class Client:

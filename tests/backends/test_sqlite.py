@@ -32,7 +32,8 @@ from pocket_plug.errors import (
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.sync import SyncStore
-from pocket_plug.testing.contracts import BackendContract, keys_of
+from pocket_plug.testing.contracts import BackendContract
+from pocket_plug.testing.scenarios import keys_of
 from pocket_plug.testing.shared_contract import SharedBackendContract
 
 MODES: tuple[sqlite.Durability, ...] = ("power", "process")

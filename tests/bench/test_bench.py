@@ -17,6 +17,7 @@ from .harness import ROWS, Bench, Effort, Result, Row, measure, select
 from .modules import MODULES
 from .table import summary, table
 
+ROOT = Path(__file__).parents[2]
 FAST = Effort(rounds=2, samples=2, seconds=0.0001)
 
 
@@ -145,12 +146,19 @@ def test_rows_are_found_by_a_part_of_their_name() -> None:
     assert [row.name for row in select("nodes.*_sync")] == ["nodes.node_sync"]
 
 
+def test_a_span_is_compared_with_one_of_the_same_attributes() -> None:
+    """Rows of tracing refuse to compare others: an attribute that is new on our spans belongs on the bare ones, too."""
+    for name in ("node_exported", "run_of_one_node_traced"):
+        command = [sys.executable, "-m", "tests.bench", "--only", f"tracing.{name}", "--quick"]
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert "not measured" not in answer.stdout, answer.stderr
+
+
 def test_make_bench_prints_tables_and_writes_json(tmp_path: Path) -> None:
     """`python -m tests.bench`, a row in a process of its own; plain text where no terminal is."""
     file = tmp_path / "bench.json"
     command = [sys.executable, "-m", "tests.bench", "--only", "import_time.imported", "--quick", "--json", str(file)]
-    root = Path(__file__).parents[2]
-    answer = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "1 of 1 targets met" in answer.stdout
     assert "\x1b" not in answer.stdout
     (row,) = json.loads(file.read_text("utf-8"))["rows"]

@@ -122,7 +122,7 @@ def node_exported(bench: Bench) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
     from pocket_plug.telemetry.export import SpanExport
-    from pocket_plug.telemetry.providers import Spans
+    from pocket_plug.telemetry.providers import SpanFan, make_tracers
 
     class Encoded(SpanExporter):
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -163,25 +163,34 @@ def node_exported(bench: Bench) -> None:
     bench.run(graph.run(1))  # from then on the get is a hit
     recording, spans = kept()
     assert spans_of(bench, ours_to(recording), spans) == spans_of(bench, bare_to(recording), spans)
-    setup, sdk = Spans(Resource({})), TracerProvider(resource=Resource({}), shutdown_on_exit=False)
-    setup.fan.processors = (SpanExport(Encoded()),)
+    fan = SpanFan()
+    setup, sdk = make_tracers(Resource({}), fan), TracerProvider(resource=Resource({}), shutdown_on_exit=False)
+    fan.processors = (SpanExport(Encoded()),)
     sdk.add_span_processor(BatchSpanProcessor(Encoded(), max_queue_size=32_768))
     bench.case("pocket_plug", ours_to(setup), per=FEW)
     bench.case("three bare spans of the SDK", bare_to(sdk), per=FEW)
     bench.target("pocket_plug", 1.3, "three bare spans of the SDK")
 
 
+def at_start(name: str) -> Attributes:
+    """What a node's span is begun with."""
+    return {
+        "pocket_plug.node.name": name,
+        "pocket_plug.node.type": "node",
+        "pocket_plug.node.visit": 1,
+        "pocket_plug.run.id": "1f0c",
+        "pocket_plug.graph.name": "graph",
+        "code.function.name": "tests.bench.nodes.Phases.exec",
+        "code.file.path": "/app/tests/bench/nodes.py",
+        "code.line.number": 17,
+    }
+
+
 def bare_node(tracer: Tracer, name: str, end: Attributes) -> None:
     """A node's span with those of a get and a set, as the manual of OpenTelemetry has them."""
     with tracer.start_as_current_span(
         f"node {name}",
-        attributes={
-            "pocket_plug.node.name": name,
-            "pocket_plug.node.type": "node",
-            "pocket_plug.node.visit": 1,
-            "pocket_plug.run.id": "1f0c",
-            "pocket_plug.graph.name": "graph",
-        },
+        attributes=at_start(name),
     ) as node:
         for operation in ("get", "set"):
             about = {"db.system.name": "memory", "db.operation.name": operation}
@@ -223,13 +232,7 @@ def bare_run(tracer: Tracer, nodes: int, detail: Literal["node", "phase"]) -> Bo
                     name = f"node_{n}"
                     with tracer.start_as_current_span(
                         f"node {name}",
-                        attributes={
-                            "pocket_plug.node.name": name,
-                            "pocket_plug.node.type": "node",
-                            "pocket_plug.node.visit": 1,
-                            "pocket_plug.run.id": "1f0c",
-                            "pocket_plug.graph.name": "graph",
-                        },
+                        attributes=at_start(name),
                     ) as node:
                         if detail == "phase":
                             phases(name)

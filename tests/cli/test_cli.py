@@ -552,7 +552,7 @@ def test_trace(capsys, monkeypatch):
         def __exit__(self, *_: object) -> None:
             log.append("closed")
 
-    def observe() -> Handle:
+    def observe(capture: str | None) -> Handle:
         log.append("observing")
         return Handle()
 
@@ -725,7 +725,7 @@ def test_failing_commands_of_a_plugin(install, capsys, caplog):
     assert "plugin 'greet' (pocket-plug-greet 1.0) failed at pocket_commands: RuntimeError: boom" in caplog.text
 
 
-@pytest.mark.parametrize("command", ["graph app.py --svg", "plugins"])
+@pytest.mark.parametrize("command", ["graph app.py --svg", "plugins", "--help", "--version"])
 @pytest.mark.parametrize(
     ("shell", "code", "said"),
     [

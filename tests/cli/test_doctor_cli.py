@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -15,27 +15,17 @@ import pytest
 
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
-from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.store.sync import SyncStore
 from pocket_plug.testing.servers import free_port, postgres, valkey
 from tests.conftest import Install
 from tests.telemetry.otlp_sink import Sink
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 WORD = "Marked4711"
 COMMAND = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())", "doctor"]
 
 Doctor = Callable[..., dict[tuple[str, str], tuple[str, str]]]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Each test in a folder of its own, with a default Pocket of its own."""
-    place = tmp_path / "project"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    set_default_pocket(None)
-    yield place
-    set_default_pocket(None)
 
 
 @pytest.fixture
@@ -87,17 +77,17 @@ def test_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert main(["doctor", "--fast"]) == 2
 
 
-def test_which_configuration_and_why(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_which_configuration_and_why(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, own_folder: Path) -> None:
     """The nearest file, one above, or the one that the variable names; that programs don't search is noted."""
     configured("")
     assert doctor()["configuration", "file"] == ("ok", "pocket.toml: the nearest one, in this folder")
-    below = folder / "below"
+    below = own_folder / "below"
     below.mkdir()
     monkeypatch.chdir(below)
     found = doctor()
-    assert found["configuration", "file"] == ("ok", f"{folder / 'pocket.toml'}: the nearest one, above this folder")
+    assert found["configuration", "file"] == ("ok", f"{own_folder / 'pocket.toml'}: the nearest one, above this folder")
     assert found["configuration", "programs"][0] == "note"
-    assert f"POCKET_PLUG_CONFIG={folder / 'pocket.toml'}" in found["configuration", "programs"][1]
+    assert f"POCKET_PLUG_CONFIG={own_folder / 'pocket.toml'}" in found["configuration", "programs"][1]
     monkeypatch.setenv("POCKET_PLUG_CONFIG", "../pocket.toml")
     found = doctor()
     assert found["configuration", "file"] == ("ok", "../pocket.toml: POCKET_PLUG_CONFIG names it")
@@ -135,7 +125,7 @@ def test_the_verdict_on_each_plugin(doctor: Doctor, install: Install, monkeypatc
     install("pocket-plug-shy", "from pocket_plug import NotConfiguredError\nraise NotConfiguredError('no server')")
     install("pocket-plug-odd", "from pocket_plug import hookimpl\n@hookimpl\ndef pocket_layers():\n    return ['odd']")
     install("acme-queues", "", entry_points="", requires=("pocket_plug>=0.1",))
-    monkeypatch.setenv("POCKET_PLUG_DISABLE", "off")
+    monkeypatch.setenv("POCKET_PLUG_DISABLE", "off, sqlit")
     found = {name: told for (section, name), told in doctor(1).items() if section == "plugins"}
     assert found["bad"][0] == "wrong"
     assert (
@@ -147,6 +137,7 @@ def test_the_verdict_on_each_plugin(doctor: Doctor, install: Install, monkeypatc
         "pocket-plug-shy 1.0, stepped back: no server; its settings stand in [plugins.shy]",
     )
     assert found["off"] == ("ok", "pocket-plug-off 1.0, is disabled: by POCKET_PLUG_DISABLE")
+    assert found["sqlit"] == ("wrong", "POCKET_PLUG_DISABLE: there is no plugin 'sqlit'; did you mean 'sqlite'?")
     assert found["odd"][0] == "wrong"
     assert "it failed at pocket_layers (1 x)" in found["odd"][1]
     assert found["compress"][0] == "ok"
@@ -216,16 +207,16 @@ def test_servers_that_are_well_stopped_and_gone(doctor: Doctor) -> None:
         assert "can't be reached" in doctor(1)["stores", "stores.postgres"][1]
 
 
-def test_no_file_is_made(doctor: Doctor, folder: Path) -> None:
+def test_no_file_is_made(doctor: Doctor, own_folder: Path) -> None:
     """Of SQLite: neither the database nor its folder, nor a log beside one that is there."""
     with SyncStore(SQLite("there.db")) as store:
         store.set("a", 1)
     configured('[store]\nurl = "sqlite:///there.db"\n[stores.new]\nurl = "sqlite:///new/state.db"')
-    before = sorted(folder.rglob("*"))
+    before = sorted(own_folder.rglob("*"))
     found = doctor()
     assert "it is made when a program opens it" in found["stores", "stores.new"][1]
     assert found["stores", "store"][1].startswith("SQLite('there.db', durability='power'); SQLite ")
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(own_folder.rglob("*")) == before
 
 
 PROBED = """

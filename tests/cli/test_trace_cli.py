@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pocket_plug.cli import main
+from pocket_plug.telemetry.drawing import TIMES
 from pocket_plug.telemetry.retention import appending
 
 POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
@@ -27,7 +28,10 @@ def span(
 ) -> Any:
     """One of OTLP/JSON, times in seconds; attributes of pocket_plug's own, `_` for `.`."""
     kinds = {str: "stringValue", int: "intValue", bool: "boolValue"}
-    attributes = {f"pocket_plug.{name.replace('_', '.', 1)}": value for name, value in said.items()}
+    attributes = {
+        f"pocket_plug.{name.replace('_', '.', 1).replace('fan.out_', 'fan_out.')}": value
+        for name, value in said.items()
+    }
     attributes |= {"error.type": error} if error else {}
     return {
         "traceId": trace,
@@ -197,7 +201,7 @@ def shown(out: str) -> list[str]:
 
 def test_a_run_is_drawn(file: Path, says: Says) -> None:
     """By its id, by how that begins, or its graph: the tree, and what the run is."""
-    drawn = ["run shop ✗ builtins.ValueError", "└─ node charge ✗ builtins.ValueError", "run abc-1"]
+    drawn = ["run shop ✗ ValueError", "└─ node charge ✗ ValueError", "run abc-1"]
     for name in ("abc-1", "abc", "shop"):
         code, out, err = says("show", name)
         assert (code, shown(out), err) == (0, drawn, "")
@@ -267,6 +271,18 @@ def test_the_page_is_written(file: Path, says: Says, tmp_path: Path) -> None:
     assert "the page can't be written to taken/page.html" in err
 
 
+def test_two_runs_are_on_one_page(file: Path, says: Says) -> None:
+    """Both, each execution once; in the terminal the command that compares them is named."""
+    assert says("show", "shop", "abd-2", "--html", "both.html")[0] == 0
+    text = Path("both.html").read_text("utf-8")
+    assert all(text.count(f'"id":"{trace}"') == 1 for trace in (A, B, C))
+    assert says("show", "shop", "shop", "--html", "-")[1].count('"id":') == 1
+    code, _, err = says("show", "shop", "mail")
+    assert code == 2
+    assert "add --html or --open" in err
+    assert "pocket-plug trace diff" in err
+
+
 def test_the_page_is_opened(file: Path, says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the browser, from a cache if nobody said where to; without a browser the path is all there is."""
     opened: list[str] = []
@@ -327,6 +343,19 @@ def test_a_traced_run_says_how_to_open_it(tmp_path: Path, number: str, code: int
     )
     (row,) = listed.stdout.splitlines()[1:]
     assert row.startswith(f"{found[1]}  flow   {outcome}")
+
+
+def test_what_is_captured_is_chosen_for_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without one it says nothing, and a level that there isn't is refused."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flow.py").write_text(FLOW)
+    assert main(["run", "flow.py", "--input", "1", "--capture", "full"]) == 2
+    assert "--capture says what is shown in a trace; give --trace, too" in capsys.readouterr().err
+    assert main(["run", "flow.py", "--input", "1", "--trace", "--capture", "everything"]) == 2
+    assert "'none', 'keys', 'summary', 'full'" in capsys.readouterr().err
+    assert not (tmp_path / ".pocket_plug").exists()
 
 
 # ---------------------------------------------------------------- stats, rm
@@ -404,3 +433,169 @@ def test_what_keeps_traces_from_being_removed_is_said(file: Path, says: Says) ->
     code, _, err = says("rm", "--all")
     assert (code, file.read_bytes()) == (2, before)
     assert "written anew for it beside itself: Is a directory" in err
+
+
+# ---------------------------------------------------------------- show --errors, --all, --stats
+STACK = 'Traceback (most recent call last):\n  File "/app/shop/orders.py", line {}, in charge\n{}'
+
+
+def failing(each: Any, line: int = 41, message: str = "") -> Any:
+    """A span with the event of its error."""
+    kind = next(said["value"]["stringValue"] for said in each["attributes"] if said["key"] == "error.type")
+    said = {"exception.type": kind, "exception.stacktrace": STACK.format(line, kind)}
+    said |= {"exception.message": message} if message else {}
+    attributes = [{"key": key, "value": {"stringValue": value}} for key, value in said.items()]
+    return each | {"events": [{"name": "exception", "attributes": attributes}]}
+
+
+@pytest.fixture
+def broken(file: Path) -> Path:
+    """A run of a fan-out of 60 items, of which 37 failed at one line and one at another; 5 more have no span."""
+    spans = [
+        run(A, 1, 0, 9, "abc-1", "shop", "failure", error="KeyError"),
+        span(A, 2, 1, "node each", 0, 8, error="KeyError", node_name="each", fan_out_suppressed_failed=5),
+        span(A, 3, 1, "node before", 0, 0.1, node_name="before"),
+    ]
+    for index in range(60):
+        error = "KeyError" if index == 50 else "shop.Declined" if 3 <= index < 40 else ""
+        spans.append(span(A, 100 + index, 2, "item charge", 0, 1 + index / 100, error, fan_out_index=index))
+        part = span(A, 200 + index, 100 + index, "exec charge", 0, 1 + index / 100, error)
+        spans.append(failing(part, 7 if index == 50 else 41, f"no funds for {index}") if error else part)
+    file.write_text(line(*spans))
+    return file
+
+
+def test_errors_are_shown_with_what_leads_to_them(broken: Path, says: Says) -> None:
+    """Those that are alike as one, with the number, where it happened first, and its message; nothing that went well."""
+    code, out, err = says("show", "abc-1", "--errors")
+    lines = [re.split(r" +[\d.]+ m?s  |: failure", line)[0].strip("│├└─ ") for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert lines == [
+        "run shop ✗ KeyError",
+        "node each ✗ KeyError",
+        "5 more items failed and left no span",
+        "item charge [3] ✗ Declined",
+        "exec charge ✗ Declined orders.py:41",
+        f"37 {TIMES} Declined at orders.py:41, first in item [3]",
+        "no funds for 3",
+        "item charge [50] ✗ KeyError",
+        "exec charge ✗ KeyError orders.py:7",
+        "no funds for 50",
+        "run abc-1",
+    ]
+
+
+def test_without_errors_there_is_the_last_line_only(file: Path, says: Says) -> None:
+    """Which says that there are none; it is no error to ask."""
+    code, out, _ = says("show", "xyz-3", "--errors")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "0 errors" in out
+
+
+def test_with_all_nothing_is_summed_up(broken: Path, says: Says) -> None:
+    """A line for each span, and messages as long as they are."""
+    long = "why " * 100
+    broken.write_text(broken.read_text().replace('no funds for 3"', f'{long}"'))
+    folded, whole = says("show", "abc-1")[1], says("show", "abc-1", "--all")[1]
+    assert "more: item charge" in folded
+    assert " more: " not in whole
+    assert whole.count("item charge [") == whole.count("exec charge") == 60
+    assert (folded.count("why"), whole.count("why")) == (17, 100)
+
+
+def test_spans_are_summed_up_by_their_name(broken: Path, says: Says) -> None:
+    """A table, those first that took longest by themselves."""
+    code, out, _ = says("show", "abc-1", "--stats")
+    rows = [re.split(r"  +", line.strip()) for line in out.splitlines()]
+    assert code == 0
+    assert rows[0] == ["span", "count", "errors", "retries", "p50", "p95", "max", "in all", "self"]
+    assert rows[1] == ["exec charge", "60", "38", "0", "1.30 s", "1.56 s", "1.59 s", "1 min 17 s", "1 min 17 s"]
+    assert ["run shop", "1", "0", "0", *["9.00 s"] * 4, "1.00 s"] in rows
+
+
+@pytest.mark.parametrize("view", ["--errors", "--all", "--stats"])
+@pytest.mark.parametrize("other", [["--json"], ["--watch"], ["--html", "page.html"], ["--open"]])
+def test_a_view_is_for_the_terminal(file: Path, says: Says, view: str, other: list[str]) -> None:
+    """It has no say in what is for machines, for the browser or live."""
+    code, out, err = says("show", view, *other)
+    assert (code, out) == (2, "")
+    assert f"{view} is for the terminal; leave it out with --watch, --html, --open and --json" in err
+
+
+def test_one_execution_of_a_run_is_named_by_its_number(file: Path, says: Says) -> None:
+    """As they began; a run that is called so itself comes first."""
+    assert f"trace {B}" in says("show", "abd-2#1")[1]
+    assert f"trace {C}" in says("show", "mail#2")[1]
+    code, _, err = says("show", "abd-2#3")
+    assert code == 1
+    assert "run 'abd-2' has 2 executions in .pocket_plug/traces.jsonl, and none is #3" in err
+    file.write_text(file.read_text() + line(run("e" * 32, 1, 0, 1, "abd-2#1", "g", "success")))
+    assert f"trace {'e' * 32}" in says("show", "abd-2#1")[1]
+
+
+# ---------------------------------------------------------------- diff
+@pytest.fixture
+def two(file: Path) -> Path:
+    """Three runs of a graph, the last of which was resumed and failed, and one of another."""
+    file.write_text(
+        line(run(A, 1, 0, 2, "r-1", "shop", "success"), span(A, 2, 1, "node charge", 0, 1, node_name="charge"))
+        + line(
+            run(B, 1, 10, 11, "r-2", "shop", "suspended"), span(B, 2, 1, "node charge", 10, 10.5, node_name="charge")
+        )
+        + line(run(C, 1, 20, 23, "r-2", "shop", "failure", error="OSError", run_resumed=True))
+        + line(span(C, 2, 1, "node ship", 20, 23, error="OSError", node_name="ship"))
+        + line(run(D, 1, 30, 31, "x-1", "other", "success"))
+    )
+    return file
+
+
+def compared(out: str) -> list[list[str]]:
+    return [re.split(r"  +", text.strip()) for text in out.splitlines()]
+
+
+def test_a_run_is_compared_with_the_one_before(two: Path, says: Says) -> None:
+    """Of its graph: outcome and duration, then the spans by name, that first which changed most."""
+    code, out, err = says("diff", "r-2")
+    rows = compared(out)
+    assert (code, err) == (0, "")
+    assert [row[:4] for row in rows[1:3]] == [
+        ["before", "r-1", "shop", "success"],
+        ["after", "r-2", "shop", "✗ failure: OSError"],
+    ]
+    assert rows[2][-2:] == ["4.00 s", "+2.00 s (+100 %)"]
+    assert rows[4:] == [
+        ["span", "count", "errors", "p50", "in all", "difference"],
+        ["node ship", "- → 1", "- → 1", "- → 3.00 s", "- → 3.00 s", "+3.00 s", "fails now"],
+        ["run shop", "1 → 2", "0", "2.00 s → 1.00 s", "2.00 s → 4.00 s", "+2.00 s (+100 %)"],
+        ["node charge", "1", "0", "1.00 s → 500.0 ms", "1.00 s → 500.0 ms", "-500.0 ms (-50 %)"],
+    ]
+
+
+def test_two_executions_are_compared(two: Path, says: Says) -> None:
+    """By their number, each with the one before it, or by the ids of their traces; and any two runs that are named."""
+    assert says("diff", "r-2#2") == says("diff", "r-2#2", "r-2#1") == says("diff", C, B)
+    found = json.loads(says("diff", "r-2#2", "--json")[1])
+    assert [found[side]["outcome"] for side in ("before", "after")] == ["suspended", "failure"]
+    assert {each["name"]: each["mark"] for each in found["spans"]} == {
+        "run shop": "",
+        "node charge": "gone",
+        "node ship": "fails now",
+    }
+    found = json.loads(says("diff", "r-2#1", "--json")[1])
+    assert [found[side]["run_id"] for side in ("before", "after")] == ["r-1", "r-2"]
+    found = json.loads(says("diff", "x-1", "shop", "--json")[1])
+    assert [found[side]["graph"] for side in ("before", "after")] == ["shop", "other"]
+
+
+def test_what_there_is_nothing_to_compare_with_is_said(two: Path, says: Says) -> None:
+    """A graph's first run, also by default; a trace without a run; a file without runs."""
+    for arguments in ([], ["r-1"]):
+        code, _, err = says("diff", *arguments)
+        assert code == 1
+        assert "before" in err
+        assert "name the one to compare it with" in err
+    two.write_text(line(span(D, 1, 0, "GET /other", 40, 41)))
+    assert says("diff")[0] == 1
+    code, _, err = says("diff", D)
+    assert code == 1
+    assert f"there is no run in a trace {D}" in err

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import pocket_plug as pp
 from pocket_plug.telemetry.page import page as html_of
 from pocket_plug.telemetry.recorded import Event, RecordedSpan, Trace, read_traces
 
+AXE = Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js"
 ITEMS = 150  # more than have spans
 TOTAL = pp.Key("total:{}", int)
 
@@ -150,13 +154,13 @@ def show(browser, tmp_path) -> Iterator[Callable[..., Page]]:
     """Opens the page of traces; at the end none of the pages has run a script of the data, failed, or asked for anything."""
     opened: list[Opened] = []
 
-    def open_page(traces: list[Trace], **options: Any) -> Page:
+    def open_page(traces: list[Trace], address: str | None = None, **options: Any) -> Page:
         file = tmp_path / f"page-{len(opened)}.html"
         file.write_text(html_of(traces), encoding="utf-8")
         one = Opened(browser.new_page(**{"viewport": {"width": 1300, "height": 850}} | options))
         opened.append(one)
-        one.page.goto(file.as_uri())
-        assert one.wrong.pop(0) == f"request: {file.as_uri()}"
+        one.page.goto(address or file.as_uri())
+        assert one.wrong.pop(0).startswith("request: file:")
         return one.page
 
     yield open_page
@@ -176,8 +180,11 @@ def recorded(tmp_path_factory) -> list[Trace]:
 
 @pytest.fixture
 def page(show, recorded) -> Page:
-    """The page of that run."""
-    return show(recorded)
+    """The page of that run, at its first row and without details."""
+    page = show(recorded)
+    page.keyboard.press("Escape")
+    page.locator("#rows").press("Home")
+    return page
 
 
 def names(page: Page) -> list[str]:
@@ -317,6 +324,298 @@ def test_details(page):
     expect(details).to_be_hidden()
 
 
+# ---------------------------------------------------------------- what failed
+def test_it_opens_at_the_failure(show, recorded):
+    """What the run failed of is selected and in sight, and its details begin with the error: type, the user's frame, the rest."""
+    page = show(recorded)
+    expect(page.locator(".row.selected .name")).to_have_text("exec ship")
+    expect(page.locator(".row.selected")).to_be_in_viewport()
+    error = page.locator("#details > header + section")
+    expect(error.locator("h3")).to_have_text("✗ KeyError")
+    expect(error.locator(".frame").first).to_contain_text(re.compile(r"^test_page\.py:\d+ in ship"))
+    expect(error.locator(".frame").nth(1)).to_be_hidden()
+    error.locator("summary").first.click()
+    expect(error.locator(".frame").nth(1)).to_be_visible()
+    error.get_by_text("copy the error").click()
+    expect(error.locator(".copy")).to_have_text(re.compile("^(not )?copied$"))
+    page.locator("#rows").press("Home")  # the run says where its error arose
+    page.get_by_text("arose in exec ship").click()
+    expect(page.locator(".row.selected .name")).to_have_text("exec ship")
+
+
+def test_it_opens_where_the_address_says(show, recorded):
+    """An address that names a span is stronger than a failure."""
+    page = show(recorded)
+    root = recorded[0].root
+    address = f"{page.url.split('#')[0]}#{root.trace_id}/{root.span_id}"
+    again = show(recorded, address=address)
+    expect(again.locator(".row.selected .name")).to_have_text("run orders")
+    expect(again.locator("#details h2")).to_have_text("run orders")
+
+
+def test_errors_by_type_and_place(page):
+    """The number of errors opens a list of them, what the run failed of first; each click on a group goes to its next one."""
+    page.locator("#figures .bad button").click()
+    problems = page.locator(".problem")
+    expect(problems.locator("b")).to_have_text(["KeyError", "ConnectionError", "TimeoutError"])
+    expect(problems.nth(1)).to_contain_text(re.compile(r"test_page\.py:\d+ in (Rate\.)?exec✗ 2 errors"))
+    expect(problems.nth(2)).to_contain_text("↻ 1 tried again")
+    seen = []
+    for turn in ("1 of 2", "2 of 2", "1 of 2"):
+        problems.nth(1).click()
+        expect(problems.nth(1).locator(".turn")).to_have_text(turn)
+        expect(page.locator("#details h2")).to_have_text("exec rate")
+        seen.append(page.evaluate("location.hash"))
+    assert seen[0] == seen[2] != seen[1]
+    page.get_by_role("tab", name="Waterfall").click()
+    expect(page.locator(".row.selected .name")).to_have_text("exec rate")
+    expect(page.locator(".row.selected")).to_be_in_viewport()
+
+
+# ---------------------------------------------------------------- the table
+def column(page: Page, name: str) -> list[str]:
+    """The cells of a column of the table; its first one is "name"."""
+    cells = "#by-name tbody th" if name == "name" else f'#by-name [data-of="{name}"]'
+    return page.locator(cells).all_inner_texts()
+
+
+def test_table_by_name(page, recorded):
+    """Each name with its number, p50, p95, maximum, total, self time and errors; each column sorts; a click filters."""
+    page.get_by_role("tab", name="Table").click()
+    counts, errors = (dict(zip(column(page, "name"), column(page, each), strict=True)) for each in ("count", "errors"))
+    assert (counts["node rate"], errors["node rate"]) == ("2", "0")
+    assert (counts["exec rate"], errors["exec rate"]) == ("2", "2")
+    assert sum(map(int, counts.values())) == len(recorded[0].spans)
+    assert column(page, "name")[0] == "run orders"  # by total
+    for header in ("Count", "p50", "p95", "Max", "Self", "Errors", "Name"):
+        page.get_by_role("button", name=header, exact=True).click()
+        order = "ascending" if header == "Name" else "descending"
+        expect(page.locator(f'#by-name th[aria-sort="{order}"]')).to_have_text(header)
+    assert column(page, "name") == sorted(column(page, "name"))
+    page.locator("#by-name tbody button", has_text="node rate").click()
+    assert names(page) == ["run orders", "node rate", "node rate"]
+    page.locator("#only").click()
+    expect(row(page, "node find")).to_be_visible()
+
+
+def test_figures_of_the_table(show):
+    """p50 and p95 are those of `trace stats`; the time of its own is what no child covers."""
+    spans = [span(0, None, name="run r", end=span(100, 0).end)]
+    spans += [span(number, 0, name="node n", end=span(number, 0).start + number * 1000) for number in range(1, 101)]
+    page = show([Trace("7" * 32, tuple(spans))])
+    page.get_by_role("tab", name="Table").click()
+    [line] = [texts for texts in page.locator("#by-name tbody tr").all_inner_texts() if "node n" in texts]
+    assert line.split("\t")[1:5] == ["100", "51 µs", "95 µs", "100 µs"]
+
+
+# ---------------------------------------------------------------- time
+def spread_out() -> Trace:
+    """A run of 100 µs: `a` for 40, beside it `b` for 20 and `late` beyond its end, then `c` for 50 with `d` in it for 30."""
+    times = {
+        "run r": (0, 100, None),
+        "node a": (0, 40, 0),
+        "node b": (10, 30, 0),
+        "node c": (45, 95, 0),
+        "exec d": (60, 90, 3),
+    }
+    begun = span(0, None).start
+    spans = [span(number, parent, name=name, start=begun + start * 1000, end=begun + end * 1000)
+             for number, (name, (start, end, parent)) in enumerate(times.items())]  # fmt: skip
+    return Trace("7" * 32, tuple(spans))
+
+
+def test_critical_path(show):
+    """What the run's duration is made of is marked, with each span's own part; in sum it is the duration, in the table too."""
+    page = show([spread_out()])
+    expect(page.locator(".row.critical")).to_have_count(0)
+    page.keyboard.press("c")
+    expect(page.locator("#path")).to_have_attribute("aria-pressed", "true")
+    own = {"run r": "◆ 10 µs", "node a": "◆ 40 µs", "node c": "◆ 20 µs", "exec d": "◆ 30 µs"}
+    for name, part in own.items():
+        expect(row(page, name).locator(".mark.path")).to_have_text(part)
+        assert row(page, name).locator(".part-of-path").count()
+    expect(page.locator(".row.critical")).to_have_count(len(own))
+    page.get_by_role("tab", name="Table").click()
+    assert sorted(column(page, "path")) == sorted(["0", *(part[2:] for part in own.values())])
+
+
+def test_sorted_and_filtered_by_duration(show):
+    """`>40us` keeps what took that long, with what is above it; children by duration are the longest first."""
+    page = show([spread_out()])
+    assert names(page) == ["run r", "node a", "node b", "node c", "exec d"]
+    page.locator("#by-duration").click()
+    assert names(page) == ["run r", "node c", "exec d", "node a", "node b"]
+    page.keyboard.press("d")
+    assert names(page)[1] == "node a"
+    for query, found in {">40us": ["run r", "node a", "node c"], "<0.03ms": ["run r", "node b", "node c", "exec d"],
+                         ">30µs exec": ["run r", "node c", "exec d"]}.items():  # fmt: skip
+        page.locator("#search").fill(query)
+        expect(page.locator("#found")).to_be_visible()
+        assert names(page) == found
+
+
+def test_two_traces_compared(show):
+    """Beside another trace of the page: by name, what each has and what this one has more, the largest difference first."""
+    before = visits(10, odd=0)
+    *later, last = (
+        replace(each, trace_id="8" * 32, start=each.start + 1, end=each.end + 1) for each in visits(20, odd=3).spans
+    )
+    after = Trace("8" * 32, (*later, replace(last, name="node new")))
+    page = show([before, after])
+    page.get_by_role("tab", name="Table").click()
+    expect(page.locator("#by-name thead th")).to_have_count(9)
+    page.locator("#compare").select_option(index=1)
+    lines = {line.split("\t")[0]: line.split("\t")[1:] for line in page.locator("#by-name tbody tr").all_inner_texts()}
+    count, other, more = lines["node step"][:3]
+    assert (count, other, more) == ("19", "10", "+9")
+    assert lines["node new"][:3] == ["1", "0", "+1"]
+    assert lines["node step"][-3:] == ["1", "0", "+1"]  # errors
+    sums = [lines["node step"][at] for at in (6, 7, 8)]
+    assert sums == ["190 µs", "55 µs", "+135 µs"]
+    assert next(iter(lines)) == "node step"
+    page.locator("#compare").select_option(index=0)
+    expect(page.locator("#by-name thead th")).to_have_count(9)
+
+
+# ---------------------------------------------------------------- for everybody
+LONG = "node a_rather_long_name_of_a_node_that_somebody_gave_it_for_a_reason"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_axe_finds_nothing(show, recorded, width, colours):
+    """No view breaks a rule of accessibility that axe knows, wide or narrow, light or dark."""
+    model = Trace("7" * 32, (span(0, None, name="run r"), span(1, 0, name="chat", scope="llm", attributes=GEN_AI)))
+    page = show([*recorded, model], color_scheme=colours, viewport={"width": width, "height": 850})
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+
+    def check(view: str) -> None:
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        assert [(view, each["id"], each["nodes"][0]["target"]) for each in found["violations"]] == []
+
+    page.locator("#traces").select_option(value=recorded[0].id)
+    check("opened at the failure")
+    page.get_by_label("close the details").click()
+    page.keyboard.press("c")
+    check("waterfall")
+    page.get_by_role("tab", name="Table").click()
+    check("table")
+    page.locator("#compare").select_option(index=1)
+    check("comparison")
+    page.get_by_role("tab", name="Errors").click()
+    check("errors")
+    page.keyboard.press("?")
+    check("keys")
+    page.keyboard.press("Escape")
+    page.locator("#traces").select_option(value=model.id)
+    page.get_by_role("tab", name="Waterfall").click()
+    row(page, "chat").dblclick()
+    check("conversation")
+
+
+def test_narrow_hides_no_name(show, recorded):
+    """At 390 px each name is there in full, with marks beside it or deep in the tree."""
+    deep = [span(number, number - 1 if number else None, name=LONG, status="error") for number in range(12)]
+    for trace in (recorded[0], Trace("7" * 32, tuple(deep))):
+        page = show([trace], viewport={"width": 390, "height": 780})
+        page.get_by_label("close the details").click()
+        page.locator("#rows").press("Home")
+        page.keyboard.press("c")
+        cut = """() => [...document.querySelectorAll('.row')].filter(row => {
+            const shown = row.querySelector('.name');
+            const [name, box] = [shown, row.querySelector('.label')].map(each => each.getBoundingClientRect());
+            const above = name.top < box.top - 1 || name.bottom > box.bottom + 1;
+            return above || name.right > box.right + 1 || shown.scrollWidth > shown.clientWidth;
+        }).map(row => row.querySelector('.name').textContent)"""
+        assert page.locator(".row").count() > 10
+        assert page.evaluate(cut) == []
+
+
+# ---------------------------------------------------------------- calls of models
+CALL = {"city": "Oslo <b>"}
+OPENINFERENCE = {
+    "llm.model_name": "gemma-3", "llm.token_count.prompt": 1200, "llm.token_count.completion": 34,
+    "llm.cost.prompt": 0.001, "llm.cost.completion": 0.0005, "input.value": "{}",
+    "llm.input_messages.0.message.role": "system", "llm.input_messages.0.message.content": "Be brief.",
+    "llm.input_messages.1.message.role": "user",
+    "llm.input_messages.1.message.contents.0.message_content.text": "Weather in Oslo?",
+    "llm.input_messages.10.message.role": "tool", "llm.input_messages.10.message.content": "57°F",
+    "llm.output_messages.0.message.role": "assistant",
+    "llm.output_messages.0.message.tool_calls.0.tool_call.function.name": "get_weather",
+    "llm.output_messages.0.message.tool_calls.0.tool_call.function.arguments": json.dumps(CALL),
+}  # fmt: skip
+GEN_AI = {
+    "gen_ai.provider.name": "acme", "gen_ai.request.model": "gemma-3", "gen_ai.usage.input_tokens": 1200,
+    "gen_ai.usage.output_tokens": 34,
+    "gen_ai.system_instructions": json.dumps([{"type": "text", "content": "Be brief."}]),
+    "gen_ai.input.messages": json.dumps([
+        {"role": "user", "parts": [{"type": "text", "content": "Weather in Oslo?"}]},
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "57°F"}]}]),
+    "gen_ai.output.messages": json.dumps([
+        {"role": "assistant", "parts": [{"type": "tool_call", "id": "c2", "name": "get_weather", "arguments": CALL}]}]),
+}  # fmt: skip
+STRUCTURED = GEN_AI | {
+    name: json.loads(text) for name, text in GEN_AI.items() if isinstance(text, str) and text[0] == "["
+}
+
+
+@pytest.mark.parametrize("said", [OPENINFERENCE, GEN_AI, STRUCTURED], ids=["openinference", "gen_ai", "structured"])
+def test_conversation_of_a_model(show, said):
+    """Model, tokens and messages with their roles and tool calls, whichever convention says them; totals at the head."""
+    agent = {"gen_ai.usage.input_tokens": 2400, "gen_ai.usage.output_tokens": 68}  # repeats the sum of its calls
+    calls = [span(number, 1, name="chat gemma-3", scope="llm", kind=3, attributes=said) for number in (2, 3)]
+    page = show([Trace("7" * 32, (span(0, None, name="run r"), span(1, 0, name="agent", attributes=agent), *calls))])
+    expect(page.locator("#figures")).to_contain_text("2,400 in · 68 out")
+    if said is OPENINFERENCE:
+        expect(page.locator("#figures")).to_contain_text("$0.003")
+    expect(row(page, "chat gemma-3")).to_contain_text("1,200 in · 34 out tokens")
+    row(page, "chat gemma-3").dblclick()
+    details = page.locator("#details")
+    expect(details.locator(".conversation .who b")).to_have_text(["system", "user", "tool", "assistant"])
+    parts = details.locator(".conversation .part")
+    for part, text in zip(parts.all(), ("Be brief.", "Weather in Oslo?", "57°F", "get_weather"), strict=True):
+        expect(part).to_contain_text(text)
+    expect(parts.nth(2)).to_contain_text("← result")
+    expect(parts.last.locator("pre")).to_have_text(re.compile(r'"city": "Oslo <b>"'))
+    expect(details).to_contain_text("gemma-3")
+    assert not [name for name in details.locator("th").all_inner_texts() if "messages" in name]
+
+
+def test_messages_that_are_none(show):
+    """What says to be messages and is cut off, or something else, stands with the attributes as it is."""
+    odd = {"gen_ai.input.messages": '[{"role": "us', "gen_ai.output.messages": "7", "gen_ai.usage.input_tokens": "many",
+           "llm.input_messages.x.message.role": "user"}  # fmt: skip
+    mixed = {
+        "gen_ai.input.messages": json.dumps(
+            [None, 5, {"role": 7}, {"role": "user", "parts": [None, 3, {"type": "odd"}]}]
+        )
+    }
+    page = show([Trace("7" * 32, (span(0, None, attributes=odd), span(1, 0, attributes=mixed)))])
+    row(page, "node n0").dblclick()
+    expect(page.locator("#details th", has_text="gen_ai.input.messages")).to_be_visible()
+    row(page, "node n1").dblclick()
+    expect(page.locator(".conversation .who b")).to_have_text(["7", "user"])
+
+
+def test_input_and_output(show):
+    """Where they were captured, they stand above the attributes, once, however many names they have."""
+    value = '{"amount":9.5}'
+    said = {
+        "pocket_plug.node.input": value,
+        "input.value": value,
+        "input.mime_type": "application/json",
+        "pocket_plug.node.output": "7",
+    }
+    page = show([Trace("7" * 32, (span(0, None, attributes=said),))])
+    row(page, "node n0").dblclick()
+    headings = page.locator("#details h3").all_inner_texts()
+    assert headings[:3] == ["Input", "Output", "Attributes"]
+    expect(page.locator("#details section", has_text="Input").first.locator("pre")).to_have_text(
+        '{\n  "amount": 9.5\n}'
+    )
+    assert page.locator("#details th").all_inner_texts()[:1] == ["input.mime_type"]
+
+
 # ---------------------------------------------------------------- what one does
 def test_folding(page):
     """By mouse, by the arrow keys, all at once, and to a level; what is folded says how much is in it."""
@@ -445,19 +744,76 @@ def test_light_and_dark(show, recorded):
     assert page.evaluate(ground) == dark
 
 
+def visits(number: int, odd: int) -> Trace:
+    """A run that visits a node so many times; one visit failed."""
+    spans = [span(0, None, name="run r", end=span(number + 1, 0).end)]
+    for visit in range(1, number + 1):
+        said = {"pocket_plug.node.name": "step", "pocket_plug.node.visit": visit}
+        end = span(visit, 0).start + visit * 1000
+        spans.append(
+            span(visit, 0, name="node step", attributes=said, end=end, status="error" if visit == odd else "unset")
+        )
+    return Trace("7" * 32, tuple(spans))
+
+
+def test_repeated_visits_are_one_row(show):
+    """The first visit and what failed have rows of their own; the rest is one row with its figures, which unfolds."""
+    page = show([visits(40, odd=7)])
+    expect(page.locator(".row")).to_have_count(4)
+    assert names(page) == ["run r", "node step", "node step visits 2\u201340", "node step"]
+    alike = page.locator(".row", has_text="visits")
+    expect(alike).to_contain_text("38")
+    expect(alike).to_contain_text("max 40 µs · p95 38 µs")
+    expect(page.locator(".row.selected")).to_contain_text("visit 7")
+    alike.dblclick()
+    expect(page.locator("#details h2")).to_have_text("node step visits 2\u201340")
+    expect(page.locator("#details .jump").first).to_contain_text("node step visit 40")
+    page.locator("#rows").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#rows")).to_have_attribute("aria-rowcount", "42")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".row.selected")).to_contain_text("visit 2")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".row")).to_have_count(4)
+    page.locator("#details .jump").nth(1).click()  # what is in it comes into sight where one goes to it
+    expect(page.locator(".row.selected")).to_contain_text("visit 39")
+    page.locator("#search").fill("node.visit=12")
+    assert names(page) == ["run r", "node step"]
+
+
+def test_a_nested_graph_and_its_node_are_one_row(page):
+    """The node's row says that it is a graph, and what is below it is the run's; the run's details are one click away."""
+    page.locator("#search").fill("billing")
+    expect(row(page, "node billing")).to_contain_text("graph")
+    expect(row(page, "run billing")).to_have_count(0)
+    page.locator("#search").fill("node tax")
+    expect(row(page, "node tax")).to_have_attribute("aria-level", "3")
+    page.locator("#search").press("Escape")
+    page.keyboard.press("2")
+    row(page, "node billing").dblclick()
+    page.locator("#details .jump", has_text="run billing").click()
+    expect(page.locator("#details h2")).to_have_text("run billing")
+    expect(page.locator(".row.selected .name")).to_have_text("node billing")
+
+
 def test_narrow(show, recorded):
     """On a telephone nothing is wider than the screen but the drawing, and the details lie above the rest."""
     page = show(recorded, viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.get_by_label("close the details").click()
+    page.locator("#rows").press("Home")
     row(page, "node find").dblclick()
     expect(page.locator("#details")).to_be_in_viewport(ratio=0.9)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_print(page, recorded):
-    """On paper stand all rows."""
+    """On paper stand all rows that are unfolded; a nested graph and its node are one."""
+    page.keyboard.press("+")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    expect(page.locator(".row")).to_have_count(len(recorded[0].spans))
+    groups = page.locator(".bar.alike").count()
+    expect(page.locator(".row")).to_have_count(len(recorded[0].spans) - 1 + groups)
 
 
 def test_many_spans(show):
@@ -556,15 +912,16 @@ def test_a_large_graph(show):
     expect(page.locator("[data-node=n3]")).to_be_in_viewport(ratio=0.9)
 
 
-def test_the_number_of_errors_leads_to_them(show):
+def test_n_leads_to_the_errors(show):
     """One after the other, in a trace of which not all is unfolded; what is below the top is always seen."""
     wrong = {4567: "error", 8765: "error"}
     spans = [span(0, None, name="run big", end=span(9_999, 0).end)]
     spans += [span(number, 0, status=wrong.get(number, "unset")) for number in range(1, 9_999)]
     page = show([Trace("7" * 32, tuple(spans))])
     expect(page.locator("#rows")).to_have_attribute("aria-rowcount", "9999")
-    for name in ("node n4567", "node n8765", "node n4567"):
-        page.locator("#figures button").click()
+    expect(page.locator(".row.selected .name")).to_have_text("node n4567")
+    for name in ("node n8765", "node n4567"):
+        page.keyboard.press("n")
         expect(page.locator(".row.selected .name")).to_have_text(name)
         expect(row(page, name)).to_be_in_viewport()
 

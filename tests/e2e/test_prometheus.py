@@ -6,13 +6,10 @@ It needs the Debian package `prometheus`: `apt-get install -y prometheus`. Run b
 from __future__ import annotations
 
 import ast
-import json
-import math
 import os
 import re
 import subprocess
 import sys
-import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -20,25 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from servers import ROOT, ask, free_port, program, running, until
+from servers import ROOT, free_port, installed, program, running, until
+from shops import EXPRESSIONS, MONITORING, WITH_DOTS, Reader, Shop, Traces, firing, rules_in_a_hurry
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-MONITORING = ROOT / "examples" / "monitoring"
-DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
-EXPRESSIONS = [
-    (panel["title"], target["expr"])
-    for panel in DASHBOARD["panels"]
-    if panel["type"] != "row"
-    for target in panel["targets"]
-]
-MAY_BE_ZERO = {"Active runs", "What goes on", "Write-behind queue", "Age of the queue"}  # at any moment
 ORDERS = 300
 PACKAGE = "prometheus"  # of Debian
 
 
-class Prometheus:
+class Prometheus(Reader):
     """A server of our own: its folder, its targets, and what it answers."""
 
     def __init__(self, folder: Path) -> None:
@@ -47,9 +36,7 @@ class Prometheus:
         self.url = f"http://127.0.0.1:{self.port}"
         settings = (MONITORING / "prometheus.yml").read_text("utf-8").replace("15s", "1s")
         (folder / "prometheus.yml").write_text(settings.replace('"localhost:9464"', f'"127.0.0.1:{self.well}"'))
-        # the rules as they are, in a hurry
-        rules = re.sub(r"for: \d+m", "for: 2s", (MONITORING / "alerts.yml").read_text("utf-8"))
-        (folder / "alerts.yml").write_text(re.sub(r"\[5m\]", "[20s]", rules))
+        rules_in_a_hurry(folder / "alerts.yml")
 
     def running(self) -> AbstractContextManager[None]:
         command = [
@@ -57,6 +44,7 @@ class Prometheus:
             "--config.file=prometheus.yml",
             "--storage.tsdb.path=data",
             "--web.enable-lifecycle",
+            "--enable-feature=exemplar-storage",
             f"--web.listen-address=127.0.0.1:{self.port}",
         ]
         return running(command, self.folder, f"{self.url}/-/ready", os.environ)
@@ -67,46 +55,9 @@ class Prometheus:
         file.write_text(file.read_text().replace('"]', f'", "127.0.0.1:{port}"]'))
         urllib.request.urlopen(f"{self.url}/-/reload", data=b"", timeout=30).close()  # noqa: S310 - our own server
 
-    def ask(self, path: str, **arguments: str) -> Any:
-        """The data of an answer of its API; an error where it refuses."""
-        return ask(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(arguments)}")["data"]
-
-    def values(self, expression: str) -> list[float]:
-        """The values that an expression has now."""
-        answer = self.ask("query", query=expression)
-        return [float(sample["value"][1]) for sample in answer["result"]]
-
     def firing(self) -> set[tuple[str, str]]:
-        """The names of the alerts that fire, each with the graph, store or instance that it is about."""
-        about = ("pocket_plug_graph_name", "db_namespace", "instance")
-        return {
-            (alert["labels"]["alertname"], next(alert["labels"][name] for name in about if name in alert["labels"]))
-            for alert in self.ask("alerts")["alerts"]
-            if alert["state"] == "firing"
-        }
-
-
-class Shop:
-    """The example's program, in a process of its own."""
-
-    def __init__(self, *options: str, port: int) -> None:
-        command = [sys.executable, str(MONITORING / "serve.py"), "--port", str(port), *options]
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
-        environment = clean | {"OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1"}
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        self.instance = f"127.0.0.1:{port}"
-        assert self.said() == f"http://localhost:{port}/metrics"
-
-    def said(self) -> str:
-        """Its next line."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        """The alerts that fire."""
+        return firing(self.ask("alerts")["alerts"])
 
 
 def commands() -> list[str]:
@@ -123,9 +74,18 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 
 
 @pytest.fixture(scope="module")
-def shop(prometheus: Prometheus) -> Iterator[Shop]:
+def traces() -> Iterator[Traces]:
+    traces = Traces()
+    yield traces
+    traces.close()
+
+
+@pytest.fixture(scope="module")
+def shop(prometheus: Prometheus, traces: Traces) -> Iterator[Shop]:
     """One that is well: all orders are taken, and Prometheus has seen the last of them."""
-    shop = Shop("--orders", str(ORDERS), "--every", "0.1", "--stay", port=prometheus.well)
+    shop = Shop(
+        "--orders", str(ORDERS), "--every", "0.1", "--stay", port=prometheus.well, environment=traces.environment
+    )
     try:
         assert ast.literal_eval(shop.said()) == {"success": ORDERS}
         last = f'pocket_plug_run_duration_seconds_count{{instance="{shop.instance}",pocket_plug_graph_name="orders"}}'
@@ -136,9 +96,9 @@ def shop(prometheus: Prometheus) -> Iterator[Shop]:
 
 
 @pytest.fixture(scope="module")
-def troubled(prometheus: Prometheus, shop: Shop) -> Iterator[Shop]:
+def troubled(prometheus: Prometheus, shop: Shop, traces: Traces) -> Iterator[Shop]:
     """A second one, which is not well and goes on."""
-    troubled = Shop("--trouble", "--every", "0.05", port=prometheus.ill)
+    troubled = Shop("--trouble", "--every", "0.05", port=prometheus.ill, environment=traces.environment)
     prometheus.watch_too(prometheus.ill)
     try:
         yield troubled
@@ -161,21 +121,21 @@ def test_promtool_finds_nothing_wrong(arguments: str) -> None:
 
 def test_the_commands_of_the_how_to_are_those_that_run_here() -> None:
     """They name files and options there are: Prometheus takes its file, promtool its tests, the shop its options."""
-    wanted = {"pip", "python", "prometheus", "promtool"}
-    assert {command.split()[0] for command in commands()} == wanted
+    newer = installed("debian")
+    tried: dict[str, Callable[[list[str]], list[str | Path]]] = {
+        "python": lambda arguments: [sys.executable, *arguments, "--help"],
+        "promtool": lambda arguments: [program("promtool", PACKAGE), *arguments],
+        "prometheus": lambda arguments: [program("promtool", PACKAGE), "check", "config", arguments[0].split("=")[1]],
+        "victoria-metrics": lambda arguments: [newer / "victoria-metrics", "-dryRun", *arguments],
+        "vmalert": lambda arguments: [newer / "vmalert", "-dryRun", *arguments],
+        "vmalert-tool": lambda arguments: [newer / "vmalert-tool", *arguments],
+    }
+    assert {command.split()[0] for command in commands()} == {*tried, "pip", "export"}
     for command in commands():
         name, *arguments = command.split()
-        if name == "python":
-            done = subprocess.run([sys.executable, *arguments, "--help"], cwd=ROOT, capture_output=True, check=False)
-        elif name == "promtool":
-            done = subprocess.run([program(name, PACKAGE), *arguments], cwd=ROOT, capture_output=True, check=False)
-        elif name == "prometheus":
-            [file] = re.findall(r"^--config.file=(\S+)$", " ".join(arguments))
-            done = subprocess.run(
-                [program("promtool", PACKAGE), "check", "config", file], cwd=ROOT, capture_output=True, check=False
-            )
-        else:
+        if name not in tried:
             continue
+        done = subprocess.run(tried[name](arguments), cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout!r}{done.stderr!r}"
 
 
@@ -233,22 +193,28 @@ def test_trouble_raises_an_alert(prometheus: Prometheus, troubled: Shop, alert: 
 @pytest.mark.parametrize(("title", "expression"), EXPRESSIONS, ids=[title for title, _ in EXPRESSIONS])
 def test_a_panel_shows_what_happened(prometheus: Prometheus, troubled: Shop, title: str, expression: str) -> None:
     """All variables at "All", each question of the dashboard has an answer; after the trouble, one other than zero."""
-    asked = re.sub(r"\$(job|graph|namespace)\b", ".*", expression).replace("$__rate_interval", "5m")
-
-    def shown() -> list[float] | None:
-        found = [value for value in prometheus.values(asked) if not math.isnan(value)]
-        return found if (found if title in MAY_BE_ZERO else any(found)) else None
-
-    until(f"something to show: {asked}", shown)
+    until(f"something to show: {expression}", lambda: prometheus.shown(title, expression))
 
 
-@pytest.mark.parametrize("name", ["job", "graph", "namespace"])
-def test_a_choice_offers_what_there_is(prometheus: Prometheus, shop: Shop, name: str) -> None:
-    """The dashboard's variables list the jobs, graphs and stores."""
-    [query] = [variable["query"]["query"] for variable in DASHBOARD["templating"]["list"] if variable["name"] == name]
-    series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query.replace("$job", ".*")).groups()  # type: ignore[union-attr]
-    offered = {"job": ["pocket_plug"], "graph": ["orders", "vouchers"], "namespace": ["archive", "desk", "state"]}
-    assert prometheus.ask(f"label/{label}/values", **{"match[]": series}) == offered[name]
+@pytest.mark.parametrize(("title", "expression"), WITH_DOTS, ids=[title for title, _ in WITH_DOTS])
+def test_a_dot_leads_to_a_trace(
+    prometheus: Prometheus, troubled: Shop, traces: Traces, title: str, expression: str
+) -> None:
+    """A panel of durations has exemplars, scraped by Prometheus, and their traces are those that the backend got."""
+    del title
+    until("a dot whose trace has come", lambda: any(map(traces.has, prometheus.traces(expression))) or None)
+
+
+@pytest.mark.parametrize("name", ["job", "instance", "graph", "namespace"])
+def test_a_choice_offers_what_there_is(prometheus: Prometheus, troubled: Shop, name: str) -> None:
+    """The dashboard's variables list the jobs, instances, graphs and stores."""
+    offered = {
+        "job": ["pocket_plug"],
+        "instance": sorted(f"127.0.0.1:{port}" for port in (prometheus.well, prometheus.ill)),
+        "graph": ["orders", "vouchers"],
+        "namespace": ["archive", "desk", "state"],
+    }
+    assert prometheus.offered(name) == offered[name]
 
 
 def test_a_picture_of_the_alerts(

@@ -26,8 +26,8 @@ from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.layer import Layer, build_stack
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.contracts import keys_of
 from pocket_plug.testing.layer_contract import FaultyMemory
+from pocket_plug.testing.scenarios import keys_of
 
 
 class Plain(Memory):

@@ -389,6 +389,18 @@ except ValueError:
     assert not [line for line in said if "secret" in line]
 
 
+def test_whoever_lets_no_event_through_is_not_watched() -> None:
+    """Which level counts is decided as the run starts: at "critical" there is nothing of ours, so a run costs what it cost."""
+    said = by_logging("""
+from pocket_plug.hookspecs import Run
+from pocket_plug.layers.logging import LoggingPlugin
+for level in ("ERROR", "CRITICAL"):
+    logging.getLogger("pocket_plug").setLevel(level)
+    print(LoggingPlugin().pocket_observe(Run("1", "shop")) is None)
+""").splitlines()
+    assert said[-2:] == ["False", "True"]
+
+
 def test_a_program_that_configures_structlog_sees_events_there_only() -> None:
     """Also if structlog writes by logging: nothing is said twice."""
     said = by_logging("""

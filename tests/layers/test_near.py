@@ -20,7 +20,7 @@ from pocket_plug.primitives.waiting import drive_inline
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, Watcher
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
-from pocket_plug.testing.contracts import works_in_a_child
+from pocket_plug.testing.scenarios import works_in_a_child
 from pocket_plug.testing.watch_contract import Noted, WatchContract
 
 

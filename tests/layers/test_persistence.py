@@ -19,8 +19,8 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, 
 from pocket_plug.store.layer import build_stack
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.contracts import keys_of
 from pocket_plug.testing.layer_contract import FaultyMemory
+from pocket_plug.testing.scenarios import keys_of
 
 
 class Surviving(Memory):

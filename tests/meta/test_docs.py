@@ -20,12 +20,13 @@ _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTAL
 _EXPECTED = re.compile(r"^ *print\(.*\)  +# (.+)$", re.MULTILINE)
 
 # Commands that set a machine up, or need a server: `make test` itself, the tests of wheels and of new plugins, the
-# collector's test and `make e2e` run these. An index is asked by nobody.
+# collector's test, those of servers and `make e2e` run these. An index is asked by nobody.
 _ELSEWHERE = (
     *("make ", "pip ", "git ", "python -m venv", ".venv/bin/pytest ", ". .venv/bin/activate", "mypy", "pyright"),
     *("python -m build", "twine ", "/tmp/user/bin/"),  # noqa: S108 - what the page says, which nobody runs
     *("OTEL_EXPORTER_OTLP_ENDPOINT=", "OTEL_METRICS_EXPORTER="),
-    *("python examples/monitoring/serve.py", "prometheus ", "promtool "),
+    *("python examples/monitoring/serve.py", "prometheus ", "promtool ", "victoria-metrics ", "vmalert"),
+    *("export OTEL_", "uvicorn ", "gunicorn ", "celery "),
 )
 
 

@@ -266,11 +266,10 @@ def test_tracing_takes_one_line(tmp_path: Path) -> None:
         tree,
         """
         run survey
-        node poll
-        run poll
+        node poll graph
         node each_ask
-        item ask
-        exec ask ✗ TimeoutError
+        item ask 1
+        exec ask ✗ TimeoutError tracedpy21
         exec ask #2
         node add_up
         set votes

@@ -1,6 +1,6 @@
 """The dashboard and the alerts of `examples/monitoring` ask for what is really exported, and for all of it.
 
-That they are right in Prometheus' own eyes is shown by `make e2e`.
+That they are right in the eyes of Prometheus and VictoriaMetrics is shown by `make e2e`.
 """
 
 from __future__ import annotations
@@ -9,25 +9,30 @@ import asyncio
 import json
 import re
 import runpy
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import REGISTRY
 
 from pocket_plug import Store
 from pocket_plug.layers import Bounding, Metrics, Persistence, metrics
+from pocket_plug.testing.spans import SpanCapture
 
 MONITORING = Path(__file__).parents[2] / "examples" / "monitoring"
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 VARIABLES: dict[str, dict[str, Any]] = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 
-PROMETHEUS_OWN = {"le", "job", "instance"}
+PROMETHEUS_OWN = {"le", "job", "instance", "__name__"}
 """Labels that a scrape or a histogram adds."""
 
 
@@ -53,6 +58,8 @@ def asked(expression: str) -> tuple[set[str], set[str]]:
     grouping = r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\(([^)]*)\)"
     labels.update(label for group in re.findall(grouping, rest) for label in re.findall(r"\w+", group))
     names = set(re.findall(r"\b(?:pocket_plug|db_client|target)_\w+\b", re.sub(grouping, " ", rest)))
+    for prefix, endings in re.findall(r"__name__=~\"(\w+)\(([\w|]+)\)\"", expression):
+        names.update(prefix + ending for ending in endings.split("|"))
     return names, labels
 
 
@@ -138,19 +145,71 @@ def test_a_panel_can_be_read(panel: dict[str, Any]) -> None:
         names, labels = asked(target["expr"])
         stores = any(name.startswith(("pocket_plug_store", "db_client")) for name in names)
         for matchers in re.findall(r"\{([^}]*)\}", target["expr"]):
-            assert 'job=~"$job"' in matchers
+            assert 'job=~"$job", instance=~"$instance"' in matchers
             assert ('db_namespace=~"$namespace"' if stores else 'pocket_plug_graph_name=~"$graph"') in matchers
         assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= labels
         assert set(re.findall(r"\$(\w+)", target["expr"])) <= {*VARIABLES, "__rate_interval"}
 
 
+def test_grafanas_own_library_knows_every_field_of_the_dashboard() -> None:
+    """Read by its models and written again, nothing is lost and nothing is added: a field of another name would be."""
+    register_default_plugins()
+    read = Dashboard.from_json(DASHBOARD)
+    assert json.loads(json.dumps(read, cls=JSONEncoder)) == DASHBOARD
+
+
+def test_the_dashboard_is_what_its_program_writes() -> None:
+    """Somebody who changes one changes the other: `python examples/monitoring/dashboard.py`."""
+    program = runpy.run_path(str(MONITORING / "dashboard.py"))
+    assert program["made"]() == (MONITORING / "dashboard.json").read_text("utf-8")
+
+
+def test_a_line_leads_to_traces_that_there_are() -> None:
+    """Its links ask for attributes of spans, with the line's own label; the rest of the address is JSON that Grafana takes."""
+    with SpanCapture() as capture:
+        example = runpy.run_path(str(MONITORING / "serve.py"))
+        asyncio.run(_sell(example))
+    there = {name for span in capture.spans for name in span.attributes or {}}
+    places: Counter[str] = Counter()
+    for panel in PANELS:
+        labels = {label for target in panel["targets"] for label in asked(target["expr"])[1]}
+        for link in panel["fieldConfig"]["defaults"].get("links", ()):
+            address, _, panes = link["url"].partition("&panes=")
+            assert address == "/explore?schemaVersion=1&orgId=${__org.id}"
+            pane = json.loads(unquote(panes))["traces"]
+            [query] = pane["queries"]
+            kind = query["datasource"]["type"]
+            assert query["datasource"]["uid"] == pane["datasource"] == f"${{{kind}}}"
+            assert (VARIABLES[kind]["type"], VARIABLES[kind]["query"]) == ("datasource", kind)
+            text = query["query"] if kind == "tempo" else query["tags"]
+            [(attribute, label)] = re.findall(r'(pocket_plug[\w.]+) ?= ?"\$\{__field\.labels\.(\w+)\}"', text)
+            assert attribute in there
+            assert label == attribute.replace(".", "_")
+            assert label in labels
+            places[kind] += 1
+    assert places["tempo"] == places["jaeger"] > 5
+
+
+async def _sell(example: dict[str, Any]) -> None:
+    async with Store() as state, Store() as archive, Store() as desk:
+        await example["take_orders"](example["shop"](state, archive, desk, trouble=False), 4, 0)
+
+
+def test_durations_show_exemplars() -> None:
+    """Whoever sees a slow quantile gets at a trace: each panel of a histogram's buckets asks for exemplars, and no other."""
+    for panel in PANELS:
+        for target in panel["targets"]:
+            assert target["exemplar"] == ("_bucket" in target["expr"]), panel["title"]
+
+
 def test_the_dashboard_is_one_that_grafana_takes() -> None:
     """As far as its structure goes: ids are unique, panels lie side by side within 24 columns, rows come in order."""
-    assert DASHBOARD["schemaVersion"] >= 39
+    assert DASHBOARD["schemaVersion"] == 42
     assert "id" not in DASHBOARD  # else an import would overwrite somebody else's
     assert VARIABLES["datasource"]["type"] == "datasource"
     assert VARIABLES["datasource"]["query"] == "prometheus"
-    assert [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"] == ["Runs", "Nodes", "Stores"]
+    rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+    assert rows == ["Runs", "Durable runs", "Nodes", "Stores", "Instances"]
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
     cells: set[tuple[int, int]] = set()

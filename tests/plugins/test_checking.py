@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
@@ -13,9 +12,10 @@ from pocket_plug.cli import main
 from pocket_plug.errors import ConfigError
 from pocket_plug.plugins.checking import check_config
 from pocket_plug.plugins.config import load_config
-from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.plugins.toml_lines import lines_of
 from tests.conftest import Install
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 WRONG = """\
 # what this is for
@@ -66,31 +66,20 @@ FOUND = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Each test in a folder of its own, with a default Pocket of its own."""
-    place = tmp_path / "project"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    set_default_pocket(None)
-    yield place
-    set_default_pocket(None)
-
-
 def written(text: str, name: str = "pocket.toml") -> Path:
     path = Path(name)
     path.write_text(text)
     return path
 
 
-def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
+def test_all_that_is_wrong_is_said_at_once(own_folder: Path) -> None:
     """With the line, the table and the key, in the order of the lines; what follows from another fault isn't said."""
     findings = check_config(written(WRONG))
     assert [(each.line, each.table) for each in findings] == [(line, table) for line, table, _ in FOUND]
     for finding, (line, _, words) in zip(findings, FOUND, strict=True):
         assert words in finding.message
         assert str(finding).startswith(f"pocket.toml:{line}: [")
-    assert [path.name for path in folder.iterdir()] == ["pocket.toml"]
+    assert [path.name for path in own_folder.iterdir()] == ["pocket.toml"]
 
 
 def test_the_same_in_pyproject() -> None:

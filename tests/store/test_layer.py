@@ -18,7 +18,7 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, P
 from pocket_plug.store.layer import Layer, build_stack, parts
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.contracts import keys_of
+from pocket_plug.testing.scenarios import keys_of
 
 OPERATIONS = ("read", "read_many", "write", "scan", "version", "flush", "open", "close")
 

@@ -45,8 +45,8 @@ from pocket_plug import (
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.contracts import hasty_threads
 from pocket_plug.testing.layer_contract import FaultyMemory
+from pocket_plug.testing.scenarios import hasty_threads
 
 Open = Callable[..., Any]
 COUNT = Key("count:{}", int)

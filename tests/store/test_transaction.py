@@ -26,8 +26,8 @@ from pocket_plug import (
 )
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.contracts import scanned
 from pocket_plug.testing.layer_contract import FaultyMemory
+from pocket_plug.testing.scenarios import scanned
 
 Open = Callable[..., Any]
 BALANCE = Key("account:{}", int)

@@ -69,12 +69,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Point:
-    """`value` is a number's, or the sum of a histogram, of `count` records."""
+    """`value` is a number's, or the sum of a histogram, of `count` records; exemplars are ids of trace and span."""
 
     attributes: Attributes
     value: float
     count: int
     bounds: tuple[float, ...]
+    exemplars: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -338,7 +339,8 @@ def _scope(found: Any) -> Scope:
 
 def _point(point: Any) -> Point:
     if hasattr(point, "bucket_counts"):
-        return Point(_attributes(point.attributes), point.sum, point.count, tuple(point.explicit_bounds))
+        exemplars = tuple((each.trace_id.hex(), each.span_id.hex()) for each in point.exemplars)
+        return Point(_attributes(point.attributes), point.sum, point.count, tuple(point.explicit_bounds), exemplars)
     return Point(_attributes(point.attributes), getattr(point, point.WhichOneof("value")), 1, ())
 
 

@@ -30,9 +30,9 @@ def test_code_that_is_not_installed_is_the_users(file: str) -> None:
         "/usr/lib/python3.11/asyncio/tasks.py",
         r"C:\Program Files\Python312\Lib\json\decoder.py",
         r"C:\x\.venv\Lib\site-packages\httpx\_client.py",
-        "/work/pocket_plug/graph/visit.py",
-        "/work/pocket_plug/__init__.py",
-        "/work/pocket_plug/errors.py",
+        "/src/pocket_plug/graph/visit.py",
+        "/src/pocket_plug/__init__.py",
+        "/src/pocket_plug/errors.py",
         "<frozen importlib._bootstrap>",
     ],
 )

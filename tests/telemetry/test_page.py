@@ -96,7 +96,7 @@ def test_no_text_of_a_trace_is_markup(name, attributes, message):
     assert hostile.inside[0::2] == plain.inside[0::2]
     assert "<" not in hostile.inside[1]
     data = data_of(page([trace(odd)]))
-    assert data["texts"][data["traces"][0]["spans"][0][2]] == name
+    assert data["texts"][data["traces"][0]["names"][0]] == name
 
 
 def test_page_needs_nothing_else():
@@ -132,19 +132,34 @@ def test_all_spans_are_in_the_data():
     data = data_of(page([trace(span(1), failed, span(3, 99, end=0))]))
     [one] = data["traces"]
     assert (one["id"], one["start"]) == (f"{7:032x}", str(span(1).start))
-    first, second, third = one["spans"]
-    assert first[:2] == [f"{1:016x}", None]
-    assert (second[1], third[1]) == (0, f"{99:016x}")
-    assert (data["texts"][second[2]], data["texts"][second[3]]) == ("node 2", "pocket_plug.phase")
-    assert second[4:8] == [1, 1000, 500, 2]
-    assert third[6] is None  # goes on
-    assert attributes_of(data, second[8]) == {"pocket_plug.attempt": 2}
-    assert attributes_of(data, second[9]) == {"service.name": "tests"}
-    [[name, time, numbers]] = second[10]["events"]
+    assert one["ids"][0] == f"{1:016x}"
+    assert one["parents"] == [None, 0, f"{99:016x}"]
+    assert (data["texts"][one["names"][1]], data["texts"][one["scopes"][1]]) == ("node 2", "pocket_plug.phase")
+    assert [one[column][1] for column in ("kinds", "starts", "took", "status")] == [1, 1000, 500, 2]
+    assert one["took"][2] == -1  # goes on
+    assert attributes_of(data, one["attributes"][1]) == {"pocket_plug.attempt": 2}
+    assert attributes_of(data, data["resources"][one["resources"][1]]) == {"service.name": "tests"}
+    assert one["more"].keys() == {"1"}
+    more = one["more"]["1"]
+    [[name, time, numbers]] = more["events"]
     assert (name, time, attributes_of(data, numbers)) == ("exception", 1007, {"exception.type": "ValueError"})
-    [[trace_id, span_id, numbers]] = second[10]["links"]
+    [[trace_id, span_id, numbers]] = more["links"]
     assert (trace_id, span_id, attributes_of(data, numbers)) == ("a" * 32, "b" * 16, {"why": "resumed"})
-    assert second[10]["message"] == "no"
+    assert more["message"] == "no"
+
+
+def test_frames_of_a_stack():
+    """Each stack has its frames in the data, once, and which of them are the user's."""
+    stack = 'Traceback:\n  File "/app/shop.py", line 41, in charge\n  File "/x/site-packages/httpx/a.py", line 9, in send\nE: no'
+    event = Event("exception", span(1).start, {"exception.stacktrace": stack})
+    data = data_of(page([trace(span(1, events=(event,)), span(2, events=(event,)))]))
+    [[number, frames]] = data["frames"].items()
+    assert data["pairs"][int(number)][1] == stack
+    texts = data["texts"]
+    assert [(texts[file], line, texts[name], users) for file, line, name, users in frames] == [
+        ("/app/shop.py", 41, "charge", True),
+        ("/x/site-packages/httpx/a.py", 9, "send", False),
+    ]
 
 
 def test_values_arrive_as_they_are():
@@ -152,7 +167,7 @@ def test_values_arrive_as_they_are():
     values = {"whole": 2**53, "small": -5, "nan": math.nan, "far": -math.inf, "one": 1, "float": 1.0, "true": True, "text": "1",
               "none": None, "bytes": b"\x00\x01", "list": ("a\tb", 2**60), "deep": {"k": [math.inf]}}  # fmt: skip
     data = data_of(page([trace(span(1, attributes=values))]))
-    found = attributes_of(data, data["traces"][0]["spans"][0][8])
+    found = attributes_of(data, data["traces"][0]["attributes"][0])
     assert found == {"whole": "9007199254740992", "small": -5, "nan": "nan", "far": "-inf", "one": 1, "float": 1.0,
                      "true": True, "text": "1", "none": None, "bytes": "AAE=", "list": ["a\tb", str(2**60)],
                      "deep": {"k": ["inf"]}}  # fmt: skip
@@ -170,7 +185,7 @@ def test_what_repeats_is_there_once():
 def test_page_without_traces():
     """No traces, or a trace without spans, is a page that says so, no error."""
     assert data_of(page([]))["traces"] == []
-    assert data_of(page([trace()]))["traces"][0]["spans"] == []
+    assert data_of(page([trace()]))["traces"][0]["ids"] == []
 
 
 # ---------------------------------------------------------------- colours

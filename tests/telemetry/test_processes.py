@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -167,6 +169,111 @@ thread.join()
     )
     done = python(code, tmp_path)
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+def test_forked_children_count_from_zero_as_instances_of_their_own(tmp_path: Path, otlp_sink: Sink) -> None:
+    """What the parent counted before is in nobody else's figures; all three signals of a process have the same id."""
+    code = (
+        FORKS
+        + """
+telemetry = setup(log_level="warning")
+for _ in range(4): work(0)
+for times in (1, 2):
+    if os.fork() == 0:
+        for _ in range(times): work(times)
+        telemetry.close()
+        os._exit(0)
+for _ in range(2): os.wait()
+"""
+    )
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_METRIC_EXPORT_INTERVAL="600000")
+    assert done.returncode == 0, done.stderr
+    counts = {
+        metric.resource["service.instance.id"]: point.count
+        for metric in otlp_sink.metrics
+        if metric.name == "pocket_plug.run.duration"
+        for point in metric.points
+    }
+    spans = Counter(span.resource["service.instance.id"] for span in otlp_sink.spans if span.name == "run shop")
+    assert sorted(counts.values()) == [1, 2, 4]
+    assert spans == counts
+
+
+def test_a_child_forked_while_metrics_are_sent_sends_its_own(tmp_path: Path, otlp_sink: Sink) -> None:
+    """A collector that hangs has the parent's lock held, and not the child's."""
+    otlp_sink.hang()
+    code = (
+        FORKS
+        + """
+telemetry = setup(log_level="warning")
+work(0)
+thread = threading.Thread(target=telemetry.flush, args=(60,), daemon=True)
+thread.start()
+print("sends", flush=True)
+sys.stdin.readline()
+if os.fork() == 0:
+    work(1)
+    telemetry.close()
+    os._exit(0)
+print(os.wait()[1], flush=True)
+thread.join()
+"""
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKFLOW + code],
+        cwd=tmp_path,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(
+            OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_TRACES_EXPORTER="none", OTEL_LOGS_EXPORTER="none"
+        ),
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "sends\n"
+        otlp_sink.wait_for(lambda: otlp_sink.held == 1)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        otlp_sink.wait_for(lambda: otlp_sink.held == 2)  # the child's, beside it
+        otlp_sink.accept()
+        assert process.stdout.readline() == "0\n"
+        process.stdin.close()
+    assert len({metric.resource["service.instance.id"] for metric in otlp_sink.metrics}) == 2
+
+
+def test_a_forked_child_says_once_that_prometheus_does_not_see_it(tmp_path: Path) -> None:
+    """The first child, for all; none keeps the port open after its parent's end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    code = (
+        FORKS
+        + f"""
+telemetry = setup(log_level="warning")
+reading, writing = os.pipe()
+for _ in range(2):
+    if os.fork() == 0:
+        os.close(writing)
+        work(0)
+        os.read(reading, 1)
+        os._exit(0)
+telemetry.close()
+with socket.create_server(("127.0.0.1", {port})): print("free")
+os.close(writing)
+for _ in range(2): os.wait()
+"""
+    )
+    done = python(
+        "import socket\n" + code,
+        tmp_path,
+        OTEL_METRICS_EXPORTER="prometheus",
+        OTEL_EXPORTER_PROMETHEUS_PORT=port,
+        OTEL_EXPORTER_PROMETHEUS_HOST="127.0.0.1",
+    )
+    assert (done.returncode, done.stdout) == (0, "free\n"), done.stderr
+    said = [line for line in done.stderr.splitlines() if f"to Prometheus on 127.0.0.1:{port}" in line]
+    assert len(said) == 1, done.stderr
+    assert "OTEL_METRICS_EXPORTER=otlp" in said[0]
 
 
 # ---------------------------------------------------------------- signals

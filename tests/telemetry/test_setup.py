@@ -26,6 +26,24 @@ def lines(text: str) -> list[dict[str, object]]:
 
 
 # ---------------------------------------------------------------- where it goes
+def test_a_configuration_file_without_its_loader_is_an_error(tmp_path: Path) -> None:
+    """It isn't ignored; what is to be installed is said. With the loader, see test_config_file.py."""
+    code = """
+sys.modules["opentelemetry.configuration"] = None
+for start in (setup, observe):
+    try:
+        start()
+    except pp.ConfigError as error:
+        print(error)
+"""
+    done = python(code, tmp_path, OTEL_CONFIG_FILE="otel.yaml", OTEL_TRACES_EXPORTER="console")
+    said = (
+        "otel.yaml (named by OTEL_CONFIG_FILE): OpenTelemetry's loader of such files is not installed: "
+        "pip install 'pocket-plug[config-file]'"
+    )
+    assert done.stdout.splitlines() == [said] * 2, done.stderr
+
+
 def test_one_endpoint_gets_all_three_signals_of_one_resource_correlated(tmp_path: Path, otlp_sink: Sink) -> None:
     """Logs carry the ids of the span they were said in; the script's own events too, with run, graph and node."""
     done = python(
@@ -173,7 +191,8 @@ def test_prometheus_finds_metrics_until_it_is_closed(tmp_path: Path) -> None:
         }
         done = python('setup(); print(graph.run_sync("tea"))', tmp_path, **settings)
         assert (done.returncode, done.stdout) == (0, "tea\n")
-        assert f"serving metrics to Prometheus on 127.0.0.1:{port} failed" in done.stderr
+        assert f"can't serve its metrics to Prometheus on 127.0.0.1:{port}: Address already in use" in done.stderr
+        assert "OTEL_METRICS_EXPORTER=otlp" in done.stderr  # the way out
     code = f"""
 from urllib.request import urlopen
 telemetry = setup()

@@ -173,6 +173,43 @@ assert logging.root.handlers == []
     assert [log.body for log in otlp_sink.logs] == ["broke"]
 
 
+UVICORN = """
+import uvicorn.config
+uvicorn.Config(None)  # configures logging, as the server does before it loads the application
+access, error = logging.getLogger("uvicorn.access"), logging.getLogger("uvicorn.error")
+silent = logging.getLogger("silent")
+silent.propagate = False
+before = [list(logging.getLogger(name).handlers) for name in ("uvicorn", "uvicorn.access", "silent")]
+with setup():
+    access.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5000", "GET", "/orders", "1.1", 200)
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        error.exception("Exception in ASGI application")
+    silent.error("not wanted")
+    access.propagate = True
+    access.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5000", "GET", "/handed/on", "1.1", 200)
+assert before == [logging.getLogger(name).handlers for name in ("uvicorn", "uvicorn.access", "silent")]
+"""
+
+
+def test_loggers_that_hand_nothing_on_come_along_too(tmp_path: Path, otlp_sink: Sink) -> None:
+    """As uvicorn's: they write their own lines, and each record is exported once. What is to be silent stays so."""
+    done = python(LIBRARY + UVICORN, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert done.returncode == 0, done.stderr
+    records = {(log.scope.name, log.body) for log in otlp_sink.logs}
+    assert len(records) == len(otlp_sink.logs)
+    assert records == {
+        ("uvicorn.access", '127.0.0.1:5000 - "GET /orders HTTP/1.1" 200'),
+        ("uvicorn.error", "Exception in ASGI application"),
+        ("uvicorn.access", '127.0.0.1:5000 - "GET /handed/on HTTP/1.1" 200'),
+    }
+    (failed,) = (log for log in otlp_sink.logs if log.severity == "ERROR")
+    assert failed.attributes["exception.type"] == "ZeroDivisionError"
+    written = [line for line in done.stderr.splitlines() + done.stdout.splitlines() if "/orders" in line]
+    assert len(written) == 1
+
+
 def test_a_handler_of_opentelemetrys_exports_alone(tmp_path: Path, otlp_sink: Sink) -> None:
     """As `opentelemetry-instrument` may have put one there."""
     code = """

@@ -11,9 +11,15 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, TraceFlags, Tracer, set_span_in_context
 
+from pocket_plug.telemetry.drawing import TIMES
 from pocket_plug.telemetry.tree import TreeProcessor
 
 MS = 1_000_000
+
+
+def names(terminal: Terminal) -> list[str]:
+    """The lines of a tree without durations and bars."""
+    return [re.split(r" +[\d.]+ m?s  ", line)[0].rstrip() for line in terminal.text().splitlines()]
 
 
 class Terminal:
@@ -56,18 +62,19 @@ def test_a_tree_shows_names_durations_bars_errors_and_where_the_file_lies() -> N
     assert terminal.text() == ""
     root.end(100 * MS)
     lines = terminal.text().splitlines()
-    names = [re.split(r" +[\d.]+ ms ", line)[0].rstrip() for line in lines]
-    assert names == [
+    assert names(terminal) == [
         "run shop",
         "├─ node charge",
-        "│  ├─ exec charge ✗ builtins.ValueError",
+        "│  ├─ exec charge ✗ ValueError",
+        "│  │     no",
         "│  └─ exec charge #2",
         "└─ node ship CancelledError",
         "trace of run shop",
     ]
     assert "100.0 ms" in lines[0]
     assert "40.0 ms" in lines[2]
-    bars = {line.find("▇") - lines[0].find("▇"): line.count("▇") for line in lines[:-1]}
+    lines = [line for line in lines if "▇" in line]
+    bars = {line.find("▇") - lines[0].find("▇"): line.count("▇") for line in lines}
     width = lines[0].count("▇")
     assert lines[2].find("▇") - lines[0].find("▇") == width // 5
     assert lines[2].count("▇") == round(width * 0.4)
@@ -85,7 +92,7 @@ def test_the_line_that_is_to_be_copied_is_whole() -> None:
 
 
 def test_many_siblings_of_one_name_are_summed_up() -> None:
-    """Up to eight are shown; of more the first and three that failed, then one line with number, time and errors."""
+    """Up to eight are shown; of more the first and three that failed, then one line with number, errors and times."""
     terminal = Terminal()
     root = terminal.span("run g", 0)
     for number in range(220):
@@ -99,7 +106,7 @@ def test_many_siblings_of_one_name_are_summed_up() -> None:
     root.end(400 * MS)
     lines = terminal.text().splitlines()
     assert ["✗" in line for line in lines[1:5]] == [False, True, True, True]
-    assert lines[5] == "├─ … 216 more: node measure, 2.16 s in all, 2 errors"
+    assert lines[5] == f"├─ … 216 more: node measure, 2 {TIMES} error, p95 10.0 ms, max 10.0 ms, 2.16 s in all"
     assert sum("node report" in line for line in lines) == 8
     assert lines[0].startswith("run g (1,228 of 1,245 items shown)")
 
@@ -177,3 +184,197 @@ def test_a_broken_terminal_is_said_once_and_breaks_nothing(caplog: pytest.LogCap
         terminal.span("run g", 0).end(1 * MS)
     assert [record.name for record in caplog.records] == ["pocket_plug"]
     assert "drawing a trace failed: BrokenPipeError" in caplog.text
+
+
+# ---------------------------------------------------------------- where it failed
+STACK = """Traceback (most recent call last):
+  File "/app/shop/orders.py", line 41, in charge
+  File "/x/lib/python3.12/site-packages/bank/api.py", line 9, in post
+%s"""
+
+
+def fail(span: Any, end: int, kind: str = "shop.Declined", message: str | None = None, place: bool = True) -> None:
+    """Ends a span as one that failed, at first where the error happened, with `place`."""
+    span.set_attribute("error.type", kind)
+    span.set_status(StatusCode.ERROR, kind)
+    said = {} if message is None else {"exception.message": message}
+    if place:
+        span.add_event("exception", {"exception.type": kind, "exception.stacktrace": STACK % kind, **said})
+    span.end(end * MS)
+
+
+def test_a_failed_span_says_the_users_line_and_the_message() -> None:
+    """Where the error happened: its type without the module, and the frame of the user's, not the library's it calls."""
+    terminal = Terminal()
+    root = terminal.span("run shop", 0)
+    node = terminal.span("node charge", 0, root)
+    fail(terminal.span("exec charge", 0, node), 5, message="no funds\nask \x1b[31mlater")
+    fail(node, 6, place=False)
+    fail(root, 7, place=False)
+    assert names(terminal) == [
+        "run shop ✗ Declined",
+        "└─ node charge ✗ Declined",
+        "   └─ exec charge ✗ Declined orders.py:41",
+        "         no funds",
+        "trace of run shop",
+    ]
+    assert "later" not in terminal.text()
+
+
+def test_without_room_the_place_stands_below() -> None:
+    """Before the message, rather than cut off."""
+    terminal = Terminal()
+    root = terminal.span("run shop", 0)
+    fail(terminal.span(f"exec {'charge' * 8}", 0, root), 5, message="no funds")
+    root.end(6 * MS)
+    lines = terminal.text().splitlines()
+    assert "orders.py" not in lines[1]
+    assert lines[2] == "      orders.py:41: no funds"
+
+
+def test_an_attempt_that_was_tried_again_says_its_place_too() -> None:
+    """It is no error, and yet what one looks for."""
+    terminal = Terminal()
+    root = terminal.span("run shop", 0)
+    attempt = terminal.span("exec charge", 0, root)
+    attempt.set_attribute("pocket_plug.attempt.will_retry", True)
+    fail(attempt, 5)
+    root.end(6 * MS)
+    assert "exec charge ✗ Declined orders.py:41" in terminal.text()
+
+
+def test_an_error_that_a_span_has_handled_is_not_taken_for_its_own() -> None:
+    """Of several exceptions on a span it is the last one of its type."""
+    terminal = Terminal()
+    root = terminal.span("GET /", 0)
+    root.add_event("exception", {"exception.type": "KeyError", "exception.stacktrace": STACK.replace("41", "7") % ""})
+    root.add_event("exception", {"exception.type": "ValueError", "exception.stacktrace": STACK % "ValueError"})
+    root.add_event("exception", {"exception.type": "OSError", "exception.stacktrace": STACK.replace("41", "9") % ""})
+    root.set_attribute("error.type", "ValueError")
+    root.set_status(StatusCode.ERROR)
+    root.end(5 * MS)
+    assert "GET / ✗ ValueError orders.py:41" in terminal.text()
+
+
+def items(terminal: Terminal, number: int, failing: set[int]) -> Any:
+    """A fan-out in a run, of which some items fail, each in its exec."""
+    root = terminal.span("run g", 0)
+    each = terminal.span("node each", 0, root)
+    for index in range(number):
+        item = terminal.span("item square", index, each)
+        item.set_attribute("pocket_plug.fan_out.index", index)
+        part = terminal.span("exec square", index, item)
+        if index in failing:
+            fail(part, index + 1, "ValueError")
+            fail(item, index + 2, "ValueError", place=False)
+        else:
+            part.end((index + 1) * MS)
+            item.end((index + 2) * MS)
+    return root, each
+
+
+def test_the_first_failure_is_open() -> None:
+    """However many siblings there are: its line and all that leads to it; and items say their number."""
+    terminal = Terminal()
+    root, each = items(terminal, 300, {250})
+    fail(each, 400, "ValueError", place=False)
+    fail(root, 401, "ValueError", place=False)
+    assert [name.lstrip("│└├─ ") for name in names(terminal)][:-1] == [
+        "run g ✗ ValueError",
+        "node each ✗ ValueError",
+        "item square [0]",
+        "exec square",
+        "item square [250] ✗ ValueError",
+        "exec square ✗ ValueError orders.py:41",
+        "… 298 more: item square, p95 2.0 ms, max 2.0 ms, 596.0 ms in all",
+    ]
+
+
+def test_what_made_the_run_fail_is_open_rather_than_what_was_handled_before() -> None:
+    """A visit that failed and had a fallback came first, but isn't why the run failed."""
+    terminal = Terminal()
+    root = terminal.span("run g", 0)
+    for number in range(100):
+        node = terminal.span("node work", number, root)
+        part = terminal.span("exec work", number, node)
+        if number == 20:  # handled: its node is fine
+            fail(part, number + 1, "KeyError")
+            node.end((number + 1) * MS)
+        else:
+            part.end((number + 1) * MS)
+            fail(node, number + 1) if number == 90 else node.end((number + 1) * MS)
+    fail(root, 100, place=False)
+    text = terminal.text()
+    assert "node work ✗ Declined orders.py:41" in text
+    assert f"… 98 more: node work, 1 {TIMES} KeyError, " in text
+
+
+def test_what_is_summed_up_says_its_errors_by_type() -> None:
+    """Also those further down, without a line of their own; three types at most."""
+    terminal = Terminal()
+    root = terminal.span("run g", 0)
+    for number in range(100):
+        node = terminal.span("node work", number, root)
+        if number >= 90:
+            fail(terminal.span("exec work", number, node), number + 1, "ABCCDDDDEE"[number - 90])
+        node.end((number + 1) * MS)
+    root.end(100 * MS)
+    assert f"… 98 more: node work, 4 {TIMES} D, 2 {TIMES} E, 2 {TIMES} C, 1 of other types, p95" in terminal.text()
+
+
+def test_visits_of_a_node_in_a_loop_are_summed_up_and_say_their_number() -> None:
+    """Though other nodes come between them."""
+    terminal = Terminal()
+    root = terminal.span("run g", 0)
+    for visit in range(1, 21):
+        for name in ("node look", "node wait"):
+            node = terminal.span(name, visit, root)
+            node.set_attribute("pocket_plug.node.visit", visit)
+            if (name, visit) == ("node wait", 18):
+                fail(node, visit + 1)
+            else:
+                node.end((visit + 1) * MS)
+    root.end(40 * MS)
+    assert [re.sub(", p95.*", "", name) for name in names(terminal)][1:-1] == [
+        "├─ node look",
+        "├─ … 19 more: node look",
+        "├─ node wait",
+        "├─ node wait (visit 18) ✗ Declined orders.py:41",
+        "└─ … 18 more: node wait",
+    ]
+
+
+def test_a_nested_graph_and_its_node_are_one_line() -> None:
+    """Where there is nothing else below the node, and one ended as the other."""
+    terminal = Terminal()
+    root = terminal.span("run shop", 0)
+    for name, graph in (("pay", "payment"), ("ship", "ship")):
+        node = terminal.span(f"node {name}", 0, root)
+        node.set_attribute("pocket_plug.node.type", "graph")
+        run = terminal.span(f"run {graph}", 0, node)
+        run.set_attributes({"pocket_plug.run.id": "r", "pocket_plug.graph.name": graph})
+        terminal.span(f"node in_{name}", 0, run).end(1 * MS)
+        run.end(2 * MS)
+        node.end(2 * MS)
+    root.end(3 * MS)
+    assert names(terminal)[1:-1] == [
+        "├─ node pay (graph payment)",
+        "│  └─ node in_pay",
+        "└─ node ship (graph)",
+        "   └─ node in_ship",
+    ]
+
+
+def test_what_failed_is_held_although_the_trace_is_huge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bounded number of them, so that the tree of a run that failed at last says where."""
+    monkeypatch.setattr("pocket_plug.telemetry.tree.MAX_HELD", 10)
+    monkeypatch.setattr("pocket_plug.telemetry.tree.MAX_FAILED", 2)
+    terminal = Terminal()
+    root = terminal.span("run g", 0)
+    for number in range(20):
+        terminal.span(f"node {number}", 0, root).end(1 * MS)
+    for _ in range(5):
+        fail(terminal.span("node last", 1, root), 2)
+    assert terminal.processor.held == 12
+    fail(root, 3, place=False)
+    assert "node last ✗ Declined orders.py:41" in terminal.text()

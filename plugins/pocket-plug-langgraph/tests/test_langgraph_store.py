@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from langgraph.graph import END, START, StateGraph
-from langgraph.store.base import GetOp, ListNamespacesOp, PutOp, SearchOp, TTLConfig
+from langgraph.store.base import GetOp, ListNamespacesOp, Op, PutOp, SearchOp, TTLConfig
 from langgraph.store.memory import InMemoryStore
 from pocket_plug_langgraph import PocketStore
 
-from pocket_plug import ConfigError, SyncStore, UnregisteredTypeError
+from pocket_plug import ConfigError, PocketError, SyncStore, UnregisteredTypeError
 from pocket_plug.testing.clock import FakeClock
 
 ANN = ("user", "ann")
@@ -52,6 +52,23 @@ def test_an_item_comes_back_as_it_was_put(memories: PocketStore) -> None:
     assert first.created_at == second.created_at <= first.updated_at < second.updated_at
     memories.delete(ANN, "a")
     assert memories.get(ANN, "a") is None
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [
+        (PutOp(ANN, "a", cast("Any", [1])), "'a': an item's value is a dict, not a list"),
+        (PutOp(ANN, "a", {}, ttl=0), "'a': ttl is a number of minutes above 0, not 0"),
+        (SearchOp(ANN, limit=-1), "limit is a number from 0 up, not -1"),
+        (SearchOp(ANN, offset=-1), "offset is a number from 0 up, not -1"),
+        (ListNamespacesOp(limit=-1), "limit is a number from 0 up, not -1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(memories: PocketStore, operation: Op, said: str) -> None:
+    """By an error that names it, and nothing of the batch is written."""
+    with pytest.raises(PocketError, match=said):
+        memories.batch([PutOp(ANN, "b", {}), operation])
+    assert memories.get(ANN, "b") is None
 
 
 def test_async_the_same(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pocket_plug.errors import CorruptRecordError, StoreError
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.resolving import resolve_backend
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.contracts import HANGS, keys_of
+from pocket_plug.testing.scenarios import HANGS, keys_of
 from pocket_plug.testing.servers import Server
 
 Make = Callable[[], Backend]

@@ -19,8 +19,8 @@ from pocket_plug_postgres.backend import Durability
 
 from pocket_plug import Delete, Put, StoreError, SyncStore
 from pocket_plug.store.backend import Backend, Entry
-from pocket_plug.testing.contracts import HANGS, increment
 from pocket_plug.testing.proxy import POSTGRES_TLS, Proxy
+from pocket_plug.testing.scenarios import HANGS, increment
 from pocket_plug.testing.servers import Server, certificate, free_port, postgres, standby
 
 SOON = 20.0

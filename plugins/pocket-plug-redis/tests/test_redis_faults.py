@@ -17,8 +17,8 @@ from pocket_plug_redis import Redis
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
 from pocket_plug.errors import AnswerLostError, ConfigError, StoreBusyError, StoreClosedError, WriteSizeError
 from pocket_plug.primitives.waiting import LoopThread, run_on
-from pocket_plug.testing.contracts import increment, keys_of
 from pocket_plug.testing.proxy import Proxy
+from pocket_plug.testing.scenarios import increment, keys_of
 from pocket_plug.testing.servers import Server, certificate, free_port, valkey
 
 SHORT = "&timeout=0.5&patience=1.5"

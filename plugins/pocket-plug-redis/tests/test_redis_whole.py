@@ -18,7 +18,7 @@ from pocket_plug_redis.watching import WATCH_EVERY
 from pocket_plug import Delete, Graph, Put, Runs, Store, SyncStore, node
 from pocket_plug.cli import main
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.testing.contracts import works_in_a_child
+from pocket_plug.testing.scenarios import works_in_a_child
 from pocket_plug.testing.servers import Server, valkey
 
 POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from opentelemetry.context import Context, get_current
+
 from pocket_plug.hookspecs import NodeCall, Run
 from pocket_plug.otel import open_runs
 from pocket_plug.otel.late import measuring_context
@@ -15,7 +17,7 @@ from .instruments import Instruments, about, failure
 class RunTimer:
     """A run: that it goes on, and how long it took."""
 
-    __slots__ = ("active", "graph", "instruments", "run", "started")
+    __slots__ = ("active", "context", "graph", "instruments", "run", "started")
 
     def __init__(self, instruments: Instruments, run: Run) -> None:
         self.instruments, self.run = instruments, run
@@ -23,23 +25,25 @@ class RunTimer:
 
     def __enter__(self) -> None:
         self.active = self.instruments.runs.begin(self.graph)
+        self.context = get_current()
         self.started = time.perf_counter()
         open_runs.begun(self)
 
     def __exit__(self, *_: object) -> None:
         if open_runs.ended(self):
-            self._record(self.run.outcome or "success", failure(self.run.error))
+            self._record(self.run.outcome or "success", failure(self.run.error), measuring_context())
 
     def interrupt(self, reason: str) -> None:
-        """It ends with the process."""
-        self._record(open_runs.INTERRUPTED, {"error.type": errors[reason]})
+        """It ends with the process, in another context than its own."""
+        self._record(open_runs.INTERRUPTED, {"error.type": errors[reason]}, self.context)
 
-    def _record(self, outcome: str, failed: Attributes) -> None:
+    def _record(self, outcome: str, failed: Attributes, context: Context) -> None:
+        """The context's span is the exemplar."""
         seconds = time.perf_counter() - self.started
         self.active.end()
         attributes = self.graph | failed
         attributes["pocket_plug.run.outcome"] = outcome
-        self.instruments.run_duration.record(seconds, attributes, measuring_context())
+        self.instruments.run_duration.record(seconds, attributes, context)
 
 
 class NodeTimer:

@@ -1,31 +1,60 @@
 // The panel that tells all about one span.
 
+function headOf(span, title, { zoom, close }) {
+  return make("header", {},
+    make("span", { class: `kind ${span.type}` }),
+    make("h2", { tabindex: -1 }, title),
+    make("button", { class: "quiet", title: "zoom to this span (z)", click: () => zoom(span) }, "zoom"),
+    make("button", { class: "quiet", title: "close (Esc)", "aria-label": "close the details", click: close }, "×"));
+}
+
+function factsOf(facts) {
+  return make("dl", { class: "facts" }, ...facts.filter(([, value]) => value).map(([name, value, title]) => make("div", { title }, make("dt", {}, name), make("dd", {}, value))));
+}
+
+// Of spans that stand in one row: their figures, and the longest of them.
+function detailsOfGroup(group, { goTo, zoom, close }) {
+  return [
+    headOf(group, `${group.name} ${group.range}`, { zoom, close }),
+    factsOf([["spans", count(group.spans.length)], ["p50", duration(group.median)], ["p95", duration(group.p95)], ["max", duration(group.longest)], ["total", duration(group.took)]]),
+    longestOf("Longest", group.spans, goTo, 12)];
+}
+
+function longestOf(title, spans, goTo, most) {
+  const slow = [...spans].sort((one, other) => other.took - one.took).slice(0, most);
+  return section(title, ...slow.map((span) => make("button", { class: "jump", click: () => goTo(span) }, make("span", { class: `kind ${span.type}` }), make("span", { class: "name" }, nameOf(span)), make("span", { class: "took" }, duration(span.took)))));
+}
+
+// A span's name, with what tells it from others of that name.
+function nameOf(span) {
+  const [index, visit] = [span.get("fan_out.index"), span.type === "node" ? span.get("node.visit") : undefined];
+  return `${span.name}${index === undefined ? "" : ` [${index}]`}${visit > 1 ? ` visit ${visit}` : ""}`;
+}
+
 function detailsOf(span, { goTo, find, zoom, close }) {
   const facts = [["begins at", `+${duration(span.start)}`, new Date(span.trace.start.getTime() + span.start / 1e6).toISOString()],
     ["took", span.goesOn ? "goes on" : duration(span.took), `${count(span.took)} ns`],
     ["of its own", duration(span.self), "time in which none of its children was under way"],
+    ["on path", span.trace.critical.has(span) ? duration(lengthOf(span.trace.critical.get(span))) : "", "its own part of the critical path"],
     ["share", `${((span.took / span.trace.took) * 100).toFixed(1)} %`, "of the whole trace"]];
   const panel = [
-    make("header", {},
-      make("span", { class: `kind ${span.type}` }),
-      make("h2", { tabindex: -1 }, span.name),
-      make("button", { class: "quiet", title: "zoom to this span (z)", click: () => zoom(span) }, "zoom"),
-      make("button", { class: "quiet", title: "close (Esc)", "aria-label": "close the details", click: close }, "×")),
-    make("p", { class: "marks" }, ...marksOf(span).map(({ look, text, title }) => make("span", { class: `mark ${look}`, title }, text))),
-    make("dl", { class: "facts" }, ...facts.map(([name, value, title]) => make("div", { title }, make("dt", {}, name), make("dd", {}, value)))),
+    headOf(span, span.name, { zoom, close }),
+    errorSection(span, goTo),
+    make("p", { class: "marks" }, ...marksOf(span).filter(({ error }) => !error).map(({ look, text, title }) => make("span", { class: `mark ${look}`, title }, text))),
+    factsOf(facts),
+    ...llmSections(span),
+    ...valueSections(span),
   ];
-  if (span.message && span.message !== span.get("error.type")) panel.push(make("p", { class: `message ${span.failed ? "bad" : "warn"}` }, span.message));
-  if (span.events.length) panel.push(section("Events", ...span.events.map((event) => eventOf(span, event))));
-  panel.push(section("Attributes", table(sorted(span.attributes)), span.pairs.length ? copyButton("copy as JSON", () => JSON.stringify(Object.fromEntries(span.attributes), null, 2)) : ""));
+  if (span.message && span.status !== "error") panel.push(make("p", { class: "message" }, span.message));
+  const shown = span.status === "error" && span.events.findLast(([name]) => name === "exception"); // its stack stands above
+  if (span.events.length) panel.push(section("Events", ...span.events.map((event) => eventOf(span, event, event === shown))));
+  const above = messagesOf(span).length ? isMessage : isValue; // stand above already
+  panel.push(section("Attributes", table(sorted(span.attributes.filter(([name]) => !above(name)))), span.pairs.length ? copyButton("copy as JSON", () => JSON.stringify(Object.fromEntries(span.attributes), null, 2)) : ""));
   if (span.links.length) panel.push(section("Links", ...span.links.map((link) => linkOf(link, goTo, find))));
-  if (span.children.length) {
-    const slow = [...span.children].sort((one, other) => other.took - one.took).slice(0, 5);
-    panel.push(section(`Longest of ${plural(span.children.length, "child").replace("childs", "children")}`,
-      ...slow.map((child) => make("button", { class: "jump", click: () => goTo(child) }, make("span", { class: `kind ${child.type}` }), make("span", { class: "name" }, child.name), make("span", { class: "took" }, duration(child.took))))));
-  }
+  if (span.children.length) panel.push(longestOf(`Longest of ${plural(span.children.length, "child").replace("childs", "children")}`, span.children, goTo, 5));
   panel.push(section("Ids", table([["trace", span.trace.id], ["span", span.id], ["parent", span.parent?.id ?? span.parentId ?? "none"], ["scope", span.scope], ["kind", ["unspecified", "internal", "server", "client", "producer", "consumer"][span.kind] ?? String(span.kind)], ["status", span.status]])));
   if (span.resourcePairs.length) panel.push(make("details", {}, make("summary", {}, "Resource"), table(named(span.resourcePairs))));
-  return panel;
+  return panel.filter(Boolean);
 }
 
 function section(title, ...content) {
@@ -65,15 +94,15 @@ function textOf(value) {
   return String(value);
 }
 
-function eventOf(span, [name, time, numbers]) {
+function eventOf(span, [name, time, numbers], isShown) {
   const attributes = named(numbers);
   const get = (key) => attributes.find(([each]) => each === key)?.[1];
-  const stack = get("exception.stacktrace");
+  const stack = isShown ? "" : get("exception.stacktrace");
   const rest = attributes.filter(([key]) => !key.startsWith("exception."));
   return make("div", { class: "happened" },
     make("p", {}, make("b", {}, get("exception.type") ?? name), ` at +${duration(time)}`, make("span", { class: "word" }, ` (${duration(Math.max(0, time - span.start))} into the span)`)),
     get("exception.message") ? make("p", { class: "said" }, String(get("exception.message"))) : "",
-    stack ? make("pre", { class: "stack", tabindex: 0 }, String(stack)) : "",
+    stack ? make("pre", { class: "frames", tabindex: 0 }, String(stack)) : "",
     stack ? copyButton("copy the stack", () => String(stack)) : "",
     rest.length ? table(rest) : "");
 }

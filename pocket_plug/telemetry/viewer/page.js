@@ -2,12 +2,14 @@
 
 const at = (id) => document.getElementById(id);
 const newestFirst = (one, other) => (BigInt(one.start) < BigInt(other.start) ? 1 : -1);
-const traces = data.traces.filter((raw) => raw.spans.length).sort(newestFirst).map((raw) => new Trace(raw));
+const traces = data.traces.filter((raw) => raw.ids.length).sort(newestFirst).map((raw) => new Trace(raw));
 const traceById = new Map(traces.map((trace) => [trace.id, trace]));
 let trace = null;
 let graphRuns = []; // the runs that the graph shows
 let chart = null;
 
+const views = new Views({ onChange: (view) => onView(view) });
+const names = new NamesView({ onPick: (line) => onlyThese(line) });
 const waterfall = new Waterfall({
   onSelect: (span) => selected(span),
   onOpen: (span) => openDetails(span),
@@ -25,7 +27,18 @@ function show(next, span = null) {
   chart = null;
   showGraph(trace.runs.length ? [trace.runs[0]] : []);
   waterfall.show(trace);
-  if (span) goTo(span);
+  onView(views.now);
+  const first = span ?? firstFailure(trace);
+  if (first) goTo(first);
+}
+
+// A view is filled when it is looked at.
+function onView(view) {
+  at("tools").hidden = view !== "waterfall";
+  if (!trace) return;
+  if (view === "names" && names.trace !== trace) names.show(trace, traces.filter((other) => other !== trace));
+  if (view === "failures") at("failures").replaceChildren(...errorsView(trace, goTo).filter(Boolean));
+  if (view === "waterfall" && waterfall.selected) waterfall.reveal(waterfall.selected);
 }
 
 function drawHead() {
@@ -35,10 +48,11 @@ function drawHead() {
   outcome.className = `outcome ${{ failure: "bad", timeout: "bad", interrupted: "bad", success: "good", cancelled: "grey" }[trace.outcome] ?? "blue"}`;
   outcome.hidden = !trace.outcome;
   at("run-id").textContent = trace.runId || trace.id;
+  const usage = usageOfTrace(trace);
   const steps = trace.root?.get("run.steps");
   const figures = [["took", duration(trace.took)], ["steps", steps === undefined ? "" : count(steps)], ["spans", count(trace.spans.length)],
-    ["errors", trace.errors ? make("button", { title: "the next error (n)", click: () => waterfall.nextError(1) }, count(trace.errors)) : "0", "bad"], ["retries", trace.retries ? count(trace.retries) : "", "warn"],
-    ["service", trace.service], ["began", shortTime(trace.start)]];
+    ["errors", trace.errors ? make("button", { title: "the errors, by type and place", click: () => views.show("failures") }, count(trace.errors)) : "0", "bad"], ["retries", trace.retries ? count(trace.retries) : "", "warn"],
+    ["tokens", tokensText(usage)], ["cost", costText(usage.cost)], ["service", trace.service], ["began", shortTime(trace.start)]];
   at("figures").replaceChildren(...figures.filter(([, value]) => value).map(([name, value, look]) => make("div", { class: look }, make("dt", {}, name), make("dd", {}, value))));
   at("traces").value = trace.id;
   at("traces").hidden = at("older").hidden = at("newer").hidden = traces.length < 2;
@@ -49,6 +63,11 @@ function drawHead() {
 
 function shortTime(date) {
   return date.toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+}
+
+// A trace in a list of traces.
+function choiceOf({ start, title, outcome, took }) {
+  return `${shortTime(start)} · ${title} · ${SIGNS[outcome] ?? ""} ${outcome || "?"} · ${duration(took)}`;
 }
 
 // A durable run that was suspended or died goes on in a new trace: all of them in a line, by the run's id.
@@ -65,7 +84,7 @@ function goTo(span) {
 }
 
 function find(traceId, spanId) {
-  return traceById.get(traceId)?.byId.get(spanId);
+  return traceById.get(traceId)?.spans.find((span) => span.id === spanId);
 }
 
 // ---------------------------------------------------------------- spans
@@ -74,8 +93,9 @@ function selected(span) {
   if (!at("details").hidden) fillDetails(span);
   const run = span.type === "run" ? span : span.run;
   if (run && !graphRuns.includes(run)) showGraph([run]);
-  highlight(span);
-  remember(span);
+  const [first] = span instanceof Group ? span.spans : [span];
+  highlight(first);
+  remember(first);
 }
 
 function openDetails(span, focus = true) {
@@ -86,7 +106,8 @@ function openDetails(span, focus = true) {
 }
 
 function fillDetails(span) {
-  at("details").replaceChildren(...detailsOf(span, { goTo, find, zoom: (each) => waterfall.zoomTo(each), close: closeDetails }));
+  const details = span instanceof Group ? detailsOfGroup : detailsOf;
+  at("details").replaceChildren(...details(span, { goTo, find, zoom: (each) => waterfall.zoomTo(each), close: closeDetails }));
   at("details").scrollTop = 0;
 }
 
@@ -213,9 +234,19 @@ function drawTools() {
   const { rows, matches, hidden } = waterfall;
   for (const chip of at("scopes").children) chip.setAttribute("aria-pressed", String(!hidden.has(chip.dataset.scope)));
   at("errors").setAttribute("aria-pressed", String(waterfall.errorsOnly));
+  at("path").setAttribute("aria-pressed", String(waterfall.showsPath));
+  at("by-duration").setAttribute("aria-pressed", String(waterfall.tree.byDuration));
+  at("only").hidden = !waterfall.only;
+  at("only").textContent = waterfall.only ? `${waterfall.only.name} ×` : "";
   at("found").textContent = waterfall.kept ? `${count(matches)} of ${plural(trace.tree.length, "span")}` : rows.length < trace.tree.length ? `${plural(rows.length, "row")} of ${count(trace.tree.length)}` : "";
   at("nothing").hidden = rows.length > 0;
   at("zoom").hidden = !waterfall.zoomed;
+}
+
+function onlyThese(line) {
+  waterfall.only = line;
+  waterfall.filter();
+  if (line) views.show("waterfall");
 }
 
 function search(text) {
@@ -228,9 +259,21 @@ function errorsOnly() {
   waterfall.filter();
 }
 
+function markPath() {
+  waterfall.showsPath = !waterfall.showsPath;
+  waterfall.arrange();
+}
+
+function byDuration() {
+  waterfall.tree.byDuration = !waterfall.tree.byDuration;
+  waterfall.arrange();
+  if (waterfall.selected) waterfall.reveal(waterfall.selected);
+}
+
 function clearFilters() {
   at("search").value = waterfall.query = "";
   waterfall.errorsOnly = false;
+  waterfall.only = null;
   waterfall.hidden.clear();
   waterfall.filter();
 }
@@ -272,6 +315,8 @@ const KEYS = [
   ["Esc", "close the details, clear the search", null],
   ["/", "search", () => at("search").focus()],
   ["e", "errors only", errorsOnly],
+  ["c", "mark the critical path", markPath],
+  ["d", "children by duration or by time", byDuration],
   ["n", "the next error", () => waterfall.nextError(1)],
   ["p", "the error before", () => waterfall.nextError(-1)],
   ["z", "zoom to the span", () => waterfall.zoomTo(waterfall.selected)],
@@ -280,6 +325,7 @@ const KEYS = [
   ["-", "fold all", () => waterfall.foldTo(0)],
   ["*", "fold or unfold with all siblings", () => waterfall.foldSiblings()],
   ["1 … 9", "fold to a level", null],
+  ["v", "the next view: waterfall, table, errors", () => views.next()],
   ["g", "show or hide the graph", () => foldGraph()],
   ["[", "the trace before", () => step(1)],
   ["]", "the trace after", () => step(-1)],
@@ -330,7 +376,7 @@ function listen() {
     clearTimeout(typed);
     typed = setTimeout(() => search(at("search").value), trace.tree.length > 5000 ? 120 : 0);
   });
-  const clicks = { errors: errorsOnly, clear: clearFilters, theme: nextTheme, older: () => step(1), newer: () => step(-1), help: () => at("keys").showModal(), "fold-graph": () => foldGraph(), "unfold-all": () => waterfall.foldTo(Infinity), "fold-all": () => waterfall.foldTo(0), zoom: () => waterfall.zoom(0, trace.took) };
+  const clicks = { errors: errorsOnly, only: () => onlyThese(null), path: markPath, "by-duration": byDuration, clear: clearFilters, theme: nextTheme, older: () => step(1), newer: () => step(-1), help: () => at("keys").showModal(), "fold-graph": () => foldGraph(), "unfold-all": () => waterfall.foldTo(Infinity), "fold-all": () => waterfall.foldTo(0), zoom: () => waterfall.zoom(0, trace.took) };
   for (const [id, act] of Object.entries(clicks)) at(id).addEventListener("click", act);
   at("run-id").addEventListener("click", () => copy(at("run-id").textContent));
   at("traces").addEventListener("change", () => show(traceById.get(at("traces").value)));
@@ -370,9 +416,10 @@ function splitter() {
 
 function start() {
   listen();
+  views.show("waterfall");
   setTheme(storedTheme());
   at("keys").querySelector("dl").append(...KEYS.map(([key, what]) => make("div", {}, make("dt", {}, ...key.split(" ").map((each) => make("kbd", {}, each))), make("dd", {}, what))));
-  at("traces").append(...traces.map((each) => make("option", { value: each.id }, `${shortTime(each.start)} · ${each.title} · ${SIGNS[each.outcome] ?? ""} ${each.outcome || "?"} · ${duration(each.took)}`)));
+  at("traces").append(...traces.map((each) => make("option", { value: each.id }, choiceOf(each))));
   if (!traces.length) {
     document.body.classList.add("empty");
     at("title").textContent = "No traces";

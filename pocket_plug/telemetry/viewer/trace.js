@@ -3,28 +3,24 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 
 const keys = new Map(data.texts.map((text, number) => [text, number]));
+const keysOfOurs = new Map(); // by the name without "pocket_plug."
 
+const EMPTY = Object.freeze([]); // most spans have no children, events or links
+
+function keyOf(name) {
+  if (!keysOfOurs.has(name)) keysOfOurs.set(name, keys.get(`pocket_plug.${name}`) ?? keys.get(name));
+  return keysOfOurs.get(name);
+}
+
+const STATUS = ["unset", "ok", "error"];
+
+// What Python wrote stays in the trace's columns and is looked up there, so that many spans are made at once.
 class Span {
-  constructor(trace, raw) {
-    const [id, parent, name, scope, kind, start, took, status, attributes, resource, more = {}] = raw;
+  constructor(trace, number) {
     this.trace = trace;
-    this.id = id;
-    this.nameNumber = name;
-    this.name = data.texts[name];
-    this.scope = data.texts[scope];
-    this.kind = kind;
-    this.start = start;
-    this.end = start + (took ?? 0);
-    this.goesOn = took === null;
-    this.status = ["unset", "ok", "error"][status];
-    this.pairs = attributes; // numbers into data.pairs
-    this.resourcePairs = resource;
-    this.message = more.message ?? "";
-    this.events = more.events ?? [];
-    this.links = more.links ?? [];
-    this.parentId = parent; // a number where the parent is here, else its id
+    this.number = number;
     this.parent = null;
-    this.children = [];
+    this.children = EMPTY;
     this.order = -1; // its place in the tree, depth first; `last` is that of its last descendant
     this.depth = 0;
     this.type = typeOf(this);
@@ -32,13 +28,80 @@ class Span {
     this.owner = null; // the run, node or item right above
   }
 
+  get id() {
+    return this.trace.columns.ids[this.number];
+  }
+
+  // What tells it from the page's other rows.
+  get key() {
+    return this.order;
+  }
+
+  get nameNumber() {
+    return this.trace.columns.names[this.number];
+  }
+
+  get name() {
+    return data.texts[this.nameNumber];
+  }
+
+  get scope() {
+    return data.texts[this.trace.columns.scopes[this.number]];
+  }
+
+  get kind() {
+    return this.trace.columns.kinds[this.number];
+  }
+
+  get start() {
+    return this.trace.columns.starts[this.number];
+  }
+
   get took() {
-    return this.end - this.start;
+    return Math.max(this.trace.columns.took[this.number], 0);
+  }
+
+  get end() {
+    return this.start + this.took;
+  }
+
+  get goesOn() {
+    return this.trace.columns.took[this.number] < 0;
+  }
+
+  get status() {
+    return STATUS[this.trace.columns.status[this.number]];
+  }
+
+  // A number where the parent is here, else its id.
+  get parentId() {
+    return this.trace.columns.parents[this.number];
+  }
+
+  // Numbers into data.pairs.
+  get pairs() {
+    return this.trace.columns.attributes[this.number];
+  }
+
+  get resourcePairs() {
+    return data.resources[this.trace.columns.resources[this.number]];
+  }
+
+  get message() {
+    return this.trace.columns.more[this.number]?.message ?? "";
+  }
+
+  get events() {
+    return this.trace.columns.more[this.number]?.events ?? EMPTY;
+  }
+
+  get links() {
+    return this.trace.columns.more[this.number]?.links ?? EMPTY;
   }
 
   // The value of an attribute, by its name without "pocket_plug." or whole.
   get(name) {
-    const key = keys.get(`pocket_plug.${name}`) ?? keys.get(name);
+    const key = keyOf(name);
     if (key === undefined) return undefined;
     for (const pair of this.pairs) if (data.pairs[pair][0] === key) return data.pairs[pair][1];
     return undefined;
@@ -103,11 +166,11 @@ function typeOf(span) {
 }
 
 class Trace {
-  constructor({ id, start, spans }) {
-    this.id = id;
-    this.start = new Date(Number(BigInt(start) / 1000000n));
-    this.spans = spans.map((raw) => new Span(this, raw));
-    this.byId = new Map(this.spans.map((span) => [span.id, span]));
+  constructor(columns) {
+    this.columns = columns;
+    this.id = columns.id;
+    this.start = new Date(Number(BigInt(columns.start) / 1000000n));
+    this.spans = columns.ids.map((_, number) => new Span(this, number));
     this.tree = plant(this.spans);
     this.took = this.spans.reduce((latest, span) => Math.max(latest, span.end), 1);
     this.failed = this.spans.filter((span) => span.failed);
@@ -120,12 +183,11 @@ class Trace {
     this.outcome = this.root?.get("run.outcome") ?? (this.root?.goesOn ? "running" : this.failed.length ? "failure" : "");
     this.service = String(named(this.root?.resourcePairs ?? []).find(([name]) => name === "service.name")?.[1] ?? "");
   }
-}
 
-// Is it a failed span's own error, none that came from below? A foreign span may not say what its error was.
-function isOwnError(span) {
-  const kinds = span.children.filter((child) => child.failed).map((child) => child.get("error.type"));
-  return !kinds.includes(span.get("error.type")) && !kinds.includes(undefined);
+  // The critical path, found when it is asked for.
+  get critical() {
+    return (this.path ??= criticalPath(this));
+  }
 }
 
 function sum(spans, name) {
@@ -152,6 +214,7 @@ function plant(spans) {
     const parent = typeof span.parentId === "number" ? spans[span.parentId] : null;
     if (parent && parent !== span) {
       span.parent = parent;
+      if (parent.children === EMPTY) parent.children = [];
       parent.children.push(span);
     }
   }
@@ -168,81 +231,3 @@ function plant(spans) {
   }
   return tree;
 }
-
-// What is to be seen at a glance: short texts, each with what it means and how grave it is.
-function marksOf(span) {
-  const marks = [];
-  const add = (look, text, title = "") => marks.push({ look, text, title });
-  const error = String(span.get("error.type") ?? (span.status === "error" ? "error" : ""));
-  const short = error.slice(error.lastIndexOf(".") + 1);
-  const outcome = span.get("run.outcome") ?? span.get("node.outcome");
-  if (span.goesOn) add("blue", "… goes on", "has not ended, or its end was not recorded");
-  if (span.failed) add("bad", `✗ ${short}`, span.message);
-  else if (span.status === "error") {
-    const delay = span.get("retry.delay");
-    add("warn", `↻ ${short}${delay > 0 ? `, again in ${duration(delay * 1e9)}` : ""}`, `${span.message} (tried again)`);
-  }
-  if (span.get("attempt") > 1) add("warn", `#${span.get("attempt")}`, `attempt ${span.get("attempt")}`);
-  if (outcome === "fallback") add("warn", "⤵ fallback", "the fallback's result took the place of the failed one");
-  if (outcome === "timeout") add("bad", "◷ timeout", "the run's time was up");
-  if (outcome === "cancelled") add("grey", "⊘ cancelled", error);
-  else if (error && span.status !== "error" && outcome !== "suspended") add("grey", `⊘ ${short}`, error);
-  if (outcome === "suspended") add("blue", "‖ suspended", "waits for an answer");
-  if (span.get("run.resumed") === true) add("blue", "▸ resumed", "goes on with what an earlier execution left");
-  if (span.get("interrupted")) add("bad", "! interrupted", "the process was told to end");
-  const events = (name) => span.events.filter((event) => event[0] === `pocket_plug.${name}`).length;
-  if (events("conflict")) add("warn", `⇄ conflict${times(events("conflict"))}`, "another wrote the same meanwhile; tried again");
-  if (events("clean_up_failed")) add("warn", "! clean-up failed", "see the span's events");
-  const [items, suppressed] = [span.get("fan_out.items"), span.get("fan_out.suppressed")];
-  if (suppressed) add("grey", `${count(items - suppressed)} of ${plural(items, "item")} shown`, "the slowest, the failed, the retried and a sample have spans");
-  if (span.links.length) add("blue", `↗ link${times(span.links.length)}`, "belongs to another span, see the details");
-  if (typeof span.parentId === "string") add("grey", "parent elsewhere", "its parent's span is not in this page");
-  if (span.get("store.hit") === false) add("grey", "miss", "nothing under this key");
-  if (span.get("node.visit") > 1 && span.type === "node") add("grey", `visit ${span.get("node.visit")}`);
-  return marks;
-}
-
-// How a span's bar looks.
-function lookOf(span) {
-  if (span.failed) return "bad";
-  if (span.status === "error" || span.get("node.outcome") === "fallback") return "warn";
-  if ((span.get("run.outcome") ?? span.get("node.outcome")) === "cancelled") return "grey";
-  return "";
-}
-
-// ---------------------------------------------------------------- texts
-function count(number) {
-  return Number(number).toLocaleString("en");
-}
-
-function times(number) {
-  return number > 1 ? ` ×${count(number)}` : "";
-}
-
-function plural(number, word) {
-  return `${count(number)} ${word}${number === 1 ? "" : "s"}`;
-}
-
-// Nanoseconds as one reads them.
-function duration(ns) {
-  if (ns === 0) return "0";
-  if (ns < 1e3) return `${Math.round(ns)} ns`;
-  if (ns < 999.5e3) return `${Math.round(ns / 1e3)} µs`;
-  if (ns < 999.5e6) return `${(ns / 1e6).toFixed(ns < 1e8 ? 1 : 0)} ms`;
-  if (ns < 60e9) return `${(ns / 1e9).toFixed(2)} s`;
-  const minutes = Math.floor(ns / 60e9);
-  return minutes < 60 ? `${minutes} min ${Math.floor(ns / 1e9) % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
-}
-
-// An element, or with a namespace one of SVG. What comes from traces is put in as text only.
-function make(tag, attributes = {}, ...content) {
-  const element = SVG.has(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (typeof value === "function") element.addEventListener(name, value);
-    else if (value !== undefined && value !== false && value !== "") element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...content.filter((each) => each !== null && each !== undefined && each !== ""));
-  return element;
-}
-
-const SVG = new Set(["svg", "g", "path", "rect", "circle", "text", "defs", "marker"]);

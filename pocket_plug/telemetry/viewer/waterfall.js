@@ -1,7 +1,6 @@
 // The waterfall: spans as rows in tree order, each with its bar in time. Only the rows in sight are in the document.
 
 const SCOPES = { graph: ["run", "node", "item"], phase: ["phase"], store: ["store"], other: ["foreign"] };
-const OPEN_AT_FIRST = 400; // rows
 
 class Waterfall {
   constructor({ onSelect, onOpen, onView }) {
@@ -16,6 +15,8 @@ class Waterfall {
     this.window = document.getElementById("window");
     this.query = "";
     this.errorsOnly = false;
+    this.showsPath = false; // the critical one
+    this.only = null; // a line of the table: its spans only
     this.hidden = new Set(); // names of SCOPES
     this.shown = new Map(); // by row number: its element
     this.body.addEventListener("scroll", () => this.later());
@@ -23,47 +24,40 @@ class Waterfall {
     this.body.addEventListener("focus", () => this.selected || this.select(this.rows[0]));
     this.zoomByDragging(document.getElementById("time"));
     new ResizeObserver(() => this.resized()).observe(this.body);
+    this.resized();
   }
 
   show(trace) {
     this.trace = trace;
-    this.folded = new Set();
+    const byDuration = this.tree?.byDuration ?? false;
+    this.tree = new Rows(trace);
+    this.tree.byDuration = byDuration;
     this.selected = null;
     this.range = [0, trace.took];
-    this.foldAtFirst();
+    this.only = this.unfiltered = null;
+    this.tree.foldAtFirst();
     this.body.scrollTop = 0;
     this.filter();
     this.drawTime();
   }
 
   // ---------------------------------------------------------------- which rows there are
-  // Deep levels of a large trace are folded, but for what leads to an error.
-  foldAtFirst() {
-    const { tree } = this.trace;
-    if (tree.length <= OPEN_AT_FIRST) return;
-    const levels = [];
-    for (const span of tree) levels[span.depth] = (levels[span.depth] ?? 0) + 1;
-    let [open, rows] = [0, 0];
-    while (open < levels.length && (rows += levels[open]) <= OPEN_AT_FIRST) open += 1;
-    open = Math.max(open, 2); // never all of it: what is next to the top is always seen
-    for (const span of tree) if (span.depth >= open - 1 && span.children.length) this.folded.add(span);
-    for (const span of this.trace.failed.slice(0, 20)) for (const above of span.above()) this.folded.delete(above);
-  }
-
   // Finds what matches, and keeps what is above it. A filter begins with all unfolded.
   filter() {
     const words = this.query.toLowerCase().split(/\s+/).filter(Boolean);
-    const active = words.length > 0 || this.errorsOnly;
-    if (active && !this.unfiltered) [this.unfiltered, this.folded] = [this.folded, new Set()];
+    const active = words.length > 0 || this.errorsOnly || this.only !== null;
+    if (active && !this.unfiltered) [this.unfiltered, this.tree.folded] = [this.tree.folded, new Set()];
     if (!active && this.unfiltered) {
-      [this.folded, this.unfiltered] = [this.unfiltered, null];
-      if (this.selected) for (const above of this.selected.above()) this.folded.delete(above);
+      [this.tree.folded, this.unfiltered] = [this.unfiltered, null];
+      if (this.selected) this.tree.uncover(this.selected);
     }
     const { tree } = this.trace;
     this.kept = null;
     this.matches = tree.length;
     if (active) {
       const tests = words.map(matcher);
+      const { only } = this;
+      if (only) tests.unshift((span) => span.nameNumber === only.nameNumber && span.type === only.type);
       this.kept = new Uint8Array(tree.length); // 2: matches, 1: is above one
       this.matches = 0;
       for (const span of tree) {
@@ -80,51 +74,33 @@ class Waterfall {
     return this.hidden.size > 0 && [...this.hidden].some((name) => SCOPES[name].includes(span.type));
   }
 
-  // The rows: what is neither folded away nor filtered out. Where a scope is off, its spans' children move up.
   arrange() {
-    const { tree } = this.trace;
-    const { kept, folded } = this;
-    const below = new Uint32Array(tree.length); // the level of a span's children
-    this.rows = [];
-    this.levels = [];
-    for (let at = 0; at < tree.length; at++) {
-      const span = tree[at];
-      const level = span.parent ? below[span.parent.order] : 0;
-      below[at] = level + 1;
-      if (kept && !kept[at]) at = span.last;
-      else if (this.isHidden(span)) below[at] = level;
-      else {
-        this.rows.push(span);
-        this.levels.push(level);
-        if (folded.has(span)) at = span.last;
-      }
-    }
-    this.places = new Map(this.rows.map((span, place) => [span, place]));
+    [this.rows, this.levels] = this.tree.list(this.kept, (row) => this.isHidden(row));
+    this.places = new Map(this.rows.map((row, place) => [row, place]));
+    this.rows.forEach((row, place) => innerOf(row) && this.places.set(innerOf(row), place));
     if (this.selected && !this.places.has(this.selected)) {
-      const visible = [...this.selected.above()].find((above) => this.places.has(above)) ?? null;
-      if (visible || !kept) this.select(visible ?? this.rows[0] ?? null, { scroll: false });
+      const visible = [...this.tree.around(this.selected)].find((above) => this.places.has(above)) ?? null;
+      if (visible || !this.kept) this.select(visible ?? this.rows[0] ?? null, { scroll: false });
     }
     this.redraw();
     this.onView();
   }
 
-  toggle(span, open = this.folded.has(span)) {
-    if (open) this.folded.delete(span);
-    else if (span.children.length) this.folded.add(span);
+  toggle(row, open = this.tree.isFolded(row)) {
+    this.tree.fold(row, open);
     this.arrange();
   }
 
   foldTo(level) {
-    this.folded.clear();
-    for (const span of this.trace.tree) if (span.depth >= level && span.children.length) this.folded.add(span);
+    this.tree.foldTo(level);
     this.arrange();
     this.reveal(this.selected);
   }
 
   foldSiblings() {
-    const siblings = this.selected?.parent?.children ?? this.trace.tree.filter((span) => !span.parent);
-    const open = siblings.some((span) => this.folded.has(span));
-    for (const span of siblings) if (open) this.folded.delete(span); else if (span.children.length) this.folded.add(span);
+    const siblings = this.tree.below(this.selected?.parent ?? null);
+    const open = siblings.some((row) => this.tree.isFolded(row));
+    for (const row of siblings) this.tree.fold(row, open);
     this.arrange();
   }
 
@@ -136,18 +112,18 @@ class Waterfall {
     for (const each of [former, span]) {
       const place = each && this.places.get(each);
       const row = this.shown.get(place);
-      if (row) this.mark(row, each);
+      if (row) this.mark(row, this.rows[place]);
     }
     this.render();
     if (span && scroll) this.reveal(span);
-    if (span) this.body.setAttribute("aria-activedescendant", `row-${span.order}`);
+    if (span) this.body.setAttribute("aria-activedescendant", `row-${this.rows[this.places.get(span)]?.key}`);
     else this.body.removeAttribute("aria-activedescendant");
     this.onSelect(span);
   }
 
   // Brings a span that is folded away or filtered out into the rows.
   uncover(span) {
-    for (const above of span.above()) this.folded.delete(above);
+    this.tree.uncover(span);
     if (this.kept && !this.kept[span.order]) {
       this.kept[span.order] = 1;
       for (const above of span.above()) this.kept[above.order] ||= 1;
@@ -185,16 +161,16 @@ class Waterfall {
 
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const span = this.selected;
+    const span = this.rows[this.places.get(this.selected)];
     const page = Math.max(1, Math.floor(this.body.clientHeight / this.rowHeight) - 1);
     const steps = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity }[event.key];
     if (steps !== undefined) this.move(steps);
     else if (event.key === "ArrowRight" && span) {
-      if (this.folded.has(span)) this.toggle(span, true);
-      else if (span.children.length) this.move(1);
+      if (this.tree.isFolded(span)) this.toggle(span, true);
+      else if (this.tree.below(span).length) this.move(1);
     } else if (event.key === "ArrowLeft" && span) {
-      const above = [...span.above()].find((each) => this.places.has(each));
-      if (span.children.length && !this.folded.has(span)) this.toggle(span, false);
+      const above = [...this.tree.around(span)].find((each) => this.places.has(each));
+      if (this.tree.below(span).length && !this.tree.isFolded(span)) this.toggle(span, false);
       else if (above) this.select(above);
     } else if (event.key === "Enter" && span) this.onOpen(span);
     else if (event.key === " " && span) this.toggle(span);
@@ -205,6 +181,9 @@ class Waterfall {
 
   // ---------------------------------------------------------------- drawing rows
   resized() {
+    const size = `${this.body.clientWidth} ${this.body.clientHeight}`;
+    if (size === this.size) return;
+    this.size = size;
     this.rowHeight = parseFloat(getComputedStyle(this.body).getPropertyValue("--row")) || 26;
     this.body.parentElement.style.setProperty("--scrollbar", `${this.body.offsetWidth - this.body.clientWidth}px`);
     if (!this.trace) return;
@@ -246,22 +225,17 @@ class Waterfall {
   row(place) {
     const span = this.rows[place];
     const level = this.levels[place];
-    const open = !this.folded.has(span);
-    const marks = marksOf(span);
-    const row = make("div", { role: "row", id: `row-${span.order}`, class: "row", "data-span": span.id, "aria-rowindex": place + 1, "aria-level": level + 1, "aria-expanded": span.children.length ? String(open) : undefined });
+    const open = !this.tree.isFolded(span);
+    const below = this.tree.below(span).length > 0;
+    const row = make("div", { role: "row", id: `row-${span.key}`, class: "row", "data-span": span.id, "aria-rowindex": place + 1, "aria-level": level + 1, "aria-expanded": below ? String(open) : undefined });
     row.style.transform = `translateY(${place * this.rowHeight}px)`;
     row.style.setProperty("--level", Math.min(level, 24));
-    const [word, rest] = wordOf(span);
-    const index = span.get("fan_out.index");
-    const action = span.type === "node" ? span.get("node.action") : undefined;
-    const label = make("div", { class: "label", role: "gridcell" },
-      make("span", { class: `twisty ${span.children.length ? (open ? "open" : "closed") : ""}`, "aria-hidden": "true", click: (event) => { event.stopPropagation(); this.select(span, { scroll: false }); this.toggle(span); } }),
-      make("span", { class: `kind ${span.type}`, title: span.type }),
-      make("span", { class: "name", title: span.name }, word && make("span", { class: "word" }, `${word} `), rest, index === undefined ? "" : make("span", { class: "word" }, ` [${index}]`)),
-      action && action !== "default" ? make("span", { class: "action", title: `action ${action}` }, `→ ${action}`) : "",
-      open || !span.children.length ? "" : make("span", { class: "inside", title: "spans folded away" }, count(span.last - span.order)),
-      ...marks.map(({ look, text, title }) => make("span", { class: `mark ${look}`, title }, text)));
-    row.append(label, make("div", { class: "took", role: "gridcell" }, span.goesOn ? "…" : duration(span.took)), this.bar(span));
+    const path = this.showsPath ? criticalOf(span) : null;
+    if (path) row.classList.add("critical");
+    const twisty = make("span", { class: `twisty ${below ? (open ? "open" : "closed") : ""}`, "aria-hidden": "true", click: (event) => { event.stopPropagation(); this.select(span, { scroll: false }); this.toggle(span); } });
+    const label = make("div", { class: "label", role: "gridcell" }, twisty, make("span", { class: `kind ${span.type}`, title: span.type }), ...(span instanceof Group ? this.labelOfGroup(span) : this.labelOf(span, open)),
+      path ? make("span", { class: "mark path", title: "its own part of the critical path" }, `◆ ${duration(lengthOf(path))}`) : "");
+    row.append(label, make("div", { class: "took", role: "gridcell" }, span.goesOn ? "…" : duration(span.took)), this.bar(span, path));
     row.addEventListener("click", () => this.select(span, { scroll: false }));
     row.addEventListener("dblclick", () => this.onOpen(span));
     this.mark(row, span);
@@ -269,13 +243,35 @@ class Waterfall {
     return row;
   }
 
-  mark(row, span) {
-    row.classList.toggle("selected", span === this.selected);
-    row.classList.toggle("above", this.kept?.[span.order] === 1);
-    row.setAttribute("aria-selected", String(span === this.selected));
+  labelOf(span, open) {
+    const [word, rest] = wordOf(span);
+    const index = span.get("fan_out.index");
+    const action = span.type === "node" ? span.get("node.action") : undefined;
+    const inner = innerOf(span);
+    return [
+      make("span", { class: "name", title: span.name }, word && make("span", { class: "word" }, `${word} `), rest, index === undefined ? "" : make("span", { class: "word" }, ` [${index}]`)),
+      inner ? make("span", { class: "mark grey", title: `${inner.name}, a nested graph` }, "graph") : "",
+      action && action !== "default" ? make("span", { class: "action", title: `action ${action}` }, `→ ${action}`) : "",
+      open || !span.children.length ? "" : make("span", { class: "inside", title: "spans folded away" }, count(span.last - span.order)),
+      ...marksOf(span).map(({ look, text, title }) => make("span", { class: `mark ${look}`, title }, text))];
   }
 
-  bar(span) {
+  labelOfGroup(group) {
+    const [word, rest] = wordOf(group);
+    return [
+      make("span", { class: "name", title: group.name }, word && make("span", { class: "word" }, `${word} `), rest, make("span", { class: "word" }, ` ${group.range}`)),
+      make("span", { class: "inside", title: "spans in one row" }, count(group.spans.length)),
+      make("span", { class: "mark grey" }, `max ${duration(group.longest)} · p95 ${duration(group.p95)}`)];
+  }
+
+  mark(row, span) {
+    const selected = span === this.rows[this.places.get(this.selected)];
+    row.classList.toggle("selected", selected);
+    row.classList.toggle("above", this.kept?.[span.order] === 1 && this.kept[innerOf(span)?.order] !== 2);
+    row.setAttribute("aria-selected", String(selected));
+  }
+
+  bar(span, path) {
     const track = make("div", { class: "track", role: "gridcell", "aria-label": `begins at ${duration(span.start)}` });
     const [begin, end] = this.range;
     const whole = end - begin;
@@ -286,11 +282,18 @@ class Waterfall {
     }
     const left = Math.max(0, (span.start - begin) / whole);
     const width = Math.min(1, (stop - begin) / whole) - left;
-    const bar = make("div", { class: `bar ${span.type} ${lookOf(span)} ${span.goesOn ? "goes-on" : ""}` });
+    const bar = make("div", { class: `bar ${span.type} ${span instanceof Group ? "alike" : lookOf(span)} ${span.goesOn ? "goes-on" : ""}` });
     bar.style.left = `min(${left * 100}%, 100% - 2px)`;
     bar.style.width = `${width * 100}%`;
     track.append(bar);
-    for (const [name, time] of span.events) {
+    for (const [from, to] of merged(path ?? EMPTY, whole / 500)) {
+      if (to < begin || from > end) continue;
+      const part = make("div", { class: "part-of-path" });
+      part.style.left = `${(Math.max(0, from - begin) / whole) * 100}%`;
+      part.style.width = `${((Math.min(to, end) - Math.max(from, begin)) / whole) * 100}%`;
+      track.append(part);
+    }
+    for (const [name, time] of span.events ?? EMPTY) {
       if (time < begin || time > end) continue;
       const dot = make("span", { class: "event", title: `${name} at ${duration(time)}` });
       dot.style.left = `${((time - begin) / whole) * 100}%`;
@@ -312,7 +315,7 @@ class Waterfall {
 
   zoomTo(span) {
     if (!span) return;
-    const room = Math.max(span.took * 0.04, 50);
+    const room = Math.max((span.end - span.start) * 0.04, 50);
     this.zoom(span.start - room, span.end + room);
   }
 
@@ -353,12 +356,18 @@ class Waterfall {
       colours[name] = getComputedStyle(this.overview).color;
     }
     const thick = Math.max(1, Math.min(3, height / tree.length));
-    for (const wrong of [false, true]) {
-      for (const span of tree) {
-        if ((span.status === "error") !== wrong) continue;
-        paint.fillStyle = colours[wrong ? (span.failed ? "bad" : "warn-bar") : span.type];
-        paint.globalAlpha = wrong ? 1 : 0.55;
-        paint.fillRect((span.start / took) * width, (span.order / tree.length) * (height - thick), Math.max(1, (span.took / took) * width), wrong ? Math.max(thick, 2) : thick);
+    const looks = new Map(Object.keys(colours).map((look) => [look, []])); // errors last, so they lie above
+    for (const span of tree) looks.get(span.status !== "error" ? span.type : span.failed ? "bad" : "warn-bar").push(span);
+    for (const [look, spans] of looks) {
+      const wrong = look === "bad" || look === "warn-bar";
+      paint.globalAlpha = wrong ? 1 : 0.55;
+      paint.fillStyle = colours[look];
+      let drawn = [-1, -1, -1];
+      for (const span of spans) {
+        const [x, y, wide] = [(span.start / took) * width, (span.order / tree.length) * (height - thick), Math.max(1, (span.took / took) * width)];
+        if (Math.abs(drawn[0] - x) + Math.abs(drawn[1] - y) + Math.abs(drawn[2] - wide) < 0.5) continue; // on the same spot
+        drawn = [x, y, wide];
+        paint.fillRect(x, y, wide, wrong ? Math.max(thick, 2) : thick);
       }
     }
     this.window.hidden = !this.zoomed;
@@ -407,8 +416,16 @@ function wordOf(span) {
   return [span.name.slice(0, space), span.name.slice(space + 1)];
 }
 
-// Does a span have this in its name, attributes, message or events? Names and attributes are looked at once each.
+const UNITS = { ns: 1, us: 1e3, "µs": 1e3, ms: 1e6, s: 1e9, min: 60e9, h: 3600e9 };
+
+// Does a span have this in its name, attributes, message or events? Or `>100ms`: did it take longer? Names and attributes are
+// looked at once each.
 function matcher(word) {
+  const [, sign, number, unit] = /^([<>≤≥]=?)(\d+(?:\.\d+)?)(ns|us|µs|ms|s|min|h)$/.exec(word) ?? [];
+  if (sign) {
+    const limit = Number(number) * UNITS[unit];
+    return "<≤".includes(sign[0]) ? (span) => !span.goesOn && span.took <= limit : (span) => span.took >= limit;
+  }
   const has = (text) => String(text).toLowerCase().includes(word);
   const texts = data.texts.map(has);
   const pairs = data.pairs.map(([key, value]) => has(`${data.texts[key]}=${typeof value === "object" ? JSON.stringify(value) : value}`));

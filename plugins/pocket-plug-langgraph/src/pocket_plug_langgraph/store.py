@@ -27,7 +27,7 @@ from langgraph.store.base import (
     TTLConfig,
 )
 
-from pocket_plug import ConfigError, Delete, Put, StoreScope, SyncScope, join_name, split_name
+from pocket_plug import ConfigError, Delete, Put, StoreScope, SyncScope, ValueTypeError, join_name, split_name
 
 from .holder import Holder, below
 
@@ -74,13 +74,13 @@ class PocketStore(Holder, BaseStore):
             if isinstance(op, PutOp):
                 if op.index:
                     raise _no_semantics(f"the item with key {op.key!r:.80} can't be indexed by its fields")
+                _check_put(op)
                 puts[_name(op.namespace, op.key)] = op
             elif isinstance(op, GetOp):
                 result = await self._get(op)
-            elif isinstance(op, SearchOp):
-                result = await self._search(op)
-            elif isinstance(op, ListNamespacesOp):
-                result = await self._namespaces(op)
+            elif isinstance(op, SearchOp | ListNamespacesOp):
+                _check_page(op)
+                result = await (self._search(op) if isinstance(op, SearchOp) else self._namespaces(op))
             else:
                 raise ConfigError(f"a store's batch has no operation {type(op).__name__}")
             results.append(result)
@@ -154,6 +154,19 @@ class PocketStore(Holder, BaseStore):
                 break
             else:
                 return
+
+
+def _check_put(op: PutOp) -> None:
+    if op.value is not None and not isinstance(op.value, Mapping):
+        raise ValueTypeError(f"{op.key!r:.80}: an item's value is a dict, not a {type(op.value).__name__}")
+    if op.ttl is not None and not op.ttl > 0:
+        raise ConfigError(f"{op.key!r:.80}: ttl is a number of minutes above 0, not {op.ttl}; None is for ever")
+
+
+def _check_page(op: SearchOp | ListNamespacesOp) -> None:
+    for name, number in (("limit", op.limit), ("offset", op.offset)):
+        if number < 0:
+            raise ConfigError(f"{name} is a number from 0 up, not {number}")
 
 
 def _name(namespace: tuple[str, ...], key: str) -> str:

@@ -1,0 +1,294 @@
+"""OpenTelemetry's declarative configuration: a file, named by `OTEL_CONFIG_FILE`, says what is sent where, instead of variables.
+
+OpenTelemetry's own loader reads it and makes what it declares. Ours are the queues before the exporters, the ids of spans
+where the file names no generator, and what an error says: the file, the place, and never a value, which may be a password.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+
+from pocket_plug.errors import ConfigError, is_fault
+from pocket_plug.primitives.failures import error_type
+from pocket_plug.primitives.redaction import MASK, public_url, summary
+
+from .export import LogExport, MetricExport, Queue, SpanExport
+from .exporters import Signal, by_process, prometheus_reader
+
+VARIABLES = ("OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE")
+
+_LOADER = "opentelemetry.configuration"
+_INSTALL = "pip install 'pocket-plug[config-file]'"
+_SECTIONS: dict[Signal, str] = {"traces": "tracer_provider", "metrics": "meter_provider", "logs": "logger_provider"}
+_PARTS = {"traces": "processors", "metrics": "readers", "logs": "processors"}
+_LIMITS = ("._meter_provider", "_create_cardinality_limits")
+_FACTORIES = {
+    "traces": ("._tracer_provider", "_create_span_exporter"),
+    "metrics": ("._meter_provider", "_create_push_metric_exporter"),
+    "logs": ("._logger_provider", "_create_log_record_exporter"),
+}
+_DELAYS = {"traces": 5000, "logs": 1000}
+"""Milliseconds that a batch waits where the file doesn't say it, by OpenTelemetry's specification."""
+
+
+def declared() -> Declared | None:
+    """What the file says that the environment names; None if it names none.
+
+    Raises ConfigError for a file that can't be followed, and where OpenTelemetry's loader isn't installed.
+    """
+    for variable in VARIABLES:
+        if name := os.environ.get(variable, "").strip():
+            found = Declared(variable, Path(name))
+            found.check()
+            return found
+    return None
+
+
+class Declared:
+    """A file that was read. `str` names it, and the variable that names it."""
+
+    def __init__(self, variable: str, path: Path) -> None:
+        self.variable, self.path = variable, path
+        self.config = self._read()
+
+    def __str__(self) -> str:
+        return f"{self.path} (named by {self.variable})"
+
+    @property
+    def disabled(self) -> bool:
+        """Does the file switch OpenTelemetry off?"""
+        return bool(self.config.disabled)
+
+    # ------------------------------------------------------------ what is sent where
+    def exporters(self, signal: Signal) -> list[str]:
+        """The names of a signal's exporters, as they stand in the file."""
+        return [name for _, _, name, _ in self._parts(signal)]
+
+    def endpoints(self, signal: Signal) -> list[str]:
+        """Where a signal goes, as far as the file says it."""
+        found = (getattr(options, "endpoint", None) for _, _, _, options in self._parts(signal))
+        return [str(endpoint) for endpoint in found if endpoint]
+
+    def spans(self) -> list[tuple[str, Callable[[], SpanExport]]]:
+        """Of each exporter of spans the name, and what puts a queue before it."""
+        return [
+            (name, partial(SpanExport, self._exporter("traces", place, way), _queue(way, "traces")))
+            for place, way, name, _ in self._parts("traces")
+        ]
+
+    def records(self) -> list[tuple[str, Callable[[], LogExport]]]:
+        """The same of log records."""
+        return [
+            (name, partial(LogExport, self._exporter("logs", place, way), _queue(way, "logs")))
+            for place, way, name, _ in self._parts("logs")
+        ]
+
+    def readers(self) -> list[tuple[str, MetricReader]]:
+        """Of each reader of metrics the name of its exporter, and the reader."""
+        return [(name, self._reader(place, way, options)) for place, way, name, options in self._parts("metrics")]
+
+    def _parts(self, signal: Signal) -> Iterator[tuple[str, Any, str, Any]]:
+        """Of each processor or reader: its place in the file, how it works, and its exporter's name and options."""
+        section: Any = getattr(self.config, _SECTIONS[signal])
+        kind = _PARTS[signal]
+        for number, each in enumerate(() if section is None else getattr(section, kind)):
+            way, about = _chosen(each)
+            place = f"{_SECTIONS[signal]}.{kind}[{number}].{way}"
+            exporter: Any = getattr(about, "exporter", None)
+            if exporter is None:
+                known = [field.name for field in fields(each)]
+                raise ConfigError(f"{self}: {place}: known are {' and '.join(known)}")
+            yield place, about, *_chosen(exporter)
+
+    def _exporter(self, signal: Signal, place: str, about: Any) -> Any:
+        module, factory = _FACTORIES[signal]
+        with self._saying(f"{place}.exporter"):
+            return by_process(partial(getattr(_loader(module), factory), about.exporter))
+
+    def _reader(self, place: str, about: Any, options: Any) -> MetricReader:
+        with self._saying(place):
+            if hasattr(options, "port"):  # Prometheus, which is served: OpenTelemetry's own server has no end
+                self._say_left_out(place, about, ("exporter",))
+                self._say_left_out(place, options, ("host", "port"))
+                return prometheus_reader(options.host or "localhost", options.port or 9464, f"{self}: {place}")
+            if not hasattr(about, "interval"):
+                raise ConfigError(f"{self}: {place}: the only exporter that is read is prometheus/development")
+            self._say_left_out(place, about, ("exporter", "interval", "timeout", "cardinality_limits"))
+            module, limits_of = _LIMITS
+            exporter = self._exporter("metrics", place, about)
+            return MetricExport(
+                exporter,
+                export_interval_millis=float(about.interval or 60_000),
+                export_timeout_millis=float(about.timeout or 30_000),
+                cardinality_limits=getattr(_loader(module), limits_of)(about.cardinality_limits),
+            )
+
+    def _say_left_out(self, place: str, about: Any, followed: Collection[str]) -> None:
+        given = [field.name for field in fields(about) if getattr(about, field.name) is not None]
+        if left_out := [name for name in given if name not in followed]:
+            _logger.warning("telemetry: %s: %s: what it says of %s is not followed", self, place, ", ".join(left_out))
+
+    # ------------------------------------------------------------ providers
+    def resource(self) -> Resource:
+        """What the file says of the process."""
+        with self._saying("resource"):
+            resource: Resource = _loader(".file").create_resource(self.config.resource)
+            return resource
+
+    def tracer_provider(self, resource: Resource, ids: IdGenerator) -> TracerProvider:
+        """With the file's sampler and limits, and no processor; with these ids, unless the file names a generator."""
+        provider: TracerProvider = self._provider("traces", resource)
+        if self.config.tracer_provider.id_generator is None:
+            provider.id_generator = cast("Any", ids)  # it is declared as the one that it has by default
+        return provider
+
+    def logger_provider(self, resource: Resource) -> LoggerProvider:
+        """With the file's limits, and no processor."""
+        provider: LoggerProvider = self._provider("logs", resource)
+        return provider
+
+    def meter_provider(self, resource: Resource, readers: Sequence[MetricReader]) -> MeterProvider:
+        """With the file's views and exemplars, and these readers."""
+        provider: MeterProvider = self._provider("metrics", resource)
+        for reader in readers:
+            provider.add_metric_reader(reader)
+        return provider
+
+    def _provider(self, signal: Signal, resource: Resource) -> Any:
+        section = _SECTIONS[signal]
+        limits = () if signal == "metrics" else (self.config.attribute_limits,)
+        with self._saying(section):
+            make = getattr(_loader(".file"), f"create_{section}")
+            provider = make(replace(getattr(self.config, section), **{_PARTS[signal]: []}), resource, *limits)
+        atexit.unregister(provider.shutdown)  # its end is ours, within a time
+        return provider
+
+    def check(self) -> None:
+        """Raise ConfigError for a provider that can't be made, before anything is set."""
+        resource = self.resource()
+        for signal, section in _SECTIONS.items():
+            if getattr(self.config, section) is not None:
+                self._provider(signal, resource)
+
+    def apply_the_rest(self) -> None:
+        """Propagators, instrumentations and OpenTelemetry's own log level, as its loader does it."""
+        with self._saying("propagator"):
+            _loader().configure_sdk(
+                replace(self.config, resource=None, tracer_provider=None, meter_provider=None, logger_provider=None)
+            )
+
+    # ------------------------------------------------------------ reading
+    def _read(self) -> Any:
+        try:
+            load = _loader().load_config_file
+        except ImportError:
+            raise ConfigError(f"{self}: OpenTelemetry's loader of such files is not installed: {_INSTALL}") from None
+        with self._saying(""):
+            return load(self.path)
+
+    @contextmanager
+    def _saying(self, place: str) -> Generator[None]:
+        """A ConfigError with the file and the place for what goes wrong; what the loader says itself has no value in it."""
+        where = f"{self}: {place}: " if place else f"{self}: "
+        loggers = [logging.getLogger(f"{_LOADER}.{name}") for name in ("file._loader", "_common")]
+        for logger in loggers:
+            logger.addFilter(_without_values)
+        try:
+            yield
+        except ConfigError:
+            raise
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            raise ConfigError(where + _why(error)) from None  # a cause may quote the file
+        finally:
+            for logger in loggers:
+                logger.removeFilter(_without_values)
+
+
+_logger = logging.getLogger("pocket_plug")
+
+
+def _loader(module: str = "") -> Any:
+    """A module of OpenTelemetry's loader, which has no types for others, or the whole of it."""
+    return import_module(f"{_LOADER}{module}")
+
+
+def _chosen(part: Any) -> tuple[str, Any]:
+    """Of several kinds the one that stands in the file: its name, and what is said of it."""
+    for field in fields(part):
+        if (about := getattr(part, field.name)) is not None:
+            return field.name, about
+    others: Mapping[str, Any] = part.additional_properties
+    return next(iter(others.items()), ("nothing", None))
+
+
+def _queue(about: Any, signal: Signal) -> Queue:
+    """`simple` sends each at once, in a thread of ours: no run waits for an exporter."""
+    if not hasattr(about, "schedule_delay"):
+        return Queue(batch=1)
+    size: int = about.max_queue_size or Queue().size
+    delay: int = _DELAYS[signal] if about.schedule_delay is None else max(about.schedule_delay, 1)
+    return Queue(size, min(size, about.max_export_batch_size or Queue().batch), delay)
+
+
+def _without_values(record: logging.LogRecord) -> bool:
+    """A filter: an error is raised as well, and its traceback quotes the file; a pair of a header is a secret."""
+    if "header" in str(record.msg):
+        record.args = (MASK,)
+    return record.levelno < logging.ERROR
+
+
+def _why(error: BaseException) -> str:
+    """Without any value."""
+    cause: Any = error.__cause__
+    kind = "" if cause is None else type(cause).__module__.partition(".")[0]
+    if kind == "yaml":
+        mark = getattr(cause, "problem_mark", None)
+        at = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        return f"no YAML: {at}{getattr(cause, 'problem', None) or getattr(cause, 'reason', 'it can not be read')}"
+    if cause is not None and kind == "json":
+        return f"no JSON: line {cause.lineno}, column {cause.colno}: {cause.msg}"
+    if kind == "jsonschema" and hasattr(cause, "absolute_path"):
+        return _mismatch(cause)
+    if isinstance(cause, OSError):
+        return f"it can not be read: {cause.strerror}"
+    if type(error).__module__.startswith(_LOADER) and (cause is None or isinstance(cause, ImportError)):
+        return public_url(str(error))  # written for users
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8"
+    return f"OpenTelemetry can not follow it: {error_type(cause or error)}"
+
+
+def _mismatch(error: Any) -> str:
+    """What the schema of such files wants, and what was found."""
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
+    where = place or "the file"
+    if error.validator in ("required", "additionalProperties"):  # names only
+        known = ", ".join(error.schema.get("properties", ()))
+        return f"{where}: {error.message}; known are {known}"
+    if error.validator in ("minProperties", "maxProperties"):
+        names = ", ".join(map(str, error.instance)) or "nothing"
+        least = "at least" if error.validator == "minProperties" else "at most"
+        return f"{where}: found {names}, wanted {least} {error.validator_value}"
+    found = "nothing" if error.instance is None else summary(error.instance)
+    allowed: Any = error.validator_value
+    wanted: Sequence[Any] = [allowed] if isinstance(allowed, str | int) else allowed
+    kind = {"type": "", "enum": "", "minItems": "at least "}.get(error.validator, f"{error.validator} ")
+    return f"{where}: found {found}, wanted {kind}{' or '.join(map(str, wanted))}"

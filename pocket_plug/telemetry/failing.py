@@ -1,0 +1,83 @@
+"""Where a trace failed: each of its errors, with type, place and message, and which of them came first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from opentelemetry.util.types import AnyValue
+
+from .frames import users_frame
+from .recorded import RecordedSpan, own_errors
+
+__all__ = ["Failure", "failure_of", "failures", "first_way", "grouped", "way_to"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as far as its span tells of it: its type without the module, the user's frame, the message; "" if not known."""
+
+    span: RecordedSpan
+    kind: str
+    place: str
+    message: str
+
+    @property
+    def is_known(self) -> bool:
+        """Is more known of it than its type?"""
+        return bool(self.place or self.message)
+
+
+def failure_of(span: RecordedSpan) -> Failure | None:
+    """What a span failed with, for good or until it was tried again; None if it didn't."""
+    kind = span.error
+    if span.status != "error" and kind is None:
+        return None
+    about: Mapping[str, AnyValue] = {}
+    for event in span.events:
+        if event.name == "exception" and (
+            "exception.type" not in about or event.attributes.get("exception.type") == kind
+        ):
+            about = event.attributes  # the last one of its type, since a span may tell of errors that it handled
+    kind = kind or _text(about, "exception.type") or "error"
+    frame = users_frame(_text(about, "exception.stacktrace"))
+    message = _text(about, "exception.message") or ("" if span.message == kind else span.message)
+    return Failure(span, kind.rpartition(".")[2] or kind, "" if frame is None else frame.place, message)
+
+
+def _text(attributes: Mapping[str, AnyValue], name: str) -> str:
+    value = attributes.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def failures(spans: Sequence[RecordedSpan]) -> list[Failure]:
+    """The errors of these spans, that which happened first at first; one that was handed on upwards is one error."""
+    failed = {span.span_id: span for span in spans if span.failed}
+    own = own_errors({id: (span.parent_id, span.error) for id, span in failed.items()})
+    found = [failure for id in own if (failure := failure_of(failed[id])) is not None]
+    return sorted(found, key=lambda failure: failure.span.end)
+
+
+def grouped(found: Sequence[Failure]) -> list[list[Failure]]:
+    """Errors of one type and place together, in the order of each group's first; by the span's name where no place is known."""
+    groups: dict[tuple[str, str], list[Failure]] = {}
+    for failure in found:
+        groups.setdefault((failure.kind, failure.place or failure.span.name), []).append(failure)
+    return [*groups.values()]
+
+
+def way_to(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> list[RecordedSpan]:
+    """The spans from the outermost one down to this one."""
+    way, seen = [span], {span.span_id}
+    while (above := by_id.get(way[-1].parent_id or "")) is not None and above.span_id not in seen:
+        seen.add(above.span_id)
+        way.append(above)
+    return way[::-1]
+
+
+def first_way(found: Sequence[Failure], by_id: Mapping[str, RecordedSpan]) -> list[RecordedSpan]:
+    """The way down to the first error, rather one that made the whole fail than one that was dealt with; [] without errors."""
+    if not found:
+        return []
+    ways = (way_to(failure.span, by_id) for failure in found)
+    return next((way for way in ways if all(span.failed for span in way)), way_to(found[0].span, by_id))

@@ -1,0 +1,97 @@
+"""Which spans of a trace have a line of their own, and which are summed up.
+
+Many of one name are summed up, but never what leads to the first failure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from .failing import Failure, failure_of, failures, first_way
+from .recorded import RecordedSpan
+
+MANY = 8
+"""Siblings of one name are all shown up to this many."""
+
+FAILED = 3
+"""Of more than that the first is shown, and so many of those that failed or go on. The rest is summed up in a line."""
+
+
+class Folding:
+    """The lines of a tree. `whole`: each span has one.
+
+    What has no parent among the spans hangs under the `root`, if one is given, else stands by itself.
+    """
+
+    def __init__(self, spans: Sequence[RecordedSpan], root: RecordedSpan | None = None, *, whole: bool = False) -> None:
+        self._whole = whole
+        by_id = {span.span_id: span for span in spans}
+        self._children: dict[str | None, list[RecordedSpan]] = {}
+        for each in sorted(spans, key=lambda span: span.start):
+            if each is not root:
+                top = None if root is None else root.span_id
+                self._children.setdefault(each.parent_id if each.parent_id in by_id else top, []).append(each)
+        self.tops = [root] if root is not None else self._children.get(None, [])
+        if not self.tops:
+            self.tops = [*spans[:1]]  # ids in a circle have no top
+        self._errors = {failure.span.span_id: failure for failure in failures(spans)}
+        self._open = {span.span_id for span in first_way([*self._errors.values()], by_id)}
+
+    def nested(self, span: RecordedSpan) -> RecordedSpan | None:
+        """The run of a nested graph that stands in its node's line: there is nothing else below that, and both ended alike."""
+        below = self._children.get(span.span_id, ())
+        if self._whole or len(below) != 1 or span.attributes.get("pocket_plug.node.type") != "graph":
+            return None
+        (run,) = below
+        alike = (run.status, run.error, bool(run.end)) == (span.status, span.error, bool(span.end))
+        return run if run.is_run and alike and not self.failure(run) else None
+
+    def failure(self, span: RecordedSpan) -> Failure | None:
+        """What is known of an error, where it happened; also of an attempt that was tried again."""
+        if span.span_id in self._errors:
+            return self._errors[span.span_id]
+        found = failure_of(span) if span.status == "error" and not span.failed else None
+        return found if found is not None and found.is_known else None
+
+    def below(self, span: RecordedSpan) -> list[RecordedSpan | list[RecordedSpan]]:
+        """In the order in which they began; where there are many of a name, the last one shown is followed by the rest."""
+        siblings = self._children.pop(span.span_id, [])  # once: ids may be in a circle
+        by_name: dict[str, list[RecordedSpan]] = {}
+        for each in siblings:
+            by_name.setdefault(each.name, []).append(each)
+        shown: dict[str, list[RecordedSpan]] = {}  # by id, each with what is summed up after it
+        for same in by_name.values():
+            kept = self._kept(same)
+            last = max(position for position, each in enumerate(same) if each.span_id in kept)
+            for position, each in enumerate(same):
+                if each.span_id in kept:
+                    rest = [other for other in same if other.span_id not in kept] if position == last else []
+                    shown[each.span_id] = rest
+        folded: list[RecordedSpan | list[RecordedSpan]] = []
+        for each in siblings:
+            if each.span_id in shown:
+                folded.append(each)
+                if rest := shown[each.span_id]:
+                    folded.append(rest)
+        return folded
+
+    def _kept(self, same: Sequence[RecordedSpan]) -> set[str]:
+        if self._whole or len(same) <= MANY:
+            return {span.span_id for span in same}
+        failed = [span.span_id for span in same[1:] if span.failed or not span.end]
+        opened = [span.span_id for span in same if span.span_id in self._open]
+        return {same[0].span_id, *opened, *failed[:FAILED]}
+
+    def errors_in(self, spans: Sequence[RecordedSpan]) -> Counter[str]:
+        """How many errors of each type there are in these and all below them, which then have no line."""
+        errors: Counter[str] = Counter()
+        waiting = [*spans]
+        while waiting:
+            span = waiting.pop()
+            if span.span_id in self._errors:
+                errors[self._errors[span.span_id].kind] += 1
+            if span.suppressed_errors:
+                errors["error"] += span.suppressed_errors  # of items without a span, of which no more is known
+            waiting += self._children.pop(span.span_id, ())
+        return errors

@@ -1,0 +1,65 @@
+"""Metrics at a port, where Prometheus fetches them: one process serves its own, and who can't be seen there says so."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+from typing import Any
+
+from pocket_plug.primitives.forking import after_fork
+
+_WAY_OUT = (
+    "Where a server has several processes, send metrics by OTLP, to a collector or to Prometheus itself: "
+    "OTEL_METRICS_EXPORTER=otlp OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=http://localhost:9090/api/v1/otlp/v1/metrics, and "
+    "prometheus --web.enable-otlp-receiver"
+)
+
+_logger = logging.getLogger("pocket_plug")
+
+
+class MetricsServer:
+    """Serves this process's metrics from now on, if the port is free; else that is logged, and the program goes on."""
+
+    def __init__(self, host: str, port: int, registry: Any) -> None:
+        from prometheus_client import start_http_server
+
+        self._place, self._process = f"{host}:{port}", os.getpid()
+        self._server: Any = None
+        self._said = mmap.mmap(-1, 1)  # shared with forked children: the first one says it for all
+        try:
+            self._server, _ = start_http_server(port, host, registry)
+        except OSError as error:
+            _logger.warning(
+                "telemetry: process %d can't serve its metrics to Prometheus on %s: %s. The program goes on, and nobody sees "
+                "them. %s; or give each process a port of its own by OTEL_EXPORTER_PROMETHEUS_PORT",
+                self._process,
+                self._place,
+                error.strerror or error,
+                _WAY_OUT,
+            )
+        else:
+            after_fork(self._in_forked_child)
+
+    def _in_forked_child(self) -> None:
+        """The thread that serves is the parent's. A port that is kept open here couldn't be opened again after its end."""
+        if self._server is None:
+            return
+        self._server.socket.close()
+        self._server = None
+        if not self._said[0]:
+            self._said[0] = 1
+            _logger.warning(
+                "telemetry: process %d serves its own metrics to Prometheus on %s, and nobody sees those of the processes "
+                "that it forks, of which %d is the first. %s",
+                self._process,
+                self._place,
+                os.getpid(),
+                _WAY_OUT,
+            )
+
+    def close(self) -> None:
+        """Serve no more."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()

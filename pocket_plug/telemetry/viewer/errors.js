@@ -1,0 +1,97 @@
+// Errors: where each arose, and which of them are the same, by type and by the place in the user's code.
+
+// What a span says of its error; `at` is the frame to look at first, the innermost of the user's.
+function errorOf(span) {
+  const [, time, numbers] = span.events.findLast(([name]) => name === "exception") ?? [, span.end, []];
+  const find = (name) => numbers.find((number) => data.texts[data.pairs[number][0]] === name);
+  const text = (name) => (find(name) === undefined ? "" : String(data.pairs[find(name)][1]));
+  const type = text("exception.type") || String(span.get("error.type") ?? "error");
+  const frames = (data.frames[find("exception.stacktrace")] ?? []).map(([file, line, name, users]) => ({ file: data.texts[file], line, name: data.texts[name], users }));
+  return {
+    type, frames, time, stack: text("exception.stacktrace"),
+    message: text("exception.message") || (span.message === type || span.message === span.get("error.type") ? "" : span.message),
+    at: frames.findLast((frame) => frame.users) ?? frames.at(-1),
+  };
+}
+
+function placeOf({ file, line }) {
+  return `${file.slice(Math.max(file.lastIndexOf("/"), file.lastIndexOf("\\")) + 1)}:${line}`;
+}
+
+// Is it a failed span's own error, none that came from below? A foreign span may not say what its error was.
+function isOwnError(span) {
+  const kinds = span.children.filter((child) => child.failed).map((child) => child.get("error.type"));
+  return !kinds.includes(span.get("error.type")) && !kinds.includes(undefined);
+}
+
+// The span below, or this one, in which a span's error arose.
+function originOf(span) {
+  while (!isOwnError(span)) {
+    const handed = span.children.filter((child) => child.failed && [undefined, span.get("error.type")].includes(child.get("error.type")));
+    span = handed.reduce((first, child) => (child.end < first.end ? child : first));
+  }
+  return span;
+}
+
+// Where to look first: at the first error that made the run fail, else at the first that was handled.
+function firstFailure(trace) {
+  const own = trace.failed.filter(isOwnError).sort((one, other) => one.end - other.end);
+  return own.find((span) => [...span.above()].every((above) => above.failed)) ?? own[0];
+}
+
+// Errors of one type and place together: what the run failed of, what was not tried again, then by how many they are.
+function groupsOfErrors(trace) {
+  const groups = new Map();
+  for (const span of trace.tree) {
+    if (span.status !== "error" || (span.failed && !isOwnError(span))) continue;
+    const { type, at, message } = errorOf(span);
+    const key = JSON.stringify([type, at?.file ?? span.name, at?.line]);
+    if (!groups.has(key)) groups.set(key, { type, at, message, spans: [], failed: 0 });
+    groups.get(key).spans.push(span);
+    groups.get(key).failed += span.failed;
+  }
+  const first = firstFailure(trace);
+  return [...groups.values()].sort((one, other) => other.spans.includes(first) - one.spans.includes(first) || Boolean(other.failed) - Boolean(one.failed) || other.spans.length - one.spans.length);
+}
+
+// The list of these groups. A click goes to the group's first span, each further one to its next.
+function errorsView(trace, goTo) {
+  const suppressed = sum(trace.spans, "fan_out.suppressed_failed");
+  const list = groupsOfErrors(trace).map(({ type, at, message, spans, failed }) => {
+    let turn = -1;
+    const where = make("span", { class: "turn" });
+    const retried = spans.length - failed;
+    const next = () => {
+      turn = (turn + 1) % spans.length;
+      where.textContent = spans.length > 1 ? `${count(turn + 1)} of ${count(spans.length)}` : "";
+      goTo(spans[turn]);
+    };
+    return make("li", {}, make("button", { class: "problem", title: spans.length > 1 ? "to the first of them; once more: to the next" : "to the span", click: next },
+      make("span", { class: "line" }, make("b", {}, type), at ? make("code", { title: `${at.file}:${at.line}` }, `${placeOf(at)} in ${at.name}`) : "",
+        failed ? make("span", { class: "mark bad" }, `✗ ${plural(failed, "error")}`) : "", retried ? make("span", { class: "mark warn" }, `↻ ${count(retried)} tried again`) : "", where),
+      message ? make("span", { class: "line said" }, message) : "",
+      make("span", { class: "line word" }, [...new Set(spans.map((span) => span.name))].slice(0, 5).join(", "))));
+  });
+  return [
+    list.length ? make("ul", {}, ...list) : make("p", { class: "none" }, "No span of this trace failed."),
+    suppressed ? make("p", { class: "none" }, `${plural(suppressed, "item")} failed and ${suppressed === 1 ? "has" : "have"} no span.`) : "",
+  ];
+}
+
+// The error at the head of a span's details: type, message, the user's frame, then all frames and the stack, folded.
+function errorSection(span, goTo) {
+  if (span.status !== "error") return "";
+  const origin = span.failed ? originOf(span) : span;
+  const { type, message, at, frames, stack } = errorOf(origin);
+  const frameOf = (frame, first) => make("p", { class: `frame ${frame.users ? "users" : ""}` }, make(first ? "b" : "span", { class: "mono", title: frame.file }, placeOf(frame)), frame.name ? make("span", {}, " in ", make("span", { class: "mono" }, frame.name)) : "", first ? make("span", { class: "path" }, frame.file) : "");
+  const others = frames.filter((frame) => frame !== at);
+  return make("section", { class: `error ${span.failed ? "bad" : "warn"}` },
+    make("h3", {}, `${span.failed ? "✗" : "↻"} ${type}`, span.failed ? "" : make("span", { class: "word" }, " tried again")),
+    message ? make("p", { class: "said" }, message) : "",
+    at ? frameOf(at, true) : "",
+    others.length ? make("details", {}, make("summary", {}, `${plural(others.length, "other frame")}`), ...others.reverse().map((frame) => frameOf(frame, false))) : "",
+    stack ? make("details", {}, make("summary", {}, "the whole stack"), make("pre", { class: "stack", tabindex: 0 }, stack)) : "",
+    make("p", { class: "does" },
+      origin === span ? "" : make("button", { class: "chip", click: () => goTo(origin) }, `arose in ${origin.name} ›`),
+      copyButton("copy the error", () => stack || [type, message].filter(Boolean).join(": "))));
+}

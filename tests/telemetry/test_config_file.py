@@ -1,0 +1,293 @@
+"""OpenTelemetry's declarative configuration, named by `OTEL_CONFIG_FILE`: `setup()`, `observe()` and `doctor` follow the file.
+
+Its loader goes with the newest SDK only: with the lowest one this module is left out, and test_setup.py has what holds there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import urllib.request
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from otlp_sink import Sink
+from scripts import python
+
+from pocket_plug.cli import main
+from pocket_plug.errors import ConfigError
+from pocket_plug.telemetry.declared import Declared, declared
+from pocket_plug.telemetry.providers import OwnIds
+from pocket_plug.testing.servers import free_port
+
+WORD = "TheSecret4711"
+
+FILE = """
+file_format: "1.0"
+resource:
+  attributes:
+    - {name: service.name, value: shop-service}
+    - {name: deployment.environment.name, value: "${STAGE:-development}"}
+propagator:
+  composite: [{tracecontext: }]
+tracer_provider:
+  processors:
+    - batch:
+        exporter:
+          otlp_http:
+            endpoint: URL/v1/traces
+            headers: [{name: authorization, value: "${TOKEN}"}]
+    - simple: {exporter: {console: }}
+logger_provider:
+  processors: [{batch: {exporter: {otlp_http: {endpoint: URL/v1/logs}}}}]
+meter_provider:
+  readers: [{periodic: {exporter: {otlp_http: {endpoint: URL/v1/metrics}}}}]
+"""
+
+
+def written(folder: Path, text: str, url: str = "http://127.0.0.1:9") -> Path:
+    path = folder / "otel.yaml"
+    path.write_text(text.replace("URL", url))
+    return path
+
+
+def read(folder: Path, text: str) -> Declared:
+    return Declared("OTEL_CONFIG_FILE", written(folder, f'file_format: "1.0"\n{text}'))
+
+
+# ---------------------------------------------------------------- what is followed
+def test_setup_sends_each_signal_where_the_file_says(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Its resource, headers and exporters, with `${…}` put in; no other variable counts. Ids are ours."""
+    written(tmp_path, FILE, otlp_sink.url)
+    code = """
+from opentelemetry import propagate, trace
+print(setup())
+graph.run_sync("tea")
+print(type(trace.get_tracer_provider().id_generator).__name__, sorted(propagate.get_global_textmap().fields))
+"""
+    done = python(
+        code,
+        tmp_path,
+        OTEL_CONFIG_FILE="otel.yaml",
+        OTEL_TRACES_EXPORTER="none",
+        OTEL_SERVICE_NAME="another",
+        STAGE="production",
+        TOKEN=WORD,
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith(("Telemetry", "OwnIds"))]
+    assert said == [
+        "Telemetry(mode='otlp_http,console', file=None, metrics='otlp_http', logs='otlp_http')",
+        "OwnIds ['traceparent', 'tracestate']",
+    ]
+    assert {"run shop", "node look"} <= set(otlp_sink.names())
+    assert '"name": "run shop"' in done.stdout  # the console's
+    assert "looked" in {log.body for log in otlp_sink.logs}
+    assert "pocket_plug.run.duration" in {metric.name for metric in otlp_sink.metrics}
+    for found in (otlp_sink.spans[0], otlp_sink.logs[0], otlp_sink.metrics[0]):
+        assert found.resource["service.name"] == "shop-service"
+        assert found.resource["deployment.environment.name"] == "production"
+    traces = [request for request in otlp_sink.requests if request.path == "/v1/traces"]
+    assert traces[0].headers["authorization"] == WORD
+    assert WORD not in done.stdout + done.stderr
+
+
+def test_observe_follows_it_as_it_follows_variables(tmp_path: Path, otlp_sink: Sink) -> None:
+    """By the older name of the variable too; what it sends is in no local file."""
+    written(tmp_path, FILE, otlp_sink.url)
+    code = 'print(observe(terminal=False)); graph.run_sync("tea")'
+    done = python(code, tmp_path, OTEL_EXPERIMENTAL_CONFIG_FILE=str(tmp_path / "otel.yaml"))
+    assert done.stdout.splitlines()[0] == "Telemetry(mode='otlp_http,console', file=None)", done.stderr
+    assert "exec look" in otlp_sink.names()
+    assert not (tmp_path / ".pocket_plug").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "modes"), [("disabled: true\n" + FILE, "off off off"), ('file_format: "1.0"', "none none none")]
+)
+def test_what_the_file_does_not_declare_is_not_sent(tmp_path: Path, text: str, modes: str) -> None:
+    """Or switches off: no local file either, since somebody has said where traces go."""
+    written(tmp_path, text)
+    code = """
+telemetry = setup()
+print(telemetry.mode, telemetry.metrics, telemetry.logs)
+print(observe().mode)
+graph.run_sync("tea")
+"""
+    done = python(code, tmp_path, OTEL_CONFIG_FILE="otel.yaml")
+    assert done.stdout.splitlines() == [modes, modes.split()[0]], done.stderr
+    assert not (tmp_path / ".pocket_plug").exists()
+
+
+def test_an_exporter_that_gets_no_answer_holds_no_exit_and_its_losses_are_said(tmp_path: Path, otlp_sink: Sink) -> None:
+    """The time limit of a flush is ours, and so are the queues."""
+    otlp_sink.hang()
+    written(tmp_path, FILE, otlp_sink.url)
+    done = python(
+        'setup(); graph.run_sync("tea")', tmp_path, OTEL_CONFIG_FILE="otel.yaml", POCKET_PLUG_FLUSH_TIMEOUT="0.2"
+    )
+    assert done.returncode == 0
+    assert "spans were not exported; exporting took longer than 0.2 s and was given up" in done.stderr
+    assert "telemetry: the last metrics were not exported" in done.stderr
+
+
+def test_a_full_queue_of_the_files_size_is_said(
+    tmp_path: Path, otlp_sink: Sink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And counted, as any other queue's."""
+    otlp_sink.hang()
+    source = read(
+        tmp_path,
+        "tracer_provider: {processors: [{batch: {max_queue_size: 3, exporter: {otlp_http: {endpoint: URL/v1/traces}}}}]}"
+        .replace("URL", otlp_sink.url),
+    )  # fmt: skip
+    [(_, queued)] = source.spans()
+    export = queued()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(export)
+    for _ in range(10):
+        provider.get_tracer("test").start_span("span").end()
+    assert export.backlog.unsent == 10
+    assert "3 spans wait to be exported; further ones are dropped and counted" in caplog.text
+    otlp_sink.accept()
+    provider.shutdown()
+    assert export.backlog.unsent == 10 - len(otlp_sink.spans) == 7
+
+
+def test_sampler_limits_and_ids_are_the_files(tmp_path: Path) -> None:
+    """A generator that it names is taken; else it is ours, whose ids no `random.seed` repeats."""
+    source = read(
+        tmp_path,
+        "tracer_provider: {processors: [{batch: {exporter: {console: }}}], "
+        "sampler: {parent_based: {root: {trace_id_ratio_based: {ratio: 0.25}}}}}",
+    )
+    provider = source.tracer_provider(Resource({}), OwnIds())
+    assert "TraceIdRatioBased{0.25}" in provider.sampler.get_description()
+    assert isinstance(provider.id_generator, OwnIds)
+    named = read(
+        tmp_path, "tracer_provider: {processors: [{batch: {exporter: {console: }}}], id_generator: {random: }}"
+    )
+    assert type(named.tracer_provider(Resource({}), OwnIds()).id_generator) is RandomIdGenerator
+    sampled = read(
+        tmp_path,
+        "attribute_limits: {attribute_count_limit: 1}\ntracer_provider: {processors: [{batch: {exporter: {console: }}}]}",
+    )
+    span = sampled.tracer_provider(Resource({}), OwnIds()).get_tracer("test").start_span("span")
+    span.set_attributes({"one": 1, "two": 2})
+    assert len(getattr(span, "attributes")) == 1  # noqa: B009 - the API's spans have none
+
+
+def test_prometheus_is_served_until_the_reader_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By the server that ends with it; what of the file isn't followed is said."""
+    port = free_port()
+    source = read(
+        tmp_path,
+        "meter_provider: {readers: [{pull: {exporter: {prometheus/development: "
+        f"{{host: 127.0.0.1, port: {port}, scope_info_enabled: true}}}}}}}}]}}",
+    )
+    [(name, reader)] = source.readers()
+    assert isinstance(reader, MetricReader)
+    provider = source.meter_provider(Resource({}), [reader])
+    provider.get_meter("test").create_counter("cups").add(2)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+        assert b"cups_total" in answer.read()
+    reader.shutdown()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60)
+    assert name == "prometheus_development"
+    assert "what it says of scope_info_enabled is not followed" in caplog.text
+
+
+# ---------------------------------------------------------------- what can't be followed
+TRACES = 'file_format: "1.0"\ntracer_provider: '
+WRONG = {
+    TRACES + "{procesors: []}": "tracer_provider: .*'procesors' was unexpected.*; known are processors, ",
+    TRACES + f"{{processors: [{{batch: {{schedule_delay: {WORD}, exporter: {{console: }}}}}}]}}":
+        r"tracer_provider.processors\[0\].batch.schedule_delay: found str\[13\], wanted integer or null",
+    TRACES + "{processors: [{batch: {exporter: {}}}]}":
+        r"tracer_provider.processors\[0\].batch.exporter: found nothing, wanted at least 1",
+    TRACES + "{processors: [{batch: {exporter: {console: , otlp_http: }}}]}": "found console, otlp_http, wanted at most 1",
+    TRACES + f"{{processors: [{{batch: {{exporter: {{unknown: {{key: {WORD}}}}}}}}}]}}":
+        r"tracer_provider.processors\[0\].batch.exporter: Plugin 'unknown' not found",
+    TRACES + "{processors: [{mine: {}}]}": r"processors\[0\].mine: known are batch and simple",
+    TRACES + "{processors: [{batch: {exporter: {console: }}}], sampler: {unknown: }}":
+        "tracer_provider: Plugin 'unknown' not found",
+    f"a: [{WORD}": r"no YAML: line 1, column 18: expected ',' or '\]'",
+    'file_format: "7.0"': "Unsupported file_format '7.0': this SDK supports schema version 1.x",
+    "": "Configuration file is empty",
+    f"\0{WORD}": "no YAML: ",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.items(), ids=range(len(WRONG)))
+def test_a_wrong_file_is_said_with_its_place_and_without_any_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: str, message: str
+) -> None:
+    """A value may be a password: neither the error, nor what caused it, nor the loader's own log has one."""
+    path = written(tmp_path, text)
+    monkeypatch.setenv("OTEL_CONFIG_FILE", str(path))
+    with pytest.raises(ConfigError, match=message) as caught:
+        source = declared()
+        assert source is not None
+        source.spans()
+    assert str(caught.value).startswith(f"{path} (named by OTEL_CONFIG_FILE): ")
+    assert WORD not in str(caught.value) + caplog.text
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+def test_a_header_that_is_no_pair_is_said_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The loader would log it."""
+    source = read(
+        tmp_path,
+        f"tracer_provider: {{processors: [{{batch: {{exporter: {{otlp_http: {{headers_list: {WORD}}}}}}}}}]}}",
+    )
+    source.spans()
+    assert "Invalid header pair" in caplog.text
+    assert WORD not in caplog.text
+    logger = logging.getLogger("opentelemetry.configuration._common")
+    assert logger.filters == []  # for whoever uses the loader besides
+
+
+@pytest.mark.parametrize("name", ["gone.yaml", "."])
+def test_a_file_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Or that is none."""
+    monkeypatch.setenv("OTEL_CONFIG_FILE", str(tmp_path / name))
+    with pytest.raises(ConfigError, match=r"named by OTEL_CONFIG_FILE\): Configuration (file|path) (is )?not"):
+        declared()
+
+
+# ---------------------------------------------------------------- doctor
+def test_doctor_says_which_file_counts_and_sends_a_span_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], otlp_sink: Sink
+) -> None:
+    """A refused span and a wrong file are found; a password in an address is hidden."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OTEL_CONFIG_FILE", "otel.yaml")
+    url = otlp_sink.url.replace("//", f"//me:{WORD}@")
+    written(tmp_path, FILE, url)
+
+    def telemetry() -> dict[str, tuple[str, str]]:
+        main(["doctor", "--json"])
+        out, err = capsys.readouterr()
+        assert WORD not in out + err
+        checks = json.loads(out)["checks"]
+        return {each["name"]: (each["verdict"], each["says"]) for each in checks if each["section"] == "telemetry"}
+
+    shown = url.replace(WORD, "***")
+    assert telemetry() == {
+        "configuration file": ("ok", "otel.yaml (named by OTEL_CONFIG_FILE) counts, and no other OTEL_* variable"),
+        "traces": ("ok", f"otlp_http, console to {shown}/v1/traces"),
+        "span": ("ok", f"{shown}/v1/traces has taken one"),
+        "metrics": ("ok", f"otlp_http to {shown}/v1/metrics"),
+        "logs": ("ok", f"otlp_http to {shown}/v1/logs"),
+    }
+    assert otlp_sink.names() == ["pocket-plug doctor"]
+    otlp_sink.refuse(400)
+    assert telemetry()["span"] == ("wrong", "not taken: otlp_http has not sent it, and says why in its log")
+    written(tmp_path, "a: [")
+    assert telemetry()["configuration file"][0] == "wrong"
