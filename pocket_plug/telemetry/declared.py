@@ -85,15 +85,6 @@ class Declared:
         found = (getattr(options, "endpoint", None) for _, _, _, options in self._parts(signal))
         return [str(endpoint) for endpoint in found if endpoint]
 
-    def header_names(self, signal: Signal) -> str:
-        """The names of the headers that go with it."""
-        names: list[str] = []
-        for _, _, _, options in self._parts(signal):
-            names += [header.name for header in getattr(options, "headers", None) or ()]
-            given: str = getattr(options, "headers_list", None) or ""
-            names += [pair.partition("=")[0] for pair in given.split(",")]
-        return ",".join(names)
-
     def spans(self) -> list[tuple[str, Callable[[], SpanExport]]]:
         """Of each exporter of spans the name, and what puts a queue before it."""
         return [
@@ -297,6 +288,7 @@ def _mismatch(error: Any) -> str:
         least = "at least" if error.validator == "minProperties" else "at most"
         return f"{where}: found {names}, wanted {least} {error.validator_value}"
     found = "nothing" if error.instance is None else summary(error.instance)
-    wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+    allowed: Any = error.validator_value
+    wanted: Sequence[Any] = [allowed] if isinstance(allowed, str | int) else allowed
     kind = {"type": "", "enum": "", "minItems": "at least "}.get(error.validator, f"{error.validator} ")
     return f"{where}: found {found}, wanted {kind}{' or '.join(map(str, wanted))}"

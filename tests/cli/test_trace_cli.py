@@ -345,6 +345,19 @@ def test_a_traced_run_says_how_to_open_it(tmp_path: Path, number: str, code: int
     assert row.startswith(f"{found[1]}  flow   {outcome}")
 
 
+def test_what_is_captured_is_chosen_for_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without one it says nothing, and a level that there isn't is refused."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flow.py").write_text(FLOW)
+    assert main(["run", "flow.py", "--input", "1", "--capture", "full"]) == 2
+    assert "--capture says what is shown in a trace; give --trace, too" in capsys.readouterr().err
+    assert main(["run", "flow.py", "--input", "1", "--trace", "--capture", "everything"]) == 2
+    assert "'none', 'keys', 'summary', 'full'" in capsys.readouterr().err
+    assert not (tmp_path / ".pocket_plug").exists()
+
+
 # ---------------------------------------------------------------- stats, rm
 def test_runs_are_chosen_by_time_error_and_attribute(file: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each one narrows it down; what can't be meant is refused."""

@@ -21,7 +21,7 @@ from scripts import python
 from pocket_plug.cli import main
 from pocket_plug.errors import ConfigError
 from pocket_plug.telemetry.declared import Declared, declared
-from pocket_plug.telemetry.providers import OwnIds, wants_openinference
+from pocket_plug.telemetry.providers import OwnIds
 from pocket_plug.testing.servers import free_port
 
 WORD = "TheSecret4711"
@@ -200,21 +200,6 @@ def test_prometheus_is_served_until_the_reader_ends(tmp_path: Path, caplog: pyte
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60)
     assert name == "prometheus_development"
     assert "what it says of scope_info_enabled is not followed" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("exporter", "known"),
-    [
-        ("{endpoint: 'http://collector:4318/v1/traces'}", False),
-        ("{endpoint: 'http://phoenix:4318/v1/traces'}", True),
-        ("{endpoint: 'http://collector:4318/v1/traces', headers: [{name: x-mlflow-experiment-id, value: '0'}]}", True),
-        ("{headers_list: 'x-mlflow-experiment-id=0'}", True),
-    ],
-)
-def test_phoenix_and_mlflow_are_known_by_what_the_file_says(tmp_path: Path, exporter: str, known: bool) -> None:
-    """By an exporter's host or header, as by variables."""
-    source = read(tmp_path, f"tracer_provider: {{processors: [{{batch: {{exporter: {{otlp_http: {exporter}}}}}}}]}}")
-    assert wants_openinference(source) is known
 
 
 # ---------------------------------------------------------------- what can't be followed
