@@ -95,8 +95,7 @@ def observe(
     followed, and for arguments that differ from the first call's.
     """
     global _observed
-    if flavours:
-        tracing.warn_of_flavours()
+    tracing.warn_of_flavours(flavours)
     path = None if file is None else Path(file)
     given = _given(
         detail=detail,
@@ -161,8 +160,7 @@ def setup(
     followed, and for arguments that differ from the first call's.
     """
     global _in_production
-    if flavours:
-        tracing.warn_of_flavours()
+    tracing.warn_of_flavours(flavours)
     given = _given(
         detail=detail,
         capture=capture,

@@ -321,3 +321,13 @@ def test_nobody_is_asked_while_nobody_listens() -> None:
     finally:
         tracing.use(former)
     assert adding.asked == 0
+
+
+# ---------------------------------------------------------------- what it was until 0.1
+@pytest.mark.parametrize("given", ["openinference", ["gen_ai"]])
+def test_flavours_change_nothing_and_say_what_to_install(given: Any) -> None:
+    """The option is taken until 0.3; an empty one, which asked for nothing, has nothing to say."""
+    before = tracing.configure(flavours=[])
+    with pytest.warns(DeprecationWarning, match="pip install pocket-plug-openinference"):
+        tracing.configure(flavours=given)
+    assert tracing.configure() == before

@@ -118,8 +118,7 @@ _SOME_OF: Mapping[str, tuple[Any, ...]] = {
 def _checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     """The changes, with lists as tuples. Raises ConfigError for a value that an option can't have."""
     checked = dict(changes)
-    if checked.pop("flavours", None):
-        warn_of_flavours()
+    warn_of_flavours(checked.pop("flavours", None))
     for name, value in checked.items():
         if name in _ONE_OF and value not in _ONE_OF[name]:
             raise ConfigError(f"tracing's {name} is one of {', '.join(filter(None, _ONE_OF[name]))}, not {value!r}.")
@@ -136,14 +135,15 @@ def _checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     return checked
 
 
-def warn_of_flavours() -> None:
-    """The option `flavours` is a plugin now."""
-    warn(
-        "flavours has no effect any more, and goes with 0.3: what it added, in its current names, comes from a plugin; "
-        "do: pip install pocket-plug-openinference",
-        DeprecationWarning,
-        stacklevel=4,
-    )
+def warn_of_flavours(given: Collection[str] | None) -> None:
+    """The option `flavours`, where it is given, is a plugin now."""
+    if given:
+        warn(
+            "flavours has no effect any more, and goes with 0.3: what it added, in its current names, comes from a "
+            "plugin; do: pip install pocket-plug-openinference",
+            DeprecationWarning,
+            stacklevel=3,
+        )
 
 
 def _texts(value: object) -> tuple[str, ...] | None:
