@@ -19,6 +19,7 @@ from .output import as_json, echo, echo_json, echo_value
 from .target import load
 
 if TYPE_CHECKING:
+    from pocket_plug.layers.tracing import Capture
     from pocket_plug.telemetry import Telemetry
 
 
@@ -28,14 +29,16 @@ trace_option = click.option(
 
 
 @contextmanager
-def traced(wanted: bool) -> Generator[None]:
+def traced(wanted: bool, capture: Capture | None = None) -> Generator[None]:
     """Trace what is done in the block, if that is wanted; and say where the trace lies, also that of a run that failed."""
     if not wanted:
+        if capture is not None:
+            raise click.UsageError("--capture says what is shown in a trace; give --trace, too")
         yield
         return
     from pocket_plug.telemetry import observe
 
-    telemetry = observe()
+    telemetry = observe(capture=capture)
     failed = True
     try:
         with telemetry:
@@ -63,9 +66,20 @@ def _say_where(telemetry: Telemetry, failed: bool) -> None:
 @click.option("--input", "given", metavar="JSON", help="For a graph: its input. @FILE: from a file, -: from stdin.")
 @click.option("--run-id", metavar="ID", help="For a graph: the run is durable; the same line goes on with it.")
 @trace_option
+@click.option(
+    "--capture",
+    type=click.Choice(("none", "keys", "summary", "full")),
+    help="What --trace shows: not even messages, keys, also types and sizes, or the values themselves.",
+)
 @as_json
 def run(
-    target: str, arguments: tuple[str, ...], given: str | None, run_id: str | None, trace: bool, as_json: bool
+    target: str,
+    arguments: tuple[str, ...],
+    given: str | None,
+    run_id: str | None,
+    trace: bool,
+    capture: Capture | None,
+    as_json: bool,
 ) -> int:
     """Run an application or a graph.
 
@@ -76,7 +90,7 @@ def run(
     The input is JSON, read as the type that the graph takes; for a str or a Path the bare text will do.
     """
     title, found = load(target, ("main", "graph"))
-    with traced(trace):
+    with traced(trace, capture):
         if not is_graph(found):
             for option, value in (("--input", given), ("--run-id", run_id)):
                 if value is not None:

@@ -185,11 +185,13 @@ class _Lines:
 
 def _line(span: RecordedSpan) -> str:
     from pocket_plug.telemetry.drawing import seconds
+    from pocket_plug.telemetry.failing import failure_of
 
     moment = datetime.fromtimestamp((span.end or span.start) / 1e9).astimezone().isoformat(" ", "milliseconds")[11:23]
     if not span.end:
         return f"{moment}  {escaped(span.name)} began"
-    error = f"  ✗ {escaped(str(span.attributes.get('error.type', 'error')))}" if span.status == "error" else ""
+    failure = failure_of(span) if span.status == "error" else None
+    error = "" if failure is None else f"  ✗ {escaped(f'{failure.kind} {failure.place}'.rstrip())}"
     return f"{moment}  {escaped(span.name)} ended after {seconds(span.duration)}{error}"
 
 

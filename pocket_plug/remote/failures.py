@@ -16,7 +16,7 @@ from pathlib import Path
 from pocket_plug.codec import default_codec
 from pocket_plug.codec.error_values import storable
 from pocket_plug.errors import CodecError, RecordedError
-from pocket_plug.primitives.failures import MAX_FRAMES, capped, error_text
+from pocket_plug.primitives.failures import MAX_FRAMES, ON_WORKER, capped, error_text
 from pocket_plug.primitives.values import Value
 
 from .wire import Failure
@@ -92,7 +92,7 @@ def put_together(failure: Failure, worker: str) -> Exception:
     if failure.left_out:
         error.add_note(f"left out, since the codec doesn't know their types: {', '.join(failure.left_out)}")
     if failure.notes:
-        error.add_note(f"on worker {worker}: {failure.notes[-1]}")
+        error.add_note(f"{ON_WORKER}{worker}: {failure.notes[-1]}")
     return error
 
 

@@ -31,6 +31,7 @@ from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import Lock
 
 from .local import FileExporter
+from .messages import with_message
 
 QUEUE = 32_768
 """Spans, or log records, that wait to be exported. At OpenTelemetry's own 2,048 a burst of 2,000 runs loses a third of its
@@ -129,7 +130,8 @@ class SpanExport(SpanProcessor):
     def __init__(self, exporter: SpanExporter, queue: Queue | None = None) -> None:
         queue = queue or Queue.of("OTEL_BSP")
         self.backlog = Backlog("spans", queue.size)
-        soon = isinstance(exporter, FileExporter) and "OTEL_BSP_SCHEDULE_DELAY" not in os.environ
+        self.shows_messages = isinstance(exporter, FileExporter)
+        soon = self.shows_messages and "OTEL_BSP_SCHEDULE_DELAY" not in os.environ
         self._batch = BatchSpanProcessor(
             _Spans(exporter, self.backlog),
             max_queue_size=queue.size,
@@ -141,7 +143,7 @@ class SpanExport(SpanProcessor):
         """Queue it."""
         context = span.get_span_context()
         if context is not None and context.trace_flags.sampled and self.backlog.add():
-            self._batch.on_end(span)
+            self._batch.on_end(with_message(span) if self.shows_messages else span)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Export what is queued."""

@@ -77,5 +77,7 @@ def way_to(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> list[Record
 
 def first_way(found: Sequence[Failure], by_id: Mapping[str, RecordedSpan]) -> list[RecordedSpan]:
     """The way down to the first error, rather one that made the whole fail than one that was dealt with; [] without errors."""
-    ways = [way_to(failure.span, by_id) for failure in found]
-    return next((way for way in ways if all(span.failed for span in way)), ways[0] if ways else [])
+    if not found:
+        return []
+    ways = (way_to(failure.span, by_id) for failure in found)
+    return next((way for way in ways if all(span.failed for span in way)), way_to(found[0].span, by_id))

@@ -67,6 +67,7 @@ class NotebookTree(TreeProcessor):
         self, shell: Shell, footer: Callable[[RecordedSpan], str], clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(None, footer)
+        self.shows_messages = False  # a notebook is kept and shared with its outputs
         self._shell, self._clock = shell, clock
         self._cell_lock = new_lock()
         self._begin_cell()

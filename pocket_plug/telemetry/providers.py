@@ -25,6 +25,7 @@ from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
+from pocket_plug.layers.tracing import local_messages
 from pocket_plug.otel.additions import Asked, added
 from pocket_plug.otel.open_runs import INTERRUPTED
 from pocket_plug.primitives.forking import after_fork
@@ -67,6 +68,12 @@ class SpanFan(SpanProcessor):
             self._open.pop(context.span_id, None)
         for processor in self.processors:
             processor.on_end(span)
+        local_messages.forget(context)
+
+    def feed(self, processors: Sequence[SpanProcessor]) -> None:
+        """Hand spans to these. Messages are kept for those that show them on this machine, and reach no other."""
+        self.processors = tuple(processors)
+        local_messages.want(any(getattr(each, "shows_messages", False) for each in processors))
 
     def interrupt(self, reason: str) -> None:
         """End the spans that are open, the innermost first, and say on each that it wasn't its own end.
@@ -156,14 +163,14 @@ def add_spans(processors: Sequence[SpanProcessor], declared: Declared | None = N
         _spans = make_tracers(_resource(declared), _span_fan, declared)
     if trace.get_tracer_provider() is not _spans:  # a test may have taken it back
         trace.set_tracer_provider(_spans)
-    _span_fan.processors += tuple(processors)
+    _span_fan.feed([*_span_fan.processors, *processors])
     tracing.configure(tracer_provider=None)
 
 
 def drop_spans(processors: Sequence[SpanProcessor]) -> None:
     """Hand spans to these no longer."""
     if _spans is not None and processors:
-        _span_fan.processors = tuple(part for part in _span_fan.processors if part not in processors)
+        _span_fan.feed([part for part in _span_fan.processors if part not in processors])
         if not _span_fan.processors:
             tracing.mute()  # ours stays the global one: runs cost again what they cost before
 

@@ -25,6 +25,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.terminal import escaped
 
+from .messages import LOCAL
 from .recorded import TraceFile
 
 BATCH_BYTES = 1_000_000
@@ -202,6 +203,7 @@ def parsed(file: TraceFile, sent: Sent, advance: Callable[[int], None]) -> Itera
     for line, size in file.requests():
         document = json.loads(line)
         for found in _each_span(document):
+            _leave_out_messages(found)
             for part in (found, *(found.get("links") or ())):
                 for name in ("traceId", "spanId", "parentSpanId"):
                     if part.get(name):  # hex in OTLP/JSON, but base64 where protobuf reads JSON
@@ -211,6 +213,14 @@ def parsed(file: TraceFile, sent: Sent, advance: Callable[[int], None]) -> Itera
         except json_format.ParseError as error:
             sent.refuse(sum(1 for _ in _each_span(document)), f"no OTLP: {escaped(str(error))[:200]}")
         advance(size)
+
+
+def _leave_out_messages(span: dict[str, Any]) -> None:
+    """Those that are kept on this machine only."""
+    for event in span.get("events") or ():
+        attributes = event.get("attributes") or ()
+        if any(each.get("key") == LOCAL for each in attributes):
+            event["attributes"] = [each for each in attributes if each.get("key") not in (LOCAL, "exception.message")]
 
 
 def _each_span(document: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import new_lock
 
 from .drawing import draw, on_console
+from .messages import with_message
 from .recorded import Event, RecordedSpan, Status
 
 MAX_HELD = 20_000
@@ -37,10 +38,12 @@ class _Console(Console):
 class TreeProcessor(SpanProcessor):
     """Holds the spans of each trace until its root in this process ends, and then draws them.
 
-    A store operation outside of any run is no tree and draws none. `footer` gives the last line, of the root.
+    A store operation outside of any run is no tree and draws none. `footer` gives the last line, of the root. Messages of
+    exceptions are shown on a terminal only: elsewhere, as in the log of a CI job, nobody knows who reads them.
     """
 
     def __init__(self, file: TextIO | None, footer: Callable[[RecordedSpan], str]) -> None:
+        self.shows_messages = (file or sys.stderr).isatty()
         self._file = file
         self._console = _Console(file=file, stderr=file is None, highlight=False, soft_wrap=False)
         self._footer = footer
@@ -59,6 +62,8 @@ class TreeProcessor(SpanProcessor):
         context = span.get_span_context()
         if context is None:
             return
+        if self.shows_messages:
+            span = with_message(span)
         with self._lock:
             held = self._held.get(context.trace_id)
             if held is None:

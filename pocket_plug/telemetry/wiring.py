@@ -83,8 +83,8 @@ def observe(
     notebook as a tree below the cell. `file` and `terminal=True` ask for these in any case, `terminal=False` leaves the
     tree out. `keep` says how large and how old the file may get; without it POCKET_PLUG_TRACES_SIZE and
     POCKET_PLUG_TRACES_AGE do, else it is 100 MB and 30 days.
-    `OTEL_SDK_DISABLED=true` is honoured, as is every other variable of the SDK. Where `OTEL_CONFIG_FILE` names a file, that
-    says what they would.
+    `OTEL_SDK_DISABLED=true` is honoured, as is any other variable of the SDK, or the file of `OTEL_CONFIG_FILE` for them.
+    The file and the terminal have exceptions' messages, which nothing sends, unless `capture` says otherwise.
 
     The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
     "phase" unless it is given; those left None stay as they are. `flavours` has no effect any more, and goes with 0.3.

@@ -552,7 +552,7 @@ def test_trace(capsys, monkeypatch):
         def __exit__(self, *_: object) -> None:
             log.append("closed")
 
-    def observe() -> Handle:
+    def observe(capture: str | None) -> Handle:
         log.append("observing")
         return Handle()
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pocket_plug.primitives.failures import MAX_FRAMES, stack_of
+from pocket_plug.primitives.failures import MAX_BYTES, MAX_FRAMES, stack_of
+from pocket_plug.remote.failures import put_together, taken_apart
 from pocket_plug.telemetry.frames import frames_in, users_frame
 
 
@@ -51,3 +52,29 @@ def test_of_a_deep_stack_the_users_frame_is_kept(depth: int) -> None:
     assert frames[0].file == "/app/orders.py"
     assert users_frame(stack) == frames[0]
     assert stack.splitlines()[2] == f"  [{depth - MAX_FRAMES + 1} more]"
+
+
+def test_the_frames_of_a_worker_are_the_innermost() -> None:
+    """Of an exception that came back from another process, whose own frames here are of libraries only; without its message."""
+    with pytest.raises(ValueError, match="secret") as far:
+        calls_of("/app/orders.py", 2, calls_of(LIBRARY, 20, fails_with_a_message))()
+    near = put_together(taken_apart(far.value), "far:1")
+    stack = stack_of(near, lambda error: None)
+    assert [frame.function for frame in frames_in(stack)][-1] == "fails_with_a_message"
+    assert "secret" not in stack
+
+
+def fails_with_a_message() -> None:
+    raise ValueError('secret\n  File "secret", line 3, in secret')
+
+
+@pytest.mark.parametrize("file", ["/app/orders.py", LIBRARY], ids=["users", "library's"])
+def test_long_paths_cost_outer_frames_and_not_the_innermost(file: str) -> None:
+    """What is recorded has an end, and what stands last is what one looks for."""
+    folders = "/deep" * 80
+    stack = stack_from(calls_of("/app/orders.py", 2, calls_of(folders + file, 40, fails)))
+    assert len(stack.encode()) <= MAX_BYTES
+    assert stack.splitlines()[-1] == "ValueError"
+    frames = frames_in(stack)
+    assert frames[-1].function == "fails"
+    assert 4 < len(frames) < MAX_FRAMES

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -147,15 +149,150 @@ graph = shop(pp.Store(layers=["tracing"]))
 """
 
 
-def test_the_command_line_draws_and_keeps_no_secret(tmp_path: Path) -> None:
-    """`pocket-plug run --trace`: the output is the program's; the tree and the file are telemetry."""
-    (tmp_path / "app.py").write_text(APP.format(here=str(HERE)))
+def run_app(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`pocket-plug run --trace` of an app with an attempt that fails by a message with the secret."""
+    (folder / "app.py").write_text(APP.format(here=str(HERE)))
     command = [Path(sys.executable).with_name("pocket-plug"), "run", "app.py", "--input", json.dumps(WORD), "--trace"]
-    done = python(tmp_path, *command)
+    done = python(folder, *command, *options, **environment)
     assert done.returncode == 0, done.stderr
     assert WORD in done.stdout
+    return done
+
+
+def kept_messages(folder: Path) -> list[str]:
+    """The messages of exceptions in the trace file, whose other bytes, as those of the files beside it, hold no secret.
+
+    All of them are for nobody but the file's owner.
+    """
+    messages: list[str] = []
+
+    def without(said: dict[str, object]) -> dict[str, object]:
+        if said.get("key") == "exception.message":
+            messages.append(str(said["value"]))
+            return {}
+        return said
+
+    assert "exec fetch" in (folder / "traces.jsonl").read_text("utf-8")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for kept in folder.iterdir():
+        assert stat.S_IMODE(kept.stat().st_mode) == 0o600, kept.name
+        data = kept.read_bytes()
+        if kept.name == "traces.jsonl":
+            data = b"".join(json.dumps(json.loads(line, object_hook=without)).encode() for line in data.splitlines())
+        assert WORD.lower().encode() not in data.lower(), kept.name
+    return messages
+
+
+def test_the_command_line_keeps_messages_in_its_own_file_only(tmp_path: Path) -> None:
+    """`pocket-plug run --trace`: neither keys nor values anywhere, messages in the file of traces, none in its index or piped."""
+    done = run_app(tmp_path)
     assert lines_with(WORD, done.stderr) == []
-    (file,) = (tmp_path / ".pocket_plug").glob("traces.jsonl")
-    assert "exec fetch" in file.read_text("utf-8")
-    for kept in (tmp_path / ".pocket_plug").iterdir():
-        assert WORD.encode() not in kept.read_bytes(), kept.name
+    command = Path(sys.executable).with_name("pocket-plug")
+    listed = python(tmp_path, command, "trace", "ls", "--error", "ConnectionError")
+    assert (listed.returncode, lines_with(WORD, listed.stdout + listed.stderr)) == (0, [])
+    folder = tmp_path / ".pocket_plug"
+    assert (folder / "traces.jsonl.index").is_file()
+    assert any(WORD in message for message in kept_messages(folder))
+    assert lines_with(WORD, python(tmp_path, command, "trace", "show").stdout), "who looks at his own file sees them"
+
+
+@pytest.mark.parametrize("level", ["none", "keys"])
+def test_who_wants_no_messages_has_none(tmp_path: Path, level: str) -> None:
+    """Also in the file: a level that is given counts, here as elsewhere."""
+    run_app(tmp_path, "--capture", level)
+    text = (tmp_path / ".pocket_plug" / "traces.jsonl").read_text("utf-8")
+    assert "exception.message" not in text
+    assert (WORD in text) == (level == "keys")
+
+
+def test_a_configuration_that_says_none_keeps_none(tmp_path: Path) -> None:
+    """The table of a Pocket is as good as an argument."""
+    (tmp_path / "pocket.toml").write_text('[plugins.tracing]\ncapture = "none"\n')
+    run_app(tmp_path)
+    assert kept_messages(tmp_path / ".pocket_plug") == []
+
+
+BOTH = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import pocket_plug as pp
+from pocket_plug.layers.tracing import local_messages
+from reference_workflow import Scene
+
+hide = (lambda path, value: "***") if sys.argv[3] == "redacted" else None
+with pp.observe(file="kept/traces.jsonl", terminal=True, redact=hide):
+    Scene(sys.argv[2], "reference.db", layers=("tracing", "metrics", "logging")).play()
+assert not local_messages._kept, "nothing is kept once a span has ended"
+"""
+
+
+def test_what_is_sent_has_no_messages_though_a_file_has_them(otlp_sink: Sink, tmp_path: Path) -> None:
+    """Both from the same spans; a tree that goes to no terminal has none either."""
+    done = python(tmp_path, "-c", BOTH, HERE, WORD, "", OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
+    assert done.returncode == 0, done.stderr
+    assert "exec fetch" in {span.name for span in otlp_sink.spans}
+    assert WORD.lower().encode() not in otlp_sink.raw("/v1/traces").lower()
+    assert "run shop" in done.stderr
+    assert lines_with(WORD, done.stderr) == []
+    assert any(WORD in message for message in kept_messages(tmp_path / "kept"))
+
+
+def test_redact_has_its_say_in_what_is_kept(tmp_path: Path) -> None:
+    """It is asked about each message, as where it is captured."""
+    done = python(tmp_path, "-c", BOTH, HERE, WORD, "redacted")
+    assert done.returncode == 0, done.stderr
+    messages = kept_messages(tmp_path / "kept")
+    assert messages
+    assert {"{'stringValue': '***'}"} == set(messages)
+
+
+def test_a_terminal_shows_messages_and_a_program_of_its_own_processors_gets_none(tmp_path: Path) -> None:
+    """Whoever adds an exporter to the provider that `observe()` has set sends them nowhere."""
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import pocket_plug as pp
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+from reference_workflow import shop
+
+with pp.observe():
+    trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+    shop(pp.Store(layers=["tracing"])).run_sync(sys.argv[2])
+"""
+    master, slave = os.openpty()
+    with open(master, "rb", buffering=0) as terminal:
+        command = [sys.executable, "-W", "error", "-c", code, str(HERE), WORD]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=kept, stdout=subprocess.PIPE, stderr=slave, timeout=60, check=False
+        )
+        os.close(slave)
+        drawn = b""
+        with suppress(OSError):  # how Linux says that the other end is closed
+            while chunk := os.read(terminal.fileno(), 65536):
+                drawn += chunk
+    assert done.returncode == 0, drawn
+    assert WORD.encode() in drawn
+    assert b"exec fetch" in done.stdout
+    assert WORD.encode() not in done.stdout
+
+
+def test_what_is_sent_afterwards_has_no_messages_either(otlp_sink: Sink, tmp_path: Path) -> None:
+    """`trace send` leaves out what was kept for this machine, and nothing else; what `capture` asked for goes along."""
+    command = [
+        Path(sys.executable).with_name("pocket-plug"),
+        "trace",
+        "send",
+        ".pocket_plug/traces.jsonl",
+        "--to",
+        otlp_sink.url,
+    ]
+    run_app(tmp_path)
+    assert python(tmp_path, *command).returncode == 0
+    assert WORD.lower().encode() not in otlp_sink.raw("/v1/traces").lower()
+    events = [event for span in otlp_sink.spans for event in span.events if event.name == "exception"]
+    assert {*events[0].attributes} == {"exception.type", "exception.stacktrace"}
+    run_app(tmp_path, "--capture", "summary")
+    assert python(tmp_path, *command).returncode == 0
+    assert WORD.encode() in otlp_sink.raw("/v1/traces")

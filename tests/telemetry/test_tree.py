@@ -322,6 +322,28 @@ def test_what_is_summed_up_says_its_errors_by_type() -> None:
     assert f"… 98 more: node work, 4 {TIMES} D, 2 {TIMES} E, 2 {TIMES} C, 1 of other types, p95" in terminal.text()
 
 
+def test_visits_of_a_node_in_a_loop_are_summed_up_and_say_their_number() -> None:
+    """Though other nodes come between them."""
+    terminal = Terminal()
+    root = terminal.span("run g", 0)
+    for visit in range(1, 21):
+        for name in ("node look", "node wait"):
+            node = terminal.span(name, visit, root)
+            node.set_attribute("pocket_plug.node.visit", visit)
+            if (name, visit) == ("node wait", 18):
+                fail(node, visit + 1)
+            else:
+                node.end((visit + 1) * MS)
+    root.end(40 * MS)
+    assert [re.sub(", p95.*", "", name) for name in names(terminal)][1:-1] == [
+        "├─ node look",
+        "├─ … 19 more: node look",
+        "├─ node wait",
+        "├─ node wait (visit 18) ✗ Declined orders.py:41",
+        "└─ … 18 more: node wait",
+    ]
+
+
 def test_a_nested_graph_and_its_node_are_one_line() -> None:
     """Where there is nothing else below the node, and one ended as the other."""
     terminal = Terminal()

@@ -42,7 +42,8 @@ class Settings:
 
     `capture` "none": neither keys nor values nor the messages of exceptions. "keys": the keys of store operations.
     "summary": also messages, and of inputs, outputs and values the type and the size. "full": the values themselves.
-    What `redact(path, value)` gives stands in place of each key, message and value.
+    None: "none", but that what `observe()` keeps on this machine has messages. What `redact(path, value)` gives stands in
+    place of each key, message and value.
 
     `baggage` names the entries of baggage that become attributes and go along to other processes. `resume_trace`: is the
     span of a run that goes on a child of the former execution's ("parent"), or does it begin a trace with a link there
@@ -50,7 +51,7 @@ class Settings:
     """
 
     detail: Detail = "node"
-    capture: Capture = "none"
+    capture: Capture | None = None
     redact: Redact | None = None
     baggage: tuple[str, ...] = ()
     resume_trace: Literal["link", "parent"] = "link"
@@ -61,7 +62,7 @@ class Settings:
 class Besides(TypedDict, total=False):
     """What can be changed besides the detail."""
 
-    capture: Capture
+    capture: Capture | None
     redact: Redact | None
     flavours: Collection[str]
     """Has no effect since 0.2, and goes with 0.3: `pip install pocket-plug-openinference`."""
@@ -105,7 +106,7 @@ def mute() -> None:
 
 _ONE_OF: Mapping[str, tuple[Any, ...]] = {
     "detail": get_args(Detail),
-    "capture": get_args(Capture),
+    "capture": (None, *get_args(Capture)),
     "resume_trace": ("link", "parent"),
 }
 _SOME_OF: Mapping[str, tuple[Any, ...]] = {
@@ -121,7 +122,7 @@ def _checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
         warn_of_flavours()
     for name, value in checked.items():
         if name in _ONE_OF and value not in _ONE_OF[name]:
-            raise ConfigError(f"tracing's {name} is one of {', '.join(_ONE_OF[name])}, not {value!r}.")
+            raise ConfigError(f"tracing's {name} is one of {', '.join(filter(None, _ONE_OF[name]))}, not {value!r}.")
         if name in _SOME_OF:
             allowed, texts = _SOME_OF[name], _texts(value)
             if texts is None:
@@ -166,9 +167,11 @@ class Live:
         "phase",
         "phases",
         "provider",
+        "redact",
         "resume_trace",
         "store",
         "stores",
+        "tells_locally",
     )
 
     def __init__(self, provider: TracerProvider, chosen: Settings, additions: Callable[[], Additions]) -> None:
@@ -183,7 +186,9 @@ class Live:
         """Have store operations spans?"""
         self.baggage = chosen.baggage
         self.capture: Captured | None = None
-        if chosen.capture != "none":
+        self.redact, self.tells_locally = chosen.redact, chosen.capture is None
+        """Are messages kept for what stays here, and what is shown in their place?"""
+        if chosen.capture is not None and chosen.capture != "none":
             from .capture import Captured
 
             self.capture = Captured(chosen.capture, chosen.redact)

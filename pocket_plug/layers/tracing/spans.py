@@ -19,10 +19,11 @@ from opentelemetry.trace import Span, StatusCode
 from pocket_plug.primitives.failures import capped, error_type, stack_of
 from pocket_plug.propagation import named_baggage
 
+from . import local_messages
 from .settings import Live
 
 if TYPE_CHECKING:
-    from .capture import Captured
+    pass
 
 Attributes = dict[str, str | bool | int | float]
 
@@ -124,21 +125,23 @@ def fail(live: Live, span: Span, error: BaseException, *, cancelled: bool) -> No
     kind = error_type(error)
     span.set_attribute("error.type", kind)
     if not cancelled:
-        record(live.capture, span, error)
+        record(live, span, error)
         message = live.capture.message(error) if live.capture is not None else None
         span.set_status(StatusCode.ERROR, kind if message is None else message)
 
 
-def record(capture: Captured | None, span: Span, error: BaseException) -> None:
+def record(live: Live, span: Span, error: BaseException) -> None:
     """The exception event, by hand, unless the exception has one in this run."""
     if (known := noted()) is not None:
         if any(other is error for other in known.recorded):
             return
         known.recorded.append(error)
-    message = _none if capture is None else capture.message
+    message = _none if live.capture is None else live.capture.message
     event = {"exception.type": error_type(error), "exception.stacktrace": stack_of(error, message)}
     text = message(error)
     span.add_event("exception", event if text is None else event | {"exception.message": text})
+    if live.tells_locally:
+        local_messages.keep(span, error, live.redact)
 
 
 def _none(error: BaseException) -> None:
