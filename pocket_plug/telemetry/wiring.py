@@ -212,9 +212,11 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, sourc
         set_metrics(readers, source)
     elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
         own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
-    if source is not None:
-        source.apply_the_rest()
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
+    if source is not None and set(modes.values()) != {
+        "yours"
+    }:  # else somebody has followed the file, or doesn't want to
+        source.apply_the_rest()
     return Telemetry(modes, flush_timeout=flush_timeout, spans=spans, records=records, readers=readers)
 
 
