@@ -106,7 +106,7 @@ bench: .venv-bench/ready
 	    --editable . --requirement tests/bench/requirements.txt
 	touch $@
 
-# Against real servers and a real browser, by the Debian packages chromium and prometheus, newer ones beside them, and some 2 GB from PyPI.
+# Against real servers and a real browser, by the Debian packages chromium, npm and prometheus, newer ones beside them, and some 2 GB from PyPI.
 # Some of it: make e2e ARGS='-k phoenix'
 e2e: .venv-e2e/ready .venv-e2e-phoenix/ready .venv-e2e-mlflow/ready .venv-e2e-debian/ready
 	.venv-e2e/bin/pytest tests/e2e $(ARGS)
@@ -120,6 +120,7 @@ pictures: e2e
 	$(PYTHON) -m venv .venv-e2e
 	.venv-e2e/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
 	    --editable '.[otlp]' --editable 'plugins/pocket-plug-openinference[dev]' --requirement tests/e2e/requirements.txt
+	npm install --silent --no-save --prefix .venv-e2e axe-core@4.14.1
 	touch $@
 
 # Prometheus 3 and VictoriaMetrics, as Debian's unstable has them.

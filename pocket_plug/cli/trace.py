@@ -238,6 +238,7 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
 # ---------------------------------------------------------------- show
 @trace.command
 @click.argument("run", required=False)
+@click.argument("other", required=False)
 @in_file
 @click.option("--html", metavar="FILE", help="Write the page with the picture to FILE; - is stdout.")
 @click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
@@ -250,6 +251,7 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
 @as_json
 def show(
     run: str | None,
+    other: str | None,
     file: Path | None,
     html: str | None,
     opens: bool,
@@ -263,8 +265,13 @@ def show(
     run, or the newest trace where there are no runs. Of a run that was resumed all executions are shown, of RUN#2 the
     second only. With --watch, without RUN it is the newest run that goes on, or else the next that begins.
 
-    The tree sums up what has many siblings of its name, but never what leads to the first failure.
+    The tree sums up what has many siblings of its name, but never what leads to the first failure. With --html or --open, OTHER
+    is a second run on the same page, which compares them.
     """
+    if other is not None and html is None and not opens:
+        raise click.UsageError(
+            "OTHER is for the page: add --html or --open; `pocket-plug trace diff` compares runs in the terminal"
+        )
     if view is not None and (watch or html is not None or opens or as_json):
         raise click.UsageError(f"--{view} is for the terminal; leave it out with --watch, --html, --open and --json")
     if watch and (html is not None or opens or as_json):
@@ -280,7 +287,7 @@ def show(
     if as_json:
         echo_json([{"trace_id": each.id, "spans": each.spans} for each in traces])
     elif html is not None or opens:
-        return _paint(traces, html, opens)
+        return _paint(traces if other is None else _beside(traces, file or default_file(), other), html, opens)
     else:
         for each in traces:
             open_ = [found for found in going_on if found.span.trace_id == each.id]
@@ -293,6 +300,12 @@ def show(
             else:
                 print_tree(each, now, alive, whole=view == "all")
     return 0
+
+
+def _beside(traces: Sequence[Trace], path: Path, other: str) -> list[Trace]:
+    """These traces and those of another run, each once, in the order in which they began."""
+    found = {each.id: each for each in (*traces, *found_traces(path, other)[0])}
+    return sorted(found.values(), key=lambda each: each.start)
 
 
 def _paint(traces: Sequence[Trace], html: str | None, opens: bool) -> int:

@@ -113,11 +113,10 @@ class LoggingPlugin:
             not binds and log["error"] is None
         ):  # nothing of ours is let through, and nobody else's events are told the ids
             return None
-        node = _NodeLog if binds else _NodeFailure
         return Observer(
-            run=lambda run: _RunLog(log, run),
-            node=lambda call: node(log, call, chosen.exceptions),
-            event=lambda name, call, attributes: _event(log, name, call, attributes),
+            run=partial(_RunLog, log),
+            node=partial(_NodeLog if binds else _NodeFailure, log, chosen.exceptions),
+            event=partial(_event, log),
         )
 
     @hookimpl
@@ -185,7 +184,7 @@ def _by_structlog() -> Methods:
 
 def _by_logging() -> Methods:
     """By the logger `pocket_plug` of the standard library's."""
-    return {name: partial(_write, number) if _logger.isEnabledFor(number) else None for name, number in LEVELS.items()}
+    return {name: _writers[name] if _logger.isEnabledFor(number) else None for name, number in LEVELS.items()}
 
 
 def _write(level: int, event: str, *, exc_info: BaseException | None = None, **fields: object) -> None:
@@ -193,6 +192,9 @@ def _write(level: int, event: str, *, exc_info: BaseException | None = None, **f
     told = " ".join(f"{name}={value!r}" for name, value in fields.items() if name != "stack")
     stack = f"\n{fields['stack']}" if "stack" in fields else ""
     _logger.log(level, "%s %s%s", event, told, stack, exc_info=exc_info, extra=attributes_of(event, fields))
+
+
+_writers = {name: partial(_write, number) for name, number in LEVELS.items()}
 
 
 _ATTRIBUTES = {
@@ -325,8 +327,8 @@ class _NodeFailure:
 
     __slots__ = ("call", "log", "whole")
 
-    def __init__(self, log: Methods, call: NodeCall, whole: bool) -> None:
-        self.log, self.call, self.whole = log, call, whole
+    def __init__(self, log: Methods, whole: bool, call: NodeCall) -> None:
+        self.log, self.whole, self.call = log, whole, call
 
     def __enter__(self) -> None:
         pass

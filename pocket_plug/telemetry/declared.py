@@ -288,6 +288,7 @@ def _mismatch(error: Any) -> str:
         least = "at least" if error.validator == "minProperties" else "at most"
         return f"{where}: found {names}, wanted {least} {error.validator_value}"
     found = "nothing" if error.instance is None else summary(error.instance)
-    wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+    allowed: Any = error.validator_value
+    wanted: Sequence[Any] = [allowed] if isinstance(allowed, str | int) else allowed
     kind = {"type": "", "enum": "", "minItems": "at least "}.get(error.validator, f"{error.validator} ")
     return f"{where}: found {found}, wanted {kind}{' or '.join(map(str, wanted))}"

@@ -13,12 +13,13 @@ from importlib import import_module
 from typing import Any, Literal, TypeVar, get_args
 
 from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordExporter
-from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader, MetricsData
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.failures import say_once
 
+from .exemplars import Exemplars
 from .export import MetricExport
 from .serving import MetricsServer
 
@@ -189,6 +190,7 @@ def prometheus_reader(host: str, port: int, asking: str) -> MetricReader:
     """Metrics at `/metrics`. A port that is in use is logged, and breaks nothing."""
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
+        from prometheus_client import REGISTRY
     except ImportError:
         raise ConfigError(
             f"{asking} asks for prometheus, and its exporter is not installed: pip install 'pocket-plug[prometheus]'"
@@ -199,7 +201,12 @@ def prometheus_reader(host: str, port: int, asking: str) -> MetricReader:
 
         def __init__(self) -> None:
             super().__init__()
-            self.server = MetricsServer(host, port)
+            self.exemplars = Exemplars()
+            self.server = MetricsServer(host, port, self.exemplars.within(REGISTRY))
+
+        def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: object) -> None:
+            self.exemplars.note(metrics_data)
+            super()._receive_metrics(metrics_data, timeout_millis, **kwargs)  # pyright: ignore[reportUnknownMemberType] - nor here
 
         def shutdown(self, timeout_millis: float = 30_000, **kwargs: object) -> None:
             super().shutdown(timeout_millis, **kwargs)  # pyright: ignore[reportUnknownMemberType] - it has no types for `kwargs`

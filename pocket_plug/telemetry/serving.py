@@ -21,14 +21,14 @@ _logger = logging.getLogger("pocket_plug")
 class MetricsServer:
     """Serves this process's metrics from now on, if the port is free; else that is logged, and the program goes on."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, registry: Any) -> None:
         from prometheus_client import start_http_server
 
         self._place, self._process = f"{host}:{port}", os.getpid()
         self._server: Any = None
         self._said = mmap.mmap(-1, 1)  # shared with forked children: the first one says it for all
         try:
-            self._server, _ = start_http_server(port, host)
+            self._server, _ = start_http_server(port, host, registry)
         except OSError as error:
             _logger.warning(
                 "telemetry: process %d can't serve its metrics to Prometheus on %s: %s. The program goes on, and nobody sees "

@@ -271,6 +271,18 @@ def test_the_page_is_written(file: Path, says: Says, tmp_path: Path) -> None:
     assert "the page can't be written to taken/page.html" in err
 
 
+def test_two_runs_are_on_one_page(file: Path, says: Says) -> None:
+    """Both, each execution once; in the terminal the command that compares them is named."""
+    assert says("show", "shop", "abd-2", "--html", "both.html")[0] == 0
+    text = Path("both.html").read_text("utf-8")
+    assert all(text.count(f'"id":"{trace}"') == 1 for trace in (A, B, C))
+    assert says("show", "shop", "shop", "--html", "-")[1].count('"id":') == 1
+    code, _, err = says("show", "shop", "mail")
+    assert code == 2
+    assert "add --html or --open" in err
+    assert "pocket-plug trace diff" in err
+
+
 def test_the_page_is_opened(file: Path, says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the browser, from a cache if nobody said where to; without a browser the path is all there is."""
     opened: list[str] = []

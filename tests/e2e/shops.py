@@ -8,8 +8,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import urllib.parse
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,12 @@ EXPRESSIONS = [
     for panel in DASHBOARD["panels"]
     if panel["type"] != "row"
     for target in panel["targets"]
+]
+WITH_DOTS = [
+    (panel["title"], target["expr"])
+    for panel in DASHBOARD["panels"]
+    for target in panel.get("targets", ())
+    if target["exemplar"] and target["refId"] == "A"
 ]
 MAY_BE_ZERO = {  # at any moment
     "Active runs",
@@ -49,8 +57,7 @@ class Reader:
 
     def shown(self, title: str, expression: str) -> list[float] | None:
         """What a panel shows with all variables at "All"; None as long as that is nothing, or zero where it is not to be."""
-        asked = re.sub(r"\$(job|instance|graph|namespace)\b", ".*", expression).replace("$__rate_interval", "5m")
-        found = [value for value in self.values(asked) if not math.isnan(value)]
+        found = [value for value in self.values(_with_all_chosen(expression)) if not math.isnan(value)]
         return (found or None) if title in MAY_BE_ZERO else (found if any(found) else None)
 
     def offered(self, name: str) -> list[str]:
@@ -59,6 +66,51 @@ class Reader:
         series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()  # type: ignore[union-attr]
         found: list[str] = self.ask(f"label/{label}/values", **{"match[]": re.sub(r"\$\w+", ".*", series)})
         return found
+
+    def traces(self, expression: str) -> set[str]:
+        """The ids of the traces that the dots of a panel lead to."""
+        asked = _with_all_chosen(expression)
+        found = self.ask("query_exemplars", query=asked, start="1970-01-01T00:00:00Z", end="2100-01-01T00:00:00Z")
+        return {dot["labels"]["trace_id"] for series in found for dot in series["exemplars"]}
+
+
+def _with_all_chosen(expression: str) -> str:
+    return re.sub(r"\$(job|instance|graph|namespace)\b", ".*", expression).replace("$__rate_interval", "5m")
+
+
+class Traces:
+    """Whoever gets the traces: it keeps what comes by OTLP."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        kept = self.bodies
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                kept.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Nowhere."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.environment = {
+            "OTEL_TRACES_EXPORTER": "otlp",
+            "OTEL_LOGS_EXPORTER": "none",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}/v1/traces",
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
+        }
+
+    def has(self, trace: str) -> bool:
+        """Has a span of the trace come?"""
+        return any(bytes.fromhex(trace) in body for body in self.bodies)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def rules_in_a_hurry(file: Path) -> None:
@@ -80,13 +132,13 @@ def firing(alerts: list[dict[str, Any]]) -> set[tuple[str, str]]:
 class Shop:
     """The example's program, in a process of its own, which serves its figures or sends them where the environment says."""
 
-    def __init__(self, *options: str, port: int, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *options: str, port: int, environment: Mapping[str, str]) -> None:
         command = [sys.executable, str(MONITORING / "serve.py"), "--port", str(port), *options]
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
-        clean |= {"OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1"} if environment is None else environment
+        clean |= {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1", **environment}
         self.process = subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, text=True)
         self.instance = f"127.0.0.1:{port}"
-        if environment is None:
+        if clean["OTEL_METRICS_EXPORTER"] == "prometheus":
             assert self.said() == f"http://localhost:{port}/metrics"
 
     def said(self) -> str:

@@ -59,7 +59,8 @@ def run(folder: Path, environment: Mapping[str, str], capture: str, *command: st
     done = subprocess.run(
         [sys.executable, "-W", "error", *command],
         cwd=folder,
-        env=clean(environment) | {"POCKET_PLUG_CONFIG": "pocket.toml", "POCKET_PLUG_FLUSH_TIMEOUT": "60"},
+        env=clean(environment)
+        | {"POCKET_PLUG_CONFIG": "pocket.toml", "POCKET_PLUG_FLUSH_TIMEOUT": "60", "OTEL_EXPORTER_OTLP_TIMEOUT": "60"},
         capture_output=True,
         text=True,
         timeout=120,

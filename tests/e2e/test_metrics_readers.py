@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from servers import free_port, installed, running, until
-from shops import EXPRESSIONS, MONITORING, Reader, Shop, firing, rules_in_a_hurry
+from shops import EXPRESSIONS, MONITORING, WITH_DOTS, Reader, Shop, Traces, firing, rules_in_a_hurry
 
 ORDERS = 100
 RUNS = 'pocket_plug_run_duration_seconds_count{pocket_plug_graph_name="orders"%s}'
@@ -25,13 +25,15 @@ RUNS = 'pocket_plug_run_duration_seconds_count{pocket_plug_graph_name="orders"%s
 class Watched(Reader):
     """A reader, and two shops that it has the figures of: one has taken all its orders, the other is in trouble and goes on."""
 
+    keeps_exemplars = False
+
     def __init__(self, folder: Path, well: int, ill: int) -> None:
         self.folder, self.ports = folder, (well, ill)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.alerts_at = self.url
         self.job = "pocket_plug"
-        self.shops: dict[str, str] | None = None  # their environment: they serve their figures
+        self.shops: dict[str, str] = {}  # what their environment has besides
 
     def scraping(self, **replaced: str) -> str:
         """Write the example's file with the shops as targets."""
@@ -66,11 +68,14 @@ class Watched(Reader):
 class Prometheus3(Watched):
     """It scrapes."""
 
+    keeps_exemplars = True
+
     def servers(self) -> Sequence[str | Path]:
         return [
             installed("debian") / "prometheus",
             f"--config.file={self.scraping()}",
             "--storage.tsdb.path=data",
+            "--enable-feature=exemplar-storage",
             f"--web.listen-address=127.0.0.1:{self.port}",
         ]
 
@@ -112,8 +117,6 @@ class VictoriaByOtlp(Victoria):
         self.shops = {
             "OTEL_SERVICE_NAME": "shop",
             "OTEL_METRICS_EXPORTER": "otlp",
-            "OTEL_TRACES_EXPORTER": "none",
-            "OTEL_LOGS_EXPORTER": "none",
             "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{self.url}/opentelemetry/v1/metrics",
             "OTEL_METRIC_EXPORT_INTERVAL": "1000",
         }
@@ -122,8 +125,17 @@ class VictoriaByOtlp(Victoria):
         return ["-opentelemetry.usePrometheusNaming", f"-relabelConfig={MONITORING / 'victoria-metrics.yml'}"]
 
 
+@pytest.fixture(scope="module")
+def traces() -> Iterator[Traces]:
+    traces = Traces()
+    yield traces
+    traces.close()
+
+
 @pytest.fixture(scope="module", params=[Prometheus3, Victoria, VictoriaByOtlp], ids=lambda kind: kind.__name__)
-def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def reader(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, traces: Traces
+) -> Iterator[Watched]:
     kind: Callable[[Path, int, int], Watched] = request.param
     reader = kind(tmp_path_factory.mktemp("reader"), free_port(), free_port())
     rules_in_a_hurry(reader.folder / "alerts.yml")
@@ -131,14 +143,14 @@ def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         stack.enter_context(reader.serving())
         options = ("--orders", str(ORDERS), "--every", "0.1", "--stay"), ("--trouble", "--every", "0.01")
         well, _ = (
-            _shop(stack, *each, port=port, environment=reader.shops)
+            _shop(stack, *each, port=port, environment=traces.environment | reader.shops)
             for each, port in zip(options, reader.ports, strict=True)
         )
         assert ast.literal_eval(well.said()) == {"success": ORDERS}
         yield reader
 
 
-def _shop(stack: ExitStack, *options: str, port: int, environment: dict[str, str] | None) -> Shop:
+def _shop(stack: ExitStack, *options: str, port: int, environment: dict[str, str]) -> Shop:
     shop = Shop(*options, port=port, environment=environment)
     stack.callback(shop.stop)
     return shop
@@ -160,6 +172,16 @@ def test_a_panel_shows_what_happened_in_it(reader: Watched, title: str, expressi
     until(f"something to show: {expression}", lambda: reader.shown(title, expression))
 
 
+@pytest.mark.parametrize(("title", "expression"), WITH_DOTS, ids=[title for title, _ in WITH_DOTS])
+def test_a_dot_of_it_leads_to_a_trace(reader: Watched, traces: Traces, title: str, expression: str) -> None:
+    """Prometheus has exemplars of durations; VictoriaMetrics keeps none, and says so to nobody."""
+    del title
+    if reader.keeps_exemplars:
+        until("a dot whose trace has come", lambda: any(map(traces.has, reader.traces(expression))) or None)
+    else:
+        assert reader.traces(expression) == set()
+
+
 def test_the_choices_offer_what_there_is(reader: Watched) -> None:
     """Jobs, instances, graphs and stores, also where nothing is scraped."""
     assert reader.offered("job") == [reader.job]
@@ -170,7 +192,11 @@ def test_the_choices_offer_what_there_is(reader: Watched) -> None:
 
 def test_the_alerts_are_raised_for_trouble_only(reader: Watched) -> None:
     """What fails is told of. That nothing is scraped, where figures are sent, is no silence."""
-    trouble = {("PocketPlugRunsFail", "orders"), ("PocketPlugRetryStorm", "orders"), ("PocketPlugStoreErrors", "archive")}
+    trouble = {
+        ("PocketPlugRunsFail", "orders"),
+        ("PocketPlugRetryStorm", "orders"),
+        ("PocketPlugStoreErrors", "archive"),
+    }
     judge = Reader()
     judge.url = reader.alerts_at
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +19,7 @@ import pocket_plug as pp
 from pocket_plug.telemetry.page import page as html_of
 from pocket_plug.telemetry.recorded import Event, RecordedSpan, Trace, read_traces
 
+AXE = Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js"
 ITEMS = 150  # more than have spans
 TOTAL = pp.Key("total:{}", int)
 
@@ -455,9 +457,10 @@ def test_sorted_and_filtered_by_duration(show):
 def test_two_traces_compared(show):
     """Beside another trace of the page: by name, what each has and what this one has more, the largest difference first."""
     before = visits(10, odd=0)
-    after = Trace("8" * 32, tuple(replace(each, trace_id="8" * 32) for each in visits(20, odd=3).spans))
-    after = Trace(after.id, tuple(replace(each, start=each.start + 1, end=each.end + 1) for each in after.spans[:-1])
-                  + (replace(after.spans[-1], name="node new"),))  # fmt: skip
+    *later, last = (
+        replace(each, trace_id="8" * 32, start=each.start + 1, end=each.end + 1) for each in visits(20, odd=3).spans
+    )
+    after = Trace("8" * 32, (*later, replace(last, name="node new")))
     page = show([before, after])
     page.get_by_role("tab", name="Table").click()
     expect(page.locator("#by-name thead th")).to_have_count(9)
@@ -474,13 +477,68 @@ def test_two_traces_compared(show):
     expect(page.locator("#by-name thead th")).to_have_count(9)
 
 
+# ---------------------------------------------------------------- for everybody
+LONG = "node a_rather_long_name_of_a_node_that_somebody_gave_it_for_a_reason"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_axe_finds_nothing(show, recorded, width, colours):
+    """No view breaks a rule of accessibility that axe knows, wide or narrow, light or dark."""
+    model = Trace("7" * 32, (span(0, None, name="run r"), span(1, 0, name="chat", scope="llm", attributes=GEN_AI)))
+    page = show([*recorded, model], color_scheme=colours, viewport={"width": width, "height": 850})
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+
+    def check(view: str) -> None:
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        assert [(view, each["id"], each["nodes"][0]["target"]) for each in found["violations"]] == []
+
+    page.locator("#traces").select_option(value=recorded[0].id)
+    check("opened at the failure")
+    page.get_by_label("close the details").click()
+    page.keyboard.press("c")
+    check("waterfall")
+    page.get_by_role("tab", name="Table").click()
+    check("table")
+    page.locator("#compare").select_option(index=1)
+    check("comparison")
+    page.get_by_role("tab", name="Errors").click()
+    check("errors")
+    page.keyboard.press("?")
+    check("keys")
+    page.keyboard.press("Escape")
+    page.locator("#traces").select_option(value=model.id)
+    page.get_by_role("tab", name="Waterfall").click()
+    row(page, "chat").dblclick()
+    check("conversation")
+
+
+def test_narrow_hides_no_name(show, recorded):
+    """At 390 px each name is there in full, with marks beside it or deep in the tree."""
+    deep = [span(number, number - 1 if number else None, name=LONG, status="error") for number in range(12)]
+    for trace in (recorded[0], Trace("7" * 32, tuple(deep))):
+        page = show([trace], viewport={"width": 390, "height": 780})
+        page.get_by_label("close the details").click()
+        page.locator("#rows").press("Home")
+        page.keyboard.press("c")
+        cut = """() => [...document.querySelectorAll('.row')].filter(row => {
+            const shown = row.querySelector('.name');
+            const [name, box] = [shown, row.querySelector('.label')].map(each => each.getBoundingClientRect());
+            const above = name.top < box.top - 1 || name.bottom > box.bottom + 1;
+            return above || name.right > box.right + 1 || shown.scrollWidth > shown.clientWidth;
+        }).map(row => row.querySelector('.name').textContent)"""
+        assert page.locator(".row").count() > 10
+        assert page.evaluate(cut) == []
+
+
 # ---------------------------------------------------------------- calls of models
 CALL = {"city": "Oslo <b>"}
 OPENINFERENCE = {
-    "openinference.span.kind": "LLM", "llm.model_name": "gemma-3", "llm.token_count.prompt": 1200, "llm.token_count.completion": 34,
+    "llm.model_name": "gemma-3", "llm.token_count.prompt": 1200, "llm.token_count.completion": 34,
     "llm.cost.prompt": 0.001, "llm.cost.completion": 0.0005, "input.value": "{}",
     "llm.input_messages.0.message.role": "system", "llm.input_messages.0.message.content": "Be brief.",
-    "llm.input_messages.1.message.role": "user", "llm.input_messages.1.message.contents.0.message_content.text": "Weather in Oslo?",
+    "llm.input_messages.1.message.role": "user",
+    "llm.input_messages.1.message.contents.0.message_content.text": "Weather in Oslo?",
     "llm.input_messages.10.message.role": "tool", "llm.input_messages.10.message.content": "57°F",
     "llm.output_messages.0.message.role": "assistant",
     "llm.output_messages.0.message.tool_calls.0.tool_call.function.name": "get_weather",
@@ -702,13 +760,13 @@ def test_repeated_visits_are_one_row(show):
     """The first visit and what failed have rows of their own; the rest is one row with its figures, which unfolds."""
     page = show([visits(40, odd=7)])
     expect(page.locator(".row")).to_have_count(4)
-    assert names(page) == ["run r", "node step", "node step visits 2–40", "node step"]
+    assert names(page) == ["run r", "node step", "node step visits 2\u201340", "node step"]
     alike = page.locator(".row", has_text="visits")
     expect(alike).to_contain_text("38")
     expect(alike).to_contain_text("max 40 µs · p95 38 µs")
     expect(page.locator(".row.selected")).to_contain_text("visit 7")
     alike.dblclick()
-    expect(page.locator("#details h2")).to_have_text("node step visits 2–40")
+    expect(page.locator("#details h2")).to_have_text("node step visits 2\u201340")
     expect(page.locator("#details .jump").first).to_contain_text("node step visit 40")
     page.locator("#rows").focus()
     page.keyboard.press("ArrowRight")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from servers import ROOT, free_port, program, running, until
-from shops import EXPRESSIONS, MONITORING, Reader, Shop, firing, rules_in_a_hurry
+from servers import ROOT, free_port, installed, program, running, until
+from shops import EXPRESSIONS, MONITORING, WITH_DOTS, Reader, Shop, Traces, firing, rules_in_a_hurry
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -44,6 +44,7 @@ class Prometheus(Reader):
             "--config.file=prometheus.yml",
             "--storage.tsdb.path=data",
             "--web.enable-lifecycle",
+            "--enable-feature=exemplar-storage",
             f"--web.listen-address=127.0.0.1:{self.port}",
         ]
         return running(command, self.folder, f"{self.url}/-/ready", os.environ)
@@ -73,9 +74,18 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 
 
 @pytest.fixture(scope="module")
-def shop(prometheus: Prometheus) -> Iterator[Shop]:
+def traces() -> Iterator[Traces]:
+    traces = Traces()
+    yield traces
+    traces.close()
+
+
+@pytest.fixture(scope="module")
+def shop(prometheus: Prometheus, traces: Traces) -> Iterator[Shop]:
     """One that is well: all orders are taken, and Prometheus has seen the last of them."""
-    shop = Shop("--orders", str(ORDERS), "--every", "0.1", "--stay", port=prometheus.well)
+    shop = Shop(
+        "--orders", str(ORDERS), "--every", "0.1", "--stay", port=prometheus.well, environment=traces.environment
+    )
     try:
         assert ast.literal_eval(shop.said()) == {"success": ORDERS}
         last = f'pocket_plug_run_duration_seconds_count{{instance="{shop.instance}",pocket_plug_graph_name="orders"}}'
@@ -86,9 +96,9 @@ def shop(prometheus: Prometheus) -> Iterator[Shop]:
 
 
 @pytest.fixture(scope="module")
-def troubled(prometheus: Prometheus, shop: Shop) -> Iterator[Shop]:
+def troubled(prometheus: Prometheus, shop: Shop, traces: Traces) -> Iterator[Shop]:
     """A second one, which is not well and goes on."""
-    troubled = Shop("--trouble", "--every", "0.05", port=prometheus.ill)
+    troubled = Shop("--trouble", "--every", "0.05", port=prometheus.ill, environment=traces.environment)
     prometheus.watch_too(prometheus.ill)
     try:
         yield troubled
@@ -111,21 +121,21 @@ def test_promtool_finds_nothing_wrong(arguments: str) -> None:
 
 def test_the_commands_of_the_how_to_are_those_that_run_here() -> None:
     """They name files and options there are: Prometheus takes its file, promtool its tests, the shop its options."""
-    wanted = {"pip", "python", "prometheus", "promtool"}
-    assert {command.split()[0] for command in commands()} == wanted
+    newer = installed("debian")
+    tried: dict[str, Callable[[list[str]], list[str | Path]]] = {
+        "python": lambda arguments: [sys.executable, *arguments, "--help"],
+        "promtool": lambda arguments: [program("promtool", PACKAGE), *arguments],
+        "prometheus": lambda arguments: [program("promtool", PACKAGE), "check", "config", arguments[0].split("=")[1]],
+        "victoria-metrics": lambda arguments: [newer / "victoria-metrics", "-dryRun", *arguments],
+        "vmalert": lambda arguments: [newer / "vmalert", "-dryRun", *arguments],
+        "vmalert-tool": lambda arguments: [newer / "vmalert-tool", *arguments],
+    }
+    assert {command.split()[0] for command in commands()} == {*tried, "pip", "export"}
     for command in commands():
         name, *arguments = command.split()
-        if name == "python":
-            done = subprocess.run([sys.executable, *arguments, "--help"], cwd=ROOT, capture_output=True, check=False)
-        elif name == "promtool":
-            done = subprocess.run([program(name, PACKAGE), *arguments], cwd=ROOT, capture_output=True, check=False)
-        elif name == "prometheus":
-            [file] = re.findall(r"^--config.file=(\S+)$", " ".join(arguments))
-            done = subprocess.run(
-                [program("promtool", PACKAGE), "check", "config", file], cwd=ROOT, capture_output=True, check=False
-            )
-        else:
+        if name not in tried:
             continue
+        done = subprocess.run(tried[name](arguments), cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout!r}{done.stderr!r}"
 
 
@@ -184,6 +194,15 @@ def test_trouble_raises_an_alert(prometheus: Prometheus, troubled: Shop, alert: 
 def test_a_panel_shows_what_happened(prometheus: Prometheus, troubled: Shop, title: str, expression: str) -> None:
     """All variables at "All", each question of the dashboard has an answer; after the trouble, one other than zero."""
     until(f"something to show: {expression}", lambda: prometheus.shown(title, expression))
+
+
+@pytest.mark.parametrize(("title", "expression"), WITH_DOTS, ids=[title for title, _ in WITH_DOTS])
+def test_a_dot_leads_to_a_trace(
+    prometheus: Prometheus, troubled: Shop, traces: Traces, title: str, expression: str
+) -> None:
+    """A panel of durations has exemplars, scraped by Prometheus, and their traces are those that the backend got."""
+    del title
+    until("a dot whose trace has come", lambda: any(map(traces.has, prometheus.traces(expression))) or None)
 
 
 @pytest.mark.parametrize("name", ["job", "instance", "graph", "namespace"])

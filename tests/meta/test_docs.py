@@ -25,7 +25,7 @@ _ELSEWHERE = (
     *("make ", "pip ", "git ", "python -m venv", ".venv/bin/pytest ", ". .venv/bin/activate", "mypy", "pyright"),
     *("python -m build", "twine ", "/tmp/user/bin/"),  # noqa: S108 - what the page says, which nobody runs
     *("OTEL_EXPORTER_OTLP_ENDPOINT=", "OTEL_METRICS_EXPORTER="),
-    *("python examples/monitoring/serve.py", "prometheus ", "promtool "),
+    *("python examples/monitoring/serve.py", "prometheus ", "promtool ", "victoria-metrics ", "vmalert"),
     *("export OTEL_", "uvicorn ", "gunicorn ", "celery "),
 )
 

@@ -347,8 +347,8 @@ function box(node, first, pick, open, many) {
   const rect = (dx, dy, name) => make("rect", { x: left + dx, y: upper + dy, width, height: HEIGHT, rx: 7, class: name });
   const retries = node.retries ? `tried again ${plural(node.retries, "time")}` : "";
   const says = [node.name, outcome, plural(visits.length, "visit"), retries, visits.length ? belowOf(node) : kindOf(node)].filter(Boolean).join(", ");
-  const group = make("g", {
-    class: `place ${outcome}`, role: "button", tabindex: first ? 0 : -1, "aria-label": says, "data-node": node.name,
+  const group = titled(make("g", { // by its title, the name is whole, too, where it is shortened in the box
+    class: `place ${outcome}`, role: "button", tabindex: first ? 0 : -1, "data-node": node.name,
     click: () => pick(node),
     dblclick: () => open(node),
     keydown: (event) => {
@@ -358,9 +358,9 @@ function box(node, first, pick, open, many) {
       event.preventDefault();
       event.stopPropagation();
     },
-  });
+  }), says);
   if (type === "fan_out") group.append(rect(6, -6, "behind"), rect(3, -3, "behind"));
-  group.append(titled(rect(0, 0, "box"), says));
+  group.append(rect(0, 0, "box"));
   if (type === "graph") group.append(make("rect", { x: left + 3, y: upper + 3, width: width - 6, height: HEIGHT - 6, rx: 5, class: "inner" }));
   const sign = SIGNS[outcome];
   group.append(make("text", { x: left + 13, y: y + 5, class: "sign" }, sign));

@@ -102,6 +102,7 @@ function openDetails(span, focus = true) {
   fillDetails(span);
   at("details").hidden = false;
   document.body.classList.add("with-details");
+  if (waterfall.selected) waterfall.reveal(waterfall.selected); // the rows have less room now
   if (focus) at("details").querySelector("h2").focus({ preventScroll: true });
 }
 

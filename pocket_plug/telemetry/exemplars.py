@@ -1,0 +1,99 @@
+"""Exemplars for Prometheus: from a histogram's bucket to the trace of a measurement in it.
+
+OpenTelemetry's reader for Prometheus leaves them out. So they are noted as it is given the figures, and put on what is served.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.metrics.export import Histogram, HistogramDataPoint, MetricsData
+from opentelemetry.trace import format_span_id, format_trace_id
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+    from prometheus_client.samples import Exemplar
+
+Series = frozenset[tuple[str, str]]
+"""Its labels."""
+
+
+class Exemplars:
+    """The last exemplar of each bucket. It stays until there is a newer one: several may fetch."""
+
+    def __init__(self) -> None:
+        self._last: dict[
+            str, dict[Series, dict[float, Exemplar]]
+        ] = {}  # by a metric's name; of a bucket its upper bound
+
+    def note(self, data: MetricsData) -> None:
+        """What has come since the figures were last collected."""
+        for resource in data.resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    if isinstance(metric.data, Histogram):
+                        of_metric = self._last.setdefault(_called(metric.name), {})
+                        for point in metric.data.data_points:
+                            if found := dict(_exemplars(point)):
+                                of_metric.setdefault(_series(point.attributes or {}), {}).update(found)
+
+    def within(self, registry: Any) -> Any:
+        """What prometheus_client may serve in place of the registry: the same, with exemplars."""
+        return _Registry(self, registry)
+
+    def put_on(self, family: Metric) -> Metric:
+        """Put them on a family's buckets."""
+        if family.type != "histogram":
+            return family
+        names = [name for name in self._last if family.name == name or family.name.startswith(f"{name}_")]
+        of_metric = self._last[max(names, key=len)] if names else {}
+        for number, sample in enumerate(family.samples):
+            if sample.name.endswith("_bucket"):
+                exemplar = of_metric.get(_series(sample.labels), {}).get(float(sample.labels["le"]))
+                family.samples[number] = sample._replace(exemplar=exemplar)
+        return family
+
+
+class _Registry:
+    def __init__(self, exemplars: Exemplars, registry: Any) -> None:
+        self._exemplars, self._registry = exemplars, registry
+
+    def collect(self) -> Iterator[Metric]:
+        return map(self._exemplars.put_on, self._registry.collect())
+
+    def restricted_registry(self, names: list[str]) -> Any:
+        return self._registry.restricted_registry(names)  # by name it finds nothing of OpenTelemetry's
+
+
+def _called(name: str) -> str:
+    """By Prometheus' rules.
+
+    >>> _called("pocket_plug.run.duration")
+    'pocket_plug_run_duration'
+    """
+    return re.sub(r"[^a-zA-Z0-9_]", "_", name)
+
+
+def _series(labels: Mapping[str, Any]) -> Series:
+    """Without those of the scope, and without the empty ones, which stand for what another series of the metric has."""
+    return frozenset(
+        (_called(name), label if isinstance(label, str) else json.dumps(label))  # as the exporter writes it
+        for name, label in labels.items()
+        if label != "" and name != "le" and not name.startswith("otel_scope_")
+    )
+
+
+def _exemplars(point: HistogramDataPoint) -> Iterator[tuple[float, Exemplar]]:
+    """Those of a point by the upper bound of their bucket, the newest last."""
+    from prometheus_client.samples import Exemplar
+
+    bounds = [*point.explicit_bounds, inf]
+    for each in sorted(point.exemplars, key=lambda exemplar: exemplar.time_unix_nano):
+        if each.trace_id and each.span_id:
+            ids = {"trace_id": format_trace_id(each.trace_id), "span_id": format_span_id(each.span_id)}
+            yield bounds[bisect_left(bounds, each.value)], Exemplar(ids, each.value, each.time_unix_nano / 1e9)

@@ -1,0 +1,162 @@
+"""What Prometheus fetches leads to traces: buckets of histograms have exemplars, in the format that has a place for them."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import Histogram, MeterProvider
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import format_span_id, format_trace_id
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from pocket_plug.telemetry.exporters import prometheus_reader
+from pocket_plug.testing.servers import free_port
+
+from .scripts import python
+
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
+NAME = "pocket_plug_test_duration_seconds"
+
+tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+
+
+@pytest.fixture
+def place() -> Iterator[tuple[str, Histogram]]:
+    """Where it is fetched, and what is measured."""
+    port = free_port()
+    reader = prometheus_reader("127.0.0.1", port, "test")
+    buckets = View(instrument_name="*", aggregation=ExplicitBucketHistogramAggregation([0.1, 0.5]))
+    provider = MeterProvider([reader], views=[buckets], shutdown_on_exit=False)
+    yield (
+        f"http://127.0.0.1:{port}/metrics",
+        provider.get_meter("test").create_histogram("pocket_plug.test.duration", "s"),
+    )
+    provider.shutdown()
+
+
+def fetch(url: str, accept: str = OPEN_METRICS) -> str:
+    request = urllib.request.Request(url, headers={"Accept": accept})  # noqa: S310 - our own server's
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+        text: str = answer.read().decode()
+    return text
+
+
+def exemplars(text: str) -> dict[tuple[str, str], dict[str, str]]:
+    """By graph and upper bound."""
+    return {
+        (sample.labels["pocket_plug_graph_name"], sample.labels["le"]): sample.exemplar.labels
+        for family in text_string_to_metric_families(text)
+        if family.name == NAME
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+
+
+def test_a_bucket_leads_to_the_last_trace_in_it(place: tuple[str, Histogram]) -> None:
+    """Of each series and bucket its own; whoever fetches next finds it too."""
+    url, histogram = place
+    expected: dict[tuple[str, str], dict[str, str]] = {}
+    for graph, seconds, bound in [
+        ("shop", 0.05, "0.1"),
+        ("shop", 0.5, "0.5"),
+        ("bank", 7.0, "+Inf"),
+        ("shop", 0.07, "0.1"),
+    ]:
+        with tracer.start_as_current_span("run") as span:
+            histogram.record(seconds, {"pocket_plug.graph.name": graph})
+        context = span.get_span_context()
+        ids = {"trace_id": format_trace_id(context.trace_id), "span_id": format_span_id(context.span_id)}
+        expected[graph, bound] = ids
+        assert exemplars(fetch(url)) == expected
+    histogram.record(0.05, {"pocket_plug.graph.name": "shop"})  # by nobody's span
+    assert exemplars(fetch(url)) == expected
+    assert "python_info" in fetch(f"{url}?name[]=python_info")  # what the registry has besides
+
+
+def test_the_older_format_has_the_figures_alone(place: tuple[str, Histogram]) -> None:
+    """It has no place for more."""
+    url, histogram = place
+    with tracer.start_as_current_span("run"):
+        histogram.record(0.5, {"pocket_plug.graph.name": "shop"})
+    text = fetch(url, "text/plain")
+    assert f"{NAME}_count{{" in text
+    assert "trace_id" not in text
+
+
+# ---------------------------------------------------------------- of a run
+SCRAPED = """
+import json
+from urllib.request import Request, urlopen
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import Histogram
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+def metrics(accepted):
+    port = os.environ["OTEL_EXPORTER_PROMETHEUS_PORT"]
+    with urlopen(Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accepted})) as answer:
+        return answer.read().decode()
+
+Histogram("others", "Not ours").observe(1)
+telemetry, spans = setup(), InMemorySpanExporter()
+if hasattr(trace.get_tracer_provider(), "add_span_processor"):
+    trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(spans))
+graph.run_sync("tea")
+text = metrics("application/openmetrics-text; version=1.0.0")
+samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+found = json.dumps({
+    "shown": [
+        {"name": sample.name, "le": float(sample.labels["le"]), "value": sample.exemplar.value, **sample.exemplar.labels}
+        for sample in samples if sample.exemplar
+    ],
+    "spans": {span.name: [format(span.context.trace_id, "032x"), format(span.context.span_id, "016x")]
+              for span in spans.get_finished_spans()},
+    "others": [sample.value for sample in samples if sample.name == "others_count"],
+    "plain": [line for line in metrics("text/plain").splitlines() if "trace_id" in line],
+})
+telemetry.close()
+print(found)
+"""
+
+
+def scraped(folder: Path, **env: str) -> dict[str, Any]:
+    """What a scraper finds that takes OpenMetrics, and what the spans of the run were called."""
+    done = python(
+        SCRAPED,
+        folder,
+        OTEL_METRICS_EXPORTER="prometheus",
+        OTEL_EXPORTER_PROMETHEUS_HOST="127.0.0.1",
+        OTEL_EXPORTER_PROMETHEUS_PORT=str(free_port()),
+        **env,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_scrape_leads_from_a_duration_to_its_span(tmp_path: Path) -> None:
+    """A run's and a node's, each in the bucket that its value belongs to. Other metrics are served as they are."""
+    found = scraped(tmp_path, OTEL_TRACES_EXPORTER="console", OTEL_LOGS_EXPORTER="none")
+    assert len(found["shown"]) == 2
+    for name, span in (("run", "run shop"), ("node", "node look")):
+        [one] = [each for each in found["shown"] if each["name"] == f"pocket_plug_{name}_duration_seconds_bucket"]
+        assert [one["trace_id"], one["span_id"]] == found["spans"][span]
+        assert 0 < one["value"] <= one["le"]
+    assert found["others"] == [1]
+    assert found["plain"] == [], "the older format has no exemplars, and its readers would stumble over one"
+
+
+def test_a_run_that_is_not_traced_has_no_exemplar(tmp_path: Path) -> None:
+    """An id that no backend knows leads nowhere."""
+    found = scraped(
+        tmp_path, OTEL_TRACES_EXPORTER="console", OTEL_LOGS_EXPORTER="none", OTEL_TRACES_SAMPLER="always_off"
+    )
+    assert found["shown"] == []
+    assert found["others"] == [1]
