@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from pocket_plug.primitives.values import SpanAttributes as SpanAttributes
 from pocket_plug.primitives.values import Value
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ SILENT: Final = object()
 """What a run's context manager gives from `__enter__` where its observer has nothing more to say about this run: a trace,
 say, that isn't sampled. The run then goes on as if the observer had no other part; it costs nothing any more."""
 
-SpanAttributes = Mapping[str, str | bool | int | float]
 Carrier = str | Mapping[str, str]
 """A trace context from elsewhere: W3C's `traceparent` text, or what `pocket_plug.propagation.inject` gave."""
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found, public_url
+from pocket_plug.primitives.values import SpanAttributes
 from pocket_plug.store.keys import Key, check_name
 from pocket_plug.store.store import StoreScope
 from pocket_plug.store.sync import SyncScope
 
 from .elsewhere import Elsewhere
-from .observing import SpanAttributes
 from .retry import Retry
 
 if TYPE_CHECKING:
@@ -123,11 +123,11 @@ def _traced(node: str, given: Any) -> Traced:
     """What `trace` may be; a mapping as a copy, since it is the caller's."""
     if isinstance(given, bool):
         return given
-    if not isinstance(given, Mapping):
+    if not issubclass(type(given), Mapping):
         raise ConfigError(
             f"node {node!r} has trace={found(given)}: it is True, False, or a mapping of attributes for its span"
         )
-    attributes = dict[Any, Any](given)
+    attributes: dict[Any, Any] = dict(given)
     for name, value in attributes.items():
         if not isinstance(name, str) or not name or name.startswith("pocket_plug."):
             raise ConfigError(

@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from .observing import SpanAttributes
+from pocket_plug.primitives.values import SpanAttributes
 
 Kind = Literal["node", "graph", "fan_out"]
 

@@ -6,7 +6,7 @@ Each kind of node has a kind of step, which it registers with `make_step`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import cached_property, singledispatch
 from typing import Any, Protocol
 
@@ -15,14 +15,14 @@ from pocket_plug.primitives.failures import capped
 from pocket_plug.primitives.signatures import is_async
 from pocket_plug.primitives.sources import source_of
 from pocket_plug.primitives.typechecks import checker
-from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.values import SpanAttributes, Value
 from pocket_plug.store.keys import Key
 
 from .chain import DEFAULT
 from .elsewhere import Address
 from .node import AnyNode, options_of
 from .node_functions import FunctionNode, PostNode
-from .observing import NodeCall, Phase, SpanAttributes
+from .observing import NodeCall, Phase
 from .phases import HOOKS, PHASES, Function, faults, input_type, output_type, overridden
 from .retry import Retry
 from .shape import Kind, Shape
@@ -64,7 +64,7 @@ class Step:
         """Where another process finds the node; there before the first run, if its exec runs in one."""
         self.timeout = options.timeout
         self.trace = options.trace is not False
-        self.declared = options.trace if isinstance(options.trace, Mapping) else {}
+        self.declared: SpanAttributes = {} if isinstance(options.trace, bool) else options.trace
         self.serializable = options.isolation == "serializable"
         self.reads, self.writes = options.reads, options.writes
         self.actions: dict[str, Step] = {}

@@ -114,11 +114,15 @@ def stack_of(error: BaseException, message: Callable[[BaseException], str | None
 
     `message` gives what may be said of an exception besides its type, or None.
     """
-    lines = ["Traceback (most recent call last):", *_frames(error), _headline(error, message)]
-    cause = _cause(error)
-    while cause is not None and len(lines) < 2 * MAX_FRAMES:
+    lines = ["Traceback (most recent call last):", *_frames(error, MAX_FRAMES), _headline(error, message)]
+    most = MAX_FRAMES
+    while sum(map(len, lines)) > MAX_BYTES and most > 1:
+        most //= 2  # paths are long: rather fewer frames than without the innermost ones
+        lines[1:-1] = _frames(error, most)
+    causes, cause = 0, _cause(error)
+    while cause is not None and causes < MAX_FRAMES:
         lines.append(f"caused by {_headline(cause, message)}")
-        cause = _cause(cause)
+        causes, cause = causes + 1, _cause(cause)
     return capped("\n".join(lines))
 
 
@@ -133,7 +137,7 @@ def _headline(error: BaseException, message: Callable[[BaseException], str | Non
     return error_type(error) if text is None else f"{error_type(error)}: {text[:512]}"
 
 
-def _frames(error: BaseException) -> list[str]:
+def _frames(error: BaseException, most: int) -> list[str]:
     """The innermost ones; if all of them are of libraries, then before them the innermost one of the user's."""
     frames: list[tuple[str, int | None, str]] = []
     trace = error.__traceback__
@@ -144,19 +148,16 @@ def _frames(error: BaseException) -> list[str]:
     for note in map(str, getattr(error, "__notes__", ())):
         if note.startswith(ON_WORKER):
             frames += [(file, int(line), name) for file, line, name in _FRAME_OF_WORKER.findall(note)]
-    shown = [_frame(*frame) for frame in frames[-MAX_FRAMES:]]
-    if len(frames) > MAX_FRAMES:
+    shown = [f'  File "{file}", line {line}, in {name}' for file, line, name in frames[-most:]]
+    if len(frames) > most:
         from .own_code import is_users  # here, since few stacks are that deep
 
         users = next((place for place, frame in enumerate(reversed(frames)) if is_users(frame[0])), 0)
-        if users >= MAX_FRAMES:
-            between = users - MAX_FRAMES
-            shown = [_frame(*frames[-users - 1]), *([f"  [{between} more]"] if between else []), *shown]
+        if users >= most:
+            (file, line, name), between = frames[-users - 1], users - most
+            more = [f"  [{between} more]"] if between else []
+            shown = [f'  File "{file}", line {line}, in {name}', *more, *shown]
     return shown
-
-
-def _frame(file: str, line: int | None, name: str) -> str:
-    return f'  File "{file}", line {line}, in {name}'
 
 
 def log_failure(level: int, what: str, error: BaseException | None) -> None:

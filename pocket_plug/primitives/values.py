@@ -1,7 +1,8 @@
-"""What a type checker can't know of, by name: users' values, and the types that they declare for them."""
+"""Types by name that stand in many signatures: users' values, which a type checker can't know, and attributes of spans."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 Value = Any
@@ -9,3 +10,6 @@ Value = Any
 
 Hint = Any
 """A type as it was declared: a class, or what `typing` makes of classes."""
+
+SpanAttributes = Mapping[str, str | bool | int | float]
+"""Attributes of a span, as nodes declare them and plugins add them."""

@@ -29,7 +29,7 @@ from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.redaction import MASK, public_url, summary
 
 from .export import LogExport, MetricExport, Queue, SpanExport
-from .exporters import Signal, by_process, prometheus_reader
+from .exporters import Signal, by_process, disabled, prometheus_reader
 
 VARIABLES = ("OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE")
 
@@ -48,11 +48,11 @@ _DELAYS = {"traces": 5000, "logs": 1000}
 
 
 def declared() -> Declared | None:
-    """What the file says that the environment names; None if it names none.
+    """What the file says that the environment names; None if it names none, or switches OpenTelemetry off.
 
     Raises ConfigError for a file that can't be followed, and where OpenTelemetry's loader isn't installed.
     """
-    for variable in VARIABLES:
+    for variable in () if disabled() else VARIABLES:
         if name := os.environ.get(variable, "").strip():
             found = Declared(variable, Path(name))
             found.check()

@@ -54,7 +54,7 @@ class Exemplars:
         of_metric = self._last[max(names, key=len)] if names else {}
         for number, sample in enumerate(family.samples):
             if sample.name.endswith("_bucket"):
-                exemplar = of_metric.get(_series(sample.labels), {}).get(float(labels["le"]))
+                exemplar = of_metric.get(_series(sample.labels), {}).get(float(sample.labels["le"]))
                 family.samples[number] = sample._replace(exemplar=exemplar)
         return family
 

@@ -118,17 +118,17 @@ class Queue:
     delay: float | None = None
 
     @classmethod
-    def of(cls, prefix: str) -> Queue:
+    def of(cls, size: str, batch: str) -> Queue:
         """As the variables of a processor say; a batch is no larger than its queue."""
-        size = _number(f"{prefix}_MAX_QUEUE_SIZE", QUEUE)
-        return cls(size, min(size, _number(f"{prefix}_MAX_EXPORT_BATCH_SIZE", 512)))
+        most = _number(size, QUEUE)
+        return cls(most, min(most, _number(batch, 512)))
 
 
 class SpanExport(SpanProcessor):
     """The SDK's batch processor with a longer queue, which counts what it could not export and logs the reason once."""
 
     def __init__(self, exporter: SpanExporter, queue: Queue | None = None) -> None:
-        queue = queue or Queue.of("OTEL_BSP")
+        queue = queue or Queue.of("OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
         self.backlog = Backlog("spans", queue.size)
         self.shows_messages = isinstance(exporter, FileExporter)
         soon = self.shows_messages and "OTEL_BSP_SCHEDULE_DELAY" not in os.environ
@@ -177,7 +177,7 @@ class LogExport(LogRecordProcessor):
     """The same for log records."""
 
     def __init__(self, exporter: LogRecordExporter, queue: Queue | None = None) -> None:
-        queue = queue or Queue.of("OTEL_BLRP")
+        queue = queue or Queue.of("OTEL_BLRP_MAX_QUEUE_SIZE", "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE")
         self.backlog = Backlog("log records", queue.size)
         self._batch = BatchLogRecordProcessor(
             _Logs(exporter, self.backlog),

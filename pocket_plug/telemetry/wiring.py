@@ -90,9 +90,8 @@ def observe(
     "phase" unless it is given; those left None stay as they are. `flavours` has no effect any more, and goes with 0.3.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
-    first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
-    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables or a file that can't be
-    followed, and for arguments that differ from the first call's.
+    first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds: by default those of
+    POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for what can't be followed, and for arguments that differ from before.
     """
     global _observed
     if flavours:
@@ -115,11 +114,7 @@ def observe(
             seconds = _flush_timeout(flush_timeout)
             mode, spans, path = _trace_locally(path, keep or Retention.from_environment(), terminal, source)
             tracing.configure(**chosen)
-            if spans:
-                watch_the_end(_close_all)
-                add_spans(spans, source)
-            if source is not None and mode not in ("off", "yours"):
-                source.apply_the_rest()
+            _send_spans(spans, mode, source)
             _first_given["observe"] = {"detail": "phase", "file": path, "flush_timeout": seconds, **given}
             _observed = Telemetry({"traces": mode}, flush_timeout=seconds, spans=spans, file=path)
         _refuse_others("observe", given)
@@ -212,9 +207,11 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, sourc
         set_metrics(readers, source)
     elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
         own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
-    if source is not None:
-        source.apply_the_rest()
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
+    if source is not None and set(modes.values()) != {
+        "yours"
+    }:  # else somebody has followed the file, or doesn't want to
+        source.apply_the_rest()
     return Telemetry(modes, flush_timeout=flush_timeout, spans=spans, records=records, readers=readers)
 
 
@@ -445,6 +442,15 @@ def _trace_locally(
     if terminal if terminal is not None else not named and (shell is not None or sys.stderr.isatty()):
         processors.append(TreeProcessor(None, footer) if shell is None else NotebookTree(shell, footer))
     return mode if named else "local", processors, file
+
+
+def _send_spans(spans: Sequence[SpanProcessor], mode: str, source: Declared | None) -> None:
+    """From now on, by these."""
+    if spans:
+        watch_the_end(_close_all)
+        add_spans(spans, source)
+    if source is not None and mode not in ("off", "yours"):
+        source.apply_the_rest()
 
 
 def _footer(file: Path | None, to: str, root: RecordedSpan) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pocket_plug.primitives.failures import MAX_FRAMES, stack_of
+from pocket_plug.primitives.failures import MAX_BYTES, MAX_FRAMES, stack_of
 from pocket_plug.remote.failures import put_together, taken_apart
 from pocket_plug.telemetry.frames import frames_in, users_frame
 
@@ -66,3 +66,15 @@ def test_the_frames_of_a_worker_are_the_innermost() -> None:
 
 def fails_with_a_message() -> None:
     raise ValueError('secret\n  File "secret", line 3, in secret')
+
+
+@pytest.mark.parametrize("file", ["/app/orders.py", LIBRARY], ids=["users", "library's"])
+def test_long_paths_cost_outer_frames_and_not_the_innermost(file: str) -> None:
+    """What is recorded has an end, and what stands last is what one looks for."""
+    folders = "/deep" * 80
+    stack = stack_from(calls_of("/app/orders.py", 2, calls_of(folders + file, 40, fails)))
+    assert len(stack.encode()) <= MAX_BYTES
+    assert stack.splitlines()[-1] == "ValueError"
+    frames = frames_in(stack)
+    assert frames[-1].function == "fails"
+    assert 4 < len(frames) < MAX_FRAMES

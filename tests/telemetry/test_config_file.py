@@ -202,6 +202,31 @@ def test_prometheus_is_served_until_the_reader_ends(tmp_path: Path, caplog: pyte
     assert "what it says of scope_info_enabled is not followed" in caplog.text
 
 
+def test_a_program_with_providers_of_its_own_keeps_its_propagators_too(tmp_path: Path) -> None:
+    """As `opentelemetry-instrument` leaves it, which follows the file itself."""
+    written(tmp_path, FILE)
+    code = """
+from opentelemetry import _logs, metrics, propagate, trace
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+own = propagate.get_global_textmap()
+trace.set_tracer_provider(TracerProvider()); _logs.set_logger_provider(LoggerProvider())
+metrics.set_meter_provider(MeterProvider())
+telemetry = setup()
+print(telemetry.mode, telemetry.metrics, telemetry.logs, propagate.get_global_textmap() is own)
+"""
+    done = python(code, tmp_path, OTEL_CONFIG_FILE="otel.yaml")
+    assert done.stdout == "yours yours yours True\n", done.stderr
+
+
+def test_where_opentelemetry_is_switched_off_the_file_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its variable, which counts for all programs."""
+    monkeypatch.setenv("OTEL_CONFIG_FILE", "gone.yaml")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    assert declared() is None
+
+
 # ---------------------------------------------------------------- what can't be followed
 TRACES = 'file_format: "1.0"\ntracer_provider: '
 WRONG = {

@@ -94,7 +94,7 @@ class OpenInference:
         """The table. Raises ConfigError for what is no option of ours, and for what is no kind."""
         if unknown := options.keys() - {"kinds"}:
             raise ConfigError(f"openinference has no option {min(unknown)!r}; it has: kinds")
-        given: object = options.get("kinds", {})
+        given = options.get("kinds", {})
         if not isinstance(given, Mapping):
             raise ConfigError(f"openinference's kinds is {type(given).__name__}; give a table of names and kinds")
         self._kinds = {str(name): _known(str(name), kind) for name, kind in given.items()}
