@@ -26,6 +26,7 @@ SCRIPTS = (
     "marks.js",
     "errors.js",
     "graph.js",
+    "matching.js",
     "rows.js",
     "critical.js",
     "waterfall.js",
@@ -33,6 +34,8 @@ SCRIPTS = (
     "views.js",
     "llm.js",
     "details.js",
+    "theme.js",
+    "ways.js",
     "page.js",
 )
 """Put together in this order, they are the page's one script."""

@@ -343,6 +343,18 @@ def test_it_opens_at_the_failure(show, recorded):
     expect(page.locator(".row.selected .name")).to_have_text("exec ship")
 
 
+def test_an_error_without_a_frame_of_the_user(show):
+    """Of a time-out, say: the place to look at first is where the node is written."""
+    stack = 'Traceback:\n  File "/x/site-packages/pocket_plug/graph/phase_calls.py", line 170, in attempt\nNodeTimeoutError: slow'
+    event = Event("exception", span(1, 0).end, {"exception.type": "NodeTimeoutError", "exception.stacktrace": stack})
+    written = {"code.file.path": "/app/shop.py", "code.line.number": 41, "code.function.name": "shop.hurry"}
+    spans = [span(0, None, name="node hurry", attributes=written, status="error"),
+             span(1, 0, name="exec hurry", scope="pocket_plug.phase", status="error", events=(event,))]  # fmt: skip
+    page = show([Trace("7" * 32, tuple(spans))])
+    expect(page.locator("#details .frame").first).to_contain_text("shop.py:41 in shop.hurry")
+    expect(page.locator("#details .frame").nth(1)).to_contain_text("phase_calls.py:170 in attempt")
+
+
 def test_it_opens_where_the_address_says(show, recorded):
     """An address that names a span is stronger than a failure."""
     page = show(recorded)

@@ -12,8 +12,14 @@ function errorOf(span) {
   return {
     type, frames, time, stack: text("exception.stacktrace"),
     message: text("exception.message") || (span.message === type || span.message === span.get("error.type") ? "" : span.message),
-    at: frames.findLast((frame) => frame.users) ?? frames.at(-1),
+    at: frames.findLast((frame) => frame.users) ?? definitionOf(span) ?? frames.at(-1),
   };
+}
+
+// Where the node is written that a span belongs to: the place to look at when no frame is the user's, as of a time-out.
+function definitionOf(span) {
+  const node = [span, ...span.above()].find((each) => each.get("code.file.path") !== undefined);
+  return node && { file: String(node.get("code.file.path")), line: String(node.get("code.line.number") ?? "?"), name: String(node.get("code.function.name") ?? ""), users: true };
 }
 
 function placeOf({ file, line }) {

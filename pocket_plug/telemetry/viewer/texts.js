@@ -35,3 +35,6 @@ function make(tag, attributes = {}, ...content) {
 }
 
 const SVG = new Set(["svg", "g", "path", "rect", "circle", "text", "defs", "marker"]);
+
+// An element of the page, by its id.
+const at = (id) => document.getElementById(id);
