@@ -148,19 +148,16 @@ def _frames(error: BaseException, most: int) -> list[str]:
     for note in map(str, getattr(error, "__notes__", ())):
         if note.startswith(ON_WORKER):
             frames += [(file, int(line), name) for file, line, name in _FRAME_OF_WORKER.findall(note)]
-    shown = [_frame(*frame) for frame in frames[-most:]]
+    shown = [f'  File "{file}", line {line}, in {name}' for file, line, name in frames[-most:]]
     if len(frames) > most:
         from .own_code import is_users  # here, since few stacks are that deep
 
         users = next((place for place, frame in enumerate(reversed(frames)) if is_users(frame[0])), 0)
         if users >= most:
-            between = users - most
-            shown = [_frame(*frames[-users - 1]), *([f"  [{between} more]"] if between else []), *shown]
+            (file, line, name), between = frames[-users - 1], users - most
+            more = [f"  [{between} more]"] if between else []
+            shown = [f'  File "{file}", line {line}, in {name}', *more, *shown]
     return shown
-
-
-def _frame(file: str, line: int | None, name: str) -> str:
-    return f'  File "{file}", line {line}, in {name}'
 
 
 def log_failure(level: int, what: str, error: BaseException | None) -> None:

@@ -7,7 +7,6 @@ was imported depend on it: else the sum over all workers would have in it, once 
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any
 from uuid import uuid4
 from weakref import WeakSet
@@ -16,6 +15,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.locks import Lock, RLock
 
 INSTANCE = "service.instance.id"
 
@@ -53,10 +53,10 @@ def _begin_anew() -> None:
     """
     for provider in list(_providers):
         consumer: Any = vars(provider)["_measurement_consumer"]
-        consumer._lock = threading.Lock()
+        consumer._lock = Lock()
         for reader, storage in consumer._reader_storages.items():
-            reader._export_lock = threading.Lock()  # of those that export; to others it is nothing
-            storage._lock = threading.RLock()
+            reader._export_lock = Lock()  # of those that export; to others it is nothing
+            storage._lock = RLock()
             storage._instrument_view_instrument_matches.clear()
 
 

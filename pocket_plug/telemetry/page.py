@@ -132,14 +132,23 @@ class _Encoder:
     def frames(self) -> dict[int, list[tuple[int, int, int, bool]]]:
         """Of each stack, by its attribute's number: its frames, outermost first, and which of them are the user's."""
         stack = self._texts.get("exception.stacktrace")
-        return {
-            number: [
-                (self._text(frame.file), frame.line, self._text(frame.function), frame.is_users)
-                for frame in frames_in(value)
-            ]
-            for number, (name, value) in enumerate(self.pairs)
-            if name == stack and isinstance(value, str)
-        }
+        found: dict[int, list[tuple[int, int, int, bool]]] = {}
+        known: dict[
+            str, list[tuple[int, int, int, bool]]
+        ] = {}  # many differ in the message only, which is the last line
+        for number, (name, value) in enumerate(self.pairs):
+            if name != stack or not isinstance(value, str):
+                continue
+            calls, _, last = value.rstrip().rpartition("\n")
+            if 'File "' in last:  # it was cut off
+                calls = value
+            if calls not in known:
+                known[calls] = [
+                    (self._text(frame.file), frame.line, self._text(frame.function), frame.is_users)
+                    for frame in frames_in(value)
+                ]
+            found[number] = known[calls]
+        return found
 
     def _more(self, span: RecordedSpan, start: int) -> dict[str, object]:
         """What most spans don't have."""

@@ -227,9 +227,15 @@ def make_resource(asked: Asked = (), declared: Resource | None = None) -> Resour
     """
     resource = declared or Resource.create()
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
-        resource = resource.merge(Resource({"service.name": Path(sys.argv[0]).stem or "pocket_plug"}))
+        resource = resource.merge(Resource({"service.name": _script() or "pocket_plug"}))
     more = added("resource", asked, dict(resource.attributes))
     return resource.merge(Resource({name: value for name, value in more.items() if name not in resource.attributes}))
+
+
+def _script() -> str:
+    """The script's name; of a package that is run by `python -m`, the package's."""
+    script = Path(sys.argv[0])
+    return script.parent.name if script.stem == "__main__" else script.stem
 
 
 class OwnIds(IdGenerator):

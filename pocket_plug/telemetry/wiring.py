@@ -90,9 +90,8 @@ def observe(
     "phase" unless it is given; those left None stay as they are. `flavours` has no effect any more, and goes with 0.3.
 
     Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
-    first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
-    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables or a file that can't be
-    followed, and for arguments that differ from the first call's.
+    first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds: by default those of
+    POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for what can't be followed, and for arguments that differ from before.
     """
     global _observed
     if flavours:

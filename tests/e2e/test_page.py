@@ -919,6 +919,7 @@ def test_n_leads_to_the_errors(show):
     spans += [span(number, 0, status=wrong.get(number, "unset")) for number in range(1, 9_999)]
     page = show([Trace("7" * 32, tuple(spans))])
     expect(page.locator("#rows")).to_have_attribute("aria-rowcount", "9999")
+    expect(page.locator("#drawing")).to_have_text("9,998 nodes are too many to draw; the table lists them.")
     expect(page.locator(".row.selected .name")).to_have_text("node n4567")
     for name in ("node n8765", "node n4567"):
         page.keyboard.press("n")

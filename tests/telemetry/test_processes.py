@@ -242,6 +242,40 @@ thread.join()
     assert len({metric.resource["service.instance.id"] for metric in otlp_sink.metrics}) == 2
 
 
+def test_a_child_forked_while_metrics_are_collected_sends_its_own(tmp_path: Path, otlp_sink: Sink) -> None:
+    """The lock is held while the program's own callback is asked."""
+    code = (
+        FORKS
+        + """
+from opentelemetry import metrics
+
+def observe_slowly(options):
+    if os.getpid() == parent:
+        asked.set()
+        go_on.wait()
+    return []
+
+parent, asked, go_on = os.getpid(), threading.Event(), threading.Event()
+telemetry = setup(log_level="warning")
+metrics.get_meter("shop").create_observable_gauge("slow", [observe_slowly])
+thread = threading.Thread(target=telemetry.flush, args=(60,), daemon=True)
+thread.start()
+asked.wait()
+if os.fork() == 0:
+    work(1)
+    telemetry.close()
+    os._exit(0)
+print(os.wait()[1])
+go_on.set()
+thread.join()
+"""
+    )
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, POCKET_PLUG_FLUSH_TIMEOUT="30")
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    assert "pocket_plug.run.duration" in {metric.name for metric in otlp_sink.metrics}
+    assert "given up" not in done.stderr
+
+
 def test_a_forked_child_says_once_that_prometheus_does_not_see_it(tmp_path: Path) -> None:
     """The first child, for all; none keeps the port open after its parent's end."""
     with socket.create_server(("127.0.0.1", 0)) as free:

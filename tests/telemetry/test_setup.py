@@ -268,20 +268,24 @@ def test_sizes_that_cannot_be_meant_are_passed_over(tmp_path: Path, otlp_sink: S
 
 
 def test_a_service_is_called_as_the_script_unless_it_has_a_name(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Another attribute whose name ends like it is not the service's."""
-    (tmp_path / "shopping.py").write_text(WORKFLOW + 'observe(); graph.run_sync("tea")')
-    for attributes in ("peer.service.name=other", "service.name=shop"):
+    """A package that is run, as servers are by `python -m`, by the package's. Another attribute that ends so is none."""
+    (tmp_path / "stall").mkdir()
+    for file in ("shopping.py", "stall/__main__.py"):
+        (tmp_path / file).write_text(WORKFLOW + 'observe(); graph.run_sync("tea")')
+    for attributes, *command in (
+        ("peer.service.name=other", "shopping.py"),
+        ("service.name=shop", "shopping.py"),
+        ("", "-m", "stall"),
+    ):
         subprocess.run(
-            [sys.executable, "shopping.py"],
+            [sys.executable, *command],
             cwd=tmp_path,
             timeout=60,
             check=True,
             env=environment(OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_RESOURCE_ATTRIBUTES=attributes),
         )
-    assert [span.resource["service.name"] for span in otlp_sink.spans if span.name == "run shop"] == [
-        "shopping",
-        "shop",
-    ]
+    names = [span.resource["service.name"] for span in otlp_sink.spans if span.name == "run shop"]
+    assert names == ["shopping", "shop", "stall"]
 
 
 def test_switched_off_only_structlog_is_configured(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 // Errors: where each arose, and which of them are the same, by type and by the place in the user's code.
 
+const MOST_GROUPS = 200; // that are listed
+
 // What a span says of its error; `at` is the frame to look at first, the innermost of the user's.
 function errorOf(span) {
   const [, time, numbers] = span.events.findLast(([name]) => name === "exception") ?? [, span.end, []];
@@ -57,7 +59,8 @@ function groupsOfErrors(trace) {
 // The list of these groups. A click goes to the group's first span, each further one to its next.
 function errorsView(trace, goTo) {
   const suppressed = sum(trace.spans, "fan_out.suppressed_failed");
-  const list = groupsOfErrors(trace).map(({ type, at, message, spans, failed }) => {
+  const groups = groupsOfErrors(trace);
+  const list = groups.slice(0, MOST_GROUPS).map(({ type, at, message, spans, failed }) => {
     let turn = -1;
     const where = make("span", { class: "turn" });
     const retried = spans.length - failed;
@@ -74,6 +77,7 @@ function errorsView(trace, goTo) {
   });
   return [
     list.length ? make("ul", {}, ...list) : make("p", { class: "none" }, "No span of this trace failed."),
+    groups.length > MOST_GROUPS ? make("p", { class: "none" }, `and ${count(groups.length - MOST_GROUPS)} other places`) : "",
     suppressed ? make("p", { class: "none" }, `${plural(suppressed, "item")} failed and ${suppressed === 1 ? "has" : "have"} no span.`) : "",
   ];
 }

@@ -4,6 +4,7 @@ const at = (id) => document.getElementById(id);
 const newestFirst = (one, other) => (BigInt(one.start) < BigInt(other.start) ? 1 : -1);
 const traces = data.traces.filter((raw) => raw.ids.length).sort(newestFirst).map((raw) => new Trace(raw));
 const traceById = new Map(traces.map((trace) => [trace.id, trace]));
+const MOST_NODES = 500; // of a graph that is drawn
 let trace = null;
 let graphRuns = []; // the runs that the graph shows
 let chart = null;
@@ -61,8 +62,10 @@ function drawHead() {
   drawExecutions();
 }
 
+const TIME_FORMAT = new Intl.DateTimeFormat([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+
 function shortTime(date) {
-  return date.toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+  return TIME_FORMAT.format(date);
 }
 
 // A trace in a list of traces.
@@ -137,7 +140,9 @@ function showGraph(runs) {
   chart = chartOf(runs, runs[0] === trace.root ? before.map((other) => other.root) : []);
   const outcomes = new Set(runs.map((run) => run.get("run.outcome") ?? (run.goesOn ? "running" : "")));
   const outcome = ["failure", "timeout", "interrupted", "cancelled", "suspended", "running", "success"].find((each) => outcomes.has(each)) ?? "";
-  at("drawing").replaceChildren(chart.nodes.length ? draw(chart, { pick, open: openInner, outcome, many: runs.length > 1 }) : make("p", { class: "none" }, "No node of this run has a span."));
+  const nodes = chart.nodes.length;
+  const why = nodes > MOST_NODES ? `${count(nodes)} nodes are too many to draw; the table lists them.` : nodes ? "" : "No node of this run has a span.";
+  at("drawing").replaceChildren(why ? make("p", { class: "none" }, why) : draw(chart, { pick, open: openInner, outcome, many: runs.length > 1 }));
   drawCrumbs();
   highlight(waterfall.selected);
   scrollGraphTo(...["failed", "interrupted", "suspended", "running", "cancelled", "fallback", "ok"].map((look) => at("drawing").querySelector(`.place.${look}`)));
