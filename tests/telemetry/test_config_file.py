@@ -21,6 +21,7 @@ from scripts import python
 from pocket_plug.cli import main
 from pocket_plug.errors import ConfigError
 from pocket_plug.telemetry.declared import Declared, declared
+from pocket_plug.telemetry.exporters import SIGNALS
 from pocket_plug.telemetry.providers import OwnIds
 from pocket_plug.testing.servers import free_port
 
@@ -94,6 +95,18 @@ print(type(trace.get_tracer_provider().id_generator).__name__, sorted(propagate.
     traces = [request for request in otlp_sink.requests if request.path == "/v1/traces"]
     assert traces[0].headers["authorization"] == WORD
     assert WORD not in done.stdout + done.stderr
+
+
+def test_the_file_of_the_how_to_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each signal goes to the collector that the variable in it names."""
+    monkeypatch.setenv("COLLECTOR", "http://collector:4318")
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "send-traces-to-a-backend.md").read_text("utf-8")
+    source = Declared("OTEL_CONFIG_FILE", written(tmp_path, page.partition("```yaml\n")[2].partition("```")[0]))
+    source.check()
+    for signal in SIGNALS:
+        assert source.exporters(signal) == ["otlp_http"]
+        assert source.endpoints(signal) == [f"http://collector:4318/v1/{signal}"]
+    assert "TraceIdRatioBased{0.1}" in source.tracer_provider(Resource({}), OwnIds()).sampler.get_description()
 
 
 def test_observe_follows_it_as_it_follows_variables(tmp_path: Path, otlp_sink: Sink) -> None:
