@@ -422,11 +422,11 @@ def test_figures_of_the_table(show):
 
 # ---------------------------------------------------------------- time
 def spread_out() -> Trace:
-    """A run of 100 µs: `a` for 40, beside it `b` for 20 and `late` beyond its end, then `c` for 50 with `d` in it for 30."""
+    """A run of 100 µs: `a` for 40, then `c` for 50 with `d` in it for 30, and `b` beside both."""
     times = {
         "run r": (0, 100, None),
         "node a": (0, 40, 0),
-        "node b": (10, 30, 0),
+        "node b": (10, 50, 0),
         "node c": (45, 95, 0),
         "exec d": (60, 90, 3),
     }
@@ -459,7 +459,7 @@ def test_sorted_and_filtered_by_duration(show):
     assert names(page) == ["run r", "node c", "exec d", "node a", "node b"]
     page.keyboard.press("d")
     assert names(page)[1] == "node a"
-    for query, found in {">40us": ["run r", "node a", "node c"], "<0.03ms": ["run r", "node b", "node c", "exec d"],
+    for query, found in {">40us": ["run r", "node a", "node b", "node c"], "<0.03ms": ["run r", "node c", "exec d"],
                          ">30µs exec": ["run r", "node c", "exec d"]}.items():  # fmt: skip
         page.locator("#search").fill(query)
         expect(page.locator("#found")).to_be_visible()
