@@ -24,6 +24,8 @@ MODULES = {
     "memory": "store.memory",
     "pocket": "plugins.pocket",
     "sync": "store.sync",
+    "telemetry.page": "traces.page",
+    "telemetry.recorded": "traces.recorded",
     "transaction": "store.transaction",
     "ttl": "primitives.durations",
     "waiting": "primitives.waiting",
@@ -45,7 +47,7 @@ class RenamedModules(Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """A spec for an old name, None for all others."""
-        package, _, name = fullname.rpartition(".")
+        package, _, name = fullname.partition(".")
         return ModuleSpec(fullname, self) if package == "pocket_plug" and name in MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> None:
@@ -53,7 +55,7 @@ class RenamedModules(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Put the module of the new name in the place of the old one."""
-        new = f"pocket_plug.{MODULES[module.__name__.rpartition('.')[2]]}"
+        new = f"pocket_plug.{MODULES[module.__name__.partition('.')[2]]}"
         warn(f"{module.__name__} is called {new} now; the old name goes with 0.3", DeprecationWarning, stacklevel=2)
         sys.modules[module.__name__] = import_module(new)
 

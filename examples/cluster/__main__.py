@@ -24,8 +24,8 @@ from rich.table import Table
 
 from pocket_plug import Graph, Node, Pocket, SyncRuns, SyncStore, each, observe
 from pocket_plug.propagation import inject
-from pocket_plug.telemetry.recorded import Trace, read_traces
 from pocket_plug.testing.servers import Server, free_port, postgres
+from pocket_plug.traces.recorded import Trace, read_traces
 
 from .app import FOLDER, TIMES, TOTAL, Counted, count, find, graph
 

@@ -367,8 +367,8 @@ def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
 def _telemetry(timeout: float) -> Checks:
     from pocket_plug.telemetry.declared import declared
     from pocket_plug.telemetry.exporters import SIGNALS, asked, disabled, endpoint
-    from pocket_plug.telemetry.local import DEFAULT_FILE
-    from pocket_plug.telemetry.retention import Retention
+    from pocket_plug.traces.recorded import DEFAULT_FILE
+    from pocket_plug.traces.retention import Retention
 
     if disabled():
         yield Check("telemetry", "all", "note", "off, since OTEL_SDK_DISABLED is true")

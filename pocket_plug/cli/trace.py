@@ -34,8 +34,8 @@ from .traces_found import (
 from .trees import follow, local_time, plural, print_errors, print_stats, print_tree
 
 if TYPE_CHECKING:
-    from pocket_plug.telemetry.recorded import Trace
-    from pocket_plug.telemetry.summary import RunSummary
+    from pocket_plug.traces.recorded import Trace
+    from pocket_plug.traces.summary import RunSummary
 
 
 @click.group
@@ -127,7 +127,7 @@ def _print_runs(runs: Sequence[RunSummary], as_json: bool) -> None:
     if as_json:
         echo_json(runs)
         return
-    from pocket_plug.telemetry.drawing import seconds
+    from pocket_plug.traces.drawing import seconds
 
     rows = [
         (
@@ -172,7 +172,7 @@ def stats(file: Path | None, graph: str | None, since: float | None, as_json: bo
     if as_json:
         echo_json(found)
         return
-    from pocket_plug.telemetry.drawing import seconds
+    from pocket_plug.traces.drawing import seconds
 
     rows = [
         (
@@ -214,8 +214,8 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
         if alive and names:
             raise click.UsageError(f"{', '.join(names)}: it goes on; a trace can be removed once it has ended")
         traces -= alive
-    from pocket_plug.telemetry.live import remove_left
-    from pocket_plug.telemetry.retention import without
+    from pocket_plug.traces.open_spans import remove_left
+    from pocket_plug.traces.retention import without
 
     try:
         removed = without(path, traces) if traces else 0
@@ -309,7 +309,7 @@ def _beside(traces: Sequence[Trace], path: Path, other: str) -> list[Trace]:
 
 
 def _paint(traces: Sequence[Trace], html: str | None, opens: bool) -> int:
-    from pocket_plug.telemetry.page import page
+    from pocket_plug.traces.page import page
 
     text = page(traces)
     if html == "-":
@@ -354,10 +354,10 @@ def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
     """
     from opentelemetry.util.re import parse_env_headers
 
-    from pocket_plug.telemetry.recorded import TraceFile
+    from pocket_plug.traces.recorded import TraceFile
 
     try:
-        from pocket_plug.telemetry import send as sending
+        from pocket_plug.traces import send as sending
     except ModuleNotFoundError as error:
         raise ConfigError(f"sending needs {error.name}: pip install 'pocket-plug[otlp]'") from None
     given = dict(parse_env_headers(os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""), liberal=True))

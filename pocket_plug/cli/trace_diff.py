@@ -15,9 +15,9 @@ from .traces_found import default_file, executions, in_file, is_trace_id, opened
 from .trees import local_time
 
 if TYPE_CHECKING:
-    from pocket_plug.telemetry.by_name import NameStats
-    from pocket_plug.telemetry.comparing import Comparison, Side
-    from pocket_plug.telemetry.summary import RunSummary
+    from pocket_plug.traces.by_name import NameStats
+    from pocket_plug.traces.comparing import Comparison, Side
+    from pocket_plug.traces.summary import RunSummary
 
 
 @click.command
@@ -37,7 +37,7 @@ def diff(run: str | None, other: str | None, file: Path | None, as_json: bool) -
         after = _meant(runs, run, path)
         before = _before(runs, after, path) if other is None else _meant(runs, other, path)
         spans = [*index.spans({each.trace_id for each in (*before, *after)})]
-    from pocket_plug.telemetry.comparing import Side, compared, spans_of
+    from pocket_plug.traces.comparing import Side, compared, spans_of
 
     found = compared(
         (Side.of(before), spans_of(before, spans)),
@@ -74,7 +74,7 @@ def _before(runs: Sequence[RunSummary], after: Sequence[RunSummary], path: Path)
 
 
 def _print(found: Comparison) -> None:
-    from pocket_plug.telemetry.drawing import seconds
+    from pocket_plug.traces.drawing import seconds
 
     before, after = found.before, found.after
     print_table(
@@ -103,7 +103,7 @@ def _print(found: Comparison) -> None:
 
 
 def _side(title: str, side: Side) -> tuple[str, ...]:
-    from pocket_plug.telemetry.drawing import seconds
+    from pocket_plug.traces.drawing import seconds
 
     failed = side.error is not None and side.outcome not in ("suspended", "success")
     outcome = f"✗ {side.outcome}: {str(side.error).rpartition('.')[2]}" if failed else side.outcome
@@ -116,7 +116,7 @@ def _change(took: int, of: int) -> str:
     >>> _change(1_500_000_000, 3_000_000_000), _change(-40_000, 80_000), _change(5_000_000, 0), _change(0, 7)
     ('+1.50 s (+50 %)', '-40 µs (-50 %)', '+5.0 ms', '0 µs')
     """
-    from pocket_plug.telemetry.drawing import seconds
+    from pocket_plug.traces.drawing import seconds
 
     sign = "" if not took else "-" if took < 0 else "+"
     share = f" ({took / of:+.0%})".replace("%", " %") if took and of else ""

@@ -15,10 +15,10 @@ from .output import echo, progress
 from .trees import plural
 
 if TYPE_CHECKING:
-    from pocket_plug.telemetry.index import TraceIndex
-    from pocket_plug.telemetry.live import OpenSpan
-    from pocket_plug.telemetry.recorded import Trace
-    from pocket_plug.telemetry.summary import RunSummary
+    from pocket_plug.traces.index import TraceIndex
+    from pocket_plug.traces.open_spans import OpenSpan
+    from pocket_plug.traces.recorded import Trace
+    from pocket_plug.traces.summary import RunSummary
 
 in_file = click.option(
     "--file",
@@ -34,7 +34,7 @@ LARGE = 5_000_000
 
 def default_file() -> Path:
     """Where traces lie that nobody gave a place."""
-    from pocket_plug.telemetry.local import DEFAULT_FILE
+    from pocket_plug.traces.recorded import DEFAULT_FILE
 
     return DEFAULT_FILE
 
@@ -42,7 +42,7 @@ def default_file() -> Path:
 @contextmanager
 def opened_index(file: Path | None) -> Generator[TraceIndex]:
     """What is known of the traces in a file; says what could not be read."""
-    from pocket_plug.telemetry.index import TraceIndex
+    from pocket_plug.traces.index import TraceIndex
 
     path = file or default_file()
     with readable(path):
@@ -78,7 +78,7 @@ def say_unreadable(path: Path, lines: int) -> None:
 
 def found_traces(path: Path, wanted: str | None) -> tuple[list[Trace], list[OpenSpan]]:
     """All traces of the run that is meant, in the order in which they began, and what of them goes on."""
-    from pocket_plug.telemetry.recorded import traces_of
+    from pocket_plug.traces.recorded import traces_of
 
     with opened_index(path) as index:
         ids = traces_of_run(index, wanted, path)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from pocket_plug.telemetry.recorded import RecordedSpan, Trace
+    from pocket_plug.traces.recorded import RecordedSpan, Trace
 
 WATCH_SECONDS = 0.2
 """Between two looks at a run that is watched."""
@@ -39,7 +39,7 @@ def print_errors(found: Trace, now: int, alive: bool) -> None:
 def _print(found: Trace, alive: bool, drawn: Callable[[Console], list[Text]]) -> None:
     from rich.console import Console
 
-    from pocket_plug.telemetry.drawing import on_console
+    from pocket_plug.traces.drawing import on_console
 
     console = Console(highlight=False)
     echo_drawn(on_console(console, drawn(console), _caption(found, alive)))
@@ -54,7 +54,7 @@ def _tree(
     whole: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> list[Text]:
-    from pocket_plug.telemetry.drawing import draw
+    from pocket_plug.traces.drawing import draw
 
     plain = console.options.ascii_only
     return draw(found.spans, width=console.width, plain=plain, now=now, alive=alive, whole=whole, notes=notes)
@@ -62,8 +62,8 @@ def _tree(
 
 def _errors(found: Trace) -> tuple[tuple[RecordedSpan, ...], dict[str, str]]:
     """The spans to show, and what to say below which."""
-    from pocket_plug.telemetry.drawing import TIMES
-    from pocket_plug.telemetry.failing import failures, grouped, way_to
+    from pocket_plug.traces.drawing import TIMES
+    from pocket_plug.traces.failing import failures, grouped, way_to
 
     by_id = {span.span_id: span for span in found.spans}
     shown: set[str] = set()
@@ -86,8 +86,8 @@ def _errors(found: Trace) -> tuple[tuple[RecordedSpan, ...], dict[str, str]]:
 
 def print_stats(found: Trace, alive: bool) -> None:
     """A line for all spans of a name, those first that took longest without what is below them."""
-    from pocket_plug.telemetry.by_name import stats_by_name
-    from pocket_plug.telemetry.drawing import seconds
+    from pocket_plug.traces.by_name import stats_by_name
+    from pocket_plug.traces.drawing import seconds
 
     rows = [
         (
@@ -113,7 +113,7 @@ def _caption(found: Trace, alive: bool) -> str:
 # ---------------------------------------------------------------- show --watch
 def follow(path: Path, wanted: str | None, sleep: Callable[[float], None] = time.sleep) -> int:
     """Draw a run while it goes on: again and again on a terminal, else a line for what begins and for what ends."""
-    from pocket_plug.telemetry.watch import Watch
+    from pocket_plug.traces.watch import Watch
 
     watch = Watch(path, wanted)
     shown = _Redrawn() if sys.stdout.isatty() else _Lines()
@@ -184,8 +184,8 @@ class _Lines:
 
 
 def _line(span: RecordedSpan) -> str:
-    from pocket_plug.telemetry.drawing import seconds
-    from pocket_plug.telemetry.failing import failure_of
+    from pocket_plug.traces.drawing import seconds
+    from pocket_plug.traces.failing import failure_of
 
     moment = datetime.fromtimestamp((span.end or span.start) / 1e9).astimezone().isoformat(" ", "milliseconds")[11:23]
     if not span.end:

@@ -1,6 +1,6 @@
 """Where the nodes of a drawn graph stand and how its edges go: in layers, from left to right.
 
-The page of traces places its graphs in the same way, in `telemetry/viewer/graph.js`; a test holds the two together.
+The page of traces places its graphs in the same way, in `traces/viewer/graph.js`; a test holds the two together.
 """
 
 from __future__ import annotations

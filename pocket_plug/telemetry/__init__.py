@@ -5,14 +5,15 @@
 
 `wiring` holds both, `ending` what is done at the end of the process, `providers` what is set globally, `exporters` what the
 environment names, `declared` what a configuration file says instead, `export` the queues before them, `logs` structlog.
-`local` writes the trace file, `retention` ends it, `recorded` reads it, `index` knows what is in it;
-`live` is what goes on right now; `tree`, `drawing` and `page` show it.
+`local` writes the trace file, `live` beside it what goes on right now, `tree` draws a trace as it ends. What is in the file is
+read and shown by `pocket_plug.traces`, without the SDK.
 """
 
 from __future__ import annotations
 
+from pocket_plug.traces.retention import Retention
+
 from .logs import export_event
-from .retention import Retention
 from .wiring import Telemetry, observe, setup
 
 __all__ = ["Retention", "Telemetry", "export_event", "observe", "setup"]

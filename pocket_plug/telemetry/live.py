@@ -12,9 +12,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Set
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from opentelemetry.context import Context
@@ -25,15 +23,13 @@ from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.files import make_folder, private
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import Lock
+from pocket_plug.traces.open_spans import files_beside
+from pocket_plug.traces.recorded import NO_RUN
 
 from .local import encode
-from .recorded import NO_RUN, RecordedSpan, TraceFile
 
 INTERVAL = 0.2
 """Seconds between two looks at what is open. A run that takes less is never written."""
-
-SILENT = 5.0
-"""Seconds without a sign of life after which a process counts as gone: it touches its file each second."""
 
 LEFT = 24 * 3600.0
 """Seconds after which what a killed process left is cleared away by the next one."""
@@ -42,47 +38,6 @@ LIMIT = 500
 """So many open spans are written at most, those that began first."""
 
 
-def _beside(file: Path) -> list[Path]:
-    """The files with the open spans of processes, and those that a killed one was just writing (`~`)."""
-    return sorted(file.parent.glob(f"{file.name}.open-*"))
-
-
-# ---------------------------------------------------------------- reading
-@dataclass(frozen=True, slots=True)
-class OpenSpan:
-    """A span that has begun. `alive`: its process shows signs of life. `seen`: the last one, in nanoseconds."""
-
-    span: RecordedSpan
-    alive: bool
-    seen: int
-
-
-def open_spans(file: Path, clock: Callable[[], float] = time.time) -> list[OpenSpan]:
-    """The open spans of all processes that trace to a file, and of those that were killed."""
-    found: list[OpenSpan] = []
-    for path in _beside(file):
-        if path.name.endswith("~"):
-            continue
-        try:
-            seen = path.stat().st_mtime
-            alive = clock() - seen < SILENT
-            found += [OpenSpan(span, alive, int(seen * 1e9)) for span in TraceFile(path).spans()]
-        except FileNotFoundError:  # all of them have ended meanwhile
-            continue
-    return found
-
-
-def remove_left(file: Path, traces: Set[str]) -> None:
-    """Remove what killed processes have left, where all of it is of these traces."""
-    for path in _beside(file):
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime >= SILENT and traces >= {
-                span.trace_id for span in TraceFile(path).spans()
-            }:
-                path.unlink()
-
-
-# ---------------------------------------------------------------- writing
 class OpenSpans(SpanProcessor):
     """Writes down which spans are open, in a thread of its own that sleeps while there is none.
 
@@ -169,7 +124,7 @@ class OpenSpans(SpanProcessor):
     def _replace(self, spans: list[Span], clock: Callable[[], float]) -> None:
         if self._path is None:
             make_folder(self._file.parent)
-            for left in _beside(self._file):
+            for left in files_beside(self._file):
                 if clock() - left.stat().st_mtime > LEFT:
                     left.unlink(missing_ok=True)
             self._path = self._file.with_name(f"{self._file.name}.open-{secrets.token_hex(6)}")

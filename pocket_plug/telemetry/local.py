@@ -22,10 +22,9 @@ from opentelemetry.trace import Link, SpanContext, SpanKind
 from opentelemetry.util.types import AnyValue
 
 from pocket_plug.primitives.files import make_folder
+from pocket_plug.traces.recorded import DEFAULT_FILE
+from pocket_plug.traces.retention import Retention, appending, cut
 
-from .retention import Retention, appending, cut
-
-DEFAULT_FILE = Path(".pocket_plug") / "traces.jsonl"
 COMMAND = "pocket-plug"
 
 LOOK = 3600.0

@@ -5,11 +5,9 @@ from __future__ import annotations
 from opentelemetry.sdk.trace import Event, ReadableSpan
 
 from pocket_plug.layers.tracing.local_messages import kept
+from pocket_plug.traces.recorded import LOCAL
 
-__all__ = ["LOCAL", "with_message"]
-
-LOCAL = "pocket_plug.local"
-"""On an exception's event: its message stays here, and `trace send` leaves it out. What `capture` asked for has no such mark."""
+__all__ = ["with_message"]
 
 
 def with_message(span: ReadableSpan) -> ReadableSpan:

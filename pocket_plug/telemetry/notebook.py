@@ -18,8 +18,8 @@ from rich.text import Text
 
 from pocket_plug.primitives.forking import new_lock
 from pocket_plug.primitives.terminal import escaped
+from pocket_plug.traces.recorded import RecordedSpan
 
-from .recorded import RecordedSpan
 from .tree import TreeProcessor
 
 SHOWN = 3

@@ -41,7 +41,7 @@ def send_test_span(seconds: float) -> str:
         return _send_by_grpc(seconds)
     import requests  # comes with the exporter
 
-    from .send import refusal, shown
+    from pocket_plug.traces.send import refusal, shown
 
     class Listening(requests.Session):
         """Notes what became of a request; after one that has failed nothing is tried again."""

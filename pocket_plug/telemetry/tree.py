@@ -15,10 +15,10 @@ from rich.text import Text
 from pocket_plug.errors import is_fault
 from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import new_lock
+from pocket_plug.traces.drawing import draw, on_console
+from pocket_plug.traces.recorded import Event, RecordedSpan, Status
 
-from .drawing import draw, on_console
 from .messages import with_message
-from .recorded import Event, RecordedSpan, Status
 
 MAX_HELD = 20_000
 """Spans of one trace that are held until its root ends; what is beyond is counted only."""

@@ -28,13 +28,15 @@ from pocket_plug.layers import tracing
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import RLock
 from pocket_plug.primitives.redaction import public_url
+from pocket_plug.traces.recorded import DEFAULT_FILE, RecordedSpan
+from pocket_plug.traces.retention import Retention
 
 from .declared import Declared, declared
 from .ending import in_time, no_sigterm, watch_the_end
 from .export import LogExport, MetricExport, SpanExport
 from .exporters import Signal, asked, disabled, endpoint, log_exporters, metric_readers, span_exporters
 from .live import OpenSpans
-from .local import DEFAULT_FILE, FileExporter, where_to_look
+from .local import FileExporter, where_to_look
 from .logs import StandardLogs, wire_logging, wire_structlog
 from .notebook import NotebookTree, notebook_shell
 from .providers import (
@@ -46,8 +48,6 @@ from .providers import (
     set_metrics,
     traces_are_taken,
 )
-from .recorded import RecordedSpan
-from .retention import Retention
 from .tree import TreeProcessor
 
 FLUSH_TIMEOUT = 2.0

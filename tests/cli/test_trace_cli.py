@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pocket_plug.cli import main
-from pocket_plug.telemetry.drawing import TIMES
-from pocket_plug.telemetry.retention import appending
+from pocket_plug.traces.drawing import TIMES
+from pocket_plug.traces.retention import appending
 
 POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
 A, B, C, D = (letter * 32 for letter in "abcd")

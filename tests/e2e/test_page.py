@@ -16,8 +16,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import pocket_plug as pp
-from pocket_plug.telemetry.page import page as html_of
-from pocket_plug.telemetry.recorded import Event, RecordedSpan, Trace, read_traces
+from pocket_plug.traces.page import page as html_of
+from pocket_plug.traces.recorded import Event, RecordedSpan, Trace, read_traces
 
 AXE = Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js"
 ITEMS = 150  # more than have spans

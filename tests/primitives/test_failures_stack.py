@@ -10,7 +10,7 @@ import pytest
 
 from pocket_plug.primitives.failures import MAX_BYTES, MAX_FRAMES, stack_of
 from pocket_plug.remote.failures import put_together, taken_apart
-from pocket_plug.telemetry.frames import frames_in, users_frame
+from pocket_plug.traces.frames import frames_in, users_frame
 
 
 def calls_of(file: str, depth: int, inner: Callable[[], Any]) -> Callable[[], Any]:

@@ -16,11 +16,12 @@ from opentelemetry.trace import set_span_in_context
 from pocket_plug.cli import main
 from pocket_plug.cli.trees import follow
 from pocket_plug.telemetry import live
-from pocket_plug.telemetry.index import TraceIndex
-from pocket_plug.telemetry.live import OpenSpans, open_spans
+from pocket_plug.telemetry.live import OpenSpans
 from pocket_plug.telemetry.local import FileExporter
-from pocket_plug.telemetry.recorded import TraceFile
-from pocket_plug.telemetry.watch import Watch
+from pocket_plug.traces.index import TraceIndex
+from pocket_plug.traces.open_spans import SILENT, open_spans
+from pocket_plug.traces.recorded import TraceFile
+from pocket_plug.traces.watch import Watch
 
 
 class Traced:
@@ -102,7 +103,7 @@ def test_a_process_shows_that_it_lives_and_a_killed_one_does_not(traced: Traced)
     traced.open.tell()
     (path,) = traced.path.parent.iterdir()
     begun = path.stat().st_mtime
-    for later, outcome in ((live.SILENT - 1, "running"), (live.SILENT + 1, "unfinished")):
+    for later, outcome in ((SILENT - 1, "running"), (SILENT + 1, "unfinished")):
         with TraceIndex(traced.path, lambda later=later: begun + later) as index:  # type: ignore[misc]
             (run,) = index.runs()
             assert run.outcome == outcome
@@ -215,7 +216,7 @@ def test_a_run_whose_process_died_is_lost(traced: Traced, capsys: pytest.Capture
     watch = Watch(traced.path, clock=lambda: now)
     watch.look()
     assert not watch.lost
-    now += live.SILENT + 1
+    now += SILENT + 1
     watch.look()
     assert watch.lost
     os.utime(path, (now - 1000, now - 1000))
@@ -237,7 +238,7 @@ def test_a_run_that_is_told_of_no_more_is_lost_in_the_end(traced: Traced) -> Non
     path.unlink()
     watch.look()
     assert not watch.lost
-    now += live.SILENT + 1
+    now += SILENT + 1
     watch.look()
     assert watch.lost
 

@@ -26,7 +26,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from pocket_plug.telemetry.local import DEFAULT_FILE, FileExporter, encode, where_to_look
+from pocket_plug.telemetry.local import FileExporter, encode, where_to_look
+from pocket_plug.traces.recorded import DEFAULT_FILE
 
 
 def spans_of_every_kind() -> Any:

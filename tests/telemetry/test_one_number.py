@@ -19,7 +19,7 @@ import pocket_plug as pp
 from pocket_plug.cli import main
 from pocket_plug.layers import metrics, tracing
 from pocket_plug.telemetry.local import FileExporter
-from pocket_plug.telemetry.recorded import read_traces
+from pocket_plug.traces.recorded import read_traces
 
 Numbers = Callable[[], dict[str, tuple[int, int]]]
 

@@ -21,9 +21,9 @@ from otlp_sink import Sink
 from urllib3.util import Retry
 
 from pocket_plug.cli import main
-from pocket_plug.telemetry import send
 from pocket_plug.telemetry.local import FileExporter
-from pocket_plug.telemetry.recorded import RecordedSpan, TraceFile
+from pocket_plug.traces import send
+from pocket_plug.traces.recorded import RecordedSpan, TraceFile
 
 
 @pytest.fixture

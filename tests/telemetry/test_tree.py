@@ -11,8 +11,8 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, TraceFlags, Tracer, set_span_in_context
 
-from pocket_plug.telemetry.drawing import TIMES
 from pocket_plug.telemetry.tree import TreeProcessor
+from pocket_plug.traces.drawing import TIMES
 
 MS = 1_000_000
 

@@ -23,7 +23,7 @@ from opentelemetry.util.types import AnyValue
 from pocket_plug.primitives.files import make_file
 
 from .by_name import quantile
-from .live import OpenSpan, open_spans
+from .open_spans import OpenSpan, open_spans
 from .recorded import RecordedSpan, requests_in
 from .summary import RunSummary, SpanSummary, summaries
 

@@ -25,6 +25,12 @@ __all__ = ["Event", "RecordedSpan", "SpanLink", "Trace", "TraceFile", "read_trac
 K = TypeVar("K", bound=Hashable)
 Status = Literal["unset", "ok", "error"]
 
+DEFAULT_FILE = Path(".pocket_plug") / "traces.jsonl"
+"""Where a program writes them that wasn't told another place."""
+
+LOCAL = "pocket_plug.local"
+"""On an exception's event: its message stays here, and `trace send` leaves it out. What `capture` asked for has no such mark."""
+
 NO_RUN = frozenset(("pocket_plug.node.name", "pocket_plug.run.parent_id"))
 """Besides the id of a run, nodes have the one, nested runs the other."""
 

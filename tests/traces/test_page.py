@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocket_plug.telemetry.page import page
-from pocket_plug.telemetry.recorded import Event, RecordedSpan, SpanLink, Trace
+from pocket_plug.traces.page import page
+from pocket_plug.traces.recorded import Event, RecordedSpan, SpanLink, Trace
 
 HOSTILE = '</script ></script><script>alert(1)</script><!--<script>{{script}}\u2028"\\'
 
@@ -189,7 +189,7 @@ def test_page_without_traces():
 
 
 # ---------------------------------------------------------------- colours
-STYLE = files("pocket_plug.telemetry").joinpath("viewer", "page.css").read_text(encoding="utf-8")
+STYLE = files("pocket_plug.traces").joinpath("viewer", "page.css").read_text(encoding="utf-8")
 PAIRS = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\);", STYLE)
 LIGHT, DARK = {name: light for name, light, _ in PAIRS}, {name: dark for name, _, dark in PAIRS}
 TEXT = [(ink, ground) for ink in ("ink", "soft") for ground in ("ground", "panel", "raised", "chosen")]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pocket_plug.telemetry.by_name import stats_by_name
-from pocket_plug.telemetry.comparing import Side, compared, spans_of
-from pocket_plug.telemetry.recorded import RecordedSpan
-from pocket_plug.telemetry.summary import RunSummary
+from pocket_plug.traces.by_name import stats_by_name
+from pocket_plug.traces.comparing import Side, compared, spans_of
+from pocket_plug.traces.recorded import RecordedSpan
+from pocket_plug.traces.summary import RunSummary
 
 TRACE = "a" * 32
 

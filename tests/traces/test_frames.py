@@ -2,7 +2,7 @@
 
 import pytest
 
-from pocket_plug.telemetry.frames import frames_in, users_frame
+from pocket_plug.traces.frames import frames_in, users_frame
 
 
 @pytest.mark.parametrize(

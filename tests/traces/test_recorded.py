@@ -17,7 +17,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from pocket_plug.telemetry.local import encode
-from pocket_plug.telemetry.recorded import Event, RecordedSpan, SpanLink, TraceFile, read_traces
+from pocket_plug.traces.recorded import Event, RecordedSpan, SpanLink, TraceFile, read_traces
 
 A, B = "a" * 32, "b" * 32
 

@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pocket_plug.errors import ConfigError
 from pocket_plug.telemetry import Retention
 from pocket_plug.telemetry.local import LOOK, FileExporter
-from pocket_plug.telemetry.recorded import TraceFile, read_traces
-from pocket_plug.telemetry.retention import appending, cut, without
+from pocket_plug.traces.recorded import TraceFile, read_traces
+from pocket_plug.traces.retention import appending, cut, without
 
 DAY = 86_400
 
@@ -124,7 +124,7 @@ def test_nobody_shortens_a_file_that_another_one_holds(tmp_path: Path) -> None:
 WRITER = """
 import os, sys
 from pathlib import Path
-from pocket_plug.telemetry.retention import Retention, appending, cut
+from pocket_plug.traces.retention import Retention, appending, cut
 path, me = Path(sys.argv[1]), sys.argv[2]
 for number in range(400):
     with appending(path) as file:

@@ -25,8 +25,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.terminal import escaped
 
-from .messages import LOCAL
-from .recorded import TraceFile
+from .recorded import LOCAL, TraceFile
 
 BATCH_BYTES = 1_000_000
 """Of one request; a single span that is larger goes by itself. Collectors take 4 MB, some proxies one."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .index import TraceIndex
-from .live import SILENT, OpenSpan, open_spans
+from .open_spans import SILENT, OpenSpan, open_spans
 from .recorded import RecordedSpan, Trace, TraceFile, traces_of
 
 

@@ -71,7 +71,7 @@ def page(traces: Sequence[Trace]) -> str:
 
 
 def _file(name: str) -> str:
-    return files("pocket_plug.telemetry").joinpath("viewer", name).read_text(encoding="utf-8")
+    return files("pocket_plug.traces").joinpath("viewer", name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

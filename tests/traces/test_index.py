@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocket_plug.telemetry.index import LATEST, Stats, TraceIndex
-from pocket_plug.telemetry.recorded import TraceFile, traces_of
-from pocket_plug.telemetry.summary import RunSummary, SpanSummary, summaries
+from pocket_plug.traces.index import LATEST, Stats, TraceIndex
+from pocket_plug.traces.recorded import TraceFile, traces_of
+from pocket_plug.traces.summary import RunSummary, SpanSummary, summaries
 
 
 def line(*spans: dict[str, object]) -> str:
