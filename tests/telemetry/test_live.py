@@ -129,7 +129,7 @@ def test_a_trace_ends_with_the_last_sign_of_life(traced: Traced) -> None:
     traced.run("shop", "r-1")
     traced.open.tell()
     (path,) = traced.path.parent.iterdir()
-    (left,) = live.open_spans(traced.path)
+    (left,) = open_spans(traced.path)
     traced.path.write_text(path.read_text().replace('"endTimeUnixNano": "0"', '"endTimeUnixNano": "1000"') + "\n")
     with TraceIndex(traced.path) as index:
         assert index.ended_before(left.seen) == set()
