@@ -28,7 +28,7 @@ from pocket_plug.hookspecs import (
     Specs,
     Status,
 )
-from pocket_plug.otel.additions import Additions
+from pocket_plug.otel.additions import Additions, Report
 from pocket_plug.primitives.failures import describe, error_type
 from pocket_plug.primitives.forking import new_lock, new_rlock
 from pocket_plug.primitives.redaction import conceal
@@ -246,11 +246,10 @@ class Manager:
             self._additions = found = Additions([*self._asked_additions()])
         return found
 
-    def _asked_additions(self) -> Iterator[SpanAdditions]:
+    def _asked_additions(self) -> Iterator[tuple[SpanAdditions, Report]]:
         for record, answer in self._ask("pocket_span_additions"):
             if isinstance(answer, SpanAdditions):
-                object.__setattr__(answer, "report", partial(self.report, record, silent=True))
-                yield answer
+                yield answer, partial(self.report, record, silent=True)
             else:
                 given = TypeError(f"it gave {type(answer).__name__}, not SpanAdditions or None")
                 self.report(record, "pocket_span_additions", given)
