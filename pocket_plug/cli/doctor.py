@@ -417,7 +417,7 @@ def _declared(source: Declared, timeout: float) -> Checks:
     for signal in SIGNALS:
         try:
             named, to = source.exporters(signal), " and ".join(map(public_url, source.endpoints(signal)))
-            _ = source.records() if signal == "logs" else None  # can its exporters be had? Those of traces send one
+            source.try_exporters(signal)
         except ConfigError as error:
             yield Check("telemetry", signal, "wrong", str(error))
             continue
