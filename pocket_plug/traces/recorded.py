@@ -114,8 +114,13 @@ class RecordedSpan:
 
     @property
     def error(self) -> str | None:
-        """The type of the error that it failed with, as far as that is known."""
+        """The type of the error that it failed with, as far as that is known. Some tools say it by the last exception only."""
         kind = self.attributes.get("error.type")
+        if kind is None and self.status == "error":
+            raised = (
+                each.attributes.get("exception.type") for each in reversed(self.events) if each.name == "exception"
+            )
+            kind = next(raised, None)
         return kind if isinstance(kind, str) else None
 
 

@@ -492,6 +492,32 @@ def test_without_errors_there_is_the_last_line_only(file: Path, says: Says) -> N
     assert "0 errors" in out
 
 
+def test_errors_of_other_tools_have_their_type_everywhere(file: Path, says: Says) -> None:
+    """It stands on the exception's event only, and the last one counts; what a span has handled is no error."""
+    events = [
+        {"name": "exception", "attributes": [{"key": "exception.type", "value": {"stringValue": kind}}]}
+        for kind in ("shop.Handled", "shop.Boom")
+    ]
+    failed = {"events": events, "status": {"code": 2}}
+    fine = {"events": events, "status": {"code": 0}}
+    file.write_text(
+        line(
+            run(A, 1, 0, 9, "r-1", "shop", "failure") | failed,
+            span(A, 2, 1, "GET /pay", 1, 2) | failed,
+            span(A, 3, 1, "GET /tea", 3, 4) | fine,
+        )
+    )
+    _, tree, _ = says("show", "r-1")
+    assert tree.count("✗ Boom") == 2
+    assert "1 error," in tree
+    assert "Handled" not in tree
+    assert "✗ Boom" in says("show", "r-1", "--errors")[1]
+    assert "✗ failure: Boom" in says("ls", "--error", "Boom")[1]
+    assert "Boom" not in says("ls", "--error", "Handled")[1]
+    page = says("show", "r-1", "--html", "-")[1]
+    assert "shop.Boom" in page
+
+
 def test_with_all_nothing_is_summed_up(broken: Path, says: Says) -> None:
     """A line for each span, and messages as long as they are."""
     long = "why " * 100
