@@ -295,6 +295,8 @@ def show(
             now = time.time_ns() if alive else max((found.seen for found in open_), default=0)
             if view == "stats":
                 print_stats(each, alive)
+                if left_out := sum(not span.end for span in each.spans):
+                    echo(f"not counted, since not ended: {plural(left_out, 'span')}", err=True)
             elif view == "errors":
                 print_errors(each, now, alive)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,19 +30,23 @@ def diff(run: str | None, other: str | None, file: Path | None, as_json: bool) -
     """Compare a run with OTHER, or with the run of its graph before it: outcome, duration, and the time by spans' names.
 
     Both are named as for `show`; without RUN it is the newest. RUN#2 is the second execution of a run that was resumed, and is
-    compared with the first unless OTHER is given; without a number all executions of a run count together.
+    compared with the first unless OTHER is given; without a number all executions of a run count together. What there is of a
+    run that hasn't ended is compared, and marked as in `ls`: running, or unfinished.
     """
     path = file or default_file()
     with opened_index(file) as index:
         runs = [*index.runs()]
         after = _meant(runs, run, path)
         before = _before(runs, after, path) if other is None else _meant(runs, other, path)
-        spans = [*index.spans({each.trace_id for each in (*before, *after)})]
+        ids = {each.trace_id for each in (*before, *after)}
+        spans = [*index.spans(ids)]
+        until = {each.span.span_id: time.time_ns() if each.alive else each.seen for each in index.going_on(ids)}
     from pocket_plug.traces.comparing import Side, compared, spans_of
 
     found = compared(
         (Side.of(before), spans_of(before, spans)),
         (Side.of(after), spans_of(after, spans)),
+        until,
     )
     if as_json:
         echo_json(found)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .by_name import NameStats, stats_by_name
@@ -12,7 +12,10 @@ from .summary import RunSummary
 
 __all__ = ["Comparison", "Difference", "Side", "compared", "spans_of"]
 
-Mark = Literal["new", "gone", "fails now", ""]
+Mark = Literal["new", "gone", "fails now", "running", "unfinished", "interrupted", ""]
+
+_NOT_ENDED: Mapping[str, Mark] = {"running": "running", "unfinished": "unfinished", "interrupted": "interrupted"}
+"""Outcomes of runs that may have more spans, or would have had them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ class Side:
 class Difference:
     """The spans of one name on either side; None where there are none. `took`: how much more time, in all, in nanoseconds.
 
-    `mark`: only after ("new"), only before ("gone"), or with errors after and without any before ("fails now").
+    `mark`: only after ("new"), only before ("gone"), or with errors after and without any before ("fails now"). Where a side
+    hasn't come to its end, and has no such span or one that hasn't ended, it is that side's outcome.
     """
 
     name: str
@@ -68,19 +72,41 @@ class Comparison:
     spans: tuple[Difference, ...]
 
 
-def compared(before: tuple[Side, Sequence[RecordedSpan]], after: tuple[Side, Sequence[RecordedSpan]]) -> Comparison:
-    """Compare two sides, each with its spans. What hasn't ended isn't counted."""
-    left, right = ({stats.name: stats for stats in stats_by_name(spans)} for _, spans in (before, after))
-    found = [_difference(name, left.get(name), right.get(name)) for name in {**left, **right}]
+def compared(
+    before: tuple[Side, Sequence[RecordedSpan]],
+    after: tuple[Side, Sequence[RecordedSpan]],
+    until: Mapping[str, int] | None = None,
+) -> Comparison:
+    """Compare two sides, each with its spans. What hasn't ended counts `until` then, by its id, or else not at all."""
+    (left, open_left), (right, open_right) = (_by_name(spans, until or {}) for _, spans in (before, after))
+    found: list[Difference] = []
+    for name in {**left, **right}:
+        ours, theirs = left.get(name), right.get(name)
+        waits = [
+            side.outcome
+            for side, stats, is_open in ((after[0], theirs, name in open_right), (before[0], ours, name in open_left))
+            if stats is None or is_open
+        ]
+        mark: Mark = next((_NOT_ENDED[each] for each in waits if each in _NOT_ENDED), "")
+        found.append(_difference(name, ours, theirs, mark))
     found.sort(key=lambda each: (-abs(each.took), each.name))
     return Comparison(before[0], after[0], after[0].duration - before[0].duration, tuple(found))
 
 
-def _difference(name: str, before: NameStats | None, after: NameStats | None) -> Difference:
+def _by_name(spans: Sequence[RecordedSpan], until: Mapping[str, int]) -> tuple[dict[str, NameStats], set[str]]:
+    """The figures of each name, and the names of which a span hasn't ended."""
+    so_far = [
+        span if span.end else replace(span, end=max(span.start, until[span.span_id]) if span.span_id in until else 0)
+        for span in spans
+    ]
+    return {stats.name: stats for stats in stats_by_name(so_far)}, {span.name for span in spans if not span.end}
+
+
+def _difference(name: str, before: NameStats | None, after: NameStats | None, waits: Mark) -> Difference:
     took = (after.total if after is not None else 0) - (before.total if before is not None else 0)
     fails = after is not None and after.errors > 0 and not (before is not None and before.errors)
-    mark: Mark = "fails now" if fails else "new" if before is None else "gone" if after is None else ""
-    return Difference(name, before, after, took, mark)
+    only: Mark = "new" if before is None else "gone" if after is None else ""
+    return Difference(name, before, after, took, "fails now" if fails else waits or only)
 
 
 def spans_of(executions: Collection[RunSummary], spans: Sequence[RecordedSpan]) -> list[RecordedSpan]:

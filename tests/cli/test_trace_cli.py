@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -625,3 +627,35 @@ def test_what_there_is_nothing_to_compare_with_is_said(two: Path, says: Says) ->
     code, _, err = says("diff", D)
     assert code == 1
     assert f"there is no run in a trace {D}" in err
+
+
+@pytest.mark.parametrize(("silence", "outcome"), [(0, "running"), (60, "unfinished")])
+def test_a_run_that_has_not_ended_is_compared_as_far_as_it_got(
+    two: Path, says: Says, silence: int, outcome: str
+) -> None:
+    """Its open spans count so far; nothing of it is new or gone, neither what it has not come to."""
+    began = time.time() - silence - 10
+    left = two.with_name(f"{two.name}.open-1")
+    spans = [
+        run("e" * 32, 1, 0, 0, "r-9", "shop", ""),
+        span("e" * 32, 2, 1, "node pack", 0, 0, node_name="pack"),
+    ]
+    for each in spans:
+        each |= {"startTimeUnixNano": str(int(began * S)), "endTimeUnixNano": "0"}
+    spans[0]["attributes"] = [each for each in spans[0]["attributes"] if each["key"] != "pocket_plug.run.outcome"]
+    left.write_text(line(*spans))
+    os.utime(left, (began + 10, began + 10))
+    found = json.loads(says("diff", "r-9", "r-1", "--json")[1])
+    assert (found["before"]["outcome"], found["after"]["outcome"]) == ("success", outcome)
+    assert {each["name"]: each["mark"] for each in found["spans"]} == {
+        "run shop": outcome,
+        "node charge": outcome,
+        "node pack": outcome,
+    }
+    counted = {each["name"]: each["after"] and each["after"]["count"] for each in found["spans"]}
+    assert counted == {"run shop": 1, "node charge": None, "node pack": 1}
+    assert all(each["after"]["total"] >= 9 * S for each in found["spans"] if each["after"])
+    found = json.loads(says("diff", "r-1", "r-9", "--json")[1])
+    assert {each["mark"] for each in found["spans"]} == {outcome}
+    code, _, err = says("show", "r-9", "--stats")
+    assert (code, err) == (0, "not counted, since not ended: 2 spans\n")
