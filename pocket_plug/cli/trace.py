@@ -10,7 +10,7 @@ import webbrowser
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import click
@@ -34,6 +34,7 @@ from .traces_found import (
 from .trees import follow, local_time, plural, print_errors, print_stats, print_tree
 
 if TYPE_CHECKING:
+    from pocket_plug.traces.open_spans import OpenSpan
     from pocket_plug.traces.recorded import Trace
     from pocket_plug.traces.summary import RunSummary
 
@@ -243,11 +244,9 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
 @click.option("--html", metavar="FILE", help="Write the page with the picture to FILE; - is stdout.")
 @click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
 @click.option("--watch", is_flag=True, help="Draw it as it goes on, until it has ended.")
-@click.option(
-    "--errors", "view", flag_value="errors", help="Only what failed and what leads to it, with place and message."
-)
-@click.option("--all", "view", flag_value="all", help="Sum up nothing.")
-@click.option("--stats", "view", flag_value="stats", help="A table instead: a line for all spans of a name.")
+@click.option("--errors", is_flag=True, help="Only what failed and what leads to it, with place and message.")
+@click.option("--all", "whole", is_flag=True, help="Sum up nothing.")
+@click.option("--stats", is_flag=True, help="A table instead: a line for all spans of a name.")
 @as_json
 def show(
     run: str | None,
@@ -256,7 +255,9 @@ def show(
     html: str | None,
     opens: bool,
     watch: bool,
-    view: Literal["errors", "all", "stats"] | None,
+    errors: bool,
+    whole: bool,
+    stats: bool,
     as_json: bool,
 ) -> int:
     """Show a run as a tree, or as a page for the browser.
@@ -272,8 +273,11 @@ def show(
         raise click.UsageError(
             "OTHER is for the page: add --html or --open; `pocket-plug trace diff` compares runs in the terminal"
         )
-    if view is not None and (watch or html is not None or opens or as_json):
-        raise click.UsageError(f"--{view} is for the terminal; leave it out with --watch, --html, --open and --json")
+    views = [name for name, given in (("--errors", errors), ("--all", whole), ("--stats", stats)) if given]
+    if len(views) > 1:
+        raise click.UsageError(f"{' and '.join(views)} are views of their own; leave out all but one")
+    if views and (watch or html is not None or opens or as_json):
+        raise click.UsageError(f"{views[0]} is for the terminal; leave it out with --watch, --html, --open and --json")
     if watch and (html is not None or opens or as_json):
         raise click.UsageError(
             "--watch draws in the terminal; leave out --html, --open and --json, or show it afterwards"
@@ -290,23 +294,27 @@ def show(
         return _paint(traces if other is None else _beside(traces, file or default_file(), other), html, opens)
     else:
         for each in traces:
-            open_ = [found for found in going_on if found.span.trace_id == each.id]
-            alive = any(found.alive for found in open_)
-            now = time.time_ns() if alive else max((found.seen for found in open_), default=0)
-            if view == "stats":
-                print_stats(each, alive)
-                if left_out := sum(not span.end for span in each.spans):
-                    echo(f"not counted, since not ended: {plural(left_out, 'span')}", err=True)
-            elif view == "errors":
-                print_errors(each, now, alive)
-            else:
-                print_tree(each, now, alive, whole=view == "all")
+            _print(each, [found for found in going_on if found.span.trace_id == each.id], views)
     return 0
+
+
+def _print(found: Trace, going_on: Sequence[OpenSpan], views: Sequence[str]) -> None:
+    """A trace of which this goes on, in a view for the terminal: the tree without one."""
+    alive = any(each.alive for each in going_on)
+    now = time.time_ns() if alive else max((each.seen for each in going_on), default=0)
+    if "--stats" in views:
+        print_stats(found, alive)
+        if left_out := sum(not span.end for span in found.spans):
+            echo(f"not counted, since not ended: {plural(left_out, 'span')}", err=True)
+    elif "--errors" in views:
+        print_errors(found, now, alive)
+    else:
+        print_tree(found, now, alive, whole="--all" in views)
 
 
 def _beside(traces: Sequence[Trace], path: Path, other: str) -> list[Trace]:
     """These traces and those of another run, each once, in the order in which they began."""
-    found = {each.id: each for each in (*traces, *found_traces(path, other)[0])}
+    found = {each.id: each for each in (*traces, *found_traces(path, other, "OTHER")[0])}
     return sorted(found.values(), key=lambda each: each.start)
 
 

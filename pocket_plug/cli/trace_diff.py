@@ -29,15 +29,16 @@ if TYPE_CHECKING:
 def diff(run: str | None, other: str | None, file: Path | None, as_json: bool) -> None:
     """Compare a run with OTHER, or with the run of its graph before it: outcome, duration, and the time by spans' names.
 
-    Both are named as for `show`; without RUN it is the newest. RUN#2 is the second execution of a run that was resumed, and is
-    compared with the first unless OTHER is given; without a number all executions of a run count together. What there is of a
-    run that hasn't ended is compared, and marked as in `ls`: running, or unfinished.
+    RUN is "after", what it is compared with is "before". Both are named as for `show`; without RUN it is the newest. RUN#2 is the
+    second execution of a run that was resumed, and is compared with the first unless OTHER is given; without a number all
+    executions of a run count together. What there is of a run that hasn't ended is compared, and marked as in `ls`: running,
+    or unfinished.
     """
     path = file or default_file()
     with opened_index(file) as index:
         runs = [*index.runs()]
         after = _meant(runs, run, path)
-        before = _before(runs, after, path) if other is None else _meant(runs, other, path)
+        before = _before(runs, after, path) if other is None else _meant(runs, other, path, "OTHER")
         ids = {each.trace_id for each in (*before, *after)}
         spans = [*index.spans(ids)]
         until = {each.span.span_id: time.time_ns() if each.alive else each.seen for each in index.going_on(ids)}
@@ -54,12 +55,12 @@ def diff(run: str | None, other: str | None, file: Path | None, as_json: bool) -
         _print(found)
 
 
-def _meant(runs: Sequence[RunSummary], wanted: str | None, path: Path) -> list[RunSummary]:
+def _meant(runs: Sequence[RunSummary], wanted: str | None, path: Path, title: str = "RUN") -> list[RunSummary]:
     if wanted is not None and is_trace_id(wanted) and wanted not in {run.run_id for run in runs}:
         if found := [run for run in reversed(runs) if run.trace_id == wanted]:
             return [run for run in found if run.run_id == found[0].run_id]
         raise UnknownRunError(f"there is no run in a trace {wanted} in {path}. `pocket-plug trace ls` lists the runs")
-    return executions(runs, wanted, path)
+    return executions(runs, wanted, path, title)
 
 
 def _before(runs: Sequence[RunSummary], after: Sequence[RunSummary], path: Path) -> list[RunSummary]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,12 +77,12 @@ def say_unreadable(path: Path, lines: int) -> None:
     echo(f"{path}: {plural(lines, 'line')} could not be read, for being no OTLP/JSON or cut off", err=True)
 
 
-def found_traces(path: Path, wanted: str | None) -> tuple[list[Trace], list[OpenSpan]]:
+def found_traces(path: Path, wanted: str | None, title: str = "RUN") -> tuple[list[Trace], list[OpenSpan]]:
     """All traces of the run that is meant, in the order in which they began, and what of them goes on."""
     from pocket_plug.traces.recorded import traces_of
 
     with opened_index(path) as index:
-        ids = traces_of_run(index, wanted, path)
+        ids = traces_of_run(index, wanted, path, title)
         spans = [*index.spans(ids)]
         going_on = index.going_on(ids)
     if not spans:
@@ -89,14 +90,14 @@ def found_traces(path: Path, wanted: str | None) -> tuple[list[Trace], list[Open
     return traces_of(spans)[::-1], going_on
 
 
-def traces_of_run(index: TraceIndex, wanted: str | None, path: Path) -> set[str]:
+def traces_of_run(index: TraceIndex, wanted: str | None, path: Path, title: str = "RUN") -> set[str]:
     """The ids of the traces of the run that is meant, or of one of its executions, or of the trace that is called so."""
     runs = [*index.runs()]
     if wanted is None and not runs:
         return {_newest(index, path)}
     if wanted is not None and is_trace_id(wanted) and wanted not in {run.run_id for run in runs}:
         return {wanted}
-    return {run.trace_id for run in executions(runs, wanted, path)}
+    return {run.trace_id for run in executions(runs, wanted, path, title)}
 
 
 def is_trace_id(text: str) -> bool:
@@ -104,13 +105,15 @@ def is_trace_id(text: str) -> bool:
     return len(text) == 32 and all(char in "0123456789abcdef" for char in text)
 
 
-def executions(runs: Sequence[RunSummary], wanted: str | None, path: Path) -> list[RunSummary]:
+def executions(runs: Sequence[RunSummary], wanted: str | None, path: Path, title: str = "RUN") -> list[RunSummary]:
     """The executions of the run that is meant, as they began: by its id, how that begins, or its graph; by default of the newest.
 
-    With `#2` behind it, the second one only. Of the runs that which began last is the first.
+    With `#2` behind it, the second one only. Of the runs that which began last is the first. `title`: what the usage calls it.
     """
-    if wanted == "":  # of a variable that isn't set, say; each id begins with it
-        raise click.UsageError("RUN is empty; give a run's id, or how it begins: `pocket-plug trace ls` lists them")
+    if wanted is not None and not re.sub(r"#\d*$", "", wanted):  # of a variable that isn't set; each id begins with it
+        raise click.UsageError(
+            f"{title} is empty; give a run's id, or how it begins: `pocket-plug trace ls` lists them"
+        )
     if not runs:
         raise UnknownRunError(f"there are no runs in {path}; `pocket-plug run --trace` and observe() trace some")
     if wanted is None:

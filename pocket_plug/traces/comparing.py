@@ -82,13 +82,12 @@ def compared(
     found: list[Difference] = []
     for name in {**left, **right}:
         ours, theirs = left.get(name), right.get(name)
-        waits = [
-            side.outcome
+        waits: list[Mark] = [
+            _NOT_ENDED[side.outcome]
             for side, stats, is_open in ((after[0], theirs, name in open_right), (before[0], ours, name in open_left))
-            if stats is None or is_open
+            if side.outcome in _NOT_ENDED and (stats is None or is_open)
         ]
-        mark: Mark = next((_NOT_ENDED[each] for each in waits if each in _NOT_ENDED), "")
-        found.append(_difference(name, ours, theirs, mark))
+        found.append(_difference(name, ours, theirs, waits[0] if waits else ""))
     found.sort(key=lambda each: (-abs(each.took), each.name))
     return Comparison(before[0], after[0], after[0].duration - before[0].duration, tuple(found))
 

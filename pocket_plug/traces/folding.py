@@ -28,15 +28,30 @@ class Folding:
         self._whole = whole
         by_id = {span.span_id: span for span in spans}
         self._children: dict[str | None, list[RecordedSpan]] = {}
-        for each in sorted(spans, key=lambda span: span.start):
-            if each is not root:
-                top = None if root is None else root.span_id
-                self._children.setdefault(each.parent_id if each.parent_id in by_id else top, []).append(each)
-        self.tops = [root] if root is not None else self._children.get(None, [])
-        if not self.tops:
-            self.tops = [*spans[:1]]  # ids in a circle have no top
+        top = None if root is None else root.span_id
+        ordered = [each for each in sorted(spans, key=lambda span: span.start) if each is not root]
+        for each in ordered:
+            self._children.setdefault(each.parent_id if each.parent_id in by_id else top, []).append(each)
+        outermost = self._children.setdefault(top, [])
+        self._open_circles(ordered, outermost)
+        self.tops = [root] if root is not None else outermost
         self._errors = {failure.span.span_id: failure for failure in failures(spans)}
         self._open = {span.span_id for span in first_way([*self._errors.values()], by_id)}
+
+    def _open_circles(self, spans: Sequence[RecordedSpan], outermost: list[RecordedSpan]) -> None:
+        """Of spans whose ids are in a circle, such as one that is its own parent, the first is an outermost one."""
+        reached: set[str] = set()
+        for start in (*outermost, *spans):
+            if start.span_id in reached:
+                continue
+            if start not in outermost:
+                self._children[start.parent_id].remove(start)
+                outermost.append(start)
+            waiting = [start]
+            while waiting:
+                span = waiting.pop()
+                reached.add(span.span_id)
+                waiting += self._children.get(span.span_id, ())
 
     def nested(self, span: RecordedSpan) -> RecordedSpan | None:
         """The run of a nested graph that stands in its node's line: there is nothing else below that, and both ended alike."""
@@ -56,7 +71,7 @@ class Folding:
 
     def below(self, span: RecordedSpan) -> list[RecordedSpan | list[RecordedSpan]]:
         """In the order in which they began; where there are many of a name, the last one shown is followed by the rest."""
-        siblings = self._children.pop(span.span_id, [])  # once: ids may be in a circle
+        siblings = self._children.pop(span.span_id, [])
         by_name: dict[str, list[RecordedSpan]] = {}
         for each in siblings:
             by_name.setdefault(each.name, []).append(each)

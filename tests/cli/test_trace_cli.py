@@ -160,6 +160,7 @@ def test_ids_in_a_circle_are_survived(file: Path, says: Says) -> None:
     code, out, _ = says("show", "r")
     assert code == 0
     assert "run r: success" in out
+    assert [len(re.findall(rf"(?m)^\W*{name} ", out)) for name in ("a", "b", "run g")] == [1, 1, 1]
 
 
 def test_no_file_and_no_runs_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says) -> None:
@@ -405,14 +406,24 @@ def test_traces_are_removed(file: Path, says: Says) -> None:
         assert says("rm", *options)[0] == 2
 
 
-@pytest.mark.parametrize("command", ["rm", "show"])
-def test_an_empty_name_is_no_run(file: Path, says: Says, command: str) -> None:
-    """Every id begins with it: a variable that isn't set must not remove the only run."""
+@pytest.mark.parametrize(
+    ("arguments", "title"),
+    [
+        *((["rm", ""], "RUN"), (["show", ""], "RUN"), (["diff", ""], "RUN"), (["diff", "#1"], "RUN")),
+        *(
+            (["diff", "shop", ""], "OTHER"),
+            (["diff", "shop", "#2"], "OTHER"),
+            (["show", "shop", "", "--html", "-"], "OTHER"),
+        ),
+    ],
+)
+def test_an_empty_name_is_no_run(file: Path, says: Says, arguments: list[str], title: str) -> None:
+    """Every id begins with it: a variable that isn't set must not remove the only run. With a number behind it it is as empty."""
     before = line(run(A, 1, 0, 1, "abc-1", "shop", "success"))
     file.write_text(before)
-    code, _, err = says(command, "")
+    code, _, err = says(*arguments)
     assert code == 2
-    assert "RUN is empty" in err
+    assert f" {title} is empty" in err
     assert file.read_text() == before
 
 
@@ -548,6 +559,13 @@ def test_a_view_is_for_the_terminal(file: Path, says: Says, view: str, other: li
     code, out, err = says("show", view, *other)
     assert (code, out) == (2, "")
     assert f"{view} is for the terminal; leave it out with --watch, --html, --open and --json" in err
+
+
+def test_only_one_view_is_shown(file: Path, says: Says) -> None:
+    """Rather than the last one that was asked for."""
+    code, out, err = says("show", "--errors", "--stats")
+    assert (code, out) == (2, "")
+    assert "--errors and --stats are views of their own" in err
 
 
 def test_one_execution_of_a_run_is_named_by_its_number(file: Path, says: Says) -> None:
