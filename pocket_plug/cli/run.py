@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
+from pocket_plug.errors import ConfigError
 from pocket_plug.graph.graph import Graph
-from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.plugins.pocket import Pocket, current_default, default_pocket
 from pocket_plug.primitives.signals import run_loop
 
 from .given import input_of, value_of
@@ -29,8 +30,12 @@ trace_option = click.option(
 
 
 @contextmanager
-def traced(wanted: bool, capture: Capture | None = None) -> Generator[None]:
-    """Trace what is done in the block, if that is wanted; and say where the trace lies, also that of a run that failed."""
+def traced(wanted: bool, capture: Capture | None = None, *, in_default: bool = True) -> Generator[None]:
+    """Trace what is done in the block, if that is wanted; and say where the trace lies, also that of a run that failed.
+
+    Raises ConfigError where the default Pocket doesn't trace: before anything is done, or after it where it may not be
+    `in_default`, as a program may set another one.
+    """
     if not wanted:
         if capture is not None:
             raise click.UsageError("--capture says what is shown in a trace; give --trace, too")
@@ -38,14 +43,24 @@ def traced(wanted: bool, capture: Capture | None = None) -> Generator[None]:
         return
     from pocket_plug.telemetry import observe
 
+    if in_default:
+        _insist_on_tracing(default_pocket())
     telemetry = observe(capture=capture)
     failed = True
     try:
         with telemetry:
             yield
+        if (pocket := current_default()) is not None:
+            _insist_on_tracing(pocket)
         failed = False
     finally:
         _say_where(telemetry, failed)
+
+
+def _insist_on_tracing(pocket: Pocket) -> None:
+    record = pocket.plugin("tracing")
+    if record.status != "active":
+        raise ConfigError(f"--trace needs the plugin {record.name!r}, which {record.verdict}")
 
 
 def _say_where(telemetry: Telemetry, failed: bool) -> None:
@@ -90,7 +105,7 @@ def run(
     The input is JSON, read as the type that the graph takes; for a str or a Path the bare text will do.
     """
     title, found = load(target, ("main", "graph"))
-    with traced(trace, capture):
+    with traced(trace, capture, in_default=is_graph(found)):
         if not is_graph(found):
             for option, value in (("--input", given), ("--run-id", run_id)):
                 if value is not None:

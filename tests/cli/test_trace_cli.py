@@ -361,6 +361,50 @@ def test_what_is_captured_is_chosen_for_a_trace(
     assert not (tmp_path / ".pocket_plug").exists()
 
 
+MAIN = "\n\ndef main():\n    print('ran', graph.run_sync(1))\n"
+OWN = MAIN.replace("print", "from pocket_plug.plugins import set_default_pocket\n    set_default_pocket(pp.Pocket())\n    print")
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"POCKET_PLUG_CONFIG": "pocket.toml"}, "can't be used: "),
+        ({"POCKET_PLUG_DISABLE": "tracing"}, "is disabled: by POCKET_PLUG_DISABLE"),
+    ],
+)
+@pytest.mark.parametrize("main", ["", MAIN])
+def test_a_trace_without_the_plugin_that_makes_it_is_refused(
+    tmp_path: Path, settings: dict[str, str], why: str, main: str
+) -> None:
+    """As any wrong configuration, and nobody is told of a trace. Of a graph it is known before it is run."""
+    (tmp_path / "pocket.toml").write_text('[plugins.tracing]\ncapture = "nonsense"\n')
+    (tmp_path / "flow.py").write_text(FLOW + main)
+    command = [*POCKET_PLUG, "run", "flow.py", "--trace", *(["--input", "1"] if not main else [])]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "ran 1.0\n" if main else "")
+    assert f"--trace needs the plugin 'tracing', which {why}" in done.stderr
+    assert "trace: " not in done.stderr
+
+
+def test_a_program_may_trace_in_a_pocket_of_its_own(tmp_path: Path) -> None:
+    """What the default one would have been makes no difference then."""
+    (tmp_path / "pocket.toml").write_text('[plugins.tracing]\ncapture = "nonsense"\n')
+    (tmp_path / "flow.py").write_text(FLOW + OWN)
+    done = subprocess.run(
+        [*POCKET_PLUG, "run", "flow.py", "--trace"],
+        cwd=tmp_path,
+        env=os.environ | {"POCKET_PLUG_CONFIG": "pocket.toml"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "ran 1.0\n"), done.stderr
+    assert "trace: .pocket_plug/traces.jsonl" in done.stderr
+
+
 # ---------------------------------------------------------------- stats, rm
 def test_runs_are_chosen_by_time_error_and_attribute(file: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each one narrows it down; what can't be meant is refused."""
