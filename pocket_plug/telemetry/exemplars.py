@@ -54,8 +54,8 @@ class Exemplars:
         of_metric = self._last[max(names, key=len)] if names else {}
         for number, sample in enumerate(family.samples):
             if sample.name.endswith("_bucket"):
-                exemplar = of_metric.get(_series(sample.labels), {}).get(float(sample.labels["le"]))
-                family.samples[number] = sample._replace(exemplar=exemplar)
+                if found := of_metric.get(_series(sample.labels), {}).get(float(sample.labels["le"])):
+                    family.samples[number] = sample._replace(exemplar=found)
         return family
 
 

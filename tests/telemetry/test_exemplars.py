@@ -13,6 +13,8 @@ from opentelemetry.sdk.metrics import Histogram, MeterProvider
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import format_span_id, format_trace_id
+from prometheus_client import REGISTRY
+from prometheus_client import Histogram as OtherHistogram
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from pocket_plug.telemetry.exporters import prometheus_reader
@@ -89,6 +91,19 @@ def test_the_older_format_has_the_figures_alone(place: tuple[str, Histogram]) ->
     assert "trace_id" not in text
 
 
+def test_what_the_program_shows_itself_stays(place: tuple[str, Histogram]) -> None:
+    """The registry is the program's as well: a histogram of its own keeps its exemplars."""
+    url, _ = place
+    others = OtherHistogram("others_of_the_program", "Not ours")
+    try:
+        others.observe(1, exemplar={"trace_id": "theirs"})
+        families = [*text_string_to_metric_families(fetch(url))]
+    finally:
+        REGISTRY.unregister(others)
+    shown = [sample.exemplar for family in families for sample in family.samples if sample.exemplar]
+    assert [exemplar.labels for exemplar in shown] == [{"trace_id": "theirs"}]
+
+
 # ---------------------------------------------------------------- of a run
 SCRAPED = """
 import json
@@ -97,6 +112,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import Histogram
+from prometheus_client import REGISTRY
+from prometheus_client import Histogram as OtherHistogram
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 def metrics(accepted):
