@@ -206,9 +206,11 @@ class Declared:
     def _saying(self, place: str) -> Generator[None]:
         """A ConfigError with the file and the place for what goes wrong; what the loader says itself has no value in it."""
         where = f"{self}: {place}: " if place else f"{self}: "
-        loggers = [logging.getLogger(f"{_LOADER}.{name}") for name in ("file._loader", "_common")]
+        _loader()  # with all that it logs by
+        loggers = [logging.getLogger(name) for name in [*logging.root.manager.loggerDict] if name.startswith(_LOADER)]
+        without_values = partial(_without_values)  # this block's own: one within it, or beside it, may end earlier
         for logger in loggers:
-            logger.addFilter(_without_values)
+            logger.addFilter(without_values)
         try:
             yield
         except ConfigError:
@@ -219,7 +221,7 @@ class Declared:
             raise ConfigError(where + _why(error)) from None  # a cause may quote the file
         finally:
             for logger in loggers:
-                logger.removeFilter(_without_values)
+                logger.removeFilter(without_values)
 
 
 _logger = logging.getLogger("pocket_plug")
@@ -249,9 +251,9 @@ def _queue(about: Any, signal: Signal) -> Queue:
 
 
 def _without_values(record: logging.LogRecord) -> bool:
-    """A filter: an error is raised as well, and its traceback quotes the file; a pair of a header is a secret."""
-    if "header" in str(record.msg):
-        record.args = (MASK,)
+    """A filter: an error is raised as well, and its traceback quotes the file; a pair, as of a header, may be a secret."""
+    if "pair" in str(record.msg):
+        record.args = (MASK,) * len(record.args or ())
     return record.levelno < logging.ERROR
 
 

@@ -68,7 +68,8 @@ def test_setup_sends_each_signal_where_the_file_says(tmp_path: Path, otlp_sink: 
 from opentelemetry import propagate, trace
 print(setup())
 graph.run_sync("tea")
-print(type(trace.get_tracer_provider().id_generator).__name__, sorted(propagate.get_global_textmap().fields))
+ids = type(trace.get_tracer_provider().id_generator).__name__
+sys.stdout.write(f"{ids} {sorted(propagate.get_global_textmap().fields)}\\n")  # at once: the console has spans meanwhile
 """
     done = python(
         code,
@@ -278,17 +279,40 @@ def test_a_wrong_file_is_said_with_its_place_and_without_any_value(
     assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
-def test_a_header_that_is_no_pair_is_said_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The loader would log it."""
+def test_a_pair_that_is_none_is_said_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of headers, or of the resource's attributes. The loader would log it, from one module or another."""
     source = read(
         tmp_path,
-        f"tracer_provider: {{processors: [{{batch: {{exporter: {{otlp_http: {{headers_list: {WORD}}}}}}}}}]}}",
+        f"tracer_provider: {{processors: [{{batch: {{exporter: {{otlp_http: {{headers_list: {WORD}}}}}}}}}]}}\n"
+        f"resource: {{attributes_list: {WORD}}}",
     )
     source.spans()
+    source.resource()
     assert "Invalid header pair" in caplog.text
+    assert "Invalid resource attribute pair" in caplog.text
     assert WORD not in caplog.text
-    logger = logging.getLogger("opentelemetry.configuration._common")
-    assert logger.filters == []  # for whoever uses the loader besides
+    assert not any(logger.filters for logger in loaders())  # for whoever uses the loader besides
+
+
+def loaders() -> list[logging.Logger]:
+    """Those by which OpenTelemetry's loader logs."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("opentelemetry.configuration")]
+    assert len(names) > 2
+    return [logging.getLogger(name) for name in names]
+
+
+def test_a_block_that_ends_within_another_leaves_that_its_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each takes away what it brought, and nothing else."""
+    source = read(tmp_path, "")
+    with source._saying("around"):
+        with source._saying("within"):
+            pass
+        for logger in loaders():
+            logger.error("no YAML: %s", WORD)
+    assert caplog.text == ""
+    assert not any(logger.filters for logger in loaders())
 
 
 @pytest.mark.parametrize("name", ["gone.yaml", "."])
