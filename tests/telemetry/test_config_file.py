@@ -315,6 +315,35 @@ def test_a_block_that_ends_within_another_leaves_that_its_silence(
     assert not any(logger.filters for logger in loaders())
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_tracer_provider._create_span_exporter",
+        "_meter_provider._create_push_metric_exporter",
+        "_meter_provider._create_cardinality_limits",
+        "_logger_provider._create_log_record_exporter",
+        "file.create_resource",
+        "file.create_tracer_provider",
+        "load_config_file",
+    ],
+)
+def test_a_loader_that_is_not_known_is_to_blame_and_not_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A beta may rename its functions; the error names the one that is missing, and the ways out."""
+    path = written(tmp_path, FILE)
+    monkeypatch.delattr(f"opentelemetry.configuration.{name}")
+    with pytest.raises(
+        ConfigError, match=rf"^this version of opentelemetry-configuration, .* no .*\.{name}\. "
+    ) as caught:
+        source = Declared("OTEL_CONFIG_FILE", path)
+        source.check()
+        source.spans()
+        source.records()
+        source.readers()
+    assert path.name not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["gone.yaml", "."])
 def test_a_file_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Or that is none."""
