@@ -78,4 +78,4 @@ def _watch_celery(on_exit: Callable[[], object], on_logging: Callable[[], object
 def _say_unknown(server: str, name: str) -> None:
     """What it ends without telling may not be sent."""
     unknown = AttributeError(f"this version of {server} is not known: it has no {name}")
-    say_once(f"watching how a process of {server} ends", unknown)
+    say_once(f"watching {name} of {server}", unknown)

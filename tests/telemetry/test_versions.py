@@ -100,3 +100,13 @@ def test_a_celery_without_one_of_its_signals_is_said_and_the_other_is_heard(
     [call] = connected
     call()
     assert calls.heard == ["logging", "logging"]
+
+
+def test_each_signal_that_a_celery_lacks_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not the first one alone."""
+    monkeypatch.setitem(sys.modules, "celery.signals", SimpleNamespace())
+    Calls().watch()
+    for name in ("worker_process_shutdown", "after_setup_logger"):
+        assert f"it has no signals.{name}" in caplog.text
