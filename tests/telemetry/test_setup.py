@@ -331,8 +331,13 @@ def test_plugins_add_to_the_resource(tmp_path: Path, otlp_sink: Sink, call: str)
 @pytest.mark.parametrize("call", ["setup", "observe"])
 def test_flavours_are_a_plugin_now(tmp_path: Path, call: str) -> None:
     """The option is taken until 0.3, and says what to install."""
-    done = python(f'{call}(flavours=["openinference"])', tmp_path)
-    assert "DeprecationWarning: flavours has no effect any more" in done.stderr
+    (tmp_path / "program.py").write_text(
+        f'from pocket_plug.telemetry import {call}\n{call}(flavours=["openinference"])\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=60
+    )
+    assert "program.py:2: DeprecationWarning: flavours has no effect any more" in done.stderr
     assert "pip install pocket-plug-openinference" in done.stderr
 
 
