@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from opentelemetry.util.types import AnyValue
 
-from .frames import users_frame
+from .frames import Frame, users_frame
 from .recorded import RecordedSpan, own_errors
 
 __all__ = ["Failure", "failure_of", "failures", "first_way", "grouped", "way_to"]
@@ -15,17 +15,22 @@ __all__ = ["Failure", "failure_of", "failures", "first_way", "grouped", "way_to"
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as far as its span tells of it: its type without the module, the user's frame, the message; "" if not known."""
+    """An error as its span tells of it: its type without the module, the frame to look at first, the message ("" if not known)."""
 
     span: RecordedSpan
     kind: str
-    place: str
+    at: Frame | None
     message: str
+
+    @property
+    def place(self) -> str:
+        """The frame in short, to be read only: files of one name may be many."""
+        return "" if self.at is None else self.at.place
 
     @property
     def is_known(self) -> bool:
         """Is more known of it than its type?"""
-        return bool(self.place or self.message)
+        return bool(self.at or self.message)
 
 
 def failure_of(span: RecordedSpan) -> Failure | None:
@@ -40,9 +45,8 @@ def failure_of(span: RecordedSpan) -> Failure | None:
         ):
             about = event.attributes  # the last one of its type, since a span may tell of errors that it handled
     kind = kind or _text(about, "exception.type") or "error"
-    frame = users_frame(_text(about, "exception.stacktrace"))
     message = _text(about, "exception.message") or ("" if span.message == kind else span.message)
-    return Failure(span, kind.rpartition(".")[2] or kind, "" if frame is None else frame.place, message)
+    return Failure(span, kind.rpartition(".")[2] or kind, users_frame(_text(about, "exception.stacktrace")), message)
 
 
 def _text(attributes: Mapping[str, AnyValue], name: str) -> str:
@@ -59,10 +63,11 @@ def failures(spans: Sequence[RecordedSpan]) -> list[Failure]:
 
 
 def grouped(found: Sequence[Failure]) -> list[list[Failure]]:
-    """Errors of one type and place together, in the order of each group's first; by the span's name where no place is known."""
-    groups: dict[tuple[str, str], list[Failure]] = {}
+    """Errors of one type, file and line together, in the order of each group's first; without a frame by the span's name."""
+    groups: dict[tuple[str, str, int], list[Failure]] = {}
     for failure in found:
-        groups.setdefault((failure.kind, failure.place or failure.span.name), []).append(failure)
+        file, line = (failure.span.name, 0) if failure.at is None else (failure.at.file, failure.at.line)
+        groups.setdefault((failure.kind, file, line), []).append(failure)
     return [*groups.values()]
 
 
