@@ -175,22 +175,23 @@ class _Lines:
     def __exit__(self, *_: object) -> None: ...
 
     def show(self, found: Trace, alive: bool) -> None:
+        by_id = {span.span_id: span for span in found.spans}
         for span in sorted(found.spans, key=lambda span: span.end or span.start):
             state = span.span_id, bool(span.end)
             if span.scope == "pocket_plug.graph" and state not in self._said:
                 self._said.add(state)
-                echo(_line(span))
+                echo(_line(span, by_id))
         sys.stdout.flush()
 
 
-def _line(span: RecordedSpan) -> str:
+def _line(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> str:
     from pocket_plug.traces.drawing import seconds
     from pocket_plug.traces.failing import failure_of
 
     moment = datetime.fromtimestamp((span.end or span.start) / 1e9).astimezone().isoformat(" ", "milliseconds")[11:23]
     if not span.end:
         return f"{moment}  {escaped(span.name)} began"
-    failure = failure_of(span) if span.status == "error" else None
+    failure = failure_of(span, by_id) if span.status == "error" else None
     error = "" if failure is None else f"  ✗ {escaped(f'{failure.kind} {failure.place}'.rstrip())}"
     return f"{moment}  {escaped(span.name)} ended after {seconds(span.duration)}{error}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from opentelemetry.util.types import AnyValue
 
-from .frames import Frame, users_frame
+from .frames import Frame, frames_in, users_frame
 from .recorded import RecordedSpan, own_errors
 
 __all__ = ["Failure", "failure_of", "failures", "first_way", "grouped", "way_to"]
@@ -15,12 +15,16 @@ __all__ = ["Failure", "failure_of", "failures", "first_way", "grouped", "way_to"
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as its span tells of it: its type without the module, the frame to look at first, the message ("" if not known)."""
+    """An error as its span tells of it: its type without the module, the frame to look at first, the message, and its stack.
+
+    What isn't known of it is "", or None.
+    """
 
     span: RecordedSpan
     kind: str
     at: Frame | None
     message: str
+    stack: str
 
     @property
     def place(self) -> str:
@@ -33,8 +37,12 @@ class Failure:
         return bool(self.at or self.message)
 
 
-def failure_of(span: RecordedSpan) -> Failure | None:
-    """What a span failed with, for good or until it was tried again; None if it didn't."""
+def failure_of(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> Failure | None:
+    """What a span failed with, for good or until it was tried again; None if it didn't. `by_id`: the trace's spans.
+
+    The frame to look at first is the innermost of the user's. A time-out, say, has none: then it is where the node is written,
+    and where that isn't known either, the innermost frame.
+    """
     kind = span.error
     if span.status != "error" and kind is None:
         return None
@@ -46,7 +54,20 @@ def failure_of(span: RecordedSpan) -> Failure | None:
             about = event.attributes  # the last one of its type, since a span may tell of errors that it handled
     kind = kind or _text(about, "exception.type") or "error"
     message = _text(about, "exception.message") or ("" if span.message == kind else span.message)
-    return Failure(span, kind.rpartition(".")[2] or kind, users_frame(_text(about, "exception.stacktrace")), message)
+    stack = _text(about, "exception.stacktrace")
+    frames = frames_in(stack)
+    at = users_frame(frames) or _definition(span, by_id) or (frames[-1] if frames else None)
+    return Failure(span, kind.rpartition(".")[2] or kind, at, message, stack)
+
+
+def _definition(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> Frame | None:
+    """Where the node is written that a span belongs to: what the span says, or the nearest above it that says so."""
+    for each in reversed(way_to(span, by_id)):
+        if file := _text(each.attributes, "code.file.path"):
+            line = each.attributes.get("code.line.number")
+            name = _text(each.attributes, "code.function.name")
+            return Frame(file, line if isinstance(line, int) else 0, name, is_users=True)
+    return None
 
 
 def _text(attributes: Mapping[str, AnyValue], name: str) -> str:
@@ -56,9 +77,10 @@ def _text(attributes: Mapping[str, AnyValue], name: str) -> str:
 
 def failures(spans: Sequence[RecordedSpan]) -> list[Failure]:
     """The errors of these spans, that which happened first at first; one that was handed on upwards is one error."""
+    by_id = {span.span_id: span for span in spans}
     failed = {span.span_id: span for span in spans if span.failed}
     own = own_errors({id: (span.parent_id, span.error) for id, span in failed.items()})
-    found = [failure for id in own if (failure := failure_of(failed[id])) is not None]
+    found = [failure for id in own if (failure := failure_of(failed[id], by_id)) is not None]
     return sorted(found, key=lambda failure: failure.span.end)
 
 

@@ -6,6 +6,7 @@ A stack is known by its text only, ours or that of any library in Python.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pocket_plug.primitives.own_code import is_users
@@ -16,7 +17,7 @@ _FRAME = re.compile(r'^[ |]*File "(?P<file>[^"\n]*)", line (?P<line>\d+)(?:, in 
 
 
 class Frame(NamedTuple):
-    """A call on a stack; `is_users` if it is of no library that is installed, and not of Python's own."""
+    """A call on a stack; `is_users` if it is of no library that is installed, and not of Python's own. `line`: 0 if not known."""
 
     file: str
     line: int
@@ -31,7 +32,7 @@ class Frame(NamedTuple):
         'orders.py:41'
         """
         name = self.file.replace("\\", "/").rpartition("/")[2]
-        return f"{name}:{self.line}"
+        return f"{name}:{self.line}" if self.line else name
 
 
 def frames_in(stack: str) -> list[Frame]:
@@ -53,11 +54,10 @@ def frames_in(stack: str) -> list[Frame]:
     ]
 
 
-def users_frame(stack: str) -> Frame | None:
-    """The innermost frame of the user's; where all are of libraries, the innermost one. None where there is no frame.
+def users_frame(frames: Sequence[Frame]) -> Frame | None:
+    """The innermost frame of the user's; None where all are of libraries.
 
-    >>> users_frame('  File "/app/a.py", line 3, in charge\\n  File "/x/site-packages/httpx/_client.py", line 9, in send').place
+    >>> users_frame(frames_in('  File "/app/a.py", line 3, in f\\n  File "/x/site-packages/b.py", line 9, in g')).place
     'a.py:3'
     """
-    frames = frames_in(stack)
-    return next((frame for frame in reversed(frames) if frame.is_users), frames[-1] if frames else None)
+    return next((frame for frame in reversed(frames) if frame.is_users), None)
