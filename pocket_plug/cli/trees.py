@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pocket_plug.primitives.terminal import escaped
 
 from .output import echo, echo_drawn, print_table
+from .trace_texts import FIGURES, figures_row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,17 +90,8 @@ def print_stats(found: Trace, alive: bool) -> None:
     from pocket_plug.traces.by_name import stats_by_name
     from pocket_plug.traces.drawing import seconds
 
-    rows = [
-        (
-            each.name,
-            f"{each.count:,}",
-            f"{each.errors:,}",
-            f"{each.retries:,}",
-            *map(seconds, (each.p50, each.p95, each.max, each.total, each.own)),
-        )
-        for each in stats_by_name(found.spans)
-    ]
-    print_table(("span", "count", "errors", "retries", "p50", "p95", "max", "in all", "self"), rows)
+    rows = [(each.name, *figures_row(each), seconds(each.own)) for each in stats_by_name(found.spans)]
+    print_table(("span", *FIGURES, "self"), rows)
     echo(_caption(found, alive))
 
 
