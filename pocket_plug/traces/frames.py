@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from pocket_plug.primitives.own_code import is_users
@@ -35,23 +36,25 @@ class Frame(NamedTuple):
         return f"{name}:{self.line}" if self.line else name
 
 
-def frames_in(stack: str) -> list[Frame]:
+def frames_in(stack: str) -> tuple[Frame, ...]:
     """The frames in the text of a stack, outermost first; none where it is no stack of Python's.
 
     >>> frames_in('Traceback (most recent call last):\\n  File "/app/a.py", line 3, in charge\\nValueError: no')
-    [Frame(file='/app/a.py', line=3, function='charge', is_users=True)]
+    (Frame(file='/app/a.py', line=3, function='charge', is_users=True),)
     >>> frames_in('  File "/usr/lib/python3.11/json/decoder.py", line 355, in raw_decode')[0].is_users
     False
     """
-    return [
-        Frame(
-            found["file"],
-            int(found["line"]),
-            found["function"] or "",
-            is_users(found["file"]),
-        )
-        for found in _FRAME.finditer(stack)
-    ]
+    calls, _, last = stack.rstrip().rpartition("\n")
+    return _frames(stack if 'File "' in last else calls)  # one that was cut off may end with a frame
+
+
+@lru_cache(maxsize=256)
+def _frames(calls: str) -> tuple[Frame, ...]:
+    """Those of a stack without its last line, the message: many stacks of a trace differ in that only."""
+    return tuple(
+        Frame(found["file"], int(found["line"]), found["function"] or "", is_users(found["file"]))
+        for found in _FRAME.finditer(calls)
+    )
 
 
 def users_frame(frames: Sequence[Frame]) -> Frame | None:

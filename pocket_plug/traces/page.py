@@ -144,18 +144,14 @@ class _Encoder:
         """Of each stack, by its attribute's number: its frames, outermost first, and which of them are the user's."""
         stack = self._texts.get(STACK)
         found: dict[int, list[tuple[int, int, int, bool]]] = {}
-        known: dict[
-            str, list[tuple[int, int, int, bool]]
-        ] = {}  # many differ in the message only, which is the last line
+        known: dict[tuple[Frame, ...], list[tuple[int, int, int, bool]]] = {}  # many have the same
         for number, (name, value) in enumerate(self.pairs):
             if name != stack or not isinstance(value, str):
                 continue
-            calls, _, last = value.rstrip().rpartition("\n")
-            if 'File "' in last:  # it was cut off
-                calls = value
-            if calls not in known:
-                known[calls] = [self._frame(frame) for frame in frames_in(value)]
-            found[number] = known[calls]
+            frames = frames_in(value)
+            if frames not in known:
+                known[frames] = [self._frame(frame) for frame in frames]
+            found[number] = known[frames]
         return found
 
     def _frame(self, frame: Frame) -> tuple[int, int, int, bool]:

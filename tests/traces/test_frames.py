@@ -66,8 +66,8 @@ def test_frames_of_a_group_are_found() -> None:
 
 def test_what_is_no_stack_has_no_frame() -> None:
     """Other languages' spans may come in the same file."""
-    assert frames_in("at Object.<anonymous> (/app/a.js:3:1)") == []
-    assert frames_in("") == []
+    assert frames_in("at Object.<anonymous> (/app/a.js:3:1)") == ()
+    assert frames_in("") == ()
 
 
 def test_without_a_frame_of_the_users_there_is_none() -> None:
