@@ -24,8 +24,8 @@ from .graph.observing import PhaseCall as PhaseCall
 from .graph.observing import Run as Run
 from .graph.observing import RunNotice as RunNotice
 from .graph.observing import RunOutcome as RunOutcome
-from .graph.observing import SpanAdditions as SpanAdditions
-from .graph.observing import SpanAttributes as SpanAttributes
+from .otel.additions import SpanAdditions as SpanAdditions
+from .primitives.values import SpanAttributes as SpanAttributes
 
 if TYPE_CHECKING:
     import click
@@ -75,7 +75,12 @@ class PluginRecord:
     @property
     def verdict(self) -> str:
         """What became of it, in words: `can't be used: ModuleNotFoundError: …`."""
-        words = dict(active="is in use", disabled="is disabled", declined="stepped back", failed="can't be used")
+        words = {
+            "active": "is in use",
+            "disabled": "is disabled",
+            "declined": "stepped back",
+            "failed": "can't be used",
+        }
         return words[self.status] + (f": {self.reason}" if self.reason else "")
 
     def __str__(self) -> str:

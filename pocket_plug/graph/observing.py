@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pocket_plug.primitives.values import SpanAttributes as SpanAttributes
-from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.values import SpanAttributes, Value
 
 if TYPE_CHECKING:
     from .shape import Shape
@@ -119,35 +118,7 @@ class RunNotice:
 
 
 def _ignore(what: str, error: BaseException) -> None:
-    """What no Pocket has asked for belongs to no plugin."""
-
-
-Way = Literal["input", "output"]
-
-
-@dataclass(frozen=True, slots=True)
-class SpanAdditions:
-    """The attributes that a plugin adds to the spans of runs, nodes, phases and store operations.
-
-    Each part is called as a span begins, in the context that the span is to be in, with what the span is of and with the
-    attributes that it has by itself, which are not to be changed. It gives those that come on top, or None; where a name
-    is ours, ours stays. A part left None costs nothing.
-
-    `value` is called where something is captured: with what it belongs to (None: a store operation), "input" or "output",
-    the text that may be shown, and its MIME type. `resource` is put on the process's resource where pocket_plug makes it,
-    unless the environment says otherwise: by `observe()` and `setup()`, which ask the plugins of the default Pocket.
-
-    Whatever a part raises is caught and said once; the span goes without what it would have added.
-    """
-
-    run: Callable[[Run, SpanAttributes], SpanAttributes | None] | None = None
-    node: Callable[[NodeCall, SpanAttributes], SpanAttributes | None] | None = None
-    phase: Callable[[PhaseCall, SpanAttributes], SpanAttributes | None] | None = None
-    store: Callable[[SpanAttributes], SpanAttributes | None] | None = None
-    value: Callable[[Run | NodeCall | PhaseCall | None, Way, str, str], SpanAttributes | None] | None = None
-    resource: Callable[[SpanAttributes], SpanAttributes | None] | None = None
-    report: Callable[[str, BaseException], None] = field(default=_ignore, init=False, repr=False, compare=False)
-    """Puts a failure of one of its parts down to its plugin; set by the Pocket that asked the plugin."""
+    """An observer that no Pocket has asked for belongs to no plugin."""
 
 
 @dataclass(frozen=True, slots=True)

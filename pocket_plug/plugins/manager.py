@@ -28,8 +28,8 @@ from pocket_plug.hookspecs import (
     Specs,
     Status,
 )
-from pocket_plug.otel.additions import Additions
-from pocket_plug.primitives.failures import describe, error_type
+from pocket_plug.otel.additions import Additions, Report
+from pocket_plug.primitives.failures import Told, describe, error_type
 from pocket_plug.primitives.forking import new_lock, new_rlock
 from pocket_plug.primitives.redaction import conceal
 from pocket_plug.store.backend import Backend
@@ -139,8 +139,8 @@ class Manager:
             first = plugin.failures[what] == 1
         if not first:
             return
-        said = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
-        said = conceal(said, self._hidden.get(plugin.name, {}))
+        text = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
+        said = Told(error, conceal(text, self._hidden.get(plugin.name, {})))
         _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, said)
         if silent:
             _logger.debug("plugin %s failed at %s", plugin, what, exc_info=error)
@@ -246,11 +246,10 @@ class Manager:
             self._additions = found = Additions([*self._asked_additions()])
         return found
 
-    def _asked_additions(self) -> Iterator[SpanAdditions]:
+    def _asked_additions(self) -> Iterator[tuple[SpanAdditions, Report]]:
         for record, answer in self._ask("pocket_span_additions"):
             if isinstance(answer, SpanAdditions):
-                object.__setattr__(answer, "report", partial(self.report, record, silent=True))
-                yield answer
+                yield answer, partial(self.report, record, silent=True)
             else:
                 given = TypeError(f"it gave {type(answer).__name__}, not SpanAdditions or None")
                 self.report(record, "pocket_span_additions", given)

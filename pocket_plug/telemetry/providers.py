@@ -26,7 +26,7 @@ from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
 from pocket_plug.layers.tracing import local_messages
-from pocket_plug.otel.additions import Asked, added
+from pocket_plug.otel.additions import Parts, added
 from pocket_plug.otel.open_runs import INTERRUPTED
 from pocket_plug.primitives.forking import after_fork
 
@@ -220,7 +220,7 @@ def _resource(declared: Declared | None) -> Resource:
 
 
 # ---------------------------------------------------------------- what they say of the process
-def make_resource(asked: Asked = (), declared: Resource | None = None) -> Resource:
+def make_resource(asked: Parts = (), declared: Resource | None = None) -> Resource:
     """What is declared, else the environment's, with what plugins add.
 
     The service is called as that or `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says, else as the script.

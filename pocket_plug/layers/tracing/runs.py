@@ -13,9 +13,8 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span
 
-from pocket_plug.graph.observing import Way
 from pocket_plug.hookspecs import SILENT, NodeCall, PhaseCall, Run
-from pocket_plug.otel.additions import added
+from pocket_plug.otel.additions import Way, added
 from pocket_plug.otel.late import LateSpan
 from pocket_plug.primitives.failures import capped, capped_all, error_type
 from pocket_plug.propagation import SESSION, context_of, current_session, inject, named_baggage
