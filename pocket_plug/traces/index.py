@@ -29,7 +29,7 @@ from .summary import RunSummary, SpanSummary, summaries
 
 __all__ = ["Stats", "TraceIndex"]
 
-VERSION = 1
+VERSION = 2
 """Of the tables: `pragma user_version`. An index of another version is made anew."""
 
 HEAD = 4096
@@ -149,7 +149,7 @@ class TraceIndex:
             return int(row[2])
         for statement in _TABLES.split(";"):  # not by executescript, which would commit
             tables.execute(statement)
-        tables.execute("pragma user_version = 1")
+        tables.execute(f"pragma user_version = {VERSION}")
         self.unreadable = 0
         return 0
 
