@@ -365,7 +365,11 @@ def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
 
 # ---------------------------------------------------------------- telemetry
 def _telemetry(timeout: float) -> Checks:
-    from pocket_plug.telemetry.declared import declared
+    try:
+        from pocket_plug.telemetry.declared import declared
+    except ConfigError as error:  # of the SDK, which reads some variables as it is imported
+        yield Check("telemetry", "variables", "wrong", str(error))
+        return
     from pocket_plug.telemetry.exporters import SIGNALS, asked, disabled, endpoint
     from pocket_plug.traces.recorded import DEFAULT_FILE
     from pocket_plug.traces.retention import Retention
@@ -417,7 +421,7 @@ def _declared(source: Declared, timeout: float) -> Checks:
     for signal in SIGNALS:
         try:
             named, to = source.exporters(signal), " and ".join(map(public_url, source.endpoints(signal)))
-            _ = source.records() if signal == "logs" else None  # can its exporters be had? Those of traces send one
+            source.try_exporters(signal)
         except ConfigError as error:
             yield Check("telemetry", signal, "wrong", str(error))
             continue

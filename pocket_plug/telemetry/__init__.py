@@ -4,16 +4,19 @@
 `setup()` is for production: traces, metrics and logs, all as `OTEL_*` variables say.
 
 `wiring` holds both, `ending` what is done at the end of the process, `providers` what is set globally, `exporters` what the
-environment names, `declared` what a configuration file says instead, `export` the queues before them, `logs` structlog.
-`local` writes the trace file, `live` beside it what goes on right now, `tree` draws a trace as it ends. What is in the file is
-read and shown by `pocket_plug.traces`, without the SDK.
+environment names, `following` the error for what the SDK can't make of it, `declared` what a configuration file says instead,
+`export` the queues before them, `logs` structlog. `local` writes the trace file, `live` beside it what goes on right now,
+`tree` draws a trace as it ends. What is in the file is read and shown by `pocket_plug.traces`, without the SDK.
 """
 
 from __future__ import annotations
 
 from pocket_plug.traces.retention import Retention
 
-from .logs import export_event
-from .wiring import Telemetry, observe, setup
+from .following import followed
+
+with followed():  # the SDK reads its limits as it is imported
+    from .logs import export_event
+    from .wiring import Telemetry, observe, setup
 
 __all__ = ["Retention", "Telemetry", "export_event", "observe", "setup"]

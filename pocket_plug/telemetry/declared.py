@@ -105,6 +105,12 @@ class Declared:
         """Of each reader of metrics the name of its exporter, and the reader."""
         return [(name, self._reader(place, way, options)) for place, way, name, options in self._parts("metrics")]
 
+    def try_exporters(self, signal: Signal) -> None:
+        """Make them and send nothing. Raises ConfigError for what can't be had. Prometheus would be served: it is left out."""
+        for place, way, _, options in self._parts(signal):
+            if not hasattr(options, "port"):
+                self._exporter(signal, place, way)
+
     def _parts(self, signal: Signal) -> Iterator[tuple[str, Any, str, Any]]:
         """Of each processor or reader: its place in the file, how it works, and its exporter's name and options."""
         section: Any = getattr(self.config, _SECTIONS[signal])
@@ -182,11 +188,13 @@ class Declared:
         return provider
 
     def check(self) -> None:
-        """Raise ConfigError for a provider that can't be made, before anything is set."""
+        """Raise ConfigError for a provider or a propagator that can't be made, before anything is set."""
         resource = self.resource()
         for signal, section in _SECTIONS.items():
             if getattr(self.config, section) is not None:
                 self._provider(signal, resource)
+        with self._saying("propagator"):
+            _of_loader(".file", "create_propagator")(self.config.propagator)
 
     def apply_the_rest(self) -> None:
         """Propagators, instrumentations and OpenTelemetry's own log level, as its loader does it."""

@@ -178,7 +178,7 @@ def wire_structlog(level: str) -> None:
     """
     global _chain
     if level not in LEVELS:
-        raise ConfigError(f"log_level {level!r} is none of {', '.join(LEVELS)}.{suggest(level, LEVELS)}")
+        raise ConfigError(f"log_level {level!r} is none of {', '.join(LEVELS)}.{suggest(str(level), LEVELS)}")
     if structlog.is_configured():
         return
     _chain = [

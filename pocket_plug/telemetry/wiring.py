@@ -9,8 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from math import ceil, inf
 from pathlib import Path
@@ -35,6 +34,7 @@ from .declared import Declared, declared
 from .ending import in_time, no_sigterm, watch_the_end
 from .export import LogExport, MetricExport, SpanExport
 from .exporters import Signal, asked, disabled, endpoint, log_exporters, metric_readers, span_exporters
+from .following import followed
 from .live import OpenSpans
 from .local import FileExporter, where_to_look
 from .logs import StandardLogs, wire_logging, wire_structlog
@@ -106,7 +106,7 @@ def observe(
         baggage=baggage,
         flush_timeout=flush_timeout,
     )
-    with _lock, _followed():
+    with _lock, followed():
         if _observed is None:
             source = declared()
             chosen = _settings(detail or "phase", capture, redact, baggage)
@@ -165,7 +165,7 @@ def setup(
         log_stdlib=log_stdlib,
         flush_timeout=flush_timeout,
     )
-    with _lock, _followed():
+    with _lock, followed():
         if _in_production is None:
             source = declared()
             chosen = _settings(detail, capture, redact, baggage)
@@ -389,18 +389,6 @@ after_fork(_in_forked_child)
 
 
 # ---------------------------------------------------------------- set-up
-@contextmanager
-def _followed() -> Generator[None]:
-    """A ConfigError for what OpenTelemetry itself can't make of the environment."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (ValueError, StopIteration) as error:  # the latter where a variable names a plugin that isn't there
-        why = " ".join(str(error).split()) or "what one of them names isn't installed"
-        raise ConfigError(f"OpenTelemetry can't follow its OTEL_* variables: {why}") from error
-
-
 def _settings(
     detail: tracing.Detail | None,
     capture: tracing.Capture | None,

@@ -15,7 +15,7 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from sys import intern
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import msgspec
 from opentelemetry.util.types import AnyValue
@@ -279,16 +279,58 @@ class TraceFile:
 def requests_in(line: bytes) -> tuple[list[tuple[bytes, list[RecordedSpan]]], bool]:
     """The request in a line, if there is one, with its spans; and whether nothing was left that couldn't be read.
 
-    Behind what a killed process has begun to write the next one's request may stand on the same line.
+    Behind what a killed process has begun to write the next one's request may stand on the same line. A request comes
+    back without the spans that couldn't be read, and without nulls.
     """
     if not line.strip():
         return [], True
     with suppress(*_UNREADABLE):
         return [(line, _spans(line))], True
+    with suppress(*_UNREADABLE):
+        return _with_care(line)
     if (begin := line.rfind(_BEGIN)) > 0:
         with suppress(*_UNREADABLE):
-            return [(line[begin:], _spans(line[begin:]))], False
+            return _with_care(line[begin:])[0], False
     return [], False
+
+
+def _with_care(line: bytes) -> tuple[list[tuple[bytes, list[RecordedSpan]]], bool]:
+    """A request that isn't written as ours are: a null is the default of its field, and each span is read by itself."""
+    document = msgspec.json.decode(line, type=dict[str, object])
+    cleaned = _without_nulls(document)
+    if "resourceSpans" in document:
+        cleaned.setdefault("resourceSpans", [])
+    request = msgspec.json.encode(cleaned)
+    with suppress(*_UNREADABLE):
+        return [(request, _spans(request))], True
+    resources: list[dict[str, object]] = []
+    found: list[RecordedSpan] = []
+    for of_resource in _parts(cleaned, "resourceSpans"):
+        scopes: list[dict[str, object]] = []
+        for of_scope in _parts(of_resource, "scopeSpans"):
+            kept: list[dict[str, object]] = []
+            for span in _parts(of_scope, "spans"):
+                with suppress(*_UNREADABLE):
+                    alone = {"resourceSpans": [of_resource | {"scopeSpans": [of_scope | {"spans": [span]}]}]}
+                    found += _spans(msgspec.json.encode(alone))
+                    kept.append(span)
+            scopes.append(of_scope | {"spans": kept})
+        resources.append(of_resource | {"scopeSpans": scopes})
+    return [(msgspec.json.encode(cleaned | {"resourceSpans": resources}), found)] if found else [], False
+
+
+def _without_nulls(part: Mapping[str, object]) -> dict[str, object]:
+    return {name: _cleaned(value) for name, value in part.items() if value is not None}
+
+
+def _cleaned(value: object) -> object:
+    if isinstance(value, dict):
+        return _without_nulls(cast("dict[str, object]", value))
+    return [*map(_cleaned, cast("list[object]", value))] if isinstance(value, list) else value
+
+
+def _parts(of: Mapping[str, object], name: str) -> list[dict[str, object]]:
+    return msgspec.convert(of.get(name, []), list[dict[str, object]])
 
 
 # ---------------------------------------------------------------- OTLP/JSON

@@ -356,6 +356,23 @@ def test_telemetry_that_is_off_or_can_not_be_followed(doctor: Doctor, monkeypatc
     assert doctor()["telemetry", "all"] == ("note", "off, since OTEL_SDK_DISABLED is true")
 
 
+def test_variables_that_the_sdk_refuses_as_it_is_imported() -> None:
+    """The variable is named, by `doctor` among its other checks and by `run --trace`; nobody sees a traceback."""
+    limit = {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "abc"}
+    code, told = run_alone("--timeout", "10", **limit)
+    assert code == 1
+    (check,) = (each for each in told["checks"] if each["section"] == "telemetry")
+    assert (check["name"], check["verdict"]) == ("variables", "wrong")
+    assert "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be a non-negative integer" in check["says"]
+    Path("app.py").write_text("def main(): print('ran')")
+    done = subprocess.run(
+        [*COMMAND[:-1], "run", "app.py", "--trace"], env={**os.environ, **limit}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(("name", "value"), [("SIZE", "many"), ("SIZE", "9" * 5000), ("SIZE", "0"), ("AGE", "-1")])
 def test_limits_of_the_trace_file_that_can_not_be_followed(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch, name: str, value: str

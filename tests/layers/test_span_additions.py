@@ -124,6 +124,7 @@ def test_what_is_declared_is_capped() -> None:
         ({7: "x"}, "an attribute's name is a text"),
         ({"team": None}, "an attribute is a str, a bool, an int or a float"),
         ({"team": ["secret"]}, "an attribute is a str, a bool, an int or a float"),
+        ({"team": 2**63}, "needs more than OTLP's 64 bits"),
         (["team"], "it is True, False, or a mapping of attributes"),
     ],
 )

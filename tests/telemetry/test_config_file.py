@@ -382,3 +382,32 @@ def test_doctor_says_which_file_counts_and_sends_a_span_as_it_says(
     assert telemetry()["span"] == ("wrong", "not taken: otlp_http has not sent it, and says why in its log")
     written(tmp_path, "a: [")
     assert telemetry()["configuration file"][0] == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "place"),
+    [
+        ("tracer_provider: {processors: [{batch: {exporter: {zipkin: }}}]}", "traces", "tracer_provider.processors[0]"),
+        ("logger_provider: {processors: [{simple: {exporter: {odd: }}}]}", "logs", "logger_provider.processors[0]"),
+        ("meter_provider: {readers: [{periodic: {exporter: {odd: }}}]}", "metrics", "meter_provider.readers[0]"),
+        ("propagator: {composite_list: nope}", "configuration file", "propagator"),
+        ("propagator: {composite: [{nope: }]}", "configuration file", "propagator"),
+    ],
+)
+def test_doctor_says_what_setup_would_refuse(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    name: str,
+    place: str,
+) -> None:
+    """Exporters and propagators that can't be had, at their place in the file; the exit code says it too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OTEL_CONFIG_FILE", "otel.yaml")
+    written(tmp_path, f'file_format: "1.0"\n{text}')
+    assert main(["doctor", "--json"]) == 1
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    (wrong,) = (each for each in checks if each["section"] == "telemetry" and each["verdict"] == "wrong")
+    assert wrong["name"] == name
+    assert f"otel.yaml (named by OTEL_CONFIG_FILE): {place}" in wrong["says"]

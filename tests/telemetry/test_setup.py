@@ -222,10 +222,11 @@ for name, value in (("OTEL_METRICS_EXPORTER", "statsd"), ("OTEL_LOGS_EXPORTER", 
     except pp.ConfigError as error:
         print(error)
     os.environ[name] = former
-try:
-    setup(log_level="loud")
-except pp.ConfigError as error:
-    print(error)
+for level in ("loud", 20):
+    try:
+        setup(log_level=level)
+    except pp.ConfigError as error:
+        print(error)
 print(type(trace.get_tracer_provider()).__name__)
 """
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_METRICS_EXPORTER="prometheus")
@@ -235,6 +236,7 @@ print(type(trace.get_tracer_provider()).__name__)
     assert others == [
         "OTEL_EXPORTER_PROMETHEUS_PORT is 'http'; give a port, 1 to 65535",
         "log_level 'loud' is none of debug, info, warning, error, critical.",
+        "log_level 20 is none of debug, info, warning, error, critical.",
         "ProxyTracerProvider",
     ]
 

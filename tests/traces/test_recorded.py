@@ -168,6 +168,66 @@ def test_what_cannot_be_read_is_counted_and_the_rest_is_read(tmp_path: Path) -> 
     assert file.unreadable == 4
 
 
+NULLS = {
+    **dict.fromkeys(("name", "parentSpanId", "kind", "attributes", "status", "events", "links", "new")),
+    **dict.fromkeys(("startTimeUnixNano", "endTimeUnixNano")),
+}
+
+
+@pytest.mark.parametrize("field", NULLS)
+def test_null_is_the_default_of_a_field(tmp_path: Path, field: str) -> None:
+    """As protobuf's mapping to JSON has it: such a span is read as one without the field, and nothing was unreadable."""
+    path = tmp_path / "t.jsonl"
+    whole = span(A, 1, 9, attributes=said(run_id="r"), events=[{"name": "e"}])
+    path.write_text(line({**whole, field: None}) + line({name: whole[name] for name in whole if name != field}))
+    file = TraceFile(path)
+    read, same = file.spans()
+    assert read == same
+    assert file.unreadable == 0
+
+
+def test_null_is_the_default_within_parts_of_a_request(tmp_path: Path) -> None:
+    """Of resources, scopes, events, links and values, too; and of the request's only field."""
+    path = tmp_path / "t.jsonl"
+    inner = span(
+        A,
+        1,
+        attributes=[{"key": "a", "value": None}, {"key": "b", "value": {"stringValue": None, "intValue": "5"}}],
+        events=[{"name": None, "timeUnixNano": None, "attributes": None}],
+        links=[{"traceId": A, "spanId": None, "attributes": None}],
+        status={"code": None, "message": None},
+    )
+    scopes = [{"scope": None, "spans": [inner]}, {"scope": {"name": None}, "spans": None}]
+    resources = [{"resource": {"attributes": None}, "scopeSpans": scopes}, {"resource": None, "scopeSpans": None}]
+    path.write_text(json.dumps({"resourceSpans": resources}) + '\n{"resourceSpans":null}\n')
+    file = TraceFile(path)
+    (read,) = file.spans()
+    assert read.attributes == {"a": None, "b": 5}
+    assert (read.events, read.links, read.status) == ((Event("", 0, {}),), (SpanLink(A, "", {}),), "unset")
+    assert file.unreadable == 0
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "a time of an event": {"events": [{"name": "e", "timeUnixNano": "x"}]},
+    "its id": {"spanId": "x"},
+    "no id": {"traceId": None},
+    "its attributes": {"attributes": [None]},
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_span_that_cannot_be_read_costs_no_other(tmp_path: Path, bad: str) -> None:
+    """The rest of its request is read, and given as it was but for that span; the line counts as unreadable."""
+    path = tmp_path / "t.jsonl"
+    path.write_text(line(span(A, 1, new="kept"), span(A, 2, **BAD[bad]), span(A, 3)))
+    file = TraceFile(path)
+    assert [each.name for each in file.spans()] == ["s1", "s3"]
+    assert file.unreadable == 1
+    ((request, size),) = TraceFile(path).requests()
+    assert request.decode() + "\n" == line(span(A, 1, new="kept"), span(A, 3))
+    assert size == path.stat().st_size
+
+
 def test_a_growing_file_is_read_on(tmp_path: Path) -> None:
     """Asked again, only what is new comes, and a line that is being written is waited for."""
     path = tmp_path / "t.jsonl"
