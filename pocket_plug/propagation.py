@@ -14,6 +14,9 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.redaction import summary
+
 SESSION = "session.id"
 """What the session is called in a carrier, on spans, and in OpenTelemetry's context: there OpenInference has it as well."""
 
@@ -66,13 +69,15 @@ def extract(carrier: Mapping[str, str] | str, /, *, baggage: Iterable[str] = ())
 def session(id: str, /) -> Generator[None]:
     """Within the block, runs belong to a session, a conversation say: their spans carry it as `session.id`.
 
-    A durable run keeps its session over crashes and suspensions.
+    A durable run keeps its session over crashes and suspensions. Raises ConfigError for what is no text, or empty.
 
     >>> with session("chat-17"):
     ...     current_session()
     'chat-17'
     >>> current_session()
     """
+    if not isinstance(id, str) or not id:
+        raise ConfigError(f"session({summary(id)}): the id of a session is a text that isn't empty")
     token = otel_context.attach(otel_context.set_value(SESSION, id))
     try:
         yield

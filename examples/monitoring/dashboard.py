@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from urllib.parse import quote
 
 from grafana_foundation_sdk.builders import bargauge, heatmap, prometheus, stat, timeseries
@@ -206,7 +207,7 @@ def _shown(
 ) -> Panel:
     panel.title(title).description(about).unit(unit).datasource(SOURCE).span(width).height(8)
     names = {name: f"{{{{{label}}}}}" for name, label in LABELS.items()}
-    for letter, (line, expression) in zip("ABC", queries.items(), strict=False):
+    for letter, (line, expression) in zip(ascii_uppercase[: len(queries)], queries.items(), strict=True):
         query = prometheus.Dataquery().ref_id(letter).datasource(SOURCE).expr(expression)
         query.legend_format(line.format_map(names))
         panel.with_target(query.editor_mode(QueryEditorMode.CODE).range().exemplar(exemplars).format(form))

@@ -21,6 +21,7 @@ from pocket_plug.primitives.files import make_folder, private
 
 from .output import as_json, echo, echo_json, echo_value, print_table, progress
 from .trace_diff import diff
+from .trace_texts import FIGURES, FINE, figures_row, outcome_text
 from .traces_found import (
     default_file,
     found_traces,
@@ -47,9 +48,6 @@ def trace() -> None:
     request per line.
     """
 
-
-FINE = ("success", "suspended", "running")
-"""Outcomes of runs that haven't failed."""
 
 LIMIT = 100
 """So many runs are listed unless it is said otherwise."""
@@ -134,7 +132,7 @@ def _print_runs(runs: Sequence[RunSummary], as_json: bool) -> None:
         (
             run.run_id,
             run.graph,
-            _outcome(run),
+            outcome_text(run.outcome, run.error),
             local_time(run.start),
             seconds(run.duration),
             f"{run.spans}",
@@ -151,12 +149,6 @@ def _moment(since: float | None) -> float:
     return 0 if since is None else max(0, (time.time() - since) * 1e9)
 
 
-def _outcome(run: RunSummary) -> str:
-    if run.error is None or run.outcome == "suspended":
-        return run.outcome
-    return f"✗ {run.outcome}: {run.error.rpartition('.')[2]}"
-
-
 # ---------------------------------------------------------------- stats
 @trace.command
 @in_file
@@ -166,26 +158,17 @@ def _outcome(run: RunSummary) -> str:
 def stats(file: Path | None, graph: str | None, since: float | None, as_json: bool) -> None:
     """How long graphs and nodes took, and how often they failed: a line for each, over all runs.
 
-    Below each graph are its nodes, that which took longest in all first. What hasn't ended isn't counted.
+    Below each graph are its nodes, that which took longest in all first. What hasn't ended isn't counted. Errors are runs that
+    did not end well and visits that failed for good, so one exception may count for its node and for its graph; `trace show
+    --stats` counts it once, where it arose. Retries are those of the node, or of all nodes of the run.
     """
     with opened_index(file) as index:
         found = index.stats(graph=graph, since=int(_moment(since)))
     if as_json:
         echo_json(found)
         return
-    from pocket_plug.traces.drawing import seconds
-
-    rows = [
-        (
-            each.graph if each.node is None else f"  {each.node}",
-            f"{each.count:,}",
-            f"{each.errors:,}",
-            f"{each.retries:,}",
-            *map(seconds, (each.p50, each.p95, each.max, each.total)),
-        )
-        for each in found
-    ]
-    print_table(("graph, node", "count", "errors", "retries", "p50", "p95", "max", "in all"), rows)
+    rows = [(each.graph if each.node is None else f"  {each.node}", *figures_row(each)) for each in found]
+    print_table(("graph, node", *FIGURES), rows)
 
 
 # ---------------------------------------------------------------- rm
@@ -246,7 +229,7 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
 @click.option("--watch", is_flag=True, help="Draw it as it goes on, until it has ended.")
 @click.option("--errors", is_flag=True, help="Only what failed and what leads to it, with place and message.")
 @click.option("--all", "whole", is_flag=True, help="Sum up nothing.")
-@click.option("--stats", is_flag=True, help="A table instead: a line for all spans of a name.")
+@click.option("--stats", is_flag=True, help="A table instead: a line for all spans of a name, errors where they arose.")
 @as_json
 def show(
     run: str | None,

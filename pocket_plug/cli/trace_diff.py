@@ -12,6 +12,7 @@ import click
 from pocket_plug.errors import UnknownRunError
 
 from .output import as_json, echo, echo_json, print_table
+from .trace_texts import outcome_text
 from .traces_found import default_file, executions, in_file, is_trace_id, opened_index
 from .trees import local_time
 
@@ -111,8 +112,7 @@ def _print(found: Comparison) -> None:
 def _side(title: str, side: Side) -> tuple[str, ...]:
     from pocket_plug.traces.drawing import seconds
 
-    failed = side.error is not None and side.outcome not in ("suspended", "success")
-    outcome = f"✗ {side.outcome}: {str(side.error).rpartition('.')[2]}" if failed else side.outcome
+    outcome = outcome_text(side.outcome, side.error)
     return title, side.run_id, side.graph, outcome, local_time(side.start), seconds(side.duration)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pocket_plug.primitives.terminal import escaped
 
 from .output import echo, echo_drawn, print_table
+from .trace_texts import FIGURES, figures_row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,17 +90,8 @@ def print_stats(found: Trace, alive: bool) -> None:
     from pocket_plug.traces.by_name import stats_by_name
     from pocket_plug.traces.drawing import seconds
 
-    rows = [
-        (
-            each.name,
-            f"{each.count:,}",
-            f"{each.errors:,}",
-            f"{each.retries:,}",
-            *map(seconds, (each.p50, each.p95, each.max, each.total, each.own)),
-        )
-        for each in stats_by_name(found.spans)
-    ]
-    print_table(("span", "count", "errors", "retries", "p50", "p95", "max", "in all", "self"), rows)
+    rows = [(each.name, *figures_row(each), seconds(each.own)) for each in stats_by_name(found.spans)]
+    print_table(("span", *FIGURES, "self"), rows)
     echo(_caption(found, alive))
 
 
@@ -175,22 +167,23 @@ class _Lines:
     def __exit__(self, *_: object) -> None: ...
 
     def show(self, found: Trace, alive: bool) -> None:
+        by_id = {span.span_id: span for span in found.spans}
         for span in sorted(found.spans, key=lambda span: span.end or span.start):
             state = span.span_id, bool(span.end)
             if span.scope == "pocket_plug.graph" and state not in self._said:
                 self._said.add(state)
-                echo(_line(span))
+                echo(_line(span, by_id))
         sys.stdout.flush()
 
 
-def _line(span: RecordedSpan) -> str:
+def _line(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> str:
     from pocket_plug.traces.drawing import seconds
     from pocket_plug.traces.failing import failure_of
 
     moment = datetime.fromtimestamp((span.end or span.start) / 1e9).astimezone().isoformat(" ", "milliseconds")[11:23]
     if not span.end:
         return f"{moment}  {escaped(span.name)} began"
-    failure = failure_of(span) if span.status == "error" else None
+    failure = failure_of(span, by_id) if span.status == "error" else None
     error = "" if failure is None else f"  ✗ {escaped(f'{failure.kind} {failure.place}'.rstrip())}"
     return f"{moment}  {escaped(span.name)} ended after {seconds(span.duration)}{error}"
 

@@ -137,6 +137,10 @@ def _traced(node: str, given: Any) -> Traced:
             raise ConfigError(
                 f"node {node!r} has {found(value)} in trace, as {name!r:.80}: an attribute is a str, a bool, an int or a float"
             )
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ConfigError(
+                f"node {node!r} has an int in trace, as {name!r:.80}, that needs more than OTLP's 64 bits"
+            )
     return attributes
 
 

@@ -29,7 +29,7 @@ from pocket_plug.hookspecs import (
     Status,
 )
 from pocket_plug.otel.additions import Additions, Report
-from pocket_plug.primitives.failures import describe, error_type
+from pocket_plug.primitives.failures import Told, describe, error_type
 from pocket_plug.primitives.forking import new_lock, new_rlock
 from pocket_plug.primitives.redaction import conceal
 from pocket_plug.store.backend import Backend
@@ -139,8 +139,8 @@ class Manager:
             first = plugin.failures[what] == 1
         if not first:
             return
-        said = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
-        said = conceal(said, self._hidden.get(plugin.name, {}))
+        text = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
+        said = Told(error, conceal(text, self._hidden.get(plugin.name, {})))
         _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, said)
         if silent:
             _logger.debug("plugin %s failed at %s", plugin, what, exc_info=error)

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from pocket_plug.errors import PocketError, is_fault
+from pocket_plug.errors import ConfigError, PluginError, PocketError, is_fault
 
 from .redaction import conceal
 from .terminal import escaped
@@ -171,6 +171,24 @@ def log_failure(level: int, what: str, error: BaseException | None) -> None:
         _logger.debug("%s", what, exc_info=error)
 
 
+class Told:
+    """An exception in a log record: its text for who reads the log here, its type alone where the record leaves the machine.
+
+    Plugins' and configurations' errors are ours and quote no values: of these it is the text in both places.
+
+    >>> said = Told(ValueError("no 'card 4711'"), "ValueError: no 'card 4711'")
+    >>> f"it failed: {said}", said.type
+    ("it failed: ValueError: no 'card 4711'", 'ValueError')
+    """
+
+    def __init__(self, error: BaseException, text: str) -> None:
+        self.type = text if isinstance(error, PluginError | ConfigError) else error_type(error)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
 _said: set[tuple[str, str]] = set()
 
 
@@ -183,4 +201,4 @@ def say_once(what: str, error: BaseException, *, silent: bool = False) -> None:
     if kind not in _said:
         _said.add(kind)
         text = kind[1] if silent else f"{kind[1]}: {escaped(error_text(error))}"
-        _logger.warning("%s failed: %s. The program goes on without; said once", what, text)
+        _logger.warning("%s failed: %s. The program goes on without; said once", what, Told(error, text))

@@ -7,13 +7,16 @@ was imported depend on it: else the sum over all workers would have in it, once 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
 from weakref import WeakSet
 
 from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 
+from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import Lock, RLock
 
@@ -42,22 +45,47 @@ _providers: WeakSet[MeterProvider] = WeakSet()
 
 
 def count_from_zero(provider: MeterProvider) -> None:
-    """In each forked child of this process, let the provider's figures begin at zero."""
+    """In each forked child of this process, let the provider's figures begin at zero.
+
+    OpenTelemetry has no call for that, so it is done by names of its own. Those that another version has renamed are said
+    once, here and not in a child: right after a fork what is logged would be lost.
+    """
     _providers.add(provider)
+    missing = {name for owner, name, _ in _parts(provider) if not hasattr(owner, name)}
+    if missing:
+        unknown = AttributeError(
+            f"this version of opentelemetry-sdk is not known: it has no {', '.join(sorted(missing))}"
+        )
+        say_once("letting the figures of forked children begin at zero, with locks of their own", unknown)
 
 
-def _begin_anew() -> None:
-    """OpenTelemetry has no call for that, nor for new locks.
+def _parts(provider: MeterProvider) -> Iterator[tuple[Any, str, Callable[[], object]]]:
+    """Of whom a child needs what anew: figures, and locks.
 
     One that a thread of the parent held at the fork, to collect or to export, would be held in the child for ever.
     """
+    consumer: Any = getattr(provider, "_measurement_consumer", None)
+    if consumer is None:
+        yield provider, "_measurement_consumer", dict
+        return
+    yield consumer, "_lock", Lock
+    storages: Any = getattr(consumer, "_reader_storages", None)
+    if storages is None:
+        yield consumer, "_reader_storages", dict
+        return
+    for reader, storage in storages.items():
+        if isinstance(reader, PeriodicExportingMetricReader):
+            yield reader, "_export_lock", Lock
+        yield storage, "_lock", RLock
+        yield storage, "_instrument_view_instrument_matches", dict
+
+
+def _begin_anew() -> None:
+    """Whatever is missing, the rest begins anew."""
     for provider in list(_providers):
-        consumer: Any = vars(provider)["_measurement_consumer"]
-        consumer._lock = Lock()
-        for reader, storage in consumer._reader_storages.items():
-            reader._export_lock = Lock()  # of those that export; to others it is nothing
-            storage._lock = RLock()
-            storage._instrument_view_instrument_matches.clear()
+        for owner, name, make in _parts(provider):
+            if hasattr(owner, name):
+                setattr(owner, name, make())
 
 
 after_fork(_begin_anew)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ from .exporters import Signal, by_process, disabled, prometheus_reader
 VARIABLES = ("OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE")
 
 _LOADER = "opentelemetry.configuration"
+_PACKAGE = "opentelemetry-configuration"
 _INSTALL = "pip install 'pocket-plug[config-file]'"
 _SECTIONS: dict[Signal, str] = {"traces": "tracer_provider", "metrics": "meter_provider", "logs": "logger_provider"}
 _PARTS = {"traces": "processors", "metrics": "readers", "logs": "processors"}
@@ -125,7 +127,7 @@ class Declared:
     def _exporter(self, signal: Signal, place: str, about: Any) -> Any:
         module, factory = _FACTORIES[signal]
         with self._saying(f"{place}.exporter"):
-            return by_process(partial(getattr(_loader(module), factory), about.exporter))
+            return by_process(partial(_of_loader(module, factory), about.exporter))
 
     def _reader(self, place: str, about: Any, options: Any) -> MetricReader:
         with self._saying(place):
@@ -142,7 +144,7 @@ class Declared:
                 exporter,
                 export_interval_millis=float(about.interval or 60_000),
                 export_timeout_millis=float(about.timeout or 30_000),
-                cardinality_limits=getattr(_loader(module), limits_of)(about.cardinality_limits),
+                cardinality_limits=_of_loader(module, limits_of)(about.cardinality_limits),
             )
 
     def _say_left_out(self, place: str, about: Any, followed: Collection[str]) -> None:
@@ -154,7 +156,7 @@ class Declared:
     def resource(self) -> Resource:
         """What the file says of the process."""
         with self._saying("resource"):
-            resource: Resource = _loader(".file").create_resource(self.config.resource)
+            resource: Resource = _of_loader(".file", "create_resource")(self.config.resource)
             return resource
 
     def tracer_provider(self, resource: Resource, ids: IdGenerator) -> TracerProvider:
@@ -180,7 +182,7 @@ class Declared:
         section = _SECTIONS[signal]
         limits = () if signal == "metrics" else (self.config.attribute_limits,)
         with self._saying(section):
-            make = getattr(_loader(".file"), f"create_{section}")
+            make = _of_loader(".file", f"create_{section}")
             provider = make(replace(getattr(self.config, section), **{_PARTS[signal]: []}), resource, *limits)
         atexit.unregister(provider.shutdown)  # its end is ours, within a time
         return provider
@@ -192,31 +194,33 @@ class Declared:
             if getattr(self.config, section) is not None:
                 self._provider(signal, resource)
         with self._saying("propagator"):
-            _loader(".file").create_propagator(self.config.propagator)
+            _of_loader(".file", "create_propagator")(self.config.propagator)
 
     def apply_the_rest(self) -> None:
         """Propagators, instrumentations and OpenTelemetry's own log level, as its loader does it."""
         with self._saying("propagator"):
-            _loader().configure_sdk(
+            _of_loader("", "configure_sdk")(
                 replace(self.config, resource=None, tracer_provider=None, meter_provider=None, logger_provider=None)
             )
 
     # ------------------------------------------------------------ reading
     def _read(self) -> Any:
         try:
-            load = _loader().load_config_file
+            _loader()
         except ImportError:
             raise ConfigError(f"{self}: OpenTelemetry's loader of such files is not installed: {_INSTALL}") from None
         with self._saying(""):
-            return load(self.path)
+            return _of_loader("", "load_config_file")(self.path)
 
     @contextmanager
     def _saying(self, place: str) -> Generator[None]:
         """A ConfigError with the file and the place for what goes wrong; what the loader says itself has no value in it."""
         where = f"{self}: {place}: " if place else f"{self}: "
-        loggers = [logging.getLogger(f"{_LOADER}.{name}") for name in ("file._loader", "_common")]
+        _loader()  # with all that it logs by
+        loggers = [logging.getLogger(name) for name in [*logging.root.manager.loggerDict] if name.startswith(_LOADER)]
+        without_values = partial(_without_values)  # this block's own: one within it, or beside it, may end earlier
         for logger in loggers:
-            logger.addFilter(_without_values)
+            logger.addFilter(without_values)
         try:
             yield
         except ConfigError:
@@ -227,7 +231,7 @@ class Declared:
             raise ConfigError(where + _why(error)) from None  # a cause may quote the file
         finally:
             for logger in loggers:
-                logger.removeFilter(_without_values)
+                logger.removeFilter(without_values)
 
 
 _logger = logging.getLogger("pocket_plug")
@@ -236,6 +240,18 @@ _logger = logging.getLogger("pocket_plug")
 def _loader(module: str = "") -> Any:
     """A module of OpenTelemetry's loader, which has no types for others, or the whole of it."""
     return import_module(f"{_LOADER}{module}")
+
+
+def _of_loader(module: str, name: str) -> Any:
+    """One of its functions, of which a beta may rename any. Raises ConfigError where there is none of that name."""
+    try:
+        return getattr(_loader(module), name)
+    except (ImportError, AttributeError):
+        raise ConfigError(
+            f"this version of {_PACKAGE}, {version(_PACKAGE)}, is not known to pocket_plug: it has no "
+            f"{_LOADER}{module}.{name}. Do: pip install --upgrade 'pocket-plug[config-file]'; if that doesn't help, use an "
+            f"older {_PACKAGE}, or variables such as OTEL_TRACES_EXPORTER in place of the file"
+        ) from None
 
 
 def _chosen(part: Any) -> tuple[str, Any]:
@@ -257,9 +273,9 @@ def _queue(about: Any, signal: Signal) -> Queue:
 
 
 def _without_values(record: logging.LogRecord) -> bool:
-    """A filter: an error is raised as well, and its traceback quotes the file; a pair of a header is a secret."""
-    if "header" in str(record.msg):
-        record.args = (MASK,)
+    """A filter: an error is raised as well, and its traceback quotes the file; a pair, as of a header, may be a secret."""
+    if "pair" in str(record.msg):
+        record.args = (MASK,) * len(record.args or ())
     return record.levelno < logging.ERROR
 
 

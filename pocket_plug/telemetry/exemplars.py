@@ -1,6 +1,7 @@
 """Exemplars for Prometheus: from a histogram's bucket to the trace of a measurement in it.
 
 OpenTelemetry's reader for Prometheus leaves them out. So they are noted as it is given the figures, and put on what is served.
+What fails at that is said once, and the figures are served without.
 """
 
 from __future__ import annotations
@@ -8,12 +9,16 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics.export import Histogram, HistogramDataPoint, MetricsData
 from opentelemetry.trace import format_span_id, format_trace_id
+
+from pocket_plug.errors import is_fault
+from pocket_plug.primitives.failures import say_once
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -33,14 +38,18 @@ class Exemplars:
 
     def note(self, data: MetricsData) -> None:
         """What has come since the figures were last collected."""
-        for resource in data.resource_metrics:
-            for scope in resource.scope_metrics:
-                for metric in scope.metrics:
-                    if isinstance(metric.data, Histogram):
-                        of_metric = self._last.setdefault(_called(metric.name), {})
-                        for point in metric.data.data_points:
-                            if found := dict(_exemplars(point)):
-                                of_metric.setdefault(_series(point.attributes or {}), {}).update(found)
+        with _saying("noting exemplars"):
+            for resource in data.resource_metrics:
+                for scope in resource.scope_metrics:
+                    for metric in scope.metrics:
+                        if isinstance(metric.data, Histogram):
+                            self._note(metric.name, metric.data)
+
+    def _note(self, name: str, histogram: Histogram) -> None:
+        of_metric = self._last.setdefault(_called(name), {})
+        for point in histogram.data_points:
+            if found := dict(_exemplars(point)):
+                of_metric.setdefault(_series(point.attributes or {}), {}).update(found)
 
     def within(self, registry: Any) -> Any:
         """What prometheus_client may serve in place of the registry: the same, with exemplars."""
@@ -48,15 +57,20 @@ class Exemplars:
 
     def put_on(self, family: Metric) -> Metric:
         """Put them on a family's buckets."""
-        if family.type != "histogram":
-            return family
-        names = [name for name in self._last if family.name == name or family.name.startswith(f"{name}_")]
+        if family.type == "histogram":
+            with _saying("putting exemplars on a metric"):
+                self._put_on(family)
+        return family
+
+    def _put_on(self, family: Metric) -> None:
+        noted = [*self._last]  # another thread may note more meanwhile
+        names = [name for name in noted if family.name == name or family.name.startswith(f"{name}_")]
         of_metric = self._last[max(names, key=len)] if names else {}
         for number, sample in enumerate(family.samples):
             if sample.name.endswith("_bucket"):
-                exemplar = of_metric.get(_series(sample.labels), {}).get(float(sample.labels["le"]))
-                family.samples[number] = sample._replace(exemplar=exemplar)
-        return family
+                found = of_metric.get(_series(sample.labels), {}).get(float(sample.labels["le"]))
+                if found is not None:
+                    family.samples[number] = sample._replace(exemplar=found)
 
 
 class _Registry:
@@ -68,6 +82,16 @@ class _Registry:
 
     def restricted_registry(self, names: list[str]) -> Any:
         return self._registry.restricted_registry(names)  # by name it finds nothing of OpenTelemetry's
+
+
+@contextmanager
+def _saying(what: str) -> Generator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        say_once(what, error)
 
 
 def _called(name: str) -> str:

@@ -27,8 +27,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from pocket_plug.primitives.failures import say_once
-from pocket_plug.primitives.forking import after_fork
-from pocket_plug.primitives.locks import Lock
+from pocket_plug.primitives.forking import after_fork, new_rlock
 
 from .local import FileExporter
 from .messages import with_message
@@ -57,12 +56,12 @@ class Backlog:
 
     def __init__(self, what: str, size: int) -> None:
         self.what, self._size = what, size
+        self._lock = new_rlock()  # who holds it may be interrupted by a signal's handler that logs
         self._reset()
         after_fork(self._reset)
 
     def _reset(self) -> None:
         """In a forked child too: what waits there, its parent exports."""
-        self._lock = Lock()
         self._added = self._finished = self._sent = self._dropped = 0
 
     @property

@@ -26,7 +26,7 @@ from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.layers import logging as own_events
 from pocket_plug.layers.logging import LEVELS, add_ids, attributes_of
 from pocket_plug.otel.reporting import SCHEMA_URL, own_version, suppressed
-from pocket_plug.primitives.failures import capped, error_text, error_type, say_once, stack_of
+from pocket_plug.primitives.failures import Told, capped, error_text, error_type, say_once, stack_of
 from pocket_plug.primitives.terminal import escaped
 
 _SEVERITIES = {
@@ -178,7 +178,7 @@ def wire_structlog(level: str) -> None:
     """
     global _chain
     if level not in LEVELS:
-        raise ConfigError(f"log_level {level!r} is none of {', '.join(LEVELS)}.{suggest(level, LEVELS)}")
+        raise ConfigError(f"log_level {level!r} is none of {', '.join(LEVELS)}.{suggest(str(level), LEVELS)}")
     if structlog.is_configured():
         return
     _chain = [
@@ -368,7 +368,7 @@ def _event_of(record: logging.LogRecord) -> EventDict:
     if isinstance(said, dict):  # structlog's, for a ProcessorFormatter
         event |= cast("dict[str, object]", said)
     else:
-        event["event"] = record.getMessage()
+        event["event"] = record.getMessage() if own_events.configure().exceptions else _without_texts(record)
     event |= {"level": record.levelname.lower(), "logger": record.name}
     if record.stack_info:
         event["stack"] = record.stack_info
@@ -378,6 +378,17 @@ def _event_of(record: logging.LogRecord) -> EventDict:
     elif error is not None:
         event["exc_info"] = record.exc_info
     return add_ids(None, "", structlog.contextvars.merge_contextvars(None, "", event))
+
+
+def _without_texts(record: logging.LogRecord) -> str:
+    """Its message, with the types of exceptions that pocket_plug's own records quote: a text may hold what a store keeps."""
+    if record.name != "pocket_plug" or not isinstance(record.args, tuple):
+        return record.getMessage()
+    said = (
+        each.type if isinstance(each, Told) else error_type(each) if isinstance(each, BaseException) else each
+        for each in record.args
+    )
+    return str(record.msg) % tuple(said)
 
 
 def _is_private(record: logging.LogRecord) -> bool:

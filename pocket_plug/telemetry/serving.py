@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import threading
 from typing import Any
 
-from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.forking import SOON, after_fork
 
 _WAY_OUT = (
     "Where a server has several processes, send metrics by OTLP, to a collector or to Prometheus itself: "
@@ -26,7 +27,7 @@ class MetricsServer:
 
         self._place, self._process = f"{host}:{port}", os.getpid()
         self._server: Any = None
-        self._said = mmap.mmap(-1, 1)  # shared with forked children: the first one says it for all
+        self._said = mmap.mmap(-1, 1)  # shared with forked children: one says it for all
         try:
             self._server, _ = start_http_server(port, host, registry)
         except OSError as error:
@@ -48,10 +49,17 @@ class MetricsServer:
         self._server.socket.close()
         self._server = None
         if not self._said[0]:
+            # a little later: who exports what is logged gets new locks after us, and drops what it had until then
+            later = threading.Timer(SOON, self._say_unseen)
+            later.name, later.daemon = "pocket_plug serving", True
+            later.start()
+
+    def _say_unseen(self) -> None:
+        if not self._said[0]:
             self._said[0] = 1
             _logger.warning(
                 "telemetry: process %d serves its own metrics to Prometheus on %s, and nobody sees those of the processes "
-                "that it forks, of which %d is the first. %s",
+                "that it forks, of which %d is one. %s",
                 self._process,
                 self._place,
                 os.getpid(),

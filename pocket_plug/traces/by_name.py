@@ -7,37 +7,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .failing import failures
+from .figures import Figures, figures
 from .recorded import RecordedSpan
 
-__all__ = ["NameStats", "quantile", "stats_by_name"]
+__all__ = ["NameStats", "stats_by_name"]
 
 
-@dataclass(frozen=True, slots=True)
-class NameStats:
-    """The spans of one name. Durations in nanoseconds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameStats(Figures):
+    """The spans of one name.
 
-    `total` is their sum, `own` what of it was not within spans below them. `errors` counts those that happened in them, not
-    those that came from below.
+    `errors` counts those that arose in them, not those that came from below, and `retries` those after which the work was tried
+    again. `own`, in nanoseconds, is what of their time was not within spans below them.
     """
 
     name: str
-    count: int
-    errors: int
-    retries: int
-    p50: int
-    p95: int
-    max: int
-    total: int
     own: int
-
-
-def quantile(ordered: Sequence[int], share: float) -> int:
-    """What about that share of them, of 1, doesn't exceed. There must be one at least.
-
-    >>> quantile([1, 2, 3, 4, 5], 0.5), quantile([7], 0.95)
-    (3, 7)
-    """
-    return ordered[round(share * (len(ordered) - 1))]
 
 
 def stats_by_name(spans: Sequence[RecordedSpan]) -> list[NameStats]:
@@ -52,22 +37,14 @@ def stats_by_name(spans: Sequence[RecordedSpan]) -> list[NameStats]:
     by_name: dict[str, list[RecordedSpan]] = {}
     for span in ended:
         by_name.setdefault(span.name, []).append(span)
-    found: list[NameStats] = []
-    for name, same in by_name.items():
-        took = sorted(span.duration for span in same)
-        found.append(
-            NameStats(
-                name,
-                len(same),
-                errors[name],
-                retried[name],
-                p50=quantile(took, 0.5),
-                p95=quantile(took, 0.95),
-                max=took[-1],
-                total=sum(took),
-                own=sum(span.duration - _covered(span, below.get(span.span_id, ())) for span in same),
-            )
+    found = [
+        NameStats(
+            **figures((span.duration for span in same), errors[name], retried[name]),
+            name=name,
+            own=sum(span.duration - _covered(span, below.get(span.span_id, ())) for span in same),
         )
+        for name, same in by_name.items()
+    ]
     return sorted(found, key=lambda each: (-each.own, each.name))
 
 

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from pocket_plug.primitives.terminal import escaped
 
-from .by_name import quantile
 from .failing import Failure
+from .figures import quantile
 from .folding import Folding
 from .recorded import RecordedSpan
 

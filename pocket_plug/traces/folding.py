@@ -26,7 +26,7 @@ class Folding:
 
     def __init__(self, spans: Sequence[RecordedSpan], root: RecordedSpan | None = None, *, whole: bool = False) -> None:
         self._whole = whole
-        by_id = {span.span_id: span for span in spans}
+        self._by_id = by_id = {span.span_id: span for span in spans}
         self._children: dict[str | None, list[RecordedSpan]] = {}
         top = None if root is None else root.span_id
         ordered = [each for each in sorted(spans, key=lambda span: span.start) if each is not root]
@@ -66,7 +66,7 @@ class Folding:
         """What is known of an error, where it happened; also of an attempt that was tried again."""
         if span.span_id in self._errors:
             return self._errors[span.span_id]
-        found = failure_of(span) if span.status == "error" and not span.failed else None
+        found = failure_of(span, self._by_id) if span.status == "error" and not span.failed else None
         return found if found is not None and found.is_known else None
 
     def below(self, span: RecordedSpan) -> list[RecordedSpan | list[RecordedSpan]]:

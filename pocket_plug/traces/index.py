@@ -22,7 +22,7 @@ from opentelemetry.util.types import AnyValue
 
 from pocket_plug.primitives.files import make_file
 
-from .by_name import quantile
+from .figures import Figures, figures
 from .open_spans import OpenSpan, open_spans
 from .recorded import RecordedSpan, requests_in
 from .summary import RunSummary, SpanSummary, summaries
@@ -67,22 +67,16 @@ create index span_node on span (graph, node, start, end, failed, retries) where 
 """The columns of `span` are the fields of SpanSummary, those of `run` of RunSummary, each behind the number of the trace."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """How many runs of a graph or visits of a node there were, how many failed, how often work was tried again, how long it took.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats(Figures):
+    """The runs of a graph, or the visits of a node; `node` is None for the runs.
 
-    `node` is None for the runs. Durations in nanoseconds; `total` is their sum.
+    `errors` counts the runs that didn't end well, or the visits that failed for good, `retries` how often nodes' work was tried
+    again.
     """
 
     graph: str
     node: str | None
-    count: int
-    errors: int
-    retries: int
-    p50: int
-    p95: int
-    max: int
-    total: int
 
 
 class TraceIndex:
@@ -286,27 +280,19 @@ class TraceIndex:
             {"since": since, "graph": graph},
         ):
             of.setdefault((of_graph, node), []).append(tuple(numbers))
-        found = [_stats(*key, rows) for key, rows in of.items()]
+        found = [
+            Stats(
+                **figures((took for took, _, _ in rows), sum(row[1] for row in rows), sum(row[2] for row in rows)),
+                graph=of_graph,
+                node=node,
+            )
+            for (of_graph, node), rows in of.items()
+        ]
         whole = {each.graph: each.total for each in found if each.node is None}
         return sorted(
             found,
             key=lambda each: (-whole.get(each.graph, 0), each.graph, each.node is not None, -each.total, each.node),
         )
-
-
-def _stats(graph: str, node: str | None, rows: Sequence[tuple[int, bool, int]]) -> Stats:
-    took = sorted(row[0] for row in rows)
-    return Stats(
-        graph,
-        node,
-        len(rows),
-        errors=sum(row[1] for row in rows),
-        retries=sum(row[2] for row in rows),
-        p50=quantile(took, 0.5),
-        p95=quantile(took, 0.95),
-        max=took[-1],
-        total=sum(took),
-    )
 
 
 def _has(span: RecordedSpan, name: str, value: str) -> bool:

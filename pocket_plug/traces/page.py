@@ -15,7 +15,8 @@ from importlib.resources import files
 
 from opentelemetry.util.types import AnyValue
 
-from .frames import frames_in
+from .failing import Failure, failure_of, failures
+from .frames import Frame, frames_in
 from .recorded import RecordedSpan, Trace
 
 __all__ = ["page"]
@@ -44,6 +45,8 @@ EXACT = 2**53
 """Up to here JavaScript tells whole numbers apart."""
 
 STATUS = {"unset": 0, "ok": 1, "error": 2}
+
+STACK = "exception.stacktrace"
 
 SIMPLE = frozenset((str, int, float, bool))
 """Types of values of which equal ones are the same to the page. Most are of these, so they are compared without JSON."""
@@ -114,7 +117,12 @@ class _Encoder:
         start = min((span.start for span in trace.spans), default=0)
         spans = trace.spans
         numbers = {span.span_id: number for number, span in enumerate(spans)}
+        by_id = {span.span_id: span for span in spans}
+        own = {failure.span.span_id: failure for failure in failures(spans)}
         more = {number: found for number, span in enumerate(spans) if (found := self._more(span, start))}
+        for number, span in enumerate(spans):
+            if span.status == "error" and (failure := own.get(span.span_id) or failure_of(span, by_id)) is not None:
+                more.setdefault(number, {})["error"] = self._error(failure, span.span_id in own)
         return {
             "id": str(trace.id),
             "start": str(start),
@@ -134,24 +142,29 @@ class _Encoder:
 
     def frames(self) -> dict[int, list[tuple[int, int, int, bool]]]:
         """Of each stack, by its attribute's number: its frames, outermost first, and which of them are the user's."""
-        stack = self._texts.get("exception.stacktrace")
+        stack = self._texts.get(STACK)
         found: dict[int, list[tuple[int, int, int, bool]]] = {}
-        known: dict[
-            str, list[tuple[int, int, int, bool]]
-        ] = {}  # many differ in the message only, which is the last line
+        known: dict[tuple[Frame, ...], list[tuple[int, int, int, bool]]] = {}  # many have the same
         for number, (name, value) in enumerate(self.pairs):
             if name != stack or not isinstance(value, str):
                 continue
-            calls, _, last = value.rstrip().rpartition("\n")
-            if 'File "' in last:  # it was cut off
-                calls = value
-            if calls not in known:
-                known[calls] = [
-                    (self._text(frame.file), frame.line, self._text(frame.function), frame.is_users)
-                    for frame in frames_in(value)
-                ]
-            found[number] = known[calls]
+            frames = frames_in(value)
+            if frames not in known:
+                known[frames] = [self._frame(frame) for frame in frames]
+            found[number] = known[frames]
         return found
+
+    def _frame(self, frame: Frame) -> tuple[int, int, int, bool]:
+        return self._text(frame.file), frame.line, self._text(frame.function), frame.is_users
+
+    def _error(self, failure: Failure, is_own: bool) -> dict[str, object]:
+        """What a span failed with, as the terminal says it too; `own`: it failed for good, and not with what came from below."""
+        error: dict[str, object] = {"type": str(failure.kind), "message": str(failure.message), "own": is_own}
+        if failure.at is not None:
+            error["at"] = self._frame(failure.at)
+        if failure.stack:  # the number of the event's attribute
+            error["stack"] = self._attributes({STACK: failure.stack})[0]
+        return error
 
     def _more(self, span: RecordedSpan, start: int) -> dict[str, object]:
         """What most spans don't have."""

@@ -362,7 +362,9 @@ def test_what_is_captured_is_chosen_for_a_trace(
 
 
 MAIN = "\n\ndef main():\n    print('ran', graph.run_sync(1))\n"
-OWN = MAIN.replace("print", "from pocket_plug.plugins import set_default_pocket\n    set_default_pocket(pp.Pocket())\n    print")
+OWN = MAIN.replace(
+    "print", "from pocket_plug.plugins import set_default_pocket\n    set_default_pocket(pp.Pocket())\n    print"
+)
 
 
 @pytest.mark.parametrize(
@@ -433,6 +435,39 @@ def test_graphs_and_nodes_are_summed_up(file: Path, says: Says) -> None:
     assert rows[0] == ["graph, node", "count", "errors", "retries", "p50", "p95", "max", "in all"]
     assert ["shop", "1", "1", "2", *["1.00 s"] * 4] in rows
     assert json.loads(says("stats", "--graph", "ship", "--json")[1])[0]["total"] == 2 * S
+
+
+def test_what_counts_as_an_error_is_said(file: Path, says: Says) -> None:
+    """`stats` counts runs and visits that failed, `show --stats` an error once, where it arose; the help says the difference."""
+    kind = "OSError"
+    file.write_text(
+        line(
+            run(A, 1, 0, 9, "a-1", "shop", "failure", error=kind, run_retries=1),
+            span(
+                A, 2, 1, "node charge", 0, 9, kind, node_name="charge", graph_name="shop", node_visit=1, node_attempts=2
+            ),
+            span(A, 3, 2, "exec charge", 0, 1, kind, attempt_will_retry=True),
+            span(A, 4, 2, "exec charge", 2, 9, kind),
+        )
+    )
+
+    def counted(*command: str) -> dict[str, list[str]]:
+        rows = [re.split(r"  +", text.strip()) for text in says(*command)[1].splitlines()]
+        return {row[0]: row[1:4] for row in rows if len(row) > 4}
+
+    assert counted("stats") == {
+        "graph, node": ["count", "errors", "retries"],
+        "shop": ["1", "1", "1"],
+        "charge": ["1", "1", "1"],
+    }
+    assert counted("show", "--stats") == {
+        "span": ["count", "errors", "retries"],
+        "run shop": ["1", "0", "0"],
+        "node charge": ["1", "0", "0"],
+        "exec charge": ["2", "1", "1"],
+    }
+    told = " ".join(says("stats", "--help")[1].split())
+    assert "`trace show --stats` counts it once, where it arose" in told
 
 
 def test_traces_are_removed(file: Path, says: Says) -> None:
@@ -659,6 +694,17 @@ def test_a_run_is_compared_with_the_one_before(two: Path, says: Says) -> None:
         ["run shop", "1 → 2", "0", "2.00 s → 1.00 s", "2.00 s → 4.00 s", "+2.00 s (+100 %)"],
         ["node charge", "1", "0", "1.00 s → 500.0 ms", "1.00 s → 500.0 ms", "-500.0 ms (-50 %)"],
     ]
+
+
+@pytest.mark.parametrize("outcome", ["success", "suspended", "failure", "cancelled"])
+def test_an_outcome_reads_the_same_wherever_it_stands(file: Path, says: Says, outcome: str) -> None:
+    """In the list and in a comparison; the error's type only where the run did not end well."""
+    file.write_text(
+        line(run(A, 1, 0, 2, "r-1", "g", "success")) + line(run(B, 1, 5, 6, "r-2", "g", outcome, error="a.Odd"))
+    )
+    expected = outcome if outcome in ("success", "suspended") else f"✗ {outcome}: Odd"
+    listed, beside = compared(says("ls")[1])[1], compared(says("diff", "r-2")[1])[2]
+    assert (listed[0], listed[2], beside[1], beside[3]) == ("r-2", expected, "r-2", expected)
 
 
 def test_two_executions_are_compared(two: Path, says: Says) -> None:

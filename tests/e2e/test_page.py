@@ -16,6 +16,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import pocket_plug as pp
+from pocket_plug.traces.by_name import stats_by_name
+from pocket_plug.traces.failing import failures, grouped
 from pocket_plug.traces.page import page as html_of
 from pocket_plug.traces.recorded import Event, RecordedSpan, Trace, read_traces
 
@@ -418,6 +420,40 @@ def test_figures_of_the_table(show):
     page.get_by_role("tab", name="Table").click()
     [line] = [texts for texts in page.locator("#by-name tbody tr").all_inner_texts() if "node n" in texts]
     assert line.split("\t")[1:5] == ["100", "51 µs", "95 µs", "100 µs"]
+
+
+def handed_up() -> Trace:
+    """An error that went through three spans, one that was tried again, one name in two scopes, and a span that goes on."""
+    error = {"error.type": "KeyError"}
+    spans = [
+        span(0, None, name="run r", end=span(9, 0).end, status="error", attributes=error),
+        span(1, 0, name="node n", end=span(6, 0).end, status="error", attributes=error),
+        span(2, 1, name="exec n", status="error", attributes=error | {"pocket_plug.attempt.will_retry": True}),
+        span(3, 1, name="exec n", end=span(5, 0).end, status="error", attributes=error),
+        span(4, 3, name="GET /", scope="http"),
+        span(5, 1, name="GET /", status="error", attributes={"error.type": "500"}),
+        span(8, 0, name="node n", end=0),
+        span(9, 0, name="exec m", end=0),
+    ]
+    return Trace("7" * 32, tuple(spans))
+
+
+@pytest.mark.parametrize("what", ["recorded", "made up"])
+def test_the_figures_are_those_of_the_terminal(show, recorded, what):
+    """The table has the names and figures that `trace show --stats` prints, the head and the list its number of errors."""
+    trace = recorded[0] if what == "recorded" else handed_up()
+    page = show([trace])
+    page.get_by_role("tab", name="Table").click()
+    lines = page.evaluate("names.lines.map(({name, count, errors, median, p95, longest, total, self}) =>"
+                          " [name, count, errors, median, p95, longest, total, self])")  # fmt: skip
+    expected = [[each.name, each.count, each.errors, each.p50, each.p95, each.max, each.total, each.own]
+                for each in stats_by_name(trace.spans)]  # fmt: skip
+    assert sorted(lines) == sorted(expected)
+    assert page.evaluate("trace.errors") == trace.errors
+    places = page.evaluate("groupsOfErrors(trace).filter(({failed}) => failed).map(({type, at, failed}) =>"
+                           " [type, at ? placeOf(at) : '', failed])")  # fmt: skip
+    groups = grouped(failures(trace.spans))
+    assert sorted(places) == sorted([group[0].kind, group[0].place, len(group)] for group in groups)
 
 
 # ---------------------------------------------------------------- time

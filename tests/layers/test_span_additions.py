@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +124,7 @@ def test_what_is_declared_is_capped() -> None:
         ({7: "x"}, "an attribute's name is a text"),
         ({"team": None}, "an attribute is a str, a bool, an int or a float"),
         ({"team": ["secret"]}, "an attribute is a str, a bool, an int or a float"),
+        ({"team": 2**63}, "needs more than OTLP's 64 bits"),
         (["team"], "it is True, False, or a mapping of attributes"),
     ],
 )
@@ -328,6 +330,15 @@ def test_nobody_is_asked_while_nobody_listens() -> None:
 def test_flavours_change_nothing_and_say_what_to_install(given: Any) -> None:
     """The option is taken until 0.3; an empty one, which asked for nothing, has nothing to say."""
     before = tracing.configure(flavours=[])
-    with pytest.warns(DeprecationWarning, match="pip install pocket-plug-openinference"):
+    with pytest.warns(DeprecationWarning, match="pip install pocket-plug-openinference") as caught:
         tracing.configure(flavours=given)
     assert tracing.configure() == before
+    assert [warning.filename for warning in caught] == [__file__], "Python shows it where the user's code is to blame"
+
+
+def test_flavours_in_a_table_are_said_where_the_pocket_is_made(tmp_path: Path) -> None:
+    """The table has no line of its own."""
+    (tmp_path / "pocket.toml").write_text('[plugins.tracing]\nflavours = ["openinference"]\n')
+    with pytest.warns(DeprecationWarning, match="flavours has no effect any more") as caught:
+        pp.Pocket(tmp_path / "pocket.toml", autoload=False)
+    assert [warning.filename for warning in caught] == [__file__]

@@ -19,11 +19,13 @@ from opentelemetry import baggage
 from opentelemetry import context as otel_context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 import pocket_plug as pp
 from pocket_plug import propagation
 from pocket_plug.errors import ConfigError
 from pocket_plug.layers import tracing
+from pocket_plug.layers.tracing import local_messages
 from pocket_plug.layers.tracing.capture import FAILED, Captured, summary
 from pocket_plug.testing.spans import SpanCapture
 
@@ -614,3 +616,14 @@ def test_an_interrupt_while_a_value_is_looked_at_leaves_no_span_open() -> None:
             pp.Graph(same, name="g").run_sync("x")
         assert otel_context.get_current() is before
         assert capture.open == 0, place
+
+
+def test_messages_that_nobody_asks_for_make_room_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span that ends now still has its own."""
+    monkeypatch.setattr(local_messages, "MOST", 2)
+    monkeypatch.setattr(local_messages, "_kept", {})
+    monkeypatch.setattr(local_messages, "_are_wanted", True)
+    spans = [NonRecordingSpan(SpanContext(1, number, is_remote=False)) for number in (1, 2, 3)]
+    for span in spans:
+        local_messages.keep(span, ValueError("why"), None)
+    assert [local_messages.kept(span.get_span_context()) is not None for span in spans] == [False, True, True]

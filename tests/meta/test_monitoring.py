@@ -164,6 +164,15 @@ def test_the_dashboard_is_what_its_program_writes() -> None:
     assert program["made"]() == (MONITORING / "dashboard.json").read_text("utf-8")
 
 
+def test_a_panel_has_all_the_queries_that_it_is_given() -> None:
+    """Each with a letter of its own."""
+    program = runpy.run_path(str(MONITORING / "dashboard.py"))
+    panel = program["bars"]("Many", "All of them.", "short", {f"line {n}": f"up + {n}" for n in range(5)}).build()
+    assert [(each.ref_id, each.expr) for each in panel.targets] == [
+        (each, f"up + {n}") for n, each in enumerate("ABCDE")
+    ]
+
+
 def test_a_line_leads_to_traces_that_there_are() -> None:
     """Its links ask for attributes of spans, with the line's own label; the rest of the address is JSON that Grafana takes."""
     with SpanCapture() as capture:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import baggage, context, trace
 
-from pocket_plug import Graph, Pocket, hookimpl, node
+from pocket_plug import ConfigError, Graph, Pocket, hookimpl, node
 from pocket_plug.hookspecs import Observer, Run
 from pocket_plug.propagation import context_of, current_session, extract, inject, session
 
@@ -90,6 +90,13 @@ def test_no_carrier_can_do_harm(carrier: Any) -> None:
         found = trace.get_current_span().get_span_context()
         assert not found.is_valid or found.is_remote
         inject()
+
+
+@pytest.mark.parametrize("id", [None, 5, ""])
+def test_a_session_is_named_by_a_text(id: Any) -> None:
+    """Else its runs would belong to none, in silence."""
+    with pytest.raises(ConfigError, match="the id of a session is a text"), session(id):
+        pass
 
 
 # ---------------------------------------------------------------- runs

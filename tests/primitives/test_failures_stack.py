@@ -50,7 +50,7 @@ def test_of_a_deep_stack_the_users_frame_is_kept(depth: int) -> None:
     frames = frames_in(stack)
     assert len(frames) == MAX_FRAMES + 1
     assert frames[0].file == "/app/orders.py"
-    assert users_frame(stack) == frames[0]
+    assert users_frame(frames) == frames[0]
     assert stack.splitlines()[2] == f"  [{depth - MAX_FRAMES + 1} more]"
 
 

@@ -68,7 +68,8 @@ def test_setup_sends_each_signal_where_the_file_says(tmp_path: Path, otlp_sink: 
 from opentelemetry import propagate, trace
 print(setup())
 graph.run_sync("tea")
-print(type(trace.get_tracer_provider().id_generator).__name__, sorted(propagate.get_global_textmap().fields))
+ids = type(trace.get_tracer_provider().id_generator).__name__
+sys.stdout.write(f"{ids} {sorted(propagate.get_global_textmap().fields)}\\n")  # at once: the console has spans meanwhile
 """
     done = python(
         code,
@@ -278,17 +279,69 @@ def test_a_wrong_file_is_said_with_its_place_and_without_any_value(
     assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
-def test_a_header_that_is_no_pair_is_said_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The loader would log it."""
+def test_a_pair_that_is_none_is_said_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of headers, or of the resource's attributes. The loader would log it, from one module or another."""
     source = read(
         tmp_path,
-        f"tracer_provider: {{processors: [{{batch: {{exporter: {{otlp_http: {{headers_list: {WORD}}}}}}}}}]}}",
+        f"tracer_provider: {{processors: [{{batch: {{exporter: {{otlp_http: {{headers_list: {WORD}}}}}}}}}]}}\n"
+        f"resource: {{attributes_list: {WORD}}}",
     )
     source.spans()
+    source.resource()
     assert "Invalid header pair" in caplog.text
+    assert "Invalid resource attribute pair" in caplog.text
     assert WORD not in caplog.text
-    logger = logging.getLogger("opentelemetry.configuration._common")
-    assert logger.filters == []  # for whoever uses the loader besides
+    assert not any(logger.filters for logger in loaders())  # for whoever uses the loader besides
+
+
+def loaders() -> list[logging.Logger]:
+    """Those by which OpenTelemetry's loader logs."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("opentelemetry.configuration")]
+    assert len(names) > 2
+    return [logging.getLogger(name) for name in names]
+
+
+def test_a_block_that_ends_within_another_leaves_that_its_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each takes away what it brought, and nothing else."""
+    source = read(tmp_path, "")
+    with source._saying("around"):
+        with source._saying("within"):
+            pass
+        for logger in loaders():
+            logger.error("no YAML: %s", WORD)
+    assert caplog.text == ""
+    assert not any(logger.filters for logger in loaders())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_tracer_provider._create_span_exporter",
+        "_meter_provider._create_push_metric_exporter",
+        "_meter_provider._create_cardinality_limits",
+        "_logger_provider._create_log_record_exporter",
+        "file.create_resource",
+        "file.create_tracer_provider",
+        "load_config_file",
+    ],
+)
+def test_a_loader_that_is_not_known_is_to_blame_and_not_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A beta may rename its functions; the error names the one that is missing, and the ways out."""
+    path = written(tmp_path, FILE)
+    monkeypatch.delattr(f"opentelemetry.configuration.{name}")
+    with pytest.raises(
+        ConfigError, match=rf"^this version of opentelemetry-configuration, .* no .*\.{name}\. "
+    ) as caught:
+        source = Declared("OTEL_CONFIG_FILE", path)
+        source.check()
+        source.spans()
+        source.records()
+        source.readers()
+    assert path.name not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["gone.yaml", "."])

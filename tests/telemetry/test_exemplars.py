@@ -13,8 +13,12 @@ from opentelemetry.sdk.metrics import Histogram, MeterProvider
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import format_span_id, format_trace_id
+from prometheus_client import REGISTRY, Metric
+from prometheus_client import Histogram as OtherHistogram
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from pocket_plug.primitives import failures
+from pocket_plug.telemetry.exemplars import Exemplars
 from pocket_plug.telemetry.exporters import prometheus_reader
 from pocket_plug.testing.servers import free_port
 
@@ -89,6 +93,66 @@ def test_the_older_format_has_the_figures_alone(place: tuple[str, Histogram]) ->
     assert "trace_id" not in text
 
 
+def test_what_the_program_shows_itself_stays(place: tuple[str, Histogram]) -> None:
+    """The registry is the program's as well: a histogram of its own keeps its exemplars."""
+    url, _ = place
+    others = OtherHistogram("others_of_the_program", "Not ours")
+    try:
+        others.observe(1, exemplar={"trace_id": "theirs"})
+        families = [*text_string_to_metric_families(fetch(url))]
+    finally:
+        REGISTRY.unregister(others)
+    shown = [sample.exemplar for family in families for sample in family.samples if sample.exemplar]
+    assert [exemplar.labels for exemplar in shown] == [{"trace_id": "theirs"}]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"), [("_exemplars", "noting exemplars failed"), ("_series", "putting exemplars on a metric failed")]
+)
+def test_what_fails_with_exemplars_breaks_no_scrape(
+    place: tuple[str, Histogram],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+    said: str,
+) -> None:
+    """The figures are served without them, and that is said once."""
+
+    def fail(*_: object) -> None:
+        raise AttributeError("another version")
+
+    monkeypatch.setattr(f"pocket_plug.telemetry.exemplars.{broken}", fail)
+    monkeypatch.setattr(failures, "_said", set())
+    url, histogram = place
+    histogram.record(0.05, {"pocket_plug.graph.name": "shop"})
+    for _ in range(2):
+        text = fetch(url)
+        assert f"{NAME}_count{{" in text
+        assert exemplars(text) == {}
+    assert caplog.text.count(said) == 1
+
+
+def test_what_another_scrape_notes_meanwhile_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """Each is served in a thread of its own."""
+
+    class Slow(str):
+        """The name of a family; before it is looked at, another metric is noted."""
+
+        __slots__ = ()
+
+        def startswith(self, *arguments: Any) -> bool:
+            noted._last[f"other{len(noted._last)}"] = {}
+            return super().startswith(*arguments)
+
+    noted = Exemplars()
+    noted._last = {"one": {}, "two": {}}
+    family = Metric("three", "Not noted", "histogram")
+    family.name = Slow("three")
+    assert noted.put_on(family) is family
+    assert len(noted._last) == 4
+    assert caplog.text == ""
+
+
 # ---------------------------------------------------------------- of a run
 SCRAPED = """
 import json
@@ -97,6 +161,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import Histogram
+from prometheus_client import REGISTRY, Metric
+from prometheus_client import Histogram as OtherHistogram
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 def metrics(accepted):

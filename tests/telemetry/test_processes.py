@@ -277,7 +277,7 @@ thread.join()
 
 
 def test_a_forked_child_says_once_that_prometheus_does_not_see_it(tmp_path: Path) -> None:
-    """The first child, for all; none keeps the port open after its parent's end."""
+    """One child, for all; none keeps the port open after its parent's end."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     code = (
@@ -285,12 +285,17 @@ def test_a_forked_child_says_once_that_prometheus_does_not_see_it(tmp_path: Path
         + f"""
 telemetry = setup(log_level="warning")
 reading, writing = os.pipe()
+heard, ready = os.pipe()
 for _ in range(2):
     if os.fork() == 0:
         os.close(writing)
         work(0)
+        for thread in threading.enumerate():
+            if thread.name == "pocket_plug serving": thread.join()
+        os.write(ready, b".")
         os.read(reading, 1)
         os._exit(0)
+    os.read(heard, 1)
 telemetry.close()
 with socket.create_server(("127.0.0.1", {port})): print("free")
 os.close(writing)
@@ -308,6 +313,64 @@ for _ in range(2): os.wait()
     said = [line for line in done.stderr.splitlines() if f"to Prometheus on 127.0.0.1:{port}" in line]
     assert len(said) == 1, done.stderr
     assert "OTEL_METRICS_EXPORTER=otlp" in said[0]
+
+
+def test_what_a_forked_child_says_of_prometheus_is_sent(tmp_path: Path, otlp_sink: Sink) -> None:
+    """It is said when the child has new queues; said before, it would be dropped, or wait for a lock of the parent's."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    code = (
+        FORKS
+        + """
+telemetry = setup(log_level="warning")
+child = os.fork()
+if child == 0:
+    for thread in threading.enumerate():
+        if thread.name == "pocket_plug serving": thread.join()
+    telemetry.close()
+    os._exit(0)
+os.wait()
+"""
+    )
+    done = python(
+        code,
+        tmp_path,
+        OTEL_METRICS_EXPORTER="prometheus",
+        OTEL_EXPORTER_PROMETHEUS_PORT=port,
+        OTEL_EXPORTER_PROMETHEUS_HOST="127.0.0.1",
+        OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len([log for log in otlp_sink.logs if f"to Prometheus on 127.0.0.1:{port}" in str(log.body)]) == 1
+
+
+def test_what_is_logged_as_a_child_begins_waits_for_no_thread_of_its_parent(tmp_path: Path) -> None:
+    """A fork waits until no thread is counting what it queues; who logs at the fork itself waits for nobody."""
+    code = (
+        FORKS
+        + """
+from pocket_plug.primitives import forking
+from pocket_plug.telemetry.export import Backlog
+
+forking.after_fork(lambda: backlog.add())
+backlog = Backlog("log records", 9)
+
+def count():
+    with backlog._lock:
+        counting.set()
+        while not forking.is_under_way(): pass
+
+counting = threading.Event()
+threading.Thread(target=count).start()
+counting.wait()
+child = os.fork()
+if child == 0:
+    os._exit(backlog.add() - 1)
+print(os.waitpid(child, 0)[1])
+"""
+    )
+    done = python(code, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 
 # ---------------------------------------------------------------- signals

@@ -222,10 +222,11 @@ for name, value in (("OTEL_METRICS_EXPORTER", "statsd"), ("OTEL_LOGS_EXPORTER", 
     except pp.ConfigError as error:
         print(error)
     os.environ[name] = former
-try:
-    setup(log_level="loud")
-except pp.ConfigError as error:
-    print(error)
+for level in ("loud", 20):
+    try:
+        setup(log_level=level)
+    except pp.ConfigError as error:
+        print(error)
 print(type(trace.get_tracer_provider()).__name__)
 """
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_METRICS_EXPORTER="prometheus")
@@ -235,6 +236,7 @@ print(type(trace.get_tracer_provider()).__name__)
     assert others == [
         "OTEL_EXPORTER_PROMETHEUS_PORT is 'http'; give a port, 1 to 65535",
         "log_level 'loud' is none of debug, info, warning, error, critical.",
+        "log_level 20 is none of debug, info, warning, error, critical.",
         "ProxyTracerProvider",
     ]
 
@@ -329,8 +331,13 @@ def test_plugins_add_to_the_resource(tmp_path: Path, otlp_sink: Sink, call: str)
 @pytest.mark.parametrize("call", ["setup", "observe"])
 def test_flavours_are_a_plugin_now(tmp_path: Path, call: str) -> None:
     """The option is taken until 0.3, and says what to install."""
-    done = python(f'{call}(flavours=["openinference"])', tmp_path)
-    assert "DeprecationWarning: flavours has no effect any more" in done.stderr
+    (tmp_path / "program.py").write_text(
+        f'from pocket_plug.telemetry import {call}\n{call}(flavours=["openinference"])\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=60
+    )
+    assert "program.py:2: DeprecationWarning: flavours has no effect any more" in done.stderr
     assert "pip install pocket-plug-openinference" in done.stderr
 
 

@@ -13,7 +13,11 @@ from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogR
 from otlp_sink import Sink
 from scripts import python
 
+import pocket_plug as pp
+from pocket_plug.errors import StoreError
+from pocket_plug.hookspecs import Run
 from pocket_plug.otel.reporting import silenced
+from pocket_plug.primitives.failures import Told, say_once
 from pocket_plug.telemetry.logs import StandardLogs
 
 LIBRARY = """
@@ -280,3 +284,27 @@ def test_an_exception_of_our_own_records_is_told_without_its_message(exported: I
     assert own["exception.type"] == own["error.type"] == "ValueError"
     assert "secret" not in repr(own)
     assert theirs["exception.message"] == "secret"
+
+
+def test_a_failure_that_our_own_records_quote_is_told_by_its_type(exported: InMemoryLogRecordExporter) -> None:
+    """A plugin's exception, a backend's: the text stays with who reads the log here. A plugin's error of ours is whole."""
+
+    class Watching:
+        @pp.hookimpl
+        def pocket_observe(self, run: Run) -> None:
+            raise ValueError("secret of an observer")
+
+    @pp.node
+    async def pay(amount: int) -> int:
+        return amount
+
+    pp.Graph(pay).run_sync(1, pocket=pp.Pocket(plugins=[Watching()], autoload=False))
+    logging.getLogger("pocket_plug").error("%r refuses what is queued: %s", "db", StoreError("key secret is taken"))
+    say_once("drawing", OSError("secret place"))
+    told = Told(pp.ConfigError("no option 'x'"), "ConfigError: no option 'x'")
+    logging.getLogger("pocket_plug").warning("it failed: %s", told)
+    said = [str(body) for body in bodies(exported)]
+    assert [body for body in said if "secret" in body] == []
+    assert any("failed at pocket_observe: ValueError (said once" in body for body in said)
+    assert "'db' refuses what is queued: pocket_plug.errors.StoreError" in said
+    assert "it failed: ConfigError: no option 'x'" in said

@@ -51,26 +51,27 @@ def test_the_innermost_frame_of_the_users_is_where_it_failed() -> None:
 ValueError: File "/app/fake.py", line 9
 caused by OSError
 """
-    frame = users_frame(stack)
+    frame = users_frame(frames_in(stack))
     assert frame is not None
     assert (frame.place, frame.function) == ("orders.py:41", "charge")
 
 
 def test_frames_of_a_group_are_found() -> None:
     """Python draws a border on the left of them."""
-    frame = users_frame('  + Exception Group Traceback (most recent call last):\n  |   File "/app/a.py", line 2, in f')
+    frames = frames_in('  + Exception Group Traceback (most recent call last):\n  |   File "/app/a.py", line 2, in f')
+    frame = users_frame(frames)
     assert frame is not None
     assert frame.place == "a.py:2"
 
 
 def test_what_is_no_stack_has_no_frame() -> None:
     """Other languages' spans may come in the same file."""
-    assert users_frame("at Object.<anonymous> (/app/a.js:3:1)") is None
-    assert users_frame("") is None
+    assert frames_in("at Object.<anonymous> (/app/a.js:3:1)") == ()
+    assert frames_in("") == ()
 
 
-def test_without_a_frame_of_the_users_it_is_the_innermost() -> None:
-    """Better the library's place than none."""
-    frame = users_frame('  File "/v/site-packages/a.py", line 1, in a\n  File "/v/site-packages/b.py", line 2, in b')
-    assert frame is not None
-    assert frame.place == "b.py:2"
+def test_without_a_frame_of_the_users_there_is_none() -> None:
+    """Where to look then, the spans say."""
+    frames = frames_in('  File "/v/site-packages/a.py", line 1, in a\n  File "/v/site-packages/b.py", line 2, in b')
+    assert len(frames) == 2
+    assert users_frame(frames) is None

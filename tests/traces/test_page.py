@@ -162,6 +162,33 @@ def test_frames_of_a_stack():
     ]
 
 
+def test_errors_are_those_that_the_terminal_tells_of():
+    """Each failed span has its error's type, message, place and stack, and says if it is its own or came from below."""
+    stack = 'Traceback:\n  File "/app/shop.py", line 41, in charge\nE: no'
+    said = {"exception.type": "shop.E", "exception.message": "no", "exception.stacktrace": stack}
+    event, kind = Event("exception", span(2).start, said), {"error.type": "shop.E"}
+    again = {
+        "error.type": "OSError",
+        "pocket_plug.attempt.will_retry": True,
+        "code.file.path": "/app/cart.py",
+        "code.line.number": 7,
+    }
+    spans = [span(1, status="error", attributes=kind), span(2, 1, status="error", attributes=kind, events=(event,)),
+             span(3, 1, status="error", attributes=again), span(4, 1), span(5, 1, status="error")]  # fmt: skip
+    data = data_of(page([trace(*spans)]))
+    errors = {number: more["error"] for number, more in data["traces"][0]["more"].items() if "error" in more}
+    assert {number: (each["type"], each["message"], each["own"]) for number, each in errors.items()} == {
+        "0": ("E", "", False),
+        "1": ("E", "no", True),
+        "2": ("OSError", "", False),
+        "4": ("error", "", True),
+    }
+    places = {number: (data["texts"][each["at"][0]], each["at"][1]) for number, each in errors.items() if "at" in each}
+    assert places == {"1": ("/app/shop.py", 41), "2": ("/app/cart.py", 7)}
+    assert data["pairs"][errors["1"]["stack"]][1] == stack
+    assert str(errors["1"]["stack"]) in data["frames"]
+
+
 def test_values_arrive_as_they_are():
     """What JavaScript would round or JSON can't hold comes as text; 1, 1.0, True and "1" stay four values."""
     values = {"whole": 2**53, "small": -5, "nan": math.nan, "far": -math.inf, "one": 1, "float": 1.0, "true": True, "text": "1",

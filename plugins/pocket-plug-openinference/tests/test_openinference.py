@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from pocket_plug_openinference import AGENT, KIND, KINDS, LLM, RETRIEVER, TOOL, 
 
 import pocket_plug as pp
 from pocket_plug.errors import ConfigError
+from pocket_plug.graph.shape import Shape
 from pocket_plug.layers.tracing import Capture
 from pocket_plug.propagation import session
 from pocket_plug.testing.spans import SpanCapture
@@ -138,6 +140,30 @@ def test_a_run_that_has_to_do_with_no_model_is_no_workflow() -> None:
     assert {span.name: attributes(span).get("gen_ai.operation.name") for span in seen.spans} == {
         "run plain": None, "run outer": "invoke_workflow", "run inner": None,
     }  # fmt: skip
+
+
+def test_a_graph_is_looked_through_once() -> None:
+    """And once more with other settings. What is kept of a graph goes with it."""
+
+    class Counted(dict[str, Any]):
+        looked = 0
+
+        def values(self) -> Any:
+            self.looked += 1
+            return super().values()
+
+    inner = Counted()
+    shape = Shape({"inner": "graph"}, (), within={"inner": Shape({"count": "node"}, (), declared=inner)})
+    asked = OpenInference()
+    assert [asked._declares(shape) for _ in range(3)] == [False] * 3
+    assert inner.looked == 1
+    asked.pocket_configure({"kinds": {"count": "tool"}})
+    assert [asked._declares(shape) for _ in range(3)] == [True] * 3
+    assert inner.looked == 2
+    assert len(asked._declaring) == 2
+    del shape
+    gc.collect()
+    assert len(asked._declaring) == 0
 
 
 def test_its_names_are_those_of_the_conventions() -> None:

@@ -10,7 +10,7 @@ from opentelemetry.trace import Span, SpanContext
 from pocket_plug.primitives.redaction import Redact
 
 MOST = 1_000
-"""So many are kept at a time. They are that many only where spans go to who doesn't ask for them."""
+"""So many are kept at a time, the newest. It fills up only if the spans' provider isn't ours."""
 
 _kept: dict[tuple[int, int], str] = {}
 _are_wanted = False
@@ -31,7 +31,8 @@ def keep(span: Span, error: BaseException, redact: Redact | None) -> None:
     message = Captured("summary", redact).message(error)
     if message:
         if len(_kept) >= MOST:
-            _kept.clear()
+            for oldest in [*_kept][:1]:  # another thread may have forgotten all of them
+                _kept.pop(oldest, None)
         _kept[_id(span.get_span_context())] = message
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from inspect import currentframe
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, cast, get_args
 from warnings import warn
 from weakref import WeakSet
@@ -136,13 +137,18 @@ def _checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def warn_of_flavours(given: Collection[str] | None) -> None:
-    """The option `flavours`, where it is given, is a plugin now."""
+    """The option `flavours`, where it is given, is a plugin now. Warns of the user's line, which Python shows by default."""
     if given:
+        from pocket_plug.primitives.own_code import is_users  # here, since few give it
+
+        level, frame = 1, currentframe()
+        while frame is not None and frame.f_back is not None and not is_users(frame.f_code.co_filename):
+            level, frame = level + 1, frame.f_back
         warn(
             "flavours has no effect any more, and goes with 0.3: what it added, in its current names, comes from a "
             "plugin; do: pip install pocket-plug-openinference",
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=level,
         )
 
 

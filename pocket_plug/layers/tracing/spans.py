@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextvars import Token
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -21,9 +21,6 @@ from pocket_plug.propagation import named_baggage
 
 from . import local_messages
 from .settings import Live
-
-if TYPE_CHECKING:
-    pass
 
 Attributes = dict[str, str | bool | int | float]
 

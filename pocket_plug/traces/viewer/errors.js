@@ -2,40 +2,18 @@
 
 const MOST_GROUPS = 200; // that are listed
 
-// What a span says of its error; `at` is the frame to look at first, the innermost of the user's.
-function errorOf(span) {
-  const [, time, numbers] = span.events.findLast(([name]) => name === "exception") ?? [, span.end, []];
-  const find = (name) => numbers.find((number) => data.texts[data.pairs[number][0]] === name);
-  const text = (name) => (find(name) === undefined ? "" : String(data.pairs[find(name)][1]));
-  const type = text("exception.type") || String(span.get("error.type") ?? "error");
-  const frames = (data.frames[find("exception.stacktrace")] ?? []).map(([file, line, name, users]) => ({ file: data.texts[file], line, name: data.texts[name], users }));
-  return {
-    type, frames, time, stack: text("exception.stacktrace"),
-    message: text("exception.message") || (span.message === type || span.message === span.get("error.type") ? "" : span.message),
-    at: frames.findLast((frame) => frame.users) ?? definitionOf(span) ?? frames.at(-1),
-  };
-}
-
-// Where the node is written that a span belongs to: the place to look at when no frame is the user's, as of a time-out.
-function definitionOf(span) {
-  const node = [span, ...span.above()].find((each) => each.get("code.file.path") !== undefined);
-  return node && { file: String(node.get("code.file.path")), line: String(node.get("code.line.number") ?? "?"), name: String(node.get("code.function.name") ?? ""), users: true };
-}
+// A frame as Python wrote it.
+const frameFrom = ([file, line, name, users]) => ({ file: data.texts[file], line, name: data.texts[name], users });
 
 function placeOf({ file, line }) {
-  return `${file.slice(Math.max(file.lastIndexOf("/"), file.lastIndexOf("\\")) + 1)}:${line}`;
-}
-
-// Is it a failed span's own error, none that came from below? A foreign span may not say what its error was.
-function isOwnError(span) {
-  const kinds = span.children.filter((child) => child.failed).map((child) => child.get("error.type"));
-  return !kinds.includes(span.get("error.type")) && !kinds.includes(undefined);
+  return `${file.slice(Math.max(file.lastIndexOf("/"), file.lastIndexOf("\\")) + 1)}${line ? `:${line}` : ""}`;
 }
 
 // The span below, or this one, in which a span's error arose.
 function originOf(span) {
-  while (!isOwnError(span)) {
+  while (!span.error.own) {
     const handed = span.children.filter((child) => child.failed && [undefined, span.get("error.type")].includes(child.get("error.type")));
+    if (!handed.length) break; // parents formed a ring
     span = handed.reduce((first, child) => (child.end < first.end ? child : first));
   }
   return span;
@@ -43,7 +21,7 @@ function originOf(span) {
 
 // Where to look first: at the first error that made the run fail, else at the first that was handled.
 function firstFailure(trace) {
-  const own = trace.failed.filter(isOwnError).sort((one, other) => one.end - other.end);
+  const own = trace.failed.filter((span) => span.error.own).sort((one, other) => one.end - other.end);
   return own.find((span) => [...span.above()].every((above) => above.failed)) ?? own[0];
 }
 
@@ -51,8 +29,9 @@ function firstFailure(trace) {
 function groupsOfErrors(trace) {
   const groups = new Map();
   for (const span of trace.tree) {
-    if (span.status !== "error" || (span.failed && !isOwnError(span))) continue;
-    const { type, at, message } = errorOf(span);
+    if (!span.errorArose) continue;
+    const { type, message } = span.error;
+    const at = span.error.at && frameFrom(span.error.at);
     const key = JSON.stringify([type, at?.file ?? span.name, at?.line]);
     if (!groups.has(key)) groups.set(key, { type, at, message, spans: [], failed: 0 });
     groups.get(key).spans.push(span);
@@ -76,7 +55,7 @@ function errorsView(trace, goTo) {
       goTo(spans[turn]);
     };
     return make("li", {}, make("button", { class: "problem", title: spans.length > 1 ? "to the first of them; once more: to the next" : "to the span", click: next },
-      make("span", { class: "line" }, make("b", {}, type), at ? make("code", { title: `${at.file}:${at.line}` }, `${placeOf(at)} in ${at.name}`) : "",
+      make("span", { class: "line" }, make("b", {}, type), at ? make("code", { title: `${at.file}:${at.line}` }, `${placeOf(at)}${at.name && ` in ${at.name}`}`) : "",
         failed ? make("span", { class: "mark bad" }, `✗ ${plural(failed, "error")}`) : "", retried ? make("span", { class: "mark warn" }, `↻ ${count(retried)} tried again`) : "", where),
       message ? make("span", { class: "line said" }, message) : "",
       make("span", { class: "line word" }, [...new Set(spans.map((span) => span.name))].slice(0, 5).join(", "))));
@@ -92,9 +71,13 @@ function errorsView(trace, goTo) {
 function errorSection(span, goTo) {
   if (span.status !== "error") return "";
   const origin = span.failed ? originOf(span) : span;
-  const { type, message, at, frames, stack } = errorOf(origin);
+  const { type, message } = origin.error;
+  const at = origin.error.at && frameFrom(origin.error.at);
+  const stack = data.pairs[origin.error.stack]?.[1] ?? "";
+  const frames = (data.frames[origin.error.stack] ?? []).map(frameFrom);
   const frameOf = (frame, first) => make("p", { class: `frame ${frame.users ? "users" : ""}` }, make(first ? "b" : "span", { class: "mono", title: frame.file }, placeOf(frame)), frame.name ? make("span", {}, " in ", make("span", { class: "mono" }, frame.name)) : "", first ? make("span", { class: "path" }, frame.file) : "");
-  const others = frames.filter((frame) => frame !== at);
+  const first = frames.findLastIndex((frame) => frame.file === at.file && frame.line === at.line && frame.name === at.name);
+  const others = frames.filter((_, number) => number !== first);
   return make("section", { class: `error ${span.failed ? "bad" : "warn"}` },
     make("h3", {}, `${span.failed ? "✗" : "↻"} ${type}`, span.failed ? "" : make("span", { class: "word" }, " tried again")),
     message ? make("p", { class: "said" }, message) : "",

@@ -6,12 +6,12 @@ const MOST_NAMES = 500; // rows of the table
 function byName(trace) {
   const found = new Map();
   for (const span of trace.tree) {
-    const key = `${span.type} ${span.name}`;
+    if (span.goesOn) continue; // it has no figures yet, in the terminal's table too
+    const key = span.name;
     if (!found.has(key)) found.set(key, { key, name: span.name, type: span.type, nameNumber: span.nameNumber, count: 0, took: [], total: 0, self: 0, path: 0, errors: 0 });
     const of = found.get(key);
     of.count += 1;
-    of.errors += span.failed;
-    if (span.goesOn) continue;
+    of.errors += span.failed && span.error.own;
     of.took.push(span.took);
     of.total += span.took;
     of.self += span.self;

@@ -119,6 +119,17 @@ class Span {
     return this.status === "error" && !this.willRetry;
   }
 
+  // What it failed with, as Python found it: type, message, the frame to look at first, the number of its stack; null if it didn't.
+  // `own`: it failed for good, and not with what came from below.
+  get error() {
+    return this.trace.columns.more[this.number]?.error ?? null;
+  }
+
+  // Did an error arise here, which it failed of or which was tried again?
+  get errorArose() {
+    return this.error !== null && (this.error.own || !this.failed);
+  }
+
   // How often this node's work was tried again.
   get retries() {
     return this.get("node.retries") ?? Math.max(0, (this.get("node.attempts") ?? 1) - 1);
@@ -174,7 +185,7 @@ class Trace {
     this.tree = plant(this.spans);
     this.took = this.spans.reduce((latest, span) => Math.max(latest, span.end), 1);
     this.failed = this.spans.filter((span) => span.failed);
-    this.errors = this.failed.filter(isOwnError).length + sum(this.spans, "fan_out.suppressed_failed");
+    this.errors = this.failed.filter((span) => span.error.own).length + sum(this.spans, "fan_out.suppressed_failed");
     this.runs = this.tree.filter((span) => span.type === "run");
     this.root = this.runs[0] ?? this.tree[0];
     this.retries = Math.max(sum(this.runs.filter((run) => ![...run.above()].some(({ type }) => type === "run")), "run.retries"), this.spans.reduce((total, span) => total + span.retries, 0));

@@ -57,7 +57,7 @@ class Waterfall {
     if (active) {
       const tests = words.map(matcher);
       const { only } = this;
-      if (only) tests.unshift((span) => span.nameNumber === only.nameNumber && span.type === only.type);
+      if (only) tests.unshift((span) => span.nameNumber === only.nameNumber);
       this.kept = new Uint8Array(tree.length); // 2: matches, 1: is above one
       this.matches = 0;
       for (const span of tree) {
@@ -152,7 +152,7 @@ class Waterfall {
   // The next span in which something failed or was tried again, from the selected one on, around the end. Those to which
   // the error only came up are passed over.
   nextError(step) {
-    const wrong = this.trace.tree.filter((span) => span.status === "error" && !span.children.some((child) => child.failed));
+    const wrong = this.trace.tree.filter((span) => span.errorArose);
     if (!wrong.length) return;
     const here = this.selected?.order ?? -1;
     const next = step > 0 ? wrong.find((span) => span.order > here) : wrong.findLast((span) => span.order < here);

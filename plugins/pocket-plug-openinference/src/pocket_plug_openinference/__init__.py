@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Literal, TypedDict, get_args
+from weakref import WeakKeyDictionary
 
 from pocket_plug import ConfigError, hookimpl
 from pocket_plug.errors import suggest
@@ -88,6 +89,7 @@ class OpenInference:
 
     def __init__(self) -> None:
         self._kinds: Mapping[str, Kind] = {}
+        self._declaring: WeakKeyDictionary[Shape, bool] = WeakKeyDictionary()
 
     @hookimpl
     def pocket_configure(self, options: Options) -> None:
@@ -98,6 +100,7 @@ class OpenInference:
         if not isinstance(given, Mapping):
             raise ConfigError(f"openinference's kinds is {type(given).__name__}; give a table of names and kinds")
         self._kinds = {str(name): _known(str(name), kind) for name, kind in given.items()}
+        self._declaring.clear()
 
     @hookimpl
     def pocket_span_additions(self) -> SpanAdditions:
@@ -125,12 +128,15 @@ class OpenInference:
         return found
 
     def _declares(self, shape: Shape) -> bool:
-        """Is one of its nodes, nested ones too, something else than a chain?"""
-        return (
-            any(KIND in attributes for attributes in shape.declared.values())
-            or any(name in self._kinds for name in shape.nodes)
-            or any(map(self._declares, shape.within.values()))
-        )
+        """Is one of its nodes, nested ones too, something else than a chain? Looked up once for each."""
+        declares = self._declaring.get(shape)
+        if declares is None:
+            declares = self._declaring[shape] = (
+                any(KIND in attributes for attributes in shape.declared.values())
+                or any(name in self._kinds for name in shape.nodes)
+                or any(map(self._declares, shape.within.values()))
+            )
+        return declares
 
     def _kind_of(self, call: NodeCall) -> str:
         """As it was declared; an `each` around such a node is a chain."""

@@ -1,0 +1,48 @@
+"""The figures of a table's row: how many there were of something, how often it failed or was tried again, how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Figures", "figures", "quantile"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Of `count` of them. Durations in nanoseconds, `total` is their sum. What counts as an error or a retry, the table says."""
+
+    count: int
+    errors: int
+    retries: int
+    p50: int
+    p95: int
+    max: int
+    total: int
+
+
+def figures(took: Iterable[int], errors: int, retries: int) -> dict[str, int]:
+    """The fields of Figures, from how long each took. There must be one at least.
+
+    >>> Figures(**figures([5, 1, 3], errors=1, retries=0))
+    Figures(count=3, errors=1, retries=0, p50=3, p95=5, max=5, total=9)
+    """
+    ordered = sorted(took)
+    return {
+        "count": len(ordered),
+        "errors": errors,
+        "retries": retries,
+        "p50": quantile(ordered, 0.5),
+        "p95": quantile(ordered, 0.95),
+        "max": ordered[-1],
+        "total": sum(ordered),
+    }
+
+
+def quantile(ordered: Sequence[int], share: float) -> int:
+    """What about that share of them, of 1, doesn't exceed. There must be one at least.
+
+    >>> quantile([1, 2, 3, 4, 5], 0.5), quantile([7], 0.95)
+    (3, 7)
+    """
+    return ordered[round(share * (len(ordered) - 1))]
