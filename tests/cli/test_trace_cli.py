@@ -353,10 +353,10 @@ def test_what_is_captured_is_chosen_for_a_trace(
 ) -> None:
     """Without one it says nothing, and a level that there isn't is refused."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "flow.py").write_text(FLOW)
-    assert main(["run", "flow.py", "--input", "1", "--capture", "full"]) == 2
+    (tmp_path / "captured.py").write_text(FLOW)
+    assert main(["run", "captured.py", "--input", "1", "--capture", "full"]) == 2
     assert "--capture says what is shown in a trace; give --trace, too" in capsys.readouterr().err
-    assert main(["run", "flow.py", "--input", "1", "--trace", "--capture", "everything"]) == 2
+    assert main(["run", "captured.py", "--input", "1", "--trace", "--capture", "everything"]) == 2
     assert "'none', 'keys', 'summary', 'full'" in capsys.readouterr().err
     assert not (tmp_path / ".pocket_plug").exists()
 
