@@ -185,6 +185,8 @@ def _in_place_of(path: Path) -> Generator[BinaryIO]:
         with open(new, "wb", opener=private) as file:
             yield file
         new.replace(path)
-    except BaseException:  # and not in any case: once it is replaced, nobody is kept off, and that name may be another's
+    except (
+        BaseException
+    ):  # and not in any case: once it is replaced, nobody is kept off, and that name may be another's
         new.unlink(missing_ok=True)
         raise
