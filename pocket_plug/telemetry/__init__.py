@@ -6,7 +6,11 @@
 `wiring` holds both, `ending` what is done at the end of the process, `providers` what is set globally, `exporters` what the
 environment names, `following` the error for what the SDK can't make of it, `declared` what a configuration file says instead,
 `export` the queues before them, `logs` structlog. `local` writes the trace file, `live` beside it what goes on right now,
-`tree` draws a trace as it ends. What is in the file is read and shown by `pocket_plug.traces`, without the SDK.
+`tree` draws a trace as it ends, `notebook` in a notebook, with what `messages` keeps for this machine. What is in the file is
+read and shown by `pocket_plug.traces`, without the SDK.
+
+`children` is what a forked child has of its own, `servers` how workers of servers end, `serving` what Prometheus fetches, with
+`exemplars`; `probing` sends one span, for `doctor`.
 """
 
 from __future__ import annotations

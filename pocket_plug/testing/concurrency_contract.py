@@ -243,9 +243,6 @@ class ConcurrencyContract:
 
     # ------------------------------------------------------------ interrupts
     @leaves_things_behind
-    @pytest.mark.filterwarnings(
-        "ignore::pytest.PytestUnraisableExceptionWarning"
-    )  # of one that comes in a weakref's callback
     def test_an_interrupted_write_is_there_as_a_whole_or_not_at_all(self, run: Callable[[Scenario], None]) -> None:
         """Wherever the exception of a signal's handler comes, one finds all of the write or nothing; and others can write."""
 
@@ -277,9 +274,6 @@ class ConcurrencyContract:
         run(scenario)
 
     @leaves_things_behind
-    @pytest.mark.filterwarnings(
-        "ignore::pytest.PytestUnraisableExceptionWarning"
-    )  # of one that comes in a weakref's callback
     def test_an_interrupted_read_leaves_nothing_behind(self, run: Callable[[Scenario], None]) -> None:
         """Others can read and write, and what they have written is seen at once."""
 
@@ -300,9 +294,6 @@ class ConcurrencyContract:
         run(scenario)
 
     @leaves_things_behind
-    @pytest.mark.filterwarnings(
-        "ignore::pytest.PytestUnraisableExceptionWarning"
-    )  # of one that comes in a weakref's callback
     def test_an_interrupted_turn_ends(self, run: Callable[[Scenario], None]) -> None:
         """If the backend has turns: wherever one is interrupted, its write is there or not, and others can write soon."""
 

@@ -241,9 +241,6 @@ class ScanContract:
         run(scenario)
 
     @leaves_things_behind
-    @pytest.mark.filterwarnings(
-        "ignore::pytest.PytestUnraisableExceptionWarning"
-    )  # of one that comes in a weakref's callback
     def test_an_interrupted_scan_leaves_nothing_behind(self, run: Callable[[Scenario], None]) -> None:
         """Wherever it is interrupted, the next one gives all names, those too that have come and gone just before."""
 

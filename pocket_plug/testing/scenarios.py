@@ -200,6 +200,8 @@ def works_in_a_child(use: Callable[[], Coroutine[object, object, None]]) -> bool
 
 
 leaves_things_behind = pytest.mark.filterwarnings(
-    "ignore:coroutine .* was never awaited", "ignore:unclosed database:ResourceWarning"
+    "ignore:coroutine .* was never awaited",
+    "ignore:unclosed database:ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",  # of an interrupt that comes in a weakref's callback
 )
 """An interrupt may come right before something is awaited, or is given back: the garbage collector ends it, with a warning."""
