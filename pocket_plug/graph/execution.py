@@ -33,7 +33,7 @@ from pocket_plug.store.store import MISSING, StoreReader
 from .chain import DEFAULT, Next
 from .context import in_own_context, run_ids
 from .host import RunHost
-from .observing import NodeCall, Observer, Run, RunNotice
+from .observing import NodeCall, Observer, Run, RunNotice, new_call
 from .plan import PlannedGraph, refuse_read_only
 from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .step import Step, Visited, Visiting
@@ -100,10 +100,8 @@ class Execution:
         self.on_every_phase: Sequence[Part] = ()
         self.paced: Sequence[Observer] = ()
         self.observers = observers = pocket.observers(run)
-        self.visits: dict[str, int] | None = (
-            None  # counted only if the run is watched or durable, or the graph has loops
-        )
-        if observers or self.plan.loops or ledger is not None:
+        self.visits: dict[str, int] | None = None  # counted only where there may be several to a node
+        if self.plan.repeats or ledger is not None:
             self.visits = defaultdict(int)
         if observers:
             self._listen(observers)
@@ -273,13 +271,11 @@ class Execution:
         """Take a value through a node, between what the observers do before and after."""
         if self.paced and self.loop:
             await keep_pace(self.paced)
-        run, visits, name = self.run, self.visits, step.name
-        assert visits is not None
+        run, visits = self.run, self.visits
         run.steps += 1
-        visits[name] = visit = visits.get(name, 0) + 1
-        call = NodeCall(
-            run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item, index, step.labels
-        )
+        if visits is not None:
+            visits[step.name] += 1
+        call = new_call(run, step.facts, 1 if visits is None else visits[step.name], value, index)
         entered: Entered = []
         try:
             if self.on_node:

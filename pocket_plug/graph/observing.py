@@ -19,6 +19,8 @@ SILENT: Final = object()
 """What a run's context manager gives from `__enter__` where its observer has nothing more to say about this run: a trace,
 say, that isn't sampled. The run then goes on as if the observer had no other part; it costs nothing any more."""
 
+_new: Any = object.__new__
+
 Carrier = str | Mapping[str, str]
 """A trace context from elsewhere: W3C's `traceparent` text, or what `pocket_plug.propagation.inject` gave."""
 
@@ -83,6 +85,18 @@ class NodeCall:
     error: BaseException | None = field(default=None, repr=False, init=False)
     durations: dict[str, float] = field(default_factory=dict[str, float], init=False)
     """Seconds by phase, of all attempts together."""
+
+
+Facts = tuple[str, Literal["node", "graph", "fan_out"], bool, bool, tuple[Phase, ...], bool, SpanAttributes]
+"""What all visits of a node have in common: name, type, trace, guarded, phases, is_item and attributes."""
+
+
+def new_call(run: Run, facts: Facts, visit: int, input: Value, position: int | None) -> NodeCall:
+    """`NodeCall`, in half the time that its `__init__` takes: a watched run makes one at each visit."""
+    call: NodeCall = _new(NodeCall)
+    call.name, call.type, call.trace, call.guarded, call.phases, call.is_item, call.attributes = facts
+    call.run, call.visit, call.input, call.position, call.durations = run, visit, input, position, {}
+    return call
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from .chain import DEFAULT
 from .elsewhere import Address
 from .node import AnyNode, options_of
 from .node_functions import FunctionNode, PostNode
-from .observing import NodeCall, Phase
+from .observing import Facts, NodeCall, Phase
 from .phases import HOOKS, PHASES, Function, faults, input_type, output_type, overridden
 from .retry import Retry
 from .shape import Kind, Shape
@@ -90,6 +90,11 @@ class Step:
         self.fits: Function | None = None if declared is Any else checker(declared)
 
     @cached_property
+    def facts(self) -> Facts:
+        """What observers are told of each visit."""
+        return self.name, self.kind, self.trace, self.guarded, self.phases, self.is_item, self.labels
+
+    @property
     def labels(self) -> SpanAttributes:
         """What its span says of the node itself: where its main phase stands (`code.*`), and what `trace` declares."""
         function = self.functions["exec"] or self.functions["post"] or self.functions["prep"]
