@@ -55,7 +55,7 @@ class Execution:
     """
 
     __slots__ = (
-        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "loop", "max_steps", "observers"),
+        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "look_at", "loop", "max_steps", "observers"),
         *("on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack", "steps"),
         *("threads", "timeout", "turn_ends", "visits", "where"),
     )
@@ -81,6 +81,7 @@ class Execution:
         self.pocket, self.loop, self.threads, self.ledger = pocket, loop, threads, ledger
         self.left_by = DEFAULT
         self.steps = 0
+        self.look_at = min(STEPS_PER_LOOK, self.max_steps + 1)
         self.turn_ends = 0.0
         if parent is None:
             self.above, self.exits, self.began = None, NO_EXITS, next(_runs)
@@ -230,10 +231,8 @@ class Execution:
         visits = None if watched else self.visits
         while step is not None and cancelled is None:
             counter.steps = steps = counter.steps + 1
-            if steps > counter.max_steps:
-                raise self._too_many(step)
-            if self.loop and (not steps % STEPS_PER_LOOK or ledger is not None):
-                await self.give_way()
+            if steps >= counter.look_at or ledger is not None:
+                await self._look(step)
             if visits is not None:
                 visits[step.name] += 1
             if ledger is not None:
@@ -245,6 +244,15 @@ class Execution:
         if cancelled is not None:
             raise cancelled
         return value
+
+    async def _look(self, step: Step) -> None:
+        """Once in a few steps: is there one too many, and is it the event loop's turn?"""
+        counter = self.outermost
+        if counter.steps > counter.max_steps:
+            raise self._too_many(step)
+        counter.look_at = min(counter.steps + STEPS_PER_LOOK, counter.max_steps + 1)
+        if self.loop:
+            await self.give_way()
 
     def _too_many(self, step: Step) -> StepLimitError:
         limit = self.outermost.max_steps

@@ -19,7 +19,7 @@ from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
-from pocket_plug.store.transaction import Transaction
+from pocket_plug.store.transaction import Transaction, begin
 
 from .chain import DEFAULT, END, Next
 from .clean_up import clean_up
@@ -86,7 +86,7 @@ class Phases:
             else:
                 ready = value
                 if (prep := self.prep) is not None:
-                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
+                    transaction = await _declared(run, step) if self.declares else begin(run.stack)
                     view = new_view(self.reader)
                     view._source, view._prefix = transaction, run.prefix
                     ready = (
@@ -110,7 +110,7 @@ class Phases:
             if (post := self.post) is not None:
                 phase = "post"
                 if transaction is NO_TRANSACTION:
-                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
+                    transaction = await _declared(run, step) if self.declares else begin(run.stack)
                 transaction.in_post = True
                 view = new_view(self.writer)
                 view._source, view._prefix = transaction, run.prefix

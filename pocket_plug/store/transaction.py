@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import aclosing
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pocket_plug.errors import ConflictError, StoreError, TransactionError
 from pocket_plug.primitives.lists import place_of
@@ -257,3 +257,15 @@ class Transaction:
         if changes is not None:
             return tuple(changes.values()), expect
         return ((), expect) if expect else None
+
+
+_new: Any = object.__new__
+
+
+def begin(stack: Stack) -> Transaction:
+    """`Transaction(stack)`, without a call of its `__init__`: a fifth less, at each visit of a node."""
+    made: Transaction = _new(Transaction)
+    made.stack = stack
+    made._may_use = made.seen = made.changes = made._read_in_post = None
+    made.in_post = made.ended = False
+    return made
