@@ -55,9 +55,9 @@ class Execution:
     """
 
     __slots__ = (
-        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "look_at", "loop", "max_steps", "observers"),
-        *("on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack", "steps"),
-        *("threads", "timeout", "turn_ends", "visits", "where"),
+        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "look_at", "loop", "max_steps"),
+        *("observers", "on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack"),
+        *("steps", "threads", "timeout", "turn_ends", "visits", "where"),
     )
     where: int
     attempts: int
@@ -283,7 +283,7 @@ class Execution:
         run.steps += 1
         if visits is not None:
             visits[step.name] += 1
-        call = new_call(run, step.facts, 1 if visits is None else visits[step.name], value, index)
+        call = new_call(run, step.facts or step.find_facts(), 1 if visits is None else visits[step.name], value, index)
         entered: Entered = []
         try:
             if self.on_node:
