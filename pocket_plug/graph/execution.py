@@ -81,7 +81,7 @@ class Execution:
         self.pocket, self.loop, self.threads, self.ledger = pocket, loop, threads, ledger
         self.left_by = DEFAULT
         self.steps = 0
-        self.look_at = min(STEPS_PER_LOOK, self.max_steps + 1)
+        self.look_at = STEPS_PER_LOOK if graph.max_steps >= STEPS_PER_LOOK else graph.max_steps + 1
         self.turn_ends = 0.0
         if parent is None:
             self.above, self.exits, self.began = None, NO_EXITS, next(_runs)
