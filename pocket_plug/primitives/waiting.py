@@ -112,13 +112,15 @@ class Waiter(Generic[T]):
     def __init__(self, blocks: bool = False) -> None:
         self._error: BaseException | None = None
         self._woken = False
-        self.loop = None if blocks or may_block() else asyncio.get_running_loop()
-        """Where it is awaited; None for a thread."""
-        if self.loop is None:
+        loop = None if blocks else asyncio._get_running_loop()
+        if loop is None or loop is _driving.over:  # as `may_block`
+            self.loop: asyncio.AbstractEventLoop | None = None
+            """Where it is awaited; None for a thread."""
             self._lock = threading.Lock()
             self._lock.acquire()
         else:
-            self._future: asyncio.Future[None] = self.loop.create_future()
+            self.loop = loop
+            self._future: asyncio.Future[None] = loop.create_future()
 
     def give(self, result: T) -> Waiter[T]:
         """Note the result; `wake` then lets the waiting side see it."""
@@ -221,9 +223,11 @@ def wake_once(waiter: Waiter[Any]) -> None:
     """
     if waiter.loop is None:
         wake((waiter,))
-    else:
-        with suppress(RuntimeError):
-            waiter.loop.call_soon_threadsafe(_wake_here, [waiter])
+        return
+    try:
+        waiter.loop.call_soon_threadsafe(_wake_here, [waiter])
+    except RuntimeError:  # that loop is closed: nobody is waiting any more
+        return
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
