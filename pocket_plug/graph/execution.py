@@ -56,7 +56,19 @@ class Execution:
 
     __slots__ = (
         *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "look_at", "loop", "max_steps"),
-        *("observers", "on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack"),
+        *(
+            "observers",
+            "on_every_phase",
+            "on_node",
+            "on_phase",
+            "paced",
+            "plan",
+            "pocket",
+            "prefix",
+            "run",
+            "spares",
+            "stack",
+        ),
         *("steps", "threads", "timeout", "turn_ends", "visits", "where"),
     )
     where: int
@@ -100,6 +112,7 @@ class Execution:
         self.on_phase: Sequence[Part] = ()  # of guarded nodes
         self.on_every_phase: Sequence[Part] = ()
         self.paced: Sequence[Observer] = ()
+        self.spares = False  # visits that don't fail, of nodes without a retry
         self.observers = observers = pocket.observers(run)
         self.visits: dict[str, int] | None = None  # counted only where there may be several to a node
         if self.plan.repeats or ledger is not None:
@@ -113,6 +126,8 @@ class Execution:
         self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
         self.on_every_phase = [part for part in self.on_phase if not part[0].guarded_only]
         self.paced = [observer for observer in observers if observer.pace is not None]
+        spared = self.ledger is None and not self.paced and not self.on_phase
+        self.spares = spared and all(observer.failures_only for observer in observers)
 
     @property
     def outermost(self) -> Execution:
@@ -279,23 +294,28 @@ class Execution:
         """Take a value through a node, between what the observers do before and after."""
         if self.paced and self.loop:
             await keep_pace(self.paced)
-        run, visits = self.run, self.visits
+        run, facts, visit = self.run, step.facts or step.find_facts(), 1
         run.steps += 1
-        if visits is not None:
-            visits[step.name] += 1
-        call = new_call(run, step.facts or step.find_facts(), 1 if visits is None else visits[step.name], value, index)
+        if self.visits is not None:
+            self.visits[step.name] = visit = self.visits.get(step.name, 0) + 1
+        spared = self.spares and not step.guarded
+        call = None if spared else new_call(run, facts, visit, value, index)
         entered: Entered = []
         try:
-            if self.on_node:
+            if call is not None and self.on_node:
                 enter(entered, self.on_node, call)
-            if self.ledger is not None:
+            if call is not None and self.ledger is not None:
                 self.ledger.tell_resumed(self, call)
             visited = await step.ways[self.where].take(self, value, call)
         except BaseException as error:
+            if call is None:
+                call = new_call(run, facts, visit, value, index)
+                enter(entered, self.on_node, call)
             end(call, entered, error)
             raise
-        call.output, call.outcome = visited[1], call.outcome or "ok"
-        leave(entered, None)
+        if call is not None:
+            call.output, call.outcome = visited[1], call.outcome or "ok"
+            leave(entered, None)
         return visited
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
