@@ -386,8 +386,8 @@ class StoreWriter(StoreReader):
         1
         """
 
-        name, until = self._written(key), _deadline(self._source, ttl)
-        step = replacing(name, key, fn, default, default is not MISSING, until=until)
+        name, until = self._written(key), None if ttl is None else _deadline(self._source, ttl)
+        step = replacing(name, key, fn, default, default is not MISSING, None, until)
         return await self._source.apply(name, step)
 
     @overload
@@ -423,12 +423,15 @@ def _deadline(source: Source, ttl: Duration | None) -> float | None:
 class OpenTransaction:
     """The context manager behind `store.transaction()`."""
 
+    __slots__ = ("_prefix", "_stack", "_transaction")
+    _transaction: Transaction
+
     def __init__(self, stack: Stack, prefix: str) -> None:
         self._stack, self._prefix = stack, prefix
 
     async def __aenter__(self) -> StoreWriter:
-        self._transaction = Transaction(self._stack)
-        return StoreWriter(self._transaction, self._prefix)
+        self._transaction = transaction = Transaction(self._stack)
+        return StoreWriter(transaction, self._prefix)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         commit = self._transaction.end()
