@@ -395,11 +395,12 @@ class _Bounded(EntryTable):
 
     async def read(self, key: str) -> Entry | None:
         """The entry, which is then the last one used. Without a lock: each call on an OrderedDict is atomic."""
-        entry: _Kept | None = self.entries.get(key)
-        if entry is None or ((deadline := entry.deadline) is not None and self._clock() >= deadline):
+        entries, clock = self.entries, self._clock
+        entry: _Kept | None = entries.get(key)
+        if entry is None or ((deadline := entry.deadline) is not None and clock() >= deadline):
             return None
         try:  # noqa: SIM105 - half the cost of this function
-            self.entries.move_to_end(key)
+            entries.move_to_end(key)
         except KeyError:  # removed by another thread, just now
             pass
         return entry

@@ -231,12 +231,12 @@ class StoreWriter(StoreReader):
         """
         if key.__class__ is Key:
             value = key.checked(value)
-        deadline = None if ttl is None else _deadline(self._source, ttl)
+        name = self._written(key)
+        put = Put(name, value, None if ttl is None else _deadline(self._source, ttl))
         if expect is None:
-            await self._source.write((Put(self._written(key), value, deadline),))
+            await self._source.write((put,))
         else:
-            name = self._written(key)
-            await self._source.write((Put(name, value, deadline),), {name: _version(expect)})
+            await self._source.write((put,), {name: _version(expect)})
 
     @overload
     async def add(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> bool: ...
@@ -436,4 +436,5 @@ class OpenTransaction:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         commit = self._transaction.end()
         if kind is None and commit is not None:
-            await self._stack.write(*commit)
+            changes, expect = commit
+            await self._stack.write(changes, expect)
