@@ -15,12 +15,13 @@ from typing_extensions import TypeForm
 from pocket_plug.errors import ConfigError, ConflictError, MissingKeyError, StoreError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.lists import ListHead
+from pocket_plug.primitives.names import check_length
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.values import Value
 
 from . import lists
 from .backend import PRESENT, Delete, Put
-from .base import MISSING, Name, Source, StoredValue, View
+from .base import MISSING, SURE, Name, Source, StoredValue, View
 from .keys import Key, ReadAs, check_prefix
 from .listing import names_of, pages_of, remove, remove_all
 from .mapping import EACH, StoreMapping
@@ -231,7 +232,9 @@ class StoreWriter(StoreReader):
         """
         if key.__class__ is Key:
             value = key.checked(value)
-        name = self._written(key)
+        name = self._name(key)
+        if len(name) > SURE:
+            check_length(name)
         put = Put(name, value, None if ttl is None else _deadline(self._source, ttl))
         if expect is None:
             await self._source.write((put,))
