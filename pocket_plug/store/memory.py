@@ -90,9 +90,9 @@ class EntryTable:
         """Raise ConflictError with the keys that have another version than is expected of them."""
         entries = self.entries
         if now < self.earliest:  # nothing has expired, so there is no need to ask `alive`: half the time
-            for key, version in expect.items():
+            for key in expect:
                 entry = entries.get(key)
-                if (0 if entry is None else entry.version) != version:
+                if (0 if entry is None else entry.version) != expect[key]:
                     break
             else:
                 return
