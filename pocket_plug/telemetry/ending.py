@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import parent_process
@@ -99,14 +99,14 @@ class _Masks(threading.local):
     """The signals that a thread blocked before each fork that it is in: a handler may fork in the middle of one."""
 
     def __init__(self) -> None:
-        self.former: list[set[signal.Signals]] = []
+        self.former: list[Collection[int]] = []
 
 
 _masks = _Masks()
 
 
 def _hold_sigterm() -> None:
-    """Before a fork: Python forgets in a child what signals came before its first step, and this one kills by our handler only."""
+    """Before a fork: in a child Python forgets the signals that came before its first step."""
     _masks.former.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
 
