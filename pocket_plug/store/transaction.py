@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 _new: Any = object.__new__
 
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})  # the codec knows the others
+ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Immutable as they are; the codec knows the others."""
 
 
 def private(value: Value) -> Value:
     """A copy that its holder may change: of containers and dataclasses. Immutable atoms come back as they are."""
-    if value.__class__ in _ATOMS:
+    if value.__class__ in ATOMS:
         return value
     return _codec().private(value)
 
@@ -121,7 +122,7 @@ class Transaction:
     def _see(self, key: str, entry: Entry | None) -> Entry | None:
         if self.seen is None:
             self.seen = {}
-        if entry is not None and entry.value.__class__ not in _ATOMS:
+        if entry is not None and entry.value.__class__ not in ATOMS:
             entry = Entry(private(entry.value), entry.version, entry.expires_at)
         return self.seen.setdefault(key, entry)
 
@@ -136,7 +137,7 @@ class Transaction:
                 elif key in self.seen:
                     return self.seen[key]
                 entry = await self.stack.read(key)
-                if entry is not None and entry.value.__class__ not in _ATOMS:
+                if entry is not None and entry.value.__class__ not in ATOMS:
                     return self._see(key, entry)
                 return self.seen.setdefault(key, entry)
             return self._entry(key) if self._known(key) else self._see(key, await self.stack.read(key))
@@ -247,7 +248,7 @@ class Transaction:
         seen, of_prep = self.seen or {}, self._prep_read()
         again = of_prep & set(changed)
         shared = of_prep & (self._read_in_post or set())
-        if not all((entry := seen[key]) is None or entry.value.__class__ in _ATOMS for key in again | shared):
+        if not all((entry := seen[key]) is None or entry.value.__class__ in ATOMS for key in again | shared):
             return False
         found = await self.stack.read_many(again) if again else {}
         if not all(_equal(seen[key], found.get(key)) for key in again):
@@ -264,7 +265,10 @@ class Transaction:
         checked: Iterable[str] = seen
         if not serializable:
             checked = (self._read_in_post or set()) | ((changes or {}).keys() & seen.keys())
-        expect = {key: entry.version if (entry := seen[key]) is not None else 0 for key in checked}
+        expect: dict[str, int] = {}
+        for key in checked:  # a comprehension would take as long as the rest of the commit's preparation
+            entry = seen[key]
+            expect[key] = 0 if entry is None else entry.version
         if changes is not None:
             return tuple(changes.values()), expect
         return ((), expect) if expect else None
