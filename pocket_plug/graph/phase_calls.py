@@ -56,7 +56,7 @@ def unawaited(step: Step, phase: str, coroutine: Any) -> PhaseError:
 
 # ---------------------------------------------------------------- watched runs
 Watched = tuple[Sequence[Part], Time]
-NOBODY: Watched = (), None
+UNWATCHED: Watched = (), None
 
 
 def watching(run: Running, step: Step) -> Watched:
