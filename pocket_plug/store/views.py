@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from typing_extensions import TypeForm
@@ -32,7 +33,7 @@ from .updating import (
     checked_item,
     checked_items,
     no_single_value,
-    replacing,
+    replaced,
     shown_value,
     single_value,
     taking,
@@ -325,7 +326,7 @@ class StoreWriter(StoreReader):
         A value that isn't of the Key's type stays, and is a ValueTypeError.
         """
         name = self._name(key)
-        return await self._source.apply(name, taking(name, key, default, default is not MISSING))
+        return await self._source.apply(name, taking(name, key, default))
 
     async def touch(self, key: Name, /, *, ttl: Duration | None) -> bool:
         """Give it a new deadline, None for none, and change nothing else but its version: was it there?"""
@@ -389,9 +390,11 @@ class StoreWriter(StoreReader):
         1
         """
 
-        name, until = self._written(key), None if ttl is None else _deadline(self._source, ttl)
-        step = replacing(name, key, fn, default, default is not MISSING, None, until)
-        return await self._source.apply(name, step)
+        name = self._name(key)
+        if len(name) > SURE:
+            check_length(name)
+        until = None if ttl is None else _deadline(self._source, ttl)
+        return await self._source.apply(name, partial(replaced, name, key, fn, default, None, until))
 
     @overload
     def typed(self, type: type[T], /) -> TypedStore[T]: ...
