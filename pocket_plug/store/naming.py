@@ -32,7 +32,7 @@ def join_name(*parts: object) -> str:
 
 def split_name(name: str) -> tuple[str, ...]:
     """The parts, as text, that `join_name` made a name of. Raises KeyNameError where it can't have been made of any."""
-    parts = tuple(_unescaped(part) for part in check_prefix(name).split(":"))
+    parts = tuple(map(_unescaped, check_prefix(name).split(":")))
     if not name or join_name(*parts) != name:
         raise KeyNameError(f"{name!r:.80} is not escaped as join_name does it; split it as it was made")
     return parts
