@@ -34,7 +34,6 @@ from .updating import (
     checked_items,
     no_single_value,
     replaced,
-    shown_value,
     single_value,
     taking,
     touching,
@@ -145,14 +144,12 @@ class StoreReader(View):
             for pair in page:
                 yield pair
 
-    async def _pages(
+    def _pages(
         self, prefix: str, *, after: Name | None, reverse: bool, limit: int | None
     ) -> AsyncIterator[list[tuple[str, Value]]]:
-        start = len(self._prefix)
         check_prefix(prefix)
-        pages = pages_of(self._source, self._prefix + prefix, after=self._bound(after), reverse=reverse, limit=limit)
-        async for page in pages:
-            yield [(name[start:], shown_value(entry)) for name, entry in page]
+        bound = self._bound(after)
+        return pages_of(self._source, self._prefix, prefix, after=bound, reverse=reverse, limit=limit)
 
     async def count(self, prefix: str = "") -> int:
         """How many names start with `prefix`? It looks at each of them, but at no value."""
