@@ -419,6 +419,7 @@ def undisturbed(kind: str, input: int, answers: Mapping[str, int | None]) -> Ref
                 return
 
     world.scheduler.run(machine.spawn(until_done()))
+    world.close()
     if world.violations or not run.results:
         raise AssertionError(f"with nothing going wrong {run} does: {world.violations}", world.history)
     hooks = (key.removeprefix(HOOKED) for key in world.server.keys(HOOKED))

@@ -8,8 +8,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -24,7 +23,7 @@ from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED
 
 from .graphs import EFFECT, FOCUS, GRAPHS, TOTAL, Boom, stage
-from .loop import Process, Scheduler
+from .loop import Process, Scheduler, Thread
 from .store import Client, Server
 
 STATE = f"{RESERVED}run-state:"
@@ -138,7 +137,6 @@ class Machine:
         self.store.stack.backoff = Backoff(uniform=world.random.uniform)
         self.heart = heartbeat.Heart()
         self.sleeping: list[Callable[[], None]] = []
-        self._pause, self._sooner = 0.0, asyncio.Event()
         self.faulty_until = -1.0
         self.died_at = math.inf
         self.disturbed_at = -1.0
@@ -160,25 +158,11 @@ class Machine:
     def _enter(self) -> None:
         processes._here, self.world.here = self.identity, self
 
-    def keep_beating(self, lease: float) -> None:
-        """What the package's thread does is done by a task here."""
-        if not self._pause:
-            self._pause = lease / 3
-            self.spawn(self._beat())
-        elif lease / 3 < self._pause:
-            self._sooner.set()
-
-    async def _beat(self) -> None:
-        while held := self.identity.held:
-            self._pause = min(each.lease for each in held.values()) / 3
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._pause):
-                    await self._sooner.wait()
-            self._sooner.clear()
-            for stack, speaking in self.heart.unmoved().items():
-                with suppress(pp.StoreError):
-                    await heartbeat.beat(stack, self.identity.id, speaking)
-        self._pause = 0.0
+    def thread(self, function: Callable[[], object], context: Context) -> Thread:
+        """Have it do this in a thread."""
+        thread = Thread(self.process, function, context)
+        self.world.threads.append(thread)
+        return thread
 
     def clock(self) -> float:
         """Epoch seconds, as this computer has them."""
@@ -220,6 +204,7 @@ class World:
         self.history: list[str] = []
         self.violations: list[str] = []
         self.machines: list[Machine] = []
+        self.threads: list[Thread] = []
         self.runs: dict[str, Story] = {}
         self.numbers: dict[str, dict[int, str]] = {}
         """Of each computer the processes that it has, by their numbers, and when they began. Numbers are used again."""
@@ -296,8 +281,13 @@ class World:
         return self.numbers[self.here.host].get(pid, "")
 
     def beating(self, lease: float) -> None:
-        """See to it that it speaks for its executions."""
-        self.here.keep_beating(lease)
+        """See to it that it speaks for its executions: each process has a heart of its own."""
+        self.here.heart.keep_beating(lease)
+
+    def close(self) -> None:
+        """Nothing of it goes on."""
+        for thread in self.threads:
+            thread.throw_away()
 
     # ------------------------------------------------------------ chance
     def latency(self) -> float:
