@@ -308,13 +308,11 @@ class Lock:
             raise Hang("an event loop waits for a lock")
         future = thread.create_future()
         self._line.append(future)
-        if thread.wait(future, None if timeout < 0 else timeout):
-            return True
-        self._line.remove(future)
-        return False
+        return thread.wait(future, None if timeout < 0 else timeout)
 
     def release(self) -> None:
-        """Hand it to the first in line."""
+        """Hand it to the first in line that waits still."""
+        self._line = [future for future in self._line if not future.done()]
         if self._line:
             self._line.pop(0).set_result(None)
         else:

@@ -19,6 +19,7 @@ from pocket_plug.graph.durable.processes import Process
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.store.backend import Change, Put
 
+from . import loop
 from .graphs import EFFECT
 from .store import Client
 
@@ -254,6 +255,17 @@ def _first_look() -> Iterator[None]:
 @fault("nobody speaks for a node that takes longer than a lease")
 def _mute() -> Iterator[None]:
     with mock.patch.object(heartbeat.Heart, "unmoved", return_value={}):
+        yield
+
+
+@fault("the heartbeat is sent by the event loop, which may be blocked")
+def _by_the_loop() -> Iterator[None]:
+    block = loop.Process.block
+
+    async def both(self: loop.Process, seconds: float, *, and_threads: bool) -> None:
+        await block(self, seconds, and_threads=True)
+
+    with mock.patch.object(loop.Process, "block", both):
         yield
 
 

@@ -71,6 +71,7 @@ class Client(Backend):
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._world = machine, machine.world
+        self.needs_loop = machine.world.needs_loop
 
     def __repr__(self) -> str:
         return f"sim://{self._machine.name}"

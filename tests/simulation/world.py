@@ -23,7 +23,7 @@ from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED
 
 from .graphs import EFFECT, FOCUS, GRAPHS, TOTAL, Boom, stage
-from .loop import Process, Scheduler, Thread
+from .loop import Process, Scheduler, Thread, this_thread
 from .store import Client, Server
 
 STATE = f"{RESERVED}run-state:"
@@ -51,6 +51,8 @@ class Attempt:
     is_operator: bool = False
     """Does it change the run, but not execute it?"""
     is_worker: bool = False
+    is_streamed: bool = False
+    """Are its events read?"""
     owner: str = ""
     """The execution's id, once its claim has landed."""
     ended: float | None = None
@@ -60,6 +62,8 @@ class Attempt:
     conflicts: int = 0
     execs: Counter[str] = field(default_factory=Counter)
     raised: Counter[str] = field(default_factory=Counter)
+    landed: set[str] = field(default_factory=set)
+    """Whose effects it has written."""
 
     @property
     def is_at_work(self) -> bool:
@@ -80,6 +84,8 @@ class Story:
     """What was answered, by question; None where the time was over before."""
     effects: dict[str, float] = field(default_factory=dict)
     """Where an effect has landed, and when."""
+    path: list[str] = field(default_factory=list)
+    """The nodes that it has passed, by the records of its path."""
     owner: Attempt | None = None
     states: list[tuple[float, str]] = field(default_factory=lambda: [(0.0, "")])
     """When it has come into which state; "" before it was begun."""
@@ -237,6 +243,17 @@ class World:
         """How many times a second something happens to a process."""
         self.on_death: Callable[[Machine], object] = lambda machine: None
         self.skew = 0.0 if is_calm else chance.choice((0.0, 0.5, 7_200.0, 86_400.0))
+        ways = random.Random(f"{seed} ways")  # of its own: the other worlds of a seed stay what they are
+        self.blocks = 0.0 if is_calm else ways.choice((0.0, 0.0, 0.3))
+        """How often an exec blocks its event loop."""
+        self.streams = 0.0 if is_calm else ways.choice((0.0, 0.0, 0.5))
+        """How often a run's events are read as it goes."""
+        self.follows = 0.0 if is_calm else ways.choice((0.0, 0.0, 0.2))
+        """How often one is followed by what is recorded of it."""
+        self.needs_loop = is_calm or ways.random() < 0.5
+        """Does the store belong to an event loop, as those of a network do? Then heartbeats go out by that."""
+        self.in_threads = 0.0 if self.needs_loop else ways.choice((0.0, 0.3, 1.0))
+        """How often somebody goes on with a run in a thread, by `run_sync`."""
         self.aim = "" if is_calm else random.Random(f"{seed} aim").choice(("",) * 2 * len(AIMS) + (*AIMS,))
         if self.aim:
             self._take_aim()
@@ -348,10 +365,26 @@ class World:
             self.violate(f"exec of {place} again by attempt {attempt.number}, though it had landed before the claim")
         if attempt.execs[place] > 1 + attempt.raised[place] + attempt.conflicts:
             self.violate(f"exec of {place} {attempt.execs[place]} times by attempt {attempt.number}")
-        await asyncio.sleep(chance.choice(self.durations))
+        if attempt.is_streamed:
+            await pp.emit(place)
+        if (thread := this_thread()) is not None:
+            thread.sleep(chance.choice(self.durations))
+        elif self.blocks and chance.random() < self.blocks:
+            await self._block(attempt)
+        else:
+            await asyncio.sleep(chance.choice(self.durations))
         if may_fail and self.is_faulty and chance.random() < self.boom_rate:
             attempt.raised[place] += 1
             raise Boom(place)
+
+    async def _block(self, attempt: Attempt) -> None:
+        """A call in exec that blocks its loop, perhaps for longer than a lease. Some keep the GIL."""
+        machine, seconds = attempt.machine, self.random.choice((0.5, 1.1, 3.0)) * attempt.run.lease
+        keeps_gil = self.random.random() < 0.5
+        if keeps_gil or self.needs_loop:  # then no heartbeat goes out either
+            machine.disturbed_at = self.scheduler.now + seconds
+        self.note(machine.name, f"blocks for {seconds:.1f} s{', its threads too' if keeps_gil else ''}")
+        await machine.process.block(seconds, and_threads=keeps_gil)
 
     # ------------------------------------------------------------ what happens
     def attempt(self) -> Attempt | None:
@@ -407,6 +440,8 @@ class World:
                     spoken_for.run.moved_at = self.scheduler.now
         elif key.startswith(records.RUN) and value is None:
             self.runs[key.removeprefix(records.RUN)].states.append((self.scheduler.now, ""))
+        elif ":path:" in key and value is not None:
+            self.runs[key.split(":")[2]].path.append(value["node"].removeprefix("/"))
         elif ":wait:" in key and value is not None and value["kind"] == "question":
             self._settled(key, value)
 
@@ -427,6 +462,8 @@ class World:
         if run.is_cancelled:
             self.violate(f"the effect of {place} has landed though the run was cancelled before")
         run.effects[place], run.fruitless = self.scheduler.now, 0
+        if attempt is not None:
+            attempt.landed.add(place)
         if attempt is None or run.owner is not attempt:
             self.violate(f"the effect of {place} was written by an attempt that does not own the run")
 
@@ -498,6 +535,10 @@ class World:
         if self.is_faulty:
             self.on_death(machine)
 
+    def wanted(self, run: Story) -> Reference:
+        """What such a run comes to in which nothing goes wrong."""
+        return reference(run.kind, run.input, run.answers)
+
     # ------------------------------------------------------------ the end
     def removed(self, run: Story) -> None:
         """Nothing of it may be left."""
@@ -509,7 +550,7 @@ class World:
         """What must be true of every run once it has ended."""
         seen: set[str] = set()
         for run in self.runs.values():
-            wanted = reference(run.kind, run.input, run.answers)
+            wanted = self.wanted(run)
             if run.results and any(result != wanted.result for result in run.results):
                 self.violate(f"run {run.id} has come to {run.results}, not to {wanted.result}")
             places = {place.partition("/")[2] for place in run.effects}
