@@ -162,7 +162,9 @@ def _undone(function: Callable[..., Any], name: str, *, annotated: bool = False)
     """The same as a `def`, which doesn't suspend: what it awaits waits in its thread."""
 
     def phase(*arguments: Any) -> Any:
-        return drive_inline(function(*(_Awaited(each) if isinstance(each, pp.SyncReader) else each for each in arguments)))
+        return drive_inline(
+            function(*(_Awaited(each) if isinstance(each, pp.SyncReader) else each for each in arguments))
+        )
 
     phase.__name__ = phase.__qualname__ = name
     phase.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -132,7 +132,7 @@ class Process(asyncio.AbstractEventLoop):
             each._release()
 
     async def block(self, seconds: float, *, and_threads: bool) -> None:
-        """A call that doesn't return for so long, and lets nothing else of this loop run; nor of the threads, if it keeps the GIL.
+        """A call that doesn't return for so long, and lets nothing else of this loop run; nor the threads, if it keeps the GIL.
 
         What awaits this goes on before all that came meanwhile, so no step is between, as after a call.
         """
@@ -227,8 +227,8 @@ def this_thread() -> Thread | None:
 class Thread(Process):
     """A thread of a process: it dies and stops with that, and has no event loop, nor is it blocked where that is.
 
-    It is a real one, but nothing else goes on until it waits for something simulated. So it is interleaved with all else where it asks
-    the store, sleeps, or waits for a lock that another thread or a task has: and nowhere else.
+    It is a real one, but nothing else goes on until it waits for something simulated. So it is interleaved with all else where
+    it asks the store, sleeps, or waits for a lock that another thread or a task has: and nowhere else.
     """
 
     def __init__(self, main: Process, function: Callable[[], object], context: Context) -> None:

@@ -44,10 +44,16 @@ def goes_in_thread(world: World, story: Story) -> bool:
     return bool(can and world.random.random() < world.in_threads)
 
 
+def _ends(world: World, mine: Attempt) -> None:
+    """The execution has ended, though its caller may not know yet."""
+    mine.ended = world.scheduler.now
+
+
 async def in_thread(machine: Machine, function: Callable[[], T]) -> T:
     """Have it done in a thread of the process. It can't be cancelled, so it is waited for in any case."""
     result: asyncio.Future[T] = machine.process.create_future()
     mine, soon = ATTEMPT.get(), machine.process.call_soon_threadsafe
+    assert mine is not None
 
     def call() -> None:
         try:
@@ -56,8 +62,7 @@ async def in_thread(machine: Machine, function: Callable[[], T]) -> T:
             soon(result.set_exception, error)
         else:
             soon(result.set_result, given)
-        if mine is not None:  # though the loop may be blocked, and not hear of it
-            mine.ended = machine.world.scheduler.now
+        _ends(machine.world, mine)  # though the loop may be blocked, and not hear of it
 
     machine.thread(call, copy_context())
     cancelled: asyncio.CancelledError | None = None
@@ -84,6 +89,8 @@ async def streamed(world: World, machine: Machine, story: Story, **options: Any)
     told = Told(world, story, mine)
     mine.is_streamed = True
     async with stream:
+        assert stream._task is not None
+        stream._task.add_done_callback(lambda _: _ends(world, mine))  # its reader may be slow to hear of it
         async for event in stream:
             told.take(event)
             if told.count == leave_after and not isinstance(event, pp.Finished | pp.Suspended):
