@@ -243,20 +243,29 @@ class World:
         """How many times a second something happens to a process."""
         self.on_death: Callable[[Machine], object] = lambda machine: None
         self.skew = 0.0 if is_calm else chance.choice((0.0, 0.5, 7_200.0, 86_400.0))
-        ways = random.Random(f"{seed} ways")  # of its own: the other worlds of a seed stay what they are
-        self.blocks = 0.0 if is_calm else ways.choice((0.0, 0.0, 0.3))
-        """How often an exec blocks its event loop."""
-        self.streams = 0.0 if is_calm else ways.choice((0.0, 0.0, 0.5))
-        """How often a run's events are read as it goes."""
-        self.follows = 0.0 if is_calm else ways.choice((0.0, 0.0, 0.2))
-        """How often one is followed by what is recorded of it."""
-        self.needs_loop = is_calm or ways.random() < 0.5
+        self.needs_loop = True
         """Does the store belong to an event loop, as those of a network do? Then heartbeats go out by that."""
-        self.in_threads = 0.0 if self.needs_loop else ways.choice((0.0, 0.3, 1.0))
-        """How often somebody goes on with a run in a thread, by `run_sync`."""
+        self.blocks = self.streams = self.follows = self.in_threads = 0.0
         self.aim = "" if is_calm else random.Random(f"{seed} aim").choice(("",) * 2 * len(AIMS) + (*AIMS,))
         if self.aim:
             self._take_aim()
+        elif not is_calm:
+            self._take_ways(random.Random(f"{seed} ways"))
+
+    def _take_ways(self, chance: random.Random) -> None:
+        """How often it is done in other ways than by `run`; chance of its own, so that the other worlds stay what they are."""
+        self.blocks = chance.choice((0.0, 0.0, 0.3))
+        """How often an exec blocks its event loop."""
+        self.streams = chance.choice((0.0, 0.0, 0.5))
+        """How often a run's events are read as it goes."""
+        self.follows = chance.choice((0.0, 0.0, 0.2))
+        """How often one is followed by what is recorded of it."""
+        self.needs_loop = chance.random() < 0.4
+        self.in_threads = 0.0 if self.needs_loop else chance.choice((0.0, 0.3, 1.0))
+        """How often somebody goes on with a run in a thread, by `run_sync`."""
+        if chance.random() < 0.1:  # workers whose loops are blocked for longer than a lease, and that is all that goes wrong
+            self.has_workers, self.blocks, self.needs_loop, self.lease = True, 0.5, False, 3.0
+            self.strikes = self.fault_rate = self.skew = 0.0
 
     def _take_aim(self) -> None:
         self.focus = AIMS[self.aim][1] or self.focus
