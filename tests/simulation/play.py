@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 from pocket_plug.errors import ConflictError
-from pocket_plug.graph import context, execution
+from pocket_plug.graph import context, execution, streaming
 from pocket_plug.graph.durable import heartbeat, ledger, processes, waking, worker
 from pocket_plug.primitives import waiting
 from pocket_plug.store import contention
@@ -57,6 +57,8 @@ def determined() -> Iterator[None]:
         mock.patch.object(heartbeat, "threading", SimpleNamespace(Thread=_Starting, Event=Flag)),
         mock.patch.object(waiting, "threading", SimpleNamespace(Lock=Lock)),
         mock.patch.object(waiting, "time", SimpleNamespace(sleep=_sleep)),
+        mock.patch.object(waiting, "_going", set()),  # what a kill has left half done never leaves them
+        mock.patch.object(streaming, "_going", set()),
         mock.patch.object(contention, "threading", SimpleNamespace(Event=Flag)),
     ):
         context.run_ids.renew()

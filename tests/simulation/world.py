@@ -263,7 +263,7 @@ class World:
         self.needs_loop = chance.random() < 0.4
         self.in_threads = 0.0 if self.needs_loop else chance.choice((0.0, 0.3, 1.0))
         """How often somebody goes on with a run in a thread, by `run_sync`."""
-        if chance.random() < 0.1:  # workers whose loops are blocked for longer than a lease, and that is all that goes wrong
+        if chance.random() < 0.1:  # only that goes wrong: workers' loops are blocked for longer than a lease
             self.has_workers, self.blocks, self.needs_loop, self.lease = True, 0.5, False, 3.0
             self.strikes = self.fault_rate = self.skew = 0.0
 
