@@ -131,7 +131,7 @@ def _print_runs(runs: Sequence[RunSummary], as_json: bool) -> None:
         (
             run.run_id,
             run.graph,
-            outcome_text(run.outcome, run.error),
+            outcome_text(run.outcome, run.error, run.place),
             local_time(run.start),
             seconds(run.duration),
             f"{run.spans}",

@@ -26,12 +26,12 @@ def figures_row(figures: Figures) -> tuple[str, ...]:
     )
 
 
-def outcome_text(outcome: str, error: str | None) -> str:
-    """How a run ended; where it failed, with the type of its error, if that is known.
+def outcome_text(outcome: str, error: str | None, place: str | None = None) -> str:
+    """How a run ended; where it failed, with the type of its error and the place, if that is known.
 
     >>> outcome_text("failure", "shop.Declined"), outcome_text("suspended", "RunSuspendedError"), outcome_text("unfinished", None)
     ('✗ failure: Declined', 'suspended', 'unfinished')
     """
     if error is None or outcome in FINE:
         return outcome
-    return f"✗ {outcome}: {error.rpartition('.')[2]}"
+    return f"✗ {outcome}: {error.rpartition('.')[2]} {place or ''}".rstrip()

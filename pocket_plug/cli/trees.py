@@ -177,8 +177,8 @@ class _Lines:
 
 
 def _line(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> str:
-    from pocket_plug.traces.figures import seconds
     from pocket_plug.traces.failing import failure_of
+    from pocket_plug.traces.figures import seconds
 
     moment = datetime.fromtimestamp((span.end or span.start) / 1e9).astimezone().isoformat(" ", "milliseconds")[11:23]
     if not span.end:

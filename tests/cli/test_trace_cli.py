@@ -330,7 +330,9 @@ graph = pp.Graph(work, name="flow")
 """
 
 
-@pytest.mark.parametrize(("number", "code", "outcome"), [("1", 0, "success"), ("0", 1, "✗ failure: ZeroDivisionError")])
+@pytest.mark.parametrize(
+    ("number", "code", "outcome"), [("1", 0, "success"), ("0", 1, "✗ failure: ZeroDivisionError flow.py:6")]
+)
 def test_a_traced_run_says_how_to_open_it(tmp_path: Path, number: str, code: int, outcome: str) -> None:
     """Also where it failed; the command that is said shows that run."""
     (tmp_path / "flow.py").write_text(FLOW)
