@@ -72,12 +72,13 @@ create index span_node on span (graph, node, start, end, failed, retries) where 
 class Stats(Figures):
     """The runs of a graph, or the visits of a node; `node` is None for the runs.
 
-    `errors` counts the runs that didn't end well, or the visits that failed for good, `retries` how often nodes' work was tried
+    `failed` counts the runs that didn't end well, or the visits that failed for good, `retries` how often nodes' work was tried
     again.
     """
 
     graph: str
     node: str | None
+    failed: int
 
 
 class TraceIndex:
@@ -285,9 +286,10 @@ class TraceIndex:
             of.setdefault((of_graph, node), []).append(tuple(numbers))
         found = [
             Stats(
-                **figures((took for took, _, _ in rows), sum(row[1] for row in rows), sum(row[2] for row in rows)),
+                **figures((took for took, _, _ in rows), sum(row[2] for row in rows)),
                 graph=of_graph,
                 node=node,
+                failed=sum(row[1] for row in rows),
             )
             for (of_graph, node), rows in of.items()
         ]

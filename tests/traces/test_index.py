@@ -227,9 +227,9 @@ def test_graphs_and_nodes_are_summed_up(path: Path) -> None:
     """What took longest in all comes first, below its graph."""
     with TraceIndex(path) as index:
         assert index.stats() == [
-            Stats(graph="shop", node=None, count=3, errors=1, retries=2, p50=20, p95=120, max=120, total=160),
-            Stats(graph="shop", node="charge", count=3, errors=1, retries=2, p50=7, p95=100, max=100, total=112),
-            Stats(graph="shop", node="ship", count=1, errors=0, retries=0, p50=9, p95=9, max=9, total=9),
+            Stats(graph="shop", node=None, count=3, failed=1, retries=2, p50=20, p95=120, max=120, total=160),
+            Stats(graph="shop", node="charge", count=3, failed=1, retries=2, p50=7, p95=100, max=100, total=112),
+            Stats(graph="shop", node="ship", count=1, failed=0, retries=0, p50=9, p95=9, max=9, total=9),
         ]
         assert [each.count for each in index.stats(since=2000)] == [2, 2, 1]
         assert index.stats(graph="mail") == []
