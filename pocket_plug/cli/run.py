@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import click
 
@@ -23,14 +23,25 @@ if TYPE_CHECKING:
     from pocket_plug.layers.tracing import Capture
     from pocket_plug.telemetry import Telemetry
 
+R = TypeVar("R")
 
-trace_option = click.option(
+_trace_option = click.option(
     "--trace", is_flag=True, help="Trace it: a tree on a terminal and a file, or as OTEL_* variables say."
+)
+_capture_option = click.option(
+    "--capture",
+    type=click.Choice(("none", "keys", "summary", "full")),
+    help="What --trace shows: not even messages, keys, also types and sizes, or the values themselves.",
 )
 
 
+def trace_options(command: Callable[..., R]) -> Callable[..., R]:
+    """The options `--trace` and `--capture` for a command; `traced` is given both."""
+    return _trace_option(_capture_option(command))
+
+
 @contextmanager
-def traced(wanted: bool, capture: Capture | None = None, *, in_default: bool = True) -> Generator[None]:
+def traced(wanted: bool, capture: Capture | None, *, in_default: bool = True) -> Generator[None]:
     """Trace what is done in the block, if that is wanted; and say where the trace lies, also that of a run that failed.
 
     Raises ConfigError where the default Pocket doesn't trace: before anything is done, or after it where it may not be
@@ -80,12 +91,7 @@ def _say_where(telemetry: Telemetry, failed: bool) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
 @click.option("--input", "given", metavar="JSON", help="For a graph: its input. @FILE: from a file, -: from stdin.")
 @click.option("--run-id", metavar="ID", help="For a graph: the run is durable; the same line goes on with it.")
-@trace_option
-@click.option(
-    "--capture",
-    type=click.Choice(("none", "keys", "summary", "full")),
-    help="What --trace shows: not even messages, keys, also types and sizes, or the values themselves.",
-)
+@trace_options
 @as_json
 def run(
     target: str,

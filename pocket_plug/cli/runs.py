@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import click
 
@@ -31,9 +31,12 @@ from .entries import Target, by_name, by_url, in_units, sealing, text_of
 from .given import value_of
 from .jsonlines import is_json, type_in
 from .output import as_json, echo, echo_json, print_table
-from .run import load_graph, print_result, trace_option, traced
+from .run import load_graph, print_result, trace_options, traced
 from .runs_check import check
 from .runs_prune import prune
+
+if TYPE_CHECKING:
+    from pocket_plug.layers.tracing import Capture
 
 T = TypeVar("T")
 LIMIT = 100
@@ -282,7 +285,7 @@ def _going_on(command: Callable[..., None]) -> Callable[..., None]:
     changed = click.option(
         "--allow-changed", is_flag=True, help="Go on though what lies ahead in the graph has changed."
     )
-    return changed(trace_option(as_json(click.pass_obj(command))))
+    return changed(trace_options(as_json(click.pass_obj(command))))
 
 
 @runs.command
@@ -291,7 +294,14 @@ def _going_on(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--takeover", is_flag=True, help="Take it from the process that is at it, if one is.")
 @_going_on
 def resume(
-    target: Target, graph: str, run_id: str, takeover: bool, allow_changed: bool, trace: bool, as_json: bool
+    target: Target,
+    graph: str,
+    run_id: str,
+    takeover: bool,
+    allow_changed: bool,
+    trace: bool,
+    capture: Capture | None,
+    as_json: bool,
 ) -> None:
     """Go on with a run, and print its result.
 
@@ -302,7 +312,7 @@ def resume(
     async def resumed(graph: Graph[Any, Any], pocket: Pocket) -> object:
         return await graph.resume(run_id, pocket=pocket, allow_changed=allow_changed, takeover=takeover)
 
-    print_result(_with_graph(target, graph, resumed, trace), as_json)
+    print_result(_with_graph(target, graph, resumed, trace, capture), as_json)
 
 
 @runs.command(context_settings={"ignore_unknown_options": True})  # -1 is an answer
@@ -321,6 +331,7 @@ def answer(
     leave: bool,
     allow_changed: bool,
     trace: bool,
+    capture: Capture | None,
     as_json: bool,
 ) -> None:
     """Answer a question for which a run waits, go on with it, and print its result.
@@ -335,7 +346,7 @@ def answer(
             return await runs.answer(run_id, given, question=question, graph=graph)
         return await graph.resume(run_id, answer=given, question=question, pocket=pocket, allow_changed=allow_changed)
 
-    result = _with_graph(target, graph, answered, trace)
+    result = _with_graph(target, graph, answered, trace, capture)
     if isinstance(result, RunInfo) and leave:
         _print_told(result, as_json)
     else:
@@ -343,7 +354,11 @@ def answer(
 
 
 def _with_graph(
-    target: Target, name: str, work: Callable[[Graph[Any, Any], Pocket], Awaitable[object]], trace: bool
+    target: Target,
+    name: str,
+    work: Callable[[Graph[Any, Any], Pocket], Awaitable[object]],
+    trace: bool,
+    capture: Capture | None,
 ) -> object:
     """Load a run's graph, and work on it over the store that is named."""
     target.make_default()
@@ -354,7 +369,7 @@ def _with_graph(
             target.refuse_another(title, graph.place(pocket.store)[0], pocket.store.stack)
             return await work(graph, pocket)
 
-    with traced(trace):
+    with traced(trace, capture):
         return run_loop(worked())
 
 

@@ -20,7 +20,7 @@ from pocket_plug.primitives.files import make_folder, private
 
 from .output import as_json, echo, echo_json, echo_value, print_table, progress
 from .trace_diff import diff
-from .trace_texts import FIGURES, FINE, figures_row, outcome_text
+from .trace_texts import FINE, figures_head, figures_row, outcome_text
 from .traces_found import (
     default_file,
     found_traces,
@@ -131,7 +131,7 @@ def _print_runs(runs: Sequence[RunSummary], as_json: bool) -> None:
         (
             run.run_id,
             run.graph,
-            outcome_text(run.outcome, run.error),
+            outcome_text(run.outcome, run.error, run.place),
             local_time(run.start),
             seconds(run.duration),
             f"{run.spans}",
@@ -157,17 +157,17 @@ def _moment(since: float | None) -> float:
 def stats(file: Path | None, graph: str | None, since: float | None, as_json: bool) -> None:
     """How long graphs and nodes took, and how often they failed: a line for each, over all runs.
 
-    Below each graph are its nodes, that which took longest in all first. What hasn't ended isn't counted. Errors are runs that
-    did not end well and visits that failed for good, so one exception may count for its node and for its graph; `trace show
-    --stats` counts it once, where it arose. Retries are those of the node, or of all nodes of the run.
+    Below each graph are its nodes, that which took longest in all first. What hasn't ended isn't counted. Failed are
+    runs that did not end well, and visits that failed for good; errors, where they arose, are in `trace show --stats`. Retries
+    are those of the node, or of all nodes of the run.
     """
     with opened_index(file) as index:
         found = index.stats(graph=graph, since=int(_moment(since)))
     if as_json:
         echo_json(found)
         return
-    rows = [(each.graph if each.node is None else f"  {each.node}", *figures_row(each)) for each in found]
-    print_table(("graph, node", *FIGURES), rows)
+    rows = [(each.graph if each.node is None else f"  {each.node}", *figures_row(each, each.failed)) for each in found]
+    print_table(("graph, node", *figures_head("failed")), rows)
 
 
 # ---------------------------------------------------------------- rm

@@ -10,28 +10,30 @@ if TYPE_CHECKING:
 FINE = ("success", "suspended", "running")
 """Outcomes of runs that haven't failed."""
 
-FIGURES = ("count", "errors", "retries", "p50", "p95", "max", "in all")
-"""The headers above `figures_row`."""
+
+def figures_head(what: str) -> tuple[str, ...]:
+    """The headers above `figures_row`: "errors" are those that arose there, "failed" is how many of them did."""
+    return ("count", what, "retries", "p50", "p95", "max", "in all")
 
 
-def figures_row(figures: Figures) -> tuple[str, ...]:
-    """Figures as the cells of a row."""
+def figures_row(figures: Figures, number: int) -> tuple[str, ...]:
+    """Figures as the cells of a row, with the number of errors, or of what failed."""
     from pocket_plug.traces.figures import seconds
 
     return (
         f"{figures.count:,}",
-        f"{figures.errors:,}",
+        f"{number:,}",
         f"{figures.retries:,}",
         *map(seconds, (figures.p50, figures.p95, figures.max, figures.total)),
     )
 
 
-def outcome_text(outcome: str, error: str | None) -> str:
-    """How a run ended; where it failed, with the type of its error, if that is known.
+def outcome_text(outcome: str, error: str | None, place: str | None = None) -> str:
+    """How a run ended; where it failed, with the type of its error and the place, if that is known.
 
     >>> outcome_text("failure", "shop.Declined"), outcome_text("suspended", "RunSuspendedError"), outcome_text("unfinished", None)
     ('✗ failure: Declined', 'suspended', 'unfinished')
     """
     if error is None or outcome in FINE:
         return outcome
-    return f"✗ {outcome}: {error.rpartition('.')[2]}"
+    return f"✗ {outcome}: {error.rpartition('.')[2]} {place or ''}".rstrip()

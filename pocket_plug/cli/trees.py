@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pocket_plug.primitives.terminal import escaped
 
 from .output import echo, echo_drawn, print_table
-from .trace_texts import FIGURES, figures_row
+from .trace_texts import figures_head, figures_row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,8 +90,8 @@ def print_stats(found: Trace, alive: bool) -> None:
     from pocket_plug.traces.by_name import stats_by_name
     from pocket_plug.traces.figures import seconds
 
-    rows = [(each.name, *figures_row(each), seconds(each.own)) for each in stats_by_name(found.spans)]
-    print_table(("span", *FIGURES, "self"), rows)
+    rows = [(each.name, *figures_row(each, each.errors), seconds(each.own)) for each in stats_by_name(found.spans)]
+    print_table(("span", *figures_head("errors"), "self"), rows)
     echo(_caption(found, alive))
 
 

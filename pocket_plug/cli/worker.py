@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,10 @@ from pocket_plug.primitives.signals import run_loop
 
 from .entries import Target, by_name, by_url
 from .output import as_json, echo, echo_json
-from .run import load_graph, trace_option, traced
+from .run import load_graph, trace_options, traced
+
+if TYPE_CHECKING:
+    from pocket_plug.layers.tracing import Capture
 
 STOPPED = (signal.SIGTERM, signal.SIGINT)
 
@@ -49,7 +52,7 @@ def _lease(_context: click.Context, _parameter: click.Parameter, given: str) -> 
     help="How long a run may seem unmoved before others take it over.",
 )
 @click.option("--once", is_flag=True, help="End once no run is ready; exit code 1 if one has failed.")
-@trace_option
+@trace_options
 @as_json
 def worker(
     targets: tuple[str, ...],
@@ -59,6 +62,7 @@ def worker(
     lease: float,
     once: bool,
     trace: bool,
+    capture: Capture | None,
     as_json: bool,
 ) -> int:
     """Take durable runs that were submitted, and go on with those whose process has died.
@@ -70,7 +74,7 @@ def worker(
     target.make_default()
     graphs = [load_graph(each)[1] for each in targets]
     printer = _Printer(as_json)
-    with traced(trace):
+    with traced(trace, capture):
         run_loop(_serve(graphs, target, printer, concurrency, lease, once))
     return int(once and printer.counts["failed"] > 0)
 

@@ -98,7 +98,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.append(each)
         yield each
-        cause = _cause(each)
+        cause = cause_of(each)
         pending += [] if cause is None else [cause]
         is_group = issubclass(type(each), BaseExceptionGroup)
         pending += getattr(each, "exceptions", ()) if is_group else ()
@@ -119,14 +119,15 @@ def stack_of(error: BaseException, message: Callable[[BaseException], str | None
     while sum(map(len, lines)) > MAX_BYTES and most > 1:
         most //= 2  # paths are long: rather fewer frames than without the innermost ones
         lines[1:-1] = _frames(error, most)
-    causes, cause = 0, _cause(error)
+    causes, cause = 0, cause_of(error)
     while cause is not None and causes < MAX_FRAMES:
         lines.append(f"caused by {_headline(cause, message)}")
-        causes, cause = causes + 1, _cause(cause)
+        causes, cause = causes + 1, cause_of(cause)
     return capped("\n".join(lines))
 
 
-def _cause(error: BaseException) -> BaseException | None:
+def cause_of(error: BaseException) -> BaseException | None:
+    """What an error was raised from, or while it was dealt with, as a traceback prints it."""
     if error.__cause__ is not None or error.__suppress_context__:
         return error.__cause__
     return error.__context__

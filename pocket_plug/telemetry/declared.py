@@ -82,6 +82,10 @@ class Declared:
         """The names of a signal's exporters, as they stand in the file."""
         return [name for _, _, name, _ in self._parts(signal)]
 
+    def leaves_out(self, signal: Signal) -> bool:
+        """Has a signal no exporter there?"""
+        return not self.exporters(signal)
+
     def endpoints(self, signal: Signal) -> list[str]:
         """Where a signal goes, as far as the file says it."""
         found = (getattr(options, "endpoint", None) for _, _, _, options in self._parts(signal))

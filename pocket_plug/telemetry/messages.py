@@ -1,29 +1,41 @@
-"""Spans as they are shown on this machine: with the messages of exceptions, which those that are sent away don't have."""
+"""Spans as they are shown on this machine: with messages of exceptions and their causes, which those sent away don't have."""
 
 from __future__ import annotations
 
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from collections.abc import Mapping
 
-from pocket_plug.layers.tracing.local_messages import kept
-from pocket_plug.traces.recorded import LOCAL
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.util.types import AttributeValue
+
+from pocket_plug.layers.tracing.local_messages import Kept, kept
+from pocket_plug.traces.recorded import LOCAL, STACK
 
 __all__ = ["with_message"]
 
 
 def with_message(span: ReadableSpan) -> ReadableSpan:
-    """A span that is just ending, with the message of its exception if one is kept."""
-    message = kept(span.get_span_context())
-    return span if message is None else _Told(span, message)
+    """A span that is just ending, with what its exception says if that is kept."""
+    said = kept(span.get_span_context())
+    return span if said is None else _Told(span, said)
+
+
+def _told(sent: Mapping[str, AttributeValue], said: Kept) -> dict[str, AttributeValue]:
+    """An exception's attributes as they stay here. The mark has the stack without messages, where the one here has some."""
+    told = {**sent, LOCAL: True}
+    if said.message:
+        told["exception.message"] = said.message
+    if said.stack is not None and STACK in sent:
+        told |= {LOCAL: sent[STACK], STACK: said.stack}
+    return told
 
 
 class _Told(ReadableSpan):
-    def __init__(self, span: ReadableSpan, message: str) -> None:
+    def __init__(self, span: ReadableSpan, said: Kept) -> None:
         events = [*span.events]
         for place in reversed(range(len(events))):
             event = events[place]
             if event.name == "exception":
-                told = {**(event.attributes or {}), "exception.message": message, LOCAL: True}
-                events[place] = Event(event.name, told, event.timestamp)
+                events[place] = Event(event.name, _told(event.attributes or {}, said), event.timestamp)
                 break
         super().__init__(
             span.name,

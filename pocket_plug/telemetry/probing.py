@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -118,7 +119,7 @@ def _hidden() -> dict[str, str]:
 
 
 def _span() -> ReadableSpan:
-    provider = TracerProvider(sampler=ALWAYS_ON, resource=make_resource(), shutdown_on_exit=False)
+    provider = TracerProvider(sampler=ALWAYS_ON, resource=make_resource(Resource.create()), shutdown_on_exit=False)
     span = provider.get_tracer("pocket_plug.doctor").start_span(SPAN)
     span.end()
     assert isinstance(span, ReadableSpan)

@@ -31,7 +31,7 @@ from pocket_plug.otel.open_runs import INTERRUPTED
 from pocket_plug.primitives.forking import after_fork
 
 from .children import OwnResource, count_from_zero
-from .declared import Declared
+from .environment import Source
 
 MAX_OPEN = 10_000
 """Spans that are remembered while they are open, in case a SIGTERM ends them."""
@@ -146,21 +146,18 @@ def _is_the_apis(provider: object) -> bool:
     return type(provider).__module__.startswith("opentelemetry.metrics")
 
 
-def make_tracers(resource: Resource, fan: SpanFan, declared: Declared | None = None) -> TracerProvider:
-    """A tracer provider that hands its spans to the fan; but for that as the configuration file declares it, if there is one."""
-    if declared is None:
-        provider = TracerProvider(resource=resource, id_generator=OwnIds(), shutdown_on_exit=False)
-    else:
-        provider = declared.tracer_provider(resource, OwnIds())
+def make_tracers(resource: Resource, fan: SpanFan, source: Source) -> TracerProvider:
+    """A tracer provider that hands its spans to the fan; but for that as the source says."""
+    provider = source.tracer_provider(resource, OwnIds())
     provider.add_span_processor(fan)
     return provider
 
 
-def add_spans(processors: Sequence[SpanProcessor], declared: Declared | None = None) -> None:
+def add_spans(processors: Sequence[SpanProcessor], source: Source) -> None:
     """Hand spans to these processors too, by a provider of ours."""
     global _spans
     if _spans is None:
-        _spans = make_tracers(_resource(declared), _span_fan, declared)
+        _spans = make_tracers(_resource(source), _span_fan, source)
     if trace.get_tracer_provider() is not _spans:  # a test may have taken it back
         trace.set_tracer_provider(_spans)
     _span_fan.feed([*_span_fan.processors, *processors])
@@ -180,33 +177,26 @@ def interrupt_spans(reason: str) -> None:
     _span_fan.interrupt(reason)
 
 
-def set_logs(processors: Sequence[LogRecordProcessor], declared: Declared | None = None) -> None:
-    """Hand log records to these processors, by a provider of ours; to none, if there are none."""
+def set_logs(processors: Sequence[LogRecordProcessor], source: Source) -> None:
+    """Hand log records to these processors, by a provider of ours."""
     global _log_records
     if _log_records is None:
-        if not processors:
-            return
-        resource = _resource(declared)
-        _log_records = (
-            LoggerProvider(resource=resource, shutdown_on_exit=False)
-            if declared is None
-            else declared.logger_provider(resource)
-        )
+        _log_records = source.logger_provider(_resource(source))
         _log_records.add_log_record_processor(_log_fan)
-    if processors and _logs.get_logger_provider() is not _log_records:
+    if _logs.get_logger_provider() is not _log_records:
         _logs.set_logger_provider(_log_records)
     _log_fan.processors = tuple(processors)
 
 
-def set_metrics(readers: Sequence[MetricReader], declared: Declared | None = None) -> None:
+def drop_logs() -> None:
+    """Hand log records to nobody any longer."""
+    _log_fan.processors = ()
+
+
+def set_metrics(readers: Sequence[MetricReader], source: Source) -> None:
     """Let these read the metrics. A provider has its readers for good: after a close there is another one, for our metrics."""
     global _meters
-    resource = _resource(declared)
-    _meters = (
-        MeterProvider(list(readers), resource=resource, shutdown_on_exit=False)
-        if declared is None
-        else declared.meter_provider(resource, readers)
-    )
+    _meters = source.meter_provider(_resource(source), readers)
     count_from_zero(_meters)
     free = _is_the_apis(metrics.get_meter_provider())
     if free:
@@ -214,18 +204,16 @@ def set_metrics(readers: Sequence[MetricReader], declared: Declared | None = Non
     own_metrics.configure(meter_provider=None if free else _meters)
 
 
-def _resource(declared: Declared | None) -> Resource:
-    asked = tracing.additions_of_default().resource
-    return OwnResource(make_resource(asked, None if declared is None else declared.resource()))
+def _resource(source: Source) -> Resource:
+    return OwnResource(make_resource(source.resource(), tracing.additions_of_default().resource))
 
 
 # ---------------------------------------------------------------- what they say of the process
-def make_resource(asked: Parts = (), declared: Resource | None = None) -> Resource:
-    """What is declared, else the environment's, with what plugins add.
+def make_resource(resource: Resource, asked: Parts = ()) -> Resource:
+    """What a source says of the process, with what plugins add.
 
     The service is called as that or `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says, else as the script.
     """
-    resource = declared or Resource.create()
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": _script() or "pocket_plug"}))
     more = added("resource", asked, dict(resource.attributes))

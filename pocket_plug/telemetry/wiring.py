@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from math import ceil, inf
 from pathlib import Path
@@ -30,10 +30,11 @@ from pocket_plug.primitives.redaction import public_url
 from pocket_plug.traces.recorded import DEFAULT_FILE, RecordedSpan
 from pocket_plug.traces.retention import Retention
 
-from .declared import Declared, declared
+from .declared import declared
 from .ending import in_time, no_sigterm, watch_the_end
+from .environment import Environment, Source
 from .export import LogExport, MetricExport, SpanExport
-from .exporters import Signal, asked, disabled, endpoint, log_exporters, metric_readers, span_exporters
+from .exporters import Signal
 from .following import followed
 from .live import OpenSpans
 from .local import FileExporter, where_to_look
@@ -41,6 +42,7 @@ from .logs import StandardLogs, wire_logging, wire_structlog
 from .notebook import NotebookTree, notebook_shell
 from .providers import (
     add_spans,
+    drop_logs,
     drop_spans,
     logs_are_taken,
     metrics_are_taken,
@@ -108,7 +110,7 @@ def observe(
     )
     with _lock, followed():
         if _observed is None:
-            source = declared()
+            source = declared() or Environment()
             chosen = _settings(detail or "phase", capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
             mode, spans, path = _trace_locally(path, keep or Retention.from_environment(), terminal, source)
@@ -167,7 +169,7 @@ def setup(
     )
     with _lock, followed():
         if _in_production is None:
-            source = declared()
+            source = declared() or Environment()
             chosen = _settings(detail, capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
             _first_given["setup"] = {"log_level": "info", "log_stdlib": True, "flush_timeout": seconds, **given}
@@ -178,20 +180,16 @@ def setup(
         return _in_production
 
 
-def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, source: Declared | None) -> Telemetry:
+def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, source: Source) -> Telemetry:
     """All three signals."""
     wire_structlog(log_level)
-    if disabled() or (source is not None and source.disabled):
+    if source.disabled:
         tracing.configure(**chosen)
         return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), flush_timeout=flush_timeout)
     # all are made before any is used: what can't be followed leaves nothing half set up
-    queue_spans, span_mode = ([], "yours") if traces_are_taken() else _with_mode(_ways_of_spans(source))
-    queue_records, log_mode = ([], "yours") if logs_are_taken() else _with_mode(_ways_of_records(source))
-    readers, metric_mode = (
-        ([], "yours")
-        if metrics_are_taken()
-        else _with_mode(source.readers() if source else [*metric_readers().items()])
-    )
+    queue_spans, span_mode = ([], "yours") if traces_are_taken() else _with_mode(source.spans())
+    queue_records, log_mode = ([], "yours") if logs_are_taken() else _with_mode(source.records())
+    readers, metric_mode = ([], "yours") if metrics_are_taken() else _with_mode(source.readers())
     tracing.configure(**chosen)
     spans = [queue() for queue in queue_spans]
     records = [queue() for queue in queue_records]
@@ -206,24 +204,9 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, sourc
     elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
         own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
-    if source is not None and set(modes.values()) != {
-        "yours"
-    }:  # else somebody has followed the file, or doesn't want to
+    if set(modes.values()) != {"yours"}:  # else somebody has followed the file, or doesn't want to
         source.apply_the_rest()
     return Telemetry(modes, flush_timeout=flush_timeout, spans=spans, records=records, readers=readers)
-
-
-def _ways_of_spans(source: Declared | None) -> list[tuple[str, Callable[[], SpanExport]]]:
-    """By each exporter's name what puts a queue before it, as the file or the variables say."""
-    if source is not None:
-        return source.spans()
-    return [(name, partial(SpanExport, exporter)) for name, exporter in span_exporters().items()]
-
-
-def _ways_of_records(source: Declared | None) -> list[tuple[str, Callable[[], LogExport]]]:
-    if source is not None:
-        return source.records()
-    return [(name, partial(LogExport, exporter)) for name, exporter in log_exporters().items()]
 
 
 def _flush_timeout(given: float | None) -> float:
@@ -346,7 +329,7 @@ class Telemetry:
                 _in_production = None
         drop_spans(self._spans)
         if self._records:
-            set_logs(())
+            drop_logs()
         is_done = in_time([part.shutdown for part in self._parts()], timeout)
         if self._readers:
             own_metrics.mute()
@@ -409,33 +392,33 @@ def _with_mode(made: list[tuple[str, T]]) -> tuple[list[T], str]:
 
 
 def _trace_locally(
-    file: Path | None, keep: Retention, terminal: bool | None, source: Declared | None
+    file: Path | None, keep: Retention, terminal: bool | None, source: Source
 ) -> tuple[str, list[SpanProcessor], Path | None]:
-    if disabled() or (source is not None and source.disabled):
+    if source.disabled:
         return "off", [], None
     if traces_are_taken():
         return "yours", [], None
-    queues, mode = _with_mode(_ways_of_spans(source))
+    queues, mode = _with_mode(source.spans())
     # what was asked for and can't be had leaves no run untraced
-    named = bool(queues) or source is not None or asked("traces") == ["none"]
+    named = bool(queues) or source.leaves_out("traces")
     if file is None and not named:
         file = DEFAULT_FILE
     processors: list[SpanProcessor] = [queue() for queue in queues]
     if file is not None:
         processors += [SpanExport(FileExporter(file, keep)), OpenSpans(file)]
-    to = source.endpoints("traces") if source is not None else [endpoint("traces")]
-    shell, footer = notebook_shell(), partial(_footer, file, " and ".join(map(public_url, to)))
+    to = " and ".join(map(public_url, source.endpoints("traces")))
+    shell, footer = notebook_shell(), partial(_footer, file, to)
     if terminal if terminal is not None else not named and (shell is not None or sys.stderr.isatty()):
         processors.append(TreeProcessor(None, footer) if shell is None else NotebookTree(shell, footer))
     return mode if named else "local", processors, file
 
 
-def _send_spans(spans: Sequence[SpanProcessor], mode: str, source: Declared | None) -> None:
+def _send_spans(spans: Sequence[SpanProcessor], mode: str, source: Source) -> None:
     """From now on, by these."""
     if spans:
         watch_the_end(_close_all)
         add_spans(spans, source)
-    if source is not None and mode not in ("off", "yours"):
+    if mode not in ("off", "yours"):
         source.apply_the_rest()
 
 

@@ -22,6 +22,7 @@ class NameStats(Figures):
     """
 
     name: str
+    errors: int
     own: int
 
 
@@ -39,8 +40,9 @@ def stats_by_name(spans: Sequence[RecordedSpan]) -> list[NameStats]:
         by_name.setdefault(span.name, []).append(span)
     found = [
         NameStats(
-            **figures((span.duration for span in same), errors[name], retried[name]),
+            **figures((span.duration for span in same), retried[name]),
             name=name,
+            errors=errors[name],
             own=sum(span.duration - _covered(span, below.get(span.span_id, ())) for span in same),
         )
         for name, same in by_name.items()

@@ -173,7 +173,7 @@ def _said_below(row: _Row, room: int, width: int, whole: bool) -> list[Text]:
             row.label.append(f" {place}")
         elif place:
             lines[:1] = [f"{place}: {lines[0]}" if lines else place]
-        said += lines if whole else lines[:1]
+        said += [*lines, *map(escaped, failure.causes)] if whole else lines[:1]
     if whole:
         said = [part for line in said for part in wrap(line, max(width - len(row.below), MIN_LABEL))]
     below = [Text().append(row.below, style="dim").append(line) for line in said]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 
 from opentelemetry.util.types import AnyValue
 
 from .frames import Frame, frames_in, users_frame
-from .recorded import RecordedSpan, own_errors
+from .recorded import STACK, RecordedSpan, own_errors
 
 __all__ = ["Failure", "failure_of", "failures", "first_way", "grouped", "way_to"]
 
@@ -30,6 +31,12 @@ class Failure:
     def place(self) -> str:
         """The frame in short, to be read only: files of one name may be many."""
         return "" if self.at is None else self.at.place
+
+    @property
+    def causes(self) -> list[str]:
+        """What it was caused by, as lines: the types, and the messages where these are known."""
+        lines = self.stack.splitlines()
+        return [*dropwhile(lambda line: not line.startswith("caused by "), lines)]
 
     @property
     def is_known(self) -> bool:
@@ -54,7 +61,7 @@ def failure_of(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> Failure
             about = event.attributes  # the last one of its type, since a span may tell of errors that it handled
     kind = kind or _text(about, "exception.type") or "error"
     message = _text(about, "exception.message") or ("" if span.message == kind else span.message)
-    stack = _text(about, "exception.stacktrace")
+    stack = _text(about, STACK)
     frames = frames_in(stack)
     at = users_frame(frames) or _definition(span, by_id) or (frames[-1] if frames else None)
     return Failure(span, kind.rpartition(".")[2] or kind, at, message, stack)

@@ -1,4 +1,4 @@
-"""The figures of a table's row: how many there were of something, how often it failed or was tried again, how long it took."""
+"""The figures of a table's row: how many there were of something, how often it was tried again, how long it took."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ __all__ = ["Figures", "figures", "quantile", "seconds"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Of `count` of them. Durations in nanoseconds, `total` is their sum. What counts as an error or a retry, the table says."""
+    """Of `count` of them. Durations in nanoseconds, `total` is their sum. What counts as a retry, the table says."""
 
     count: int
-    errors: int
     retries: int
     p50: int
     p95: int
@@ -21,16 +20,15 @@ class Figures:
     total: int
 
 
-def figures(took: Iterable[int], errors: int, retries: int) -> dict[str, int]:
+def figures(took: Iterable[int], retries: int) -> dict[str, int]:
     """The fields of Figures, from how long each took. There must be one at least.
 
-    >>> Figures(**figures([5, 1, 3], errors=1, retries=0))
-    Figures(count=3, errors=1, retries=0, p50=3, p95=5, max=5, total=9)
+    >>> Figures(**figures([5, 1, 3], retries=0))
+    Figures(count=3, retries=0, p50=3, p95=5, max=5, total=9)
     """
     ordered = sorted(took)
     return {
         "count": len(ordered),
-        "errors": errors,
         "retries": retries,
         "p50": quantile(ordered, 0.5),
         "p95": quantile(ordered, 0.95),

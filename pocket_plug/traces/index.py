@@ -29,7 +29,7 @@ from .summary import RunSummary, SpanSummary, summaries
 
 __all__ = ["Stats", "TraceIndex"]
 
-VERSION = 2
+VERSION = 3
 """Of the tables: `pragma user_version`. An index of another version is made anew."""
 
 HEAD = 4096
@@ -53,10 +53,11 @@ create table line (trace integer, start integer, primary key (trace, start)) wit
 create table span (
     trace integer, id text, parent text, start integer, end integer, failed integer, unseen_errors integer,
     retries integer, is_run integer,
-    run_id text, graph text, node text, outcome text, error text, primary key (trace, id)
+    run_id text, graph text, node text, outcome text, error text, place text,
+    is_users integer, primary key (trace, id)
 ) without rowid;
 create table run (
-    trace integer, run_id text, graph text, outcome text, error text, start integer, duration integer,
+    trace integer, run_id text, graph text, outcome text, error text, place text, start integer, duration integer,
     spans integer, errors integer, retries integer, trace_id text
 );
 create index run_start on run (start);
@@ -71,12 +72,13 @@ create index span_node on span (graph, node, start, end, failed, retries) where 
 class Stats(Figures):
     """The runs of a graph, or the visits of a node; `node` is None for the runs.
 
-    `errors` counts the runs that didn't end well, or the visits that failed for good, `retries` how often nodes' work was tried
+    `failed` counts the runs that didn't end well, or the visits that failed for good, `retries` how often nodes' work was tried
     again.
     """
 
     graph: str
     node: str | None
+    failed: int
 
 
 class TraceIndex:
@@ -284,9 +286,10 @@ class TraceIndex:
             of.setdefault((of_graph, node), []).append(tuple(numbers))
         found = [
             Stats(
-                **figures((took for took, _, _ in rows), sum(row[1] for row in rows), sum(row[2] for row in rows)),
+                **figures((took for took, _, _ in rows), sum(row[2] for row in rows)),
                 graph=of_graph,
                 node=node,
+                failed=sum(row[1] for row in rows),
             )
             for (of_graph, node), rows in of.items()
         ]
@@ -321,7 +324,7 @@ def _add(tables: sqlite3.Connection, start: int, spans: Sequence[RecordedSpan]) 
         (numbers[id],) = tables.execute("select number from trace where trace_id = ?", (id,)).fetchone()
     tables.executemany("insert or ignore into line values (?, ?)", [(trace, start) for trace in numbers.values()])
     tables.executemany(
-        "insert or replace into span values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "insert or replace into span values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (numbers[span.trace_id], *short._replace(start=min(short.start, LATEST), end=min(short.end, LATEST)))
             for span in spans
@@ -336,7 +339,7 @@ def _sum_up(tables: sqlite3.Connection, trace: int) -> None:
     tables.execute("delete from run where trace = ?", (trace,))
     (trace_id,) = tables.execute("select trace_id from trace where number = ?", (trace,)).fetchone()
     tables.executemany(
-        "insert into run values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "insert into run values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [(trace, *astuple(run)) for run in summaries(trace_id, _spans_of(tables, trace))],
     )
 

@@ -17,7 +17,7 @@ from opentelemetry.util.types import AnyValue
 
 from .failing import Failure, failure_of, failures
 from .frames import Frame, frames_in
-from .recorded import RecordedSpan, Trace
+from .recorded import LOCAL, STACK, RecordedSpan, Trace
 
 __all__ = ["page"]
 
@@ -46,7 +46,6 @@ EXACT = 2**53
 
 STATUS = {"unset": 0, "ok": 1, "error": 2}
 
-STACK = "exception.stacktrace"
 
 SIMPLE = frozenset((str, int, float, bool))
 """Types of values of which equal ones are the same to the page. Most are of these, so they are compared without JSON."""
@@ -173,7 +172,12 @@ class _Encoder:
             more["message"] = str(span.message)
         if span.events:
             more["events"] = [
-                [str(each.name), max(each.time - start, 0), self._attributes(each.attributes)] for each in span.events
+                [
+                    str(each.name),
+                    max(each.time - start, 0),
+                    self._attributes({name: value for name, value in each.attributes.items() if name != LOCAL}),
+                ]
+                for each in span.events
             ]
         if span.links:
             more["links"] = [[each.trace_id, each.span_id, self._attributes(each.attributes)] for each in span.links]

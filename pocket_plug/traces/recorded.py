@@ -29,7 +29,12 @@ DEFAULT_FILE = Path(".pocket_plug") / "traces.jsonl"
 """Where a program writes them that wasn't told another place."""
 
 LOCAL = "pocket_plug.local"
-"""On an exception's event: its message stays here, and `trace send` leaves it out. What `capture` asked for has no such mark."""
+"""On an exception's event: messages stay here, and `trace send` leaves them out. What `capture` asked for has no such mark.
+
+If the stack has messages of causes, it is the stack that is sent instead, else True.
+"""
+
+STACK = "exception.stacktrace"
 
 NO_RUN = frozenset(("pocket_plug.node.name", "pocket_plug.run.parent_id"))
 """Besides the id of a run, nodes have the one, nested runs the other."""

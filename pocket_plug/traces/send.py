@@ -25,7 +25,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.terminal import escaped
 
-from .recorded import LOCAL, TraceFile
+from .recorded import LOCAL, STACK, TraceFile
 
 BATCH_BYTES = 1_000_000
 """Of one request; a single span that is larger goes by itself. Collectors take 4 MB, some proxies one."""
@@ -217,9 +217,12 @@ def parsed(file: TraceFile, sent: Sent, advance: Callable[[int], None]) -> Itera
 def _leave_out_messages(span: dict[str, Any]) -> None:
     """Those that are kept on this machine only."""
     for event in span.get("events") or ():
-        attributes = event.get("attributes") or ()
-        if any(each.get("key") == LOCAL for each in attributes):
-            event["attributes"] = [each for each in attributes if each.get("key") not in (LOCAL, "exception.message")]
+        attributes = {each.get("key"): each for each in event.get("attributes") or ()}
+        if (mark := attributes.pop(LOCAL, None)) is not None:
+            attributes.pop("exception.message", None)
+            if "stringValue" in (mark.get("value") or {}):
+                attributes[STACK] = {"key": STACK, "value": mark["value"]}
+            event["attributes"] = [*attributes.values()]
 
 
 def _each_span(document: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,8 @@ from .recorded import RecordedSpan, own_errors
 class SpanSummary(NamedTuple):
     """A span in short. `run_id` and those below it are what its attributes say, `node` that of a node's span only.
 
-    `is_run`: it is that of an outermost run. Times in nanoseconds, `end` 0 while it goes on.
+    `is_run`: it is that of an outermost run. Times in nanoseconds, `end` 0 while it goes on. `place`: where it failed, or
+    where its node is written, as "orders.py:41"; `is_users`, unless that is of a library.
     """
 
     id: str
@@ -29,6 +30,8 @@ class SpanSummary(NamedTuple):
     node: str | None
     outcome: str | None
     error: str | None
+    place: str | None
+    is_users: bool
 
     @classmethod
     def of(cls, span: RecordedSpan) -> SpanSummary:
@@ -39,6 +42,7 @@ class SpanSummary(NamedTuple):
             return None if (value := attributes.get(name)) is None else str(value)
 
         is_node = "pocket_plug.node.visit" in attributes
+        place, is_users = _place_of(span) if span.failed else (None, False)
         return cls(
             id=span.span_id,
             parent=span.parent_id,
@@ -53,7 +57,16 @@ class SpanSummary(NamedTuple):
             node=text("pocket_plug.node.name") if is_node else None,
             outcome=text("pocket_plug.run.outcome"),
             error=span.error,
+            place=place,
+            is_users=is_users,
         )
+
+
+def _place_of(span: RecordedSpan) -> tuple[str | None, bool]:
+    from .failing import failure_of  # here, since it is needed only where a file is read
+
+    failure = failure_of(span, {})
+    return (None, False) if failure is None or failure.at is None else (failure.at.place, failure.at.is_users)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +74,15 @@ class RunSummary:
     """One execution of a run: a run that was resumed has several, of one id.
 
     `outcome`: as on its span; "running" while its process says so; "unfinished" if it neither ended nor goes on, or is
-    traced in part. `start` and `duration` in nanoseconds, `duration` so far where it hasn't ended. `spans`, `errors` and
-    `retries` are those of the run and all below it.
+    traced in part. `place`: where the error of one that failed arose. `start` and `duration` in nanoseconds, `duration` so far
+    where it hasn't ended. `spans`, `errors` and `retries` are those of the run and all below it.
     """
 
     run_id: str
     graph: str
     outcome: str
     error: str | None
+    place: str | None
     start: int
     duration: int
     spans: int
@@ -99,6 +113,7 @@ def summaries(
             run.graph or "",
             outcome or "unfinished",
             run.error,
+            _place(spans, run) if run.failed else None,
             run.start,
             duration,
             number,
@@ -114,6 +129,7 @@ def summaries(
             orphan.graph or "",
             "unfinished",
             None,
+            None,
             begin,
             max(max(span.end for span in spans) - begin, 0),
             len(spans),
@@ -121,6 +137,19 @@ def summaries(
             sum(span.retries for span in spans),
             trace_id,
         )
+
+
+def _place(spans: Sequence[SpanSummary], run: SpanSummary) -> str | None:
+    """Where the first error arose that made the run fail: that place of the user's which is the innermost, else a library's."""
+    failed = {span.id: span for span in spans if span.failed}
+    for id in sorted(_own_errors(failed.values()), key=lambda id: failed[id].end):
+        way, above = [failed[id]], failed.get(failed[id].parent or "")
+        while way[-1] is not run and above is not None and len(way) <= len(failed):
+            way.append(above)
+            above = failed.get(above.parent or "")
+        if way[-1] is run and way[0].error == run.error:
+            return next((span.place for span in way if span.is_users), way[0].place)
+    return None
 
 
 def _totals(spans: Sequence[SpanSummary], runs: Collection[str]) -> dict[str, list[int]]:
@@ -152,5 +181,8 @@ def _totals(spans: Sequence[SpanSummary], runs: Collection[str]) -> dict[str, li
 
 def _errors(spans: Sequence[SpanSummary]) -> Counter[str]:
     """By span, how many errors are its own."""
-    own = own_errors({span.id: (span.parent, span.error) for span in spans if span.failed})
-    return Counter(own) + Counter({span.id: span.unseen_errors for span in spans})
+    return Counter(_own_errors(spans)) + Counter({span.id: span.unseen_errors for span in spans})
+
+
+def _own_errors(spans: Iterable[SpanSummary]) -> list[str]:
+    return own_errors({span.id: (span.parent, span.error) for span in spans if span.failed})

@@ -121,6 +121,7 @@ def node_exported(bench: Bench) -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+    from pocket_plug.telemetry.environment import Environment
     from pocket_plug.telemetry.export import SpanExport
     from pocket_plug.telemetry.providers import SpanFan, make_tracers
 
@@ -164,7 +165,8 @@ def node_exported(bench: Bench) -> None:
     recording, spans = kept()
     assert spans_of(bench, ours_to(recording), spans) == spans_of(bench, bare_to(recording), spans)
     fan = SpanFan()
-    setup, sdk = make_tracers(Resource({}), fan), TracerProvider(resource=Resource({}), shutdown_on_exit=False)
+    setup = make_tracers(Resource({}), fan, Environment())
+    sdk = TracerProvider(resource=Resource({}), shutdown_on_exit=False)
     fan.processors = (SpanExport(Encoded()),)
     sdk.add_span_processor(BatchSpanProcessor(Encoded(), max_queue_size=32_768))
     bench.case("pocket_plug", ours_to(setup), per=FEW)

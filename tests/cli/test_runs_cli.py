@@ -176,12 +176,15 @@ def test_an_approval_is_submitted_in_one_process_and_answered_in_another(here: A
 
 
 def test_what_goes_on_is_traced_as_what_began_was() -> None:
-    """--trace of `run` and `runs answer`: one run, an execution for each, and the command that shows them all."""
+    """--trace and --capture of `run` and `runs answer`: one run, an execution for each, and the command that shows them all."""
     approval = str(EXAMPLES / "approval.py")
     submitted = elsewhere("run", approval, "--run-id", "mail", "--input", '"All is well"', "--trace")
     resumed = elsewhere("runs", "resume", approval, "mail", "--trace")
-    answered = elsewhere("runs", "answer", approval, "mail", "true", "--trace")
+    assert "All is well" not in Path(".pocket_plug/traces.jsonl").read_text("utf-8")
+    answered = elsewhere("runs", "answer", approval, "mail", "true", "--trace", "--capture", "full")
     assert (submitted.code, resumed.code, answered.code) == (3, 3, 0)
+    assert "sent, as number 1" in Path(".pocket_plug/traces.jsonl").read_text("utf-8")
+    assert elsewhere("runs", "resume", approval, "mail", "--capture", "full").code == 2
     shown = [" trace show mail --open" in ran.err for ran in (submitted, resumed, answered)]
     assert shown == [True, False, True], "what still waits for its answer has done nothing"
     listed = elsewhere("trace", "ls", "--json").json

@@ -123,6 +123,14 @@ def test_once_takes_what_is_there_and_says_what_becomes_of_it() -> None:
     assert worker("shop.py", "--url", URL, "--once").returncode == 0
 
 
+def test_what_it_runs_is_traced_with_what_is_captured() -> None:
+    """--trace and --capture, as of `run`."""
+    submit("apple")
+    assert worker("shop.py", "--url", URL, "--once", "--capture", "full").returncode == 2
+    assert worker("shop.py", "--url", URL, "--once", "--trace", "--capture", "full").returncode == 0
+    assert '"delivered for 5"' in Path(".pocket_plug/traces.jsonl").read_text("utf-8").replace("\\", "")
+
+
 def test_json_is_a_line_for_each() -> None:
     """For machines."""
     submit("apple")

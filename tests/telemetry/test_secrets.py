@@ -162,13 +162,16 @@ def run_app(folder: Path, *options: str, **environment: str) -> subprocess.Compl
 def kept_messages(folder: Path) -> list[str]:
     """The messages of exceptions in the trace file, whose other bytes, as those of the files beside it, hold no secret.
 
-    All of them are for nobody but the file's owner.
+    And the stacks with messages of causes. All of them are for nobody but the file's owner.
     """
     messages: list[str] = []
 
     def without(said: dict[str, object]) -> dict[str, object]:
-        if said.get("key") == "exception.message":
-            messages.append(str(said["value"]))
+        value = str(said.get("value"))
+        if said.get("key") == "exception.message" or (
+            said.get("key") == "exception.stacktrace" and "caused by KeyError: " in value
+        ):
+            messages.append(value)
             return {}
         return said
 
@@ -192,8 +195,11 @@ def test_the_command_line_keeps_messages_in_its_own_file_only(tmp_path: Path) ->
     assert (listed.returncode, lines_with(WORD, listed.stdout + listed.stderr)) == (0, [])
     folder = tmp_path / ".pocket_plug"
     assert (folder / "traces.jsonl.index").is_file()
-    assert any(WORD in message for message in kept_messages(folder))
+    messages = kept_messages(folder)
+    assert any(f"no line to {WORD}" in message for message in messages)
+    assert any(f"caused by KeyError: '{WORD}'" in message.replace("\\'", "'") for message in messages)
     assert lines_with(WORD, python(tmp_path, command, "trace", "show").stdout), "who looks at his own file sees them"
+    assert f"caused by KeyError: '{WORD}'" in python(tmp_path, command, "trace", "show", "--all").stdout
 
 
 @pytest.mark.parametrize("level", ["none", "keys"])
@@ -242,8 +248,10 @@ def test_redact_has_its_say_in_what_is_kept(tmp_path: Path) -> None:
     done = python(tmp_path, "-c", BOTH, HERE, WORD, "redacted")
     assert done.returncode == 0, done.stderr
     messages = kept_messages(tmp_path / "kept")
-    assert messages
-    assert {"{'stringValue': '***'}"} == set(messages)
+    stacks = {message for message in messages if "Traceback" in message}
+    assert {"{'stringValue': '***'}"} == set(messages) - stacks
+    assert stacks
+    assert all("caused by KeyError: ***" in stack for stack in stacks)
 
 
 def test_a_terminal_shows_messages_and_a_program_of_its_own_processors_gets_none(tmp_path: Path) -> None:

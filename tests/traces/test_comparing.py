@@ -29,7 +29,7 @@ def span(number: int, parent: int, name: str, start: int, end: int, error: str =
 
 
 def execution(run_id: str, start: int, duration: int = 10, outcome: str = "success") -> RunSummary:
-    return RunSummary(run_id, "shop", outcome, None, start, duration, 1, 0, 0, TRACE)
+    return RunSummary(run_id, "shop", outcome, None, None, start, duration, 1, 0, 0, TRACE)
 
 
 def test_what_goes_on_at_once_counts_once_against_a_spans_own_time() -> None:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -227,12 +227,53 @@ def test_graphs_and_nodes_are_summed_up(path: Path) -> None:
     """What took longest in all comes first, below its graph."""
     with TraceIndex(path) as index:
         assert index.stats() == [
-            Stats(graph="shop", node=None, count=3, errors=1, retries=2, p50=20, p95=120, max=120, total=160),
-            Stats(graph="shop", node="charge", count=3, errors=1, retries=2, p50=7, p95=100, max=100, total=112),
-            Stats(graph="shop", node="ship", count=1, errors=0, retries=0, p50=9, p95=9, max=9, total=9),
+            Stats(graph="shop", node=None, count=3, failed=1, retries=2, p50=20, p95=120, max=120, total=160),
+            Stats(graph="shop", node="charge", count=3, failed=1, retries=2, p50=7, p95=100, max=100, total=112),
+            Stats(graph="shop", node="ship", count=1, failed=0, retries=0, p50=9, p95=9, max=9, total=9),
         ]
         assert [each.count for each in index.stats(since=2000)] == [2, 2, 1]
         assert index.stats(graph="mail") == []
+
+
+def attribute(name: str, value: str) -> dict[str, object]:
+    return {"key": name, "value": {"stringValue": value}}
+
+
+@pytest.mark.parametrize(
+    ("file", "defined", "place"),
+    [
+        ("/app/stock.py", True, "stock.py:9"),
+        ("/x/site-packages/b.py", True, "orders.py"),
+        ("/x/site-packages/b.py", False, "b.py:9"),
+    ],
+)
+def test_a_run_that_failed_says_where(tmp_path: Path, file: str, defined: bool, place: str) -> None:
+    """In the user's code, else where the node is written, which another line may say; not where a handled error arose."""
+    handled, failed = span(1, 3, 2, 1, error="Early"), span(1, 4, 2, 4, error="Boom")
+    for each, name in ((handled, "/app/early.py"), (failed, file)):
+        stack = f'Traceback\n  File "{name}", line 9, in g\nBoom'
+        each["events"] = [
+            {
+                "name": "exception",
+                "timeUnixNano": "1",
+                "attributes": [
+                    attribute("exception.type", "Early" if each is handled else "Boom"),
+                    attribute("exception.stacktrace", stack),
+                ],
+            }
+        ]
+    above = node(1, 2, 5, "charge", error="Boom")
+    if defined:
+        above["attributes"] = [
+            *cast("list[object]", above["attributes"]),
+            attribute("code.file.path", "/app/orders.py"),
+        ]
+    path = tmp_path / "t.jsonl"
+    path.write_text(line(handled, failed))
+    assert [each.place for each in listed(path)] == []
+    with path.open("a") as more:
+        more.write(line(above, run(1, 1, outcome="failure", error="Boom")))
+    assert [each.place for each in listed(path)] == [place]
 
 
 def test_no_file_is_an_error_and_leaves_none(tmp_path: Path) -> None:
