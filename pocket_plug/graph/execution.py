@@ -33,11 +33,12 @@ from pocket_plug.store.store import MISSING, StoreReader
 from .chain import DEFAULT, Next
 from .context import in_own_context, run_ids
 from .host import RunHost
-from .observing import NodeCall, Observer, Run, RunNotice
+from .observing import NodeCall, Run, RunNotice
 from .plan import PlannedGraph, refuse_read_only
 from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
-from .step import Step, Visited, Visiting
-from .watching import Entered, Part, end, enter, keep_pace, leave, tell
+from .step import Step, Visiting
+from .watched import watched_visit
+from .watching import NOBODY, Entered, enter, leave, tell, watched_by
 
 TURN = 0.001
 """Seconds after which a run that never suspends gives way to the event loop."""
@@ -55,9 +56,9 @@ class Execution:
     """
 
     __slots__ = (
-        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "loop", "max_steps", "observers"),
-        *("on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack", "steps"),
-        *("threads", "timeout", "turn_ends", "visits", "where"),
+        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "look_at", "loop", "max_steps"),
+        *("plan", "pocket", "prefix", "run", "stack", "steps", "threads", "timeout", "turn_ends", "visits"),
+        *("watchers", "where"),
     )
     where: int
     attempts: int
@@ -81,6 +82,7 @@ class Execution:
         self.pocket, self.loop, self.threads, self.ledger = pocket, loop, threads, ledger
         self.left_by = DEFAULT
         self.steps = 0
+        self.look_at = STEPS_PER_LOOK if graph.max_steps >= STEPS_PER_LOOK else graph.max_steps + 1
         self.turn_ends = 0.0
         if parent is None:
             self.above, self.exits, self.began = None, NO_EXITS, next(_runs)
@@ -95,25 +97,10 @@ class Execution:
                     f"graph {graph.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
                     "does it contain itself? Else raise Graph(…, max_depth=…)"
                 )
-        self.on_node: Sequence[Part] = ()
-        self.on_phase: Sequence[Part] = ()  # of guarded nodes
-        self.on_every_phase: Sequence[Part] = ()
-        self.paced: Sequence[Observer] = ()
-        self.observers = observers = pocket.observers(run)
-        self.visits: dict[str, int] | None = (
-            None  # counted only if the run is watched or durable, or the graph has loops
-        )
-        if observers or self.plan.loops or ledger is not None:
+        self.watchers = watched_by(pocket.observers(run))
+        self.visits: dict[str, int] | None = None  # counted only where there may be several to a node
+        if self.plan.repeats or ledger is not None:
             self.visits = defaultdict(int)
-        if observers:
-            self._listen(observers)
-
-    def _listen(self, observers: list[Observer]) -> None:
-        self.observers = observers
-        self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
-        self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
-        self.on_every_phase = [part for part in self.on_phase if not part[0].guarded_only]
-        self.paced = [observer for observer in observers if observer.pace is not None]
 
     @property
     def outermost(self) -> Execution:
@@ -160,7 +147,7 @@ class Execution:
             if ledger is not None and (result := await ledger.claim(self, value)) is not MISSING:
                 return result
             self.where = self._where()
-            output = await (self._watched(value) if self.observers else self._kept(value))
+            output = await (self._watched(value) if self.watchers is not NOBODY else self._kept(value))
             if ledger is not None:
                 await ledger.close()
             return output
@@ -202,11 +189,11 @@ class Execution:
         run = self.run
         entered: Entered = []
         failed: BaseException | None = None
-        parts = [(observer, observer.run) for observer in self.observers if observer.run is not None]
+        observers = self.watchers.observers
+        parts = [(observer, observer.run) for observer in observers if observer.run is not None]
         try:
             if silent := enter(entered, parts, run):
-                heard = (observer for observer in self.observers if all(observer is not each for each in silent))
-                self._listen(list(heard))
+                self.watchers = watched_by([each for each in observers if all(each is not one for one in silent)])
             run.output = await self._kept(value)
             run.outcome = "success"
         except RunSuspendedError:
@@ -226,27 +213,36 @@ class Execution:
         """From step to step, through each by the way that was found when the plan was made."""
         step: Step | None = self.plan.start
         cancelled: asyncio.CancelledError | None = None
-        ledger, counter, where, watched = self.ledger, self.outermost, self.where, bool(self.observers)
+        ledger, counter, where, watched = self.ledger, self.outermost, self.where, self.watchers is not NOBODY
         if ledger is not None:
             step, value, cancelled = await ledger.begin(self, value)
         visits = None if watched else self.visits
         while step is not None and cancelled is None:
             counter.steps = steps = counter.steps + 1
-            if steps > counter.max_steps:
-                raise self._too_many(step)
-            if self.loop and (not steps % STEPS_PER_LOOK or ledger is not None):
-                await self.give_way()
+            if steps >= counter.look_at or ledger is not None:
+                await self._look(step)
             if visits is not None:
                 visits[step.name] += 1
             if ledger is not None:
                 ledger.stand_at(step)
             way = step.ways[where]
-            step, value, cancelled = await (self._watch(step, value) if watched else way.take(self, value, None))
+            step, value, cancelled = await (
+                watched_visit(self, step, value) if watched else way.take(self, value, None)
+            )
         if ledger is not None and step is None:
             cancelled = await ledger.end(self) or cancelled
         if cancelled is not None:
             raise cancelled
         return value
+
+    async def _look(self, step: Step) -> None:
+        """Once in a few steps: is there one too many, and is it the event loop's turn?"""
+        counter = self.outermost
+        if counter.steps > counter.max_steps:
+            raise self._too_many(step)
+        counter.look_at = min(counter.steps + STEPS_PER_LOOK, counter.max_steps + 1)
+        if self.loop:
+            await self.give_way()
 
     def _too_many(self, step: Step) -> StepLimitError:
         limit = self.outermost.max_steps
@@ -267,37 +263,14 @@ class Execution:
     # ------------------------------------------------------------ its nodes
     def visit(self, step: Step, value: object, position: int | None = None) -> Visiting:
         """Take a value through a node, watched if the run is."""
-        return self._watch(step, value, position) if self.observers else step.ways[self.where].take(self, value, None)
-
-    async def _watch(self, step: Step, value: object, index: int | None = None) -> Visited:
-        """Take a value through a node, between what the observers do before and after."""
-        if self.paced and self.loop:
-            await keep_pace(self.paced)
-        run, visits, name = self.run, self.visits, step.name
-        assert visits is not None
-        run.steps += 1
-        visits[name] = visit = visits.get(name, 0) + 1
-        call = NodeCall(
-            run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item, index, step.labels
-        )
-        entered: Entered = []
-        try:
-            if self.on_node:
-                enter(entered, self.on_node, call)
-            if self.ledger is not None:
-                self.ledger.tell_resumed(self, call)
-            visited = await step.ways[self.where].take(self, value, call)
-        except BaseException as error:
-            end(call, entered, error)
-            raise
-        call.output, call.outcome = visited[1], call.outcome or "ok"
-        leave(entered, None)
-        return visited
+        if self.watchers is NOBODY:
+            return step.ways[self.where].take(self, value, None)
+        return watched_visit(self, step, value, position)
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
         """Tell the observers."""
         if call is not None:
-            tell(self.observers, name, call, attributes)
+            tell(self.watchers.observers, name, call, attributes)
 
     def notify(self, notice: RunNotice) -> None:
         """Tell the plugins."""

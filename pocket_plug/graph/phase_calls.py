@@ -14,7 +14,7 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause
 
 from .elsewhere import Elsewhere, Work
-from .observing import NodeCall, Phase, PhaseCall
+from .observing import NodeCall, Phase, PhaseCall, Time
 from .phases import Function
 from .retry import Retry
 from .running import Running
@@ -55,15 +55,14 @@ def unawaited(step: Step, phase: str, coroutine: Any) -> PhaseError:
 
 
 # ---------------------------------------------------------------- watched runs
-Watched = tuple[Sequence[Part], NodeCall | None, float]
-"""Who watches a node's phases; else the call in which they are only measured, and the time at which the first begins."""
-NOBODY: Watched = (), None, 0.0
+Watched = tuple[Sequence[Part], Time]
+UNWATCHED: Watched = (), None
 
 
-def watching(run: Running, step: Step, call: NodeCall) -> Watched:
-    """What is to be done at the phases of a node, in a watched run."""
-    observers = run.on_phase if step.guarded else run.on_every_phase
-    return (observers, None, 0.0) if observers else (observers, call, time.perf_counter())
+def watching(run: Running, step: Step) -> Watched:
+    """Who watches a node's phases in a watched run; where nobody does they are only measured, from this time on."""
+    observers = run.watchers.of_phases if step.guarded else run.watchers.of_every_phase
+    return observers, None if observers else time.perf_counter()
 
 
 async def watch(
@@ -79,19 +78,6 @@ async def watch(
     return about.output
 
 
-def phase_over(step: Step, phase: str, result: Value, call: Any, started: float) -> float:
-    """Measure a phase that nobody watches; gives the time. Raises PhaseError where it gave a coroutine."""
-    if result.__class__ is CoroutineType:
-        raise unawaited(step, phase, result)
-    now, durations = time.perf_counter(), call.durations
-    if phase == "exec":
-        if step.wraps_exec:
-            return now  # what calls exec has measured it
-        call.attempts += 1
-    durations[phase] = durations.get(phase, 0.0) + now - started
-    return now
-
-
 # ---------------------------------------------------------------- exec
 def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunction:
     """`exec` of a guarded node: as often as its retry allows, then the fallback."""
@@ -105,7 +91,7 @@ def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunctio
             if call is not None:
                 call.attempts += 1
             about = PhaseCall(call, "exec", number, step.timeout, input=prepared) if call is not None else None
-            watching = Watching(run.on_phase, about)
+            watching = Watching(run.watchers.of_phases, about)
             try:
                 with watching:
                     try:
@@ -203,7 +189,7 @@ def _fallback(step: Step, in_thread: bool) -> AsyncFunction:
         if fallback is None or isinstance(error, PhaseError):
             raise error
         about = PhaseCall(call, "fallback", input=prepared) if call is not None else None
-        with Watching(run.on_phase, about):
+        with Watching(run.watchers.of_phases, about):
             result = await checked(step, "fallback", fallback, awaits, prepared, error)
             if about is not None:
                 about.output = result

@@ -17,6 +17,31 @@ Part = tuple[Observer, Callable[[Any], AbstractContextManager[Any] | None]]
 Entered = list[tuple[Observer, AbstractContextManager[Any]]]
 
 
+class Watchers:
+    """Who watches a run, and what of it."""
+
+    __slots__ = ("observers", "of_every_phase", "of_nodes", "of_phases", "paced", "spare")
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self.observers = observers
+        self.of_nodes: Sequence[Part] = [(each, each.node) for each in observers if each.node is not None]
+        self.of_phases: Sequence[Part] = [(each, each.phase) for each in observers if each.phase is not None]
+        """Those of the phases of guarded nodes."""
+        self.of_every_phase = [part for part in self.of_phases if not part[0].guarded_only]
+        self.paced = [each for each in observers if each.pace is not None]
+        spare = not self.paced and not self.of_phases
+        self.spare = spare and all(each.failures_only for each in observers)
+        """Do they want nothing of visits that don't fail, of nodes that aren't guarded?"""
+
+
+NOBODY = Watchers(())
+
+
+def watched_by(observers: Sequence[Observer]) -> Watchers:
+    """Those who watch a run; `NOBODY` where there are none."""
+    return Watchers(observers) if observers else NOBODY
+
+
 def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[Observer]:
     """Enter what each observer gives for a run, node or phase; one that fails is reported and left out.
 
@@ -63,13 +88,6 @@ async def keep_pace(observers: Iterable[Observer]) -> None:
                 if not is_fault(error):
                     raise
                 report_observer(observer, "pace", error)
-
-
-def measure(call: NodeCall, phase: str, started: float) -> float:
-    """Add the seconds since `started` to a phase's; give the time that it is now."""
-    now = time.perf_counter()
-    call.durations[phase] = call.durations.get(phase, 0.0) + now - started
-    return now
 
 
 def end(call: NodeCall | None, entered: Entered, error: BaseException | None) -> None:
@@ -133,7 +151,8 @@ class Watching:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if (phase := self._phase) is not None:
-            measure(phase.node, phase.phase, self._started)
+            durations = phase.node.durations
+            durations[phase.phase] = durations.get(phase.phase, 0.0) + time.perf_counter() - self._started
             leave(self._entered, error)
 
 

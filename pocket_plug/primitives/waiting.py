@@ -112,13 +112,15 @@ class Waiter(Generic[T]):
     def __init__(self, blocks: bool = False) -> None:
         self._error: BaseException | None = None
         self._woken = False
-        self.loop = None if blocks or may_block() else asyncio.get_running_loop()
-        """Where it is awaited; None for a thread."""
-        if self.loop is None:
+        loop = None if blocks else asyncio._get_running_loop()
+        if loop is None or loop is _driving.over:  # as `may_block`
+            self.loop: asyncio.AbstractEventLoop | None = None
+            """Where it is awaited; None for a thread."""
             self._lock = threading.Lock()
             self._lock.acquire()
         else:
-            self._future: asyncio.Future[None] = self.loop.create_future()
+            self.loop = loop
+            self._future: asyncio.Future[None] = loop.create_future()
 
     def give(self, result: T) -> Waiter[T]:
         """Note the result; `wake` then lets the waiting side see it."""
@@ -167,6 +169,11 @@ class Waiter(Generic[T]):
         return self._woken or self._lock.acquire(timeout=timeout)
 
     @property
+    def is_woken(self) -> bool:
+        """Is the waiting over?"""
+        return self._woken
+
+    @property
     def is_orphaned(self) -> bool:
         """Has the loop stopped on which it is awaited? Then it may be that nobody ever goes on from here."""
         return self.loop is not None and not self.loop.is_running()
@@ -207,6 +214,20 @@ def wake(waiters: Iterable[Waiter[Any]]) -> None:
         else:
             with suppress(RuntimeError):  # that loop is closed: nobody is waiting any more
                 _call_on(loop, _wake_here, group)
+
+
+def wake_once(waiter: Waiter[Any]) -> None:
+    """`wake` one waiter by one call of its loop, which costs half as much as two.
+
+    An interrupt may come at the entry of what is called: unless it `is_woken` a while later, call this again.
+    """
+    if waiter.loop is None:
+        wake((waiter,))
+        return
+    try:
+        waiter.loop.call_soon_threadsafe(_wake_here, [waiter])
+    except RuntimeError:  # that loop is closed: nobody is waiting any more
+        return
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:

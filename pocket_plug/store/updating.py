@@ -11,61 +11,56 @@ from pocket_plug.primitives.lists import ItemList, ListHead
 from pocket_plug.primitives.values import Hint, Value
 
 from .backend import Change, Delete, Entry, Put
+from .base import MISSING
 from .contention import Step
 from .keys import Key
-from .transaction import private
+from .transaction import ATOMS, private
 
 
-def replacing(
+def replaced(
     name: str,
     key: Any,
     fn: Callable[[Value], Value],
     default: Value,
-    has_default: bool = True,
-    declared: Hint = None,
-    until: float | None = None,
-) -> Step:
+    declared: Hint,
+    until: float | None,
+    entry: Entry | None,
+) -> tuple[Sequence[Change], Any]:
     """The step for `fn` at the name of a key; `declared` is the type of a typed view, `until` a new deadline.
 
-    The step raises MissingKeyError where there is neither an entry nor a default, and ValueTypeError for a value of another
-    type than the Key's.
+    Raises MissingKeyError where there is neither an entry nor a default (MISSING), and ValueTypeError for a value of another
+    type than the Key's. A step is a `partial` of it: to make a closure over so much takes twice as long.
     """
-
-    def step(entry: Entry | None) -> tuple[Sequence[Change], Any]:
-        if entry is not None:
-            given, deadline = entry.value, entry.expires_at
-            if given.__class__ is ListHead:
-                raise no_single_value(key, given)
-            old = private(given)
-            if key.__class__ is Key:
-                old = key.checked(old)
-        elif not has_default:
-            raise MissingKeyError(f"nothing at {str(key)!r} to update; give a default")
-        else:
-            given, deadline = default, None
-            old = private(given)
-        new = fn(old)
-        if new.__class__ is CoroutineType:
-            new.close()
-            raise ValueTypeError(
-                f"update of {str(key)!r}: the function is `async def`; write `def`, and await what it needs "
-                "before the update"
-            )
-        if new is None and old is not given:  # a copy was made of it, so it can be changed in place
-            _refuse_unless_meant(key, old, key.type if key.__class__ is Key else declared)
+    if entry is not None:
+        given, deadline = entry.value, entry.expires_at
+        if given.__class__ is ListHead:
+            raise no_single_value(key, given)
+        old = given if given.__class__ in ATOMS else private(given)
         if key.__class__ is Key:
-            new = key.checked(new)
-        if until is not None:
-            return (Put(name, new, until),), new
-        return (Put(name, new, deadline, None, entry is None),), new
+            old = key.checked(old)
+    elif default is MISSING:
+        raise MissingKeyError(f"nothing at {str(key)!r} to update; give a default")
+    else:
+        given, deadline = default, None
+        old = private(given)
+    new = fn(old)
+    if new.__class__ is CoroutineType:
+        new.close()
+        raise ValueTypeError(
+            f"update of {str(key)!r}: the function is `async def`; write `def`, and await what it needs "
+            "before the update"
+        )
+    if new is None and old is not given:  # a copy was made of it, so it can be changed in place
+        _refuse_unless_meant(key, old, key.type if key.__class__ is Key else declared)
+    if key.__class__ is Key:
+        new = key.checked(new)
+    if until is not None:
+        return (Put(name, new, until),), new
+    return (Put(name, new, deadline, None, entry is None),), new
 
-    return step
 
-
-def taking(
-    name: str, key: Any, default: Value, has_default: bool, checked: Callable[[Value], Value] | None = None
-) -> Step:
-    """The step that removes an entry and gives its value; it raises MissingKeyError where there is neither it nor a default.
+def taking(name: str, key: Any, default: Value, checked: Callable[[Value], Value] | None = None) -> Step:
+    """The step that removes an entry and gives its value; it raises MissingKeyError if there is neither that nor a default.
 
     What raises as it is `checked`, by default by the Key, is not removed.
     """
@@ -77,7 +72,7 @@ def taking(
             if entry.value.__class__ is ListHead:
                 raise no_single_value(key, entry.value)
             return (Delete(name),), entry.value if checked is None else checked(entry.value)
-        if not has_default:
+        if default is MISSING:
             raise MissingKeyError(f"nothing at {str(key)!r} to pop; give a default")
         return (), default
 
