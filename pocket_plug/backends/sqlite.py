@@ -326,7 +326,7 @@ class SQLite(Backend):
         if _forbidden and identity_of(self._name) in _forbidden:
             raise self._forked_in_use()
         if self._open:
-            self._look(closely=True)
+            self._look()
         try:
             connection = sqlite3.connect(
                 f"{self._absolute.as_uri()}?mode=rw",
@@ -411,12 +411,11 @@ class SQLite(Backend):
                 Path(name).unlink(missing_ok=True)
 
     # ------------------------------------------------------------ where the file is, and forks of this process
-    def _look(self, *, closely: bool = False) -> None:
+    def _look(self) -> None:
         """Raise StoreError where the file isn't in its place any more, or not the one that was opened."""
-        if closely or monotonic() >= self._look_next:
-            if not is_at(self._name, self._file):
-                raise self._moved(self.path) if self._open else self._not_open()
-            self._look_next = monotonic() + LOOK_EVERY
+        if not is_at(self._name, self._file):
+            raise self._moved(self.path) if self._open else self._not_open()
+        self._look_next = monotonic() + LOOK_EVERY
 
     def _moved(self, what: str) -> StoreError:
         return StoreError(
@@ -520,15 +519,15 @@ class SQLite(Backend):
         return faults
 
     async def version(self) -> int:
-        """The last one given. Where another instance has reserved some it must reserve anew: so that each of its writes is seen here."""
-        version = self._version()
-        return await self._done(_Settlement()) if _is_reserved(version) else version
+        """The last one given. Where another instance has reserved some it must reserve anew: so each of its writes changes this."""
+        version, is_exact = self._version()
+        return version if is_exact else await self._done(_Settlement())
 
-    def _version(self) -> int:
-        """The last one given, or up to which one another instance has reserved some."""
+    def _version(self) -> tuple[int, bool]:
+        """The last one given, and True; else up to which one another instance has reserved some."""
         stored = self._stored()
         given, counter = self._versions
-        return given if counter == stored else stored
+        return (given, True) if counter == stored else (stored, not _is_reserved(stored))
 
     def _stored(self) -> int:
         return self._counter_of(self._rows(VERSION, ((),)))
@@ -574,7 +573,7 @@ class SQLite(Backend):
         """One transaction, committed before this returns; StoreBusyError where the file stays locked."""
         if not changes:
             return await self._check(expect)
-        return await self._done(_Request(list(map(self._encoded, changes)), expect))
+        return await self._done(_Request([*map(self._encoded, changes)], expect))
 
     async def compact(self, size: int) -> int:
         """Free pages at the end of the file, once others were moved from there. A file that an older version made has none."""
@@ -620,7 +619,7 @@ class SQLite(Backend):
         return request.outcome()
 
     async def _check(self, expect: Mapping[str, int]) -> int:
-        current = self._version()  # before the rest, so that it is no newer than what was checked
+        current, _ = self._version()  # before the rest, so that it is no newer than what was checked
         now = self.clock()
         seen = {
             key: version
@@ -818,7 +817,7 @@ class SQLite(Backend):
         given, counter = known = self._versions
         self._versions = _UNKNOWN  # for who is interrupted in between
         try:
-            self._look(closely=True)
+            self._look()
             if self._log_file is None:
                 self._log_file = identity_of(self._log)
             elif self.durability == "power" and not is_at(self._log, self._log_file):
