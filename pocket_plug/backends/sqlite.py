@@ -88,7 +88,7 @@ LOOK_EVERY = 0.05
 """Reads check at most once in so many seconds whether the file is still in its place. A write checks each time."""
 
 RESERVED = 1024
-"""So many versions are reserved at a time, at least. A stored counter that is a multiple of it says that some may not be given yet."""
+"""So many versions are reserved at a time, at least. Where the stored counter is a multiple of it, some may be left."""
 
 RESERVE_AFTER = 16
 """Versions are reserved by who has made so many commits in a row, while no other instance has made one."""
@@ -519,7 +519,7 @@ class SQLite(Backend):
         return faults
 
     async def version(self) -> int:
-        """The last one given. Where another instance has reserved some it must reserve anew: so each of its writes changes this."""
+        """The last one given. Where another instance has reserved some, it must reserve anew: each of its writes changes this."""
         version, is_exact = self._version()
         return version if is_exact else await self._done(_Settlement())
 
@@ -813,32 +813,11 @@ class SQLite(Backend):
 
     def _commit(self, writer: sqlite3.Cursor, batch: list[_Request]) -> None:
         """Do the requests in the transaction that has begun, commit, and note in each what became of it."""
-        execute = writer.execute
-        given, counter = known = self._versions
-        self._versions = _UNKNOWN  # for who is interrupted in between
+        known, self._versions = self._versions, _UNKNOWN  # for who is interrupted in between
         try:
             self._look()
-            if self._log_file is None:
-                self._log_file = identity_of(self._log)
-            elif self.durability == "power" and not is_at(self._log, self._log_file):
-                raise self._moved(f"{self.path}-wal")
-            now = self.clock()
-            stored = self._counter_of(execute(VERSION).fetchall())
-            if not (is_own := stored == counter):
-                given, self._alone = stored, 0
-            version = given
-            for request in batch:
-                version = self._apply(execute, request, version, now)
-            if version == given and all(each.changes for each in batch):  # nothing but conflicts
-                _roll_back(writer)
-                self._versions = known
-                return
-            counter = stored if version <= stored else self._counter_for(version)
-            if counter != stored:
-                execute(COUNT, (counter,))
-            if self._unreaped >= REAP_EVERY:
-                execute(REAP, (now, 2 * self._unreaped, now))
-                self._unreaped = 0
+            self._look_at_log()
+            versions = self._do(writer.execute, batch, *known)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
             _roll_back(writer)
             self._versions = known
@@ -847,17 +826,45 @@ class SQLite(Backend):
             else:
                 self._commit_singly(writer, batch)
             return
+        if versions is None:
+            _roll_back(writer)
+            self._versions = known
+            return
         try:
-            execute("COMMIT")
+            writer.execute("COMMIT")
         except _REFUSALS as error:
             _roll_back(writer)
             for request in batch:
                 request.error = self._explained(error)
-            if counter == stored and is_own:  # it may have landed, so its versions are not given again
-                self._versions = version, counter
-            return
-        if is_own or counter != stored:
-            self._versions = version, counter
+            if versions[1] != known[1]:
+                return  # whether the counter has changed is to be looked up
+        self._versions = versions  # of a commit that failed too: it may have landed, so none of them is given again
+
+    def _do(self, execute: _Execute, batch: list[_Request], given: int, counter: int) -> tuple[int, int] | None:
+        """Do them in the open transaction. Gives `_versions` as they are after it; None where all were in conflict."""
+        now = self.clock()
+        stored = self._counter_of(execute(VERSION).fetchall())
+        if not (is_own := stored == counter):
+            given, self._alone = stored, 0
+        version = given
+        for request in batch:
+            version = self._apply(execute, request, version, now)
+        if version == given and all(request.changes for request in batch):
+            return None
+        counter = stored if version <= stored else self._counter_for(version)
+        if counter != stored:
+            execute(COUNT, (counter,))
+        if self._unreaped >= REAP_EVERY:
+            execute(REAP, (now, 2 * self._unreaped, now))
+            self._unreaped = 0
+        return (version, counter) if is_own or counter != stored else _UNKNOWN
+
+    def _look_at_log(self) -> None:
+        """Raise StoreError where the log isn't in its place any more, and a write would be lost with the machine."""
+        if self._log_file is None:
+            self._log_file = identity_of(self._log)
+        elif self.durability == "power" and not is_at(self._log, self._log_file):
+            raise self._moved(f"{self.path}-wal")
 
     def _counter_for(self, version: int) -> int:
         """What to store once that version is given: it, or some more that are reserved for writes to come.

@@ -34,7 +34,7 @@ def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
 
 
 def begin(coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[object] | None:
-    """Take a coroutine to its end; if it waits before, a task takes it there from where it waits, in the context that it began in.
+    """Take a coroutine to its end; if it waits before, a task takes it there, in the context that it began in.
 
     Only for one that awaits nothing but what any task may await (a future, a Waiter): it isn't always in the same task.
     """

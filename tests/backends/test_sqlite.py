@@ -584,7 +584,7 @@ def test_a_write_that_fails_gives_no_version_twice(tmp_path: Path, refused: str)
 
 
 def test_of_two_that_would_reserve_the_same_versions_one_does(tmp_path: Path) -> None:
-    """One commit that reserves some fails. Another instance reserves just these, and the first goes on above what that has given."""
+    """A commit that reserves some fails, and another one reserves just these: the first goes on above what that has given."""
     one, other = (Refusing(tmp_path / "state.db", durability="process") for _ in range(2))
     drive(one.open())
     drive(other.open())

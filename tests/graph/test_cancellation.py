@@ -222,7 +222,8 @@ def test_cancelled_at_any_moment_everything_agrees(shape: str, backend: type[Bac
 
 
 @pytest.mark.parametrize(
-    ("shape", "backend"), [("plain", FaultyMemory), ("contended", FaultyMemory), ("each", FaultyMemory), ("plain", Begun)]
+    ("shape", "backend"),
+    [("plain", FaultyMemory), ("contended", FaultyMemory), ("each", FaultyMemory), ("plain", Begun)],
 )
 def test_cancelled_twice_everything_agrees(shape: str, backend: type[Backend]) -> None:
     """As above, with a second cancellation at every later moment: also within the commit and within hooks."""
