@@ -140,6 +140,10 @@ class _Request:
             raise self.error
         return self.version
 
+    def serve(self, execute: _Execute, version: int) -> int:
+        """Do what one without changes asks for, in the open transaction; gives the last version after it."""
+        raise NotImplementedError
+
 
 class _Compaction(_Request):
     """The request to give free pages back."""
@@ -150,6 +154,10 @@ class _Compaction(_Request):
         super().__init__((), NO_EXPECTATIONS)
         self.size, self.freed = size, 0
 
+    def serve(self, execute: _Execute, version: int) -> int:
+        self.freed = _shrink(execute, self.size)
+        return version
+
 
 class _Settlement(_Request):
     """The request for the last version given, where another instance may have some reserved: that one must reserve anew."""
@@ -158,6 +166,10 @@ class _Settlement(_Request):
 
     def __init__(self) -> None:
         super().__init__((), NO_EXPECTATIONS)
+
+    def serve(self, execute: _Execute, version: int) -> int:
+        self.version = version + _is_reserved(version)
+        return self.version
 
 
 class _Turn:
@@ -891,12 +903,8 @@ class SQLite(Backend):
     def _apply(self, execute: _Execute, request: _Request, version: int, now: float) -> int:
         """Do one request in the open transaction, unless it conflicts; gives the counter after it."""
         request.error = None
-        if isinstance(request, _Compaction):
-            request.freed = _shrink(execute, request.size)
-            return version
-        if isinstance(request, _Settlement):
-            request.version = version + _is_reserved(version)
-            return request.version
+        if not request.changes:
+            return request.serve(execute, version)
         if request.expect:
             changed: list[str] = []
             for key, expected in request.expect.items():

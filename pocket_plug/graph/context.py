@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 
@@ -43,14 +43,13 @@ def begin(coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[object] | None
         waiting = context.run(coroutine.send, None)
     except StopIteration:
         return None
-    return asyncio.get_running_loop().create_task(_as_coroutine(_rest(coroutine, waiting, context)))
+    return asyncio.get_running_loop().create_task(_go_on(coroutine, waiting, context))
 
 
-async def _as_coroutine(rest: Awaitable[T]) -> T:
-    return await rest
+async def _go_on(coroutine: Coroutine[Any, Any, T], waiting: object, context: Context) -> T:
+    return await types.coroutine(_rest)(coroutine, waiting, context)
 
 
-@types.coroutine
 def _rest(coroutine: Coroutine[Any, Any, T], waiting: object, context: Context) -> Generator[Any, Any, T]:
     """Await the rest of a coroutine, which waits for something."""
     step: Callable[[Any], Any]

@@ -112,7 +112,8 @@ class Waiter(Generic[T]):
     def __init__(self, blocks: bool = False) -> None:
         self._error: BaseException | None = None
         self._woken = False
-        self.loop = None if blocks or may_block() else asyncio.get_running_loop()
+        loop = asyncio._get_running_loop()
+        self.loop = None if blocks or loop is _driving.over else loop
         """Where it is awaited; None for a thread."""
         if self.loop is None:
             self._lock = threading.Lock()
