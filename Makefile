@@ -86,12 +86,12 @@ simulate: $(VENV)/ready-dev
 	$(BIN)/python -m tests.simulation $(SEEDS) $(ARGS)
 
 # Workers that are killed and stopped at so many moments, of which `make test` has a few. Others: make workers SEED=7 RUNS=60 MOMENTS=50.
-# Over a server, which is killed and stopped too: make workers OVER=postgres (or redis)
+# Over a server, which is killed and stopped too: make workers OVER=postgres (or redis); with the effects on Dask, the same: THROUGH=dask
 RUNS ?= 300
 MOMENTS ?= 200
 OVER ?= sqlite
 workers: $(VENV)/ready-dev
-	$(BIN)/python tests/crash/workers.py $(SEED) $(RUNS) $(MOMENTS) $(OVER)
+	$(BIN)/python tests/crash/workers.py $(SEED) $(RUNS) $(MOMENTS) $(OVER) $(THROUGH)
 
 # Breaks the core in some hundred small ways and lists what no test notices: make mutants ARGS='--seed 1 --count 300 --only store/views'
 mutants: $(VENV)/ready-dev

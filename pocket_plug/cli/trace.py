@@ -6,7 +6,6 @@ import math
 import os
 import sys
 import time
-import webbrowser
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -126,7 +125,7 @@ def _print_runs(runs: Sequence[RunSummary], as_json: bool) -> None:
     if as_json:
         echo_json(runs)
         return
-    from pocket_plug.traces.drawing import seconds
+    from pocket_plug.traces.figures import seconds
 
     rows = [
         (
@@ -320,10 +319,16 @@ def _paint(traces: Sequence[Trace], html: str | None, opens: bool) -> int:
             f"the page can't be written to {path}: {error.strerror}; --html names another file"
         ) from error
     echo(f"page: {path}", err=True)
-    if opens and not webbrowser.open(path.resolve().as_uri()):
-        echo("no browser could be opened; open the page by hand", err=True)
-        return 1
-    return 0
+    return _open(path) if opens else 0
+
+
+def _open(path: Path) -> int:
+    import webbrowser
+
+    if webbrowser.open(path.resolve().as_uri()):
+        return 0
+    echo("no browser could be opened; open the page by hand", err=True)
+    return 1
 
 
 def _cached(newest: Trace) -> Path:

@@ -81,7 +81,7 @@ def _before(runs: Sequence[RunSummary], after: Sequence[RunSummary], path: Path)
 
 
 def _print(found: Comparison) -> None:
-    from pocket_plug.traces.drawing import seconds
+    from pocket_plug.traces.figures import seconds
 
     before, after = found.before, found.after
     print_table(
@@ -110,7 +110,7 @@ def _print(found: Comparison) -> None:
 
 
 def _side(title: str, side: Side) -> tuple[str, ...]:
-    from pocket_plug.traces.drawing import seconds
+    from pocket_plug.traces.figures import seconds
 
     outcome = outcome_text(side.outcome, side.error)
     return title, side.run_id, side.graph, outcome, local_time(side.start), seconds(side.duration)
@@ -122,7 +122,7 @@ def _change(took: int, of: int) -> str:
     >>> _change(1_500_000_000, 3_000_000_000), _change(-40_000, 80_000), _change(5_000_000, 0), _change(0, 7)
     ('+1.50 s (+50 %)', '-40 µs (-50 %)', '+5.0 ms', '0 µs')
     """
-    from pocket_plug.traces.drawing import seconds
+    from pocket_plug.traces.figures import seconds
 
     sign = "" if not took else "-" if took < 0 else "+"
     share = f" ({took / of:+.0%})".replace("%", " %") if took and of else ""

@@ -16,7 +16,7 @@ FIGURES = ("count", "errors", "retries", "p50", "p95", "max", "in all")
 
 def figures_row(figures: Figures) -> tuple[str, ...]:
     """Figures as the cells of a row."""
-    from pocket_plug.traces.drawing import seconds
+    from pocket_plug.traces.figures import seconds
 
     return (
         f"{figures.count:,}",

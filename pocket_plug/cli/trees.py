@@ -88,7 +88,7 @@ def _errors(found: Trace) -> tuple[tuple[RecordedSpan, ...], dict[str, str]]:
 def print_stats(found: Trace, alive: bool) -> None:
     """A line for all spans of a name, those first that took longest without what is below them."""
     from pocket_plug.traces.by_name import stats_by_name
-    from pocket_plug.traces.drawing import seconds
+    from pocket_plug.traces.figures import seconds
 
     rows = [(each.name, *figures_row(each), seconds(each.own)) for each in stats_by_name(found.spans)]
     print_table(("span", *FIGURES, "self"), rows)
@@ -177,8 +177,8 @@ class _Lines:
 
 
 def _line(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> str:
-    from pocket_plug.traces.drawing import seconds
     from pocket_plug.traces.failing import failure_of
+    from pocket_plug.traces.figures import seconds
 
     moment = datetime.fromtimestamp((span.end or span.start) / 1e9).astimezone().isoformat(" ", "milliseconds")[11:23]
     if not span.end:

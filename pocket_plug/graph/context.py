@@ -70,16 +70,15 @@ def _rest(coroutine: Coroutine[Any, Any, T], waiting: object, context: Context) 
 class _RunIds:
     """Unique without asking the system each time; a forked child gets a prefix of its own."""
 
+    next: Callable[[], str]
+    """The next id."""
+
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
         """Begin anew."""
-        self._prefix, self._count = os.urandom(6).hex(), itertools.count(1)
-
-    def next(self) -> str:
-        """The next id."""
-        return f"{self._prefix}{next(self._count):08x}"
+        self.next = map(f"{os.urandom(6).hex()}%08x".__mod__, itertools.count(1)).__next__
 
 
 run_ids = _RunIds()

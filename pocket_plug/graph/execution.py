@@ -33,7 +33,7 @@ from pocket_plug.store.store import MISSING, StoreReader
 from .chain import DEFAULT, Next
 from .context import begin, in_own_context, run_ids
 from .host import RunHost
-from .observing import NodeCall, Observer, Run, RunNotice
+from .observing import NodeCall, Observer, Run, RunNotice, new_call
 from .plan import PlannedGraph, refuse_read_only
 from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .step import Step, Visited, Visiting
@@ -55,9 +55,9 @@ class Execution:
     """
 
     __slots__ = (
-        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "loop", "max_steps", "observers"),
-        *("on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack", "steps"),
-        *("threads", "timeout", "turn_ends", "visits", "where"),
+        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "look_at", "loop", "max_steps"),
+        *("observers", "on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack"),
+        *("steps", "threads", "timeout", "turn_ends", "visits", "where"),
     )
     where: int
     attempts: int
@@ -81,6 +81,7 @@ class Execution:
         self.pocket, self.loop, self.threads, self.ledger = pocket, loop, threads, ledger
         self.left_by = DEFAULT
         self.steps = 0
+        self.look_at = STEPS_PER_LOOK if graph.max_steps >= STEPS_PER_LOOK else graph.max_steps + 1
         self.turn_ends = 0.0
         if parent is None:
             self.above, self.exits, self.began = None, NO_EXITS, next(_runs)
@@ -100,10 +101,8 @@ class Execution:
         self.on_every_phase: Sequence[Part] = ()
         self.paced: Sequence[Observer] = ()
         self.observers = observers = pocket.observers(run)
-        self.visits: dict[str, int] | None = (
-            None  # counted only if the run is watched or durable, or the graph has loops
-        )
-        if observers or self.plan.loops or ledger is not None:
+        self.visits: dict[str, int] | None = None  # counted only where there may be several to a node
+        if self.plan.repeats or ledger is not None:
             self.visits = defaultdict(int)
         if observers:
             self._listen(observers)
@@ -232,10 +231,8 @@ class Execution:
         visits = None if watched else self.visits
         while step is not None and cancelled is None:
             counter.steps = steps = counter.steps + 1
-            if steps > counter.max_steps:
-                raise self._too_many(step)
-            if self.loop and (not steps % STEPS_PER_LOOK or ledger is not None):
-                await self.give_way()
+            if steps >= counter.look_at or ledger is not None:
+                await self._look(step)
             if visits is not None:
                 visits[step.name] += 1
             if ledger is not None:
@@ -247,6 +244,15 @@ class Execution:
         if cancelled is not None:
             raise cancelled
         return value
+
+    async def _look(self, step: Step) -> None:
+        """Once in a few steps: is there one too many, and is it the event loop's turn?"""
+        counter = self.outermost
+        if counter.steps > counter.max_steps:
+            raise self._too_many(step)
+        counter.look_at = min(counter.steps + STEPS_PER_LOOK, counter.max_steps + 1)
+        if self.loop:
+            await self.give_way()
 
     def _too_many(self, step: Step) -> StepLimitError:
         limit = self.outermost.max_steps
@@ -273,13 +279,11 @@ class Execution:
         """Take a value through a node, between what the observers do before and after."""
         if self.paced and self.loop:
             await keep_pace(self.paced)
-        run, visits, name = self.run, self.visits, step.name
-        assert visits is not None
+        run, visits = self.run, self.visits
         run.steps += 1
-        visits[name] = visit = visits.get(name, 0) + 1
-        call = NodeCall(
-            run, name, step.kind, visit, step.trace, step.guarded, step.phases, value, step.is_item, index, step.labels
-        )
+        if visits is not None:
+            visits[step.name] += 1
+        call = new_call(run, step.facts or step.find_facts(), 1 if visits is None else visits[step.name], value, index)
         entered: Entered = []
         try:
             if self.on_node:

@@ -14,7 +14,7 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause
 
 from .elsewhere import Elsewhere, Work
-from .observing import NodeCall, Phase, PhaseCall
+from .observing import NodeCall, Phase, PhaseCall, Time
 from .phases import Function
 from .retry import Retry
 from .running import Running
@@ -55,15 +55,14 @@ def unawaited(step: Step, phase: str, coroutine: Any) -> PhaseError:
 
 
 # ---------------------------------------------------------------- watched runs
-Watched = tuple[Sequence[Part], NodeCall | None, float]
-"""Who watches a node's phases; else the call in which they are only measured, and the time at which the first begins."""
-NOBODY: Watched = (), None, 0.0
+Watched = tuple[Sequence[Part], Time]
+NOBODY: Watched = (), None
 
 
-def watching(run: Running, step: Step, call: NodeCall) -> Watched:
-    """What is to be done at the phases of a node, in a watched run."""
+def watching(run: Running, step: Step) -> Watched:
+    """Who watches a node's phases in a watched run; where nobody does they are only measured, from this time on."""
     observers = run.on_phase if step.guarded else run.on_every_phase
-    return (observers, None, 0.0) if observers else (observers, call, time.perf_counter())
+    return observers, None if observers else time.perf_counter()
 
 
 async def watch(
@@ -77,19 +76,6 @@ async def watch(
     with Watching(observers, about):
         about.output = await checked(step, phase, function, awaits, *arguments)
     return about.output
-
-
-def phase_over(step: Step, phase: str, result: Value, call: Any, started: float) -> float:
-    """Measure a phase that nobody watches; gives the time. Raises PhaseError where it gave a coroutine."""
-    if result.__class__ is CoroutineType:
-        raise unawaited(step, phase, result)
-    now, durations = time.perf_counter(), call.durations
-    if phase == "exec":
-        if step.wraps_exec:
-            return now  # what calls exec has measured it
-        call.attempts += 1
-    durations[phase] = durations.get(phase, 0.0) + now - started
-    return now
 
 
 # ---------------------------------------------------------------- exec
@@ -110,6 +96,8 @@ def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunctio
                 with watching:
                     try:
                         result = await attempt(run, prepared)
+                        if result.__class__ is CoroutineType:
+                            raise unawaited(step, "exec", result)
                     except Exception as error:
                         watching.retry(_may_retry(retry, number, error), retry, number)
                         raise
@@ -176,14 +164,17 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
 def _elsewhere(step: Step, executor: Elsewhere) -> AsyncFunction:
     """One attempt that an executor has done, which also looks at the time-out: it knows when the attempt begins."""
 
-    async def attempt(run: Running, prepared: Value) -> Value:
+    def perform(run: Running, prepared: Value) -> Coroutine[Any, Any, Value]:
         work = Work(step.name, step.exec, step.exec_async, prepared, step.address, step.timeout)
+        return run.pocket.executor(executor).perform(work)
+
+    async def attempt(run: Running, prepared: Value) -> Value:
         try:
-            return await checked(step, "exec", run.pocket.executor(executor).perform, True, work)
+            return await perform(run, prepared)
         except WorkerTimeout as error:
             raise NodeTimeoutError(_late(step)) from error
 
-    return attempt
+    return perform if step.timeout is None else attempt  # thousands wait in it at a time, so one coroutine less counts
 
 
 def _late(step: Step) -> str:

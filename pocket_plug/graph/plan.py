@@ -63,15 +63,15 @@ class Plan:
         return not self.needs_loop and all(step.is_sync for step in self.steps.values())
 
     @cached_property
-    def loops(self) -> bool:
-        """May a run come to one of its nodes more than once?"""
+    def repeats(self) -> bool:
+        """May a run come to one of its nodes more than once, in a loop or with each item of a fan-out?"""
         from graphlib import CycleError, TopologicalSorter
 
         try:
             TopologicalSorter({step: step.actions.values() for step in self.steps.values()}).prepare()
         except CycleError:
             return True
-        return False
+        return any(step.passed is not step for step in self.steps.values())
 
     @cached_property
     def shape(self) -> Shape:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from functools import cached_property, singledispatch
+from functools import singledispatch
 from typing import Any, Protocol
 
 from pocket_plug.errors import RouteError, UndeclaredKeyError, suggest
@@ -22,7 +22,7 @@ from .chain import DEFAULT
 from .elsewhere import Address
 from .node import AnyNode, options_of
 from .node_functions import FunctionNode, PostNode
-from .observing import NodeCall, Phase
+from .observing import Facts, NodeCall, Phase
 from .phases import HOOKS, PHASES, Function, faults, input_type, output_type, overridden
 from .retry import Retry
 from .shape import Kind, Shape
@@ -41,11 +41,18 @@ class Way(Protocol):
 
 
 class Step:
-    """One node of one graph. A phase that the node doesn't override is None."""
+    """One node of one graph. A phase that the node doesn't override is None.
 
+    Its attributes are more than a class's objects can share a dict for: each would have one of 2 KiB.
+    """
+
+    __slots__ = (
+        *("actions", "address", "declared", "exec", "exec_async", "executor", "facts", "fallback", "fallback_async"),
+        *("fits", "functions", "guarded", "hooks", "input_class", "input_type", "is_item", "name", "next", "node"),
+        *("output_type", "phases", "post", "post_async", "prep", "prep_async", "reads", "retry", "serializable"),
+        *("timeout", "title", "trace", "ways", "writes"),
+    )
     kind: Kind = "node"
-    is_item = False
-    """Is it what an `each` takes its items through? No action leads out of it."""
     asks = False
     """May a run have to wait there for an answer?"""
     perform: Function | None = None
@@ -67,6 +74,9 @@ class Step:
         self.declared: SpanAttributes = {} if isinstance(options.trace, bool) else options.trace
         self.serializable = options.isolation == "serializable"
         self.reads, self.writes = options.reads, options.writes
+        self.facts: Facts | None = None
+        self.is_item = False
+        """Is it what an `each` takes its items through? No action leads out of it."""
         self.actions: dict[str, Step] = {}
         self.next: Step | None = None  # where "default" leads; None: the run ends
         self.functions = functions = {name: overridden(node, name) for name in (*PHASES, *HOOKS)}
@@ -89,7 +99,12 @@ class Step:
         self.input_class: Any = declared if plain_class else None
         self.fits: Function | None = None if declared is Any else checker(declared)
 
-    @cached_property
+    def find_facts(self) -> Facts:
+        """What observers are told of each visit: looked up at the first that is watched."""
+        self.facts = self.name, self.kind, self.trace, self.guarded, self.phases, self.is_item, self.labels
+        return self.facts
+
+    @property
     def labels(self) -> SpanAttributes:
         """What its span says of the node itself: where its main phase stands (`code.*`), and what `trace` declares."""
         function = self.functions["exec"] or self.functions["post"] or self.functions["prep"]

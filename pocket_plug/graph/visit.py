@@ -9,6 +9,7 @@ no visit asks again. Watched and unwatched runs take the same way; what observer
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from contextlib import ExitStack, nullcontext
 from types import CoroutineType
@@ -24,8 +25,8 @@ from pocket_plug.store.transaction import Transaction
 from .chain import DEFAULT, END, Next
 from .clean_up import clean_up
 from .node import AnyNode
-from .observing import NodeCall
-from .phase_calls import NOBODY, attempts, phase_over, placed, watch, watching
+from .observing import NodeCall, Time, note_times
+from .phase_calls import NOBODY, attempts, placed, unawaited, watch, watching
 from .phases import PHASES
 from .places import note_node
 from .running import FREE_CONFLICTS, LATE_CONFLICTS, MAX_CONFLICTS, Running
@@ -76,17 +77,17 @@ class Phases:
 
     async def take(self, run: Running, value: object, call: NodeCall | None, lost: Lost = None) -> Visited:
         """Take a value through the node; after a commit that was `lost`, again, or from post on."""
-        step, phase, transaction = self.step, "prep", NO_TRANSACTION
+        step, ready, transaction = self.step, value, NO_TRANSACTION
         if self.checks and value.__class__ is not self.input_class:
             check(run, step, value)
-        observers, timed, started = watching(run, step, call) if call is not None else NOBODY
+        observers, began = watching(run, step) if call is not None else NOBODY
+        phase, prepped, execed = "prep", None, None
         try:
             if lost is not None and lost.prep_stands:
-                transaction, ready, result, output = lost.transaction.again(), lost.prepared, lost.result, lost.result
+                transaction, ready, done, output = lost.transaction.again(), lost.prepared, lost.result, lost.result
             else:
-                ready = value
                 if (prep := self.prep) is not None:
-                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
+                    transaction = await _declared(run, step) if self.declares else Transaction.begin(run.stack)
                     view = new_view(self.reader)
                     view._source, view._prefix = transaction, run.prefix
                     ready = (
@@ -94,45 +95,44 @@ class Phases:
                         if observers
                         else (await prep(view, value) if self.awaits_prep else prep(view, value))
                     )
-                    if timed is not None or ready.__class__ is CoroutineType:
-                        started = phase_over(step, phase, ready, timed, started)
-                phase, result, output = "exec", ready, ready
+                    if ready.__class__ is CoroutineType:
+                        raise unawaited(step, phase, ready)
+                phase, prepped = "exec", time.perf_counter() if began is not None else None
+                output = done = ready
                 if (exec := self.exec) is not None:
-                    output = result = (
+                    output = done = (
                         await exec(run, call, ready)
                         if self.wraps_exec
                         else await watch(observers, step, call, "exec", exec, self.awaits_exec, ready)
                         if observers
                         else (await exec(ready) if self.awaits_exec else exec(ready))
                     )
-                    if timed is not None or result.__class__ is CoroutineType:
-                        started = phase_over(step, phase, result, timed, started)
+                    if done.__class__ is CoroutineType:
+                        raise unawaited(step, phase, done)
             if (post := self.post) is not None:
-                phase = "post"
+                phase, execed = "post", time.perf_counter() if began is not None else None
                 if transaction is NO_TRANSACTION:
-                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
+                    transaction = await _declared(run, step) if self.declares else Transaction.begin(run.stack)
                 transaction.in_post = True
                 view = new_view(self.writer)
                 view._source, view._prefix = transaction, run.prefix
                 output = (
-                    await watch(observers, step, call, "post", post, self.awaits_post, view, value, ready, result)
+                    await watch(observers, step, call, "post", post, self.awaits_post, view, value, ready, done)
                     if observers
-                    else (
-                        await post(view, value, ready, result) if self.awaits_post else post(view, value, ready, result)
-                    )
+                    else (await post(view, value, ready, done) if self.awaits_post else post(view, value, ready, done))
                 )
-                if timed is not None or output.__class__ is CoroutineType:
-                    phase_over(step, phase, output, timed, started)
+                if output.__class__ is CoroutineType:
+                    raise unawaited(step, phase, output)
             phase, target, transaction.ended = "", step.next, True
             if call is not None or output.__class__ is Next:
-                target, output = _leave(run, step, output, call)
+                target, output = _leave(run, step, output, call, began, prepped, execed)
             return (
-                await _land(run, self, call, transaction, (value, ready, result), (target, output), lost)
+                await _land(run, self, call, transaction, (value, ready, done), (target, output), lost)
                 if transaction.changes or transaction.seen or run.ledger is not None
                 else (target, output, None)
             )
         except BaseException as error:
-            error = _failed(run, step, phase, transaction, error, lost is None, timed, started)
+            error = _failed(run, step, phase, transaction, error, lost is None, call, (began, prepped, execed))
             raise error
 
 
@@ -153,8 +153,12 @@ async def _declared(run: Running, step: Step) -> Transaction:
     return transaction
 
 
-def _leave(run: Running, step: Step, output: Value, call: NodeCall | None) -> tuple[Step | None, Value]:
+def _leave(
+    run: Running, step: Step, output: Value, call: NodeCall | None, began: Time, prepped: Time, execed: Time
+) -> tuple[Step | None, Value]:
     """Where the run goes on from a node, None where it ends, and with what."""
+    if began is not None and call is not None:
+        note_times(call, began, prepped, execed)
     action, target = DEFAULT, step.next
     if output.__class__ is Next:
         action, output = output.action, output.output
@@ -182,13 +186,14 @@ def _failed(
     transaction: Transaction,
     error: BaseException,
     is_last: bool,
-    timed: NodeCall | None,
-    started: float,
+    call: NodeCall | None,
+    times: tuple[Time, Time, Time],
 ) -> BaseException:
     """What the node raises for an error in a phase; unless it is tried again, with a note that says where."""
     transaction.ended = True
-    if timed is not None and phase in step.phases:
-        phase_over(step, phase, None, timed, started)
+    began, prepped, execed = times
+    if began is not None and call is not None and phase:
+        note_times(call, began, prepped, execed)
     if isinstance(error, MissingKeyError):
         if phase in step.phases and "needed by" not in str(error):
             error.args = (f"{error}, needed by {step.title}.{phase}",)

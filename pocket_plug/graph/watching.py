@@ -65,13 +65,6 @@ async def keep_pace(observers: Iterable[Observer]) -> None:
                 report_observer(observer, "pace", error)
 
 
-def measure(call: NodeCall, phase: str, started: float) -> float:
-    """Add the seconds since `started` to a phase's; give the time that it is now."""
-    now = time.perf_counter()
-    call.durations[phase] = call.durations.get(phase, 0.0) + now - started
-    return now
-
-
 def end(call: NodeCall | None, entered: Entered, error: BaseException | None) -> None:
     """Note how the visit ended, and let the observers leave it."""
     if call is not None:
@@ -133,7 +126,8 @@ class Watching:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if (phase := self._phase) is not None:
-            measure(phase.node, phase.phase, self._started)
+            durations = phase.node.durations
+            durations[phase.phase] = durations.get(phase.phase, 0.0) + time.perf_counter() - self._started
             leave(self._entered, error)
 
 

@@ -14,17 +14,20 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from pocket_plug.errors import ConfigError, WrappedStopIterationError
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.values import Value
-from pocket_plug.primitives.waiting import Waiter, wake
+from pocket_plug.primitives.waiting import Waiter, wake_once
 
 _logger = logging.getLogger("pocket_plug")
 
 MAX_THREADS = 32
 """How many there are at most, unless `POCKET_PLUG_THREADS` says another number."""
+
+SOON = 0.02
+"""Seconds until a thread without a job sees whether the task that waited for its last one was woken."""
 
 _in_worker: contextvars.ContextVar[bool] = contextvars.ContextVar("pocket_plug.in_worker", default=False)
 """Does a worker wait for what goes on here? Tasks, loops and threads of asyncio that it starts take the variable along."""
@@ -148,9 +151,9 @@ class Workers:
         with self._lock:
             if me not in self._threads:
                 return
-        ends = False
+        ends, told = False, list[Waiter[Value]]()
         while not ends:
-            job, first = first or self._queue.get(), None
+            job, first = first or self._next(told), None
             with self._lock:
                 if not job.is_left:
                     job.thread = me
@@ -165,9 +168,29 @@ class Workers:
                 if len(self._threads) > self._most:
                     self._threads.discard(me)
                 ends = me not in self._threads
+            _wake_again(told)
             if not job.is_left:
-                wake([job.waiter])
+                told.append(job.waiter)
+                wake_once(job.waiter)
             del job  # don't keep its result alive while waiting for the next one
+        _wake_again(told)
+
+    def _next(self, told: list[Waiter[Value]]) -> _Job:
+        """The next job; if it doesn't come soon, whoever was `told` last is looked after before."""
+        if told:
+            try:
+                return self._queue.get(timeout=SOON)
+            except Empty:
+                _wake_again(told)
+        return self._queue.get()
+
+
+def _wake_again(told: list[Waiter[Value]]) -> None:
+    """Wake those who were told that their job is done, and still wait: once is enough but after an interrupt."""
+    while told:
+        waiter = told.pop()
+        if not waiter.is_woken:
+            wake_once(waiter)
 
 
 def _end_child() -> None:

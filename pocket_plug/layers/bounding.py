@@ -395,11 +395,12 @@ class _Bounded(EntryTable):
 
     async def read(self, key: str) -> Entry | None:
         """The entry, which is then the last one used. Without a lock: each call on an OrderedDict is atomic."""
-        entry: _Kept | None = self.entries.get(key)
-        if entry is None or ((deadline := entry.deadline) is not None and self._clock() >= deadline):
+        entries, clock = self.entries, self._clock
+        entry: _Kept | None = entries.get(key)
+        if entry is None or ((deadline := entry.deadline) is not None and clock() >= deadline):
             return None
         try:  # noqa: SIM105 - half the cost of this function
-            self.entries.move_to_end(key)
+            entries.move_to_end(key)
         except KeyError:  # removed by another thread, just now
             pass
         return entry
@@ -421,7 +422,7 @@ class _Bounded(EntryTable):
         others, lock, clock, ttl, most = memory.write, memory.lock, memory.clock, self._ttl, self._max_entries
 
         async def write(changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-            if len(changes) != 1 or not isinstance(change := changes[0], Put) or change.version is not None:
+            if len(changes) != 1 or (change := changes[0]).__class__ is not Put or change.version is not None:
                 return await others(changes, expect)
             key, now = str(change.key), clock()
             with lock:
@@ -447,23 +448,21 @@ class _Bounded(EntryTable):
                 if deadline is not None and deadline < self.earliest:
                     self.earliest = deadline
                 if key in entries:
-                    entries[key] = record
                     entries.move_to_end(key)
-                else:
-                    if self.sorted is not None:
-                        self.note(key)
-                    entries[key] = record
+                elif self.sorted is not None:
+                    self.note(key)
+                entries[key] = record
                 if len(entries) > most:
-                    self.shrink()
+                    self.shrink(entries, most)
                 return version
 
         return write
 
-    def shrink(self) -> None:
+    def shrink(self, entries: OrderedDict[str, Any], most: int) -> None:
         """Back to so many entries, where nobody asks which."""
-        while len(self.entries) > self._max_entries:
+        while len(entries) > most:
             self.evictions["size"] += 1
-            key, _ = self.entries.popitem(last=False)
+            key, _ = entries.popitem(False)
             if self.sorted is not None:
                 self.note(key)
 
@@ -475,12 +474,16 @@ class _Bounded(EntryTable):
     def deadline(self, entry: _Kept) -> float | None:
         return entry.deadline
 
+    def alive(self, entry: _Kept, now: float) -> bool:
+        return (deadline := entry.deadline) is None or now < deadline
+
     def apply(self, changes: Sequence[Change], version: int, now: float) -> None:
         """As Memory does it, and what is over the bounds goes last."""
         entries, gone = self.entries, self.gone
         new: dict[str, Any] = {}
         deleted: list[str] = []
         overwritten: list[Dropped] = []
+        exempted = 0
         for change in changes:
             key = str(change.key)
             old = new[key] if key in new else entries.get(key)
@@ -489,19 +492,22 @@ class _Bounded(EntryTable):
             if old is None:
                 if self.sorted is not None:
                     self.note(key)
-            elif old is not gone and not self.alive(old, now):
+            elif now >= self.earliest and old is not gone and not self.alive(old, now):
                 overwritten.append((key, old, "expired"))
             if isinstance(change, Put):
-                record = self._record_of(change, old, change.version or version, now)
+                exempt = OWN <= key < PAST_OWN
+                if exempt and old is None:
+                    exempted += 1
+                record = self._record_of(change, old, version, now, exempt)
             elif old is not None:
                 record = gone
                 deleted.append(key)
             else:
                 continue
-            new.pop(key, None)  # the last change of a key is its last use
+            if old is not None:
+                new.pop(key, None)  # the last change of a key is its last use
             new[key] = record
-        grown, exempted = self._growth(new)
-        self._bytes += grown
+        self._bytes += self._growth(new) if self._weighs else 0
         self._exempt += exempted
         self.dropped += overwritten
         self.buried += deleted
@@ -510,9 +516,8 @@ class _Bounded(EntryTable):
             self.bury()
         self._keep_bounds(new, now)
 
-    def _record_of(self, put: Put, old: Any, version: int, now: float) -> _Kept:
+    def _record_of(self, put: Put, old: Any, version: int, now: float, exempt: bool) -> _Kept:
         """What is kept of a put, and until when: `old` is the record that it overwrites."""
-        exempt = OWN <= put.key < PAST_OWN
         deadline = put.expires_at
         if self._ttl is not None and not exempt:
             former: float | None = None
@@ -524,7 +529,7 @@ class _Bounded(EntryTable):
             self.earliest = deadline
         record: Any = _new(self._record)
         record.value = put.value if self._values else None
-        record.version = version
+        record.version = put.version or version
         record.expires_at = put.expires_at
         record.deadline = deadline
         if self._weighs:
@@ -532,16 +537,10 @@ class _Bounded(EntryTable):
         kept: _Kept = record
         return kept
 
-    def _growth(self, new: Mapping[str, Any]) -> tuple[int, int]:
-        """By how many bytes, and how many exempt entries, there are more with `new` than without."""
-        entries, weighs = self.entries, self._weighs
-        grown = exempted = 0
-        for key, record in new.items():
-            if OWN <= key < PAST_OWN and key not in entries:
-                exempted += 1
-            if weighs:
-                grown += record.size - (entries[key].size if key in entries else 0)
-        return grown, exempted
+    def _growth(self, new: Mapping[str, Any]) -> int:
+        """By how many bytes there are more with `new` than without."""
+        entries = self.entries
+        return sum(record.size - (entries[key].size if key in entries else 0) for key, record in new.items())
 
     def _keep_bounds(self, new: Mapping[str, Any], now: float) -> None:
         """Note that `new` were used last, and take out what is over the bounds."""
@@ -550,7 +549,7 @@ class _Bounded(EntryTable):
             if record is self.gone:
                 continue
             # what can't stay goes first, so that nothing else has to go for it
-            entries.move_to_end(key, last=not self._weighs or record.size <= self._max_bytes)
+            entries.move_to_end(key, not self._weighs or record.size <= self._max_bytes)
         if now >= self.earliest:
             self.sweep(now)
         while len(entries) - self._exempt > self._max_entries:

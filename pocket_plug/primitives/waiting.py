@@ -168,6 +168,11 @@ class Waiter(Generic[T]):
         return self._woken or self._lock.acquire(timeout=timeout)
 
     @property
+    def is_woken(self) -> bool:
+        """Is the waiting over?"""
+        return self._woken
+
+    @property
     def is_orphaned(self) -> bool:
         """Has the loop stopped on which it is awaited? Then it may be that nobody ever goes on from here."""
         return self.loop is not None and not self.loop.is_running()
@@ -208,6 +213,18 @@ def wake(waiters: Iterable[Waiter[Any]]) -> None:
         else:
             with suppress(RuntimeError):  # that loop is closed: nobody is waiting any more
                 _call_on(loop, _wake_here, group)
+
+
+def wake_once(waiter: Waiter[Any]) -> None:
+    """`wake` one waiter by one call of its loop, which costs half as much as two.
+
+    An interrupt may come at the entry of what is called: unless it `is_woken` a while later, call this again.
+    """
+    if waiter.loop is None:
+        wake((waiter,))
+    else:
+        with suppress(RuntimeError):
+            waiter.loop.call_soon_threadsafe(_wake_here, [waiter])
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:

@@ -37,13 +37,10 @@ LEAST = 0.005
 Submit = Callable[[bytes], "Future[bytes]"]
 
 
-class Job:
-    """One item on its way."""
+class Job(Waiter[Value]):
+    """One item on its way. Await what becomes of it."""
 
-    __slots__ = (
-        *("carrier", "chunk", "deadline", "is_left", "key", "node", "place", "reports", "sent", "timeout", "value"),
-        "waiter",
-    )
+    __slots__ = ("carrier", "chunk", "deadline", "is_left", "key", "node", "place", "reports", "sent", "timeout", "value")
 
     def __init__(
         self,
@@ -54,11 +51,11 @@ class Job:
         timeout: float | None,
         place: str | None,
     ) -> None:
+        super().__init__()
         self.node, self.value, self.carrier, self.key, self.timeout = node, value, carrier, key, timeout
         self.place = place
         self.reports: Sequence[Report] = ()
         """What it has reported; known with what came of it."""
-        self.waiter: Waiter[Value] = Waiter()
         self.sent: Waiter[None] | None = None if timeout is None else Waiter()
         """Woken as its time begins."""
         self.deadline: float | None = None
@@ -99,7 +96,7 @@ class Dispatch:
         """Send it, as soon as there is room; together with what tasks of the same loop add at the same time."""
         with self._lock:
             self._queue.append(job)
-        self._send_from(job.waiter.loop)
+        self._send_from(job.loop)
 
     def leave(self, job: Job) -> None:
         """Nobody waits for it any more. What isn't sent isn't done; a chunk that nobody waits for at all is cancelled."""
@@ -117,7 +114,7 @@ class Dispatch:
             future = sent.future
         if future is not None:
             future.cancel()
-        self._send_from(job.waiter.loop)  # once all that are cancelled together have left
+        self._send_from(job.loop)  # once all that are cancelled together have left
 
     def _send_from(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Send what goes, once that loop has taken the steps that are at hand."""
@@ -224,11 +221,11 @@ class Dispatch:
             self._measure(answers)
         else:
             for job in jobs:
-                job.waiter.fail(self._failure(found, job))
+                job.fail(self._failure(found, job))
         with self._lock:
             self._on_their_way.discard(sent)
             self._queue.extendleft(reversed(given_back))
-        wake([job.waiter for job in jobs])
+        wake(jobs)
 
     def _measure(self, answers: Sequence[Answer]) -> None:
         taken = [answer.seconds for answer in answers if answer.value is not None or answer.failure is not None]
@@ -261,10 +258,10 @@ def _take(job: Job, answer: Answer, worker: str) -> None:
     job.reports = answer.reports
     try:
         if answer.failure is not None:
-            job.waiter.fail(put_together(answer.failure, worker))
+            job.fail(put_together(answer.failure, worker))
         elif answer.value is None:
-            job.waiter.fail(WorkerTimeout())
+            job.fail(WorkerTimeout())
         else:
-            job.waiter.give(default_codec.decode(answer.value))
+            job.give(default_codec.decode(answer.value))
     except Exception as error:  # noqa: BLE001 - what can't be decoded is this job's failure
-        job.waiter.fail(error)
+        job.fail(error)

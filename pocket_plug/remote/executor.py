@@ -105,7 +105,7 @@ class Executor:
         try:
             queue.add(job)
             if work.timeout is None or job.sent is None:
-                return await job.waiter
+                return await job
             await job.sent
             return await _in_time(job, work.timeout)
         finally:
@@ -166,13 +166,13 @@ async def _report(reports: Sequence[Report], here: Reporter) -> None:
 async def _in_time(job: Job, seconds: float) -> Value:
     """What comes of a job that has been sent. Raises WorkerTimeout."""
     if may_block():
-        if not job.waiter.block(seconds):
+        if not job.block(seconds):
             raise WorkerTimeout
-        return job.waiter.outcome()
+        return job.outcome()
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
-            return await job.waiter
+            return await job
     except TimeoutError as error:
         if limit.expired():
             raise WorkerTimeout from error

@@ -101,7 +101,6 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
         return _LATE
     began = time.perf_counter()
     reports = None if item.place is None else _Reports(item.place)
-    kept = [] if reports is None else reports.kept
     try:
         if isinstance(found, WorkerCodeError):
             raise found
@@ -110,11 +109,13 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
             record = default_codec.encode(result)
         except CodecError as error:
             raise type(error)(f"node {node.name!r}: what exec gave can't be sent back: {error}") from error
+        failure = None
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - it is raised where the run is
-        return Answer(failure=taken_apart(error), seconds=time.perf_counter() - began, reports=kept)
-    return Answer(record, seconds=time.perf_counter() - began, reports=kept)
+        failure, record = taken_apart(error), None
+    kept = () if reports is None else tuple(reports.kept)
+    return Answer(record, failure, time.perf_counter() - began, kept)
 
 
 def _in_context(step: Step, item: Item, loop: _Loop, reports: _Reports | None) -> Value:

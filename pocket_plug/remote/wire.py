@@ -84,7 +84,7 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
     value: bytes | None = None
     failure: Failure | None = None
     seconds: float = 0.0
-    reports: list[Report] = []
+    reports: tuple[Report, ...] = ()
 
 
 class Answers(msgspec.Struct, array_like=True, frozen=True):

@@ -133,7 +133,7 @@ class Backend:
     no update is lost, no write is seen in part, and nobody waits for ever. Over a network each operation has a deadline.
     A key has at most `keys.MAX_KEY_BYTES` (2 KiB) in UTF-8, of any characters, NUL included.
 
-    `pocket_plug.testing` has all of it as tests: `contracts`, and `shared_contract` for what processes share and for servers.
+    `pocket_plug.testing` has all of it as tests: `contracts`, `shared_contract` for what processes share, `server_contract`.
     """
 
     inline_read: bool = False

@@ -54,7 +54,8 @@ class StoredValue(Generic[T_co]):
 
 
 _PAST_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)  # names in between begin with it; cheaper than a slice
-_SURE = MAX_NAME_BYTES // 4  # so many characters are few enough, whatever they are
+SURE = MAX_NAME_BYTES // 4
+"""So many characters are few enough, whatever they are."""
 
 
 class View:
@@ -84,7 +85,7 @@ class View:
     def _written(self, key: Any) -> str:
         """The same for a key that is to be written: not too long."""
         name = self._name(key)
-        return name if len(name) <= _SURE else check_length(name)
+        return name if len(name) <= SURE else check_length(name)
 
     def _bound(self, after: Any) -> str:
         """Behind which key a scan begins that is to begin behind a name of this view."""

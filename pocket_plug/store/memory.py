@@ -90,9 +90,9 @@ class EntryTable:
         """Raise ConflictError with the keys that have another version than is expected of them."""
         entries = self.entries
         if now < self.earliest:  # nothing has expired, so there is no need to ask `alive`: half the time
-            for key, version in expect.items():
+            for key in expect:
                 entry = entries.get(key)
-                if (0 if entry is None else entry.version) != version:
+                if (0 if entry is None else entry.version) != expect[key]:
                     break
             else:
                 return
@@ -155,7 +155,8 @@ class EntryTable:
     def names(self) -> list[str]:
         """All names in order. The list is changed by the next call.
 
-        Among 200,000, to put one in its place takes 20 to 70 µs, and to sort them when all but a few are in order 9 ms.
+        Among 200,000, to put one in its place takes 20 to 70 µs, among a million up to 250; to sort 200,000 of which all but
+        a few are in order takes 9 ms.
         """
         entries, names, moved = self.entries, self.sorted, self.moved
         if names is None:

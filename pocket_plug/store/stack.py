@@ -36,6 +36,9 @@ class Stack(Layer):
         self.gates = Gates(self._route_writes)
         self.backoff = Backoff()
         self.combiner = Combiner(self, self.gates, self.pause_after)
+        self._free_tries = (1,) * (
+            FREE_TRIES if self.inline_write else 0
+        )  # a range, made each time, takes four times as long
         self.is_new = True
         self._is_closed = False
         self._home: asyncio.AbstractEventLoop | None = None
@@ -74,7 +77,7 @@ class Stack(Layer):
 
     async def apply(self, name: str, step: Step) -> Any:
         """Read, step, write if nobody wrote in between; else again, and after a few tries in line with the others."""
-        for _ in range(FREE_TRIES if self.inline_write else 0):
+        for _ in self._free_tries:
             entry = await self.read(name)
             changes, answer = step(entry)
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import aclosing
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pocket_plug.errors import ConflictError, StoreError, TransactionError
 from pocket_plug.primitives.lists import place_of
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
     from .stack import Stack
 
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})  # the codec knows the others
+_new: Any = object.__new__
+
+ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Immutable as they are; the codec knows the others."""
 
 
 def private(value: Value) -> Value:
     """A copy that its holder may change: of containers and dataclasses. Immutable atoms come back as they are."""
-    if value.__class__ in _ATOMS:
+    if value.__class__ in ATOMS:
         return value
     return _codec().private(value)
 
@@ -71,6 +74,15 @@ class Transaction:
         """Set when a node comes to its `post`: reads are post's from then on."""
         self.ended = False
 
+    @staticmethod
+    def begin(stack: Stack) -> Transaction:
+        """`Transaction(stack)`, without a call of its `__init__`: a fifth less, at each visit of a node."""
+        made: Transaction = _new(Transaction)
+        made.stack = stack
+        made._may_use = made.seen = made.changes = made._read_in_post = None
+        made.in_post = made.ended = False
+        return made
+
     @property
     def clock(self) -> Clock:
         """As the stack's."""
@@ -110,7 +122,7 @@ class Transaction:
     def _see(self, key: str, entry: Entry | None) -> Entry | None:
         if self.seen is None:
             self.seen = {}
-        if entry is not None and entry.value.__class__ not in _ATOMS:
+        if entry is not None and entry.value.__class__ not in ATOMS:
             entry = Entry(private(entry.value), entry.version, entry.expires_at)
         return self.seen.setdefault(key, entry)
 
@@ -125,7 +137,7 @@ class Transaction:
                 elif key in self.seen:
                     return self.seen[key]
                 entry = await self.stack.read(key)
-                if entry is not None and entry.value.__class__ not in _ATOMS:
+                if entry is not None and entry.value.__class__ not in ATOMS:
                     return self._see(key, entry)
                 return self.seen.setdefault(key, entry)
             return self._entry(key) if self._known(key) else self._see(key, await self.stack.read(key))
@@ -236,7 +248,7 @@ class Transaction:
         seen, of_prep = self.seen or {}, self._prep_read()
         again = of_prep & set(changed)
         shared = of_prep & (self._read_in_post or set())
-        if not all((entry := seen[key]) is None or entry.value.__class__ in _ATOMS for key in again | shared):
+        if not all((entry := seen[key]) is None or entry.value.__class__ in ATOMS for key in again | shared):
             return False
         found = await self.stack.read_many(again) if again else {}
         if not all(_equal(seen[key], found.get(key)) for key in again):
@@ -253,7 +265,10 @@ class Transaction:
         checked: Iterable[str] = seen
         if not serializable:
             checked = (self._read_in_post or set()) | ((changes or {}).keys() & seen.keys())
-        expect = {key: entry.version if (entry := seen[key]) is not None else 0 for key in checked}
+        expect: dict[str, int] = {}
+        for key in checked:  # a comprehension would take as long as the rest of the commit's preparation
+            entry = seen[key]
+            expect[key] = 0 if entry is None else entry.version
         if changes is not None:
             return tuple(changes.values()), expect
         return ((), expect) if expect else None

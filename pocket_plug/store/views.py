@@ -15,12 +15,13 @@ from typing_extensions import TypeForm
 from pocket_plug.errors import ConfigError, ConflictError, MissingKeyError, StoreError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.lists import ListHead
+from pocket_plug.primitives.names import check_length
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.values import Value
 
 from . import lists
 from .backend import PRESENT, Delete, Put
-from .base import MISSING, Name, Source, StoredValue, View
+from .base import MISSING, SURE, Name, Source, StoredValue, View
 from .keys import Key, ReadAs, check_prefix
 from .listing import names_of, pages_of, remove, remove_all
 from .mapping import EACH, StoreMapping
@@ -231,12 +232,14 @@ class StoreWriter(StoreReader):
         """
         if key.__class__ is Key:
             value = key.checked(value)
-        deadline = None if ttl is None else _deadline(self._source, ttl)
+        name = self._name(key)
+        if len(name) > SURE:
+            check_length(name)
+        put = Put(name, value, None if ttl is None else _deadline(self._source, ttl))
         if expect is None:
-            await self._source.write((Put(self._written(key), value, deadline),))
+            await self._source.write((put,))
         else:
-            name = self._written(key)
-            await self._source.write((Put(name, value, deadline),), {name: _version(expect)})
+            await self._source.write((put,), {name: _version(expect)})
 
     @overload
     async def add(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> bool: ...
@@ -386,8 +389,8 @@ class StoreWriter(StoreReader):
         1
         """
 
-        name, until = self._written(key), _deadline(self._source, ttl)
-        step = replacing(name, key, fn, default, default is not MISSING, until=until)
+        name, until = self._written(key), None if ttl is None else _deadline(self._source, ttl)
+        step = replacing(name, key, fn, default, default is not MISSING, None, until)
         return await self._source.apply(name, step)
 
     @overload
@@ -423,14 +426,18 @@ def _deadline(source: Source, ttl: Duration | None) -> float | None:
 class OpenTransaction:
     """The context manager behind `store.transaction()`."""
 
+    __slots__ = ("_prefix", "_stack", "_transaction")
+    _transaction: Transaction
+
     def __init__(self, stack: Stack, prefix: str) -> None:
         self._stack, self._prefix = stack, prefix
 
     async def __aenter__(self) -> StoreWriter:
-        self._transaction = Transaction(self._stack)
-        return StoreWriter(self._transaction, self._prefix)
+        self._transaction = transaction = Transaction(self._stack)
+        return StoreWriter(transaction, self._prefix)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         commit = self._transaction.end()
         if kind is None and commit is not None:
-            await self._stack.write(*commit)
+            changes, expect = commit
+            await self._stack.write(changes, expect)

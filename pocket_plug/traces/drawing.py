@@ -12,7 +12,7 @@ from rich.text import Text
 from pocket_plug.primitives.terminal import escaped
 
 from .failing import Failure
-from .figures import quantile
+from .figures import quantile, seconds
 from .folding import Folding
 from .recorded import RecordedSpan
 
@@ -192,18 +192,3 @@ def on_console(console: Console, lines: Sequence[Text], below: str) -> str:
             console.print(Text("\n").join(lines), no_wrap=True, overflow="ellipsis", crop=True)
         console.print(Text(escaped(below), style="dim"), soft_wrap=True)
     return drawn.get().encode(console.encoding, "replace").decode(console.encoding)
-
-
-def seconds(nanoseconds: int, plain: bool = False) -> str:
-    """A duration as one reads it.
-
-    >>> seconds(850_000), seconds(12_400_000), seconds(999_960_000), seconds(242_000_000_000)
-    ('850 µs', '12.4 ms', '1.00 s', '4 min 2 s')
-    """
-    if nanoseconds < 999_500:
-        return f"{nanoseconds / 1e3:.0f} {'us' if plain else 'µs'}"
-    if nanoseconds < 999_950_000:
-        return f"{nanoseconds / 1e6:.1f} ms"
-    if nanoseconds < 60_000_000_000:
-        return f"{nanoseconds / 1e9:.2f} s"
-    return f"{nanoseconds // 60_000_000_000} min {nanoseconds // 1_000_000_000 % 60} s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Figures", "figures", "quantile"]
+__all__ = ["Figures", "figures", "quantile", "seconds"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,3 +46,18 @@ def quantile(ordered: Sequence[int], share: float) -> int:
     (3, 7)
     """
     return ordered[round(share * (len(ordered) - 1))]
+
+
+def seconds(nanoseconds: int, plain: bool = False) -> str:
+    """A duration as one reads it.
+
+    >>> seconds(850_000), seconds(12_400_000), seconds(999_960_000), seconds(242_000_000_000)
+    ('850 µs', '12.4 ms', '1.00 s', '4 min 2 s')
+    """
+    if nanoseconds < 999_500:
+        return f"{nanoseconds / 1e3:.0f} {'us' if plain else 'µs'}"
+    if nanoseconds < 999_950_000:
+        return f"{nanoseconds / 1e6:.1f} ms"
+    if nanoseconds < 60_000_000_000:
+        return f"{nanoseconds / 1e9:.2f} s"
+    return f"{nanoseconds // 60_000_000_000} min {nanoseconds // 1_000_000_000 % 60} s"

@@ -162,7 +162,8 @@ class TraceIndex:
 
     def _read_on(self, tables: sqlite3.Connection, read: int, advance: Callable[[int], None]) -> None:
         touched: set[int] = set()
-        self._file.seek(read)
+        start = read
+        self._file.seek(start)
         cut = 0
         for line in self._file:
             requests, is_whole = requests_in(line)
@@ -176,8 +177,9 @@ class TraceIndex:
             advance(len(line))
         for trace in touched:
             _sum_up(tables, trace)
-        tables.execute("delete from file")
-        tables.execute("insert into file values (?, ?, ?, ?)", (*(self._known(read) or ()), self.unreadable))
+        if read > start or not start:  # else nothing is written, which would wait for the disk
+            tables.execute("delete from file")
+            tables.execute("insert into file values (?, ?, ?, ?)", (*(self._known(read) or ()), self.unreadable))
         self.unreadable += cut
 
     # ------------------------------------------------------------ asking it

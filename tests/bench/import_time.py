@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+from functools import cache
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
+
+import pocket_plug
 
 from .harness import Bench, row
 
@@ -25,8 +31,21 @@ UNWANTED = (
 )
 
 
+@cache
+def without_plugins() -> dict[str, str]:
+    """An environment whose interpreters, without `site`, find what is installed but for plugins, which other rows need."""
+    folder = Path(mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    for installed in Path(sysconfig.get_path("purelib")).iterdir():
+        entry_points = installed / "entry_points.txt"
+        if not entry_points.exists() or "[pocket_plug]" not in entry_points.read_text():
+            (folder / installed.name).symlink_to(installed)
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(pocket_plug.__file__).parents[1])])}
+
+
 def said(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-S", "-c", code]
+    return subprocess.run(command, env=without_plugins(), capture_output=True, text=True, check=True).stdout
 
 
 def seconds(code: str) -> float:

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from . import (
-    codec,
-    durable,
-    import_time,
-    langgraph_saver,
-    lists,
-    memory_use,
-    network,
-    nodes,
-    off,
-    scaling,
-    sqlite,
-    store,
-    tracing,
-)
+from importlib import import_module
 
-MODULES = (
-    codec,
-    durable,
-    import_time,
-    langgraph_saver,
-    lists,
-    memory_use,
-    network,
-    nodes,
-    off,
-    scaling,
-    sqlite,
-    store,
-    tracing,
-)
+NAMES = [
+    "codec",
+    "durable",
+    "import_time",
+    "langgraph_saver",
+    "lists",
+    "memory_use",
+    "network",
+    "nodes",
+    "off",
+    "scaling",
+    "sqlite",
+    "store",
+    "surface",
+    "tracing",
+]
+MODULES = [import_module(f".{name}", __package__) for name in NAMES]

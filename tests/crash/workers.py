@@ -1,6 +1,9 @@
-"""A campaign of workers that are killed and stopped: `python tests/crash/workers.py SEED RUNS MOMENTS [sqlite|redis|postgres]`.
+"""A campaign of workers that are killed and stopped:
 
-Over a server, every third moment is one of the server's: it is killed and started again, or stopped for a while.
+    python tests/crash/workers.py SEED RUNS MOMENTS [sqlite|redis|postgres [dask]]
+
+With `dask` the effects run on Dask. Where there are servers, the store's or Dask's scheduler and its two workers, every third
+moment is one of theirs, by turns: it is killed and started again, or stopped for a while.
 """
 
 from __future__ import annotations
@@ -11,21 +14,29 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from pocket_plug.testing.servers import Server, postgres, valkey
-from pocket_plug.testing.workers_contract import Campaign
+from pocket_plug.testing.servers import DaskCluster, Server, postgres, valkey
+from pocket_plug.testing.workers_contract import AT_ONCE, CLOCKS, Campaign, Disturbed
 
 SERVERS: Mapping[str, Callable[[], Server]] = {"redis": valkey, "postgres": postgres}
 
 
-def main(seed: int = 0, runs: int = 300, moments: int = 200, over: str = "sqlite") -> int:
+def main(seed: int = 0, runs: int = 300, moments: int = 200, over: str = "sqlite", through: str = "") -> int:
     """Say what a campaign has come to; exit code 1 where something is wrong."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
-        server = ending.enter_context(SERVERS[over]()) if over in SERVERS else None
-        url = f"sqlite:///{folder}/state.db?durability=process" if server is None else f"{server.url}?timeout=1"
-        outcome = Campaign(url, Path(folder), seed, runs, moments, server).go()
+        url, servers, executor = f"sqlite:///{folder}/state.db?durability=process", list[Disturbed](), ""
+        if over in SERVERS:
+            server = ending.enter_context(SERVERS[over]())
+            url, servers = f"{server.url}?timeout=1", [server]
+        if through:
+            cluster = ending.enter_context(DaskCluster(2, threads=AT_ONCE * len(CLOCKS)))
+            executor, servers = (
+                f"dask://{cluster.url.partition('://')[2]}?timeout=1",
+                [*servers, cluster, *cluster.workers],
+            )
+        outcome = Campaign(url, Path(folder), seed, runs, moments, servers, executor).go()
     print(
-        f"{over}, seed {seed}: {runs} runs, {outcome.kills} kills, {outcome.stops} stops, {outcome.drains} drains, "
-        f"server killed {outcome.crashes} and stopped {outcome.stalls} times, "
+        f"{over} {through}, seed {seed}: {runs} runs, {outcome.kills} kills, {outcome.stops} stops, {outcome.drains} drains, "
+        f"servers killed {outcome.crashes} and stopped {outcome.stalls} times, "
         f"{outcome.effects} effects, {outcome.redone} executions again, {outcome.seconds:.0f} s"
     )
     for fault in outcome.faults:

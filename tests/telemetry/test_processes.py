@@ -112,6 +112,63 @@ def test_workers_of_multiprocessing_send_theirs_as_they_end(tmp_path: Path, otlp
     assert sum(counts) == 4
 
 
+def test_a_worker_of_multiprocessing_is_terminated_before_its_first_step(tmp_path: Path) -> None:
+    """On one processor the signal is there before the child runs; Python drops it, but where it is held until after the fork."""
+    code = (
+        FORKS
+        + """
+setup(log_level="error")
+context = multiprocessing.get_context("fork")
+forever = context.Semaphore(0)
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+for _ in range(10):
+    worker = context.Process(target=forever.acquire)
+    worker.start()
+    worker.terminate()
+    worker.join()
+    print(worker.exitcode)
+print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+    )
+    done = python(code, tmp_path, OTEL_TRACES_EXPORTER="console")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{-signal.SIGTERM}\n" * 10 + "set()\n"
+
+
+def test_a_worker_of_multiprocessing_ends_by_a_sigterm_that_came_as_it_began_to_wait(
+    tmp_path: Path, otlp_sink: Sink
+) -> None:
+    """Python notes it and calls no handler until the wait is over. Who terminates a pool waits for its workers for ever."""
+    code = (
+        FORKS
+        + """
+import ctypes
+
+def terminated_as_it_waits():
+    work(1)
+    sys.setswitchinterval(1000)  # so the other thread runs once this one waits, and has released the GIL for that
+    threading.Thread(target=note, daemon=True).start()
+    release.release()
+    forever.acquire()
+
+def note():
+    release.acquire()
+    ctypes.pythonapi.PyErr_SetInterruptEx(signal.SIGTERM)  # what a signal does but for the interruption
+
+setup(log_level="error")
+release, forever = threading.Semaphore(0), multiprocessing.Semaphore(0)
+worker = multiprocessing.get_context("fork").Process(target=terminated_as_it_waits)
+worker.start()
+worker.join()
+print(worker.exitcode)
+"""
+    )
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_BSP_SCHEDULE_DELAY="60000")
+    assert (done.returncode, done.stdout) == (0, f"{-signal.SIGTERM}\n"), done.stderr
+    assert otlp_sink.names().count("run shop") == 1
+
+
 def test_a_forked_child_has_a_connection_of_its_own(tmp_path: Path, otlp_sink: Sink) -> None:
     """It doesn't write into that of its parent, which was open before."""
     code = (

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,75 +18,23 @@ from pocket_plug import ConfigError, ExecutorLostError, Pocket
 from pocket_plug.remote import Executor
 from pocket_plug.testing import executor_graphs as graphs
 from pocket_plug.testing.executor_contract import ExecutorContract, Offering, has
-from pocket_plug.testing.servers import certificate
+from pocket_plug.testing.servers import DaskCluster, certificate
 
 SOON = 30.0
-"""Seconds that a process has to start."""
-
-
-class Cluster:
-    """A scheduler and workers as `dask scheduler` and `dask worker` start them, each a process group of its own."""
-
-    def __init__(self, folder: Path, workers: int, tls: dict[str, str] | None = None) -> None:
-        self.folder, self.file, self.port = folder, folder / "scheduler.json", 0
-        self.protocol = "tcp" if tls is None else "tls"
-        settings = {"distributed.scheduler.allowed-failures": "1", **(tls or {})}  # not 3: that takes its time
-        named = {name.upper().replace(".", "__").replace("-", "_"): value for name, value in settings.items()}
-        self.environment = {**os.environ, **{f"DASK_{name}": value for name, value in named.items()}}
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.start(workers)
-
-    def start(self, workers: int) -> None:
-        """The scheduler, on the port that it had, and workers."""
-        self.file.unlink(missing_ok=True)
-        where = ["--host", "127.0.0.1", "--port", str(self.port), "--dashboard-address", "127.0.0.1:0"]
-        self.scheduler = self._start("scheduler", *where, "--scheduler-file", str(self.file), "--no-show")
-        until = time.monotonic() + SOON
-        while not self.file.exists() or not self.file.read_text():
-            assert self.scheduler.poll() is None, "the scheduler has ended"
-            assert time.monotonic() < until, "the scheduler doesn't start"
-            time.sleep(0.01)  # it is another process
-        self.port = int(json.loads(self.file.read_text())["address"].rpartition(":")[2])
-        for _ in range(workers):
-            self._start("worker", self.address, "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard")
-
-    def _start(self, what: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments]
-        with (self.folder / f"{what}.log").open("ab") as log:
-            started = subprocess.Popen(
-                [*command, "--protocol", self.protocol],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd=self.folder,
-                env=self.environment,
-            )
-        self.processes.append(started)
-        return started
-
-    @property
-    def address(self) -> str:
-        return f"{self.protocol}://127.0.0.1:{self.port}"
-
-    def kill(self) -> None:
-        """All of it, with what the processes have started."""
-        for process in self.processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        self.processes.clear()
+"""Seconds, half of what a run may take here."""
+OPTIONS = {"distributed.scheduler.allowed-failures": "1"}
+"""Not 3: that takes its time."""
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("dask"), workers=2)
-    yield cluster
-    cluster.kill()
+def cluster() -> Generator[DaskCluster]:
+    with DaskCluster(2, options=OPTIONS) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
-def dask(cluster: Cluster) -> Generator[Executor]:
-    executor = DaskExecutor(cluster.address)
+def dask(cluster: DaskCluster) -> Generator[Executor]:
+    executor = DaskExecutor(cluster.url)
     yield executor
     executor.close()
 
@@ -114,8 +57,8 @@ def run(working: Coroutine[Any, Any, Any]) -> Any:
 
 def test_a_scheduler_that_is_stopped_or_killed_is_an_error_and_then_used_again(tmp_path: Path) -> None:
     """What is on its way fails with an error that a retry covers; the program goes on without a restart."""
-    cluster = Cluster(tmp_path, workers=1)
-    executor = DaskExecutor(cluster.address, timeout=1)
+    cluster = DaskCluster(options=OPTIONS)
+    executor = DaskExecutor(cluster.url, timeout=1)
     pocket = Pocket(plugins=[Offering(executor)], autoload=False)
 
     async def lost_after(harm: Callable[[], object]) -> None:
@@ -128,27 +71,27 @@ def test_a_scheduler_that_is_stopped_or_killed_is_an_error_and_then_used_again(t
             await running
 
     try:
-        run(lost_after(lambda: cluster.scheduler.send_signal(signal.SIGSTOP)))
+        run(lost_after(cluster.stop))
         with pytest.raises(ExecutorLostError, match="can't be reached"):
             run(graphs.halving.run(2, pocket=pocket))
-        cluster.scheduler.send_signal(signal.SIGCONT)
+        cluster.go_on()
         (tmp_path / "go").touch()
         assert run(graphs.halving.run(4, pocket=pocket)) == 2
         (tmp_path / "go").unlink()
         run(lost_after(cluster.kill))
         with pytest.raises(ExecutorLostError, match="can't be reached"):
             run(graphs.halving.run(2, pocket=pocket))
-        cluster.start(workers=1)
+        cluster.restart()
         assert run(graphs.halving.run(6, pocket=pocket)) == 3
     finally:
         executor.close()
-        cluster.kill()
+        cluster.close()
 
 
-def test_a_cluster_of_this_machine_and_a_scheduler_file(cluster: Cluster) -> None:
+def test_a_cluster_of_this_machine_and_a_scheduler_file(cluster: DaskCluster) -> None:
     """By their URLs, in a Pocket that has the plugin; it ends the cluster that it has started."""
     with Pocket(plugins=[pocket_plug_dask], autoload=False) as pocket:
-        for url in ("dask+local://?workers=1", f"dask://?scheduler_file={cluster.file}"):
+        for url in ("dask+local://?workers=1", f"dask://?scheduler_file={cluster.scheduler.folder}/scheduler.json"):
             executor = pocket.executor(url)
             assert executor is pocket.executor(url)
             there = Pocket(plugins=[Offering(executor)], autoload=False)  # type: ignore[arg-type]
@@ -158,12 +101,12 @@ def test_a_cluster_of_this_machine_and_a_scheduler_file(cluster: Cluster) -> Non
 def test_tls_is_as_dask_is_configured(tmp_path: Path) -> None:
     """By its files, which no URL names; without TLS, the scheduler can't be reached."""
     made = certificate(tmp_path)
-    tls = {"distributed.comm.tls.ca-file": str(made.authority)}
+    tls = {"distributed.comm.default-scheme": "tls", "distributed.comm.tls.ca-file": str(made.authority)}
     for role in ("scheduler", "worker", "client"):
         tls |= {f"distributed.comm.tls.{role}.cert": str(made.chain), f"distributed.comm.tls.{role}.key": str(made.key)}
-    cluster = Cluster(tmp_path, workers=1, tls=tls)
-    plain = DaskExecutor.from_url(f"dask://127.0.0.1:{cluster.port}?timeout=1")
-    secret = DaskExecutor.from_url(f"dask+tls://127.0.0.1:{cluster.port}")
+    cluster = DaskCluster(options=tls)
+    plain = DaskExecutor.from_url(f"dask://127.0.0.1:{cluster.scheduler.port}?timeout=1")
+    secret = DaskExecutor.from_url(f"dask+tls://127.0.0.1:{cluster.scheduler.port}")
     try:
         with pytest.raises(ExecutorLostError, match="can't be reached"):
             run(graphs.halving.run(2, pocket=Pocket(plugins=[Offering(plain)], autoload=False)))
@@ -172,7 +115,7 @@ def test_tls_is_as_dask_is_configured(tmp_path: Path) -> None:
     finally:
         plain.close()
         secret.close()
-        cluster.kill()
+        cluster.close()
 
 
 @pytest.mark.parametrize(

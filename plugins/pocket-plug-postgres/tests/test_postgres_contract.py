@@ -11,8 +11,8 @@ from pocket_plug_postgres import PostgreSQL
 
 from pocket_plug.store.backend import Backend
 from pocket_plug.testing.runs_contract import RunsContract
+from pocket_plug.testing.server_contract import SECRET, ServerBackendContract
 from pocket_plug.testing.servers import Server, postgres
-from pocket_plug.testing.shared_contract import SECRET, ServerBackendContract
 from pocket_plug.testing.watch_contract import WatchContract
 from pocket_plug.testing.workers_contract import WorkersContract
 

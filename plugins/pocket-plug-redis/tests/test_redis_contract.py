@@ -9,8 +9,8 @@ from pocket_plug_redis import Redis
 
 from pocket_plug import Backend
 from pocket_plug.testing.runs_contract import RunsContract
+from pocket_plug.testing.server_contract import SECRET, ServerBackendContract
 from pocket_plug.testing.servers import Server, valkey
-from pocket_plug.testing.shared_contract import SECRET, ServerBackendContract
 from pocket_plug.testing.workers_contract import WorkersContract
 
 

@@ -48,7 +48,7 @@ class Tracing(Layer):
     inline_read = inline_write = True
 
     def on_build(self) -> None:
-        self._look = listening_of(self).look
+        self._listening = listening_of(self)
         backend = parts(self.inner)[-1]
         server = server_of(backend)
         # a database is called as a client calls, an embedded one too, as the conventions for SQL have it
@@ -80,9 +80,11 @@ class Tracing(Layer):
 
     # No `async`: what nobody listens to is handed on, without a coroutine of its own.
     def read(self, key: str) -> Coroutine[Any, Any, Entry | None]:  # pyright: ignore[reportIncompatibleMethodOverride] - awaited alike
-        context = current_context()
-        live = _heard(self._look(), context)
-        return self._read_on(key) if live is None else self._traced_read(key, live, context)
+        live = self._listening.look()
+        if live is not None and (live := _heard(live, context := current_context())) is not None:
+            return self._traced_read(key, live, context)
+        read_on = self._read_on
+        return read_on(key)
 
     async def _traced_read(self, key: str, live: Live, context: Context) -> Entry | None:
         about = Operation("get", _target(key), self._of_get, context, key)
@@ -106,9 +108,8 @@ class Tracing(Layer):
         return entry
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        context = current_context()
-        live = _heard(self._look(), context)
-        if live is None:
+        live = self._listening.look()
+        if live is None or (live := _heard(live, context := current_context())) is None:
             return await self.inner.read_many(keys)
         keys = list(keys)
         attributes = self._attributes("get_many") | {"db.operation.batch.size": len(keys)}
@@ -132,11 +133,17 @@ class Tracing(Layer):
         self._made(live, about, None, entries)
         return entries
 
-    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        context = current_context()
-        live = _heard(self._look(), context)
-        if live is None:
-            return await self.inner.write(changes, expect)
+    def write(  # pyright: ignore[reportIncompatibleMethodOverride] - awaited alike
+        self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS
+    ) -> Coroutine[Any, Any, int]:
+        live = self._listening.look()
+        if live is not None and (live := _heard(live, context := current_context())) is not None:
+            return self._traced_write(changes, expect, live, context)
+        return self.inner.write(changes, expect)
+
+    async def _traced_write(
+        self, changes: Sequence[Change], expect: Mapping[str, int], live: Live, context: Context
+    ) -> int:
         if len(changes) == 1:
             key = changes[0].key
             name, attributes = ("set", self._of_set) if isinstance(changes[0], Put) else ("delete", self._of_delete)
@@ -165,9 +172,11 @@ class Tracing(Layer):
     def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        live = _heard(self._look(), current_context())
+        live = self._listening.look()
         keys = self.inner.scan(prefix, after=after, reverse=reverse, limit=limit)
-        return keys if live is None else self._scanned(live, prefix, keys)
+        if live is None or (live := _heard(live, current_context())) is None:
+            return keys
+        return self._scanned(live, prefix, keys)
 
     async def _scanned(self, live: Live, prefix: str, keys: AsyncIterator[str]) -> AsyncIterator[str]:
         """The span is made at the end, as long as the store worked: none is open while the caller has the key."""
@@ -244,9 +253,9 @@ def listening_of(layer: Layer) -> Listening:
     return found if isinstance(found, Listening) else settings.process
 
 
-def _heard(live: Live | None, context: Context) -> Live | None:
-    """Where a store operation's span goes; None where nobody listens, or the span around it isn't recorded."""
-    if live is None or not live.stores:
+def _heard(live: Live, context: Context) -> Live | None:
+    """Where a store operation's span goes; None where it isn't wanted, or the span around it isn't recorded."""
+    if not live.stores:
         return None
     if context:  # an empty one, as outside of runs and requests, has no span: to look would cost as much as the read
         if suppressed(context):
