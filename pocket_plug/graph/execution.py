@@ -31,7 +31,7 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
 from .chain import DEFAULT, Next
-from .context import in_own_context, run_ids
+from .context import begin, in_own_context, run_ids
 from .host import RunHost
 from .observing import NodeCall, Run, RunNotice
 from .plan import PlannedGraph, refuse_read_only
@@ -281,7 +281,10 @@ class Execution:
         if self.stack.inline_write or not self.loop:
             await writing
             return None
-        task, cancelled = await to_its_end(writing, None)
+        going = writing if self.stack.needs_loop else begin(writing)
+        if going is None:
+            return None
+        task, cancelled = await to_its_end(going, None)
         if cancelled is not None and (task.cancelled() or task.exception() is not None):
             raise cancelled  # nothing landed, so the run may end here
         task.result()

@@ -42,7 +42,8 @@ def escaped(text: str, marks: str) -> str:
     'a%2Fb%25'
     """
     for mark in "%" + marks:
-        text = text.replace(mark, f"%{ord(mark):02X}")
+        if mark in text:  # seldom
+            text = text.replace(mark, f"%{ord(mark):02X}")
     return text
 
 

@@ -77,14 +77,14 @@ async def pause(seconds: float) -> None:
 
 
 async def to_its_end(
-    coroutine: Coroutine[Any, Any, T], grace: float | None
+    going: Coroutine[Any, Any, T] | asyncio.Task[T], grace: float | None
 ) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:
     """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
 
     With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.
     """
     loop = asyncio.get_running_loop()
-    task = loop.create_task(coroutine)
+    task = going if isinstance(going, asyncio.Task) else loop.create_task(going)
     cancelled: asyncio.CancelledError | None = None
     deadline: asyncio.TimerHandle | None = None
     while not task.done():
