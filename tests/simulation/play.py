@@ -114,7 +114,8 @@ def play(seed: int) -> Played:
         with warnings.catch_warnings():  # of half-done coroutines, which nobody ever ends
             warnings.simplefilter("ignore")
             sys.unraisablehook = lambda unraisable: None
-            gc.collect()
+            while gc.collect():  # what is thrown away may leave something more
+                pass
         sys.unraisablehook = hook
         gc.unfreeze()
         gc.enable()
