@@ -13,7 +13,7 @@ from .play import first_found, play
 
 ROOT = Path(__file__).parents[2]
 WORLDS = 150
-AT_ONCE = 50
+AT_ONCE = 100
 QUICK = (
     "a claim does not expect the version of the run",
     "a late `failed` overwrites whatever is there",
