@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
 EDITABLE_PLUGINS := $(foreach plugin,$(PLUGINS),--editable '$(plugin)[dev]')
 
-.PHONY: demo cluster test test-postgres test-lowest test-newest test-all lint bench fuzz histories simulate workers mutants e2e pictures clean
+.PHONY: demo cluster test test-postgres test-lowest test-newest test-all lint bench fuzz histories simulate workers mutants e2e fastmcp pictures clean
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -133,6 +133,16 @@ pictures: e2e
 .venv-e2e-%/ready: tests/e2e/requirements-%.txt
 	$(PYTHON) -m venv .venv-e2e-$*
 	.venv-e2e-$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+# FastMCP, in memory, over a store of the key-value plugin. It requires newer versions than we do, and than ours are pinned to.
+fastmcp: .venv-fastmcp/ready
+	.venv-fastmcp/bin/pytest plugins/pocket-plug-keyvalue/tests/e2e $(ARGS)
+
+.venv-fastmcp/ready: pyproject.toml plugins/pocket-plug-keyvalue/pyproject.toml plugins/pocket-plug-keyvalue/tests/e2e/requirements.txt
+	$(PYTHON) -m venv .venv-fastmcp
+	.venv-fastmcp/bin/pip install --quiet --disable-pip-version-check --editable . \
+	    --editable plugins/pocket-plug-keyvalue --requirement plugins/pocket-plug-keyvalue/tests/e2e/requirements.txt
 	touch $@
 
 # The tests with each Python that there is, found by running it: pyenv's shims answer for versions that it has not got.

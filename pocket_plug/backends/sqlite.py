@@ -49,7 +49,6 @@ from .sqlite_files import Identity, Ownership, check_path, identity_of, is_at
 from .sqlite_statements import (
     APPLICATION_ID,
     COUNT,
-    COUNT_FROM,
     DELETE,
     DELETE_IF_NOT_NEWER,
     FREE,
@@ -87,6 +86,12 @@ REAP_EVERY = 16
 
 LOOK_EVERY = 0.05
 """Reads check at most once in so many seconds whether the file is still in its place. A write checks each time."""
+
+RESERVED = 1024
+"""So many versions are reserved at a time, at least. Where the stored counter is a multiple of it, some may be left."""
+
+RESERVE_AFTER = 16
+"""Versions are reserved by who has made so many commits in a row, while no other instance has made one."""
 
 LONGEST_TURN = 1.0
 """Seconds for which a turn keeps the file locked, at most."""
@@ -135,6 +140,10 @@ class _Request:
             raise self.error
         return self.version
 
+    def serve(self, execute: _Execute, version: int) -> int:
+        """Do what one without changes asks for, in the open transaction; gives the last version after it."""
+        raise NotImplementedError
+
 
 class _Compaction(_Request):
     """The request to give free pages back."""
@@ -144,6 +153,23 @@ class _Compaction(_Request):
     def __init__(self, size: int) -> None:
         super().__init__((), NO_EXPECTATIONS)
         self.size, self.freed = size, 0
+
+    def serve(self, execute: _Execute, version: int) -> int:
+        self.freed = _shrink(execute, self.size)
+        return version
+
+
+class _Settlement(_Request):
+    """The request for the last version given, where another instance may have some reserved: that one must reserve anew."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__((), NO_EXPECTATIONS)
+
+    def serve(self, execute: _Execute, version: int) -> int:
+        self.version = version + _is_reserved(version)
+        return self.version
 
 
 class _Turn:
@@ -156,6 +182,8 @@ class _Turn:
         self.request: _Request | None = None
         self.is_over = False
 
+
+_UNKNOWN = (0, -1)
 
 _had: ContextVar[_Turn | None] = ContextVar("pocket_plug.turn", default=None)
 """The turn that the current call is in."""
@@ -198,7 +226,8 @@ class SQLite(Backend):
         self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
         self._writer: sqlite3.Cursor | None = None  # None after a fork too, until it is needed
         self._begin_locks()
-        self._counter = 0  # where its own last commit has put the counter
+        self._versions = _UNKNOWN  # the last that it has given, and where its last commit has left the stored counter
+        self._alone = 0  # its commits in a row
         self._unreaped = 0
         self._queue: list[_Request] = []
         self._turns: list[_Turn] = []
@@ -309,7 +338,7 @@ class SQLite(Backend):
         if _forbidden and identity_of(self._name) in _forbidden:
             raise self._forked_in_use()
         if self._open:
-            self._look(closely=True)
+            self._look()
         try:
             connection = sqlite3.connect(
                 f"{self._absolute.as_uri()}?mode=rw",
@@ -394,12 +423,11 @@ class SQLite(Backend):
                 Path(name).unlink(missing_ok=True)
 
     # ------------------------------------------------------------ where the file is, and forks of this process
-    def _look(self, *, closely: bool = False) -> None:
+    def _look(self) -> None:
         """Raise StoreError where the file isn't in its place any more, or not the one that was opened."""
-        if closely or monotonic() >= self._look_next:
-            if not is_at(self._name, self._file):
-                raise self._moved(self.path) if self._open else self._not_open()
-            self._look_next = monotonic() + LOOK_EVERY
+        if not is_at(self._name, self._file):
+            raise self._moved(self.path) if self._open else self._not_open()
+        self._look_next = monotonic() + LOOK_EVERY
 
     def _moved(self, what: str) -> StoreError:
         return StoreError(
@@ -433,7 +461,7 @@ class SQLite(Backend):
             self._open = False
         self._begin_locks()
         self._queue, self._turns, self._turn, self._thread, self._closers = [], [], None, None, []
-        self._readers, self._writer = [], None
+        self._readers, self._writer, self._versions = [], None, _UNKNOWN
         if self._ownership is not None:
             self._ownership.leave()
             self._ownership = None
@@ -496,14 +524,24 @@ class SQLite(Backend):
         faults = [line for (line,) in self._rows("PRAGMA integrity_check", ((),)) if line != "ok"]
         for statement, what in STRAY.items():
             faults += [f"key {key!r} {what}" for (key,) in self._rows(statement, ((),))]
-        counter = await self.version()
+        counter = self._stored()
         ((highest,),) = self._rows("SELECT max(version) FROM entries", ((),))
         if type(highest) is int and highest > counter:
             faults.append(f"the counter is at {counter:,}, and an entry has version {highest:,}")
         return faults
 
     async def version(self) -> int:
-        """The stored counter."""
+        """The last one given. Where another instance has reserved some, it must reserve anew: each of its writes changes this."""
+        version, is_exact = self._version()
+        return version if is_exact else await self._done(_Settlement())
+
+    def _version(self) -> tuple[int, bool]:
+        """The last one given, and True; else up to which one another instance has reserved some."""
+        stored = self._stored()
+        given, counter = self._versions
+        return (given, True) if counter == stored else (stored, not _is_reserved(stored))
+
+    def _stored(self) -> int:
         return self._counter_of(self._rows(VERSION, ((),)))
 
     def _rows(self, statement: str, parameters: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -547,7 +585,7 @@ class SQLite(Backend):
         """One transaction, committed before this returns; StoreBusyError where the file stays locked."""
         if not changes:
             return await self._check(expect)
-        return await self._done(_Request(list(map(self._encoded, changes)), expect))
+        return await self._done(_Request([*map(self._encoded, changes)], expect))
 
     async def compact(self, size: int) -> int:
         """Free pages at the end of the file, once others were moved from there. A file that an older version made has none."""
@@ -593,7 +631,7 @@ class SQLite(Backend):
         return request.outcome()
 
     async def _check(self, expect: Mapping[str, int]) -> int:
-        current = await self.version()  # before the rest, so that it is no newer than what was checked
+        current, _ = self._version()  # before the rest, so that it is no newer than what was checked
         now = self.clock()
         seen = {
             key: version
@@ -787,50 +825,70 @@ class SQLite(Backend):
 
     def _commit(self, writer: sqlite3.Cursor, batch: list[_Request]) -> None:
         """Do the requests in the transaction that has begun, commit, and note in each what became of it."""
-        execute = writer.execute
+        known, self._versions = self._versions, _UNKNOWN  # for who is interrupted in between
         try:
-            self._look(closely=True)
-            if self._log_file is None:
-                self._log_file = identity_of(self._log)
-            elif self.durability == "power" and not is_at(self._log, self._log_file):
-                raise self._moved(f"{self.path}-wal")
-            now = self.clock()
-            before = version = self._count(execute, len(batch))
-            for request in batch:
-                version = self._apply(execute, request, version, now)
-            if version == before and not any(isinstance(each, _Compaction) for each in batch):  # nothing but conflicts
-                _roll_back(writer)
-                return
-            if version != before + len(batch):
-                execute(COUNT, (version,))
-            self._counter = version
-            if self._unreaped >= REAP_EVERY:
-                execute(REAP, (now, 2 * self._unreaped, now))
-                self._unreaped = 0
+            self._look()
+            self._look_at_log()
+            versions = self._do(writer.execute, batch, *known)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
             _roll_back(writer)
+            self._versions = known
             if len(batch) == 1:
                 batch[0].error = self._explained(error)
             else:
                 self._commit_singly(writer, batch)
             return
+        if versions is None:
+            _roll_back(writer)
+            self._versions = known
+            return
         try:
-            execute("COMMIT")
+            writer.execute("COMMIT")
         except _REFUSALS as error:
             _roll_back(writer)
             for request in batch:
                 request.error = self._explained(error)
+            if versions[1] != known[1]:
+                return  # whether the counter has changed is to be looked up
+        self._versions = versions  # of a commit that failed too: it may have landed, so none of them is given again
 
-    def _count(self, execute: _Execute, more: int) -> int:
-        """Raise the counter by so many in the open transaction; gives what it was.
+    def _do(self, execute: _Execute, batch: list[_Request], given: int, counter: int) -> tuple[int, int] | None:
+        """Do them in the open transaction. Gives `_versions` as they are after it; None where all were in conflict."""
+        now = self.clock()
+        stored = self._counter_of(execute(VERSION).fetchall())
+        if not (is_own := stored == counter):
+            given, self._alone = stored, 0
+        version = given
+        for request in batch:
+            version = self._apply(execute, request, version, now)
+        if version == given and all(request.changes for request in batch):
+            return None
+        counter = stored if version <= stored else self._counter_for(version)
+        if counter != stored:
+            execute(COUNT, (counter,))
+        if self._unreaped >= REAP_EVERY:
+            execute(REAP, (now, 2 * self._unreaped, now))
+            self._unreaped = 0
+        return (version, counter) if is_own or counter != stored else _UNKNOWN
 
-        It is where this backend's last commit left it, unless another one has written since; then it must be read.
+    def _look_at_log(self) -> None:
+        """Raise StoreError where the log isn't in its place any more, and a write would be lost with the machine."""
+        if self._log_file is None:
+            self._log_file = identity_of(self._log)
+        elif self.durability == "power" and not is_at(self._log, self._log_file):
+            raise self._moved(f"{self.path}-wal")
+
+    def _counter_for(self, version: int) -> int:
+        """What to store once that version is given: it, or some more that are reserved for writes to come.
+
+        A reserved one is given without a change of the counter, whose page would be the second to be written with most commits.
+        Whoever finds another counter than it has left goes on from there, so no version is given twice, and each key's rise.
+        What is reserved at a crash is never given.
         """
-        before = self._counter
-        if not execute(COUNT_FROM, (before + more, before)).rowcount:
-            before = self._counter_of(execute(VERSION).fetchall())
-            execute(COUNT, (before + more,))
-        return before
+        self._alone += 1
+        if self._alone <= RESERVE_AFTER:
+            return version
+        return version - version % RESERVED + 2 * RESERVED
 
     def _commit_singly(self, writer: sqlite3.Cursor, batch: list[_Request]) -> None:
         """Something in the batch can't be done: each in a transaction of its own, so that no other pays for it."""
@@ -845,9 +903,8 @@ class SQLite(Backend):
     def _apply(self, execute: _Execute, request: _Request, version: int, now: float) -> int:
         """Do one request in the open transaction, unless it conflicts; gives the counter after it."""
         request.error = None
-        if not request.changes and isinstance(request, _Compaction):
-            request.freed = _shrink(execute, request.size)
-            return version
+        if not request.changes:
+            return request.serve(execute, version)
         if request.expect:
             changed: list[str] = []
             for key, expected in request.expect.items():
@@ -982,6 +1039,10 @@ def _close(cursor: sqlite3.Cursor) -> None:
 _acquire_at_once: Callable[[threading.Lock], bool] = methodcaller("acquire", False)
 # A commit that waits for no disk is over before the writer thread would be awake: that one waits for the interpreter's lock.
 _acquire_soon: Callable[[threading.Lock], bool] = methodcaller("acquire", True, LONGEST_PAUSE)
+
+
+def _is_reserved(version: int) -> bool:
+    return version > 0 and version % RESERVED == 0
 
 
 def _begin(cursor: sqlite3.Cursor) -> None:

@@ -32,7 +32,6 @@ SCAN = """SELECT key, expires_at FROM entries WHERE key >= ? AND key < ? || CAST
 SCAN_BACK = SCAN.replace("ORDER BY key", "ORDER BY key DESC")
 VERSION = "SELECT version FROM counter"
 COUNT = "UPDATE counter SET version = ?"
-COUNT_FROM = "UPDATE counter SET version = ? WHERE version = ?"
 PUT = """INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
           SET value = excluded.value, version = excluded.version, expires_at = excluded.expires_at"""
 PUT_IF_NEWER = f"{PUT} WHERE excluded.version > entries.version"

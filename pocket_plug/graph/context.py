@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import types
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 
 from pocket_plug.primitives.forking import after_fork
@@ -25,13 +26,34 @@ def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     opened in. A task would do the same for ten times the price, and would not be the caller's to cancel.
     """
     context = copy_context()
-    step: Callable[[Any], Any] = coroutine.send
-    argument: Any = None
+    try:
+        waiting = context.run(coroutine.send, None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]  # what it returns is T
+    return (yield from _rest(coroutine, waiting, context))
+
+
+def begin(coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[object] | None:
+    """Take a coroutine to its end; if it waits before, a task takes it there, in the context that it began in.
+
+    Only for one that awaits nothing but what any task may await (a future, a Waiter): it isn't always in the same task.
+    """
+    context = copy_context()
+    try:
+        waiting = context.run(coroutine.send, None)
+    except StopIteration:
+        return None
+    return asyncio.get_running_loop().create_task(_go_on(coroutine, waiting, context))
+
+
+async def _go_on(coroutine: Coroutine[Any, Any, T], waiting: object, context: Context) -> T:
+    return await types.coroutine(_rest)(coroutine, waiting, context)
+
+
+def _rest(coroutine: Coroutine[Any, Any, T], waiting: object, context: Context) -> Generator[Any, Any, T]:
+    """Await the rest of a coroutine, which waits for something."""
+    step: Callable[[Any], Any]
     while True:
-        try:
-            waiting = context.run(step, argument)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]  # what it returns is T
         try:
             step, argument = coroutine.send, (yield waiting)
         except GeneratorExit:
@@ -39,6 +61,10 @@ def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
             raise
         except BaseException as error:  # noqa: BLE001 - it is handed on to the coroutine
             step, argument = coroutine.throw, error
+        try:
+            waiting = context.run(step, argument)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]  # what it returns is T
 
 
 class _RunIds:

@@ -109,7 +109,7 @@ class _AtNode:
 
 @dataclass(frozen=True, slots=True)
 class NodeEntered(_AtNode):
-    """The run has come to a node."""
+    """The run has come to a node; to one that waits for an answer again, once there is one."""
 
     kind: ClassVar[Literal["node_entered"]] = "node_entered"
     type: Literal["node", "graph", "fan_out"]

@@ -31,13 +31,14 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
 from .chain import DEFAULT, Next
-from .context import in_own_context, run_ids
+from .context import begin, in_own_context, run_ids
 from .host import RunHost
-from .observing import NodeCall, Observer, Run, RunNotice, new_call
+from .observing import NodeCall, Run, RunNotice
 from .plan import PlannedGraph, refuse_read_only
 from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
-from .step import Step, Visited, Visiting
-from .watching import Entered, Part, end, enter, keep_pace, leave, tell
+from .step import Step, Visiting
+from .watched import watched_visit
+from .watching import NOBODY, Entered, enter, leave, tell, watched_by
 
 TURN = 0.001
 """Seconds after which a run that never suspends gives way to the event loop."""
@@ -56,8 +57,8 @@ class Execution:
 
     __slots__ = (
         *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "look_at", "loop", "max_steps"),
-        *("observers", "on_every_phase", "on_node", "on_phase", "paced", "plan", "pocket", "prefix", "run", "stack"),
-        *("steps", "threads", "timeout", "turn_ends", "visits", "where"),
+        *("plan", "pocket", "prefix", "run", "stack", "steps", "threads", "timeout", "turn_ends", "visits"),
+        *("watchers", "where"),
     )
     where: int
     attempts: int
@@ -96,23 +97,10 @@ class Execution:
                     f"graph {graph.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
                     "does it contain itself? Else raise Graph(…, max_depth=…)"
                 )
-        self.on_node: Sequence[Part] = ()
-        self.on_phase: Sequence[Part] = ()  # of guarded nodes
-        self.on_every_phase: Sequence[Part] = ()
-        self.paced: Sequence[Observer] = ()
-        self.observers = observers = pocket.observers(run)
+        self.watchers = watched_by(pocket.observers(run))
         self.visits: dict[str, int] | None = None  # counted only where there may be several to a node
         if self.plan.repeats or ledger is not None:
             self.visits = defaultdict(int)
-        if observers:
-            self._listen(observers)
-
-    def _listen(self, observers: list[Observer]) -> None:
-        self.observers = observers
-        self.on_node = [(observer, observer.node) for observer in observers if observer.node is not None]
-        self.on_phase = [(observer, observer.phase) for observer in observers if observer.phase is not None]
-        self.on_every_phase = [part for part in self.on_phase if not part[0].guarded_only]
-        self.paced = [observer for observer in observers if observer.pace is not None]
 
     @property
     def outermost(self) -> Execution:
@@ -159,7 +147,7 @@ class Execution:
             if ledger is not None and (result := await ledger.claim(self, value)) is not MISSING:
                 return result
             self.where = self._where()
-            output = await (self._watched(value) if self.observers else self._kept(value))
+            output = await (self._watched(value) if self.watchers is not NOBODY else self._kept(value))
             if ledger is not None:
                 await ledger.close()
             return output
@@ -201,11 +189,11 @@ class Execution:
         run = self.run
         entered: Entered = []
         failed: BaseException | None = None
-        parts = [(observer, observer.run) for observer in self.observers if observer.run is not None]
+        observers = self.watchers.observers
+        parts = [(observer, observer.run) for observer in observers if observer.run is not None]
         try:
             if silent := enter(entered, parts, run):
-                heard = (observer for observer in self.observers if all(observer is not each for each in silent))
-                self._listen(list(heard))
+                self.watchers = watched_by([each for each in observers if all(each is not one for one in silent)])
             run.output = await self._kept(value)
             run.outcome = "success"
         except RunSuspendedError:
@@ -225,7 +213,7 @@ class Execution:
         """From step to step, through each by the way that was found when the plan was made."""
         step: Step | None = self.plan.start
         cancelled: asyncio.CancelledError | None = None
-        ledger, counter, where, watched = self.ledger, self.outermost, self.where, bool(self.observers)
+        ledger, counter, where, watched = self.ledger, self.outermost, self.where, self.watchers is not NOBODY
         if ledger is not None:
             step, value, cancelled = await ledger.begin(self, value)
         visits = None if watched else self.visits
@@ -238,7 +226,9 @@ class Execution:
             if ledger is not None:
                 ledger.stand_at(step)
             way = step.ways[where]
-            step, value, cancelled = await (self._watch(step, value) if watched else way.take(self, value, None))
+            step, value, cancelled = await (
+                watched_visit(self, step, value) if watched else way.take(self, value, None)
+            )
         if ledger is not None and step is None:
             cancelled = await ledger.end(self) or cancelled
         if cancelled is not None:
@@ -273,35 +263,14 @@ class Execution:
     # ------------------------------------------------------------ its nodes
     def visit(self, step: Step, value: object, position: int | None = None) -> Visiting:
         """Take a value through a node, watched if the run is."""
-        return self._watch(step, value, position) if self.observers else step.ways[self.where].take(self, value, None)
-
-    async def _watch(self, step: Step, value: object, index: int | None = None) -> Visited:
-        """Take a value through a node, between what the observers do before and after."""
-        if self.paced and self.loop:
-            await keep_pace(self.paced)
-        run, visits = self.run, self.visits
-        run.steps += 1
-        if visits is not None:
-            visits[step.name] += 1
-        call = new_call(run, step.facts or step.find_facts(), 1 if visits is None else visits[step.name], value, index)
-        entered: Entered = []
-        try:
-            if self.on_node:
-                enter(entered, self.on_node, call)
-            if self.ledger is not None:
-                self.ledger.tell_resumed(self, call)
-            visited = await step.ways[self.where].take(self, value, call)
-        except BaseException as error:
-            end(call, entered, error)
-            raise
-        call.output, call.outcome = visited[1], call.outcome or "ok"
-        leave(entered, None)
-        return visited
+        if self.watchers is NOBODY:
+            return step.ways[self.where].take(self, value, None)
+        return watched_visit(self, step, value, position)
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
         """Tell the observers."""
         if call is not None:
-            tell(self.observers, name, call, attributes)
+            tell(self.watchers.observers, name, call, attributes)
 
     def notify(self, notice: RunNotice) -> None:
         """Tell the plugins."""
@@ -312,7 +281,10 @@ class Execution:
         if self.stack.inline_write or not self.loop:
             await writing
             return None
-        task, cancelled = await to_its_end(writing, None)
+        going = writing if self.stack.needs_loop else begin(writing)
+        if going is None:
+            return None
+        task, cancelled = await to_its_end(going, None)
         if cancelled is not None and (task.cancelled() or task.exception() is not None):
             raise cancelled  # nothing landed, so the run may end here
         task.result()

@@ -56,12 +56,12 @@ def unawaited(step: Step, phase: str, coroutine: Any) -> PhaseError:
 
 # ---------------------------------------------------------------- watched runs
 Watched = tuple[Sequence[Part], Time]
-NOBODY: Watched = (), None
+UNWATCHED: Watched = (), None
 
 
 def watching(run: Running, step: Step) -> Watched:
     """Who watches a node's phases in a watched run; where nobody does they are only measured, from this time on."""
-    observers = run.on_phase if step.guarded else run.on_every_phase
+    observers = run.watchers.of_phases if step.guarded else run.watchers.of_every_phase
     return observers, None if observers else time.perf_counter()
 
 
@@ -91,7 +91,7 @@ def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunctio
             if call is not None:
                 call.attempts += 1
             about = PhaseCall(call, "exec", number, step.timeout, input=prepared) if call is not None else None
-            watching = Watching(run.on_phase, about)
+            watching = Watching(run.watchers.of_phases, about)
             try:
                 with watching:
                     try:
@@ -189,7 +189,7 @@ def _fallback(step: Step, in_thread: bool) -> AsyncFunction:
         if fallback is None or isinstance(error, PhaseError):
             raise error
         about = PhaseCall(call, "fallback", input=prepared) if call is not None else None
-        with Watching(run.on_phase, about):
+        with Watching(run.watchers.of_phases, about):
             result = await checked(step, "fallback", fallback, awaits, prepared, error)
             if about is not None:
                 about.output = result

@@ -16,7 +16,7 @@ from .host import RunHost
 from .observing import NodeCall, Run, RunNotice
 from .plan import Plan, PlannedGraph
 from .step import Step, Visited, Visiting
-from .watching import Part
+from .watching import Watchers
 
 Writing = Coroutine[Any, Any, object]
 Travel = Callable[[object], Coroutine[Any, Any, Value]]
@@ -80,10 +80,8 @@ class Running(Protocol):
     """How often it has entered each node, where somebody wants to know."""
     began: int
     """Its number, and that of all graphs nested in it."""
-    on_phase: Sequence[Part]
-    """Who watches the phases of guarded nodes."""
-    on_every_phase: Sequence[Part]
-    """Who watches those of the others."""
+    watchers: Watchers
+    """Who watches it."""
 
     @property
     def outermost(self) -> Running:

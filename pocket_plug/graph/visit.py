@@ -26,7 +26,7 @@ from .chain import DEFAULT, END, Next
 from .clean_up import clean_up
 from .node import AnyNode
 from .observing import NodeCall, Time, note_times
-from .phase_calls import NOBODY, attempts, placed, unawaited, watch, watching
+from .phase_calls import UNWATCHED, attempts, placed, unawaited, watch, watching
 from .phases import PHASES
 from .places import note_node
 from .running import FREE_CONFLICTS, LATE_CONFLICTS, MAX_CONFLICTS, Running
@@ -80,7 +80,7 @@ class Phases:
         step, ready, transaction = self.step, value, NO_TRANSACTION
         if self.checks and value.__class__ is not self.input_class:
             check(run, step, value)
-        observers, began = watching(run, step) if call is not None else NOBODY
+        observers, began = watching(run, step) if call is not None else UNWATCHED
         phase, prepped, execed = "prep", None, None
         try:
             if lost is not None and lost.prep_stands:

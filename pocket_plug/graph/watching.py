@@ -17,6 +17,31 @@ Part = tuple[Observer, Callable[[Any], AbstractContextManager[Any] | None]]
 Entered = list[tuple[Observer, AbstractContextManager[Any]]]
 
 
+class Watchers:
+    """Who watches a run, and what of it."""
+
+    __slots__ = ("observers", "of_every_phase", "of_nodes", "of_phases", "paced", "spare")
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self.observers = observers
+        self.of_nodes: Sequence[Part] = [(each, each.node) for each in observers if each.node is not None]
+        self.of_phases: Sequence[Part] = [(each, each.phase) for each in observers if each.phase is not None]
+        """Those of the phases of guarded nodes."""
+        self.of_every_phase = [part for part in self.of_phases if not part[0].guarded_only]
+        self.paced = [each for each in observers if each.pace is not None]
+        spare = not self.paced and not self.of_phases
+        self.spare = spare and all(each.failures_only for each in observers)
+        """Do they want nothing of visits that don't fail, of nodes that aren't guarded?"""
+
+
+NOBODY = Watchers(())
+
+
+def watched_by(observers: Sequence[Observer]) -> Watchers:
+    """Those who watch a run; `NOBODY` where there are none."""
+    return Watchers(observers) if observers else NOBODY
+
+
 def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[Observer]:
     """Enter what each observer gives for a run, node or phase; one that fails is reported and left out.
 

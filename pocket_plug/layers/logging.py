@@ -118,6 +118,7 @@ class LoggingPlugin:
             run=partial(_RunLog, log),
             node=partial(_NodeLog if binds else _NodeFailure, log, chosen.exceptions),
             event=partial(_event, log),
+            failures_only=not binds and log["debug"] is None,  # there a conflict is told, which any node may have
         )
 
     @hookimpl

@@ -42,7 +42,8 @@ def escaped(text: str, marks: str) -> str:
     'a%2Fb%25'
     """
     for mark in "%" + marks:
-        text = text.replace(mark, f"%{ord(mark):02X}")
+        if mark in text:  # seldom
+            text = text.replace(mark, f"%{ord(mark):02X}")
     return text
 
 
@@ -96,15 +97,19 @@ def check_prefix(prefix: object) -> str:
 
 def part_of_name(value: object, template: str | None, *, may_be_empty: bool = False) -> str:
     """What fills a hole of a key's template, or is joined (None): as text, with what separates parts escaped."""
-    if isinstance(value, Enum):
-        return part_of_name(value.value, template, may_be_empty=may_be_empty)
-    if isinstance(value, bool) or not (isinstance(value, str | int) or _is_date_or_uuid(value)):
-        refused = "join_name can't join" if template is None else f"Key({template!r}) can't be filled with"
-        raise KeyNameError(f"{refused} {summary(value)}; give a str, int, UUID, date or Enum")
-    text = str(value)
+    text = value if type(value) is str else _text_of(value, template)
     if not text and not may_be_empty:
         raise KeyNameError(f"Key({template!r}) can't be filled with an empty value; a hole that may be empty is {{?}}")
     return text.replace("%", "%25").replace(":", "%3A")
+
+
+def _text_of(value: object, template: str | None) -> str:
+    while isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, bool) or not (isinstance(value, str | int) or _is_date_or_uuid(value)):
+        refused = "join_name can't join" if template is None else f"Key({template!r}) can't be filled with"
+        raise KeyNameError(f"{refused} {summary(value)}; give a str, int, UUID, date or Enum")
+    return str(value)
 
 
 def _is_date_or_uuid(value: object) -> bool:

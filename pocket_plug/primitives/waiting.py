@@ -77,14 +77,14 @@ async def pause(seconds: float) -> None:
 
 
 async def to_its_end(
-    coroutine: Coroutine[Any, Any, T], grace: float | None
+    going: Coroutine[Any, Any, T] | asyncio.Task[T], grace: float | None
 ) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:
     """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
 
     With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.
     """
     loop = asyncio.get_running_loop()
-    task = loop.create_task(coroutine)
+    task = going if isinstance(going, asyncio.Task) else loop.create_task(going)
     cancelled: asyncio.CancelledError | None = None
     deadline: asyncio.TimerHandle | None = None
     while not task.done():
@@ -112,13 +112,15 @@ class Waiter(Generic[T]):
     def __init__(self, blocks: bool = False) -> None:
         self._error: BaseException | None = None
         self._woken = False
-        self.loop = None if blocks or may_block() else asyncio.get_running_loop()
-        """Where it is awaited; None for a thread."""
-        if self.loop is None:
+        loop = None if blocks else asyncio._get_running_loop()
+        if loop is None or loop is _driving.over:  # as `may_block`
+            self.loop: asyncio.AbstractEventLoop | None = None
+            """Where it is awaited; None for a thread."""
             self._lock = threading.Lock()
             self._lock.acquire()
         else:
-            self._future: asyncio.Future[None] = self.loop.create_future()
+            self.loop = loop
+            self._future: asyncio.Future[None] = loop.create_future()
 
     def give(self, result: T) -> Waiter[T]:
         """Note the result; `wake` then lets the waiting side see it."""
@@ -221,9 +223,11 @@ def wake_once(waiter: Waiter[Any]) -> None:
     """
     if waiter.loop is None:
         wake((waiter,))
-    else:
-        with suppress(RuntimeError):
-            waiter.loop.call_soon_threadsafe(_wake_here, [waiter])
+        return
+    try:
+        waiter.loop.call_soon_threadsafe(_wake_here, [waiter])
+    except RuntimeError:  # that loop is closed: nobody is waiting any more
+        return
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:

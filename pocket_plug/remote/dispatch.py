@@ -40,7 +40,19 @@ Submit = Callable[[bytes], "Future[bytes]"]
 class Job(Waiter[Value]):
     """One item on its way. Await what becomes of it."""
 
-    __slots__ = ("carrier", "chunk", "deadline", "is_left", "key", "node", "place", "reports", "sent", "timeout", "value")
+    __slots__ = (
+        "carrier",
+        "chunk",
+        "deadline",
+        "is_left",
+        "key",
+        "node",
+        "place",
+        "reports",
+        "sent",
+        "timeout",
+        "value",
+    )
 
     def __init__(
         self,

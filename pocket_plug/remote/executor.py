@@ -73,7 +73,7 @@ class Executor:
 
         More would only queue here, and Python's garbage collector looks through all of them again and again.
         """
-        return 2 * max(self.window, 4) * dispatch.MOST
+        return 2 * max(self.window, 2) * dispatch.MOST
 
     def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
         """Have a function of bytes called by a worker. `function` is a module's global, so that its name says what it is."""

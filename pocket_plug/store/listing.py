@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
 from contextlib import suppress
 
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreError
 from pocket_plug.primitives.names import MAX_KEY_BYTES, RESERVED, check_prefix
 from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.values import Value
 
-from .backend import PRESENT, Delete, Entry
+from .backend import PRESENT, Delete
 from .stack import Stack
 from .transaction import Transaction
+from .updating import shown_value
 
 PAGE = 100
 """So many entries at most are read, or removed, in one step."""
@@ -26,12 +28,21 @@ def check_limit(limit: object) -> None:
         raise ConfigError(f"limit can't be {found}; give a number of entries from 0 up, or None for all")
 
 
-async def names_of(
+def names_of(
     source: Stack | Transaction, prefix: str, *, after: str = "", reverse: bool = False, limit: int | None = None
-) -> AsyncGenerator[str]:
-    """The names of users that a scan gives. Those of pocket_plug, which may be many, are leapt over, not looked at."""
+) -> AsyncIterator[str]:
+    """The names of users that a scan gives."""
     check_prefix(prefix)
     check_limit(limit)
+    if RESERVED.startswith(prefix) or prefix.startswith(RESERVED):
+        return _leaping(source, prefix, after, reverse, limit)
+    return source.scan(prefix, after=after, reverse=reverse, limit=limit)
+
+
+async def _leaping(
+    source: Stack | Transaction, prefix: str, after: str, reverse: bool, limit: int | None
+) -> AsyncGenerator[str]:
+    """Where names of pocket_plug may be among them: those, which may be many, are leapt over, not looked at."""
     while True:
         keys = source.scan(prefix, after=after, reverse=reverse, limit=limit)
         async for name in keys:
@@ -48,18 +59,24 @@ async def names_of(
 
 
 async def pages_of(
-    source: Stack | Transaction, prefix: str, *, after: str = "", reverse: bool = False, limit: int | None = None
-) -> AsyncGenerator[list[tuple[str, Entry]]]:
-    """Names with their entries, some at a time: those of one page are read at one moment."""
+    source: Stack | Transaction,
+    scope: str,
+    prefix: str,
+    *,
+    after: str = "",
+    reverse: bool = False,
+    limit: int | None = None,
+) -> AsyncGenerator[list[tuple[str, Value]]]:
+    """Names below a scope, without it, and what is shown of their entries, some at a time: one page is read at one moment."""
     check_limit(limit)
-    most = step_of(source, PAGE)
+    start, most = len(scope), step_of(source, PAGE)
     while limit is None or limit > 0:
         size = most if limit is None else min(most, limit)
-        names = [name async for name in names_of(source, prefix, after=after, reverse=reverse, limit=size)]
+        names = [name async for name in names_of(source, scope + prefix, after=after, reverse=reverse, limit=size)]
         if not names:
             return
         entries = await source.read_many(names)
-        found = [(name, entries[name]) for name in names if name in entries]
+        found = [(name[start:], shown_value(entries[name])) for name in names if name in entries]
         if found:
             yield found
         if len(names) < size:

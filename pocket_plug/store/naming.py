@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import final
 
 from pocket_plug.errors import KeyNameError
-from pocket_plug.primitives.names import RESERVED, check_name, check_prefix, part_of_name
+from pocket_plug.primitives.names import RESERVED, check_length, check_name, check_prefix, part_of_name
 
 _HOLE = re.compile(r"\{(\w*)(\??)\}")
 _ESCAPED = re.compile("%([0-9A-F]{2})")
@@ -32,8 +32,9 @@ def join_name(*parts: object) -> str:
 
 def split_name(name: str) -> tuple[str, ...]:
     """The parts, as text, that `join_name` made a name of. Raises KeyNameError where it can't have been made of any."""
-    parts = tuple(_unescaped(part) for part in check_prefix(name).split(":"))
-    if not name or join_name(*parts) != name:
+    parts = tuple(map(_unescaped, check_prefix(name).split(":")))
+    made = join_name(*parts) if "%" in name else check_length(_unreserved(name))  # of parts that needed no escaping
+    if not name or made != name:
         raise KeyNameError(f"{name!r:.80} is not escaped as join_name does it; split it as it was made")
     return parts
 
@@ -96,4 +97,4 @@ def _unreserved(name: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text) if "%" in text else text

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
@@ -20,7 +21,7 @@ from .caching import TypedCaching
 from .driven import FEW, driven
 from .keys import Key, newest
 from .mapping import StoreMapping
-from .updating import replacing, taking
+from .updating import replaced, taking
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -167,7 +168,7 @@ class TypedStore(TypedReader[T]):
 
         name, source = self._writer._written(key), self._writer._source
         until = None if ttl is None else source.clock() + seconds(ttl)
-        step = replacing(name, key, checked, default, declared=self._type, until=until)
+        step = partial(replaced, name, key, checked, default, self._type, until)
         new: T = await source.apply(name, step)
         return new
 
@@ -190,7 +191,7 @@ class TypedStore(TypedReader[T]):
     async def pop(self, key: str, /, default: object = MISSING) -> object:
         """Remove the value and give it; where there is none, `default`, without it MissingKeyError."""
         name = self._writer._name(key)
-        step = taking(name, key, default, default is not MISSING, lambda value: self._checked(key, value))
+        step = taking(name, key, default, lambda value: self._checked(key, value))
         return await self._writer._source.apply(name, step)
 
     async def delete(self, key: str, /) -> bool:

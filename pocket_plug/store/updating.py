@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from types import CoroutineType
 from typing import Any
 
@@ -12,38 +11,26 @@ from pocket_plug.primitives.lists import ItemList, ListHead
 from pocket_plug.primitives.values import Hint, Value
 
 from .backend import Change, Delete, Entry, Put
+from .base import MISSING
 from .contention import Step
 from .keys import Key
 from .transaction import ATOMS, private
 
 
-def replacing(
+def replaced(
     name: str,
     key: Any,
     fn: Callable[[Value], Value],
     default: Value,
-    has_default: bool = True,
-    declared: Hint = None,
-    until: float | None = None,
-) -> Step:
-    """The step for `fn` at the name of a key; `declared` is the type of a typed view, `until` a new deadline.
-
-    The step raises MissingKeyError where there is neither an entry nor a default, and ValueTypeError for a value of another
-    type than the Key's. It is a `partial`: to make a closure over so much takes twice as long.
-    """
-    return partial(_replaced, name, key, fn, default, has_default, declared, until)
-
-
-def _replaced(
-    name: str,
-    key: Any,
-    fn: Callable[[Value], Value],
-    default: Value,
-    has_default: bool,
     declared: Hint,
     until: float | None,
     entry: Entry | None,
 ) -> tuple[Sequence[Change], Any]:
+    """The step for `fn` at the name of a key; `declared` is the type of a typed view, `until` a new deadline.
+
+    Raises MissingKeyError where there is neither an entry nor a default (MISSING), and ValueTypeError for a value of another
+    type than the Key's. A step is a `partial` of it: to make a closure over so much takes twice as long.
+    """
     if entry is not None:
         given, deadline = entry.value, entry.expires_at
         if given.__class__ is ListHead:
@@ -51,7 +38,7 @@ def _replaced(
         old = given if given.__class__ in ATOMS else private(given)
         if key.__class__ is Key:
             old = key.checked(old)
-    elif not has_default:
+    elif default is MISSING:
         raise MissingKeyError(f"nothing at {str(key)!r} to update; give a default")
     else:
         given, deadline = default, None
@@ -72,10 +59,8 @@ def _replaced(
     return (Put(name, new, deadline, None, entry is None),), new
 
 
-def taking(
-    name: str, key: Any, default: Value, has_default: bool, checked: Callable[[Value], Value] | None = None
-) -> Step:
-    """The step that removes an entry and gives its value; it raises MissingKeyError where there is neither it nor a default.
+def taking(name: str, key: Any, default: Value, checked: Callable[[Value], Value] | None = None) -> Step:
+    """The step that removes an entry and gives its value; it raises MissingKeyError if there is neither that nor a default.
 
     What raises as it is `checked`, by default by the Key, is not removed.
     """
@@ -87,7 +72,7 @@ def taking(
             if entry.value.__class__ is ListHead:
                 raise no_single_value(key, entry.value)
             return (Delete(name),), entry.value if checked is None else checked(entry.value)
-        if not has_default:
+        if default is MISSING:
             raise MissingKeyError(f"nothing at {str(key)!r} to pop; give a default")
         return (), default
 

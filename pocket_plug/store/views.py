@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from typing_extensions import TypeForm
@@ -32,8 +33,7 @@ from .updating import (
     checked_item,
     checked_items,
     no_single_value,
-    replacing,
-    shown_value,
+    replaced,
     single_value,
     taking,
     touching,
@@ -144,14 +144,12 @@ class StoreReader(View):
             for pair in page:
                 yield pair
 
-    async def _pages(
+    def _pages(
         self, prefix: str, *, after: Name | None, reverse: bool, limit: int | None
     ) -> AsyncIterator[list[tuple[str, Value]]]:
-        start = len(self._prefix)
         check_prefix(prefix)
-        pages = pages_of(self._source, self._prefix + prefix, after=self._bound(after), reverse=reverse, limit=limit)
-        async for page in pages:
-            yield [(name[start:], shown_value(entry)) for name, entry in page]
+        bound = self._bound(after)
+        return pages_of(self._source, self._prefix, prefix, after=bound, reverse=reverse, limit=limit)
 
     async def count(self, prefix: str = "") -> int:
         """How many names start with `prefix`? It looks at each of them, but at no value."""
@@ -325,7 +323,7 @@ class StoreWriter(StoreReader):
         A value that isn't of the Key's type stays, and is a ValueTypeError.
         """
         name = self._name(key)
-        return await self._source.apply(name, taking(name, key, default, default is not MISSING))
+        return await self._source.apply(name, taking(name, key, default))
 
     async def touch(self, key: Name, /, *, ttl: Duration | None) -> bool:
         """Give it a new deadline, None for none, and change nothing else but its version: was it there?"""
@@ -389,9 +387,11 @@ class StoreWriter(StoreReader):
         1
         """
 
-        name, until = self._written(key), None if ttl is None else _deadline(self._source, ttl)
-        step = replacing(name, key, fn, default, default is not MISSING, None, until)
-        return await self._source.apply(name, step)
+        name = self._name(key)
+        if len(name) > SURE:
+            check_length(name)
+        until = None if ttl is None else _deadline(self._source, ttl)
+        return await self._source.apply(name, partial(replaced, name, key, fn, default, None, until))
 
     @overload
     def typed(self, type: type[T], /) -> TypedStore[T]: ...

@@ -163,6 +163,22 @@ class SharedBackendContract(BackendContract):
 
         instances(scenario)
 
+    def test_the_version_tells_whether_somebody_has_written(self, instances: Callable[..., Any]) -> None:
+        """It is another one after each write, whoever asks, and however many writes one instance has made in a row."""
+
+        async def scenario(first: Backend, second: Backend, third: Backend) -> None:
+            for writes in (1, 40, 2):
+                for n in range(writes):
+                    version = await first.write([Put(f"k{n % 7}", n)])
+                    assert await first.version() == version
+                before = await second.version()
+                assert version <= before == await second.version() == await third.version()
+                landed = await first.write([Delete("k0")])
+                assert before < landed <= await third.version()
+                assert await second.version() == await third.version() == await first.version()
+
+        instances(scenario)
+
     def test_writers_of_the_same_keys_never_block_each_other_for_good(
         self, instances: Callable[..., Any], url: str
     ) -> None:

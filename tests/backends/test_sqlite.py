@@ -30,7 +30,7 @@ from pocket_plug.errors import (
     UnregisteredTypeError,
 )
 from pocket_plug.primitives.waiting import drive
-from pocket_plug.store.backend import Backend, Delete, Entry, Put
+from pocket_plug.store.backend import Backend, Change, Delete, Entry, Put
 from pocket_plug.store.sync import SyncStore
 from pocket_plug.testing.contracts import BackendContract
 from pocket_plug.testing.scenarios import keys_of
@@ -492,6 +492,112 @@ def test_two_in_turn_count_on(tmp_path: Path, durability: sqlite.Durability) -> 
             drive(backend.write([Put("b", 1)], {"a": 99}))
         assert drive(backend.version()) == versions[-1]
     assert versions == [1, 2, 3, 4, 5, 6]
+    drive(one.close())
+    drive(other.close())
+
+
+def test_who_writes_alone_does_not_write_the_counter_each_time(tmp_path: Path) -> None:
+    """It reserves versions, which then count on without a gap; what was reserved when it ended is never given."""
+    backend, given = Traced(tmp_path / "state.db", durability="process"), list[int]()
+
+    async def scenario() -> None:
+        for n in range(2 * sqlite.RESERVED):
+            changes: list[Change] = [Delete(f"k{n - 1}")] if n % 5 == 4 else [Put(f"k{n}", n)]
+            given.append(await backend.write(changes))
+            if n % 3 == 0:
+                with pytest.raises(ConflictError):
+                    await backend.write([Put("k0", -1)], {"k0": sqlite.RESERVED**2})
+        assert await backend.version() == given[-1]
+
+    run(backend, scenario)
+    assert given == list(range(1, len(given) + 1))
+    assert sum(text.startswith("UPDATE counter") for text, _ in backend.statements) <= sqlite.RESERVE_AFTER + 3
+    before = given[-1]
+
+    async def again() -> None:
+        first = await backend.version()
+        given.append(await backend.write([Put("k0", 1)]))
+        assert before <= first < given[-1]
+        assert first == given[-1] - 1
+        assert await backend.check() == []
+
+    run(backend, again)
+
+
+def test_reserved_versions_are_given_up_once_another_one_writes(tmp_path: Path) -> None:
+    """Of two instances each goes on above what the other one has given, whatever it had reserved."""
+    one, other = (SQLite(tmp_path / "state.db", durability="process") for _ in range(2))
+    drive(one.open())
+    drive(other.open())
+    given: list[int] = []
+    for backend, writes in ((one, 40), (other, 1), (one, 1), (other, 40), (one, 30), (other, sqlite.RESERVED + 30)):
+        for n in range(writes):
+            given.append(drive(backend.write([Put("k", n)])))
+            assert drive(one.read("k")) == drive(other.read("k")) == Entry(n, given[-1])
+    assert given == sorted(set(given))
+    assert drive(one.version()) == drive(other.version()) >= given[-1]
+    drive(one.close())
+    drive(other.close())
+
+
+class Refusing(Traced):
+    """Refuses the statements that begin with `refused`."""
+
+    refused = "nothing"
+
+    def _connect(self) -> sqlite3.Connection:
+        backend, connection = self, super()._connect()
+
+        class Cursor(sqlite3.Cursor):
+            def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+                if statement.startswith(backend.refused):
+                    raise sqlite3.OperationalError("disk I/O error")
+                return super().execute(statement, *parameters)
+
+        made = connection.cursor
+        connection.cursor = lambda: made(Cursor)  # type: ignore[method-assign, assignment] # asked for without arguments
+        return connection
+
+
+@pytest.mark.parametrize("refused", ["SELECT version", "INSERT INTO entries", "UPDATE counter", "COMMIT"])
+def test_a_write_that_fails_gives_no_version_twice(tmp_path: Path, refused: str) -> None:
+    """At whichever statement it fails; nor where it would have reserved versions, and another one then reserves the same."""
+    one, other = (Refusing(tmp_path / "state.db", durability="process") for _ in range(2))
+    drive(one.open())
+    drive(other.open())
+    given: list[int] = []
+    failed = 0
+    for backend, writes in ((one, 40), (other, sqlite.RESERVE_AFTER), (one, 1), (other, 40), (one, 40), (other, 1)):
+        for n in range(writes):
+            backend.refused = refused
+            try:
+                given.append(drive(backend.write([Put("k", -1)])))
+            except StoreError:
+                failed += 1
+            backend.refused = Refusing.refused
+            given.append(drive(backend.write([Put("k", n)])))
+            assert drive(other.read("k")) == Entry(n, given[-1])
+    assert failed > sqlite.RESERVE_AFTER
+    assert given == sorted(set(given))
+    drive(one.close())
+    drive(other.close())
+
+
+def test_of_two_that_would_reserve_the_same_versions_one_does(tmp_path: Path) -> None:
+    """A commit that reserves some fails, and another one reserves just these: the first goes on above what that has given."""
+    one, other = (Refusing(tmp_path / "state.db", durability="process") for _ in range(2))
+    drive(one.open())
+    drive(other.open())
+    given = [drive(one.write([Put("k", n)])) for n in range(sqlite.RESERVE_AFTER)]
+    one.refused = "COMMIT"
+    with pytest.raises(StoreError, match="disk I/O error"):
+        drive(one.write([Put("k", -1)]))
+    given += [drive(other.write([Put("k", n)])) for n in range(sqlite.RESERVE_AFTER + 10)]
+    one.refused = Refusing.refused
+    given.append(drive(one.write([Put("k", 1)])))
+    assert given == sorted(set(given))
+    with closing(sqlite3.connect(tmp_path / "state.db")) as raw:
+        assert raw.execute("SELECT version FROM counter").fetchone() == (given[-1],)
     drive(one.close())
     drive(other.close())
 

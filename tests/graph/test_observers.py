@@ -466,6 +466,61 @@ def test_a_plugin_can_stay_silent_for_a_run() -> None:
     assert asked == ["quiet", "loud"]
 
 
+class Erring(Node[int, int]):
+    """A node without a retry, which fails after another one that doesn't, and after one that is tried again."""
+
+    async def exec(self, n: int) -> int:
+        raise LookupError
+
+
+class Twice(Node[int, int], retry=Retry(attempts=2)):
+    failed = False
+
+    async def exec(self, n: int) -> int:
+        if not self.failed:
+            self.failed = True
+            raise OSError
+        return n
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["with another", "alone"])
+def test_a_plugin_that_wants_failures_only_is_spared_the_other_visits(others: bool) -> None:
+    """Its node manager is entered when a visit has failed; retries are told as ever. Beside one that watches all, it does too."""
+    journal, other = Journal(parts="run node event", failures_only=True), Journal("other")
+    pocket = a_pocket(journal, *([other] if others else []))
+    with pytest.raises(LookupError):
+        Graph(plus >> Twice() >> Erring(), name="g").run_sync(1, pocket=pocket)
+    assert journal.lines == [
+        "> run g", *(["> node plus", "< node plus"] if others else []),
+        "> node twice", "! retry twice ['attempt', 'delay', 'error']", "< node twice",
+        "> node erring", "< node erring: LookupError", "< run g: LookupError"]  # fmt: skip
+    call = journal.calls[-1]
+    assert (call.name, call.visit, call.input, call.outcome) == ("erring", 1, 2, "failed")
+    assert (type(call.error), call.run.steps) == (LookupError, 3)
+
+
+def test_a_plugin_that_wants_failures_only_is_told_which_visit_failed() -> None:
+    """Those that it was spared count: of a loop, and of a fan-out with the item's position."""
+
+    class UntilThree(Node[int, int]):
+        again = Action[int]()
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> Next[int]:
+            if n == 3:
+                raise LookupError
+            return self.again(n + 1)
+
+    until = UntilThree()
+    looped, items = Journal(parts="node", failures_only=True), Journal(parts="node", failures_only=True)
+    with pytest.raises(LookupError):
+        asyncio.run(Graph(until, until.again >> until).run(1, pocket=a_pocket(looped)))
+    assert [call.visit for call in looped.calls] == [3]
+    with pytest.raises(LookupError):
+        Graph(each(Erring())).run_sync([5], pocket=a_pocket(items))
+    assert [(call.name, call.is_item, call.position) for call in items.calls] == [
+        ("erring", True, 0), ("each_erring", False, None)]  # fmt: skip
+
+
 @pytest.mark.parametrize("others", [True, False], ids=["with another", "alone"])
 def test_a_plugin_can_fall_silent_as_the_run_is_entered(others: bool) -> None:
     """A run manager that gives SILENT is left as ever; nothing else of that run, retries and failures included, is for it."""

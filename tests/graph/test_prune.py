@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pocket_plug import Ask, ConfigError, Graph, Put, RunSuspendedError, Store, StoreWriter, each, node
-from pocket_plug.graph.durable import remove_run
-from pocket_plug.graph.durable.prune import EVERY, PAUSE, SLICE, Pruned, Pruner, Pruning, graphs_in, prune
+from pocket_plug.graph.durable import indexing, remove_run
+from pocket_plug.graph.durable.prune import EVERY, PAUSE, REST, SLICE, Pruned, Pruner, Pruning, graphs_in, prune
 from pocket_plug.graph.retention import Retention
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer
@@ -425,3 +425,24 @@ def test_what_can_not_be_meant_is_refused(options: Any, message: str) -> None:
 def test_a_retention_can_be_changed_as_any_dataclass() -> None:
     """It is frozen data."""
     assert replace(Retention.of(older=1), graph="g") == Retention(older=1.0, graph="g")
+
+
+def test_the_first_look_at_a_store_lets_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks through all keys for runs of older versions: a few at a time, and rests after each batch, once for each store."""
+    rests: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+
+    monkeypatch.setattr(indexing, "BATCH", 2)
+    monkeypatch.setattr(indexing, "pause", rest)
+
+    async def main() -> None:
+        async with stored(tmp_path, FakeClock()) as store:
+            for number in range(5):
+                await say(store).run("word", run_id=f"r{number}")
+            for _ in range(2):
+                await Pruning(store.stack, Retention(older=DAY)).slice()
+                assert rests == [REST] * 4, "two batches of runs, and of their states"
+
+    asyncio.run(main())

@@ -21,6 +21,8 @@ from pocket_plug.graph import workers
 from pocket_plug.graph.fan_out import fan_out
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.workers import Workers, WorkerTimeout, pool
+from pocket_plug.primitives import waiting
+from pocket_plug.primitives.waiting import Waiter
 from pocket_plug.store.store import Store
 from pocket_plug.testing.clock import run_virtual
 from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
@@ -158,6 +160,32 @@ def test_context_variables_go_along_and_do_not_come_back() -> None:
     asyncio.run(main())
     assert asyncio.run(Graph(See()).run("x")) == "by prep"
     assert Workers().call_blocking(60, swap, "x") == "unset"
+
+
+@pytest.mark.parametrize("after", [0, 1], ids=["nothing more to do", "another job"])
+def test_a_result_that_a_signals_handler_keeps_from_its_task_comes_again(
+    after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the thread does next, the task is woken once more. asyncio only reports the exception."""
+    lost: list[object] = []
+
+    def lost_first(waiters: list[Waiter[Any]]) -> None:
+        if not lost:
+            lost.append(waiters)
+            raise Interrupted
+        woken(waiters)
+
+    woken = waiting._wake_here
+    monkeypatch.setattr(waiting, "_wake_here", lost_first)
+
+    async def main() -> list[int]:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        threads = Workers(1)
+        async with asyncio.timeout(30):
+            return await asyncio.gather(*(threads.call(len, "abc") for _ in range(1 + after)))
+
+    assert asyncio.run(main()) == [3] * (1 + after)
+    assert len(lost) == 1
 
 
 def test_threads_are_kept_and_bounded() -> None:

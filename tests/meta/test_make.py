@@ -26,7 +26,7 @@ PROJECTS = [ROOT / "pyproject.toml", *sorted((ROOT / "plugins").glob("*/pyprojec
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "test", "test-lowest", "test-newest", "lint", "bench", "mutants", "e2e", "test-all"]
+    "target", ["demo", "test", "test-lowest", "test-newest", "lint", "bench", "mutants", "e2e", "fastmcp", "test-all"]
 )
 def test_there_is_a_target_for_each_thing_one_does(target: str) -> None:
     """Each is declared, is no file's name, and has a recipe."""
@@ -50,6 +50,7 @@ def test_there_is_a_target_for_each_thing_one_does(target: str) -> None:
         ("lint", "pyright"),
         ("e2e", "pytest tests/e2e"),
         ("pictures", "pytest tests/e2e --pictures"),
+        ("fastmcp", "pytest plugins/pocket-plug-keyvalue/tests/e2e"),
     ],
 )
 def test_a_target_does_what_its_name_says(target: str, command: str) -> None:

@@ -1,13 +1,17 @@
 """The graphs whose runs are simulated: chains, loops, fan-outs, nested graphs, questions, hooks, retries, a shared counter.
 
 Each node leaves an effect: one key per place in the run, counted up by its `post`. So what was done twice, or never, can be seen.
+There is each graph twice, alike but for its phases: those of one are `async def`, those of the other `def`, for `run_sync`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pocket_plug as pp
+from pocket_plug.primitives.waiting import drive_inline
 
 if TYPE_CHECKING:
     from .world import World
@@ -116,14 +120,14 @@ class Spread(pp.Node[int, list[int]], name="spread"):
         return result
 
 
-@pp.node
-async def total(items: list[Any]) -> int:
+@pp.node(name="total")
+async def add(items: list[Any]) -> int:
     """One number of many."""
     return sum(item if isinstance(item, int) else -1 for item in items)
 
 
-@pp.node
-async def answered(given: pp.Answered[int, int]) -> int:
+@pp.node(name="answered")
+async def take_answer(given: pp.Answered[int, int]) -> int:
     """Of a question the answer."""
     return given.input + given.answer
 
@@ -136,31 +140,79 @@ def _ask(name: str, **options: Any) -> Any:
     return pp.Ask[int, int](int, question=lambda n: f"{name} {n}?", name=name, **options)
 
 
-def _graphs() -> dict[str, pp.Graph[int, int]]:
-    a, b, c = Work("a"), Hooked("b"), Tried("c")
-    again, branch, odd = Again("again"), Branch("branch"), Hooked("odd")
-    shared, reader = Work("shared", shared=True), Work("reader", shared=True, reads=True)
-    way: Any = pp.Graph(Work("pack") >> Hooked("ship", shared=True), name="way")
-    loop: Any = pp.Graph(again, again.on("again") >> Work("pause") >> again, name="loop")
-    asking: Any = pp.Graph(Work("pack") >> _ask("each") >> answered >> Hooked("ship"), name="asking")
+Nodes = Callable[[Any], Any]
+
+
+def _async(node: Any) -> Any:
+    return node
+
+
+def _sync(node: Any) -> Any:
+    """A node's class, or a function, with `def` phases that do the same."""
+    if not isinstance(node, type):
+        function = node.functions["exec"]
+        return pp.node(_undone(function, node.__name__, annotated=True))
+    phases = ("prep", "exec", "post", "on_success", "on_failure")
+    own = {phase for each in node.__mro__ if each not in pp.Node.__mro__ for phase in phases if phase in vars(each)}
+    phased: Any = {phase: _undone(getattr(node, phase), phase) for phase in sorted(own)}
+    return type(node.__name__, (node,), phased, name=node._options.name)
+
+
+def _undone(function: Callable[..., Any], name: str, *, annotated: bool = False) -> Callable[..., Any]:
+    """The same as a `def`, which doesn't suspend: what it awaits waits in its thread."""
+
+    def phase(*arguments: Any) -> Any:
+        return drive_inline(
+            function(*(_Awaited(each) if isinstance(each, pp.SyncReader) else each for each in arguments))
+        )
+
+    phase.__name__ = phase.__qualname__ = name
+    phase.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [each.replace(annotation=inspect.Parameter.empty) for each in inspect.signature(function).parameters.values()]
+    )
+    phase.__annotations__ = get_type_hints(function) if annotated else {}
+    return phase
+
+
+class _Awaited:
+    """A sync store, whose calls can be awaited."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            return getattr(self._store, name)(*arguments, **options)
+
+        return call
+
+
+def _graphs(of: Nodes) -> dict[str, pp.Graph[int, int]]:
+    work, hooked, spread, total, answered = of(Work), of(Hooked), of(Spread), of(add), of(take_answer)
+    a, b, c = work("a"), hooked("b"), of(Tried)("c")
+    again, branch, odd = of(Again)("again"), of(Branch)("branch"), hooked("odd")
+    shared, reader = work("shared", shared=True), work("reader", shared=True, reads=True)
+    way: Any = pp.Graph(work("pack") >> hooked("ship", shared=True), name="way")
+    loop: Any = pp.Graph(again, again.on("again") >> work("pause") >> again, name="loop")
+    asking: Any = pp.Graph(work("pack") >> _ask("each") >> answered >> hooked("ship"), name="asking")
     late = _ask("late", timeout="4s", default=-5)
     chains: dict[str, tuple[Any, ...]] = {
-        "single": (Work("single"),),
+        "single": (work("single"),),
         "chain": (a >> b >> c,),
         "branches": (branch >> a, branch.on("odd") >> odd),
-        "shared": (shared >> reader >> Work("last", shared=True),),
-        "fan": (Spread() >> pp.each(Hooked("item", shared=True), concurrency=3) >> total >> a,),
-        "collect": (Spread() >> pp.each(Picky(), concurrency=2, errors="collect") >> total,),
-        "ways": (Spread() >> pp.each(way, concurrency=2) >> total >> b,),
-        "nested": (a >> loop >> Hooked("end"),),
+        "shared": (shared >> reader >> work("last", shared=True),),
+        "fan": (spread() >> pp.each(hooked("item", shared=True), concurrency=3) >> total >> a,),
+        "collect": (spread() >> pp.each(of(Picky)(), concurrency=2, errors="collect") >> total,),
+        "ways": (spread() >> pp.each(way, concurrency=2) >> total >> b,),
+        "nested": (a >> loop >> hooked("end"),),
         "asks": (a >> _ask("approve") >> answered >> b,),
         "sleeps": (a >> pp.Sleep("3s", name="nap") >> b,),
         "timed": (a >> pp.Sleep("1s", name="nap") >> c >> b,),
         "late": (a >> late >> answered >> b,),
-        "items ask": (Spread() >> pp.each(asking, concurrency=2) >> total >> a,),
-        "one asks": (Spread(1) >> pp.each(asking) >> total,),
-        "deep": (pp.Graph(loop >> _ask("inner") >> answered >> a, name="outer") >> Spread()
-                 >> pp.each(way, concurrency=3) >> total >> _ask("last") >> answered >> Hooked("end"),),
+        "items ask": (spread() >> pp.each(asking, concurrency=2) >> total >> a,),
+        "one asks": (spread(1) >> pp.each(asking) >> total,),
+        "deep": (pp.Graph(loop >> _ask("inner") >> answered >> a, name="outer") >> spread()
+                 >> pp.each(way, concurrency=3) >> total >> _ask("last") >> answered >> hooked("end"),),
     }  # fmt: skip
     return {
         name: pp.Graph(
@@ -173,7 +225,8 @@ def _graphs() -> dict[str, pp.Graph[int, int]]:
     }
 
 
-GRAPHS = _graphs()
+GRAPHS = _graphs(_async)
+SYNC_GRAPHS = _graphs(_sync)
 FOCUS = (
     tuple(GRAPHS),
     tuple(GRAPHS),
@@ -182,5 +235,5 @@ FOCUS = (
     ("single", "chain", "shared"),
 )
 """The graphs that a world may have runs of."""
-for _graph in GRAPHS.values():
+for _graph in (*GRAPHS.values(), *SYNC_GRAPHS.values()):
     _graph.validate()

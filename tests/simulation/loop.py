@@ -1,13 +1,15 @@
 """Simulated time, and the event loops of simulated processes: what runs next depends on the seed alone.
 
-A process is an event loop of its own. All of them share one `Scheduler`, which has the time and the order of what is ready.
-A process that is killed never runs a step again; one that is stopped goes on later, and finds that its timers are overdue.
+A process is an event loop of its own, and perhaps threads beside it. All of them share one `Scheduler`, which has the time and
+the order of what is ready. A process that is killed never runs a step again; one that is stopped goes on later, and finds that
+its timers are overdue; a loop that is blocked does so too, and the threads beside it go on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
@@ -92,15 +94,17 @@ class Process(asyncio.AbstractEventLoop):
         self, name: str, scheduler: Scheduler, fails: Callable[[str], None], enter: Callable[[], None]
     ) -> None:
         self.name, self.scheduler, self._fails, self._enter = name, scheduler, fails, enter
-        self.is_dead = self.is_stopped = False
+        self.is_dead = self.is_stopped = self.is_blocked = False
         self._held: list[asyncio.Handle] = []
         self.tasks: list[Task[Any]] = []
         """All of them: the garbage collector must not end what a kill has left half done."""
+        self.threads: list[Thread] = []
+        """Those that have not ended."""
 
     # ------------------------------------------------------------ what happens to it
     def step(self, handle: asyncio.Handle) -> None:
         """One step of it, unless that is cancelled; a stopped one takes it later."""
-        if self.is_stopped:
+        if self.is_stopped or self.is_blocked:
             self._held.append(handle)
         elif not handle.cancelled():
             around = asyncio._get_running_loop()  # where a world is played in a step of another one, for comparison
@@ -113,15 +117,40 @@ class Process(asyncio.AbstractEventLoop):
 
     def kill(self) -> None:
         """SIGKILL: it never runs again, and nothing of it is cleaned up."""
-        self.is_dead = True
+        for each in (self, *self.threads):
+            each.is_dead = True
 
     def stop(self) -> None:
         """SIGSTOP: it does nothing until `go_on`."""
-        self.is_stopped = True
+        for each in (self, *self.threads):
+            each.is_stopped = True
 
     def go_on(self) -> None:
         """SIGCONT: it does what it would have done meanwhile."""
-        self.is_stopped = False
+        for each in (self, *self.threads):
+            each.is_stopped = False
+            each._release()
+
+    async def block(self, seconds: float, *, and_threads: bool) -> None:
+        """A call that doesn't return for so long, and lets nothing else of this loop run; nor the threads, if it keeps the GIL.
+
+        What awaits this goes on before all that came meanwhile, so no step is between, as after a call.
+        """
+        returned = self.create_future()
+        for each in (self, *(self.threads if and_threads else ())):
+            each.is_blocked = True
+        self.scheduler.after(seconds, lambda: self._unblock(returned))
+        await returned
+
+    def _unblock(self, returned: asyncio.Future[None]) -> None:
+        for each in (self, *self.threads):
+            each.is_blocked = False
+        returned.set_result(None)  # nothing else is ready as a moment begins, so what awaits it is next
+        for each in (self, *self.threads):
+            each._release()
+
+    def _release(self) -> None:
+        """What was held can be done now."""
         held, self._held = self._held, []
         for handle in held:
             self.scheduler.soon(self, handle)
@@ -176,3 +205,149 @@ class Process(asyncio.AbstractEventLoop):
 
     def is_closed(self) -> bool:
         return self.is_dead
+
+
+# ---------------------------------------------------------------- threads
+class _Thrown(BaseException):
+    """The world is over, and so is the thread."""
+
+
+class _Here(threading.local):
+    thread: Thread | None = None
+
+
+_here = _Here()
+
+
+def this_thread() -> Thread | None:
+    """The simulated thread that goes on right now; None in a step of an event loop."""
+    return _here.thread
+
+
+class Thread(Process):
+    """A thread of a process: it dies and stops with that, and has no event loop, nor is it blocked where that is.
+
+    It is a real one, but nothing else goes on until it waits for something simulated. So it is interleaved with all else where
+    it asks the store, sleeps, or waits for a lock that another thread or a task has: and nowhere else.
+    """
+
+    def __init__(self, main: Process, function: Callable[[], object], context: Context) -> None:
+        super().__init__(main.name, main.scheduler, main._fails, main._enter)
+        self._main, self._function, self._context = main, function, context
+        self._its_turn, self._others_turn = threading.Lock(), threading.Lock()
+        self._its_turn.acquire()
+        self._others_turn.acquire()
+        self._is_thrown = False
+        self._real = threading.Thread(target=self._live, name=f"simulated {main.name}", daemon=True)
+        main.threads.append(self)
+        self.call_soon(self._begin)
+
+    # ------------------------------------------------------------ outside of it
+    def _begin(self) -> None:
+        self._real.start()
+        self._others_turn.acquire()
+
+    def _go_on(self, _: object = None) -> None:
+        self._its_turn.release()
+        self._others_turn.acquire()
+
+    def throw_away(self) -> None:
+        """End it where it is, at the world's end: by then whatever it does is of no account."""
+        self._is_thrown = True
+        if self._real.is_alive():
+            self._go_on()
+            self._real.join()
+
+    # ------------------------------------------------------------ in it
+    def _live(self) -> None:
+        _here.thread = self
+        try:
+            self._context.run(self._function)
+        except _Thrown:
+            pass
+        except BaseException as error:  # noqa: BLE001 - it is the thread's last word
+            if not self._is_thrown:
+                self._fails(f"a thread of {self.name} ended by {error!r}")
+        finally:
+            self._main.threads.remove(self)
+            self._others_turn.release()
+
+    def wait(self, future: asyncio.Future[T], timeout: float | None = None) -> bool:
+        """Wait for a future that is this thread's (`create_future`), at most so long. Is it done?"""
+        if self._is_thrown:
+            raise _Thrown
+        timer = None if timeout is None else self.call_later(timeout, future.cancel)
+        if not future.done():
+            future.add_done_callback(self._go_on)
+            self._others_turn.release()
+            self._its_turn.acquire()
+            if self._is_thrown:
+                raise _Thrown
+        if timer is not None:
+            timer.cancel()
+        return not future.cancelled()
+
+    def sleep(self, seconds: float) -> None:
+        """What `time.sleep` does."""
+        self.wait(self.create_future(), seconds)
+
+
+class Lock:
+    """A `threading.Lock` for simulated threads."""
+
+    def __init__(self) -> None:
+        self._is_held = False
+        self._line: list[asyncio.Future[None]] = []
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Wait for it; a loop may only acquire one that nobody has."""
+        if not self._is_held:
+            self._is_held = True
+            return True
+        if (thread := _here.thread) is None:
+            raise Hang("an event loop waits for a lock")
+        future = thread.create_future()
+        self._line.append(future)
+        return thread.wait(future, None if timeout < 0 else timeout)
+
+    def release(self) -> None:
+        """Hand it to the first in line that waits still."""
+        self._line = [future for future in self._line if not future.done()]
+        if self._line:
+            self._line.pop(0).set_result(None)
+        else:
+            self._is_held = False
+
+
+class Flag:
+    """A `threading.Event` for simulated threads."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def is_set(self) -> bool:
+        """Is it?"""
+        return self._is_set
+
+    def set(self) -> None:
+        """Let all go on that wait."""
+        self._is_set = True
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def clear(self) -> None:
+        """It is not set any more."""
+        self._is_set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, at most so long. Is it?"""
+        thread = _here.thread
+        assert thread is not None
+        if not self._is_set:
+            future = thread.create_future()
+            self._waiting.append(future)
+            thread.wait(future, timeout)
+        return self._is_set

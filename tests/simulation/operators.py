@@ -9,6 +9,7 @@ from typing import Any
 import pocket_plug as pp
 from pocket_plug.graph.durable import records
 
+from . import ways
 from .graphs import GRAPHS, HOOKED, Boom, stage
 from .workers import bring_to_end, work, worker_of
 from .world import ATTEMPT, Attempt, Machine, Reference, Story, World
@@ -36,7 +37,7 @@ async def attempt(
     run.in_flight += 1
     try:
         result = await call()
-        mine.ended = world.scheduler.now
+        mine.ended = mine.ended or world.scheduler.now
         run.in_flight -= 1
     except asyncio.CancelledError:
         mine.ended = world.scheduler.now
@@ -47,7 +48,7 @@ async def attempt(
             world.violate(f"attempt {mine.number} ended by a cancellation that nobody has asked for")
         raise
     except Exception as error:  # noqa: BLE001 - judged right here
-        mine.ended = world.scheduler.now
+        mine.ended = mine.ended or world.scheduler.now
         run.in_flight -= 1
         word = type(error).__name__
         world.note(machine.name, f"attempt {mine.number} of {run.id} ends: {word}")
@@ -65,7 +66,7 @@ def _judge_error(world: World, mine: Attempt, error: Exception, former: Attempt 
     if isinstance(error, pp.RunBusyError):
         _judge_busy(world, mine, former)
         return
-    if isinstance(error, pp.UnknownRunError) and mine.run.is_removed:
+    if isinstance(error, ways.Left) or (isinstance(error, pp.UnknownRunError) and mine.run.is_removed):
         return
     if isinstance(error, pp.RunTimeoutError) and (timeout := GRAPHS[mine.run.kind].timeout) is not None:
         if not world.skew and world.scheduler.now - mine.run.states[1][0] < timeout - 1:
@@ -109,13 +110,13 @@ def _judge_busy(world: World, mine: Attempt, former: Attempt | None) -> None:
 
 async def run_or_resume(world: World, machine: Machine, run: Story) -> Exception | None:
     """Go on with a run in one of the ways that there are, as an operator or a program would, and answer what it asks."""
-    graph, chance = GRAPHS[run.kind], world.random
+    chance = world.random
     takes_over = machine.name == "end" or chance.random() < world.takeovers
     options: dict[str, Any] = {"pocket": machine, "takeover": takes_over}
     if run.is_begun and chance.random() < 0.5:
-        error = await attempt(world, machine, run, lambda: graph.resume(run.id, **options), takes_over)
+        error = await attempt(world, machine, run, lambda: ways.resume(world, machine, run, **options), takes_over)
     else:
-        error = await attempt(world, machine, run, lambda: graph.run(run.input, run_id=run.id, **options), takes_over)
+        error = await attempt(world, machine, run, lambda: ways.run(world, machine, run, **options), takes_over)
     if isinstance(error, pp.RunSuspendedError):
         await asyncio.sleep(chance.choice((0.0, 0.01, 3.0)) if world.is_faulty else 0.0)
         return await go_on(world, machine, run, error)
@@ -124,15 +125,15 @@ async def run_or_resume(world: World, machine: Machine, run: Story) -> Exception
 
 async def go_on(world: World, machine: Machine, run: Story, waits: pp.RunSuspendedError) -> Exception | None:
     """Answer one of the questions of a run, or let its time come."""
-    graph, chance = GRAPHS[run.kind], world.random
+    chance = world.random
     place = chance.choice(sorted(waits.questions)) if waits.questions else ""
     answer = world.answer(run, place)
     if answer is None:
         if waits.wake_at is not None and (not world.is_faulty or chance.random() < 0.3):
             await asyncio.sleep(max(waits.wake_at - machine.clock(), 0) + 0.001)
-        return await attempt(world, machine, run, lambda: graph.resume(run.id, pocket=machine))
+        return await attempt(world, machine, run, lambda: ways.resume(world, machine, run, pocket=machine))
     error = await attempt(
-        world, machine, run, lambda: graph.resume(run.id, answer=answer, question=place, pocket=machine)
+        world, machine, run, lambda: ways.resume(world, machine, run, answer=answer, question=place, pocket=machine)
     )
     is_known = error is None or isinstance(error, pp.RunSuspendedError | pp.RunFencedError | Boom)
     if is_known and run.answers.get(place) != answer and not run.is_cancelled:
@@ -283,6 +284,8 @@ class Chaos:
                 continue
             if world.has_workers and (not run.is_begun or chance.random() < 0.1):
                 await operate(world, machine, run, "submit")
+            elif world.follows and chance.random() < world.follows:
+                await ways.follow(world, machine, run)
             elif chance.random() < world.operations:
                 await operate(world, machine, run)
             elif chance.random() < world.impatience:
@@ -419,6 +422,7 @@ def undisturbed(kind: str, input: int, answers: Mapping[str, int | None]) -> Ref
                 return
 
     world.scheduler.run(machine.spawn(until_done()))
+    world.close()
     if world.violations or not run.results:
         raise AssertionError(f"with nothing going wrong {run} does: {world.violations}", world.history)
     hooks = (key.removeprefix(HOOKED) for key in world.server.keys(HOOKED))

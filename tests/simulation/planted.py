@@ -12,13 +12,18 @@ from typing import Any
 from unittest import mock
 
 import pocket_plug as pp
+from pocket_plug.graph import reports, streaming
 from pocket_plug.graph.durable import claim, heartbeat, journal, ledger, processes, records, states
 from pocket_plug.graph.durable.journal import Journal, RunReleasedError
 from pocket_plug.graph.durable.ledger import RunLedger
 from pocket_plug.graph.durable.processes import Process
 from pocket_plug.graph.durable.stalled import StallWatch
+from pocket_plug.graph.feed import Feed
+from pocket_plug.graph.runs import following
+from pocket_plug.primitives.waiting import has_loop
 from pocket_plug.store.backend import Change, Put
 
+from . import loop
 from .graphs import EFFECT
 from .store import Client
 
@@ -257,6 +262,17 @@ def _mute() -> Iterator[None]:
         yield
 
 
+@fault("the heartbeat is sent by the event loop, which may be blocked")
+def _by_the_loop() -> Iterator[None]:
+    block = loop.Process.block
+
+    async def both(self: loop.Process, seconds: float, *, and_threads: bool) -> None:
+        await block(self, seconds, and_threads=True)
+
+    with mock.patch.object(loop.Process, "block", both):
+        yield
+
+
 @fault("an item that is done is no progress: a run whose processes die is given up too early")
 def _no_progress() -> Iterator[None]:
     async def tries(journal: Journal, state: Any, stood: Any) -> int:
@@ -344,4 +360,83 @@ def _anew() -> Iterator[None]:
 def _hooks_once() -> Iterator[None]:
     plain = records.plain
     with mock.patch.object(journal, "plain", lambda frame: {**plain(frame), "hooks": ""}):
+        yield
+
+
+# ---------------------------------------------------------------- what is told while it goes, and runs without a loop
+@fault("what a full buffer has no room for is not told")
+def _full() -> Iterator[None]:
+    add = Feed.add
+
+    def hasty(self: Feed, event: Any, instead_of: object = None) -> None:
+        if not self.is_full:
+            add(self, event, instead_of)
+
+    with mock.patch.object(Feed, "add", hasty):
+        yield
+
+
+@fault("a node is told to be left before what it has written has landed")
+def _told_early() -> Iterator[None]:
+    commit = RunLedger.commit
+
+    async def early(self: RunLedger, run: Any, step: Any, target: Any, output: object, changes: Any) -> Any:
+        here = reports.reporter.get()
+        if isinstance(here, streaming._Visit):
+            here._call.output = output
+            here.__exit__()
+            here._call.outcome = "suspended"  # it is told once
+        return await commit(self, run, step, target, output, changes)
+
+    with mock.patch.object(RunLedger, "commit", early):
+        yield
+
+
+@fault("a follower tells of all nodes in the path, whatever the record said that it has looked at")
+def _beyond() -> Iterator[None]:
+    path = following._Follower._path
+
+    def all_of_it(self: following._Follower, seen: Any) -> Any:
+        seen.checkpoint.commits += 100
+        return path(self, seen)
+
+    with mock.patch.object(following._Follower, "_path", all_of_it):
+        yield
+
+
+@fault("a follower forgets at each look which nodes it has told of")
+def _from_the_begin() -> Iterator[None]:
+    look = following._Follower.look
+
+    def forgetful(self: following._Follower) -> Any:
+        self._passed = ""
+        return look(self)
+
+    with mock.patch.object(following._Follower, "look", forgetful):
+        yield
+
+
+@fault("without an event loop, a failed write is taken for one that has not landed")
+def _no_look_in_threads() -> Iterator[None]:
+    landed = Journal.landed
+
+    async def careless(self: Journal, *arguments: Any) -> int | None:
+        return await landed(self, *arguments) if has_loop() else None
+
+    with mock.patch.object(Journal, "landed", careless):
+        yield
+
+
+@fault("a run in a thread is cancelled, and nobody there looks")
+def _deaf_in_threads() -> Iterator[None]:
+    take_word = Journal.take_word
+
+    def deaf(self: Journal, entry: Any) -> bool:
+        was = self.is_cancelled
+        news = take_word(self, entry)
+        if not has_loop():
+            self.is_cancelled = was
+        return news and has_loop()
+
+    with mock.patch.object(Journal, "take_word", deaf):
         yield

@@ -8,20 +8,23 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from pocket_plug.errors import ConflictError
-from pocket_plug.graph import context, execution
-from pocket_plug.graph.durable import ledger, processes, waking, worker
+from pocket_plug.graph import context, execution, streaming
+from pocket_plug.graph.durable import heartbeat, ledger, processes, waking, worker
+from pocket_plug.primitives import waiting
+from pocket_plug.store import contention
 from pocket_plug.store.contention import Gates
 
 from .graphs import stage
-from .loop import Hang
+from .loop import Flag, Hang, Lock, this_thread
 from .operators import Chaos
 from .workers import Sleeping
 from .world import World
@@ -51,9 +54,32 @@ def determined() -> Iterator[None]:
         mock.patch.object(worker, "POLL", 1.0),  # many looks find nothing
         mock.patch.object(Gates, "refuse_to_overtake", _refuse_to_overtake),
         mock.patch.object(ledger, "keep_beating", lambda lease: stage.world.beating(lease)),
+        mock.patch.object(heartbeat, "threading", SimpleNamespace(Thread=_Starting, Event=Flag)),
+        mock.patch.object(waiting, "threading", SimpleNamespace(Lock=Lock)),
+        mock.patch.object(waiting, "time", SimpleNamespace(sleep=_sleep)),
+        mock.patch.object(waiting, "_going", set()),  # what a kill has left half done never leaves them
+        mock.patch.object(streaming, "_going", set()),
+        mock.patch.object(contention, "threading", SimpleNamespace(Event=Flag)),
     ):
         context.run_ids.renew()
         yield
+
+
+class _Starting:
+    """What stands in for `threading.Thread` where the package starts one."""
+
+    def __init__(self, target: Callable[[], object], name: str, daemon: bool) -> None:
+        self._target = target
+
+    def start(self) -> None:
+        """Begin it, in the process at work."""
+        stage.world.here.thread(self._target, Context())
+
+
+def _sleep(seconds: float) -> None:
+    thread = this_thread()
+    assert thread is not None  # a loop that sleeps would stop the world
+    thread.sleep(seconds)
 
 
 _refuse = Gates.refuse_to_overtake
@@ -107,6 +133,7 @@ def _play(seed: int) -> Played:
     finally:
         for machine in world.machines:
             machine.process.kill()
+        world.close()
         del stage.world
     return Played(seed, [*world.history], [*world.violations])  # what is thrown away may still add to them
 

@@ -14,6 +14,8 @@ import pocket_plug as pp
 from pocket_plug.primitives.waiting import drive_inline
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 
+from .loop import this_thread
+
 if TYPE_CHECKING:
     from .world import Machine, World
 
@@ -69,6 +71,7 @@ class Client(Backend):
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._world = machine, machine.world
+        self.needs_loop = machine.world.needs_loop
 
     def __repr__(self) -> str:
         return f"sim://{self._machine.name}"
@@ -119,7 +122,7 @@ class Client(Backend):
         machine, world, after = self._machine, self._world, self._world.scheduler.after
         fate = world.aimed_fate(machine) if is_aimed_at else world.fate(machine, fates)
         attempt = world.attempt()
-        answer: asyncio.Future[T] = machine.process.create_future()
+        answer: asyncio.Future[T] = (this_thread() or machine.process).create_future()
         state = "sent"
 
         def reply(error: Exception | None, result: Any) -> None:
@@ -173,6 +176,9 @@ class Client(Backend):
             after(delay + world.random.choice((0.0, 0.01, 0.3, 5.0)), arrive)
         else:
             after(world.latency() + (world.random.uniform(0, world.slowness) if fate == "slow" else 0), arrive)
+        if (thread := this_thread()) is not None:  # nobody can cancel it
+            thread.wait(answer)
+            return answer.result()
         cancelled: asyncio.CancelledError | None = None
         while True:
             try:

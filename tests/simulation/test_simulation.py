@@ -13,11 +13,14 @@ from .play import first_found, play
 
 ROOT = Path(__file__).parents[2]
 WORLDS = 150
-AT_ONCE = 40
+AT_ONCE = 50
 QUICK = (
     "a claim does not expect the version of the run",
     "a late `failed` overwrites whatever is there",
+    "a follower forgets at each look which nodes it has told of",
+    "a follower tells of all nodes in the path, whatever the record said that it has looked at",
     "a lease is over by the clock of whoever looks, since the time that the owner has written",
+    "a node is told to be left before what it has written has landed",
     "a node's writes do not expect what it has read",
     "a node's writes land before its checkpoint, not with it",
     "a write's token is that of its execution: a write that was lost is taken for the one before it",

@@ -8,8 +8,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -24,7 +23,7 @@ from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED
 
 from .graphs import EFFECT, FOCUS, GRAPHS, TOTAL, Boom, stage
-from .loop import Process, Scheduler
+from .loop import Process, Scheduler, Thread, this_thread
 from .store import Client, Server
 
 STATE = f"{RESERVED}run-state:"
@@ -52,6 +51,8 @@ class Attempt:
     is_operator: bool = False
     """Does it change the run, but not execute it?"""
     is_worker: bool = False
+    is_streamed: bool = False
+    """Are its events read?"""
     owner: str = ""
     """The execution's id, once its claim has landed."""
     ended: float | None = None
@@ -61,6 +62,8 @@ class Attempt:
     conflicts: int = 0
     execs: Counter[str] = field(default_factory=Counter)
     raised: Counter[str] = field(default_factory=Counter)
+    landed: set[str] = field(default_factory=set)
+    """Whose effects it has written."""
 
     @property
     def is_at_work(self) -> bool:
@@ -81,6 +84,8 @@ class Story:
     """What was answered, by question; None where the time was over before."""
     effects: dict[str, float] = field(default_factory=dict)
     """Where an effect has landed, and when."""
+    path: list[str] = field(default_factory=list)
+    """The nodes that it has passed, by the records of its path."""
     owner: Attempt | None = None
     states: list[tuple[float, str]] = field(default_factory=lambda: [(0.0, "")])
     """When it has come into which state; "" before it was begun."""
@@ -138,7 +143,6 @@ class Machine:
         self.store.stack.backoff = Backoff(uniform=world.random.uniform)
         self.heart = heartbeat.Heart()
         self.sleeping: list[Callable[[], None]] = []
-        self._pause, self._sooner = 0.0, asyncio.Event()
         self.faulty_until = -1.0
         self.died_at = math.inf
         self.disturbed_at = -1.0
@@ -160,25 +164,11 @@ class Machine:
     def _enter(self) -> None:
         processes._here, self.world.here = self.identity, self
 
-    def keep_beating(self, lease: float) -> None:
-        """What the package's thread does is done by a task here."""
-        if not self._pause:
-            self._pause = lease / 3
-            self.spawn(self._beat())
-        elif lease / 3 < self._pause:
-            self._sooner.set()
-
-    async def _beat(self) -> None:
-        while held := self.identity.held:
-            self._pause = min(each.lease for each in held.values()) / 3
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._pause):
-                    await self._sooner.wait()
-            self._sooner.clear()
-            for stack, speaking in self.heart.unmoved().items():
-                with suppress(pp.StoreError):
-                    await heartbeat.beat(stack, self.identity.id, speaking)
-        self._pause = 0.0
+    def thread(self, function: Callable[[], object], context: Context) -> Thread:
+        """Have it do this in a thread."""
+        thread = Thread(self.process, function, context)
+        self.world.threads.append(thread)
+        return thread
 
     def clock(self) -> float:
         """Epoch seconds, as this computer has them."""
@@ -220,6 +210,7 @@ class World:
         self.history: list[str] = []
         self.violations: list[str] = []
         self.machines: list[Machine] = []
+        self.threads: list[Thread] = []
         self.runs: dict[str, Story] = {}
         self.numbers: dict[str, dict[int, str]] = {}
         """Of each computer the processes that it has, by their numbers, and when they began. Numbers are used again."""
@@ -252,9 +243,29 @@ class World:
         """How many times a second something happens to a process."""
         self.on_death: Callable[[Machine], object] = lambda machine: None
         self.skew = 0.0 if is_calm else chance.choice((0.0, 0.5, 7_200.0, 86_400.0))
+        self.needs_loop = True
+        """Does the store belong to an event loop, as those of a network do? Then heartbeats go out by that."""
+        self.blocks = self.streams = self.follows = self.in_threads = 0.0
         self.aim = "" if is_calm else random.Random(f"{seed} aim").choice(("",) * 2 * len(AIMS) + (*AIMS,))
         if self.aim:
             self._take_aim()
+        elif not is_calm:
+            self._take_ways(random.Random(f"{seed} ways"))
+
+    def _take_ways(self, chance: random.Random) -> None:
+        """How often it is done in other ways than by `run`; chance of its own, so that the other worlds stay what they are."""
+        self.blocks = chance.choice((0.0, 0.0, 0.3))
+        """How often an exec blocks its event loop."""
+        self.streams = chance.choice((0.0, 0.0, 0.5))
+        """How often a run's events are read as it goes."""
+        self.follows = chance.choice((0.0, 0.0, 0.2))
+        """How often one is followed by what is recorded of it."""
+        self.needs_loop = chance.random() < 0.4
+        self.in_threads = 0.0 if self.needs_loop else chance.choice((0.0, 0.3, 1.0))
+        """How often somebody goes on with a run in a thread, by `run_sync`."""
+        if chance.random() < 0.1:  # only that goes wrong: workers' loops are blocked for longer than a lease
+            self.has_workers, self.blocks, self.needs_loop, self.lease = True, 0.5, False, 3.0
+            self.strikes = self.fault_rate = self.skew = 0.0
 
     def _take_aim(self) -> None:
         self.focus = AIMS[self.aim][1] or self.focus
@@ -296,8 +307,13 @@ class World:
         return self.numbers[self.here.host].get(pid, "")
 
     def beating(self, lease: float) -> None:
-        """See to it that it speaks for its executions."""
-        self.here.keep_beating(lease)
+        """See to it that it speaks for its executions: each process has a heart of its own."""
+        self.here.heart.keep_beating(lease)
+
+    def close(self) -> None:
+        """Nothing of it goes on."""
+        for thread in self.threads:
+            thread.throw_away()
 
     # ------------------------------------------------------------ chance
     def latency(self) -> float:
@@ -358,10 +374,26 @@ class World:
             self.violate(f"exec of {place} again by attempt {attempt.number}, though it had landed before the claim")
         if attempt.execs[place] > 1 + attempt.raised[place] + attempt.conflicts:
             self.violate(f"exec of {place} {attempt.execs[place]} times by attempt {attempt.number}")
-        await asyncio.sleep(chance.choice(self.durations))
+        if attempt.is_streamed:
+            await pp.emit(place)
+        if (thread := this_thread()) is not None:
+            thread.sleep(chance.choice(self.durations))
+        elif self.blocks and chance.random() < self.blocks:
+            await self._block(attempt)
+        else:
+            await asyncio.sleep(chance.choice(self.durations))
         if may_fail and self.is_faulty and chance.random() < self.boom_rate:
             attempt.raised[place] += 1
             raise Boom(place)
+
+    async def _block(self, attempt: Attempt) -> None:
+        """A call in exec that blocks its loop, perhaps for longer than a lease. Some keep the GIL."""
+        machine, seconds = attempt.machine, self.random.choice((0.5, 1.1, 3.0)) * attempt.run.lease
+        keeps_gil = self.random.random() < 0.5
+        if keeps_gil or self.needs_loop:  # then no heartbeat goes out either
+            machine.disturbed_at = self.scheduler.now + seconds
+        self.note(machine.name, f"blocks for {seconds:.1f} s{', its threads too' if keeps_gil else ''}")
+        await machine.process.block(seconds, and_threads=keeps_gil)
 
     # ------------------------------------------------------------ what happens
     def attempt(self) -> Attempt | None:
@@ -417,6 +449,8 @@ class World:
                     spoken_for.run.moved_at = self.scheduler.now
         elif key.startswith(records.RUN) and value is None:
             self.runs[key.removeprefix(records.RUN)].states.append((self.scheduler.now, ""))
+        elif ":path:" in key and value is not None:
+            self.runs[key.split(":")[2]].path.append(value["node"].removeprefix("/"))
         elif ":wait:" in key and value is not None and value["kind"] == "question":
             self._settled(key, value)
 
@@ -437,6 +471,8 @@ class World:
         if run.is_cancelled:
             self.violate(f"the effect of {place} has landed though the run was cancelled before")
         run.effects[place], run.fruitless = self.scheduler.now, 0
+        if attempt is not None:
+            attempt.landed.add(place)
         if attempt is None or run.owner is not attempt:
             self.violate(f"the effect of {place} was written by an attempt that does not own the run")
 
@@ -508,6 +544,10 @@ class World:
         if self.is_faulty:
             self.on_death(machine)
 
+    def wanted(self, run: Story) -> Reference:
+        """What such a run comes to in which nothing goes wrong."""
+        return reference(run.kind, run.input, run.answers)
+
     # ------------------------------------------------------------ the end
     def removed(self, run: Story) -> None:
         """Nothing of it may be left."""
@@ -519,7 +559,7 @@ class World:
         """What must be true of every run once it has ended."""
         seen: set[str] = set()
         for run in self.runs.values():
-            wanted = reference(run.kind, run.input, run.answers)
+            wanted = self.wanted(run)
             if run.results and any(result != wanted.result for result in run.results):
                 self.violate(f"run {run.id} has come to {run.results}, not to {wanted.result}")
             places = {place.partition("/")[2] for place in run.effects}

@@ -6,9 +6,9 @@ import asyncio
 import operator
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import pytest
 from langgraph.channels import DeltaChannel
@@ -19,7 +19,9 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 from pocket_plug_langgraph import PocketSaver, PocketStore
 
-from pocket_plug import ConfigError, KeyNameError, Store, StoreClosedError, SyncStore
+from pocket_plug import Change, ConfigError, Entry, KeyNameError, Store, StoreClosedError, SyncStore
+from pocket_plug.layers import Layer
+from pocket_plug.store.backend import NO_EXPECTATIONS
 
 JOURNEY = Path(__file__).with_name("langgraph_journey.py")
 
@@ -251,6 +253,46 @@ def test_what_a_task_has_written_stays_but_its_errors_are_replaced(saver: Pocket
     assert sorted((channel, value) for _, channel, value in found.pending_writes or ()) == [
         *[("__error__", "second"), ("x", 1), ("y", 3)]
     ]
+
+
+class Operations(Layer):
+    """What a store is asked."""
+
+    asked: ClassVar[list[str]] = []
+
+    async def read(self, key: str) -> Entry | None:
+        self.asked.append("read")
+        return await self.inner.read(key)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        self.asked.append("read many")
+        return await self.inner.read_many(keys)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        self.asked.append(f"write {len(changes)}")
+        return await self.inner.write(changes, expect)
+
+    def scan(self, *given: Any, **named: Any) -> AsyncIterator[str]:
+        self.asked.append("scan")
+        return self.inner.scan(*given, **named)
+
+
+def test_what_a_call_costs_does_not_grow(tmp_path: Path) -> None:
+    """A put is one write, and so is what a task has written. A read is three operations, however many tasks there are."""
+    (asked := Operations.asked).clear()
+    with SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process", layers=[Operations()]) as store:
+        saver = PocketSaver(store)
+        for number in range(5):
+            placed = put(saver, "a", number)
+            for task in range(10):
+                saver.put_writes(placed, [("x", 1), ("y", 2)], f"task {task}")
+        assert asked == ["write 1"] * 55
+        for wanted, looked in ((placed, []), (config("a"), ["scan"])):  # for the latest
+            asked.clear()
+            found = saver.get_tuple(wanted)
+            assert found is not None
+            assert len(found.pending_writes or ()) == 20
+            assert asked == [*looked, "read", "scan", "read many"]
 
 
 # ---------------------------------------------------------------- errors

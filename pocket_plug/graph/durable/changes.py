@@ -6,7 +6,8 @@ at which the run and its items stand, and of all that can be reached from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from pocket_plug.graph.chain import DEFAULT
 
@@ -28,7 +29,7 @@ def written(path: Iterable[str]) -> str:
 
 # ---------------------------------------------------------------- what a run depends on
 class Facts:
-    """What a run depends on from where it stands, in one form of its graph."""
+    """What a run depends on from where it stands, in one form of its graph. Of the standing only its `outline` counts."""
 
     def __init__(self, form: GraphForm, standing: Standing) -> None:
         self.found: dict[Fact, str | None] = {}
@@ -187,19 +188,26 @@ def _gifts(node: NodeForm) -> str | None:
 
 
 # ---------------------------------------------------------------- two forms
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What differs between two forms, for a run that stands there."""
+
+    lines: Sequence[str]
+    is_firm: bool
+    """Is something of it where the run stands, or among what would be mixed with the results of items that are done?"""
 
 
-def differences(before: Facts, now: Facts, *, firm_only: bool = False) -> list[str]:
-    """What differs, a line each; with `firm_only` only where the run stands."""
+def differences(before: Facts, now: Facts) -> Differences:
+    """What differs, a line each."""
     found: list[str] = []
+    is_firm = False
     for fact in sorted(before.found.keys() | now.found.keys()):
-        if firm_only and fact not in before.firm | now.firm:
-            continue
         said = [(sign, facts.found[fact]) for sign, facts in (("-", before), ("+", now)) if fact in facts.found]
         values = {value for _, value in said}
         if None not in values and (len(values) > 1 or len(said) == 1):
             found += [f"{sign} {_line(fact, value)}" for sign, value in said if value is not None]
-    return found
+            is_firm = is_firm or fact in before.firm or fact in now.firm
+    return Differences(found, is_firm)
 
 
 def _line(fact: Fact, value: str) -> str:

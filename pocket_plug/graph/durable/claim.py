@@ -43,10 +43,15 @@ from .waits import (
 
 
 async def claim(journal: Journal, value: object) -> bytes | None:
-    """Make the run this execution's own; give the result where it has one already."""
+    """Make the run this execution's own; give the result where it has one already.
+
+    One that is given an input is mostly new: that it is there already shows as the claim's conflict.
+    """
     stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
+    may_be_new = value is not MISSING
     while True:
-        entry = await stack.read(key)
+        entry = None if may_be_new else await stack.read(key)
+        may_be_new = False
         changes: list[Change]
         if entry is None:
             expect, tries = {key: 0}, 1
@@ -139,7 +144,8 @@ async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, 
     except Exception as error:
         now = (await journal.found((checkpoint.key,), error, "the start of this execution")).get(checkpoint.key)
         if now is None or field_of(now, "owner") != token:
-            if isinstance(error, ConflictError):
+            journal.state_key = ""
+            if isinstance(error, ConflictError) or (now is not None and not expect[checkpoint.key]):
                 return False  # look again
             raise
         version = now.version

@@ -18,34 +18,38 @@ from .states import STATE, State, plain_state, state_key, state_of
 
 INDEXED = f"{RESERVED}run-indexed"
 """Where it is noted that this has been done."""
-BATCH = 1000
-"""Runs that are read at once."""
+BATCH = 100
+"""Keys, or runs, that are read at once. Few: whoever works beside it in the same loop waits for one at each of its steps."""
 
 
-async def index_old(stack: Stack) -> None:
-    """See to it that each run has the key of its state. One that can't be read is `unreadable`, and so found as well."""
+async def index_old(stack: Stack, rest: float = 0.0) -> None:
+    """See to it that each run has the key of its state. One that can't be read is `unreadable`, and so found as well.
+
+    After each batch it rests for so many seconds: for whoever has more time than those who work beside it.
+    """
     if await stack.read(INDEXED) is not None:
         return
-    names = [key.removeprefix(RUN) for key in await _keys(stack, RUN)]
-    known = {key.rpartition(":")[2] for key in await _keys(stack, STATE)} if names else set[str]()
+    names = [key.removeprefix(RUN) for key in await _keys(stack, RUN, rest)]
+    known = {key.rpartition(":")[2] for key in await _keys(stack, STATE, rest)} if names else set[str]()
     old = [name for name in names if name not in known]
     for at in range(0, len(old), BATCH):
         found = await read_each(stack, [RUN + name for name in old[at : at + BATCH]])
         await _put(stack, [_state(key, entry) for key, entry in found.items()])
+        await pause(rest)
     if (
         names
     ):  # else looking costs nothing the next time either, and nothing is written to a store that is only looked at
         await stack.write([Put(INDEXED, {"format": 1})])
 
 
-async def _keys(stack: Stack, prefix: str) -> list[str]:
-    """All keys, with a pause now and then for others of the loop."""
+async def _keys(stack: Stack, prefix: str, rest: float) -> list[str]:
+    """All keys, with a pause after each batch."""
     found: list[str] = []
     async with aclosing(paged(stack, prefix, size=BATCH)) as keys:
         async for key in keys:
             found.append(key)
             if len(found) % BATCH == 0:
-                await pause(0)
+                await pause(rest)
     return found
 
 

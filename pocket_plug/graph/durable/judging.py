@@ -17,7 +17,7 @@ from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Put
 from pocket_plug.store.stack import Stack
 
-from .changes import Facts, differences, misplaced
+from .changes import Differences, Facts, differences, misplaced
 from .forms import GraphForm, form_of, read_form, read_lines
 from .records import FORM, Frame, Record, plain
 from .standing import Items, Spot, Standing, key_of_item, spots, step_at
@@ -74,7 +74,7 @@ class Judge:
     def __init__(self, graph: PlannedGraph, place: tuple[Stack, str]) -> None:
         self.graph = graph
         self.text = form_of(graph.plan, place)
-        self._known: dict[object, list[str]] = {}
+        self._known: dict[object, Differences] = {}
 
     async def going_on(self, stack: Backend, kept: Kept, allow_changed: bool = False) -> Going:
         """How the run goes on. Raises RunChangedError where it can't, CodecError for a value that can't be read or written."""
@@ -100,12 +100,11 @@ class Judge:
             self._refuse_misplaced(kept, misplaced(form, moved) or _unfit(self.graph.plan, moved))
             return self._upgraded(kept, start, items, spots(before, standing), spots(form, moved))
         self._refuse_misplaced(kept, misplaced(form, standing))
-        found = self._differences(kept.start, before, form, standing, firm_only=False)
-        if not found:
+        found = self._differences(kept.start, before, form, standing)
+        if not found.lines:
             return Going("unchanged ahead", standing.frames, (), items.versions, kept.waits)
-        firm = self._differences(kept.start, before, form, standing, firm_only=True)
-        if firm or not allow_changed:
-            raise self._changed(kept, found, bool(firm))
+        if found.is_firm or not allow_changed:
+            raise self._changed(kept, found)
         return Going("allowed", standing.frames, (start,), items.versions, kept.waits)
 
     def _upgraded(self, run: Kept, start: Put, items: Items, former: Spots, now: Spots) -> Going:
@@ -158,19 +157,13 @@ class Judge:
     def _is_same(self, start: Record) -> bool:
         return bool(start["shape"] == (self.text if "form" in start else self.graph.plan.shape.lines))
 
-    def _differences(
-        self, start: Record, before: GraphForm, now: GraphForm, standing: Standing, *, firm_only: bool
-    ) -> list[str]:
-        """What differs; known already where another run stands at the same place."""
+    def _differences(self, start: Record, before: GraphForm, now: GraphForm, standing: Standing) -> Differences:
+        """What differs; known already where another run stands alike."""
         shape = start["shape"] if isinstance(start["shape"], str) else tuple(start["shape"])
-        place = tuple((frame.node, frame.hooks, frame.action) for frame in standing.frames)
-        known = None if standing.items else (shape, place, standing.under, firm_only)
-        if known is not None and known in self._known:
-            return self._known[known]
-        found = differences(Facts(before, standing), Facts(now, standing), firm_only=firm_only)
-        if known is not None:
-            self._known[known] = found
-        return found
+        alike = (shape, standing.outline())
+        if alike not in self._known:
+            self._known[alike] = differences(Facts(before, standing), Facts(now, standing))
+        return self._known[alike]
 
     def _refuse_misplaced(self, kept: Kept, why: str | None) -> None:
         if why is not None:
@@ -178,12 +171,12 @@ class Judge:
                 f"run {kept.run_id!r} can't go on in graph {self.graph.name!r} as it is now: {why}; {self._way_out()}"
             )
 
-    def _changed(self, kept: Kept, found: Sequence[str], is_firm: bool) -> RunChangedError:
-        allowed = "" if is_firm else ", or for this run alone: allow_changed=True"
+    def _changed(self, kept: Kept, found: Differences) -> RunChangedError:
+        allowed = "" if found.is_firm else ", or for this run alone: allow_changed=True"
         return RunChangedError(
             f"run {kept.run_id!r} was begun by another form of graph {self.graph.name!r}, and what lies ahead of it "
             f"differs; {self._way_out()}{allowed}",
-            found,
+            found.lines,
         )
 
     def _way_out(self) -> str:

@@ -24,6 +24,8 @@ BATCH = 16
 """Once so many records of several runs are to go, they go in one write."""
 GIVEN_BACK = 16 * 1024
 """How many bytes of the file a slice gives back, about."""
+REST = 0.002
+"""Seconds between two looks for runs of older versions, of which there are many once for each store."""
 PAUSE = 0.03
 """Seconds between two slices while somebody else writes. So few of the others' writes have to wait for one."""
 KEY_PIECES = 6
@@ -84,7 +86,7 @@ class Pruning:
         is nothing left to do.
         """
         if self._ranges is None:
-            await index_old(self.stack)
+            await index_old(self.stack, REST)
         version = await self.stack.version()
         is_alone = self._version in (None, version)
         self._version = version

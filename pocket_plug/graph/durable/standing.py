@@ -47,6 +47,14 @@ class Standing:
         """The innermost frame."""
         return self.frames[-1]
 
+    def outline(self) -> object:
+        """Where it stands, without values and numbers: the same of all runs that stand alike, to look things up by."""
+        frames = tuple((frame.node, frame.hooks, frame.action) for frame in self.frames)
+        if not self.items:
+            return frames, self.under
+        is_all = self.size is not None and len(self.items) >= self.size
+        return frames, self.under, frozenset(item.outline() for item in self.items.values()), is_all
+
 
 def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
     """The step at which the innermost frame stands; its name where the graph has none such, None where that has been left."""

@@ -27,6 +27,10 @@ class Holder:
         """Run what is written once, with `await`, for a caller without a loop: in place, or on the store's own loop."""
         return self._scope.stack.run(coroutine)
 
+    def _read(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The same of what only reads."""
+        return self._scope.stack.run_read(coroutine)
+
     async def __aenter__(self) -> Self:
         if self._own is not None:
             await self._own.open()

@@ -214,7 +214,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
 
     # ---------------------------------------------------------------- the same without a loop
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        return self._run(self.aget_tuple(config))
+        return self._read(self.aget_tuple(config))
 
     def list(
         self,
@@ -225,7 +225,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         found = self.alist(config, filter=filter, before=before, limit=limit)
-        while (each := self._run(_next(found))) is not None:
+        while (each := self._read(_next(found))) is not None:
             yield each
 
     def put(

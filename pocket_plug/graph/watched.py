@@ -1,0 +1,42 @@
+"""A visit of a node in a run that is watched: what observers are told of it, and what they do around it."""
+
+from __future__ import annotations
+
+from .observing import NodeCall, new_call
+from .running import Running
+from .step import Step, Visited
+from .watching import Entered, end, enter, keep_pace, leave
+
+
+async def watched_visit(run: Running, step: Step, value: object, position: int | None = None) -> Visited:
+    """Take a value through a node, between what the observers do before and after.
+
+    Where they want failures only, and there is no retry to be told of, they are asked once there is one.
+    """
+    watchers, visits, visit = run.watchers, run.visits, 1
+    if watchers.paced and run.loop:
+        await keep_pace(watchers.paced)
+    run.run.steps += 1
+    if visits is not None:
+        visits[step.name] = visit = visits.get(step.name, 0) + 1
+    facts = step.facts or step.find_facts()
+    call: NodeCall | None = None
+    if not watchers.spare or step.guarded or run.ledger is not None:
+        call = new_call(run.run, facts, visit, value, position)
+    entered: Entered = []
+    try:
+        if call is not None and watchers.of_nodes:
+            enter(entered, watchers.of_nodes, call)
+        if call is not None and run.ledger is not None:
+            run.ledger.tell_resumed(run, call)
+        visited = await step.ways[run.where].take(run, value, call)
+    except BaseException as error:
+        if call is None:
+            call = new_call(run.run, facts, visit, value, position)
+            enter(entered, watchers.of_nodes, call)
+        end(call, entered, error)
+        raise
+    if call is not None:
+        call.output, call.outcome = visited[1], call.outcome or "ok"
+        leave(entered, None)
+    return visited

@@ -1,0 +1,49 @@
+"""Runs that stand alike are judged once, whatever values they have; those that stand otherwise are judged by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from pocket_plug import Graph, Store, each, node
+from pocket_plug.graph.durable import judging
+
+
+def deploy(store: Store, gives: type = str, broken: int | None = None) -> Graph[list[int], str]:
+    """A fan-out whose item of that number fails, and what it gives is of this type."""
+
+    async def work(n: int) -> object:
+        if n == broken:
+            raise RuntimeError("down")
+        return gives(n)
+
+    async def join(results: list[object]) -> str:
+        return ",".join(map(str, results))
+
+    work.__annotations__["return"] = gives
+    return Graph(each(node(work), concurrency=1) >> node(join), store=store, name="g")
+
+
+def test_half_done_fan_outs_that_stand_alike_are_judged_once(tmp_path: Path) -> None:
+    """So ten thousand are judged fast. Where items are done, results would be mixed; where none is, nothing is in the way."""
+
+    async def main() -> None:
+        async with Store(f"sqlite:///{tmp_path}/state.db?durability=process") as store:
+            for number in range(4):
+                with pytest.raises(RuntimeError):
+                    await deploy(store, broken=2).run([10 * number, 1, 2, 3], run_id=f"some done {number}")
+                with pytest.raises(RuntimeError):
+                    await deploy(store, broken=2).run([2, 10 * number], run_id=f"none done {number}")
+            with mock.patch.object(judging, "differences", wraps=judging.differences) as judged:
+                found = {each.run_id: each for each in await deploy(store, int).check_runs()}
+            assert len(found) == 8
+            assert judged.call_count == len({each.differences for each in found.values()}) == 2
+            lines = {"- items of each_work give str", "+ items of each_work give int"}
+            for run_id, check in found.items():
+                assert check.can_go_on == run_id.startswith("none done"), run_id
+                assert check.can_go_on or lines <= set(check.differences), run_id
+
+    asyncio.run(main())
