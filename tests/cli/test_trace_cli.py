@@ -116,7 +116,7 @@ def test_runs_are_chosen(file: Path, says: Says) -> None:
     assert [each["run_id"] for each in json.loads(says("ls", "--graph", "mail", "--json")[1])] == ["abd-2", "abd-2"]
     assert [each["run_id"] for each in json.loads(says("ls", "--limit", "2", "--json")[1])] == ["abd-2", "xyz-3"]
     assert json.loads(says("ls", "--failed", "--json")[1]) == [
-        {"run_id": "abc-1", "graph": "shop", "outcome": "failure", "error": "builtins.ValueError", "start": BEGIN,
+        {"run_id": "abc-1", "graph": "shop", "outcome": "failure", "error": "builtins.ValueError", "place": None, "start": BEGIN,
          "duration": S, "spans": 2, "errors": 1, "retries": 2, "trace_id": A}]  # fmt: skip
 
 
