@@ -11,6 +11,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 
 from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.waiting import to_its_end
 
 T = TypeVar("T")
 
@@ -33,11 +34,25 @@ def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     return (yield from _rest(coroutine, waiting, context))
 
 
-def begin(coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[object] | None:
-    """Take a coroutine to its end; if it waits before, a task takes it there, in the context that it began in.
+async def awaited_to_its_end(
+    writing: Coroutine[Any, Any, object], *, begins_here: bool
+) -> asyncio.CancelledError | None:
+    """Await a write; once begun to its end, and a cancellation that came meanwhile is handed back.
 
-    Only for one that awaits nothing but what any task may await (a future, a Waiter): it isn't always in the same task.
+    One that `begins_here` begins in the caller's task, in a context of its own, and mostly ends there. Where it waits a task goes
+    on with it. So it must await nothing but what any task may await: a future, a Waiter.
     """
+    going = _begin(writing) if begins_here else writing
+    if going is None:
+        return None
+    task, cancelled = await to_its_end(going, None)
+    if cancelled is not None and (task.cancelled() or task.exception() is not None):
+        raise cancelled  # nothing landed, so the run may end here
+    task.result()
+    return cancelled
+
+
+def _begin(coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[object] | None:
     context = copy_context()
     try:
         waiting = context.run(coroutine.send, None)

@@ -26,12 +26,12 @@ from pocket_plug.errors import (
 )
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.values import Value
-from pocket_plug.primitives.waiting import drive, pause, to_its_end
+from pocket_plug.primitives.waiting import drive, pause
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
 from .chain import DEFAULT, Next
-from .context import begin, in_own_context, run_ids
+from .context import awaited_to_its_end, in_own_context, run_ids
 from .host import RunHost
 from .observing import NodeCall, Run, RunNotice
 from .plan import PlannedGraph, refuse_read_only
@@ -281,14 +281,7 @@ class Execution:
         if self.stack.inline_write or not self.loop:
             await writing
             return None
-        going = writing if self.stack.needs_loop else begin(writing)
-        if going is None:
-            return None
-        task, cancelled = await to_its_end(going, None)
-        if cancelled is not None and (task.cancelled() or task.exception() is not None):
-            raise cancelled  # nothing landed, so the run may end here
-        task.result()
-        return cancelled
+        return await awaited_to_its_end(writing, begins_here=not self.stack.needs_loop)
 
     async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step]) -> Value:
         """Run a graph as a node of this one, and give what it left with."""

@@ -168,6 +168,7 @@ class SharedBackendContract(BackendContract):
 
         async def scenario(first: Backend, second: Backend, third: Backend) -> None:
             for writes in (1, 40, 2):
+                version = 0
                 for n in range(writes):
                     version = await first.write([Put(f"k{n % 7}", n)])
                     assert await first.version() == version

@@ -42,17 +42,19 @@ async def work(path: Path, durability: Durability, disk: LosingDisk, told: list[
 
 
 def state_of(path: Path) -> tuple[dict[str, Any], int]:
-    """What is found after the failure, by an ordinary SQLite; that it is sound, and can be written."""
+    """What is found after the failure, by an ordinary SQLite, and the version of the last write there; that it is sound, and can
+    be written."""
     backend = SQLite(path)
     drive(backend.open())
     names = [f"{side}:{name}" for side in ("left", "right") for name in "abc"]
-    found = {key: entry.value for key, entry in drive(backend.read_many(names)).items()}
-    version = drive(backend.version())
-    assert drive(backend.write([Put("after", 1)])) > version
+    entries = drive(backend.read_many(names))
+    version = max((entry.version for entry in entries.values()), default=0)
+    before = drive(backend.version())
+    assert drive(backend.write([Put("after", 1)])) > before >= version
     drive(backend.close())
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    return found, version
+    return {key: entry.value for key, entry in entries.items()}, version
 
 
 def fail_often(
