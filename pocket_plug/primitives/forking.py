@@ -111,6 +111,12 @@ def after_fork(callback: Callback) -> None:
     _callbacks[number] = _Weak(callback, partial(_callbacks.pop, number))
 
 
+def around_forks(before: Callback, after: Callback) -> None:
+    """Call `before` ahead of what is done for a fork so far, and `after` behind it, in the parent and in the child."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
+
+
 def take_part(participant: Participant) -> None:
     """Ask `participant` to become idle before each fork. It is held weakly."""
     number = next(_numbers)
