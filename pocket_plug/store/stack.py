@@ -36,7 +36,9 @@ class Stack(Layer):
         self.gates = Gates(self._route_writes)
         self.backoff = Backoff()
         self.combiner = Combiner(self, self.gates, self.pause_after)
-        self._free_tries = (1,) * (FREE_TRIES if self.inline_write else 0)  # a range, made each time, takes four times as long
+        self._free_tries = (1,) * (
+            FREE_TRIES if self.inline_write else 0
+        )  # a range, made each time, takes four times as long
         self.is_new = True
         self._is_closed = False
         self._home: asyncio.AbstractEventLoop | None = None
