@@ -631,7 +631,9 @@ class SQLite(Backend):
         return request.outcome()
 
     async def _check(self, expect: Mapping[str, int]) -> int:
-        current, _ = self._version()  # before the rest, so that it is no newer than what was checked
+        # Before the rest, so that it is no newer than what was checked, but where another instance has reserved some: to find
+        # out which of them it has given takes a write.
+        current, _ = self._version()
         now = self.clock()
         seen = {
             key: version
@@ -885,6 +887,8 @@ class SQLite(Backend):
         Whoever finds another counter than it has left goes on from there, so no version is given twice, and each key's rise.
         What is reserved at a crash is never given.
         """
+        if self._ownership is not None:  # whose versions are consecutive, so nobody else may find that any are reserved
+            return version + _is_reserved(version)
         self._alone += 1
         if self._alone <= RESERVE_AFTER:
             return version

@@ -540,6 +540,21 @@ def test_reserved_versions_are_given_up_once_another_one_writes(tmp_path: Path) 
     drive(other.close())
 
 
+def test_a_look_at_the_version_of_an_owned_file_is_no_intrusion(tmp_path: Path) -> None:
+    """The owner's versions are consecutive, whoever asks for the last one meanwhile, and wherever the counter stands."""
+    owner, other = (SQLite(tmp_path / "state.db", durability="process") for _ in range(2))
+    drive(owner.open())
+    drive(owner.own())
+    drive(other.open())
+    given: list[int] = []
+    for n in range(2 * sqlite.RESERVED + 2):
+        given.append(drive(owner.write([Put("k", n)])))
+        assert given[-1] <= drive(other.version()) <= given[-1] + 1
+    assert given == list(range(1, len(given) + 1))
+    drive(other.close())
+    drive(owner.close())
+
+
 class Refusing(Traced):
     """Refuses the statements that begin with `refused`."""
 
