@@ -111,6 +111,13 @@ def after_fork(callback: Callback) -> None:
     _callbacks[number] = _Weak(callback, partial(_callbacks.pop, number))
 
 
+def around_fork(before: Callback, after: Callback) -> None:
+    """Call `before` ahead of all that this module does before a fork, and `after` behind all that it does after it, here and in
+    the child."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
+
+
 def take_part(participant: Participant) -> None:
     """Ask `participant` to become idle before each fork. It is held weakly."""
     number = next(_numbers)

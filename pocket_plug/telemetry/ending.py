@@ -7,7 +7,6 @@ their own.
 from __future__ import annotations
 
 import atexit
-import os
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from multiprocessing import util as processes
 from types import FrameType
 
 from pocket_plug.otel import open_runs
-from pocket_plug.primitives.forking import after_fork
+from pocket_plug.primitives.forking import after_fork, around_fork
 from pocket_plug.primitives.noted_signals import insist
 
 from .logs import put_logging_back
@@ -45,8 +44,7 @@ def watch_the_end(close: Callable[[], object]) -> None:
         processes.register_after_fork(close, _watch_the_end_of_a_worker)
         _watch_the_end_of_a_worker(close)
         after_fork(_watch_servers)  # one may have been imported meanwhile
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=_hold_sigterm, after_in_parent=_take_sigterm, after_in_child=_take_sigterm)
+        around_fork(_hold_sigterm, _take_sigterm)
         if sys.version_info[:2] == (3, 12):
             _standbys.extend(_Standby() for _ in range(STANDBYS))
     _watch_servers()
