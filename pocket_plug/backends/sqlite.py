@@ -531,9 +531,19 @@ class SQLite(Backend):
         return faults
 
     async def version(self) -> int:
-        """The last one given. Where another instance has reserved some, it must reserve anew: each of its writes changes this."""
+        """The last one given. Where another instance has reserved some, it must reserve anew: each of its writes changes this.
+
+        That takes a write. Who may only read gets the last one that is reserved, and so does who waits in vain for the lock.
+        """
         version, is_exact = self._version()
-        return version if is_exact else await self._done(_Settlement())
+        if is_exact:
+            return version
+        try:
+            return await self._done(_Settlement())
+        except StoreError as error:
+            if isinstance(error, StoreBusyError) or _code(error.__cause__) == sqlite3.SQLITE_READONLY:
+                return version
+            raise
 
     def _version(self) -> tuple[int, bool]:
         """The last one given, and True; else up to which one another instance has reserved some."""
@@ -1082,7 +1092,7 @@ def _roll_back(cursor: sqlite3.Cursor) -> None:
             cursor.execute("ROLLBACK")
 
 
-def _code(error: Exception) -> int:
+def _code(error: BaseException | None) -> int:
     if isinstance(error, UnicodeDecodeError):
         return sqlite3.SQLITE_CORRUPT
     return getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what the extended code adds

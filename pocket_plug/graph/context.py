@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import os
 import types
@@ -42,23 +43,22 @@ async def awaited_to_its_end(
     One that `begins_here` begins in the caller's task, in a context of its own, and mostly ends there. Where it waits a task goes
     on with it. So it must await nothing but what any task may await: a future, a Waiter.
     """
-    going = _begin(writing) if begins_here else writing
-    if going is None:
-        return None
+    going, waiting, context = writing, object(), copy_context()
+    if begins_here:
+        try:
+            waiting = context.run(writing.send, None)
+        except StopIteration:
+            return None
+        going = _go_on(writing, waiting, context)
     task, cancelled = await to_its_end(going, None)
+    while begins_here and task.cancelled() and inspect.getcoroutinestate(writing) == inspect.CORO_SUSPENDED:
+        # All tasks were cancelled, as where a loop ends, before the first step of that one: it has ended without the write.
+        task, later = await to_its_end(_go_on(writing, waiting, context), None)
+        cancelled = later or cancelled
     if cancelled is not None and (task.cancelled() or task.exception() is not None):
         raise cancelled  # nothing landed, so the run may end here
     task.result()
     return cancelled
-
-
-def _begin(coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[object] | None:
-    context = copy_context()
-    try:
-        waiting = context.run(coroutine.send, None)
-    except StopIteration:
-        return None
-    return asyncio.get_running_loop().create_task(_go_on(coroutine, waiting, context))
 
 
 async def _go_on(coroutine: Coroutine[Any, Any, T], waiting: object, context: Context) -> T:

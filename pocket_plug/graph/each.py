@@ -135,6 +135,7 @@ class EachStep(Step):
 
     async def _work(self, run: Running, items: _Items) -> None:
         take, step, ledger = run.item, self.inner, run.ledger
+        asks = True  # after this item whether it is the event loop's turn? Of a durable run each item takes its time.
         for position, item in items:
             try:
                 _, output, cancelled = await take(step, item, position)
@@ -149,8 +150,8 @@ class EachStep(Step):
             items.results[position] = output
             if cancelled is not None:
                 raise cancelled
-            if run.loop and not (position + 1) % STEPS_PER_LOOK:
-                await run.give_way()
+            if run.loop and (asks or not (position + 1) % STEPS_PER_LOOK):
+                asks = await run.give_way() or ledger is not None
 
 
 class _Stop(Exception):

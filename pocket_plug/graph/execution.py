@@ -251,14 +251,20 @@ class Execution:
             f"{limit}: a loop that never ends? Else raise Graph(…, max_steps=…)"
         )
 
-    async def give_way(self) -> None:
-        """Let the event loop go on where this run has kept it for long enough. Of nested runs the outermost one asks."""
+    async def give_way(self) -> bool:
+        """Let the event loop go on where this run has kept it for long enough. Of nested runs the outermost one asks.
+
+        All tasks of a run have one turn together. True if another one has begun it: then ask again soon.
+        """
         outermost, now = self.outermost, time.perf_counter()
         if not outermost.turn_ends:
             outermost.turn_ends = now + TURN
-        elif now > outermost.turn_ends:
+        elif now > (over := outermost.turn_ends):
             await asyncio.sleep(0)
+            if outermost.turn_ends != over:
+                return True
             outermost.turn_ends = time.perf_counter() + TURN
+        return False
 
     # ------------------------------------------------------------ its nodes
     def visit(self, step: Step, value: object, position: int | None = None) -> Visiting:

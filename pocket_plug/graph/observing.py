@@ -196,6 +196,6 @@ class Observer:
     failures_only: bool = False
     """True where `node` has something to say of visits that fail only, and `event` of nodes with a retry, a time-out or a
     fallback only. Where all observers of a run are so, other visits are spared what watching costs; `node` is then entered
-    when the visit has failed, and no phase was measured."""
+    when the visit has failed, and of its phases nothing is known: no durations, and `attempts` is 0."""
     report: Callable[[str, BaseException], None] = field(default=_ignore, init=False, repr=False, compare=False)
     """Puts a failure of one of its parts down to its plugin; set by the Pocket that asked the plugin."""

@@ -108,7 +108,7 @@ class Running(Protocol):
         """Await a write; once begun to its end, and a cancellation that came meanwhile is handed back."""
         ...
 
-    async def give_way(self) -> None:
+    async def give_way(self) -> bool:
         """Let the event loop go on where this run has kept it for long enough."""
         ...
 

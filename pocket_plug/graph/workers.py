@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -151,7 +152,10 @@ class Workers:
         with self._lock:
             if me not in self._threads:
                 return
-        ends, told = False, list[Waiter[Value]]()
+        ends, told = (
+            False,
+            list[weakref.ref[Waiter[Value]]](),
+        )  # weakly: a result mustn't live on while the next job is done
         while not ends:
             job, first = first or self._next(told), None
             with self._lock:
@@ -170,12 +174,12 @@ class Workers:
                 ends = me not in self._threads
             _wake_again(told)
             if not job.is_left:
-                told.append(job.waiter)
+                told.append(weakref.ref(job.waiter))
                 wake_once(job.waiter)
             del job  # don't keep its result alive while waiting for the next one
         _wake_again(told)
 
-    def _next(self, told: list[Waiter[Value]]) -> _Job:
+    def _next(self, told: list[weakref.ref[Waiter[Value]]]) -> _Job:
         """The next job; if it doesn't come soon, whoever was `told` last is looked after before."""
         if told:
             try:
@@ -185,11 +189,11 @@ class Workers:
         return self._queue.get()
 
 
-def _wake_again(told: list[Waiter[Value]]) -> None:
+def _wake_again(told: list[weakref.ref[Waiter[Value]]]) -> None:
     """Wake those who were told that their job is done, and still wait: once is enough but after an interrupt."""
     while told:
-        waiter = told.pop()
-        if not waiter.is_woken:
+        waiter = told.pop()()
+        if waiter is not None and not waiter.is_woken:
             wake_once(waiter)
 
 

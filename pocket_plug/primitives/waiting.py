@@ -77,14 +77,14 @@ async def pause(seconds: float) -> None:
 
 
 async def to_its_end(
-    going: Coroutine[Any, Any, T] | asyncio.Task[T], grace: float | None
+    coroutine: Coroutine[Any, Any, T], grace: float | None
 ) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:
     """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
 
     With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.
     """
     loop = asyncio.get_running_loop()
-    task = going if isinstance(going, asyncio.Task) else loop.create_task(going)
+    task = loop.create_task(coroutine)
     cancelled: asyncio.CancelledError | None = None
     deadline: asyncio.TimerHandle | None = None
     while not task.done():
@@ -106,7 +106,7 @@ class Waiter(Generic[T]):
     cancelled await of it may be followed by another one.
     """
 
-    __slots__ = ("_error", "_future", "_lock", "_result", "_woken", "loop")
+    __slots__ = ("__weakref__", "_error", "_future", "_lock", "_result", "_woken", "loop")
     _result: T
 
     def __init__(self, blocks: bool = False) -> None:

@@ -555,6 +555,26 @@ def test_a_look_at_the_version_of_an_owned_file_is_no_intrusion(tmp_path: Path) 
     drive(owner.close())
 
 
+@pytest.mark.parametrize("why", ["locked", "read-only"])
+def test_who_cannot_write_can_ask_for_the_version(tmp_path: Path, why: str) -> None:
+    """Where another one has reserved some it is at least as high as that of each write."""
+    one, other = SQLite(tmp_path / "state.db"), SQLite(tmp_path / "state.db", timeout=0)
+    drive(one.open())
+    drive(other.open())
+    given = [drive(one.write([Put("k", n)])) for n in range(sqlite.RESERVE_AFTER + 2)]
+    with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as raw:
+        if why == "locked":
+            raw.execute("BEGIN IMMEDIATE")
+        else:
+            assert other._writer is not None
+            other._writer.execute("PRAGMA query_only = 1")
+        version = drive(other.version())
+    assert version >= given[-1]
+    assert drive(one.version()) == given[-1]
+    drive(one.close())
+    drive(other.close())
+
+
 class Refusing(Traced):
     """Refuses the statements that begin with `refused`."""
 

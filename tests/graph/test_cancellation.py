@@ -14,6 +14,7 @@ import pytest
 
 from pocket_plug import Node, Retry, node
 from pocket_plug.errors import StoreError
+from pocket_plug.graph.context import awaited_to_its_end
 from pocket_plug.graph.each import each
 from pocket_plug.graph.graph import Graph
 from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run, hookimpl
@@ -575,3 +576,35 @@ def test_a_write_that_waits_keeps_the_context_that_it_began_in() -> None:
     store = Store(Begun(), layers=[Marks()])
     assert asyncio.run(Graph(writes >> writes.with_options(name="again"), store=store).run(1)) == 1
     assert seen == [0, 0]
+
+
+def test_a_write_that_has_begun_lands_also_where_all_tasks_are_cancelled_at_once() -> None:
+    """As a loop's end does it, be it before the task's first step that goes on with the write."""
+    assert [asyncio.run(_all_cancelled_after(turns)) for turns in range(1, 6)] == [(True, True)] * 5
+
+
+async def _all_cancelled_after(turns: int) -> tuple[bool, bool]:
+    """Was a write told of, and has it landed?"""
+    landed: list[bool] = []
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def write() -> None:
+        try:
+            await asyncio.shield(answer)
+        except asyncio.CancelledError:  # begun, so it can't be withdrawn
+            await answer
+        finally:
+            landed.append(answer.done())
+
+    writing = asyncio.create_task(awaited_to_its_end(write(), begins_here=True))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    answer.set_result(None)
+    try:
+        return isinstance(await writing, asyncio.CancelledError), landed == [True]
+    except asyncio.CancelledError:
+        return False, bool(landed)

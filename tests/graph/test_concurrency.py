@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pocket_plug import END, Action, Next, Node, Retry, node
 from pocket_plug.errors import InputError
+from pocket_plug.graph import execution
 from pocket_plug.graph.each import CONCURRENCY, each
 from pocket_plug.graph.fan_out import fan_out
 from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.running import STEPS_PER_LOOK
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.store import Store, StoreReader, StoreWriter
@@ -179,6 +182,42 @@ def test_a_hundred_thousand_items_are_not_kept() -> None:
     results = asyncio.run(fan_out(drop, (Item() for _ in range(100_000)), concurrency=8))
     assert len(results) == 100_000
     assert living == 0
+
+
+class Surviving(Memory):
+    survives = True
+
+
+@pytest.mark.parametrize("run_id", [None, "r"], ids=["plain", "durable"])
+def test_all_workers_of_a_fan_out_have_one_turn_of_the_event_loop_together(
+    run_id: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not each of them one: others of the loop would wait ten times as long, where the items write in place, say."""
+    now, longest = 0.0, execution.TURN
+    step = longest / 4
+    monkeypatch.setattr(execution, "time", SimpleNamespace(perf_counter=lambda: now))
+    gaps: list[float] = []
+
+    @node
+    async def works(n: int) -> int:
+        nonlocal now
+        now += step
+        return n
+
+    async def beat() -> None:
+        while True:
+            last = now
+            await asyncio.sleep(0)
+            gaps.append(now - last)
+
+    async def main() -> None:
+        beating = asyncio.create_task(beat())
+        await Graph(each(works), store=Store(Surviving()), name="many").run(range(2_000), run_id=run_id)
+        beating.cancel()
+
+    asyncio.run(main())
+    assert sum(gaps) > 1_900 * step
+    assert max(gaps) <= longest + (2 * STEPS_PER_LOOK + CONCURRENCY) * step
 
 
 def test_a_fan_out_that_never_suspends_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:

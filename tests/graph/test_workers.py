@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -186,6 +187,29 @@ def test_a_result_that_a_signals_handler_keeps_from_its_task_comes_again(
 
     assert asyncio.run(main()) == [3] * (1 + after)
     assert len(lost) == 1
+
+
+def test_a_result_does_not_live_on_while_its_thread_does_the_next_job(holding: Holding) -> None:
+    """Who has it may drop it, however long that job takes."""
+
+    class Large:
+        pass
+
+    threads = Workers(1)
+
+    async def main() -> None:
+        first = asyncio.create_task(threads.call(Large))
+        second = asyncio.create_task(threads.call(holding.stay))
+        result = weakref.ref(await first)
+        del first
+        await holding.has_begun()
+        await asyncio.sleep(0)  # the loop lets go of the first task
+        gc.collect()
+        assert result() is None
+        holding.release.set()
+        await second
+
+    asyncio.run(main())
 
 
 def test_threads_are_kept_and_bounded() -> None:
