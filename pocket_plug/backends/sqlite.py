@@ -45,7 +45,7 @@ from pocket_plug.primitives.waiting import Waiter, may_block, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, Put, is_expected
 
 from .sqlite_backup import Copied, copy_whole
-from .sqlite_files import Identity, Ownership, check_path, identity_of, is_at
+from .sqlite_files import Folder, Identity, Ownership, check_path, identity_of, is_at
 from .sqlite_statements import (
     APPLICATION_ID,
     COUNT,
@@ -220,6 +220,9 @@ class SQLite(Backend):
         self._name, self._log = str(self._absolute), ""
         self._file: Identity | None = None
         self._log_file: Identity | None = None  # since the first commit by its writer
+        self._folder: Folder | None = (
+            None  # None where a link leads to the file: it may lead elsewhere while no folder changes
+        )
         self._look_next = 0.0
         self._ownership: Ownership | None = None
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
@@ -285,7 +288,10 @@ class SQLite(Backend):
                 _abandon(connection)
                 raise
         try:
-            self._file, self._log = identity_of(self._name), f"{self._absolute.resolve()}-wal"
+            resolved = self._absolute.resolve()
+            self._file, self._log = identity_of(self._name), f"{resolved}-wal"
+            looks_at_it = self.durability == "power" and resolved == self._absolute
+            self._folder = Folder(str(resolved.parent)) if looks_at_it else None
             self._writer = connection.cursor()
             self._open = True
         except BaseException:
@@ -839,8 +845,7 @@ class SQLite(Backend):
         """Do the requests in the transaction that has begun, commit, and note in each what became of it."""
         known, self._versions = self._versions, _UNKNOWN  # for who is interrupted in between
         try:
-            self._look()
-            self._look_at_log()
+            self._look_at_files()
             versions = self._do(writer.execute, batch, *known)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
             _roll_back(writer)
@@ -883,12 +888,17 @@ class SQLite(Backend):
             self._unreaped = 0
         return (version, counter) if is_own or counter != stored else _UNKNOWN
 
-    def _look_at_log(self) -> None:
-        """Raise StoreError where the log isn't in its place any more, and a write would be lost with the machine."""
+    def _look_at_files(self) -> None:
+        """Raise StoreError where the file isn't in its place any more, nor with `power` its log: the write would be lost."""
+        if self._folder is not None and self._folder.is_as_known() and self._log_file is not None:
+            return
+        self._look()
         if self._log_file is None:
             self._log_file = identity_of(self._log)
         elif self.durability == "power" and not is_at(self._log, self._log_file):
             raise self._moved(f"{self.path}-wal")
+        if self._folder is not None:
+            self._folder.know()
 
     def _counter_for(self, version: int) -> int:
         """What to store once that version is given: it, or some more that are reserved for writes to come.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from pocket_plug.errors import ConfigError
 
@@ -41,6 +42,38 @@ class Ownership:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+
+SETTLED = 3.0
+"""Seconds after a change of a folder within which another one might leave it the same time stamps; FAT's are two apart."""
+
+
+class Folder:
+    """Has anything come into a folder, or gone from it, since its files were looked at? The folder's time stamps tell.
+
+    To look at SQLite's log itself makes the next sync write the log's time stamps, too: a commit of raw sqlite3 then takes
+    170 µs in place of 110 (Linux 6.18, ext4).
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._seen: tuple[int, ...] | None = None
+        self._known: tuple[int, ...] | None = None
+
+    def is_as_known(self) -> bool:
+        """Is it as it was at the look before `know` was called?"""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            self._seen = self._known = None
+            return False
+        self._seen = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+        return self._seen == self._known
+
+    def know(self) -> None:
+        """Its files are in their places since the last look, or longer. It isn't believed of a folder that has just changed."""
+        seen = self._seen
+        self._known = seen if seen is not None and time.time_ns() - max(seen[2:]) > SETTLED * 1e9 else None
 
 
 def check_path(path: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pocket_plug.backends import sqlite
+from pocket_plug.backends import sqlite, sqlite_files
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import (
     CodecError,
@@ -1294,6 +1294,41 @@ def test_a_log_that_is_deleted_acknowledges_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"state\.db-wal was deleted"):
         drive(backend.write([Put("late", 1)]))
     drive(backend.close())
+
+
+@pytest.mark.parametrize("gone", [*GONE, "log deleted"])
+def test_a_folder_that_has_not_changed_for_long_tells_of_a_change(
+    tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write then looks at the folder only, until something comes or goes there: a file of somebody else's, or its own."""
+    monkeypatch.setattr(sqlite_files, "SETTLED", -1e9)
+    looks: list[str] = []
+    monkeypatch.setattr(sqlite, "is_at", lambda path, file: looks.append(path) or sqlite_files.is_at(path, file))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    backend = SQLite(folder / "state.db")
+    drive(backend.open())
+    drive(backend.write([Put("a", 1)]))
+    drive(backend.write([Put("a", 2)]))
+    looks.clear()
+    drive(backend.write([Put("a", 3)]))
+    assert not looks
+    (folder / "other").touch()
+    drive(backend.write([Put("a", 4)]))
+    assert looks == [f"{folder}/state.db", f"{folder}/state.db-wal"]
+    (GONE | {"log deleted": lambda path: path.with_name("state.db-wal").unlink()})[gone](folder / "state.db")
+    with pytest.raises(StoreError, match=r"state\.db(-wal)? was deleted"):
+        drive(backend.write([Put("late", 1)]))
+    drive(backend.close())
+
+
+def test_a_folder_that_has_just_changed_is_not_believed(tmp_path: Path) -> None:
+    """Of two changes in a row the second may leave the same time stamps: until they are old, files are looked at themselves."""
+    (tmp_path / "file").touch()
+    folder = sqlite_files.Folder(str(tmp_path))
+    assert not folder.is_as_known()
+    folder.know()
+    assert not folder.is_as_known()
 
 
 def test_reads_look_for_the_file_now_and_then(tmp_path: Path) -> None:
