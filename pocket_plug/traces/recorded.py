@@ -199,10 +199,18 @@ def own_errors(failed: Mapping[K, tuple[K | None, str | None]]) -> list[K]:
 
     >>> own_errors({"run": (None, "OSError"), "node": ("run", "OSError"), "exec": ("node", "OSError"), "b": ("run", "KeyError")})
     ['exec', 'b']
+
+    A span that doesn't say what its error was, as others than ours may not, is taken to have it from below if one there failed.
+
+    >>> own_errors({"request": (None, None), "query": ("request", "OSError")})
+    ['query']
     """
-    handed_on = set(failed.values())  # a foreign span may not say what its error was
+    handed_on = set(failed.values())
+    above = {parent for parent, _ in handed_on}
     return [
-        span for span, (_, kind) in failed.items() if (span, kind) not in handed_on and (span, None) not in handed_on
+        span
+        for span, (_, kind) in failed.items()
+        if not (span in above if kind is None else (span, kind) in handed_on or (span, None) in handed_on)
     ]
 
 
