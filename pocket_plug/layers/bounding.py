@@ -422,7 +422,8 @@ class _Bounded(EntryTable):
         others, lock, clock, ttl, most = memory.write, memory.lock, memory.clock, self._ttl, self._max_entries
 
         async def write(changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-            if len(changes) != 1 or (change := changes[0]).__class__ is not Put or change.version is not None:
+            change: Any = changes[0] if len(changes) == 1 else None
+            if change.__class__ is not Put or change.version is not None:
                 return await others(changes, expect)
             key, now = str(change.key), clock()
             with lock:
