@@ -19,6 +19,8 @@ from servers import free_port, installed, running, until
 from shops import EXPRESSIONS, MONITORING, WITH_DOTS, Reader, Shop, Traces, firing, rules_in_a_hurry
 
 ORDERS = 100
+EVERY = "0.3"
+"""Seconds between a customer's orders: evictions go on while a slow reader comes for the first times, else their rate is zero."""
 RUNS = 'pocket_plug_run_duration_seconds_count{pocket_plug_graph_name="orders"%s}'
 
 
@@ -141,7 +143,7 @@ def reader(
     rules_in_a_hurry(reader.folder / "alerts.yml")
     with ExitStack() as stack:
         stack.enter_context(reader.serving())
-        options = ("--orders", str(ORDERS), "--every", "0.1", "--stay"), ("--trouble", "--every", "0.01")
+        options = ("--orders", str(ORDERS), "--every", EVERY, "--stay"), ("--trouble", "--every", "0.01")
         well, _ = (
             _shop(stack, *each, port=port, environment=traces.environment | reader.shops)
             for each, port in zip(options, reader.ports, strict=True)
