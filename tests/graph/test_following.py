@@ -333,6 +333,62 @@ def test_a_run_that_moves_during_a_look_is_told_of_in_order(tmp_path: Path, monk
     asyncio.run(main())
 
 
+def test_items_of_a_node_that_it_comes_to_during_a_look_are_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next look, after the node itself was entered. (The simulation found them told twice: seed 4548.)"""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            begun, counts, done, go_on = (asyncio.Event() for _ in range(4))
+
+            @pp.node
+            async def slow_count(n: int) -> list[int]:
+                begun.set()
+                await counts.wait()
+                return list(range(n))
+
+            @pp.node
+            async def check(n: int) -> int:
+                if n == 2:
+                    done.set()
+                    await go_on.wait()
+                return 10 * n
+
+            graph = pp.Graph(slow_count >> pp.each(check, concurrency=1) >> add_up, store=store)
+            run = asyncio.create_task(graph.run(3, run_id="a"))
+            await begun.wait()
+            see = following.must_see
+
+            async def moves(place: Any, run_id: str) -> Any:
+                seen = await see(place, run_id)
+                counts.set()
+                await done.wait()
+                return seen
+
+            async def nothing() -> None: ...
+
+            async def end() -> None:
+                go_on.set()
+                await run
+
+            monkeypatch.setattr(following, "must_see", moves)
+            assert await told(store, "a", nothing, end) == [
+                "running",
+                "> slow_count#1 node",
+                "< slow_count#1",
+                "> each_check#1 fan_out",
+                "* each_check#1[0]: 0",
+                "* each_check#1[1]: 10",
+                "< each_check#1",
+                "> add_up#1 node",
+                "< add_up#1",
+                "= 30",
+            ]
+
+    asyncio.run(main())
+
+
 def test_a_long_path_is_read_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each node once, in order; leaving the loop early holds nothing."""
     monkeypatch.setattr(following, "PAGE", 2)

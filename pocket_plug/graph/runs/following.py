@@ -163,21 +163,21 @@ class _Follower:
             return
         for event in self._enter(at):
             yield event
-        async for event in self._items(seen):
+        async for event in self._items(seen, at):
             yield event
         for each in await waits_for(self._stack, seen):
             is_new = each.wait.is_open and _is_asked(each) and each.place not in self._told
-            if is_new and (place := _parsed(each.place)) is not None:
+            if is_new and (place := _parsed(each.place)) is not None and _is_part(place, at):
                 self._told.add(each.place)
                 yield Asked(place, self._id, _asked(each))
 
-    async def _items(self, seen: Seen) -> AsyncGenerator[FollowedEvent]:
+    async def _items(self, seen: Seen, at: NodePlace) -> AsyncGenerator[FollowedEvent]:
         prefix = seen.part + ITEM
         keys = [key async for key in self._stack.scan(prefix, limit=MOST_ITEMS) if key not in self._told]
         for start in range(0, len(keys), PAGE):
             for key, entry in (await read_each(self._stack, keys[start : start + PAGE])).items():
                 place = _parsed(unquote(key.removeprefix(prefix)))
-                if place is None or (output := _done(key, entry)) is None:
+                if place is None or not _is_part(place, at) or (output := _done(key, entry)) is None:
                     continue
                 self._told.add(key)
                 yield ItemDone(place, value_of(output))
@@ -194,6 +194,11 @@ def _done(key: str, entry: Any) -> bytes | None:
         return None
     standing = Standing(tuple(checkpoint.frames))
     return standing.last.value if standing.is_done else None
+
+
+def _is_part(place: NodePlace, at: NodePlace) -> bool:
+    """Is it of the node where the run was seen? By now it may be further; of that the next look tells."""
+    return place == at or str(place).startswith((f"{at}[", f"{at}/"))
 
 
 def _is_asked(each: Found) -> bool:
