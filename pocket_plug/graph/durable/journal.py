@@ -176,7 +176,6 @@ class Journal:
         """From now on the run can be cancelled while a node is at work: in a loop, as asyncio cancels the task."""
         if run.loop:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-            self._cancelling = self._task.cancelling() if self._task is not None else 0
 
     def hear(self, entry: Entry | None) -> None:
         """Called by whatever thread: this is what stands in the run's state now."""
@@ -190,6 +189,8 @@ class Journal:
         is_at_work = self.owner in this_process().held and not self._is_interrupted
         if is_at_work and self.take_word(entry) and self._task is not None:
             self._is_interrupted = True
+            # counted only now: before Python 3.13 a TaskGroup that has failed may leave one
+            self._cancelling = self._task.cancelling()
             self._task.cancel()
 
     def end_interrupt(self) -> bool:
