@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -236,7 +237,8 @@ class _Worker:
             process.kill()
             process.join()
         code = process.exitcode
-        process.close()
+        with suppress(ValueError):  # another thread, which looks for children that have ended, has just found it
+            process.close()
         return code
 
 
