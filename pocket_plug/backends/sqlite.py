@@ -220,9 +220,7 @@ class SQLite(Backend):
         self._name, self._log = str(self._absolute), ""
         self._file: Identity | None = None
         self._log_file: Identity | None = None  # since the first commit by its writer
-        self._folder: Folder | None = (
-            None  # None where a link leads to the file: it may lead elsewhere while no folder changes
-        )
+        self._folder: Folder | None = None  # with `power` only
         self._look_next = 0.0
         self._ownership: Ownership | None = None
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
@@ -290,8 +288,8 @@ class SQLite(Backend):
         try:
             resolved = self._absolute.resolve()
             self._file, self._log = identity_of(self._name), f"{resolved}-wal"
-            looks_at_it = self.durability == "power" and resolved == self._absolute
-            self._folder = Folder(str(resolved.parent)) if looks_at_it else None
+            is_linked = resolved != self._absolute  # a link may lead elsewhere while this folder stays as it is
+            self._folder = Folder(str(resolved.parent)) if self.durability == "power" and not is_linked else None
             self._writer = connection.cursor()
             self._open = True
         except BaseException:

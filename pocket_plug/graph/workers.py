@@ -152,10 +152,8 @@ class Workers:
         with self._lock:
             if me not in self._threads:
                 return
-        ends, told = (
-            False,
-            list[weakref.ref[Waiter[Value]]](),
-        )  # weakly: a result mustn't live on while the next job is done
+        told: list[weakref.ref[Waiter[Value]]] = []  # weakly: a result mustn't live on while the next job is done
+        ends = False
         while not ends:
             job, first = first or self._next(told), None
             with self._lock:
