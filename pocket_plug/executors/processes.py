@@ -246,7 +246,9 @@ _spawning = multiprocessing.get_context("spawn")
 
 
 def _how(code: int | None) -> str:
-    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+    if code is None:
+        return "how is not known, since something else in this process has waited for it"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 # ---------------------------------------------------------------- the worker process

@@ -240,6 +240,18 @@ def test_a_forked_child_has_workers_of_its_own() -> None:
     until(lambda: not is_there(int(parents)), "the worker is still there")
 
 
+def test_a_worker_that_somebody_else_has_reaped_is_replaced() -> None:
+    """As another thread does that looks for children which have ended: the work is done by another worker, and nobody hangs."""
+    executor = Processes(1)
+    try:
+        first = int(executor.submit(pid, b"").result(SOON))
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+        assert int(executor.submit(pid, b"").result(SOON)) != first
+    finally:
+        executor.close()
+
+
 def pid(_: bytes) -> bytes:
     """What a worker is asked for."""
     return str(os.getpid()).encode()
