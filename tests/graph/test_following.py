@@ -80,6 +80,19 @@ async def fail(n: int) -> int:
     raise ValueError(n)
 
 
+def checking(done: asyncio.Event, go_on: asyncio.Event) -> pp.Node[int, int]:
+    """A node for items, of which the one that is 2 says that the others before it are done, and waits."""
+
+    @pp.node
+    async def check(n: int) -> int:
+        if n == 2:
+            done.set()
+            await go_on.wait()
+        return 10 * n
+
+    return check
+
+
 def test_the_path_of_a_finished_run_is_told_from_its_begin(tmp_path: Path) -> None:
     """Nested graphs are entered and left around their nodes; a node's type is known without the graph."""
 
@@ -166,13 +179,7 @@ def test_items_are_told_of_as_they_are_done(tmp_path: Path) -> None:
         async with stored(tmp_path) as store:
             done, go_on = asyncio.Event(), asyncio.Event()
 
-            @pp.node
-            async def check(n: int) -> int:
-                if n == 2:
-                    done.set()
-                    await go_on.wait()
-                return 10 * n
-
+            check = checking(done, go_on)
             graph = pp.Graph(count >> pp.each(check, concurrency=1) >> add_up, store=store)
             run = asyncio.create_task(graph.run(3, run_id="a"))
             await done.wait()
@@ -348,13 +355,7 @@ def test_items_of_a_node_that_it_comes_to_during_a_look_are_told_of_once(
                 await counts.wait()
                 return list(range(n))
 
-            @pp.node
-            async def check(n: int) -> int:
-                if n == 2:
-                    done.set()
-                    await go_on.wait()
-                return 10 * n
-
+            check = checking(done, go_on)
             graph = pp.Graph(slow_count >> pp.each(check, concurrency=1) >> add_up, store=store)
             run = asyncio.create_task(graph.run(3, run_id="a"))
             await begun.wait()
