@@ -554,7 +554,8 @@ def test_a_fan_out_waits_between_its_items() -> None:
                 await asyncio.sleep(0)
                 if isinstance(event, pp.ItemDone) and event.item == 20:
                     break
-        assert 20 < begun <= 20 + 5 + 10 + 1  # those at the same time, too
+        # those at the same time, too, of which the other nine may not have begun yet what they have taken
+        assert 20 - 9 < begun <= 20 + 5 + 10 + 1
 
     asyncio.run(main())
 
