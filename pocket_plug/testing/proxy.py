@@ -67,6 +67,7 @@ class Proxy:
         self._waiting: list[_Rule] = []  # for a request
         self._rules: list[_Rule] = []  # all that `wait` waits for
         self._links: set[_Link] = set()
+        self._serving: set[asyncio.Task[None]] = set()  # one for each connection
         self._thread = LoopThread("proxy")
         self._thread.start()
         self._flows: asyncio.Event
@@ -158,16 +159,29 @@ class Proxy:
     async def _open(self) -> int:
         self._flows = asyncio.Event()
         self._flows.set()
-        self._server = await asyncio.start_server(self._serve, HOST, 0, ssl=None if self._asked else self._context)
+        self._server = await asyncio.start_server(self._accept, HOST, 0, ssl=None if self._asked else self._context)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
     async def _close(self) -> None:
-        self._server.close()
-        while self._links:
-            for link in [*self._links]:
-                link.cut()
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening)
+        for _ in range(2):  # before 3.12 asyncio leaves a connection open that it is accepting when its server is closed
             await asyncio.sleep(0)
+        self._server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._serving.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:  # also where it was cancelled before its first step
+            self._serving.discard(task)
+            writer.transport.abort()
+
+        task.add_done_callback(done)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -175,11 +189,8 @@ class Proxy:
             if self._asked is not None and self._context is not None:
                 await self._encrypt(reader, writer, self._context, *self._asked)
             there, to = await asyncio.open_connection(self._host, self._to)
-        except BaseException as error:
-            writer.transport.abort()
-            if isinstance(error, OSError):
-                return
-            raise
+        except OSError:
+            return
         link = _Link(writer, to)
         self._links.add(link)
         requests = asyncio.ensure_future(self._pass_requests(link, reader))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import ssl
@@ -210,6 +211,18 @@ def test_a_proxy_without_a_server_accepts_and_cuts() -> None:
         ask(proxy.port, "PING")
     proxy.close()
     proxy.close()
+
+
+def test_a_proxy_that_is_closed_while_it_accepts_leaves_nothing_open(shared: Server) -> None:
+    """Else the garbage collector finds the connection in some later test, which fails for it."""
+    for _ in range(50):
+        proxy = Proxy(shared.port)
+        clients = [socket.create_connection((HOST, proxy.port)) for _ in range(3)]
+        proxy.close()
+        for client in clients:
+            client.close()
+    del proxy
+    gc.collect()  # what it finds open is a warning, which is an error here
 
 
 def test_a_proxy_adds_encryption(shared: Server, made: Certificate, tmp_path: Path) -> None:

@@ -490,10 +490,13 @@ def saying(answers: Mapping[bytes, bytes], otherwise: bytes) -> Iterator[int]:
             while request := await reader.read(65536):
                 for command in re.split(rb"^\*\d+\r\n", request, flags=re.MULTILINE)[1:]:
                     writer.write(next((said for word, said in answers.items() if word in command), otherwise))
-        writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # whatever ends it, if it is the loop's end before its first step: an open connection would fail a later test
+        asyncio.ensure_future(serve(reader, writer)).add_done_callback(lambda _: writer.transport.abort())
 
     async def begin() -> int:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
         servers.append(server)
         port: int = server.sockets[0].getsockname()[1]
         return port
