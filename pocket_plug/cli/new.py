@@ -82,7 +82,7 @@ def new(kind: str, name: str) -> None:
 
 
 def _sources() -> list[str]:
-    """Where pocket-plug was installed from, as `pip install` takes it; empty where that was an index, which has it for others too.
+    """Where pocket-plug was installed from, as `pip install` takes it; none where that was an index: others find it there, too.
 
     The installer writes that down (PEP 610).
     """
