@@ -337,7 +337,8 @@ def answer(
 ) -> None:
     """Answer a question for which a run waits, go on with it, and print its result.
 
-    ANSWER is JSON, read as the type that the graph asks for; @FILE reads it from a file, - from stdin.
+    ANSWER is JSON, read as the type that the graph asks for, such as true for a bool; for a str the bare text will do.
+    @FILE reads it from a file, - from stdin.
     """
 
     async def answered(graph: Graph[Any, Any], pocket: Pocket) -> object:

@@ -375,10 +375,11 @@ def test_a_graph_that_asks_needs_an_id(here: Any) -> None:
 
 
 def test_an_answer_to_no_question(here: Any) -> None:
-    """A run that isn't suspended, and one that isn't there, are refused."""
+    """A run that isn't suspended, with its state and the way out, and one that isn't there, are refused."""
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     assert (
-        "RunMismatchError: run 'order' can't take the answer: no question is open"
+        "RunMismatchError: run 'order' can't take the answer: no question is open; it has failed, and is tried again by "
+        "resume(run_id), Runs.retry or `pocket-plug runs retry`\n"
         in elsewhere("runs", "answer", "shop.py", "order", "-1").err
     )
     assert "UnknownRunError" in elsewhere("runs", "answer", "shop.py", "nobody", "1").err
