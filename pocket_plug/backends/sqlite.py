@@ -1019,8 +1019,10 @@ class SQLite(Backend):
     def _not_open(self) -> StoreClosedError:
         if _forbidden and self._file in _forbidden:
             return self._forked_in_use()
-        way_out = "with SyncStore(…), async with Store(…)"
-        return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet ({way_out})")
+        return StoreClosedError(
+            f"{self.path} is not open: it was closed, or not opened yet. `with SyncStore(…) as store:` opens it, or "
+            "`async with Store(…) as store:`; a graph opens its store itself"
+        )
 
     def _explained(self, error: Exception) -> Exception:
         """What SQLite says, as our own exception that names the file and the way out."""
