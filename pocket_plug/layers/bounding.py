@@ -505,15 +505,13 @@ class _Bounded(EntryTable):
                 deleted.append(key)
             else:
                 continue
-            if key in new:
-                del new[key]  # the last change of a key is its last use
+            if old is not None:
+                new.pop(key, None)  # the last change of a key is its last use
             new[key] = record
         self._bytes += self._growth(new) if self._weighs else 0
         self._exempt += exempted
-        if overwritten:
-            self.dropped += overwritten
-        if deleted:
-            self.buried += deleted
+        self.dropped += overwritten
+        self.buried += deleted
         entries |= new
         if self.buried:
             self.bury()
