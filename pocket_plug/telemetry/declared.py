@@ -10,7 +10,7 @@ import atexit
 import logging
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from importlib import import_module
@@ -107,7 +107,13 @@ class Declared:
 
     def readers(self) -> list[tuple[str, MetricReader]]:
         """Of each reader of metrics the name of its exporter, and the reader."""
-        return [(name, self._reader(place, way, options)) for place, way, name, options in self._parts("metrics")]
+        made: list[tuple[str, MetricReader]] = []
+        with ExitStack() as undoing:
+            for place, way, name, options in self._parts("metrics"):
+                made.append((name, self._reader(place, way, options)))
+                undoing.callback(made[-1][1].shutdown)
+            undoing.pop_all()
+        return made
 
     def try_exporters(self, signal: Signal) -> None:
         """Make them and send nothing. Raises ConfigError for what can't be had. Prometheus would be served: it is left out."""

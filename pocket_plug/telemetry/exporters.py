@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import import_module
 from typing import Any, Literal, TypeVar, get_args
 
@@ -23,7 +24,7 @@ from .exemplars import Exemplars
 from .export import MetricExport
 from .serving import MetricsServer
 
-T = TypeVar("T")
+T = TypeVar("T", SpanExporter, LogRecordExporter, MetricReader)
 Signal = Literal["traces", "metrics", "logs"]
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
 
@@ -166,14 +167,17 @@ def metric_readers() -> dict[str, MetricReader]:
 
 def _made(signal: Signal, ways: dict[str, Callable[[], T]]) -> dict[str, T]:
     made: dict[str, T] = {}
-    for name in asked(signal):
-        try:
-            if name in ways:
-                made[name] = ways[name]()
-        except ConfigError as error:
-            if name != "otlp":
-                raise
-            say_once(f"sending {signal} by OTLP", error)
+    with ExitStack() as undoing:
+        for name in asked(signal):
+            try:
+                if name in ways:
+                    made[name] = ways[name]()
+                    undoing.callback(made[name].shutdown)
+            except ConfigError as error:
+                if name != "otlp":
+                    raise
+                say_once(f"sending {signal} by OTLP", error)
+        undoing.pop_all()
     return made
 
 
