@@ -29,7 +29,7 @@ from pocket_plug.errors import ConfigError, is_fault
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.redaction import MASK, public_url, summary
 
-from .export import LogExport, MetricExport, Queue, SpanExport
+from .export import LogExport, MetricExport, Queue, SpanExport, ended_by
 from .exporters import Signal, by_process, disabled, prometheus_reader
 
 VARIABLES = ("OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE")
@@ -107,11 +107,11 @@ class Declared:
 
     def readers(self) -> list[tuple[str, MetricReader]]:
         """Of each reader of metrics the name of its exporter, and the reader."""
-        made: list[tuple[str, MetricReader]] = []
         with ExitStack() as undoing:
-            for place, way, name, options in self._parts("metrics"):
-                made.append((name, self._reader(place, way, options)))
-                undoing.callback(made[-1][1].shutdown)
+            made = [
+                (name, ended_by(undoing, self._reader(place, way, options)))
+                for place, way, name, options in self._parts("metrics")
+            ]
             undoing.pop_all()
         return made
 

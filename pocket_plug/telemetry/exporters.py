@@ -21,10 +21,10 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.failures import say_once
 
 from .exemplars import Exemplars
-from .export import MetricExport
+from .export import MetricExport, Part, ended_by
 from .serving import MetricsServer
 
-T = TypeVar("T", SpanExporter, LogRecordExporter, MetricReader)
+T = TypeVar("T", bound=Part)
 Signal = Literal["traces", "metrics", "logs"]
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
 
@@ -171,8 +171,7 @@ def _made(signal: Signal, ways: dict[str, Callable[[], T]]) -> dict[str, T]:
         for name in asked(signal):
             try:
                 if name in ways:
-                    made[name] = ways[name]()
-                    undoing.callback(made[name].shutdown)
+                    made[name] = ended_by(undoing, ways[name]())
             except ConfigError as error:
                 if name != "otlp":
                     raise

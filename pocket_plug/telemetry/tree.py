@@ -38,7 +38,7 @@ class _Tree:
     """What is below one root, until that ends."""
 
     root: int
-    spans: list[ReadableSpan] = field(default_factory=list)
+    spans: list[ReadableSpan] = field(default_factory=list[ReadableSpan])
     more: int = 0
     known: int = 0
 
@@ -47,8 +47,8 @@ class _Tree:
 class _Trace:
     """The trees of one trace: as many as it has roots in this process, of which several may be open at a time."""
 
-    open: dict[int, _Tree] = field(default_factory=dict)  # by the root's span id
-    known: dict[int, _Tree] = field(default_factory=dict)  # by span id, of those that are open or held
+    open: dict[int, _Tree] = field(default_factory=dict[int, _Tree])  # by the root's span id
+    known: dict[int, _Tree] = field(default_factory=dict[int, _Tree])  # by span id, of those that are open or held
 
     def begin(self, root: int) -> None:
         self.open[root] = self.known[root] = _Tree(root)
@@ -122,14 +122,15 @@ class TreeProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Hold it; draw the tree if it is the root."""
-        context, parent = span.get_span_context(), span.parent
+        context = span.get_span_context()
         if context is None:
             return
+        above = span.parent.span_id if span.parent is not None else context.span_id
         if self.shows_messages:
             span = with_message(span)
         with self._lock:
             trace = self._held.get(context.trace_id)
-            tree = trace and trace.find(context.span_id, *([parent.span_id] if parent is not None else []))
+            tree = trace.find(context.span_id, above) if trace is not None else None
             if trace is None or tree is None:
                 return
             if context.span_id != tree.root:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import ceil, inf
@@ -34,7 +34,7 @@ from pocket_plug.traces.retention import Retention
 from .declared import declared
 from .ending import in_time, no_sigterm, watch_the_end
 from .environment import Environment, Source
-from .export import LogExport, MetricExport, SpanExport
+from .export import LogExport, MetricExport, SpanExport, ended_by
 from .exporters import Signal
 from .following import followed
 from .live import OpenSpans
@@ -57,7 +57,6 @@ FLUSH_TIMEOUT = 2.0
 """Seconds that the end of a process waits for exporters, unless it is told otherwise. OpenTelemetry has no variable for that."""
 
 T = TypeVar("T")
-P = TypeVar("P", SpanProcessor, LogRecordProcessor)
 
 _logger = logging.getLogger("pocket_plug")
 _lock = RLock()  # re-entered by a SIGTERM within
@@ -117,7 +116,7 @@ def observe(
             seconds = _flush_timeout(flush_timeout)
             mode, queues, path = _trace_locally(path, keep or Retention.from_environment(), terminal, source)
             with ExitStack() as undoing:
-                spans = _begun(queues, undoing)
+                spans = [ended_by(undoing, queue()) for queue in queues]
                 undoing.pop_all()
             made = Telemetry({"traces": mode}, flush_timeout=seconds, spans=spans, file=path)
             with _whole(made, chosen):
@@ -197,7 +196,8 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, sourc
     queue_spans, span_mode = ([], "yours") if traces_are_taken() else _with_mode(source.spans())
     queue_records, log_mode = ([], "yours") if logs_are_taken() else _with_mode(source.records())
     with ExitStack() as undoing:
-        spans, records = _begun(queue_spans, undoing), _begun(queue_records, undoing)
+        spans = [ended_by(undoing, queue()) for queue in queue_spans]
+        records = [ended_by(undoing, queue()) for queue in queue_records]
         readers, metric_mode = ([], "yours") if metrics_are_taken() else _with_mode(source.readers())
         undoing.pop_all()
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
@@ -219,17 +219,8 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, sourc
     return made
 
 
-def _begun(queues: Sequence[Callable[[], P]], undoing: ExitStack) -> list[P]:
-    """What these make, which begins to work. It is shut down if what follows fails."""
-    begun: list[P] = []
-    for queue in queues:
-        begun.append(queue())
-        undoing.callback(begun[-1].shutdown)
-    return begun
-
-
 @contextmanager
-def _whole(made: Telemetry, chosen: tracing.Changes) -> Iterator[None]:
+def _whole(made: Telemetry, chosen: tracing.Changes) -> Generator[None]:
     """With these settings of tracing. If the block fails, what was made is closed, and the former settings are back."""
     with ExitStack() as undoing:
         undoing.callback(made.close)
