@@ -1,7 +1,7 @@
 """The command line, `pocket-plug`: what it prints goes to stdout, what it has to say to stderr.
 
 Exit codes: 0 all well, 1 a run or the user's code failed, 2 wrong usage or configuration,
-3 a run waits for an answer, 4 a store's server can't be reached, 130 interrupted.
+3 a run waits for an answer or a time, 4 a store's server can't be reached, 130 interrupted.
 
 A command's module is imported when the command runs, so that the help is there at once: here stand only its name and the
 line that the help shows.
@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import click
 
-from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, StoreUnreachableError, is_fault
+from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, StoreUnreachableError, as_date, is_fault
 from pocket_plug.primitives.default_pocket import searching_config
 from pocket_plug.primitives.terminal import escaped
 
@@ -56,7 +56,7 @@ class Misconfigured(Failure):
 
 
 class Waiting(Failure):
-    """Nothing went wrong: a durable run asks, and goes on once it is answered."""
+    """Nothing went wrong: a durable run asks or sleeps, and goes on once it is answered or its time has come."""
 
     exit_code = 3
 
@@ -101,7 +101,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except RunSuspendedError as suspended:
-            raise Waiting(f"run {suspended.run_id!r} waits for an answer: {suspended.question}") from suspended
+            raise Waiting(_waits_for(suspended)) from suspended
         except PocketError as error:
             if ctx.params["debug"]:
                 echo("".join(traceback.format_exception(error)), err=True)
@@ -122,6 +122,17 @@ class Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """State management for workflows: stores, graphs, plugins."""
+
+
+def _waits_for(suspended: RunSuspendedError) -> str:
+    if suspended.questions:
+        return f"run {suspended.run_id!r} waits for an answer: {suspended.question}"
+    if not suspended.wake_at:
+        return str(suspended)
+    return (
+        f"run {suspended.run_id!r} sleeps until {as_date(suspended.wake_at, None)}; "
+        "`pocket-plug worker TARGET` goes on with it then, or `pocket-plug runs resume`"
+    )
 
 
 def _commands_of_plugins() -> dict[str, click.Command]:
