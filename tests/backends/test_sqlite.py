@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from pocket_plug.backends import sqlite, sqlite_files
-from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.backends import sqlite
+from pocket_plug.backends.sqlite import SQLite, files
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
@@ -1301,9 +1301,9 @@ def test_a_folder_that_has_not_changed_for_long_tells_of_a_change(
     tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write then looks at the folder only, until something comes or goes there: a file of somebody else's, or its own."""
-    monkeypatch.setattr(sqlite_files, "SETTLED", -1e9)
+    monkeypatch.setattr(files, "SETTLED", -1e9)
     looks: list[str] = []
-    monkeypatch.setattr(sqlite, "is_at", lambda path, file: looks.append(path) or sqlite_files.is_at(path, file))
+    monkeypatch.setattr(sqlite, "is_at", lambda path, file: looks.append(path) or files.is_at(path, file))
     folder = tmp_path / "folder"
     folder.mkdir()
     backend = SQLite(folder / "state.db")
@@ -1325,7 +1325,7 @@ def test_a_folder_that_has_not_changed_for_long_tells_of_a_change(
 def test_a_folder_that_has_just_changed_is_not_believed(tmp_path: Path) -> None:
     """Of two changes in a row the second may leave the same time stamps: until they are old, files are looked at themselves."""
     (tmp_path / "file").touch()
-    folder = sqlite_files.Folder(str(tmp_path))
+    folder = files.Folder(str(tmp_path))
     assert not folder.is_as_known()
     folder.know()
     assert not folder.is_as_known()

@@ -26,6 +26,7 @@ from time import monotonic
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
+from pocket_plug.backends.urls import one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     CodecError,
@@ -44,9 +45,9 @@ from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.waiting import Waiter, may_block, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, Put, is_expected
 
-from .sqlite_backup import Copied, copy_whole
-from .sqlite_files import Folder, Identity, Ownership, check_path, identity_of, is_at
-from .sqlite_statements import (
+from .backup import Copied, copy_whole
+from .files import Folder, Identity, Ownership, check_path, identity_of, is_at
+from .statements import (
     APPLICATION_ID,
     COUNT,
     DELETE,
@@ -68,7 +69,6 @@ from .sqlite_statements import (
     VERSION,
     WHOSE,
 )
-from .urls import one_of, seconds, url_options
 
 Durability = Literal["power", "process"]
 
