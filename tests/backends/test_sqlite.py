@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pocket_plug.backends import sqlite
-from pocket_plug.backends.sqlite import SQLite, files
+from pocket_plug.backends.sqlite import SQLite, files, schema, statements
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
@@ -59,9 +59,10 @@ class Traced(SQLite):
     def __init__(self, path: Path, **options: Any) -> None:
         super().__init__(path, **options)
         self.statements: list[tuple[str, str]] = []
+        connect = self._connect
+        self._connect = lambda: self.traced(connect())  # type: ignore[method-assign]
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = super()._connect()
+    def traced(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         connection.set_trace_callback(lambda text: self.statements.append((text, threading.current_thread().name)))
         connection.execute(self.prepare)
         return connection
@@ -215,7 +216,7 @@ def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.
     [
         ("CREATE TABLE users (id INTEGER)", "is the SQLite file of another program"),
         ("PRAGMA application_id = 77", "is the SQLite file of another program"),
-        (f"PRAGMA application_id = {sqlite.APPLICATION_ID}; PRAGMA user_version = 99", "has schema 99"),
+        (f"PRAGMA application_id = {statements.APPLICATION_ID}; PRAGMA user_version = 99", "has schema 99"),
         (None, "is no SQLite file"),
     ],
 )
@@ -236,31 +237,29 @@ def test_a_foreign_file_is_refused_untouched(tmp_path: Path, make: str | None, s
     assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
 
 
-def test_two_that_make_the_same_file_agree(tmp_path: Path) -> None:
+def test_two_that_make_the_same_file_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Overtaken between looking and making, it takes what the other one has made."""
     path = tmp_path / "state.db"
+    is_new = schema.is_new
 
-    class Overtaken(SQLite):
-        looks = 0
+    def overtaken(connection: sqlite3.Connection, name: str) -> bool:
+        new = is_new(connection, name)
+        monkeypatch.setattr(schema, "is_new", is_new)
+        other = SQLite(path)
+        drive(other.open())
+        drive(other.write([Put("a", "the other's")]))
+        drive(other.close())
+        return new
 
-        def _is_new(self, connection: sqlite3.Connection) -> bool:
-            new = super()._is_new(connection)
-            self.looks += 1
-            if self.looks == 1:
-                other = SQLite(path)
-                drive(other.open())
-                drive(other.write([Put("a", "the other's")]))
-                drive(other.close())
-            return new
-
-    backend = Overtaken(path)
+    monkeypatch.setattr(schema, "is_new", overtaken)
+    backend = SQLite(path)
     drive(backend.open())
     entry = drive(backend.read("a"))
     drive(backend.close())
     assert entry is not None
 
 
-def test_open_waits_for_another_one_that_opens(tmp_path: Path) -> None:
+def test_open_waits_for_another_one_that_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the file is not yet in WAL mode, SQLite refuses at once where another connection is writing."""
     path = tmp_path / "state.db"
     made = SQLite(path)
@@ -271,16 +270,16 @@ def test_open_waits_for_another_one_that_opens(tmp_path: Path) -> None:
     with another_writer(path) as other:
         refusals: list[sqlite3.Error] = []
 
-        class Second(SQLite):
-            def _prepare(self, connection: sqlite3.Connection) -> None:
-                try:
-                    super()._prepare(connection)
-                except sqlite3.Error as error:
-                    refusals.append(error)
-                    other.execute("COMMIT")
-                    raise
+        def prepare(*arguments: Any) -> None:
+            try:
+                schema.prepare(*arguments)
+            except sqlite3.Error as error:
+                refusals.append(error)
+                other.execute("COMMIT")
+                raise
 
-        backend = Second(path)
+        monkeypatch.setattr(sqlite, "prepare", prepare)
+        backend = SQLite(path)
         drive(backend.open())
         drive(backend.close())
     assert len(refusals) == 1
@@ -530,7 +529,14 @@ def test_reserved_versions_are_given_up_once_another_one_writes(tmp_path: Path) 
     drive(one.open())
     drive(other.open())
     given: list[int] = []
-    for backend, writes in ((one, 40), (other, 1), (one, 1), (other, 40), (one, 30), (other, sqlite.RESERVED + 30)):
+    for backend, writes in (
+        (one, 40),
+        (other, 1),
+        (one, 1),
+        (other, 40),
+        (one, 30),
+        (other, sqlite.RESERVED + 30),
+    ):
         for n in range(writes):
             given.append(drive(backend.write([Put("k", n)])))
             assert drive(one.read("k")) == drive(other.read("k")) == Entry(n, given[-1])
@@ -580,8 +586,8 @@ class Refusing(Traced):
 
     refused = "nothing"
 
-    def _connect(self) -> sqlite3.Connection:
-        backend, connection = self, super()._connect()
+    def traced(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        backend, connection = self, super().traced(connection)
 
         class Cursor(sqlite3.Cursor):
             def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
@@ -602,7 +608,14 @@ def test_a_write_that_fails_gives_no_version_twice(tmp_path: Path, refused: str)
     drive(other.open())
     given: list[int] = []
     failed = 0
-    for backend, writes in ((one, 40), (other, sqlite.RESERVE_AFTER), (one, 1), (other, 40), (one, 40), (other, 1)):
+    for backend, writes in (
+        (one, 40),
+        (other, sqlite.RESERVE_AFTER),
+        (one, 1),
+        (other, 40),
+        (one, 40),
+        (other, 1),
+    ):
         for n in range(writes):
             backend.refused = refused
             try:

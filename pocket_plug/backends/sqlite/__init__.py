@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import struct
 import threading
 import time
 import weakref
@@ -27,12 +26,11 @@ from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
 from pocket_plug.backends.urls import one_of, seconds, url_options
-from pocket_plug.codec import bound, default_codec, is_whole, place_of
+from pocket_plug.codec import bound, default_codec, place_of
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
     ConflictError,
-    CorruptRecordError,
     StoreBusyError,
     StoreClosedError,
     StoreError,
@@ -47,8 +45,10 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, P
 
 from .backup import Copied, copy_whole
 from .files import Folder, Identity, Ownership, check_path, identity_of, is_at
+from .records import Execute, Records, encoded
+from .refusals import REFUSALS, explained, is_busy, is_read_only
+from .schema import is_new, prepare
 from .statements import (
-    APPLICATION_ID,
     COUNT,
     DELETE,
     DELETE_IF_NOT_NEWER,
@@ -60,23 +60,14 @@ from .statements import (
     REAP,
     SCAN,
     SCAN_BACK,
-    SCHEMA,
-    SCHEMA_VERSION,
-    SEEN,
     SHRINK,
-    SHRINKS,
     STRAY,
     VERSION,
-    WHOSE,
 )
 
 Durability = Literal["power", "process"]
 
-_REFUSALS = (sqlite3.Error, UnicodeDecodeError)
-"""What the sqlite3 module raises; the second where SQLite's message quotes a damaged schema."""
-
 _INCREMENTAL = 2  # of a file's `auto_vacuum`
-_LAST_VERSION = 2**62  # out of reach, and as far again from what SQLite can count
 
 PAGE = 256
 """How many keys a scan reads from the file at a time, at most."""
@@ -119,9 +110,6 @@ class _Connection(sqlite3.Connection):
         self.is_open = False
 
 
-_Execute = Callable[..., sqlite3.Cursor]
-
-
 class _Request:
     """One write: what is asked, and what became of it."""
 
@@ -140,7 +128,7 @@ class _Request:
             raise self.error
         return self.version
 
-    def serve(self, execute: _Execute, version: int) -> int:
+    def serve(self, execute: Execute, version: int) -> int:
         """Do what one without changes asks for, in the open transaction; gives the last version after it."""
         raise NotImplementedError
 
@@ -154,7 +142,7 @@ class _Compaction(_Request):
         super().__init__((), NO_EXPECTATIONS)
         self.size, self.freed = size, 0
 
-    def serve(self, execute: _Execute, version: int) -> int:
+    def serve(self, execute: Execute, version: int) -> int:
         self.freed = _shrink(execute, self.size)
         return version
 
@@ -167,7 +155,7 @@ class _Settlement(_Request):
     def __init__(self) -> None:
         super().__init__((), NO_EXPECTATIONS)
 
-    def serve(self, execute: _Execute, version: int) -> int:
+    def serve(self, execute: Execute, version: int) -> int:
         self.version = version + _is_reserved(version)
         return self.version
 
@@ -216,6 +204,7 @@ class SQLite(Backend):
         self.durability: Durability = durability
         self.timeout = timeout
         self._absolute = Path(self.path).absolute()  # a later chdir must not lead to another file
+        self._records = Records(self.path)
         self._open = False
         self._name, self._log = str(self._absolute), ""
         self._file: Identity | None = None
@@ -274,12 +263,12 @@ class SQLite(Backend):
         while True:
             connection = self._connected()
             try:
-                self._prepare(connection)
+                prepare(connection, self.path, self.durability == "power")
                 break
-            except _REFUSALS as error:
+            except REFUSALS as error:
                 _abandon(connection)
                 # Of two processes that turn on WAL at once, SQLite refuses one without waiting.
-                if not _is_busy(error) or monotonic() >= deadline:
+                if not is_busy(error) or monotonic() >= deadline:
                     raise self._explained(error) from error
                 time.sleep(0.005)  # noqa: ASYNC251 - some milliseconds, once in a file's life
             except BaseException:
@@ -309,12 +298,12 @@ class SQLite(Backend):
         try:
             connection = sqlite3.connect(f"{self._absolute.as_uri()}?mode=ro&immutable=1", uri=True)
             try:
-                is_new = self._is_new(connection)
+                found_new = is_new(connection, self.path)
             finally:
                 connection.close()
-        except _REFUSALS as error:
+        except REFUSALS as error:
             raise self._explained(error) from error
-        return ProbeResult(f"SQLite {sqlite3.sqlite_version}", is_new=is_new, durability=self.durability)
+        return ProbeResult(f"SQLite {sqlite3.sqlite_version}", is_new=found_new, durability=self.durability)
 
     async def own(self) -> None:
         """Lock an empty file beside this one, `state.db-owner`. The lock ends with the process; forked children don't have it."""
@@ -352,42 +341,12 @@ class SQLite(Backend):
                 check_same_thread=False,  # used by one thread at a time, but not always by the same
                 factory=_Connection,
             )
-        except _REFUSALS as error:
+        except REFUSALS as error:
             raise self._explained(error) from error
         self._connections.add(connection)
         # No room is made for what the codec would refuse, and some is for the key beside it.
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, default_codec.max_bytes + 1024 * 1024)
         return connection
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Check that the file is ours, make the tables where it is new, and leave the connection ready to write."""
-        if self._is_new(connection):
-            connection.execute(SHRINKS)
-            connection.execute("BEGIN IMMEDIATE")
-            if self._is_new(connection):  # nobody else has made them in the meantime
-                for statement in SCHEMA:
-                    connection.execute(statement)
-            connection.execute("COMMIT")
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise StoreError(f"{self.path}: SQLite can't use a write-ahead log here; put the file on a local disk")
-        power = self.durability == "power"
-        connection.execute(f"PRAGMA synchronous = {'FULL' if power else 'NORMAL'}")
-        for name in ("fullfsync", "checkpoint_fullfsync"):  # on macOS nothing less reaches the disk
-            connection.execute(f"PRAGMA {name} = {int(power)}")
-        connection.execute("PRAGMA busy_timeout = 0")  # only the writer thread waits, in its own way
-
-    def _is_new(self, connection: sqlite3.Connection) -> bool:
-        application, schema, tables = connection.execute(WHOSE).fetchone()
-        if (application, schema, tables) == (0, 0, 0):
-            return True
-        if application != APPLICATION_ID:
-            raise StoreError(f"{self.path} is the SQLite file of another program; give pocket_plug one of its own")
-        if schema != SCHEMA_VERSION:
-            raise StoreError(
-                f"{self.path} has schema {schema}, and this pocket_plug knows {SCHEMA_VERSION}; install the newer one"
-            )
-        return False
 
     async def close(self) -> None:
         """Write what is queued, then close the file. Can be called again if it was interrupted."""
@@ -477,26 +436,20 @@ class SQLite(Backend):
         if not rows:
             return None
         record, version, expires_at = rows[0]
-        try:
-            if expires_at is not None and expires_at <= self.clock():
-                self._check_whole(record, place_of(key, version, expires_at))  # damage is no end
-                return None
-            return Entry(default_codec.decode(record, place_of(key, version, expires_at)), version, expires_at)
-        except (CodecError, TypeError, struct.error) as error:
-            raise self._of_record(key, error) from error
+        return self._records.entry(key, record, version, expires_at, 0 if expires_at is None else self.clock())
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """All as they were at one moment."""
-        now = self.clock()
+        now, as_entry = self.clock(), self._records.entry
         entries: dict[str, Entry] = {}
-        for key, record, version, expires_at in self._rows(READ_MANY, [(str(key), str(key)) for key in keys]):
-            if self._is_alive(key, record, version, expires_at, now):
-                try:
-                    value = default_codec.decode(record, place_of(key, version, expires_at))
-                except (CodecError, TypeError, struct.error) as error:
-                    raise self._of_record(key, error) from error
-                entries[key] = Entry(value, version, expires_at)
+        for key, record, version, expires_at in self._rows_of(keys):
+            entry = as_entry(key, record, version, expires_at, now)
+            if entry is not None:
+                entries[key] = entry
         return entries
+
+    def _rows_of(self, keys: Iterable[str]) -> list[tuple[Any, ...]]:
+        return self._rows(READ_MANY, [(str(key), str(key)) for key in keys])
 
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
@@ -545,7 +498,7 @@ class SQLite(Backend):
         try:
             return await self._done(_Settlement())
         except StoreError as error:
-            if isinstance(error, StoreBusyError) or _code(error.__cause__) == sqlite3.SQLITE_READONLY:
+            if isinstance(error, StoreBusyError) or is_read_only(error.__cause__):
                 return version
             raise
 
@@ -556,7 +509,7 @@ class SQLite(Backend):
         return (given, True) if counter == stored else (stored, not _is_reserved(stored))
 
     def _stored(self) -> int:
-        return self._counter_of(self._rows(VERSION, ((),)))
+        return self._records.counter(self._rows(VERSION, ((),)))
 
     def _rows(self, statement: str, parameters: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """What a statement gives for each of its parameters in turn, all at one moment."""
@@ -575,7 +528,7 @@ class SQLite(Backend):
                 _roll_back(cursor)
         except BaseException as error:
             _close(cursor)  # interrupted, it might go on showing the file as it was then
-            if isinstance(error, _REFUSALS):
+            if isinstance(error, REFUSALS):
                 raise self._explained(error) from error
             raise
         self._readers.append(cursor)
@@ -599,7 +552,7 @@ class SQLite(Backend):
         """One transaction, committed before this returns; StoreBusyError where the file stays locked."""
         if not changes:
             return await self._check(expect)
-        return await self._done(_Request([*map(self._encoded, changes)], expect))
+        return await self._done(_Request([*map(encoded, changes)], expect))
 
     async def compact(self, size: int) -> int:
         """Free pages at the end of the file, once others were moved from there. A file that an older version made has none."""
@@ -622,7 +575,7 @@ class SQLite(Backend):
         connection = self._connected()
         try:
             return copy_whole(connection, path, copied)
-        except (*_REFUSALS, OSError) as error:
+        except (*REFUSALS, OSError) as error:
             raise StoreError(f"{self.path}: no backup was made in {path} ({type(error).__name__}: {error})") from error
         finally:
             _abandon(connection)
@@ -651,8 +604,8 @@ class SQLite(Backend):
         now = self.clock()
         seen = {
             key: version
-            for key, record, version, expires_at in self._rows(READ_MANY, [(str(key), str(key)) for key in expect])
-            if self._is_alive(key, record, version, expires_at, now)
+            for key, record, version, expires_at in self._rows_of(expect)
+            if self._records.is_alive(key, record, version, expires_at, now)
         }
         if changed := [key for key, version in expect.items() if not is_expected(seen.get(key, 0), version)]:
             raise ConflictError(changed)
@@ -679,8 +632,8 @@ class SQLite(Backend):
                 self._commit(writer, [request])
             except BaseException as error:
                 _roll_back(writer)  # a keyboard interrupt may have come between
-                if isinstance(error, _REFUSALS):
-                    if _is_busy(error):
+                if isinstance(error, REFUSALS):
+                    if is_busy(error):
                         return False
                     raise self._explained(error) from error
                 raise
@@ -778,7 +731,7 @@ class SQLite(Backend):
         """
         try:
             writer = self._begun()
-        except (*_REFUSALS, StoreError) as error:
+        except (*REFUSALS, StoreError) as error:
             with self._lock:
                 turns, self._turns = self._turns, []
             wake([turn.waiter.fail(self._explained(error)) for turn in turns])
@@ -820,7 +773,7 @@ class SQLite(Backend):
                     return None
                 connection = self._connect()
             try:
-                self._prepare(connection)
+                prepare(connection, self.path, self.durability == "power")
             except BaseException:
                 connection.close()
                 raise
@@ -830,8 +783,8 @@ class SQLite(Backend):
             is_last = monotonic() >= deadline
             try:
                 _begin(writer)
-            except _REFUSALS as error:
-                if not _is_busy(error) or is_last:
+            except REFUSALS as error:
+                if not is_busy(error) or is_last:
                     raise
             else:
                 return writer
@@ -859,7 +812,7 @@ class SQLite(Backend):
             return
         try:
             writer.execute("COMMIT")
-        except _REFUSALS as error:
+        except REFUSALS as error:
             _roll_back(writer)
             for request in batch:
                 request.error = self._explained(error)
@@ -867,10 +820,10 @@ class SQLite(Backend):
                 return  # whether the counter has changed is to be looked up
         self._versions = versions  # of a commit that failed too: it may have landed, so none of them is given again
 
-    def _do(self, execute: _Execute, batch: list[_Request], given: int, counter: int) -> tuple[int, int] | None:
+    def _do(self, execute: Execute, batch: list[_Request], given: int, counter: int) -> tuple[int, int] | None:
         """Do them in the open transaction. Gives `_versions` as they are after it; None where all were in conflict."""
         now = self.clock()
-        stored = self._counter_of(execute(VERSION).fetchall())
+        stored = self._records.counter(execute(VERSION).fetchall())
         if not (is_own := stored == counter):
             given, self._alone = stored, 0
         version = given
@@ -917,12 +870,12 @@ class SQLite(Backend):
         for request in batch:
             try:
                 writer.execute("BEGIN IMMEDIATE")
-            except _REFUSALS as error:
+            except REFUSALS as error:
                 request.error = self._explained(error)
             else:
                 self._commit(writer, [request])
 
-    def _apply(self, execute: _Execute, request: _Request, version: int, now: float) -> int:
+    def _apply(self, execute: Execute, request: _Request, version: int, now: float) -> int:
         """Do one request in the open transaction, unless it conflicts; gives the counter after it."""
         request.error = None
         if not request.changes:
@@ -930,7 +883,7 @@ class SQLite(Backend):
         if request.expect:
             changed: list[str] = []
             for key, expected in request.expect.items():
-                if not is_expected(self._version_of(execute, str(key), now), expected):
+                if not is_expected(self._records.version(execute, str(key), now), expected):
                     changed.append(key)
             if changed:
                 request.error = ConflictError(changed)
@@ -945,70 +898,15 @@ class SQLite(Backend):
             if isinstance(change, Put):
                 row = (key, bound(change.value, place_of(key, own, change.expires_at)), own, change.expires_at)
                 if change.version is None or (
-                    not execute(PUT_IF_NEWER, row).rowcount and self._is_damaged(execute, key)
+                    not execute(PUT_IF_NEWER, row).rowcount and self._records.is_damaged(execute, key)
                 ):
                     execute(PUT, row)
             elif change.version is None or (
-                not execute(DELETE_IF_NOT_NEWER, (key, own)).rowcount and self._is_damaged(execute, key)
+                not execute(DELETE_IF_NOT_NEWER, (key, own)).rowcount and self._records.is_damaged(execute, key)
             ):
                 execute(DELETE, (key,))
         self._unreaped += len(request.changes)
         return highest
-
-    # ------------------------------------------------------------ values and errors
-    def _encoded(self, change: Change) -> Change:
-        if not isinstance(change, Put):
-            return change
-        try:
-            return Put(change.key, default_codec.encode(change.value), change.expires_at, change.version)
-        except CodecError as error:
-            raise type(error)(f"key {change.key!r}: {error}") from error
-
-    def _version_of(self, execute: _Execute, key: str, now: float) -> Any:
-        """The stored version; 0 where there is no entry or it has expired."""
-        row = execute(SEEN, (key,)).fetchone()
-        if row is None:
-            return 0
-        if type(row[0]) is not int:
-            raise self._of_record(key, TypeError())
-        if row[1] is None:
-            return row[0]
-        record, version, expires_at = execute(READ, (key,)).fetchone()
-        return version if self._is_alive(key, record, version, expires_at, now) else 0
-
-    def _is_alive(self, key: str, record: Any, version: Any, expires_at: Any, now: float) -> bool:
-        """Is a row not expired? Raises CorruptRecordError where its deadline may be damaged: damage must not look like expiry."""
-        try:
-            if expires_at is None or now < expires_at:
-                return True
-            self._check_whole(record, place_of(key, version, expires_at))
-        except (CodecError, TypeError, struct.error) as error:
-            raise self._of_record(key, error) from error
-        return False
-
-    def _check_whole(self, record: bytes, place: bytes) -> None:
-        if not is_whole(record, place):
-            raise CorruptRecordError(
-                "the record's checksum does not fit: it was damaged or cut off, or stands elsewhere"
-            )
-
-    def _is_damaged(self, execute: _Execute, key: str) -> bool:
-        """Is there a damaged row? It is replaced whatever version it has, since that can't be trusted."""
-        row = execute(READ, (key,)).fetchone()
-        try:
-            return row is not None and not is_whole(row[0], place_of(key, *row[1:]))
-        except (TypeError, struct.error):
-            return True
-
-    def _of_record(self, key: str, error: Exception) -> CodecError:
-        if not isinstance(error, CodecError):  # where SQLite has a text for a number, say: we never write such a thing
-            error = CorruptRecordError("its fields are of the wrong types, so another program has written it")
-        return type(error)(f"{self.path}, key {key!r}: {error}")
-
-    def _counter_of(self, rows: list[tuple[Any, ...]]) -> int:
-        if len(rows) == 1 and type(rows[0][0]) is int and 0 <= rows[0][0] < _LAST_VERSION:
-            return rows[0][0]
-        raise StoreError(f"{self.path}: its counter is damaged ({rows!r:.80}); put a copy of the file in its place")
 
     def _forked_in_use(self) -> StoreClosedError:
         return StoreClosedError(
@@ -1023,29 +921,7 @@ class SQLite(Backend):
         return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet ({way_out})")
 
     def _explained(self, error: Exception) -> Exception:
-        """What SQLite says, as our own exception that names the file and the way out."""
-        if not isinstance(error, _REFUSALS):
-            return error
-        if _is_busy(error):
-            return StoreBusyError(
-                f"{self.path} is being written by another connection, and was for all of the {self.timeout:g} s that "
-                "were waited for it; try again, or wait longer (timeout=…)"
-            )
-        way_out = _WAYS_OUT.get(_code(error), "SQLite refuses")
-        explained = StoreError(f"{self.path}: {way_out} ({type(error).__name__}: {error})")
-        explained.__cause__ = error
-        return explained
-
-
-_WAYS_OUT = {
-    sqlite3.SQLITE_FULL: "the disk is full and nothing of the write was kept; free some space and try again",
-    sqlite3.SQLITE_READONLY: "the file can't be written; check the permissions of it and its folder",
-    sqlite3.SQLITE_CANTOPEN: "the file can't be opened; check its path, and the permissions of it and its folder",
-    sqlite3.SQLITE_IOERR: "the disk reports an error; check it, and the limits on file size, and try again",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged; put a copy in its place, or try `.recover` of the sqlite3 shell",
-    sqlite3.SQLITE_TOOBIG: "an entry is larger than any of ours may be; remove it (pocket-plug store rm)",
-    sqlite3.SQLITE_NOTADB: "this is no SQLite file; give pocket_plug one of its own",
-}
+        return explained(error, self.path, self.timeout)
 
 
 def _close(cursor: sqlite3.Cursor) -> None:
@@ -1080,7 +956,7 @@ def _bounds(prefix: str, after: str, reverse: bool) -> tuple[str, str, bytes]:
     return max(prefix, after + "\0" if after else ""), prefix, b"\xff"  # with a NUL it is the name that comes next
 
 
-def _shrink(execute: _Execute, size: int) -> int:
+def _shrink(execute: Execute, size: int) -> int:
     """Give about so many bytes of free pages back in the open transaction; gives how many it were."""
     ((_, before, page),) = execute(FREE).fetchall()
     execute(SHRINK.format(max(1, size // page))).fetchall()  # a page for each row that it is asked for
@@ -1098,16 +974,6 @@ def _roll_back(cursor: sqlite3.Cursor) -> None:
     if cursor.connection.in_transaction:  # after some errors, such as a full disk, SQLite has done it already
         with suppress(sqlite3.Error):
             cursor.execute("ROLLBACK")
-
-
-def _code(error: BaseException | None) -> int:
-    if isinstance(error, UnicodeDecodeError):
-        return sqlite3.SQLITE_CORRUPT
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what the extended code adds
-
-
-def _is_busy(error: Exception) -> bool:
-    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 @hookimpl
