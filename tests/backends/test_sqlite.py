@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pocket_plug.backends import sqlite
-from pocket_plug.backends.sqlite import SQLite, files, schema, statements
+from pocket_plug.backends.sqlite import SQLite, connections, files, opened, schema, statements, transactions, writer
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
@@ -59,8 +59,8 @@ class Traced(SQLite):
     def __init__(self, path: Path, **options: Any) -> None:
         super().__init__(path, **options)
         self.statements: list[tuple[str, str]] = []
-        connect = self._connect
-        self._connect = lambda: self.traced(connect())  # type: ignore[method-assign]
+        connect = self._connections._connect
+        self._connections._connect = lambda: self.traced(connect())  # type: ignore[method-assign]
 
     def traced(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         connection.set_trace_callback(lambda text: self.statements.append((text, threading.current_thread().name)))
@@ -278,7 +278,7 @@ def test_open_waits_for_another_one_that_opens(tmp_path: Path, monkeypatch: pyte
                 other.execute("COMMIT")
                 raise
 
-        monkeypatch.setattr(sqlite, "prepare", prepare)
+        monkeypatch.setattr(connections, "prepare", prepare)
         backend = SQLite(path)
         drive(backend.open())
         drive(backend.close())
@@ -397,7 +397,7 @@ def test_a_thread_waits_for_another_ones_commit_rather_than_for_the_writer_threa
     backend = Traced(tmp_path / "state.db", durability="process")
     here = threading.current_thread().name
     drive(backend.open())
-    backend._writing = busy = Busy()  # type: ignore[assignment]
+    backend._connections.writing = busy = Busy()  # type: ignore[assignment]
     drive(backend.write([Put("a", 1)]))
     assert busy.asked == [False, True]
     assert set(backend.threads_of("BEGIN IMMEDIATE")) == {here}
@@ -500,17 +500,17 @@ def test_who_writes_alone_does_not_write_the_counter_each_time(tmp_path: Path) -
     backend, given = Traced(tmp_path / "state.db", durability="process"), list[int]()
 
     async def scenario() -> None:
-        for n in range(2 * sqlite.RESERVED):
+        for n in range(2 * transactions.RESERVED):
             changes: list[Change] = [Delete(f"k{n - 1}")] if n % 5 == 4 else [Put(f"k{n}", n)]
             given.append(await backend.write(changes))
             if n % 3 == 0:
                 with pytest.raises(ConflictError):
-                    await backend.write([Put("k0", -1)], {"k0": sqlite.RESERVED**2})
+                    await backend.write([Put("k0", -1)], {"k0": transactions.RESERVED**2})
         assert await backend.version() == given[-1]
 
     run(backend, scenario)
     assert given == list(range(1, len(given) + 1))
-    assert sum(text.startswith("UPDATE counter") for text, _ in backend.statements) <= sqlite.RESERVE_AFTER + 3
+    assert sum(text.startswith("UPDATE counter") for text, _ in backend.statements) <= transactions.RESERVE_AFTER + 3
     before = given[-1]
 
     async def again() -> None:
@@ -535,7 +535,7 @@ def test_reserved_versions_are_given_up_once_another_one_writes(tmp_path: Path) 
         (one, 1),
         (other, 40),
         (one, 30),
-        (other, sqlite.RESERVED + 30),
+        (other, transactions.RESERVED + 30),
     ):
         for n in range(writes):
             given.append(drive(backend.write([Put("k", n)])))
@@ -553,7 +553,7 @@ def test_a_look_at_the_version_of_an_owned_file_is_no_intrusion(tmp_path: Path) 
     drive(owner.own())
     drive(other.open())
     given: list[int] = []
-    for n in range(2 * sqlite.RESERVED + 2):
+    for n in range(2 * transactions.RESERVED + 2):
         given.append(drive(owner.write([Put("k", n)])))
         assert given[-1] <= drive(other.version()) <= given[-1] + 1
     assert given == list(range(1, len(given) + 1))
@@ -567,13 +567,13 @@ def test_who_cannot_write_can_ask_for_the_version(tmp_path: Path, why: str) -> N
     one, other = SQLite(tmp_path / "state.db"), SQLite(tmp_path / "state.db", timeout=0)
     drive(one.open())
     drive(other.open())
-    given = [drive(one.write([Put("k", n)])) for n in range(sqlite.RESERVE_AFTER + 2)]
+    given = [drive(one.write([Put("k", n)])) for n in range(transactions.RESERVE_AFTER + 2)]
     with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as raw:
         if why == "locked":
             raw.execute("BEGIN IMMEDIATE")
         else:
-            assert other._writer is not None
-            other._writer.execute("PRAGMA query_only = 1")
+            assert other._connections.writer is not None
+            other._connections.writer.execute("PRAGMA query_only = 1")
         version = drive(other.version())
     assert version >= given[-1]
     assert drive(one.version()) == given[-1]
@@ -610,7 +610,7 @@ def test_a_write_that_fails_gives_no_version_twice(tmp_path: Path, refused: str)
     failed = 0
     for backend, writes in (
         (one, 40),
-        (other, sqlite.RESERVE_AFTER),
+        (other, transactions.RESERVE_AFTER),
         (one, 1),
         (other, 40),
         (one, 40),
@@ -625,7 +625,7 @@ def test_a_write_that_fails_gives_no_version_twice(tmp_path: Path, refused: str)
             backend.refused = Refusing.refused
             given.append(drive(backend.write([Put("k", n)])))
             assert drive(other.read("k")) == Entry(n, given[-1])
-    assert failed > sqlite.RESERVE_AFTER
+    assert failed > transactions.RESERVE_AFTER
     assert given == sorted(set(given))
     drive(one.close())
     drive(other.close())
@@ -636,11 +636,11 @@ def test_of_two_that_would_reserve_the_same_versions_one_does(tmp_path: Path) ->
     one, other = (Refusing(tmp_path / "state.db", durability="process") for _ in range(2))
     drive(one.open())
     drive(other.open())
-    given = [drive(one.write([Put("k", n)])) for n in range(sqlite.RESERVE_AFTER)]
+    given = [drive(one.write([Put("k", n)])) for n in range(transactions.RESERVE_AFTER)]
     one.refused = "COMMIT"
     with pytest.raises(StoreError, match="disk I/O error"):
         drive(one.write([Put("k", -1)]))
-    given += [drive(other.write([Put("k", n)])) for n in range(sqlite.RESERVE_AFTER + 10)]
+    given += [drive(other.write([Put("k", n)])) for n in range(transactions.RESERVE_AFTER + 10)]
     one.refused = Refusing.refused
     given.append(drive(one.write([Put("k", 1)])))
     assert given == sorted(set(given))
@@ -703,7 +703,7 @@ def test_a_turn_locks_other_processes_out(tmp_path: Path, durability: sqlite.Dur
 
 def test_a_turn_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who takes too long for it meets a conflict, as without one; two turns within each other end so, too."""
-    monkeypatch.setattr(sqlite, "LONGEST_TURN", 0.01)
+    monkeypatch.setattr(writer, "LONGEST_TURN", 0.01)
     one, other = (SQLite(tmp_path / "state.db", durability="process", timeout=60) for _ in range(2))
     drive(one.open())
     drive(other.open())
@@ -734,7 +734,7 @@ def test_a_turn_that_waits_for_another_process_ends(tmp_path: Path) -> None:
         with another_writer(tmp_path / "state.db"):
             with pytest.raises(StoreBusyError, match=r"state\.db.*0\.02 s"):
                 await in_turn()
-            backend.timeout = 60
+            backend._connections.timeout = 60
             cancelled = asyncio.ensure_future(in_turn())
             await settle()
             cancelled.cancel()
@@ -1123,7 +1123,7 @@ def test_expired_entries_are_cleared_away_little_by_little(tmp_path: Path) -> No
         drive(backend.write([Put(f"mortal:{n}", n, now + 50)]))
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
         (rows,) = connection.execute("SELECT count(*) FROM entries").fetchone()
-    assert 50 <= rows <= 50 + 2 * sqlite.REAP_EVERY
+    assert 50 <= rows <= 50 + 2 * transactions.REAP_EVERY
     assert len(drive(keys_of(backend))) == 50
     drive(backend.close())
 
@@ -1225,7 +1225,7 @@ def test_after_an_error_close_leaves_nothing_open(
         drive(backend.close())
         assert kept or (fault, when) == ("deleted", "before open")  # then it is made anew
         assert open_files(tmp_path) == []
-        assert backend.rest()  # nor is a fork held up
+        assert backend._connections.rest()  # nor is a fork held up
     finally:
         gc.enable()
 
@@ -1264,7 +1264,7 @@ def test_a_file_that_is_gone_acknowledges_nothing(
     tmp_path: Path, gone: str, durability: sqlite.Durability, loop: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reads and writes name it and the way out, until it is closed; opened again it works with what is there."""
-    monkeypatch.setattr(sqlite, "LOOK_EVERY", 0)
+    monkeypatch.setattr(opened, "LOOK_EVERY", 0)
     folder = tmp_path / "folder"
     path = folder / "state.db"
     backend = SQLite(path, durability=durability)
@@ -1316,7 +1316,7 @@ def test_a_folder_that_has_not_changed_for_long_tells_of_a_change(
     """A write then looks at the folder only, until something comes or goes there: a file of somebody else's, or its own."""
     monkeypatch.setattr(files, "SETTLED", -1e9)
     looks: list[str] = []
-    monkeypatch.setattr(sqlite, "is_at", lambda path, file: looks.append(path) or files.is_at(path, file))
+    monkeypatch.setattr(opened, "is_at", lambda path, file: looks.append(path) or files.is_at(path, file))
     folder = tmp_path / "folder"
     folder.mkdir()
     backend = SQLite(folder / "state.db")
@@ -1385,7 +1385,7 @@ def test_an_interrupted_wake_up_leaves_the_writer_awake(tmp_path: Path) -> None:
         asyncio.run(_written(backend, value))
 
     write(1)
-    condition: Any = backend._queued
+    condition: Any = backend._writer._queued
     waiters = condition._waiters
     for _ in range(3):
         while not waiters:  # until the writer waits

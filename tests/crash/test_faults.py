@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 import pocket_plug as pp
-from pocket_plug.backends import sqlite
-from pocket_plug.backends.sqlite import Durability, SQLite, schema
+from pocket_plug.backends.sqlite import Durability, SQLite, connections, schema
 
 pytestmark = pytest.mark.crash
 MODES: list[Durability] = ["power", "process"]
@@ -86,7 +85,7 @@ def test_a_run_that_fills_the_disk(tmp_path: Path, durability: Durability, monke
         connection.execute("PRAGMA max_page_count = 20")
         prepared.append(connection)
 
-    monkeypatch.setattr(sqlite, "prepare", prepare)
+    monkeypatch.setattr(connections, "prepare", prepare)
     store = pp.Store(SQLite(tmp_path / "state.db", durability=durability))
 
     def mend() -> None:
