@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -1228,6 +1229,25 @@ def test_after_an_error_close_leaves_nothing_open(
         assert backend._connections.rest()  # nor is a fork held up
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed by Linux only")
+def test_what_a_thread_still_has_open_is_closed_before_a_fork(tmp_path: Path) -> None:
+    """A backend that nobody has any more is freed at once. Its writer thread goes on, and no child inherits its connections."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    asyncio.run(_written(backend, 1))
+    gone, kept = weakref.ref(backend), weakref.ref(backend._writer)
+    del backend
+    assert gone() is None
+    assert open_files(tmp_path) != []
+    child = os.fork()
+    if child == 0:
+        os._exit(len(open_files(tmp_path)))
+    assert os.waitpid(child, 0)[1] == 0
+    left = kept()
+    assert left is not None
+    drive(left.close())
 
 
 def replace(path: Path) -> None:
