@@ -65,6 +65,7 @@ class SQLite(Backend):
         self.durability: Durability = durability
         self._file = OpenedFile(self.path, durability == "power")
         self._connections = Connections(self._file, timeout)
+        self._rows = self._connections.rows
         self._records = Records(self.path)
         self._transactions = Transactions(self._connections, self._records)
         self._writer = Writer(self._connections, self._transactions)
@@ -136,11 +137,12 @@ class SQLite(Backend):
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
         """One look-up in place."""
-        rows = self._connections.rows(READ, ((str(key),),))
+        rows = self._rows(READ, ((str(key),),))
         if not rows:
             return None
         record, version, expires_at = rows[0]
-        return self._records.entry(key, record, version, expires_at, 0 if expires_at is None else self.clock())
+        now = 0 if expires_at is None else self.clock()  # most have no deadline, and the clock would be 1 % of a read
+        return self._records.entry(key, record, version, expires_at, now)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """All as they were at one moment."""
@@ -153,7 +155,7 @@ class SQLite(Backend):
         return entries
 
     def _rows_of(self, keys: Iterable[str]) -> list[tuple[Any, ...]]:
-        return self._connections.rows(READ_MANY, [(str(key), str(key)) for key in keys])
+        return self._rows(READ_MANY, [(str(key), str(key)) for key in keys])
 
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
@@ -161,7 +163,7 @@ class SQLite(Backend):
         """Page by page, so that a slow reader keeps no old state of the file alive."""
         given, size = 0, PAGE if limit is None else min(limit, PAGE)
         while given != limit:
-            page = self._connections.rows(SCAN_BACK if reverse else SCAN, ((*_bounds(prefix, after, reverse), size),))
+            page = self._rows(SCAN_BACK if reverse else SCAN, ((*_bounds(prefix, after, reverse), size),))
             now = self.clock()
             for key, expires_at in page:
                 if type(expires_at) is not float or now < expires_at or not await self._has_ended(key):
@@ -182,11 +184,11 @@ class SQLite(Backend):
 
     async def check(self) -> list[str]:
         """What SQLite finds wrong with its file, keys that its index has lost, and a counter that has gone back."""
-        faults = [line for (line,) in self._connections.rows("PRAGMA integrity_check", ((),)) if line != "ok"]
+        faults = [line for (line,) in self._rows("PRAGMA integrity_check", ((),)) if line != "ok"]
         for statement, what in STRAY.items():
-            faults += [f"key {key!r} {what}" for (key,) in self._connections.rows(statement, ((),))]
+            faults += [f"key {key!r} {what}" for (key,) in self._rows(statement, ((),))]
         counter = self._stored()
-        ((highest,),) = self._connections.rows("SELECT max(version) FROM entries", ((),))
+        ((highest,),) = self._rows("SELECT max(version) FROM entries", ((),))
         if type(highest) is int and highest > counter:
             faults.append(f"the counter is at {counter:,}, and an entry has version {highest:,}")
         return faults
@@ -211,7 +213,7 @@ class SQLite(Backend):
         return self._transactions.given(self._stored())
 
     def _stored(self) -> int:
-        return self._records.counter(self._connections.rows(VERSION, ((),)))
+        return self._records.counter(self._rows(VERSION, ((),)))
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -240,7 +242,7 @@ class SQLite(Backend):
 
     async def compact(self, size: int) -> int:
         """Free pages at the end of the file, once others were moved from there. A file that an older version made has none."""
-        ((mode, free, _),) = self._connections.rows(FREE, ((),))
+        ((mode, free, _),) = self._rows(FREE, ((),))
         if not free or mode != _INCREMENTAL:
             return 0
         request = Compaction(size, self.clock)

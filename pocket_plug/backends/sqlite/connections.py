@@ -1,7 +1,7 @@
 """The connections to one file: any number that read, and the one that writes, opened when needed and closed before a fork.
 
 SQLite's locks belong to a process, and in a forked child its library believes that it holds its parent's. So no connection may be
-open at a fork. Each is used by one thread at a time, though not always by the same.
+open at a fork.
 """
 
 from __future__ import annotations

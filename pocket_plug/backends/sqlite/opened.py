@@ -29,6 +29,7 @@ class OpenedFile:
         self.absolute = Path(path).absolute()
         """Where it is, also after a later chdir."""
         self.is_open = False
+        """From `Connections.open` to `Writer.close`, which then still does what is queued."""
         self.look_next = 0.0
         """When a read has to `look` again, by `monotonic`."""
         self._name, self._log = str(self.absolute), ""

@@ -52,10 +52,10 @@ class Writer:
         self._connections = connections
         self._file = connections.file
         self._transactions = transactions
-        self._begin()
+        self._begin_empty()
         take_part(self)
 
-    def _begin(self) -> None:
+    def _begin_empty(self) -> None:
         self._lock = self._connections.lock  # guards all that follows, and `is_open`
         self._queued = threading.Condition(self._lock)
         self._queue: list[Request] = []
@@ -74,7 +74,7 @@ class Writer:
     def begin_anew(self) -> None:
         """After a fork, in the child: what is queued and owned is the parent's."""
         self._connections.begin_anew()
-        self._begin()
+        self._begin_empty()
         self._transactions.begin_anew()
 
     async def close(self) -> None:
