@@ -245,10 +245,10 @@ class Backend:
     async def read_page(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int
     ) -> list[tuple[str, Entry | None]]:
-        """The keys that `scan` gives, with their entries, all as they were at one moment; fewer than `limit` if there are no more.
+        """The keys that `scan` gives, with their entries, all as they were at one moment; fewer than `limit` only at the end.
 
-        None stands where the entry has gone since its key was found. By default `read_many` reads what `scan` has found. Override
-        it where one look finds both.
+        None stands where the entry has gone since its key was found. By default `read_many` reads what `scan` has found.
+        Override it where one look finds both.
         """
         return await page_of(self.scan(prefix, after=after, reverse=reverse, limit=limit), self.read_many)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -76,8 +76,9 @@ async def pages_of(
     """Names below a scope, without it, and what is shown of their entries, some at a time: one page is read at one moment."""
     check_limit(limit)
     start, most, prefix = len(scope), step_of(source, PAGE), scope + prefix
-    is_plain = isinstance(source, Stack) and not _may_be_reserved(prefix)
-    read_page = source.read_page if is_plain else partial(_read_page_of_users, source)
+    read_page: Callable[..., Awaitable[list[tuple[str, Entry | None]]]] = partial(_read_page_of_users, source)
+    if isinstance(source, Stack) and not _may_be_reserved(prefix):
+        read_page = source.read_page
     while limit is None or limit > 0:
         size = most if limit is None else min(most, limit)
         page = await read_page(prefix, after=after, reverse=reverse, limit=size)

@@ -166,7 +166,9 @@ class Proxy:
     async def _close(self) -> None:
         for listening in self._server.sockets:
             asyncio.get_running_loop().remove_reader(listening)
-        for _ in range(2):  # before 3.12 asyncio leaves a connection open that it is accepting when its server is closed
+        for _ in range(
+            2
+        ):  # before 3.12 asyncio leaves a connection open that it is accepting when its server is closed
             await asyncio.sleep(0)
         self._server.close()
         for task in self._serving:

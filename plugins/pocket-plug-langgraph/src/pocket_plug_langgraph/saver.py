@@ -3,8 +3,8 @@
     checkpoint:THREAD:NAMESPACE:ID:          [parent's id, type, bytes, type of the metadata, their bytes]
     checkpoint:THREAD:NAMESPACE:ID::TASK     [[index, channel, type, bytes, path of the task], …]
 
-The bytes are LangGraph's serializer's. Ids rise with time, so the order of the names is the order of the checkpoints. What belongs
-to one stands right behind it, so both are read at once.
+The bytes are LangGraph's serializer's. Ids rise with time, so the order of the names is the order of the checkpoints. What tasks
+have written of one stands right behind it, so all of it is read at once.
 """
 
 from __future__ import annotations
