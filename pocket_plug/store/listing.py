@@ -42,7 +42,7 @@ def names_of(
 
 def _may_be_reserved(prefix: str) -> bool:
     """May some of the names that begin so be pocket_plug's?"""
-    return RESERVED.startswith(prefix) or prefix.startswith(RESERVED)
+    return RESERVED.startswith(prefix[: len(RESERVED)])
 
 
 async def _leaping(
@@ -76,9 +76,11 @@ async def pages_of(
     """Names below a scope, without it, and what is shown of their entries, some at a time: one page is read at one moment."""
     check_limit(limit)
     start, most, prefix = len(scope), step_of(source, PAGE), scope + prefix
-    read_page: Callable[..., Awaitable[list[tuple[str, Entry | None]]]] = partial(_read_page_of_users, source)
+    read_page: Callable[..., Awaitable[list[tuple[str, Entry | None]]]]
     if isinstance(source, Stack) and not _may_be_reserved(prefix):
         read_page = source.read_page
+    else:
+        read_page = partial(_read_page_of_users, source)
     while limit is None or limit > 0:
         size = most if limit is None else min(most, limit)
         page = await read_page(prefix, after=after, reverse=reverse, limit=size)

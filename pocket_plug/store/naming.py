@@ -27,7 +27,8 @@ def join_name(*parts: object) -> str:
     >>> join_name("user", "a:b", 7), join_name("pocket", "x"), split_name("user:a%3Ab:7")
     ('user:a%3Ab:7', '%70ocket:x', ('user', 'a:b', '7'))
     """
-    if {*map(type, parts)} == {str} and "%" not in (name := ":".join(parts)) and name.count(":") < len(parts):  # type: ignore[arg-type]  # texts
+    texts = [part for part in parts if type(part) is str]
+    if len(texts) == len(parts) and "%" not in (name := ":".join(texts)) and name.count(":") < len(parts):
         return check_name(_unreserved(name))  # no part needs escaping
     name = ":".join([part_of_name(part, None, may_be_empty=True) for part in parts])
     return check_name(_unreserved(name))

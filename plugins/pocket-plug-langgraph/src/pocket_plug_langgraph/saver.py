@@ -35,6 +35,9 @@ from .holder import Holder, below
 Row = list[Any]
 """What is stored, as the codec gives it back."""
 
+PAGE = 100
+"""So many entries are read in one look: a checkpoint, and what almost as many tasks have written of it."""
+
 Address = tuple[str, str, str]
 """Of a checkpoint: its thread, its namespace, its id."""
 
@@ -64,11 +67,11 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
         if checkpoint_id is not None:
             return await self._tuple((thread, namespace, checkpoint_id))
         start = below(thread, namespace)
-        async for name in self._entries.keys(start, reverse=True, limit=1):
-            if (found := await self._tuple(_address(name))) is not None:
+        async for last in self._entries.keys(start, reverse=True, limit=1):
+            if (found := await self._tuple(_address(last))) is not None:
                 return found
-        async for name in self._checkpoints(start, reverse=True):  # a task has written of one that isn't there
-            return await self._tuple(_address(name))
+            async for name in self._checkpoints(start, reverse=True):  # a task has written of one that isn't there
+                return await self._tuple(_address(name))
         return None
 
     async def alist(
@@ -113,6 +116,16 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
             if before is None or address[2] < before:
                 yield address
 
+    async def _rows(self, start: str) -> list[tuple[str, Row]]:
+        """All whose names begin so, in their order. Read by the waist: of the 24 µs of a get, `items` would take 3."""
+        stack, scope = self._entries.place
+        found = page = await stack.read_page(scope + start, limit=PAGE)
+        while len(page) == PAGE:
+            page = await stack.read_page(scope + start, after=page[-1][0], limit=PAGE)
+            found += page
+        skipped = len(scope)
+        return [(name[skipped:], entry.value) for name, entry in found if entry is not None]
+
     async def _tuple(self, address: Address, filter: dict[str, Any] | None = None) -> CheckpointTuple | None:
         """What is stored there; None where nothing is, or where the metadata aren't what the filter wants.
 
@@ -123,7 +136,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
         metadata: CheckpointMetadata = {}
         pending: list[tuple[tuple[str, str, int], PendingWrite]] = []
         loads = self.serde.loads_typed
-        async for name, row in self._entries.items(start):
+        for name, row in await self._rows(start):
             if name == start:
                 checkpoint, metadata = row, loads((row[3], row[4]))
                 if filter and any(metadata.get(key) != value for key, value in filter.items()):
