@@ -409,7 +409,7 @@ async def page_of(
 ) -> list[tuple[str, Entry | None]]:
     """These names with what is read of them: None where the entry has gone meanwhile."""
     found = [name async for name in names]
-    entries = await read_many(found) if found else {}
+    entries: Mapping[str, Entry] = await read_many(found) if found else {}
     return [(name, entries.get(name)) for name in found]
 
 
