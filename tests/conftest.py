@@ -101,6 +101,20 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
             del sys.modules[name]
 
 
+@pytest.fixture
+def new_threads() -> Callable[[], list[threading.Thread]]:
+    """Gives the threads that have begun since the test has, and go on; but for the heartbeat of durable runs, which may end.
+
+    Those of earlier tests may end at any time, so nothing can be said of how many there are in all.
+    """
+    before = {*threading.enumerate()}
+
+    def new_threads() -> list[threading.Thread]:
+        return [each for each in threading.enumerate() if each not in before and each.name != "pocket_plug heartbeat"]
+
+    return new_threads
+
+
 # ---------------------------------------------------------------- stores of every kind
 class ThreadedMemory(Memory):
     """A Memory that suspends in each operation until another thread wakes it: it needs no event loop, as SQLite."""

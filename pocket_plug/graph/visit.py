@@ -87,7 +87,7 @@ class Phases:
                 transaction, ready, done, output = lost.transaction.again(), lost.prepared, lost.result, lost.result
             else:
                 if (prep := self.prep) is not None:
-                    transaction = await _declared(run, step) if self.declares else Transaction.begin(run.stack)
+                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
                     view = new_view(self.reader)
                     view._source, view._prefix = transaction, run.prefix
                     ready = (
@@ -112,7 +112,7 @@ class Phases:
             if (post := self.post) is not None:
                 phase, execed = "post", time.perf_counter() if began is not None else None
                 if transaction is NO_TRANSACTION:
-                    transaction = await _declared(run, step) if self.declares else Transaction.begin(run.stack)
+                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
                 transaction.in_post = True
                 view = new_view(self.writer)
                 view._source, view._prefix = transaction, run.prefix

@@ -505,13 +505,15 @@ class _Bounded(EntryTable):
                 deleted.append(key)
             else:
                 continue
-            if old is not None:
-                new.pop(key, None)  # the last change of a key is its last use
+            if key in new:
+                del new[key]  # the last change of a key is its last use
             new[key] = record
         self._bytes += self._growth(new) if self._weighs else 0
         self._exempt += exempted
-        self.dropped += overwritten
-        self.buried += deleted
+        if overwritten:
+            self.dropped += overwritten
+        if deleted:
+            self.buried += deleted
         entries |= new
         if self.buried:
             self.bury()
@@ -521,11 +523,11 @@ class _Bounded(EntryTable):
         """What is kept of a put, and until when: `old` is the record that it overwrites."""
         deadline = put.expires_at
         if self._ttl is not None and not exempt:
-            former: float | None = None
-            if old is not None and not put.renews and self.alive(old, now):
-                former = old.deadline
-            own = now + self._ttl if former is None else former
-            deadline = own if deadline is None or own < deadline else deadline
+            own = now + self._ttl
+            if not put.renews and old is not None and old.deadline is not None and self.alive(old, now):
+                own = old.deadline
+            if deadline is None or own < deadline:
+                deadline = own
         if deadline is not None and deadline < self.earliest:
             self.earliest = deadline
         record: Any = _new(self._record)
@@ -545,12 +547,11 @@ class _Bounded(EntryTable):
 
     def _keep_bounds(self, new: Mapping[str, Any], now: float) -> None:
         """Note that `new` were used last, and take out what is over the bounds."""
-        entries = self.entries
+        entries, gone, weighs = self.entries, self.gone, self._weighs
         for key, record in new.items():
-            if record is self.gone:
-                continue
-            # what can't stay goes first, so that nothing else has to go for it
-            entries.move_to_end(key, not self._weighs or record.size <= self._max_bytes)
+            if record is not gone:
+                # what can't stay goes first, so that nothing else has to go for it
+                entries.move_to_end(key, not weighs or record.size <= self._max_bytes)
         if now >= self.earliest:
             self.sweep(now)
         while len(entries) - self._exempt > self._max_entries:

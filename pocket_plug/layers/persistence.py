@@ -97,7 +97,8 @@ class Persistence(Layer):
         self._is_watched = durable.can_watch
         self._is_lost = False  # may others write without a word?
         self._told_in = 0  # the process in which the backend was last known to tell
-        self._told_up_to = 0  # the highest version that was told, or was there before
+        self._told_up_to = 0  # all writes with versions up to this one were told, or were there before
+        self._knows_up_to = False  # was that told as well, or has the durable tier to be asked?
         if self._is_watched:
             self.lost()
         after_fork(self._forget_others)
@@ -139,7 +140,7 @@ class Persistence(Layer):
         """The near tier's entries, if they are of one moment, else the durable one's.
 
         Where nobody tells what others write, those that the near tier doesn't have are the durable one's: while nothing is
-        being written the tiers agree. Where it is told, entries newer than the last word are ahead of the others.
+        being written the tiers agree. Where it is told, entries newer than what was told are ahead of the others.
         """
         names = list(dict.fromkeys(keys))
         begun = self._begun
@@ -304,10 +305,10 @@ class Persistence(Layer):
             self.lost()
 
     # ------------------------------------------------------------ what others write
-    def changed(self, versions: Mapping[str, int]) -> None:
+    def changed(self, versions: Mapping[str, int], up_to: int | None = None) -> None:
         """Somebody has written these keys. Called by the durable backend, as are the next two."""
         with self._lock:
-            self._told_up_to = max(self._told_up_to, *versions.values(), 0)
+            self._told_up_to = max(self._told_up_to, *versions.values() if up_to is None else (up_to,), 0)
             self._begun += 1
             if isinstance(self._unsure, _Everything):
                 return
@@ -326,10 +327,13 @@ class Persistence(Layer):
             self._begun += 1
             self._distrust_all()
 
-    def back(self) -> None:
+    def back(self, up_to: int | None = None) -> None:
         """From now on each change is told again. What the near tier had goes before it is read again."""
         with self._lock:
             self._is_lost = False
+            self._knows_up_to = up_to is not None
+            if up_to is not None:
+                self._told_up_to = up_to
             self._told_in = os.getpid()
 
     def _distrust_all(self) -> None:
@@ -359,7 +363,7 @@ class Persistence(Layer):
                 return False
             everything.goes = True
         try:
-            version = await self.authority.version()
+            version = self._told_up_to if self._knows_up_to else await self.authority.version()
             names = [key async for key in self.inner.scan()]
             while names:
                 await self.inner.write([Delete(key) for key in names[-BATCH:]])

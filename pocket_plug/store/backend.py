@@ -88,12 +88,12 @@ class Watcher(Protocol):
     takes to mark what is old: whoever calls waits for them.
     """
 
-    def changed(self, versions: Mapping[str, int]) -> None:
+    def changed(self, versions: Mapping[str, int], up_to: int | None = None) -> None:
         """These keys were written, or deleted. What is older than the version given with a key is old, of this key.
 
         The keys of one write are told in one call. The watcher's own process is told its own writes too. It may be told twice,
-        late, and in any order. In the order of the versions it is best: then several entries of a cache can be known to be
-        of one moment.
+        late, and in any order. All writes with versions up to `up_to` have been told by now; None: changes are told in the
+        order of their versions. By this several entries of a cache are known to be of one moment.
         """
         ...
 
@@ -101,8 +101,11 @@ class Watcher(Protocol):
         """From now on changes may not be told, so all that is known may be old. Said also for more keys than can be told."""
         ...
 
-    def back(self) -> None:
-        """From now on each change is told again. What was changed before is not."""
+    def back(self, up_to: int | None = None) -> None:
+        """From now on each change is told again. What was changed before is not.
+
+        That holds of all writes with versions up to `up_to`, which have landed; None: of all that have been given.
+        """
         ...
 
 

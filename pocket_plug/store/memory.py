@@ -116,7 +116,7 @@ class EntryTable:
                 expires_at = change.expires_at
                 entry = _new(Entry)
                 entry.value, entry.version, entry.expires_at = change.value, own or version, expires_at
-                if key not in entries and self.sorted is not None:
+                if self.sorted is not None and key not in entries:
                     self.note(key)
                 if expires_at is not None and expires_at < self.earliest:
                     self.earliest = expires_at

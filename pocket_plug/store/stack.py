@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
+from weakref import finalize
 
 from pocket_plug.errors import ConfigError, ConflictError, StoreClosedError
 from pocket_plug.primitives.forking import after_fork, new_lock
@@ -43,6 +44,7 @@ class Stack(Layer):
         self._is_closed = False
         self._home: asyncio.AbstractEventLoop | None = None
         self._own_loop: LoopThread | None = None
+        self._farewell: finalize[[], Stack] | None = None  # ends that one when the store is collected
         self._own_loop_lock = new_lock()
         after_fork(self._leave_loops)
         # How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop.
@@ -141,9 +143,17 @@ class Stack(Layer):
                     own = None
                 if own is None:
                     own = self._own_loop = LoopThread(f"pocket_plug {self!r}"[:60])
+                    self._end_with_the_store(own)
                 own.start()
                 self._home = home = own.loop
         return home
+
+    def _end_with_the_store(self, own: LoopThread) -> None:
+        """Whoever has failed to open a store, or drops it, closes nothing: no thread may be left of each that was tried."""
+        if self._farewell is not None:
+            self._farewell.detach()
+        self._farewell = finalize(self, own.stop)
+        self._farewell.atexit = False  # then the process ends it
 
     def _leave_own_loop(self) -> None:
         with self._own_loop_lock:
@@ -158,6 +168,8 @@ class Stack(Layer):
     def _leave_loops(self) -> None:
         """In a forked child: its parent's loops don't run here."""
         self._home = self._own_loop = None
+        if self._farewell is not None:  # it would wake the parent's
+            self._farewell.detach()
 
     def open_sync(self) -> None:
         """Open it for callers without a loop."""

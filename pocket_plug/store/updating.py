@@ -32,10 +32,12 @@ def replaced(
     type than the Key's. A step is a `partial` of it: to make a closure over so much takes twice as long.
     """
     if entry is not None:
-        given, deadline = entry.value, entry.expires_at
-        if given.__class__ is ListHead:
-            raise no_single_value(key, given)
-        old = given if given.__class__ in ATOMS else private(given)
+        old = given = entry.value
+        deadline = entry.expires_at
+        if given.__class__ not in ATOMS:
+            if given.__class__ is ListHead:
+                raise no_single_value(key, given)
+            old = private(given)
         if key.__class__ is Key:
             old = key.checked(old)
     elif default is MISSING:

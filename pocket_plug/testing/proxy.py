@@ -30,6 +30,18 @@ POSTGRES_TLS = (b"\0\0\0\x08\x04\xd2\x16\x2f", b"S")
 """How a client of PostgreSQL asks for encryption, and how it is granted."""
 
 
+async def close_server(server: asyncio.Server) -> None:
+    """Close a server of asyncio's; each connection that it has accepted has been handed to whoever serves it by then.
+
+    Before 3.12 asyncio leaves one open that it is accepting when its server is closed.
+    """
+    for listening in server.sockets:
+        asyncio.get_running_loop().remove_reader(listening)
+    for _ in range(2):
+        await asyncio.sleep(0)
+    server.close()
+
+
 class _Rule:
     """What becomes of the next request that has some bytes."""
 
@@ -164,13 +176,7 @@ class Proxy:
         return port
 
     async def _close(self) -> None:
-        for listening in self._server.sockets:
-            asyncio.get_running_loop().remove_reader(listening)
-        for _ in range(
-            2
-        ):  # before 3.12 asyncio leaves a connection open that it is accepting when its server is closed
-            await asyncio.sleep(0)
-        self._server.close()
+        await close_server(self._server)
         for task in self._serving:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)

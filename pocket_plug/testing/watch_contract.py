@@ -45,10 +45,10 @@ class Noted:
             self.words.append((os.getpid(), word, dict(versions)))
             self._said.notify_all()
 
-    def changed(self, versions: Mapping[str, int]) -> None:
+    def changed(self, versions: Mapping[str, int], up_to: int | None = None) -> None:
         """Noted, after the other watcher has been told."""
         if self._beside is not None:
-            self._beside.changed(versions)
+            self._beside.changed(versions, up_to)
         self._note("changed", versions)
 
     def lost(self) -> None:
@@ -57,10 +57,10 @@ class Noted:
             self._beside.lost()
         self._note("lost", {})
 
-    def back(self) -> None:
+    def back(self, up_to: int | None = None) -> None:
         """Noted, after the other watcher has been told."""
         if self._beside is not None:
-            self._beside.back()
+            self._beside.back(up_to)
         self._note("back", {})
 
     @property

@@ -182,7 +182,10 @@ def objects() -> Counter[str]:
 
 
 def test_nothing_is_left_of_ten_thousand_runs(
-    spans: OpenSpans, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    spans: OpenSpans,
+    new_threads: Callable[[], list[threading.Thread]],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No span is open, and the current one is what it was; no context variable, thread, task or object is left.
 
@@ -201,15 +204,11 @@ def test_nothing_is_left_of_ten_thousand_runs(
         assert not trace.get_current_span().get_span_context().is_valid
         return ended
 
-    def threads() -> int:
-        """How many there are; the heartbeat of durable runs may end at any time."""
-        return sum(each.name != "pocket_plug heartbeat" for each in threading.enumerate())
-
     # that runs failed is logged as it should be, and pytest would keep all records
     monkeypatch.setattr(
         logging.getLogger("pocket_plug"), "filters", [lambda record: " run_id=" not in record.getMessage()]
     )
-    measures: list[Callable[[], object]] = [threads, lambda: pool().abandoned]
+    measures: list[Callable[[], object]] = [lambda: len(new_threads()), lambda: pool().abandoned]
     run_virtual(a_round())  # what is made once is made by now
     counted, found = objects(), [measure() for measure in measures]
 

@@ -20,6 +20,7 @@ from pocket_plug import (
     ConfigError,
     Graph,
     InputError,
+    Memory,
     Next,
     Node,
     Retry,
@@ -40,7 +41,7 @@ from pocket_plug.graph.durable.processes import Process, this_process
 from pocket_plug.graph.durable.states import STATE, WAKE, State, StateKey, read_state
 from pocket_plug.graph.durable.waits import waits_of
 from pocket_plug.store.backend import Put
-from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.clock import FakeClock, run_virtual
 
 
 @asynccontextmanager
@@ -510,9 +511,12 @@ def test_what_a_sleep_may_not_be() -> None:
 
 # ---------------------------------------------------------------- a whole run's time
 @pytest.mark.parametrize("is_durable", [True, False])
-def test_a_whole_run_has_a_time_out(tmp_path: Path, is_durable: bool) -> None:
+def test_a_whole_run_has_a_time_out(is_durable: bool) -> None:
     """A node that is at work then is cancelled, its hooks are called, and the run has failed."""
     called: list[str] = []
+
+    class Lasting(Memory):
+        survives = is_durable
 
     class Long(Node[int, int], name="long"):
         async def exec(self, prepared: int) -> int:
@@ -523,12 +527,11 @@ def test_a_whole_run_has_a_time_out(tmp_path: Path, is_durable: bool) -> None:
             called.append(type(error).__name__)
 
     async def main() -> None:
-        store = Store(f"sqlite:///{tmp_path}/state.db?durability=process") if is_durable else Store()
-        async with store:
-            graph = Graph(Sleep[int]("1ms") >> Long(), store=store, timeout=0.05)
+        async with Store(Lasting()) as store:
+            graph = Graph(Sleep[int]("1s") >> Long(), store=store, timeout=50)
             if is_durable:
-                graph = Graph(same >> Long(), store=store, timeout=0.05)
-            with pytest.raises(RunTimeoutError, match=r"took longer than 0\.05 seconds"):
+                graph = Graph(same >> Long(), store=store, timeout=50)
+            with pytest.raises(RunTimeoutError, match=r"took longer than 50 seconds"):
                 await graph.run(1, run_id="r" if is_durable else None)
             assert called == ["CancelledError"]
             if is_durable:
@@ -538,7 +541,7 @@ def test_a_whole_run_has_a_time_out(tmp_path: Path, is_durable: bool) -> None:
                     "pocket_plug.errors.RunTimeoutError",
                 )
 
-    asyncio.run(main())
+    run_virtual(main())
 
 
 def test_waits_count_for_the_time_out_of_a_durable_run(tmp_path: Path) -> None:

@@ -939,7 +939,9 @@ def test_opened_again_after_an_interrupted_close_it_has_lost_nothing() -> None:
 
 
 @pytest.mark.parametrize("step", ["open", "own", "version"])
-def test_after_a_failed_open_the_same_store_can_be_opened_again(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_after_a_failed_open_the_same_store_can_be_opened_again(
+    new_threads: Callable[[], list[threading.Thread]], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     """Whichever step failed: the durable backend is closed, owned by nobody, and no thread is left."""
 
     async def fails() -> None:
@@ -953,13 +955,12 @@ def test_after_a_failed_open_the_same_store_can_be_opened_again(monkeypatch: pyt
 
     shelf = Closes()
     store = SyncStore(layers=[Persistence(to=shelf, mode="behind")])
-    before = threading.active_count()
     for tried in range(2):
         with monkeypatch.context() as patched:
             patched.setattr(shelf, step, fails)
             with pytest.raises(StoreBusyError, match="another process"), store:
                 raise AssertionError("it was not opened")
-        assert threading.active_count() == before
+        assert new_threads() == []
         assert shelf.closed == (0 if step == "open" else tried + 1)
     other = behind(shelf)  # nobody holds it
     drive(other.close())

@@ -345,14 +345,8 @@ def test_what_needs_a_loop_says_so(run: Callable[[Any], Any], way_out: str) -> N
 
 
 # ------------------------------------------------------------ on a loop elsewhere
-def threads() -> int:
-    """How many there are; the heartbeat of durable runs of earlier tests may end at any time."""
-    return sum(each.name != "pocket_plug heartbeat" for each in threading.enumerate())
-
-
-def test_a_loop_thread_serves_until_it_is_closed() -> None:
+def test_a_loop_thread_serves_until_it_is_closed(new_threads: Callable[[], list[threading.Thread]]) -> None:
     """It runs as soon as it is made, and its thread is gone after close."""
-    before = threads()
     home = LoopThread("home of a test")
     home.start()
 
@@ -361,15 +355,15 @@ def test_a_loop_thread_serves_until_it_is_closed() -> None:
 
     assert home.loop.is_running()
     assert run_on(home.loop, where()) is home.loop
-    assert threads() == before + 1
+    assert len(new_threads()) == 1
     home.close()
-    assert threads() == before
+    assert new_threads() == []
     assert home.loop.is_closed()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where Python loses the thread
 @pytest.mark.filterwarnings("ignore:coroutine .*_live' was never awaited")
-def test_an_interrupted_loop_thread_is_gone_at_last() -> None:
+def test_an_interrupted_loop_thread_is_gone_at_last(new_threads: Callable[[], list[threading.Thread]]) -> None:
     """Wherever the exception of a signal's handler comes: a start that fails leaves no loop, a close can be done again."""
     for place in count(1):
         interrupter = Interrupter(place, (Interrupted, KeyboardInterrupt)[place % 2])
@@ -385,7 +379,7 @@ def test_an_interrupted_loop_thread_is_gone_at_last() -> None:
                 raise
         if closing:
             home.close()
-        assert no_thread("home that is interrupted"), interrupter.where
+        assert all_end(new_threads()), interrupter.where
         if not interrupter.where:
             gc.collect()  # while warnings of what was never awaited are ignored
             return
@@ -401,7 +395,9 @@ class AtHome(Memory):
 @pytest.mark.parametrize("by", [None, signal.SIGUSR1], ids=["outside asyncio", "within it, too"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-def test_an_interrupted_store_on_a_loop_of_its_own_works_on(by: int | None) -> None:
+def test_an_interrupted_store_on_a_loop_of_its_own_works_on(
+    new_threads: Callable[[], list[threading.Thread]], by: int | None
+) -> None:
     """Wherever the exception comes, in the opening, a use or the close: it can be done again, and the loop is gone then."""
 
     def use(store: SyncStore, told: list[object]) -> None:
@@ -427,15 +423,15 @@ def test_an_interrupted_store_on_a_loop_of_its_own_works_on(by: int | None) -> N
         again.join(30)
         assert not again.is_alive(), interrupter.where
         assert not told, interrupter.where
-        assert no_thread("pocket_plug memory"), interrupter.where
+        assert all_end(new_threads()), interrupter.where
         if not interrupter.where:
             gc.collect()  # while warnings of what was never awaited are ignored
             return
 
 
-def no_thread(name: str) -> bool:
-    """Does none of this name go on? One that ends is waited for; one that Python lost as it started isn't alive."""
-    threads = [thread for thread in threading.enumerate() if thread.name == name and thread.is_alive()]
+def all_end(threads: list[threading.Thread]) -> bool:
+    """Does none of them go on? One that ends is waited for; one that Python lost as it started isn't alive."""
+    threads = [thread for thread in threads if thread.is_alive()]
     for thread in threads:
         thread.join(30)
     return not any(thread.is_alive() for thread in threads)

@@ -165,9 +165,9 @@ def _no_look() -> Iterator[None]:
 def _conflict_after_all() -> Iterator[None]:
     landed = Journal.landed
 
-    async def guessed(self: Journal, checkpoint: Any, token: str, failed: BaseException, at: str) -> int | None:
+    async def guessed(self: Journal, checkpoint: Any, token: str, failed: BaseException, *rest: Any) -> int | None:
         try:
-            return await landed(self, checkpoint, token, failed, at)
+            return await landed(self, checkpoint, token, failed, *rest)
         except pp.OutcomeUnknownError:
             if isinstance(failed, pp.ConflictError):
                 return None
@@ -187,10 +187,10 @@ def _one_token() -> Iterator[None]:
 def _conflict_is_fence() -> Iterator[None]:
     landed = Journal.landed
 
-    async def fenced(self: Journal, checkpoint: Any, token: str, failed: BaseException, at: str) -> int | None:
+    async def fenced(self: Journal, checkpoint: Any, token: str, failed: BaseException, *rest: Any) -> int | None:
         if isinstance(failed, pp.ConflictError) and self.state_key in failed.keys:
             raise pp.RunFencedError("somebody has written the state")
-        return await landed(self, checkpoint, token, failed, at)
+        return await landed(self, checkpoint, token, failed, *rest)
 
     with mock.patch.object(Journal, "landed", fenced):
         yield

@@ -77,12 +77,11 @@ def _told(world: World, machine: Machine, report: pp.WorkerReport) -> None:
     word = type(report.error).__name__ if report.error is not None else ""
     world.note(machine.name, f"attempt {mine.number} of {report.run_id} ends: {report.became} {word}")
     is_truly_cancelled = report.became == "cancelled" and mine.run.is_cancelled
-    if mine.overtaken_at is not None and report.became not in ("lost", "failed") and not is_truly_cancelled:
+    if mine.overtaken_at is not None and report.became != "lost" and not is_truly_cancelled:
         world.violate(f"attempt {mine.number} was overtaken, and its worker was told {report.became}")
-    expected = {"finished": "finished", "waiting": "waiting", "cancelled": "cancelled", "released": "pending"}
-    status = expected.get(report.became)
-    is_true = is_truly_cancelled or status is None or mine.run.was(status, mine.claimed_at or 0.0)
-    if not is_true and not mine.faults:
+    status = "pending" if report.became == "released" else report.became
+    is_true = is_truly_cancelled or status == "lost" or mine.run.was(status, mine.claimed_at or 0.0)
+    if not is_true:
         world.violate(f"a worker was told {report.became} of {report.run_id}, which is {mine.run.status}")
 
 

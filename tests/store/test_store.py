@@ -87,11 +87,11 @@ class Literal(FaultyMemory):
 
 def test_a_delete_that_a_backend_can_not_do_is_an_error() -> None:
     """It doesn't look as if somebody else had been first: the entry is still there."""
-    store = SyncStore(Literal())
-    store.set("a", 1)
-    with pytest.raises(StoreError, match="'a' could not be deleted: its backend refuses what expects PRESENT"):
-        store.delete("a")
-    assert store.delete("b") is False
+    with SyncStore(Literal()) as store:
+        store.set("a", 1)
+        with pytest.raises(StoreError, match="'a' could not be deleted: its backend refuses what expects PRESENT"):
+            store.delete("a")
+        assert store.delete("b") is False
 
 
 def test_none_is_a_value(open_store: Open) -> None:

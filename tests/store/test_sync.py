@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -187,10 +189,10 @@ def test_inline_parts_are_used_in_place_anywhere() -> None:
     asyncio.run(main())
 
 
-def test_a_store_that_needs_a_loop_makes_one_and_lets_it_go() -> None:
+def test_a_store_that_needs_a_loop_makes_one_and_lets_it_go(
+    new_threads: Callable[[], list[threading.Thread]],
+) -> None:
     """One thread while it is open, however many callers begin at once, and none after it."""
-    before = threading.active_count()
-    store = SyncStore(layers=[Sleepy()])  # not opened: it is memory
     start = threading.Barrier(8)
     homes: set[str] = set()
 
@@ -200,7 +202,7 @@ def test_a_store_that_needs_a_loop_makes_one_and_lets_it_go() -> None:
             homes.add(threading.current_thread().name)
             return await self.inner.read(key)
 
-    store = SyncStore(layers=[Who()])
+    store = SyncStore(layers=[Who()])  # not opened: it is memory
 
     def call() -> None:
         start.wait(10)
@@ -213,14 +215,38 @@ def test_a_store_that_needs_a_loop_makes_one_and_lets_it_go() -> None:
     for caller in callers:
         caller.join(10)
     assert len(homes) == 1
-    assert threading.active_count() == before + 1
+    assert len(new_threads()) == 1
     store.close()
-    assert threading.active_count() == before
+    assert new_threads() == []
     with pytest.raises(StoreClosedError):
         store.get("a")
-    assert threading.active_count() == before
+    assert new_threads() == []
     store.close()
-    assert threading.active_count() == before
+    assert new_threads() == []
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_store_that_nobody_has_any_more_takes_its_loop_along(
+    new_threads: Callable[[], list[threading.Thread]], opens: bool
+) -> None:
+    """Whoever tries again and again to open one, or forgets to close it, has no thread more for each."""
+
+    class Refused(FaultyMemory):
+        async def open(self) -> None:
+            if not opens:
+                raise ConnectionError("no")
+
+    def use() -> threading.Thread:
+        store = SyncStore(Refused())
+        with nullcontext() if opens else pytest.raises(ConnectionError):
+            store.__enter__()
+        [thread] = new_threads()
+        return thread
+
+    thread = use()
+    gc.collect()
+    thread.join(30)
+    assert new_threads() == []
 
 
 def test_a_failed_opening_can_be_tried_again() -> None:

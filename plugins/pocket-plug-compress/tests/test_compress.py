@@ -282,9 +282,9 @@ def test_a_layer_outside_sees_values():
             seen.append(entry and entry.value)
             return entry
 
-    store = SyncStore(layers=[Watching(), Compress()])
-    store.set("k", LARGE)
-    assert store.get_many(["k"]) == {"k": LARGE}
+    with SyncStore(layers=[Watching(), Compress()]) as store:
+        store.set("k", LARGE)
+        assert store.get_many(["k"]) == {"k": LARGE}
     assert seen == [LARGE]
 
 

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
-from pocket_plug_postgres import PostgreSQL, schema, turns
+from pocket_plug_postgres import PostgreSQL, schema, turns, watching
 from pocket_plug_postgres.backend import _bounds
 from pocket_plug_postgres.failures import explained
 from pocket_plug_postgres.link import ConnectionLostError
@@ -23,11 +24,15 @@ from psycopg.pq import DiagnosticField
 from pocket_plug import ConfigError, Delete, Graph, Node, Put, Store, StoreWriter, SyncStore, WriteSizeError
 from pocket_plug.cli import main
 from pocket_plug.errors import CorruptRecordError, StoreError
-from pocket_plug.store.backend import Backend
+from pocket_plug.layers.persistence import Persistence
+from pocket_plug.store.backend import Backend, Watcher
+from pocket_plug.store.layer import Layer
+from pocket_plug.store.memory import Memory
 from pocket_plug.store.resolving import resolve_backend
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.scenarios import HANGS, keys_of
 from pocket_plug.testing.servers import Server
+from pocket_plug.testing.watch_contract import Noted
 
 Make = Callable[[], Backend]
 
@@ -396,9 +401,9 @@ class Silent:
     def __init__(self) -> None:
         self.is_back = threading.Event()
 
-    def changed(self, versions: object) -> None: ...
+    def changed(self, versions: object, up_to: int | None = None) -> None: ...
     def lost(self) -> None: ...
-    def back(self) -> None:
+    def back(self, up_to: int | None = None) -> None:
         self.is_back.set()
 
 
@@ -417,6 +422,121 @@ def test_only_what_is_watched_is_notified(instances: Make, shared_server: Server
             version = await backend.write([Put("a\0", 1), Delete("b")])
             said = [notify.payload for notify in listening.notifies(timeout=HANGS, stop_after=2)]
             assert said[-1] == f"{version}:6100 {version}:62"
+
+    run(instances(), scenario)
+
+
+HELD_UP = "SELECT 1 FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
+
+
+class Gate(Layer):
+    """Passes on what is told only when the test lets it: so the words of any write come as late as they may."""
+
+    def on_build(self) -> None:
+        self.can_watch, self.held = True, list[Callable[[], None]]()
+        self.noted = Noted()
+
+    async def watch(self, watcher: Watcher) -> None:
+        def changed(*word: Any) -> None:
+            self.held.append(lambda: watcher.changed(*word))
+            self.noted.changed(word[0])
+
+        to_it: Any = SimpleNamespace(changed=changed, lost=watcher.lost, back=watcher.back)
+        to_it.back = lambda *word: (watcher.back(*word), self.noted.back())
+        await self.inner.watch(to_it)
+
+    def let_through(self) -> None:
+        """All that was held."""
+        while self.held:
+            self.held.pop(0)()
+
+
+def test_a_near_tier_s_batch_is_of_one_moment_whatever_the_order_of_the_commits(
+    instances: Make, shared_server: Server, data_set: str
+) -> None:
+    """A write that drew its version before another one may commit after it, and be told after it."""
+    insert = f"INSERT INTO \"pocket_plug_{data_set}\".entries VALUES ('slow', '', 1)"
+
+    async def scenario(other: PostgreSQL) -> None:
+        await other.write([Put("b", "old")])
+        gate = Gate().build(instances())
+        assert isinstance(gate, Gate)
+        tier = Persistence(to=gate).build(Memory())
+        await tier.open()
+        try:
+            await asyncio.to_thread(gate.noted.wait_for_back)
+            await tier.read_many(["b"])  # near from here on
+            with psycopg.connect(shared_server.url) as holding:
+                holding.execute(insert)  # whoever writes this key has a version, and waits
+                slow = asyncio.create_task(other.write([Put("a", "new"), Put("b", "new"), Put("slow", 0)]))
+                while not await asyncio.to_thread(rows, shared_server, HELD_UP):
+                    await asyncio.sleep(0)
+                later = await other.write([Put("c", 1)])
+                await asyncio.to_thread(gate.noted.wait_for_version, {"c": later})
+                gate.let_through()
+                holding.rollback()
+            version = await slow
+            assert version < later
+            a = await tier.read("a")
+            assert a is not None
+            batch = await tier.read_many(["a", "b"])
+            assert {entry.value for entry in batch.values()} == {"new"}
+            await asyncio.to_thread(gate.noted.wait_for_version, {"a": version})
+            gate.let_through()
+            assert {key: entry.value for key, entry in (await tier.read_many(["a", "b"])).items()} == dict(
+                a="new", b="new"
+            )
+        finally:
+            await tier.close()
+
+    run(instances(), scenario)
+
+
+class UpTo(Silent):
+    """One that waits until everything up to a version was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_to, self.is_lost = 0, False
+        self._news = threading.Condition()
+
+    def changed(self, versions: object, up_to: int | None = None) -> None:
+        assert up_to is not None
+        with self._news:
+            self.up_to = up_to
+            self._news.notify_all()
+
+    def lost(self) -> None:
+        self.is_lost = True
+
+    def wait_for(self, version: int) -> None:
+        with self._news:
+            assert self._news.wait_for(lambda: self.up_to == version, HANGS), (self.up_to, version)
+
+
+def test_a_version_that_was_never_written_is_not_waited_for(
+    instances: Make, shared_server: Server, data_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that ended after it had drawn one is told by nobody. So the server is asked, once nobody is at a write."""
+    monkeypatch.setattr(watching, "WATCH_EVERY", 0.02)
+    monkeypatch.setattr(watching, "LONGEST_HOLD", 0.02)
+
+    async def scenario(backend: PostgreSQL) -> None:
+        watcher = UpTo()
+        await backend.watch(watcher)
+        assert await asyncio.to_thread(watcher.is_back.wait, HANGS)
+        with psycopg.connect(shared_server.url) as writing:
+            writing.execute(f"SELECT pg_advisory_xact_lock_shared({backend._whole})")
+            rows(shared_server, f"SELECT nextval('pocket_plug_{data_set}.versions')")
+            version = await backend.write([Put("a", 1)])
+            for _ in range(3):
+                while not await asyncio.to_thread(rows, shared_server, WAITING):
+                    await asyncio.sleep(0)
+                while await asyncio.to_thread(rows, shared_server, WAITING):
+                    await asyncio.sleep(0)
+            assert watcher.up_to == version - 2
+        await asyncio.to_thread(watcher.wait_for, version)
+        assert not watcher.is_lost
 
     run(instances(), scenario)
 

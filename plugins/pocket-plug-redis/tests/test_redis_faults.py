@@ -17,7 +17,7 @@ from pocket_plug_redis import Redis
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
 from pocket_plug.errors import AnswerLostError, ConfigError, StoreBusyError, StoreClosedError, WriteSizeError
 from pocket_plug.primitives.waiting import LoopThread, run_on
-from pocket_plug.testing.proxy import Proxy
+from pocket_plug.testing.proxy import Proxy, close_server
 from pocket_plug.testing.scenarios import increment, keys_of
 from pocket_plug.testing.servers import Server, certificate, free_port, valkey
 
@@ -501,16 +501,13 @@ def saying(answers: Mapping[bytes, bytes], otherwise: bytes) -> Iterator[int]:
         port: int = server.sockets[0].getsockname()[1]
         return port
 
-    async def end() -> None:
-        servers[0].close()
-
     servers: list[asyncio.Server] = []
     thread = LoopThread("a server that says things")
     thread.start()
     try:
         yield run_on(thread.loop, begin())
     finally:
-        run_on(thread.loop, end())
+        run_on(thread.loop, close_server(servers[0]))
         thread.close()
 
 

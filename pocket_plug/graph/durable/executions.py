@@ -11,20 +11,26 @@ from typing import Any
 from pocket_plug.store.backend import Put
 
 from .processes import this_process
-from .records import Record, status_of
+from .records import Record, last_write, status_of
 from .states import State, trace_id
 
 EXECUTION = "execution:"
 """`pocket:run-part:ID:execution:N` is the note of the run's Nth execution."""
 
 
+def execution_key(part: str, number: int) -> str:
+    """Where the note of a run's Nth execution stands."""
+    return f"{part}{EXECUTION}{number:06}"
+
+
 def note_execution(part: str, number: int, now: float, record: Record, state: State | None) -> Put:
     """The note of an execution of this process, which goes on with a run that it has found like this."""
     process = this_process().record
     former: dict[str, Any] = {"state": status_of(record), "trace_id": trace_id(record["carrier"])}
+    former["write"] = last_write(record)
     if state is not None and state.failure is not None:
         former["failure"] = asdict(state.failure)
     if state is not None and state.process is not None:
         former |= {"host": state.process["host"], "pid": state.process["pid"]}
     note = {"began": now, "host": process["host"], "pid": process["pid"], "former": former}
-    return Put(f"{part}{EXECUTION}{number:06}", note)
+    return Put(execution_key(part, number), note)

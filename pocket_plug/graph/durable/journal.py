@@ -34,9 +34,23 @@ from pocket_plug.store.backend import Change, Delete, Entry, Put
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING
 
+from .executions import execution_key
 from .judging import Judge
 from .processes import this_process
-from .records import FORMAT, RUN, Checkpoint, Frame, Record, Status, execution_of, field_of, keys_of, look_key, plain
+from .records import (
+    FORMAT,
+    RUN,
+    Checkpoint,
+    Frame,
+    Record,
+    Status,
+    execution_of,
+    field_of,
+    keys_of,
+    last_write,
+    look_key,
+    plain,
+)
 from .states import LEASE, State, failure_of, noticed, plain_state, read_state, state_key
 from .waits import Found
 
@@ -105,8 +119,10 @@ class Journal:
         self._is_interrupted = False
         self.is_cancelled = False
         """Was the run cancelled, as far as this execution knows?"""
+        self.has_left = False
+        """Has this execution recorded that the run has failed, was cancelled, or is left to others?"""
         self.ended: RunNotice | None = None
-        """What this execution has recorded of the run's end."""
+        """What observers are to be told of that."""
         self.is_released = False
         """Is the run to be left to others, once no node is at work? Set by whatever thread."""
 
@@ -208,7 +224,10 @@ class Journal:
         )
 
     async def record_end(self, error: BaseException) -> None:
-        """Record that the run was cancelled, released or has failed. If that can't be written, it is said: the run is stalled."""
+        """Record that the run was cancelled, released or has failed. If that can't be written, it is said: the run is stalled.
+
+        Then the error is raised of a run that was to be released, since nobody has released it.
+        """
         left_as: Status = "pending" if isinstance(error, RunReleasedError) else "failed"
         try:
             while True:
@@ -222,27 +241,36 @@ class Journal:
                     await self.stack.write([record, *self.come_to(status, failure=failure)], self.fence)
                     break
                 except Exception as failed:
-                    if await self.landed(self.checkpoint, token, failed, "") is not None:
+                    if await self.landed(self.checkpoint, token, failed, "", True) is not None:
                         break
                     if not isinstance(failed, ConflictError):
                         raise
+            self.has_left = True
             if status in ("failed", "cancelled"):
                 about = {} if failure is None else noticed(failure)
                 self.ended = RunNotice(status, self.id, self.graph.name, about)
         except RunFencedError:  # it is another execution's, which goes on with it
             if isinstance(error, RunReleasedError):
                 raise  # so it wasn't left to others by this one
-        except Exception as failed:  # noqa: BLE001 - the run's own error is what its caller is to see
+        except Exception as failed:
             log_failure(logging.WARNING, f"recording that run {self.id!r} has ended failed; it looks stalled", failed)
+            if isinstance(error, RunReleasedError):
+                raise
 
-    async def landed(self, checkpoint: Checkpoint, token: str, failed: BaseException, at: str) -> int | None:
+    async def landed(
+        self, checkpoint: Checkpoint, token: str, failed: BaseException, at: str, leaves: bool
+    ) -> int | None:
         """After a failed write: its version if it has landed all the same (only the answer was lost), else None.
 
         A ConflictError doesn't tell: a driver may have sent the write twice, the second in conflict with the first. So the
-        token in the record is compared. Raises RunFencedError where the run is somebody else's by now, and OutcomeUnknownError.
+        token in the record is compared. Of a write by which this execution `leaves` the run, others may have gone on since: then
+        the version is the one before, with which nothing more can be written. Raises RunFencedError where the run is somebody
+        else's by now, and OutcomeUnknownError.
         """
         what = f"what {at.rpartition('/')[2]!r} has written (at {self.id + at!r})"
         found = await self.found({self.checkpoint.key, checkpoint.key, self.state_key}, failed, what)
+        if leaves and await self._was_left_by(token, found.get(self.checkpoint.key), failed, what):
+            return checkpoint.version
         self.check_owner(found, failed)
         own = found.get(checkpoint.key)
         if own is not None and field_of(own, "owner") == token:
@@ -251,6 +279,17 @@ class Journal:
             raise self._unknown(what, "an earlier try has landed in the meantime") from failed
         self.take_word(found.get(self.state_key))
         return None
+
+    async def _was_left_by(self, token: str, run: Entry | None, failed: BaseException, what: str) -> bool:
+        """Was this write the last one of this execution, before somebody else moved the run or went on with it?"""
+        if run is None or execution_of(run) in (None, self.owner):
+            return False
+        if field_of(run, "epoch") == self.epoch:  # an operator has moved it
+            return last_write(run.value) == token
+        key = execution_key(self.part, self.epoch + 1)
+        note = (await self.found((key,), failed, what)).get(key)
+        former: Any = field_of(note, "former") if note is not None else None
+        return isinstance(former, dict) and former.get("write") == token
 
     def check_owner(self, found: Mapping[str, Entry], failed: BaseException | None = None) -> None:
         """Raise RunFencedError if, by what was found, the run is somebody else's by now."""

@@ -299,14 +299,14 @@ class RunLedger:
             if leaving:
                 passed = {"node": self.current, "next": frame.node, "at": run.stack.clock()}
                 records.append(Put(f"{journal.part}path:{commits:09}", passed))
-        version = await self._land([*changes, *records], expect, token)
+        version = await self._land([*changes, *records], expect, token, status != "running")
         if isinstance(kept := records[0], Put) and kept.key == journal.checkpoint.key:
             journal.landed_record = kept.value
         checkpoint.version, checkpoint.commits, checkpoint.frames, checkpoint.is_old = version, commits, frames, False
         checkpoint.failed = None  # it holds frames, and with them this execution
         self.frame = frame
 
-    async def _land(self, changes: Sequence[Change], expect: Mapping[str, int], token: str) -> int:
+    async def _land(self, changes: Sequence[Change], expect: Mapping[str, int], token: str, leaves: bool) -> int:
         """Write, and give the version; again where somebody has left word in the run's state meanwhile, and nothing else is in
         conflict.
         """
@@ -315,7 +315,7 @@ class RunLedger:
             try:
                 return await journal.stack.write(changes, {**expect, **self.fence, checkpoint.key: checkpoint.version})
             except (Exception, asyncio.CancelledError) as error:
-                landed = await journal.landed(checkpoint, token, error, self.current)
+                landed = await journal.landed(checkpoint, token, error, self.current, leaves)
                 if landed is not None:
                     if isinstance(error, asyncio.CancelledError):
                         journal.cancelled = error

@@ -17,7 +17,19 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Pu
 from pocket_plug.store.stack import Stack
 
 from .processes import this_process
-from .records import FORMAT, RUN, RUN_FIELDS, Checkpoint, Record, Status, field_of, keys_of, look_at, status_of
+from .records import (
+    FORMAT,
+    RUN,
+    RUN_FIELDS,
+    Checkpoint,
+    Record,
+    Status,
+    field_of,
+    keys_of,
+    last_write,
+    look_at,
+    status_of,
+)
 from .stalled import StallWatch
 from .standing import part_of
 from .states import State, plain_state, read_state, state_key, state_of, wake_key
@@ -128,7 +140,7 @@ async def move(
     Whatever execution is at it writes nothing from now on. Raises what the store raises, unless the write has landed all the
     same, and OutcomeUnknownError where that can't be known.
     """
-    now, token = stack.clock(), f".{run_ids.next()}"  # of a write, and of no execution
+    now, token = stack.clock(), f".{run_ids.next()}.{last_write(seen.record)}"  # of a write, and of no execution
     record = {name: seen.record[name] for name in RUN_FIELDS}
     record |= {"format": FORMAT, "status": status, "owner": token, "updated": now}
     there, state = (

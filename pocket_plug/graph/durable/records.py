@@ -43,7 +43,8 @@ Status = Literal["pending", "running", "waiting", "failed", "cancelled", "finish
 
 
 # What stands in a record: one that somebody else has written must not be taken for a run. Its `owner` is a write's token:
-# the execution's id, and after a dot which of its writes it was (in older records the id alone).
+# the execution's id, and after a dot which of its writes it was (in older records the id alone). That of an operator's begins
+# with a dot, and ends with the one that was there.
 ITEM_FIELDS: Record = {"owner": str, "commits": int, "frames": list}
 RUN_FIELDS: Record = {
     **ITEM_FIELDS,
@@ -150,6 +151,11 @@ def execution_of(entry: Entry) -> str | None:
     """The id of the execution that wrote a record."""
     owner = field_of(entry, "owner")
     return owner.partition(".")[0] if isinstance(owner, str) else None
+
+
+def last_write(record: Record) -> str:
+    """The token of the last write of an execution. One that an operator has moved since has it behind the token of that."""
+    return ".".join(record["owner"].split(".")[-2:])
 
 
 def keys_of(run_id: str) -> tuple[str, str]:

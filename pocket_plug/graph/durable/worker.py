@@ -12,11 +12,9 @@ from typing import Literal, Protocol
 
 from pocket_plug.errors import (
     ConfigError,
-    OutcomeUnknownError,
     PocketError,
     RunBusyError,
     RunCancelledError,
-    RunFencedError,
     RunStuckError,
     RunSuspendedError,
     StoreError,
@@ -64,7 +62,8 @@ class WorkerReport:
     """What has become of a run in a worker.
 
     `taken` when it goes on here. Then one of: `finished`; `waiting`, for an answer or a time; `failed`; `cancelled`; `released`,
-    since the worker stops; `lost` to another execution. `refused`, said once: it can't go on in this worker's graph.
+    since the worker stops. Each is said of what is recorded; else the run is `lost`: to another execution, or since the store
+    failed, and then it looks stalled till others go on with it. `refused`, said once: it can't go on in this worker's graph.
     """
 
     became: Became
@@ -285,7 +284,7 @@ class Worker:
             await execution.go(MISSING)
         except Exception as error:  # noqa: BLE001 - it is the run's, and recorded there
             if ledger.is_taken:
-                became = _became(error)
+                became = _became(error, journal.has_left)
                 self._tell(became, journal, error if became in ("failed", "lost") else None)
             else:
                 await self._not_taken(finder, journal, error, pocket)
@@ -336,8 +335,8 @@ class _WorkerLedger(RunLedger):
         return await super().hold(run, travel, value)
 
 
-def _became(error: Exception) -> Became:
-    """What has become of a run whose execution has ended with this error."""
+def _became(error: Exception, is_recorded: bool) -> Became:
+    """What has become of a run whose execution has ended with this error, and may have recorded that."""
     match error:
         case RunReleasedError():
             return "released"
@@ -345,10 +344,8 @@ def _became(error: Exception) -> Became:
             return "waiting"
         case RunCancelledError():
             return "cancelled"
-        case RunFencedError() | OutcomeUnknownError():
-            return "lost"
         case _:
-            return "failed"
+            return "failed" if is_recorded else "lost"
 
 
 def _checked(graphs: Sequence[Served]) -> Sequence[Served]:

@@ -113,7 +113,7 @@ class Tracing(Layer):
             return await self.inner.read_many(keys)
         keys = list(keys)
         attributes = self._attributes("get_many") | {"db.operation.batch.size": len(keys)}
-        about = Operation("get_many", _target(*keys), attributes, context, keys)
+        about = Operation("get_many", _common_target(keys), attributes, context, keys)
         if self._attach_read:
             span = self._start(live, about)
             if span is None:
@@ -152,7 +152,7 @@ class Tracing(Layer):
             keys = [change.key for change in changes] or [*expect]
             name = "write" if changes else "check"
             attributes = self._attributes(name) | {"db.operation.batch.size": len(keys)}
-            about = Operation(name, _target(*keys), attributes, context, keys)
+            about = Operation(name, _common_target(keys), attributes, context, keys)
         if self._attach_write:
             span = self._start(live, about)
             if span is None:
@@ -270,10 +270,15 @@ def _heard(live: Live, context: Context) -> Live | None:
     return live
 
 
-def _target(*keys: str) -> str:
-    """What an operation is about, as its span is called: a key's template; "checkpoint" where a durable run's is among them."""
-    if len(keys) == 1 and (template := template_of(keys[0])):
-        return template
+def _target(key: str) -> str:
+    """What an operation is about, as its span is called: the key's template; "checkpoint" for a durable run's."""
+    return template_of(key) or ("checkpoint" if key.startswith(CHECKPOINT) else "")
+
+
+def _common_target(keys: Sequence[str]) -> str:
+    """The same of several: "checkpoint" where a durable run's is among them."""
+    if len(keys) == 1:
+        return _target(keys[0])
     return "checkpoint" if any(key.startswith(CHECKPOINT) for key in keys) else ""
 
 

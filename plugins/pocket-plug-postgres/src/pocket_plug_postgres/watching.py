@@ -3,6 +3,8 @@
 NOTIFY costs whoever writes: of all that notify, one commits at a time. So a write does it only while somebody watches, which the
 subscription says in the data set's table `about`. It then locks the data set for a moment: whoever wrote without having seen that
 has committed by then, and whoever comes later sees it.
+
+Words come in the order of the commits, in which versions aren't given. So it counts up to which version all were told (`_Told`).
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import logging
 import os
 import selectors
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from random import uniform
 from time import monotonic
 from uuid import uuid4
 
 import psycopg
+from psycopg.errors import LockNotAvailable
 from psycopg.pq import ExecStatus
 
 from pocket_plug.primitives.forking import after_fork, new_lock
@@ -28,6 +32,9 @@ from .schema import DataSet
 WATCH_EVERY = 1.0
 """Seconds from one look at the server to the next. This and `timeout` after a write it is told, or everything is old."""
 
+LONGEST_HOLD = 0.1
+"""Seconds that writers are held up, at most, where a version was drawn and never written."""
+
 LONGEST_PAUSE = 2.0
 """Seconds between two tries to subscribe, at most."""
 
@@ -35,7 +42,10 @@ _WATCHED = "UPDATE {s}.about SET watched_until = greatest(watched_until, clock_t
 _IS_WATCHED = (
     "SELECT watched_until > clock_timestamp(), watched_until > clock_timestamp() + interval '30 s' FROM {s}.about"
 )
-_SINCE_NOW = "SELECT pg_advisory_xact_lock({lock})"
+# Whoever has drawn a version has the lock until he has committed, so all up to the last one drawn are there.
+_SINCE_NOW = (
+    "SET LOCAL lock_timeout = {milliseconds}; SELECT pg_advisory_xact_lock({lock}); SELECT last_value FROM {s}.versions"
+)
 
 _left_alone: list[object] = []
 """In a forked child: the parent's connections, which must not be collected."""
@@ -52,7 +62,7 @@ class Subscription:
 
     def __init__(self, watcher: Watcher, data: DataSet, conninfo: str, lock: int, timeout: float) -> None:
         self._watcher, self._data, self._conninfo, self._timeout = watcher, data, conninfo, timeout
-        self._since_now = _SINCE_NOW.format(lock=lock)
+        self._whole = lock
         self._lock = new_lock()
         self._thread: _Thread | None = None
         after_fork(self._begin_anew)
@@ -82,11 +92,11 @@ class Subscription:
         while not thread.is_closed:
             try:
                 with _Line(thread, self._conninfo, self._timeout) as line:
-                    self._subscribe(line)
+                    told = self._subscribe(line)
                     lost = 0
-                    self._watcher.back()
+                    self._watcher.back(told.up_to)
                     try:
-                        while self._look(line):
+                        while self._look(line, told):
                             pass
                     finally:
                         if not thread.is_closed:
@@ -101,25 +111,36 @@ class Subscription:
                     )
                 thread.pause(uniform(0, min(LONGEST_PAUSE, 0.1 * 2.0 ** min(lost, 10))))  # noqa: S311 - no secret
 
-    def _subscribe(self, line: _Line) -> None:
+    def _subscribe(self, line: _Line) -> _Told:
         """From its end on, every write is told. A word to itself shows that words come: through some poolers they don't."""
-        word = f"?{uuid4().hex}"
         line.ask(f'LISTEN "{self._data.schema}"')
         line.ask(self._data.sql(_WATCHED))
-        line.ask(self._since_now)
+        return _Told(self._landed(line, self._timeout, lambda words: None))
+
+    def _landed(self, line: _Line, hold: float, tell: Callable[[list[str]], None]) -> int:
+        """A version: all writes up to it have landed, and their words have been told.
+
+        Writers wait until those that are under way have landed, but for no more than `hold` seconds: LockNotAvailable.
+        """
+        word = f"?{uuid4().hex}"
+        milliseconds = max(1, int(1000 * hold))
+        [[version]] = line.ask(self._data.sql(_SINCE_NOW, lock=self._whole, milliseconds=milliseconds))
         line.ask(f"SELECT pg_notify('{self._data.schema}', '{word}')")
         until = monotonic() + self._timeout
-        while word not in line.told():
+        while word not in (words := line.told()):
+            tell(words)
             if not line.wait(until - monotonic()):
                 raise _SilentServerError(
                     "no notification arrives: LISTEN needs the server itself, or a pooler in session mode"
                 )
+        tell(words)
+        return int(version)
 
-    def _look(self, line: _Line) -> bool:
+    def _look(self, line: _Line, told: _Told) -> bool:
         """Tell what has come within WATCH_EVERY; then ask the server whether it is still there. False once closed."""
-        until = monotonic() + WATCH_EVERY
+        before, until = told.up_to, monotonic() + WATCH_EVERY
         while line.wait(until - monotonic()):
-            self._tell(line.told())
+            self._tell(line.told(), told)
         if line.is_closed:
             return False
         [[is_watched, is_watched_on]] = line.ask(self._data.sql(_IS_WATCHED))
@@ -127,18 +148,25 @@ class Subscription:
             raise _SilentServerError("the server's clock has jumped")
         if is_watched_on != "t":
             line.ask(self._data.sql(_WATCHED))
-        self._tell(line.told())
+        self._tell(line.told(), told)
+        if told.has_gap and told.up_to == before:
+            with suppress(LockNotAvailable):  # the next look tries again
+                told.skip_to(self._landed(line, LONGEST_HOLD, lambda words: self._tell(words, told)))
+                self._watcher.changed({}, told.up_to)
         return True
 
-    def _tell(self, words: list[str]) -> None:
+    def _tell(self, words: list[str], told: _Told) -> None:
         for word in words:
             if word.startswith("?"):
                 continue
             if not word:  # more keys than a word can have
+                told.has_gap = True
                 self._watcher.lost()
-                self._watcher.back()
+                self._watcher.back(told.up_to)
                 continue
-            self._watcher.changed(_versions(word))
+            versions = _versions(word)
+            told.add(versions.values())
+            self._watcher.changed(versions, told.up_to)
 
 
 def _versions(word: str) -> Mapping[str, int]:
@@ -149,6 +177,39 @@ def _versions(word: str) -> Mapping[str, int]:
     """
     pairs = (each.split(":") for each in word.split(" "))
     return {bytes.fromhex(key).decode(): int(version) for version, key in pairs}
+
+
+class _Told:
+    """Up to which version all writes were told. A gap closes soon, but for a version that was drawn and never written, or not
+    told with the others: the connection was lost, or the write had versions of its own, or too many keys for a word.
+
+    >>> told = _Told(4)
+    >>> told.add([6])
+    >>> told.up_to, told.has_gap
+    (4, True)
+    >>> told.add([5])
+    >>> told.up_to, told.has_gap
+    (6, False)
+    """
+
+    def __init__(self, up_to: int) -> None:
+        self.up_to = up_to
+        self.has_gap = False
+        self._behind_gap = set[int]()
+
+    def add(self, versions: Iterable[int]) -> None:
+        """These were told."""
+        self._behind_gap.update(version for version in versions if version > self.up_to)
+        while self.up_to + 1 in self._behind_gap:
+            self.up_to += 1
+            self._behind_gap.remove(self.up_to)
+        self.has_gap = bool(self._behind_gap)
+
+    def skip_to(self, version: int) -> None:
+        """All up to this one are told."""
+        self.up_to = max(self.up_to, version)
+        self._behind_gap = {each for each in self._behind_gap if each > self.up_to}
+        self.add(())
 
 
 class _Thread(threading.Thread):
@@ -223,7 +284,7 @@ class _Line:
     def ask(self, sql: str) -> list[list[str]]:
         """Run a statement; its rows, as text."""
         until = monotonic() + self._timeout
-        pgconn, rows = self._pgconn, list[list[str]]()
+        pgconn, rows, failure = self._pgconn, list[list[str]](), None
         pgconn.send_query(sql.encode())
         pgconn.flush()
         while True:
@@ -231,9 +292,11 @@ class _Line:
                 if not self.wait(until - monotonic()):
                     raise _SilentServerError(f"no answer within {self._timeout:g} s")
             if (result := pgconn.get_result()) is None:
+                if failure is not None:
+                    raise failure
                 return rows
             if result.status == ExecStatus.FATAL_ERROR:
-                raise psycopg.errors.error_from_result(result)
+                failure = psycopg.errors.error_from_result(result)
             rows = [
                 [(result.get_value(row, column) or b"").decode() for column in range(result.nfields)]
                 for row in range(result.ntuples)

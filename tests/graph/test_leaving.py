@@ -1,0 +1,284 @@
+"""How executions leave their runs where the store fails: what is said of it is true, whatever others have done since."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocket_plug import (
+    Ask,
+    ConflictError,
+    Graph,
+    OutcomeUnknownError,
+    Pocket,
+    Put,
+    RunFencedError,
+    Runs,
+    RunSuspendedError,
+    Store,
+    StoreError,
+    Worker,
+    WorkerReport,
+    hookimpl,
+    node,
+)
+from pocket_plug.graph.durable.records import RUN
+from pocket_plug.hookspecs import RunNotice
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
+from pocket_plug.store.layer import Layer
+from pocket_plug.testing.clock import run_virtual
+
+LOST = StoreError("the answer is lost")
+REFUSED = StoreError("the server is gone")
+
+
+class Leaving(Layer):
+    """Something happens to the write by which a run comes into one state, and to what is asked afterwards."""
+
+    name = "leaving"
+    inline_write = False
+    status: str = ""
+    lands: bool = True
+    answer: Any = None
+    """The error that comes in place of the answer."""
+    look: Any = None
+    """The error of each look afterwards."""
+    meanwhile: Any = None
+    """What others do before that."""
+    happened: Any = None
+    """A list, to which it adds that it has happened."""
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        leaves = any(
+            isinstance(each, Put) and each.key.startswith(RUN) and each.value["status"] == self.status
+            for each in changes
+        )
+        if not leaves or self.happened:
+            return await self.inner.write(changes, expect)
+        self.happened.append(True)
+        if self.lands:
+            await self.inner.write(changes, expect)
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        raise self.answer
+
+    async def read(self, key: str) -> Entry | None:
+        return (await self.read_many((key,))).get(key)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        if self.happened and self.look is not None:
+            raise self.look
+        return await self.inner.read_many(keys)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/state.db?durability=process"
+
+
+class Told:
+    """What a worker reports, and what plugins are told."""
+
+    def __init__(self) -> None:
+        self.reports: list[WorkerReport] = []
+        self.notices: list[RunNotice] = []
+
+    def report(self, report: WorkerReport) -> None:
+        self.reports.append(report)
+
+    @property
+    def became(self) -> list[str]:
+        return [report.became for report in self.reports]
+
+    @hookimpl
+    def pocket_run_notice(self, notice: RunNotice) -> None:
+        self.notices.append(notice)
+
+
+asking: Graph[int, bool] = Graph(Ask[int, bool](bool, question="Really?"), name="asking")
+
+
+async def answered(store: Store) -> None:
+    await Runs(store).answer("r", True)
+
+
+async def cancelled(store: Store) -> None:
+    await Runs(store).cancel("r")
+
+
+async def resumed(store: Store) -> None:
+    assert await asking.resume("r", answer=True, store=store)
+
+
+async def answered_and_resumed(store: Store) -> None:
+    await answered(store)
+    assert await asking.resume("r", store=store)
+
+
+@pytest.mark.parametrize("answer", [LOST, ConflictError(["x"])], ids=["lost", "met itself"])
+@pytest.mark.parametrize("by", ["run", "worker"])
+@pytest.mark.parametrize("others", [answered, cancelled, resumed, answered_and_resumed])
+def test_who_has_suspended_a_run_is_told_so_though_others_have_gone_on_with_it(
+    url: str, others: Callable[[Store], Awaitable[None]], by: str, answer: Exception
+) -> None:
+    """Only the answer to that write was lost. Nobody has taken the run from it, and it was waiting."""
+    happened, told = list[bool](), Told()
+
+    async def main() -> None:
+        async with Store(url) as other:
+            leaving = Leaving(status="waiting", answer=answer, meanwhile=lambda: others(other), happened=happened)
+            async with Store(url, layers=[leaving]) as store:
+                if by == "run":
+                    with pytest.raises(RunSuspendedError) as error:
+                        await asking.run(1, run_id="r", store=store)
+                    assert error.value.question == "Really?"
+                else:
+                    await asking.submit(1, run_id="r", store=store)
+                    await Worker([asking], store=store, report=told.report, concurrency=1).run(once=True)
+                    assert told.became[:2] == ["taken", "waiting"]
+
+    run_virtual(main())
+    assert happened
+
+
+def test_who_was_overtaken_before_it_could_suspend_its_run_is_told_that(url: str) -> None:
+    """The other execution has come to the same question; what the first one has written did not land."""
+    happened: list[bool] = []
+
+    async def main() -> None:
+        async with Store(url) as other:
+
+            async def overtake() -> None:
+                with pytest.raises(RunSuspendedError):
+                    await asking.run(1, run_id="r", store=other, takeover=True)
+
+            leaving = Leaving(status="waiting", lands=False, answer=REFUSED, meanwhile=overtake, happened=happened)
+            async with Store(url, layers=[leaving]) as store:
+                with pytest.raises(RunFencedError, match="epoch 2 owns it, this was 1"):
+                    await asking.run(1, run_id="r", store=store)
+
+    run_virtual(main())
+    assert happened
+
+
+def test_who_was_overtaken_is_told_that_whatever_operators_have_done_since(url: str) -> None:
+    """They keep in the record which write of an execution was the last one, and that was none of this one's."""
+    happened: list[bool] = []
+
+    async def main() -> None:
+        async with Store(url) as other:
+
+            async def overtake() -> None:
+                with pytest.raises(RunSuspendedError):
+                    await asking.run(1, run_id="r", store=other, takeover=True)
+                await Runs(other).answer("r", True)
+                await Runs(other).cancel("r")
+
+            leaving = Leaving(status="waiting", lands=False, answer=REFUSED, meanwhile=overtake, happened=happened)
+            async with Store(url, layers=[leaving]) as store:
+                with pytest.raises(RunFencedError):
+                    await asking.run(1, run_id="r", store=store)
+
+    run_virtual(main())
+    assert happened
+
+
+@pytest.mark.parametrize("lands", [True, False])
+@pytest.mark.parametrize("look", [None, REFUSED], ids=["it can be looked for", "no look succeeds"])
+def test_a_worker_says_failed_only_of_what_is_recorded(url: str, lands: bool, look: Exception | None) -> None:
+    """Else it has lost the run, by the error that the run had: that stalls, and is tried again by whoever takes it over."""
+    happened, told, tries = list[bool](), Told(), list[int]()
+
+    @node
+    async def fail_once(n: int) -> int:
+        tries.append(n)
+        if len(tries) == 1:
+            raise ValueError("once")
+        return n
+
+    graph = Graph(fail_once, name="failing")
+
+    async def main() -> None:
+        async with Store(url) as other:
+
+            async def retry() -> None:
+                await Runs(other).retry("r")
+                assert await graph.resume("r", store=other) == 1
+
+            meanwhile = retry if lands else None
+            leaving = Leaving(
+                status="failed", lands=lands, answer=LOST, look=look, meanwhile=meanwhile, happened=happened
+            )
+            async with Store(url, layers=[leaving]) as store:
+                await graph.submit(1, run_id="r", store=store)
+                pocket = Pocket(plugins=[told], autoload=False)
+
+                def stop(report: WorkerReport) -> None:
+                    told.report(report)
+                    if report.became != "taken":
+                        worker.stop()
+
+                worker = Worker([graph], store=store, report=stop, pocket=pocket)
+                await worker.run()
+            if not lands:
+                assert (await Runs(other).get("r")).state == "stalled"
+                assert await graph.resume("r", store=other) == 1
+
+    run_virtual(main())
+    assert happened
+    is_recorded = lands and look is None
+    assert told.became == ["taken", "failed" if is_recorded else "lost"]
+    assert str(told.reports[-1].error) == "once"
+    assert ("failed" in [notice.what for notice in told.notices]) == is_recorded
+    assert tries == [1, 1]
+
+
+@pytest.mark.parametrize("lands", [True, False])
+@pytest.mark.parametrize("look", [None, REFUSED], ids=["it can be looked for", "no look succeeds"])
+def test_a_worker_says_released_only_of_what_is_recorded(url: str, lands: bool, look: Exception | None) -> None:
+    """Else it has lost the run, by the store's error: that stalls, and others take it over."""
+    happened, told, done = list[bool](), Told(), list[str]()
+
+    @node
+    async def first(n: int) -> int:
+        done.append("first")
+        worker[0].stop()
+        return n
+
+    @node
+    async def second(n: int) -> int:
+        done.append("second")
+        return n
+
+    graph, worker = Graph(first >> second, name="two"), list[Worker]()
+
+    async def main() -> None:
+        async with Store(url) as other:
+
+            async def go_on() -> None:
+                await Worker([graph], store=other).run(once=True)
+
+            meanwhile = go_on if lands else None
+            leaving = Leaving(
+                status="pending", lands=lands, answer=LOST, look=look, meanwhile=meanwhile, happened=happened
+            )
+            async with Store(url) as plain:
+                await graph.submit(1, run_id="r", store=plain)
+            async with Store(url, layers=[leaving]) as store:
+                worker.append(Worker([graph], store=store, report=told.report))
+                await worker[0].run()
+            if not lands:
+                assert (await Runs(other).get("r")).state == "stalled"
+                await go_on()
+            assert await graph.resume("r", store=other) == 1
+
+    run_virtual(main())
+    assert happened
+    is_recorded = lands and look is None
+    assert told.became == ["taken", "released" if is_recorded else "lost"]
+    error = told.reports[-1].error
+    assert type(error) is (type(None) if is_recorded else StoreError if look is None else OutcomeUnknownError)
+    assert done == ["first", "second"]
