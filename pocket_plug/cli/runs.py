@@ -27,13 +27,14 @@ from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.store import StoreScope
 
-from .entries import Target, by_name, by_url, in_units, sealing, text_of
+from .entries import sealing, text_of
 from .given import value_of
 from .jsonlines import is_json, type_in
-from .output import as_json, echo, echo_json, print_table
+from .output import as_json, echo, echo_json, in_units, print_table
 from .run import load_graph, print_result, trace_options, traced
 from .runs_check import check
 from .runs_prune import prune
+from .target import Target, by_name, by_url
 
 if TYPE_CHECKING:
     from pocket_plug.layers.tracing import Capture

@@ -505,8 +505,7 @@ class _Bounded(EntryTable):
                 deleted.append(key)
             else:
                 continue
-            if key in new:
-                del new[key]  # the last change of a key is its last use
+            new.pop(key, None)  # the last change of a key is its last use
             new[key] = record
         self._bytes += self._growth(new) if self._weighs else 0
         self._exempt += exempted

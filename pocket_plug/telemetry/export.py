@@ -267,11 +267,12 @@ class _SaidOnce(logging.Filter):
         self._said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        message = str(record.msg)
-        if record.levelno < logging.WARNING or message not in self._said:
-            self._said.add(message)
+        if record.levelno < logging.WARNING:
             return True
-        return False
+        message = str(record.msg)
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
 
 
 _quiet: set[str] = set()
