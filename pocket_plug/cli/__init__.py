@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import IO, Any
 
@@ -110,6 +110,9 @@ class Commands(click.Group):
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
         except BaseException as error:
+            if isinstance(error, OSError) and _is_of_stdout(error):
+                with said_if_unwritable("stdout"):
+                    raise
             if ctx.params["debug"] or not is_fault(error) or isinstance(error, SystemExit):
                 raise
             from .tracebacks import user_traceback
@@ -182,17 +185,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 message += " What begins with - and is no option, such as a run's id, goes behind --"
             vars(error)["possibilities"] = None
         vars(error)["message"] = escaped(message, keep="\n\t")  # click's own quote the command line
-        error.show()
+        with _as_far_as_stderr_takes_it():
+            error.show()
         return error.exit_code
     except click.Abort:
-        echo("interrupted", err=True)
+        with _as_far_as_stderr_takes_it():
+            echo("interrupted", err=True)
         return 130
     except BaseException as error:  # the user's: as Python prints it, but escaped
         if not is_fault(error) or isinstance(error, SystemExit):
             raise
-        echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+        with _as_far_as_stderr_takes_it():
+            echo("".join(traceback.format_exception(error)).rstrip(), err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    """Was it raised where click prints on stdout? There it prints the help of a command, of a plugin's too."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code is click.echo.__code__)
+    return any(frame.f_locals["file"] is sys.stdout for frame in frames)
+
+
+@contextmanager
+def _as_far_as_stderr_takes_it() -> Generator[None]:
+    """Within, the last words. Where stderr can't be written to there is nobody to tell that, and the exit code says the rest."""
+    with suppress(OSError, click.ClickException):
+        yield
 
 
 def _where_it_stands(error: click.NoSuchOption) -> str:
