@@ -70,7 +70,7 @@ class Seen:
         return part_of(self.key)
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         """What the record says."""
         return status_of(self.record)
 
