@@ -140,18 +140,17 @@ class SQLite(Backend):
         rows = self._rows(READ, ((str(key),),))
         if not rows:
             return None
-        record, version, expires_at = rows[0]
-        now = 0 if expires_at is None else self.clock()  # most have no deadline, and the clock would be 1 % of a read
-        return self._records.entry(key, record, version, expires_at, now)
+        row = rows[0]
+        now = 0 if row[2] is None else self.clock()  # most have no deadline, and the clock would be 1 % of a read
+        return self._records.entry(key, row, now)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """All as they were at one moment."""
         now, as_entry = self.clock(), self._records.entry
         entries: dict[str, Entry] = {}
-        for key, record, version, expires_at in self._rows_of(keys):
-            entry = as_entry(key, record, version, expires_at, now)
-            if entry is not None:
-                entries[key] = entry
+        for row in self._rows_of(keys):
+            if (entry := as_entry(row[0], row[1:], now)) is not None:
+                entries[row[0]] = entry
         return entries
 
     def _rows_of(self, keys: Iterable[str]) -> list[tuple[Any, ...]]:

@@ -37,8 +37,9 @@ class Records:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def entry(self, key: str, record: Any, version: Any, expires_at: Any, now: float) -> Entry | None:
-        """A row as an entry; None where it has expired. Raises CodecError, which names the key, for a damaged one."""
+    def entry(self, key: str, row: tuple[Any, ...], now: float) -> Entry | None:
+        """What READ gives, as an entry; None where it has expired. Raises CodecError, which names the key, for a damaged row."""
+        record, version, expires_at = row
         try:
             place = place_of(key, version, expires_at)
             if expires_at is not None and expires_at <= now:
