@@ -11,8 +11,8 @@ import click
 
 from pocket_plug.store.backend import Copyable
 
-from .entries import Target, path_of
 from .output import echo, progress
+from .target import Target, path_of
 
 
 @click.command

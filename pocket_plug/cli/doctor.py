@@ -24,9 +24,10 @@ import click
 from pocket_plug.errors import ConfigError, PocketError, is_fault
 from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.plugins.checking import check_config
-from pocket_plug.plugins.config import Config, StoreTable, alternatives, find_config, named_config, read_config
+from pocket_plug.plugins.config import Config, StoreTable, find_config, named_config, read_config
 from pocket_plug.plugins.discovery import OUR_DISTRIBUTION, find_libraries, missing_requirements
 from pocket_plug.plugins.pocket import DISABLE, Pocket, named_by_variable
+from pocket_plug.plugins.tables import alternatives
 from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.redaction import public_url, variables

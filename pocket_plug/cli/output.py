@@ -128,3 +128,18 @@ def progress(doing: str, total: int) -> Generator[Callable[[int], None]]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=total)
         yield lambda more: bar.advance(task, more)
+
+
+def in_units(seconds: float) -> str:
+    """A time in its two greatest units.
+
+    >>> in_units(90_061)
+    '1d1h'
+    """
+    rest = max(0, int(seconds))
+    numbers: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
+        number, rest = divmod(rest, size)
+        if number:
+            numbers.append(f"{number}{unit}")
+    return "".join(numbers[:2]) or "0s"

@@ -16,8 +16,8 @@ from pocket_plug.plugins.pocket import Pocket, current_default, default_pocket
 from pocket_plug.primitives.signals import run_loop
 
 from .given import input_of, value_of
+from .loading import load
 from .output import as_json, echo, echo_json, echo_value
-from .target import load
 
 if TYPE_CHECKING:
     from pocket_plug.layers.tracing import Capture
@@ -160,6 +160,8 @@ def _run_graph(graph: Graph[Any, Any], given: str | None, run_id: str | None) ->
         async with default_pocket() as pocket:
             return await pocket.run(graph, value, run_id=run_id)
 
+    if run_id is None and graph.plan.asks:
+        raise click.UsageError(f"graph {graph.name!r} asks, so its run may have to wait; give it an id: --run-id ID")
     value = value_of(given, input_of(graph.plan.start), "--input")
     return run_loop(in_pocket())
 
@@ -182,9 +184,7 @@ def graph(target: str, as_svg: bool, as_json: bool) -> None:
     What is wrong with it is said as well. TARGET is a Python file or a folder that defines `graph`; TARGET:name takes
     another name.
     """
-    title, found = load(target, ("graph",))
-    if not is_graph(found):
-        raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph; name another one: FILE:name")
+    _, found = load_graph(target)
     if as_json:
         charts = {"svg": found.svg()} if as_svg else {"mermaid": found.mermaid()}
         echo_json({"name": found.name, **charts}, is_compact=True)

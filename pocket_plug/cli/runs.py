@@ -27,13 +27,14 @@ from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.store import StoreScope
 
-from .entries import Target, by_name, by_url, in_units, sealing, text_of
+from .entries import sealing, text_of
 from .given import value_of
 from .jsonlines import is_json, type_in
-from .output import as_json, echo, echo_json, print_table
+from .output import as_json, echo, echo_json, in_units, print_table
 from .run import load_graph, print_result, trace_options, traced
 from .runs_check import check
 from .runs_prune import prune
+from .target import Target, by_name, by_url
 
 if TYPE_CHECKING:
     from pocket_plug.layers.tracing import Capture
@@ -305,8 +306,8 @@ def resume(
 ) -> None:
     """Go on with a run, and print its result.
 
-    TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer, the question is said and the
-    exit code is 3.
+    TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer or a time, the question or
+    the time is said and the exit code is 3.
     """
 
     async def resumed(graph: Graph[Any, Any], pocket: Pocket) -> object:

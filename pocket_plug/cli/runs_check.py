@@ -10,9 +10,9 @@ from pocket_plug.graph.durable import RunCheck
 from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.primitives.signals import run_loop
 
-from .entries import Target
 from .output import as_json, echo, echo_json, print_table
 from .run import load_graph
+from .target import Target
 
 
 @click.command

@@ -12,8 +12,9 @@ from pocket_plug.graph.durable.prune import prune as pruned_of
 from pocket_plug.graph.retention import BY_DEFAULT, PRUNABLE, Retention
 from pocket_plug.plugins.pocket import default_pocket
 
-from .entries import Target, sealing
+from .entries import sealing
 from .output import as_json, echo, echo_json
+from .target import Target
 
 
 @click.command

@@ -23,14 +23,9 @@ from pocket_plug.store.lists import item_pages, lists_at
 from .backup import backup
 from .entries import (
     BATCH,
-    Target,
-    by_name,
-    by_url,
     count,
     found_entries,
-    in_units,
     names_of,
-    path_of,
     readable_name,
     removable_name,
     sealing,
@@ -39,7 +34,8 @@ from .entries import (
 )
 from .jsonlines import is_json, line_of, type_in, why_no_json
 from .listed import faults_of, is_list, remove_items
-from .output import as_json, echo, echo_json, echo_value, print_table, progress
+from .output import as_json, echo, echo_json, echo_value, in_units, print_table, progress
+from .target import Target, by_name, by_url, path_of
 from .transfer import export, import_
 
 

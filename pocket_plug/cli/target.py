@@ -1,60 +1,130 @@
-"""What `run` and `graph` are pointed at: a Python file or a folder, imported as Python itself would.
-
-`TARGET` is a file or a folder, with `:name` for one thing in it. A folder means its `app.py`, else its `__init__.py`.
-What lies in a package is imported as part of it, so its relative imports work.
-"""
+"""The store that the command line names, by a URL or by the configuration."""
 
 from __future__ import annotations
 
-import importlib
-import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import click
 
-from pocket_plug.errors import suggest
+from pocket_plug.layers import Persistence
+from pocket_plug.plugins.config import StoreTable
+from pocket_plug.plugins.pocket import default_pocket
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.store.backend import Backend
+from pocket_plug.store.layer import parts
+from pocket_plug.store.memory import Memory
+from pocket_plug.store.stack import Stack
+from pocket_plug.store.store import Store
 
 
-def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
-    """The thing that a target names, by default the first of `names` that there is, after `path:name` for messages."""
-    path, colon, name = target.rpartition(":")
-    if not colon or Path(target).exists():
-        path, name = target, ""
-    module = _import(_file(Path(path)))
-    for each in (name,) if name else names:
-        if hasattr(module, each):
-            return f"{path}:{each}", getattr(module, each)
-    if name:
-        raise click.UsageError(f"{path} has no {name!r}.{suggest(name, dir(module))}")
-    raise click.UsageError(f"{path} defines no {' and no '.join(names)}; name what is meant: {path}:name")
+class Target:
+    """The store that the command line names."""
+
+    def __init__(self, url: str | None, name: str | None) -> None:
+        if url is not None and name is not None:
+            raise click.UsageError("--url and --name each name a store; give one of them")
+        self.url, self.name = url, name
+
+    def __str__(self) -> str:
+        if self.url is not None:
+            return public_url(self.url)
+        return "the default store" if self.name is None else f"stores.{self.name}"
+
+    def _store(self) -> Store:
+        if self.url is not None:
+            return Store(self.url)
+        pocket = default_pocket()
+        return pocket.store if self.name is None else pocket.stores[self.name]
+
+    def _found(self, *, may_be_new: bool) -> tuple[Stack, Backend]:
+        """The stack, and the backend where its entries last. Refused where there can be nothing."""
+        stack = self._store().stack
+        backend = _lasting(stack)
+        if type(backend) is Memory:
+            raise click.UsageError(
+                f"{self} is in memory, and each process has one of its own; name another store, such as "
+                "--url sqlite:///state.db"
+            )
+        path = path_of(backend)
+        if path is not None and not may_be_new and not path.exists():
+            raise click.UsageError(f"{self}: there is no file {path}; give the path of a store that exists")
+        return stack, backend
+
+    @property
+    def is_on_server(self) -> bool:
+        """Is it reached over a network? Then an error of the store may be one of getting there, and no damage."""
+        return _lasting(self._store().stack).address is not None
+
+    def evicts(self) -> bool:
+        """Does the stack remove entries by itself? Then lists lack items, and nothing is wrong with that."""
+        return self._found(may_be_new=False)[0].evicts
+
+    def refuse_another(self, title: str, stack: Stack, default: Stack) -> None:
+        """Raise UsageError where a graph has a store of its own, and so not the one that is named."""
+        if (self.url or self.name) is not None and not is_one_place(stack, default):
+            raise click.UsageError(
+                f"{title} has a store of its own, so its runs aren't in {self}; leave out --url and --name"
+            )
+
+    def make_default(self) -> None:
+        """Let graphs that have no store of their own run over it."""
+        if self.url is None and self.name is None:
+            return
+        self._found(may_be_new=False)
+        pocket = default_pocket()
+        table = StoreTable("--url", self.url) if self.url is not None else pocket.config.stores[self.name or ""]
+        pocket.config = replace(pocket.config, store=table)
+
+    def backend(self) -> Backend:
+        """Where its entries last, not opened."""
+        return self._found(may_be_new=False)[1]
+
+    @asynccontextmanager
+    async def opened(self, *, may_be_new: bool = False) -> AsyncGenerator[Stack]:
+        """The whole stack, so that what layers did to values is undone."""
+        stack, _ = self._found(may_be_new=may_be_new)
+        await stack.open()
+        try:
+            yield stack
+        finally:
+            await stack.close()
+
+    @asynccontextmanager
+    async def opened_backend(self) -> AsyncGenerator[Backend]:
+        """The backend alone, in which nothing has expired yet."""
+        _, backend = self._found(may_be_new=False)
+        backend.clock = lambda: 0.0
+        await backend.open()
+        try:
+            yield backend
+        finally:
+            await backend.close()
 
 
-def _file(path: Path) -> Path:
-    if path.is_dir():
-        for name in ("app.py", "__init__.py"):
-            if (path / name).is_file():
-                return path / name
-        raise click.UsageError(f"the folder {path} has neither app.py nor __init__.py")
-    if not path.is_file():
-        raise click.UsageError(f"there is no file or folder {path}")
-    if path.suffix != ".py":
-        raise click.UsageError(f"{path} is no Python file; its name must end in .py")
-    return path
+def _lasting(stack: Stack) -> Backend:
+    for part in parts(stack):
+        if isinstance(part, Persistence):
+            return default_pocket().backend(part.to) if isinstance(part.to, str) else part.to
+    return parts(stack)[-1]
 
 
-def _import(file: Path) -> ModuleType:
-    file = file.resolve()
-    parts = [] if file.stem == "__init__" else [file.stem]
-    root = file.parent
-    while (root / "__init__.py").is_file():
-        parts.insert(0, root.name)
-        root = root.parent
-    name = ".".join(parts)
-    sys.path.insert(0, str(root))
-    module = importlib.import_module(name)
-    if Path(module.__file__ or "").resolve() != file:
-        owner = module.__file__ or "a module built into Python"
-        raise click.UsageError(f"{file} can't be imported as {name!r}, which is {owner} already; rename it")
-    return module
+def path_of(backend: Backend) -> Path | None:
+    """The file that it lives in, if it says so as SQLite does."""
+    path: object = getattr(backend, "path", None)
+    return Path(path) if isinstance(path, str) else None
+
+
+def is_one_place(one: Stack, other: Stack) -> bool:
+    """Do both keep their entries in the same place: one backend, or one file?"""
+    if one is other:
+        return True
+    backends = (_lasting(one), _lasting(other))
+    paths = [path for path in map(path_of, backends) if path is not None and path.exists()]
+    return backends[0] is backends[1] or (len(paths) == 2 and paths[0].samefile(paths[1]))
+
+
+by_url = click.option("--url", metavar="URL", help="The store's backend, such as sqlite:///state.db.")
+by_name = click.option("--name", metavar="NAME", help="The store of [stores.NAME] in the configuration.")

@@ -19,10 +19,11 @@ from pocket_plug.primitives.names import ITEMS
 from pocket_plug.primitives.terminal import escaped_json
 from pocket_plug.store.backend import Backend, Put
 
-from .entries import BATCH, Target, count, found_entries, names_of, readable_name
+from .entries import BATCH, count, found_entries, names_of, readable_name
 from .jsonlines import entries_of, line_of
 from .listed import with_items, without_items
 from .output import echo, progress
+from .target import Target
 
 
 @click.command

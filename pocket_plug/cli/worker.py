@@ -22,9 +22,9 @@ from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.signals import run_loop
 
-from .entries import Target, by_name, by_url
 from .output import as_json, echo, echo_json
 from .run import load_graph, trace_options, traced
+from .target import Target, by_name, by_url
 
 if TYPE_CHECKING:
     from pocket_plug.layers.tracing import Capture

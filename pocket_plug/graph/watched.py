@@ -5,7 +5,7 @@ from __future__ import annotations
 from .observing import NodeCall, new_call
 from .running import Running
 from .step import Step, Visited
-from .watching import Entered, end, enter, keep_pace, leave
+from .watching import Entered, enter, fail, keep_pace, leave
 
 
 async def watched_visit(run: Running, step: Step, value: object, position: int | None = None) -> Visited:
@@ -34,7 +34,7 @@ async def watched_visit(run: Running, step: Step, value: object, position: int |
         if call is None:
             call = new_call(run.run, facts, visit, value, position)
             enter(entered, watchers.of_nodes, call)
-        end(call, entered, error)
+        fail(call, entered, error)
         raise
     if call is not None:
         call.output, call.outcome = visited[1], call.outcome or "ok"

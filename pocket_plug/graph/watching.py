@@ -90,22 +90,15 @@ async def keep_pace(observers: Iterable[Observer]) -> None:
                 report_observer(observer, "pace", error)
 
 
-def end(call: NodeCall | None, entered: Entered, error: BaseException | None) -> None:
+def fail(call: NodeCall, entered: Entered, error: BaseException) -> None:
     """Note how the visit ended, and let the observers leave it."""
-    if call is not None:
-        if error is None:
-            call.outcome = call.outcome or "ok"
-        elif isinstance(error, RunSuspendedError):
-            call.outcome, error = "suspended", None  # nothing has failed
-        else:
-            call.error = error
-            call.outcome = (
-                "cancelled"
-                if isinstance(error, asyncio.CancelledError | GeneratorExit | RunCancelledError)
-                else "failed"
-            )
-    if entered:
-        leave(entered, error)
+    if isinstance(error, RunSuspendedError):
+        call.outcome = "suspended"  # nothing has failed
+        leave(entered, None)
+        return
+    cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit | RunCancelledError)
+    call.error, call.outcome = error, "cancelled" if cancelled else "failed"
+    leave(entered, error)
 
 
 def leave(entered: Entered, error: BaseException | None) -> None:

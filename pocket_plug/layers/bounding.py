@@ -505,15 +505,12 @@ class _Bounded(EntryTable):
                 deleted.append(key)
             else:
                 continue
-            if key in new:
-                del new[key]  # the last change of a key is its last use
+            new.pop(key, None)  # the last change of a key is its last use
             new[key] = record
         self._bytes += self._growth(new) if self._weighs else 0
         self._exempt += exempted
-        if overwritten:
-            self.dropped += overwritten
-        if deleted:
-            self.buried += deleted
+        self.dropped += overwritten
+        self.buried += deleted
         entries |= new
         if self.buried:
             self.bury()
@@ -608,7 +605,7 @@ def _is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-_ATOMS = (str, bytes, int, float, bool, type(None))
+_ATOMS = frozenset({str, bytes, int, float, bool, type(None)})
 _NOT_FOLLOWED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
@@ -630,11 +627,19 @@ def size_of(value: object) -> int:
             total += sys.getsizeof(item)
         except Exception:  # noqa: BLE001 - a user's __sizeof__ may do anything; an estimate need not fail for it
             total += object.__sizeof__(item)
-        for part in gc.get_referents(item):
+        for part in () if type(item) in _ATOMS else _parts_of(item):
             if id(part) not in seen and not isinstance(part, _NOT_FOLLOWED):
                 seen.add(id(part))
                 pending.append(part)
     return total
+
+
+def _parts_of(item: Any) -> list[Any]:
+    """What an object refers to. Of a dict the collector leaves out keys that are texts, and of an object's own everything."""
+    if type(item) is dict:
+        return [*item, *item.values()]
+    parts = gc.get_referents(item)
+    return [*parts, *dict.keys(item), *dict.values(item)] if issubclass(type(item), dict) else parts
 
 
 @hookimpl

@@ -14,6 +14,7 @@ from pocket_plug.errors import AnswerLostError, ConfigError, ConflictError, Stor
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.names import in_short
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.store.layer import Layer
@@ -105,7 +106,7 @@ class Fault(Layer):
         if self._delay:
             await self.pause(self._delay)
         if self.does == "fail":
-            raise StoreError(f"fault: a {operation} of {_named(keys)} fails on purpose: {self!r}")
+            raise StoreError(f"fault: a {operation} of {in_short(keys)} fails on purpose: {self!r}")
         return True
 
     async def read(self, key: str) -> Entry | None:
@@ -129,11 +130,11 @@ class Fault(Layer):
         version = await self.inner.write(changes, expect)
         if is_hit and self.does == "lose":
             raise AnswerLostError(
-                f"fault: a write of {_named(keys)} has landed, and its answer is lost, on purpose: {self!r}"
+                f"fault: a write of {in_short(keys)} has landed, and its answer is lost, on purpose: {self!r}"
             )
         if is_hit and self.does == "conflict":
             raise ConflictError(
-                keys, f"fault: a write of {_named(keys)} has landed, and says conflict, on purpose: {self!r}"
+                keys, f"fault: a write of {in_short(keys)} has landed, and says conflict, on purpose: {self!r}"
             )
         return version
 
@@ -144,11 +145,6 @@ class Fault(Layer):
         await self._before("scan", (prefix,))
         async for key in self.inner.scan(prefix, after=after, reverse=reverse, limit=limit):
             yield key
-
-
-def _named(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(repr(str(key)) for key in keys[:3]) + more
 
 
 @hookimpl

@@ -296,9 +296,9 @@ class _RunLog:
         self.started = time.perf_counter()
         parent = {"parent_id": run.parent.id} if run.parent is not None else {}
         self.span = trace.get_current_span()
-        open_runs.begun(self)
         begun = "pocket_plug.run.resumed" if run.resumed else "pocket_plug.run.started"
         _say(self.log, "info", begun, run_id=run.id, graph=run.graph, **parent)
+        open_runs.begun(self)
 
     def __exit__(self, *_: object) -> None:
         run = self.run

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 from pocket_plug.errors import ReadOnlyError
 from pocket_plug.hookspecs import hookimpl
+from pocket_plug.primitives.names import in_short
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer, parts
 
@@ -36,10 +37,9 @@ class Readonly(Layer):
         """What the inner one says where there are no changes. Raises ReadOnlyError where there are."""
         if changes:
             keys = sorted({str(change.key) for change in changes})
-            more = f" and {len(keys) - 3} more keys" if len(keys) > 3 else ""
             raise ReadOnlyError(
                 f"the store {' > '.join(map(repr, parts(self.inner)))!r} is read-only, by its layer `readonly`, so "
-                f"{', '.join(map(repr, keys[:3]))}{more} can't be written or deleted; use a store without that layer for it"
+                f"{in_short(keys)} can't be written or deleted; use a store without that layer for it"
             )
         return await self.inner.write(changes, expect)
 

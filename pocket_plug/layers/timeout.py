@@ -13,6 +13,7 @@ from typing import TypeVar
 from pocket_plug.errors import AnswerLostError, ConfigError, StoreTimeoutError
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.names import in_short
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.store.layer import Layer, parts
 
@@ -76,7 +77,7 @@ class Timeout(Layer):
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The inner one's entries; the limit is for all of them together."""
         names = list(keys)
-        return await self._in_time(self.inner.read_many(names), f"reading {_named(names)}")
+        return await self._in_time(self.inner.read_many(names), f"reading {in_short(names)}")
 
     async def version(self) -> int:
         """The inner one's, in time."""
@@ -101,7 +102,7 @@ class Timeout(Layer):
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """The inner one's, in time; a check of versions without changes too. Raises AnswerLostError: it may land all the same."""
         if not changes:
-            what = f"checking the version of {_named(list(expect))}"
+            what = f"checking the version of {in_short(list(expect))}"
             limit = asyncio.timeout(self._write_within)
             try:
                 async with limit:
@@ -116,6 +117,7 @@ class Timeout(Layer):
         except asyncio.CancelledError:
             task.cancel()
             await _ended(task)
+            self._forget(task)
             raise
         if done:
             return task.result()
@@ -123,7 +125,7 @@ class Timeout(Layer):
         self._left.add(task)
         task.add_done_callback(self._forget)
         raise AnswerLostError(
-            f"writing {_named([change.key for change in changes])} took longer than {self._write_within:g} s, which the layer "
+            f"writing {in_short([change.key for change in changes])} took longer than {self._write_within:g} s, which the layer "
             f"`timeout` allows (write_within), over {self._backend!r}: it may have landed, or may land yet. Read before "
             "you write again, or allow more by write_within="
         )
@@ -157,11 +159,6 @@ async def _ended(task: asyncio.Task[int]) -> None:
     while not task.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait({task})
-
-
-def _named(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(repr(str(key)) for key in keys[:3]) + more
 
 
 @hookimpl

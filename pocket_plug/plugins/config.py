@@ -25,8 +25,7 @@ from pocket_plug.store.layer import Layer
 from pocket_plug.store.layer_options import fitted
 from pocket_plug.store.resolving import LayerSpec
 
-from .tables import ABOUT, EXECUTOR, PLUGINS, RUNS, STORE, KeyPath, Problem, Table
-from .tables import alternatives as alternatives
+from .tables import ABOUT, EXECUTOR, PLUGINS, RUNS, STORE, KeyPath, Problem, Table, alternatives
 
 
 @dataclass(frozen=True, slots=True)

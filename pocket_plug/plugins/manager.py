@@ -35,8 +35,8 @@ from pocket_plug.primitives.redaction import conceal
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 
-from .config import alternatives
 from .discovery import Candidate
+from .tables import alternatives
 
 if TYPE_CHECKING:
     import click
@@ -205,8 +205,10 @@ class Manager:
         found: list[pluggy.HookImpl] = getattr(self._pm.hook, hook).get_hookimpls()
         return [(self._records[each.plugin_name], each.function, each.argnames) for each in reversed(found)]
 
-    def _ask(self, hook: str, **arguments: object) -> Iterator[tuple[PluginRecord, Any]]:
+    def _ask(self, hook: str, only: str | None = None, /, **arguments: object) -> Iterator[tuple[PluginRecord, Any]]:
         for record, function, names in self._implementations(hook):
+            if only not in (None, record.name):
+                continue
             try:
                 answer = function(*[arguments[name] for name in names])
             except BaseException as error:
@@ -243,7 +245,8 @@ class Manager:
         """What the plugins add to spans; they are asked once, and again when others come or go."""
         found = self._additions
         if found is None:
-            self._additions = found = Additions([*self._asked_additions()])
+            with self._lock:
+                self._additions = found = Additions([*self._asked_additions()])
         return found
 
     def _asked_additions(self) -> Iterator[tuple[SpanAdditions, Report]]:
@@ -309,12 +312,12 @@ class Manager:
         if owner is not record:
             self.report(record, hook, PluginError(f"{name!r} is offered by plugin {owner} already"))
 
-    def types(self) -> None:
+    def types(self, only: str | None = None) -> None:
         """Let the plugins register their types with the codec."""
         if self._implementations("pocket_types"):
             from pocket_plug.codec import default_codec
 
-            for _ in self._ask("pocket_types", codec=default_codec):
+            for _ in self._ask("pocket_types", only, codec=default_codec):
                 pass
 
     def configure(self, pocket: PluginHost, options: Callable[[str], Options], only: str | None = None) -> None:
@@ -440,4 +443,4 @@ def _items(answer: Any) -> Sequence[Any]:
 
 
 def _is_sequence(answer: Any) -> TypeGuard[Sequence[Any]]:
-    return isinstance(answer, Sequence) and not isinstance(answer, str)
+    return isinstance(answer, Sequence) and not isinstance(answer, str | bytes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from itertools import chain, count
@@ -34,17 +33,15 @@ from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import snake_case
-from pocket_plug.primitives.redaction import public_url, summary, variables
+from pocket_plug.primitives.redaction import URL_SCHEME, public_url, summary, variables
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.resolving import LayerSpec
-from pocket_plug.store.resolving import order_names as order_names
 
 from .config import (
     Config,
     StoreTable,
-    alternatives,
     default_config,
     expand,
     layer_name,
@@ -54,6 +51,7 @@ from .config import (
 from .discovery import find_plugins
 from .manager import Manager, Options
 from .shown import Plugins, plugin_table
+from .tables import alternatives
 
 if TYPE_CHECKING:
     import click
@@ -67,7 +65,6 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 DISABLE = "POCKET_PLUG_DISABLE"
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _logger = logging.getLogger("pocket_plug")
 
 
@@ -177,7 +174,12 @@ class Pocket:
         """
         record = self._manager.register(plugin, PluginRecord(name or self._free_name(plugin)))
         self._manager.configure(self, self._options, only=record.name)
-        return self.plugin(record.name)
+        if self._types_asked:
+            self._manager.types(only=record.name)
+        record = self.plugin(record.name)
+        if record.status != "active":
+            raise PluginError(f"plugin {record} {record.verdict}")
+        return record
 
     def unregister(self, name: str, /) -> None:
         """Use a plugin no longer."""
@@ -269,7 +271,7 @@ class Pocket:
         self._ask_types()
         known = self._manager.backends()
         schemes = ", ".join(f"{scheme}://" for scheme in sorted({"memory", *known}))
-        found = _SCHEME.match(url)
+        found = URL_SCHEME.match(url)
         if found is None:
             given = (
                 summary(url) if {*url} & {*"@="} else repr(url)
@@ -320,13 +322,12 @@ class Pocket:
             return executor
         known = self._executors.get(executor)
         if known is None:
-            from .executing import executor_of
+            from .executors import found_executor
 
             with self._lock:
-                known = self._executors.get(executor) or executor_of(
-                    executor, self.config, self._manager, self._executors
-                )
-                self._executors[executor] = known
+                url, make = found_executor(executor, self.config, self._manager)
+                known = self._executors.get(url) or make()
+                self._executors[executor] = self._executors[url] = known
         return known
 
     def _close_executors(self) -> None:

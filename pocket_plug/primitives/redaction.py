@@ -22,6 +22,9 @@ Redact = Callable[[Path, Any], Any]
 
 _SIZED: tuple[type[Any], ...] = (str, bytes, bytearray, list, tuple, dict, set, frozenset, deque)
 
+URL_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+"""How a URL begins."""
+
 # Up to the last "@": a password may hold one, or a "/", though it should not.
 _PASSWORD = re.compile(r"(\w[\w+.-]*://[^/?#@:\s]*):\S*@")
 _WHOLE = re.compile(r"\A(\w[\w+.-]*://[^/?#@:\s]*):.*@", re.DOTALL)

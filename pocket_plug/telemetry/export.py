@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
 from opentelemetry.sdk._logs.export import (
@@ -40,6 +41,21 @@ FILE_DELAY = 200
 """Milliseconds after which what ended is in the file, where somebody may watch."""
 
 _logger = logging.getLogger("pocket_plug")
+
+
+class Part(Protocol):
+    """What exports, and can be shut down."""
+
+    def shutdown(self) -> None: ...
+
+
+P = TypeVar("P", bound=Part)
+
+
+def ended_by(undoing: ExitStack, part: P) -> P:
+    """This one. Many have a thread from the start, which ends with `undoing`, where a later part can't be made."""
+    undoing.callback(part.shutdown)
+    return part
 
 
 # ---------------------------------------------------------------- queues
@@ -267,11 +283,12 @@ class _SaidOnce(logging.Filter):
         self._said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        message = str(record.msg)
-        if record.levelno < logging.WARNING or message not in self._said:
-            self._said.add(message)
+        if record.levelno < logging.WARNING:
             return True
-        return False
+        message = str(record.msg)
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
 
 
 _quiet: set[str] = set()

@@ -69,9 +69,10 @@ class OpenSpans(SpanProcessor):
             self._open[span.get_span_context().span_id] = span
             self._changed = True
             if self._thread is None and not self._ended.is_set():
-                self._thread = threading.Thread(target=self._work, name="pocket_plug open spans", daemon=True)
+                thread = threading.Thread(target=self._work, name="pocket_plug open spans", daemon=True)
                 try:
-                    self._thread.start()
+                    thread.start()
+                    self._thread = thread
                 except RuntimeError:  # Python 3.12 starts no thread any more while the process ends
                     self._ended.set()
         if not self._awake.is_set():

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pocket_plug.errors import ConfigError, PluginError, PocketError, is_fault, suggest
+from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.primitives.failures import concealed
-from pocket_plug.primitives.redaction import public_url, summary, variables
+from pocket_plug.primitives.redaction import URL_SCHEME, public_url, summary, variables
 from pocket_plug.remote import Executor
 
 from .config import Config, expand
 from .manager import Manager
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
-
-def executor_of(name: str, config: Config, manager: Manager, made: dict[str, Executor]) -> Executor:
-    """The executor that a name or a URL stands for: the one `made` for that URL, or a new one, which is put there. Raises
-    ConfigError.
-    """
+def found_executor(name: str, config: Config, manager: Manager) -> tuple[str, Callable[[], Executor]]:
+    """The URL that a name or a URL stands for, and what makes its executor. Both raise ConfigError."""
     written = config.executors.get(name, name)
     where = f"{config.source} [executors].{name}: " if name in config.executors else ""
     url = expand(written, f"{config.source} [executors].{name}") if where else written
     known = manager.executors()
-    found = _URL.match(url)
+    found = URL_SCHEME.match(url)
     scheme = (found[1] if found else url).lower()
     if scheme not in known:
         names = sorted({*config.executors, *known})
@@ -37,9 +35,10 @@ def executor_of(name: str, config: Config, manager: Manager, made: dict[str, Exe
         hint = f"; there is: {', '.join(names)}.{way_out}"
         raise ConfigError(f"{where}there is no executor {public_url(written)!r}{hint}")
     url = url if found else f"{scheme}://"
-    if url in made:
-        return made[url]
-    record, make = known[scheme]
+    return url, partial(_made, *known[scheme], url, written, where)
+
+
+def _made(record: PluginRecord, make: Callable[[str], Any], url: str, written: str, where: str) -> Executor:
     hidden = {**(variables(written) if where else {}), url: public_url(url)}
     try:
         executor: Any = make(url)
@@ -52,5 +51,4 @@ def executor_of(name: str, config: Config, manager: Manager, made: dict[str, Exe
         raise ConfigError(f"{where}{public_url(written)!r}: plugin {record} made no executor of it: {said}") from cause
     if not isinstance(executor, Executor):
         raise PluginError(f"{public_url(written)!r}: plugin {record} made {summary(executor)} of it, not an Executor")
-    made[url] = executor
     return executor

@@ -1,0 +1,60 @@
+"""The graph or the function that the command line names: in a Python file or a folder, imported as Python itself would.
+
+`TARGET` is a file or a folder, with `:name` for one thing in it. A folder means its `app.py`, else its `__init__.py`.
+What lies in a package is imported as part of it, so its relative imports work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+
+from pocket_plug.errors import suggest
+
+
+def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
+    """The thing that a target names, by default the first of `names` that there is, after `path:name` for messages."""
+    path, colon, name = target.rpartition(":")
+    if not colon or Path(target).exists():
+        path, name = target, ""
+    module = _import(_file(Path(path)))
+    for each in (name,) if name else names:
+        if hasattr(module, each):
+            return f"{path}:{each}", getattr(module, each)
+    if name:
+        raise click.UsageError(f"{path} has no {name!r}.{suggest(name, dir(module))}")
+    raise click.UsageError(f"{path} defines no {' and no '.join(names)}; name what is meant: {path}:name")
+
+
+def _file(path: Path) -> Path:
+    if path.is_dir():
+        for name in ("app.py", "__init__.py"):
+            if (path / name).is_file():
+                return path / name
+        raise click.UsageError(f"the folder {path} has neither app.py nor __init__.py")
+    if not path.is_file():
+        raise click.UsageError(f"there is no file or folder {path}")
+    if path.suffix != ".py":
+        raise click.UsageError(f"{path} is no Python file; its name must end in .py")
+    return path
+
+
+def _import(file: Path) -> ModuleType:
+    file = file.resolve()
+    parts = [] if file.stem == "__init__" else [file.stem]
+    root = file.parent
+    while (root / "__init__.py").is_file():
+        parts.insert(0, root.name)
+        root = root.parent
+    name = ".".join(parts)
+    sys.path.insert(0, str(root))
+    module = importlib.import_module(name)
+    if Path(module.__file__ or "").resolve() != file:
+        owner = module.__file__ or "a module built into Python"
+        raise click.UsageError(f"{file} can't be imported as {name!r}, which is {owner} already; rename it")
+    return module
