@@ -306,8 +306,8 @@ def resume(
 ) -> None:
     """Go on with a run, and print its result.
 
-    TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer, the question is said and the
-    exit code is 3.
+    TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer or a time, the question or
+    the time is said and the exit code is 3.
     """
 
     async def resumed(graph: Graph[Any, Any], pocket: Pocket) -> object:

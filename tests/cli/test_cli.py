@@ -725,7 +725,9 @@ def test_failing_commands_of_a_plugin(install, capsys, caplog):
     assert "plugin 'greet' (pocket-plug-greet 1.0) failed at pocket_commands: RuntimeError: boom" in caplog.text
 
 
-@pytest.mark.parametrize("command", ["graph app.py --svg", "plugins", "--help", "--version"])
+@pytest.mark.parametrize(
+    "command", ["graph app.py --svg", "plugins", "--help", "--version", "runs --help", "runs ls --help"]
+)
 @pytest.mark.parametrize(
     ("shell", "code", "said"),
     [
@@ -758,3 +760,16 @@ def test_where_nothing_can_be_printed_it_is_said(
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_where_an_error_can_not_be_said_the_exit_code_is_its_own(tmp_path: Path) -> None:
+    """A full disk under stderr: wrong usage is still 2, and nothing of it is on stdout."""
+    program = "import sys; from pocket_plug.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -f 0; exec "$@" 2> err', "sh", sys.executable, "-c", program, "no-command"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -54,6 +55,12 @@ SHOP = """
     def agree(answered: pp.Answered[Price, Price]) -> str:
         return f"agreed on {answered.answer.amount}"
 
+    @pp.node
+    def same(answered: pp.Answered[str, bool]) -> str:
+        return answered.input
+
+    sure = pp.Ask[str, bool](bool, question="sure?", name="sure")
+    nap = pp.Graph(sure >> same >> pp.Sleep[str](until=1e10), name="nap")
     nested = pp.Graph(price >> deliver, name="nested")
     graph = pp.Graph(nested, name="shop")
     haggle = pp.Graph(price >> pp.Graph(ask >> agree, name="talk"), name="haggle")
@@ -346,6 +353,25 @@ def test_an_answer_is_read_as_the_type_that_is_asked_for(here: Any) -> None:
         assert here("runs", "show", "h", "--json").json["state"] == "waiting"
     Path("answer.json").write_text('{"amount": "3.5"}')
     assert elsewhere("runs", "answer", "shop.py:haggle", "h", "@answer.json").out == "agreed on 3.5\n"
+
+
+def test_a_run_that_sleeps_says_until_when(here: Any) -> None:
+    """As the date with its zone, with what goes on with it; a question that isn't there is not said."""
+    assert elsewhere("run", "shop.py:nap", "--run-id", "n", "--input", "x").code == 3
+    until = datetime.fromtimestamp(1e10).astimezone().isoformat(" ")
+    for command in (("runs", "answer", "shop.py:nap", "n", "true"), ("runs", "resume", "shop.py:nap", "n")):
+        asleep = elsewhere(*command)
+        assert (asleep.code, asleep.out) == (3, "")
+        assert asleep.err == (
+            f"run 'n' sleeps until {until}; `pocket-plug worker TARGET` goes on with it then, or `pocket-plug runs resume`\n"
+        )
+
+
+def test_a_graph_that_asks_needs_an_id(here: Any) -> None:
+    """Which the command line calls --run-id."""
+    refused = elsewhere("run", "shop.py:nap", "--input", "x")
+    assert refused.code == 2
+    assert "graph 'nap' asks, so its run may have to wait; give it an id: --run-id ID" in refused.err
 
 
 def test_an_answer_to_no_question(here: Any) -> None:
