@@ -509,8 +509,10 @@ class _Bounded(EntryTable):
             new[key] = record
         self._bytes += self._growth(new) if self._weighs else 0
         self._exempt += exempted
-        self.dropped += overwritten
-        self.buried += deleted
+        if overwritten:
+            self.dropped += overwritten
+        if deleted:
+            self.buried += deleted
         entries |= new
         if self.buried:
             self.bury()
