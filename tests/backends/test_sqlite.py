@@ -315,7 +315,7 @@ def test_before_open_everything_is_refused(tmp_path: Path) -> None:
     """Neither a read nor a write makes a file by accident; the message says what to do."""
     backend = SQLite(tmp_path / "state.db")
     for use in (backend.read("a"), backend.write([Put("a", 1)]), backend.write([])):
-        with pytest.raises(StoreError, match="not opened yet"):
+        with pytest.raises(StoreError, match=r"not opened yet\. `with SyncStore\(…\) as store:` opens it"):
             drive(use)
     assert not list(tmp_path.iterdir())
 

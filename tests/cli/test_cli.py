@@ -337,13 +337,16 @@ def test_input_that_does_not_fit(capsys, arguments, message):
 INPUTS = """
     from dataclasses import dataclass
     from pathlib import Path
-    from typing import Any
+    from enum import Enum
+    from typing import Any, Literal
     import msgspec, pydantic
     import pocket_plug as pp
     @dataclass
     class Place:
         id: str
         where: Path
+    class Colour(Enum):
+        RED, BLUE = 1, 2
     class Point(msgspec.Struct):
         x: int
     class Model(pydantic.BaseModel):
@@ -361,6 +364,7 @@ INPUTS = """
         return pp.Graph(pp.node(show))
     place, point, model, other, checked = shown(Place), shown(Point), shown(Model), shown(Model | Other), shown(Checked)
     path, text, number, perhaps, anything = shown(Path), shown(str), shown(int), shown(int | None), shown(Any)
+    texts, sure, size, colour = shown(list[str]), shown(bool), shown(Literal["small", "large"]), shown(Colour)
     several, one_of, mixed = shown(list[Model]), shown(Place | Point), shown(str | int)
     def double(n: int) -> int:
         return 2 * n
@@ -414,6 +418,11 @@ def test_input_becomes_what_the_graph_takes(capsys, name, given, shown):
         ("place", '{"id": "a", "where": 5}', "Expected `Path`, got `int` - at `$.where`; expected: Place"),
         ("fan", '[1, "x"]', "Expected `int`, got `str` - at `$[1]`"),
         ("mixed", "hello", "JSON is malformed"),
+        ("texts", "[1", "--input: Input data was truncated; expected: list[str]"),
+        ("sure", "yes", "--input: JSON is malformed: invalid character (byte 0); expected: true or false"),
+        ("size", "big", 'expected: "small" or "large"'),
+        ("size", '"big"', 'expected: "small" or "large"'),
+        ("colour", "3", "expected: 1 or 2"),
         ("model", "@nowhere.json", "--input: the file 'nowhere.json' can't be read: "),
         ("model", "@.", "--input: the file '.' can't be read: "),
         ("model", "@latin.json", "--input from latin.json is not UTF-8: invalid start byte at byte 0"),

@@ -27,6 +27,9 @@ from pocket_plug.store.backend import Delete, Put
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+WHO_GOES_ON = (
+    "`pocket-plug worker TARGET` goes on with what is pending, `pocket-plug runs resume TARGET RUN` with one\n"
+)
 URL = "sqlite:///state.db?durability=process"
 
 SHOP = """
@@ -375,10 +378,11 @@ def test_a_graph_that_asks_needs_an_id(here: Any) -> None:
 
 
 def test_an_answer_to_no_question(here: Any) -> None:
-    """A run that isn't suspended, and one that isn't there, are refused."""
+    """A run that isn't suspended, with its state and the way out, and one that isn't there, are refused."""
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     assert (
-        "RunMismatchError: run 'order' can't take the answer: no question is open"
+        "RunMismatchError: run 'order' can't take the answer: no question is open; it has failed, and is tried again by "
+        "resume(run_id), Runs.retry or `pocket-plug runs retry`\n"
         in elsewhere("runs", "answer", "shop.py", "order", "-1").err
     )
     assert "UnknownRunError" in elsewhere("runs", "answer", "shop.py", "nobody", "1").err
@@ -654,6 +658,7 @@ def test_a_failure_is_shown_and_tried_again(here: Any) -> None:
     assert (facts["state"], facts["failure"]["node"], len(facts["executions"])) == ("failed", "fails", 1)
     retried = here("runs", "retry", "r", "s")
     assert (retried.code, retried.out) == (0, "r  pending\ns  pending\n")
+    assert retried.err == WHO_GOES_ON
     assert here("runs", "retry", "r", "--json").json[0]["state"] == "pending"
     finish("done")
     refused = here("runs", "retry", "done")
@@ -682,7 +687,7 @@ def test_an_answer_can_be_left_to_a_worker(own: Any) -> None:
     assert own("runs", "ls").out.splitlines()[1].split()[-1] == "'hello'"
     assert re.search(r"questions   ask#1: 'hello'\n +waits for str\n", own("runs", "show", "r").out)
     left = own("runs", "answer", "own.py", "r", '"you"', "--leave", "--question", "ask#1")
-    assert (left.code, left.out) == (0, "r  pending\n")
+    assert (left.code, left.out, left.err) == (0, "r  pending\n", WHO_GOES_ON)
     assert "answered 'you'" in own("runs", "show", "r").out
     assert own("runs", "resume", "own.py", "r").out == "hello you\n"
 

@@ -85,8 +85,10 @@ class OpenedFile:
         """The error for who uses it while it isn't open."""
         if _forbidden and self._identity in _forbidden:
             return self._forked_in_use()
-        way_out = "with SyncStore(…), async with Store(…)"
-        return StoreClosedError(f"{self.path} is not open: it was closed, or not opened yet ({way_out})")
+        return StoreClosedError(
+            f"{self.path} is not open: it was closed, or not opened yet. `with SyncStore(…) as store:` opens it, or "
+            "`async with Store(…) as store:`; a graph opens its store itself"
+        )
 
     def check_connectable(self) -> None:
         """Raise StoreError where no connection may be opened: to a forbidden file, or to one that is gone."""
