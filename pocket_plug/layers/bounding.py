@@ -509,8 +509,10 @@ class _Bounded(EntryTable):
             new[key] = record
         self._bytes += self._growth(new) if self._weighs else 0
         self._exempt += exempted
-        self.dropped += overwritten
-        self.buried += deleted
+        if overwritten:
+            self.dropped += overwritten
+        if deleted:
+            self.buried += deleted
         entries |= new
         if self.buried:
             self.bury()
@@ -634,12 +636,15 @@ def size_of(value: object) -> int:
     return total
 
 
+_DICT: type[dict[Any, Any]] = dict  # whose methods no subclass has overridden
+
+
 def _parts_of(item: Any) -> list[Any]:
     """What an object refers to. Of a dict the collector leaves out keys that are texts, and of an object's own everything."""
     if type(item) is dict:
         return [*item, *item.values()]
     parts = gc.get_referents(item)
-    return [*parts, *dict.keys(item), *dict.values(item)] if issubclass(type(item), dict) else parts
+    return [*parts, *_DICT.keys(item), *_DICT.values(item)] if issubclass(type(item), dict) else parts
 
 
 @hookimpl

@@ -26,7 +26,7 @@ from .opened import OpenedFile
 from .records import Records, encoded
 from .refusals import REFUSALS, is_read_only
 from .schema import is_new
-from .statements import FREE, READ, READ_MANY, SCAN, SCAN_BACK, STRAY, VERSION
+from .statements import FREE, READ, READ_MANY, READ_PAGE, READ_PAGE_BACK, SCAN, SCAN_BACK, STRAY, VERSION
 from .transactions import Compaction, Request, Settlement, Transactions
 from .writer import Writer
 
@@ -155,6 +155,15 @@ class SQLite(Backend):
 
     def _rows_of(self, keys: Iterable[str]) -> list[tuple[Any, ...]]:
         return self._rows(READ_MANY, [(str(key), str(key)) for key in keys])
+
+    async def read_page(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int
+    ) -> list[tuple[str, Entry | None]]:
+        """One range of the index, as it is at one moment."""
+        now, as_entry = self.clock(), self._records.entry
+        statement = READ_PAGE_BACK if reverse else READ_PAGE
+        rows = self._rows(statement, ((*_bounds(prefix, after, reverse), limit),))
+        return [(row[0], as_entry(row[0], row[1:], now)) for row in rows]
 
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
