@@ -22,7 +22,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.redaction import public_url, summary
 from pocket_plug.primitives.terminal import escaped
 
 from .recorded import LOCAL, STACK, TraceFile
@@ -85,7 +85,8 @@ def endpoint(url: str) -> SplitResult:
             f"the URL of the backend is invalid: {public_url(url)!r}. One is http://localhost:4318"
         ) from None
     if not usable:
-        raise ConfigError(f"{shown(parts)!r} is no URL of a backend; one is http://localhost:4318, for OTLP over HTTP")
+        given = repr(shown(parts)) if parts.netloc or "@" not in url else summary(url)  # a password without ://
+        raise ConfigError(f"{given} is no URL of a backend; one is http://localhost:4318, for OTLP over HTTP")
     return parts._replace(path="/v1/traces") if parts.path in ("", "/") else parts
 
 

@@ -206,6 +206,8 @@ def test_what_cannot_be_sent(file: Path, otlp_sink: Sink, capsys: pytest.Capture
     assert "there is no file nowhere.jsonl" in capsys.readouterr().err
     assert main(["trace", "send", str(file), "--to", "localhost:4318"]) == 2
     assert "'localhost:4318' is no URL of a backend" in capsys.readouterr().err
+    assert main(["trace", "send", str(file), "--to", "me:hunter2@host:4318"]) == 2
+    assert "str[20] is no URL of a backend" in capsys.readouterr().err
     for url in ("http://[::1", "http://localhost:99999"):
         assert main(["trace", "send", str(file), "--to", url]) == 2
         assert "the URL of the backend is invalid" in capsys.readouterr().err
