@@ -77,6 +77,7 @@ from opentelemetry import _logs, metrics, trace
 with setup() as telemetry:
     print(telemetry)
     graph.run_sync("tea")
+from pocket_plug.testing.servers import free_port
 from pocket_plug.layers import tracing
 print(tracing.look(), [type(each).__module__.split(".")[1] for each in (
     trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider())])
@@ -91,6 +92,9 @@ print(tracing.look(), [type(each).__module__.split(".")[1] for each in (
         "looked",
         "pocket_plug.run.finished",
     ]
+
+
+from pocket_plug.testing.servers import free_port
 
 
 def test_providers_of_the_program_are_used_and_left_as_they_are(tmp_path: Path, otlp_sink: Sink) -> None:
@@ -243,8 +247,7 @@ print(type(trace.get_tracer_provider()).__name__)
 
 def test_setup_that_fails_leaves_no_thread_no_port_and_no_setting(tmp_path: Path) -> None:
     """Whatever it was that could not be followed; and what is corrected works."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     asking = {
         "OTEL_TRACES_EXPORTER": "otlp",
         "OTEL_LOGS_EXPORTER": "otlp",
