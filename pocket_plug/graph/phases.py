@@ -16,6 +16,7 @@ from pocket_plug.primitives.values import Hint
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
+from .awaits import unawaited_calls
 from .chain import Action
 from .node import AnyNode, Node
 from .node_functions import FunctionNode, PostNode
@@ -160,6 +161,8 @@ def faults(node: AnyNode, name: str) -> list[str]:
             continue
         if phase in ("exec", "fallback"):
             continue
+        if is_async(function):
+            found += [f"{title} {call}" for call in unawaited_calls(function)]
         declared = _store_annotation(function)
         if is_async(function) and declared in _SYNC_VIEWS:
             found.append(
