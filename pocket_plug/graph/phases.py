@@ -152,6 +152,9 @@ def faults(node: AnyNode, name: str) -> list[str]:
             continue
         parameters = _PARAMETERS[phase][:2] if issubclass(type(node), PostNode) else _PARAMETERS[phase]
         if (taken := misfit(function, len(parameters))) is not None:
+            if is_function and function is getattr(node, "__wrapped__", None) and phase == "exec":
+                found.append(_misfit_of_function(name, taken))
+                continue
             called = f"called with {len(parameters)}: ({', '.join(parameters)})"
             meant = called if is_function else f"{called}; write `def {phase}({', '.join(('self', *parameters))})`"
             found.append(f"{title} takes {taken}, but is {meant}")
@@ -175,6 +178,15 @@ def faults(node: AnyNode, name: str) -> list[str]:
                 f"{declared.replace('Store', 'Sync')} or write `async def {phase}`"
             )
     return [*found, *_misspelt(node, functions), *_unmade_actions(node)]
+
+
+def _misfit_of_function(name: str, taken: str) -> str:
+    if taken == "nothing":
+        return (
+            f"a node's function takes one argument, its input; {name!r} takes nothing. Write `def {name}(_)`; a workflow without "
+            "an input is run with None: graph.run(None)"
+        )
+    return f"a node's function takes one argument, its input; {name!r} takes {taken}"
 
 
 def _misspelt(node: AnyNode, functions: Collection[str]) -> list[str]:
