@@ -19,6 +19,8 @@ import pytest
 from otlp_sink import Sink
 from scripts import WORKFLOW, environment, python
 
+from pocket_plug.testing.servers import free_port
+
 
 def lines(text: str) -> list[dict[str, object]]:
     """Of JSON."""
@@ -77,7 +79,6 @@ from opentelemetry import _logs, metrics, trace
 with setup() as telemetry:
     print(telemetry)
     graph.run_sync("tea")
-from pocket_plug.testing.servers import free_port
 from pocket_plug.layers import tracing
 print(tracing.look(), [type(each).__module__.split(".")[1] for each in (
     trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider())])
@@ -92,9 +93,6 @@ print(tracing.look(), [type(each).__module__.split(".")[1] for each in (
         "looked",
         "pocket_plug.run.finished",
     ]
-
-
-from pocket_plug.testing.servers import free_port
 
 
 def test_providers_of_the_program_are_used_and_left_as_they_are(tmp_path: Path, otlp_sink: Sink) -> None:
