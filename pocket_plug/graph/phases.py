@@ -16,6 +16,7 @@ from pocket_plug.primitives.values import Hint
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
+from .awaits import unawaited_calls
 from .chain import Action
 from .node import AnyNode, Node
 from .node_functions import FunctionNode, PostNode
@@ -151,6 +152,9 @@ def faults(node: AnyNode, name: str) -> list[str]:
             continue
         parameters = _PARAMETERS[phase][:2] if issubclass(type(node), PostNode) else _PARAMETERS[phase]
         if (taken := misfit(function, len(parameters))) is not None:
+            if is_function and function is getattr(node, "__wrapped__", None) and phase == "exec":
+                found.append(_misfit_of_function(name, taken))
+                continue
             called = f"called with {len(parameters)}: ({', '.join(parameters)})"
             meant = called if is_function else f"{called}; write `def {phase}({', '.join(('self', *parameters))})`"
             found.append(f"{title} takes {taken}, but is {meant}")
@@ -160,6 +164,8 @@ def faults(node: AnyNode, name: str) -> list[str]:
             continue
         if phase in ("exec", "fallback"):
             continue
+        if is_async(function):
+            found += [f"{title} {call}" for call in unawaited_calls(function)]
         declared = _store_annotation(function)
         if is_async(function) and declared in _SYNC_VIEWS:
             found.append(
@@ -172,6 +178,15 @@ def faults(node: AnyNode, name: str) -> list[str]:
                 f"{declared.replace('Store', 'Sync')} or write `async def {phase}`"
             )
     return [*found, *_misspelt(node, functions), *_unmade_actions(node)]
+
+
+def _misfit_of_function(name: str, taken: str) -> str:
+    if taken == "nothing":
+        return (
+            f"a node's function takes one argument, its input; {name!r} takes nothing. Write `def {name}(_)`; a workflow without "
+            "an input is run with None: graph.run(None)"
+        )
+    return f"a node's function takes one argument, its input; {name!r} takes {taken}"
 
 
 def _misspelt(node: AnyNode, functions: Collection[str]) -> list[str]:

@@ -12,6 +12,7 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import StoreReader, View
 
 from .chain import DEFAULT, AnyChain
+from .node_functions import FunctionNode
 from .phases import declared_actions
 from .shape import Kind, Shape
 from .step import Step
@@ -100,10 +101,9 @@ class Plan:
         by_name: dict[str, Step] = {}
         for step in steps:
             if step.name in by_name:
-                found.append(
-                    f"two nodes are called {step.name!r}: {by_name[step.name].node!r} and {step.node!r}; "
-                    f"name one of them with with_options(name=…)"
-                )
+                both = " and ".join(f"{each.node!r}{_line_of(each)}" for each in (by_name[step.name], step))
+                way = "node(name=…)" if step.name == "<lambda>" else "with_options(name=…)"
+                found.append(f"two nodes are called {step.name!r}: {both}; name one of them with {way}")
             by_name.setdefault(step.name, step)
             found += step.faults(exits)
             found += self._unrouted(step, exits)
@@ -149,6 +149,12 @@ class Plan:
         if step.perform is None and not step.phases and not fits(given, left):
             return [f"node {step.name!r} overrides no phase, so it can't make {type_name(left)} of {type_name(given)}"]
         return []
+
+
+def _line_of(step: Step) -> str:
+    """Where a node stands in its file that only a function tells from another of its name."""
+    line = step.labels.get("code.line.number") if issubclass(type(step.node), FunctionNode) else None
+    return "" if line is None else f" (line {line})"
 
 
 class Validation:

@@ -28,7 +28,7 @@ from .layer import Layer
 from .mapping import EACH, StoreMapping
 from .stack import Stack
 from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
-from .views import OpenTransaction, StoreReader, StoreWriter
+from .views import OpenTransaction, StoreReader, StoreWriter, tell_writes
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -248,6 +248,9 @@ class SyncWriter(SyncReader):
         (['user:a%3Ab:age'], ['a:b'])
         """
         return StoreMapping(self._view, key)
+
+
+tell_writes(SyncReader, SyncWriter)
 
 
 class SyncScope(SyncWriter, CachingView):

@@ -410,6 +410,30 @@ class StoreWriter(StoreReader):
         return StoreMapping(self, key)
 
 
+class NotHere:
+    """In a reader, a method that only its writer has: whoever calls it is told so. To `hasattr` there is nothing.
+
+    A descriptor and no `__getattr__`, which would make each access to a view dearer.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, view: object, owner: type) -> Any:
+        message = f"{owner.__name__} only reads, so it has no {self.name!r}; a node writes in its post"
+        raise AttributeError(message, name=self.name, obj=None)  # with no obj Python suggests no other name
+
+
+def tell_writes(reader: type, writer: type) -> None:
+    """Let a reader say of its writer's methods that it hasn't got them."""
+    for name in vars(writer):
+        if not name.startswith("_") and not hasattr(reader, name):
+            setattr(reader, name, NotHere(name))
+
+
+tell_writes(StoreReader, StoreWriter)
+
+
 def _version(expect: object) -> int:
     if not isinstance(expect, int) or isinstance(expect, bool) or expect < PRESENT:
         found = repr(expect) if isinstance(expect, int) else summary(expect)

@@ -142,7 +142,13 @@ def test_functions_as_nodes_are_held_to_the_same() -> None:
     def two(a: int, b: int) -> int:
         return a
 
-    assert findings(node(two)) == ("exec of 'two' takes a, b, but is called with 1: (prepared)",)
+    assert findings(node(two)) == ("a node's function takes one argument, its input; 'two' takes a, b",)
+    begin: Any = lambda: 1  # noqa: E731 - named by the option
+    (found,) = findings(node(name="begin")(begin))
+    assert found.startswith(
+        "a node's function takes one argument, its input; 'begin' takes nothing. Write `def begin(_)`"
+    )
+    assert "graph.run(None)" in found
     post: Any = node.post
     post = post(name="keep")(lambda n: n)
     assert findings(post) == ("post of 'keep' takes n, but is called with 2: (store, input)",)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
 import warnings
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NewType
@@ -197,8 +199,17 @@ def test_two_nodes_of_one_name_are_a_finding_that_shows_both() -> None:
     """Names address nodes, so they must differ within a graph; the same node twice is no fault."""
     other = double.with_options(name="plus")
     (found,) = findings(Graph(plus >> other))
-    assert found.startswith(
-        "two nodes are called 'plus': <node plus> and <node plus>; name one of them with with_options"
+    assert re.match(
+        r"two nodes are called 'plus': <node plus> \(line \d+\) and <node plus> \(line \d+\); name one of them with with_options",
+        found,
+    )
+    first: Any = node(lambda n: n + 1)
+    second: Any = node(lambda n: n + 2)
+    (found,) = findings(Graph(first >> second))
+    line = inspect.getsourcelines(first.__wrapped__)[1]
+    assert found == (
+        f"two nodes are called '<lambda>': <node <lambda>> (line {line}) and <node <lambda>> (line {line + 1}); "
+        "name one of them with node(name=…)"
     )
     Graph(plus >> double, plus.on("again") >> plus).validate()
 

@@ -382,3 +382,15 @@ def test_a_scan_crosses_to_the_loop_once_for_a_page(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(store.stack, "run_read", counting)
         assert list(store.keys()) == [f"k{n:04}" for n in range(1000)]
         assert crossings < 10
+
+
+@pytest.mark.parametrize("view", [SyncStore().reader(), Store().reader()], ids=["sync", "async"])
+def test_a_reader_says_where_to_write(view: Any) -> None:
+    """A write in `prep` is an AttributeError that names `post`, not a method of a like name; to `hasattr` there is nothing."""
+    assert not any(hasattr(view, name) or hasattr(type(view), name) for name in ("set", "update", "delete", "nothing"))
+    with pytest.raises(
+        AttributeError, match=r"Reader only reads, so it has no 'set'; a node writes in its post"
+    ) as error:
+        view.set("a", 1)
+    assert error.value.obj is None  # so that Python doesn't suggest `get`
+    assert view.get

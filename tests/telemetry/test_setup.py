@@ -19,6 +19,8 @@ import pytest
 from otlp_sink import Sink
 from scripts import WORKFLOW, environment, python
 
+from pocket_plug.testing.servers import free_port
+
 
 def lines(text: str) -> list[dict[str, object]]:
     """Of JSON."""
@@ -243,8 +245,7 @@ print(type(trace.get_tracer_provider()).__name__)
 
 def test_setup_that_fails_leaves_no_thread_no_port_and_no_setting(tmp_path: Path) -> None:
     """Whatever it was that could not be followed; and what is corrected works."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     asking = {
         "OTEL_TRACES_EXPORTER": "otlp",
         "OTEL_LOGS_EXPORTER": "otlp",

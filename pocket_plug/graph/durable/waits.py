@@ -21,7 +21,7 @@ from pocket_plug.graph.step import Step
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Backend, Entry, Put
 
-from .records import Frame, Record, Status, escaped, place_of
+from .records import Frame, Record, escaped, place_of
 
 WAIT = "wait:"
 """How the name of such a record begins, behind that of its run."""
@@ -126,14 +126,14 @@ def value_of(record: bytes | None) -> Any:
         return inspect_record(record)
 
 
-_NO_QUESTION: Mapping[Status, str] = {
+_NO_QUESTION: Mapping[str, str] = {
     "failed": "it has failed, and is tried again by resume(run_id), Runs.retry or `pocket-plug runs retry`",
     "waiting": "it sleeps",
 }
 """Why a run asks nothing, by its status, where that is more than the status itself; and the way out."""
 
 
-def wanted_question(run_id: str, waits: Mapping[str, Found], question: str | AnyNode | None, status: Status) -> Found:
+def wanted_question(run_id: str, waits: Mapping[str, Found], question: str | AnyNode | None, status: str) -> Found:
     """The question that an answer is for: named by its id or by the node that asks, or the only one that the run has asked.
 
     Raises RunMismatchError, which names the open ones.
