@@ -7,6 +7,7 @@ built-in exception says the same, the class is also that one, so `except KeyErro
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, Any
 
 
@@ -217,7 +218,8 @@ class RunSuspendedError(PocketError):
                 f"question={self.question_id!r}) goes on with it"
             )
         else:
-            text = f"run {run_id!r} waits until {wake_at:.0f} (epoch seconds); a worker goes on with it then, or resume(run_id)"
+            when = "" if wake_at is None else f" until {as_date(wake_at)}"
+            text = f"run {run_id!r} sleeps{when}; a worker goes on with it then, or resume(run_id)"
         super().__init__(text)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -317,6 +319,19 @@ def suggest(name: str, known: Collection[str]) -> str:
 
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def as_date(moment: float, zone: tzinfo | None = UTC) -> str:
+    """A moment, in epoch seconds, as messages say it: date and time with the zone, that of this machine where `zone` is None;
+    one that no calendar has as its number.
+
+    >>> as_date(1_795_927_650), as_date(1e20)
+    ('2026-11-29 04:47:30+00:00', '1e+20 (epoch seconds)')
+    """
+    try:
+        return datetime.fromtimestamp(moment, UTC).astimezone(zone).isoformat(" ", "seconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{moment:g} (epoch seconds)"
 
 
 if not TYPE_CHECKING:  # type checkers would take any misspelt name for an old one

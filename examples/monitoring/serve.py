@@ -13,6 +13,7 @@ import itertools
 import os
 import tempfile
 from collections import Counter
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,6 +93,10 @@ async def pack(item: str) -> str:
     return f"{item}, packed"
 
 
+PATIENCE: ContextVar[asyncio.Timeout] = ContextVar("patience")
+"""The customer's, which begins to end when the printer hangs."""
+
+
 def shop(state: Store, archive: Store, desk: Store, *, trouble: bool) -> Graph[Order, str]:
     """An order's way. In trouble the bank never answers every second one, nothing can be filed of the others, and the
     printer hangs. Somebody has to agree to a voucher, for which durable runs wait at the desk.
@@ -100,6 +105,7 @@ def shop(state: Store, archive: Store, desk: Store, *, trouble: bool) -> Graph[O
     @node
     async def print_voucher(agreed: Answered[float, bool]) -> str:
         if trouble:
+            PATIENCE.get().reschedule(asyncio.get_running_loop().time() + 0.1)
             await asyncio.Event().wait()
         return f"{agreed.input:.2f} off"
 
@@ -110,7 +116,8 @@ def shop(state: Store, archive: Store, desk: Store, *, trouble: bool) -> Graph[O
     async def apologise(order: Order) -> str:
         voucher = f"voucher-{order.number % 5}"
         with contextlib.suppress(TimeoutError):  # given up, the run is stalled
-            async with asyncio.timeout(0.1 if trouble else None):
+            async with asyncio.timeout(None) as patience:
+                PATIENCE.set(patience)
                 with contextlib.suppress(RunSuspendedError):  # it waits for somebody, and the customer doesn't
                     await vouchers.run(order.amount, run_id=voucher)
                 if trouble:

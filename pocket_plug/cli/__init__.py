@@ -1,7 +1,7 @@
 """The command line, `pocket-plug`: what it prints goes to stdout, what it has to say to stderr.
 
 Exit codes: 0 all well, 1 a run or the user's code failed, 2 wrong usage or configuration,
-3 a run waits for an answer, 4 a store's server can't be reached, 130 interrupted.
+3 a run waits for an answer or a time, 4 a store's server can't be reached, 130 interrupted.
 
 A command's module is imported when the command runs, so that the help is there at once: here stand only its name and the
 line that the help shows.
@@ -14,13 +14,13 @@ import os
 import sys
 import traceback
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import IO, Any
 
 import click
 
-from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, StoreUnreachableError, is_fault
+from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, StoreUnreachableError, as_date, is_fault
 from pocket_plug.primitives.default_pocket import searching_config
 from pocket_plug.primitives.terminal import escaped
 
@@ -56,7 +56,7 @@ class Misconfigured(Failure):
 
 
 class Waiting(Failure):
-    """Nothing went wrong: a durable run asks, and goes on once it is answered."""
+    """Nothing went wrong: a durable run asks or sleeps, and goes on once it is answered or its time has come."""
 
     exit_code = 3
 
@@ -101,7 +101,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except RunSuspendedError as suspended:
-            raise Waiting(f"run {suspended.run_id!r} waits for an answer: {suspended.question}") from suspended
+            raise Waiting(_waits_for(suspended)) from suspended
         except PocketError as error:
             if ctx.params["debug"]:
                 echo("".join(traceback.format_exception(error)), err=True)
@@ -110,6 +110,9 @@ class Commands(click.Group):
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
         except BaseException as error:
+            if isinstance(error, OSError) and _is_of_stdout(error):
+                with said_if_unwritable("stdout"):
+                    raise
             if ctx.params["debug"] or not is_fault(error) or isinstance(error, SystemExit):
                 raise
             from .tracebacks import user_traceback
@@ -122,6 +125,17 @@ class Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """State management for workflows: stores, graphs, plugins."""
+
+
+def _waits_for(suspended: RunSuspendedError) -> str:
+    if suspended.questions:
+        return f"run {suspended.run_id!r} waits for an answer: {suspended.question}"
+    if not suspended.wake_at:
+        return str(suspended)
+    return (
+        f"run {suspended.run_id!r} sleeps until {as_date(suspended.wake_at, None)}; "
+        "`pocket-plug worker TARGET` goes on with it then, or `pocket-plug runs resume`"
+    )
 
 
 def _commands_of_plugins() -> dict[str, click.Command]:
@@ -171,17 +185,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 message += " What begins with - and is no option, such as a run's id, goes behind --"
             vars(error)["possibilities"] = None
         vars(error)["message"] = escaped(message, keep="\n\t")  # click's own quote the command line
-        error.show()
+        with _as_far_as_stderr_takes_it():
+            error.show()
         return error.exit_code
     except click.Abort:
-        echo("interrupted", err=True)
+        with _as_far_as_stderr_takes_it():
+            echo("interrupted", err=True)
         return 130
     except BaseException as error:  # the user's: as Python prints it, but escaped
         if not is_fault(error) or isinstance(error, SystemExit):
             raise
-        echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+        with _as_far_as_stderr_takes_it():
+            echo("".join(traceback.format_exception(error)).rstrip(), err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    """Was it raised where click prints on stdout? There it prints the help of a command, of a plugin's too."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code is click.echo.__code__)
+    return any(frame.f_locals["file"] is sys.stdout for frame in frames)
+
+
+@contextmanager
+def _as_far_as_stderr_takes_it() -> Generator[None]:
+    """Within, the last words. Where stderr can't be written to there is nobody to tell that, and the exit code says the rest."""
+    with suppress(OSError, click.ClickException):
+        yield
 
 
 def _where_it_stands(error: click.NoSuchOption) -> str:

@@ -30,7 +30,7 @@ from pocket_plug.plugins.pocket import DISABLE, Pocket, named_by_variable
 from pocket_plug.plugins.tables import alternatives
 from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.failures import concealed
-from pocket_plug.primitives.redaction import public_url, variables
+from pocket_plug.primitives.redaction import public_url, summary, variables
 from pocket_plug.store.backend import Backend, ProbeResult, Tiered
 from pocket_plug.store.layer import parts
 from pocket_plug.store.memory import Memory
@@ -371,7 +371,7 @@ def _telemetry(timeout: float) -> Checks:
     except ConfigError as error:  # of the SDK, which reads some variables as it is imported
         yield Check("telemetry", "variables", "wrong", str(error))
         return
-    from pocket_plug.telemetry.exporters import SIGNALS, asked, disabled, endpoint
+    from pocket_plug.telemetry.exporters import SIGNALS, asked, disabled, endpoint, transport
     from pocket_plug.traces.recorded import DEFAULT_FILE
     from pocket_plug.traces.retention import Retention
 
@@ -396,8 +396,11 @@ def _telemetry(timeout: float) -> Checks:
         except ConfigError as error:
             yield Check("telemetry", signal, "wrong", str(error))
             continue
+        if "otlp" in named and (wrong := _no_address(endpoint(signal), transport(signal))):
+            yield Check("telemetry", signal, "wrong", wrong)
+            continue
         if named:
-            to = f" to {public_url(endpoint(signal))}" if "otlp" in named and endpoint(signal) else ""
+            to = f" to {_shown(endpoint(signal))}" if "otlp" in named and endpoint(signal) else ""
             yield Check("telemetry", signal, "ok", f"{', '.join(named)}{to}")
         else:
             local = f"; observe() and --trace write {DEFAULT_FILE}" if signal == "traces" else ""
@@ -408,6 +411,18 @@ def _telemetry(timeout: float) -> Checks:
             from pocket_plug.telemetry.probing import send_test_span
 
             yield _span(timeout, partial(send_test_span, timeout))
+
+
+def _no_address(url: str, transport: str) -> str:
+    """What is wrong with an endpoint that nothing can be sent to; "" where it is one. gRPC takes HOST:PORT too."""
+    if not url or transport == "grpc" or url.lower().startswith(("http://", "https://")):
+        return ""
+    return f"otlp to {_shown(url)}, which is no URL of a collector: nothing is sent. One is http://localhost:4318"
+
+
+def _shown(url: str) -> str:
+    """An endpoint without its password, which may stand before an @ of what is no URL, too."""
+    return summary(url) if "@" in url and "://" not in url else public_url(url)
 
 
 def _declared(source: Declared, timeout: float) -> Checks:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import msgspec
 
+from pocket_plug.graph.ask import choices
 from pocket_plug.graph.each import EachStep
 from pocket_plug.graph.nesting import GraphStep
 from pocket_plug.graph.step import Step
@@ -48,11 +49,26 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
         kinds = [kind for kind in union_members(wanted) if kind is not type(None)]
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
-        wish = "" if wanted is Any else f"; expected: {type_name(wanted)}"
-        raise click.UsageError(f"{where}: {why_no_json(error)}{wish}") from error
+        wish = "" if wanted is Any else f"; expected: {_in_words(wanted)}"
+        raise click.UsageError(f"{where}: {why_no_json(_first_fault(text, error))}{wish}") from error
     if not fits(value):
-        raise click.UsageError(f"{where}: found {summary(value)}; expected: {type_name(wanted)}")
+        raise click.UsageError(f"{where}: found {summary(value)}; expected: {_in_words(wanted)}")
     return value
+
+
+def _first_fault(text: str, error: Exception) -> Exception:
+    """That the text is no JSON, where it isn't: it may have been found first that what stands before that is of another type."""
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as first:
+        return first
+    return error
+
+
+def _in_words(wanted: Any) -> str:
+    """A type, or the few values that it has, as one would give them."""
+    values = choices(wanted)
+    return type_name(wanted) if values is None else " or ".join(msgspec.json.encode(each).decode() for each in values)
 
 
 def _read(given: str, what: str) -> tuple[str, str]:

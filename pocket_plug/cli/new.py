@@ -6,13 +6,18 @@ The files are in `templates`: those of `every` kind, and those of the kind. Thei
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from importlib.metadata import distribution
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from keyword import iskeyword
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import click
 
@@ -41,7 +46,7 @@ NAME = re.compile(r"[a-z][a-z0-9]+(-[a-z][a-z0-9]+)*")
 
 
 @click.command
-@click.argument("kind", type=click.Choice([*KINDS]), metavar="KIND")
+@click.argument("kind", type=click.Choice([*KINDS]))
 @click.argument("name")
 def new(kind: str, name: str) -> None:
     """Make a plugin distribution to begin with.
@@ -69,10 +74,27 @@ def new(kind: str, name: str) -> None:
         f"cd {folder}",
         "python -m venv .venv",
         ". .venv/bin/activate",
+        *(f"pip install {shlex.quote(source)}" for source in _sources()),
         'pip install --editable ".[dev]"',
         "pytest",
     ):
         echo(f"    {line}")
+
+
+def _sources() -> list[str]:
+    """Where pocket-plug was installed from, as `pip install` takes it; none where that was an index: others find it there, too.
+
+    The installer writes that down (PEP 610).
+    """
+    found = json.loads(distribution("pocket-plug").read_text("direct_url.json") or "{}")
+    url: str = found.get("url", "")
+    if vcs := found.get("vcs_info"):
+        url = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+    elif url.startswith("file:"):
+        url = url2pathname(urlsplit(url).path)
+    if within := found.get("subdirectory"):
+        url += f"#subdirectory={within}" if vcs else f"/{within}"
+    return [url] if url else []
 
 
 def _check(kind: str, name: str) -> None:

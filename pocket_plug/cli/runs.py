@@ -306,8 +306,8 @@ def resume(
 ) -> None:
     """Go on with a run, and print its result.
 
-    TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer, the question is said and the
-    exit code is 3.
+    TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer or a time, the question or
+    the time is said and the exit code is 3.
     """
 
     async def resumed(graph: Graph[Any, Any], pocket: Pocket) -> object:
@@ -337,7 +337,8 @@ def answer(
 ) -> None:
     """Answer a question for which a run waits, go on with it, and print its result.
 
-    ANSWER is JSON, read as the type that the graph asks for; @FILE reads it from a file, - from stdin.
+    ANSWER is JSON, read as the type that the graph asks for, such as true for a bool; for a str the bare text will do.
+    @FILE reads it from a file, - from stdin.
     """
 
     async def answered(graph: Graph[Any, Any], pocket: Pocket) -> object:
@@ -350,6 +351,8 @@ def answer(
     result = _with_graph(target, graph, answered, trace, capture)
     if isinstance(result, RunInfo) and leave:
         _print_told(result, as_json)
+        if not as_json and result.state == "pending":
+            _say_who_goes_on()
     else:
         print_result(result, as_json)
 
@@ -401,9 +404,11 @@ def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
 def retry(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
     """Let workers go on with runs that have failed, or that nobody is at any more: they become pending.
 
-    Without a worker, `resume` goes on with one.
+    `pocket-plug worker TARGET` goes on with them; without a worker, `resume` goes on with one.
     """
     _tell(target, run_ids, Runs.retry, as_json)
+    if not as_json:
+        _say_who_goes_on()
 
 
 def _tell(
@@ -424,6 +429,14 @@ def _tell(
     finally:
         if as_json:
             echo_json(found)
+
+
+def _say_who_goes_on() -> None:
+    """Of runs that are pending; not on stdout, which has a line for each run."""
+    echo(
+        "`pocket-plug worker TARGET` goes on with what is pending, `pocket-plug runs resume TARGET RUN` with one",
+        err=True,
+    )
 
 
 def _print_told(run: RunInfo, as_json: bool) -> None:

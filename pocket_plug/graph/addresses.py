@@ -16,7 +16,6 @@ from pocket_plug.primitives.spawned import end_unguarded
 from pocket_plug.primitives.values import Value
 
 from .elsewhere import Address
-from .endless import endless
 from .host import RunHost
 from .node import AnyNode, Node
 from .node_functions import FunctionNode
@@ -38,7 +37,7 @@ def check(graph: PlannedGraph, host: RunHost | None) -> None:
 
     `host` knows its executors. Without one those aren't looked at: a process that only submits runs has none of them.
     """
-    found = graph.plan.findings() + endless(graph)
+    found = graph.plan.findings()
     if host is not None and graph.plan.is_elsewhere:
         end_unguarded()
         found += executor_faults(graph, host)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dis
 import inspect
-import itertools
 from collections.abc import Callable
 from functools import cache
 from types import CodeType
@@ -34,10 +33,8 @@ def unawaited_calls(function: Callable[..., object]) -> list[str]:
     if any(each.opname.startswith(("STORE", "DELETE")) and _names(each, store) for each in instructions):
         return []  # it is something else from there on
     found: list[str] = []
-    chains: dict[
-        tuple[int | None, int | None], list[str]
-    ] = {}  # attributes of the store, by where the expression begins
-    for instruction, after in itertools.pairwise(instructions):
+    chains: dict[tuple[int | None, int | None], list[str]] = {}  # attributes of the store, by where the expression begins
+    for instruction, after in zip(instructions, instructions[1:], strict=False):
         where = instruction.positions
         if where is None or where.col_offset is None:
             continue

@@ -224,8 +224,8 @@ class Execution:
         try:
             while step is not None and cancelled is None:
                 counter.steps = steps = counter.steps + 1
-                if steps >= counter.look_at or ledger is not None:
-                    await self._look(step)
+                if (steps >= counter.look_at or ledger is not None) and self._look(step):
+                    await self.give_way()
                 if visits is not None:
                     visits[step.name] += 1
                 if ledger is not None:
@@ -244,14 +244,16 @@ class Execution:
             raise cancelled
         return value
 
-    async def _look(self, step: Step) -> None:
+    def _look(self, step: Step) -> bool:
         """Once in a few steps: is there one too many, and is it the event loop's turn?"""
         counter = self.outermost
-        if counter.steps > counter.max_steps:
-            raise self._too_many(step)
-        counter.look_at = min(counter.steps + STEPS_PER_LOOK, counter.max_steps + 1)
-        if self.loop:
-            await self.give_way()
+        limit, look_at = counter.max_steps, counter.steps + STEPS_PER_LOOK
+        if look_at > limit:
+            if counter.steps > limit:
+                raise self._too_many(step)
+            look_at = limit + 1
+        counter.look_at = look_at
+        return self.loop and counter.is_late()
 
     def _too_many(self, step: Step) -> StepLimitError:
         limit = self.outermost.max_steps
@@ -265,15 +267,21 @@ class Execution:
 
         All tasks of a run have one turn together. True if another one has begun it: then ask again soon.
         """
-        outermost, now = self.outermost, time.perf_counter()
-        if not outermost.turn_ends:
-            outermost.turn_ends = now + TURN
-        elif now > (over := outermost.turn_ends):
+        outermost = self.outermost
+        if outermost.is_late():
+            over = outermost.turn_ends
             await asyncio.sleep(0)
             if outermost.turn_ends != over:
                 return True
             outermost.turn_ends = time.perf_counter() + TURN
         return False
+
+    def is_late(self) -> bool:
+        """Has this run, an outermost one, kept the event loop for long enough? When it is first asked its turn begins."""
+        now = time.perf_counter()
+        if not self.turn_ends:
+            self.turn_ends = now + TURN
+        return now > self.turn_ends
 
     # ------------------------------------------------------------ its nodes
     def visit(self, step: Step, value: object, position: int | None = None) -> Visiting:

@@ -18,7 +18,6 @@ from .addresses import check
 from .chain import Chain, Ends, I, O, T, Y, as_chain
 from .context import in_own_context
 from .drawn import Drawn
-from .endless import MAX_STEPS
 from .execution import Execution
 from .host import RunHost, default_host
 from .nesting import GraphStep
@@ -82,7 +81,7 @@ class Graph(Drawn, Node[I, O]):
         store: StoreScope | SyncScope | None = None,
         name: str = "",
         scope: str | Key[Any] | None = None,
-        max_steps: int = MAX_STEPS,
+        max_steps: int = 10_000,
         max_depth: int = 32,
         clean_up_grace: Duration = 5.0,
         keep_finished: Duration | None = None,

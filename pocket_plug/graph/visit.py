@@ -236,11 +236,13 @@ async def _land(
         if run.ledger is not None:
             cancelled = await run.ledger.commit(run, step, target, output, commit)
         elif commit is not None:
-            stack.gates.refuse_to_overtake(commit[1])
-            if stack.inline_write or not commit[0]:  # a check alone may be cancelled at any point
-                await stack.write(*commit)
+            changes, expect = commit
+            if expect:
+                stack.gates.refuse_to_overtake(expect)
+            if stack.inline_write or not changes:  # a check alone may be cancelled at any point
+                await stack.write(changes, expect)
             else:
-                cancelled = await run.to_its_end(stack.write(*commit))
+                cancelled = await run.to_its_end(stack.write(changes, expect))
         return target, output, cancelled
     except ConflictError as conflict:
         if transaction is NO_TRANSACTION:

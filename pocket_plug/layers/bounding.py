@@ -607,7 +607,7 @@ def _is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-_ATOMS = (str, bytes, int, float, bool, type(None))
+_ATOMS = frozenset({str, bytes, int, float, bool, type(None)})
 _NOT_FOLLOWED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
@@ -629,11 +629,22 @@ def size_of(value: object) -> int:
             total += sys.getsizeof(item)
         except Exception:  # noqa: BLE001 - a user's __sizeof__ may do anything; an estimate need not fail for it
             total += object.__sizeof__(item)
-        for part in gc.get_referents(item):
+        for part in () if type(item) in _ATOMS else _parts_of(item):
             if id(part) not in seen and not isinstance(part, _NOT_FOLLOWED):
                 seen.add(id(part))
                 pending.append(part)
     return total
+
+
+_DICT: type[dict[Any, Any]] = dict  # whose methods no subclass has overridden
+
+
+def _parts_of(item: Any) -> list[Any]:
+    """What an object refers to. Of a dict the collector leaves out keys that are texts, and of an object's own everything."""
+    if type(item) is dict:
+        return [*item, *item.values()]
+    parts = gc.get_referents(item)
+    return [*parts, *_DICT.keys(item), *_DICT.values(item)] if issubclass(type(item), dict) else parts
 
 
 @hookimpl

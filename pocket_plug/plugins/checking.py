@@ -86,6 +86,34 @@ def _plugins_warn_of_nothing() -> Generator[None]:
         logger.disabled = before
 
 
+def _refusal(act: Callable[..., object], *given: object, hidden: object) -> str | None:
+    """What it raises, without what the environment has filled in; None if it goes well."""
+    try:
+        act(*given)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        return concealed(error, variables(hidden))[0]
+    return None
+
+
+_QUOTED_URL = re.compile(r"'\w+:/[^']*'")
+
+
+def _about(refusal: str | None) -> str | None:
+    """What it says, whichever URL it quotes."""
+    return None if refusal is None else _QUOTED_URL.sub("", refusal)
+
+
+def _without_one(url: str) -> Generator[str]:
+    """The URL without its first option, without its second one, and so on."""
+    address, _, query = url.partition("?")
+    options = query.split("&") if query else []
+    for position in range(len(options)):
+        rest = "&".join(options[:position] + options[position + 1 :])
+        yield f"{address}?{rest}" if rest else address
+
+
 class _Check:
     """Asks the plugins of each part of a configuration that could be read."""
 
@@ -105,7 +133,7 @@ class _Check:
             for name, table in self._config.stores.items():
                 self._check_store(("stores", name), table, partial(self._pocket.stores.__getitem__, name))
             for name in self._config.executors:
-                self._try(partial(self._pocket.executor, name), ("executors", name))
+                self._check_url(("executors", name), self._config.executors[name], partial(self._executor, name))
         finally:
             self._pocket.shutdown()
 
@@ -118,14 +146,35 @@ class _Check:
 
     def _try(self, act: Callable[[], object], path: KeyPath, hidden: object = None) -> bool:
         """Did it go well? What it raises is noted, without what the environment has filled in."""
-        try:
-            act()
-        except BaseException as error:
-            if not is_fault(error):
-                raise
-            self._note(path, concealed(error, variables(hidden))[0])
-            return False
-        return True
+        wrong = _refusal(act, hidden=hidden)
+        if wrong is not None:
+            self._note(path, wrong)
+        return wrong is None
+
+    def _check_url(self, path: KeyPath, url: str, make: Callable[[str], object]) -> None:
+        """Each of its options that is wrong. Its plugin says one thing at a time, and is asked again without that one.
+
+        An option is at fault if without it something else is said, or nothing.
+        """
+        refusal = partial(_refusal, make, hidden=url)
+        left, wrong = url, refusal(url)
+        quoted = next(iter(_QUOTED_URL.findall(wrong or "")), "")
+        while wrong is not None:
+            self._note(path, _QUOTED_URL.sub(lambda _: quoted, wrong))
+            for shorter in _without_one(left):
+                said = refusal(shorter)
+                if _about(said) != _about(wrong):
+                    left, wrong = shorter, said
+                    break
+            else:
+                return
+
+    def _executor(self, name: str, url: str) -> None:
+        if url == self._config.executors[name]:
+            self._pocket.executor(name)
+            return
+        with Pocket(replace(self._config, options={}, executors={name: url})) as pocket:
+            pocket.executor(name)
 
     # ------------------------------------------------------------ plugins
     def _checked_options(self) -> dict[str, Mapping[str, Any]]:
@@ -171,7 +220,7 @@ class _Check:
     # ------------------------------------------------------------ stores
     def _check_store(self, path: KeyPath, table: StoreTable, build: Callable[[], object]) -> None:
         before, at = len(self._problems), (*self._base, *path)
-        self._try(partial(self._backend, table), (*path, "url"), table.url)
+        self._check_url((*path, "url"), table.url, partial(self._backend, table))
         known = {each.path for each in self._problems}
         for position, spec in enumerate(table.layers):
             if (*self._base, *path, "layers", position) in known:  # it is no layer at all
@@ -181,10 +230,10 @@ class _Check:
         if is_whole:
             self._try(build, path)
 
-    def _backend(self, table: StoreTable) -> None:
+    def _backend(self, table: StoreTable, url: str) -> None:
         try:
             with relative_to(self._config.folder):
-                self._pocket.backend(expand(table.url, f"{table.where}.url"))
+                self._pocket.backend(expand(url, f"{table.where}.url"))
         except ConfigError as error:
             text = str(error)
             raise ConfigError(text if text.startswith(table.where) else f"{table.where}.url: {text}") from None

@@ -14,6 +14,7 @@ from pocket_plug.remote import Executor
 
 from .config import Config, expand
 from .manager import Manager
+from .missing import why_missing
 
 
 def found_executor(name: str, config: Config, manager: Manager) -> tuple[str, Callable[[], Executor]]:
@@ -32,7 +33,7 @@ def found_executor(name: str, config: Config, manager: Manager) -> tuple[str, Ca
             way_out = (
                 f'{suggest(name, names)} Name it in the configuration, [executors] {name} = "…", or install its plugin.'
             )
-        hint = f"; there is: {', '.join(names)}.{way_out}"
+        hint = why_missing("executor", scheme, manager.records) or f"; there is: {', '.join(names)}.{way_out}"
         raise ConfigError(f"{where}there is no executor {public_url(written)!r}{hint}")
     url = url if found else f"{scheme}://"
     return url, partial(_made, *known[scheme], url, written, where)

@@ -50,6 +50,7 @@ from .config import (
 )
 from .discovery import find_plugins
 from .manager import Manager, Options
+from .missing import why_missing
 from .shown import Plugins, plugin_table
 from .tables import alternatives
 
@@ -283,7 +284,10 @@ class Pocket:
                 f"{public_url(url)!r}: nothing may follow memory://; every store that says so has a memory of its own"
             )
         if scheme not in known:
-            why = self._out_of_use(scheme) or f"; there is: {schemes}.{suggest(scheme, ['memory', *known])}"
+            why = (
+                why_missing("backend", scheme, self.plugins)
+                or f"; there is: {schemes}.{suggest(scheme, ['memory', *known])}"
+            )
             raise ConfigError(f"{public_url(url)!r}: no plugin offers {scheme}://{why}")
         record, make = known[scheme]
         try:
@@ -306,7 +310,7 @@ class Pocket:
         offers = self._manager.layers()
         name = _today(name, offers)
         if name not in offers:
-            why = self._out_of_use(name) or alternatives(name, offers)
+            why = why_missing("layer", name, self.plugins) or alternatives(name, offers)
             raise ConfigError(f"{where and f'{where}: '}there is no layer {name!r}{why}")
         options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "use"}
         record, kind = offers[name]
@@ -336,11 +340,6 @@ class Pocket:
         with ExitStack() as closing:
             for executor in executors:
                 closing.callback(executor.close)
-
-    def _out_of_use(self, name: str) -> str:
-        """Where a plugin of this name is there, but not active: what became of it."""
-        named = (each for each in self.plugins if each.name == name and each.status != "active")
-        return next((f": plugin {each} {each.verdict}" for each in named), "")
 
     def _ask_types(self) -> None:
         with self._lock:

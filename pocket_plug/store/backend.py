@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -183,6 +183,8 @@ class Backend:
             _check_scan(cls)
         if "read" in cls.__dict__ and "read_many" not in cls.__dict__:
             cls.read_many = cls._read_one_by_one  # type: ignore[method-assign] # not a batch that passes this read by
+        if "read_page" not in cls.__dict__ and not cls.__dict__.keys().isdisjoint(("read", "read_many", "scan")):
+            cls.read_page = cls._read_page_in_two  # type: ignore[method-assign] # nor a page that passes any of them by
 
     async def read(self, key: str) -> Entry | None:
         """The entry at `key`; None where there is none or it has expired. Raises StoreError, never answers wrongly."""
@@ -242,6 +244,18 @@ class Backend:
         A key that is there all the while is given, once, whatever is written meanwhile; one that comes or goes may be.
         """
         raise NotImplementedError(f"{type(self).__name__} has no scan")
+
+    async def read_page(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int
+    ) -> list[tuple[str, Entry | None]]:
+        """The keys that `scan` gives, with their entries, all as they were at one moment; fewer than `limit` only at the end.
+
+        None stands where the entry has gone since its key was found. By default `read_many` reads what `scan` has found.
+        Override it where one look finds both.
+        """
+        return await page_of(self.scan(prefix, after=after, reverse=reverse, limit=limit), self.read_many)
+
+    _read_page_in_two = read_page  # what a class gets that overrides a part of it
 
     async def check(self) -> list[str]:
         """A sentence for each fault in how the entries are stored that reading them does not show, such as in an index."""
@@ -391,6 +405,15 @@ class Tiered(Protocol):
     def queue(self) -> WriteQueue | None:
         """What waits to be written to the authority; None where each write waits for it itself."""
         ...
+
+
+async def page_of(
+    names: AsyncIterator[str], read_many: Callable[[list[str]], Awaitable[Mapping[str, Entry]]]
+) -> list[tuple[str, Entry | None]]:
+    """These names with what is read of them: None where the entry has gone meanwhile."""
+    found = [name async for name in names]
+    entries: Mapping[str, Entry] = await read_many(found) if found else {}
+    return [(name, entries.get(name)) for name in found]
 
 
 async def read_around(layer: Backend, inner: Backend, keys: Iterable[str]) -> dict[str, Entry]:

@@ -28,6 +28,7 @@ _DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
     "read_many": ("read",),
     "write": (),
     "scan": (),
+    "read_page": ("read", "read_many", "scan"),
     "version": (),
     "flush": (),
     "open": (),
@@ -77,7 +78,7 @@ class Layer(Recipe):
             if changed.isdisjoint((name, *sources)):
                 setattr(layer, name, getattr(inner, name))
         adds_none = {
-            "read": own.inline_read or not changed & {"read", "read_many", "scan"},
+            "read": own.inline_read or not changed & {"read", "read_many", "scan", "read_page"},
             "write": own.inline_write or "write" not in changed,
             "rest": (own.inline_read and own.inline_write) or not changed & {"flush", "open", "close"},
         }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreError
 from pocket_plug.primitives.names import MAX_KEY_BYTES, RESERVED, check_prefix
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.values import Value
 
-from .backend import PRESENT, Delete
+from .backend import PRESENT, Delete, Entry, page_of
 from .stack import Stack
 from .transaction import Transaction
 from .updating import shown_value
@@ -34,9 +35,14 @@ def names_of(
     """The names of users that a scan gives."""
     check_prefix(prefix)
     check_limit(limit)
-    if RESERVED.startswith(prefix) or prefix.startswith(RESERVED):
+    if _may_be_reserved(prefix):
         return _leaping(source, prefix, after, reverse, limit)
     return source.scan(prefix, after=after, reverse=reverse, limit=limit)
+
+
+def _may_be_reserved(prefix: str) -> bool:
+    """May some of the names that begin so be pocket_plug's?"""
+    return RESERVED.startswith(prefix[: len(RESERVED)])
 
 
 async def _leaping(
@@ -69,21 +75,30 @@ async def pages_of(
 ) -> AsyncGenerator[list[tuple[str, Value]]]:
     """Names below a scope, without it, and what is shown of their entries, some at a time: one page is read at one moment."""
     check_limit(limit)
-    start, most = len(scope), step_of(source, PAGE)
+    start, most, prefix = len(scope), step_of(source, PAGE), scope + prefix
+    read_page: Callable[..., Awaitable[list[tuple[str, Entry | None]]]]
+    if isinstance(source, Stack) and not _may_be_reserved(prefix):
+        read_page = source.read_page
+    else:
+        read_page = partial(_read_page_of_users, source)
     while limit is None or limit > 0:
         size = most if limit is None else min(most, limit)
-        names = [name async for name in names_of(source, scope + prefix, after=after, reverse=reverse, limit=size)]
-        if not names:
-            return
-        entries = await source.read_many(names)
-        found = [(name[start:], shown_value(entries[name])) for name in names if name in entries]
+        page = await read_page(prefix, after=after, reverse=reverse, limit=size)
+        found = [(name[start:], shown_value(entry)) for name, entry in page if entry is not None]
         if found:
             yield found
-        if len(names) < size:
+        if len(page) < size:
             return
-        after = names[-1]
+        after = page[-1][0]
         if limit is not None:
             limit -= len(found)
+
+
+async def _read_page_of_users(
+    source: Stack | Transaction, prefix: str, *, after: str, reverse: bool, limit: int
+) -> list[tuple[str, Entry | None]]:
+    """As `Backend.read_page`, without what is pocket_plug's own, and in a transaction with what that has written."""
+    return await page_of(names_of(source, prefix, after=after, reverse=reverse, limit=limit), source.read_many)
 
 
 async def remove(source: Stack | Transaction, names: Collection[str]) -> int:

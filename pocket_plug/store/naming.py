@@ -27,13 +27,21 @@ def join_name(*parts: object) -> str:
     >>> join_name("user", "a:b", 7), join_name("pocket", "x"), split_name("user:a%3Ab:7")
     ('user:a%3Ab:7', '%70ocket:x', ('user', 'a:b', '7'))
     """
-    return check_name(_unreserved(":".join([part_of_name(part, None, may_be_empty=True) for part in parts])))
+    texts = [part for part in parts if type(part) is str]
+    if len(texts) == len(parts) and "%" not in (name := ":".join(texts)) and name.count(":") < len(parts):
+        return check_name(_unreserved(name))  # no part needs escaping
+    name = ":".join([part_of_name(part, None, may_be_empty=True) for part in parts])
+    return check_name(_unreserved(name))
 
 
 def split_name(name: str) -> tuple[str, ...]:
     """The parts, as text, that `join_name` made a name of. Raises KeyNameError where it can't have been made of any."""
-    parts = tuple(map(_unescaped, check_prefix(name).split(":")))
-    made = join_name(*parts) if "%" in name else check_length(_unreserved(name))  # of parts that needed no escaping
+    parts = tuple(check_prefix(name).split(":"))
+    if "%" in name:
+        parts = tuple(map(_unescaped, parts))
+        made = join_name(*parts)
+    else:  # no part needed escaping
+        made = check_length(_unreserved(name))
     if not name or made != name:
         raise KeyNameError(f"{name!r:.80} is not escaped as join_name does it; split it as it was made")
     return parts

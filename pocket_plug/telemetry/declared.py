@@ -10,7 +10,7 @@ import atexit
 import logging
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from importlib import import_module
@@ -29,7 +29,7 @@ from pocket_plug.errors import ConfigError, is_fault
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.redaction import MASK, public_url, summary
 
-from .export import LogExport, MetricExport, Queue, SpanExport
+from .export import LogExport, MetricExport, Queue, SpanExport, ended_by
 from .exporters import Signal, by_process, disabled, prometheus_reader
 
 VARIABLES = ("OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE")
@@ -107,7 +107,13 @@ class Declared:
 
     def readers(self) -> list[tuple[str, MetricReader]]:
         """Of each reader of metrics the name of its exporter, and the reader."""
-        return [(name, self._reader(place, way, options)) for place, way, name, options in self._parts("metrics")]
+        with ExitStack() as undoing:
+            made = [
+                (name, ended_by(undoing, self._reader(place, way, options)))
+                for place, way, name, options in self._parts("metrics")
+            ]
+            undoing.pop_all()
+        return made
 
     def try_exporters(self, signal: Signal) -> None:
         """Make them and send nothing. Raises ConfigError for what can't be had. Prometheus would be served: it is left out."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
 from opentelemetry.sdk._logs.export import (
@@ -40,6 +41,21 @@ FILE_DELAY = 200
 """Milliseconds after which what ended is in the file, where somebody may watch."""
 
 _logger = logging.getLogger("pocket_plug")
+
+
+class Part(Protocol):
+    """What exports, and can be shut down."""
+
+    def shutdown(self) -> None: ...
+
+
+P = TypeVar("P", bound=Part)
+
+
+def ended_by(undoing: ExitStack, part: P) -> P:
+    """This one. Many have a thread from the start, which ends with `undoing`, where a later part can't be made."""
+    undoing.callback(part.shutdown)
+    return part
 
 
 # ---------------------------------------------------------------- queues

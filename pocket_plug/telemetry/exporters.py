@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import import_module
 from typing import Any, Literal, TypeVar, get_args
 
@@ -20,10 +21,10 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.failures import say_once
 
 from .exemplars import Exemplars
-from .export import MetricExport
+from .export import MetricExport, Part, ended_by
 from .serving import MetricsServer
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Part)
 Signal = Literal["traces", "metrics", "logs"]
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
 
@@ -166,14 +167,16 @@ def metric_readers() -> dict[str, MetricReader]:
 
 def _made(signal: Signal, ways: dict[str, Callable[[], T]]) -> dict[str, T]:
     made: dict[str, T] = {}
-    for name in asked(signal):
-        try:
-            if name in ways:
-                made[name] = ways[name]()
-        except ConfigError as error:
-            if name != "otlp":
-                raise
-            say_once(f"sending {signal} by OTLP", error)
+    with ExitStack() as undoing:
+        for name in asked(signal):
+            try:
+                if name in ways:
+                    made[name] = ended_by(undoing, ways[name]())
+            except ConfigError as error:
+                if name != "otlp":
+                    raise
+                say_once(f"sending {signal} by OTLP", error)
+        undoing.pop_all()
     return made
 
 

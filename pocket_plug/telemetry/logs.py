@@ -171,14 +171,15 @@ class _Lines:
     debug = info = warning = warn = error = err = exception = critical = fatal = log = msg
 
 
-def wire_structlog(level: str) -> None:
-    """Configure structlog, unless that was done: lines to stderr, coloured on a terminal, else JSON; and OpenTelemetry.
-
-    Raises ConfigError for a level that there isn't.
-    """
-    global _chain
+def check_level(level: str) -> None:
+    """Raise ConfigError for a level that there isn't."""
     if level not in LEVELS:
         raise ConfigError(f"log_level {level!r} is none of {', '.join(LEVELS)}.{suggest(str(level), LEVELS)}")
+
+
+def wire_structlog(level: str) -> None:
+    """Configure structlog, unless that was done: lines to stderr, coloured on a terminal, else JSON; and OpenTelemetry."""
+    global _chain
     if structlog.is_configured():
         return
     _chain = [

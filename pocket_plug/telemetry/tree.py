@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TextIO
 
 from opentelemetry.context import Context
@@ -21,12 +22,69 @@ from pocket_plug.traces.recorded import Event, RecordedSpan, Status
 from .messages import with_message
 
 MAX_HELD = 20_000
-"""Spans of one trace that are held until its root ends; what is beyond is counted only."""
+"""Spans of one tree that are held until its root ends; what is beyond is counted only."""
 
 MAX_FAILED = 1_000
 """So many more that failed are held nevertheless."""
 
+MAX_KNOWN = 50_000
+"""Spans of one tree, open or held, by which it is known whose tree a child belongs to."""
+
 STORE_SCOPE = "pocket_plug.store"
+
+
+@dataclass(slots=True)
+class _Tree:
+    """What is below one root, until that ends."""
+
+    root: int
+    spans: list[ReadableSpan] = field(default_factory=list[ReadableSpan])
+    more: int = 0
+    known: int = 0
+
+
+@dataclass(slots=True)
+class _Trace:
+    """The trees of one trace: as many as it has roots in this process, of which several may be open at a time."""
+
+    open: dict[int, _Tree] = field(default_factory=dict[int, _Tree])  # by the root's span id
+    known: dict[int, _Tree] = field(default_factory=dict[int, _Tree])  # by span id, of those that are open or held
+
+    def begin(self, root: int) -> None:
+        self.open[root] = self.known[root] = _Tree(root)
+
+    def find(self, *spans: int) -> _Tree | None:
+        """That of the first of these that is known; else, as below a span of another provider's, the only one there is."""
+        for span in spans:
+            if (tree := self.known.get(span)) is not None:
+                return tree
+        return next(iter(self.open.values())) if len(self.open) == 1 else None
+
+    def note(self, span: int, parent: int) -> None:
+        tree = self.find(parent)
+        if tree is not None and tree.known < MAX_KNOWN:
+            self.known[span] = tree
+            tree.known += 1
+
+    def hold(self, tree: _Tree, number: int, span: ReadableSpan) -> None:
+        """Keep it, so that children which begin after its end are known too; count it where the tree is large already."""
+        if tree.root in self.open:
+            failed = span.status.status_code is StatusCode.ERROR
+            if len(tree.spans) < MAX_HELD + (MAX_FAILED if failed else 0):
+                tree.spans.append(span)
+                return
+            tree.more += 1
+        if self.known.pop(number, None) is not None:
+            tree.known -= 1
+
+    def end(self, tree: _Tree) -> Sequence[ReadableSpan]:
+        """Its spans. Those that are open still are known until they end: they are of no other tree."""
+        del self.open[tree.root], self.known[tree.root]
+        spans, tree.spans = tree.spans, []
+        for span in spans:
+            if (context := span.get_span_context()) is not None:
+                self.known.pop(context.span_id, None)
+        return spans
 
 
 class _Console(Console):
@@ -36,7 +94,7 @@ class _Console(Console):
 
 
 class TreeProcessor(SpanProcessor):
-    """Holds the spans of each trace until its root in this process ends, and then draws them.
+    """Holds the spans below each root of this process until that ends, and then draws them.
 
     A store operation outside of any run is no tree and draws none. `footer` gives the last line, of the root. Messages of
     exceptions are shown on a terminal only: elsewhere, as in the log of a CI job, nobody knows who reads them.
@@ -48,35 +106,39 @@ class TreeProcessor(SpanProcessor):
         self._console = _Console(file=file, stderr=file is None, highlight=False, soft_wrap=False)
         self._footer = footer
         self._lock = new_lock()
-        self._held: dict[int, tuple[int, list[ReadableSpan], int]] = {}  # by trace: its root, spans, how many more
+        self._held: dict[int, _Trace] = {}  # by trace id, those with an open root
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """A root begins a trace; what belongs to no root that was seen to begin is not held."""
-        if span.parent is None or span.parent.is_remote:
-            context = span.get_span_context()
-            with self._lock:
-                self._held.setdefault(context.trace_id, (context.span_id, [], 0))
+        """A root begins a tree, as each of several runs with one remote parent does; the others belong to their parent's.
+
+        What belongs to no root that was seen to begin is not held.
+        """
+        context, parent = span.get_span_context(), span.parent
+        with self._lock:
+            if parent is None or parent.is_remote:
+                self._held.setdefault(context.trace_id, _Trace()).begin(context.span_id)
+            elif (trace := self._held.get(context.trace_id)) is not None:
+                trace.note(context.span_id, parent.span_id)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Hold it; draw the tree if it is the root."""
         context = span.get_span_context()
         if context is None:
             return
+        above = span.parent.span_id if span.parent is not None else context.span_id
         if self.shows_messages:
             span = with_message(span)
         with self._lock:
-            held = self._held.get(context.trace_id)
-            if held is None:
+            trace = self._held.get(context.trace_id)
+            tree = trace.find(context.span_id, above) if trace is not None else None
+            if trace is None or tree is None:
                 return
-            root, spans, more = held
-            if context.span_id != root:
-                failed = span.status.status_code is StatusCode.ERROR
-                if len(spans) < MAX_HELD + (MAX_FAILED if failed else 0):
-                    spans.append(span)
-                else:
-                    self._held[context.trace_id] = root, spans, more + 1
+            if context.span_id != tree.root:
+                trace.hold(tree, context.span_id, span)
                 return
-            del self._held[context.trace_id]
+            spans, more = trace.end(tree), tree.more
+            if not trace.open:
+                del self._held[context.trace_id]
         scope = span.instrumentation_scope
         if spans or scope is None or scope.name != STORE_SCOPE:
             try:
@@ -90,7 +152,7 @@ class TreeProcessor(SpanProcessor):
     def held(self) -> int:
         """How many spans wait for their root."""
         with self._lock:
-            return sum(len(spans) for _, spans, _ in self._held.values())
+            return sum(len(tree.spans) for trace in self._held.values() for tree in trace.open.values())
 
     def _draw(self, root: ReadableSpan, spans: Sequence[ReadableSpan], more: int) -> None:
         width, plain = self._place()

@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import ceil, inf
 from pathlib import Path
@@ -33,12 +34,12 @@ from pocket_plug.traces.retention import Retention
 from .declared import declared
 from .ending import in_time, no_sigterm, watch_the_end
 from .environment import Environment, Source
-from .export import LogExport, MetricExport, SpanExport
+from .export import LogExport, MetricExport, SpanExport, ended_by
 from .exporters import Signal
 from .following import followed
 from .live import OpenSpans
 from .local import FileExporter, where_to_look
-from .logs import StandardLogs, wire_logging, wire_structlog
+from .logs import StandardLogs, check_level, wire_logging, wire_structlog
 from .notebook import NotebookTree, notebook_shell
 from .providers import (
     add_spans,
@@ -113,11 +114,15 @@ def observe(
             source = declared() or Environment()
             chosen = _settings(detail or "phase", capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
-            mode, spans, path = _trace_locally(path, keep or Retention.from_environment(), terminal, source)
-            tracing.configure(**chosen)
-            _send_spans(spans, mode, source)
+            mode, queues, path = _trace_locally(path, keep or Retention.from_environment(), terminal, source)
+            with ExitStack() as undoing:
+                spans = [ended_by(undoing, queue()) for queue in queues]
+                undoing.pop_all()
+            made = Telemetry({"traces": mode}, flush_timeout=seconds, spans=spans, file=path)
+            with _whole(made, chosen):
+                _send_spans(spans, mode, source)
             _first_given["observe"] = {"detail": "phase", "file": path, "flush_timeout": seconds, **given}
-            _observed = Telemetry({"traces": mode}, flush_timeout=seconds, spans=spans, file=path)
+            _observed = made
         _refuse_others("observe", given)
         return _observed
 
@@ -172,6 +177,7 @@ def setup(
             source = declared() or Environment()
             chosen = _settings(detail, capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
+            check_level(log_level or "info")
             _first_given["setup"] = {"log_level": "info", "log_stdlib": True, "flush_timeout": seconds, **given}
             _in_production = _set_up(chosen, log_level or "info", seconds, source)
             if log_stdlib is not False:
@@ -182,31 +188,45 @@ def setup(
 
 def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, source: Source) -> Telemetry:
     """All three signals."""
-    wire_structlog(log_level)
     if source.disabled:
         tracing.configure(**chosen)
+        wire_structlog(log_level)
         return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), flush_timeout=flush_timeout)
     # all are made before any is used: what can't be followed leaves nothing half set up
     queue_spans, span_mode = ([], "yours") if traces_are_taken() else _with_mode(source.spans())
     queue_records, log_mode = ([], "yours") if logs_are_taken() else _with_mode(source.records())
-    readers, metric_mode = ([], "yours") if metrics_are_taken() else _with_mode(source.readers())
-    tracing.configure(**chosen)
-    spans = [queue() for queue in queue_spans]
-    records = [queue() for queue in queue_records]
-    if spans or records or readers:
-        watch_the_end(_close_all)
-    if spans:
-        add_spans(spans, source)
-    if records:
-        set_logs(records, source)
-    if readers:
-        set_metrics(readers, source)
-    elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
-        own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
+    with ExitStack() as undoing:
+        spans = [ended_by(undoing, queue()) for queue in queue_spans]
+        records = [ended_by(undoing, queue()) for queue in queue_records]
+        readers, metric_mode = ([], "yours") if metrics_are_taken() else _with_mode(source.readers())
+        undoing.pop_all()
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
-    if set(modes.values()) != {"yours"}:  # else somebody has followed the file, or doesn't want to
-        source.apply_the_rest()
-    return Telemetry(modes, flush_timeout=flush_timeout, spans=spans, records=records, readers=readers)
+    made = Telemetry(modes, flush_timeout=flush_timeout, spans=spans, records=records, readers=readers)
+    with _whole(made, chosen):
+        if spans or records or readers:
+            watch_the_end(_close_all)
+        if spans:
+            add_spans(spans, source)
+        if records:
+            set_logs(records, source)
+        if readers:
+            set_metrics(readers, source)
+        elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
+            own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
+        if set(modes.values()) != {"yours"}:  # else somebody has followed the file, or doesn't want to
+            source.apply_the_rest()
+        wire_structlog(log_level)
+    return made
+
+
+@contextmanager
+def _whole(made: Telemetry, chosen: tracing.Changes) -> Generator[None]:
+    """With these settings of tracing. If the block fails, what was made is closed, and the former settings are back."""
+    with ExitStack() as undoing:
+        undoing.callback(made.close)
+        undoing.callback(tracing.use, tracing.configure(**chosen))
+        yield
+        undoing.pop_all()
 
 
 def _flush_timeout(given: float | None) -> float:
@@ -378,12 +398,12 @@ def _settings(
     redact: tracing.Redact | None,
     baggage: Collection[str] | None,
 ) -> tracing.Changes:
-    """What was asked for of tracing."""
+    """What was asked for of tracing. Raises ConfigError for a value that an option can't have."""
     given = {"detail": detail, "capture": capture, "redact": redact, "baggage": baggage}
     changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     if isinstance(tracing.configure().tracer_provider, NoOpTracerProvider):
         changes["tracer_provider"] = None  # muted, by a former close or `uninstrument`: now the program wants it again
-    return cast("tracing.Changes", changes)
+    return cast("tracing.Changes", tracing.checked(changes))
 
 
 def _with_mode(made: list[tuple[str, T]]) -> tuple[list[T], str]:
@@ -393,7 +413,7 @@ def _with_mode(made: list[tuple[str, T]]) -> tuple[list[T], str]:
 
 def _trace_locally(
     file: Path | None, keep: Retention, terminal: bool | None, source: Source
-) -> tuple[str, list[SpanProcessor], Path | None]:
+) -> tuple[str, list[Callable[[], SpanProcessor]], Path | None]:
     if source.disabled:
         return "off", [], None
     if traces_are_taken():
@@ -403,14 +423,14 @@ def _trace_locally(
     named = bool(queues) or source.leaves_out("traces")
     if file is None and not named:
         file = DEFAULT_FILE
-    processors: list[SpanProcessor] = [queue() for queue in queues]
+    made: list[Callable[[], SpanProcessor]] = [*queues]
     if file is not None:
-        processors += [SpanExport(FileExporter(file, keep)), OpenSpans(file)]
+        made += [partial(SpanExport, FileExporter(file, keep)), partial(OpenSpans, file)]
     to = " and ".join(map(public_url, source.endpoints("traces")))
     shell, footer = notebook_shell(), partial(_footer, file, to)
     if terminal if terminal is not None else not named and (shell is not None or sys.stderr.isatty()):
-        processors.append(TreeProcessor(None, footer) if shell is None else NotebookTree(shell, footer))
-    return mode if named else "local", processors, file
+        made.append(partial(TreeProcessor, None, footer) if shell is None else partial(NotebookTree, shell, footer))
+    return mode if named else "local", made, file
 
 
 def _send_spans(spans: Sequence[SpanProcessor], mode: str, source: Source) -> None:

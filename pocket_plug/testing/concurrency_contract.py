@@ -88,7 +88,7 @@ class ConcurrencyContract:
         run(scenario)
 
     def test_a_batch_is_read_at_one_moment(self, run: Callable[[Scenario], None]) -> None:
-        """`read_many` finds all of another's write or nothing of it, wherever each key lies at the moment."""
+        """`read_many` finds all of another's write or nothing of it, wherever each key lies; what a page has is of one write."""
         keys = ["a", "b", "c"]
 
         async def scenario(backend: Backend) -> None:
@@ -99,6 +99,8 @@ class ConcurrencyContract:
                 found = await backend.read_many([*keys, "never there"])
                 assert sorted(found) == (keys if found else [])
                 assert len({(entry.value, entry.version) for entry in found.values()}) <= 1
+                page = await backend.read_page(limit=10)
+                assert len({(entry.value, entry.version) for _, entry in page if entry is not None}) <= 1
 
             await beside(backend, write, read, 300)
 

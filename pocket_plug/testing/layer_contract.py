@@ -149,6 +149,7 @@ class LayerContract(BackendContract):
                 lambda: layer.write([Put("b", 1)]),
                 lambda: layer.write([], {"a": 0}),
                 lambda: keys_of(layer),
+                lambda: layer.read_page(limit=10),
                 layer.version,
             ]
             for use in uses:
@@ -174,7 +175,7 @@ class LayerContract(BackendContract):
         asyncio.run(main())
 
     def test_read_many_does_not_pass_the_read_by(self) -> None:
-        """A layer that changes `read` is not gone round by a batch: what one gives, the other gives."""
+        """A layer that changes `read` is not gone round by a batch or a page: what one gives, the others give."""
 
         async def main() -> None:
             layer = self.build(self.make_inner())
@@ -182,11 +183,13 @@ class LayerContract(BackendContract):
             await layer.write([Put(key, [key]) for key in "abc"])
             one_by_one = {key: await layer.read(key) for key in "abc"}
             assert await layer.read_many("abcd") == one_by_one
+            assert dict(await layer.read_page(limit=10)) == one_by_one
 
         asyncio.run(main())
         layer = self.build(self.make_inner())
         if isinstance(layer, Layer) and layer.read != layer.inner.read:
             assert layer.read_many != layer.inner.read_many
+            assert layer.read_page != layer.inner.read_page
 
     def test_a_page_is_a_page_of_the_inner_one(self) -> None:
         """The layer asks it for the keys of that page: not for all of them, nor from the beginning."""

@@ -164,6 +164,30 @@ class ScanContract:
         run(scenario)
 
     @both_ways
+    def test_a_page_of_entries_is_what_a_scan_and_a_read_give(
+        self, run: Callable[[Scenario], None], clock: FakeClock, reverse: bool
+    ) -> None:
+        """`read_page` gives keys in the scan's order with their entries; of what has expired the key alone, or nothing."""
+        names = [f"k:{n:02}" for n in range(30)]
+
+        async def scenario(backend: Backend) -> None:
+            assert await backend.read_page("k:", limit=10) == []
+            await backend.write([Put(name, {"n": name}) for name in ("a", *names, "z")])
+            for after in ("", "k:10", "k:10!", "k:29"):
+                for limit in (1, 7, 29, 30, 31):
+                    keys = await keys_of(backend, "k:", after=after, reverse=reverse, limit=limit)
+                    page = await backend.read_page("k:", after=after, reverse=reverse, limit=limit)
+                    assert [name for name, _ in page] == keys
+                    assert dict(page) == await backend.read_many(keys)
+            assert [name for name, _ in await backend.read_page(limit=40)] == ["a", *names, "z"]
+            await backend.write([Put(name, 0, clock() + 5) for name in names[:20]])
+            clock.advance(5)
+            page = await backend.read_page("k:", reverse=reverse, limit=30)
+            assert [name for name, entry in page if entry is not None] == scanned(names[20:], reverse=reverse)
+
+        run(scenario)
+
+    @both_ways
     def test_pages_of_odd_keys(self, run: Callable[[Scenario], None], reverse: bool) -> None:
         """Whatever a name is made of, a prefix that ends in the highest code point too, a page ends and begins behind it."""
         ends = ("", "\0", "\0\0", "!", "\U0010ffff", "\U0010ffff\U0010ffff")
@@ -177,6 +201,8 @@ class ScanContract:
                 for after in ("", *scanned(names, prefix), f"{prefix}\U0010ffff!"):
                     expected = scanned(names, prefix, after=after, reverse=reverse, limit=3)
                     assert await keys_of(backend, prefix, after=after, reverse=reverse, limit=3) == expected
+                    page = await backend.read_page(prefix, after=after, reverse=reverse, limit=3)
+                    assert [name for name, _ in page] == expected
 
         run(scenario)
 

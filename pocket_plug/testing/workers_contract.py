@@ -3,7 +3,7 @@
 Three workers whose clocks are hours apart and a submitting process go on with runs of all kinds of nodes, while processes are
 killed and stopped at random moments: these, the store's server, and the processes of an executor, where effects run in one. Then
 every effect is there exactly once, nothing is left open, and `exec` was done again only for what was at work in a process that
-was killed or stopped.
+was killed or stopped, or that the machine didn't let run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -51,6 +52,9 @@ PACE = 0.7
 """Seconds from one moment to the next, about: a process has to start in between."""
 AT_ONCE, STEPS, AHEAD = 4, 7, 10
 """Runs that a worker is at; nodes one after the other in a run; runs that are submitted before they can be taken."""
+LATE, WAS_LATE = LEASE / 4, "was late"
+"""Seconds by which a process is late that didn't run as it wanted to, and what it then says."""
+
 NOTICED = 1.0
 """Seconds in which a worker has noticed that a server was stopped."""
 HANGS = 120.0
@@ -83,6 +87,19 @@ class Effect(Node[int, int], name="effect"):
 def _say(said: str, line: str) -> None:
     with Path(said).open("a") as file:
         file.write(line)
+
+
+def _say_when_late(said: str) -> None:
+    """Say when this process was kept from running for so long that it may have lost a lease, as on a busy machine."""
+
+    def notice() -> None:
+        while True:
+            before = time.monotonic()
+            time.sleep(LATE / 3)
+            if (now := time.monotonic()) > before + LATE:
+                _say(said, f"{os.getpid()} {now} {WAS_LATE}\n")
+
+    threading.Thread(target=notice, name="notices that it is late", daemon=True).start()
 
 
 @node
@@ -135,6 +152,8 @@ def serve(url: str, said: str, ahead: str, longest: str, executor: str) -> None:
     """A worker's process; `executor` is the URL of one, or empty."""
     global _said, _longest
     _said, _longest = said, float(longest)
+
+    _say_when_late(said)
 
     async def main() -> None:
         pocket = Pocket(Config(executors={"elsewhere": executor}))
@@ -382,11 +401,14 @@ class Campaign:
         self._check_executions()
 
     def _check_executions(self) -> None:
-        """`exec` is done again only where it was at work in a process that was then killed or stopped."""
+        """`exec` is done again only where it was at work in a process that was then killed or stopped, or that stood still."""
         executed: dict[str, list[tuple[float, int]]] = defaultdict(list)
         for line in self._said.read_text().splitlines():
             pid, at, key = line.split(" ", 2)
-            executed[key].append((float(at), int(pid)))
+            if key == WAS_LATE:
+                self._disturbed[int(pid)].append(float(at))
+            else:
+                executed[key].append((float(at), int(pid)))
         for key, times in executed.items():
             times.sort()
             self.outcome.redone += len(times) - 1

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from pocket_plug.backends import sqlite, sqlite_files
-from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.backends import sqlite
+from pocket_plug.backends.sqlite import SQLite, connections, files, opened, schema, statements, transactions, writer
 from pocket_plug.errors import (
     CodecError,
     ConfigError,
@@ -59,9 +60,10 @@ class Traced(SQLite):
     def __init__(self, path: Path, **options: Any) -> None:
         super().__init__(path, **options)
         self.statements: list[tuple[str, str]] = []
+        connect = self._connections._connect
+        self._connections._connect = lambda: self.traced(connect())  # type: ignore[method-assign]
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = super()._connect()
+    def traced(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         connection.set_trace_callback(lambda text: self.statements.append((text, threading.current_thread().name)))
         connection.execute(self.prepare)
         return connection
@@ -215,7 +217,7 @@ def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.
     [
         ("CREATE TABLE users (id INTEGER)", "is the SQLite file of another program"),
         ("PRAGMA application_id = 77", "is the SQLite file of another program"),
-        (f"PRAGMA application_id = {sqlite.APPLICATION_ID}; PRAGMA user_version = 99", "has schema 99"),
+        (f"PRAGMA application_id = {statements.APPLICATION_ID}; PRAGMA user_version = 99", "has schema 99"),
         (None, "is no SQLite file"),
     ],
 )
@@ -236,31 +238,29 @@ def test_a_foreign_file_is_refused_untouched(tmp_path: Path, make: str | None, s
     assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
 
 
-def test_two_that_make_the_same_file_agree(tmp_path: Path) -> None:
+def test_two_that_make_the_same_file_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Overtaken between looking and making, it takes what the other one has made."""
     path = tmp_path / "state.db"
+    is_new = schema.is_new
 
-    class Overtaken(SQLite):
-        looks = 0
+    def overtaken(connection: sqlite3.Connection, name: str) -> bool:
+        new = is_new(connection, name)
+        monkeypatch.setattr(schema, "is_new", is_new)
+        other = SQLite(path)
+        drive(other.open())
+        drive(other.write([Put("a", "the other's")]))
+        drive(other.close())
+        return new
 
-        def _is_new(self, connection: sqlite3.Connection) -> bool:
-            new = super()._is_new(connection)
-            self.looks += 1
-            if self.looks == 1:
-                other = SQLite(path)
-                drive(other.open())
-                drive(other.write([Put("a", "the other's")]))
-                drive(other.close())
-            return new
-
-    backend = Overtaken(path)
+    monkeypatch.setattr(schema, "is_new", overtaken)
+    backend = SQLite(path)
     drive(backend.open())
     entry = drive(backend.read("a"))
     drive(backend.close())
     assert entry is not None
 
 
-def test_open_waits_for_another_one_that_opens(tmp_path: Path) -> None:
+def test_open_waits_for_another_one_that_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the file is not yet in WAL mode, SQLite refuses at once where another connection is writing."""
     path = tmp_path / "state.db"
     made = SQLite(path)
@@ -271,16 +271,16 @@ def test_open_waits_for_another_one_that_opens(tmp_path: Path) -> None:
     with another_writer(path) as other:
         refusals: list[sqlite3.Error] = []
 
-        class Second(SQLite):
-            def _prepare(self, connection: sqlite3.Connection) -> None:
-                try:
-                    super()._prepare(connection)
-                except sqlite3.Error as error:
-                    refusals.append(error)
-                    other.execute("COMMIT")
-                    raise
+        def prepare(*arguments: Any) -> None:
+            try:
+                schema.prepare(*arguments)
+            except sqlite3.Error as error:
+                refusals.append(error)
+                other.execute("COMMIT")
+                raise
 
-        backend = Second(path)
+        monkeypatch.setattr(connections, "prepare", prepare)
+        backend = SQLite(path)
         drive(backend.open())
         drive(backend.close())
     assert len(refusals) == 1
@@ -315,7 +315,7 @@ def test_before_open_everything_is_refused(tmp_path: Path) -> None:
     """Neither a read nor a write makes a file by accident; the message says what to do."""
     backend = SQLite(tmp_path / "state.db")
     for use in (backend.read("a"), backend.write([Put("a", 1)]), backend.write([])):
-        with pytest.raises(StoreError, match="not opened yet"):
+        with pytest.raises(StoreError, match=r"not opened yet\. `with SyncStore\(…\) as store:` opens it"):
             drive(use)
     assert not list(tmp_path.iterdir())
 
@@ -398,7 +398,7 @@ def test_a_thread_waits_for_another_ones_commit_rather_than_for_the_writer_threa
     backend = Traced(tmp_path / "state.db", durability="process")
     here = threading.current_thread().name
     drive(backend.open())
-    backend._writing = busy = Busy()  # type: ignore[assignment]
+    backend._connections.writing = busy = Busy()  # type: ignore[assignment]
     drive(backend.write([Put("a", 1)]))
     assert busy.asked == [False, True]
     assert set(backend.threads_of("BEGIN IMMEDIATE")) == {here}
@@ -501,17 +501,17 @@ def test_who_writes_alone_does_not_write_the_counter_each_time(tmp_path: Path) -
     backend, given = Traced(tmp_path / "state.db", durability="process"), list[int]()
 
     async def scenario() -> None:
-        for n in range(2 * sqlite.RESERVED):
+        for n in range(2 * transactions.RESERVED):
             changes: list[Change] = [Delete(f"k{n - 1}")] if n % 5 == 4 else [Put(f"k{n}", n)]
             given.append(await backend.write(changes))
             if n % 3 == 0:
                 with pytest.raises(ConflictError):
-                    await backend.write([Put("k0", -1)], {"k0": sqlite.RESERVED**2})
+                    await backend.write([Put("k0", -1)], {"k0": transactions.RESERVED**2})
         assert await backend.version() == given[-1]
 
     run(backend, scenario)
     assert given == list(range(1, len(given) + 1))
-    assert sum(text.startswith("UPDATE counter") for text, _ in backend.statements) <= sqlite.RESERVE_AFTER + 3
+    assert sum(text.startswith("UPDATE counter") for text, _ in backend.statements) <= transactions.RESERVE_AFTER + 3
     before = given[-1]
 
     async def again() -> None:
@@ -530,7 +530,14 @@ def test_reserved_versions_are_given_up_once_another_one_writes(tmp_path: Path) 
     drive(one.open())
     drive(other.open())
     given: list[int] = []
-    for backend, writes in ((one, 40), (other, 1), (one, 1), (other, 40), (one, 30), (other, sqlite.RESERVED + 30)):
+    for backend, writes in (
+        (one, 40),
+        (other, 1),
+        (one, 1),
+        (other, 40),
+        (one, 30),
+        (other, transactions.RESERVED + 30),
+    ):
         for n in range(writes):
             given.append(drive(backend.write([Put("k", n)])))
             assert drive(one.read("k")) == drive(other.read("k")) == Entry(n, given[-1])
@@ -547,7 +554,7 @@ def test_a_look_at_the_version_of_an_owned_file_is_no_intrusion(tmp_path: Path) 
     drive(owner.own())
     drive(other.open())
     given: list[int] = []
-    for n in range(2 * sqlite.RESERVED + 2):
+    for n in range(2 * transactions.RESERVED + 2):
         given.append(drive(owner.write([Put("k", n)])))
         assert given[-1] <= drive(other.version()) <= given[-1] + 1
     assert given == list(range(1, len(given) + 1))
@@ -561,13 +568,13 @@ def test_who_cannot_write_can_ask_for_the_version(tmp_path: Path, why: str) -> N
     one, other = SQLite(tmp_path / "state.db"), SQLite(tmp_path / "state.db", timeout=0)
     drive(one.open())
     drive(other.open())
-    given = [drive(one.write([Put("k", n)])) for n in range(sqlite.RESERVE_AFTER + 2)]
+    given = [drive(one.write([Put("k", n)])) for n in range(transactions.RESERVE_AFTER + 2)]
     with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as raw:
         if why == "locked":
             raw.execute("BEGIN IMMEDIATE")
         else:
-            assert other._writer is not None
-            other._writer.execute("PRAGMA query_only = 1")
+            assert other._connections.writer is not None
+            other._connections.writer.execute("PRAGMA query_only = 1")
         version = drive(other.version())
     assert version >= given[-1]
     assert drive(one.version()) == given[-1]
@@ -580,8 +587,8 @@ class Refusing(Traced):
 
     refused = "nothing"
 
-    def _connect(self) -> sqlite3.Connection:
-        backend, connection = self, super()._connect()
+    def traced(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        backend, connection = self, super().traced(connection)
 
         class Cursor(sqlite3.Cursor):
             def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
@@ -602,7 +609,14 @@ def test_a_write_that_fails_gives_no_version_twice(tmp_path: Path, refused: str)
     drive(other.open())
     given: list[int] = []
     failed = 0
-    for backend, writes in ((one, 40), (other, sqlite.RESERVE_AFTER), (one, 1), (other, 40), (one, 40), (other, 1)):
+    for backend, writes in (
+        (one, 40),
+        (other, transactions.RESERVE_AFTER),
+        (one, 1),
+        (other, 40),
+        (one, 40),
+        (other, 1),
+    ):
         for n in range(writes):
             backend.refused = refused
             try:
@@ -612,7 +626,7 @@ def test_a_write_that_fails_gives_no_version_twice(tmp_path: Path, refused: str)
             backend.refused = Refusing.refused
             given.append(drive(backend.write([Put("k", n)])))
             assert drive(other.read("k")) == Entry(n, given[-1])
-    assert failed > sqlite.RESERVE_AFTER
+    assert failed > transactions.RESERVE_AFTER
     assert given == sorted(set(given))
     drive(one.close())
     drive(other.close())
@@ -623,11 +637,11 @@ def test_of_two_that_would_reserve_the_same_versions_one_does(tmp_path: Path) ->
     one, other = (Refusing(tmp_path / "state.db", durability="process") for _ in range(2))
     drive(one.open())
     drive(other.open())
-    given = [drive(one.write([Put("k", n)])) for n in range(sqlite.RESERVE_AFTER)]
+    given = [drive(one.write([Put("k", n)])) for n in range(transactions.RESERVE_AFTER)]
     one.refused = "COMMIT"
     with pytest.raises(StoreError, match="disk I/O error"):
         drive(one.write([Put("k", -1)]))
-    given += [drive(other.write([Put("k", n)])) for n in range(sqlite.RESERVE_AFTER + 10)]
+    given += [drive(other.write([Put("k", n)])) for n in range(transactions.RESERVE_AFTER + 10)]
     one.refused = Refusing.refused
     given.append(drive(one.write([Put("k", 1)])))
     assert given == sorted(set(given))
@@ -690,7 +704,7 @@ def test_a_turn_locks_other_processes_out(tmp_path: Path, durability: sqlite.Dur
 
 def test_a_turn_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who takes too long for it meets a conflict, as without one; two turns within each other end so, too."""
-    monkeypatch.setattr(sqlite, "LONGEST_TURN", 0.01)
+    monkeypatch.setattr(writer, "LONGEST_TURN", 0.01)
     one, other = (SQLite(tmp_path / "state.db", durability="process", timeout=60) for _ in range(2))
     drive(one.open())
     drive(other.open())
@@ -721,7 +735,7 @@ def test_a_turn_that_waits_for_another_process_ends(tmp_path: Path) -> None:
         with another_writer(tmp_path / "state.db"):
             with pytest.raises(StoreBusyError, match=r"state\.db.*0\.02 s"):
                 await in_turn()
-            backend.timeout = 60
+            backend._connections.timeout = 60
             cancelled = asyncio.ensure_future(in_turn())
             await settle()
             cancelled.cancel()
@@ -1110,7 +1124,7 @@ def test_expired_entries_are_cleared_away_little_by_little(tmp_path: Path) -> No
         drive(backend.write([Put(f"mortal:{n}", n, now + 50)]))
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
         (rows,) = connection.execute("SELECT count(*) FROM entries").fetchone()
-    assert 50 <= rows <= 50 + 2 * sqlite.REAP_EVERY
+    assert 50 <= rows <= 50 + 2 * transactions.REAP_EVERY
     assert len(drive(keys_of(backend))) == 50
     drive(backend.close())
 
@@ -1212,9 +1226,28 @@ def test_after_an_error_close_leaves_nothing_open(
         drive(backend.close())
         assert kept or (fault, when) == ("deleted", "before open")  # then it is made anew
         assert open_files(tmp_path) == []
-        assert backend.rest()  # nor is a fork held up
+        assert backend._connections.rest()  # nor is a fork held up
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed by Linux only")
+def test_what_a_thread_still_has_open_is_closed_before_a_fork(tmp_path: Path) -> None:
+    """A backend that nobody has any more is freed at once. Its writer thread goes on, and no child inherits its connections."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    asyncio.run(_written(backend, 1))
+    gone, kept = weakref.ref(backend), weakref.ref(backend._writer)
+    del backend
+    assert gone() is None
+    assert open_files(tmp_path) != []
+    child = os.fork()
+    if child == 0:
+        os._exit(len(open_files(tmp_path)))
+    assert os.waitpid(child, 0)[1] == 0
+    left = kept()
+    assert left is not None
+    drive(left.close())
 
 
 def replace(path: Path) -> None:
@@ -1251,7 +1284,7 @@ def test_a_file_that_is_gone_acknowledges_nothing(
     tmp_path: Path, gone: str, durability: sqlite.Durability, loop: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reads and writes name it and the way out, until it is closed; opened again it works with what is there."""
-    monkeypatch.setattr(sqlite, "LOOK_EVERY", 0)
+    monkeypatch.setattr(opened, "LOOK_EVERY", 0)
     folder = tmp_path / "folder"
     path = folder / "state.db"
     backend = SQLite(path, durability=durability)
@@ -1301,9 +1334,9 @@ def test_a_folder_that_has_not_changed_for_long_tells_of_a_change(
     tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write then looks at the folder only, until something comes or goes there: a file of somebody else's, or its own."""
-    monkeypatch.setattr(sqlite_files, "SETTLED", -1e9)
+    monkeypatch.setattr(files, "SETTLED", -1e9)
     looks: list[str] = []
-    monkeypatch.setattr(sqlite, "is_at", lambda path, file: looks.append(path) or sqlite_files.is_at(path, file))
+    monkeypatch.setattr(opened, "is_at", lambda path, file: looks.append(path) or files.is_at(path, file))
     folder = tmp_path / "folder"
     folder.mkdir()
     backend = SQLite(folder / "state.db")
@@ -1325,7 +1358,7 @@ def test_a_folder_that_has_not_changed_for_long_tells_of_a_change(
 def test_a_folder_that_has_just_changed_is_not_believed(tmp_path: Path) -> None:
     """Of two changes in a row the second may leave the same time stamps: until they are old, files are looked at themselves."""
     (tmp_path / "file").touch()
-    folder = sqlite_files.Folder(str(tmp_path))
+    folder = files.Folder(str(tmp_path))
     assert not folder.is_as_known()
     folder.know()
     assert not folder.is_as_known()
@@ -1372,7 +1405,7 @@ def test_an_interrupted_wake_up_leaves_the_writer_awake(tmp_path: Path) -> None:
         asyncio.run(_written(backend, value))
 
     write(1)
-    condition: Any = backend._queued
+    condition: Any = backend._writer._queued
     waiters = condition._waiters
     for _ in range(3):
         while not waiters:  # until the writer waits

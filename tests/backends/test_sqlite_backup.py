@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from pocket_plug import SyncStore
-from pocket_plug.backends import sqlite_backup
-from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.backends.sqlite import SQLite, backup
 from pocket_plug.errors import StoreError
 from pocket_plug.store import parts
 from pocket_plug.store.backend import Copyable
@@ -23,7 +22,7 @@ MANY = 300
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_backup, "PAGES", 10)
+    monkeypatch.setattr(backup, "PAGES", 10)
 
 
 @pytest.fixture

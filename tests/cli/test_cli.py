@@ -337,13 +337,16 @@ def test_input_that_does_not_fit(capsys, arguments, message):
 INPUTS = """
     from dataclasses import dataclass
     from pathlib import Path
-    from typing import Any
+    from enum import Enum
+    from typing import Any, Literal
     import msgspec, pydantic
     import pocket_plug as pp
     @dataclass
     class Place:
         id: str
         where: Path
+    class Colour(Enum):
+        RED, BLUE = 1, 2
     class Point(msgspec.Struct):
         x: int
     class Model(pydantic.BaseModel):
@@ -361,6 +364,7 @@ INPUTS = """
         return pp.Graph(pp.node(show))
     place, point, model, other, checked = shown(Place), shown(Point), shown(Model), shown(Model | Other), shown(Checked)
     path, text, number, perhaps, anything = shown(Path), shown(str), shown(int), shown(int | None), shown(Any)
+    texts, sure, size, colour = shown(list[str]), shown(bool), shown(Literal["small", "large"]), shown(Colour)
     several, one_of, mixed = shown(list[Model]), shown(Place | Point), shown(str | int)
     def double(n: int) -> int:
         return 2 * n
@@ -414,6 +418,11 @@ def test_input_becomes_what_the_graph_takes(capsys, name, given, shown):
         ("place", '{"id": "a", "where": 5}', "Expected `Path`, got `int` - at `$.where`; expected: Place"),
         ("fan", '[1, "x"]', "Expected `int`, got `str` - at `$[1]`"),
         ("mixed", "hello", "JSON is malformed"),
+        ("texts", "[1", "--input: Input data was truncated; expected: list[str]"),
+        ("sure", "yes", "--input: JSON is malformed: invalid character (byte 0); expected: true or false"),
+        ("size", "big", 'expected: "small" or "large"'),
+        ("size", '"big"', 'expected: "small" or "large"'),
+        ("colour", "3", "expected: 1 or 2"),
         ("model", "@nowhere.json", "--input: the file 'nowhere.json' can't be read: "),
         ("model", "@.", "--input: the file '.' can't be read: "),
         ("model", "@latin.json", "--input from latin.json is not UTF-8: invalid start byte at byte 0"),
@@ -725,7 +734,9 @@ def test_failing_commands_of_a_plugin(install, capsys, caplog):
     assert "plugin 'greet' (pocket-plug-greet 1.0) failed at pocket_commands: RuntimeError: boom" in caplog.text
 
 
-@pytest.mark.parametrize("command", ["graph app.py --svg", "plugins", "--help", "--version"])
+@pytest.mark.parametrize(
+    "command", ["graph app.py --svg", "plugins", "--help", "--version", "runs --help", "runs ls --help"]
+)
 @pytest.mark.parametrize(
     ("shell", "code", "said"),
     [
@@ -758,3 +769,16 @@ def test_where_nothing_can_be_printed_it_is_said(
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_where_an_error_can_not_be_said_the_exit_code_is_its_own(tmp_path: Path) -> None:
+    """A full disk under stderr: wrong usage is still 2, and nothing of it is on stdout."""
+    program = "import sys; from pocket_plug.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -f 0; exec "$@" 2> err', "sh", sys.executable, "-c", program, "no-command"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")

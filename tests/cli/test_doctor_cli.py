@@ -346,6 +346,23 @@ def test_a_span_that_is_refused_or_not_answered(doctor: Doctor, monkeypatch: pyt
     assert "no connection: ConnectionRefusedError" in doctor(1)["telemetry", "span"][1]
 
 
+@pytest.mark.parametrize(
+    "given", ["127.0.0.1:4399", "localhost:4399", "collector", "ftp://collector", f"me:{WORD}@h:1"]
+)
+def test_an_endpoint_that_is_no_url(given: str, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said of each signal, with one that would do, and nothing is sent; what may be a password isn't shown. gRPC takes it."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", given)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc")
+    found = doctor(1)
+    for signal in ("traces", "logs"):
+        verdict, says = found["telemetry", signal]
+        assert verdict == "wrong"
+        assert "no URL of a collector: nothing is sent. One is http://localhost:4318" in says
+        assert f"to {given}," in says or "@" in given
+    assert found["telemetry", "metrics"][0] == "ok"
+    assert ("telemetry", "span") not in found
+
+
 def test_telemetry_that_is_off_or_can_not_be_followed(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said without sending anything."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -26,6 +27,9 @@ from pocket_plug.store.backend import Delete, Put
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+WHO_GOES_ON = (
+    "`pocket-plug worker TARGET` goes on with what is pending, `pocket-plug runs resume TARGET RUN` with one\n"
+)
 URL = "sqlite:///state.db?durability=process"
 
 SHOP = """
@@ -54,6 +58,12 @@ SHOP = """
     def agree(answered: pp.Answered[Price, Price]) -> str:
         return f"agreed on {answered.answer.amount}"
 
+    @pp.node
+    def same(answered: pp.Answered[str, bool]) -> str:
+        return answered.input
+
+    sure = pp.Ask[str, bool](bool, question="sure?", name="sure")
+    nap = pp.Graph(sure >> same >> pp.Sleep[str](until=1e10), name="nap")
     nested = pp.Graph(price >> deliver, name="nested")
     graph = pp.Graph(nested, name="shop")
     haggle = pp.Graph(price >> pp.Graph(ask >> agree, name="talk"), name="haggle")
@@ -348,11 +358,31 @@ def test_an_answer_is_read_as_the_type_that_is_asked_for(here: Any) -> None:
     assert elsewhere("runs", "answer", "shop.py:haggle", "h", "@answer.json").out == "agreed on 3.5\n"
 
 
+def test_a_run_that_sleeps_says_until_when(here: Any) -> None:
+    """As the date with its zone, with what goes on with it; a question that isn't there is not said."""
+    assert elsewhere("run", "shop.py:nap", "--run-id", "n", "--input", "x").code == 3
+    until = datetime.fromtimestamp(1e10).astimezone().isoformat(" ")
+    for command in (("runs", "answer", "shop.py:nap", "n", "true"), ("runs", "resume", "shop.py:nap", "n")):
+        asleep = elsewhere(*command)
+        assert (asleep.code, asleep.out) == (3, "")
+        assert asleep.err == (
+            f"run 'n' sleeps until {until}; `pocket-plug worker TARGET` goes on with it then, or `pocket-plug runs resume`\n"
+        )
+
+
+def test_a_graph_that_asks_needs_an_id(here: Any) -> None:
+    """Which the command line calls --run-id."""
+    refused = elsewhere("run", "shop.py:nap", "--input", "x")
+    assert refused.code == 2
+    assert "graph 'nap' asks, so its run may have to wait; give it an id: --run-id ID" in refused.err
+
+
 def test_an_answer_to_no_question(here: Any) -> None:
-    """A run that isn't suspended, and one that isn't there, are refused."""
+    """A run that isn't suspended, with its state and the way out, and one that isn't there, are refused."""
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     assert (
-        "RunMismatchError: run 'order' can't take the answer: no question is open"
+        "RunMismatchError: run 'order' can't take the answer: no question is open; it has failed, and is tried again by "
+        "resume(run_id), Runs.retry or `pocket-plug runs retry`\n"
         in elsewhere("runs", "answer", "shop.py", "order", "-1").err
     )
     assert "UnknownRunError" in elsewhere("runs", "answer", "shop.py", "nobody", "1").err
@@ -628,6 +658,7 @@ def test_a_failure_is_shown_and_tried_again(here: Any) -> None:
     assert (facts["state"], facts["failure"]["node"], len(facts["executions"])) == ("failed", "fails", 1)
     retried = here("runs", "retry", "r", "s")
     assert (retried.code, retried.out) == (0, "r  pending\ns  pending\n")
+    assert retried.err == WHO_GOES_ON
     assert here("runs", "retry", "r", "--json").json[0]["state"] == "pending"
     finish("done")
     refused = here("runs", "retry", "done")
@@ -656,7 +687,7 @@ def test_an_answer_can_be_left_to_a_worker(own: Any) -> None:
     assert own("runs", "ls").out.splitlines()[1].split()[-1] == "'hello'"
     assert re.search(r"questions   ask#1: 'hello'\n +waits for str\n", own("runs", "show", "r").out)
     left = own("runs", "answer", "own.py", "r", '"you"', "--leave", "--question", "ask#1")
-    assert (left.code, left.out) == (0, "r  pending\n")
+    assert (left.code, left.out, left.err) == (0, "r  pending\n", WHO_GOES_ON)
     assert "answered 'you'" in own("runs", "show", "r").out
     assert own("runs", "resume", "own.py", "r").out == "hello you\n"
 

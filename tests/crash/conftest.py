@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 import pytest
 
-from pocket_plug.backends import sqlite
+from pocket_plug.backends.sqlite import connections
 
 WRITING = apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
 
@@ -112,9 +112,9 @@ class LosingDisk:
 
         name = f"losing-{id(self)}"
         vfs = Recording(name, "")
-        standing_in = {**vars(sqlite.sqlite3), "connect": connect, "Error": apsw.Error}
+        standing_in = {**vars(connections.sqlite3), "connect": connect, "Error": apsw.Error}
         with monkeypatch.context() as patched:
-            patched.setattr(sqlite, "sqlite3", SimpleNamespace(**standing_in))
+            patched.setattr(connections, "sqlite3", SimpleNamespace(**standing_in))
             try:
                 yield
             finally:

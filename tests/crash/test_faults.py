@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import pocket_plug as pp
-from pocket_plug.backends.sqlite import Durability, SQLite
+from pocket_plug.backends.sqlite import Durability, SQLite, connections, schema
 
 pytestmark = pytest.mark.crash
 MODES: list[Durability] = ["power", "process"]
@@ -75,20 +75,21 @@ def has_failed_then_goes_on(store: pp.Store, graph: pp.Graph[None, int], said: s
 
 
 @pytest.mark.parametrize("durability", MODES)
-def test_a_run_that_fills_the_disk(tmp_path: Path, durability: Durability) -> None:
+def test_a_run_that_fills_the_disk(tmp_path: Path, durability: Durability, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node that no longer fits fails with 'the disk is full'; with room again the run does the rest."""
 
-    class Small(SQLite):
-        def _prepare(self, connection: sqlite3.Connection) -> None:
-            super()._prepare(connection)
-            connection.execute("PRAGMA max_page_count = 20")
-            self.connection = connection
+    prepared: list[sqlite3.Connection] = []
 
-    backend = Small(tmp_path / "state.db", durability=durability)
-    store = pp.Store(backend)
+    def prepare(connection: sqlite3.Connection, path: str, power: bool) -> None:
+        schema.prepare(connection, path, power)
+        connection.execute("PRAGMA max_page_count = 20")
+        prepared.append(connection)
+
+    monkeypatch.setattr(connections, "prepare", prepare)
+    store = pp.Store(SQLite(tmp_path / "state.db", durability=durability))
 
     def mend() -> None:
-        backend.connection.execute("PRAGMA max_page_count = 1000000")
+        prepared[-1].execute("PRAGMA max_page_count = 1000000")
 
     reached = has_failed_then_goes_on(store, counting(store), r"state\.db: the disk is full", mend)
     assert 5 < reached < VISITS

@@ -35,7 +35,7 @@ async def typed(store: Any, x: int) -> int:
 
 async def called_with_a_dict(store: Any, x: int) -> int:
     try:
-        store.set_many(a=x)
+        store.set_many(**{"a": x})
     finally:
         await store.delete("b")
     return x

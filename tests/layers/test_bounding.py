@@ -10,6 +10,7 @@ import weakref
 from collections import OrderedDict
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +149,9 @@ def test_size_of_follows_what_a_value_holds() -> None:
 
     part = "x" * 10_000
     assert size_of({"k": [part]}) > 10_000
+    assert size_of({part: 1}) > 10_000
+    assert size_of(OrderedDict({part: 1})) > 10_000
+    assert size_of(vars(SimpleNamespace(part=part))) > 10_000
     assert size_of([part, part]) < 11_000
     assert 10_000 < size_of(Heavy()) < 12_000
     assert size_of(int) < 10_000

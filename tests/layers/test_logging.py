@@ -21,6 +21,7 @@ from pocket_plug.layers import logging as pocket_logging
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.logging import Logging, add_ids
 from pocket_plug.layers.tracing import Tracing
+from pocket_plug.otel import open_runs
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Reason
 from pocket_plug.store.layer import Layer
 from pocket_plug.testing.spans import SpanCapture
@@ -110,6 +111,21 @@ def test_a_processor_that_raises_does_not_fail_the_store(caplog: pytest.LogCaptu
     assert store.get("k") == 1
     assert [record.getMessage().split(". ")[0] for record in caplog.records] == [
         "logging a store operation failed: RuntimeError"]  # fmt: skip
+
+
+def test_a_run_whose_beginning_cannot_be_logged_is_not_kept_as_open(
+    caplog: pytest.LogCaptureFixture, logs: LogCapture
+) -> None:
+    """Nobody would close it: it would be said to be interrupted when the process is ended by a signal, and kept until then."""
+
+    def broken(logger: object, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        raise ValueError("no such renderer")
+
+    structlog.configure(processors=[broken])
+    graph = pp.Graph(pp.node(lambda number: number, name="same"), name="shop")
+    assert graph.run_sync(1) == 1
+    assert not open_runs._open
+    assert "failed at pocket_observe (enter): ValueError" in caplog.text
 
 
 def test_a_level_that_does_not_exist_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,29 @@ def test_a_write_that_its_caller_cancels_is_awaited_to_its_outcome(before: float
             await writing
 
     assert elapsed(main()) == pytest.approx(seconds)
+
+
+def test_the_error_of_a_write_that_its_caller_cancelled_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio would log it as never retrieved."""
+
+    class Failing(Slow):
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+            try:
+                return await super().write(changes, expect)
+            except asyncio.CancelledError:
+                raise StoreError("the connection was lost while it was withdrawn") from None
+
+    async def main() -> None:
+        writing = asyncio.ensure_future(built(Failing(10, 0), write_within=5).write([Put("a", 1)]))
+        await asyncio.sleep(1)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        del writing
+        gc.collect()
+
+    run_virtual(main())
+    assert caplog.messages == []
 
 
 @node

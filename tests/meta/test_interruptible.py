@@ -14,8 +14,8 @@ PACKAGE = Path(pocket_plug.__file__).parent
 HARMLESS = {
     "WriteBehind._take": "done by a thread of ours, where no signal's handler runs",
     "WriteBehind._done": "done by a thread of ours",
-    "SQLite._write_queued": "done by a thread of ours",
-    "SQLite._written_in_turn": "done by a thread of ours",
+    "Writer._write_queued": "done by a thread of ours",
+    "Writer._written_in_turn": "done by a thread of ours",
     "Transaction.scan": "its `except` is for StoreError only, which no interrupt is",
 }
 

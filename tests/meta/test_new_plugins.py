@@ -10,6 +10,7 @@ import sys
 import tomllib
 import venv
 import zipfile
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,43 @@ def test_its_bounds_are_those_of_this_version(made: Path) -> None:
         project = tomllib.loads((made / f"pocket-plug-{name}/pyproject.toml").read_text())["project"]
         assert project["dependencies"] == [f"pocket-plug>={version.rpartition('.')[0]},<1"]
         assert project["entry-points"][API_GROUP] == {f"my_{kind}": f"level{API_LEVEL}"}
+
+
+@pytest.mark.parametrize(
+    ("direct_url", "step"),
+    [
+        (None, None),
+        ({"url": "file:///a%20b/plug", "dir_info": {"editable": True}}, "pip install '/a b/plug'"),
+        ({"url": "file:///src", "dir_info": {}, "subdirectory": "plug"}, "pip install /src/plug"),
+        ({"url": "https://x.org/p.whl", "archive_info": {}}, "pip install https://x.org/p.whl"),
+        (
+            {"url": "https://x.org/p", "vcs_info": {"vcs": "git", "commit_id": "c0"}, "subdirectory": "a"},
+            "pip install 'git+https://x.org/p@c0#subdirectory=a'",
+        ),
+    ],
+)
+def test_its_first_step_installs_pocket_plug_where_no_index_has_it(
+    direct_url: object,
+    step: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From where it was installed itself, as the installer has recorded it; before the plugin, which requires it."""
+    recorded = None if direct_url is None else json.dumps(direct_url)
+    monkeypatch.setattr(PathDistribution, "read_text", lambda _, name: recorded if name == "direct_url.json" else "")
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "layer", "good"]) == 0
+    steps = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    wanted = ["cd pocket-plug-good", "python -m venv .venv", ". .venv/bin/activate", step,
+              'pip install --editable ".[dev]"', "pytest"]  # fmt: skip
+    assert steps == [each for each in wanted if each]
+
+
+def test_its_help_says_which_kinds_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them, where the argument stands."""
+    assert main(["new", "--help"]) == 0
+    assert "|".join(KINDS) in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- refused

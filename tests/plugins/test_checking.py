@@ -127,6 +127,36 @@ def test_what_is_no_toml_has_a_line_too() -> None:
     assert "is not valid TOML" in finding.message
 
 
+def test_all_options_of_a_url_are_said_that_are_wrong(own_folder: Path) -> None:
+    """Each once, with the URL as it is written; an unknown scheme is one thing, whatever options it has."""
+    url = "sqlite:///a.db?durabilty=power&timeout=-1&patience=5"
+    found = check_config(
+        written(
+            f"""
+            [store]
+            url = "{url}"
+            [stores.whole]
+            url = "sqlite:///b.db?durability=power&timeout=1"
+            [stores.both]
+            url = "sqlit://c.db?timeout=-1&a=2"
+            [executors]
+            heavy = "processes://?workers=-1&worker=2"
+            """
+        )
+    )
+    assert [(each.line, each.table) for each in found] == [
+        *[(3, "store.url")] * 3,
+        (7, "stores.both.url"),
+        *[(9, "executors.heavy")] * 2,
+    ]
+    for finding, what in zip(
+        found[:3], ("no option 'durabilty'", "no option 'patience'", "timeout is -1.0"), strict=True
+    ):
+        assert what in finding.message
+        assert repr(url) in finding.message or "sqlite: timeout" in finding.message
+    assert [*own_folder.iterdir()] == [own_folder / "pocket.toml"]
+
+
 def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither a password in a URL nor what a variable holds."""
     monkeypatch.setenv("TOKEN", "Marked4711")

@@ -286,6 +286,43 @@ def test_register_configures_the_new_one_only():
     assert (first.options, second.options, record.name) == ("untouched", {}, "configured-2")
 
 
+def test_a_plugin_registered_later_that_fails_or_declines_is_an_error():
+    """Whoever registers it learns at once that it is not in use, and why; its record says so too."""
+
+    class Refusing:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        @hookimpl
+        def pocket_configure(self, options):
+            raise self.error
+
+    pocket = Pocket(autoload=False)
+    with pytest.raises(PluginError, match=r"plugin 'broken'.*RuntimeError: no such server"):
+        pocket.register(Refusing(RuntimeError("no such server")), name="broken")
+    with pytest.raises(PluginError, match=r"plugin 'waiting'.*it needs a URL"):
+        pocket.register(Refusing(NotConfiguredError("it needs a URL")), name="waiting")
+    assert [pocket.plugin(name).status for name in ("broken", "waiting")] == ["failed", "declined"]
+
+
+def test_types_of_a_plugin_registered_later_are_asked_for():
+    """Parts were made by name already, for which the others were asked for theirs: they are not asked again."""
+
+    class Typed:
+        asked = 0
+
+        @hookimpl
+        def pocket_types(self, codec):
+            self.asked += 1
+
+    first, second = Typed(), Typed()
+    pocket = Pocket(autoload=False, plugins=[first])
+    pocket.layer("metrics")
+    pocket.register(second, name="second")
+    pocket.layer("metrics")
+    assert (first.asked, second.asked) == (1, 1)
+
+
 def test_failing_shutdown_harms_nobody(log, caplog):
     """What pocket_shutdown raises is said, and the others are told as well."""
 

@@ -254,9 +254,11 @@ class Thread(Process):
     def throw_away(self) -> None:
         """End it where it is, at the world's end: by then whatever it does is of no account."""
         self._is_thrown = True
-        if self._real.is_alive():
+        if self._real.ident is None:  # never begun
+            return
+        if self in self._main.threads:  # else it has ended and takes no turn, though it may be alive a moment longer
             self._go_on()
-            self._real.join()
+        self._real.join()
 
     # ------------------------------------------------------------ in it
     def _live(self) -> None:

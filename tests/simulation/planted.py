@@ -6,14 +6,14 @@ Each breaks the protocol of durable runs in one place, as an earlier version or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import pocket_plug as pp
 from pocket_plug.graph import reports, streaming
-from pocket_plug.graph.durable import claim, heartbeat, journal, ledger, processes, records, states
+from pocket_plug.graph.durable import claim, heartbeat, journal, ledger, processes, records, states, worker
 from pocket_plug.graph.durable.journal import Journal, RunReleasedError
 from pocket_plug.graph.durable.ledger import RunLedger
 from pocket_plug.graph.durable.processes import Process
@@ -180,6 +180,39 @@ def _conflict_after_all() -> Iterator[None]:
 @fault("a write's token is that of its execution: a write that was lost is taken for the one before it")
 def _one_token() -> Iterator[None]:
     with mock.patch.object(Journal, "token", lambda self: f"{self.owner}.1"):
+        yield
+
+
+@fault("who has suspended a run is told that it was overtaken, where others have gone on with it since")
+def _gone_on_is_fence() -> Iterator[None]:
+    async def never(self: Journal, *_: Any) -> bool:
+        return False
+
+    with mock.patch.object(Journal, "_was_left_by", never):
+        yield
+
+
+@fault("a worker says `released` of a run that it could not release")
+def _released_at_any_rate() -> Iterator[None]:
+    record_end = Journal.record_end
+
+    async def sure(self: Journal, error: BaseException) -> None:
+        with suppress(pp.StoreError):
+            await record_end(self, error)
+
+    with mock.patch.object(Journal, "record_end", sure):
+        yield
+
+
+@fault("a worker says `failed` of a run whose failure it could not record")
+def _failed_at_any_rate() -> Iterator[None]:
+    became = worker._became
+
+    def sure(error: Exception, is_recorded: bool) -> worker.Became:
+        is_lost = isinstance(error, pp.RunFencedError | pp.OutcomeUnknownError)
+        return became(error, is_recorded or not is_lost)
+
+    with mock.patch.object(worker, "_became", sure):
         yield
 
 

@@ -1,7 +1,8 @@
 """One store that all simulated processes share, and the connections to it, on which everything goes wrong that can.
 
 A request takes its time to the store, and the answer takes its time back. Each has a fate: it is refused, its answer is lost,
-it lands late, it is sent twice, or the process dies before it, right after it, or at the answer.
+which is known at once or after a time-out, it lands late, it is sent twice, or the process dies before it, right after it, or at
+the answer.
 """
 
 from __future__ import annotations
@@ -162,6 +163,8 @@ class Client(Backend):
                 world.note(machine.name, f"{what}: has come late")
             elif fate == "lost":
                 after(world.latency(), fail)
+            elif fate == "timed out":
+                after(world.random.uniform(0, world.slowness), fail)
             else:
                 after(world.latency(), lambda: reply(error, result))
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from contextvars import Context
 from pathlib import Path
 
 import pytest
 
+from .loop import Process, Scheduler, Thread
 from .play import first_found, play
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +24,8 @@ QUICK = (
     "a follower tells of all nodes in the path, whatever the record said that it has looked at",
     "a lease is over by the clock of whoever looks, since the time that the owner has written",
     "a node is told to be left before what it has written has landed",
+    "a worker says `failed` of a run whose failure it could not record",
+    "who has suspended a run is told that it was overtaken, where others have gone on with it since",
     "a node's writes do not expect what it has read",
     "a node's writes land before its checkpoint, not with it",
     "a write's token is that of its execution: a write that was lost is taken for the one before it",
@@ -61,6 +66,28 @@ def test_a_seed_makes_the_same_world_in_every_interpreter() -> None:
     ]
     assert hashes[0] == hashes[1]
     assert len({line.partition(" ")[2] for line in hashes[0].splitlines()}) == 12
+
+
+def test_a_world_ends_though_a_thread_of_it_takes_its_time_to_end() -> None:
+    """A simulated thread has ended, and the real one is still alive on a busy machine: nobody gives it another turn."""
+    scheduler = Scheduler()
+    process = Process("p", scheduler, pytest.fail, lambda: None)
+    ended, may_end = process.create_future(), threading.Event()
+    thread = Thread(process, lambda: ended.set_result(None), Context())
+    real = thread._real
+
+    class Late(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            may_end.set()
+            super().join(timeout)
+
+    thread._real = Late(target=lambda: (real.run(), may_end.wait()), daemon=True)
+    scheduler.run(ended)
+    assert thread._real.is_alive()
+    throwing = threading.Thread(target=thread.throw_away, daemon=True)
+    throwing.start()
+    throwing.join(20)
+    assert not throwing.is_alive()
 
 
 @pytest.mark.parametrize("what", QUICK)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -214,6 +215,18 @@ def test_prometheus_is_served_until_the_reader_ends(tmp_path: Path, caplog: pyte
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60)
     assert name == "prometheus_development"
     assert "what it says of scope_info_enabled is not followed" in caplog.text
+
+
+def test_readers_of_which_one_cannot_be_had_leave_no_other_at_work(tmp_path: Path) -> None:
+    """Each has a thread from the start."""
+    source = read(
+        tmp_path,
+        "meter_provider: {readers: [{periodic: {exporter: {console: }}}, {periodic: {exporter: {unknown: {}}}}]}",
+    )
+    before = threading.enumerate()
+    with pytest.raises(ConfigError, match=r"readers\[1\].periodic.*: Plugin 'unknown' not found"):
+        source.readers()
+    assert threading.enumerate() == before
 
 
 def test_a_program_with_providers_of_its_own_keeps_its_propagators_too(tmp_path: Path) -> None:

@@ -53,6 +53,20 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     traced.open.shutdown()
 
 
+def test_a_process_that_can_start_no_thread_ends_without_an_error(
+    traced: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python 3.12 has it while the process ends, and a system that has no more."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        traced.run("shop", "r-1").end()
+    traced.open.shutdown()
+
+
 def test_what_is_open_is_told_and_what_has_ended_is_not(traced: Traced) -> None:
     """With all that it says so far; when nothing is open there is no file either, and none after the end."""
     run = traced.run("shop", "r-1")

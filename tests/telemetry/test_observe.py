@@ -375,6 +375,37 @@ except pp.ConfigError as error:
     assert "OTEL_TRACES_EXPORTER is 'zipkin'; known are otlp, console and none" in done.stdout
 
 
+def test_observe_that_fails_leaves_no_thread_and_stays_with_no_notebook(tmp_path: Path) -> None:
+    """Whatever it was that could not be followed, and how often."""
+    code = """
+import os, threading
+from types import SimpleNamespace
+from pocket_plug.telemetry import wiring
+
+ends = []
+shell = SimpleNamespace(execution_count=1, events=SimpleNamespace(
+    register=lambda event, function: ends.append(function), unregister=lambda event, function: ends.remove(function)))
+wiring.notebook_shell = lambda: shell
+
+def fails(**arguments):
+    try:
+        print("observes", observe(**arguments))
+    except pp.ConfigError:
+        print([thread.name for thread in threading.enumerate()], ends)
+
+for name in ("detail", "capture", "redact", "baggage"):
+    fails(**{name: "nonsense"})
+fails(flush_timeout=-1)
+os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "-1"
+fails()
+del os.environ["OTEL_BSP_SCHEDULE_DELAY"]
+wiring.add_spans = lambda *_: wiring._flush_timeout(-1)  # as what fails late does
+fails()
+"""
+    done = python(code, tmp_path)
+    assert done.stdout.splitlines() == ["['MainThread'] []"] * 7, done.stderr
+
+
 GRPC = "opentelemetry.exporter.otlp.proto.grpc"
 
 SHOW = """

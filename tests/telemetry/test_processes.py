@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from otlp_sink import Sink
 from scripts import WORKFLOW, environment, python
 
 from pocket_plug.telemetry.export import SpanExport
+from pocket_plug.testing.servers import free_port
 
 FORKS = """
 import multiprocessing, signal, warnings
@@ -335,8 +335,7 @@ thread.join()
 
 def test_a_forked_child_says_once_that_prometheus_does_not_see_it(tmp_path: Path) -> None:
     """One child, for all; none keeps the port open after its parent's end."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     code = (
         FORKS
         + f"""
@@ -374,8 +373,7 @@ for _ in range(2): os.wait()
 
 def test_what_a_forked_child_says_of_prometheus_is_sent(tmp_path: Path, otlp_sink: Sink) -> None:
     """It is said when the child has new queues; said before, it would be dropped, or wait for a lock of the parent's."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     code = (
         FORKS
         + """

@@ -19,6 +19,8 @@ import pytest
 from otlp_sink import Sink
 from scripts import WORKFLOW, environment, python
 
+from pocket_plug.testing.servers import free_port
+
 
 def lines(text: str) -> list[dict[str, object]]:
     """Of JSON."""
@@ -239,6 +241,82 @@ print(type(trace.get_tracer_provider()).__name__)
         "log_level 20 is none of debug, info, warning, error, critical.",
         "ProxyTracerProvider",
     ]
+
+
+def test_setup_that_fails_leaves_no_thread_no_port_and_no_setting(tmp_path: Path) -> None:
+    """Whatever it was that could not be followed; and what is corrected works."""
+    port = free_port()
+    asking = {
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "OTEL_METRICS_EXPORTER": "otlp,prometheus",
+        "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
+    }
+    cases: list[tuple[dict[str, object], dict[str, str]]] = [
+        ({}, asking | {"OTEL_METRICS_EXPORTER": "statsd"}),
+        ({}, asking | {"OTEL_BLRP_SCHEDULE_DELAY": "-1"}),
+        ({}, asking | {"OTEL_EXPORTER_PROMETHEUS_PORT": "http"}),
+        ({"log_level": "loud"}, asking),
+        ({"flush_timeout": -1}, asking),
+        *(({name: "nonsense"}, asking) for name in ("detail", "capture", "redact", "baggage")),
+    ]
+    code = f"""
+from opentelemetry import trace
+from prometheus_client import REGISTRY
+from urllib.request import urlopen
+from pocket_plug.layers import tracing
+
+def state():
+    return ([thread.name for thread in threading.enumerate()], structlog.is_configured(), len([*REGISTRY.collect()]),
+            tracing.look(), tracing.settings.settings, type(trace.get_tracer_provider()).__name__)
+
+before = state()
+for arguments, variables in {cases!r}:
+    os.environ.update(variables)
+    try:
+        print("set up", arguments, variables, setup(**arguments))
+    except pp.ConfigError:
+        if state() != before:
+            print("left", arguments, variables, state())
+    for name in variables:
+        del os.environ[name]
+os.environ.update(OTEL_METRICS_EXPORTER="prometheus", OTEL_EXPORTER_PROMETHEUS_PORT="{port}")
+with setup(log_level="warning"):
+    graph.run_sync("tea")
+    print("pocket_plug_run_duration" in urlopen("http://127.0.0.1:{port}/metrics").read().decode())
+"""
+    done = python(code, tmp_path)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+def test_what_fails_in_the_last_step_takes_back_those_before(tmp_path: Path) -> None:
+    """The queues are shut down, nobody listens, and tracing's settings are the former ones."""
+    code = """
+from pocket_plug.layers import tracing
+from pocket_plug.telemetry.environment import Environment
+former = tracing.configure()
+
+def fail(self):
+    raise pp.ConfigError("propagators")
+
+for start in (setup, observe):
+    with_it, Environment.apply_the_rest = Environment.apply_the_rest, fail
+    try:
+        start(detail="debug", capture="keys")
+    except pp.ConfigError as error:
+        now = tracing.configure()
+        print(error, [thread.name for thread in threading.enumerate()], tracing.look(), now.detail == former.detail,
+              now.capture == former.capture)
+    Environment.apply_the_rest = with_it
+    with start() as telemetry:
+        graph.run_sync("tea")
+        print(telemetry.flush(), telemetry.unsent)
+"""
+    done = python(
+        code, tmp_path, OTEL_TRACES_EXPORTER="console", OTEL_METRICS_EXPORTER="console", OTEL_LOGS_EXPORTER="console"
+    )
+    said = [line for line in done.stdout.splitlines() if line.startswith(("propagators", "True", "False"))]
+    assert said == ["propagators ['MainThread'] None True True", "True 0"] * 2, done.stderr
 
 
 def test_what_opentelemetry_cannot_make_of_its_variables_is_an_error_too(tmp_path: Path) -> None:

@@ -133,6 +133,81 @@ def test_a_trace_continued_from_elsewhere_has_its_root_here() -> None:
     assert terminal.text().startswith("run g")
 
 
+REMOTE = NonRecordingSpan(SpanContext(3, 4, is_remote=True, trace_flags=TraceFlags(1)))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_runs_of_one_trace_are_drawn_each_with_its_own_spans(first: int) -> None:
+    """As two of one web request, whichever ends first: also spans whose parent has ended, or whose run has."""
+    terminal = Terminal()
+    roots = [terminal.span(f"run {number}", 0, REMOTE) for number in range(2)]
+    nodes = [terminal.span(f"node {number}", 0, root) for number, root in enumerate(roots)]
+    for number, node in enumerate(nodes):
+        node.end(1 * MS)
+        terminal.span(f"after {number}", 1, node).end(2 * MS)
+    late = terminal.span("late", 1, roots[first])
+    roots[first].end(3 * MS)
+    below = terminal.span("below late", 3, late)
+    for span in (below, late, roots[1 - first]):
+        span.end(4 * MS)
+    assert names(terminal) == [
+        line
+        for number in (first, 1 - first)
+        for line in (f"run {number}", f"└─ node {number}", f"   └─ after {number}", f"trace of run {number}")
+    ]
+    assert terminal.processor.held == 0
+    assert terminal.processor._held == {}
+
+
+def test_a_root_that_never_ends_keeps_no_other_of_its_trace_from_being_drawn() -> None:
+    """Nor does it take the other's spans."""
+    terminal = Terminal()
+    never = terminal.span("run never", 0, REMOTE)
+    for number in range(3):
+        root = terminal.span(f"run {number}", 0, REMOTE)
+        terminal.span(f"node {number}", 0, root).end(1 * MS)
+        root.end(2 * MS)
+    assert names(terminal) == [
+        line for number in range(3) for line in (f"run {number}", f"└─ node {number}", f"trace of run {number}")
+    ]
+    assert list(terminal.processor._held[3].known) == [never.get_span_context().span_id]
+
+
+def test_below_a_span_that_was_not_seen_a_span_is_of_the_only_run_of_its_trace() -> None:
+    """As below one of another provider's; with several runs nobody knows of which, and it is in neither."""
+    terminal = Terminal()
+    for number in (1, 2):
+        roots = [terminal.span(f"run {each}", 0, REMOTE) for each in range(number)]
+        foreign = NonRecordingSpan(SpanContext(3, 5, is_remote=False, trace_flags=TraceFlags(1)))
+        terminal.span("run nested", 0, foreign).end(1 * MS)
+        for root in roots:
+            root.end(2 * MS)
+    assert [line.lstrip("└─ ") for line in names(terminal)] == [
+        "run 0",
+        "run nested",
+        "trace of run 0",
+        "run 0",
+        "trace of run 0",
+        "run 1",
+        "trace of run 1",
+    ]
+
+
+def test_of_open_spans_a_bounded_number_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans that never end fill no memory; those beyond are still of their parent's tree, and of no other."""
+    monkeypatch.setattr("pocket_plug.telemetry.tree.MAX_KNOWN", 10)
+    terminal = Terminal()
+    other, root = terminal.span("run other", 0, REMOTE), terminal.span("run g", 0, REMOTE)
+    open_spans = [terminal.span("never", 0, root) for _ in range(30)]
+    terminal.span("node a", 0, root).end(1 * MS)
+    assert len(terminal.processor._held[3].known) == 12
+    root.end(2 * MS)
+    assert names(terminal) == ["run g", "└─ node a", "trace of run g"]
+    other.end(2 * MS)
+    assert terminal.processor._held == {}
+    assert open_spans[0].is_recording()
+
+
 def test_a_store_operation_by_itself_draws_nothing() -> None:
     """Store use outside of runs would flood the terminal."""
     terminal = Terminal()

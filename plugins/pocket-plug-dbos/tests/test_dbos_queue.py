@@ -26,7 +26,7 @@ from pocket_plug.errors import ConfigError, RunMismatchError, UnknownRunError
 from pocket_plug.testing.spans import SpanCapture
 
 SECRET = "4711-is-what-nobody-shall-read"  # noqa: S105 - it is what the test looks for
-SECONDS = 20.0
+SECONDS = 120.0
 """After which something is taken for hanging."""
 
 begun: list[str] = []
@@ -440,8 +440,11 @@ def test_a_queue_refuses_what_it_does_not_have(world: World) -> None:
         world.do(world.wide.submit(noting, "x", run_id="r-1"))
     with pytest.raises(UnknownRunError):
         world.do(world.wide.answer("never", True))
+    failing[0] = True
+    world.do(world.wide.submit(fails, "x", run_id="g-1"))
+    assert world.workflow("g-1").status == "ERROR"
     with pytest.raises(ConfigError, match="doesn't have"):
-        world.do(world.narrow.retry("f-1"))
+        world.do(world.narrow.retry("g-1"))
     for graphs, why in [([], "at least"), ([orders, orders], "two graphs"), ([book], "takes the runs of graphs")]:
         with pytest.raises(ConfigError, match=why):
             DBOSQueue("refused", graphs)  # type: ignore[arg-type]

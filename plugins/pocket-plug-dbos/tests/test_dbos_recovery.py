@@ -16,7 +16,7 @@ import pocket_plug as pp
 from pocket_plug.testing.servers import Server
 
 COUNT = 12
-SECONDS = 30.0
+SECONDS = 120.0
 """After which something is taken for hanging."""
 
 

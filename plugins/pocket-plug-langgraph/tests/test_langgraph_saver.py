@@ -272,13 +272,17 @@ class Operations(Layer):
         self.asked.append(f"write {len(changes)}")
         return await self.inner.write(changes, expect)
 
+    async def read_page(self, *given: Any, **named: Any) -> Any:
+        self.asked.append("page")
+        return await self.inner.read_page(*given, **named)
+
     def scan(self, *given: Any, **named: Any) -> AsyncIterator[str]:
         self.asked.append("scan")
         return self.inner.scan(*given, **named)
 
 
 def test_what_a_call_costs_does_not_grow(tmp_path: Path) -> None:
-    """A put is one write, and so is what a task has written. A read is three operations, however many tasks there are."""
+    """A put is one write, and so is what a task has written. A read is one page, however many tasks there are."""
     (asked := Operations.asked).clear()
     with SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process", layers=[Operations()]) as store:
         saver = PocketSaver(store)
@@ -292,7 +296,41 @@ def test_what_a_call_costs_does_not_grow(tmp_path: Path) -> None:
             found = saver.get_tuple(wanted)
             assert found is not None
             assert len(found.pending_writes or ()) == 20
-            assert asked == [*looked, "read", "scan", "read many"]
+            assert asked == [*looked, "page"]
+
+
+def test_more_writes_than_a_page_has_are_all_found(saver: PocketSaver) -> None:
+    """Page after page, and those of the checkpoint whose id goes on where this one's ends are not among them."""
+    placed, other = put(saver, "a", 1), put(saver, "a", 10)
+    for number in range(250):
+        saver.put_writes(placed, [("x", number)], f"task {number:03}")
+    saver.put_writes(other, [("x", 1000)], "task 1")
+    found = saver.get_tuple(placed)
+    assert found is not None
+    assert [value for _, _, value in found.pending_writes or ()] == [*range(250)]
+
+
+def test_writes_without_their_checkpoint_hide_no_other(saver: PocketSaver) -> None:
+    """A call that removes a checkpoint with many writes may be interrupted: the latest that is whole is found."""
+    put(saver, "a", 1)
+    saver.put_writes(config("a", checkpoint_id="02"), [("x", 1)], "task")
+    found = saver.get_tuple(config("a"))
+    assert found is not None
+    assert found.config == config("a", checkpoint_id="01")
+    assert saver.get_tuple(config("a", checkpoint_id="02")) is None
+    assert ids(saver.list(None)) == ids(saver.list(config("a"))) == ["01"]
+
+
+def test_a_copy_and_what_is_pruned_take_their_writes_along(saver: PocketSaver, store: SyncStore) -> None:
+    """A copied checkpoint has the writes of its tasks; of a removed one nothing is left."""
+    for number in (1, 2):
+        saver.put_writes(put(saver, "a", number), [("x", number)], "task:1")
+    saver.copy_thread("a", "b")
+    assert [each.pending_writes for each in saver.list(config("b"))] == [[("task:1", "x", 2)], [("task:1", "x", 1)]]
+    saver.prune(["a", "b"])
+    assert store.count("langgraph:") == 4
+    saver.prune(["a", "b"], strategy="delete")
+    assert store.count("langgraph:") == 0
 
 
 # ---------------------------------------------------------------- errors

@@ -23,7 +23,7 @@ def test_the_programs_of_the_readme_run(tmp_path: Path) -> None:
         env=clean,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert '"openinference.span.kind"' in (tmp_path / ".pocket_plug" / "traces.jsonl").read_text("utf-8")

@@ -81,7 +81,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
                 changes = [*(each for each in changes if each.key not in written), *going.changes]
                 expect |= going.expect
                 waits, moved = dict(going.waits), going.moved
-            answered = _answered(journal, waits, moved)
+            answered = _answered(journal, entry.value, waits, moved)
             if (result := _settled(journal, entry.value, waits if answered is None else {})) is not None:
                 return result
             if answered is not None:
@@ -256,7 +256,7 @@ def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> by
     return record["result"] if status_of(record) == "finished" else None
 
 
-def _answered(journal: Journal, waits: Mapping[str, Found], moved: Mapping[str, str]) -> Put | None:
+def _answered(journal: Journal, record: Record, waits: Mapping[str, Found], moved: Mapping[str, str]) -> Put | None:
     """The change that records the answer that was given, if it was; None where that is known already.
 
     A question that an upgrade has `moved` is known by its former id, and by the present one.
@@ -267,7 +267,9 @@ def _answered(journal: Journal, waits: Mapping[str, Found], moved: Mapping[str, 
     if answer is MISSING:
         return None
     question = journal.wanted.question
-    asked = wanted_question(journal.id, waits, moved.get(question, question) if isinstance(question, str) else question)
+    if isinstance(question, str):
+        question = moved.get(question, question)
+    asked = wanted_question(journal.id, waits, question, status_of(record))
     if not asked.wait.is_open:
         if asked.wait.answer is None or not _same(journal, asked.wait.answer, answer):
             raise RunMismatchError(

@@ -288,8 +288,8 @@ class Journal:
             return last_write(run.value) == token
         key = execution_key(self.part, self.epoch + 1)
         note = (await self.found((key,), failed, what)).get(key)
-        former: Any = field_of(note, "former") if note is not None else None
-        return isinstance(former, dict) and former.get("write") == token
+        former: Mapping[str, Any] = (field_of(note, "former") if note is not None else None) or {}
+        return former.get("write") == token
 
     def check_owner(self, found: Mapping[str, Entry], failed: BaseException | None = None) -> None:
         """Raise RunFencedError if, by what was found, the run is somebody else's by now."""

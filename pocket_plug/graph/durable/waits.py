@@ -126,7 +126,14 @@ def value_of(record: bytes | None) -> Any:
         return inspect_record(record)
 
 
-def wanted_question(run_id: str, waits: Mapping[str, Found], question: str | AnyNode | None) -> Found:
+_NO_QUESTION: Mapping[str, str] = {
+    "failed": "it has failed, and is tried again by resume(run_id), Runs.retry or `pocket-plug runs retry`",
+    "waiting": "it sleeps",
+}
+"""Why a run asks nothing, by its status, where that is more than the status itself; and the way out."""
+
+
+def wanted_question(run_id: str, waits: Mapping[str, Found], question: str | AnyNode | None, status: str) -> Found:
     """The question that an answer is for: named by its id or by the node that asks, or the only one that the run has asked.
 
     Raises RunMismatchError, which names the open ones.
@@ -147,9 +154,12 @@ def wanted_question(run_id: str, waits: Mapping[str, Found], question: str | Any
         what = f"node {name!r} asks {'several times' if found else 'nothing'}; give the question's id"
     if len(found) == 1:
         return asked[found[0]]
-    raise RunMismatchError(
-        f"run {run_id!r} can't take the answer: {what}. Open: {', '.join(map(repr, open_ones)) or 'none'}"
+    rest = (
+        f". Open: {', '.join(map(repr, open_ones))}"
+        if open_ones
+        else f"; {_NO_QUESTION.get(status, f'it is {status}')}"
     )
+    raise RunMismatchError(f"run {run_id!r} can't take the answer: {what}{rest}")
 
 
 def is_same(encoded: bytes, other: bytes, value: object) -> bool:

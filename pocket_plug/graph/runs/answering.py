@@ -41,7 +41,7 @@ async def answer(
     while True:
         seen = await must_see(place, run_id)
         waits = {each.place: each for each in await waits_for(stack, seen)}
-        asked = wanted_question(run_id, waits, question)
+        asked = wanted_question(run_id, waits, question, seen.status)
         if not asked.wait.is_open:
             _refuse_another(run_id, asked, encoded, value)
             return info_of(seen)

@@ -85,7 +85,7 @@ def configure(**changes: Unpack[Changes]) -> Settings:
     They count for all that no Pocket says otherwise: `[plugins.tracing] detail = "phase"` is for the runs and the stores
     of that Pocket. Raises ConfigError for what isn't an option.
     """
-    return use(changed("tracing", settings, _checked(changes)))
+    return use(changed("tracing", settings, checked(changes)))
 
 
 def use(chosen: Settings) -> Settings:
@@ -116,11 +116,11 @@ _SOME_OF: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def _checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     """The changes, with lists as tuples. Raises ConfigError for a value that an option can't have."""
-    checked = dict(changes)
-    warn_of_flavours(checked.pop("flavours", None))
-    for name, value in checked.items():
+    accepted = dict(changes)
+    warn_of_flavours(accepted.pop("flavours", None))
+    for name, value in accepted.items():
         if name in _ONE_OF and value not in _ONE_OF[name]:
             raise ConfigError(f"tracing's {name} is one of {', '.join(filter(None, _ONE_OF[name]))}, not {value!r}.")
         if name in _SOME_OF:
@@ -130,10 +130,10 @@ def _checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
             for text in texts:
                 if allowed and text not in allowed:
                     raise ConfigError(f"tracing's {name} are of {', '.join(allowed)}, and {text!r} is none of them.")
-            checked[name] = texts
+            accepted[name] = texts
         if name == "redact" and value is not None and not callable(value):
             raise ConfigError(f"tracing's redact is {value!r}; give a function of (path, value), in Python")
-    return checked
+    return accepted
 
 
 def warn_of_flavours(given: Collection[str] | None) -> None:
@@ -256,7 +256,7 @@ class Listening:
 
     def choose(self, own: Mapping[str, Any]) -> None:
         """Put these in place of the process's settings. Raises ConfigError for what is no setting of a Pocket."""
-        own = _checked(own)
+        own = checked(own)
         changed("tracing", settings, own)  # refuses what isn't one
         if "tracer_provider" in own:
             raise ConfigError(

@@ -30,6 +30,8 @@ SEEN = "SELECT version, expires_at FROM entries WHERE key = ?"
 SCAN = """SELECT key, expires_at FROM entries WHERE key >= ? AND key < ? || CAST(? AS TEXT)
             ORDER BY key LIMIT ?"""
 SCAN_BACK = SCAN.replace("ORDER BY key", "ORDER BY key DESC")
+READ_PAGE = SCAN.replace("key, expires_at", "key, value, version, expires_at")
+READ_PAGE_BACK = SCAN_BACK.replace("key, expires_at", "key, value, version, expires_at")
 VERSION = "SELECT version FROM counter"
 COUNT = "UPDATE counter SET version = ?"
 PUT = """INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE

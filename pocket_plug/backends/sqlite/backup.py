@@ -15,7 +15,7 @@ from pathlib import Path
 from pocket_plug.errors import StoreError
 from pocket_plug.primitives.files import make_file
 
-from .sqlite_statements import VERSION
+from .statements import VERSION
 
 PAGES = 500
 """So many pages are copied in one step, between two calls of `copied`: about 2 MB."""

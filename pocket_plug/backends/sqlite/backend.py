@@ -1,0 +1,283 @@
+"""The backend itself: its options and its URL, and each operation put together from the parts beside this module.
+
+Reads happen in place. A write is one transaction (`writer`). Values are the codec's bytes. A plugin module, as any third party's.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import unquote
+
+from pocket_plug.backends.urls import one_of, seconds, url_options
+from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreError
+from pocket_plug.primitives.files import located, make_file, make_folder
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, is_expected
+
+from .backup import Copied, copy_whole
+from .connections import Connections, abandon
+from .files import check_path
+from .opened import OpenedFile
+from .records import Records, encoded
+from .refusals import REFUSALS, is_read_only
+from .schema import is_new
+from .statements import FREE, READ, READ_MANY, READ_PAGE, READ_PAGE_BACK, SCAN, SCAN_BACK, STRAY, VERSION
+from .transactions import Compaction, Request, Settlement, Transactions
+from .writer import Writer
+
+Durability = Literal["power", "process"]
+
+PAGE = 256
+"""How many keys a scan reads from the file at a time, at most."""
+
+_INCREMENTAL = 2  # of a file's `auto_vacuum`
+
+
+class SQLite(Backend):
+    """Entries in the SQLite file at `path`, made with its folder where there is none.
+
+    `durability` names the failure that an acknowledged write survives: "power" (also a crash of the machine) or
+    "process" (a crash of this process; about five times as fast). `timeout`, in seconds, is how long a write waits for
+    another process that is writing, before StoreBusyError.
+
+    As a URL: `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///state.db?durability=process&timeout=30`.
+    Raises ConfigError for invalid options; `open` raises StoreError for a file that is not ours.
+
+    >>> SQLite.from_url("sqlite:///state.db?durability=process")
+    SQLite('state.db', durability='process')
+    """
+
+    inline_read = True
+    needs_loop = False
+    survives = True
+    system = "sqlite"
+
+    def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "power", timeout: float = 5.0) -> None:
+        one_of("sqlite", "durability", durability, get_args(Durability))
+        seconds("sqlite", "timeout", timeout)
+        self.path = located(os.fspath(path))
+        check_path(self.path)
+        self.durability: Durability = durability
+        self._file = OpenedFile(self.path, durability == "power")
+        self._connections = Connections(self._file, timeout)
+        self._rows = self._connections.rows
+        self._records = Records(self.path)
+        self._transactions = Transactions(self._connections, self._records)
+        self._writer = Writer(self._connections, self._transactions)
+
+    @classmethod
+    def from_url(cls, url: str) -> SQLite:
+        """The backend that a URL names. Raises ConfigError, with the option that was probably meant."""
+        address, options = url_options(url, "sqlite", {"durability": str, "timeout": float})
+        scheme, _, name = address.partition(":///")
+        path = unquote(name)
+        if scheme.lower() != "sqlite" or not path or path == ":memory:":
+            raise ConfigError(
+                f"{public_url(url)!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db "
+                "(memory:// for memory)"
+            )
+        return cls(path, **options)
+
+    def __repr__(self) -> str:
+        return f"SQLite({self.path!r}, durability={self.durability!r})"
+
+    @property
+    def timeout(self) -> float:
+        """How many seconds a write waits for another process that is writing."""
+        return self._connections.timeout
+
+    # ------------------------------------------------------------ opening and closing
+    async def open(self) -> None:
+        """Open the file; make it where there is none. Raises StoreError for a foreign file or a newer schema."""
+        if self._file.is_open:
+            return
+        try:
+            make_folder(self._file.absolute.parent)
+        except OSError as error:
+            raise StoreError(f"{self.path}: its folder can't be made: {error}") from error
+        with suppress(OSError):  # SQLite says what is wrong
+            make_file(self._file.absolute)
+        self._connections.open()
+
+    async def probe(self, patience: float) -> ProbeResult:
+        """Look at the head of the file, without a lock and without its log: so no file is made beside it."""
+        file = self._file.absolute
+        if not file.exists():
+            folder = next(each for each in file.parents if each.exists())
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise StoreError(f"{self.path}: there is no such file, and none can be made: {folder} can't be written")
+            return ProbeResult("SQLite file, not made yet", is_new=True, durability=self.durability)
+        for needed in (file, file.resolve().parent):  # SQLite puts its log beside the file
+            if not os.access(needed, os.W_OK):
+                raise StoreError(f"{self.path}: {needed} can't be written; check its permissions")
+        try:
+            connection = sqlite3.connect(f"{file.as_uri()}?mode=ro&immutable=1", uri=True)
+            try:
+                found_new = is_new(connection, self.path)
+            finally:
+                connection.close()
+        except REFUSALS as error:
+            raise self._connections.explained(error) from error
+        return ProbeResult(f"SQLite {sqlite3.sqlite_version}", is_new=found_new, durability=self.durability)
+
+    async def close(self) -> None:
+        """Write what is queued, then close the file. Can be called again if it was interrupted."""
+        await self._writer.close()
+
+    async def own(self) -> None:
+        """Lock an empty file beside this one, `state.db-owner`. The lock ends with the process; forked children don't have it."""
+        with self._connections.lock:  # no fork can come in between
+            self._file.own()
+
+    # ------------------------------------------------------------ reading
+    async def read(self, key: str) -> Entry | None:
+        """One look-up in place."""
+        rows = self._rows(READ, ((str(key),),))
+        if not rows:
+            return None
+        row = rows[0]
+        now = 0 if row[2] is None else self.clock()  # most have no deadline, and the clock would be 1 % of a read
+        return self._records.entry(key, row, now)
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """All as they were at one moment."""
+        now, as_entry = self.clock(), self._records.entry
+        entries: dict[str, Entry] = {}
+        for row in self._rows_of(keys):
+            if (entry := as_entry(row[0], row[1:], now)) is not None:
+                entries[row[0]] = entry
+        return entries
+
+    def _rows_of(self, keys: Iterable[str]) -> list[tuple[Any, ...]]:
+        return self._rows(READ_MANY, [(str(key), str(key)) for key in keys])
+
+    async def read_page(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int
+    ) -> list[tuple[str, Entry | None]]:
+        """One range of the index, as it is at one moment."""
+        now, as_entry = self.clock(), self._records.entry
+        statement = READ_PAGE_BACK if reverse else READ_PAGE
+        rows = self._rows(statement, ((*_bounds(prefix, after, reverse), limit),))
+        return [(row[0], as_entry(row[0], row[1:], now)) for row in rows]
+
+    async def scan(
+        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+    ) -> AsyncIterator[str]:
+        """Page by page, so that a slow reader keeps no old state of the file alive."""
+        given, size = 0, PAGE if limit is None else min(limit, PAGE)
+        while given != limit:
+            page = self._rows(SCAN_BACK if reverse else SCAN, ((*_bounds(prefix, after, reverse), size),))
+            now = self.clock()
+            for key, expires_at in page:
+                if type(expires_at) is not float or now < expires_at or not await self._has_ended(key):
+                    yield key
+                    given += 1
+                    if given == limit:
+                        return
+            if len(page) < size:
+                return
+            after, size = page[-1][0], PAGE
+
+    async def _has_ended(self, key: str) -> bool:
+        """Has an entry expired? Where its deadline says so, but its record is damaged: no, and reading it is an error."""
+        try:
+            return await self.read(key) is None
+        except CodecError:
+            return False
+
+    async def check(self) -> list[str]:
+        """What SQLite finds wrong with its file, keys that its index has lost, and a counter that has gone back."""
+        faults = [line for (line,) in self._rows("PRAGMA integrity_check", ((),)) if line != "ok"]
+        for statement, what in STRAY.items():
+            faults += [f"key {key!r} {what}" for (key,) in self._rows(statement, ((),))]
+        counter = self._stored()
+        ((highest,),) = self._rows("SELECT max(version) FROM entries", ((),))
+        if type(highest) is int and highest > counter:
+            faults.append(f"the counter is at {counter:,}, and an entry has version {highest:,}")
+        return faults
+
+    async def version(self) -> int:
+        """The last one given. Where another instance has reserved some, it must reserve anew: each of its writes changes this.
+
+        That takes a write. Who may only read gets the last one that is reserved, and so does who waits in vain for the lock.
+        """
+        version, is_exact = self._version()
+        if is_exact:
+            return version
+        try:
+            return await self._writer.done(Settlement(self.clock))
+        except StoreError as error:
+            if isinstance(error, StoreBusyError) or is_read_only(error.__cause__):
+                return version
+            raise
+
+    def _version(self) -> tuple[int, bool]:
+        """The last one given, and True; else up to which one another instance has reserved some."""
+        return self._transactions.given(self._stored())
+
+    def _stored(self) -> int:
+        return self._records.counter(self._rows(VERSION, ((),)))
+
+    # ------------------------------------------------------------ writing
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        """One transaction, committed before this returns; StoreBusyError where the file stays locked."""
+        if not changes:
+            return await self._check(expect)
+        return await self._writer.done(Request([*map(encoded, changes)], expect, self.clock))
+
+    async def _check(self, expect: Mapping[str, int]) -> int:
+        # Before the rest, so that it is no newer than what was checked, but where another instance has reserved some: to find
+        # out which of them it has given takes a write.
+        current, _ = self._version()
+        now = self.clock()
+        seen = {
+            key: version
+            for key, record, version, expires_at in self._rows_of(expect)
+            if self._records.is_alive(key, record, version, expires_at, now)
+        }
+        if changed := [key for key, version in expect.items() if not is_expected(seen.get(key, 0), version)]:
+            raise ConflictError(changed)
+        return current
+
+    def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """The writer thread begins a transaction and keeps it open for the next write of this caller, one second at most."""
+        return self._writer.turn()
+
+    async def compact(self, size: int) -> int:
+        """Free pages at the end of the file, once others were moved from there. A file that an older version made has none."""
+        ((mode, free, _),) = self._rows(FREE, ((),))
+        if not free or mode != _INCREMENTAL:
+            return 0
+        request = Compaction(size, self.clock)
+        await self._writer.done(request)
+        return request.freed
+
+    def backup(self, file: str | os.PathLike[str], copied: Copied = lambda done, total: None) -> int:
+        """Copy all entries, as they are at one moment, into a new SQLite file; gives its bytes.
+
+        Others read and write meanwhile, here and in other processes; the log beside the file grows until it is done. The new
+        file is whole, or not there. It takes its time: in a program with an event loop call it by `asyncio.to_thread`. `copied`
+        is called now and then with the pages copied since, and with how many there are. Raises StoreError for a file
+        that exists, and where it can't be written.
+        """
+        path = Path(file).absolute()
+        connection = self._connections.connected()
+        try:
+            return copy_whole(connection, path, copied)
+        except (*REFUSALS, OSError) as error:
+            raise StoreError(f"{self.path}: no backup was made in {path} ({type(error).__name__}: {error})") from error
+        finally:
+            abandon(connection)
+
+
+def _bounds(prefix: str, after: str, reverse: bool) -> tuple[str, str, bytes]:
+    """The first name of a scan and, in two parts, what all of its names come before. So that the index leads to its beginning."""
+    if reverse:
+        is_within = after and (after < prefix or after.startswith(prefix))
+        return (prefix, after, b"") if is_within else (prefix, prefix, b"\xff")
+    return max(prefix, after + "\0" if after else ""), prefix, b"\xff"  # with a NUL it is the name that comes next

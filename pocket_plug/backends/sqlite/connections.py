@@ -1,0 +1,264 @@
+"""The connections to one file: any number that read, and the one that writes, opened when needed and closed before a fork.
+
+SQLite's locks belong to a process, and in a forked child its library believes that it holds its parent's. So no connection may be
+open at a fork.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from random import uniform
+from time import monotonic
+from typing import Any
+
+from pocket_plug.codec import default_codec
+from pocket_plug.primitives.forking import Taken, is_under_way, new_rlock, release, take, wait_for_fork
+from pocket_plug.primitives.locks import Lock
+
+from .opened import OpenedFile
+from .refusals import REFUSALS, explained, is_busy
+from .schema import prepare
+
+LONGEST_PAUSE = 0.01
+"""Seconds between two tries to lock a file that another process has locked, at most: random, so that all who wait are equals.
+The pauses of SQLite's own busy handler grow to 100 ms, and who writes without a break has locked the file again meanwhile."""
+
+_left_alone: list[_Connection] = []
+"""In a forked child: connections that the parent used at the fork. Closing them here could release the parent's locks."""
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that can be referred to weakly and knows whether it is open."""
+
+    is_open = True
+
+    def close(self) -> None:
+        super().close()
+        self.is_open = False
+
+
+class Connections:
+    """Those of one backend to its file. `timeout`: how many seconds a write waits for another process that is writing."""
+
+    def __init__(self, file: OpenedFile, timeout: float) -> None:
+        self.file = file
+        self.timeout = timeout
+        self.writer: sqlite3.Cursor | None = None
+        """The one that writes, for who holds `writing`; None after a fork too, until it is needed (`begun`)."""
+        self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
+        self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._begin_locks()
+
+    def _begin_locks(self) -> None:
+        self.writing = Lock()
+        """Held by whoever uses the writer."""
+        self.lock = new_rlock()
+        """Held while a connection is opened, so that no fork comes in between. Reentrant: garbage collection withdraws writes."""
+
+    def explained(self, error: Exception) -> Exception:
+        """What SQLite says, as our own exception that names the file and the way out."""
+        return explained(error, self.file.path, self.timeout)
+
+    # ------------------------------------------------------------ opening and closing
+    def open(self) -> None:
+        """Open the writer, and with it the file. Raises StoreError for a file that we can't use."""
+        deadline = monotonic() + self.timeout
+        while True:
+            connection = self.connected()
+            try:
+                prepare(connection, self.file.path, self.file.power)
+                break
+            except REFUSALS as error:
+                abandon(connection)
+                # Of two processes that turn on WAL at once, SQLite refuses one without waiting.
+                if not is_busy(error) or monotonic() >= deadline:
+                    raise self.explained(error) from error
+                time.sleep(0.005)  # some milliseconds, once in a file's life
+            except BaseException:
+                abandon(connection)
+                raise
+        try:
+            self.file.know()
+            self.writer = connection.cursor()
+            self.file.is_open = True
+        except BaseException:
+            abandon(connection)
+            raise
+
+    def connected(self) -> sqlite3.Connection:
+        """A new connection, after a fork that is under way. The caller must hold no lock."""
+        while True:
+            with self.lock:
+                if not is_under_way():
+                    return self._connect()
+            wait_for_fork()
+
+    def _connect(self) -> sqlite3.Connection:
+        """The same for a caller that holds the lock and has checked that no fork is under way."""
+        self.file.check_connectable()
+        try:
+            connection = sqlite3.connect(
+                f"{self.file.absolute.as_uri()}?mode=rw",
+                uri=True,
+                timeout=self.timeout,
+                isolation_level=None,
+                check_same_thread=False,  # used by one thread at a time, but not always by the same
+                factory=_Connection,
+            )
+        except REFUSALS as error:
+            raise self.explained(error) from error
+        self._all.add(connection)
+        # No room is made for what the codec would refuse, and some is for the key beside it.
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, default_codec.max_bytes + 1024 * 1024)
+        return connection
+
+    def close(self) -> None:
+        """Close all, and disown the file. Can be called again if it was interrupted."""
+        self._close_readers()
+        with self.writing:
+            self._close_writer()
+            self.file.disown()
+
+    def _close_readers(self) -> None:
+        while self._readers:
+            with suppress(IndexError):  # another thread has just taken the last one, and will close it
+                _close(self._readers.pop())
+
+    def _close_writer(self) -> None:
+        if self.writer is None:
+            return
+        _close(self.writer)
+        self.writer = None
+        self.file.drop_log()
+
+    # ------------------------------------------------------------ forks of this process
+    def rest(self) -> bool:
+        """Before a fork: close every connection that is not in use. Gives True if none was."""
+        held: Taken = []
+        try:
+            take((self.lock,), held)
+            if not held:
+                return False
+            self._close_readers()
+            take((self.writing,), held)
+            if len(held) == 2:
+                self._close_writer()
+            return not self._in_use()
+        finally:
+            release(held)
+
+    def _in_use(self) -> list[_Connection]:
+        return [connection for connection in self._all if connection.is_open]
+
+    def begin_anew(self) -> None:
+        """After a fork, in the child: with new locks, and without a connection. What was in use is never used here."""
+        if in_use := self._in_use():
+            _left_alone.extend(in_use)
+            self.file.forbid()
+        self._begin_locks()
+        self._readers, self.writer = [], None
+        self.file.leave()
+
+    # ------------------------------------------------------------ reading
+    def rows(self, statement: str, parameters: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """What a statement gives for each of its parameters in turn, all at one moment."""
+        file = self.file
+        if monotonic() >= file.look_next:
+            file.look()
+        try:
+            cursor = self._readers.pop()
+        except IndexError:
+            cursor = self._reader()
+        try:
+            if len(parameters) == 1:
+                rows = cursor.execute(statement, parameters[0]).fetchall()
+            else:
+                cursor.execute("BEGIN")
+                rows = [row for each in parameters for row in cursor.execute(statement, each).fetchall()]
+                roll_back(cursor)
+        except BaseException as error:
+            _close(cursor)  # interrupted, it might go on showing the file as it was then
+            if isinstance(error, REFUSALS):
+                raise self.explained(error) from error
+            raise
+        self._readers.append(cursor)
+        if not file.is_open:
+            self._close_readers()
+        return rows
+
+    def _reader(self) -> sqlite3.Cursor:
+        if not self.file.is_open:
+            raise self.file.not_open()
+        connection = self.connected()
+        try:
+            connection.execute("PRAGMA query_only = 1")
+        except BaseException:
+            connection.close()
+            raise
+        return connection.cursor()
+
+    # ------------------------------------------------------------ writing
+    def begun(self) -> sqlite3.Cursor | None:
+        """The writer, in a transaction; None if this process is about to be forked: a fork doesn't wait for other processes.
+
+        For the writer thread, which holds `writing`: it waits `timeout` for other processes. Raises sqlite3.Error or StoreError.
+        """
+        writer = self.writer
+        if writer is None:  # since a fork
+            with self.lock:
+                if is_under_way():
+                    return None
+                connection = self._connect()
+            try:
+                prepare(connection, self.file.path, self.file.power)
+            except BaseException:
+                connection.close()
+                raise
+            writer = self.writer = connection.cursor()
+        deadline = monotonic() + self.timeout
+        while True:
+            is_last = monotonic() >= deadline
+            try:
+                begin(writer)
+            except REFUSALS as error:
+                if not is_busy(error) or is_last:
+                    raise
+            else:
+                return writer
+            if is_under_way():
+                return None
+            time.sleep(uniform(0, LONGEST_PAUSE))  # noqa: S311 - no secret
+
+
+def begin(cursor: sqlite3.Cursor) -> None:
+    """Begin to write, without waiting for others."""
+    roll_back(cursor)  # an interrupt may have come between an error and its rollback
+    cursor.execute("BEGIN IMMEDIATE")
+
+
+def roll_back(cursor: sqlite3.Cursor) -> None:
+    """End the transaction, if there is one, without a trace."""
+    if cursor.connection.in_transaction:  # after some errors, such as a full disk, SQLite has done it already
+        with suppress(sqlite3.Error):
+            cursor.execute("ROLLBACK")
+
+
+def abandon(connection: sqlite3.Connection) -> None:
+    """Close a connection in whatever state it is."""
+    with suppress(sqlite3.Error):
+        connection.rollback()  # closed, it would hold its locks as long as an error's traceback holds a statement
+    connection.close()
+
+
+def _close(cursor: sqlite3.Cursor) -> None:
+    """Close its connection. A statement that has failed would keep the file open until the cursor is gone."""
+    connection = cursor.connection
+    try:
+        with suppress(sqlite3.ProgrammingError):  # closed already, by a close that was interrupted
+            cursor.close()
+    finally:
+        connection.close()

@@ -1,0 +1,139 @@
+"""The file that one backend has opened: is it still there, may this process use it, and does it own it?
+
+What is written into a file that was deleted or moved is gone with its last connection. So a write looks each time, and a read
+now and then.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic
+
+from pocket_plug.errors import StoreBusyError, StoreClosedError, StoreError
+
+from .files import Folder, Identity, Ownership, identity_of, is_at
+
+LOOK_EVERY = 0.05
+"""Reads check at most once in so many seconds whether the file is still in its place. A write checks each time."""
+
+_forbidden: set[Identity | None] = set()
+"""Files that the parent used at a fork. They can't be opened here: SQLite in this process takes its locks on them for its own."""
+
+
+class OpenedFile:
+    """The file at `path`. `power`: must an acknowledged write survive a crash of the machine?"""
+
+    def __init__(self, path: str, power: bool) -> None:
+        self.path = path
+        self.power = power
+        self.absolute = Path(path).absolute()
+        """Where it is, also after a later chdir."""
+        self.is_open = False
+        """From `Connections.open` to `Writer.close`, which then still does what is queued."""
+        self.look_next = 0.0
+        """When a read has to `look` again, by `monotonic`."""
+        self._name, self._log = str(self.absolute), ""
+        self._identity: Identity | None = None
+        self._log_identity: Identity | None = None  # since the first commit by its writer
+        self._folder: Folder | None = None  # with `power` only
+        self._ownership: Ownership | None = None
+
+    # ------------------------------------------------------------ where it is
+    def know(self) -> None:
+        """Take what is at the path now for the file that is opened."""
+        resolved = self.absolute.resolve()
+        self._identity, self._log = identity_of(self._name), f"{resolved}-wal"
+        is_linked = resolved != self.absolute  # a link may lead elsewhere while this folder stays as it is
+        self._folder = Folder(str(resolved.parent)) if self.power and not is_linked else None
+
+    def look(self) -> None:
+        """Raise StoreError where the file isn't in its place any more, or not the one that was opened."""
+        if not is_at(self._name, self._identity):
+            raise self._moved(self.path) if self.is_open else self.not_open()
+        self.look_next = monotonic() + LOOK_EVERY
+
+    def look_with_log(self) -> None:
+        """The same, and with `power` for the log, too: in a transaction, for else the write would be lost."""
+        if self._folder is not None and self._folder.is_as_known() and self._log_identity is not None:
+            return
+        self.look()
+        if self._log_identity is None:
+            self._log_identity = identity_of(self._log)
+        elif self.power and not is_at(self._log, self._log_identity):
+            raise self._moved(f"{self.path}-wal")
+        if self._folder is not None:
+            self._folder.know()
+
+    def drop_log(self) -> None:
+        """Once its writer is closed: forget the log, and remove it where SQLite has left it.
+
+        It does so if the file was moved away, and would later take it for the log of another file in that place.
+        """
+        log, self._log_identity = self._log_identity, None
+        if log is not None and not is_at(self._name, self._identity) and is_at(self._log, log):
+            for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
+                Path(name).unlink(missing_ok=True)
+
+    def _moved(self, what: str) -> StoreError:
+        return StoreError(
+            f"{what} was deleted, moved or replaced while it was open, so nothing can be stored there, and what was may "
+            "be lost; put the right file in its place, close this store, and open it again"
+        )
+
+    # ------------------------------------------------------------ may it be used
+    def not_open(self) -> StoreClosedError:
+        """The error for who uses it while it isn't open."""
+        if _forbidden and self._identity in _forbidden:
+            return self._forked_in_use()
+        return StoreClosedError(
+            f"{self.path} is not open: it was closed, or not opened yet. `with SyncStore(…) as store:` opens it, or "
+            "`async with Store(…) as store:`; a graph opens its store itself"
+        )
+
+    def check_connectable(self) -> None:
+        """Raise StoreError where no connection may be opened: to a forbidden file, or to one that is gone."""
+        if _forbidden and identity_of(self._name) in _forbidden:
+            raise self._forked_in_use()
+        if self.is_open:
+            self.look()
+
+    def forbid(self) -> None:
+        """In a child that was forked in the middle of a use: it is never opened here again."""
+        _forbidden.add((self._identity if self.is_open else None) or identity_of(self._name))
+        self.is_open = False
+
+    def _forked_in_use(self) -> StoreClosedError:
+        return StoreClosedError(
+            f"{self.path}: this process was forked in the middle of a use of this file, and SQLite would take its "
+            "parent's locks for its own here; fork while nobody uses the store, or start another process"
+        )
+
+    # ------------------------------------------------------------ who owns it
+    @property
+    def is_owned(self) -> bool:
+        """Is it ours alone to write?"""
+        return self._ownership is not None
+
+    def own(self) -> None:
+        """Lock an empty file beside this one, `state.db-owner`. The caller sees to it that no fork comes in between."""
+        try:
+            self._ownership = Ownership(f"{self.absolute.resolve()}-owner")
+        except BlockingIOError:
+            raise StoreBusyError(
+                f"{self.path} is owned by another store that writes behind, here or in another process; close that one, "
+                "or share it"
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{self.path}: it can't be owned: {error}") from error
+
+    def disown(self) -> None:
+        """Unlock it."""
+        if self._ownership is not None:
+            self._ownership.release()
+            self._ownership = None
+
+    def leave(self) -> None:
+        """In a forked child: the parent keeps the lock."""
+        if self._ownership is not None:
+            self._ownership.leave()
+            self._ownership = None

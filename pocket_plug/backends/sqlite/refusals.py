@@ -1,0 +1,54 @@
+"""What SQLite refuses, as exceptions of ours that name the file and the way out."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from pocket_plug.errors import StoreBusyError, StoreError
+
+REFUSALS = (sqlite3.Error, UnicodeDecodeError)
+"""What the sqlite3 module raises; the second where SQLite's message quotes a damaged schema."""
+
+_WAYS_OUT = {
+    sqlite3.SQLITE_FULL: "the disk is full and nothing of the write was kept; free some space and try again",
+    sqlite3.SQLITE_READONLY: "the file can't be written; check the permissions of it and its folder",
+    sqlite3.SQLITE_CANTOPEN: "the file can't be opened; check its path, and the permissions of it and its folder",
+    sqlite3.SQLITE_IOERR: "the disk reports an error; check it, and the limits on file size, and try again",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; put a copy in its place, or try `.recover` of the sqlite3 shell",
+    sqlite3.SQLITE_TOOBIG: "an entry is larger than any of ours may be; remove it (pocket-plug store rm)",
+    sqlite3.SQLITE_NOTADB: "this is no SQLite file; give pocket_plug one of its own",
+}
+
+
+def explained(error: Exception, path: str, timeout: float) -> Exception:
+    """What SQLite says of the file at `path`, as our own exception; any other error as it is.
+
+    `timeout`: how many seconds a busy file was waited for.
+    """
+    if not isinstance(error, REFUSALS):
+        return error
+    if is_busy(error):
+        return StoreBusyError(
+            f"{path} is being written by another connection, and was for all of the {timeout:g} s that "
+            "were waited for it; try again, or wait longer (timeout=…)"
+        )
+    way_out = _WAYS_OUT.get(_code(error), "SQLite refuses")
+    refusal = StoreError(f"{path}: {way_out} ({type(error).__name__}: {error})")
+    refusal.__cause__ = error
+    return refusal
+
+
+def is_busy(error: Exception) -> bool:
+    """Has another connection locked the file?"""
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """May the file not be written here?"""
+    return _code(error) == sqlite3.SQLITE_READONLY
+
+
+def _code(error: BaseException | None) -> int:
+    if isinstance(error, UnicodeDecodeError):
+        return sqlite3.SQLITE_CORRUPT
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what the extended code adds

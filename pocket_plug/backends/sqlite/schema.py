@@ -1,0 +1,44 @@
+"""Whether a file is ours, the tables of a new one, and the settings of a connection that writes."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from pocket_plug.errors import StoreError
+
+from .statements import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, SHRINKS, WHOSE
+
+
+def prepare(connection: sqlite3.Connection, path: str, power: bool) -> None:
+    """Check that the file is ours, make the tables where it is new, and leave the connection ready to write.
+
+    `power`: must an acknowledged write survive a crash of the machine? Raises StoreError for a file that we can't use.
+    """
+    if is_new(connection, path):
+        connection.execute(SHRINKS)
+        connection.execute("BEGIN IMMEDIATE")
+        if is_new(connection, path):  # nobody else has made them in the meantime
+            for statement in SCHEMA:
+                connection.execute(statement)
+        connection.execute("COMMIT")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StoreError(f"{path}: SQLite can't use a write-ahead log here; put the file on a local disk")
+    connection.execute(f"PRAGMA synchronous = {'FULL' if power else 'NORMAL'}")
+    for name in ("fullfsync", "checkpoint_fullfsync"):  # on macOS nothing less reaches the disk
+        connection.execute(f"PRAGMA {name} = {int(power)}")
+    connection.execute("PRAGMA busy_timeout = 0")  # only the writer thread waits, in its own way
+
+
+def is_new(connection: sqlite3.Connection, path: str) -> bool:
+    """Has the file no tables yet? Raises StoreError for another program's file, and for a schema that we don't know."""
+    application, schema, tables = connection.execute(WHOSE).fetchone()
+    if (application, schema, tables) == (0, 0, 0):
+        return True
+    if application != APPLICATION_ID:
+        raise StoreError(f"{path} is the SQLite file of another program; give pocket_plug one of its own")
+    if schema != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} has schema {schema}, and this pocket_plug knows {SCHEMA_VERSION}; install the newer one"
+        )
+    return False

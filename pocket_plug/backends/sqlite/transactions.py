@@ -1,0 +1,217 @@
+"""One transaction: the requests that it does, the versions that they get, and what became of each.
+
+A request is a write, or another thing that needs the writer. It is done whole or not at all, whatever comes of the others in its
+transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+from pocket_plug.codec import bound, place_of
+from pocket_plug.errors import ConflictError
+from pocket_plug.primitives.waiting import Waiter
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Clock, Put, is_expected
+
+from .connections import Connections, roll_back
+from .records import Execute, Records
+from .refusals import REFUSALS
+from .statements import COUNT, DELETE, DELETE_IF_NOT_NEWER, FREE, PUT, PUT_IF_NEWER, REAP, SHRINK, VERSION
+
+REAP_EVERY = 16
+"""After so many changes, up to twice as many expired entries are removed."""
+
+RESERVED = 1024
+"""So many versions are reserved at a time, at least. Where the stored counter is a multiple of it, some may be left."""
+
+RESERVE_AFTER = 16
+"""Versions are reserved by who has made so many commits in a row, while no other instance has made one."""
+
+_UNKNOWN = (0, -1)
+
+
+class Request:
+    """One write: what is asked, and what became of it. The `clock` says what has expired once it is done."""
+
+    __slots__ = ("changes", "clock", "error", "expect", "is_queued", "version", "waiter")
+    waiter: Waiter[None]
+    """Woken by the writer thread, where that does it."""
+
+    def __init__(self, changes: Sequence[Change], expect: Mapping[str, int], clock: Clock) -> None:
+        self.changes = changes
+        self.expect = expect
+        self.clock = clock
+        self.version = 0
+        self.is_queued = False
+        self.error: Exception | None = None
+
+    def outcome(self) -> int:
+        """The version that it got. Raises what it failed with."""
+        if self.error is not None:
+            raise self.error
+        return self.version
+
+    def serve(self, execute: Execute, version: int) -> int:
+        """Do what one without changes asks for, in the open transaction; gives the last version after it."""
+        raise NotImplementedError
+
+
+class Compaction(Request):
+    """The request to give about `size` bytes of free pages back; it has `freed` so many."""
+
+    __slots__ = ("freed", "size")
+
+    def __init__(self, size: int, clock: Clock) -> None:
+        super().__init__((), NO_EXPECTATIONS, clock)
+        self.size, self.freed = size, 0
+
+    def serve(self, execute: Execute, version: int) -> int:
+        ((_, before, page),) = execute(FREE).fetchall()
+        execute(SHRINK.format(max(1, self.size // page))).fetchall()  # a page for each row that it is asked for
+        ((_, after, _),) = execute(FREE).fetchall()
+        self.freed = int(before - after) * int(page)
+        return version
+
+
+class Settlement(Request):
+    """The request for the last version given, where another instance may have some reserved: that one must reserve anew."""
+
+    __slots__ = ()
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__((), NO_EXPECTATIONS, clock)
+
+    def serve(self, execute: Execute, version: int) -> int:
+        self.version = version + _is_reserved(version)
+        return self.version
+
+
+class Transactions:
+    """Those of one backend. Who calls `commit` holds the connections' `writing`."""
+
+    def __init__(self, connections: Connections, records: Records) -> None:
+        self._connections = connections
+        self._file = connections.file
+        self._records = records
+        self._versions = _UNKNOWN  # the last that it has given, and where its last commit has left the stored counter
+        self._alone = 0  # its commits in a row
+        self._unreaped = 0
+
+    def begin_anew(self) -> None:
+        """After a fork, in the child: the versions that are reserved are the parent's."""
+        self._versions = _UNKNOWN
+
+    def given(self, stored: int) -> tuple[int, bool]:
+        """The last version given, and True; else up to which one another instance has reserved some. By the stored counter."""
+        given, counter = self._versions
+        return (given, True) if counter == stored else (stored, not _is_reserved(stored))
+
+    def commit(self, writer: sqlite3.Cursor, batch: list[Request]) -> None:
+        """Do the requests in the transaction that has begun, commit, and note in each what became of it."""
+        known, self._versions = self._versions, _UNKNOWN  # for who is interrupted in between
+        try:
+            self._file.look_with_log()
+            versions = self._do(writer.execute, batch, *known)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
+            roll_back(writer)
+            self._versions = known
+            if len(batch) == 1:
+                batch[0].error = self._connections.explained(error)
+            else:
+                self._commit_singly(writer, batch)
+            return
+        if versions is None:
+            roll_back(writer)
+            self._versions = known
+            return
+        try:
+            writer.execute("COMMIT")
+        except REFUSALS as error:
+            roll_back(writer)
+            for request in batch:
+                request.error = self._connections.explained(error)
+            if versions[1] != known[1]:
+                return  # whether the counter has changed is to be looked up
+        self._versions = versions  # of a commit that failed too: it may have landed, so none of them is given again
+
+    def _commit_singly(self, writer: sqlite3.Cursor, batch: list[Request]) -> None:
+        """Something in the batch can't be done: each in a transaction of its own, so that no other pays for it."""
+        for request in batch:
+            try:
+                writer.execute("BEGIN IMMEDIATE")
+            except REFUSALS as error:
+                request.error = self._connections.explained(error)
+            else:
+                self.commit(writer, [request])
+
+    def _do(self, execute: Execute, batch: list[Request], given: int, counter: int) -> tuple[int, int] | None:
+        """Do them in the open transaction. Gives `_versions` as they are after it; None where all were in conflict."""
+        now = batch[0].clock()  # the same for all of one backend
+        stored = self._records.counter(execute(VERSION).fetchall())
+        if not (is_own := stored == counter):
+            given, self._alone = stored, 0
+        version = given
+        for request in batch:
+            version = self._apply(execute, request, version, now)
+        if version == given and all(request.changes for request in batch):
+            return None
+        counter = stored if version <= stored else self._counter_for(version)
+        if counter != stored:
+            execute(COUNT, (counter,))
+        if self._unreaped >= REAP_EVERY:
+            execute(REAP, (now, 2 * self._unreaped, now))
+            self._unreaped = 0
+        return (version, counter) if is_own or counter != stored else _UNKNOWN
+
+    def _counter_for(self, version: int) -> int:
+        """What to store once that version is given: it, or some more that are reserved for writes to come.
+
+        A reserved one is given without a change of the counter, whose page would be the second to be written with most commits.
+        Whoever finds another counter than it has left goes on from there, so no version is given twice, and each key's rise.
+        What is reserved at a crash is never given.
+        """
+        if self._file.is_owned:  # whose versions are consecutive, so nobody else may find that any are reserved
+            return version + _is_reserved(version)
+        self._alone += 1
+        if self._alone <= RESERVE_AFTER:
+            return version
+        return version - version % RESERVED + 2 * RESERVED
+
+    def _apply(self, execute: Execute, request: Request, version: int, now: float) -> int:
+        """Do one request in the open transaction, unless it conflicts; gives the counter after it."""
+        request.error = None
+        if not request.changes:
+            return request.serve(execute, version)
+        records = self._records
+        if request.expect:
+            changed: list[str] = []
+            for key, expected in request.expect.items():
+                if not is_expected(records.version(execute, str(key), now), expected):
+                    changed.append(key)
+            if changed:
+                request.error = ConflictError(changed)
+                return version
+        version += 1
+        highest = request.version = version
+        for change in request.changes:
+            own = version if change.version is None else change.version
+            if own > highest:
+                highest = own
+            key = str(change.key)  # SQLite takes a subclass too, in three times the time
+            if isinstance(change, Put):
+                row = (key, bound(change.value, place_of(key, own, change.expires_at)), own, change.expires_at)
+                if change.version is None or (
+                    not execute(PUT_IF_NEWER, row).rowcount and records.is_damaged(execute, key)
+                ):
+                    execute(PUT, row)
+            elif change.version is None or (
+                not execute(DELETE_IF_NOT_NEWER, (key, own)).rowcount and records.is_damaged(execute, key)
+            ):
+                execute(DELETE, (key,))
+        self._unreaped += len(request.changes)
+        return highest
+
+
+def _is_reserved(version: int) -> bool:
+    return version > 0 and version % RESERVED == 0

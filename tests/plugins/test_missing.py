@@ -1,0 +1,60 @@
+"""Parts that our own plugins in other distributions offer: where they aren't installed or in use, the message says so."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.hookspecs import PluginRecord
+from pocket_plug.plugins.missing import OFFERED_BY, why_missing
+from pocket_plug.plugins.pocket import Pocket
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+
+
+def test_the_table_has_what_our_plugins_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the distributions in `plugins/` offer, and nothing else; with the names that they are installed by."""
+    bare = Pocket(autoload=False).offers
+    found: dict[str, dict[str, str]] = {"backend": {}, "layer": {}, "executor": {}}
+    for file in PLUGINS.glob("*/pyproject.toml"):
+        project = tomllib.loads(file.read_text("utf-8"))["project"]
+        monkeypatch.setattr(sys, "path", [*sys.path, str(file.parent / "src")])
+        for point in project.get("entry-points", {}).get("pocket_plug", {}).values():
+            module, _, name = point.partition(":")
+            plugin = import_module(module)
+            offers = Pocket(autoload=False, plugins=[getattr(plugin, name) if name else plugin]).offers
+            found["backend"] |= dict.fromkeys({*offers.backends} - {*bare.backends}, project["name"])
+            found["layer"] |= dict.fromkeys({*offers.layers} - {*bare.layers}, project["name"])
+            found["executor"] |= dict.fromkeys({*offers.executors} - {*bare.executors}, project["name"])
+    assert found == OFFERED_BY
+
+
+def test_a_part_of_a_plugin_that_is_not_installed() -> None:
+    """The message says what to install: for a store's URL, a layer and an executor; a password stays out of it."""
+    pocket = Pocket(autoload=False)
+    for url in ("postgresql://x:hunter2@localhost/y", "postgres://h/y", "redis://h", "rediss://h", "unix:///r.sock"):
+        scheme = url.partition(":")[0]
+        with pytest.raises(
+            ConfigError, match=rf"no plugin offers {scheme}://; do: pip install pocket-plug-\w+$"
+        ) as refused:
+            pocket.backend(url)
+        assert "hunter2" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"there is no layer 'compress'; do: pip install pocket-plug-compress$"):
+        pocket.layer("compress")
+    for executor in ("dask", "dask://h:1", "dask+tls://h"):
+        with pytest.raises(ConfigError, match=r"there is no executor 'dask.*'; do: pip install pocket-plug-dask$"):
+            pocket.executor(executor)
+
+
+def test_a_part_of_a_plugin_that_is_not_in_use() -> None:
+    """What became of the plugin is said, whatever name it goes by; it is there, so nothing is to be installed."""
+    record = PluginRecord(
+        "postgres", distribution="pocket-plug-postgres", status="disabled", reason="by POCKET_PLUG_DISABLE"
+    )
+    assert why_missing("backend", "postgresql", [record]) == f": plugin {record} is disabled: by POCKET_PLUG_DISABLE"
+    assert why_missing("layer", "postgresql", []) == ""
