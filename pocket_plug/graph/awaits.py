@@ -12,6 +12,7 @@ import dis
 import inspect
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from types import CodeType
 
 from pocket_plug.store.views import StoreWriter
@@ -33,8 +34,10 @@ def unawaited_calls(function: Callable[..., object]) -> list[str]:
     if any(each.opname.startswith(("STORE", "DELETE")) and _names(each, store) for each in instructions):
         return []  # it is something else from there on
     found: list[str] = []
-    chains: dict[tuple[int | None, int | None], list[str]] = {}  # attributes of the store, by where the expression begins
-    for instruction, after in zip(instructions, instructions[1:], strict=False):
+    chains: dict[
+        tuple[int | None, int | None], list[str]
+    ] = {}  # attributes of the store, by where the expression begins
+    for instruction, after in pairwise(instructions):
         where = instruction.positions
         if where is None or where.col_offset is None:
             continue

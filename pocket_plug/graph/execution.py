@@ -17,6 +17,7 @@ from typing import Any
 
 from pocket_plug.errors import (
     ConflictError,
+    InputError,
     NodeTimeoutError,
     RunCancelledError,
     RunSuspendedError,
@@ -34,9 +35,10 @@ from .chain import DEFAULT, Next
 from .context import awaited_to_its_end, in_own_context, run_ids
 from .host import RunHost
 from .observing import NodeCall, Run, RunNotice
+from .places import name_giver
 from .plan import PlannedGraph, refuse_read_only
 from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
-from .step import Step, Visiting
+from .step import Step, Visiting, Way
 from .watched import watched_visit
 from .watching import NOBODY, Entered, enter, leave, tell, watched_by
 
@@ -217,18 +219,25 @@ class Execution:
         if ledger is not None:
             step, value, cancelled = await ledger.begin(self, value)
         visits = None if watched else self.visits
-        while step is not None and cancelled is None:
-            counter.steps = steps = counter.steps + 1
-            if (steps >= counter.look_at or ledger is not None) and self._look(step):
-                await self.give_way()
-            if visits is not None:
-                visits[step.name] += 1
-            if ledger is not None:
-                ledger.stand_at(step)
-            way = step.ways[where]
-            step, value, cancelled = await (
-                watched_visit(self, step, value) if watched else way.take(self, value, None)
-            )
+        before: Way | None = None
+        way: Way | None = None
+        try:
+            while step is not None and cancelled is None:
+                counter.steps = steps = counter.steps + 1
+                if (steps >= counter.look_at or ledger is not None) and self._look(step):
+                    await self.give_way()
+                if visits is not None:
+                    visits[step.name] += 1
+                if ledger is not None:
+                    ledger.stand_at(step)
+                before, way = way, step.ways[where]
+                step, value, cancelled = await (
+                    watched_visit(self, step, value) if watched else way.take(self, value, None)
+                )
+        except InputError as error:
+            if before is not None and step is not None:
+                name_giver(error, before.step, step, value)
+            raise
         if ledger is not None and step is None:
             cancelled = await ledger.end(self) or cancelled
         if cancelled is not None:

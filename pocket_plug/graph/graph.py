@@ -22,7 +22,7 @@ from .execution import Execution
 from .host import RunHost, default_host
 from .nesting import GraphStep
 from .node import AnyNode, Node
-from .options import GraphOptions, Options, ResumeOptions, check_count, check_place
+from .options import GraphOptions, Options, ResumeOptions, check_count, check_options, check_place
 from .plan import Plan, validation
 from .step import make_step
 from .upgrades import Upgrade, check_upgrade
@@ -88,7 +88,9 @@ class Graph(Drawn, Node[I, O]):
         timeout: Duration | None = None,
         version: int = 1,
         upgrade: Mapping[int, Upgrade] | None = None,
+        **unknown: object,
     ) -> None:
+        check_options("a graph", unknown, GraphOptions.__annotations__)
         self._options = Options().changed(self._takes, name="graph" if name == "" else name)
         check_place(self.name, store, scope)
         self._chains = tuple(as_chain(chain) for chain in (main, *more))

@@ -15,7 +15,7 @@ from pocket_plug.store.sync import SyncReader, SyncWriter
 from .chain import AnyNext, I, O
 from .elsewhere import Elsewhere
 from .node import AnyNode, Node, X, Y
-from .options import Keys, Options, Traced
+from .options import Keys, Options, Traced, check_options
 from .retry import Retry
 
 AsyncOf = Coroutine[Any, Any, X]
@@ -114,12 +114,14 @@ class _NodeFactory:
         timeout: object = None,
         trace: object = None,
         executor: object = None,
+        **unknown: object,
     ) -> Any:
         """A node whose `exec` is the function."""
+        options = {"name": name, "retry": retry, "timeout": timeout, "trace": trace, "executor": executor}
+        check_options("a node of a function", unknown, options)
 
         def make(fn: object) -> AnyNode:
-            options = {"name": name, "retry": retry, "timeout": timeout, "trace": trace, "executor": executor}
-            return FunctionNode({"exec": fn}, options)
+            return FunctionNode({"exec": fn}, {**options})
 
         return make if fn is None else make(fn)
 
@@ -141,12 +143,21 @@ class _NodeFactory:
         trace: Traced | None = None,
     ) -> _PostDecorator: ...
     def post(
-        self, fn: object = None, *, name: str = "", reads: object = None, writes: object = None, trace: object = None
+        self,
+        fn: object = None,
+        *,
+        name: str = "",
+        reads: object = None,
+        writes: object = None,
+        trace: object = None,
+        **unknown: object,
     ) -> Any:
         """A node whose `post` is the function, called with (store, input)."""
+        options = {"name": name, "reads": reads, "writes": writes, "trace": trace}
+        check_options("a node of a post", unknown, options)
 
         def make(fn: object) -> AnyNode:
-            return PostNode({"post": fn}, {"name": name, "reads": reads, "writes": writes, "trace": trace})
+            return PostNode({"post": fn}, {**options})
 
         return make if fn is None else make(fn)
 
@@ -206,10 +217,13 @@ class _NodeFactory:
         retry: object = None,
         timeout: object = None,
         executor: object = None,
+        **unknown: object,
     ) -> Any:
         """A node from one function for each phase; type checkers check that they fit each other."""
         options = {"name": name, "retry": retry, "timeout": timeout, "executor": executor}
-        made: AnyNode = FunctionNode({"prep": prep, "exec": exec, "post": post}, options)
+        functions = {"prep": prep, "exec": exec, "post": post}
+        check_options("a node of functions", unknown, {**functions, **options})
+        made: AnyNode = FunctionNode(functions, options)
         return made
 
 

@@ -48,8 +48,7 @@ class Options:
         `takes` are those that mean something for the node. Raises ConfigError, or TypeError for what is no Key or no option,
         naming the option.
         """
-        if unknown := given.keys() - ALL_OPTIONS:
-            raise TypeError(f"a node has no option {min(unknown)!r}.{suggest(min(unknown), ALL_OPTIONS)}")
+        check_options("a node", given.keys() - ALL_OPTIONS, ALL_OPTIONS)
         given = {name: value for name, value in given.items() if value is not None}
         name = given.get("name", self.name or "node")
         if not isinstance(name, str) or not name:
@@ -114,6 +113,12 @@ class ResumeOptions(TypedDict, total=False):
     takeover: bool
     store: StoreScope | SyncScope | None
     traceparent: Carrier | None
+
+
+def check_options(owner: str, unknown: Collection[str], known: Collection[str]) -> None:
+    """Raise TypeError for an option that there isn't, with the one that was meant, probably."""
+    if unknown:
+        raise TypeError(f"{owner} has no option {min(unknown)!r}.{suggest(min(unknown), known)}")
 
 
 ALL_OPTIONS = frozenset(each.name for each in fields(Options))

@@ -7,7 +7,13 @@ one, however deep the graphs are nested, and however often the same exception is
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
+from pocket_plug.errors import InputError
+from pocket_plug.primitives.typechecks import checker, type_name
+
+from .chain import END
+from .phases import declared_actions
 from .running import Running
 from .step import Step
 
@@ -47,6 +53,21 @@ def note_item(error: Exception, run: Running, step: Step, position: int) -> None
         text = f"item {position} of node {step.name!r} of graph {run.run.graph!r} (visit {run.visit_of(step)})"
         place = _write(error, run, step, _known(error, run, True), text)
         place.item = position if place.item is None else place.item
+
+
+def name_giver(error: InputError, giver: Step, taker: Step, value: object) -> None:
+    """A node was refused its input: say which node gave that, since the fault is that one's, mostly."""
+    while taker.kind == "graph":
+        taker = taker.inner_graph().plan.start
+    if taker.fits is None or taker.fits(value):
+        return  # the error is another one, from within the node
+    text = f"{error}: node {giver.name!r} gave that"
+    if giver.output_type is not Any and not checker(giver.output_type)(value):
+        text += f", though it declares {type_name(giver.output_type)}"
+        text += "; does it lack a `return`?" if value is None else ""
+    if isinstance(value, str) and value in {*giver.actions, *declared_actions(giver.node), END.name}:
+        text += f". It is the name of an action: to leave by that, return Next({value!r}, output), or call the Action"
+    error.args = (text,)
 
 
 def place_of(error: BaseException) -> Place | None:

@@ -35,6 +35,8 @@ Visiting = Coroutine[Any, Any, Visited]
 class Way(Protocol):
     """What takes values through one node."""
 
+    step: Step
+
     def take(self, run: Any, value: object, call: NodeCall | None, /) -> Visiting:
         """Take a value through it, in a run that is watched if there is a call."""
         ...

@@ -249,6 +249,30 @@ def test_a_question_may_be_a_text(tmp_path: Path) -> None:
         assert graph.resume_sync("r", answer=True) == Answered(5, True)
 
 
+misspelt: Any = node
+MISSPELT: dict[str, tuple[Callable[[], Any], str]] = {
+    "a class's": (lambda: type("N", (Node,), {}, retires=3), "a node has no option 'retires'. Did you mean 'retry'?"),
+    "a function's": (
+        lambda: misspelt(retries=3),
+        "a node of a function has no option 'retries'. Did you mean 'retry'?",
+    ),
+    "one that a function hasn't": (lambda: misspelt(reads=()), "a node of a function has no option 'reads'."),
+    "a post's": (lambda: misspelt.post(write=()), "a node of a post has no option 'write'. Did you mean 'writes'?"),
+    "functions'": (lambda: misspelt.of(exce=len), "a node of functions has no option 'exce'. Did you mean 'exec'?"),
+    "a graph's": (lambda: misspelt_graph(plus, sotre=1), "a graph has no option 'sotre'. Did you mean 'store'?"),
+}
+misspelt_graph: Any = Graph
+
+
+@pytest.mark.parametrize("written", MISSPELT)
+def test_a_misspelt_option_is_named_with_what_was_meant(written: str) -> None:
+    """In the same words for a node's class, what is made of functions, and a graph."""
+    make, says = MISSPELT[written]
+    with pytest.raises(TypeError) as error:
+        make()
+    assert str(error.value) == says
+
+
 def test_an_async_question_is_refused() -> None:
     """It is asked between two writes, where nothing is awaited."""
 

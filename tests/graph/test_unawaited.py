@@ -33,9 +33,9 @@ async def typed(store: Any, x: int) -> int:
     return x
 
 
-async def called_with_a_dict(store: Any, x: int) -> int:
+async def called_with_a_list(store: Any, x: int) -> int:
     try:
-        store.set_many(**{"a": x})
+        store.set_many(*[{"a": x}])
     finally:
         await store.delete("b")
     return x
@@ -44,7 +44,7 @@ async def called_with_a_dict(store: Any, x: int) -> int:
 @pytest.mark.parametrize(
     ("function", "call"),
     [(plain, "store.set"), (scoped, "store.scope(…).set"), (typed, "store.typed(…).update"),
-     (called_with_a_dict, "store.set_many")],
+     (called_with_a_list, "store.set_many")],
     ids=lambda given: getattr(given, "__name__", ""),
 )  # fmt: skip
 def test_a_write_that_is_not_awaited_is_a_finding(function: Any, call: str) -> None:

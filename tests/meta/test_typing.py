@@ -70,7 +70,7 @@ def public_methods(view: type) -> dict[str, list[str]]:
     return {
         name: list(inspect.signature(function).parameters)
         for name, function in inspect.getmembers(view, inspect.isroutine)
-        if not name.startswith("_")
+        if not name.startswith("_") and hasattr(view, name)
     }
 
 
