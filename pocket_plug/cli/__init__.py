@@ -210,7 +210,7 @@ def _is_of_stdout(error: OSError) -> bool:
 @contextmanager
 def _as_far_as_stderr_takes_it() -> Generator[None]:
     """Within, the last words. Where stderr can't be written to there is nobody to tell that, and the exit code says the rest."""
-    with suppress(OSError, click.ClickException):
+    with suppress(OSError, click.ClickException), said_if_unwritable("stderr"):
         yield
 
 

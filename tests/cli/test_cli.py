@@ -777,6 +777,7 @@ def test_where_an_error_can_not_be_said_the_exit_code_is_its_own(tmp_path: Path)
     done = subprocess.run(
         ["sh", "-c", 'ulimit -f 0; exec "$@" 2> err', "sh", sys.executable, "-c", program, "no-command"],
         cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         stdout=subprocess.PIPE,
         timeout=60,
         check=False,

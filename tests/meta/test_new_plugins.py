@@ -10,7 +10,6 @@ import sys
 import tomllib
 import venv
 import zipfile
-from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
@@ -187,7 +186,12 @@ def test_its_first_step_installs_pocket_plug_where_no_index_has_it(
 ) -> None:
     """From where it was installed itself, as the installer has recorded it; before the plugin, which requires it."""
     recorded = None if direct_url is None else json.dumps(direct_url)
-    monkeypatch.setattr(PathDistribution, "read_text", lambda _, name: recorded if name == "direct_url.json" else "")
+
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            return recorded if name == "direct_url.json" else ""
+
+    monkeypatch.setattr("pocket_plug.cli.new.distribution", lambda _: Installed())
     monkeypatch.chdir(tmp_path)
     assert main(["new", "layer", "good"]) == 0
     steps = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
