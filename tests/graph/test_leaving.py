@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pocket_plug import (
     RunFencedError,
     Runs,
     RunSuspendedError,
+    RunTimeoutError,
     Store,
     StoreError,
     Worker,
@@ -29,7 +31,7 @@ from pocket_plug.graph.durable.records import RUN
 from pocket_plug.hookspecs import RunNotice
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.store.layer import Layer
-from pocket_plug.testing.clock import run_virtual
+from pocket_plug.testing.clock import FakeClock, run_virtual
 
 LOST = StoreError("the answer is lost")
 REFUSED = StoreError("the server is gone")
@@ -282,3 +284,38 @@ def test_a_worker_says_released_only_of_what_is_recorded(url: str, lands: bool, 
     error = told.reports[-1].error
     assert type(error) is (type(None) if is_recorded else StoreError if look is None else OutcomeUnknownError)
     assert done == ["first", "second"]
+
+
+class Slow(Layer):
+    """The write by which a run comes to wait takes ten seconds to answer."""
+
+    inline_write = False
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        version = await self.inner.write(changes, expect)
+        if any(
+            isinstance(each, Put) and each.key.startswith(RUN) and each.value["status"] == "waiting" for each in changes
+        ):
+            await asyncio.sleep(10)
+        return version
+
+
+def test_a_run_whose_time_is_over_as_it_comes_to_wait_is_in_one_state(tmp_path: Path) -> None:
+    """It waits, and whoever goes on with it finds its time over: no note of its waiting is left then."""
+    clock = FakeClock()
+
+    async def main() -> None:
+        async with Store(f"sqlite:///{tmp_path}/state.db", layers=[Slow()]) as store:
+            store.stack.clock = clock
+            graph = Graph(Ask(bool, question="Really?"), store=store, name="timed", timeout=5)
+            with pytest.raises(RunTimeoutError):
+                await graph.run(1, run_id="r")
+            states = [key async for key in store.stack.scan("pocket:run-state:")]
+            assert [key.split(":")[2] for key in states] == ["waiting"]
+            with pytest.raises(RunTimeoutError):
+                await graph.resume("r")
+            states = [key async for key in store.stack.scan("pocket:run-state:")]
+            assert [key.split(":")[2] for key in states] == ["failed"]
+            assert [key async for key in store.stack.scan("pocket:run-wake:")] == []
+
+    run_virtual(main(), clock)

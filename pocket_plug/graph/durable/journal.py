@@ -119,6 +119,8 @@ class Journal:
         self._is_interrupted = False
         self.is_cancelled = False
         """Was the run cancelled, as far as this execution knows?"""
+        self.is_waiting = False
+        """Has this execution recorded that the run waits? Then nothing of how it ends is recorded any more."""
         self.has_left = False
         """Has this execution recorded that the run has failed, was cancelled, or is left to others?"""
         self.ended: RunNotice | None = None

@@ -143,6 +143,8 @@ class RunLedger:
     async def _end_early(self, run: Running, error: BaseException) -> None:
         """Record that the run has failed or was cancelled. One that the program itself stops is left as it is."""
         journal = self.journal
+        if journal.is_waiting:  # its time was over, say, as that landed: whoever goes on with it finds that
+            return
         is_ours = journal.end_interrupt() or not isinstance(error, asyncio.CancelledError)
         if not is_ours or not (isinstance(error, Exception) or journal.is_cancelled):
             return
@@ -463,6 +465,7 @@ class RunLedger:
             changes.append(Put(wake_key(journal.graph.name, wake_at, journal.name), True))
         frame = replace(self.frame, hooks="")  # they have ended
         cancelled = await self._save(run, frame, "waiting", changes, expect)
+        journal.is_waiting = True
         if cancelled is not None:
             raise cancelled
         raise suspended(journal.id, waits, wake_at)

@@ -284,7 +284,7 @@ class Worker:
             await execution.go(MISSING)
         except Exception as error:  # noqa: BLE001 - it is the run's, and recorded there
             if ledger.is_taken:
-                became = _became(error, journal.has_left)
+                became = "waiting" if journal.is_waiting else _became(error, journal.has_left)
                 self._tell(became, journal, error if became in ("failed", "lost") else None)
             else:
                 await self._not_taken(finder, journal, error, pocket)
