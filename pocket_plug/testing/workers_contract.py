@@ -29,6 +29,7 @@ import pytest
 from pocket_plug.errors import ExecutorLostError, RunMismatchError, RunStateError, RunStuckError, StoreBusyError
 from pocket_plug.graph.ask import Answered, Ask
 from pocket_plug.graph.durable import idempotency_key
+from pocket_plug.graph.durable.records import RUN, field_of
 from pocket_plug.graph.durable.worker import Worker
 from pocket_plug.graph.each import each
 from pocket_plug.graph.graph import Graph
@@ -193,8 +194,9 @@ def answer_all(url: str) -> int:
             if failed.failure is not None and failed.failure.type == error_type(RunStuckError()):
                 with contextlib.suppress(RunStateError):
                     runs.retry(failed.run_id)
-        is_open = runs.list(state=("pending", "running", "stalled", "waiting"), limit=1000)
-        return len(is_open.runs)
+        # of one moment: a list of several states looks at one after the other, and a run may pass by from one to the next
+        records = store.stack.run(store.stack.read_page(RUN, limit=1000))
+        return sum(field_of(entry, "status") in ("pending", "running", "waiting") for _, entry in records if entry)
 
 
 @dataclass
