@@ -7,7 +7,6 @@ built-in exception says the same, the class is also that one, so `except KeyErro
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, Any
 
 
@@ -321,15 +320,17 @@ def suggest(name: str, known: Collection[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def as_date(moment: float, zone: tzinfo | None = UTC) -> str:
-    """A moment, in epoch seconds, as messages say it: date and time with the zone, that of this machine where `zone` is None;
-    one that no calendar has as its number.
+def as_date(moment: float, *, local: bool = False) -> str:
+    """A moment, in epoch seconds, as messages say it: date and time in UTC, or in the zone of this machine if `local`; one that
+    no calendar has as its number.
 
     >>> as_date(1_795_927_650), as_date(1e20)
     ('2026-11-29 04:47:30+00:00', '1e+20 (epoch seconds)')
     """
+    from datetime import UTC, datetime  # a tenth of what `import pocket_plug` takes
+
     try:
-        return datetime.fromtimestamp(moment, UTC).astimezone(zone).isoformat(" ", "seconds")
+        return datetime.fromtimestamp(moment, UTC).astimezone(None if local else UTC).isoformat(" ", "seconds")
     except (ValueError, OverflowError, OSError):
         return f"{moment:g} (epoch seconds)"
 
