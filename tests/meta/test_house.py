@@ -79,7 +79,9 @@ HEAVY = (
 
 def test_importing_pocket_plug_loads_only_its_exceptions() -> None:
     """`import pocket_plug` scans and configures nothing; what a name needs is loaded when the name is first used."""
-    assert loaded_by("import pocket_plug", *HEAVY, "asyncio", "datetime", "typing_extensions", "pocket_plug.store") == []
+    assert (
+        loaded_by("import pocket_plug", *HEAVY, "asyncio", "datetime", "typing_extensions", "pocket_plug.store") == []
+    )
 
 
 def test_stores_and_graphs_load_nothing_heavy() -> None:
