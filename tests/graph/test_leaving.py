@@ -146,8 +146,12 @@ def test_who_has_suspended_a_run_is_told_so_though_others_have_gone_on_with_it(
     assert happened
 
 
-def test_who_was_overtaken_before_it_could_suspend_its_run_is_told_that(url: str) -> None:
-    """The other execution has come to the same question; what the first one has written did not land."""
+@pytest.mark.parametrize("operators_follow", [False, True])
+def test_who_was_overtaken_before_it_could_suspend_its_run_is_told_that(url: str, operators_follow: bool) -> None:
+    """The other execution has come to the same question; what the first one has written did not land.
+
+    Operators keep in the record which write of an execution was the last one, and that was none of this one's.
+    """
     happened: list[bool] = []
 
     async def main() -> None:
@@ -156,32 +160,13 @@ def test_who_was_overtaken_before_it_could_suspend_its_run_is_told_that(url: str
             async def overtake() -> None:
                 with pytest.raises(RunSuspendedError):
                     await asking.run(1, run_id="r", store=other, takeover=True)
+                if operators_follow:
+                    await Runs(other).answer("r", True)
+                    await Runs(other).cancel("r")
 
             leaving = Leaving(status="waiting", lands=False, answer=REFUSED, meanwhile=overtake, happened=happened)
             async with Store(url, layers=[leaving]) as store:
                 with pytest.raises(RunFencedError, match="epoch 2 owns it, this was 1"):
-                    await asking.run(1, run_id="r", store=store)
-
-    run_virtual(main())
-    assert happened
-
-
-def test_who_was_overtaken_is_told_that_whatever_operators_have_done_since(url: str) -> None:
-    """They keep in the record which write of an execution was the last one, and that was none of this one's."""
-    happened: list[bool] = []
-
-    async def main() -> None:
-        async with Store(url) as other:
-
-            async def overtake() -> None:
-                with pytest.raises(RunSuspendedError):
-                    await asking.run(1, run_id="r", store=other, takeover=True)
-                await Runs(other).answer("r", True)
-                await Runs(other).cancel("r")
-
-            leaving = Leaving(status="waiting", lands=False, answer=REFUSED, meanwhile=overtake, happened=happened)
-            async with Store(url, layers=[leaving]) as store:
-                with pytest.raises(RunFencedError):
                     await asking.run(1, run_id="r", store=store)
 
     run_virtual(main())
