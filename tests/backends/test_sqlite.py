@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1334,7 +1335,7 @@ def test_a_folder_that_has_not_changed_for_long_tells_of_a_change(
     tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write then looks at the folder only, until something comes or goes there: a file of somebody else's, or its own."""
-    monkeypatch.setattr(files, "SETTLED", -1e9)
+    monkeypatch.setattr(files, "FINE", -1e9)
     looks: list[str] = []
     monkeypatch.setattr(opened, "is_at", lambda path, file: looks.append(path) or files.is_at(path, file))
     folder = tmp_path / "folder"
@@ -1362,6 +1363,21 @@ def test_a_folder_that_has_just_changed_is_not_believed(tmp_path: Path) -> None:
     assert not folder.is_as_known()
     folder.know()
     assert not folder.is_as_known()
+
+
+@pytest.mark.parametrize(("stamp", "settles"), [(1_700_000_000_000_000_000, 3.0), (1_700_000_000_123_456_789, 0.1)])
+def test_how_long_a_folder_is_not_believed_depends_on_its_stamps(
+    stamp: int, settles: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they show whole seconds a second change may leave the same for seconds, else for one tick of a clock."""
+    status = SimpleNamespace(st_dev=1, st_ino=2, st_mtime_ns=stamp, st_ctime_ns=stamp)
+    folder = files.Folder("somewhere")
+    for age, is_believed in ((0.99 * settles, False), (1.01 * settles, True)):
+        monkeypatch.setattr(files, "os", SimpleNamespace(stat=lambda path: status))
+        monkeypatch.setattr(files, "time", SimpleNamespace(time_ns=lambda now=stamp + int(age * 1e9): now))
+        folder.is_as_known()
+        folder.know()
+        assert folder.is_as_known() is is_believed
 
 
 def test_reads_look_for_the_file_now_and_then(tmp_path: Path) -> None:

@@ -44,8 +44,9 @@ class Ownership:
             os.close(file)
 
 
-SETTLED = 3.0
-"""Seconds after a change of a folder within which another one might leave it the same time stamps; FAT's are two apart."""
+COARSE, FINE = 3.0, 0.1
+"""Seconds after a change of a folder within which another one might leave it the same time stamps. FAT's are two seconds apart,
+others' stamps are taken from a clock that a kernel moves on a hundred times a second or more often."""
 
 
 class Folder:
@@ -73,7 +74,12 @@ class Folder:
     def know(self) -> None:
         """Its files are in their places since the last look, or longer. It isn't believed of a folder that has just changed."""
         seen = self._seen
-        self._known = seen if seen is not None and time.time_ns() - max(seen[2:]) > SETTLED * 1e9 else None
+        if seen is not None:
+            stamps = seen[2:]
+            settles = FINE if any(stamp % 10_000_000 for stamp in stamps) else COARSE
+            if time.time_ns() - max(stamps) <= settles * 1e9:
+                seen = None
+        self._known = seen
 
 
 def check_path(path: str) -> None:
