@@ -40,7 +40,6 @@ class _Job:
     def __init__(self, function: Callable[..., Value], arguments: tuple[object, ...]) -> None:
         self.function, self.arguments = function, arguments
         self.context = contextvars.copy_context()
-        self.context.run(_in_worker.set, True)
         self.waiter: Waiter[Value] = Waiter()
         self.thread: threading.Thread | None = None
         """Where it is being done."""
@@ -49,11 +48,15 @@ class _Job:
     def do(self) -> None:
         """Call the function, and note what comes of it."""
         try:
-            self.waiter.give(self.context.run(self.function, *self.arguments))
+            self.waiter.give(self.context.run(self._call))
         except StopIteration as error:
             self.waiter.fail(wrapped(error))
         except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
             self.waiter.fail(error)
+
+    def _call(self) -> Value:
+        _in_worker.set(True)
+        return self.function(*self.arguments)
 
 
 class WorkerTimeout(Exception):
