@@ -62,13 +62,11 @@ from .renamed import RenamedModules, renamed
 
 if TYPE_CHECKING:
     from .codec import register_type
-    from .graph.ask import Answered, Ask
-    from .graph.chain import END, Action, Chain, Next
     from .graph.durable import RunCheck, RunFailure, idempotency_key
     from .graph.durable.prune import Pruned
     from .graph.durable.worker import Worker, WorkerReport
-    from .graph.each import each
-    from .graph.events import (
+    from .graph.fan_out import fan_out
+    from .graph.following.events import (
         Asked,
         Emitted,
         Finished,
@@ -83,13 +81,17 @@ if TYPE_CHECKING:
         StateChanged,
         Suspended,
     )
-    from .graph.fan_out import fan_out
+    from .graph.following.reports import emit, progress
+    from .graph.following.streaming import RunStream
     from .graph.graph import Graph
-    from .graph.node import Node
-    from .graph.node_functions import node
-    from .graph.reports import emit, progress
+    from .graph.kinds.ask import Answered, Ask
+    from .graph.kinds.each import each
+    from .graph.kinds.sleep import Sleep
+    from .graph.nodes.chain import END, Action, Chain, Next
+    from .graph.nodes.node import Node
+    from .graph.nodes.node_functions import node
+    from .graph.nodes.retry import Retry
     from .graph.retention import Retention
-    from .graph.retry import Retry
     from .graph.runs import (
         PassedNode,
         RunExecution,
@@ -103,8 +105,6 @@ if TYPE_CHECKING:
         RunValue,
         SyncRuns,
     )
-    from .graph.sleep import Sleep
-    from .graph.streaming import RunStream
     from .graph.upgrades import RunPosition
     from .hookspecs import hookimpl
     from .plugins.pocket import Pocket
@@ -123,27 +123,27 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "register_type": "codec",
-    "Answered": "graph.ask",
-    "Ask": "graph.ask",
-    "Sleep": "graph.sleep",
-    "Action": "graph.chain",
-    "Chain": "graph.chain",
-    "END": "graph.chain",
-    "Next": "graph.chain",
-    "each": "graph.each",
-    "Asked": "graph.events",
-    "Emitted": "graph.events",
-    "Finished": "graph.events",
-    "FollowedEvent": "graph.events",
-    "ItemDone": "graph.events",
-    "NodeEntered": "graph.events",
-    "NodeLeft": "graph.events",
-    "NodePlace": "graph.events",
-    "NodeRetried": "graph.events",
-    "Progressed": "graph.events",
-    "RunEvent": "graph.events",
-    "StateChanged": "graph.events",
-    "Suspended": "graph.events",
+    "Answered": "graph.kinds.ask",
+    "Ask": "graph.kinds.ask",
+    "Sleep": "graph.kinds.sleep",
+    "Action": "graph.nodes.chain",
+    "Chain": "graph.nodes.chain",
+    "END": "graph.nodes.chain",
+    "Next": "graph.nodes.chain",
+    "each": "graph.kinds.each",
+    "Asked": "graph.following.events",
+    "Emitted": "graph.following.events",
+    "Finished": "graph.following.events",
+    "FollowedEvent": "graph.following.events",
+    "ItemDone": "graph.following.events",
+    "NodeEntered": "graph.following.events",
+    "NodeLeft": "graph.following.events",
+    "NodePlace": "graph.following.events",
+    "NodeRetried": "graph.following.events",
+    "Progressed": "graph.following.events",
+    "RunEvent": "graph.following.events",
+    "StateChanged": "graph.following.events",
+    "Suspended": "graph.following.events",
     "fan_out": "graph.fan_out",
     "RunCheck": "graph.durable",
     "RunFailure": "graph.durable",
@@ -153,11 +153,11 @@ _MODULES = {
     "WorkerReport": "graph.durable.worker",
     "idempotency_key": "graph.durable",
     "Graph": "graph.graph",
-    "Node": "graph.node",
-    "node": "graph.node_functions",
-    "emit": "graph.reports",
-    "progress": "graph.reports",
-    "Retry": "graph.retry",
+    "Node": "graph.nodes.node",
+    "node": "graph.nodes.node_functions",
+    "emit": "graph.following.reports",
+    "progress": "graph.following.reports",
+    "Retry": "graph.nodes.retry",
     "PassedNode": "graph.runs",
     "RunExecution": "graph.runs",
     "RunHistory": "graph.runs",
@@ -169,7 +169,7 @@ _MODULES = {
     "RunValue": "graph.runs",
     "Runs": "graph.runs",
     "SyncRuns": "graph.runs",
-    "RunStream": "graph.streaming",
+    "RunStream": "graph.following.streaming",
     "RunPosition": "graph.upgrades",
     "hookimpl": "hookspecs",
     "Pocket": "plugins.pocket",

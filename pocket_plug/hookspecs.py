@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
 
-from .graph.observing import SILENT as SILENT
-from .graph.observing import Carrier as Carrier
-from .graph.observing import NodeCall as NodeCall
-from .graph.observing import NodeOutcome as NodeOutcome
-from .graph.observing import Observer as Observer
-from .graph.observing import Phase as Phase
-from .graph.observing import PhaseCall as PhaseCall
-from .graph.observing import Run as Run
-from .graph.observing import RunNotice as RunNotice
-from .graph.observing import RunOutcome as RunOutcome
+from .graph.observing.views import SILENT as SILENT
+from .graph.observing.views import Carrier as Carrier
+from .graph.observing.views import NodeCall as NodeCall
+from .graph.observing.views import NodeOutcome as NodeOutcome
+from .graph.observing.views import Observer as Observer
+from .graph.observing.views import Phase as Phase
+from .graph.observing.views import PhaseCall as PhaseCall
+from .graph.observing.views import Run as Run
+from .graph.observing.views import RunNotice as RunNotice
+from .graph.observing.views import RunOutcome as RunOutcome
 from .otel.additions import SpanAdditions as SpanAdditions
 from .primitives.values import SpanAttributes as SpanAttributes
 

@@ -13,10 +13,10 @@ from typing import Any
 import click
 import msgspec
 
-from pocket_plug.graph.ask import choices
-from pocket_plug.graph.each import EachStep
-from pocket_plug.graph.nesting import GraphStep
-from pocket_plug.graph.step import Step
+from pocket_plug.graph.kinds.ask import choices
+from pocket_plug.graph.kinds.each import EachStep
+from pocket_plug.graph.kinds.nesting import GraphStep
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import checker, type_name, union_members
 

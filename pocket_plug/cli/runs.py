@@ -17,10 +17,10 @@ import click
 
 from pocket_plug.codec import inspect_record
 from pocket_plug.errors import CodecError, RunBusyError
-from pocket_plug.graph.ask import AskStep
 from pocket_plug.graph.durable import RunFailure, keys_of
 from pocket_plug.graph.durable.waits import step_of_place
 from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.kinds.ask import AskStep
 from pocket_plug.graph.runs import ENDED, OPEN, RunHistory, RunInfo, RunQuestion, Runs, RunState, RunValue
 from pocket_plug.plugins.pocket import Pocket, default_pocket
 from pocket_plug.primitives.signals import run_loop

@@ -20,7 +20,7 @@ from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
 
 from pocket_plug.errors import ConfigError, ExecutorError, ExecutorLostError
-from pocket_plug.graph.options import check_count
+from pocket_plug.graph.nodes.options import check_count
 from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.redaction import public_url

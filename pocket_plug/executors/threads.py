@@ -6,7 +6,7 @@ import asyncio
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.graph.elsewhere import Work
-from pocket_plug.graph.workers import WorkerTimeout, pool
+from pocket_plug.graph.running.workers import WorkerTimeout, pool
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import may_block

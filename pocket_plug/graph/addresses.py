@@ -16,12 +16,12 @@ from pocket_plug.primitives.spawned import end_unguarded
 from pocket_plug.primitives.values import Value
 
 from .elsewhere import Address
-from .host import RunHost
-from .node import AnyNode, Node
-from .node_functions import FunctionNode
-from .plan import Plan, PlannedGraph
-from .step import Step
-from .visit import step_of
+from .nodes.node import AnyNode, Node
+from .nodes.node_functions import FunctionNode
+from .observing.host import RunHost
+from .planning.plan import Plan, PlannedGraph
+from .planning.step import Step
+from .running.visit import step_of
 
 ITEM = "[]"
 """Stands in a path for the node that the items of a fan-out go through."""

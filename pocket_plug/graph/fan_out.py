@@ -9,10 +9,10 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.store import StoreScope
 from pocket_plug.store.sync import SyncScope
 
-from .each import each
 from .elsewhere import Elsewhere
 from .graph import Graph
-from .node import Node, X, Y, options_of
+from .kinds.each import each
+from .nodes.node import Node, X, Y, options_of
 
 
 @overload

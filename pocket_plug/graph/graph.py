@@ -15,25 +15,25 @@ from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
 from .addresses import check
-from .chain import Chain, Ends, I, O, T, Y, as_chain
-from .context import in_own_context
-from .drawn import Drawn
-from .execution import Execution
-from .host import RunHost, default_host
-from .nesting import GraphStep
-from .node import AnyNode, Node
-from .options import GraphOptions, Options, ResumeOptions, check_count, check_options, check_place
-from .plan import Plan, validation
-from .step import make_step
+from .drawing.drawn import Drawn
+from .kinds.nesting import GraphStep
+from .nodes.chain import Chain, Ends, I, O, T, Y, as_chain
+from .nodes.node import AnyNode, Node
+from .nodes.options import GraphOptions, Options, ResumeOptions, check_count, check_options, check_place
+from .observing.host import RunHost, default_host
+from .planning.plan import Plan, validation
+from .planning.step import make_step
+from .running.context import in_own_context
+from .running.execution import Execution
+from .running.visit import step_of
 from .upgrades import Upgrade, check_upgrade
-from .visit import step_of
 
 if TYPE_CHECKING:
-    from .ask import Ask
     from .durable import Request, RunCheck
     from .durable.records import Status as RecordedStatus
-    from .observing import Carrier
-    from .streaming import RunStream
+    from .following.streaming import RunStream
+    from .kinds.ask import Ask
+    from .observing.views import Carrier
 
 
 class Graph(Drawn, Node[I, O]):
@@ -166,8 +166,8 @@ class Graph(Drawn, Node[I, O]):
 
         Leaving the loop cancels the run. `async with graph.stream(order) as events:` also waits for the end of that.
         """
-        from .feed import Feed
-        from .streaming import RunStream, StreamHost
+        from .following.feed import Feed
+        from .following.streaming import RunStream, StreamHost
 
         request = _request(run_id, MISSING, allow_changed, takeover)
         feed = Feed(check_count(buffer, "buffer"))

@@ -9,12 +9,12 @@ from typing import Any
 from pocket_plug.errors import GraphError, suggest
 from pocket_plug.primitives.typechecks import fits, type_name
 
-from .chain import AnyChain, Chain, as_chain
-from .node import AnyNode, options_of
-from .phases import declared_actions
-from .plan import Plan
-from .step import Step
-from .visit import step_of
+from .nodes.chain import AnyChain, Chain, as_chain
+from .nodes.node import AnyNode, options_of
+from .nodes.phases import declared_actions
+from .planning.plan import Plan
+from .planning.step import Step
+from .running.visit import step_of
 
 
 def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode]) -> tuple[tuple[AnyChain, ...], Plan]:

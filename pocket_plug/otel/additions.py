@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from pocket_plug.errors import is_fault
-from pocket_plug.graph.observing import NodeCall, PhaseCall, Run
+from pocket_plug.graph.observing.views import NodeCall, PhaseCall, Run
 from pocket_plug.primitives.failures import capped
 from pocket_plug.primitives.values import SpanAttributes
 

@@ -410,7 +410,7 @@ class Pocket:
                 for store in self._taken_stores():
                     closing.push_async_callback(store.close)
                 if self._executors:
-                    from pocket_plug.graph.workers import pool
+                    from pocket_plug.graph.running.workers import pool
 
                     closing.push_async_callback(pool().call, self._close_executors)
         finally:

@@ -16,7 +16,7 @@ from copy import copy
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, ExecutorError, ExecutorLostError, WorkerCodeError
-from pocket_plug.graph.workers import WorkerTimeout
+from pocket_plug.graph.running.workers import WorkerTimeout
 from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.values import Value

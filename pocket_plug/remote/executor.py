@@ -13,10 +13,10 @@ from opentelemetry import context as otel_context
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, ExecutorError
-from pocket_plug.graph.context import idempotency
 from pocket_plug.graph.elsewhere import Address, Work
-from pocket_plug.graph.reports import Reporter, reporter
-from pocket_plug.graph.workers import WorkerTimeout
+from pocket_plug.graph.following.reports import Reporter, reporter
+from pocket_plug.graph.running.context import idempotency
+from pocket_plug.graph.running.workers import WorkerTimeout
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import may_block
 from pocket_plug.propagation import inject

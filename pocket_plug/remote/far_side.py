@@ -22,11 +22,11 @@ from opentelemetry.context import Context
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, WorkerCodeError
 from pocket_plug.graph.addresses import MAIN, find
-from pocket_plug.graph.context import idempotency
-from pocket_plug.graph.events import NodePlace
-from pocket_plug.graph.phase_calls import unawaited
-from pocket_plug.graph.reports import AT_ONCE, reporter
-from pocket_plug.graph.step import Step
+from pocket_plug.graph.following.events import NodePlace
+from pocket_plug.graph.following.reports import AT_ONCE, reporter
+from pocket_plug.graph.planning.step import Step
+from pocket_plug.graph.running.context import idempotency
+from pocket_plug.graph.running.phase_calls import unawaited
 from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.values import Value
 from pocket_plug.propagation import context_of

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 
-from pocket_plug.graph.node import Node
-from pocket_plug.graph.phases import hints
+from pocket_plug.graph.nodes.node import Node
+from pocket_plug.graph.nodes.phases import hints
 from pocket_plug.primitives.typechecks import declared_types
 from pocket_plug.primitives.values import Value
 

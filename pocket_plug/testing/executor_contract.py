@@ -27,9 +27,9 @@ from pocket_plug.errors import (
     UnregisteredTypeError,
     WorkerCodeError,
 )
-from pocket_plug.graph.each import each
-from pocket_plug.graph.events import Emitted, Progressed
+from pocket_plug.graph.following.events import Emitted, Progressed
 from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.kinds.each import each
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.propagation import session

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from pocket_plug.graph.plan import validation
+from pocket_plug.graph.planning.plan import validation
 from pocket_plug.plugins.pocket import Pocket, default_pocket
 from pocket_plug.store.store import Store
 

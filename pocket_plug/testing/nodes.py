@@ -10,12 +10,12 @@ from typing_extensions import TypeVar
 
 from pocket_plug.errors import ConfigError, GraphError
 from pocket_plug.graph.addresses import executor_faults
-from pocket_plug.graph.chain import as_chain
-from pocket_plug.graph.context import in_own_context
-from pocket_plug.graph.execution import Execution
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.host import RunHost, default_host
-from pocket_plug.graph.node import Node, options_of
+from pocket_plug.graph.nodes.chain import as_chain
+from pocket_plug.graph.nodes.node import Node, options_of
+from pocket_plug.graph.observing.host import RunHost, default_host
+from pocket_plug.graph.running.context import in_own_context
+from pocket_plug.graph.running.execution import Execution
 from pocket_plug.store.store import Store, StoreScope
 from pocket_plug.store.sync import SyncScope
 

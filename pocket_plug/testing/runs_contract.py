@@ -24,10 +24,10 @@ from pocket_plug.errors import (
     RunSuspendedError,
     UnknownRunError,
 )
-from pocket_plug.graph.ask import Answered, Ask
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.node import Node
-from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.kinds.ask import Answered, Ask
+from pocket_plug.graph.nodes.node import Node
+from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.graph.runs import Runs, RunState
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.store import Store

@@ -27,17 +27,17 @@ from typing import Protocol
 import pytest
 
 from pocket_plug.errors import ExecutorLostError, RunMismatchError, RunStateError, RunStuckError, StoreBusyError
-from pocket_plug.graph.ask import Answered, Ask
 from pocket_plug.graph.durable import idempotency_key
 from pocket_plug.graph.durable.records import RUN, field_of
 from pocket_plug.graph.durable.worker import Worker
-from pocket_plug.graph.each import each
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.node import Node
-from pocket_plug.graph.node_functions import node
-from pocket_plug.graph.retry import Retry
+from pocket_plug.graph.kinds.ask import Answered, Ask
+from pocket_plug.graph.kinds.each import each
+from pocket_plug.graph.kinds.sleep import Sleep
+from pocket_plug.graph.nodes.node import Node
+from pocket_plug.graph.nodes.node_functions import node
+from pocket_plug.graph.nodes.retry import Retry
 from pocket_plug.graph.runs import SyncRuns
-from pocket_plug.graph.sleep import Sleep
 from pocket_plug.plugins.config import Config
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.primitives.failures import error_type

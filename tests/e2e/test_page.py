@@ -347,7 +347,8 @@ def test_it_opens_at_the_failure(show, recorded):
 
 def test_an_error_without_a_frame_of_the_user(show):
     """Of a time-out, say: the place to look at first is where the node is written."""
-    stack = 'Traceback:\n  File "/x/site-packages/pocket_plug/graph/phase_calls.py", line 170, in attempt\nNodeTimeoutError: slow'
+    file = "/x/site-packages/pocket_plug/graph/running/phase_calls.py"
+    stack = f'Traceback:\n  File "{file}", line 170, in attempt\nNodeTimeoutError: slow'
     event = Event("exception", span(1, 0).end, {"exception.type": "NodeTimeoutError", "exception.stacktrace": stack})
     written = {"code.file.path": "/app/shop.py", "code.line.number": 41, "code.function.name": "shop.hurry"}
     spans = [span(0, None, name="node hurry", attributes=written, status="error"),

@@ -14,9 +14,9 @@ import pytest
 
 from pocket_plug import Node, Retry, node
 from pocket_plug.errors import StoreError
-from pocket_plug.graph.context import awaited_to_its_end
-from pocket_plug.graph.each import each
 from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.kinds.each import each
+from pocket_plug.graph.running.context import awaited_to_its_end
 from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run, hookimpl
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store.backend import Backend, Put

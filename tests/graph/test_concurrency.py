@@ -14,11 +14,11 @@ import pytest
 
 from pocket_plug import END, Action, Next, Node, Retry, node
 from pocket_plug.errors import InputError
-from pocket_plug.graph import execution
-from pocket_plug.graph.each import CONCURRENCY, each
 from pocket_plug.graph.fan_out import fan_out
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.running import STEPS_PER_LOOK
+from pocket_plug.graph.kinds.each import CONCURRENCY, each
+from pocket_plug.graph.running import execution
+from pocket_plug.graph.running.protocols import STEPS_PER_LOOK
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.store import Store, StoreReader, StoreWriter
@@ -222,7 +222,7 @@ def test_all_workers_of_a_fan_out_have_one_turn_of_the_event_loop_together(
 
 def test_a_fan_out_that_never_suspends_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tasks go on beside it, and a deadline around it is kept."""
-    monkeypatch.setattr("pocket_plug.graph.execution.TURN", 0.0)
+    monkeypatch.setattr("pocket_plug.graph.running.execution.TURN", 0.0)
 
     @node
     async def quick(n: int) -> int:

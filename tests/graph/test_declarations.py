@@ -9,13 +9,13 @@ from typing import Any, Literal
 import pytest
 
 from pocket_plug.errors import ConfigError, GraphError, PocketError, RouteError, RunSuspendedError, ValueTypeError
-from pocket_plug.graph.ask import Answered, Ask
-from pocket_plug.graph.chain import Action, Next
-from pocket_plug.graph.each import each
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.node import Node
-from pocket_plug.graph.node_functions import node
-from pocket_plug.graph.retry import Retry
+from pocket_plug.graph.kinds.ask import Answered, Ask
+from pocket_plug.graph.kinds.each import each
+from pocket_plug.graph.nodes.chain import Action, Next
+from pocket_plug.graph.nodes.node import Node
+from pocket_plug.graph.nodes.node_functions import node
+from pocket_plug.graph.nodes.retry import Retry
 from pocket_plug.store.keys import Key
 from pocket_plug.store.sync import SyncStore, SyncWriter
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from pocket_plug.errors import InputError
-from pocket_plug.graph.chain import Action
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.node import Node
-from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.nodes.chain import Action
+from pocket_plug.graph.nodes.node import Node
+from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.store.sync import SyncStore
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from pocket_plug import Node, node
 from pocket_plug.errors import ConfigError, GraphError, InputError, PhaseError, RouteError, StepLimitError, SyncError
-from pocket_plug.graph.ask import Ask
-from pocket_plug.graph.chain import END, Action, Next
-from pocket_plug.graph.each import each
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.phases import hints
-from pocket_plug.graph.retry import Retry
+from pocket_plug.graph.kinds.ask import Ask
+from pocket_plug.graph.kinds.each import each
+from pocket_plug.graph.nodes.chain import END, Action, Next
+from pocket_plug.graph.nodes.phases import hints
+from pocket_plug.graph.nodes.retry import Retry
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.store.keys import Key
 from pocket_plug.store.layer import Layer

@@ -19,7 +19,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 
 import pocket_plug as pp
-from pocket_plug.graph.workers import pool
+from pocket_plug.graph.running.workers import pool
 from pocket_plug.layers import tracing
 from pocket_plug.testing.clock import run_virtual
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from pocket_plug import MISSING, ConflictError, Graph, Node, Store, StoreWriter, each, node
-from pocket_plug.graph.execution import Execution
-from pocket_plug.graph.observing import NodeCall
-from pocket_plug.graph.plan import Plan
-from pocket_plug.graph.running import Commit, Running, Travel
-from pocket_plug.graph.step import Step, Visited, make_step
+from pocket_plug.graph.observing.views import NodeCall
+from pocket_plug.graph.planning.plan import Plan
+from pocket_plug.graph.planning.step import Step, Visited, make_step
+from pocket_plug.graph.running.execution import Execution
+from pocket_plug.graph.running.protocols import Commit, Running, Travel
 from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.store.backend import NO_EXPECTATIONS, Put
 

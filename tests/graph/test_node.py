@@ -15,13 +15,13 @@ from typing import Any, Generic, TypeVar
 import pytest
 
 from pocket_plug.errors import ConfigError, GraphError, InputError, PhaseError
-from pocket_plug.graph.chain import END, Action, Chain, Next
-from pocket_plug.graph.each import each
 from pocket_plug.graph.fan_out import fan_out
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.node import Node, options_of
-from pocket_plug.graph.node_functions import node
-from pocket_plug.graph.retry import Retry
+from pocket_plug.graph.kinds.each import each
+from pocket_plug.graph.nodes.chain import END, Action, Chain, Next
+from pocket_plug.graph.nodes.node import Node, options_of
+from pocket_plug.graph.nodes.node_functions import node
+from pocket_plug.graph.nodes.retry import Retry
 from pocket_plug.store.keys import Key
 from pocket_plug.store.store import Store, StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncStore, SyncWriter

@@ -276,7 +276,7 @@ def test_a_retry_is_decided_before_the_attempt_is_left() -> None:
 def test_durations_by_phase(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds for each phase that ran, of all attempts together, without the pauses between them."""
     clock = FakeClock()
-    monkeypatch.setattr("pocket_plug.graph.execution.time.perf_counter", lambda: clock.elapsed)
+    monkeypatch.setattr("pocket_plug.graph.running.execution.time.perf_counter", lambda: clock.elapsed)
 
     class Slow(Node[int, int], retry=Retry(attempts=2, delay=100)):
         failed = False
@@ -311,7 +311,7 @@ def test_durations_by_phase(parts: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_durations_of_a_plain_node(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a guarded one, whichever parts watch it."""
     clock = FakeClock()
-    monkeypatch.setattr("pocket_plug.graph.execution.time.perf_counter", lambda: clock.elapsed)
+    monkeypatch.setattr("pocket_plug.graph.running.execution.time.perf_counter", lambda: clock.elapsed)
 
     class Simple(Full):
         async def exec(self, n: int) -> int:
@@ -334,7 +334,7 @@ def test_durations_of_a_plain_node(parts: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_phase_that_fails_is_measured_too(at: str, parts: str, hooked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to its error, in each way that a node may be driven; what follows has no duration."""
     clock = FakeClock()
-    monkeypatch.setattr("pocket_plug.graph.execution.time.perf_counter", lambda: clock.elapsed)
+    monkeypatch.setattr("pocket_plug.graph.running.execution.time.perf_counter", lambda: clock.elapsed)
 
     class Slow(Node[int, int]):
         async def prep(self, store: StoreReader, n: int) -> int:

@@ -17,7 +17,7 @@ import pytest
 
 from pocket_plug import Action, Graph, Key, Node, each, node
 from pocket_plug.cli import main
-from pocket_plug.graph.layout import HEIGHT, Way, lay_out
+from pocket_plug.graph.drawing.layout import HEIGHT, Way, lay_out
 
 HOSTILE = "</title></svg><script>alert(1)</script><img src=x onerror=alert(1)>\"' onload=x \x00\x1b[2J\ud800\u202e"
 SVG = "{http://www.w3.org/2000/svg}"

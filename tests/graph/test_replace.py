@@ -9,7 +9,7 @@ import pytest
 
 from pocket_plug import Action, GraphError, Node, Store, StoreWriter, each, node
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.plan import validation
+from pocket_plug.graph.planning.plan import validation
 
 
 @node

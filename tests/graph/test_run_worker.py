@@ -525,7 +525,7 @@ def test_a_takeover_expects_what_was_seen(url: str) -> None:
                     assert entry is not None
                     await store.stack.write([Put(names[moved], entry.value)])
                 from pocket_plug.graph.durable.request import Request
-                from pocket_plug.graph.host import default_host
+                from pocket_plug.graph.observing.host import default_host
 
                 host = default_host()
                 request = Request(f"d-{moved}", takeover=False, allow_changed=False, seen=stalled.seen)

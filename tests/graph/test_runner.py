@@ -22,9 +22,9 @@ from pocket_plug.errors import (
     TransactionError,
     UndeclaredKeyError,
 )
-from pocket_plug.graph.chain import Action, Next
-from pocket_plug.graph.execution import Execution
 from pocket_plug.graph.graph import Graph
+from pocket_plug.graph.nodes.chain import Action, Next
+from pocket_plug.graph.running.execution import Execution
 from pocket_plug.hookspecs import Run
 from pocket_plug.store.backend import Backend, Entry
 from pocket_plug.store.keys import Key, template_of
@@ -1025,7 +1025,7 @@ def test_ten_thousand_runs_leave_nothing_behind() -> None:
 
 def test_a_run_that_never_suspends_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tasks make progress beside it, and a deadline around an endless one is kept."""
-    monkeypatch.setattr("pocket_plug.graph.execution.TURN", 0.0)
+    monkeypatch.setattr("pocket_plug.graph.running.execution.TURN", 0.0)
 
     @node
     async def spin(n: int) -> int:

@@ -35,11 +35,11 @@ from pocket_plug import (
     each,
     node,
 )
-from pocket_plug.graph.ask import choices
 from pocket_plug.graph.durable.heartbeat import beat
 from pocket_plug.graph.durable.processes import Process, this_process
 from pocket_plug.graph.durable.states import STATE, WAKE, State, StateKey, read_state
 from pocket_plug.graph.durable.waits import waits_of
+from pocket_plug.graph.kinds.ask import choices
 from pocket_plug.store.backend import Put
 from pocket_plug.testing.clock import FakeClock, run_virtual
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import pocket_plug as pp
-from pocket_plug.graph import streaming
-from pocket_plug.graph.execution import Execution
-from pocket_plug.graph.feed import Feed
+from pocket_plug.graph.following import streaming
+from pocket_plug.graph.following.feed import Feed
+from pocket_plug.graph.running.execution import Execution
 from pocket_plug.hookspecs import Observer, hookimpl
 from pocket_plug.testing.clock import run_virtual
 from pocket_plug.testing.spans import SpanCapture

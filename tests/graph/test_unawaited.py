@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from pocket_plug.errors import GraphError
-from pocket_plug.graph.awaits import unawaited_calls
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.node import Node
-from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.nodes.awaits import unawaited_calls
+from pocket_plug.graph.nodes.node import Node
+from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.store.store import StoreWriter
 from pocket_plug.store.typed import TypedStore
 

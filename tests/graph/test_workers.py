@@ -18,10 +18,10 @@ import pytest
 
 from pocket_plug import Node, Retry, node
 from pocket_plug.errors import ConfigError, NodeTimeoutError, WrappedStopIterationError
-from pocket_plug.graph import workers
 from pocket_plug.graph.fan_out import fan_out
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.workers import Workers, WorkerTimeout, pool
+from pocket_plug.graph.running import workers
+from pocket_plug.graph.running.workers import Workers, WorkerTimeout, pool
 from pocket_plug.primitives import waiting
 from pocket_plug.primitives.waiting import Waiter
 from pocket_plug.store.store import Store

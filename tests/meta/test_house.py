@@ -20,7 +20,7 @@ READ_FIRST = [
     PACKAGE / f"{name}.py"
     for name in (
         *("store/store", "store/keys", "store/memory", "store/layer"),
-        *("graph/node", "graph/graph", "graph/execution", "graph/visit"),
+        *("graph/nodes/node", "graph/graph", "graph/running/execution", "graph/running/visit"),
         "hookspecs",
     )
 ]

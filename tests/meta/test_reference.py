@@ -20,13 +20,13 @@ from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import COMMANDS as OURS
 from pocket_plug.cli import cli
 from pocket_plug.codec import Codec
-from pocket_plug.graph.drawn import Drawn
-from pocket_plug.graph.each import each
+from pocket_plug.graph.drawing.drawn import Drawn
 from pocket_plug.graph.fan_out import fan_out
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.node import Node
-from pocket_plug.graph.node_functions import node
-from pocket_plug.graph.retry import Retry
+from pocket_plug.graph.kinds.each import each
+from pocket_plug.graph.nodes.node import Node
+from pocket_plug.graph.nodes.node_functions import node
+from pocket_plug.graph.nodes.retry import Retry
 from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.layers import (
     bounding,

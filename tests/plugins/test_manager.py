@@ -23,7 +23,7 @@ import pocket_plug
 from pocket_plug.errors import ConfigError, PluginError
 from pocket_plug.executors import Threads
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.hookspecs import Observer, Run, Specs, hookimpl
 from pocket_plug.layers import logging as own_logging
 from pocket_plug.plugins.pocket import Pocket

@@ -14,7 +14,7 @@ import pytest
 
 from pocket_plug.errors import ConfigError, NotConfiguredError, PluginError, StoreClosedError, UnknownStoreError
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.hookspecs import Observer, hookimpl
 from pocket_plug.plugins.pocket import Pocket, default_pocket, set_default_pocket
 from pocket_plug.store.layer import parts

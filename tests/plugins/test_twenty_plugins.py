@@ -15,7 +15,7 @@ import pytest
 
 from pocket_plug import hookspecs
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.node_functions import node
+from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.plugins import discovery
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store.store import Store

@@ -25,7 +25,7 @@ import pytest
 import pocket_plug as pp
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import StoreBusyError, StoreClosedError
-from pocket_plug.graph import context
+from pocket_plug.graph.running import context
 from pocket_plug.layers import Bounding, Persistence
 from pocket_plug.primitives import forking
 from pocket_plug.primitives.forking import after_fork, new_lock, new_rlock

@@ -12,13 +12,13 @@ from typing import Any
 from unittest import mock
 
 import pocket_plug as pp
-from pocket_plug.graph import reports, streaming
 from pocket_plug.graph.durable import claim, heartbeat, journal, ledger, processes, records, states, worker
 from pocket_plug.graph.durable.journal import Journal, RunReleasedError
 from pocket_plug.graph.durable.ledger import RunLedger
 from pocket_plug.graph.durable.processes import Process
 from pocket_plug.graph.durable.stalled import StallWatch
-from pocket_plug.graph.feed import Feed
+from pocket_plug.graph.following import reports, streaming
+from pocket_plug.graph.following.feed import Feed
 from pocket_plug.graph.runs import following
 from pocket_plug.primitives.waiting import has_loop
 from pocket_plug.store.backend import Change, Put

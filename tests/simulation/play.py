@@ -17,8 +17,9 @@ from typing import Any
 from unittest import mock
 
 from pocket_plug.errors import ConflictError
-from pocket_plug.graph import context, execution, streaming
 from pocket_plug.graph.durable import heartbeat, ledger, processes, waking, worker
+from pocket_plug.graph.following import streaming
+from pocket_plug.graph.running import context, execution
 from pocket_plug.primitives import waiting
 from pocket_plug.store import contention
 from pocket_plug.store.contention import Gates

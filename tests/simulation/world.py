@@ -15,9 +15,9 @@ from urllib.parse import unquote
 
 import pocket_plug as pp
 from pocket_plug.codec import default_codec
-from pocket_plug.graph.context import run_ids
 from pocket_plug.graph.durable import heartbeat, processes, records
-from pocket_plug.graph.observing import Observer
+from pocket_plug.graph.observing.views import Observer
+from pocket_plug.graph.running.context import run_ids
 from pocket_plug.store.backend import Change, Put
 from pocket_plug.store.contention import Backoff
 from pocket_plug.store.keys import RESERVED

@@ -36,7 +36,7 @@ from pocket_plug import (
     node,
 )
 from pocket_plug.backends.sqlite import SQLite
-from pocket_plug.graph.running import LATE_CONFLICTS
+from pocket_plug.graph.running.protocols import LATE_CONFLICTS
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.primitives.waiting import drive, pause

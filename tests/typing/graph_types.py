@@ -62,8 +62,8 @@ from pocket_plug import (
     progress,
 )
 from pocket_plug.executors import Processes, Threads
-from pocket_plug.graph.chain import Out
-from pocket_plug.graph.node_functions import FunctionNode
+from pocket_plug.graph.nodes.chain import Out
+from pocket_plug.graph.nodes.node_functions import FunctionNode
 from pocket_plug.remote import Executor
 from pocket_plug.testing.nodes import NodeResult, run_node_sync
 

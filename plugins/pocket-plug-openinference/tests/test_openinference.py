@@ -24,7 +24,7 @@ from pocket_plug_openinference import AGENT, KIND, KINDS, LLM, RETRIEVER, TOOL, 
 
 import pocket_plug as pp
 from pocket_plug.errors import ConfigError
-from pocket_plug.graph.shape import Shape
+from pocket_plug.graph.observing.shape import Shape
 from pocket_plug.layers.tracing import Capture
 from pocket_plug.propagation import session
 from pocket_plug.testing.spans import SpanCapture

@@ -1,7 +1,7 @@
 """Durable runs: what a run has come to is written with what its nodes write, so that it goes on where it was left."""
 
 from pocket_plug.codec import register_type
-from pocket_plug.graph.ask import Answered
+from pocket_plug.graph.kinds.ask import Answered
 
 from .check import RunCheck as RunCheck
 from .check import check_runs as check_runs

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pocket_plug.graph.chain import DEFAULT
+from pocket_plug.graph.nodes.chain import DEFAULT
 
 from .forms import GraphForm, NodeForm
 from .standing import Standing, leaf_of

@@ -7,7 +7,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, CorruptRecordError, PocketError, RunChangedError
-from pocket_plug.graph.plan import PlannedGraph
+from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
 

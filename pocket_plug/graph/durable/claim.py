@@ -15,7 +15,7 @@ from pocket_plug.errors import (
     RunStuckError,
     UnknownRunError,
 )
-from pocket_plug.graph.ask import AskStep
+from pocket_plug.graph.kinds.ask import AskStep
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import type_name

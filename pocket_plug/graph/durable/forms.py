@@ -18,13 +18,13 @@ from typing_extensions import TypeAliasType
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CorruptRecordError
-from pocket_plug.graph.ask import AskStep
-from pocket_plug.graph.chain import DEFAULT
-from pocket_plug.graph.nesting import GraphStep
-from pocket_plug.graph.phases import declared_actions
-from pocket_plug.graph.plan import Plan
-from pocket_plug.graph.sleep import SleepStep
-from pocket_plug.graph.step import Step
+from pocket_plug.graph.kinds.ask import AskStep
+from pocket_plug.graph.kinds.nesting import GraphStep
+from pocket_plug.graph.kinds.sleep import SleepStep
+from pocket_plug.graph.nodes.chain import DEFAULT
+from pocket_plug.graph.nodes.phases import declared_actions
+from pocket_plug.graph.planning.plan import Plan
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.typechecks import UNIONS
 from pocket_plug.primitives.values import Hint, Value
 from pocket_plug.store.stack import Stack

@@ -23,11 +23,11 @@ from pocket_plug.errors import (
     RunFencedError,
     RunSuspendedError,
 )
-from pocket_plug.graph.context import run_ids
-from pocket_plug.graph.node import AnyNode
-from pocket_plug.graph.observing import RunNotice
-from pocket_plug.graph.plan import PlannedGraph
-from pocket_plug.graph.running import Running
+from pocket_plug.graph.nodes.node import AnyNode
+from pocket_plug.graph.observing.views import RunNotice
+from pocket_plug.graph.planning.plan import PlannedGraph
+from pocket_plug.graph.running.context import run_ids
+from pocket_plug.graph.running.protocols import Running
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.waiting import pause as wait
 from pocket_plug.store.backend import Change, Delete, Entry, Put

@@ -8,10 +8,10 @@ from typing import Literal
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import RunChangedError
-from pocket_plug.graph.ask import AskStep
-from pocket_plug.graph.nesting import GraphStep
-from pocket_plug.graph.plan import Plan, PlannedGraph
-from pocket_plug.graph.step import Step
+from pocket_plug.graph.kinds.ask import AskStep
+from pocket_plug.graph.kinds.nesting import GraphStep
+from pocket_plug.graph.planning.plan import Plan, PlannedGraph
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.graph.upgrades import Upgrade
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Put

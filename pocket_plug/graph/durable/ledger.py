@@ -21,12 +21,12 @@ from pocket_plug.errors import (
     TransactionError,
     UnknownRunError,
 )
-from pocket_plug.graph.chain import DEFAULT
-from pocket_plug.graph.clean_up import clean_up
-from pocket_plug.graph.context import idempotency
-from pocket_plug.graph.observing import NodeCall
-from pocket_plug.graph.running import Asking, Commit, Running, Travel
-from pocket_plug.graph.step import Step, Visited
+from pocket_plug.graph.nodes.chain import DEFAULT
+from pocket_plug.graph.observing.views import NodeCall
+from pocket_plug.graph.planning.step import Step, Visited
+from pocket_plug.graph.running.clean_up import clean_up
+from pocket_plug.graph.running.context import idempotency
+from pocket_plug.graph.running.protocols import Asking, Commit, Running, Travel
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Put
 from pocket_plug.store.store import MISSING

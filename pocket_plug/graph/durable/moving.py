@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from pocket_plug.errors import ConflictError, OutcomeUnknownError
-from pocket_plug.graph.context import run_ids
+from pocket_plug.graph.running.context import run_ids
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
 from pocket_plug.store.stack import Stack
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-from pocket_plug.graph.context import run_ids
+from pocket_plug.graph.running.context import run_ids
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack

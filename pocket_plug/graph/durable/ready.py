@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from pocket_plug.graph.plan import PlannedGraph
+from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pocket_plug.codec import Sealed
 from pocket_plug.errors import CorruptRecordError, KeyNameError, StoreError
-from pocket_plug.graph.chain import DEFAULT
+from pocket_plug.graph.nodes.chain import DEFAULT
 from pocket_plug.primitives.names import check_length
 from pocket_plug.primitives.names import escaped as escaped
 from pocket_plug.primitives.redaction import summary

@@ -6,12 +6,12 @@ from typing import Any
 
 from pocket_plug.errors import ConfigError, ReadOnlyError
 from pocket_plug.graph.addresses import check
-from pocket_plug.graph.ask import AskStep
-from pocket_plug.graph.execution import Execution
-from pocket_plug.graph.host import RunHost
-from pocket_plug.graph.nesting import GraphStep
-from pocket_plug.graph.phases import declared_actions, hints
-from pocket_plug.graph.plan import Plan, PlannedGraph
+from pocket_plug.graph.kinds.ask import AskStep
+from pocket_plug.graph.kinds.nesting import GraphStep
+from pocket_plug.graph.nodes.phases import declared_actions, hints
+from pocket_plug.graph.observing.host import RunHost
+from pocket_plug.graph.planning.plan import Plan, PlannedGraph
+from pocket_plug.graph.running.execution import Execution
 from pocket_plug.primitives.names import check_length
 from pocket_plug.primitives.typechecks import declared_types
 from pocket_plug.store.keys import MAX_KEY_BYTES

@@ -9,9 +9,9 @@ from typing import cast
 
 from pocket_plug.codec import default_codec, inspect_record, payload_of
 from pocket_plug.errors import CodecError
-from pocket_plug.graph.nesting import GraphStep
-from pocket_plug.graph.plan import Plan
-from pocket_plug.graph.step import Step
+from pocket_plug.graph.kinds.nesting import GraphStep
+from pocket_plug.graph.planning.plan import Plan
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Backend
 

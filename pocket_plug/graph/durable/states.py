@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from pocket_plug.errors import CorruptRecordError
-from pocket_plug.graph.places import place_of
+from pocket_plug.graph.running.places import place_of
 from pocket_plug.primitives.failures import error_text, error_type
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Entry

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pocket_plug.errors import ConflictError, InputError
-from pocket_plug.graph.host import RunHost
-from pocket_plug.graph.nesting import GraphStep
-from pocket_plug.graph.observing import Carrier, RunNotice
-from pocket_plug.graph.plan import Plan, PlannedGraph
+from pocket_plug.graph.kinds.nesting import GraphStep
+from pocket_plug.graph.observing.host import RunHost
+from pocket_plug.graph.observing.views import Carrier, RunNotice
+from pocket_plug.graph.planning.plan import Plan, PlannedGraph
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import Put
 from pocket_plug.store.stack import Stack

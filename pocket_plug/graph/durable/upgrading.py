@@ -7,7 +7,7 @@ from typing import cast
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import PocketError, RunChangedError
-from pocket_plug.graph.chain import DEFAULT
+from pocket_plug.graph.nodes.chain import DEFAULT
 from pocket_plug.graph.upgrades import RunPosition, Upgrade
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.values import Value

@@ -14,10 +14,10 @@ from urllib.parse import unquote
 
 from pocket_plug.codec import default_codec, inspect_record, payload_of
 from pocket_plug.errors import CodecError, CorruptRecordError, RunMismatchError, RunSuspendedError
-from pocket_plug.graph.nesting import GraphStep
-from pocket_plug.graph.node import AnyNode, options_of
-from pocket_plug.graph.plan import Plan
-from pocket_plug.graph.step import Step
+from pocket_plug.graph.kinds.nesting import GraphStep
+from pocket_plug.graph.nodes.node import AnyNode, options_of
+from pocket_plug.graph.planning.plan import Plan
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Backend, Entry, Put
 

@@ -19,13 +19,13 @@ from pocket_plug.errors import (
     RunSuspendedError,
     StoreError,
 )
-from pocket_plug.graph.execution import Execution
-from pocket_plug.graph.host import RunHost, default_host
-from pocket_plug.graph.observing import RunNotice
-from pocket_plug.graph.options import check_count
-from pocket_plug.graph.plan import Plan, PlannedGraph
+from pocket_plug.graph.nodes.options import check_count
+from pocket_plug.graph.observing.host import RunHost, default_host
+from pocket_plug.graph.observing.views import RunNotice
+from pocket_plug.graph.planning.plan import Plan, PlannedGraph
 from pocket_plug.graph.retention import Retention
-from pocket_plug.graph.running import Running, Travel
+from pocket_plug.graph.running.execution import Execution
+from pocket_plug.graph.running.protocols import Running, Travel
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import error_type, log_failure
 from pocket_plug.primitives.redaction import named

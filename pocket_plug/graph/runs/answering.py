@@ -8,7 +8,6 @@ from typing import Any
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import ConflictError, InputError, RunMismatchError, RunStateError
-from pocket_plug.graph.ask import AskStep
 from pocket_plug.graph.durable.moving import Seen, look_after, move
 from pocket_plug.graph.durable.waits import (
     Found,
@@ -18,8 +17,9 @@ from pocket_plug.graph.durable.waits import (
     step_of_place,
     wanted_question,
 )
-from pocket_plug.graph.node import AnyNode
-from pocket_plug.graph.plan import PlannedGraph
+from pocket_plug.graph.kinds.ask import AskStep
+from pocket_plug.graph.nodes.node import AnyNode
+from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import checker, type_name
 from pocket_plug.primitives.values import Hint

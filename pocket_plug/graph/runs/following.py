@@ -18,7 +18,7 @@ from pocket_plug.graph.durable.reading import read_each
 from pocket_plug.graph.durable.records import Checkpoint, place_of
 from pocket_plug.graph.durable.standing import ITEM, Standing
 from pocket_plug.graph.durable.waits import Found, value_of
-from pocket_plug.graph.events import (
+from pocket_plug.graph.following.events import (
     Asked,
     Finished,
     FollowedEvent,

@@ -13,8 +13,8 @@ from pocket_plug.graph.durable.moving import Seen, look_after, move, see, watche
 from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import plain_state, read_state
-from pocket_plug.graph.host import default_host
-from pocket_plug.graph.observing import RunNotice
+from pocket_plug.graph.observing.host import default_host
+from pocket_plug.graph.observing.views import RunNotice
 from pocket_plug.store.backend import Entry, Put
 from pocket_plug.store.stack import Stack
 

@@ -14,9 +14,9 @@ from pocket_plug.graph.durable.indexing import index_old
 from pocket_plug.graph.durable.prune import Pruned, prune
 from pocket_plug.graph.durable.removal import remove_run
 from pocket_plug.graph.durable.stalled import StallWatch
-from pocket_plug.graph.events import FollowedEvent
-from pocket_plug.graph.node import AnyNode
-from pocket_plug.graph.plan import PlannedGraph
+from pocket_plug.graph.following.events import FollowedEvent
+from pocket_plug.graph.nodes.node import AnyNode
+from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.graph.retention import BY_DEFAULT, Prunable, Retention
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.values import Value

@@ -24,7 +24,7 @@ from .settings import Live
 from .spans import NOTED, Attributes, Noted, SpanManager, carried, fail, inside_dropped, is_cancellation, noted
 
 if TYPE_CHECKING:
-    from pocket_plug.graph.shape import Shape
+    from pocket_plug.graph.observing.shape import Shape
 
 MAX_PHASES = 32
 """So many phases of an item without a span are noted, in case it gets one."""

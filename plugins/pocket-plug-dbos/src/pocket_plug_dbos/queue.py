@@ -34,7 +34,7 @@ from pocket_plug.errors import (
     UnknownRunError,
     suggest,
 )
-from pocket_plug.graph.host import default_host
+from pocket_plug.graph.observing.host import default_host
 from pocket_plug.propagation import context_of, inject
 
 _logger = logging.getLogger("pocket_plug")

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from pocket_plug import ConfigError, hookimpl
 from pocket_plug.errors import suggest
-from pocket_plug.graph.shape import Shape
+from pocket_plug.graph.observing.shape import Shape
 from pocket_plug.hookspecs import NodeCall, PhaseCall, Run, SpanAdditions, SpanAttributes
 from pocket_plug.propagation import SESSION, current_session
 

@@ -10,16 +10,16 @@ from types import CoroutineType
 from typing import Any
 
 from pocket_plug.errors import NodeTimeoutError, PhaseError
+from pocket_plug.graph.elsewhere import Elsewhere, Work
+from pocket_plug.graph.nodes.phases import Function
+from pocket_plug.graph.nodes.retry import Retry
+from pocket_plug.graph.observing.views import NodeCall, Phase, PhaseCall, Time
+from pocket_plug.graph.observing.watching import Part, Watching
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause
 
-from .elsewhere import Elsewhere, Work
-from .observing import NodeCall, Phase, PhaseCall, Time
-from .phases import Function
-from .retry import Retry
-from .running import Running
-from .step import Step
-from .watching import Part, Watching
+from .protocols import Running
 from .workers import WorkerTimeout, pool, wrapped
 
 AsyncFunction = Callable[..., Coroutine[Any, Any, Any]]

@@ -10,19 +10,18 @@ from typing import Any, Generic, Literal, cast, get_args, get_origin
 from typing_extensions import TypeForm, TypeVar
 
 from pocket_plug.errors import ConfigError, RunSuspendedError
+from pocket_plug.graph.nodes.chain import Next
+from pocket_plug.graph.nodes.node import Node
+from pocket_plug.graph.nodes.options import Options
+from pocket_plug.graph.observing.views import NodeCall
+from pocket_plug.graph.planning.step import Step, make_step
+from pocket_plug.graph.running.protocols import Asking, Running
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.signatures import fault_of_question
 from pocket_plug.primitives.typechecks import check_type, checker, type_name
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.base import MISSING, Missing
-
-from .chain import Next
-from .node import Node
-from .observing import NodeCall
-from .options import Options
-from .running import Asking, Running
-from .step import Step, make_step
 
 X = TypeVar("X", default=Any)  # a question that is a text says nothing of the input
 Y = TypeVar("Y", default=Any)

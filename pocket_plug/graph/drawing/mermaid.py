@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from pocket_plug.graph.nodes.chain import DEFAULT
+from pocket_plug.graph.planning.plan import Plan
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.redaction import public_url
-
-from .chain import DEFAULT
-from .plan import Plan
-from .step import Step
 
 _SHAPES = {"node": ('["', '"]'), "graph": ('[["', '"]]'), "fan_out": ('[/"', '"/]')}
 

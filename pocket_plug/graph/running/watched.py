@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .observing import NodeCall, new_call
-from .running import Running
-from .step import Step, Visited
-from .watching import Entered, enter, fail, keep_pace, leave
+from pocket_plug.graph.observing.views import NodeCall, new_call
+from pocket_plug.graph.observing.watching import Entered, enter, fail, keep_pace, leave
+from pocket_plug.graph.planning.step import Step, Visited
+
+from .protocols import Running
 
 
 async def watched_visit(run: Running, step: Step, value: object, position: int | None = None) -> Visited:

@@ -7,20 +7,19 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Literal, overload
 
 from pocket_plug.errors import ConfigError, RunSuspendedError
+from pocket_plug.graph.elsewhere import Elsewhere
+from pocket_plug.graph.nodes.chain import Chain, as_chain
+from pocket_plug.graph.nodes.node import Node, X, Y, options_of
+from pocket_plug.graph.nodes.options import Options, check_count
+from pocket_plug.graph.nodes.phases import declared_actions
+from pocket_plug.graph.observing.shape import Shape
+from pocket_plug.graph.observing.views import NodeCall
+from pocket_plug.graph.planning.step import Step, make_step
+from pocket_plug.graph.running.places import note_item
+from pocket_plug.graph.running.protocols import STEPS_PER_LOOK, Running
+from pocket_plug.graph.running.visit import step_of
 from pocket_plug.primitives.typechecks import checker
 from pocket_plug.primitives.values import Value
-
-from .chain import Chain, as_chain
-from .elsewhere import Elsewhere
-from .node import Node, X, Y, options_of
-from .observing import NodeCall
-from .options import Options, check_count
-from .phases import declared_actions
-from .places import note_item
-from .running import STEPS_PER_LOOK, Running
-from .shape import Shape
-from .step import Step, make_step
-from .visit import step_of
 
 CONCURRENCY = 10
 

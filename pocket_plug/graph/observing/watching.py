@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pocket_plug.errors import PluginError, RunCancelledError, RunSuspendedError, is_fault
-from pocket_plug.graph.observing import SILENT, NodeCall, Observer, PhaseCall
+from pocket_plug.graph.observing.views import SILENT, NodeCall, Observer, PhaseCall
 from pocket_plug.primitives.failures import log_failure
 
 Part = tuple[Observer, Callable[[Any], AbstractContextManager[Any] | None]]

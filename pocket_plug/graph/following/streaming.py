@@ -19,12 +19,15 @@ from typing import Any, Generic, Self
 from typing_extensions import TypeVar
 
 from pocket_plug.errors import RunSuspendedError
+from pocket_plug.graph.elsewhere import Elsewhere, ExecElsewhere
+from pocket_plug.graph.observing.host import RunHost
+from pocket_plug.graph.observing.views import NodeCall, Observer, PhaseCall, Run, RunNotice
+from pocket_plug.graph.running.execution import Execution
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.waiting import has_loop
 from pocket_plug.store.contention import holds_gates
 from pocket_plug.store.store import MISSING, Store
 
-from .elsewhere import Elsewhere, ExecElsewhere
 from .events import (
     Asked,
     Emitted,
@@ -38,10 +41,7 @@ from .events import (
     RunEvent,
     Suspended,
 )
-from .execution import Execution
 from .feed import Feed
-from .host import RunHost
-from .observing import NodeCall, Observer, PhaseCall, Run, RunNotice
 from .reports import AT_ONCE, Reporter, reporter
 
 O = TypeVar("O", covariant=True)  # noqa: E741 - output

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, Unpack, overload
 
 from typing_extensions import TypeVar
 
+from pocket_plug.graph.elsewhere import Elsewhere
 from pocket_plug.primitives.durations import Duration
 from pocket_plug.primitives.names import snake_case
 from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.values import Value
 
 from .chain import Action, AnyNext, AnyOut, Chain, I, Link, M, O, Out, as_chain
-from .elsewhere import Elsewhere
 from .options import ALL_OPTIONS, Isolation, Keys, NodeOptions, Options, Traced
 from .retry import Retry
 

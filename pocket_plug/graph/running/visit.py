@@ -16,21 +16,21 @@ from types import CoroutineType
 from typing import Any
 
 from pocket_plug.errors import ConflictError, InputError, MissingKeyError, RunSuspendedError
+from pocket_plug.graph.nodes.chain import DEFAULT, END, Next
+from pocket_plug.graph.nodes.node import AnyNode
+from pocket_plug.graph.nodes.phases import PHASES
+from pocket_plug.graph.observing.views import NodeCall, Time, note_times
+from pocket_plug.graph.planning.step import Step, Visited, make_step
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 from pocket_plug.store.transaction import Transaction
 
-from .chain import DEFAULT, END, Next
 from .clean_up import clean_up
-from .node import AnyNode
-from .observing import NodeCall, Time, note_times
 from .phase_calls import UNWATCHED, attempts, placed, unawaited, watch, watching
-from .phases import PHASES
 from .places import note_node
-from .running import FREE_CONFLICTS, LATE_CONFLICTS, MAX_CONFLICTS, Running
-from .step import Step, Visited, make_step
+from .protocols import FREE_CONFLICTS, LATE_CONFLICTS, MAX_CONFLICTS, Running
 from .workers import wrapped
 
 NO_TRANSACTION: Any = Transaction.__new__(Transaction)

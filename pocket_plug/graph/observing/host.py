@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pocket_plug.graph.elsewhere import Elsewhere, ExecElsewhere
 from pocket_plug.primitives.default_pocket import find_default_pocket
 from pocket_plug.store.store import Store
 
-from .elsewhere import Elsewhere, ExecElsewhere
-from .observing import Observer, Run, RunNotice
+from .views import Observer, Run, RunNotice
 
 
 class RunHost(Protocol):

@@ -13,14 +13,13 @@ from urllib.parse import unquote
 
 from typing_extensions import TypeVar
 
+from pocket_plug.graph.observing.views import NodeOutcome
 from pocket_plug.primitives.names import escaped
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.store import MISSING
 
-from .observing import NodeOutcome
-
 if TYPE_CHECKING:
-    from .durable.states import RunFailure, RunState
+    from pocket_plug.graph.durable.states import RunFailure, RunState
 
 O = TypeVar("O", covariant=True)  # noqa: E741 - output
 

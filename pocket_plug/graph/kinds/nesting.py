@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from pocket_plug.graph.observing.shape import Shape
+from pocket_plug.graph.observing.views import NodeCall
+from pocket_plug.graph.planning.plan import PlannedGraph
+from pocket_plug.graph.planning.step import Step
+from pocket_plug.graph.running.protocols import Running
 from pocket_plug.primitives.values import Value
-
-from .observing import NodeCall
-from .plan import PlannedGraph
-from .running import Running
-from .shape import Shape
-from .step import Step
 
 
 class GraphStep(Step):

@@ -7,16 +7,16 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from pocket_plug.errors import ReadOnlyError
+from pocket_plug.graph.nodes.chain import DEFAULT, AnyChain
+from pocket_plug.graph.nodes.node_functions import FunctionNode
+from pocket_plug.graph.nodes.phases import declared_actions
+from pocket_plug.graph.observing.shape import Kind, Shape
+from pocket_plug.graph.upgrades import Upgrade
 from pocket_plug.primitives.typechecks import fits, type_name
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import StoreReader, View
 
-from .chain import DEFAULT, AnyChain
-from .node_functions import FunctionNode
-from .phases import declared_actions
-from .shape import Kind, Shape
 from .step import Step
-from .upgrades import Upgrade
 
 
 class Plan:

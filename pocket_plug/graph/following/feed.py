@@ -9,12 +9,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+from pocket_plug.graph.running.protocols import STEPS_PER_LOOK
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_lock
 from pocket_plug.primitives.waiting import Waiter, wake
 
 from .events import RunEvent
-from .running import STEPS_PER_LOOK
 
 AnyEvent = RunEvent[Any]
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pocket_plug.graph.nodes.chain import DEFAULT
+from pocket_plug.graph.planning.plan import Plan
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.markup import text
 from pocket_plug.primitives.redaction import public_url
 
-from .chain import DEFAULT
 from .layout import HEIGHT, Place, Way, lay_out
-from .plan import Plan
-from .step import Step
 
 _LONGEST = 22
 """Letters of a name that are drawn. The whole name is in the title."""

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pocket_plug.errors import ConflictError, RunSuspendedError
+from pocket_plug.graph.observing.host import RunHost
+from pocket_plug.graph.observing.views import NodeCall, Run, RunNotice
+from pocket_plug.graph.observing.watching import Watchers
+from pocket_plug.graph.planning.plan import Plan, PlannedGraph
+from pocket_plug.graph.planning.step import Step, Visited, Visiting
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Change
 from pocket_plug.store.stack import Stack
-
-from .host import RunHost
-from .observing import NodeCall, Run, RunNotice
-from .plan import Plan, PlannedGraph
-from .step import Step, Visited, Visiting
-from .watching import Watchers
 
 Writing = Coroutine[Any, Any, object]
 Travel = Callable[[object], Coroutine[Any, Any, Value]]

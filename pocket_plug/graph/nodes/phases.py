@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import Any, ForwardRef, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from pocket_plug.graph.observing.views import Phase
 from pocket_plug.primitives.signatures import is_async, misfit
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.primitives.values import Hint
@@ -20,7 +21,6 @@ from .awaits import unawaited_calls
 from .chain import Action
 from .node import AnyNode, Node
 from .node_functions import FunctionNode, PostNode
-from .observing import Phase
 
 Function = Callable[..., Any]
 

@@ -10,12 +10,12 @@ from contextlib import suppress
 from typing import Any
 
 from pocket_plug.errors import InputError
+from pocket_plug.graph.nodes.chain import END
+from pocket_plug.graph.nodes.phases import declared_actions
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.typechecks import checker, type_name
 
-from .chain import END
-from .phases import declared_actions
-from .running import Running
-from .step import Step
+from .protocols import Running
 
 
 class Place(str):

@@ -7,18 +7,18 @@ from contextlib import ExitStack
 from typing import Any
 
 from pocket_plug.errors import ConflictError, OutcomeUnknownError
+from pocket_plug.graph.nodes.phases import Function
+from pocket_plug.graph.observing.views import NodeCall
+from pocket_plug.graph.observing.watching import report
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.waiting import to_its_end
 from pocket_plug.store.backend import NO_EXPECTATIONS
 from pocket_plug.store.store import StoreWriter
 from pocket_plug.store.sync import SyncWriter
 from pocket_plug.store.transaction import Transaction
 
-from .observing import NodeCall
 from .phase_calls import checked, placed
-from .phases import Function
-from .running import ALL_IN_THREADS, FREE_CONFLICTS, MAX_CONFLICTS, Running
-from .step import Step
-from .watching import report
+from .protocols import ALL_IN_THREADS, FREE_CONFLICTS, MAX_CONFLICTS, Running
 
 
 async def clean_up(

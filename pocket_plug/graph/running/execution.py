@@ -25,22 +25,22 @@ from pocket_plug.errors import (
     StepLimitError,
     SyncError,
 )
+from pocket_plug.graph.nodes.chain import DEFAULT, Next
+from pocket_plug.graph.observing.host import RunHost
+from pocket_plug.graph.observing.views import NodeCall, Run, RunNotice
+from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, tell, watched_by
+from pocket_plug.graph.planning.plan import PlannedGraph, refuse_read_only
+from pocket_plug.graph.planning.step import Step, Visiting, Way
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import drive, pause
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
-from .chain import DEFAULT, Next
 from .context import awaited_to_its_end, in_own_context, run_ids
-from .host import RunHost
-from .observing import NodeCall, Run, RunNotice
 from .places import name_giver
-from .plan import PlannedGraph, refuse_read_only
-from .running import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
-from .step import Step, Visiting, Way
+from .protocols import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .watched import watched_visit
-from .watching import NOBODY, Entered, enter, leave, tell, watched_by
 
 TURN = 0.001
 """Seconds after which a run that never suspends gives way to the event loop."""

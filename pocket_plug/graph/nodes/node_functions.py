@@ -7,13 +7,13 @@ from typing import Any, Generic, Protocol, cast, overload
 
 from typing_extensions import TypeVar
 
+from pocket_plug.graph.elsewhere import Elsewhere
 from pocket_plug.primitives.durations import Duration
 from pocket_plug.primitives.redaction import named
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
 from .chain import AnyNext, I, O
-from .elsewhere import Elsewhere
 from .node import AnyNode, Node, X, Y
 from .options import Keys, Options, Traced, check_options
 from .retry import Retry

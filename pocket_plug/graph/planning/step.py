@@ -11,21 +11,20 @@ from functools import singledispatch
 from typing import Any, Protocol
 
 from pocket_plug.errors import RouteError, UndeclaredKeyError, suggest
+from pocket_plug.graph.elsewhere import Address
+from pocket_plug.graph.nodes.chain import DEFAULT
+from pocket_plug.graph.nodes.node import AnyNode, options_of
+from pocket_plug.graph.nodes.node_functions import FunctionNode, PostNode
+from pocket_plug.graph.nodes.phases import HOOKS, PHASES, Function, faults, input_type, output_type, overridden
+from pocket_plug.graph.nodes.retry import Retry
+from pocket_plug.graph.observing.shape import Kind, Shape
+from pocket_plug.graph.observing.views import Facts, NodeCall, Phase
 from pocket_plug.primitives.failures import capped
 from pocket_plug.primitives.signatures import is_async
 from pocket_plug.primitives.sources import source_of
 from pocket_plug.primitives.typechecks import checker
 from pocket_plug.primitives.values import SpanAttributes, Value
 from pocket_plug.store.keys import Key
-
-from .chain import DEFAULT
-from .elsewhere import Address
-from .node import AnyNode, options_of
-from .node_functions import FunctionNode, PostNode
-from .observing import Facts, NodeCall, Phase
-from .phases import HOOKS, PHASES, Function, faults, input_type, output_type, overridden
-from .retry import Retry
-from .shape import Kind, Shape
 
 Visited = tuple["Step | None", Value, asyncio.CancelledError | None]
 """Where to go (None: the run ends), with what, and a cancellation that came while the node was past stopping."""

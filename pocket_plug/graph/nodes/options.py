@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.graph.elsewhere import Elsewhere
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found, public_url
 from pocket_plug.primitives.values import SpanAttributes
@@ -14,13 +15,12 @@ from pocket_plug.store.keys import Key, check_name
 from pocket_plug.store.store import StoreScope
 from pocket_plug.store.sync import SyncScope
 
-from .elsewhere import Elsewhere
 from .retry import Retry
 
 if TYPE_CHECKING:
-    from .host import RunHost
-    from .observing import Carrier
-    from .upgrades import Upgrade
+    from pocket_plug.graph.observing.host import RunHost
+    from pocket_plug.graph.observing.views import Carrier
+    from pocket_plug.graph.upgrades import Upgrade
 
 Traced = bool | SpanAttributes
 """Has a node spans? A mapping: yes, and its own has these attributes besides."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .plan import Plan
+from pocket_plug.graph.planning.plan import Plan
 
 
 class Drawn:

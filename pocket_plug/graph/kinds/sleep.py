@@ -9,15 +9,14 @@ from typing import Any, Generic
 from typing_extensions import TypeVar
 
 from pocket_plug.errors import ConfigError
+from pocket_plug.graph.nodes.node import Node
+from pocket_plug.graph.nodes.options import Options
+from pocket_plug.graph.observing.views import NodeCall
+from pocket_plug.graph.planning.step import Step, make_step
+from pocket_plug.graph.running.protocols import Running
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.values import Value
-
-from .node import Node
-from .observing import NodeCall
-from .options import Options
-from .running import Running
-from .step import Step, make_step
 
 X = TypeVar("X", default=Any)
 

@@ -1,0 +1,1 @@
+"""What users write: nodes with their phases and options, and what joins them."""

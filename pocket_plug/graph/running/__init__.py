@@ -1,0 +1,1 @@
+"""A run on its way through a plan: visit by visit, phase by phase."""
