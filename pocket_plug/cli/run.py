@@ -163,7 +163,12 @@ def _run_graph(graph: Graph[Any, Any], given: str | None, run_id: str | None) ->
     if run_id is None and graph.plan.asks:
         raise click.UsageError(f"graph {graph.name!r} asks, so its run may have to wait; give it an id: --run-id ID")
     value = value_of(given, input_of(graph.plan.start), "--input")
-    return run_loop(in_pocket())
+    try:
+        return run_loop(in_pocket())
+    except KeyboardInterrupt:
+        if run_id is not None:
+            echo(f"run {run_id!r} stays where it is; the same command goes on with it", err=True)
+        raise
 
 
 def print_result(result: object, as_json: bool) -> None:

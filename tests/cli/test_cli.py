@@ -671,6 +671,44 @@ def test_interrupt():
     assert err.strip() == "interrupted"
 
 
+def test_an_interrupted_durable_run_goes_on_with_the_same_command():
+    """That is said, too: whoever presses Ctrl-C may think that all is lost."""
+    write(
+        "long.py",
+        """
+        import asyncio
+        import os
+        from pocket_plug import Graph, Store, node
+
+        @node
+        async def count(n: int) -> int:
+            print("counting", flush=True)
+            return n + 1
+
+        @node
+        async def wait(n: int) -> int:
+            if not os.path.exists("go-on"):
+                print("waiting", flush=True)
+                await asyncio.Event().wait()
+            return n
+
+        graph = Graph(count >> wait, store=Store("sqlite:///long.db"))
+    """,
+    )
+    command = [*POCKET_PLUG, "run", "long.py", "--input", "1", "--run-id", "first"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert [run.stdout.readline() for _ in range(2)] == ["counting\n", "waiting\n"]
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate()
+    assert (run.returncode, err.split("\n\n")) == (
+        130,
+        ["run 'first' stays where it is; the same command goes on with it", "interrupted\n"],
+    )
+    write("go-on", "")
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "2\n"
+
+
 def test_usage(capsys):
     """An unknown command or option is usage: exit code 2."""
     assert main(["frobnicate"]) == 2
