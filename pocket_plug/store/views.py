@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import TypeForm
 
-from pocket_plug.errors import ConfigError, ConflictError, MissingKeyError, StoreError
+from pocket_plug.errors import ConfigError, ConflictError, MissingKeyError, StoreError, TransactionError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.lists import ListHead
 from pocket_plug.primitives.names import check_length
@@ -451,17 +451,20 @@ class OpenTransaction:
     """The context manager behind `store.transaction()`."""
 
     __slots__ = ("_prefix", "_stack", "_transaction")
-    _transaction: Transaction
 
     def __init__(self, stack: Stack, prefix: str) -> None:
         self._stack, self._prefix = stack, prefix
+        self._transaction: Transaction | None = None
 
     async def __aenter__(self) -> StoreWriter:
+        if self._transaction is not None:  # a second block over it would forget what the first one has written
+            raise TransactionError("this transaction is open already; make one for each block: store.transaction()")
         self._transaction = transaction = Transaction(self._stack)
         return StoreWriter(transaction, self._prefix)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        commit = self._transaction.end()
+        transaction, self._transaction = self._transaction, None
+        commit = None if transaction is None else transaction.end()
         if kind is None and commit is not None:
             changes, expect = commit
             await self._stack.write(changes, expect)
