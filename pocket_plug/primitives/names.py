@@ -90,10 +90,10 @@ def check_length(name: str, what: str = "a key, its scope included,", longest: i
     return name
 
 
-def check_prefix(prefix: object) -> str:
-    """The prefix itself, if names can begin with it, reserved ones too: an empty one is right."""
+def check_prefix(prefix: object, what: str = "a prefix of names") -> str:
+    """The prefix itself, if names can begin with it, reserved ones too: an empty one is right. The error says `what` it is."""
     if not isinstance(prefix, str):
-        raise KeyNameError(f"a prefix of names is a string, not {summary(prefix)}")
+        raise KeyNameError(f"{what} is a string, not {summary(prefix)}")
     return _check_text(prefix)
 
 

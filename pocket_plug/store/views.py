@@ -95,7 +95,7 @@ class StoreReader(View):
     async def get_many(self, keys: Iterable[Name], /) -> dict[str, Value]: ...
     async def get_many(self, keys: Iterable[Any], /) -> dict[str, Value]:
         """The values that exist, by name, in one go."""
-        names = {self._name(key): key for key in keys}
+        names = self._names(keys)
         entries = await self._source.read_many(names)
         start = len(self._prefix)
         return {name[start:]: single_value(names[name], entry) for name, entry in entries.items()}
@@ -237,7 +237,7 @@ class StoreWriter(StoreReader):
         if expect is None:
             await self._source.write((put,))
         else:
-            await self._source.write((put,), {name: _version(expect)})
+            await self._source.write((put,), {name: _version(expect, self._source)})
 
     @overload
     async def add(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> bool: ...
@@ -291,7 +291,7 @@ class StoreWriter(StoreReader):
 
         Where a backend has a limit (`Backend.max_changes`), and it is passed, in as few writes as it lets it be.
         """
-        names = [self._name(key) for key in keys]
+        names = self._names(keys)
         found = await lists.lists_at(self._source, names)
         removed = await remove(self._source, names)
         for name, head in found.items():
@@ -434,11 +434,13 @@ def tell_writes(reader: type, writer: type) -> None:
 tell_writes(StoreReader, StoreWriter)
 
 
-def _version(expect: object) -> int:
-    if not isinstance(expect, int) or isinstance(expect, bool) or expect < PRESENT:
+def _version(expect: object, source: Source) -> int:
+    least = PRESENT if isinstance(source, Transaction) else 0  # PRESENT is what a transaction has written itself
+    if not isinstance(expect, int) or isinstance(expect, bool) or expect < least:
         found = repr(expect) if isinstance(expect, int) else summary(expect)
+        own = f"; {PRESENT} is what a transaction has written itself, until its commit" if expect == PRESENT else ""
         raise ConfigError(
-            f"expect can't be {found}; give the version that entry(key) gave, or 0 where nothing is to be"
+            f"expect can't be {found}; give the version that entry(key) gave, or 0 where nothing is to be{own}"
         )
     return expect
 

@@ -309,6 +309,8 @@ def test_after_its_end_it_is_refused(use: Callable[[Any], object]) -> None:
     for tx in (committed, discarded, lost, scope):
         with pytest.raises(TransactionError, match="this transaction has ended"):
             use(tx)
+    with pytest.raises(TransactionError, match=r"^this transaction has ended"):
+        next(committed.keys())
     assert store.get_many(["a", "own", "b", "s:a"]) == {"a": 2, "own": 1}
 
 
