@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import TypeForm
 
-from pocket_plug.errors import ConfigError, ConflictError, MissingKeyError, StoreError, TransactionError
+from pocket_plug.errors import CodecError, ConfigError, ConflictError, MissingKeyError, StoreError, TransactionError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.lists import ListHead
 from pocket_plug.primitives.names import check_length
@@ -269,7 +269,10 @@ class StoreWriter(StoreReader):
         An append-only list is gone at once as a whole; its items are removed right after, in writes of at most 500.
         """
         name = self._name(key)
-        found = await self._source.read(name)
+        try:
+            found = await self._source.read(name)
+        except CodecError:  # of one that is damaged nobody can say what is there; without it the store is whole
+            return await self.delete_many([key]) > 0
         if found is None:  # a look is cheaper than a write that does nothing
             return False
         try:
