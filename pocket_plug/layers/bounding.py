@@ -26,6 +26,7 @@ from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_lock
 from pocket_plug.primitives.names import OWN, PAST_OWN
+from pocket_plug.primitives.signatures import misfit
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Closed, Dropped, EntryTable, Memory
@@ -109,6 +110,8 @@ class Bounding(Layer):
             raise ConfigError("bounding has nothing to do; give it max_entries, max_bytes or ttl")
         if self.ttl is not None:
             seconds(self.ttl)
+        if self.on_evict is not None and (taken := misfit(self.on_evict, 3)) is not None:
+            raise ConfigError(f"bounding: on_evict takes {taken}, but is called with 3 arguments: key, value, reason")
         if any(isinstance(part, Tiered) for part in parts(self.inner)):
             raise ConfigError(
                 "bounding around persistence would delete what persistence is there to keep; write persistence first: "

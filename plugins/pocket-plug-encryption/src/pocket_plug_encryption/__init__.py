@@ -191,7 +191,7 @@ _ADVICE = (
 
 def _keys_of(given: Keys) -> list[bytes]:
     texts = given() if callable(given) else given
-    keys = [texts] if isinstance(texts, str) else list(texts)
+    keys = [*texts] if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
     if not keys:
         raise ConfigError(f"encryption: `keys` is empty; {_ADVICE}")
     return [_key_of(key, position) for position, key in enumerate(keys)]
