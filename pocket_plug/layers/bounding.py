@@ -109,7 +109,7 @@ class Bounding(Layer):
         if self.max_entries is None and self.max_bytes is None and self.ttl is None:
             raise ConfigError("bounding has nothing to do; give it max_entries, max_bytes or ttl")
         if self.ttl is not None:
-            seconds(self.ttl)
+            seconds(self.ttl, "bounding: ttl")
         if self.on_evict is not None and (taken := misfit(self.on_evict, 3)) is not None:
             raise ConfigError(f"bounding: on_evict takes {taken}, but is called with 3 arguments: key, value, reason")
         if any(isinstance(part, Tiered) for part in parts(self.inner)):
