@@ -94,11 +94,11 @@ class StoreReader(View):
     @overload
     async def get_many(self, keys: Iterable[Name], /) -> dict[str, Value]: ...
     async def get_many(self, keys: Iterable[Any], /) -> dict[str, Value]:
-        """The values that exist, by name, in one go."""
+        """The values that exist, by name, in one go and in the order of the keys."""
         names = self._names(keys)
         entries = await self._source.read_many(names)
         start = len(self._prefix)
-        return {name[start:]: single_value(names[name], entry) for name, entry in entries.items()}
+        return {name[start:]: single_value(key, entries[name]) for name, key in names.items() if name in entries}
 
     @overload
     async def entry(self, key: ReadAs[T], /) -> StoredValue[T] | None: ...
