@@ -48,7 +48,7 @@ class Bounding(Layer):
     - `max_bytes`: how much all keys and values take together, as `size_of` estimates each when it is set.
     - `ttl`: how long an entry lives after a set (seconds, timedelta or "5m"), besides a ttl that it may have itself.
       Neither reading nor `update` renews it, so a counter is back at its default once in so long; nothing below this
-      layer learns of it.
+      layer learns of it, and nothing above: `store.ttl` and `entry` tell the one that an entry has itself.
     - `on_evict(key, value, reason)`: called for what had to go, with reason "size", "bytes" or "expired"; never for a
       delete, nor where a live value is overwritten. It is called after the write that evicted, with no lock held, and
       may use the store; what it evicts itself is not told. What it raises goes to the `pocket_plug` logger the first
