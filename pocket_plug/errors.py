@@ -80,7 +80,7 @@ class WriteSizeError(StoreError):
 
 
 class TransactionError(StoreError):
-    """A transaction was used after its end."""
+    """A transaction was used after its end, or by two blocks at once."""
 
 
 class SyncError(PocketError, RuntimeError):

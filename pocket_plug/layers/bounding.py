@@ -26,6 +26,7 @@ from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_lock
 from pocket_plug.primitives.names import OWN, PAST_OWN
+from pocket_plug.primitives.signatures import misfit
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Closed, Dropped, EntryTable, Memory
@@ -47,7 +48,7 @@ class Bounding(Layer):
     - `max_bytes`: how much all keys and values take together, as `size_of` estimates each when it is set.
     - `ttl`: how long an entry lives after a set (seconds, timedelta or "5m"), besides a ttl that it may have itself.
       Neither reading nor `update` renews it, so a counter is back at its default once in so long; nothing below this
-      layer learns of it.
+      layer learns of it, and nothing above: `store.ttl` and `entry` tell the one that an entry has itself.
     - `on_evict(key, value, reason)`: called for what had to go, with reason "size", "bytes" or "expired"; never for a
       delete, nor where a live value is overwritten. It is called after the write that evicted, with no lock held, and
       may use the store; what it evicts itself is not told. What it raises goes to the `pocket_plug` logger the first
@@ -108,7 +109,9 @@ class Bounding(Layer):
         if self.max_entries is None and self.max_bytes is None and self.ttl is None:
             raise ConfigError("bounding has nothing to do; give it max_entries, max_bytes or ttl")
         if self.ttl is not None:
-            seconds(self.ttl)
+            seconds(self.ttl, "bounding: ttl")
+        if self.on_evict is not None and (taken := misfit(self.on_evict, 3)) is not None:
+            raise ConfigError(f"bounding: on_evict takes {taken}, but is called with 3 arguments: key, value, reason")
         if any(isinstance(part, Tiered) for part in parts(self.inner)):
             raise ConfigError(
                 "bounding around persistence would delete what persistence is there to keep; write persistence first: "

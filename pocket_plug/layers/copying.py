@@ -11,6 +11,7 @@ from dataclasses import replace
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError
 from pocket_plug.hookspecs import hookimpl
+from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Put
 from pocket_plug.store.layer import Layer
@@ -62,7 +63,7 @@ def _copy(key: str, value: Value) -> Value:
     try:
         return default_codec.private(value)
     except CodecError as error:
-        raise type(error)(f"key {key!r}: {error}") from error
+        raise type(error)(f"key {shown_name(key)!r}: {error}") from error
 
 
 @hookimpl

@@ -14,7 +14,7 @@ from pocket_plug.errors import AnswerLostError, ConfigError, ConflictError, Stor
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.forking import new_lock
-from pocket_plug.primitives.names import in_short
+from pocket_plug.primitives.shown_names import in_short
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.store.layer import Layer

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 from pocket_plug.errors import ReadOnlyError
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.primitives.names import in_short
+from pocket_plug.primitives.shown_names import in_short
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer, parts
 

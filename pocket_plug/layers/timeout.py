@@ -13,7 +13,7 @@ from typing import TypeVar
 from pocket_plug.errors import AnswerLostError, ConfigError, StoreTimeoutError
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.durations import Duration, seconds
-from pocket_plug.primitives.names import in_short
+from pocket_plug.primitives.shown_names import in_short
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.store.layer import Layer, parts
 

@@ -21,6 +21,7 @@ from pocket_plug.codec import Sealed, default_codec
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreClosedError, StoreError
 from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.locks import Lock
+from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.primitives.waiting import Waiter, drive, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, is_expected
 from pocket_plug.store.scanning import merged
@@ -383,7 +384,7 @@ class WriteBehind(Backend):
         try:
             return default_codec.encode(change.value)
         except CodecError as error:
-            raise type(error)(f"key {change.key!r}: {error}") from error
+            raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
 
     async def _reserve(self, ticket: _Ticket) -> None:
         """Wait for room, in line."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from enum import Enum
-from itertools import islice
 
 from pocket_plug.errors import KeyNameError
 
@@ -90,10 +88,10 @@ def check_length(name: str, what: str = "a key, its scope included,", longest: i
     return name
 
 
-def check_prefix(prefix: object) -> str:
-    """The prefix itself, if names can begin with it, reserved ones too: an empty one is right."""
+def check_prefix(prefix: object, what: str = "a prefix of names") -> str:
+    """The prefix itself, if names can begin with it, reserved ones too: an empty one is right. The error says `what` it is."""
     if not isinstance(prefix, str):
-        raise KeyNameError(f"a prefix of names is a string, not {summary(prefix)}")
+        raise KeyNameError(f"{what} is a string, not {summary(prefix)}")
     return _check_text(prefix)
 
 
@@ -119,13 +117,3 @@ def _is_date_or_uuid(value: object) -> bool:
     from uuid import UUID
 
     return isinstance(value, date | UUID)
-
-
-def in_short(names: Collection[str]) -> str:
-    """The first three names, and how many there are more.
-
-    >>> in_short(["a", "b", "c", "d"])
-    "'a', 'b', 'c' and 1 more"
-    """
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(repr(str(name)) for name in islice(names, 3)) + more

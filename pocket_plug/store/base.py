@@ -87,11 +87,19 @@ class View:
         name = self._name(key)
         return name if len(name) <= SURE else check_length(name)
 
+    def _names(self, keys: Any) -> dict[str, Any]:
+        """The names of several keys, in order, each with its key. A text is refused: each of its letters would be a name."""
+        if isinstance(keys, str) or keys.__class__ is Key:
+            raise KeyNameError(f"{str(keys)!r:.80} is given where several keys are due; give a list of them")
+        return {self._name(key): key for key in keys}
+
     def _bound(self, after: Any) -> str:
         """Behind which key a scan begins that is to begin behind a name of this view."""
         if after is None or after == "":
             return ""
-        return self._prefix + (after.full_name() if after.__class__ is Key else check_prefix(after))
+        return self._prefix + (
+            after.full_name() if after.__class__ is Key else check_prefix(after, "the name in after=")
+        )
 
     @property
     def place(self) -> tuple[Stack, str]:

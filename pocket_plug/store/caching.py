@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextvars import ContextVar
 from functools import wraps
 from types import CoroutineType
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from pocket_plug.errors import ConfigError, SyncError, ValueTypeError
 from pocket_plug.primitives.durations import Duration, seconds
@@ -30,6 +30,8 @@ from .keys import Key
 from .naming import Template
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -46,7 +48,12 @@ class Cacheable(Protocol):
 
 
 class Cached(Protocol[P, R_co]):
-    """A function whose results are kept in a store."""
+    """A function whose results are kept in a store. Of a method: `Shop.price.invalidate(shop, …)`, by way of its class."""
+
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(self: Cached[Concatenate[S, Q], R], instance: S, owner: type | None = None, /) -> Callable[Q, R]: ...
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """What is kept; else what the function gives."""
@@ -59,6 +66,13 @@ class Cached(Protocol[P, R_co]):
 
 class AsyncCached(Protocol[P, R_co]):
     """The same of an `async def`."""
+
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(
+        self: AsyncCached[Concatenate[S, Q], R], instance: S, owner: type | None = None, /
+    ) -> Callable[Q, Coroutine[Any, Any, R]]: ...
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """What is kept; else what the function gives."""
@@ -166,6 +180,12 @@ class _KeyOf:
         self._key = key
         parameters = list(self._signature.parameters)
         holes = () if key.is_filled else Template(key.template).names
+        for each in self._signature.parameters.values():
+            if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) and each.name not in ignore:
+                raise ConfigError(
+                    f"{title}: {str(each).partition(':')[0]} takes any number of arguments, which no hole can hold; declare each "
+                    f"of them, or say ignore=({each.name!r},)"
+                )
         rest = iter([name for name in parameters if name not in holes and name not in ignore])
         self._names = [hole or next(rest, "{}") for hole in holes]
         has = f"its parameters are: {', '.join(parameters) or 'none'}"

@@ -120,9 +120,15 @@ class Key(ReadAs[K, K], Generic[K]):
         if type is not None:
             declared_types.append(type)
 
+    def __getstate__(self) -> tuple[None, dict[str, object]]:
+        """For pickle and copy: without the check, which is a function, and is made again where it is needed."""
+        return None, {slot: None if slot == "_check" else getattr(self, slot) for slot in self.__slots__}
+
     def __call__(self, *values: object) -> Key[K]:
         """The key with its holes filled, in order."""
-        if self._holes.holes != len(values) or self.values:
+        if self.values:
+            raise KeyNameError(f"{self!r} is filled already; fill its template: Key({self.template!r})")
+        if self._holes.holes != len(values):
             raise KeyNameError(f"{self!r} takes {self._holes.holes} value(s), not {len(values)}")
         return self._filled(values, self._holes.filled(values))
 

@@ -164,6 +164,6 @@ def hints_of(kind: Hashable) -> dict[str, Any]:
 
 def _in_words(hint: Any) -> str:
     parts = union_members(hint)
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(repr, get_args(hint)))}"
-    return " | ".join("None" if part is type(None) else type_name(part) for part in parts)
+    choices = [repr(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+    types = ["None" if part is type(None) else type_name(part) for part in parts if get_origin(part) is not Literal]
+    return f"one of {', '.join(choices + types)}" if choices else " | ".join(types)

@@ -118,7 +118,11 @@ class StoreMapping(MutableMapping[str, T]):
         return self._source.run_read(self._view.get(self._at(key), default))
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._source.run_read(self._view.has(self._at(key)))
+        try:
+            at = self._at(key)
+        except KeyNameError:  # what can't be a key is at none
+            return False
+        return self._source.run_read(self._view.has(at))
 
     def __setitem__(self, key: str, value: T) -> None:
         self._source.run_write(self._view.set(self._at(key), value))
@@ -171,9 +175,9 @@ class StoreMapping(MutableMapping[str, T]):
     def _pairs(self) -> Iterator[tuple[str, T]]:
         pages = self._view._pages(self._stem, after=None, reverse=False, limit=None)
         for name, value in chain.from_iterable(driven(self._source.run_read, pages)):
-            key = self._found(name)
+            key = self._key.parse(name)
             if key is not None:
-                yield key, self._key.checked(value)
+                yield cast(str, key.values[0]), key.checked(value)
 
     def popitem(self) -> tuple[str, T]:
         """Remove the first entry and give it: one entry to one caller. Raises MissingKeyError where there is none."""

@@ -36,7 +36,7 @@ def join_name(*parts: object) -> str:
 
 def split_name(name: str) -> tuple[str, ...]:
     """The parts, as text, that `join_name` made a name of. Raises KeyNameError where it can't have been made of any."""
-    parts = tuple(check_prefix(name).split(":"))
+    parts = tuple(check_prefix(name, "a name").split(":"))
     if "%" in name:
         parts = tuple(map(_unescaped, parts))
         made = join_name(*parts)

@@ -72,6 +72,9 @@ class Transaction:
         """Set when a node comes to its `post`: reads are post's from then on."""
         self.ended = False
 
+    def __repr__(self) -> str:
+        return f"Transaction({self.stack!r})"
+
     @property
     def clock(self) -> Clock:
         """As the stack's."""
@@ -86,7 +89,8 @@ class Transaction:
 
     def _check(self, key: str, writing: bool = False) -> None:
         if self.ended:
-            raise TransactionError(f"{key!r}: this transaction has ended; its store must not be kept beyond it")
+            where = f"{key!r}: " if key else ""
+            raise TransactionError(f"{where}this transaction has ended; its store must not be kept beyond it")
         if self._may_use is not None:
             item = place_of(key)
             self._may_use(key if item is None else item.owner, writing)

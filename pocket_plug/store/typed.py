@@ -77,6 +77,9 @@ class TypedReader(Generic[T]):
         self._fits = checker(type)
         declared_types.append(type)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._reader!r}, {type_name(self._type)})"
+
     def _checked(self, key: str, value: Value) -> T:
         fitting: T = value
         if not self._fits(value):
@@ -221,6 +224,9 @@ class SyncTypedReader(Generic[T]):
     def __init__(self, view: View, typed: TypedReader[T], /) -> None:
         self._source = view._source
         self._reader = typed
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._reader!r})"
 
     @overload
     def get(self, key: str, /) -> T | None: ...

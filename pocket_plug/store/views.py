@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import TypeForm
 
-from pocket_plug.errors import ConfigError, ConflictError, MissingKeyError, StoreError
+from pocket_plug.errors import CodecError, ConfigError, ConflictError, MissingKeyError, StoreError, TransactionError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.lists import ListHead
 from pocket_plug.primitives.names import check_length
@@ -94,11 +94,11 @@ class StoreReader(View):
     @overload
     async def get_many(self, keys: Iterable[Name], /) -> dict[str, Value]: ...
     async def get_many(self, keys: Iterable[Any], /) -> dict[str, Value]:
-        """The values that exist, by name, in one go."""
-        names = {self._name(key): key for key in keys}
+        """The values that exist, by name, in one go and in the order of the keys."""
+        names = self._names(keys)
         entries = await self._source.read_many(names)
         start = len(self._prefix)
-        return {name[start:]: single_value(names[name], entry) for name, entry in entries.items()}
+        return {name[start:]: single_value(key, entries[name]) for name, key in names.items() if name in entries}
 
     @overload
     async def entry(self, key: ReadAs[T], /) -> StoredValue[T] | None: ...
@@ -237,7 +237,7 @@ class StoreWriter(StoreReader):
         if expect is None:
             await self._source.write((put,))
         else:
-            await self._source.write((put,), {name: _version(expect)})
+            await self._source.write((put,), {name: _version(expect, self._source)})
 
     @overload
     async def add(self, key: Key[T], value: T, /, *, ttl: Duration | None = None) -> bool: ...
@@ -269,7 +269,10 @@ class StoreWriter(StoreReader):
         An append-only list is gone at once as a whole; its items are removed right after, in writes of at most 500.
         """
         name = self._name(key)
-        found = await self._source.read(name)
+        try:
+            found = await self._source.read(name)
+        except CodecError:  # of one that is damaged nobody can say what is there; without it the store is whole
+            return await self.delete_many([key]) > 0
         if found is None:  # a look is cheaper than a write that does nothing
             return False
         try:
@@ -291,7 +294,7 @@ class StoreWriter(StoreReader):
 
         Where a backend has a limit (`Backend.max_changes`), and it is passed, in as few writes as it lets it be.
         """
-        names = [self._name(key) for key in keys]
+        names = self._names(keys)
         found = await lists.lists_at(self._source, names)
         removed = await remove(self._source, names)
         for name, head in found.items():
@@ -434,11 +437,13 @@ def tell_writes(reader: type, writer: type) -> None:
 tell_writes(StoreReader, StoreWriter)
 
 
-def _version(expect: object) -> int:
-    if not isinstance(expect, int) or isinstance(expect, bool) or expect < PRESENT:
+def _version(expect: object, source: Source) -> int:
+    least = PRESENT if isinstance(source, Transaction) else 0  # PRESENT is what a transaction has written itself
+    if not isinstance(expect, int) or isinstance(expect, bool) or expect < least:
         found = repr(expect) if isinstance(expect, int) else summary(expect)
+        own = f"; {PRESENT} is what a transaction has written itself, until its commit" if expect == PRESENT else ""
         raise ConfigError(
-            f"expect can't be {found}; give the version that entry(key) gave, or 0 where nothing is to be"
+            f"expect can't be {found}; give the version that entry(key) gave, or 0 where nothing is to be{own}"
         )
     return expect
 
@@ -451,17 +456,20 @@ class OpenTransaction:
     """The context manager behind `store.transaction()`."""
 
     __slots__ = ("_prefix", "_stack", "_transaction")
-    _transaction: Transaction
 
     def __init__(self, stack: Stack, prefix: str) -> None:
         self._stack, self._prefix = stack, prefix
+        self._transaction: Transaction | None = None
 
     async def __aenter__(self) -> StoreWriter:
+        if self._transaction is not None:  # a second block over it would forget what the first one has written
+            raise TransactionError("this transaction is open already; make one for each block: store.transaction()")
         self._transaction = transaction = Transaction(self._stack)
         return StoreWriter(transaction, self._prefix)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        commit = self._transaction.end()
+        transaction, self._transaction = self._transaction, None
+        commit = None if transaction is None else transaction.end()
         if kind is None and commit is not None:
             changes, expect = commit
             await self._stack.write(changes, expect)

@@ -103,7 +103,7 @@ def transport(signal: Signal) -> Literal["http", "grpc"]:
 _INSTALL = {"http": "'pocket-plug[otlp]'", "grpc": "opentelemetry-exporter-otlp-proto-grpc"}
 
 
-def _otlp(signal: Signal) -> Any:
+def otlp_exporter_class(signal: Signal) -> Any:
     """The class of a signal's OTLP exporter. Raises ConfigError where it isn't installed."""
     way = transport(signal)
     module, name = _OTLP[signal]
@@ -138,19 +138,14 @@ def by_process(make: Callable[[], Any]) -> Any:
     return exporter
 
 
-def otlp_exporter(signal: Signal, **options: object) -> Any:
-    """A signal's OTLP exporter, with options of its own. Raises ConfigError as its class does."""
-    return _otlp(signal)(**options)
-
-
 def span_exporters() -> dict[str, SpanExporter]:
     """Those that the environment asks for and that can be had, by name. Raises ConfigError for unknown ones."""
-    return _made("traces", {"otlp": lambda: by_process(_otlp("traces")), "console": ConsoleSpanExporter})
+    return _made("traces", {"otlp": lambda: by_process(otlp_exporter_class("traces")), "console": ConsoleSpanExporter})
 
 
 def log_exporters() -> dict[str, LogRecordExporter]:
     """Those that the environment asks for and that can be had, by name. Raises ConfigError for unknown ones."""
-    return _made("logs", {"otlp": lambda: by_process(_otlp("logs")), "console": ConsoleLogRecordExporter})
+    return _made("logs", {"otlp": lambda: by_process(otlp_exporter_class("logs")), "console": ConsoleLogRecordExporter})
 
 
 def metric_readers() -> dict[str, MetricReader]:
@@ -158,7 +153,7 @@ def metric_readers() -> dict[str, MetricReader]:
     return _made(
         "metrics",
         {
-            "otlp": lambda: MetricExport(by_process(_otlp("metrics"))),
+            "otlp": lambda: MetricExport(by_process(otlp_exporter_class("metrics"))),
             "console": lambda: MetricExport(ConsoleMetricExporter()),
             "prometheus": _prometheus,
         },

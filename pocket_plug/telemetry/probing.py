@@ -17,7 +17,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.redaction import MASK, conceal, public_url
 
 from .declared import Declared
-from .exporters import endpoint, otlp_exporter, transport
+from .exporters import endpoint, otlp_exporter_class, transport
 from .providers import make_resource
 
 WAYS_OUT = {
@@ -38,8 +38,9 @@ def send_test_span(seconds: float) -> str:
 
     Raises ConfigError for variables that can't be followed, and ConnectionError, with the reason, where it wasn't taken.
     """
+    make_exporter = otlp_exporter_class("traces")  # what is missing, if it is, is said here
     if transport("traces") == "grpc":
-        return _send_by_grpc(seconds)
+        return _send_by_grpc(make_exporter(timeout=seconds))
     import requests  # comes with the exporter
 
     from pocket_plug.traces.send import refusal, shown
@@ -68,7 +69,7 @@ def send_test_span(seconds: float) -> str:
 
     session = Listening()
     try:
-        exporter = otlp_exporter("traces", session=session, timeout=seconds)
+        exporter = make_exporter(session=session, timeout=seconds)
     except ValueError as error:
         raise ConfigError(f"OpenTelemetry can't follow its OTEL_* variables: {error}") from error
     session.stop = exporter.shutdown
@@ -101,8 +102,8 @@ def send_as_declared(source: Declared) -> str:
     return " and ".join(map(public_url, source.endpoints("traces"))) or "the collector"
 
 
-def _send_by_grpc(seconds: float) -> str:
-    exporter, url = otlp_exporter("traces", timeout=seconds), public_url(endpoint("traces"))
+def _send_by_grpc(exporter: Any) -> str:
+    url = public_url(endpoint("traces"))
     try:
         if exporter.export([_span()]) is not SpanExportResult.SUCCESS:
             raise ConnectionError(f"{url}: the exporter has sent it by gRPC, and says what came of it in its log")

@@ -25,6 +25,10 @@ _LOG = Key("log:{}", list[int])
 APPENDERS = 8
 
 
+class _Unregistered:
+    """Of no type that the codec knows."""
+
+
 async def all_items(store: Store, key: str) -> list[Value]:
     """The items of a list, the oldest one first."""
     return [item async for item in store.each_item(key)]
@@ -71,6 +75,23 @@ class ListContract:
             assert [name async for name in store.keys()] == ["l"]
             assert [pair async for pair in store.items()] == [("l", ItemList(230))]
             assert await store.count() == 1
+
+        run_store(scenario)
+
+    def test_an_item_that_a_store_refuses_is_named_by_its_list(
+        self, run_store: Callable[[StoreScenario], None]
+    ) -> None:
+        """What can't be encoded is an error of the key that was given, and is not in the list; memory keeps anything."""
+
+        async def scenario(store: Store) -> None:
+            said = ""
+            await store.append("chat:7", 1)
+            try:
+                await store.append("chat:7", _Unregistered())
+            except CodecError as error:
+                said = str(error)
+            assert ITEMS not in said
+            assert await store.length("chat:7") == (1 if "'chat:7'" in said else 2)
 
         run_store(scenario)
 

@@ -26,6 +26,7 @@ from pocket_plug.errors import (
     CodecError,
     ConfigError,
     ConflictError,
+    CorruptRecordError,
     StoreBusyError,
     StoreClosedError,
     StoreError,
@@ -1032,6 +1033,23 @@ def test_a_record_that_cant_be_decoded_names_its_key(tmp_path: Path) -> None:
     drive(backend.write([Put("bad", "mended")]))
     assert drive(backend.read("bad")) is not None
     drive(backend.close())
+
+
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_a_record_that_cant_be_decoded_can_be_deleted(tmp_path: Path, in_transaction: bool) -> None:
+    """As its error advises: by `delete`, as by `delete_many` and `delete_prefix`; and it was there."""
+    with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+        store.set_many({"bad": 1, "good": 2})
+        with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as connection:
+            connection.execute("UPDATE entries SET value = ? WHERE key = 'bad'", (b"\xc1 nonsense",))
+        with pytest.raises(CorruptRecordError):
+            store.get("bad")
+        if in_transaction:
+            with store.transaction() as tx:
+                assert tx.delete("bad")
+        else:
+            assert store.delete("bad")
+        assert (store.delete("bad"), dict(store.items())) == (False, {"good": 2})
 
 
 LIMITED = """

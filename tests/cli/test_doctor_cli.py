@@ -366,6 +366,10 @@ def test_an_endpoint_that_is_no_url(given: str, doctor: Doctor, monkeypatch: pyt
 def test_telemetry_that_is_off_or_can_not_be_followed(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said without sending anything."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    with monkeypatch.context() as without:
+        for name in ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "requests", "google.protobuf"):
+            without.setitem(sys.modules, name, None)
+        assert "pip install 'pocket-plug[otlp]'" in doctor(1)["telemetry", "span"][1]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc", None)
     assert "pip install opentelemetry-exporter-otlp-proto-grpc" in doctor(1)["telemetry", "span"][1]

@@ -604,6 +604,7 @@ def test_threads_and_tasks_never_exceed_the_bound(backend: Memory) -> None:
         ({"max_bytes": "1MB"}, "option 'max_bytes' must be int . None, not '1MB'"),
         ({"ttl": 0}, "ttl can't be 0"),
         ({"ttl": "soon"}, "ttl can't be 'soon'"),
+        ({"ttl": 1, "on_evict": lambda key, value: None}, "on_evict takes key, value, but is called with 3 arguments"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options: dict[str, Any], says: str) -> None:

@@ -117,6 +117,15 @@ def test_a_read_fills_the_near_tier() -> None:
     asyncio.run(main())
 
 
+def test_several_come_in_the_order_in_which_they_were_asked_for() -> None:
+    """Whichever of them are in memory already."""
+    durable = Memory()
+    SyncStore(durable).set_many({name: 0 for name in "abcd"})
+    store = SyncStore(layers=[Persistence(to=durable)])
+    assert store.get("c") == 0
+    assert list(store.get_many(["b", "d", "c", "absent", "a"])) == ["b", "d", "c", "a"]
+
+
 def test_scan_and_version_are_the_durable_ones() -> None:
     """The near tier has only a part, and a counter of its own."""
 

@@ -90,6 +90,8 @@ def test_many_keys_are_not_all_named() -> None:
     """The message stays a line."""
     with pytest.raises(ReadOnlyError, match="'k0', 'k1', 'k2' and 7 more"):
         SyncStore(layers=[Readonly()]).set_many({f"k{n}": n for n in range(10)})
+    with pytest.raises(ReadOnlyError, match="so 'log' can't be written"):  # its items are the list's, too
+        SyncStore(layers=[Readonly()]).append("log", 1)
 
 
 def test_maintenance_writes_nothing(tmp_path: Path) -> None:

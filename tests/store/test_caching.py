@@ -200,7 +200,7 @@ def test_a_method_is_cached_too() -> None:
         def price(self, item: str) -> int:
             return len(item)
 
-    shop: Any = Shop()
+    shop = Shop()
     assert (shop.price("shoe"), store.get("price:shoe"), Shop.price.invalidate(shop, "shoe")) == (4, 4, True)
 
 
@@ -232,7 +232,8 @@ def gen(n: int) -> Iterator[int]:
         (Key("a:{}:{}"), lambda m: m, (), r"no parameter fills \{\} of"),
         (Key("a"), lambda m: m, (), r"'m' not in Key\('a'\).*add a hole, \{m\}, or say ignore=\('m',\)"),
         (SQUARE, lambda n: n, ("x",), r"ignore has 'x'; its parameters are: n"),
-        (SQUARE, lambda n, **more: n, (), r"'more' not in"),
+        ("all:{}", lambda *n: n, (), r"\*n takes any number of arguments.*ignore=\('n',\)"),
+        (SQUARE, lambda n, **more: n, (), r"\*\*more takes any number of arguments"),
         (SQUARE, 5, (), "functions that return a value, not for a int"),
         (SQUARE, min, (), "says what parameters"),
         (SQUARE, gen, (), "functions that return a value"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from collections.abc import Callable
 from datetime import date, datetime
@@ -307,10 +309,28 @@ def test_the_number_of_values_must_be_right(values: tuple[str, ...]) -> None:
 
 def test_a_key_is_filled_once() -> None:
     """A filled key takes no more values, not even as many again."""
-    with pytest.raises(KeyNameError):
+    with pytest.raises(KeyNameError, match=r"is filled already; fill its template: Key\('tenant:\{\}'\)"):
         TENANT("a")("b")
     with pytest.raises(KeyNameError, match="takes 0"):
         Key("plain")("a")
+
+
+COPIES = [copy.copy, copy.deepcopy, lambda key: pickle.loads(pickle.dumps(key))]  # noqa: S301 - its own
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_key_can_be_copied_and_pickled(copied: Callable[[Any], Any]) -> None:
+    """Also one that has been used, which holds a function that can't be pickled. What comes back is checked as before."""
+    store = SyncStore()
+    for key in (PROFILE, PROFILE("a"), Key("limit", int | None), LOOSE("", 1)):
+        key.checked({} if key.type is dict else None)
+        other = copied(key)
+        assert (other, hash(other), other.values, repr(other)) == (key, hash(key), key.values, repr(key))
+    store.set(copied(PROFILE("a")), {"name": "Alice"})
+    assert store.get(PROFILE("a")) == {"name": "Alice"}
+    assert template_of(copied(PROFILE("a")).full_name()) == "user:{}:profile"
+    with pytest.raises(ValueTypeError):
+        store.set(copied(PROFILE)("a"), "Alice")
 
 
 def test_an_empty_value_fills_no_hole() -> None:

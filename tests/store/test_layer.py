@@ -143,7 +143,7 @@ def test_nothing_passes_a_layer_by_that_has_read_and_write() -> None:
         assert [set(value) for value in stored] == [{"secret"}] * 6
         assert sorted(value["secret"][::-1] for value in stored) == [
             "alpha", "beta", "delta", "epsilon", "gamma!", "zeta"]  # fmt: skip
-        assert await store.get_many("abcd") == {"a": "alpha", "b": "beta", "c": "gamma!", "d": "delta"}
+        assert await store.get_many([*"abcd"]) == {"a": "alpha", "b": "beta", "c": "gamma!", "d": "delta"}
 
     asyncio.run(main())
 
@@ -408,6 +408,7 @@ class Options(Layer):
     limit: int | None = None
     names: tuple[str, ...] = ()
     mode: Literal["fast", "safe"] = "fast"
+    side: Literal["left", "right"] | None = None
     call: Callable[[str], object] | None = None
     loud: bool = False
     anything: Any = None
@@ -419,6 +420,7 @@ class Options(Layer):
      ({"count": None}, "'count' must be int, not None"), ({"share": "0.5"}, "'share' must be float, not '0.5'"),
      ({"limit": 2.5}, "'limit' must be int | None, not 2.5"), ({"names": ("a", 1)}, "'names' must be tuple[str, ...]"),
      ({"names": "a"}, "'names' must be tuple[str, ...], not 'a'"), ({"mode": "fats"}, "'mode' must be one of 'fast', 'safe'"),
+     ({"side": "up"}, "'side' must be one of 'left', 'right', None, not 'up'"),
      ({"call": 5}, "'call' must be"), ({"loud": 1}, "'loud' must be bool, not 1"), ({"loud": "yes"}, "'loud' must be bool")],
 )  # fmt: skip
 def test_an_option_of_another_type_is_refused_where_it_is_written(options: dict[str, Any], says: str) -> None:

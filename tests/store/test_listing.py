@@ -198,6 +198,20 @@ def test_a_version_is_a_number(expect: Any) -> None:
         SyncStore().set("a", 1, expect=expect)
 
 
+def test_the_version_of_a_transaction_ends_with_it() -> None:
+    """Kept beyond it, it would be that of whatever is there by then."""
+    store = SyncStore()
+    with store.transaction() as tx:
+        tx.set("a", 1)
+        own = tx.entry("a")
+        assert own
+        tx.set("a", 2, expect=own.version)
+    store.set("a", 3)
+    with pytest.raises(ConfigError, match="-1 is what a transaction has written itself, until its commit"):
+        store.set("a", 4, expect=own.version)
+    assert store.get("a") == 3
+
+
 @pytest.mark.parametrize("odd", [7, None, b"a"])
 def test_prefixes_and_names_are_text(odd: Any) -> None:
     """A prefix to remove is never taken for all there is by accident."""
@@ -209,7 +223,7 @@ def test_prefixes_and_names_are_text(odd: Any) -> None:
     assert list(store.keys(after="")) == ["a"]
     store.set("s:b", 1)
     assert list(store.scope("s").keys(after="", reverse=True)) == ["b"]
-    with pytest.raises(KeyNameError):
+    with pytest.raises(KeyNameError, match="the name in after= is a string, not int"):
         next(store.keys(after=7))  # type: ignore[arg-type]
 
 

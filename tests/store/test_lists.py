@@ -330,6 +330,7 @@ def test_a_damaged_head_keeps_its_items(tmp_path: Path) -> None:
     with SyncStore(url) as store:
         store.append("n", 1)
         assert len(items_in(store)) == 2
+        assert (store.delete("l"), store.delete("l"), store.append("l", 2), store.tail("l", 5)) == (True, False, 1, [2])
 
 
 def test_an_item_s_name_tells_its_template_only() -> None:

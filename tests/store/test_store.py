@@ -137,6 +137,12 @@ def test_several_at_once(open_store: Open) -> None:
     store.set_many({})
     store.delete_many([])
     assert store.get_many([]) == {}
+    store.set_many({"a": 1, "b": 2})
+    for one in ("ab", COUNT("b")):  # a text is an iterable of texts, so that type checkers let it through
+        for use in (store.get_many, store.delete_many, store.typed(int).delete_many):
+            with pytest.raises(KeyNameError, match="is given where several keys are due; give a list of them"):
+                use(one)
+    assert store.get_many(["a", "b"]) == {"a": 1, "b": 2}
 
 
 def test_a_string_of_another_kind_is_its_text(open_store: Open) -> None:
@@ -750,6 +756,10 @@ def test_a_store_shows_its_stack() -> None:
     store = Store(layers=[Rot(), Bounding(max_entries=5)])
     assert repr(store) == "Store(Rot() > Bounding(max_entries=5) > memory)"
     assert repr(store.reader().scope("a").scope("b")) == f"StoreReader({store.stack!r}, scope='a:b')"
+    plain = SyncStore()
+    assert repr(plain.typed(list[int])) == "SyncTypedStore(TypedStore(StoreWriter(memory), list[int]))"
+    with plain.transaction() as tx:
+        assert repr(tx.scope("a")) == "SyncWriter(Transaction(memory), scope='a')"
 
 
 def test_memory_needs_no_opening() -> None:

@@ -309,7 +309,32 @@ def test_after_its_end_it_is_refused(use: Callable[[Any], object]) -> None:
     for tx in (committed, discarded, lost, scope):
         with pytest.raises(TransactionError, match="this transaction has ended"):
             use(tx)
+    with pytest.raises(TransactionError, match=r"^this transaction has ended"):
+        next(committed.keys())
     assert store.get_many(["a", "own", "b", "s:a"]) == {"a": 2, "own": 1}
+
+
+def test_it_is_of_one_block_at_a_time() -> None:
+    """A block, or a task, over one that is open is refused: what one wrote would be forgotten. Later it may begin anew."""
+    store = Store()
+
+    async def main() -> None:
+        block = store.transaction()
+        async with block as outer:
+            await outer.set("a", 1)
+            with pytest.raises(TransactionError, match="make one for each block"):
+                async with block as inner:
+                    await inner.set("b", 2)
+        async with block as again:
+            await again.set("c", 3)
+        assert [pair async for pair in store.items()] == [("a", 1), ("c", 3)]
+
+    asyncio.run(main())
+    opened = store.sync.transaction()
+    with opened as tx, pytest.raises(TransactionError, match="make one for each block"):
+        tx.set("d", 4)
+        opened.__enter__()
+    assert store.sync.get("d") == 4
 
 
 # ------------------------------------------------------------ its views

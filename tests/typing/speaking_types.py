@@ -69,6 +69,21 @@ async def functions(store: Store, sync: SyncStore) -> None:
     report.invalidate("eu")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     square.invalidate("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
+    class Shop:
+        @store.cached("price:{item}", ignore=("self",))
+        def price(self, item: str) -> int:
+            return len(item)
+
+        @store.cached(REPORT, ignore=("self",))
+        async def report(self, region: str) -> str:
+            return region
+
+    assert_type(Shop().price("shoe"), int)
+    assert_type(await Shop().report(region="eu"), str)
+    assert_type(Shop.price.invalidate(Shop(), "shoe"), bool)
+    Shop().price(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Shop().price.invalidate("shoe")  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
+
     def wrong(region: str) -> int:
         return len(region)
 

@@ -343,6 +343,7 @@ def test_keys_come_from_a_function() -> None:
         ((KEY, "hunter2!"), r"keys\[1\] is no base64"),
         ((), "`keys` is empty"),
         (lambda: [5], r"keys\[0\] is no base64"),
+        (lambda: None, r"keys\[0\] is no base64"),
         (5, "'keys' must be"),
     ],
 )

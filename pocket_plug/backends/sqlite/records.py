@@ -12,6 +12,7 @@ from typing import Any
 
 from pocket_plug.codec import default_codec, is_whole, place_of
 from pocket_plug.errors import CodecError, CorruptRecordError, StoreError
+from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.store.backend import Change, Entry, Put
 
 from .statements import READ, SEEN
@@ -28,7 +29,7 @@ def encoded(change: Change) -> Change:
     try:
         return Put(change.key, default_codec.encode(change.value), change.expires_at, change.version)
     except CodecError as error:
-        raise type(error)(f"key {change.key!r}: {error}") from error
+        raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
 
 
 class Records:

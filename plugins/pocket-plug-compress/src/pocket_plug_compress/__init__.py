@@ -21,6 +21,7 @@ from pocket_plug import (
     register_type,
 )
 from pocket_plug.codec import default_codec
+from pocket_plug.primitives.shown_names import shown_name
 
 LEVELS = {"zlib": range(1, 10), "zstd": range(1, 23)}
 
@@ -87,7 +88,7 @@ class Compress(Layer):
         try:
             record = default_codec.encode(change.value)
         except CodecError as error:
-            raise type(error)(f"key {change.key!r}: {error}") from error
+            raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
         is_marker = isinstance(change.value, Compressed)  # a user's own, which must come back as it is
         if len(record) < self.min_bytes and not is_marker:
             return change

@@ -32,6 +32,7 @@ from pocket_plug import (
 )
 from pocket_plug.codec import default_codec, upgraded
 from pocket_plug.primitives.names import OWN, PAST_OWN
+from pocket_plug.primitives.shown_names import shown_name
 
 KEY_SIZE = 32
 _NONCE_SIZE, _TAG_SIZE = 12, 16
@@ -133,7 +134,7 @@ class Encryption(Layer):
         try:
             record = default_codec.encode(change.value)
         except CodecError as error:
-            raise type(error)(f"key {change.key!r}: {error}") from error
+            raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
         current, nonce = self.key_ids[0], os.urandom(_NONCE_SIZE)
         data = self._ciphers[current].encrypt(nonce, record, _place(current, change.key))
         return replace(change, value=Encrypted(current, nonce, data))
@@ -190,7 +191,7 @@ _ADVICE = (
 
 def _keys_of(given: Keys) -> list[bytes]:
     texts = given() if callable(given) else given
-    keys = [texts] if isinstance(texts, str) else list(texts)
+    keys = [*texts] if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
     if not keys:
         raise ConfigError(f"encryption: `keys` is empty; {_ADVICE}")
     return [_key_of(key, position) for position, key in enumerate(keys)]

@@ -37,6 +37,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.primitives.redaction import MASK, public_url
+from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, Put, Watcher
 
 from . import statements
@@ -439,7 +440,7 @@ class PostgreSQL(Backend):
         try:
             return bound(default_codec.encode(change.value), place_of(change.key, _OWN_VERSION, end))
         except CodecError as error:
-            raise type(error)(f"key {change.key!r}: {error}") from error
+            raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
 
     def _entry(self, key: str, row: Row, now: float) -> Entry | None:
         """What a row holds; None where it has expired. Raises CorruptRecordError where it is damaged: that is no

@@ -21,6 +21,7 @@ from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retryi
 from pocket_plug.backends.urls import LEAST_WAIT, one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import AnswerLostError, StoreBusyError, StoreClosedError, WriteSizeError
+from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.store.backend import NO_EXPECTATIONS, ProbeResult, Watcher
 
 from .checking import check_server, look_at
@@ -362,7 +363,7 @@ class Redis(Backend):
         try:
             record = default_codec.encode(change.value)
         except CodecError as error:
-            raise type(error)(f"key {change.key!r}: {error}") from error
+            raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
         deadline = math.nan if change.expires_at is None else change.expires_at
         ends = HEAD.pack(0, deadline)[TAIL.size :]
         entry = ends + bound(record, place_of(str(change.key), 0, change.expires_at))
