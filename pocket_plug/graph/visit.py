@@ -35,7 +35,7 @@ from .workers import wrapped
 
 NO_TRANSACTION: Any = Transaction.__new__(Transaction)
 """That of a node which has no store."""
-NO_TRANSACTION.seen = NO_TRANSACTION.changes = None
+NO_TRANSACTION.seen = NO_TRANSACTION.changes = NO_TRANSACTION.stale = None
 
 
 new_view: Any = object.__new__
@@ -81,7 +81,7 @@ class Phases:
         if self.checks and value.__class__ is not self.input_class:
             check(run, step, value)
         observers, began = watching(run, step) if call is not None else UNWATCHED
-        phase, prepped, execed = "prep", None, None
+        phase, prepped, execed, done = "prep", None, None, None
         try:
             if lost is not None and lost.prep_stands:
                 transaction, ready, done, output = lost.transaction.again(), lost.prepared, lost.result, lost.result
@@ -131,9 +131,10 @@ class Phases:
                 if transaction.changes or transaction.seen or run.ledger is not None
                 else (target, output, None)
             )
-        except BaseException as error:
-            error = _failed(run, step, phase, transaction, error, lost is None, call, (began, prepped, execed))
-            raise error
+        except BaseException as error:  # noqa: BLE001 - raised again, but for a conflict
+            made = ready, done
+            missed = _failed(run, step, phase, transaction, error, lost is None, call, (began, prepped, execed), made)
+        return await _lost(run, self, value, call, missed, lost)
 
 
 def check(run: Running, step: Step, value: object) -> None:
@@ -188,9 +189,15 @@ def _failed(
     is_last: bool,
     call: NodeCall | None,
     times: tuple[Time, Time, Time],
-) -> BaseException:
-    """What the node raises for an error in a phase; unless it is tried again, with a note that says where."""
+    made: tuple[Value, Value],
+) -> CommitConflict:
+    """Raise the node's error for one in a phase; unless it is tried again, with a note that says where.
+
+    Gives the conflict, where a read in the phase has found what the commit would have found.
+    """
     transaction.ended = True
+    if isinstance(error, ConflictError) and error is transaction.stale:
+        return CommitConflict(error, transaction, *made)
     began, prepped, execed = times
     if began is not None and call is not None and phase:
         note_times(call, began, prepped, execed)
@@ -201,7 +208,10 @@ def _failed(
         error = wrapped(error)
     if is_last and not isinstance(error, RunSuspendedError):
         note_node(error, run, step)
-    return error
+    try:
+        raise error
+    finally:
+        del error  # its traceback has this frame
 
 
 # ---------------------------------------------------------------- the commit
@@ -249,8 +259,15 @@ async def _land(
             raise
         value, prepared, result = made
         missed = CommitConflict(conflict, transaction, prepared, result)
-        if lost is not None:
-            raise missed from conflict
+    return await _lost(run, way, value, call, missed, lost)
+
+
+async def _lost(
+    run: Running, way: Phases, value: object, call: NodeCall | None, missed: CommitConflict, before: Lost
+) -> Visited:
+    """After a conflict: again, unless this is another try already; whoever makes it counts them."""
+    if before is not None:
+        raise missed from missed.conflict
     return await _try_again(run, way, value, call, missed)
 
 

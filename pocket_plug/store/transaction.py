@@ -59,7 +59,7 @@ class Transaction:
     everywhere if `serializable`. Every visit of a node makes one, so it is slotted, and its dicts are made when needed.
     """
 
-    __slots__ = ("_may_use", "_read_by_prep", "_read_in_post", "changes", "ended", "in_post", "seen", "stack")
+    __slots__ = ("_may_use", "_read_by_prep", "_read_in_post", "changes", "ended", "in_post", "seen", "stack", "stale")
 
     def __init__(self, stack: Stack, may_use: Callable[[str, bool], None] | None = None) -> None:
         self.stack = stack
@@ -71,6 +71,8 @@ class Transaction:
         self.in_post = False
         """Set when a node comes to its `post`: reads are post's from then on."""
         self.ended = False
+        self.stale: ConflictError | None = None
+        """What one of its reads has raised: what it had seen is no more, as its commit would find too."""
 
     @property
     def clock(self) -> Clock:
