@@ -16,6 +16,7 @@ from pocket_plug.primitives.signatures import fault_of_question
 from pocket_plug.primitives.typechecks import check_type, checker, type_name
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.base import MISSING, Missing
+from pocket_plug.store.transaction import private
 
 from .chain import Next
 from .node import Node
@@ -121,7 +122,7 @@ class AskStep(Step):
             raise
         if answer is MISSING and node.action:
             return Next(node.action, value)
-        return Answered(value, node.default if answer is MISSING else answer)
+        return Answered(value, private(node.default) if answer is MISSING else answer)
 
 
 def choices(answer: Any) -> list[Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import math
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -435,6 +436,28 @@ def test_a_question_has_an_end(tmp_path: Path, way: str) -> None:
     asyncio.run(main())
 
 
+def test_a_default_is_each_run_s_own(tmp_path: Path) -> None:
+    """What a node does to the answer that nobody gave changes no other run's."""
+    ask = Ask[int, list[int]](list[int], question="Which?", timeout="1h", default=[])
+
+    class Adds(Node[Answered[int, list[int]], list[int]]):
+        async def exec(self, asked: Answered[int, list[int]]) -> list[int]:
+            asked.answer.append(asked.input)
+            return asked.answer
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            graph = Graph(ask >> Adds(), store=store)
+            for n in (1, 2):
+                with pytest.raises(RunSuspendedError):
+                    await graph.run(n, run_id=f"r-{n}")
+            clock.advance(3600)
+            assert [await graph.resume(f"r-{n}") for n in (1, 2)] == [[1], [2]]
+
+    asyncio.run(main())
+
+
 def test_what_an_ask_may_not_be() -> None:
     """A timeout without an outcome, an outcome without a timeout, both outcomes, a default of another type."""
     for options in (
@@ -503,10 +526,15 @@ def test_items_sleep_side_by_side(tmp_path: Path) -> None:
 
 
 def test_what_a_sleep_may_not_be() -> None:
-    """Neither a duration nor a moment, both, a moment without a time zone."""
+    """Neither a duration nor a moment, both, a moment without a time zone, one that never comes."""
     moment = datetime(2030, 1, 1, tzinfo=UTC)
     Sleep[Any](until=moment)
-    for arguments, options in (((), {}), (("1h",), {"until": moment}), ((), {"until": datetime(2030, 1, 1)})):
+    for until in (datetime(2030, 1, 1), math.nan, math.inf):
+        with pytest.raises(ConfigError, match="Sleep: until can't be"):
+            Sleep[Any](until=until)
+        with pytest.raises(ConfigError, match="Sleep: until can't be"):
+            Graph(Sleep[Any](until=lambda _, until=until: until)).run_sync(1)
+    for arguments, options in (((), {}), (("1h",), {"until": moment})):
         with pytest.raises(ConfigError, match="Sleep:"):
             Sleep[Any](*arguments, **options)
 
