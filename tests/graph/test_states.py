@@ -28,6 +28,7 @@ from pocket_plug import (
     RunBusyError,
     RunCancelledError,
     RunMismatchError,
+    Runs,
     RunSuspendedError,
     RunTimeoutError,
     Sleep,
@@ -537,6 +538,22 @@ def test_what_a_sleep_may_not_be() -> None:
     for arguments, options in (((), {}), (("1h",), {"until": moment})):
         with pytest.raises(ConfigError, match="Sleep:"):
             Sleep[Any](*arguments, **options)
+
+
+# ---------------------------------------------------------------- a store's clock
+def test_a_clock_may_know_whole_seconds_only(tmp_path: Path) -> None:
+    """What it gives is a time as any other: a run of it can be read and gone on with."""
+
+    async def main() -> None:
+        async with Store(f"sqlite:///{tmp_path}/state.db", clock=lambda: 1_000_000_000) as store:
+            graph = Graph(Ask[int, bool](bool, question="Really?"), store=store)
+            with pytest.raises(RunSuspendedError):
+                await graph.run(5, run_id="r")
+            assert (await Runs(store).get("r")).started == 1_000_000_000
+            assert await graph.resume("r", answer=True) == Answered(5, True)
+            assert await graph.run(5, run_id="r") == Answered(5, True)
+
+    asyncio.run(main())
 
 
 # ---------------------------------------------------------------- a whole run's time
