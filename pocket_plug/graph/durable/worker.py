@@ -318,7 +318,10 @@ class Worker:
 
     def _tell(self, became: Became, journal: Journal, error: Exception | None = None) -> None:
         if self._report is not None:
-            self._report(WorkerReport(became, journal.id, journal.graph.name, error))
+            try:
+                self._report(WorkerReport(became, journal.id, journal.graph.name, error))
+            except Exception as failed:  # noqa: BLE001 - whatever it is, the run goes on
+                log_failure(logging.ERROR, f"a worker's report of run {journal.id!r} ({became}) failed", failed)
 
 
 class _WorkerLedger(RunLedger):
