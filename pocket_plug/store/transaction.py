@@ -129,9 +129,13 @@ class Transaction:
                     return self.seen[key]
                 entry = await self.stack.read(key)
                 if entry is not None and entry.value.__class__ not in ATOMS:
-                    return self._see(key, entry)
-                return self.seen.setdefault(key, entry)
-            return self._entry(key) if self._known(key) else self._see(key, await self.stack.read(key))
+                    entry = self._see(key, entry)
+                else:
+                    entry = self.seen.setdefault(key, entry)
+                return entry if self.changes is None else self._entry(key)  # another task of its may have written
+            if not self._known(key):
+                self._see(key, await self.stack.read(key))
+            return self._entry(key)
         except StoreError as error:
             error.stack = self.stack
             raise
@@ -199,7 +203,7 @@ class Transaction:
             raise
 
     async def apply(self, name: str, step: Step) -> Value:
-        """An update within the transaction."""
+        """An update within the transaction. Nothing comes between what it reads and what it writes, of other tasks neither."""
         changes, answer = step(await self.read(name))
         if changes:
             await self.write(changes)
