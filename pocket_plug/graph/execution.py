@@ -32,7 +32,7 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
 from .chain import DEFAULT, Next
-from .context import awaited_to_its_end, in_own_context, run_ids
+from .context import awaited_to_its_end, idempotency, in_own_context, run_ids
 from .host import RunHost
 from .observing import NodeCall, Run, RunNotice
 from .places import name_giver
@@ -145,6 +145,8 @@ class Execution:
     async def go(self, value: object) -> Value:
         """Run from the start, or from where it was left, to the end; give the output of the last node."""
         ledger = self.ledger
+        if ledger is None and self.above is None and idempotency.get() is not None:
+            idempotency.set(None)  # that of a durable run's node which starts this one is for that visit alone
         try:
             if ledger is not None and (result := await ledger.claim(self, value)) is not MISSING:
                 return result
