@@ -26,12 +26,11 @@ from .chain import DEFAULT, END, Next
 from .clean_up import clean_up
 from .node import AnyNode
 from .observing import NodeCall, Time, note_times
-from .phase_calls import UNWATCHED, attempts, placed, unawaited, watch, watching
+from .phase_calls import UNWATCHED, as_its_own, attempts, placed, unawaited, watch, watching
 from .phases import PHASES
 from .places import note_node
 from .running import FREE_CONFLICTS, LATE_CONFLICTS, MAX_CONFLICTS, Running
 from .step import Step, Visited, make_step
-from .workers import wrapped
 
 NO_TRANSACTION: Any = Transaction.__new__(Transaction)
 """That of a node which has no store."""
@@ -132,9 +131,9 @@ class Phases:
                 else (target, output, None)
             )
         except BaseException as error:  # noqa: BLE001 - raised again, but for a conflict
-            made = ready, done
-            missed = _failed(run, step, phase, transaction, error, lost is None, call, (began, prepped, execed), made)
-        return await _lost(run, self, value, call, missed, lost)
+            times, made = (began, prepped, execed), (ready, done)
+            missed = _failed(run, step, phase, transaction, error, lost is None, call, times, made)
+        return await _try_again(run, self, value, call, missed, lost)
 
 
 def check(run: Running, step: Step, value: object) -> None:
@@ -201,11 +200,9 @@ def _failed(
     began, prepped, execed = times
     if began is not None and call is not None and phase:
         note_times(call, began, prepped, execed)
-    if isinstance(error, MissingKeyError):
-        if phase in step.phases and "needed by" not in str(error):
-            error.args = (f"{error}, needed by {step.title}.{phase}",)
-    elif isinstance(error, StopIteration):
-        error = wrapped(error)
+    if isinstance(error, MissingKeyError) and phase in step.phases and "needed by" not in str(error):
+        error.args = (f"{error}, needed by {step.title}.{phase}",)
+    error = as_its_own(run, step, phase, error)
     if is_last and not isinstance(error, RunSuspendedError):
         note_node(error, run, step)
     try:
@@ -257,22 +254,16 @@ async def _land(
     except ConflictError as conflict:
         if transaction is NO_TRANSACTION:
             raise
-        value, prepared, result = made
-        missed = CommitConflict(conflict, transaction, prepared, result)
-    return await _lost(run, way, value, call, missed, lost)
+        missed = CommitConflict(conflict, transaction, *made[1:])
+    return await _try_again(run, way, made[0], call, missed, lost)
 
 
-async def _lost(
-    run: Running, way: Phases, value: object, call: NodeCall | None, missed: CommitConflict, before: Lost
+async def _try_again(
+    run: Running, way: Phases, value: object, call: NodeCall | None, lost: CommitConflict, before: Lost
 ) -> Visited:
-    """After a conflict: again, unless this is another try already; whoever makes it counts them."""
-    if before is not None:
-        raise missed from missed.conflict
-    return await _try_again(run, way, value, call, missed)
-
-
-async def _try_again(run: Running, way: Phases, value: object, call: NodeCall | None, lost: CommitConflict) -> Visited:
     """After a conflict: at once a few times, then in line for the keys that were lost."""
+    if before is not None:  # this was such a try
+        raise lost from lost.conflict
     contested: set[str] = set()
     run.left_by = DEFAULT
     gates = run.stack.gates
@@ -314,9 +305,9 @@ class PhasesAndHooks(Phases):
         check(run, step, value)
         try:
             target, output, cancelled = await super().take(run, value, call, lost)
-        except (GeneratorExit, RunSuspendedError):
-            raise  # the run is being garbage-collected: nothing can be awaited any more; or it only waits
         except BaseException as error:
+            if isinstance(error, GeneratorExit) or (run.ledger is not None and isinstance(error, RunSuspendedError)):
+                raise  # the run is being garbage-collected: nothing can be awaited any more; or it only waits
             cancelled = await clean_up(run, step, call, ("on_failure", "on_complete"), error)
             if cancelled is not None and isinstance(error, Exception):
                 raise cancelled from error  # whoever cancelled must not take the run for one that goes on

@@ -24,9 +24,12 @@ from pocket_plug import (
     Memory,
     Next,
     Node,
+    OtherRunError,
+    OutcomeUnknownError,
     Retry,
     RunBusyError,
     RunCancelledError,
+    RunFencedError,
     RunMismatchError,
     Runs,
     RunSuspendedError,
@@ -538,6 +541,67 @@ def test_what_a_sleep_may_not_be() -> None:
     for arguments, options in (((), {}), (("1h",), {"until": moment})):
         with pytest.raises(ConfigError, match="Sleep:"):
             Sleep[Any](*arguments, **options)
+
+
+# ---------------------------------------------------------------- word of another run
+OF_ANOTHER_RUN = [
+    RunSuspendedError("child", {"ask#1": "Really?"}),
+    RunCancelledError("child was cancelled"),
+    RunFencedError("child was taken over"),
+    OutcomeUnknownError("nobody knows of child"),
+]
+
+
+class Begins(Node[int, int], name="begins"):
+    """A node whose work is another run, of which it raises this."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.hooks = error, list[str]()
+
+    async def exec(self, n: int) -> int:
+        raise self.error
+
+    async def on_failure(self, store: StoreWriter, error: BaseException) -> None:
+        self.hooks.append(type(error).__name__)
+
+
+@pytest.mark.parametrize("error", OF_ANOTHER_RUN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("how", ["node", "raise", "collect"])
+def test_what_a_node_learns_of_another_run_is_no_word_of_its_own(tmp_path: Path, error: Exception, how: Any) -> None:
+    """The run doesn't wait with that one, nor was it cancelled or overtaken: its node has failed, and that is recorded."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            begins = Begins(error)
+            graph: Any = Graph(begins if how == "node" else each(begins, errors=how), store=store)
+            value = 1 if how == "node" else [1, 2]
+            if how == "collect":
+                found = await graph.run(value, run_id="r")
+                assert [each.type for each in found] == 2 * ["pocket_plug.errors.OtherRunError"]
+                return
+            with pytest.raises(OtherRunError, match=f"Begins.exec has ended with {type(error).__name__}") as raised:
+                await graph.run(value, run_id="r")
+            assert raised.value.__cause__ is error
+            assert set(begins.hooks) == {"OtherRunError"}
+            info = await Runs(store).get("r")
+            assert info.state == "failed"
+            assert info.failure is not None
+            assert info.failure.type == "pocket_plug.errors.OtherRunError"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("errors", ["raise", "collect"])
+def test_in_a_run_that_is_not_durable_it_is_an_error_as_any_other(errors: Any) -> None:
+    """Its caller gets it, and may answer the other run; items of a fan-out wait for nothing."""
+    begins = Begins(OF_ANOTHER_RUN[0])
+    graph = Graph(each(begins, errors=errors))
+    if errors == "collect":
+        assert graph.run_sync([1]) == [begins.error]
+    else:
+        with pytest.raises(RunSuspendedError, match="child"):
+            graph.run_sync([1])
+    assert begins.hooks == ["RunSuspendedError"]
 
 
 # ---------------------------------------------------------------- a store's clock
