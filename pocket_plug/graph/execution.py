@@ -127,7 +127,8 @@ class Execution:
             pass
         else:
             raise SyncError(
-                f"graph {self.run.graph!r} has async phases, and an event loop runs in this thread; use `await graph.run(…)`"
+                f"graph {self.run.graph!r} has async phases, a timeout or a store, for which it needs an event loop, and one "
+                "runs in this thread already; use `await graph.run(…)`"
             )
         self.loop = True
         if stack.needs_loop:  # what belongs to a loop can't follow a run from one loop to the next
