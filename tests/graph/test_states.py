@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import math
+import sys
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -305,7 +306,7 @@ def test_a_process_that_has_ended_is_known() -> None:
     import subprocess
     import sys
 
-    script = "from pocket_plug.graph.durable.processes import this_process as p; print(dict(p().record))"
+    script = "from pocket_plug.graph.durable.processes import Process, this_process as p; print(dict(p().record))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     ended: dict[str, Any] = ast.literal_eval(out)
     here, another = this_process(), Process()
@@ -541,6 +542,37 @@ def test_what_a_sleep_may_not_be() -> None:
     for arguments, options in (((), {}), (("1h",), {"until": moment})):
         with pytest.raises(ConfigError, match="Sleep:"):
             Sleep[Any](*arguments, **options)
+
+
+# ---------------------------------------------------------------- who is at work
+def test_executions_are_counted_while_others_begin_and_end() -> None:
+    """The heartbeat's thread looks at them at any time: it must not end by what other threads do meanwhile."""
+
+    class Execution:
+        pass
+
+    process, is_over = Process(), threading.Event()
+    held: dict[str, Any] = process.held  # type: ignore[assignment]  # what is held is of no account here
+    lasting = [Execution() for _ in range(50)]
+    held.update((str(number), each) for number, each in enumerate(lasting))
+
+    def begin_and_end() -> None:
+        while not is_over.is_set():
+            brief = Execution()
+            held["brief"] = brief
+            held.pop("brief")
+
+    interval = sys.getswitchinterval()
+    beside = threading.Thread(target=begin_and_end)
+    try:
+        sys.setswitchinterval(1e-6)
+        beside.start()
+        for _ in range(3_000):
+            assert len(process.executions()) - len(lasting) in (0, 1)
+    finally:
+        is_over.set()
+        beside.join()
+        sys.setswitchinterval(interval)
 
 
 # ---------------------------------------------------------------- word of another run
