@@ -237,6 +237,13 @@ class RunCancelledError(PocketError):
     """This durable run was cancelled. What its nodes had written by then stays; nothing goes on with it."""
 
 
+class OtherRunError(PocketError):
+    """A phase of a durable run's node has ended with word of another run: that one waits, say, or was cancelled (`__cause__`).
+
+    The run whose node it is doesn't: it has failed. Nested graphs wait together with the graph around them.
+    """
+
+
 class RunStateError(PocketError, ValueError):
     """A durable run is in a `state` in which it can't be cancelled, say, or tried again: somebody else may have been faster."""
 

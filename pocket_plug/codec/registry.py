@@ -111,15 +111,13 @@ class Registry:
         again afterwards even if there was nothing new: another thread may have dealt with it at this very moment.
         """
         with self._lock:
-            queue = deque(self._declared[self._adopted :])
-            self._adopted += len(queue)
-            if not self._libraries:
-                self._libraries.add(__name__)
-                queue.extend(KNOWN)
-            for library in tuple(each for each in libraries() if each.__name__ not in self._libraries):
-                self._libraries.add(library.__name__)
-                queue.extend(library.KNOWN)
+            declared = len(self._declared)
+            queue = deque(self._declared[self._adopted : declared])
+            known = {__name__: KNOWN} | {library.__name__: library.KNOWN for library in libraries()}
+            queue.extend(each for library, types in known.items() if library not in self._libraries for each in types)
             self._adopt_all(queue)
+            # only now, when all is done: if it was interrupted, it is done again
+            self._adopted, self._libraries = declared, {*known}
 
     def _adopt_all(self, queue: deque[Any]) -> None:
         seen: dict[int, Any] = {}  # by id: a hint need not be hashable, and may contain itself

@@ -12,19 +12,21 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import wraps
 from types import CoroutineType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
-from pocket_plug.errors import ConfigError, SyncError, ValueTypeError
+from pocket_plug.errors import ConfigError, ConflictError, SyncError, ValueTypeError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.signatures import is_async
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Waiter, drive, may_block, wake
 
+from .backend import Delete
 from .base import MISSING, Source, View
 from .keys import Key
 from .naming import Template
@@ -43,7 +45,7 @@ class Cacheable(Protocol):
     _source: Source
 
     async def get(self, key: Any, /, default: Value) -> Value: ...
-    async def add(self, key: Any, value: Value, /, *, ttl: Duration | None) -> bool: ...
+    async def _added(self, key: Any, value: Value, ttl: Duration | None) -> Mapping[str, int]: ...
     async def delete(self, key: Any, /) -> bool: ...
 
 
@@ -209,7 +211,7 @@ class _KeyOf:
 
 # ---------------------------------------------------------------- one computes, the others wait
 class _Flight:
-    """One computation of one value, and those who wait for it."""
+    """One call for one value: it computes it, and then others may wait for it, or it waits itself for another one."""
 
     __slots__ = ("error", "is_landed", "is_void", "loop", "thread", "value", "waiters", "waits_for")
 
@@ -222,7 +224,7 @@ class _Flight:
         """Has it been invalidated? What it gives must not be kept then."""
         self.waiters: list[Waiter[None]] = []
         self.waits_for: set[_Flight] = set()
-        """Those that its own computation needs just now."""
+        """What it waits for just now; of one that computes, the calls that wait within its computation."""
         self.loop = asyncio._get_running_loop()
         self.thread = threading.get_ident()
 
@@ -232,8 +234,12 @@ class _Flight:
         return self.loop is not None and not self.loop.is_running()
 
     def needs(self, others: Collection[_Flight]) -> bool:
-        """Does it wait for one of these, by way of others too?"""
-        return self in others or any(each.needs(others) for each in [*self.waits_for])
+        """Does it wait for one of these, by way of others too? Each of those is looked at once, though many may wait for it."""
+        found = ahead = {self}
+        while ahead and found.isdisjoint(others):
+            ahead = {needed for each in ahead for needed in each.waits_for} - found
+            found |= ahead
+        return not found.isdisjoint(others)
 
 
 _leading: ContextVar[tuple[_Flight, ...]] = ContextVar("pocket_plug.cached", default=())
@@ -270,9 +276,9 @@ class _Flights:
                 await wakes
             finally:
                 try:
-                    self._end(name, mine, flight, around)
+                    self._end(name, mine, around)
                 except BaseException:
-                    self._end(name, mine, flight, around)
+                    self._end(name, mine, around)
                     raise
             if flight.error is not None:
                 raise flight.error
@@ -291,18 +297,18 @@ class _Flights:
             if flight.needs(around) or (may_block() and flight.thread == threading.get_ident()):
                 raise SyncError(f"{name!r} is being computed by a cached function that needs {name!r} itself for it")
             waiter = Waiter[None]()
+            mine.waits_for.add(flight)
             for each in around:
-                each.waits_for.add(flight)
+                each.waits_for.add(mine)
             flight.waiters.append(waiter)
             return flight, waiter
 
-    def _end(self, name: str, mine: _Flight, flight: _Flight, around: tuple[_Flight, ...]) -> None:
+    def _end(self, name: str, mine: _Flight, around: tuple[_Flight, ...]) -> None:
         with _lock:
             if self._by_name.get(name) is mine:
                 del self._by_name[name]
-            if flight is not mine:
-                for each in around:
-                    each.waits_for.discard(flight)
+            for each in around:
+                each.waits_for.discard(mine)
         wake(waiter.give(None) for waiter in mine.waiters)
 
     def invalidate(self, name: str) -> None:
@@ -351,9 +357,10 @@ class _Cache:
                     value.close()
                     raise ValueTypeError(f"{str(key)!r}: a cached function that isn't `async def` gave a coroutine")
                 if not flight.is_void:
-                    await self._run(self._view.add(key, value, ttl=self._ttl))
+                    added = await self._run(self._view._added(key, value, self._ttl))
                     if flight.is_void:  # meanwhile
-                        await self._run(self._view.delete(key))
+                        with suppress(ConflictError):  # somebody has set it since
+                            await self._run(self._view._source.write([*map(Delete, added)], added))
             return value
 
         return await self._flights.once(str(key), compute)

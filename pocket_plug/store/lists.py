@@ -163,8 +163,9 @@ async def _read(source: Source, name: str, key: Any, picked: Callable[[ListHead]
             seen = (source.seen or {}).get(name) or entry
         try:
             await source.stack.write((), {name: seen.version})
-        except ConflictError:
+        except ConflictError as conflict:
             if isinstance(source, Transaction):
+                source.stale = conflict
                 raise
             continue
         raise StoreError(

@@ -50,6 +50,14 @@ def _equal(seen: Entry | None, found: Entry | None) -> bool:
     return old.__class__ is new.__class__ and old == new and seen.expires_at == found.expires_at
 
 
+def _is_as_read(seen: Entry | None, original: Value) -> bool:
+    """Is the copy of a value that was handed out still equal to it?"""
+    try:
+        return seen is not None and bool(seen.value == original)
+    except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false: then nobody knows
+        return False
+
+
 class Transaction:
     """What a transaction has read and wants to write. The first version seen of a key is the one expected at commit.
 
@@ -59,18 +67,32 @@ class Transaction:
     everywhere if `serializable`. Every visit of a node makes one, so it is slotted, and its dicts are made when needed.
     """
 
-    __slots__ = ("_may_use", "_read_by_prep", "_read_in_post", "changes", "ended", "in_post", "seen", "stack")
+    __slots__ = (
+        "_may_use",
+        "_originals",
+        "_read_by_prep",
+        "_read_in_post",
+        "changes",
+        "ended",
+        "in_post",
+        "seen",
+        "stack",
+        "stale",
+    )
 
     def __init__(self, stack: Stack, may_use: Callable[[str, bool], None] | None = None) -> None:
         self.stack = stack
         self._may_use = may_use
         self.seen: dict[str, Entry | None] | None = None
+        self._originals: dict[str, Value] | None = None  # of mutable values, of which copies were handed out
         self._read_by_prep: set[str]  # known once post has read
         self.changes: dict[str, Change] | None = None
         self._read_in_post: set[str] | None = None
         self.in_post = False
         """Set when a node comes to its `post`: reads are post's from then on."""
         self.ended = False
+        self.stale: ConflictError | None = None
+        """What one of its reads has raised: what it had seen is no more, as its commit would find too."""
 
     def __repr__(self) -> str:
         return f"Transaction({self.stack!r})"
@@ -116,6 +138,8 @@ class Transaction:
         if self.seen is None:
             self.seen = {}
         if entry is not None and entry.value.__class__ not in ATOMS:
+            self._originals = self._originals or {}
+            self._originals.setdefault(key, entry.value)
             entry = Entry(private(entry.value), entry.version, entry.expires_at)
         return self.seen.setdefault(key, entry)
 
@@ -131,9 +155,13 @@ class Transaction:
                     return self.seen[key]
                 entry = await self.stack.read(key)
                 if entry is not None and entry.value.__class__ not in ATOMS:
-                    return self._see(key, entry)
-                return self.seen.setdefault(key, entry)
-            return self._entry(key) if self._known(key) else self._see(key, await self.stack.read(key))
+                    entry = self._see(key, entry)
+                else:
+                    entry = self.seen.setdefault(key, entry)
+                return entry if self.changes is None else self._entry(key)  # another task of its may have written
+            if not self._known(key):
+                self._see(key, await self.stack.read(key))
+            return self._entry(key)
         except StoreError as error:
             error.stack = self.stack
             raise
@@ -201,7 +229,7 @@ class Transaction:
             raise
 
     async def apply(self, name: str, step: Step) -> Value:
-        """An update within the transaction."""
+        """An update within the transaction. Nothing comes between what it reads and what it writes, of other tasks neither."""
         changes, answer = step(await self.read(name))
         if changes:
             await self.write(changes)
@@ -229,19 +257,23 @@ class Transaction:
         fresh = Transaction(self.stack, self._may_use)
         if self.seen is not None:
             fresh.seen = {key: self.seen[key] for key in self._prep_read()}
+            fresh._originals = self._originals
         fresh.in_post = True
         return fresh
 
     async def prep_stands(self, changed: Iterable[str]) -> bool:
         """Would prep read the same again, although these keys have changed? Then post alone can be tried again.
 
-        It would if prep read none of them, or if their values are equal to those that prep saw, and immutable. Nor may post
-        have read a mutable value that prep read: it may have changed it in place.
+        It would if prep read none of them, or if their values are equal to those that prep saw, and immutable. Nor may a mutable
+        value that prep read have been changed in place, by post or whatever has it from prep: it would be changed twice.
         """
         seen, of_prep = self.seen or {}, self._prep_read()
         again = of_prep & set(changed)
-        shared = of_prep & (self._read_in_post or set())
-        if not all((entry := seen[key]) is None or entry.value.__class__ in ATOMS for key in again | shared):
+        if not all((entry := seen[key]) is None or entry.value.__class__ in ATOMS for key in again):
+            return False
+        if not all(
+            _is_as_read(seen[key], original) for key, original in (self._originals or {}).items() if key in of_prep
+        ):
             return False
         found = await self.stack.read_many(again) if again else {}
         if not all(_equal(seen[key], found.get(key)) for key in again):

@@ -251,11 +251,16 @@ class StoreWriter(StoreReader):
         >>> store.add("leader", "a", ttl="30s"), store.add("leader", "b", ttl="30s"), store.get("leader")
         (True, False, 'a')
         """
+        return bool(await self._added(key, value, ttl))
+
+    async def _added(self, key: Any, value: Value, ttl: Duration | None) -> dict[str, int]:
+        """`add`; gives the name and the version that it has got, and nothing where there was something."""
+        name = self._written(key)
+        put = Put(name, key.checked(value) if key.__class__ is Key else value, _deadline(self._source, ttl))
         try:
-            await self.set(key, value, ttl=ttl, expect=0)
+            return {name: await self._source.write((put,), {name: 0})}
         except ConflictError:
-            return False
-        return True
+            return {}
 
     async def set_many(self, values: Mapping[Value, Value], /, *, ttl: Duration | None = None) -> None:
         """Store several values in one write: all or none."""

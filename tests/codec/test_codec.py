@@ -12,6 +12,7 @@ import tracemalloc
 import weakref
 import zlib
 from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import InitVar, dataclass, field, make_dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
@@ -29,8 +30,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import TypeAliasType
 
-from pocket_plug.codec import Codec, default_codec, register_type
+from pocket_plug.codec import Codec, default_codec, register_type, registry
+from pocket_plug.codec.adapters import adapter_of
 from pocket_plug.errors import CodecError, CorruptRecordError, UnknownTypeError, UnregisteredTypeError
+from pocket_plug.primitives.lists import ListHead
 from pocket_plug.store.keys import Key
 
 T = TypeVar("T")
@@ -1177,3 +1180,32 @@ def test_a_codec_and_its_values_can_be_collected() -> None:
     del codec, value
     gc.collect()
     assert [ref() for ref in dead] == [None, None]
+
+
+def test_an_interrupt_as_types_are_taken_in_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are taken in when one is first asked for: by whoever comes next, where that was interrupted (Ctrl-C in a notebook)."""
+
+    @dataclass
+    class Declared:
+        n: int
+
+    for at in range(1, 100):
+        calls = iter(range(1, at))
+
+        def interrupted(cls: type, calls: Iterator[int] = calls) -> Any:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return adapter_of(cls)
+
+        codec = Codec(declared=[Declared])
+        with monkeypatch.context() as patched:
+            patched.setattr(registry, "adapter_of", interrupted)
+            try:
+                is_over = not codec.knows(slice)
+            except KeyboardInterrupt:
+                is_over = False
+        for value in (ListHead("c0ffee00", 0, 1), Declared(1)):
+            assert codec.decode(codec.encode(value)) == value, at
+        if is_over:
+            break
+    assert 5 < at < 99

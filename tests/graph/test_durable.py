@@ -648,6 +648,40 @@ def test_a_store_that_does_not_survive_is_refused(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("how", ["run", "run_sync", "durable"])
+def test_a_run_that_a_node_starts_has_no_key_of_that_node_s(tmp_path: Path, how: str) -> None:
+    """Its nodes would all have one key, and a service would take the second for the first; a durable one has its own."""
+
+    @node
+    async def first(n: int) -> list[str]:
+        return [idempotency_key()]
+
+    @node
+    async def second(keys: list[str]) -> list[str]:
+        return [*keys, idempotency_key()]
+
+    inner = Graph(first >> second, name="inner")
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+
+            @node
+            async def outer(n: int) -> list[str]:
+                if how == "run_sync":
+                    return await asyncio.to_thread(inner.run_sync, n)
+                found = await (inner.run(n) if how == "run" else inner.run(n, run_id="i", store=store))
+                return [*found, idempotency_key()]
+
+            graph = Graph(outer, store=store)
+            if how == "durable":
+                assert await graph.run(1, run_id="o") == ["i/first#1", "i/second#1", "o/outer#1"]
+            else:
+                with pytest.raises(UnknownRunError, match="no durable run goes on here"):
+                    await graph.run(1, run_id="o")
+
+    asyncio.run(main())
+
+
 @dataclass
 class Known:
     n: int

@@ -663,6 +663,8 @@ def test_run_sync_of_async_phases_where_a_loop_runs_is_refused() -> None:
         assert Graph(plus).run_sync(1) == 2
         with pytest.raises(SyncError, match=r"graph 'g' has async phases.*await graph\.run"):
             Graph(later, name="g").run_sync(1)
+        with pytest.raises(SyncError, match=r"graph 'g' has .* a timeout .*await graph\.run"):
+            Graph(plus, name="g", timeout=5).run_sync(1)
 
     asyncio.run(main())
 

@@ -13,6 +13,7 @@ from pocket_plug import (
     Ask,
     ConflictError,
     Graph,
+    Node,
     OutcomeUnknownError,
     Pocket,
     Put,
@@ -22,12 +23,14 @@ from pocket_plug import (
     RunTimeoutError,
     Store,
     StoreError,
+    StoreWriter,
     Worker,
     WorkerReport,
     hookimpl,
     node,
 )
 from pocket_plug.graph.durable.records import RUN
+from pocket_plug.graph.nodes.node import AnyNode
 from pocket_plug.hookspecs import RunNotice
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.store.layer import Layer
@@ -272,14 +275,16 @@ def test_a_worker_says_released_only_of_what_is_recorded(url: str, lands: bool, 
 
 
 class Slow(Layer):
-    """The write by which a run comes to wait takes ten seconds to answer."""
+    """The write by which a run comes into a state takes ten seconds to answer."""
 
     inline_write = False
+    status: str = "waiting"
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         version = await self.inner.write(changes, expect)
         if any(
-            isinstance(each, Put) and each.key.startswith(RUN) and each.value["status"] == "waiting" for each in changes
+            isinstance(each, Put) and each.key.startswith(RUN) and each.value["status"] == self.status
+            for each in changes
         ):
             await asyncio.sleep(10)
         return version
@@ -304,3 +309,42 @@ def test_a_run_whose_time_is_over_as_it_comes_to_wait_is_in_one_state(tmp_path: 
             assert [key async for key in store.stack.scan("pocket:run-wake:")] == []
 
     run_virtual(main(), clock)
+
+
+@node
+async def greeting(name: str) -> str:
+    return f"Hello, {name}!"
+
+
+class Greeting(Node[str, str]):
+    """A node with a hook, after which a run's end is a write of its own."""
+
+    async def post(self, store: StoreWriter, name: str, prepared: str, result: str) -> str:
+        return f"Hello, {name}!"
+
+    async def on_success(self, store: StoreWriter, output: str) -> None:
+        await store.set("greeted", output)
+
+
+@pytest.mark.parametrize("last", [greeting, Greeting()], ids=["without", "hook"])
+@pytest.mark.parametrize("by", ["run", "worker"])
+def test_a_run_whose_time_is_over_as_its_end_lands_has_finished(tmp_path: Path, by: str, last: AnyNode) -> None:
+    """Its end stays, in one state, and whoever waits for it gets the result."""
+    clock, told = FakeClock(), Told()
+
+    async def main() -> None:
+        async with Store(f"sqlite:///{tmp_path}/state.db", layers=[Slow(status="finished")]) as store:
+            store.stack.clock = clock
+            graph: Graph[str, str] = Graph(last, store=store, name="timed", timeout=5)
+            if by == "run":
+                assert await graph.run("Ann", run_id="r") == "Hello, Ann!"
+            else:
+                await graph.submit("Ann", run_id="r")
+                await Worker([graph], report=told.report).run(once=True)
+                assert told.became == ["taken", "finished"]
+            states = [key async for key in store.stack.scan("pocket:run-state:")]
+            assert [key.split(":")[2] for key in states] == ["finished"]
+            assert await graph.run("Ann", run_id="r") == "Hello, Ann!"
+
+    run_virtual(main(), clock)
+    assert clock.elapsed >= 10

@@ -292,6 +292,31 @@ def test_once_ends_when_nothing_is_ready(url: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("became", ["taken", "finished"])
+def test_a_report_that_raises_stops_no_run(url: str, became: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the run goes on as if nobody had been told."""
+
+    def report(report: WorkerReport) -> None:
+        if report.became == became:
+            raise ValueError("the report's own")
+
+    @node
+    async def double(n: int) -> int:
+        return 2 * n
+
+    async def main() -> None:
+        async with Store(url) as store:
+            graph = Graph(double, store=store, name="doubling")
+            await graph.submit(21, run_id="r")
+            await Worker([graph], report=report).run(once=True)
+            assert [run.state for run in (await Runs(store).list()).runs] == ["finished"]
+            assert await graph.resume("r") == 42
+
+    asyncio.run(main())
+    (said,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert f"a worker's report of run 'r' ({became}) failed" in said.getMessage()
+
+
 def test_a_cancelled_worker_ends_its_runs_and_others_take_them_at_once(url: str) -> None:
     """The way of a second Ctrl-C: nobody is at the run any more, so no lease has to end before another worker takes it."""
 

@@ -620,6 +620,35 @@ def test_a_repeated_post_finds_the_values_of_prep_as_prep_did() -> None:
     assert append.calls["post"] == 2
 
 
+@pytest.mark.parametrize("changes_it", [True, False])
+def test_what_prep_hands_to_post_is_not_changed_twice(changes_it: bool) -> None:
+    """The list that prep has read and given is read anew, where the lost try has changed it; else post alone runs again."""
+    store = SyncStore()
+    store.set("list", [1])
+
+    class Append(Counting):
+        async def prep(self, store: StoreReader, n: int) -> Any:
+            self.calls["prep"] += 1
+            return await store.require("list")
+
+        async def post(self, inside: StoreWriter, n: int, prepared: Any, result: Any) -> Any:
+            self.calls["post"] += 1
+            await inside.get("other")
+            if self.calls["post"] == 1:
+                store.set("other", 1)
+            if changes_it:
+                prepared.append(n)
+            else:
+                prepared = [*prepared, n]
+            await inside.set("list", prepared)
+            return prepared
+
+    append = Append(lambda: None)
+    assert Graph(append, store=store).run_sync(2) == [1, 2]
+    assert store.get("list") == [1, 2]
+    assert append.calls == {"prep": 1 + changes_it, "exec": 1 + changes_it, "post": 2}
+
+
 def test_what_prep_read_only_to_read_may_change() -> None:
     """By default it is no conflict; with isolation="serializable" the node runs again."""
     store = SyncStore()

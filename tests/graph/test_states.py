@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import math
+import sys
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -23,10 +25,14 @@ from pocket_plug import (
     Memory,
     Next,
     Node,
+    OtherRunError,
+    OutcomeUnknownError,
     Retry,
     RunBusyError,
     RunCancelledError,
+    RunFencedError,
     RunMismatchError,
+    Runs,
     RunSuspendedError,
     RunTimeoutError,
     Sleep,
@@ -300,7 +306,7 @@ def test_a_process_that_has_ended_is_known() -> None:
     import subprocess
     import sys
 
-    script = "from pocket_plug.graph.durable.processes import this_process as p; print(dict(p().record))"
+    script = "from pocket_plug.graph.durable.processes import Process, this_process as p; print(dict(p().record))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     ended: dict[str, Any] = ast.literal_eval(out)
     here, another = this_process(), Process()
@@ -435,6 +441,28 @@ def test_a_question_has_an_end(tmp_path: Path, way: str) -> None:
     asyncio.run(main())
 
 
+def test_a_default_is_each_run_s_own(tmp_path: Path) -> None:
+    """What a node does to the answer that nobody gave changes no other run's."""
+    ask = Ask[int, list[int]](list[int], question="Which?", timeout="1h", default=[])
+
+    class Adds(Node[Answered[int, list[int]], list[int]]):
+        async def exec(self, asked: Answered[int, list[int]]) -> list[int]:
+            asked.answer.append(asked.input)
+            return asked.answer
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            graph = Graph(ask >> Adds(), store=store)
+            for n in (1, 2):
+                with pytest.raises(RunSuspendedError):
+                    await graph.run(n, run_id=f"r-{n}")
+            clock.advance(3600)
+            assert [await graph.resume(f"r-{n}") for n in (1, 2)] == [[1], [2]]
+
+    asyncio.run(main())
+
+
 def test_what_an_ask_may_not_be() -> None:
     """A timeout without an outcome, an outcome without a timeout, both outcomes, a default of another type."""
     for options in (
@@ -503,12 +531,125 @@ def test_items_sleep_side_by_side(tmp_path: Path) -> None:
 
 
 def test_what_a_sleep_may_not_be() -> None:
-    """Neither a duration nor a moment, both, a moment without a time zone."""
+    """Neither a duration nor a moment, both, a moment without a time zone, one that never comes."""
     moment = datetime(2030, 1, 1, tzinfo=UTC)
     Sleep[Any](until=moment)
-    for arguments, options in (((), {}), (("1h",), {"until": moment}), ((), {"until": datetime(2030, 1, 1)})):
+    for until in (datetime(2030, 1, 1), math.nan, math.inf):
+        with pytest.raises(ConfigError, match="Sleep: until can't be"):
+            Sleep[Any](until=until)
+        with pytest.raises(ConfigError, match="Sleep: until can't be"):
+            Graph(Sleep[Any](until=lambda _, until=until: until)).run_sync(1)
+    for arguments, options in (((), {}), (("1h",), {"until": moment})):
         with pytest.raises(ConfigError, match="Sleep:"):
             Sleep[Any](*arguments, **options)
+
+
+# ---------------------------------------------------------------- who is at work
+def test_executions_are_counted_while_others_begin_and_end() -> None:
+    """The heartbeat's thread looks at them at any time: it must not end by what other threads do meanwhile."""
+
+    class Execution:
+        pass
+
+    process, is_over = Process(), threading.Event()
+    held: dict[str, Any] = process.held  # type: ignore[assignment]  # what is held is of no account here
+    lasting = [Execution() for _ in range(50)]
+    held.update((str(number), each) for number, each in enumerate(lasting))
+
+    def begin_and_end() -> None:
+        while not is_over.is_set():
+            brief = Execution()
+            held["brief"] = brief
+            held.pop("brief")
+
+    interval = sys.getswitchinterval()
+    beside = threading.Thread(target=begin_and_end)
+    try:
+        sys.setswitchinterval(1e-6)
+        beside.start()
+        for _ in range(3_000):
+            assert len(process.executions()) - len(lasting) in (0, 1)
+    finally:
+        is_over.set()
+        beside.join()
+        sys.setswitchinterval(interval)
+
+
+# ---------------------------------------------------------------- word of another run
+OF_ANOTHER_RUN = [
+    RunSuspendedError("child", {"ask#1": "Really?"}),
+    RunCancelledError("child was cancelled"),
+    RunFencedError("child was taken over"),
+    OutcomeUnknownError("nobody knows of child"),
+]
+
+
+class Begins(Node[int, int], name="begins"):
+    """A node whose work is another run, of which it raises this."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.hooks = error, list[str]()
+
+    async def exec(self, n: int) -> int:
+        raise self.error
+
+    async def on_failure(self, store: StoreWriter, error: BaseException) -> None:
+        self.hooks.append(type(error).__name__)
+
+
+@pytest.mark.parametrize("error", OF_ANOTHER_RUN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("how", ["node", "raise", "collect"])
+def test_what_a_node_learns_of_another_run_is_no_word_of_its_own(tmp_path: Path, error: Exception, how: Any) -> None:
+    """The run doesn't wait with that one, nor was it cancelled or overtaken: its node has failed, and that is recorded."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            begins = Begins(error)
+            graph: Any = Graph(begins if how == "node" else each(begins, errors=how), store=store)
+            value = 1 if how == "node" else [1, 2]
+            if how == "collect":
+                found = await graph.run(value, run_id="r")
+                assert [each.type for each in found] == 2 * ["pocket_plug.errors.OtherRunError"]
+                return
+            with pytest.raises(OtherRunError, match=f"Begins.exec has ended with {type(error).__name__}") as raised:
+                await graph.run(value, run_id="r")
+            assert raised.value.__cause__ is error
+            assert set(begins.hooks) == {"OtherRunError"}
+            info = await Runs(store).get("r")
+            assert info.state == "failed"
+            assert info.failure is not None
+            assert info.failure.type == "pocket_plug.errors.OtherRunError"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("errors", ["raise", "collect"])
+def test_in_a_run_that_is_not_durable_it_is_an_error_as_any_other(errors: Any) -> None:
+    """Its caller gets it, and may answer the other run; items of a fan-out wait for nothing."""
+    begins = Begins(OF_ANOTHER_RUN[0])
+    graph = Graph(each(begins, errors=errors))
+    if errors == "collect":
+        assert graph.run_sync([1]) == [begins.error]
+    else:
+        with pytest.raises(RunSuspendedError, match="child"):
+            graph.run_sync([1])
+    assert begins.hooks == ["RunSuspendedError"]
+
+
+# ---------------------------------------------------------------- a store's clock
+def test_a_clock_may_know_whole_seconds_only(tmp_path: Path) -> None:
+    """What it gives is a time as any other: a run of it can be read and gone on with."""
+
+    async def main() -> None:
+        async with Store(f"sqlite:///{tmp_path}/state.db", clock=lambda: 1_000_000_000) as store:
+            graph = Graph(Ask[int, bool](bool, question="Really?"), store=store)
+            with pytest.raises(RunSuspendedError):
+                await graph.run(5, run_id="r")
+            assert (await Runs(store).get("r")).started == 1_000_000_000
+            assert await graph.resume("r", answer=True) == Answered(5, True)
+            assert await graph.run(5, run_id="r") == Answered(5, True)
+
+    asyncio.run(main())
 
 
 # ---------------------------------------------------------------- a whole run's time

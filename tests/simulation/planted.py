@@ -208,9 +208,9 @@ def _released_at_any_rate() -> Iterator[None]:
 def _failed_at_any_rate() -> Iterator[None]:
     became = worker._became
 
-    def sure(error: Exception, is_recorded: bool) -> worker.Became:
+    def sure(error: Exception, status: records.Status) -> worker.Became:
         is_lost = isinstance(error, pp.RunFencedError | pp.OutcomeUnknownError)
-        return became(error, is_recorded or not is_lost)
+        return became(error, "failed" if status == "running" and not is_lost else status)
 
     with mock.patch.object(worker, "_became", sure):
         yield

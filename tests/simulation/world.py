@@ -12,6 +12,7 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
+from weakref import WeakValueDictionary
 
 import pocket_plug as pp
 from pocket_plug.codec import default_codec
@@ -134,6 +135,22 @@ class Story:
 ATTEMPT: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 
 
+class Held(WeakValueDictionary[str, processes.Held]):
+    """The executions of a process; kept, so that no world depends on when the garbage collector comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[str, processes.Held] = {}
+
+    def __setitem__(self, owner: str, execution: processes.Held) -> None:
+        self._kept[owner] = execution
+        super().__setitem__(owner, execution)
+
+    def pop(self, owner: str, *default: Any) -> Any:
+        self._kept.pop(owner, None)
+        return super().pop(owner, *default)
+
+
 class Machine:
     """One process on some computer: its event loop, its clock, its connection. It is what graphs run in (a RunHost)."""
 
@@ -153,7 +170,7 @@ class Machine:
         numbers[pid] = f"{world.scheduler.now:.4f}"
         self.pid = pid
         self.identity = processes.Process.__new__(processes.Process)  # not this one, as the system knows it
-        self.identity.id, self.identity.held = run_ids.next(), {}
+        self.identity.id, self.identity.held = run_ids.next(), Held()
         self.identity.record = {
             "id": self.identity.id,
             "host": "container",

@@ -466,6 +466,46 @@ def test_what_is_invalidated_while_it_is_stored_is_not_kept() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("sets_first", [True, False])
+def test_what_somebody_sets_after_an_invalidation_stays(sets_first: bool) -> None:
+    """The computation that was invalidated as it was stored removes what it has stored itself, and nothing else."""
+
+    class Beside(SlowMemory):
+        before: Any = None
+        after: Any = None
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+            before, after, self.before, self.after = self.before, self.after, None, None
+            if before is not None:
+                await before()
+            try:
+                return await super().write(changes, expect)
+            finally:
+                if after is not None:
+                    await after()
+
+    async def main() -> None:
+        memory = Beside()
+        async with Store(memory) as store:
+
+            @store.cached("page")
+            async def page() -> str:
+                return "old"
+
+            async def invalidate_and_set() -> None:
+                await page.invalidate()
+                await store.set("page", "new")
+
+            if sets_first:
+                memory.before = invalidate_and_set
+            else:
+                memory.after = invalidate_and_set
+            assert await page() == "old"
+            assert await store.get("page") == "new"
+
+    asyncio.run(main())
+
+
 def test_what_somebody_has_set_meanwhile_stays(store: SyncStore) -> None:
     """A value that is newer than the computation is not overwritten by it."""
 
@@ -524,6 +564,70 @@ def test_what_needs_itself_is_an_error() -> None:
 
 # ---------------------------------------------------------------- processes
 @pytest.mark.crash
+def test_a_wait_that_was_cancelled_hides_no_other_one() -> None:
+    """Two calls within a computation wait for the same value, and one of them gives up: the circle is still found."""
+    store = Store()
+
+    async def main() -> None:
+        needs_a, waits = asyncio.Event(), asyncio.Event()
+
+        @store.cached("a")
+        async def a() -> str:
+            first, second = asyncio.ensure_future(b()), asyncio.ensure_future(b())
+            for _ in range(10):
+                await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.wait([first])
+            waits.set()
+            return await second
+
+        @store.cached("b")
+        async def b() -> str:
+            await needs_a.wait()
+            return await a()
+
+        computing = [asyncio.ensure_future(b())]
+        await asyncio.sleep(0)
+        computing.append(asyncio.ensure_future(a()))
+        await waits.wait()
+        needs_a.set()
+        found = await asyncio.gather(*computing, return_exceptions=True)
+        assert [type(each) for each in found] == [SyncError, SyncError]
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_who_waits_for_whom_is_found_at_once() -> None:
+    """By as many ways as one value may need another one: those of 60 values that each need the two before are 10 to the 12th."""
+    store = Store()
+
+    async def main() -> None:
+        may_end = asyncio.Event()
+        began: list[int] = []
+
+        @store.cached("fib:{n}")
+        async def fib(n: int) -> int:
+            began.append(n)
+            if n > 1:
+                return sum(await asyncio.gather(fib(n - 1), fib(n - 2)))
+            await may_end.wait()
+            return n
+
+        @store.cached("next:{n}")
+        async def following(n: int) -> int:
+            began.append(-n)
+            return await fib(n) + 1
+
+        first = asyncio.ensure_future(fib(60))
+        await until(lambda: 0 in began and 1 in began)
+        second = asyncio.ensure_future(following(60))
+        await until(lambda: -60 in began)
+        may_end.set()
+        assert await asyncio.gather(first, second) == [1_548_008_755_920, 1_548_008_755_921]
+
+    asyncio.run(main())
+
+
 def test_a_forked_child_computes_for_itself() -> None:
     """What another thread of the parent computes lands in the parent only."""
     counter = Counter()

@@ -30,6 +30,7 @@ from pocket_plug import (
     UndeclaredKeyError,
     ValueTypeError,
     WriteSizeError,
+    node,
 )
 from pocket_plug.layers import Bounding, Persistence
 from pocket_plug.primitives.lists import ListHead, item_of
@@ -349,6 +350,55 @@ def test_a_conflict_in_the_middle_of_a_list_s_read_is_the_transaction_s() -> Non
         store.trim("l", keep=1)
         tx.tail("l", 5)
     assert caught.value.keys == {"l"}
+
+
+@pytest.mark.parametrize("phase", ["prep", "post", "on_success"])
+@pytest.mark.parametrize("times", [1, 5], ids=["once", "until it has its turn"])
+def test_a_node_whose_list_was_trimmed_while_it_read_is_tried_again(phase: str, times: int) -> None:
+    """As after a conflict of its commit: it doesn't fail with what the commit would have found, too."""
+    store, tries = SyncStore(), list[str]()
+    for n in range(10):
+        store.append("l", n)
+
+    def read(view: SyncReader) -> list[int]:
+        length = view.length("l")
+        tries.append(phase)
+        if len(tries) <= times:
+            store.trim("l", keep=length - 1)
+        items: list[int] = view.tail("l", length)
+        return items
+
+    class Reads(Node[str, list[int]]):
+        def prep(self, store: SyncReader, name: str) -> list[int]:
+            return read(store) if phase == "prep" else []
+
+        def post(self, store: SyncWriter, name: str, prepared: list[int], found: list[int]) -> list[int]:
+            found = read(store) if phase == "post" else found
+            store.set("found", found)
+            return found
+
+        def on_success(self, store: SyncWriter, found: list[int]) -> None:
+            if phase == "on_success":
+                store.set("found", read(store))
+
+    Graph(Reads()).run_sync("", store=store)
+    assert store.get("found") == list(range(times, 10))
+    assert len(tries) == times + 1
+
+
+def test_a_conflict_that_a_phase_raises_itself_is_its_own() -> None:
+    """Only what its transaction has found is a reason to try it again."""
+    store, tries = SyncStore(), list[int]()
+
+    @node.post
+    def adds(store: SyncWriter, n: int) -> int:
+        tries.append(n)
+        store.set("k", n, expect=7)
+        return n
+
+    with pytest.raises(ConflictError):
+        Graph(adds).run_sync(1, store=store)
+    assert tries == [1]
 
 
 def test_a_list_at_war_with_trims_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

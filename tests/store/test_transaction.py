@@ -14,15 +14,18 @@ from pocket_plug import (
     Backend,
     ConflictError,
     Entry,
+    Graph,
     Key,
     KeyNameError,
     Memory,
     MissingKeyError,
     Store,
     StoreError,
+    StoreWriter,
     SyncStore,
     TransactionError,
     ValueTypeError,
+    node,
 )
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.testing.clock import FakeClock
@@ -528,5 +531,39 @@ def test_two_tasks_may_read_in_one_transaction() -> None:
                     backend.held[0].set()
                     assert await slow == 1
                     await tx.set("b", 1)
+
+    asyncio.run(main())
+
+
+# ------------------------------------------------------------ tasks within one
+@pytest.mark.parametrize("has_written", [False, True])
+@pytest.mark.parametrize("within", ["a transaction", "post"])
+def test_tasks_of_one_transaction_lose_nothing_to_each_other(within: str, has_written: bool) -> None:
+    """Over a store that suspends, each sees what the others have written by then, as tasks see each other in a store."""
+
+    async def together(store: StoreWriter) -> None:
+        if has_written:
+            await store.set("other", 1)
+        updates = [store.update("n", lambda n: n + 1, default=0) for _ in range(5)]
+        assert sorted(await asyncio.gather(*updates)) == [1, 2, 3, 4, 5]
+        assert sorted(await asyncio.gather(*(store.append("l", n) for n in range(5)))) == [1, 2, 3, 4, 5]
+        assert sorted(await asyncio.gather(*(store.add("k", n) for n in range(3)))) == [False, False, True]
+        assert sorted(await asyncio.gather(*(store.pop("once", 0) for _ in range(3)))) == [0, 0, 1]
+        assert await asyncio.gather(store.set("seen", 2), store.get("seen")) == [None, 2]
+
+    @node.post
+    async def post(store: StoreWriter, n: int) -> int:
+        await together(store)
+        return n
+
+    async def main() -> None:
+        async with Store(FaultyMemory()) as store:
+            await store.set_many({"once": 1, "seen": 1})
+            if within == "post":
+                await Graph(post).run(1, store=store)
+            else:
+                async with store.transaction() as view:
+                    await together(view)
+            assert (await store.get("n"), await store.tail("l", 9)) == (5, [0, 1, 2, 3, 4])
 
     asyncio.run(main())

@@ -62,7 +62,7 @@ class Heart:
     def _go_on(self) -> None:
         while True:
             # no execution in a name of this frame: it would be kept, with its store, for as long as the thread waits
-            leases = [each.lease for each in list(this_process().held.values())]
+            leases = [each.lease for each in this_process().executions()]
             if not leases:
                 with self._lock:
                     thread, self._thread = (
@@ -79,7 +79,7 @@ class Heart:
 
     def unmoved(self) -> dict[Stack, list[Held]]:
         """The executions that have not moved their runs since this was called last, by store. Not those that only come to one."""
-        held = [each for each in list(this_process().held.values()) if each.state_key]
+        held = [each for each in this_process().executions() if each.state_key]
         unmoved: dict[Stack, list[Held]] = {}
         for each in held:
             if self._seen.get(each.owner) == each.moves:

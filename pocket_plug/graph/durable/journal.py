@@ -119,10 +119,8 @@ class Journal:
         self._is_interrupted = False
         self.is_cancelled = False
         """Was the run cancelled, as far as this execution knows?"""
-        self.is_waiting = False
-        """Has this execution recorded that the run waits? Then nothing of how it ends is recorded any more."""
-        self.has_left = False
-        """Has this execution recorded that the run has failed, was cancelled, or is left to others?"""
+        self.status: Status = "running"
+        """As this execution has recorded the run. Once it is anything else, nothing of how it ends is recorded any more."""
         self.ended: RunNotice | None = None
         """What observers are to be told of that."""
         self.is_released = False
@@ -247,7 +245,7 @@ class Journal:
                         break
                     if not isinstance(failed, ConflictError):
                         raise
-            self.has_left = True
+            self.status = status
             if status in ("failed", "cancelled"):
                 about = {} if failure is None else noticed(failure)
                 self.ended = RunNotice(status, self.id, self.graph.name, about)

@@ -17,6 +17,7 @@ from pocket_plug.errors import (
     RunCancelledError,
     RunFencedError,
     RunSuspendedError,
+    RunTimeoutError,
     StoreError,
     TransactionError,
     UnknownRunError,
@@ -135,6 +136,8 @@ class RunLedger:
         try:
             return await travel(value)
         except BaseException as error:
+            if self.journal.status == "finished" and isinstance(error, RunTimeoutError):  # only once that had landed
+                return default_codec.decode(self.frame.value)
             is_left = isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError)
             if not is_left or isinstance(error, RunReleasedError):
                 await self._end_early(run, error)
@@ -143,7 +146,7 @@ class RunLedger:
     async def _end_early(self, run: Running, error: BaseException) -> None:
         """Record that the run has failed or was cancelled. One that the program itself stops is left as it is."""
         journal = self.journal
-        if journal.is_waiting:  # its time was over, say, as that landed: whoever goes on with it finds that
+        if journal.status != "running":  # its time was over, say, as that landed: whoever goes on with it finds that
             return
         is_ours = journal.end_interrupt() or not isinstance(error, asyncio.CancelledError)
         if not is_ours or not (isinstance(error, Exception) or journal.is_cancelled):
@@ -303,7 +306,7 @@ class RunLedger:
                 records.append(Put(f"{journal.part}path:{commits:09}", passed))
         version = await self._land([*changes, *records], expect, token, status != "running")
         if isinstance(kept := records[0], Put) and kept.key == journal.checkpoint.key:
-            journal.landed_record = kept.value
+            journal.landed_record, journal.status = kept.value, status
         checkpoint.version, checkpoint.commits, checkpoint.frames, checkpoint.is_old = version, commits, frames, False
         checkpoint.failed = None  # it holds frames, and with them this execution
         self.frame = frame
@@ -465,7 +468,6 @@ class RunLedger:
             changes.append(Put(wake_key(journal.graph.name, wake_at, journal.name), True))
         frame = replace(self.frame, hooks="")  # they have ended
         cancelled = await self._save(run, frame, "waiting", changes, expect)
-        journal.is_waiting = True
         if cancelled is not None:
             raise cancelled
         raise suspended(journal.id, waits, wake_at)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,7 +82,7 @@ class Process:
     def renew(self) -> None:
         """It is a new process: at its start, and after a fork."""
         self.id = run_ids.next()
-        self.held: MutableMapping[str, Held] = WeakValueDictionary()
+        self.held: WeakValueDictionary[str, Held] = WeakValueDictionary()
         """The executions that go on here, by their ids. Weakly, since an interrupt may come before one is let go of."""
         pid = os.getpid()
         self.record: Mapping[str, Any] = {
@@ -92,6 +92,10 @@ class Process:
             "machine": _machine(),
             "began": _began(pid),
         }
+
+    def executions(self) -> list[Held]:
+        """Those that go on here, as of one moment. Other threads begin and end some meanwhile, which `values()` doesn't bear."""
+        return [each for reference in self.held.valuerefs() if (each := reference()) is not None]
 
     def knows_ended(self, owner: str, record: Mapping[str, Any]) -> bool:
         """Has an execution ended, of the process of this record, as far as can be known at once?"""

@@ -45,6 +45,8 @@ Status = Literal["pending", "running", "waiting", "failed", "cancelled", "finish
 # What stands in a record: one that somebody else has written must not be taken for a run. Its `owner` is a write's token:
 # the execution's id, and after a dot which of its writes it was (in older records the id alone). That of an operator's begins
 # with a dot, and ends with the one that was there.
+SECONDS = float | int
+"""What a store's clock gives: it may know whole ones only."""
 ITEM_FIELDS: Record = {"owner": str, "commits": int, "frames": list}
 RUN_FIELDS: Record = {
     **ITEM_FIELDS,
@@ -53,14 +55,14 @@ RUN_FIELDS: Record = {
     "graph": str,
     "epoch": int,
     "steps": int,
-    "started": float,
-    "updated": float,
+    "started": SECONDS,
+    "updated": SECONDS,
     "result": bytes | None,
     "carrier": dict,
 }
 OLD_RUN_FIELDS: Record = {**RUN_FIELDS, "question": bytes | None, "answer": bytes | None, "is_answered": bool}
 """Of format 1."""
-OLD_START_FIELDS: Record = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": float}
+OLD_START_FIELDS: Record = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": SECONDS}
 START_FIELDS: Record = {**OLD_START_FIELDS, "shape": str, "form": int, "version": int}
 FRAME_FIELDS: Record = {"node": str | None, "value": bytes, "visits": dict, "action": str, "hooks": str}
 

@@ -16,7 +16,7 @@ from pocket_plug.store.backend import Backend, Entry
 from .heartbeat import BEAT
 from .processes import this_process
 from .reading import read_each
-from .records import RUN, escaped, field_of
+from .records import RUN, SECONDS, escaped, field_of
 from .states import State, StateKey, read_state
 
 
@@ -89,7 +89,7 @@ class StallWatch:
                 versions = expected
             if self._is_stalled(key, state, versions):
                 moved = field_of(run, "updated")
-                moved = moved if isinstance(moved, float) else state.since
+                moved = moved if isinstance(moved, SECONDS) else state.since
                 stalled.append(Stalled(key, parsed.run_id, parsed.graph, state, expected, moved))
         return stalled
 

@@ -38,6 +38,7 @@ from .journal import Journal, RunReleasedError, Wanted
 from .ledger import RunLedger
 from .prune import EVERY, Pruner
 from .ready import Finder, Ready, versions_of
+from .records import Status
 from .request import prepare
 from .states import LEASE
 from .waking import sleeping
@@ -284,7 +285,7 @@ class Worker:
             await execution.go(MISSING)
         except Exception as error:  # noqa: BLE001 - it is the run's, and recorded there
             if ledger.is_taken:
-                became = "waiting" if journal.is_waiting else _became(error, journal.has_left)
+                became = _became(error, journal.status)
                 self._tell(became, journal, error if became in ("failed", "lost") else None)
             else:
                 await self._not_taken(finder, journal, error, pocket)
@@ -317,7 +318,10 @@ class Worker:
 
     def _tell(self, became: Became, journal: Journal, error: Exception | None = None) -> None:
         if self._report is not None:
-            self._report(WorkerReport(became, journal.id, journal.graph.name, error))
+            try:
+                self._report(WorkerReport(became, journal.id, journal.graph.name, error))
+            except Exception as failed:  # noqa: BLE001 - whatever it is, the run goes on
+                log_failure(logging.ERROR, f"a worker's report of run {journal.id!r} ({became}) failed", failed)
 
 
 class _WorkerLedger(RunLedger):
@@ -335,8 +339,8 @@ class _WorkerLedger(RunLedger):
         return await super().hold(run, travel, value)
 
 
-def _became(error: Exception, is_recorded: bool) -> Became:
-    """What has become of a run whose execution has ended with this error, and may have recorded that."""
+def _became(error: Exception, status: Status) -> Became:
+    """What has become of a run whose execution has ended with this error, and has last recorded this status."""
     match error:
         case RunReleasedError():
             return "released"
@@ -345,7 +349,7 @@ def _became(error: Exception, is_recorded: bool) -> Became:
         case RunCancelledError():
             return "cancelled"
         case _:
-            return "failed" if is_recorded else "lost"
+            return status if status == "waiting" or status == "failed" else "lost"
 
 
 def _checked(graphs: Sequence[Served]) -> Sequence[Served]:

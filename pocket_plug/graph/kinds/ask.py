@@ -22,6 +22,7 @@ from pocket_plug.primitives.signatures import fault_of_question
 from pocket_plug.primitives.typechecks import check_type, checker, type_name
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.base import MISSING, Missing
+from pocket_plug.store.transaction import private
 
 X = TypeVar("X", default=Any)  # a question that is a text says nothing of the input
 Y = TypeVar("Y", default=Any)
@@ -120,7 +121,7 @@ class AskStep(Step):
             raise
         if answer is MISSING and node.action:
             return Next(node.action, value)
-        return Answered(value, node.default if answer is MISSING else answer)
+        return Answered(value, private(node.default) if answer is MISSING else answer)
 
 
 def choices(answer: Any) -> list[Any] | None:

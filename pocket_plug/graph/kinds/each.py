@@ -138,10 +138,10 @@ class EachStep(Step):
         for position, item in items:
             try:
                 _, output, cancelled = await take(step, item, position)
-            except RunSuspendedError as error:
-                items.waiting.append((position, item, error))
-                continue
             except Exception as error:
+                if ledger is not None and isinstance(error, RunSuspendedError):
+                    items.waiting.append((position, item, error))
+                    continue
                 note_item(error, run, self, position)
                 if not self.collects or (ledger is not None and ledger.must_end(error)):
                     raise

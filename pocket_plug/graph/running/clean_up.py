@@ -64,15 +64,17 @@ async def _call(run: Running, step: Step, name: str, function: Function, is_asyn
                 async with turn:
                     if tries > FREE_CONFLICTS:
                         priority.enter_context(gates.priority(contested))
-                    transaction = Transaction(run.stack, step.guard(run.prefix))
-                    await checked(step, name, hook, awaits, writer(transaction, run.prefix), *arguments)
-                    fence = run.ledger.fence if run.ledger is not None else NO_EXPECTATIONS
+                    transaction, fence = Transaction(run.stack, step.guard(run.prefix)), NO_EXPECTATIONS
                     try:
+                        await checked(step, name, hook, awaits, writer(transaction, run.prefix), *arguments)
+                        fence = run.ledger.fence if run.ledger is not None else NO_EXPECTATIONS
                         if (commit := transaction.end()) is not None:
                             gates.refuse_to_overtake(commit[1])
                             await run.stack.write(commit[0], {**commit[1], **fence})
                         return
                     except ConflictError as conflict:
+                        if not transaction.ended and conflict is not transaction.stale:
+                            raise  # what the hook itself has raised
                         is_ours = run.ledger is None or await run.ledger.refence(conflict)
                         contested |= conflict.keys - fence.keys()
                         if tries == MAX_CONFLICTS or not is_ours:

@@ -37,7 +37,7 @@ from pocket_plug.primitives.waiting import drive, pause
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
-from .context import awaited_to_its_end, in_own_context, run_ids
+from .context import awaited_to_its_end, idempotency, in_own_context, run_ids
 from .places import name_giver
 from .protocols import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .watched import watched_visit
@@ -127,7 +127,8 @@ class Execution:
             pass
         else:
             raise SyncError(
-                f"graph {self.run.graph!r} has async phases, and an event loop runs in this thread; use `await graph.run(…)`"
+                f"graph {self.run.graph!r} has async phases, a timeout or a store, for which it needs an event loop, and one "
+                "runs in this thread already; use `await graph.run(…)`"
             )
         self.loop = True
         if stack.needs_loop:  # what belongs to a loop can't follow a run from one loop to the next
@@ -145,6 +146,8 @@ class Execution:
     async def go(self, value: object) -> Value:
         """Run from the start, or from where it was left, to the end; give the output of the last node."""
         ledger = self.ledger
+        if ledger is None and self.above is None and idempotency.get() is not None:
+            idempotency.set(None)  # that of a durable run's node which starts this one is for that visit alone
         try:
             if ledger is not None and (result := await ledger.claim(self, value)) is not MISSING:
                 return result

@@ -9,7 +9,15 @@ from functools import partial
 from types import CoroutineType
 from typing import Any
 
-from pocket_plug.errors import NodeTimeoutError, PhaseError
+from pocket_plug.errors import (
+    NodeTimeoutError,
+    OtherRunError,
+    OutcomeUnknownError,
+    PhaseError,
+    RunCancelledError,
+    RunFencedError,
+    RunSuspendedError,
+)
 from pocket_plug.graph.elsewhere import Elsewhere, Work
 from pocket_plug.graph.nodes.phases import Function
 from pocket_plug.graph.nodes.retry import Retry
@@ -52,6 +60,25 @@ def unawaited(step: Step, phase: str, coroutine: Any) -> PhaseError:
     coroutine.close()
     name = getattr(coroutine, "__qualname__", "a coroutine")
     return PhaseError(f"{step.title}.{phase} returned a coroutine: a call lacks `await` (probably {name})")
+
+
+_OF_RUNS = (RunSuspendedError, RunCancelledError, RunFencedError, OutcomeUnknownError)
+"""What becomes of a durable run by its commits, by what it waits for, and by the graphs in it: never by a phase."""
+
+
+def as_its_own(run: Running, step: Step, phase: str, error: BaseException) -> BaseException:
+    """What a node raises for an error in a phase. One that is about a durable run is about another one: its own has failed."""
+    if isinstance(error, StopIteration):
+        return wrapped(error)
+    is_own = not phase or step.perform is not None or run.ledger is None
+    if is_own or not isinstance(error, _OF_RUNS):
+        return error
+    other = OtherRunError(
+        f"{step.title}.{phase} has ended with {type(error).__name__}, which is about another run than the one that it is a part "
+        f"of: {error}. Catch it there, or make that run's graph a node of this one's: then they wait together"
+    )
+    other.__cause__ = error
+    return other
 
 
 # ---------------------------------------------------------------- watched runs

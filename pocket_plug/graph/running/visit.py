@@ -28,14 +28,13 @@ from pocket_plug.store.sync import SyncReader, SyncWriter
 from pocket_plug.store.transaction import Transaction
 
 from .clean_up import clean_up
-from .phase_calls import UNWATCHED, attempts, placed, unawaited, watch, watching
+from .phase_calls import UNWATCHED, as_its_own, attempts, placed, unawaited, watch, watching
 from .places import note_node
 from .protocols import FREE_CONFLICTS, LATE_CONFLICTS, MAX_CONFLICTS, Running
-from .workers import wrapped
 
 NO_TRANSACTION: Any = Transaction.__new__(Transaction)
 """That of a node which has no store."""
-NO_TRANSACTION.seen = NO_TRANSACTION.changes = None
+NO_TRANSACTION.seen = NO_TRANSACTION.changes = NO_TRANSACTION.stale = None
 
 
 new_view: Any = object.__new__
@@ -81,7 +80,7 @@ class Phases:
         if self.checks and value.__class__ is not self.input_class:
             check(run, step, value)
         observers, began = watching(run, step) if call is not None else UNWATCHED
-        phase, prepped, execed = "prep", None, None
+        phase, prepped, execed, done = "prep", None, None, None
         try:
             if lost is not None and lost.prep_stands:
                 transaction, ready, done, output = lost.transaction.again(), lost.prepared, lost.result, lost.result
@@ -131,9 +130,10 @@ class Phases:
                 if transaction.changes or transaction.seen or run.ledger is not None
                 else (target, output, None)
             )
-        except BaseException as error:
-            error = _failed(run, step, phase, transaction, error, lost is None, call, (began, prepped, execed))
-            raise error
+        except BaseException as error:  # noqa: BLE001 - raised again, but for a conflict
+            times, made = (began, prepped, execed), (ready, done)
+            missed = _failed(run, step, phase, transaction, error, lost is None, call, times, made)
+        return await _try_again(run, self, value, call, missed, lost)
 
 
 def check(run: Running, step: Step, value: object) -> None:
@@ -188,20 +188,27 @@ def _failed(
     is_last: bool,
     call: NodeCall | None,
     times: tuple[Time, Time, Time],
-) -> BaseException:
-    """What the node raises for an error in a phase; unless it is tried again, with a note that says where."""
+    made: tuple[Value, Value],
+) -> CommitConflict:
+    """Raise the node's error for one in a phase; unless it is tried again, with a note that says where.
+
+    Gives the conflict, where a read in the phase has found what the commit would have found.
+    """
     transaction.ended = True
+    if isinstance(error, ConflictError) and error is transaction.stale:
+        return CommitConflict(error, transaction, *made)
     began, prepped, execed = times
     if began is not None and call is not None and phase:
         note_times(call, began, prepped, execed)
-    if isinstance(error, MissingKeyError):
-        if phase in step.phases and "needed by" not in str(error):
-            error.args = (f"{error}, needed by {step.title}.{phase}",)
-    elif isinstance(error, StopIteration):
-        error = wrapped(error)
+    if isinstance(error, MissingKeyError) and phase in step.phases and "needed by" not in str(error):
+        error.args = (f"{error}, needed by {step.title}.{phase}",)
+    error = as_its_own(run, step, phase, error)
     if is_last and not isinstance(error, RunSuspendedError):
         note_node(error, run, step)
-    return error
+    try:
+        raise error
+    finally:
+        del error  # its traceback has this frame
 
 
 # ---------------------------------------------------------------- the commit
@@ -247,15 +254,16 @@ async def _land(
     except ConflictError as conflict:
         if transaction is NO_TRANSACTION:
             raise
-        value, prepared, result = made
-        missed = CommitConflict(conflict, transaction, prepared, result)
-        if lost is not None:
-            raise missed from conflict
-    return await _try_again(run, way, value, call, missed)
+        missed = CommitConflict(conflict, transaction, *made[1:])
+    return await _try_again(run, way, made[0], call, missed, lost)
 
 
-async def _try_again(run: Running, way: Phases, value: object, call: NodeCall | None, lost: CommitConflict) -> Visited:
+async def _try_again(
+    run: Running, way: Phases, value: object, call: NodeCall | None, lost: CommitConflict, before: Lost
+) -> Visited:
     """After a conflict: at once a few times, then in line for the keys that were lost."""
+    if before is not None:  # this was such a try
+        raise lost from lost.conflict
     contested: set[str] = set()
     run.left_by = DEFAULT
     gates = run.stack.gates
@@ -297,9 +305,9 @@ class PhasesAndHooks(Phases):
         check(run, step, value)
         try:
             target, output, cancelled = await super().take(run, value, call, lost)
-        except (GeneratorExit, RunSuspendedError):
-            raise  # the run is being garbage-collected: nothing can be awaited any more; or it only waits
         except BaseException as error:
+            if isinstance(error, GeneratorExit) or (run.ledger is not None and isinstance(error, RunSuspendedError)):
+                raise  # the run is being garbage-collected: nothing can be awaited any more; or it only waits
             cancelled = await clean_up(run, step, call, ("on_failure", "on_complete"), error)
             if cancelled is not None and isinstance(error, Exception):
                 raise cancelled from error  # whoever cancelled must not take the run for one that goes on
