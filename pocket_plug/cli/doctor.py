@@ -87,10 +87,10 @@ def _timeout(_context: click.Context, _parameter: click.Parameter, given: str) -
 )
 @as_json
 def doctor(timeout: float, as_json: bool) -> int:
-    """Look whether all is well: versions, configuration, plugins, stores, telemetry.
+    """Check the installation: versions, configuration, plugins, stores, telemetry.
 
-    What is wrong is said with the way out, and the exit code is 1. Nothing is written into a store, and none is made. Where
-    traces go by OTLP, a span called "pocket-plug doctor" is sent there.
+    For each problem it prints how to fix it; the exit code is then 1. It writes into no store and creates none. If traces
+    go to a collector by OTLP, it sends a span named "pocket-plug doctor" there.
     """
     found: list[Check] = []
     with _silent_logs():
