@@ -134,7 +134,7 @@ def _waits_for(suspended: RunSuspendedError) -> str:
         return str(suspended)
     return (
         f"run {suspended.run_id!r} sleeps until {as_date(suspended.wake_at, local=True)}; "
-        "`pocket-plug worker TARGET` goes on with it then, or `pocket-plug runs resume`"
+        "`pocket-plug worker TARGET` resumes it then, or `pocket-plug runs resume`"
     )
 
 

@@ -41,7 +41,7 @@ def said_if_unwritable(stream: str) -> Generator[None]:
     except OSError as error:
         _drop(getattr(sys, stream))
         raise click.ClickException(
-            f"{stream} can't be written to: {error.strerror}; what is there is not all"
+            f"{stream} can't be written to: {error.strerror}; the output is incomplete"
         ) from error
 
 

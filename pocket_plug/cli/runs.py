@@ -437,7 +437,7 @@ def _tell(
 def _say_who_goes_on() -> None:
     """Of runs that are pending; not on stdout, which has a line for each run."""
     echo(
-        "`pocket-plug worker TARGET` goes on with what is pending, `pocket-plug runs resume TARGET RUN` with one",
+        "`pocket-plug worker TARGET` resumes pending runs, `pocket-plug runs resume TARGET RUN` a single one",
         err=True,
     )
 

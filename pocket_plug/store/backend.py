@@ -302,7 +302,7 @@ class Backend:
         versions, which a server that others write to can't give.
         """
         raise ConfigError(
-            f"{self!r} can't be owned by one process, as persistence mode='behind' needs it: others may write to it at any "
+            f"{self!r} can't be locked by one process, which persistence mode='behind' needs: others may write to it at any "
             "time, so its versions are not consecutive; use mode='through'"
         )
 
@@ -327,7 +327,7 @@ class Backend:
 
         Raises ConfigError where `can_watch` is False.
         """
-        raise ConfigError(f"{self!r} can't tell what others write: can_watch is False")
+        raise ConfigError(f"{self!r} can't notify of other processes' writes: can_watch is False")
 
     async def close(self) -> None:
         """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""

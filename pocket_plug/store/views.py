@@ -437,9 +437,7 @@ tell_writes(StoreReader, StoreWriter)
 def _version(expect: object) -> int:
     if not isinstance(expect, int) or isinstance(expect, bool) or expect < PRESENT:
         found = repr(expect) if isinstance(expect, int) else summary(expect)
-        raise ConfigError(
-            f"expect can't be {found}; give the version that entry(key) gave, or 0 where nothing is to be"
-        )
+        raise ConfigError(f"expect can't be {found}; give the version of entry(key), or 0 if the key must not exist")
     return expect
 
 

@@ -640,7 +640,7 @@ def test_a_store_that_does_not_survive_is_refused(tmp_path: Path) -> None:
             assert await records(store) == []
         behind = Persistence(mode="behind", to=f"sqlite:///{tmp_path}/behind.db")
         async with Store(layers=[behind]) as store:
-            with pytest.raises(ConfigError, match="may lose what was acknowledged"):
+            with pytest.raises(ConfigError, match="may lose acknowledged writes"):
                 await Graph(same, store=store).run(1, run_id="r")
         with pytest.raises(UnknownRunError, match="run_id="):
             idempotency_key()

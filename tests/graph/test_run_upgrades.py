@@ -488,7 +488,7 @@ def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
 
     to = {
         "to 2 raised LookupError": failing,
-        "gave str[2], not a RunPosition": wrong,
+        "returned str[2], not a RunPosition": wrong,
         "stands at node 'b', which is not there": lambda position: position,
         "stands at node 'nowhere', which is not there": lambda position: replace(position, path=("nowhere",)),
         "stands within 'a', which is no graph but a node": lambda position: replace(position, path=("a", "b2")),

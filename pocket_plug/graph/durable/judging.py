@@ -141,7 +141,7 @@ class Judge:
         if begun > graph.version:
             raise RunChangedError(
                 f"run {kept.run_id!r} is one of version {begun} of graph {graph.name!r}, and this is version "
-                f"{graph.version}; go on with that one"
+                f"{graph.version}; resume it with that version"
             )
         steps = range(begun, graph.version)
         missing = [step for step in steps if step not in graph.upgrade]
@@ -182,7 +182,7 @@ class Judge:
     def _way_out(self) -> str:
         version = self.graph.version
         return (
-            "go on with the form that it was begun by, or upgrade it: "
+            "resume it with the graph that it began with, or upgrade it: "
             f"Graph(…, version={version + 1}, upgrade={{{version}: …}})"
         )
 
