@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How often, and after what pause, a failed `exec` is tried again.
+    """How often, and after what pause, a failed `exec` is retried.
 
     The pause before attempt n+1 is `delay * backoff ** (n - 1)` seconds, at most `max_delay`, with a random part of up
-    to `jitter` of it added. `on` are the errors worth it: exception classes, or a function of the error that gives True or
-    False, where one class means several things. An exception group counts if all its leaves do.
+    to `jitter` of it added. `on` says which errors are retried: exception classes, or a function of the error that
+    returns True or False. An exception group is retried if all its leaves are.
 
     >>> Retry(delay="500ms", backoff=2).pause(3)
     2.0
