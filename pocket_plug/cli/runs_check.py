@@ -33,7 +33,9 @@ def check(target: Target, graph: str, as_json: bool) -> int:
         rows = [(each.run_id, each.state, each.at, each.verdict, _why(each)) for each in found]
         print_table(("run", "state", "node", "verdict", "why"), rows)
         told = (
-            f"{len(refused):,} of {len(found):,} open runs can't go on" if refused else f"all {len(found):,} can go on"
+            f"{len(refused):,} of {len(found):,} open runs can't resume"
+            if refused
+            else f"all {len(found):,} can resume"
         )
         echo(told, err=True)
     return int(bool(refused))
