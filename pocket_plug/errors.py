@@ -1,7 +1,7 @@
 """Every exception that pocket_plug raises, as one tree under `PocketError`.
 
-A message names the thing (key, node, plugin, option), what was found, what was allowed, and the way out. Where a
-built-in exception says the same, the class is also that one, so `except KeyError` and `except TimeoutError` work.
+A message names the thing (key, node, plugin, option), what was found, what is allowed, and how to fix it. If a built-in
+exception has the same meaning, it is a base class too, so that `except KeyError` and `except TimeoutError` work.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 
 class PocketError(Exception):
-    """The root: everything of ours is one of these."""
+    """The base class of all exceptions of pocket_plug."""
 
 
 # ---------------------------------------------------------------- the store
 class KeyNameError(PocketError, ValueError):
-    """A key or scope name that can't be used: empty, not a string, too long, an unfilled template, the reserved prefix."""
+    """A key or scope name is invalid: empty, not a string, too long, an unfilled template, or with the reserved prefix."""
 
 
 class MissingKeyError(PocketError, KeyError):
@@ -31,24 +31,24 @@ class ValueTypeError(PocketError, TypeError):
 
 
 class StoreError(PocketError):
-    """A backend or a layer could not do what it was asked: never to be read as 'nothing there'."""
+    """A backend or a layer failed. It doesn't mean that an entry is missing."""
 
     stack: object | None = None
-    """The store's stack, where it was read within a transaction: a node may use other stores too."""
+    """The stack of the store that was read in a transaction: a node may use several stores."""
 
 
 class StoreClosedError(StoreError):
-    """The store was used after `close`, or before `open` where it needs one."""
+    """The store was used after `close`, or before `open` if it must be opened."""
 
 
 class StoreBusyError(StoreError):
-    """Another connection kept the store locked for longer than the time-out. It makes sense to try again."""
+    """Another connection kept the store locked for longer than the timeout. A retry may succeed."""
 
 
 class ConflictError(StoreError):
-    """A key's version is no longer the one expected; nothing of the write was done.
+    """A key's version is not the expected one; nothing was written.
 
-    `keys` are the names, as the backend knows them, whose version differed.
+    `keys` are the names of the keys whose version differed, as the backend knows them.
     """
 
     def __init__(self, keys: Iterable[str], message: str = "") -> None:
@@ -60,23 +60,23 @@ class ConflictError(StoreError):
 
 
 class StoreUnreachableError(StoreError):
-    """A store's server can't be reached, or doesn't answer, for as long as its backend was told to try. Nothing was done."""
+    """A store's server could not be reached, or didn't answer, within the backend's `patience`. Nothing was done."""
 
 
 class AnswerLostError(StoreError):
-    """A write was sent to a server, and no answer came in time: whether it has landed is not known."""
+    """A write was sent to a server, and no answer came in time: it may have been stored, or not."""
 
 
 class StoreTimeoutError(StoreError, TimeoutError):
-    """A read, a check or a page of a scan took longer than the layer `timeout` allows; it says nothing of what is there."""
+    """A read, a check or a page of a scan took longer than the layer `timeout` allows. The entry may exist or not."""
 
 
 class ReadOnlyError(StoreError):
-    """A write to a store that has the layer `readonly`; nothing of it was done."""
+    """A write to a store with the layer `readonly`; nothing was written."""
 
 
 class WriteSizeError(StoreError):
-    """A write has more changes and expectations than its backend takes (`Backend.max_changes`); nothing of it was done."""
+    """A write has more changes and expectations than the backend allows (`Backend.max_changes`); nothing was written."""
 
 
 class TransactionError(StoreError):
@@ -84,12 +84,12 @@ class TransactionError(StoreError):
 
 
 class SyncError(PocketError, RuntimeError):
-    """A call would wait for itself: a sync one for the event loop that it blocks, a cached function for its own result."""
+    """A call would wait for itself: a sync call for the event loop that it blocks, or a cached function for its own result."""
 
 
 # ---------------------------------------------------------------- the codec
 class CodecError(PocketError):
-    """A value can't be turned into bytes, or bytes into a value."""
+    """A value can't be encoded to bytes, or bytes can't be decoded to a value."""
 
 
 class UnregisteredTypeError(CodecError, TypeError):
@@ -101,7 +101,7 @@ class UnknownTypeError(CodecError):
 
 
 class CorruptRecordError(CodecError, ValueError):
-    """Bytes that are no record of pocket_plug, or that exceed a limit of size or depth."""
+    """Bytes that are not a record of pocket_plug, or that exceed a limit of size or depth."""
 
 
 # ---------------------------------------------------------------- configuration and plugins
@@ -110,14 +110,14 @@ class ConfigError(PocketError, ValueError):
 
 
 class UnknownStoreError(ConfigError, KeyError):
-    """The configuration names no such store."""
+    """The configuration has no store of this name."""
 
     def __str__(self) -> str:  # as in MissingKeyError
         return str(self.args[0])
 
 
 class PluginError(PocketError):
-    """A plugin can't be used; names the plugin and its distribution."""
+    """A plugin can't be used; the message names the plugin and its distribution."""
 
 
 class NotConfiguredError(PocketError):
@@ -126,7 +126,7 @@ class NotConfiguredError(PocketError):
 
 # ---------------------------------------------------------------- nodes and graphs
 class GraphError(PocketError, ValueError):
-    """A graph can't run as it is; `findings` has every fault at once."""
+    """A graph is invalid; `findings` lists everything that is wrong with it."""
 
     def __init__(self, message: str, findings: Iterable[str] = ()) -> None:
         self.findings = tuple(findings)
@@ -137,7 +137,7 @@ class GraphError(PocketError, ValueError):
 
 
 class PhaseError(PocketError, TypeError):
-    """A phase of a node is invalid: `def` instead of `async def`, or the reverse; its signature; or what it returned."""
+    """A phase of a node is invalid: `def` instead of `async def` or vice versa, its signature, or what it returned."""
 
 
 class InputError(PocketError, TypeError):
@@ -145,7 +145,7 @@ class InputError(PocketError, TypeError):
 
 
 class RouteError(PocketError, LookupError):
-    """A node returned an action that has no edge; nothing that the node wrote was committed."""
+    """A node returned an action that has no edge; none of the node's writes was committed."""
 
 
 class UndeclaredKeyError(PocketError, LookupError):
@@ -164,20 +164,20 @@ class NodeTimeoutError(PocketError, TimeoutError):
 
 
 class RunTimeoutError(PocketError, TimeoutError):
-    """A run took longer than its graph's `timeout` (seconds), for a durable one from its begin on, waits included."""
+    """A run took longer than its graph's `timeout` (seconds), for a durable run from its start on, waits included."""
 
 
 class WrappedStopIterationError(PocketError, RuntimeError):
-    """A `def` phase raised StopIteration, which no future can carry."""
+    """A `def` phase raised StopIteration, which a future can't pass on."""
 
 
 # ---------------------------------------------------------------- exec elsewhere
 class ExecutorError(PocketError):
-    """An executor could not have an `exec` done elsewhere, or has no answer that can be read."""
+    """An executor could not run an `exec` elsewhere, or its answer can't be read."""
 
 
 class ExecutorLostError(ExecutorError, ConnectionError):
-    """A worker died at it again and again, or the executor can't be reached: the `exec` may have been done, or not.
+    """Workers died repeatedly while they ran an `exec`, or the executor can't be reached: the `exec` may have run, or not.
 
     It is a ConnectionError, hence an OSError: `Retry(on=(OSError,))` retries it.
     """
@@ -186,7 +186,8 @@ class ExecutorLostError(ExecutorError, ConnectionError):
 class WorkerCodeError(ExecutorError):
     """A worker lacks the code of a node, or has another version of it.
 
-    `worker` says which one, `module` what it was to import; `expected` is what this process has, `found` what the worker has.
+    `worker` names the worker, `module` the module that it imports; `expected` is what this process has, `found` what the
+    worker has.
     """
 
     def __init__(self, message: str, worker: str = "", module: str = "", expected: str = "", found: str = "") -> None:
@@ -199,10 +200,10 @@ class WorkerCodeError(ExecutorError):
 
 # ---------------------------------------------------------------- durable runs
 class RunSuspendedError(PocketError):
-    """A durable run waits for answers, or for a time: nothing has failed.
+    """A durable run waits for answers or for a time. This is not a failure.
 
-    `questions` are the open ones, by id; `question` and `question_id` are the first of them. `wake_at` is when the run goes
-    on by itself, in epoch seconds, if it does.
+    `questions` are the open questions, by id; `question` and `question_id` are the first of them. `wake_at` is the time at
+    which the run can resume without an answer, in epoch seconds, or None.
     """
 
     waits: tuple[Any, ...] = ()
@@ -213,12 +214,12 @@ class RunSuspendedError(PocketError):
         self.question: Any = self.questions.get(self.question_id)
         if self.questions:
             text = (
-                f"run {run_id!r} waits for an answer to its `question`; resume(run_id, answer=…, "
-                f"question={self.question_id!r}) goes on with it"
+                f"run {run_id!r} waits for an answer to its `question`; to answer it: "
+                f"resume(run_id, answer=…, question={self.question_id!r})"
             )
         else:
             when = "" if wake_at is None else f" until {as_date(wake_at)}"
-            text = f"run {run_id!r} sleeps{when}; a worker goes on with it then, or resume(run_id)"
+            text = f"run {run_id!r} sleeps{when}; a worker resumes it then, or resume(run_id)"
         super().__init__(text)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -226,15 +227,15 @@ class RunSuspendedError(PocketError):
 
 
 class RunFencedError(PocketError):
-    """Another execution has taken over this durable run, or the run was removed: this one can write nothing any more."""
+    """Another execution has taken this durable run over, or it was removed: this execution can't write any more."""
 
 
 class RunBusyError(PocketError):
-    """Another execution is at this durable run: who, and since when. `takeover=True` takes the run from it."""
+    """Another process is executing this durable run; the message says which, and since when. `takeover=True` takes it over."""
 
 
 class RunCancelledError(PocketError):
-    """This durable run was cancelled. What its nodes had written by then stays; nothing goes on with it."""
+    """This durable run was cancelled and can't resume. What its nodes have written stays."""
 
 
 class OtherRunError(PocketError):
@@ -245,7 +246,7 @@ class OtherRunError(PocketError):
 
 
 class RunStateError(PocketError, ValueError):
-    """A durable run is in a `state` in which it can't be cancelled, say, or tried again: somebody else may have been faster."""
+    """A durable run's `state` doesn't allow the operation, such as cancel or retry: another process may have been faster."""
 
     def __init__(self, run_id: str, state: str, message: str) -> None:
         self.run_id, self.state = run_id, state
@@ -256,18 +257,18 @@ class RunStateError(PocketError, ValueError):
 
 
 class RunStuckError(PocketError):
-    """Execution after execution of this durable run has ended at the same node, without an error and without progress."""
+    """Several executions of this durable run have ended at the same node, without an error and without progress."""
 
 
 class OutcomeUnknownError(StoreError):
-    """A durable run's write failed, and reading whether it was stored failed too. Nothing is lost: `resume(run_id)` finds out."""
+    """A durable run's write failed, and it is unknown whether it was stored. Nothing is lost: `resume(run_id)` finds out."""
 
 
 class RecordedError(PocketError):
-    """What a durable run keeps of an exception that `errors="collect"` has collected and that can't be stored as it is.
+    """Stands for an exception that a durable run has collected (`errors="collect"`) and that can't be stored as it is.
 
-    `type` is its class's full name, `message` its text, `where` the module, file and line of the user's code that it comes
-    from. Python's own exceptions, and those registered with `register_type`, are kept as they are.
+    `type` is the full name of its class, `message` its text, `where` the module, file and line of the user's code that raised
+    it. Python's built-in exceptions, and those registered with `register_type`, are stored as they are.
     """
 
     def __init__(self, type: str, message: str, where: str) -> None:
@@ -280,13 +281,13 @@ class RecordedError(PocketError):
 
 
 class RunMismatchError(PocketError, ValueError):
-    """A run with that id exists, but with another input, graph or scope, or it asks no such question."""
+    """The run with this id has another input, graph or scope, or doesn't ask this question."""
 
 
 class RunChangedError(PocketError, ValueError):
-    """A durable run can't go on in its graph as it is now; `differences` lists what lies ahead of it and has changed.
+    """A durable run can't resume in the changed graph; `differences` lists what has changed ahead of it.
 
-    `message` says why and what to do, without these.
+    `message` says why and what to do, without the differences.
     """
 
     def __init__(self, message: str, differences: Iterable[str] = ()) -> None:
@@ -298,7 +299,7 @@ class RunChangedError(PocketError, ValueError):
 
 
 class UnknownRunError(PocketError, LookupError):
-    """No durable run has that id."""
+    """There is no durable run with this id."""
 
 
 def is_fault(error: BaseException) -> bool:

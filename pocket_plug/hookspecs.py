@@ -1,8 +1,8 @@
-"""What a plugin may implement, and what it is handed. This is the manual for plugin authors.
+"""The hooks that a plugin may implement, and the objects that they get. This is the manual for plugin authors.
 
-A plugin is a module or an object with functions marked `@hookimpl`, or a class, of which each Pocket makes an object of
-its own; an entry point in the group `pocket_plug` makes it found. Hooks are called once, when a stack is built or a run
-starts; what they gave is then called directly, so a part that they did not give costs nothing.
+A plugin is a module or an object with functions marked `@hookimpl`, or a class, from which each Pocket makes its own object.
+An entry point in the group `pocket_plug` makes it found. Hooks are called once, when a stack is built or a run starts. What
+they return is then called directly, so a part that they did not return costs nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Status = Literal["active", "disabled", "declined", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class PluginRecord:
-    """What became of one plugin. `pocket-plug plugins` lists them."""
+    """The state of one plugin. `pocket-plug plugins` lists them."""
 
     name: str
     """The entry point's name: also its table in the configuration, and what disables it."""
@@ -125,13 +125,13 @@ class Specs:
 
     @hookspec
     def pocket_observe(self, run: Run) -> Observer | None:
-        """Watch a run.
+        """Observe a run.
 
         When: once as each run starts, nested ones too; not again for its nodes.
-        Arguments: `run`, what may be known of it: its id, its graph, its parent.
-        Returns: an `Observer`, whose parts are then called directly; or None, to stay silent for this whole run. The
-        first one that is asked is the outermost.
-        Errors: what it raises, or an answer of another type, is logged once and counted; the run goes on without it.
+        Arguments: `run`, with its id, its graph, its parent.
+        Returns: an `Observer`, whose parts are then called directly; or None, to ignore this run. The plugin that is
+        called first is the outermost observer.
+        Errors: an exception, or a result of a wrong type, is logged once and counted; the run goes on without it.
 
         >>> from pocket_plug import Graph, Pocket, hookimpl, node
         >>> class Printing:
@@ -154,7 +154,7 @@ class Specs:
         When: once for each Pocket, when it first traces something.
         Arguments: none.
         Returns: `SpanAdditions`, whose parts are then called directly as spans begin; or None.
-        Errors: what it raises, or an answer of another type, is logged once and counted; spans go without its attributes.
+        Errors: an exception, or a result of a wrong type, is logged once and counted; spans go without its attributes.
 
         >>> from pocket_plug import Graph, Pocket, hookimpl, node
         >>> from pocket_plug.hookspecs import SpanAdditions
@@ -176,14 +176,14 @@ class Specs:
 
     @hookspec
     def pocket_run_notice(self, notice: RunNotice) -> None:
-        """Be notified of what becomes of a durable run.
+        """Be notified of changes to a durable run.
 
         When: once it is recorded that a run was submitted, has failed, or was cancelled by an operator; when a worker takes
         over one that is stalled, or gives one up that makes no progress.
         Arguments: `notice`, what it is: "submitted", "failed", "cancelled", "stalled" or "stuck", of which run, with what
         else is known.
         Returns: nothing.
-        Errors: what it raises is logged once and counted; the run goes on.
+        Errors: an exception is logged once and counted; the run goes on.
 
         >>> from tempfile import mkdtemp
         >>> from pocket_plug import Graph, Pocket, Store, hookimpl, node
@@ -206,7 +206,7 @@ class Specs:
         When: once for each Pocket, when it first looks up a layer by its name.
         Arguments: none.
         Returns: a list of subclasses of `Layer`, each to be used by its `name`.
-        Errors: what it raises, or an answer of another type, is logged once and counted; none of its layers is there.
+        Errors: an exception, or a result of a wrong type, is logged once and counted; none of its layers is there.
         A name that another plugin has already offered stays with that one, and is logged.
 
         >>> from pocket_plug import Layer, Pocket, hookimpl
@@ -227,9 +227,9 @@ class Specs:
 
         When: once for each Pocket, when it first makes a backend of a URL other than `memory://`.
         Arguments: none.
-        Returns: a mapping of schemes to what makes a backend of a whole URL: `{"redis": RedisBackend}`.
-        Errors: what it raises, or an answer of another type, is logged once and counted; none of its backends is there.
-        What the maker raises for a URL is raised to whoever asked for the store, as a ConfigError without passwords.
+        Returns: a mapping of schemes to functions that make a backend from a whole URL: `{"redis": RedisBackend}`.
+        Errors: an exception, or a result of a wrong type, is logged once and counted; none of its backends is there.
+        What such a function raises is raised to the code that makes the store, as a ConfigError without passwords.
 
         >>> from pocket_plug import Memory, Pocket, hookimpl
         >>> class Offering:
@@ -249,8 +249,8 @@ class Specs:
         Arguments: none.
         Returns: a mapping of schemes to what makes an executor of a whole URL: `{"dask": DaskExecutor.from_url}`. It opens
         nothing before its first work.
-        Errors: what it raises, or an answer of another type, is logged once and counted; none of its executors is there.
-        What the maker raises for a URL is raised to whoever runs or validates the graph, as a ConfigError without passwords.
+        Errors: an exception, or a result of a wrong type, is logged once and counted; none of its executors is there.
+        What such a function raises is raised by `run` or `validate`, as a ConfigError without passwords.
 
         >>> from pocket_plug import Graph, Pocket, hookimpl, node
         >>> from pocket_plug.executors import Threads
@@ -273,7 +273,7 @@ class Specs:
         When: once for each Pocket, before it first makes a backend or a layer by name.
         Arguments: `codec`, the process's one, with `register`.
         Returns: nothing.
-        Errors: what it raises is logged once and counted; what it has registered by then stays so.
+        Errors: an exception is logged once and counted; types that it has registered stay registered.
 
         >>> from fractions import Fraction
         >>> from pocket_plug import Pocket, hookimpl
@@ -294,7 +294,7 @@ class Specs:
         When: as the command line looks for a name that is none of its own, or lists the commands.
         Arguments: none.
         Returns: a list of click commands, each with a name.
-        Errors: what it raises, or an answer of another type, is logged once and counted; the command line works without.
+        Errors: an exception, or a result of a wrong type, is logged once and counted; the command line works without.
         A name that another plugin or `pocket-plug` itself has stays with that one, and is logged.
 
         >>> import click
@@ -310,9 +310,9 @@ class Specs:
 
     @hookspec
     def pocket_configure(self, pocket: PluginHost, options: Mapping[str, Any]) -> None:
-        """Take the options, and get ready.
+        """Read the options, and prepare.
 
-        When: once for each Pocket, as it is made, after all plugins are registered.
+        When: once for each Pocket, when it is made, after all plugins are registered.
         Arguments: `pocket`, the Pocket as plugins may use it; `options`, the plugin's own table `[plugins.NAME]`, with the
         variables of the environment filled in, and empty where there is none.
         Returns: nothing.
@@ -343,7 +343,7 @@ class Specs:
         Arguments: `plugin`, its record; `what` it failed at: a hook, or a part of its observer such as
         "pocket_observe (node)"; `error`, what it raised, whose message may hold anything, secrets too.
         Returns: nothing.
-        Errors: what it raises is logged once and counted; nobody is notified of that.
+        Errors: an exception is logged once and counted; nobody is notified of that.
 
         >>> from pocket_plug import Pocket, hookimpl
         >>> class Broken:
@@ -365,7 +365,7 @@ class Specs:
         When: once, after the stores of a Pocket were closed; for the default Pocket at the latest at the process's end.
         Arguments: `pocket`, the Pocket as plugins may use it.
         Returns: nothing.
-        Errors: what it raises is logged once and counted; the others are asked all the same.
+        Errors: an exception is logged once and counted; the other plugins are still called.
 
         >>> from pocket_plug import Pocket, hookimpl
         >>> class Closing:

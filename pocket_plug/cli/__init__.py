@@ -28,16 +28,16 @@ from .output import echo, said_if_unwritable
 
 COMMANDS = {
     "config": ("config", "Check a configuration file, and print its JSON Schema."),
-    "doctor": ("doctor", "Look whether all is well: versions, configuration, plugins, stores, telemetry."),
+    "doctor": ("doctor", "Check the installation: versions, configuration, plugins, stores, telemetry."),
     "graph": ("run", "Draw a graph as a Mermaid flow chart, or as an SVG."),
-    "new": ("new", "Make a plugin distribution to begin with."),
-    "plugins": ("show", "List the plugins that were found, used or not, and why."),
+    "new": ("new", "Create a new plugin project."),
+    "plugins": ("show", "List the installed plugins: which are used, which are not, and why."),
     "run": ("run", "Run an application or a graph."),
-    "runs": ("runs", "Look at durable runs, go on with them, answer, cancel, retry and remove them."),
+    "runs": ("runs", "List, resume, answer, cancel, retry and remove durable runs."),
     "stack": ("show", "Draw the configured store stacks."),
-    "store": ("store", "Look into a store, and change it."),
-    "trace": ("trace", "Look at what was traced, open it in the browser, send it to a backend."),
-    "worker": ("worker", "Take durable runs that were submitted, and go on with those whose process has died."),
+    "store": ("store", "Read, change, check, copy and back up the entries of a store."),
+    "trace": ("trace", "List, show, compare and send recorded traces."),
+    "worker": ("worker", "Execute submitted durable runs, and resume those whose process has died."),
 }
 """Our commands: the module that has each, and the first sentence of its help."""
 
@@ -124,7 +124,7 @@ class Commands(click.Group):
 @click.version_option(package_name="pocket-plug")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """State management for workflows: stores, graphs, plugins."""
+    """Run workflows and look at their state: graphs, durable runs, stores, traces, plugins."""
 
 
 def _waits_for(suspended: RunSuspendedError) -> str:
@@ -134,7 +134,7 @@ def _waits_for(suspended: RunSuspendedError) -> str:
         return str(suspended)
     return (
         f"run {suspended.run_id!r} sleeps until {as_date(suspended.wake_at, local=True)}; "
-        "`pocket-plug worker TARGET` goes on with it then, or `pocket-plug runs resume`"
+        "`pocket-plug worker TARGET` resumes it then, or `pocket-plug runs resume`"
     )
 
 

@@ -19,12 +19,13 @@ from .target import Target, path_of
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.pass_obj
 def backup(target: Target, file: Path) -> None:
-    """Copy an SQLite store, as it is at one moment, into a new FILE, while others read and write it.
+    """Copy a SQLite store into a new FILE.
 
-    The file is whole, or not there; nothing is overwritten. It is a store itself: --url sqlite:///FILE. To restore it, end all
-    that use the old one, remove that with its -wal and -shm, and back up FILE in its place.
+    The copy is a snapshot, and others can read and write meanwhile. FILE is created completely or not at all, and an
+    existing file is never overwritten. The copy is a store itself: --url sqlite:///FILE. To restore it, stop all programs
+    that use the old store, remove its file and those with -wal and -shm, and back up FILE to its place.
 
-    A server has tools of its own, which the error names.
+    For a server use its own tools; the error names them.
     """
     backend = target.backend()
     if not isinstance(backend, Copyable):

@@ -23,10 +23,11 @@ def config() -> None:
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @as_json
 def check(file: Path | None, as_json: bool) -> int:
-    """Say all that is wrong in FILE, each with its line; the exit code is 1 if there is anything.
+    """Check FILE, and print everything that is wrong in it.
 
-    FILE is a pocket.toml, or a pyproject.toml with the table [tool.pocket_plug]; without it, the file that the command line
-    finds. Stores are built and not opened: no server is asked, and nothing is written.
+    Each problem is printed with its line, and the exit code is 1 if there is any. FILE is a pocket.toml, or a
+    pyproject.toml with the table [tool.pocket_plug]. Without it, the nearest configuration is checked. Stores are built
+    but not opened: no server is contacted, and nothing is written.
     """
     found = file or default_config()
     if found is None:
@@ -45,9 +46,10 @@ def check(file: Path | None, as_json: bool) -> int:
 
 @config.command
 def schema() -> None:
-    """Print the JSON Schema (2020-12) of pocket.toml, with what the installed plugins offer.
+    """Print the JSON Schema (2020-12) of pocket.toml.
 
-    Editors that know TOML take it from a first line: #:schema ./pocket.schema.json
+    It includes what the installed plugins offer. Editors with support for TOML use it if the file begins with the line:
+    #:schema ./pocket.schema.json
     """
     with Pocket() as pocket:
         echo_json(config_schema(pocket.offers))

@@ -87,10 +87,10 @@ def _timeout(_context: click.Context, _parameter: click.Parameter, given: str) -
 )
 @as_json
 def doctor(timeout: float, as_json: bool) -> int:
-    """Look whether all is well: versions, configuration, plugins, stores, telemetry.
+    """Check the installation: versions, configuration, plugins, stores, telemetry.
 
-    What is wrong is said with the way out, and the exit code is 1. Nothing is written into a store, and none is made. Where
-    traces go by OTLP, a span called "pocket-plug doctor" is sent there.
+    For each problem it prints how to fix it; the exit code is then 1. It writes into no store and creates none. If traces
+    go to a collector by OTLP, it sends a span named "pocket-plug doctor" there.
     """
     found: list[Check] = []
     with _silent_logs():
@@ -228,7 +228,7 @@ def _configuration(path: Path | None, rule: str, timeout: float) -> Checks:
         return
     yield Check("configuration", "file", "ok", f"{path}: {rule}")
     if not os.environ.get("POCKET_PLUG_CONFIG"):
-        says = f'they don\'t search: they take it by Pocket("{path.name}"), or by POCKET_PLUG_CONFIG={path.absolute()}'
+        says = f'they don\'t search for it; name it: Pocket("{path.name}"), or POCKET_PLUG_CONFIG={path.absolute()}'
         yield Check("configuration", "programs", "note", says)
     try:
         findings = Begun(lambda: check_config(path), LOADING * timeout).result()
@@ -279,7 +279,7 @@ def _plugin(record: PluginRecord) -> Check:
     if record.status == "failed":
         says += f"; repair or uninstall it, or switch it off: POCKET_PLUG_DISABLE={record.name}"
     elif record.status == "declined":
-        says += f"; its settings stand in [plugins.{record.name}]"
+        says += f"; its settings belong in [plugins.{record.name}]"
     if record.failures:
         failed = ", ".join(f"{what} ({times} x)" for what, times in record.failures.items())
         return Check("plugins", record.name, "wrong", f"{says}, but it failed at {failed}; its log has the reason")
@@ -305,7 +305,7 @@ def _stores(pocket: Pocket, timeout: float) -> Checks:
             yield Check("stores", name, "wrong", says)
         except ConfigError:
             yield Check(
-                "stores", name, "note", "not looked at, since it can't be built: see what is wrong in the configuration"
+                "stores", name, "note", "not checked, since it can't be built: see what is wrong in the configuration"
             )
         except BaseException as error:
             if not is_fault(error):
@@ -342,22 +342,22 @@ def _lasting(store: Store) -> list[Backend]:
 
 def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
     if isinstance(backend, Memory):
-        return Check("stores", name, "ok", "in memory: each process has its own, and it ends with that")
+        return Check("stores", name, "ok", "in memory: each process has its own, which is lost at its end")
     title = f"{backend!r}"
     if found is None:
-        return Check("stores", name, "note", f"{title}: not looked at, since its plugin has no `probe`")
+        return Check("stores", name, "note", f"{title}: not checked, since its plugin has no `probe`")
     says = [title, found.system]
     if found.durability:
         says.append(f"durability {found.durability}")
     if found.is_new:
-        says.append("no entries yet: it is made when a program opens it")
+        says.append("no entries yet: a program creates it when it opens it")
     if found.skew is not None:
         says.append(f"its clock is {1000 * abs(found.skew):.0f} ms {'ahead' if found.skew > 0 else 'behind'}")
     wrong: list[str] = []
     if found.read_only:
-        wrong.append("it takes no writes: give the address of the primary")
+        wrong.append("it refuses writes: give the address of the primary")
     if abs(found.skew or 0) > MOST_SKEW:
-        wrong.append("entries expire by the clock of whoever reads, so keep both in time (NTP)")
+        wrong.append("each reader decides by its own clock what has expired, so synchronize the clocks (NTP)")
     if found.durability == "none":
         says.append("so acknowledged writes may be lost")
     verdict: Verdict = "wrong" if wrong else "note" if found.durability == "none" else "ok"
@@ -433,7 +433,7 @@ def _declared(source: Declared, timeout: float) -> Checks:
     if source.disabled:
         yield Check("telemetry", "configuration file", "note", f"{source} switches telemetry off")
         return
-    yield Check("telemetry", "configuration file", "ok", f"{source} counts, and no other OTEL_* variable")
+    yield Check("telemetry", "configuration file", "ok", f"{source} is used, and no other OTEL_* variable")
     for signal in SIGNALS:
         try:
             named, to = source.exporters(signal), " and ".join(map(public_url, source.endpoints(signal)))

@@ -49,10 +49,10 @@ NAME = re.compile(r"[a-z][a-z0-9]+(-[a-z][a-z0-9]+)*")
 @click.argument("kind", type=click.Choice([*KINDS]))
 @click.argument("name")
 def new(kind: str, name: str) -> None:
-    """Make a plugin distribution to begin with.
+    """Create a new plugin project.
 
-    It is put into the folder pocket-plug-NAME, with tests, README, licence and a CI file. NAME is in lower case, its words
-    joined by hyphens.
+    It is created in the folder pocket-plug-NAME, with tests, README, licence and a CI file. Write NAME in lower case,
+    with hyphens between words.
     """
     _check(kind, name)
     _refuse_taken(kind, name)

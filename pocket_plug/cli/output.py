@@ -16,7 +16,7 @@ import click
 
 from pocket_plug.primitives.terminal import escaped, escaped_json
 
-as_json = click.option("--json", "as_json", is_flag=True, help="For machines: JSON.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 
 NAME_WIDTH = 40
 """Columns that a thing's name is left in a narrow terminal, if it needs as many."""
@@ -41,7 +41,7 @@ def said_if_unwritable(stream: str) -> Generator[None]:
     except OSError as error:
         _drop(getattr(sys, stream))
         raise click.ClickException(
-            f"{stream} can't be written to: {error.strerror}; what is there is not all"
+            f"{stream} can't be written to: {error.strerror}; the output is incomplete"
         ) from error
 
 

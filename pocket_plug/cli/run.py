@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _trace_option = click.option(
-    "--trace", is_flag=True, help="Trace it: a tree on a terminal and a file, or as OTEL_* variables say."
+    "--trace", is_flag=True, help="Trace it: into a file, and a tree on a terminal; or to where OTEL_* variables say."
 )
 _capture_option = click.option(
     "--capture",
     type=click.Choice(("none", "keys", "summary", "full")),
-    help="What --trace shows: not even messages, keys, also types and sizes, or the values themselves.",
+    help="What --trace records of your data: nothing, keys, also types and sizes, or also whole values.",
 )
 
 
@@ -90,7 +90,7 @@ def _say_where(telemetry: Telemetry, failed: bool) -> None:
 @click.argument("target")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
 @click.option("--input", "given", metavar="JSON", help="For a graph: its input. @FILE: from a file, -: from stdin.")
-@click.option("--run-id", metavar="ID", help="For a graph: the run is durable; the same line goes on with it.")
+@click.option("--run-id", metavar="ID", help="For a graph: makes the run durable; the same command resumes it.")
 @trace_options
 @as_json
 def run(
@@ -104,11 +104,11 @@ def run(
 ) -> int:
     """Run an application or a graph.
 
-    TARGET is a Python file or a folder (its app.py, else its __init__.py). It defines `main`, a click command or a
-    function of the list of ARGS (or of nothing), or else `graph`, which is run with --input and whose result is
-    printed. TARGET:name takes another name. Options of its own that are ours too go behind `--`.
+    TARGET is a Python file or a folder (its app.py, or else its __init__.py). It defines `main`: a click command, or a
+    function that takes the list of ARGS or nothing. Or it defines `graph`, which is run with --input, and its result is
+    printed. TARGET:name names another object. If an option of yours has the same name as one of ours, put it after `--`.
 
-    The input is JSON, read as the type that the graph takes; for a str or a Path the bare text will do.
+    The input is JSON, read as the input type of the graph. For a str or a Path, plain text is enough.
     """
     title, found = load(target, ("main", "graph"))
     with traced(trace, capture, in_default=is_graph(found)):
@@ -181,13 +181,13 @@ def print_result(result: object, as_json: bool) -> None:
 
 @click.command
 @click.argument("target")
-@click.option("--svg", "as_svg", is_flag=True, help="As a picture, for a file: an SVG that needs nothing else.")
+@click.option("--svg", "as_svg", is_flag=True, help="Print an SVG picture instead.")
 @as_json
 def graph(target: str, as_svg: bool, as_json: bool) -> None:
     """Draw a graph as a Mermaid flow chart, or as an SVG.
 
-    What is wrong with it is said as well. TARGET is a Python file or a folder that defines `graph`; TARGET:name takes
-    another name.
+    It also prints what is wrong with the graph. TARGET is a Python file or a folder that defines `graph`; TARGET:name
+    names another object.
     """
     _, found = load_graph(target)
     if as_json:

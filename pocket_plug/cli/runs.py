@@ -54,9 +54,9 @@ NARROW = 60
 @by_name
 @click.pass_context
 def runs(context: click.Context, url: str | None, name: str | None) -> None:
-    """Look at durable runs, go on with them, answer, cancel, retry and remove them.
+    """List, resume, answer, cancel, retry and remove durable runs.
 
-    Without --url and --name they are those in the store of [store] in the configuration.
+    The store is that of [store] in the configuration, unless --url or --name names another one.
     """
     context.obj = Target(url, name)
 
@@ -79,17 +79,22 @@ def _asked(target: Target, ask: Callable[[Runs], Awaitable[T]]) -> tuple[T, floa
 # ---------------------------------------------------------------- ls
 @runs.command
 @click.option(
-    "--state", "states", type=click.Choice(get_args(RunState)), multiple=True, help="Only those; may be repeated."
+    "--state",
+    "states",
+    type=click.Choice(get_args(RunState)),
+    multiple=True,
+    help="Only runs in this state; may be repeated.",
 )
 @click.option("--graph", metavar="NAME", help="Only runs of this graph.")
-@click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True, metavar="N", help="Not more than N.")
-@click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
+@click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True, metavar="N", help="At most N runs.")
+@click.option("--watch", is_flag=True, help="Refresh the list until Ctrl-C.")
 @as_json
 @click.pass_obj
 def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: int, watch: bool, as_json: bool) -> None:
-    """List the runs: the open ones first, then those that have ended, and those that were begun last at the top.
+    """List runs: open ones first, then ended ones.
 
-    Open are those that may go on: pending, running, stalled, waiting and failed ones.
+    Open runs are those that may go on: pending, running, stalled, waiting and failed ones. In each part, the newest run
+    comes first.
     """
 
     async def listed(runs: Runs) -> tuple[list[RunInfo], bool]:
@@ -176,7 +181,7 @@ def _question(question: RunQuestion) -> dict[str, Any]:
 @as_json
 @click.pass_obj
 def show(target: Target, run_id: str, as_json: bool) -> None:
-    """Show a run: where it stands, what it has failed with, the values that it has kept, its executions and its path."""
+    """Show a run: its node, error, values, executions and path."""
     history, now = _asked(target, lambda runs: runs.history(run_id))
     with sealing():
         facts = _facts(history.run) | {
@@ -283,16 +288,14 @@ def _kept(value: RunValue | None) -> Mapping[str, object] | None:
 # ---------------------------------------------------------------- resume and answer
 def _going_on(command: Callable[..., None]) -> Callable[..., None]:
     """What `resume` and `answer` have in common."""
-    changed = click.option(
-        "--allow-changed", is_flag=True, help="Go on though what lies ahead in the graph has changed."
-    )
+    changed = click.option("--allow-changed", is_flag=True, help="Resume although nodes ahead have changed.")
     return changed(trace_options(as_json(click.pass_obj(command))))
 
 
 @runs.command
 @click.argument("graph", metavar="TARGET")
 @click.argument("run_id", metavar="RUN")
-@click.option("--takeover", is_flag=True, help="Take it from the process that is at it, if one is.")
+@click.option("--takeover", is_flag=True, help="Take it over from the process that executes it.")
 @_going_on
 def resume(
     target: Target,
@@ -304,10 +307,10 @@ def resume(
     capture: Capture | None,
     as_json: bool,
 ) -> None:
-    """Go on with a run, and print its result.
+    """Resume a run, and print its result.
 
-    TARGET is the run's graph, as `run` takes it. Where the run has to wait for an answer or a time, the question or
-    the time is said and the exit code is 3.
+    TARGET is the run's graph, as for `run`. If the run has to wait, for an answer or until a time, it prints which, and
+    the exit code is 3.
     """
 
     async def resumed(graph: Graph[Any, Any], pocket: Pocket) -> object:
@@ -320,8 +323,8 @@ def resume(
 @click.argument("graph", metavar="TARGET")
 @click.argument("run_id", metavar="RUN")
 @click.argument("answer_json", metavar="ANSWER")
-@click.option("--question", metavar="ID", help="Which question it is for, where the run has asked several.")
-@click.option("--leave", is_flag=True, help="Record the answer only: a worker goes on with the run.")
+@click.option("--question", metavar="ID", help="The question, if the run has asked several.")
+@click.option("--leave", is_flag=True, help="Only record the answer: a worker resumes the run.")
 @_going_on
 def answer(
     target: Target,
@@ -335,10 +338,10 @@ def answer(
     capture: Capture | None,
     as_json: bool,
 ) -> None:
-    """Answer a question for which a run waits, go on with it, and print its result.
+    """Answer a question of a run, and resume it.
 
-    ANSWER is JSON, read as the type that the graph asks for, such as true for a bool; for a str the bare text will do.
-    @FILE reads it from a file, - from stdin.
+    The result of the run is printed. ANSWER is JSON, read as the type of the answer, such as true for a bool. For a str,
+    plain text is enough. @FILE reads it from a file, - from stdin.
     """
 
     async def answered(graph: Graph[Any, Any], pocket: Pocket) -> object:
@@ -392,7 +395,7 @@ async def _asked_for_by(graph: Graph[Any, Any], runs: Runs, run_id: str, questio
 def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
     """End runs for good; what their nodes have written stays.
 
-    A process that is at one finds out at its next commit, or within a third of its lease.
+    A process that executes such a run notices it at its next commit, or within a third of its lease.
     """
     _tell(target, run_ids, Runs.cancel, as_json)
 
@@ -402,9 +405,9 @@ def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def retry(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
-    """Let workers go on with runs that have failed, or that nobody is at any more: they become pending.
+    """Retry runs that have failed or stalled: they become pending.
 
-    `pocket-plug worker TARGET` goes on with them; without a worker, `resume` goes on with one.
+    `pocket-plug worker TARGET` then resumes them. Without a worker, use `resume`.
     """
     _tell(target, run_ids, Runs.retry, as_json)
     if not as_json:
@@ -434,7 +437,7 @@ def _tell(
 def _say_who_goes_on() -> None:
     """Of runs that are pending; not on stdout, which has a line for each run."""
     echo(
-        "`pocket-plug worker TARGET` goes on with what is pending, `pocket-plug runs resume TARGET RUN` with one",
+        "`pocket-plug worker TARGET` resumes pending runs, `pocket-plug runs resume TARGET RUN` a single one",
         err=True,
     )
 
@@ -448,10 +451,10 @@ def _print_told(run: RunInfo, as_json: bool) -> None:
 
 @runs.command
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN...")
-@click.option("--force", is_flag=True, help="Those that are running too; an execution that is at one is fenced off.")
+@click.option("--force", is_flag=True, help="Remove running ones too; their processes can write nothing more.")
 @click.pass_obj
 def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
-    """Remove runs; their ids are free again. A RUN that isn't there is said, and the exit code is 1."""
+    """Remove runs; their ids are free again. If a RUN doesn't exist, it says so, and the exit code is 1."""
     for run_id in run_ids:
         keys_of(run_id)
 

@@ -20,10 +20,10 @@ from .target import Target
 @as_json
 @click.pass_obj
 def check(target: Target, graph: str, as_json: bool) -> int:
-    """Judge all open runs of a graph: can they go on in it as it is now?
+    """Check whether open runs can resume in the current graph.
 
-    TARGET is the graph, as `run` takes it. No run is executed, and nothing is written. The exit code is 0 where all can go on,
-    and 1 where some can't.
+    TARGET is the graph, as for `run`. No run is executed, and nothing is written. The exit code is 0 if all can resume,
+    and 1 if any can't.
     """
     found = _checked(target, graph)
     refused = [each for each in found if not each.can_go_on]
@@ -33,7 +33,9 @@ def check(target: Target, graph: str, as_json: bool) -> int:
         rows = [(each.run_id, each.state, each.at, each.verdict, _why(each)) for each in found]
         print_table(("run", "state", "node", "verdict", "why"), rows)
         told = (
-            f"{len(refused):,} of {len(found):,} open runs can't go on" if refused else f"all {len(found):,} can go on"
+            f"{len(refused):,} of {len(found):,} open runs can't resume"
+            if refused
+            else f"all {len(found):,} can resume"
         )
         echo(told, err=True)
     return int(bool(refused))

@@ -18,11 +18,13 @@ from .target import Target
 
 
 @click.command
-@click.option("--older", metavar="TIME", help="Those that ended so long ago, such as 30d or 12h.")
-@click.option("--keep", type=click.IntRange(0), metavar="N", help="But the newest N of each graph and state.")
-@click.option("--state", "states", multiple=True, type=click.Choice(PRUNABLE), help="Of these states.")
-@click.option("--graph", metavar="NAME", help="Of this graph.")
-@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would go.")
+@click.option("--older", metavar="TIME", help="Only runs that ended longer ago, such as 30d or 12h.")
+@click.option("--keep", type=click.IntRange(0), metavar="N", help="Keep the newest N of each graph and state.")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice(PRUNABLE), help="Only runs in this state; may be repeated."
+)
+@click.option("--graph", metavar="NAME", help="Only runs of this graph.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; print what would be removed.")
 @as_json
 @click.pass_obj
 def prune(
@@ -34,10 +36,11 @@ def prune(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Remove finished and cancelled runs that are old; other runs go on meanwhile.
+    """Remove old finished and cancelled runs.
 
-    Give --older, --keep or both; without them [runs] of the configuration counts. A failed run can be retried, so it goes with
-    --state failed only. Whoever runs one of these ids again begins it anew.
+    Give --older, --keep or both; without them, [runs] of the configuration is used. Other runs go on meanwhile. A failed
+    run can still be retried, so it is removed only with --state failed. The id of a removed run is free: a new run with
+    this id begins from the start.
     """
     if older is None and keep is None:
         retention = _configured()
@@ -64,7 +67,7 @@ def prune(
 def _configured() -> Retention:
     retention = default_pocket().config.runs
     if retention is None:
-        raise click.UsageError("nothing says which runs are to go: give --older, --keep or both, or configure [runs]")
+        raise click.UsageError("nothing says which runs to remove: give --older, --keep or both, or configure [runs]")
     return retention
 
 

@@ -20,9 +20,9 @@ from .output import as_json, echo, echo_json, print_table
 @click.command
 @as_json
 def plugins(as_json: bool) -> None:
-    """List the plugins that were found, used or not, and why.
+    """List the installed plugins: which are used, which are not, and why.
 
-    What is installed and uses pocket_plug without being a plugin is listed as a library.
+    Installed distributions that use pocket_plug but aren't plugins are listed as libraries.
     """
     records, libraries = _some_pocket().plugins, find_libraries()
     if as_json:
@@ -79,11 +79,11 @@ def _plugin(record: PluginRecord) -> dict[str, object]:
 def stack(name: str | None, as_json: bool) -> None:
     """Draw the configured store stacks.
 
-    Outermost layer first: the stack of [stores.NAME], without NAME all of them. Options are shown as they are written,
-    with the names of environment variables instead of what they hold; secret ones are not shown.
+    It draws the stack of [stores.NAME], or without NAME all stacks, with the outermost layer first. Options are shown as
+    in the file, with the names of environment variables instead of their values. Secret options are hidden.
 
-    The configuration is the file that POCKET_PLUG_CONFIG names, else the nearest one: pocket.toml, or pyproject.toml with
-    the table [tool.pocket_plug], in the current folder or above.
+    The configuration is the file that POCKET_PLUG_CONFIG names, or else the nearest one: pocket.toml, or pyproject.toml
+    with the table [tool.pocket_plug], in the current folder or above.
     """
     pocket = default_pocket()
     tables: dict[str, StoreTable] = dict(pocket.config.stores)

@@ -44,9 +44,9 @@ from .transfer import export, import_
 @by_name
 @click.pass_context
 def store(context: click.Context, url: str | None, name: str | None) -> None:
-    """Look into a store, and change it.
+    """Read, change, check, copy and back up the entries of a store.
 
-    Without --url and --name it is the store of [store] in the configuration.
+    It is the store of [store] in the configuration, unless --url or --name names another one.
     """
     context.obj = Target(url, name)
     context.with_resource(sealing())
@@ -60,8 +60,10 @@ store.add_command(import_)
 # ---------------------------------------------------------------- ls
 @store.command
 @click.argument("prefix", default="", callback=readable_name)
-@click.option("--long", "-l", "is_long", is_flag=True, help="With type, bytes and time to live.")
-@click.option("--all", "show_all", is_flag=True, help="With pocket_plug's own entries, whose names begin with pocket:.")
+@click.option("--long", "-l", "is_long", is_flag=True, help="Also show type, bytes and TTL.")
+@click.option(
+    "--all", "show_all", is_flag=True, help="Include pocket_plug's own entries, whose names begin with pocket:."
+)
 @as_json
 @click.pass_obj
 def ls(target: Target, prefix: str, is_long: bool, show_all: bool, as_json: bool) -> None:
@@ -128,8 +130,8 @@ def _left(expires_at: float | None, now: float) -> str:
 def get(target: Target, key: str, as_json: bool) -> None:
     """Print the value at KEY.
 
-    Text as it is, what JSON holds exactly as JSON, anything else as Python would write it. Of an append-only list each item, the
-    oldest one first; with --json its length.
+    Text is printed as it is, values that JSON can represent exactly as JSON, and other values as Python literals. For an
+    append-only list, each item is printed, the oldest first; with --json its length.
     """
 
     async def found() -> Entry:
@@ -170,11 +172,11 @@ def _show(value: object) -> None:
 @store.command("set", context_settings={"ignore_unknown_options": True})  # -1 is a value
 @click.argument("key", callback=writable_name)
 @click.argument("value")
-@click.option("--text", "is_text", is_flag=True, help="VALUE is the text itself, not JSON.")
-@click.option("--ttl", metavar="TTL", help="How long it lasts, such as 90s or 1h30m; for ever without it.")
+@click.option("--text", "is_text", is_flag=True, help="VALUE is plain text, not JSON.")
+@click.option("--ttl", metavar="TTL", help="How long the entry is kept, such as 90s or 1h30m.  [default: forever]")
 @click.pass_obj
 def set_(target: Target, key: str, value: str, is_text: bool, ttl: str | None) -> None:
-    """Store VALUE, which is JSON, at KEY."""
+    """Store VALUE at KEY. VALUE is JSON."""
     stored = value if is_text else _from_json(value)
     lasts = None if ttl is None else seconds(float(ttl) if ttl.isdecimal() else ttl)
 
@@ -194,11 +196,11 @@ def _from_json(text: str) -> object:
 
 @store.command
 @click.argument("keys", nargs=-1, metavar="[KEY]...", callback=removable_name)
-@click.option("--prefix", metavar="PREFIX", help="Remove all that begin with it, but for pocket_plug's own.")
-@click.option("--yes", is_flag=True, help="Needed with --prefix: yes, all of them.")
+@click.option("--prefix", metavar="PREFIX", help="Remove all keys that begin with PREFIX, except pocket_plug's own.")
+@click.option("--yes", is_flag=True, help="Needed with --prefix: confirms that all of them are removed.")
 @click.pass_obj
 def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> int:
-    """Remove entries. A KEY that isn't there is said, and the exit code is 1."""
+    """Remove entries. If a KEY doesn't exist, it says so, and the exit code is 1."""
     if bool(keys) == (prefix is not None):
         raise click.UsageError("give the keys to remove, or --prefix")
 
@@ -239,9 +241,9 @@ async def _is_there(stack: Backend, key: str) -> bool:
 @as_json
 @click.pass_obj
 def stats(target: Target, as_json: bool) -> None:
-    """Count what the backend holds.
+    """Count the entries of a store, and their bytes.
 
-    Bytes are those of the values' records. Expired entries are those that it has not cleared away yet.
+    The bytes are those of the stored records. Expired entries are those that the backend has not removed yet.
     """
 
     async def counted() -> dict[str, int]:
@@ -293,10 +295,10 @@ class _Checked(msgspec.Struct):
 @as_json
 @click.pass_obj
 def check(target: Target, as_json: bool) -> int:
-    """Look for damage: in every record, and in how the backend keeps them.
+    """Check every record and the backend for damage.
 
-    Keys whose records can't be read are listed, append-only lists that lack items, and what the backend finds wrong with
-    itself. The exit code is 1 where there is anything of it.
+    It lists keys whose records can't be read, append-only lists with missing items, and what the backend finds wrong with
+    its own data structures. The exit code is 1 if there is any damage.
     """
 
     async def checked() -> _Checked:

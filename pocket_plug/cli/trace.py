@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 @click.group
 def trace() -> None:
-    """Look at what was traced, open it in the browser, send it to a backend.
+    """List, show, compare and send recorded traces.
 
-    Traces are in a file after `run --trace` or observe(). Files of other tools are read too if they hold OTLP/JSON, a
-    request per line.
+    `run --trace` and observe() record traces in a file. Files of other tools can be read too if they contain OTLP/JSON,
+    one request per line.
     """
 
 
@@ -61,7 +61,9 @@ def _duration(text: str) -> float:
 
 
 of_graph = click.option("--graph", metavar="NAME", help="Only runs of this graph.")
-since_then = click.option("--since", type=_duration, metavar="TIME", help="Only what began not longer ago: 2h, 7d.")
+since_then = click.option(
+    "--since", type=_duration, metavar="TIME", help="Only runs that began in the last TIME: 2h, 7d."
+)
 
 
 trace.add_command(diff)
@@ -71,12 +73,14 @@ trace.add_command(diff)
 @trace.command
 @in_file
 @of_graph
-@click.option("--failed", is_flag=True, help="Only runs that did not end well.")
-@click.option("--error", metavar="TYPE", help="Only with an error of this type somewhere in it: TimeoutError.")
+@click.option("--failed", is_flag=True, help="Only runs that failed, were cancelled, or never ended.")
+@click.option("--error", metavar="TYPE", help="Only runs with an error of this type anywhere: TimeoutError.")
 @since_then
-@click.option("--min", "least", type=_duration, metavar="TIME", help="Only what took as long or longer: 500ms.")
-@click.option("--attr", metavar="KEY=VALUE", help="Only where a span, or its resource, has this attribute.")
-@click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True, metavar="N", help="The N newest.")
+@click.option("--min", "least", type=_duration, metavar="TIME", help="Only runs that took at least TIME: 500ms.")
+@click.option("--attr", metavar="KEY=VALUE", help="Only runs in which a span or its resource has this attribute.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=LIMIT, show_default=True, metavar="N", help="At most the N newest."
+)
 @as_json
 def ls(
     file: Path | None,
@@ -89,9 +93,10 @@ def ls(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List the runs, the newest at the top; one that was resumed once for each execution.
+    """List recorded runs, the newest first.
 
-    A run is "running" while its process says so, and "unfinished" if it neither ended nor goes on.
+    A resumed run has a line for each execution. A run is "running" while its process is alive and executes it, and
+    "unfinished" if it never ended, for example because its process was killed.
     """
     name, equals, value = (attr or "").partition("=")
     if attr is not None and not (name and equals):
@@ -155,11 +160,11 @@ def _moment(since: float | None) -> float:
 @since_then
 @as_json
 def stats(file: Path | None, graph: str | None, since: float | None, as_json: bool) -> None:
-    """How long graphs and nodes took, and how often they failed: a line for each, over all runs.
+    """Show durations and failures of graphs and nodes.
 
-    Below each graph are its nodes, that which took longest in all first. What hasn't ended isn't counted. Failed are
-    runs that did not end well, and visits that failed for good; errors, where they arose, are in `trace show --stats`. Retries
-    are those of the node, or of all nodes of the run.
+    They are summed up over all recorded runs. Below each graph are its nodes, sorted by total time. Runs that haven't
+    ended aren't counted. "failed" counts runs that didn't end well and visits that failed in the end; `trace show
+    --stats` counts errors where they were raised. "retries" are those of the node, or of all nodes of the run.
     """
     with opened_index(file) as index:
         found = index.stats(graph=graph, since=int(_moment(since)))
@@ -174,12 +179,13 @@ def stats(file: Path | None, graph: str | None, since: float | None, as_json: bo
 @trace.command
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @in_file
-@click.option("--older", type=_duration, metavar="TIME", help="Whatever ended longer ago: 30d.")
-@click.option("--all", "everything", is_flag=True, help="Everything that doesn't go on.")
+@click.option("--older", type=_duration, metavar="TIME", help="Traces that ended longer ago: 30d.")
+@click.option("--all", "everything", is_flag=True, help="All traces, except those in progress.")
 def rm(names: tuple[str, ...], file: Path | None, older: float | None, everything: bool) -> int:
-    """Remove traces from the file: of each RUN, named as for `show`, or what is older.
+    """Remove traces of each RUN, or old ones.
 
-    Whole traces are removed, and nothing of one that goes on. A RUN that isn't there is said, and the exit code is 1.
+    RUN is named as for `show`. Whole traces are removed, and no trace that is in progress. If a RUN doesn't exist, it
+    says so, and the exit code is 1.
     """
     if sum((bool(names), older is not None, everything)) != 1:
         raise click.UsageError("say what to remove: RUNs, or --older TIME, or --all")
@@ -195,7 +201,7 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
                 missing.append(str(error))
         alive = {each.span.trace_id for each in index.going_on(traces) if each.alive}
         if alive and names:
-            raise click.UsageError(f"{', '.join(names)}: it goes on; a trace can be removed once it has ended")
+            raise click.UsageError(f"{', '.join(names)}: it is in progress; a trace can be removed once it has ended")
         traces -= alive
     from pocket_plug.traces.open_spans import remove_left
     from pocket_plug.traces.retention import without
@@ -223,12 +229,14 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
 @click.argument("run", required=False)
 @click.argument("other", required=False)
 @in_file
-@click.option("--html", metavar="FILE", help="Write the page with the picture to FILE; - is stdout.")
-@click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
-@click.option("--watch", is_flag=True, help="Draw it as it goes on, until it has ended.")
-@click.option("--errors", is_flag=True, help="Only what failed and what leads to it, with place and message.")
-@click.option("--all", "whole", is_flag=True, help="Sum up nothing.")
-@click.option("--stats", is_flag=True, help="A table instead: a line for all spans of a name, errors where they arose.")
+@click.option("--html", metavar="FILE", help="Write an HTML page to FILE; - is stdout.")
+@click.option("--open", "opens", is_flag=True, help="Open the HTML page in the browser.")
+@click.option("--watch", is_flag=True, help="Follow it live until it has ended.")
+@click.option("--errors", is_flag=True, help="Only failed spans and their parents, with place and message.")
+@click.option("--all", "whole", is_flag=True, help="Show every span: sum up nothing.")
+@click.option(
+    "--stats", is_flag=True, help="A table with a line for each span name; errors are counted where they were raised."
+)
 @as_json
 def show(
     run: str | None,
@@ -242,14 +250,15 @@ def show(
     stats: bool,
     as_json: bool,
 ) -> int:
-    """Show a run as a tree, or as a page for the browser.
+    """Show a run as a tree, or as an HTML page.
 
-    RUN is a run's id or how it begins, the name of a graph (its newest run), or a trace's id; without it, it is the newest
-    run, or the newest trace where there are no runs. Of a run that was resumed all executions are shown, of RUN#2 the
-    second only. With --watch, without RUN it is the newest run that goes on, or else the next that begins.
+    RUN is the id of a run or the first characters of it, the name of a graph (its newest run), or the id of a trace.
+    Without RUN, it is the newest run, or the newest trace if there are no runs. For a resumed run, all executions are
+    shown; RUN#2 shows only the second one. With --watch and without RUN, it is the newest run in progress, or else the
+    next one that begins.
 
-    The tree sums up what has many siblings of its name, but never what leads to the first failure. With --html or --open, OTHER
-    is a second run on the same page, which compares them.
+    The tree sums up many siblings with the same name, except those that lead to the first failure. With --html or --open,
+    OTHER is a second run on the same page, to compare the two.
     """
     if other is not None and html is None and not opens:
         raise click.UsageError(
@@ -345,10 +354,11 @@ def _cached(newest: Trace) -> Path:
     "--header", "headers", metavar="KEY=VALUE", multiple=True, help="A header to send along; may be repeated."
 )
 def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
-    """Send all traces of FILE to a backend that takes OTLP over HTTP.
+    """Send all traces of FILE to a backend that accepts OTLP over HTTP.
 
-    /v1/traces is appended to a URL without a path. Headers of OTEL_EXPORTER_OTLP_HEADERS are sent as well, and certificates
-    checked against those of OTEL_EXPORTER_OTLP_CERTIFICATE. If anything was not taken, the exit code is 1.
+    /v1/traces is appended to a URL without a path. Headers in OTEL_EXPORTER_OTLP_HEADERS are sent as well, and the
+    server's certificate is checked against those in OTEL_EXPORTER_OTLP_CERTIFICATE. If the backend refuses anything, the
+    exit code is 1.
     """
     from opentelemetry.util.re import parse_env_headers
 

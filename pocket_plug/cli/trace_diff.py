@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 @in_file
 @as_json
 def diff(run: str | None, other: str | None, file: Path | None, as_json: bool) -> None:
-    """Compare a run with OTHER, or with the run of its graph before it: outcome, duration, and the time by spans' names.
+    """Compare a run with OTHER, or with its predecessor.
 
-    RUN is "after", what it is compared with is "before". Both are named as for `show`; without RUN it is the newest. RUN#2 is the
-    second execution of a run that was resumed, and is compared with the first unless OTHER is given; without a number all
-    executions of a run count together. What there is of a run that hasn't ended is compared, and marked as in `ls`: running,
-    or unfinished.
+    The predecessor is the run of the same graph before it. The outcomes, the durations, and the times for each span name
+    are compared. RUN is "after", and the other run is "before". Both are named as for `show`; without RUN it is the
+    newest run. RUN#2 is the second execution of a resumed run, and is compared with the first one unless OTHER is given.
+    Without a number, all executions of a run are summed up. A run that hasn't ended can be compared too; it is marked as
+    in `ls`: running or unfinished.
     """
     path = file or default_file()
     with opened_index(file) as index:

@@ -25,7 +25,7 @@ in_file = click.option(
     "--file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="The file of traces; .pocket_plug/traces.jsonl without it.",
+    help="The trace file.  [default: .pocket_plug/traces.jsonl]",
 )
 
 

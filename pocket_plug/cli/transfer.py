@@ -28,14 +28,16 @@ from .target import Target
 
 @click.command
 @click.argument("prefix", default="", callback=readable_name)
-@click.option("--all", "show_all", is_flag=True, help="With pocket_plug's own entries, whose names begin with pocket:.")
+@click.option(
+    "--all", "show_all", is_flag=True, help="Include pocket_plug's own entries, whose names begin with pocket:."
+)
 @click.pass_obj
 def export(target: Target, prefix: str, show_all: bool) -> int:
     """Print the entries whose keys begin with PREFIX as JSON Lines.
 
-    An append-only list is an entry, and each of its items one more behind it.
+    An append-only list is one line, followed by a line for each of its items.
 
-    What can't be read is said and left out, and the exit code is 1.
+    Damaged records are reported and left out; the exit code is then 1.
     """
     out, on_terminal, encode = sys.stdout.buffer, sys.stdout.isatty(), msgspec.json.Encoder().encode
 
@@ -66,13 +68,13 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
 
 @click.command("import")
 @click.argument("file", type=click.File("rb"))
-@click.option("--atomic", is_flag=True, help=f"All in one write, else in writes of {BATCH:,}.")
-@click.option("--all", "take_all", is_flag=True, help="Take pocket_plug's own entries too.")
+@click.option("--atomic", is_flag=True, help=f"Store all entries in one write, not in writes of {BATCH:,}.")
+@click.option("--all", "take_all", is_flag=True, help="Import pocket_plug's own entries too.")
 @click.pass_obj
 def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> None:
     """Store the entries of an exported FILE; - is stdin.
 
-    Every line is looked at before the first entry is stored. Entries that are there are replaced.
+    Every line is checked before the first entry is stored. Existing entries are replaced.
     """
     with _readable_twice(file) as lines:
         total = sum(1 for _ in entries_of(lines, file.name, reserved=take_all))

@@ -43,15 +43,17 @@ def _lease(_context: click.Context, _parameter: click.Parameter, given: str) -> 
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @by_url
 @by_name
-@click.option("--concurrency", type=click.IntRange(1), default=CONCURRENCY, show_default=True, help="Runs at a time.")
+@click.option(
+    "--concurrency", type=click.IntRange(1), default=CONCURRENCY, show_default=True, help="How many runs at a time."
+)
 @click.option(
     "--lease",
     callback=_lease,
     default=f"{LEASE:g}s",
     show_default=True,
-    help="How long a run may seem unmoved before others take it over.",
+    help="How long a run may stay unchanged before other workers take it over.",
 )
-@click.option("--once", is_flag=True, help="End once no run is ready; exit code 1 if one has failed.")
+@click.option("--once", is_flag=True, help="End when no run is ready; exit code 1 if a run has failed.")
 @trace_options
 @as_json
 def worker(
@@ -65,10 +67,11 @@ def worker(
     capture: Capture | None,
     as_json: bool,
 ) -> int:
-    """Take durable runs that were submitted, and go on with those whose process has died.
+    """Execute submitted durable runs, and resume those whose process has died.
 
-    TARGET is a graph, as `run` takes it. Any number of workers share a store. SIGTERM or Ctrl-C: no new runs are taken,
-    those under way are left to others between two of their nodes, and the exit code is 0; the second time it ends at once.
+    TARGET is a graph, as for `run`. Any number of workers may share a store. At SIGTERM or Ctrl-C, the worker takes no
+    new runs, finishes the nodes that are being executed, leaves their runs to other workers, and exits with 0. At the
+    second signal it ends at once.
     """
     target = Target(url, name)
     target.make_default()

@@ -201,7 +201,7 @@ def upgraded_state(entry: Registered, version: int, state: Value) -> Value:
         try:
             state = entry.upgrade[step](state)
             if entry.adapter.names and type_of(state) is not dict:
-                raise CodecError(f"it gave {summary(state)}, not the dict of the fields")
+                raise CodecError(f"it returned {summary(state)}, not the dict of the fields")
         except Exception as error:
             raise CodecError(
                 f"upgrading a {name_of(entry.type)} from version {step} to {step + 1} failed{_text(error)}"

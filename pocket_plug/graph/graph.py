@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Graph(Drawn, Node[I, O]):
-    """A graph of nodes over a store; frozen once made. It begins with the first chain's first node.
+    """A graph of nodes over a store. It can't be changed after it is made. A run begins with the first node of the first chain.
 
     >>> from pocket_plug import node
     >>> @node
@@ -46,18 +46,18 @@ class Graph(Drawn, Node[I, O]):
     >>> Graph(shout, name="demo").run_sync("hello")
     'HELLO'
 
-    - `store`: where its nodes read and write. Without one that is, as part of another graph, that graph's; else the
-      `[store]` of the Pocket's configuration; else one of its own in memory. `scope` gives it a part of that.
-    - `max_steps`: the nodes that a run may enter, nested graphs' included; `max_depth`: how deep graphs may nest.
-    - `clean_up_grace`: seconds that a hook such as `on_complete` has to end once the run has been cancelled.
-    - `timeout`: how long a whole run may take, for a durable one from its begin on, waits for answers included; then it fails
-      with RunTimeoutError. One of a nested graph isn't heeded.
-    - `keep_finished`: how long the records of a finished durable run are kept at least, whatever one client's clock says;
-      without one until they are removed. Once they are gone, a run of the same id begins anew.
-    - `version` and `upgrade`: what becomes of durable runs that an older version of this graph has begun. `upgrade={1: fn}` has
-      for each older version a function of a `RunPosition`, which gives where such a run stands in the next one.
+    - `store`: the store of its nodes. Without one it is the outer graph's store, or else the `[store]` of the Pocket's
+      configuration, or else one of its own in memory. `scope` selects a scope of it.
+    - `max_steps`: how many nodes a run may enter, those of nested graphs included; `max_depth`: how deep graphs may nest.
+    - `clean_up_grace`: how many seconds a hook such as `on_complete` may go on after the run was cancelled.
+    - `timeout`: how long a whole run may take; for a durable run from its start, waits included. After that it fails with
+      RunTimeoutError. The timeout of a nested graph is ignored.
+    - `keep_finished`: how long the records of a finished durable run are kept at least, even if a client's clock is wrong;
+      without it until they are removed. After that, a run with the same id begins from the start.
+    - `version` and `upgrade`: for durable runs of older versions of this graph. `upgrade={1: fn}` has a function for each
+      older version, which takes the `RunPosition` of such a run and returns its position in the next version.
 
-    Raises GraphError, with every finding, when it is first validated or run.
+    Raises GraphError, with everything that is wrong, when it is first validated or run.
     """
 
     _takes = frozenset({"name", "trace"})
@@ -158,13 +158,14 @@ class Graph(Drawn, Node[I, O]):
         takeover: bool = False,
         traceparent: Carrier | None = None,
     ) -> RunStream[O]:
-        """`run`, and its events as they happen: `async for event in graph.stream(order): …`.
+        """Run it, and yield its events as they happen: `async for event in graph.stream(order): …`.
 
-        The run goes in a task of its own, from the first event that is asked for. It may be `buffer` events ahead of its
-        reader; then it waits, between two nodes or items. The last event is `Finished`, with the output, or `Suspended` where
-        the run waits for an answer or a time. What else `run` would raise the loop raises, after the events that came before.
+        The run begins with the first event that is requested, in a task of its own. It may be `buffer` events ahead of
+        its reader; then it waits, between two nodes or items. The last event is `Finished`, with the output, or
+        `Suspended` if the run waits for an answer or a time. Any error that `run` would raise is raised by the loop,
+        after all events before it.
 
-        Leaving the loop cancels the run. `async with graph.stream(order) as events:` also waits for the end of that.
+        Leaving the loop cancels the run. `async with graph.stream(order) as events:` also waits for its end.
         """
         from .following.feed import Feed
         from .following.streaming import RunStream, StreamHost
@@ -197,10 +198,10 @@ class Graph(Drawn, Node[I, O]):
         store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
     ) -> O:
-        """Go on with a durable run whose input is not at hand, or answer the question at which it is suspended.
+        """Resume a durable run without its input, or answer the question that it waits for.
 
-        `question` is its id, or the Ask that asks, by which type checkers know what may be answered. As `run`; raises
-        UnknownRunError where no run has that id, and InputError for an answer of another type.
+        `question` is the question's id, or the Ask, which lets type checkers check the answer. As `run`; raises
+        UnknownRunError if there is no run with that id, and InputError for an answer of another type.
         """
         request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, store, traceparent, loop=True, threads=True)
@@ -267,11 +268,11 @@ class Graph(Drawn, Node[I, O]):
         store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
     ) -> RecordedStatus:
-        """Record a durable run as `pending`, for a `Worker` to take, here or in another process; give its state.
+        """Record a durable run as `pending`, for a `Worker` here or in another process; return its state.
 
-        The same id with the same input is recorded once, however often it is submitted: then the state is the one that the
-        run has by now. Raises RunMismatchError where the id is another input's or graph's, InputError for an input that the
-        first node doesn't take, and ConfigError where the store would not survive the process.
+        The same id with the same input is recorded only once, however often it is submitted: later calls return its
+        current state. Raises RunMismatchError if the run with this id has another input or graph, InputError if the first
+        node doesn't accept the input, and ConfigError if the store is not persistent.
         """
         from .durable.submitting import submit
 
@@ -368,9 +369,9 @@ class Graph(Drawn, Node[I, O]):
         return (view if self._scope is None else view.scope(self._scope)).place
 
     def validate(self, *, pocket: RunHost | None = None) -> None:
-        """Raise GraphError with every fault of the graph and those within it at once. The first run does it too.
+        """Raise GraphError with everything that is wrong with the graph and its nested graphs; the first run does it too.
 
-        `pocket` is the one that knows the executors of its nodes; without one the process's default is asked.
+        `pocket` is the one that knows the executors of its nodes; by default the process's.
         """
         check(self, (pocket or default_host()) if self.plan.is_elsewhere else None)
         self._validated = self._options if validation.is_kept else None

@@ -69,7 +69,7 @@ def _misfits(step: Step, other: AnyNode) -> list[str]:
     if not fits(step.input_type, new.input_type):
         found.append(f"{names}: the one takes {type_name(step.input_type)}, the other {type_name(new.input_type)}")
     if not fits(new.output_type, step.output_type):
-        found.append(f"{names}: the one gives {type_name(step.output_type)}, the other {type_name(new.output_type)}")
+        found.append(f"{names}: the one returns {type_name(step.output_type)}, the other {type_name(new.output_type)}")
     known = declared_actions(step.node)
     for action, carried in declared_actions(other).items():
         if not fits(carried, known.get(action, Any)):

@@ -313,7 +313,7 @@ class Bounding(Layer):
                         await answer
                     elif inspect.iscoroutine(answer):
                         answer.close()
-                        self._report("on_evict is no `async def`, yet it gave a coroutine, not awaited, for", key)
+                        self._report("on_evict is no `async def`, yet it returned a coroutine, not awaited, for", key)
                 except asyncio.CancelledError as error:
                     cancelled = error
                 except BaseException as error:  # it is the user's, and the write has landed

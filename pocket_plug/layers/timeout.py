@@ -126,7 +126,7 @@ class Timeout(Layer):
         task.add_done_callback(self._forget)
         raise AnswerLostError(
             f"writing {in_short([change.key for change in changes])} took longer than {self._write_within:g} s, which the layer "
-            f"`timeout` allows (write_within), over {self._backend!r}: it may have landed, or may land yet. Read before "
+            f"`timeout` allows (write_within), over {self._backend!r}: it may have been stored, or may still be. Read before "
             "you write again, or allow more by write_within="
         )
 

@@ -188,7 +188,7 @@ class WriteBehind(Backend):
         with _claiming:
             if any(owner.durable is self.durable and owner is not self for owner in _owners):
                 raise StoreBusyError(
-                    f"{self.durable!r} is owned by another stack that writes behind; share that one's store"
+                    f"{self.durable!r} is locked by another stack that writes behind; share that one's store"
                 )
             _owners.add(self)
 

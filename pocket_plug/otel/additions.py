@@ -85,4 +85,6 @@ def _shown(name: str, value: object) -> str | bool | int | float:
         return capped(value)
     if isinstance(value, bool | int | float):
         return value
-    raise TypeError(f"it gave {type(value).__name__} as {name!r:.80}; an attribute is a str, a bool, an int or a float")
+    raise TypeError(
+        f"it returned {type(value).__name__} as {name!r:.80}; an attribute is a str, a bool, an int or a float"
+    )

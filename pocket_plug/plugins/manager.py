@@ -229,7 +229,7 @@ class Manager:
                 if observer is None:
                     continue
                 if not isinstance(observer, Observer):
-                    raise TypeError(f"it gave {type(observer).__name__}, not an Observer or None")
+                    raise TypeError(f"it returned {type(observer).__name__}, not an Observer or None")
             except BaseException as error:
                 if not is_fault(error):
                     raise
@@ -254,7 +254,7 @@ class Manager:
             if isinstance(answer, SpanAdditions):
                 yield answer, partial(self.report, record, silent=True)
             else:
-                given = TypeError(f"it gave {type(answer).__name__}, not SpanAdditions or None")
+                given = TypeError(f"it returned {type(answer).__name__}, not SpanAdditions or None")
                 self.report(record, "pocket_span_additions", given)
 
     def notify(self, notice: RunNotice) -> None:
@@ -406,7 +406,7 @@ def _without_argument(function: Callable[[], object]) -> Callable[[Run], object]
 def _layers(answer: Any) -> Iterable[tuple[str, type[Layer]]]:
     for layer in _items(answer):
         if not (isinstance(layer, type) and issubclass(layer, Layer)):
-            raise TypeError(f"it gave {layer!r:.80}, not a subclass of Layer")
+            raise TypeError(f"it returned {layer!r:.80}, not a subclass of Layer")
         yield layer.name, layer
 
 
@@ -420,7 +420,7 @@ def _executors(answer: Any) -> Iterable[tuple[str, Callable[[str], Executor]]]:
 
 def _by_scheme(answer: Any, example: str) -> Iterable[tuple[str, Any]]:
     if not isinstance(answer, Mapping):
-        raise TypeError(f"it gave {type(answer).__name__}, not a mapping of URL schemes: {example}")
+        raise TypeError(f"it returned {type(answer).__name__}, not a mapping of URL schemes: {example}")
     for scheme, make in cast("Mapping[str, Any]", answer).items():
         if not callable(make):
             raise TypeError(f"{scheme!r} leads to {make!r:.80}, which can't be called with a URL")
@@ -432,13 +432,13 @@ def _commands(answer: Any) -> Iterable[tuple[str, click.Command]]:
 
     for command in _items(answer):
         if not isinstance(command, click.Command) or not command.name:
-            raise TypeError(f"it gave {command!r:.80}, not a click command with a name")
+            raise TypeError(f"it returned {command!r:.80}, not a click command with a name")
         yield command.name, command
 
 
 def _items(answer: Any) -> Sequence[Any]:
     if not _is_sequence(answer):
-        raise TypeError(f"it gave {type(answer).__name__}, not a list")
+        raise TypeError(f"it returned {type(answer).__name__}, not a list")
     return answer
 
 

@@ -65,7 +65,7 @@ def check_readable(name: object) -> str:
     if name.startswith(RESERVED):
         raise KeyNameError(
             f"{name!r:.80}: the prefix {RESERVED!r} is reserved; choose another one. What may be anything, such as a tenant's "
-            "name, goes into a hole of a Key, or is joined by join_name"
+            "name, goes into a placeholder of a Key, or is joined by join_name"
         )
     return _check_text(name)
 
@@ -99,7 +99,9 @@ def part_of_name(value: object, template: str | None, *, may_be_empty: bool = Fa
     """What fills a hole of a key's template, or is joined (None): as text, with what separates parts escaped."""
     text = value if type(value) is str else _text_of(value, template)
     if not text and not may_be_empty:
-        raise KeyNameError(f"Key({template!r}) can't be filled with an empty value; a hole that may be empty is {{?}}")
+        raise KeyNameError(
+            f"Key({template!r}) can't be filled with an empty value; a placeholder that may be empty is {{?}}"
+        )
     return text.replace("%", "%25").replace(":", "%3A")
 
 

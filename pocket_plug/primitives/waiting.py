@@ -368,8 +368,8 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[object, object,
         return running.waiter.outcome()
     except asyncio.CancelledError:
         raise StoreError(
-            f"{_title(coroutine)} was cut off: the event loop that it ran on was stopped; "
-            "if it was a write, whether it landed is not known"
+            f"{_title(coroutine)} was interrupted: the event loop that it ran on was stopped; "
+            "if it was a write, it may have been stored, or not"
         ) from None
     finally:
         _driving.blocked = None

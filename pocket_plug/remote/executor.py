@@ -97,7 +97,7 @@ class Executor:
         try:
             value = default_codec.encode(work.prepared)
         except CodecError as error:
-            raise type(error)(f"node {work.node!r}: what its exec is called with can't be sent: {error}") from error
+            raise type(error)(f"node {work.node!r}: an argument of its exec can't be sent: {error}") from error
         queue = self._dispatch()
         carrier = inject(baggage=baggage.get_all()) if otel_context.get_current() else {}  # most often it is empty
         here = reporter.get()

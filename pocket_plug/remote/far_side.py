@@ -108,7 +108,7 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
         try:
             record = default_codec.encode(result)
         except CodecError as error:
-            raise type(error)(f"node {node.name!r}: what exec gave can't be sent back: {error}") from error
+            raise type(error)(f"node {node.name!r}: the result of exec can't be sent back: {error}") from error
         failure = None
     except KeyboardInterrupt:
         raise

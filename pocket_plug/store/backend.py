@@ -126,17 +126,17 @@ class ProbeResult:
 
 
 class Backend:
-    """Where values live. Three methods make one: `read`, `write`, `scan`.
+    """Stores entries. A subclass implements `read`, `write`, `scan` and `version`.
 
-    `inline_read` and `inline_write` say that the operation never suspends: it is then driven in place by sync callers.
-    `needs_loop` says that what does suspend awaits asyncio objects; False where it awaits `waiting.Waiter` only.
+    `inline_read` and `inline_write` say that the operation never suspends: sync callers then need no event loop.
+    `needs_loop` says that operations that suspend await asyncio objects; False if they only await `waiting.Waiter`.
 
     Any thread, any event loop and any forked child may use it, also loops that begin after the one that opened it has ended.
     If its entries survive the process, several instances may use them at the same time, here and in other processes: then too
-    no update is lost, no write is seen in part, and nobody waits for ever. Over a network each operation has a deadline.
+    no update is lost, no write is seen in part, and no operation waits forever. Over a network each has a timeout.
     A key has at most `keys.MAX_KEY_BYTES` (2 KiB) in UTF-8, of any characters, NUL included.
 
-    `pocket_plug.testing` has all of it as tests: `contracts`, `shared_contract` for what processes share, `server_contract`.
+    `pocket_plug.testing` tests all of this: `contracts`, `shared_contract` for shared data, `server_contract` for servers.
     """
 
     inline_read: bool = False
@@ -302,7 +302,7 @@ class Backend:
         versions, which a server that others write to can't give.
         """
         raise ConfigError(
-            f"{self!r} can't be owned by one process, as persistence mode='behind' needs it: others may write to it at any "
+            f"{self!r} can't be locked by one process, which persistence mode='behind' needs: others may write to it at any "
             "time, so its versions are not consecutive; use mode='through'"
         )
 
@@ -327,7 +327,7 @@ class Backend:
 
         Raises ConfigError where `can_watch` is False.
         """
-        raise ConfigError(f"{self!r} can't tell what others write: can_watch is False")
+        raise ConfigError(f"{self!r} can't notify of other processes' writes: can_watch is False")
 
     async def close(self) -> None:
         """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""

@@ -198,7 +198,7 @@ class _KeyOf:
         if left := list(rest):
             raise ConfigError(
                 f"{title}: {', '.join(map(repr, left))} not in {key!r}, so calls that differ there would share a value; add a "
-                f"hole, {{{left[0]}}}, or say ignore=({left[0]!r},)"
+                f"placeholder, {{{left[0]}}}, or say ignore=({left[0]!r},)"
             )
 
     def __call__(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Key[Value]:
@@ -355,7 +355,7 @@ class _Cache:
                 value = await make()
                 if value.__class__ is CoroutineType:
                     value.close()
-                    raise ValueTypeError(f"{str(key)!r}: a cached function that isn't `async def` gave a coroutine")
+                    raise ValueTypeError(f"{str(key)!r}: a cached function that isn't `async def` returned a coroutine")
                 if not flight.is_void:
                     added = await self._run(self._view._added(key, value, self._ttl))
                     if flight.is_void:  # meanwhile

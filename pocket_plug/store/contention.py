@@ -169,7 +169,9 @@ class Combiner:
         name = place[0]
         batch: list[_Request] = []
         hold = self._gates.hold((name,))
-        stopped = StoreError(f"{name!r}: the task that wrote for several callers was stopped; it may have landed")
+        stopped = StoreError(
+            f"{name!r}: the task that wrote for several callers was stopped; the writes may have been stored"
+        )
         try:
             async with hold:
                 with self._lock:

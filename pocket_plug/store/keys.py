@@ -83,13 +83,13 @@ class ReadAs(Generic[V_co, K]):
 
 @final
 class Key(ReadAs[K, K], Generic[K]):
-    """A typed key, or a template for many: what stands at it, how it is spelt, and the name telemetry may show.
+    """A typed key, or a template for many keys: the name, the type of the value, and the template that telemetry may show.
 
     >>> REVENUE = Key("revenue:{}", float)
     >>> str(REVENUE("eu")), str(REVENUE("a:b"))
     ('revenue:eu', 'revenue:a%3Ab')
 
-    A value may be a str, int, UUID, date or Enum; it may be empty where the hole is written `{?}` or `{name?}`. A Key is not a
+    A value may be a str, int, UUID, date or Enum; it may be empty if the placeholder is `{?}` or `{name?}`. A Key is not a
     `str`: a type checker would then accept any value at it. Raises KeyNameError for names and values that can't be used.
 
     Telemetry shows a template that is written where the Key is made, as above. Of one that is put together at run time

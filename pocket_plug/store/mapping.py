@@ -75,12 +75,14 @@ class StoreMapping(MutableMapping[str, T]):
 
     def __init__(self, view: Mappable, key: Key[T]) -> None:
         if key.__class__ is not Key:
-            raise KeyNameError(f"mapping takes a Key with one hole, such as Key('user:{{}}'), and not {summary(key)}")
+            raise KeyNameError(
+                f"mapping takes a Key with one placeholder, such as Key('user:{{}}'), and not {summary(key)}"
+            )
         holes = 0 if key.is_filled else Template(key.template).holes
         if holes != 1:
             raise KeyNameError(
-                f"a mapping's Key has one hole, for the mapping's key, and {key!r} has {holes}; fill the others by a scope: "
-                "store.scope(…).mapping(Key('{}'))"
+                f"a mapping's Key has one placeholder, for the mapping's key, and {key!r} has {holes}; fill the others by a "
+                "scope: store.scope(…).mapping(Key('{}'))"
             )
         self._view = view
         self._source = view._source

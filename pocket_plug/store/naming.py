@@ -59,8 +59,8 @@ class Template:
         self.literals, self.names = found[::3], tuple(found[1::3])
         if any("{" in literal or "}" in literal for literal in self.literals):
             raise KeyNameError(
-                f"Key({text!r:.80}) has a brace that is no hole; a hole is written {{}} or {{name}}, with a ? before the "
-                "} where it may be empty, and filled by KEY(value)"
+                f"Key({text!r:.80}) has a brace that is no placeholder; a placeholder is written {{}} or {{name}}, with a ? "
+                "before the } if it may be empty, and filled by KEY(value)"
             )
         self._may_be_empty = [mark == "?" for mark in found[2::3]]
         self._begins_with_hole = not self.literals[0]

@@ -19,7 +19,7 @@ from .views import StoreWriter as StoreWriter
 
 
 class StoreScope(StoreWriter, CachingView):
-    """What `store.scope(…)` gives: a part of a store that can do what the store can, but opens and closes nothing."""
+    """A part of a store, from `store.scope(…)`: it has the store's methods, but opens and closes nothing."""
 
     __slots__ = ()
     _source: Stack
@@ -52,7 +52,7 @@ class StoreScope(StoreWriter, CachingView):
 
 
 class Store(StackOwner, StoreScope):
-    """A store: a stack of layers over a backend. `Store()` is memory and needs no opening.
+    """A store: a stack of layers over a backend. `Store()` is in memory and need not be opened.
 
     `backend` is a URL or a Backend; `layers` are recipes or names, outermost first as written (a set of names is put
     in the usual order). `clock` gives epoch seconds. Open others with `async with`.
@@ -68,11 +68,11 @@ class Store(StackOwner, StoreScope):
         await self.close()
 
     async def open(self) -> None:
-        """What `async with` does first."""
+        """Open the store, as `async with` does at its beginning."""
         await self._source.open()
 
     async def close(self) -> None:
-        """What `async with` does last; the store raises StoreClosedError from then on."""
+        """Close the store, as `async with` does at its end; after that it raises StoreClosedError."""
         await self._source.close()
 
     # Not of its own class, as those of other views are: the end of a block around a part must not close the whole.

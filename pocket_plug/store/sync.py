@@ -62,11 +62,11 @@ class SyncReader(View):
     @overload
     def require(self, key: str, /) -> Value: ...
     def require(self, key: Any, /) -> object:
-        """The value at `key`, else MissingKeyError."""
+        """The value at `key`; raises MissingKeyError if there is none."""
         return self._source.run_read(self._view.require(key))
 
     def has(self, key: Name, /) -> bool:
-        """Is there a value, None included?"""
+        """Whether there is a value at `key`, None included."""
         return self._source.run_read(self._view.has(key))
 
     @overload
@@ -74,7 +74,7 @@ class SyncReader(View):
     @overload
     def get_many(self, keys: Iterable[Name], /) -> dict[str, Value]: ...
     def get_many(self, keys: Iterable[Any], /) -> dict[str, Value]:
-        """The values that exist, by name, in one go."""
+        """The values that exist, by name, from one read."""
         return self._source.run_read(self._view.get_many(keys))
 
     @overload
@@ -82,7 +82,7 @@ class SyncReader(View):
     @overload
     def entry(self, key: str, /) -> StoredValue[Value] | None: ...
     def entry(self, key: Any, /) -> StoredValue[Any] | None:
-        """The value with its version and its deadline, of one read; None where there is nothing."""
+        """The value with its version and expiry time, from one read; None if there is none."""
         return self._source.run_read(self._view.entry(key))
 
     def keys(
@@ -100,7 +100,7 @@ class SyncReader(View):
         return chain.from_iterable(driven(self._source.run_read, pages))
 
     def count(self, prefix: str = "") -> int:
-        """How many names start with `prefix`?"""
+        """The number of names that start with `prefix`."""
         return self._source.run_read(self._view.count(prefix))
 
     @overload
@@ -112,7 +112,7 @@ class SyncReader(View):
         return self._source.run_read(self._view.tail(key, n))
 
     def length(self, key: Name, /) -> int:
-        """How many items has an append-only list?"""
+        """The number of items of an append-only list."""
         return self._source.run_read(self._view.length(key))
 
     @overload
@@ -124,7 +124,7 @@ class SyncReader(View):
         return chain.from_iterable(driven(self._source.run_read, self._view._item_pages(key)))
 
     def ttl(self, key: Name, /) -> float | None:
-        """Seconds until `key` expires; None where it never does."""
+        """Seconds until `key` expires; None if it never does."""
         return self._source.run_read(self._view.ttl(key))
 
     @overload
@@ -151,7 +151,7 @@ class SyncWriter(SyncReader):
     @overload
     def set(self, key: str, value: Value, /, *, ttl: Duration | None = None, expect: int | None = None) -> None: ...
     def set(self, key: Any, value: Value, /, *, ttl: Duration | None = None, expect: int | None = None) -> None:
-        """Store `value`, for `ttl` seconds, a timedelta or "5m"; with `expect` only where that version is there."""
+        """Store `value`; `ttl` is seconds, a timedelta or "5m". With `expect` only if the entry has that version."""
         self._source.run_write(_set(self, key, value, ttl=ttl, expect=expect))
 
     @overload
@@ -159,7 +159,7 @@ class SyncWriter(SyncReader):
     @overload
     def add(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> bool: ...
     def add(self, key: Any, value: Value, /, *, ttl: Duration | None = None) -> bool:
-        """Store `value` if there is nothing: was there nothing?"""
+        """Store `value` if there is no entry; returns whether it did."""
         return self._source.run_write(self._view.add(key, value, ttl=ttl))
 
     def set_many(self, values: Mapping[Value, Value], /, *, ttl: Duration | None = None) -> None:
@@ -167,15 +167,15 @@ class SyncWriter(SyncReader):
         self._source.run_write(self._view.set_many(values, ttl=ttl))
 
     def delete(self, key: Name, /) -> bool:
-        """Remove it; was it there?"""
+        """Remove the entry; returns whether there was one."""
         return self._source.run_update(self._view.delete(key))
 
     def delete_many(self, keys: Iterable[Name], /) -> int:
-        """Remove several; how many of them were there?"""
+        """Remove several entries; returns how many there were."""
         return self._source.run_update(self._view.delete_many(keys))
 
     def delete_prefix(self, prefix: str, /) -> int:
-        """Remove all whose names start with `prefix`, in writes of at most 500; how many were there?"""
+        """Remove all entries whose names start with `prefix`, in writes of at most 500; returns how many there were."""
         return self._source.run_update(self._view.delete_prefix(prefix))
 
     @overload
@@ -187,11 +187,11 @@ class SyncWriter(SyncReader):
     @overload
     def pop(self, key: str, /, default: Value = ...) -> Value: ...
     def pop(self, key: Any, /, default: object = MISSING) -> object:
-        """Remove the value and give it; where there is none, `default`, without it MissingKeyError."""
+        """Remove the value and return it; if there is none, return `default`, or raise MissingKeyError without one."""
         return self._source.run_update(self._view.pop(key, default))
 
     def touch(self, key: Name, /, *, ttl: Duration | None) -> bool:
-        """Give it a new deadline, None for none: was it there?"""
+        """Set a new TTL, None for none; returns whether there was an entry."""
         return self._source.run_update(self._view.touch(key, ttl=ttl))
 
     @overload
@@ -199,11 +199,11 @@ class SyncWriter(SyncReader):
     @overload
     def append(self, key: str, item: Value, /, *, ttl: Duration | None = None) -> int: ...
     def append(self, key: Any, item: Value, /, *, ttl: Duration | None = None) -> int:
-        """Add an item at the end of an append-only list, and give its length by then."""
+        """Add an item at the end of an append-only list, and return the new length."""
         return self._source.run_update(self._view.append(key, item, ttl=ttl))
 
     def trim(self, key: Name, /, *, keep: int) -> int:
-        """Remove all but the last `keep` items of an append-only list; how many were removed?"""
+        """Remove all but the last `keep` items of an append-only list; returns how many were removed."""
         return self._source.run_update(self._view.trim(key, keep=keep))
 
     @overload
@@ -221,7 +221,7 @@ class SyncWriter(SyncReader):
         default: object = MISSING,
         ttl: Duration | None = None,
     ) -> object:
-        """Replace the value by `fn(value)`, atomically, and give the new one."""
+        """Replace the value by `fn(value)`, atomically, and return the new one."""
         return self._source.run_update(self._view.update(key, fn, default=default, ttl=ttl))
 
     @overload

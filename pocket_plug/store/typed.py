@@ -69,7 +69,7 @@ class Writable(Readable, Protocol):
 
 
 class TypedReader(Generic[T]):
-    """A view for values of one type; what is of another raises ValueTypeError, naming the key."""
+    """A view for values of one type; a value of another type raises ValueTypeError, with the key."""
 
     def __init__(self, view: Readable, type: TypeForm[T], /) -> None:
         check_type(type, "a typed store")
@@ -98,11 +98,11 @@ class TypedReader(Generic[T]):
         return default if value is MISSING else self._checked(key, value)
 
     async def require(self, key: str, /) -> T:
-        """The value at `key`, else MissingKeyError."""
+        """The value at `key`; raises MissingKeyError if there is none."""
         return self._checked(key, await self._reader.require(key))
 
     async def entry(self, key: str, /) -> StoredValue[T] | None:
-        """The value with its version and its deadline, of one read; None where there is nothing."""
+        """The value with its version and expiry time, from one read; None if there is none."""
         found = await self._reader.entry(key)
         return None if found is None else replace(found, value=self._checked(key, found.value))
 
@@ -127,7 +127,7 @@ class TypedReader(Generic[T]):
             yield [(name, self._checked(name, value)) for name, value in page]
 
     async def count(self, prefix: str = "") -> int:
-        """How many names start with `prefix`?"""
+        """The number of names that start with `prefix`."""
         return await self._reader.count(prefix)
 
     async def tail(self, key: str, n: int, /) -> list[T]:
@@ -135,7 +135,7 @@ class TypedReader(Generic[T]):
         return [self._checked(key, item) for item in await self._reader.tail(key, n)]
 
     async def length(self, key: str, /) -> int:
-        """How many items has an append-only list?"""
+        """The number of items of an append-only list."""
         return await self._reader.length(key)
 
     async def each_item(self, key: str, /) -> AsyncIterator[T]:

@@ -129,7 +129,7 @@ def _refuse_unless_meant(key: Any, old: Value, declared: Hint) -> None:
 
     if declared is None or not checker(declared)(None):
         raise ValueTypeError(
-            f"update of {str(key)!r}: the function gave None where a {old.__class__.__name__} was. Does it "
+            f"update of {str(key)!r}: the function returned None in place of a {old.__class__.__name__}. Does it "
             "change its argument and return nothing? It must return the new value. Where None is meant, "
             "use a Key whose type has None"
         )

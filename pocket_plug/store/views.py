@@ -45,7 +45,7 @@ R = TypeVar("R")
 
 
 class StoreReader(View):
-    """Reads. What a node's `prep` is handed, and what `store.reader()` gives."""
+    """Reads from a store: the view that a node's `prep` gets, and that `store.reader()` returns."""
 
     __slots__ = ()
 
@@ -78,7 +78,7 @@ class StoreReader(View):
     @overload
     async def require(self, key: str, /) -> Value: ...
     async def require(self, key: Any, /) -> object:
-        """The value at `key`; raises MissingKeyError, naming the key and the scope, where there is none."""
+        """The value at `key`; raises MissingKeyError, with the key and the scope, if there is none."""
         value = await self.get(key, MISSING)
         if value is MISSING:
             scope = f" (scope {self._prefix!r})" if self._prefix else ""
@@ -86,7 +86,7 @@ class StoreReader(View):
         return value
 
     async def has(self, key: Name, /) -> bool:
-        """Is there a value, None included?"""
+        """Whether there is a value at `key`, None included."""
         return await self._source.read(self._name(key)) is not None
 
     @overload
@@ -94,7 +94,7 @@ class StoreReader(View):
     @overload
     async def get_many(self, keys: Iterable[Name], /) -> dict[str, Value]: ...
     async def get_many(self, keys: Iterable[Any], /) -> dict[str, Value]:
-        """The values that exist, by name, in one go and in the order of the keys."""
+        """The values that exist, by name, from one read and in the order of the keys."""
         names = self._names(keys)
         entries = await self._source.read_many(names)
         start = len(self._prefix)
@@ -121,10 +121,11 @@ class StoreReader(View):
     async def keys(
         self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        """The names that start with `prefix`, in order, without this view's scope. Raises KeyNameError if none can.
+        """The names that start with `prefix`, in order, without this view's scope. Raises KeyNameError if no name can.
 
-        They begin after the name `after`, which need not exist, and are at most `limit`: the last name of a page is the next
-        page's `after`, and every page costs the same. In `reverse` they come from the last one on, and end before `after`.
+        They begin after the name `after`, which need not exist, and there are at most `limit`: the last name of a page is
+        the next page's `after`, and every page costs the same. With `reverse` they are listed backwards, from before
+        `after`.
         """
         start = len(self._prefix)
         check_prefix(prefix)
@@ -135,10 +136,11 @@ class StoreReader(View):
     async def items(
         self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[tuple[str, Value]]:
-        """The same names with their values. 100 at a time are read, as they are at one moment.
+        """The same names with their values.
 
-        What has gone between the look for the names and that moment is left out; what is new since then may be missing. An
-        append-only list is an `ItemList`, which has its length.
+        100 at a time are read; these are of one moment. An entry that is removed between the search for names and that
+        moment is left out; an entry that is added in between may be missing. The value of an append-only list is an
+        `ItemList`, which has its length.
         """
         async for page in self._pages(prefix, after=after, reverse=reverse, limit=limit):
             for pair in page:
@@ -152,7 +154,7 @@ class StoreReader(View):
         return pages_of(self._source, self._prefix, prefix, after=bound, reverse=reverse, limit=limit)
 
     async def count(self, prefix: str = "") -> int:
-        """How many names start with `prefix`? It looks at each of them, but at no value."""
+        """The number of names that start with `prefix`. It reads each name, but no value."""
         check_prefix(prefix)
         number = 0
         async for _name in names_of(self._source, self._prefix + prefix):
@@ -164,15 +166,15 @@ class StoreReader(View):
     @overload
     async def tail(self, key: str, n: int, /) -> list[Value]: ...
     async def tail(self, key: Any, n: int, /) -> list[Any]:
-        """The last `n` items of an append-only list, the newest one last, as of one moment; none where there is nothing.
+        """The last `n` items of an append-only list, the newest one last, as of one moment; an empty list if there is none.
 
-        It costs what the items cost that are read. Raises ValueTypeError for a key with a value that isn't such a list, and for
-        an item of another type than the Key declares, as in `Key("chat:{}", list[Message])`.
+        Its cost depends on `n`, not on the length of the list. Raises ValueTypeError if the value at the key is not such
+        a list, and for an item of another type than the Key declares, as in `Key("chat:{}", list[Message])`.
         """
         return checked_items(key, await lists.tail(self._source, self._name(key), key, n))
 
     async def length(self, key: Name, /) -> int:
-        """How many items has an append-only list? 0 where there is nothing; ValueTypeError for what is no such list."""
+        """The number of items of an append-only list; 0 if there is none, ValueTypeError if the value is not such a list."""
         return await lists.length(self._source, self._name(key), key)
 
     @overload
@@ -180,9 +182,9 @@ class StoreReader(View):
     @overload
     def each_item(self, key: str, /) -> AsyncIterator[Value]: ...
     async def each_item(self, key: Any, /) -> AsyncIterator[Any]:
-        """The items of an append-only list, the oldest one first, that there are when it begins; 100 at a time are read.
+        """The items that an append-only list has when it begins, the oldest one first.
 
-        Those that are trimmed meanwhile, or removed with the list, are left out.
+        100 at a time are read. Items that are trimmed meanwhile, or removed with the list, are left out.
         """
         async for page in self._item_pages(key):
             for item in page:
@@ -193,7 +195,7 @@ class StoreReader(View):
             yield checked_items(key, page)
 
     async def ttl(self, key: Name, /) -> float | None:
-        """Seconds until `key` expires; None where it never does. Raises MissingKeyError where there is nothing."""
+        """Seconds until `key` expires; None if it never does. Raises MissingKeyError if there is no entry."""
         entry = await self._source.read(self._name(key))
         if entry is None:
             raise MissingKeyError(f"nothing at {str(key)!r}, so it has no time to live")
@@ -209,7 +211,7 @@ class StoreReader(View):
 
 
 class StoreWriter(StoreReader):
-    """Reads and writes. What a node's `post` is handed: there, all writes land at once or not at all."""
+    """Reads and writes: the view that a node's `post` gets. There, all writes are committed together or not at all."""
 
     __slots__ = ()
 
@@ -222,11 +224,12 @@ class StoreWriter(StoreReader):
         self, key: str, value: Value, /, *, ttl: Duration | None = None, expect: int | None = None
     ) -> None: ...
     async def set(self, key: Any, value: Value, /, *, ttl: Duration | None = None, expect: int | None = None) -> None:
-        """Store `value`. `ttl`: seconds, timedelta or "5m"; a set without one lasts for ever, whatever was there.
+        """Store `value`.
 
-        `expect` is the version that must be there, as `entry` gave it, or 0 for nothing: ConflictError, and nothing is
-        done, where it is another. Raises ValueTypeError if the value isn't what the Key declares, ConfigError for a ttl of 0
-        and below.
+        `ttl` is seconds, a timedelta or text such as "5m"; without one the entry never expires, even if the old one had a
+        TTL. `expect` is the version that the entry must have, from `entry`, or 0 if there must be none: otherwise nothing
+        is done, and it raises ConflictError. Raises ValueTypeError if the value isn't of the Key's type, and ConfigError
+        for a ttl of 0 or less.
         """
         if key.__class__ is Key:
             value = key.checked(value)
@@ -269,9 +272,10 @@ class StoreWriter(StoreReader):
         await self._source.write([Put(self._written(key), value, deadline) for key, value in checked.items()])
 
     async def delete(self, key: Name, /) -> bool:
-        """Remove it; was it there? Of several that delete it at once, one is told True. What others set meanwhile goes too.
+        """Remove the entry; returns whether there was one.
 
-        An append-only list is gone at once as a whole; its items are removed right after, in writes of at most 500.
+        If several delete it at once, exactly one gets True. A value that others set meanwhile is removed too. An
+        append-only list is gone at once; its items are removed right after, in writes of at most 500.
         """
         name = self._name(key)
         try:
@@ -295,9 +299,10 @@ class StoreWriter(StoreReader):
         return True
 
     async def delete_many(self, keys: Iterable[Name], /) -> int:
-        """Remove several; how many of them were there? In one write, so all of them or none.
+        """Remove several entries in one write, all or none; returns how many there were.
 
-        Where a backend has a limit (`Backend.max_changes`), and it is passed, in as few writes as it lets it be.
+        If the backend limits the size of a write (`Backend.max_changes`), a bigger removal takes several writes, as few
+        as possible.
         """
         names = self._names(keys)
         found = await lists.lists_at(self._source, names)
@@ -307,10 +312,10 @@ class StoreWriter(StoreReader):
         return removed
 
     async def delete_prefix(self, prefix: str, /) -> int:
-        """Remove all whose names start with `prefix`; how many were there? With "" all that this view has.
+        """Remove all entries whose names start with `prefix`; returns how many there were. With "" all of this view.
 
-        In writes of at most 500 entries, in order: each of them is atomic, all of them together are in a transaction only.
-        After an error, those before are done. What others add meanwhile may be removed or not.
+        It takes writes of at most 500 entries, in order. Each write is atomic; all together are atomic in a transaction
+        only. After an error, earlier writes stay. Entries that others add meanwhile may be removed or not.
         """
         check_prefix(prefix)
         removed = await remove_all(self._source, self._prefix + prefix)
@@ -326,15 +331,16 @@ class StoreWriter(StoreReader):
     @overload
     async def pop(self, key: str, /, default: Value = ...) -> Value: ...
     async def pop(self, key: Any, /, default: object = MISSING) -> object:
-        """Remove the value and give it: one value to one caller. Where there is none, `default`; without it MissingKeyError.
+        """Remove the value and return it: exactly one caller gets it.
 
-        A value that isn't of the Key's type stays, and is a ValueTypeError.
+        If there is none, it returns `default`, or raises MissingKeyError without one. A value that isn't of the Key's
+        type is not removed, and raises ValueTypeError.
         """
         name = self._name(key)
         return await self._source.apply(name, taking(name, key, default))
 
     async def touch(self, key: Name, /, *, ttl: Duration | None) -> bool:
-        """Give it a new deadline, None for none, and change nothing else but its version: was it there?"""
+        """Set a new TTL, None for none, without changing the value; returns whether there was an entry."""
         name = self._written(key)
         touched: bool = await self._source.apply(name, touching(name, _deadline(self._source, ttl)))
         return touched
@@ -360,7 +366,7 @@ class StoreWriter(StoreReader):
         return await lists.append(self._source, self._written(key), key, item, _deadline(self._source, ttl))
 
     async def trim(self, key: Name, /, *, keep: int) -> int:
-        """Remove all but the last `keep` items of an append-only list; how many were removed?
+        """Remove all but the last `keep` items of an append-only list; returns how many were removed.
 
         They are gone at once. With 0 an empty list stays, which `delete` removes.
         """
@@ -448,7 +454,7 @@ def _version(expect: object, source: Source) -> int:
         found = repr(expect) if isinstance(expect, int) else summary(expect)
         own = f"; {PRESENT} is what a transaction has written itself, until its commit" if expect == PRESENT else ""
         raise ConfigError(
-            f"expect can't be {found}; give the version that entry(key) gave, or 0 where nothing is to be{own}"
+            f"expect can't be {found}; give the version of entry(key), or 0 if the key must not exist{own}"
         )
     return expect
 

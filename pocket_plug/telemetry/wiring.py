@@ -80,21 +80,20 @@ def observe(
 ) -> Telemetry:
     """Trace all runs and traced stores of this process from now on.
 
-    Where they go: to the tracer provider that the program has set already, which is left as it is. Else where
-    `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_TRACES_EXPORTER` says. Else to
-    `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to it; in a
-    notebook as a tree below the cell. `file` and `terminal=True` ask for these in any case, `terminal=False` leaves the
-    tree out. `keep` says how large and how old the file may get; without it POCKET_PLUG_TRACES_SIZE and
-    POCKET_PLUG_TRACES_AGE do, else it is 100 MB and 30 days.
-    `OTEL_SDK_DISABLED=true` is honoured, as is any other variable of the SDK, or the file of `OTEL_CONFIG_FILE` for them.
-    The file and the terminal have exceptions' messages, which nothing sends, unless `capture` says otherwise.
+    If the program has set a tracer provider, spans go there, and it isn't changed. Otherwise they go where
+    `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_TRACES_EXPORTER` says. Otherwise they go to
+    `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to the terminal; in a
+    notebook as a tree below the cell. `file` and `terminal=True` do this in any case, `terminal=False` switches the tree off.
+    `keep` limits the size and age of the file; by default POCKET_PLUG_TRACES_SIZE and POCKET_PLUG_TRACES_AGE do, or else it is
+    100 MB and 30 days. `OTEL_SDK_DISABLED=true` and all other variables of the SDK are used, or instead of them the file of
+    `OTEL_CONFIG_FILE`. The file and the terminal show messages of exceptions, which are never sent, unless `capture` says so.
 
-    The others are the process's settings of tracing, which count where a Pocket's configuration says nothing. `detail` is
-    "phase" unless it is given; those left None stay as they are. `flavours` has no effect any more, and goes with 0.3.
+    The other arguments are the process's settings of tracing, which are used if a Pocket's configuration has none. `detail` is
+    "phase" by default; arguments that are None change nothing. `flavours` has no effect any more; 0.3 will remove it.
 
-    Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
-    first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds: by default those of
-    POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for what can't be followed, and for arguments that differ from before.
+    If it is called again, it returns the same `Telemetry` until that is closed; the arguments must then be those of the first
+    call. It is flushed when the process ends, also by SIGTERM, which waits for at most `flush_timeout` seconds: by default
+    POCKET_PLUG_FLUSH_TIMEOUT, or else 2. Raises ConfigError for invalid settings, and for arguments that differ from before.
     """
     global _observed
     tracing.warn_of_flavours(flavours)
@@ -140,26 +139,26 @@ def setup(
 ) -> Telemetry:
     """Send traces, metrics and logs of this process where the `OTEL_*` variables say, from now on.
 
-    Of each signal: a provider that the program has set is used and left as it is. Else it goes where
-    `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` or `OTEL_LOGS_EXPORTER` says, else to the endpoint named by
-    `OTEL_EXPORTER_OTLP_ENDPOINT` or that of the signal, else nowhere. Where `OTEL_CONFIG_FILE` names a file of OpenTelemetry's
-    declarative configuration, that says it instead of variables.
+    For each signal: if the program has set a provider, it is used and not changed. Otherwise the signal goes where
+    `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` or `OTEL_LOGS_EXPORTER` says, or else to the endpoint of
+    `OTEL_EXPORTER_OTLP_ENDPOINT` or that of the signal, or else nowhere. If `OTEL_CONFIG_FILE` names a file of OpenTelemetry's
+    declarative configuration, the file is used instead of these variables.
 
-    structlog, unless the program has configured it, writes from `log_level` ("info" unless it is given) on to stderr,
-    coloured lines on a terminal and JSON elsewhere, with the current span's ids, and emits OpenTelemetry log records. A
-    program with a chain of its own puts `export_event` into it.
+    Unless the program has configured structlog, it writes from `log_level` (by default "info") on to stderr: coloured lines on
+    a terminal and JSON elsewhere, with the current span's ids. It also sends OpenTelemetry log records. A program with its own
+    chain of processors adds `export_event` to it.
 
-    The standard library's logging, which most libraries use, is brought along unless `log_stdlib` is False: a handler of the
-    root logger, and of each logger that hands nothing on to it, emits OpenTelemetry log records. If the root logger has no
-    handler yet, it writes lines too, as structlog does and from the same level on.
+    Standard logging, which most libraries use, is included unless `log_stdlib` is False: a handler of the root logger, and of
+    each logger that doesn't propagate to it, sends OpenTelemetry log records. If the root logger has no handler yet, the handler
+    also writes lines, as structlog does and from the same level on.
 
-    The others are the process's settings of tracing, which count where a Pocket's configuration says nothing; those left
-    None stay as they are. `flavours` has no effect any more, and goes with 0.3.
+    The other arguments are the process's settings of tracing, which are used if a Pocket's configuration has none; arguments
+    that are None change nothing. `flavours` has no effect any more; 0.3 will remove it.
 
-    Called again it gives the same `Telemetry`, until that was closed; what it is given then must be what it was given at
-    first. It is flushed when the process ends, by SIGTERM too, which waits for `flush_timeout` seconds at most: by default
-    those of POCKET_PLUG_FLUSH_TIMEOUT, else 2. Raises ConfigError for variables or a file that can't be
-    followed, and for arguments that differ from the first call's.
+    If it is called again, it returns the same `Telemetry` until that is closed; the arguments must then be those of the first
+    call. It is flushed when the process ends, also by SIGTERM, which waits for at most `flush_timeout` seconds: by default
+    POCKET_PLUG_FLUSH_TIMEOUT, or else 2. Raises ConfigError for invalid variables or an invalid file, and for arguments that
+    differ from those of the first call.
     """
     global _in_production
     tracing.warn_of_flavours(flavours)

@@ -781,7 +781,7 @@ def test_failing_commands_of_a_plugin(install, capsys, caplog):
         (
             'ulimit -f 0; exec "$@" > out',
             1,
-            "Error: stdout can't be written to: File too large; what is there is not all",
+            "Error: stdout can't be written to: File too large; the output is incomplete",
         ),
         ('exec "$@" >&-', 0, ""),
     ],

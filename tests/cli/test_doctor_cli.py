@@ -134,7 +134,7 @@ def test_the_verdict_on_each_plugin(doctor: Doctor, install: Install, monkeypatc
     )
     assert found["shy"] == (
         "note",
-        "pocket-plug-shy 1.0, stepped back: no server; its settings stand in [plugins.shy]",
+        "pocket-plug-shy 1.0, stepped back: no server; its settings belong in [plugins.shy]",
     )
     assert found["off"] == ("ok", "pocket-plug-off 1.0, is disabled: by POCKET_PLUG_DISABLE")
     assert found["sqlit"] == ("wrong", "POCKET_PLUG_DISABLE: there is no plugin 'sqlit'; did you mean 'sqlite'?")
@@ -214,7 +214,7 @@ def test_no_file_is_made(doctor: Doctor, own_folder: Path) -> None:
     configured('[store]\nurl = "sqlite:///there.db"\n[stores.new]\nurl = "sqlite:///new/state.db"')
     before = sorted(own_folder.rglob("*"))
     found = doctor()
-    assert "it is made when a program opens it" in found["stores", "stores.new"][1]
+    assert "a program creates it when it opens it" in found["stores", "stores.new"][1]
     assert found["stores", "store"][1].startswith("SQLite('there.db', durability='power'); SQLite ")
     assert sorted(own_folder.rglob("*")) == before
 
@@ -261,10 +261,10 @@ def test_clocks_standbys_and_backends_that_do_not_say(doctor: Doctor, install: I
     found = {name: told for (section, name), told in doctor(1).items() if section == "stores"}
     assert found["stores.fine"] == ("ok", "Probed('fine'); a system; durability power; its clock is 0 ms behind")
     assert found["stores.skewed"][0] == "wrong"
-    assert "its clock is 3250 ms behind; entries expire by the clock of whoever reads" in found["stores.skewed"][1]
+    assert "its clock is 3250 ms behind; each reader decides by its own clock" in found["stores.skewed"][1]
     assert found["stores.standby"][0] == "wrong"
-    assert "it takes no writes" in found["stores.standby"][1]
-    assert found["stores.unknown"] == ("note", "Probed('unknown'): not looked at, since its plugin has no `probe`")
+    assert "it refuses writes" in found["stores.standby"][1]
+    assert found["stores.unknown"] == ("note", "Probed('unknown'): not checked, since its plugin has no `probe`")
     assert found["stores.raises"] == ("wrong", "RuntimeError: at redis://me:***@host it failed")
 
 

@@ -39,7 +39,7 @@ BROKEN = {  # never come into use: source, and the reason given
 
 FAULTY = {  # fail while they watch: source of pocket_observe, where, and what they raise
     "raises": ("raise RuntimeError('boom')", "pocket_observe", "RuntimeError: boom"),
-    "answers": ("return 'hello'", "pocket_observe", "TypeError: it gave str, not an Observer or None"),
+    "answers": ("return 'hello'", "pocket_observe", "TypeError: it returned str, not an Observer or None"),
     "in_run": (
         "def part(run): raise RuntimeError('boom')\n    return Observer(run=part)",
         "pocket_observe (enter)",
@@ -68,7 +68,7 @@ FAULTY = {  # fail while they watch: source of pocket_observe, where, and what t
     "no_manager": (
         "return Observer(run=lambda run: 3)",
         "pocket_observe (enter)",
-        "it gave int, not a context manager or None",
+        "it returned int, not a context manager or None",
     ),
 }
 

@@ -114,7 +114,7 @@ def test_all_can_go_on(capsys: pytest.CaptureFixture[str]) -> None:
         ["a", "failed", "pay", "unchanged"],
         ["b", "failed", "pay", "unchanged"],
     ]
-    assert err == "all 2 can go on\n"
+    assert err == "all 2 can resume\n"
     assert run(["runs", "check", "shop.py:before"]) == 0
     assert "unchanged ahead" in capsys.readouterr().out
     assert run(["runs", "check", "shop.py:upgraded"]) == 0
@@ -127,10 +127,8 @@ def test_some_can_not(capsys: pytest.CaptureFixture[str]) -> None:
     begin("graph", "a")
     assert run(["runs", "check", "shop.py:renamed"]) == 1
     out, err = capsys.readouterr()
-    assert (
-        "a    failed  pay   refused  run 'a' can't go on in graph 'shop' as it is now: it stands at node 'pay'" in out
-    )
-    assert err == "1 of 1 open runs can't go on\n"
+    assert "a    failed  pay   refused  run 'a' can't resume in the current graph 'shop': it is at node 'pay'" in out
+    assert err == "1 of 1 open runs can't resume\n"
 
 
 def test_for_machines(capsys: pytest.CaptureFixture[str]) -> None:

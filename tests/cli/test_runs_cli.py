@@ -27,9 +27,7 @@ from pocket_plug.store.backend import Delete, Put
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
-WHO_GOES_ON = (
-    "`pocket-plug worker TARGET` goes on with what is pending, `pocket-plug runs resume TARGET RUN` with one\n"
-)
+WHO_GOES_ON = "`pocket-plug worker TARGET` resumes pending runs, `pocket-plug runs resume TARGET RUN` a single one\n"
 URL = "sqlite:///state.db?durability=process"
 
 SHOP = """
@@ -366,7 +364,7 @@ def test_a_run_that_sleeps_says_until_when(here: Any) -> None:
         asleep = elsewhere(*command)
         assert (asleep.code, asleep.out) == (3, "")
         assert asleep.err == (
-            f"run 'n' sleeps until {until}; `pocket-plug worker TARGET` goes on with it then, or `pocket-plug runs resume`\n"
+            f"run 'n' sleeps until {until}; `pocket-plug worker TARGET` resumes it then, or `pocket-plug runs resume`\n"
         )
 
 

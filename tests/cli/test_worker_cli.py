@@ -234,7 +234,7 @@ def test_a_stopped_workers_run_is_taken_over_and_it_finds_that_out() -> None:
         (["shop.py:own", "--url", URL], "graph 'own' has a store of its own, so its runs aren't in sqlite:///state.db"),
         (["shop.py", "--url", URL, "--lease", "soon"], "--lease"),
         (["shop.py", "--url", URL, "--concurrency", "0"], "concurrency"),
-        (["shop.py"], "survive"),
+        (["shop.py"], "is durable, but its store"),
     ],
 )
 def test_what_it_can_not_serve_is_said(arguments: list[str], said: str) -> None:

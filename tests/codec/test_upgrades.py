@@ -97,8 +97,8 @@ def test_a_missing_step_is_an_error_with_the_way_out() -> None:
     ("step", "message"),
     [
         (lambda fields: {"first": fields["nmae"]}, " with KeyError"),
-        (lambda fields: None, ": it gave None, not the dict of the fields"),
-        (lambda fields: User("a", "b", "c"), ": it gave User, not the dict of the fields"),
+        (lambda fields: None, ": it returned None, not the dict of the fields"),
+        (lambda fields: User("a", "b", "c"), ": it returned User, not the dict of the fields"),
     ],
     ids=["raises", "forgets to return", "gives an object"],
 )

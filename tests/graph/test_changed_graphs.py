@@ -168,8 +168,8 @@ edits(
             "a b c",
             "",
         ),
-        "rename what comes next": (lambda: (a >> step("b2") >> c,), "", "stands at node 'b'"),
-        "remove what comes next": (lambda: (a >> c,), "", "stands at node 'b'"),
+        "rename what comes next": (lambda: (a >> step("b2") >> c,), "", "is at node 'b'"),
+        "remove what comes next": (lambda: (a >> c,), "", "is at node 'b'"),
         "retype what comes next": (lambda: (step("a", gives=str) >> step("b", str) >> c,), "", "+ node b takes str"),
         "untype what comes next": (lambda: (a >> step("b", UNTYPED) >> c,), "", "+ node b takes Any"),
         "nest what comes next": (lambda: (a >> graph(b, name="b") >> c,), "", "+ graph b"),
@@ -242,7 +242,7 @@ edits(
         "nested: rename what comes next": (
             lambda: (a >> graph(p >> step("q2"), name="inner") >> c,),
             "",
-            "stands at node 'inner/q'",
+            "is at node 'inner/q'",
         ),
         "nested: append within": (lambda: (a >> graph(p >> q >> z, name="inner") >> c,), "", "+ node inner/z"),
         "nested: rename what lies ahead outside": (lambda: (a >> inner >> step("c2"),), "", "+ node c2"),
@@ -252,8 +252,8 @@ edits(
             "",
             "+ graph inner in scope 'in:'",
         ),
-        "nested: rename the graph": (lambda: (a >> graph(p >> q, name="inner2") >> c,), "", "stands at node 'inner'"),
-        "nested: flatten": (lambda: (a >> p >> q >> c,), "", "stands at node 'inner'"),
+        "nested: rename the graph": (lambda: (a >> graph(p >> q, name="inner2") >> c,), "", "is at node 'inner'"),
+        "nested: flatten": (lambda: (a >> p >> q >> c,), "", "is at node 'inner'"),
         "nested: flatten to a node of its name": (
             lambda: (a >> q.with_options(name="inner") >> q >> c,),
             "",
@@ -262,7 +262,7 @@ edits(
         "nested: nest once more": (
             lambda: (a >> graph(graph(p >> q, name="inner"), name="outer") >> c,),
             "",
-            "stands at node 'inner'",
+            "is at node 'inner'",
         ),
     },
 )
@@ -371,7 +371,7 @@ edits(
         "leaving: the node of its hooks has gone": (
             leaving("x", "x", last=hooked("q2", by="x")),
             "",
-            "has left node 'inner/q', which is not there",
+            "has left node 'inner/q', which doesn't exist there",
         ),
         "leaving: the node of its hooks gives another type": (
             leaving("x", "x", last=hooked("q", str, by="x")),
@@ -451,7 +451,7 @@ edits(
     {
         "sleeping: rename what was passed": (lambda: (step("a2") >> Sleep("1h", name="pause") >> c,), "a c", ""),
         "sleeping: another duration": (lambda: (a >> Sleep("2h", name="pause") >> c,), "a c", ""),
-        "sleeping: rename it": (lambda: (a >> Sleep("1h", name="rest") >> c,), "", "stands at node 'pause'"),
+        "sleeping: rename it": (lambda: (a >> Sleep("1h", name="rest") >> c,), "", "is at node 'pause'"),
         "sleeping: a node in its place": (lambda: (a >> step("pause", UNTYPED, UNTYPED) >> c,), "", "+ node pause"),
     },
 )
@@ -511,7 +511,7 @@ edits(
                 numbers >> each(step("work", shows=True)).with_options(name="every") >> step("join", UNTYPED, UNTYPED),
             ),
             "",
-            "stands at node 'all'",
+            "is at node 'all'",
         ),
     },
 )
@@ -554,12 +554,12 @@ edits(
         "items within: rename where one stands": (
             items(way(P, step("q2", shows=True))),
             "",
-            "item 1 of 'all' stands at node 'all/way/q'",
+            "item 1 of 'all' is at node 'all/way/q'",
         ),
         "items within: rename where one stands, and collect": (
             items(way(P, step("q2", shows=True)), errors="collect"),
             "",
-            "item 1 of 'all' stands at node 'all/way/q'",
+            "item 1 of 'all' is at node 'all/way/q'",
         ),
         "items within: retype where one stands": (
             items(way(step("p", int, UNTYPED, shows=True), step("q", UNTYPED, shows=True))),
@@ -597,7 +597,7 @@ edits(
         "all items begun: rename where they stand": (
             items(way(P, step("q2", shows=True))),
             "",
-            "item 0 of 'all' stands at node 'all/way/q'",
+            "item 0 of 'all' is at node 'all/way/q'",
         ),
         "all items begun: a node more": (items(way(P, Q, Z)), "", "+ node all/way/z"),
     },
@@ -628,7 +628,7 @@ edits(
             "",
             "+ items of inner/all give str",
         ),
-        "a graph that begins with items: rename it": (nested_items(outer="in"), "", "stands at node 'inner'"),
+        "a graph that begins with items: rename it": (nested_items(outer="in"), "", "is at node 'inner'"),
     },
 )
 
@@ -742,7 +742,7 @@ edits(
     {
         "allowed: append": (lambda: (a >> b >> c >> z,), "a b c z", ""),
         "allowed: rename what lies ahead": (lambda: (a >> b >> step("c2"),), "a b c2", ""),
-        "allowed: rename what comes next": (lambda: (a >> step("b2") >> c,), "", "stands at node 'b'"),
+        "allowed: rename what comes next": (lambda: (a >> step("b2") >> c,), "", "is at node 'b'"),
         "allowed: retype what comes next": (lambda: (a >> step("b", UNTYPED) >> c,), "", "+ node b takes Any"),
     },
     allowed=True,
@@ -791,11 +791,11 @@ edits(
     "q(2)",
     HALF,
     {
-        "allowed: rename where an item stands": (items(way(P, step("q2", shows=True))), "", "item 1 of 'all' stands"),
+        "allowed: rename where an item stands": (items(way(P, step("q2", shows=True))), "", "item 1 of 'all' is at"),
         "allowed: rename where an item stands, and collect": (
             items(way(P, step("q2", shows=True)), errors="collect"),
             "",
-            "item 1 of 'all' stands",
+            "item 1 of 'all' is at",
         ),
         "allowed: a node more for some items": (items(way(P, Q, Z)), "", "+ node all/way/z"),
         "allowed: append behind the items": (

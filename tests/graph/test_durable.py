@@ -640,7 +640,7 @@ def test_a_store_that_does_not_survive_is_refused(tmp_path: Path) -> None:
             assert await records(store) == []
         behind = Persistence(mode="behind", to=f"sqlite:///{tmp_path}/behind.db")
         async with Store(layers=[behind]) as store:
-            with pytest.raises(ConfigError, match="may lose what was acknowledged"):
+            with pytest.raises(ConfigError, match="may lose acknowledged writes"):
                 await Graph(same, store=store).run(1, run_id="r")
         with pytest.raises(UnknownRunError, match="run_id="):
             idempotency_key()
@@ -746,7 +746,7 @@ def test_a_changed_graph_is_refused_with_what_changed(tmp_path: Path) -> None:
                 await after.run(0, run_id="r")
             assert changed.value.differences == ("+ edge second -default-> third", "+ node third")
             assert pickle.loads(pickle.dumps(changed.value)).differences == changed.value.differences  # noqa: S301
-            with pytest.raises(RunChangedError, match="stands at node 'second'"):
+            with pytest.raises(RunChangedError, match="is at node 'second'"):
                 await Graph(first >> third, store=store).resume("r", allow_changed=True)
             assert await after.run(0, run_id="r", allow_changed=True) == 111
 
@@ -775,7 +775,7 @@ def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path
                 await Graph(each(Graph(first >> second, name="way")), store=store).run([1], run_id="r")
             changed = Graph(each(Graph(first >> third, name="way"), errors=errors), store=store)
             with pytest.raises(
-                RunChangedError, match="item 0 of 'each_way' stands at node 'each_way/way/second', which is not"
+                RunChangedError, match="item 0 of 'each_way' is at node 'each_way/way/second', which doesn't exist"
             ):
                 await changed.resume("r", allow_changed=True)
             more = Graph(each(Graph(first >> second.with_options(name="second") >> third, name="way")), store=store)

@@ -56,13 +56,13 @@ def refused(*chains: Any) -> str:
 def test_a_refused_input_names_the_node_that_gave_it() -> None:
     """With the type that it declares, where that is another one; a nested graph's first node takes it as well."""
     takes = "node 'inc' of graph 'g' takes int, not "
-    assert refused(bad >> inc) == f"{takes}str: node 'bad' gave that, though it declares int"
+    assert refused(bad >> inc) == f"{takes}str: node 'bad' returned it, though it declares int"
     assert refused(forgets >> inc) == (
-        f"{takes}NoneType: node 'forgets' gave that, though it declares int; does it lack a `return`?"
+        f"{takes}NoneType: node 'forgets' returned it, though it declares int; does it lack a `return`?"
     )
-    assert refused(untyped >> inc) == f"{takes}list: node 'untyped' gave that"
+    assert refused(untyped >> inc) == f"{takes}list: node 'untyped' returned it"
     assert refused(bad >> Graph(Graph(inc, name="g"), name="outer")) == (
-        f"{takes}str: node 'bad' gave that, though it declares int"
+        f"{takes}str: node 'bad' returned it, though it declares int"
     )
 
 

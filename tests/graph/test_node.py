@@ -364,8 +364,8 @@ def test_a_function_may_say_which_errors_are_worth_a_retry() -> None:
 
 @pytest.mark.parametrize(
     ("on", "says"),
-    [(lambda error: error.status == 429, "raised AttributeError"), (lambda error: None, "gave NoneType"),
-     (lambda error: 1, "gave int")],
+    [(lambda error: error.status == 429, "raised AttributeError"), (lambda error: None, "returned NoneType"),
+     (lambda error: 1, "returned int")],
 )  # fmt: skip
 def test_a_function_that_does_not_say_fails_the_node(on: Any, says: str) -> None:
     """With a PhaseError that no fallback answers: neither "try again" nor "don't" is guessed. The first error stays in sight."""
@@ -378,7 +378,7 @@ def test_a_function_that_does_not_say_fails_the_node(on: Any, says: str) -> None
             return 0
 
     with pytest.raises(
-        PhaseError, match=f"Retry: on, asked about ValueError, {says}; it gives True or False"
+        PhaseError, match=f"Retry: on, asked about ValueError, {says}; it must return True or False"
     ) as raised:
         Graph(Fails()).run_sync(1)
     assert "the first" in "".join(traceback.format_exception(raised.value))

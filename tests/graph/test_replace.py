@@ -154,7 +154,7 @@ def test_a_copy_has_a_store_of_its_own():
     ("fake", "said"),
     [
         ("takes", "'charge' (Charge) by 'takes' (takes): the one takes int, the other str"),
-        ("gives", "'charge' (Charge) by 'gives' (gives): the one gives str, the other int"),
+        ("gives", "'charge' (Charge) by 'gives' (gives): the one returns str, the other int"),
         ("carries", "'charge' (Charge) by 'carries' (Carries): by 'declined' the one carries str, the other int"),
     ],
 )

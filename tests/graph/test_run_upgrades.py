@@ -427,7 +427,7 @@ def test_hooks_that_are_still_to_be_called() -> None:
                 await Graph(hooked >> B, store=store).run(1, run_id="r")
             broken.clear()
             other = Graph(hooked.with_options(name="other") >> B, store=store)
-            with pytest.raises(RunChangedError, match="has left node 'hooked', which is not there"):
+            with pytest.raises(RunChangedError, match="has left node 'hooked', which doesn't exist there"):
                 await other.resume("r")
             after = Graph(
                 hooked.with_options(name="other") >> B,
@@ -488,11 +488,11 @@ def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
 
     to = {
         "to 2 raised LookupError": failing,
-        "gave str[2], not a RunPosition": wrong,
-        "stands at node 'b', which is not there": lambda position: position,
-        "stands at node 'nowhere', which is not there": lambda position: replace(position, path=("nowhere",)),
-        "stands within 'a', which is no graph but a node": lambda position: replace(position, path=("a", "b2")),
-        "stands at node 'b2' with str, which takes int": lambda position: replace(renamed(position), value="x"),
+        "returned str[2], not a RunPosition": wrong,
+        "is at node 'b', which doesn't exist there": lambda position: position,
+        "is at node 'nowhere', which doesn't exist there": lambda position: replace(position, path=("nowhere",)),
+        "is inside 'a', which is no graph but a node": lambda position: replace(position, path=("a", "b2")),
+        "is at node 'b2' with str, which takes int": lambda position: replace(renamed(position), value="x"),
         "leaves '' by 'x', for which there is no edge": lambda position: replace(position, path=(), left_by="x"),
         "is not registered": lambda position: replace(renamed(position), value=Unknown()),
     }

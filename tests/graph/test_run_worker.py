@@ -723,7 +723,7 @@ def test_a_run_that_this_graph_cannot_go_on_with_is_left_and_said_once(url: str)
                     await changed.submit(str(number), run_id=f"n-{number}", store=store)
                     await said.until(lambda number=number: "finished" in said.of(f"n-{number}"))
             assert said.of("d-1") == ["refused"]
-            assert "can't go on in graph 'doubling' as it is now" in str(
+            assert "can't resume in the current graph 'doubling'" in str(
                 next(r.error for r in said.reports if r.run_id == "d-1")
             )
             assert await store.stack.read(keys_of("d-1")[0]) == before
@@ -808,7 +808,7 @@ def test_a_store_that_does_not_survive_is_refused_before_anything_is_taken() -> 
 
     async def main() -> None:
         async with Store() as store:
-            with pytest.raises(ConfigError, match="survive"):
+            with pytest.raises(ConfigError, match="is not persistent"):
                 await Worker([graph], store=store).run(once=True)
 
     asyncio.run(main())

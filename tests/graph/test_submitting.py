@@ -104,7 +104,7 @@ def test_what_could_never_run_is_refused_where_it_is_submitted(url: str) -> None
                 await graph.submit(21, run_id="", store=store)
             assert [key async for key in store.stack.scan("pocket:")] == []
         async with Store() as store:
-            with pytest.raises(ConfigError, match="survive"):
+            with pytest.raises(ConfigError, match="is not persistent"):
                 await graph.submit(21, run_id="d-1", store=store)
 
     asyncio.run(main())

@@ -310,7 +310,7 @@ def test_an_answer_of_another_kind_is_put_down_to_the_plugin(caplog: pytest.LogC
     with SpanCapture("run") as capture, caplog.at_level(logging.WARNING, "pocket_plug"):
         pp.Graph(halve, name="g").run_sync(4, pocket=pocket)
     assert "team" not in attributes(capture.one("run g"))
-    assert [text for text in caplog.messages if "it gave dict, not SpanAdditions or None" in text]
+    assert [text for text in caplog.messages if "it returned dict, not SpanAdditions or None" in text]
 
 
 def test_nobody_is_asked_while_nobody_listens() -> None:

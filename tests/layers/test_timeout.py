@@ -183,7 +183,7 @@ def test_a_write_that_takes_too_long_has_an_unknown_outcome(before: float, after
     async def main() -> None:
         layer = built(inner, write_within=3)
         with pytest.raises(
-            AnswerLostError, match=r"writing 'a' took longer than 3 s.*may have landed, or may land yet. Read"
+            AnswerLostError, match=r"writing 'a' took longer than 3 s.*may have been stored, or may still be. Read"
         ):
             await layer.write([Put("a", 1)])
         assert asyncio.get_running_loop().time() == pytest.approx(3)

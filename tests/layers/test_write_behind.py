@@ -1144,7 +1144,7 @@ def test_one_file_has_one_queue(tmp_path: Path) -> None:
     first = behind(SQLite(path))
     (tmp_path / "link.db").symlink_to(path)
     for name in ("state.db", "link.db"):
-        with pytest.raises(StoreBusyError, match="owned by another store"):
+        with pytest.raises(StoreBusyError, match="locked by another store"):
             behind(SQLite(tmp_path / name))
     put(first, "a", 1)
     drive(first.close())
@@ -1171,7 +1171,7 @@ except StoreBusyError as error:
         return done.stdout
 
     with SyncStore(layers=[Persistence(to=url, mode="behind")]):
-        assert "owned by another store" in answer()
+        assert "locked by another store" in answer()
     assert answer() == ""
 
 
@@ -1213,7 +1213,7 @@ def test_what_cannot_be_owned_is_refused() -> None:
     class Plain(Memory):
         survives = True
 
-    with pytest.raises(ConfigError, match="can't be owned"):
+    with pytest.raises(ConfigError, match="can't be locked"):
         behind(Plain())
 
 

@@ -206,7 +206,7 @@ def test_wrong_answer_is_refused(install, caplog):
     assert Pocket(block=OURS).observers(RUN) == []
     [text] = said(caplog, "'odd'")
     assert "plugin 'odd' (pocket-plug-odd 1.0) failed at pocket_observe" in text
-    assert "TypeError: it gave str, not an Observer or None" in text
+    assert "TypeError: it returned str, not an Observer or None" in text
 
 
 def test_interrupt_in_an_observer_passes():
@@ -309,12 +309,12 @@ def test_layer_name_taken(caplog):
 @pytest.mark.parametrize(
     ("hook", "answer", "words"),
     [
-        ("pocket_layers", Shout, "it gave type, not a list"),
-        ("pocket_layers", "shout", "it gave str, not a list"),
-        ("pocket_layers", [Shout()], "it gave Shout(), not a subclass of Layer"),
-        ("pocket_backends", [Memory], "it gave list, not a mapping of URL schemes"),
+        ("pocket_layers", Shout, "it returned type, not a list"),
+        ("pocket_layers", "shout", "it returned str, not a list"),
+        ("pocket_layers", [Shout()], "it returned Shout(), not a subclass of Layer"),
+        ("pocket_backends", [Memory], "it returned list, not a mapping of URL schemes"),
         ("pocket_backends", {"x": 3}, "'x' leads to 3, which can't be called with a URL"),
-        ("pocket_executors", [Memory], "it gave list, not a mapping of URL schemes"),
+        ("pocket_executors", [Memory], "it returned list, not a mapping of URL schemes"),
         ("pocket_executors", {"x": 3}, "'x' leads to 3, which can't be called with a URL"),
     ],
 )

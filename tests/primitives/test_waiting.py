@@ -514,7 +514,7 @@ def test_a_loop_that_stops_before_it_has_begun_is_noticed(monkeypatch: pytest.Mo
     running.join(10)
     asking.join(10)
     assert not asking.is_alive()
-    assert "never was cut off: the event loop that it ran on was stopped" in str(outcome)
+    assert "never was interrupted: the event loop that it ran on was stopped" in str(outcome)
     loop.run_until_complete(asyncio.sleep(0))  # once more: what it was asked for isn't done after all
     loop.close()
     assert begun == []
@@ -543,4 +543,4 @@ def test_who_waits_when_the_loop_ends_is_told() -> None:
     thread.join(10)
     assert not thread.is_alive()
     assert len(outcome) == 1
-    assert "endless was cut off: the event loop that it ran on was stopped" in str(outcome[0])
+    assert "endless was interrupted: the event loop that it ran on was stopped" in str(outcome[0])

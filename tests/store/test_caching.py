@@ -165,7 +165,7 @@ def test_values_are_checked(store: SyncStore) -> None:
     square = store.scope("t").typed(int).cached("square:{n}")(lambda n: n * n)
     assert (square(3), store.get("t:square:3")) == (9, 9)
     coroutine: Any = store.cached("later")(lambda: asyncio.sleep(0))
-    with pytest.raises(ValueTypeError, match="gave a coroutine"):
+    with pytest.raises(ValueTypeError, match="returned a coroutine"):
         asyncio.run(_called(coroutine))
 
 
@@ -230,7 +230,7 @@ def gen(n: int) -> Iterator[int]:
     [
         (SQUARE, lambda m: m, (), r"no parameter fills \{n\} of Key\('square:\{n\}', int\); its parameters are: m"),
         (Key("a:{}:{}"), lambda m: m, (), r"no parameter fills \{\} of"),
-        (Key("a"), lambda m: m, (), r"'m' not in Key\('a'\).*add a hole, \{m\}, or say ignore=\('m',\)"),
+        (Key("a"), lambda m: m, (), r"'m' not in Key\('a'\).*add a placeholder, \{m\}, or say ignore=\('m',\)"),
         (SQUARE, lambda n: n, ("x",), r"ignore has 'x'; its parameters are: n"),
         ("all:{}", lambda *n: n, (), r"\*n takes any number of arguments.*ignore=\('n',\)"),
         (SQUARE, lambda n, **more: n, (), r"\*\*more takes any number of arguments"),

@@ -155,7 +155,7 @@ def test_a_hole_may_be_empty_where_the_key_says_so() -> None:
     assert str(key("", 1)) == "blob::1"
     assert key.matches("blob::1")
     assert not key.matches("blob:x:")
-    with pytest.raises(KeyNameError, match=r"empty value; a hole that may be empty is \{\?\}"):
+    with pytest.raises(KeyNameError, match=r"empty value; a placeholder that may be empty is \{\?\}"):
         key("x", "")
 
 

@@ -194,7 +194,7 @@ def test_a_limit_is_a_number_of_entries(limit: Any) -> None:
 @pytest.mark.parametrize("expect", [-2, False, "1", 1.0])
 def test_a_version_is_a_number(expect: Any) -> None:
     """What no entry can have is refused; it would be a conflict each time."""
-    with pytest.raises(ConfigError, match=r"expect can't be .*; give the version that entry\(key\) gave, or 0"):
+    with pytest.raises(ConfigError, match=r"expect can't be .*; give the version of entry\(key\), or 0"):
         SyncStore().set("a", 1, expect=expect)
 
 

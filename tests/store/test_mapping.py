@@ -143,14 +143,16 @@ def test_a_key_that_may_be_empty(store: SyncStore) -> None:
 @pytest.mark.parametrize("key", [Key("a"), Key("a:{}:{}"), Key("a:{}")(1)])
 def test_a_key_without_exactly_one_hole_is_refused(key: Key[Any]) -> None:
     """With what to do instead."""
-    with pytest.raises(KeyNameError, match=r"one hole.*store\.scope"):
+    with pytest.raises(KeyNameError, match=r"one placeholder.*store\.scope"):
         SyncStore().mapping(key)
 
 
 def test_a_name_is_no_key_of_a_mapping() -> None:
     """It has no hole to fill, whatever is in it; what to give is said."""
     name: Any = "user:{}"
-    with pytest.raises(KeyNameError, match=r"takes a Key with one hole, such as Key\('user:\{\}'\), and not str"):
+    with pytest.raises(
+        KeyNameError, match=r"takes a Key with one placeholder, such as Key\('user:\{\}'\), and not str"
+    ):
         SyncStore().mapping(name)
 
 

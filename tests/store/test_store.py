@@ -869,10 +869,12 @@ def test_an_update_that_forgets_to_return_is_refused(open_store: Open, value: An
     store = open_store()
     if there:
         store.set("k", value)
-    with pytest.raises(ValueTypeError, match=rf"'k': .* gave None where a {type(value).__name__} was.*must return"):
+    with pytest.raises(
+        ValueTypeError, match=rf"'k': .* returned None in place of a {type(value).__name__}.*must return"
+    ):
         store.update("k", fn, default=copy.deepcopy(value))
     assert store.get("k") == (value if there else None)
-    with store.transaction() as tx, pytest.raises(ValueTypeError, match="gave None"):
+    with store.transaction() as tx, pytest.raises(ValueTypeError, match="returned None"):
         tx.update("k", fn, default=copy.deepcopy(value))
 
 
@@ -901,7 +903,7 @@ def test_none_may_be_what_an_update_gives(open_store: Open) -> None:
     assert store.update(CART, lambda value: None, default=None) is None
     untyped: Any = Key("untyped")
     store.set(untyped, [1])
-    with pytest.raises(ValueTypeError, match="gave None where a list was"):
+    with pytest.raises(ValueTypeError, match="returned None in place of a list"):
         store.update(untyped, lambda items: items.append(2), default=[])
     store.set("cart", Cart(["a"]))
     assert store.typed(Cart | None).update("cart", lambda value: None, default=None) is None

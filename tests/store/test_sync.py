@@ -325,7 +325,7 @@ def test_closing_ends_calls_that_are_under_way() -> None:
     caller.join(10)
     assert not caller.is_alive()
     assert [type(error).__name__ for error in errors] == ["StoreError"]
-    assert "was cut off" in str(errors[0])
+    assert "was interrupted" in str(errors[0])
 
 
 def test_a_part_that_lies_about_its_waiting_is_named() -> None:

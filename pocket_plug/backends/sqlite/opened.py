@@ -120,11 +120,11 @@ class OpenedFile:
             self._ownership = Ownership(f"{self.absolute.resolve()}-owner")
         except BlockingIOError:
             raise StoreBusyError(
-                f"{self.path} is owned by another store that writes behind, here or in another process; close that one, "
+                f"{self.path} is locked by another store that writes behind, here or in another process; close that one, "
                 "or share it"
             ) from None
         except OSError as error:
-            raise StoreError(f"{self.path}: it can't be owned: {error}") from error
+            raise StoreError(f"{self.path}: it can't be locked: {error}") from error
 
     def disown(self) -> None:
         """Unlock it."""

@@ -244,15 +244,15 @@ def _misplaced(graph: GraphForm, standing: Standing, who: str, path: Path = ()) 
     leads: list[Mapping[str, str]] = []
     node: NodeForm | None = None
     for depth, frame in enumerate(frames):
-        for name, verb in ((frame.hooks if depth == len(frames) - 1 else "", "has left"), (frame.node, "stands at")):
+        for name, verb in ((frame.hooks if depth == len(frames) - 1 else "", "has left"), (frame.node, "is at")):
             if name and name not in graph.nodes:
-                return f"{who} {verb} node {written((*path, name))!r}, which is not there"
+                return f"{who} {verb} node {written((*path, name))!r}, which doesn't exist there"
         if frame.node is None:
             break
         path, node = (*path, frame.node), graph.nodes[frame.node]
         if depth < len(frames) - 1:
             if node.kind != "graph" or node.inner is None:
-                return f"{who} stands within {written(path)!r}, which is no graph but a {node.kind}"
+                return f"{who} is inside {written(path)!r}, which is no graph but a {node.kind}"
             leads.append(node.leads)
             graph = node.inner
     last = frames[-1]
@@ -270,7 +270,7 @@ def _items_misplaced(node: NodeForm | None, standing: Standing, who: str, path: 
         path = (*path, name)
         node = None if node is None or node.inner is None else node.inner.nodes.get(name)
     if node is None or node.kind != "fan_out" or node.inner is None:
-        return f"{who} is halfway through the fan-out {written(path)!r}, which is not there"
+        return f"{who} is halfway through the fan-out {written(path)!r}, which doesn't exist there"
     for position, item in standing.items.items():
         inner = _misplaced(node.inner, item, f"item {position} of {written(path)!r}", path)
         if inner is not None:

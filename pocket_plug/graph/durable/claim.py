@@ -184,7 +184,7 @@ def refuse_another(journal: Journal, start: Record, value: object) -> None:
     if value is not MISSING and not _same(journal, start["input"], value):
         raise RunMismatchError(
             f"run {journal.id!r} was begun with another input than this {summary(value)}; give this another "
-            "run_id, or go on with resume(run_id)"
+            "run_id, or resume it by resume(run_id)"
         )
 
 

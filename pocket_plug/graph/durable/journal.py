@@ -81,7 +81,7 @@ class RunReleasedError(RunSuspendedError):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(run_id, {}, 0.0)
-        self.args = (f"run {run_id!r} was released: its worker stops, and another one goes on with it",)
+        self.args = (f"run {run_id!r} was released: its worker stops, and another one resumes it",)
 
 
 class Journal:

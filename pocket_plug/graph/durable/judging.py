@@ -141,7 +141,7 @@ class Judge:
         if begun > graph.version:
             raise RunChangedError(
                 f"run {kept.run_id!r} is one of version {begun} of graph {graph.name!r}, and this is version "
-                f"{graph.version}; go on with that one"
+                f"{graph.version}; resume it with that version"
             )
         steps = range(begun, graph.version)
         missing = [step for step in steps if step not in graph.upgrade]
@@ -168,7 +168,7 @@ class Judge:
     def _refuse_misplaced(self, kept: Kept, why: str | None) -> None:
         if why is not None:
             raise RunChangedError(
-                f"run {kept.run_id!r} can't go on in graph {self.graph.name!r} as it is now: {why}; {self._way_out()}"
+                f"run {kept.run_id!r} can't resume in the current graph {self.graph.name!r}: {why}; {self._way_out()}"
             )
 
     def _changed(self, kept: Kept, found: Differences) -> RunChangedError:
@@ -182,7 +182,7 @@ class Judge:
     def _way_out(self) -> str:
         version = self.graph.version
         return (
-            "go on with the form that it was begun by, or upgrade it: "
+            "resume it with the graph that it began with, or upgrade it: "
             f"Graph(…, version={version + 1}, upgrade={{{version}: …}})"
         )
 
@@ -210,7 +210,7 @@ def _unfit_at(step: Step, standing: Standing) -> str | None:
         step = step.graph.plan.start
     value = default_codec.decode(standing.last.value) if standing.last.value else None
     if standing.last.node is not None and standing.last.value and step.fits is not None and not step.fits(value):
-        return f"it stands at node {step.name!r} with {type(value).__name__}, which takes {type_name(step.input_type)}"
+        return f"it is at node {step.name!r} with {type(value).__name__}, which takes {type_name(step.input_type)}"
     answer = standing.wait.wait.answer if standing.wait is not None else None
     if answer is not None and isinstance(step, AskStep) and not step.accepts(default_codec.decode(answer)):
         return f"the answer that it has been given is not the {type_name(step.answer_type)} that {step.name!r} asks for"

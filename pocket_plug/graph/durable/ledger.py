@@ -51,7 +51,7 @@ def idempotency_key() -> str:
     """
     key = idempotency.get()
     if key is None:
-        raise UnknownRunError("idempotency_key(): no durable run goes on here; start it with run(…, run_id=…)")
+        raise UnknownRunError("idempotency_key(): there is no durable run here; start it with run(…, run_id=…)")
     return key
 
 

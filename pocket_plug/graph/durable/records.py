@@ -101,7 +101,7 @@ class Checkpoint:
             check(self.key, frame, FRAME_FIELDS)
         self.frames = tuple(Frame(**frame) for frame in entry.value["frames"])
         if not self.frames:
-            raise CorruptRecordError(f"{self.key!r} is no record of a durable run: it says not where that stands")
+            raise CorruptRecordError(f"{self.key!r} is no record of a durable run: it doesn't say where the run is")
 
 
 def check(key: str, record: Record, fields: Record) -> None:
@@ -115,7 +115,7 @@ def check(key: str, record: Record, fields: Record) -> None:
         )
     found = record
     if isinstance(format := found.get("format"), int) and format > FORMAT:
-        raise StoreError(f"{key!r} was written by a newer pocket_plug; go on with that one")
+        raise StoreError(f"{key!r} was written by a newer pocket_plug; use that version")
     if found.keys() != fields.keys():
         raise CorruptRecordError(f"{key!r} is no record of a durable run; once it is removed the run begins anew")
     for name, kind in fields.items():
@@ -140,7 +140,7 @@ def check_start(key: str, record: Record) -> None:
     is_old = isinstance(record, dict) and "form" not in record
     check(key, record, OLD_START_FIELDS if is_old else START_FIELDS)
     if not is_old and record["form"] > FORM:
-        raise StoreError(f"{key!r} was written by a newer pocket_plug; go on with that one")
+        raise StoreError(f"{key!r} was written by a newer pocket_plug; use that version")
 
 
 def field_of(entry: Entry, name: str) -> Any:

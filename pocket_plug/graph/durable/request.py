@@ -51,10 +51,10 @@ def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> N
         check(graph, None)
     stack = place[0]
     if not stack.survives or stack.buffered:
-        found = "may lose what was acknowledged" if stack.survives else "does not"
+        found = "may lose acknowledged writes" if stack.survives else "is not persistent"
         raise ConfigError(
-            f"{asked}the run of graph {graph.name!r} is to survive this process, and its store "
-            f"{stack!r} {found}; give the graph one that does: Graph(…, store=Store('sqlite:///state.db'))"
+            f"{asked}the run of graph {graph.name!r} is durable, but its store "
+            f"{stack!r} {found}; give the graph a persistent one: Graph(…, store=Store('sqlite:///state.db'))"
         )
     if stack.read_only and asked:
         raise ReadOnlyError(

@@ -91,7 +91,7 @@ class StateKey:
 
 @dataclass(frozen=True, slots=True)
 class RunFailure:
-    """What a run has failed with, and where."""
+    """The error that a run has failed with, and its place."""
 
     type: str
     """The full name of the exception's class."""

@@ -28,7 +28,7 @@ def upgraded(run_id: str, standing: Standing, steps: Sequence[tuple[int, Upgrade
         except Exception as error:  # its text may quote the value
             raise RunChangedError(f"{name} raised {type(error).__name__}") from error
         if not isinstance(position, RunPosition):
-            raise RunChangedError(f"{name} gave {found(position)}, not a RunPosition")
+            raise RunChangedError(f"{name} returned {found(position)}, not a RunPosition")
     return _standing(position, standing)
 
 

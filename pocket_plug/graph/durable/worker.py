@@ -87,12 +87,12 @@ class Served(PlannedGraph, Protocol):
 
 
 class Worker:
-    """Takes the runs of some graphs that are pending, stalled or due, and goes on with them, `concurrency` at a time.
+    """Executes the pending, stalled and due runs of some graphs, `concurrency` at a time.
 
-    Any number of workers, in any number of processes, share one store. `lease` is how long a run may seem unmoved before others
-    take it over; the process speaks for what takes longer. Graphs that have no store of their own are served over `store`.
-    `report` is called with a `WorkerReport` whenever something becomes of a run. By `retention` old runs that have ended are
-    removed from their stores, of whatever graph.
+    Any number of workers, in any number of processes, share one store. `lease` is how long a run may stay unchanged before
+    others take it over; for longer nodes the process sends a heartbeat. `store` is for graphs that have no store of their own.
+    `report` is called with a `WorkerReport` when a run is taken, and when the worker is done with it. `retention` says which old
+    runs of the stores are removed, those of other graphs too.
 
     >>> import asyncio
     >>> from pocket_plug import Graph, Store, node

@@ -108,7 +108,7 @@ class _AtNode:
 
 @dataclass(frozen=True, slots=True)
 class NodeEntered(_AtNode):
-    """The run has come to a node; to one that waits for an answer again, once there is one."""
+    """The run has entered a node; if a node has waited for an answer, again when the answer is there."""
 
     kind: ClassVar[Literal["node_entered"]] = "node_entered"
     type: Literal["node", "graph", "fan_out"]
@@ -116,7 +116,7 @@ class NodeEntered(_AtNode):
 
 @dataclass(frozen=True, slots=True)
 class NodeLeft(_AtNode):
-    """The run has left a node, and what the node has written has landed; or the node has failed, and nothing has.
+    """The run has left a node, and the node's writes are committed; or the node has failed, and none is.
 
     A node at which the run waits for an answer isn't left.
     """
@@ -176,7 +176,7 @@ class Asked(_AtNode):
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """The run waits, in no process, for answers or for a time. Nothing has failed; it is the last event."""
+    """The run waits for answers or for a time; no process has to run meanwhile. This is not a failure. It is the last event."""
 
     kind: ClassVar[Literal["suspended"]] = "suspended"
     run_id: str
@@ -198,7 +198,7 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class Finished(Generic[O]):
-    """The run has come to its end; it is the last event."""
+    """The run has finished; it is the last event."""
 
     kind: ClassVar[Literal["finished"]] = "finished"
     output: O

@@ -30,7 +30,7 @@ Y = TypeVar("Y", default=Any)
 
 @dataclass(frozen=True)
 class Answered(Generic[X, Y]):
-    """What an `Ask` leaves with: what it was handed, and the answer."""
+    """The output of an `Ask`: its input, and the answer."""
 
     input: X
     answer: Y

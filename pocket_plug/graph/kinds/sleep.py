@@ -23,7 +23,7 @@ X = TypeVar("X", default=Any)
 
 
 class Sleep(Node[X, X], Generic[X]):
-    """A node that lets time pass, and gives what it is handed.
+    """A node that waits, and then returns its input.
 
     `Sleep("1h")` waits that long, `Sleep(until=…)` to a moment: a `datetime` with its time zone, epoch seconds, or a function
     that makes one of them of the input. A durable run is suspended meanwhile: it raises RunSuspendedError with `wake_at`, and a

@@ -32,7 +32,7 @@ class Next(Generic[T_co]):
 
 
 class Action(Generic[T]):
-    """A way out of a node and the type that it carries. As a class attribute it takes the attribute's name.
+    """A named edge out of a node, and the type of its output. As a class attribute it gets the attribute's name.
 
     >>> reject = Action[str]("reject")
     >>> reject("too late")

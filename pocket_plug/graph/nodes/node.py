@@ -33,17 +33,17 @@ Y = TypeVar("Y")
 class Node(Link[I, O], Generic[I, O, R]):
     """One step of a graph. Override some of the phases, each `async def` or `def`:
 
-    - `prep(store, input)` reads from the store and gives what `exec` needs;
-    - `exec(prepared)` works, without the store; it alone is retried and timed out. What it does to the world outside may be
-      done again: by a retry, and after a conflict over something that prep has read;
-    - `fallback(prepared, error)` answers when `exec` is out of attempts;
-    - `post(store, input, prepared, result)` writes, and gives the output, or `self.action(output)` to leave by another
-      way. Its writes land at once when it returns, or not at all; it may be called again after a conflict.
+    - `prep(store, input)` reads from the store and returns what `exec` needs;
+    - `exec(prepared)` works, without access to the store; only this phase has retries and a timeout. It may run more than once:
+      by a retry, and after a conflict about a key that prep has read;
+    - `fallback(prepared, error)` returns a result when all attempts at `exec` have failed;
+    - `post(store, input, prepared, result)` writes, and returns the output, or `self.action(output)` to leave by another
+      action. Its writes are committed together when it returns, or not at all; it may be called again after a conflict.
 
     `on_success(store, output)`, `on_failure(store, error)` and then `on_complete(store)` run once the outcome is known;
     as post, each may be called again after a conflict.
 
-    Options are class keywords, so they never meet a subclass's own fields:
+    Options are class keywords, so they never collide with a subclass's own fields:
 
     >>> class Charge(Node[int, int], retry=Retry(attempts=3), timeout=30):
     ...     declined = Action[str]()
@@ -72,7 +72,7 @@ class Node(Link[I, O], Generic[I, O, R]):
         isolation: Isolation | None = None,
         executor: Elsewhere | None = None,
     ) -> Self:
-        """A copy of this node with other options; what is not given stays."""
+        """A copy of this node with other options; options that are not given stay the same."""
         node = copy.copy(self)
         options = self._options.changed(
             self._takes,
@@ -90,29 +90,29 @@ class Node(Link[I, O], Generic[I, O, R]):
 
     # Positional-only, and neither async nor sync, so that overrides of both kinds, with parameters of any name, type-check.
     def prep(self, store: Any, input: I, /) -> Value:
-        """Read what `exec` needs; by default the input."""
+        """Read what `exec` needs; by default it returns the input."""
         return input
 
     def exec(self, prepared: Value, /) -> R | Awaitable[R]:
-        """Work, without the store; by default what prep gave."""
+        """Work, without access to the store; by default it returns the result of prep."""
         return prepared  # type: ignore[no-any-return]  # without an exec, R is what prep gives
 
     def fallback(self, prepared: Value, error: Exception, /) -> R | Awaitable[R]:
-        """Answer in place of an `exec` that is out of attempts; by default its error stands."""
+        """Return a result when all attempts at `exec` have failed; by default the error is raised."""
         raise error
 
     def post(self, store: Any, input: I, prepared: Value, result: Value, /) -> O | AnyNext | Awaitable[O | AnyNext]:
-        """Write, and choose the way out; by default what exec gave leaves by "default"."""
+        """Write, and choose the action; by default it returns the result of exec, and leaves by "default"."""
         return result  # type: ignore[no-any-return]  # without a post, O is what exec gives
 
     def on_success(self, store: Any, output: Value, /) -> Value:
-        """After the commit."""
+        """Called after the commit."""
 
     def on_failure(self, store: Any, error: BaseException, /) -> Value:
-        """After an error or a cancellation; what was written is gone already."""
+        """Called after an error or a cancellation; the node's writes are already discarded."""
 
     def on_complete(self, store: Any, /) -> Value:
-        """After everything, whatever happened."""
+        """Called last, in any case."""
 
     @overload
     def __rshift__(self, other: Node[O, Y, Any]) -> Chain[I, Y, O | Y]: ...
@@ -131,7 +131,7 @@ class Node(Link[I, O], Generic[I, O, R]):
     @overload
     def on(self, action: str, /) -> Out[I, Any]: ...
     def on(self, action: Action[Any] | str, /) -> AnyOut:
-        """The way out by that action, for `>>`: `node.on("retry") >> other`."""
+        """The edge of that action, for `>>`: `node.on("retry") >> other`."""
         if not isinstance(action, Action | str) or not action:
             raise TypeError(f"an action is a name or an Action, not {named(action)}")
         return Out(self, action.name if isinstance(action, Action) else action)

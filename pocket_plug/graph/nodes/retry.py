@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How often, and after what pause, a failed `exec` is tried again.
+    """How often, and after what pause, a failed `exec` is retried.
 
     The pause before attempt n+1 is `delay * backoff ** (n - 1)` seconds, at most `max_delay`, with a random part of up
-    to `jitter` of it added. `on` are the errors worth it: exception classes, or a function of the error that gives True or
-    False, where one class means several things. An exception group counts if all its leaves do.
+    to `jitter` of it added. `on` says which errors are retried: exception classes, or a function of the error that
+    returns True or False. An exception group is retried if all its leaves are.
 
     >>> Retry(delay="500ms", backoff=2).pause(3)
     2.0
@@ -65,9 +65,9 @@ class Retry:
         try:
             answer = on(error)
         except Exception as broken:
-            raise PhaseError(f"{title} raised {type(broken).__name__}; it gives True or False") from broken
+            raise PhaseError(f"{title} raised {type(broken).__name__}; it must return True or False") from broken
         if answer.__class__ is not bool:
-            raise PhaseError(f"{title} gave {type(answer).__name__}; it gives True or False")
+            raise PhaseError(f"{title} returned {type(answer).__name__}; it must return True or False")
         return bool(answer)
 
     def pause(self, attempt: int) -> float:
@@ -90,7 +90,7 @@ def _errors(on: Any) -> tuple[type[BaseException], ...] | Callable[[Any], bool]:
     """The classes as a tuple, or the function; raises ConfigError for what is neither."""
     if callable(on) and not isinstance(on, type):
         if fault := fault_of_question(on):
-            raise ConfigError(f"Retry: on {fault}; give a function of the error that gives True or False")
+            raise ConfigError(f"Retry: on {fault}; give a function of the error that returns True or False")
         return cast("Callable[[Any], bool]", on)
     several = isinstance(on, list | tuple | set | frozenset)
     classes: tuple[Any, ...] = tuple(cast("Collection[Any]", on)) if several else (on,)
@@ -98,7 +98,7 @@ def _errors(on: Any) -> tuple[type[BaseException], ...] | Callable[[Any], bool]:
         if not isinstance(each, type) or not issubclass(each, BaseException):
             raise ConfigError(
                 f"Retry: on can't be {found(cast('object', each))}; give exception classes, such as (OSError, "
-                "TimeoutError), or a function of the error that gives True or False"
+                "TimeoutError), or a function of the error that returns True or False"
             )
         if not (issubclass(each, Exception) or issubclass(Exception, each)):
             raise ConfigError(

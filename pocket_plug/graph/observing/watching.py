@@ -61,7 +61,11 @@ def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[O
             if not is_fault(error):
                 raise
             is_none = manager is not None and not hasattr(type(manager), "__enter__")
-            why = PluginError(f"it gave {type(manager).__name__}, not a context manager or None") if is_none else error
+            why = (
+                PluginError(f"it returned {type(manager).__name__}, not a context manager or None")
+                if is_none
+                else error
+            )
             report_observer(observer, "enter", why)
     return silent
 

@@ -61,7 +61,7 @@ def name_giver(error: InputError, giver: Step, taker: Step, value: object) -> No
         taker = taker.inner_graph().plan.start
     if taker.fits is None or taker.fits(value):
         return  # the error is another one, from within the node
-    text = f"{error}: node {giver.name!r} gave that"
+    text = f"{error}: node {giver.name!r} returned it"
     if giver.output_type is not Any and not checker(giver.output_type)(value):
         text += f", though it declares {type_name(giver.output_type)}"
         text += "; does it lack a `return`?" if value is None else ""

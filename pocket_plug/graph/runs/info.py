@@ -42,7 +42,7 @@ class RunValue:
 
 @dataclass(frozen=True, slots=True)
 class RunOwner:
-    """The execution that is at a run, or was when it was last heard of."""
+    """The process that executes a run, or that did when it was last seen."""
 
     host: str
     pid: int
@@ -137,7 +137,7 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunPage:
-    """Some runs, those that were begun last first."""
+    """A page of runs, the newest first."""
 
     runs: tuple[RunInfo, ...]
     after: str | None
@@ -161,7 +161,7 @@ class PassedNode:
 
 @dataclass(frozen=True, slots=True)
 class RunExecution:
-    """One execution of a run: somebody began it, or went on with it."""
+    """One execution of a run: its start, or a resume."""
 
     number: int
     began: float | None
@@ -175,7 +175,7 @@ class RunExecution:
 
 @dataclass(frozen=True, slots=True)
 class RunHistory:
-    """All that is kept of a run."""
+    """All that is recorded of a run."""
 
     run: RunInfo
     executions: tuple[RunExecution, ...]
