@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from random import Random
 from typing import TypeVar
 
@@ -101,6 +101,37 @@ def hasty_threads() -> Generator[None]:
         yield
     finally:
         sys.setswitchinterval(usual)
+
+
+GIVES_WAY = 0.002
+"""Seconds for which a thread lets its rival go on, which may have to wait for it: then it goes on itself."""
+
+
+@contextmanager
+def rival(act: Callable[[], T]) -> Generator[tuple[Callable[[], object], list[T]]]:
+    """A thread that does it once it is let go, or else at the end: what lets it go, and, afterwards, what it came to."""
+    gate, done, came_to = threading.Lock(), threading.Lock(), list[T]()
+
+    def wait() -> None:
+        gate.acquire()
+        came_to.append(act())
+        done.release()
+
+    def go() -> None:
+        gate.release()
+        done.acquire(timeout=GIVES_WAY)
+
+    gate.acquire()
+    done.acquire()
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    try:
+        yield go, came_to
+    finally:
+        with suppress(RuntimeError):  # it is let go already
+            gate.release()
+        thread.join(HANGS)
+        assert not thread.is_alive(), "it doesn't come to its end"
 
 
 async def beside(

@@ -1,0 +1,76 @@
+"""What the contract says to whoever has written a backend with a fault: the first test that fails leads to it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+BACKENDS = """
+import pytest
+from pocket_plug import Memory
+from pocket_plug.testing.contracts import BackendContract
+
+
+class Expired(Memory):
+    async def read(self, key):
+        clock, self.clock = self.clock, lambda: 0.0
+        try:
+            return await super().read(key)
+        finally:
+            self.clock = clock
+
+
+class Unordered(Memory):
+    async def scan(self, prefix="", **page):
+        for key in sorted([key async for key in super().scan(prefix, **page)], key=str.casefold):
+            yield key
+
+
+class Backwards(Memory):
+    async def version(self):
+        entries = await self.read_many([key async for key in self.scan()])
+        return max([entry.version for entry in entries.values()], default=0)
+
+
+class Lost(Memory):
+    async def write(self, changes, expect={}):
+        await super().write([], expect)
+        return await super().write(changes)
+
+
+class Torn(Memory):
+    async def write(self, changes, expect={}):
+        version = await super().write(changes[:1], expect)
+        for change in changes[1:]:
+            version = await super().write([change])
+        return version
+"""
+
+FIRST = {
+    "Expired": "test_an_entry_is_there_until_its_deadline",
+    "Unordered": "test_scan_gives_the_keys_in_code_point_order",
+    "Backwards": "test_versions_never_go_back",
+    "Lost": "test_a_write_comes_between_no_two_steps_of_another",
+    "Torn": "test_each_write_gets_a_higher_version",
+}
+"""Which promise each of them breaks."""
+
+
+def test_the_first_test_that_fails_is_that_of_the_promise(tmp_path: Path) -> None:
+    """Not one of what rests on it, such as lists: a fault fails many."""
+    tests = "\n".join(
+        f"class Test{name}(BackendContract):\n    @pytest.fixture\n    def make_backend(self):\n        return {name}\n"
+        for name in FIRST
+    )
+    (tmp_path / "test_faults.py").write_text(f"{BACKENDS}\n{tests}")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-k", "not forked"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    failed = [line.split("::")[1:] for line in ran.stdout.splitlines() if line.startswith("FAILED")]
+    first = dict((kind.removeprefix("Test"), test.split()[0]) for kind, test in reversed(failed))
+    assert first == FIRST, ran.stdout
