@@ -1,6 +1,7 @@
 """What the contracts are made of: odd names, what a scan must give, and ways to do things at once, interrupted, or in a child."""
 
 import asyncio
+import faulthandler
 import os
 import signal
 import string
@@ -211,11 +212,19 @@ CHILD_SECONDS = 60
 """How long a forked child may take before it is killed, as one that hangs."""
 
 
+def die_where_it_hangs() -> None:
+    """In a child: once its time is over, what each of its threads is at goes to stderr, and it is killed."""
+    faulthandler.register(
+        signal.SIGALRM, file=2, chain=True
+    )  # the number, since a capture may have replaced sys.stderr
+    signal.alarm(CHILD_SECONDS)
+
+
 def works_in_a_child(use: Callable[[], Coroutine[object, object, None]]) -> bool:
     """Fork, and run it there on a new event loop: did it work, or raise StoreError? Anything else fails the test."""
     child = os.fork()
     if child == 0:
-        signal.alarm(CHILD_SECONDS)
+        die_where_it_hangs()
         try:
             asyncio.run(use())
             os._exit(0)
@@ -226,7 +235,8 @@ def works_in_a_child(use: Callable[[], Coroutine[object, object, None]]) -> bool
             sys.stderr.flush()
         os._exit(2)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 1), f"the child of a fork {'hung' if code < 0 else 'failed'}: {code}"
+    said = "hung" if code == -signal.SIGALRM else f"failed with {code}"
+    assert code in (0, 1), f"the child of a fork {said}; where, it has written to stderr"
     return code == 0
 
 

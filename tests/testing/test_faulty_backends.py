@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 BACKENDS = """
 import pytest
@@ -57,6 +60,12 @@ FIRST = {
 """Which promise each of them breaks."""
 
 
+def output_of(folder: Path, *options: str) -> str:
+    """What pytest says of the tests in a folder."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+
+
 def test_the_first_test_that_fails_is_that_of_the_promise(tmp_path: Path) -> None:
     """Not one of what rests on it, such as lists: a fault fails many."""
     tests = "\n".join(
@@ -64,13 +73,50 @@ def test_the_first_test_that_fails_is_that_of_the_promise(tmp_path: Path) -> Non
         for name in FIRST
     )
     (tmp_path / "test_faults.py").write_text(f"{BACKENDS}\n{tests}")
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-k", "not forked"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    failed = [line.split("::")[1:] for line in ran.stdout.splitlines() if line.startswith("FAILED")]
+    said = output_of(tmp_path, "--tb=no", "-k", "not forked")
+    failed = [line.split("::")[1:] for line in said.splitlines() if line.startswith("FAILED")]
     first = dict((kind.removeprefix("Test"), test.split()[0]) for kind, test in reversed(failed))
-    assert first == FIRST, ran.stdout
+    assert first == FIRST, said
+
+
+HANGING = """
+import os
+import threading
+import pytest
+from pocket_plug import Memory
+from pocket_plug.testing import scenarios
+from pocket_plug.testing.contracts import BackendContract
+
+scenarios.CHILD_SECONDS = 1
+
+
+class Hanging(Memory):
+    async def read_many(self, keys):
+        if os.getpid() != PARENT:
+            wait_for_ever()
+        return await super().read_many(keys)
+
+
+def wait_for_ever():
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+PARENT = os.getpid()
+
+
+class TestHanging(BackendContract):
+    @pytest.fixture
+    def make_backend(self):
+        return Hanging
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_that_hangs_says_where(tmp_path: Path) -> None:
+    """Else nobody knows which lock it was."""
+    (tmp_path / "test_hanging.py").write_text(HANGING)
+    said = output_of(tmp_path, "-k", "forked")
+    assert "the child of a fork hung; where, it has written to stderr" in said
+    assert "in wait_for_ever" in said
