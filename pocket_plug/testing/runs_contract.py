@@ -105,6 +105,7 @@ class RunsContract:
                     page = await runs.list(limit=limit, after=after)
                     assert len(page.runs) == limit or page.after is None
                     seen += [each.run_id for each in page.runs]
+                    assert len(seen) <= len(ids), "a page has what another one has had"
                     if (after := page.after) is None:
                         break
                 assert seen == ids[::-1]

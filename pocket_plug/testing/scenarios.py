@@ -195,7 +195,9 @@ async def pages_of(backend: Backend, prefix: str, size: int, *, reverse: bool = 
     page = await keys_of(backend, prefix, reverse=reverse, limit=size)
     while page:
         yield page
-        page = await keys_of(backend, prefix, after=page[-1], reverse=reverse, limit=size)
+        last = page[-1]
+        page = await keys_of(backend, prefix, after=last, reverse=reverse, limit=size)
+        assert page == scanned(page, prefix, after=last, reverse=reverse), f"a page that doesn't go on after {last!r}"
 
 
 def scanned(
@@ -214,9 +216,7 @@ CHILD_SECONDS = 60
 
 def die_where_it_hangs() -> None:
     """In a child: once its time is over, what each of its threads is at goes to stderr, and it is killed."""
-    faulthandler.register(
-        signal.SIGALRM, file=2, chain=True
-    )  # the number, since a capture may have replaced sys.stderr
+    faulthandler.register(signal.SIGALRM, file=2, chain=True)  # by its number: a capture may have replaced sys.stderr
     signal.alarm(CHILD_SECONDS)
 
 

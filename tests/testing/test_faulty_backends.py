@@ -79,6 +79,33 @@ def test_the_first_test_that_fails_is_that_of_the_promise(tmp_path: Path) -> Non
     assert first == FIRST, said
 
 
+ONE_WAY = """
+import pytest
+from pocket_plug import Memory
+from pocket_plug.testing.contracts import BackendContract
+
+
+class OneWay(Memory):
+    async def scan(self, prefix="", *, after="", reverse=False, limit=None):
+        async for key in super().scan(prefix, after=after, limit=limit):
+            yield key
+
+
+class TestOneWay(BackendContract):
+    @pytest.fixture
+    def make_backend(self):
+        return OneWay
+"""
+
+
+def test_pages_that_do_not_go_on_are_an_error(tmp_path: Path) -> None:
+    """Whoever asks for the page after a key would go round for ever."""
+    (tmp_path / "test_one_way.py").write_text(ONE_WAY)
+    said = output_of(tmp_path, "-k", "pages_have_each_key_once or pages_of_odd_keys")
+    assert said.count("AssertionError: a page that doesn't go on after 'k:0") == 1
+    assert "2 failed, 2 passed" in said
+
+
 HANGING = """
 import os
 import threading
