@@ -20,7 +20,15 @@ from typing import IO, Any
 
 import click
 
-from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, StoreUnreachableError, as_date, is_fault
+from pocket_plug.errors import (
+    ConfigError,
+    PocketError,
+    RunSuspendedError,
+    StoreUnreachableError,
+    as_date,
+    is_fault,
+    suggest,
+)
 from pocket_plug.primitives.default_pocket import searching_config
 from pocket_plug.primitives.terminal import escaped
 
@@ -89,11 +97,19 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(f".{COMMANDS[cmd_name][0]}", __name__), cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            ctx.fail(f"No such command {name!r}.{suggest(name, self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, line) for name, (_, line) in COMMANDS.items()]
         for name, command in _commands_of_plugins().items():
             if not command.hidden:
-                rows.append((name, command.get_short_help_str()))
+                rows.append((name, command.get_short_help_str(limit=1_000)))  # its first sentence
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
