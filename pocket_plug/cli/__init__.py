@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from typing import IO, Any
 
@@ -115,7 +115,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _plugins_tracebacks() if ctx.params["debug"] else nullcontext():
+                return super().invoke(ctx)
         except RunSuspendedError as suspended:
             raise Waiting(_waits_for(suspended)) from suspended
         except PocketError as error:
@@ -256,6 +257,22 @@ def _escaped_logs() -> Generator[None]:
         yield
     finally:
         printing.formatter = former
+
+
+@contextmanager
+def _plugins_tracebacks() -> Generator[None]:
+    """Within, the traceback of a plugin that fails is printed where Python prints warnings, also if no handler is set."""
+    details, printing = logging.getLogger("pocket_plug.plugins"), logging.lastResort
+    levels = details.level, logging.WARNING if printing is None else printing.level
+    details.setLevel(logging.DEBUG)
+    try:
+        if printing is not None:
+            printing.setLevel(logging.DEBUG)
+        yield
+    finally:
+        details.setLevel(levels[0])
+        if printing is not None:
+            printing.setLevel(levels[1])
 
 
 class _Escaped(logging.Formatter):
