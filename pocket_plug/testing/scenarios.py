@@ -79,10 +79,14 @@ LONG_KEYS = ("k" * MAX_KEY_BYTES, *(_random_key(letters, MAX_KEY_BYTES) for lett
 """Keys as long as a backend must take them; but for the first nothing makes them shorter."""
 
 
+LOSES = 10_000
+"""After how many conflicts in a row a writer doesn't lose to others any more, as each conflict means that one of them has won."""
+
+
 async def increment(backend: Backend, key: str, times: int) -> None:
     """Add 1 to a counter so many times, each by a write that expects what was read."""
     for _ in range(times):
-        while True:
+        for _ in range(LOSES):
             entry = await backend.read(key)
             value, version = (entry.value, entry.version) if entry else (0, 0)
             try:
@@ -91,6 +95,8 @@ async def increment(backend: Backend, key: str, times: int) -> None:
             except ConflictError as conflict:
                 if conflict.keys != frozenset({key}):
                     raise
+        else:
+            raise AssertionError(f"each of {LOSES} writes expected {entry!r}, as was read, and was in conflict")
 
 
 @contextmanager

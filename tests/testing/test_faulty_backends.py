@@ -30,6 +30,17 @@ class Unordered(Memory):
             yield key
 
 
+class Stale(Memory):
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    async def read(self, key):
+        if key not in self.seen:
+            self.seen[key] = await super().read(key)
+        return self.seen[key]
+
+
 class Backwards(Memory):
     async def version(self):
         entries = await self.read_many([key async for key in self.scan()])
@@ -53,6 +64,7 @@ class Torn(Memory):
 FIRST = {
     "Expired": "test_an_entry_is_there_until_its_deadline",
     "Unordered": "test_scan_gives_the_keys_in_code_point_order",
+    "Stale": "test_reads_back_what_was_put",
     "Backwards": "test_versions_never_go_back",
     "Lost": "test_a_write_comes_between_no_two_steps_of_another",
     "Torn": "test_each_write_gets_a_higher_version",
