@@ -159,10 +159,12 @@ class EntryContract:
             deadline = clock() + 60.5
             version = await backend.write([Put("mortal", 1, deadline), Put("lasting", 2)])
             clock.advance(deadline - 0.25 - clock())
-            assert await backend.read("mortal") == Entry(1, version, deadline)
+            assert await backend.read("mortal") == Entry(1, version, deadline), (
+                "by backend.clock() it isn't expired yet"
+            )
             assert await keys_of(backend) == ["lasting", "mortal"]
             clock.advance(deadline - clock())
-            assert await backend.read("mortal") is None
+            assert await backend.read("mortal") is None, "by backend.clock() it is expired"
             assert list(await backend.read_many(["mortal", "lasting"])) == ["lasting"]
             assert await keys_of(backend) == ["lasting"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 BACKENDS = """
+import time
 import pytest
 from pocket_plug import Memory
 from pocket_plug.testing.contracts import BackendContract
@@ -22,6 +23,10 @@ class Expired(Memory):
             return await super().read(key)
         finally:
             self.clock = clock
+
+
+class OwnClock(Memory):
+    clock = property(lambda self: time.time, lambda self, given: None)
 
 
 class Unordered(Memory):
@@ -63,6 +68,7 @@ class Torn(Memory):
 
 FIRST = {
     "Expired": "test_an_entry_is_there_until_its_deadline",
+    "OwnClock": "test_an_entry_is_there_until_its_deadline",
     "Unordered": "test_scan_gives_the_keys_in_code_point_order",
     "Stale": "test_reads_back_what_was_put",
     "Backwards": "test_versions_never_go_back",
