@@ -17,7 +17,7 @@ import pytest
 
 from pocket_plug.errors import ConflictError, StoreError
 from pocket_plug.primitives.waiting import drive
-from pocket_plug.store.backend import Backend, Put
+from pocket_plug.store.backend import Backend, Entry, Put
 from pocket_plug.store.keys import MAX_KEY_BYTES
 from pocket_plug.testing.interrupts import Interrupter, under
 
@@ -85,6 +85,7 @@ LOSES = 10_000
 
 async def increment(backend: Backend, key: str, times: int) -> None:
     """Add 1 to a counter so many times, each by a write that expects what was read."""
+    entry: Entry | None = None
     for _ in range(times):
         for _ in range(LOSES):
             entry = await backend.read(key)
