@@ -213,15 +213,18 @@ class SharedBackendContract(BackendContract):
                     await increment(backend, "n", 1)
 
             async def watch(backend: Backend) -> None:
-                seen = Entry(0, 0)
-                while seen.value < 80:
+                seen, over = Entry(0, 0), False
+                while not over:
+                    over = writing.done()  # then what is read next is the last one
                     entry = await backend.read("n") or Entry(0, 0)
                     assert (entry.version, entry.value) >= (seen.version, seen.value)
                     assert await backend.version() >= entry.version
                     seen = entry
                     await asyncio.sleep(0)
+                assert seen.value == 80
 
-            await asyncio.gather(write(made[0]), watch(made[1]), on_loops_of_threads([lambda: write(made[2])]))
+            writing = asyncio.gather(write(made[0]), on_loops_of_threads([lambda: write(made[2])]))
+            await asyncio.gather(writing, watch(made[1]))
 
         instances(scenario)
 

@@ -124,6 +124,26 @@ def test_pages_that_do_not_go_on_are_an_error(tmp_path: Path) -> None:
     assert "2 failed, 2 passed" in said
 
 
+UNSHARED = """
+import pytest
+from pocket_plug.testing.shared_contract import SharedBackendContract
+
+
+class TestUnshared(SharedBackendContract):
+    @pytest.fixture
+    def url(self):
+        return "memory://"
+"""
+
+
+def test_what_is_not_shared_is_an_error(tmp_path: Path) -> None:
+    """Where each opener has data of its own, nobody waits for what another one writes."""
+    (tmp_path / "test_unshared.py").write_text(UNSHARED)
+    said = output_of(tmp_path, "--tb=no", "-k", "acknowledged or rise_whoever or dies_in_a_write")
+    assert "test_what_one_has_acknowledged_all_see" in said
+    assert "3 failed" in said
+
+
 HANGING = """
 import os
 import threading
