@@ -25,6 +25,11 @@ class Expired(Memory):
             self.clock = clock
 
 
+class Generous(Memory):
+    async def compact(self, size):
+        return 1
+
+
 class OwnClock(Memory):
     clock = property(lambda self: time.time, lambda self, given: None)
 
@@ -68,6 +73,7 @@ class Torn(Memory):
 
 FIRST = {
     "Expired": "test_an_entry_is_there_until_its_deadline",
+    "Generous": "test_compacting_changes_nothing_that_is_read",
     "OwnClock": "test_an_entry_is_there_until_its_deadline",
     "Unordered": "test_scan_gives_the_keys_in_code_point_order",
     "Stale": "test_reads_back_what_was_put",
