@@ -14,13 +14,21 @@ import os
 import sys
 import traceback
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from typing import IO, Any
 
 import click
 
-from pocket_plug.errors import ConfigError, PocketError, RunSuspendedError, StoreUnreachableError, as_date, is_fault
+from pocket_plug.errors import (
+    ConfigError,
+    PocketError,
+    RunSuspendedError,
+    StoreUnreachableError,
+    as_date,
+    is_fault,
+    suggest,
+)
 from pocket_plug.primitives.default_pocket import searching_config
 from pocket_plug.primitives.terminal import escaped
 
@@ -89,17 +97,26 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(f".{COMMANDS[cmd_name][0]}", __name__), cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            ctx.fail(f"No such command {name!r}.{suggest(name, self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, line) for name, (_, line) in COMMANDS.items()]
         for name, command in _commands_of_plugins().items():
             if not command.hidden:
-                rows.append((name, command.get_short_help_str()))
+                rows.append((name, command.get_short_help_str(limit=1_000)))  # its first sentence
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _plugins_tracebacks() if ctx.params["debug"] else nullcontext():
+                return super().invoke(ctx)
         except RunSuspendedError as suspended:
             raise Waiting(_waits_for(suspended)) from suspended
         except PocketError as error:
@@ -240,6 +257,22 @@ def _escaped_logs() -> Generator[None]:
         yield
     finally:
         printing.formatter = former
+
+
+@contextmanager
+def _plugins_tracebacks() -> Generator[None]:
+    """Within, the traceback of a plugin that fails is printed where Python prints warnings, also if no handler is set."""
+    details, printing = logging.getLogger("pocket_plug.plugins"), logging.lastResort
+    levels = details.level, logging.WARNING if printing is None else printing.level
+    details.setLevel(logging.DEBUG)
+    try:
+        if printing is not None:
+            printing.setLevel(logging.DEBUG)
+        yield
+    finally:
+        details.setLevel(levels[0])
+        if printing is not None:
+            printing.setLevel(levels[1])
 
 
 class _Escaped(logging.Formatter):

@@ -32,7 +32,7 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
         if as_chain(other).edges:
             raise TypeError(f"{name!r} is one node; make a graph of the chain that takes its place: Graph(a >> b)")
         if name not in steps:
-            found.append(f"there is no node {name!r}; there is: {', '.join(steps)}.{suggest(name, steps)}")
+            found.append(f"there is no node {name!r}; there is: {', '.join(steps)}.{_meant(name, steps)}")
             continue
         found += _misfits(steps[name], other)
         nodes[id(steps[name].node)] = other.with_options(name=name)
@@ -53,6 +53,14 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
         for chain in chains
     )
     return new, Plan(new, plan.name, step_of, plan.needs_loop)
+
+
+def _meant(name: str, steps: Mapping[str, Step]) -> str:
+    """What may have been meant: a node of a nested graph, or one that is called nearly so."""
+    for outer, step in steps.items():
+        if (inner := step.inner_shape()) is not None and name in inner.nodes:
+            return f" It is a node of the nested graph {outer!r}, to be replaced in that: {outer}={outer}.replace({name}=…)"
+    return suggest(name, steps)
 
 
 def _each_of(each: AnyNode, item: AnyNode) -> AnyNode:

@@ -173,8 +173,11 @@ class _Check:
         if url == self._config.executors[name]:
             self._pocket.executor(name)
             return
-        with Pocket(replace(self._config, options={}, executors={name: url})) as pocket:
+        pocket = Pocket(replace(self._config, options={}, executors={name: url}))  # its stores stay closed
+        try:
             pocket.executor(name)
+        finally:
+            pocket.shutdown()
 
     # ------------------------------------------------------------ plugins
     def _checked_options(self) -> dict[str, Mapping[str, Any]]:

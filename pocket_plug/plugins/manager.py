@@ -29,7 +29,7 @@ from pocket_plug.hookspecs import (
     Status,
 )
 from pocket_plug.otel.additions import Additions, Report
-from pocket_plug.primitives.failures import Told, describe, error_type
+from pocket_plug.primitives.failures import Told, concealed, describe, error_type, stack_of
 from pocket_plug.primitives.forking import new_lock, new_rlock
 from pocket_plug.primitives.redaction import conceal
 from pocket_plug.store.backend import Backend
@@ -48,6 +48,7 @@ Options = tuple[Mapping[str, Any], Mapping[str, str]]
 """A plugin's options; and what of them must not be repeated, each with what may stand for it."""
 
 _logger = logging.getLogger("pocket_plug")
+_details = logging.getLogger("pocket_plug.plugins")
 
 
 class Manager:
@@ -122,6 +123,8 @@ class Manager:
         waits = status == "declined" and record.origin == "entry point" and record.name not in self._configured
         if status != "disabled":
             _logger.log(logging.DEBUG if waits else logging.WARNING, "plugin %s %s", record, record.verdict)
+        if status == "failed" and isinstance(why, BaseException):
+            self._say_where(record, "its start", why)
         return record
 
     def plugin_of(self, record: PluginRecord) -> Any:
@@ -131,7 +134,7 @@ class Manager:
     def report(self, plugin: PluginRecord, what: str, error: BaseException, *, silent: bool = False) -> None:
         """Count that a plugin failed at `what` (a hook, or a part of its observer); say it, and tell the others, once.
 
-        `silent` about the error's message, where that may hold what a run was given: only level debug has it then. Never
+        `silent` about the error's message, where that may hold what a run was given: only the traceback has it then. Never
         raises: not for an error whose `__str__` raises either.
         """
         with self._counting:
@@ -142,11 +145,20 @@ class Manager:
         text = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
         said = Told(error, conceal(text, self._hidden.get(plugin.name, {})))
         _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, said)
-        if silent:
-            _logger.debug("plugin %s failed at %s", plugin, what, exc_info=error)
+        self._say_where(plugin, what, error)
         if what != _FAILED:  # a plugin that fails in this hook isn't notified of that
             for _ in self._ask(_FAILED, plugin=plugin, what=what, error=error):
                 pass
+
+    def _say_where(self, plugin: PluginRecord, what: str, error: BaseException) -> None:
+        """The traceback, at level debug, for whoever writes the plugin; without messages where one shows what is hidden."""
+        if isinstance(error, PluginError) or not _details.isEnabledFor(logging.DEBUG):
+            return  # a PluginError is ours: it has no line of the plugin's
+        _, shown = concealed(error, self._hidden.get(plugin.name, {}))
+        if shown is None:
+            _details.debug("plugin %s failed at %s\n%s", plugin, what, stack_of(error, lambda _: None))
+        else:
+            _details.debug("plugin %s failed at %s", plugin, what, exc_info=shown)
 
     def _keep(self, record: PluginRecord) -> None:
         """Note a record, and rebuild what is kept of the plugins' hooks. A disabled namesake stays listed."""
@@ -336,6 +348,7 @@ class Manager:
                 if not is_fault(error):
                     raise
                 self.drop(record, "failed", conceal(describe(error), hidden))
+                self._say_where(record, "pocket_configure", error)
 
     def settings(self) -> Mapping[str, Any]:
         """The plugins that take options, each with the type that its hook declares for them; Mapping where that says nothing."""

@@ -31,7 +31,8 @@ from .wire import Node, Report
 class Executor:
     """Runs `exec` elsewhere, for all nodes that name it.
 
-    A subclass writes `submit`, and `close` if it holds anything. It opens nothing before the first `submit`, and keeps to this:
+    A subclass writes `submit`, and `close` if it holds anything. It opens nothing before the first `submit`, begins anew with the
+    next one after a `close`, and keeps to this:
 
     - `submit` may be called by any thread, also one whose event loop runs: it must not block. What it gives is a Future of
       `concurrent.futures`, which any thread may complete.
@@ -41,12 +42,14 @@ class Executor:
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> class Beside(Executor):
-    ...     def __init__(self):
-    ...         self.pool = ThreadPoolExecutor(2)
+    ...     pool = None
     ...     def submit(self, function, request):
+    ...         self.pool = self.pool or ThreadPoolExecutor(2)
     ...         return self.pool.submit(function, request)
     ...     def close(self):
-    ...         self.pool.shutdown()
+    ...         if self.pool:
+    ...             self.pool.shutdown()
+    ...             self.pool = None
     """
 
     in_process: bool = False

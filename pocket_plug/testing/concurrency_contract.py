@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from itertools import count
 
@@ -11,7 +11,7 @@ import pytest
 from pocket_plug.errors import CodecError, ConflictError, StoreError
 from pocket_plug.primitives.waiting import drive, run_on
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
-from pocket_plug.testing.interrupts import Interrupted, Interrupter
+from pocket_plug.testing.interrupts import Between, Interrupted, Interrupter
 from pocket_plug.testing.scenarios import (
     Scenario,
     beside,
@@ -21,6 +21,7 @@ from pocket_plug.testing.scenarios import (
     interrupted,
     keys_of,
     leaves_things_behind,
+    rival,
 )
 
 
@@ -28,6 +29,34 @@ class ConcurrencyContract:
     """What holds when several use a backend at once, and when one is stopped; `BackendContract` inherits it."""
 
     # ------------------------------------------------------------ many at once
+    def test_a_write_comes_between_no_two_steps_of_another(self, run: Callable[[Scenario], None]) -> None:
+        """A thread that wants to write the same key, wherever another one is in its write: one of the two lands."""
+
+        async def scenario(backend: Backend) -> None:
+            if backend.needs_loop:  # no thread can be in a write of another one's loop
+                return
+            for place in count(1):
+                expect = {"n": await backend.write([Put("n", 0)])}
+
+                def lands(value: str, expect: Mapping[str, int] = expect) -> bool:
+                    try:
+                        drive(backend.write([Put("n", value)], expect))
+                    except ConflictError:
+                        return False
+                    return True
+
+                with rival(lambda: lands("theirs")) as (go, theirs), Between(place, go) as between:
+                    mine = lands("mine")
+                entry = await backend.read("n")
+                assert entry is not None
+                landed = mine + theirs[0]
+                assert landed == 1, f"{landed} of the two landed, where the other one came {between.where}"
+                assert entry.value == ("mine" if mine else "theirs")
+                if not between.where:
+                    break
+
+        run(scenario)
+
     def test_no_increment_is_lost(self, run: Callable[[Scenario], None]) -> None:
         """Threads, tasks and several event loops count on the same keys by expectations: every one is counted."""
 

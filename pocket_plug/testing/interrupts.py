@@ -97,6 +97,17 @@ class Interrupter:
         return self._opcode
 
 
+class Between(Interrupter):
+    """`with Between(7, act):` calls `act` at the seventh place, where it would have been interrupted, and goes on."""
+
+    def __init__(self, at: int, act: Callable[[], object]) -> None:
+        super().__init__(at)
+        self._act = act
+
+    def _raise(self, *_: object) -> None:
+        self._act()
+
+
 async def under(interrupter: Interrupter, operation: Coroutine[object, object, T]) -> T:
     """Await it, under the interrupter at each of its steps; what its event loop does in between is spared."""
     return await _steps(interrupter, operation)

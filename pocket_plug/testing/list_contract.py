@@ -57,7 +57,7 @@ class Weighed(Layer):
 
 
 class ListContract:
-    """What `append`, `tail`, `trim`, `length` and `each_item` promise; `StoreContract` inherits it."""
+    """What `append`, `tail`, `trim`, `length` and `each_item` promise; `BackendContract` inherits it."""
 
     def test_items_come_in_the_order_of_their_appends(self, run_store: Callable[[StoreScenario], None]) -> None:
         """`append` gives the length, `tail` the last ones, `each_item` all of them, over more than a page."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import traceback
 from collections import Counter
@@ -33,7 +32,7 @@ from pocket_plug.store.backend import Backend
 from pocket_plug.store.store import Store
 from pocket_plug.store.views import StoreWriter
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.scenarios import CHILD_SECONDS
+from pocket_plug.testing.scenarios import die_where_it_hangs
 
 Scenario = Callable[[Store], Awaitable[None]]
 
@@ -106,6 +105,7 @@ class RunsContract:
                     page = await runs.list(limit=limit, after=after)
                     assert len(page.runs) == limit or page.after is None
                     seen += [each.run_id for each in page.runs]
+                    assert len(seen) <= len(ids), "a page has what another one has had"
                     if (after := page.after) is None:
                         break
                 assert seen == ids[::-1]
@@ -342,7 +342,7 @@ def _in_processes(works: Sequence[Callable[[], Coroutine[Any, Any, Any]]]) -> li
         out, into = os.pipe()
         child = os.fork()
         if child == 0:
-            signal.alarm(CHILD_SECONDS)
+            die_where_it_hangs()
             try:
                 os.close(start_in)
                 os.read(start_out, 1)  # until the parent closes it

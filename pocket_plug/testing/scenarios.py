@@ -1,6 +1,7 @@
 """What the contracts are made of: odd names, what a scan must give, and ways to do things at once, interrupted, or in a child."""
 
 import asyncio
+import faulthandler
 import os
 import signal
 import string
@@ -8,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from random import Random
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ import pytest
 
 from pocket_plug.errors import ConflictError, StoreError
 from pocket_plug.primitives.waiting import drive
-from pocket_plug.store.backend import Backend, Put
+from pocket_plug.store.backend import Backend, Entry, Put
 from pocket_plug.store.keys import MAX_KEY_BYTES
 from pocket_plug.testing.interrupts import Interrupter, under
 
@@ -78,10 +79,15 @@ LONG_KEYS = ("k" * MAX_KEY_BYTES, *(_random_key(letters, MAX_KEY_BYTES) for lett
 """Keys as long as a backend must take them; but for the first nothing makes them shorter."""
 
 
+LOSES = 10_000
+"""After how many conflicts in a row a writer doesn't lose to others any more, as each conflict means that one of them has won."""
+
+
 async def increment(backend: Backend, key: str, times: int) -> None:
     """Add 1 to a counter so many times, each by a write that expects what was read."""
+    entry: Entry | None = None
     for _ in range(times):
-        while True:
+        for _ in range(LOSES):
             entry = await backend.read(key)
             value, version = (entry.value, entry.version) if entry else (0, 0)
             try:
@@ -90,6 +96,8 @@ async def increment(backend: Backend, key: str, times: int) -> None:
             except ConflictError as conflict:
                 if conflict.keys != frozenset({key}):
                     raise
+        else:
+            raise AssertionError(f"each of {LOSES} writes expected {entry!r}, as was read, and was in conflict")
 
 
 @contextmanager
@@ -101,6 +109,37 @@ def hasty_threads() -> Generator[None]:
         yield
     finally:
         sys.setswitchinterval(usual)
+
+
+GIVES_WAY = 0.002
+"""Seconds for which a thread lets its rival go on, which may have to wait for it: then it goes on itself."""
+
+
+@contextmanager
+def rival(act: Callable[[], T]) -> Generator[tuple[Callable[[], object], list[T]]]:
+    """A thread that does it once it is let go, or else at the end: what lets it go, and, afterwards, what it came to."""
+    gate, done, came_to = threading.Lock(), threading.Lock(), list[T]()
+
+    def wait() -> None:
+        gate.acquire()
+        came_to.append(act())
+        done.release()
+
+    def go() -> None:
+        gate.release()
+        done.acquire(timeout=GIVES_WAY)
+
+    gate.acquire()
+    done.acquire()
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    try:
+        yield go, came_to
+    finally:
+        with suppress(RuntimeError):  # it is let go already
+            gate.release()
+        thread.join(HANGS)
+        assert not thread.is_alive(), "it doesn't come to its end"
 
 
 async def beside(
@@ -163,7 +202,9 @@ async def pages_of(backend: Backend, prefix: str, size: int, *, reverse: bool = 
     page = await keys_of(backend, prefix, reverse=reverse, limit=size)
     while page:
         yield page
-        page = await keys_of(backend, prefix, after=page[-1], reverse=reverse, limit=size)
+        last = page[-1]
+        page = await keys_of(backend, prefix, after=last, reverse=reverse, limit=size)
+        assert page == scanned(page, prefix, after=last, reverse=reverse), f"a page that doesn't go on after {last!r}"
 
 
 def scanned(
@@ -180,11 +221,17 @@ CHILD_SECONDS = 60
 """How long a forked child may take before it is killed, as one that hangs."""
 
 
+def die_where_it_hangs() -> None:
+    """In a child: once its time is over, what each of its threads is at goes to stderr, and it is killed."""
+    faulthandler.register(signal.SIGALRM, file=2, chain=True)  # by its number: a capture may have replaced sys.stderr
+    signal.alarm(CHILD_SECONDS)
+
+
 def works_in_a_child(use: Callable[[], Coroutine[object, object, None]]) -> bool:
     """Fork, and run it there on a new event loop: did it work, or raise StoreError? Anything else fails the test."""
     child = os.fork()
     if child == 0:
-        signal.alarm(CHILD_SECONDS)
+        die_where_it_hangs()
         try:
             asyncio.run(use())
             os._exit(0)
@@ -195,7 +242,8 @@ def works_in_a_child(use: Callable[[], Coroutine[object, object, None]]) -> bool
             sys.stderr.flush()
         os._exit(2)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 1), f"the child of a fork {'hung' if code < 0 else 'failed'}: {code}"
+    said = "hung" if code == -signal.SIGALRM else f"failed with {code}"
+    assert code in (0, 1), f"the child of a fork {said}; where, it has written to stderr"
     return code == 0
 
 

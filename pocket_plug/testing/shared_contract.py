@@ -8,8 +8,10 @@ loop, on loops of other threads, in forked children, and in processes that are s
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,19 +20,21 @@ from pocket_plug.errors import (
     ConflictError,
 )
 from pocket_plug.primitives.names import ITEMS
-from pocket_plug.store.backend import Backend, Delete, Entry, Put
+from pocket_plug.store.backend import Backend, Change, Delete, Entry, Put
 from pocket_plug.store.resolving import resolve_backend
 from pocket_plug.store.store import Store
 from pocket_plug.store.sync import SyncStore
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.contracts import BackendContract
-from pocket_plug.testing.scenarios import increment, keys_of, works_in_a_child
+from pocket_plug.testing.interrupts import Between, Interrupter
+from pocket_plug.testing.scenarios import increment, interrupted, keys_of, works_in_a_child
 from pocket_plug.testing.several import (
     append_on,
     count_on,
     elsewhere,
     in_threads,
     on_loops_of_threads,
+    opened,
     write_in_turns,
     write_together,
 )
@@ -209,15 +213,18 @@ class SharedBackendContract(BackendContract):
                     await increment(backend, "n", 1)
 
             async def watch(backend: Backend) -> None:
-                seen = Entry(0, 0)
-                while seen.value < 80:
+                seen, over = Entry(0, 0), False
+                while not over:
+                    over = writing.done()  # then what is read next is the last one
                     entry = await backend.read("n") or Entry(0, 0)
                     assert (entry.version, entry.value) >= (seen.version, seen.value)
                     assert await backend.version() >= entry.version
                     seen = entry
                     await asyncio.sleep(0)
+                assert seen.value == 80
 
-            await asyncio.gather(write(made[0]), watch(made[1]), on_loops_of_threads([lambda: write(made[2])]))
+            writing = asyncio.gather(write(made[0]), on_loops_of_threads([lambda: write(made[2])]))
+            await asyncio.gather(writing, watch(made[1]))
 
         instances(scenario)
 
@@ -250,3 +257,41 @@ class SharedBackendContract(BackendContract):
             used += 3
         assert sync.get("n") == used
         sync.close()
+
+    # ------------------------------------------------------------ the end of a process
+    if hasattr(os, "fork"):
+
+        @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+        def test_a_process_that_dies_in_a_write_leaves_all_of_it_or_nothing(
+            self, make_backend: Callable[[], Backend], clock: FakeClock
+        ) -> None:
+            """Killed at one of forty places, where it can undo nothing any more: there is no part of it, and others write on."""
+
+            def on_its_own(use: Callable[[Backend], Awaitable[Any]]) -> Coroutine[Any, Any, Any]:
+                backend = make_backend()
+                backend.clock = clock
+                return opened(backend, use)
+
+            def write(value: int, places: Interrupter) -> Coroutine[Any, Any, Any]:
+                changes: list[Change] = [Put("a", value), Delete("b"), Put("b", value)]
+                return on_its_own(lambda backend: interrupted(backend, backend.write(changes), places))
+
+            counting = Interrupter(0)
+            asyncio.run(write(0, counting))
+            landed = 0
+            for value, place in enumerate(range(1, counting.places, counting.places // 40 + 1), 1):
+                survived = works_in_a_child(partial(write, value, Between(place, die)))
+                found = asyncio.run(on_its_own(lambda backend: backend.read_many(["a", "b"])))
+                values = {key: entry.value for key, entry in found.items()}
+                may_be = [value] if survived else [landed, value]
+                assert values in [{"a": n, "b": n} for n in may_be], (
+                    f"killed at place {place}: where that is, stderr says last"
+                )
+                landed = values["a"]
+                asyncio.run(on_its_own(lambda backend: increment(backend, "after", 1)))
+
+
+def die() -> None:
+    """As by SIGKILL, but that it says where."""
+    faulthandler.dump_traceback(2)
+    os._exit(1)

@@ -11,14 +11,13 @@ from pocket_plug.errors import ConflictError, MissingKeyError
 from pocket_plug.store.backend import Backend, Put
 from pocket_plug.store.store import Store
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.list_contract import ListContract
 
 StoreScenario = Callable[[Store], Awaitable[None]]
 
 CALLERS = 8
 
 
-class StoreContract(ListContract):
+class StoreContract:
     """The promises of a store, tested over the backend that `BackendContract`, which inherits this, makes."""
 
     @pytest.fixture

@@ -713,7 +713,9 @@ def test_usage(capsys):
     """An unknown command or option is usage: exit code 2."""
     assert main(["frobnicate"]) == 2
     assert main(["plugins", "--frobnicate"]) == 2
-    assert "No such command 'frobnicate'" in capsys.readouterr().err
+    assert "No such command 'frobnicate'.\n" in capsys.readouterr().err
+    assert main(["plugin"]) == 2
+    assert "No such command 'plugin'. Did you mean 'plugins'?" in capsys.readouterr().err
     assert main(["runs", "ls", "--url", "sqlite:///a.db"]) == 2
     assert "No such option '--url'. It stands before ls: pocket-plug runs --url … ls" in capsys.readouterr().err
     assert main(["store", "ls", "--debug"]) == 2
@@ -730,12 +732,13 @@ def test_help_whatever_the_configuration(capsys):
 
 
 # ---------------------------------------------------------------- commands of plugins
-GREETING = """
+GREETING = '''
     import click
     from pocket_plug.hookspecs import hookimpl
 
     @click.command
     def greet():
+        """Greet whoever reads this, in as many words as it takes. Then it ends."""
         click.echo("hello")
 
     @click.command("plugins")
@@ -745,7 +748,7 @@ GREETING = """
     @hookimpl
     def pocket_commands():
         return [greet, ours]
-"""
+'''
 
 
 def test_command_of_a_plugin(install, capsys, caplog):
@@ -754,7 +757,9 @@ def test_command_of_a_plugin(install, capsys, caplog):
     assert main(["greet"]) == 0
     assert capsys.readouterr().out == "hello\n"
     assert main(["--help"]) == 0
-    assert "greet" in capsys.readouterr().out
+    assert "Greet whoever reads this, in as many words as it takes." in " ".join(capsys.readouterr().out.split())
+    assert main(["gret"]) == 2
+    assert "Did you mean 'greet'?" in capsys.readouterr().err
     assert main(["plugins"]) == 0
     assert "not ours" not in capsys.readouterr().out
     said = [record.getMessage() for record in caplog.records if "'greet'" in record.getMessage()]

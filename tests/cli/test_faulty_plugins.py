@@ -157,6 +157,14 @@ def test_they_are_warned_of_by_name_and_cause(folder: Path) -> None:
     assert len(said) == len(expected)
 
 
+def test_debug_says_where_they_failed(folder: Path) -> None:
+    """Their tracebacks, which nobody else wants to see: of an import, and of what fails in a run."""
+    for options, there in ((["--debug"], True), ([], False)):
+        said = pocket_plug(folder, *options, "run", "flow.py", "--input", "9").stderr
+        for file in ("pocket_plug_absent.py", "pocket_plug_in_run.py"):
+            assert (f'{file}", line ' in said) is there
+
+
 @pytest.mark.parametrize("value", ["9", "-9"], ids=["well", "failing"])
 def test_a_run_ends_as_it_does_without_them(folder: Path, value: str) -> None:
     """The same result, the same error, the same exit code: none of them can end it, fail it or swallow its error."""

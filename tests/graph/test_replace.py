@@ -204,6 +204,14 @@ def test_unknown_names_are_refused_all_at_once():
     assert "there is no node 'notes'" in said
 
 
+def test_a_node_of_a_nested_graph_is_refused_with_the_way_to_it():
+    """Also where it is what the items of an `each` go through."""
+    inner = Graph(note, name="inner")
+    for outer in (Graph(inner, name="outer"), Graph(each(inner), name="outer")):
+        with pytest.raises(GraphError, match=r"no node 'note'.* nested graph '(\w+)', .*: \1=\1.replace\(note=…\)"):
+            outer.replace(note=note)
+
+
 @pytest.mark.parametrize(("other", "said"), [(lambda n: "", "put @node before"), (Fake, "make an instance of it")])
 def test_what_is_no_node_is_refused(other, said):
     """With what to write."""

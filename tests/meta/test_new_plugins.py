@@ -114,6 +114,15 @@ def test_it_is_found_where_it_is_installed(python: Path, tmp_path: Path) -> None
         assert (record["status"], record["distribution"]) == ("active", f"pocket-plug-{name}")
 
 
+def test_editors_know_its_options(python: Path, tmp_path: Path) -> None:
+    """The schema has those of a layer and of a plugin."""
+    schema = json.loads(finish(begin(python.with_name("pocket-plug"), "config", "schema", folder=tmp_path)))
+    assert schema["properties"]["plugins"]["properties"]["my_observer"]["properties"] == {"least": {"type": "number"}}
+    [layer] = [each for each in schema["$defs"]["layer"]["anyOf"]
+               if each.get("properties", {}).get("use") == {"const": "my_layer"}]  # fmt: skip
+    assert layer["properties"]["seconds"] == {"type": "number", "default": 0.0}
+
+
 def test_it_passes_its_own_tests(made: Path, python: Path) -> None:
     """With all warnings as errors, and with the whole contract where there is one."""
     running = [begin(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder=made / f"pocket-plug-{name}")

@@ -157,6 +157,15 @@ def test_all_options_of_a_url_are_said_that_are_wrong(own_folder: Path) -> None:
     assert [*own_folder.iterdir()] == [own_folder / "pocket.toml"]
 
 
+def test_a_wrong_executor_opens_no_store(own_folder: Path) -> None:
+    """Nor is what is wrong with a store said of the executor."""
+    store, executor = '[store]\nurl = "sqlite:///made.db"\n', '[executors]\nheavy = "processes://?worker=2"\n'
+    for between, wrong in (("", []), ('[stores.b]\nlayers = ["nolayer"]\n', ["stores.b.layers[0]"])):
+        found = check_config(written(store + between + executor))
+        assert [each.table for each in found] == [*wrong, "executors.heavy"]
+    assert [*own_folder.iterdir()] == [own_folder / "pocket.toml"]
+
+
 def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither a password in a URL nor what a variable holds."""
     monkeypatch.setenv("TOKEN", "Marked4711")

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -193,6 +194,54 @@ def test_raising_observer_is_said_once(caplog, failure, words):
     [text] = said(caplog, "'broken'")
     assert f"plugin 'broken' failed at pocket_observe: {words}" in text
     assert pocket.plugin("broken").failures == {"pocket_observe": 3}
+
+
+def test_the_traceback_is_at_level_debug(install, caplog):
+    """Of what fails at its import, in `pocket_configure` or in another hook: where it is, for who writes it."""
+    install("pocket-plug-absent", "import no_such_module")
+
+    class Refusing:
+        @hookimpl
+        def pocket_configure(self, options):
+            raise ValueError("no")
+
+    class Broken:
+        @hookimpl
+        def pocket_layers(self):
+            raise ValueError("no layers")
+
+    caplog.set_level(logging.DEBUG, "pocket_plug")
+    pocket = Pocket(plugins=[Refusing(), Broken()], block=OURS)
+    for _ in range(2):
+        assert "broken" in [record.name for record in pocket.plugins if "nothing" not in pocket.offers.layers]
+    for name, what, line in [
+        ("absent", "its start", "import no_such_module"),
+        ("refusing", "pocket_configure", 'raise ValueError("no")'),
+        ("broken", "pocket_layers", 'raise ValueError("no layers")'),
+    ]:
+        warning, detail = [record for record in caplog.records if f"'{name}'" in record.getMessage()]
+        assert (warning.levelname, warning.exc_info) == ("WARNING", None)
+        assert (detail.levelname, detail.name) == ("DEBUG", "pocket_plug.plugins")
+        assert detail.getMessage().endswith(f"failed at {what}")
+        assert line in "".join(traceback.format_exception(detail.exc_info[1]))
+
+
+def test_a_traceback_shows_nothing_that_is_hidden(tmp_path, monkeypatch, caplog):
+    """A message with what the environment has filled in is left out, the line stays."""
+    monkeypatch.setenv("TOKEN", "Marked4711")
+    (tmp_path / "pocket.toml").write_text('[plugins.refusing]\ntoken = "${TOKEN}"')
+
+    class Refusing:
+        @hookimpl
+        def pocket_configure(self, options):
+            raise ValueError(f"{options['token']} is no good")
+
+    caplog.set_level(logging.DEBUG, "pocket_plug")
+    Pocket(tmp_path / "pocket.toml", plugins=[Refusing()], autoload=False)
+    assert (
+        "in test_a_traceback_shows_nothing_that_is_hidden.<locals>.Refusing.pocket_configure\nValueError" in caplog.text
+    )
+    assert "Marked4711" not in caplog.text
 
 
 def test_wrong_answer_is_refused(install, caplog):

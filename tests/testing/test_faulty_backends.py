@@ -1,0 +1,193 @@
+"""What the contract says to whoever has written a backend with a fault: the first test that fails leads to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BACKENDS = """
+import time
+import pytest
+from pocket_plug import Memory
+from pocket_plug.testing.contracts import BackendContract
+
+
+class Expired(Memory):
+    async def read(self, key):
+        clock, self.clock = self.clock, lambda: 0.0
+        try:
+            return await super().read(key)
+        finally:
+            self.clock = clock
+
+
+class Generous(Memory):
+    async def compact(self, size):
+        return 1
+
+
+class OwnClock(Memory):
+    clock = property(lambda self: time.time, lambda self, given: None)
+
+
+class Unordered(Memory):
+    async def scan(self, prefix="", **page):
+        for key in sorted([key async for key in super().scan(prefix, **page)], key=str.casefold):
+            yield key
+
+
+class Stale(Memory):
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    async def read(self, key):
+        if key not in self.seen:
+            self.seen[key] = await super().read(key)
+        return self.seen[key]
+
+
+class Backwards(Memory):
+    async def version(self):
+        entries = await self.read_many([key async for key in self.scan()])
+        return max([entry.version for entry in entries.values()], default=0)
+
+
+class Lost(Memory):
+    async def write(self, changes, expect={}):
+        await super().write([], expect)
+        return await super().write(changes)
+
+
+class Torn(Memory):
+    async def write(self, changes, expect={}):
+        version = await super().write(changes[:1], expect)
+        for change in changes[1:]:
+            version = await super().write([change])
+        return version
+"""
+
+FIRST = {
+    "Expired": "test_an_entry_is_there_until_its_deadline",
+    "Generous": "test_compacting_changes_nothing_that_is_read",
+    "OwnClock": "test_an_entry_is_there_until_its_deadline",
+    "Unordered": "test_scan_gives_the_keys_in_code_point_order",
+    "Stale": "test_reads_back_what_was_put",
+    "Backwards": "test_versions_never_go_back",
+    "Lost": "test_a_write_comes_between_no_two_steps_of_another",
+    "Torn": "test_each_write_gets_a_higher_version",
+}
+"""Which promise each of them breaks."""
+
+
+def output_of(folder: Path, *options: str) -> str:
+    """What pytest says of the tests in a folder."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+
+
+def test_the_first_test_that_fails_is_that_of_the_promise(tmp_path: Path) -> None:
+    """Not one of what rests on it, such as lists: a fault fails many."""
+    tests = "\n".join(
+        f"class Test{name}(BackendContract):\n    @pytest.fixture\n    def make_backend(self):\n        return {name}\n"
+        for name in FIRST
+    )
+    (tmp_path / "test_faults.py").write_text(f"{BACKENDS}\n{tests}")
+    said = output_of(tmp_path, "--tb=no", "-k", "not forked")
+    failed = [line.split("::")[1:] for line in said.splitlines() if line.startswith("FAILED")]
+    first = dict((kind.removeprefix("Test"), test.split()[0]) for kind, test in reversed(failed))
+    assert first == FIRST, said
+
+
+ONE_WAY = """
+import pytest
+from pocket_plug import Memory
+from pocket_plug.testing.contracts import BackendContract
+
+
+class OneWay(Memory):
+    async def scan(self, prefix="", *, after="", reverse=False, limit=None):
+        async for key in super().scan(prefix, after=after, limit=limit):
+            yield key
+
+
+class TestOneWay(BackendContract):
+    @pytest.fixture
+    def make_backend(self):
+        return OneWay
+"""
+
+
+def test_pages_that_do_not_go_on_are_an_error(tmp_path: Path) -> None:
+    """Whoever asks for the page after a key would go round for ever."""
+    (tmp_path / "test_one_way.py").write_text(ONE_WAY)
+    said = output_of(tmp_path, "-k", "pages_have_each_key_once or pages_of_odd_keys")
+    assert said.count("AssertionError: a page that doesn't go on after 'k:0") == 1
+    assert "2 failed, 2 passed" in said
+
+
+UNSHARED = """
+import pytest
+from pocket_plug.testing.shared_contract import SharedBackendContract
+
+
+class TestUnshared(SharedBackendContract):
+    @pytest.fixture
+    def url(self):
+        return "memory://"
+"""
+
+
+def test_what_is_not_shared_is_an_error(tmp_path: Path) -> None:
+    """Where each opener has data of its own, nobody waits for what another one writes."""
+    (tmp_path / "test_unshared.py").write_text(UNSHARED)
+    said = output_of(tmp_path, "--tb=no", "-k", "acknowledged or rise_whoever or dies_in_a_write")
+    assert "test_what_one_has_acknowledged_all_see" in said
+    assert "3 failed" in said
+
+
+HANGING = """
+import os
+import threading
+import pytest
+from pocket_plug import Memory
+from pocket_plug.testing import scenarios
+from pocket_plug.testing.contracts import BackendContract
+
+scenarios.CHILD_SECONDS = 1
+
+
+class Hanging(Memory):
+    async def read_many(self, keys):
+        if os.getpid() != PARENT:
+            wait_for_ever()
+        return await super().read_many(keys)
+
+
+def wait_for_ever():
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+PARENT = os.getpid()
+
+
+class TestHanging(BackendContract):
+    @pytest.fixture
+    def make_backend(self):
+        return Hanging
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_that_hangs_says_where(tmp_path: Path) -> None:
+    """Else nobody knows which lock it was."""
+    (tmp_path / "test_hanging.py").write_text(HANGING)
+    said = output_of(tmp_path, "-k", "forked")
+    assert "the child of a fork hung; where, it has written to stderr" in said
+    assert "in wait_for_ever" in said
