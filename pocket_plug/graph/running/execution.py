@@ -87,8 +87,7 @@ class Execution:
         self.look_at = STEPS_PER_LOOK if graph.max_steps >= STEPS_PER_LOOK else graph.max_steps + 1
         self.turn_ends = 0.0
         if parent is None:
-            self.above, self.exits, self.began = None, NO_EXITS, next(_runs)
-            self.timeout = graph.timeout
+            self.above, self.exits, self.began, self.timeout = None, NO_EXITS, next(_runs), graph.timeout
             self.run = run = Run(run_id or run_ids.next(), graph.name, None, 0, input, self.plan.shape)
         else:
             self.above, self.exits, self.began = parent.outermost, parent.exits, parent.began

@@ -10,7 +10,7 @@ no visit asks again. Watched and unwatched runs take the same way; what observer
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from types import CoroutineType
 from typing import Any
@@ -44,12 +44,9 @@ new_view: Any = object.__new__
 def step_of(node: AnyNode) -> Step:
     """The step for a node of whatever kind, with the ways through it."""
     step = make_step(node)
-    in_threads: tuple[Collection[str], ...] = ((), ("exec", "fallback"), PHASES)
     kind = PhasesAndHooks if step.hooks else Phases
-    if step.is_async:
-        step.ways = (kind(step, ()),) * len(in_threads)
-    else:
-        step.ways = tuple(kind(step, phases) for phases in in_threads)
+    in_threads: Sequence[Collection[str]] = [()] * 3 if step.is_async else [(), ("exec", "fallback"), PHASES]
+    step.ways = tuple(kind(step, phases) for phases in in_threads)
     return step
 
 
