@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pocket_plug.errors import GraphError, suggest
-from pocket_plug.primitives.typechecks import fits, type_name
+from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.typefits import fits
 
 from .nodes.chain import AnyChain, Chain, as_chain
 from .nodes.node import AnyNode, options_of

@@ -12,7 +12,8 @@ from pocket_plug.graph.nodes.node_functions import FunctionNode
 from pocket_plug.graph.nodes.phases import declared_actions
 from pocket_plug.graph.observing.shape import Kind, Shape
 from pocket_plug.graph.upgrades import Upgrade
-from pocket_plug.primitives.typechecks import fits, type_name
+from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.typefits import fits
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import StoreReader, View
 
