@@ -292,6 +292,26 @@ def test_once_ends_when_nothing_is_ready(url: str) -> None:
     asyncio.run(main())
 
 
+def test_a_report_that_fails_stops_no_run(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What becomes of a run is not for whoever is told of it to say: the run goes on, and the failure is logged."""
+
+    def report(report: WorkerReport) -> None:
+        raise BrokenPipeError("nobody reads this any more")
+
+    async def main() -> None:
+        async with Store(url) as store:
+            await graph.submit(1, run_id="d-1", store=store)
+            await Worker([graph], store=store, report=report).run(once=True)
+            assert (await Runs(store).get("d-1")).state == "finished"
+
+    asyncio.run(main())
+    said = [record.getMessage() for record in caplog.records if "report" in record.getMessage()]
+    assert [line.partition(". Traceback")[0] for line in said] == [
+        "the report of a worker (taken) failed; the run goes on",
+        "the report of a worker (finished) failed; the run goes on",
+    ]
+
+
 def test_a_cancelled_worker_ends_its_runs_and_others_take_them_at_once(url: str) -> None:
     """The way of a second Ctrl-C: nobody is at the run any more, so no lease has to end before another worker takes it."""
 

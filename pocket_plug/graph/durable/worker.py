@@ -22,6 +22,7 @@ from pocket_plug.errors import (
 from pocket_plug.graph.nodes.options import check_count
 from pocket_plug.graph.observing.host import RunHost, default_host
 from pocket_plug.graph.observing.views import RunNotice
+from pocket_plug.graph.observing.watching import report
 from pocket_plug.graph.planning.plan import Plan, PlannedGraph
 from pocket_plug.graph.retention import Retention
 from pocket_plug.graph.running.execution import Execution
@@ -90,8 +91,8 @@ class Worker:
 
     Any number of workers, in any number of processes, share one store. `lease` is how long a run may seem unmoved before others
     take it over; the process speaks for what takes longer. Graphs that have no store of their own are served over `store`.
-    `report` is called with a `WorkerReport` whenever something becomes of a run. By `retention` old runs that have ended are
-    removed from their stores, of whatever graph.
+    `report` is called with a `WorkerReport` whenever something becomes of a run; what it raises is logged, and the run goes on.
+    By `retention` old runs that have ended are removed from their stores, of whatever graph.
 
     >>> import asyncio
     >>> from pocket_plug import Graph, Store, node
@@ -316,8 +317,12 @@ class Worker:
             )
 
     def _tell(self, became: Became, journal: Journal, error: Exception | None = None) -> None:
-        if self._report is not None:
+        if self._report is None:
+            return
+        try:
             self._report(WorkerReport(became, journal.id, journal.graph.name, error))
+        except Exception as failed:  # noqa: BLE001 - the user's code, and no run depends on it
+            report(f"the report of a worker ({became})", failed)
 
 
 class _WorkerLedger(RunLedger):
