@@ -183,6 +183,7 @@ class _Items:
         self.exhausted = True
 
 
+# The Any: else mypy takes the items' type for Any where a graph is made of it at once, Graph(each(fetch)).
 @overload
 def each(
     node: Node[X, Y, Any],
@@ -191,7 +192,7 @@ def each(
     concurrency: int | None = ...,
     errors: Literal["raise"] = ...,
     executor: Elsewhere | None = ...,
-) -> Node[Iterable[X], list[Y]]: ...
+) -> Node[Iterable[X], list[Y], Any]: ...
 @overload
 def each(
     node: Node[X, Y, Any],
@@ -200,7 +201,7 @@ def each(
     concurrency: int | None = ...,
     errors: Literal["collect"],
     executor: Elsewhere | None = ...,
-) -> Node[Iterable[X], list[Y | Exception]]: ...
+) -> Node[Iterable[X], list[Y | Exception], Any]: ...
 def each(
     node: Any,
     /,
