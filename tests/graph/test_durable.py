@@ -52,6 +52,7 @@ from pocket_plug import (
     UnknownRunError,
     UnregisteredTypeError,
     each,
+    fan_out,
     hookimpl,
     idempotency_key,
     node,
@@ -646,6 +647,55 @@ def test_a_store_that_does_not_survive_is_refused(tmp_path: Path) -> None:
             idempotency_key()
 
     asyncio.run(main())
+
+
+def test_a_run_without_an_id_within_a_node_has_not_that_nodes_idempotency_key(tmp_path: Path) -> None:
+    """It would be one key for all of its nodes and items, and a service would do the first of them only."""
+    keys: list[str] = []
+
+    @node
+    async def pay(cents: int) -> int:
+        with pytest.raises(UnknownRunError, match="run_id="):
+            idempotency_key()
+        return cents
+
+    @node
+    def pay_in_place(cents: int) -> int:
+        with pytest.raises(UnknownRunError, match="run_id="):
+            idempotency_key()
+        return cents
+
+    @node
+    async def pay_once(cents: int) -> int:
+        keys.append(idempotency_key())
+        return cents
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+
+            @node
+            async def pay_all(cents: list[int]) -> list[int]:
+                paid = await fan_out(pay, cents)
+                for each_one in cents:
+                    await Graph(pay_once, name="once", store=store).run(
+                        each_one, run_id=f"{idempotency_key()}/{each_one}"
+                    )
+                keys.append(idempotency_key())
+                return paid
+
+            @node
+            def pay_again(cents: list[int]) -> list[int]:
+                paid = [Graph(pay_in_place).run_sync(each_one) for each_one in cents]
+                keys.append(idempotency_key())
+                return paid
+
+            assert await Graph(pay_all >> pay_again, name="pay", store=store).run([1, 2], run_id="r") == [1, 2]
+
+    asyncio.run(main())
+    assert keys == [
+        *("r%2Fpay_all#1%2F1/pay_once#1", "r%2Fpay_all#1%2F2/pay_once#1"),
+        *("r/pay_all#1", "r/pay_again#1"),
+    ]
 
 
 @dataclass

@@ -37,7 +37,7 @@ from pocket_plug.primitives.waiting import drive, pause
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
-from .context import awaited_to_its_end, in_own_context, run_ids
+from .context import awaited_to_its_end, idempotency, in_own_context, run_ids
 from .places import name_giver
 from .protocols import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .watched import watched_visit
@@ -145,6 +145,8 @@ class Execution:
     async def go(self, value: object) -> Value:
         """Run from the start, or from where it was left, to the end; give the output of the last node."""
         ledger = self.ledger
+        if ledger is None and self.above is None:
+            idempotency.set(None)  # that of a node which has begun this run would be that of each visit in it
         try:
             if ledger is not None and (result := await ledger.claim(self, value)) is not MISSING:
                 return result
