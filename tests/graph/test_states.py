@@ -511,6 +511,20 @@ def test_what_a_sleep_may_not_be() -> None:
             Sleep[Any](*arguments, **options)
 
 
+@pytest.mark.parametrize("never", [float("nan"), float("inf")])
+def test_a_moment_that_never_comes_is_refused(tmp_path: Path, never: float) -> None:
+    """Given at once, or made of the input: the run fails, in place of waiting for ever."""
+    with pytest.raises(ConfigError, match=r"Sleep: until can't be (nan|inf)"):
+        Sleep[Any](until=never)
+
+    async def main() -> None:
+        async with stored(tmp_path, FakeClock()) as store:
+            with pytest.raises(ConfigError, match=r"Sleep: until can't be (nan|inf)"):
+                await Graph(Sleep[float](until=lambda moment: moment), store=store).run(never, run_id="r")
+
+    asyncio.run(main())
+
+
 # ---------------------------------------------------------------- a whole run's time
 @pytest.mark.parametrize("is_durable", [True, False])
 def test_a_whole_run_has_a_time_out(is_durable: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from math import isfinite
 from typing import Any, Generic
 
 from typing_extensions import TypeVar
@@ -58,7 +59,7 @@ def _moment(given: object) -> float:
     """Epoch seconds of what was given for a moment."""
     if isinstance(given, datetime) and given.tzinfo is not None:
         return given.timestamp()
-    if isinstance(given, int | float) and not isinstance(given, bool):
+    if isinstance(given, int | float) and not isinstance(given, bool) and isfinite(given):
         return float(given)
     raise ConfigError(f"Sleep: until can't be {found(given)}; give a datetime with its time zone, or epoch seconds")
 

@@ -164,6 +164,8 @@ class Step:
         found = [*faults(self.node, self.name), *self._patched()]
         if self.executor is not None and self.exec is None:
             found.append(f"node {self.name!r} has an executor, but no exec that would run there")
+        if self.fallback is not None and self.exec is None:
+            found.append(f"node {self.name!r} has a fallback, but no exec that it would answer for")
         return found
 
     def _patched(self) -> list[str]:
