@@ -367,6 +367,24 @@ def test_items_ask_and_are_answered_in_any_order(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_question_of_an_item_that_is_an_ask_itself_is_named_by_the_ask_too(tmp_path: Path) -> None:
+    """As where the Ask stands in a graph; where several are open, it is said that the node alone doesn't tell."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            ask = Ask[int, bool](bool, question="Really?")
+            graph = Graph(each(ask), store=store)
+            with pytest.raises(RunSuspendedError):
+                await graph.run([1, 2], run_id="r")
+            with pytest.raises(RunMismatchError, match="node 'ask' asks several times; give the question's id"):
+                await graph.resume("r", answer=True, question=ask)
+            with pytest.raises(RunSuspendedError):
+                await graph.resume("r", answer=True, question="each_ask#1[0]")
+            assert await graph.resume("r", answer=False, question=ask) == [Answered(1, True), Answered(2, False)]
+
+    asyncio.run(main())
+
+
 def test_an_answer_that_comes_while_other_items_are_at_work_is_taken(tmp_path: Path) -> None:
     """The run is not suspended then: the item goes on in the same execution."""
 
