@@ -54,6 +54,7 @@ from .errors import (
     UnregisteredTypeError,
     ValueTypeError,
     WorkerCodeError,
+    WrappedCancelledError,
     WrappedStopIterationError,
     WriteSizeError,
 )
@@ -312,6 +313,7 @@ __all__ = [
     "Worker",
     "WorkerCodeError",
     "WorkerReport",
+    "WrappedCancelledError",
     "WrappedStopIterationError",
     "WriteSizeError",
     "each",

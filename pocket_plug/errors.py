@@ -171,6 +171,10 @@ class WrappedStopIterationError(PocketError, RuntimeError):
     """A `def` phase raised StopIteration, which no future can carry."""
 
 
+class WrappedCancelledError(PocketError, RuntimeError):
+    """A phase of a durable run raised CancelledError, though nobody has cancelled the run: what it awaited was."""
+
+
 # ---------------------------------------------------------------- exec elsewhere
 class ExecutorError(PocketError):
     """An executor could not have an `exec` done elsewhere, or has no answer that can be read."""

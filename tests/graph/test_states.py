@@ -162,6 +162,9 @@ def test_a_run_that_its_program_stops_is_left_as_it_is(tmp_path: Path) -> None:
 def test_executions_that_do_not_move_their_run_are_counted(tmp_path: Path) -> None:
     """So that one which kills its process each time can be told from one that goes on."""
 
+    class Death(BaseException):
+        pass
+
     async def main() -> None:
         async with stored(tmp_path) as store:
             tries: list[int] = []
@@ -171,11 +174,11 @@ def test_executions_that_do_not_move_their_run_are_counted(tmp_path: Path) -> No
                 tries.append((await state(store))[1].tries)
                 if len(tries) in (3, 6):
                     return n
-                raise asyncio.CancelledError
+                raise Death
 
             graph = Graph(dies >> dies.with_options(name="again"), store=store)
             for _ in range(4):
-                with pytest.raises(asyncio.CancelledError):
+                with pytest.raises(Death):
                     await graph.run(1, run_id="r")
             assert tries == [1, 2, 3, 3, 1]
 

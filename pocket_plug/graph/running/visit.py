@@ -9,13 +9,14 @@ no visit asks again. Watched and unwatched runs take the same way; what observer
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Collection
 from contextlib import ExitStack, nullcontext
 from types import CoroutineType
 from typing import Any
 
-from pocket_plug.errors import ConflictError, InputError, MissingKeyError, RunSuspendedError
+from pocket_plug.errors import ConflictError, InputError, MissingKeyError, RunSuspendedError, WrappedCancelledError
 from pocket_plug.graph.nodes.chain import DEFAULT, END, Next
 from pocket_plug.graph.nodes.node import AnyNode
 from pocket_plug.graph.nodes.phases import PHASES
@@ -199,9 +200,26 @@ def _failed(
             error.args = (f"{error}, needed by {step.title}.{phase}",)
     elif isinstance(error, StopIteration):
         error = wrapped(error)
+    elif isinstance(error, asyncio.CancelledError) and run.ledger is not None and phase in step.phases:
+        error = _own_cancellation(run, step, phase, error)
     if is_last and not isinstance(error, RunSuspendedError):
         note_node(error, run, step)
     return error
+
+
+def _own_cancellation(run: Running, step: Step, phase: str, error: asyncio.CancelledError) -> BaseException:
+    """The error of a durable run's node where nobody has cancelled the run, which would look as if its process had ended."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # it goes without a loop
+        task = None
+    if task is not None and task.cancelling():
+        return error
+    found = WrappedCancelledError(
+        f"{step.title}.{phase} raised CancelledError, and nobody has cancelled run {run.run.id!r}: what it awaited was"
+    )
+    found.__cause__ = error
+    return found
 
 
 # ---------------------------------------------------------------- the commit
