@@ -55,6 +55,7 @@ from .errors import (
     UnregisteredTypeError,
     ValueTypeError,
     WorkerCodeError,
+    WrappedCancelledError,
     WrappedStopIterationError,
     WriteSizeError,
 )
@@ -314,6 +315,7 @@ __all__ = [
     "Worker",
     "WorkerCodeError",
     "WorkerReport",
+    "WrappedCancelledError",
     "WrappedStopIterationError",
     "WriteSizeError",
     "each",

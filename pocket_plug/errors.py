@@ -171,6 +171,10 @@ class WrappedStopIterationError(PocketError, RuntimeError):
     """A `def` phase raised StopIteration, which a future can't pass on."""
 
 
+class WrappedCancelledError(PocketError, RuntimeError):
+    """A phase of a durable run raised CancelledError, though nobody has cancelled the run: what it awaited was."""
+
+
 # ---------------------------------------------------------------- exec elsewhere
 class ExecutorError(PocketError):
     """An executor could not run an `exec` elsewhere, or its answer can't be read."""

@@ -31,7 +31,7 @@ BUILT_IN: tuple[type[Exception], ...] = tuple(
 
 _AROUND = 20  # containers that may stand around an exception that is kept
 
-_OURS = tuple(f"{Path(module).parent}/" for module in (__file__, asyncio.__file__))
+_OURS = tuple(f"{folder}/" for folder in (Path(__file__).parent.parent, Path(asyncio.__file__).parent))
 _LIBRARIES = tuple({f"{path}/" for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))})
 
 

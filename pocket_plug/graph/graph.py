@@ -382,8 +382,8 @@ class Graph(Drawn, Node[I, O]):
         For tests, mostly: a fake takes the name, and so the edges, of what it stands for. The item's node of an `each` may be
         replaced too; one of a nested graph is replaced in that: `shop.replace(payment=payment.replace(charge=fake))`.
 
-        Raises GraphError where there is no such node, or where a type doesn't fit: the new node must take what the old one takes,
-        and give what that gives.
+        Raises GraphError where there is no such node, where several have the name, or where a type doesn't fit: the new node must
+        take what the old one takes, and give what that gives.
 
         >>> from pocket_plug import node
         >>> @node

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pocket_plug.errors import GraphError, suggest
-from pocket_plug.primitives.typechecks import fits, type_name
+from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.typefits import fits
 
 from .nodes.chain import AnyChain, Chain, as_chain
 from .nodes.node import AnyNode, options_of
@@ -22,10 +23,14 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
 
     Raises GraphError with every fault.
     """
-    steps = {step.name: step for step in plan.steps.values()}
-    steps = {
-        step.passed.name: step.passed for step in plan.steps.values()
-    } | steps  # what an `each` takes items through
+    steps: dict[str, Step] = {}
+    twice: set[str] = set()
+    for step in (
+        *(step.passed for step in plan.steps.values()),
+        *plan.steps.values(),
+    ):  # what an `each` takes items through, too
+        if steps.setdefault(step.name, step).node is not step.node:
+            twice.add(step.name)
     found: list[str] = []
     nodes: dict[int, AnyNode] = {}
     for name, other in given.items():
@@ -33,6 +38,11 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
             raise TypeError(f"{name!r} is one node; make a graph of the chain that takes its place: Graph(a >> b)")
         if name not in steps:
             found.append(f"there is no node {name!r}; there is: {', '.join(steps)}.{_meant(name, steps)}")
+            continue
+        if name in twice:
+            found.append(
+                f"several nodes are called {name!r}, one of them an item's; name them apart by with_options(name=…)"
+            )
             continue
         found += _misfits(steps[name], other)
         nodes[id(steps[name].node)] = other.with_options(name=name)

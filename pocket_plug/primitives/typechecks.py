@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import count
 from types import FunctionType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from typing_extensions import is_typeddict
 
 from pocket_plug.errors import ConfigError
 
-_NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
+NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
 UNIONS = (Union, UnionType)
 
@@ -63,7 +63,7 @@ def checker(hint: object) -> Callable[[object], bool]:
     if hint is None:
         return lambda value: value is None
     if isinstance(hint, type) and get_origin(hint) is None and not _is_structural(hint):
-        classes = _NUMERIC_TOWER.get(hint, hint)
+        classes = NUMERIC_TOWER.get(hint, hint)
         return lambda value: isinstance(value, classes)
     origin = get_origin(hint)
     if origin in UNIONS:
@@ -144,30 +144,6 @@ def check_type(declared: object, what: str) -> None:
 def _is_structural(hint: type) -> bool:
     """A TypedDict or a Protocol: `isinstance` can't tell."""
     return is_typeddict(hint) or getattr(hint, "_is_protocol", False)
-
-
-def fits(given: Any, wanted: Any) -> bool:
-    """May what is declared as `given` be handed to what is declared as `wanted`? In doubt: yes.
-
-    >>> fits(int, float | None), fits(str, int), fits(list[int], list[str])
-    (True, False, False)
-    """
-    if any(hint is Any or isinstance(hint, TypeVar) for hint in (given, wanted)) or wanted is object or given == wanted:
-        return True
-    if get_origin(given) in UNIONS:
-        return all(fits(part, wanted) for part in get_args(given))
-    if get_origin(wanted) in UNIONS:
-        return any(fits(given, part) for part in get_args(wanted))
-    for number, narrower in _NUMERIC_TOWER.items():
-        if wanted is number and isinstance(given, type) and get_origin(given) is None:
-            return issubclass(given, narrower)
-    from beartype.door import is_subhint
-    from beartype.roar import BeartypeException
-
-    try:
-        return is_subhint(given, wanted)
-    except BeartypeException:
-        return True
 
 
 def type_name(declared: object) -> str:

@@ -27,6 +27,7 @@ from pocket_plug.graph.following.reports import AT_ONCE, reporter
 from pocket_plug.graph.planning.step import Step
 from pocket_plug.graph.running.context import idempotency
 from pocket_plug.graph.running.phase_calls import unawaited
+from pocket_plug.graph.running.workers import wrapped
 from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.values import Value
 from pocket_plug.propagation import context_of
@@ -113,7 +114,7 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - it is raised where the run is
-        failure, record = taken_apart(error), None
+        failure, record = taken_apart(wrapped(error) if isinstance(error, StopIteration) else error), None
     kept = () if reports is None else tuple(reports.kept)
     return Answer(record, failure, time.perf_counter() - began, kept)
 

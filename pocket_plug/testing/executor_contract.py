@@ -26,6 +26,7 @@ from pocket_plug.errors import (
     PocketError,
     UnregisteredTypeError,
     WorkerCodeError,
+    WrappedStopIterationError,
 )
 from pocket_plug.graph.following.events import Emitted, Progressed
 from pocket_plug.graph.graph import Graph
@@ -150,6 +151,12 @@ class ExecutorContract:
             self.run(graphs.halving.run(41, pocket=pocket))
         notes = "\n".join(failed.value.__notes__)
         assert executor.in_process or ("on worker" in notes and "raise OddError(n)" in notes)
+
+    def test_a_stop_iteration_is_an_error_as_here(self, pocket: Pocket) -> None:
+        """No coroutine can raise one: it would be an error that says nothing of the phase."""
+        with pytest.raises(WrappedStopIterationError) as failed:
+            self.run(graphs.exhausting.run(None, pocket=pocket))
+        assert any("at node 'exhausted'" in note for note in failed.value.__notes__)
 
     def test_a_retry_is_done_for_its_errors(self, pocket: Pocket, tmp_path: Path) -> None:
         """`Retry(on=…)` means the class there as it does here."""

@@ -145,6 +145,12 @@ def deadly(at: tuple[str, int]) -> int:
 
 
 @node
+def exhausted(_: object) -> int:
+    """Takes the next one of nothing."""
+    return next(iter(()))
+
+
+@node
 def unknown(_: object) -> Any:
     """What it gives can't be encoded."""
     return Unknown()
@@ -243,6 +249,7 @@ killing = Graph(_there(deadly), name="killing")
 killing_retried = Graph(_there(deadly, retry=Retry(attempts=2, delay=0)), name="killing_retried")
 waiting = Graph(_there(blocked, timeout=1), name="waiting")
 blocking = Graph(_there(blocked), name="blocking")
+exhausting = Graph(_there(exhausted), name="exhausting")
 unknowing = Graph(_there(unknown), name="unknowing")
 keyed = Graph(_there(key), name="keyed")
 falling_back = Graph(_there(FallingBack()), name="falling_back")

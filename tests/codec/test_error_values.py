@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,25 @@ def test_where_from_is_the_users_line_not_the_librarys() -> None:
         kept: Any = storable(error)
     assert kept.type == "json.decoder.JSONDecodeError"
     assert __file__ in kept.where
+
+
+def test_where_from_is_the_users_line_not_ours() -> None:
+    """What pocket_plug raises comes from whoever called it; where nobody's code called it, nothing is known."""
+    with pytest.raises(pp.ValueTypeError) as called:
+        pp.Key("n", int).checked("one")
+    kept: Any = storable(called.value)
+    assert kept.where.startswith(f"{__name__}, {__file__}:")
+
+    class Late(pp.Node[int, int], timeout="1ms"):
+        async def exec(self, number: int) -> int:
+            await asyncio.sleep(10)
+            return number
+
+    graph = pp.Graph(pp.each(Late(), errors="collect"))
+    (late,) = graph.run_sync([1])
+    assert isinstance(late, pp.NodeTimeoutError)
+    kept = storable(late)
+    assert kept.where == ""
 
 
 def test_of_a_group_member_by_member() -> None:

@@ -100,7 +100,8 @@ def test_methods_of_a_node_without_phases_are_a_finding() -> None:
 )  # fmt: skip
 def test_a_phase_with_other_parameters_is_a_finding(method: str, says: str) -> None:
     """It would raise when the run gets there: the finding shows what it takes, and what to write."""
-    (found,) = findings(a_node(method))
+    answered_for = ("exec(self, n)",) if method.startswith("fallback") else ()
+    (found,) = findings(a_node(method, *answered_for))
     assert says in found
 
 
@@ -307,3 +308,16 @@ def test_types_of_every_kind_can_be_declared() -> None:
         if wrong is not None:
             with pytest.raises(ValueTypeError):
                 store.set(key, wrong)
+
+
+def test_a_fallback_without_an_exec_is_a_finding() -> None:
+    """Nobody would call it: it answers for an exec that is out of attempts."""
+
+    class Saved(Node[int, int]):
+        def fallback(self, prepared: int, error: Exception) -> int:
+            return 0
+
+        def post(self, store: SyncWriter, number: int, prepared: int, result: int) -> int:
+            raise ValueError(number)
+
+    assert findings(Saved()) == ("node 'saved' has a fallback, but no exec that it would answer for",)

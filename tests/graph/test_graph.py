@@ -7,14 +7,14 @@ import inspect
 import re
 import warnings
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NewType
+from typing import TYPE_CHECKING, Any, NewType, Union
 
 import pytest
 
 from pocket_plug import Node, node
 from pocket_plug.errors import ConfigError, GraphError, InputError, PhaseError, RouteError, StepLimitError, SyncError
 from pocket_plug.graph.graph import Graph
-from pocket_plug.graph.kinds.ask import Ask
+from pocket_plug.graph.kinds.ask import Answered, Ask
 from pocket_plug.graph.kinds.each import each
 from pocket_plug.graph.nodes.chain import END, Action, Next
 from pocket_plug.graph.nodes.phases import hints
@@ -48,6 +48,16 @@ class Leave(Node[Any, Any]):
     def post(self, store: SyncWriter, n: Any, prepared: Any, result: Any) -> Any:
         store.set("was here", n)
         return n
+
+
+@node
+def str_of(answered: Answered[int, bool]) -> str:
+    return str(answered.answer)
+
+
+@node
+def text_of(text: str) -> str:
+    return text
 
 
 class Fork(Node[int, int]):
@@ -341,6 +351,41 @@ def test_faults_of_nested_graphs_and_items_are_found_from_outside() -> None:
     assert [found for found in findings(Graph(each(fork))) if "each(Graph" in found]
 
 
+def test_what_a_nested_graph_leaves_by_an_action_with_must_fit() -> None:
+    """As for a node's own: also from two graphs deep, and from several nodes of one graph by the same action."""
+
+    @node
+    def shout(text: str) -> str:
+        return text.upper()
+
+    class Other(Node[int, int]):
+        stop = Action[str]()
+
+    fork, other = Fork(), Other()
+    inner = Graph(fork, fork.act >> plus, name="inner")
+    outer = Graph(inner, name="outer")
+    (found,) = findings(Graph(outer, outer.on("stop") >> shout))
+    assert found == "node 'outer' leaves by 'stop' with int, but 'shout' takes str"
+    both = Graph(fork, fork.act >> other, name="both")
+    (found,) = findings(Graph(both, both.on("stop") >> shout))
+    assert found == f"node 'both' leaves by 'stop' with {Union[int, str]}, but 'shout' takes str"  # noqa: UP007 - so it is shown
+
+
+def test_an_ask_without_an_edge_for_its_action_is_a_finding() -> None:
+    """Else it would be found when the question's time is over, days later."""
+    ask = Ask[int, bool](bool, question="Really?", timeout="2d", action="too_late")
+    (found,) = findings(Graph(ask >> str_of))
+    assert found == "node 'ask' declares the action 'too_late', which leads nowhere; add node.on('too_late') >> other"
+    (found,) = findings(Graph(each(ask)))
+    assert found.endswith("an item's way is a graph: each(Graph(…))")
+    (found,) = findings(Graph(ask >> str_of, ask.on("too_late") >> text_of))
+    assert found == "node 'ask' leaves by 'too_late' with int, but 'text_of' takes str"
+    Graph(ask >> str_of, ask.on("too_late") >> plus).validate()
+    inner = Graph(ask >> str_of, name="inner")
+    Graph(inner, inner.on("too_late") >> plus).validate()
+    Graph(Ask[int, bool](bool, question="Really?", timeout="2d", action="END")).validate()
+
+
 def test_of_hints_that_cannot_be_resolved_the_others_are_known() -> None:
     """One name that leads nowhere takes none of the others along: those that are no text are checked as before."""
 
@@ -531,6 +576,23 @@ def test_an_item_cannot_leave_the_graph_around_it() -> None:
     assert graph.run_sync([1, END(2)]) == [1, 2]
     with pytest.raises(RouteError, match="node 'leave' of graph 'inner' left by 'off'"):
         graph.run_sync([1, Next("off", 2)])
+
+
+def test_a_graph_as_an_item_cannot_leave_the_graph_around_it_either() -> None:
+    """So nothing of the node within it that tries is written."""
+
+    class Note(Node[int, int]):
+        def post(self, store: SyncWriter, n: int, prepared: int, result: int) -> Next[int]:
+            store.set("noted", n)
+            return Next("off", n)
+
+    store = SyncStore()
+    for item in (Graph(Note(), name="item"), Graph(Graph(Note(), name="inner"), name="item")):
+        inner = Graph(each(item), name="around")
+        graph: Graph[Any, Any] = Graph(inner, inner.on("off") >> plus, store=store)
+        with pytest.raises(RouteError, match=r"node 'note' of graph '(item|inner)' left by 'off'"):
+            graph.run_sync([1])
+        assert store.get("noted") is None
 
 
 def test_steps_are_counted_over_nested_graphs() -> None:

@@ -195,6 +195,22 @@ def test_a_node_that_takes_more_and_gives_less_fits():
     assert shop.replace(charge=silent).run_sync("7") == "noted: silent"
 
 
+def test_a_name_that_several_nodes_have_is_refused():
+    """An item's node may be called as another one: a fake that stands for one of them only would let the other do its work."""
+
+    @node
+    def fetch(url: str) -> str:
+        raise ConnectionError("no network here")
+
+    again = fetch.with_options(trace=False)
+    for graph in (Graph(each(fetch) >> each(again).with_options(name="second")), Graph(again >> each(fetch))):
+        graph.validate()
+        with pytest.raises(GraphError, match="several nodes are called 'fetch'"):
+            graph.replace(fetch=node(lambda url: url))
+    same = Graph(each(fetch) >> each(fetch).with_options(name="second"))
+    assert same.replace(fetch=node(lambda url: url)).run_sync(["a"]) == ["a"]
+
+
 def test_unknown_names_are_refused_all_at_once():
     """With the names that there are."""
     with pytest.raises(GraphError) as refused:

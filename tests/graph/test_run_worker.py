@@ -20,6 +20,7 @@ from pocket_plug import (
     Node,
     Pocket,
     Put,
+    RecordedError,
     RunBusyError,
     Runs,
     RunStuckError,
@@ -29,7 +30,9 @@ from pocket_plug import (
     StoreWriter,
     Worker,
     WorkerReport,
+    WrappedCancelledError,
     each,
+    fan_out,
     hookimpl,
     node,
 )
@@ -246,6 +249,63 @@ def test_a_run_that_sleeps_is_woken_when_its_time_has_come(url: str) -> None:
             await Worker([napping], store=store, report=said).run(once=True)
             assert said.of("n") == ["taken", "waiting", "taken", "finished"]
             assert await store.get("counted") == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("phase", ["exec", "post"])
+def test_a_node_that_raises_a_cancellation_of_something_else_has_failed(url: str, phase: str) -> None:
+    """What it awaits was cancelled, not the run: that is an error as any other, with its place, and not the end of a process."""
+
+    async def await_what_is_cancelled() -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    class Fetch(Node[int, int]):
+        async def exec(self, prepared: int) -> int:
+            if phase == "exec":
+                await await_what_is_cancelled()
+            return prepared
+
+        async def post(self, store: StoreWriter, number: int, prepared: int, result: int) -> int:
+            await await_what_is_cancelled()
+            return result
+
+    async def main() -> None:
+        fetching = Graph(Fetch(), name="fetching")
+        async with Store(url) as store:
+            said = Said()
+            await fetching.submit(1, run_id="f", store=store)
+            await Worker([fetching], store=store, report=said).run(once=True)
+            assert said.of("f") == ["taken", "failed"]
+            info = await Runs(store).get("f")
+            assert info.failure is not None
+            assert (info.state, info.failure.node) == ("failed", "fetch")
+            assert info.failure.message.startswith(
+                f"Fetch.{phase} raised CancelledError, and nobody has cancelled run 'f'"
+            )
+            with pytest.raises(WrappedCancelledError):
+                await fetching.resume("f", store=store)
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_item_that_was_not_its_own_is_collected(url: str) -> None:
+    """By `errors="collect"`, as what it is; the other items are done."""
+
+    @node
+    async def fetch(number: int) -> int:
+        if number == 1:
+            raise asyncio.CancelledError
+        return number
+
+    async def main() -> None:
+        async with Store(url) as store:
+            zero, one = await fan_out(fetch, [0, 1], errors="collect", store=store, run_id="r")
+            assert zero == 0
+            assert isinstance(one, RecordedError)
+            assert one.type == "pocket_plug.errors.WrappedCancelledError"
 
     asyncio.run(main())
 
@@ -622,18 +682,18 @@ def test_progress_in_an_item_is_progress(url: str) -> None:
         @node
         async def work(n: int) -> int:
             if n == 1 and stumble:
-                raise asyncio.CancelledError
+                raise Stop
             return n
 
         wide = Graph(each(work, concurrency=1), name="wide")
         async with Store(url) as store:
-            with suppress(asyncio.CancelledError):
+            with suppress(Stop):
                 await wide.run([0, 1, 2], run_id="w", store=store)
             (running,) = await keys(store, "running")
             for expected in (1, 2, 3):  # the first one follows an execution that has done an item
                 entry = await store.stack.read(running)
                 assert entry is not None
-                with suppress(asyncio.CancelledError):
+                with suppress(Stop):
                     await wide.resume("w", store=store)
                 entry = await store.stack.read(running)
                 assert entry is not None

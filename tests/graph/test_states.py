@@ -168,6 +168,9 @@ def test_a_run_that_its_program_stops_is_left_as_it_is(tmp_path: Path) -> None:
 def test_executions_that_do_not_move_their_run_are_counted(tmp_path: Path) -> None:
     """So that one which kills its process each time can be told from one that goes on."""
 
+    class Death(BaseException):
+        pass
+
     async def main() -> None:
         async with stored(tmp_path) as store:
             tries: list[int] = []
@@ -177,11 +180,11 @@ def test_executions_that_do_not_move_their_run_are_counted(tmp_path: Path) -> No
                 tries.append((await state(store))[1].tries)
                 if len(tries) in (3, 6):
                     return n
-                raise asyncio.CancelledError
+                raise Death
 
             graph = Graph(dies >> dies.with_options(name="again"), store=store)
             for _ in range(4):
-                with pytest.raises(asyncio.CancelledError):
+                with pytest.raises(Death):
                     await graph.run(1, run_id="r")
             assert tries == [1, 2, 3, 3, 1]
 
@@ -369,6 +372,24 @@ def test_items_ask_and_are_answered_in_any_order(tmp_path: Path) -> None:
             assert await graph.resume("r", answer="a1", question=ids[1]) == ["a0", "a1", "a2"]
             assert await store.get("answered") == 3
             assert sorted(done) == [*(f"after {n}" for n in range(3)), *(f"before {n}" for n in range(3))]
+
+    asyncio.run(main())
+
+
+def test_a_question_of_an_item_that_is_an_ask_itself_is_named_by_the_ask_too(tmp_path: Path) -> None:
+    """As where the Ask stands in a graph; where several are open, it is said that the node alone doesn't tell."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            ask = Ask[int, bool](bool, question="Really?")
+            graph = Graph(each(ask), store=store)
+            with pytest.raises(RunSuspendedError):
+                await graph.run([1, 2], run_id="r")
+            with pytest.raises(RunMismatchError, match="node 'ask' asks several times; give the question's id"):
+                await graph.resume("r", answer=True, question=ask)
+            with pytest.raises(RunSuspendedError):
+                await graph.resume("r", answer=True, question="each_ask#1[0]")
+            assert await graph.resume("r", answer=False, question=ask) == [Answered(1, True), Answered(2, False)]
 
     asyncio.run(main())
 
@@ -648,6 +669,18 @@ def test_a_clock_may_know_whole_seconds_only(tmp_path: Path) -> None:
             assert (await Runs(store).get("r")).started == 1_000_000_000
             assert await graph.resume("r", answer=True) == Answered(5, True)
             assert await graph.run(5, run_id="r") == Answered(5, True)
+
+
+@pytest.mark.parametrize("never", [float("nan"), float("inf")])
+def test_a_moment_that_never_comes_is_refused(tmp_path: Path, never: float) -> None:
+    """Given at once, or made of the input: the run fails, in place of waiting for ever."""
+    with pytest.raises(ConfigError, match=r"Sleep: until can't be (nan|inf)"):
+        Sleep[Any](until=never)
+
+    async def main() -> None:
+        async with stored(tmp_path, FakeClock()) as store:
+            with pytest.raises(ConfigError, match=r"Sleep: until can't be (nan|inf)"):
+                await Graph(Sleep[float](until=lambda moment: moment), store=store).run(never, run_id="r")
 
     asyncio.run(main())
 

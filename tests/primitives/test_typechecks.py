@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import TypedDict as ExtendedTypedDict
 
-from pocket_plug.primitives.typechecks import checker, fits
+from pocket_plug.primitives.typechecks import checker
 
 T = TypeVar("T")
 UserId = NewType("UserId", int)
@@ -156,33 +156,3 @@ def test_what_cant_be_resolved_is_unchecked(hint: Any) -> None:
 def test_asking_never_fails(hint: Any, value: object) -> None:
     """Whatever the hint and the value, the answer is yes or no."""
     assert checker(hint)(value) in (True, False)
-
-
-# ------------------------------------------------------------ what fits where
-@pytest.mark.parametrize(
-    ("given_", "wanted"),
-    [
-        (int, int), (int, float), (int, complex), (float, complex), (bool, int), (bool, float), (Admin, User), (User, object),
-        (User, Any), (Any, User), (list[int], list[int]), (list[int], list), (list[int], Sequence[int]), (int, int | None),
-        (int | str, str | int), (None, None), (type(None), int | None), (list[Any], list[int]), (Literal["a"], str),
-        ("Nowhere", int), (int, "Nowhere"), (T, int), (UserId, int), (Annotated[int, "s"], int),
-        (int, float | None), (int | None, float | None), (bool, float | None), (int, Union[float, str]),  # noqa: UP007
-        (int | float, float), (Admin | None, User | None), (int, T), (list[int], list[T]), (Size, float),
-    ],
-)  # fmt: skip
-def test_what_fits_is_let_through(given_: Any, wanted: Any) -> None:
-    """Equal, narrower, or unknown: in doubt yes."""
-    assert fits(given_, wanted)
-
-
-@pytest.mark.parametrize(
-    ("given_", "wanted"),
-    [
-        (str, int), (float, int), (int, str), (User, Admin), (list[int], list[str]), (list, tuple), (int | None, int),
-        (int | str, int), (dict[str, int], dict[str, str]), (object, int), (None, int), (int | None, float), (str, int | None),
-        (float | None, int | None), (complex, float), (User | int, User),
-    ],
-)  # fmt: skip
-def test_what_doesnt_fit_is_found(given_: Any, wanted: Any) -> None:
-    """Another type, a wider one, another parameter."""
-    assert not fits(given_, wanted)

@@ -358,16 +358,18 @@ class Elsewhere(Node[Order, Order], executor=Threads(), retry=Retry()):
 
 
 async def many(store: Store) -> None:
-    assert_type(each(fetch), Node[Iterable[str], list[bytes]])
-    assert_type(each(fetch, concurrency=5, errors="raise"), Node[Iterable[str], list[bytes]])
-    assert_type(each(fetch, errors="collect"), Node[Iterable[str], list[bytes | Exception]])
-    assert_type(each(charge), Node[Iterable[Order], list[Receipt]])
+    assert_type(each(fetch), Node[Iterable[str], list[bytes], Any])
+    assert_type(each(fetch, concurrency=5, errors="raise"), Node[Iterable[str], list[bytes], Any])
+    assert_type(each(fetch, errors="collect"), Node[Iterable[str], list[bytes | Exception], Any])
+    assert_type(each(charge), Node[Iterable[Order], list[Receipt], Any])
     assert_type(await fan_out(fetch, ["/"]), list[bytes])
+    assert_type(await Graph(each(fetch), name="f").run(["/"]), list[bytes])
+    assert_type(await Graph(each(fetch, errors="collect")).run(["/"]), list[bytes | Exception])
     assert_type(await fan_out(charge, iter([Order("1")]), concurrency=5, store=store), list[Receipt])
     assert_type(await fan_out(fetch, ["/"], errors="collect"), list[bytes | Exception])
 
-    assert_type(each(fetch, executor="processes"), Node[Iterable[str], list[bytes]])
-    assert_type(each(fetch, errors="collect", executor=Processes(2)), Node[Iterable[str], list[bytes | Exception]])
+    assert_type(each(fetch, executor="processes"), Node[Iterable[str], list[bytes], Any])
+    assert_type(each(fetch, errors="collect", executor=Processes(2)), Node[Iterable[str], list[bytes | Exception], Any])
     assert_type(await fan_out(fetch, ["/"], executor="dask://scheduler:8786"), list[bytes])
     assert_type(await Graph(charge.with_options(executor=Beside())).run(Order("1")), Receipt)
 

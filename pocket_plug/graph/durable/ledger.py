@@ -47,7 +47,8 @@ def idempotency_key() -> str:
     """The same string each time that this visit of this node is tried again, in whatever process, and no other one's.
 
     For `exec`, which is done at least once: hand it to a service that does nothing twice for one key. It is made of the
-    run's id, the node and the visit. Raises UnknownRunError outside of durable runs.
+    run's id, the node and the visit. Raises UnknownRunError outside of durable runs: in a run without an id too that a node of
+    one has begun, where it would be the same for all of that; hand it on in the input, or give that run an id of its own.
     """
     key = idempotency.get()
     if key is None:

@@ -149,8 +149,8 @@ def wanted_question(run_id: str, waits: Mapping[str, Found], question: str | Any
         what = f"it has asked nothing at {question!r}"
     else:
         name = options_of(question).name
-        found = [place for place in open_ones if names_in(place)[-1][0] == name]
-        found = found or [place for place in asked if names_in(place)[-1][0] == name][-1:]
+        found = [place for place in open_ones if name in _askers(place)]
+        found = found or [place for place in asked if name in _askers(place)][-1:]
         what = f"node {name!r} asks {'several times' if found else 'nothing'}; give the question's id"
     if len(found) == 1:
         return asked[found[0]]
@@ -179,6 +179,12 @@ def names_in(place: str) -> list[tuple[str, bool]]:
         node, _, rest = each.rpartition("#")
         found.append((unquote(node), "[" in rest))
     return found
+
+
+def _askers(place: str) -> tuple[str, ...]:
+    """What the node may be called that asks at a place: in an item without a graph it is the one that the `each` is made of."""
+    name, is_item = names_in(place)[-1]
+    return (name, name.removeprefix("each_")) if is_item else (name,)
 
 
 def step_of_place(plan: Plan, place: str) -> Step | None:

@@ -20,7 +20,7 @@ from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.signatures import fault_of_question
 from pocket_plug.primitives.typechecks import check_type, checker, type_name
-from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.values import Hint, Value
 from pocket_plug.store.base import MISSING, Missing
 from pocket_plug.store.transaction import private
 
@@ -44,7 +44,7 @@ class Ask(Node[X, Answered[X, Y]], Generic[X, Y]):
     fan-out several questions may be open at once, and are answered in any order: each has an id.
 
     With a `timeout` the run goes on without an answer once that is over: with the `default` for an answer, or by the `action`
-    (`ask.too_late >> other`), with the node's input. A worker sees to it, or `graph.resume(run_id)`.
+    (`ask.on("too_late") >> other`), with the node's input. A worker sees to it, or `graph.resume(run_id)`.
 
     >>> approve = Ask[str, bool](bool, question=lambda draft: f"send {draft!r}?", name="approve")
     >>> ready = Ask[str, bool](bool, question="Ready?", timeout="2d", default=False)
@@ -105,6 +105,10 @@ class AskStep(Step):
                 self.input_type, self.input_class, self.fits = declared, None, checker(declared)
         answered: Any = Answered
         self.output_type = answered[self.input_type, self.answer_type]
+
+    @property
+    def carried(self) -> dict[str, Hint]:
+        return {self.node.action: self.input_type} if self.node.action else {}
 
     async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
         node = self.node

@@ -11,7 +11,6 @@ from pocket_plug.graph.elsewhere import Elsewhere
 from pocket_plug.graph.nodes.chain import Chain, as_chain
 from pocket_plug.graph.nodes.node import Node, X, Y, options_of
 from pocket_plug.graph.nodes.options import Options, check_count
-from pocket_plug.graph.nodes.phases import declared_actions
 from pocket_plug.graph.observing.shape import Shape
 from pocket_plug.graph.observing.views import NodeCall
 from pocket_plug.graph.planning.step import Step, make_step
@@ -77,7 +76,8 @@ class EachStep(Step):
         unrouted = [
             f"node {self.inner.name!r} declares the action {action!r}, which leads nowhere; an item's way is a "
             "graph: each(Graph(…))"
-            for action in declared_actions(self.inner.node)
+            for action in self.inner.carried
+            if self.inner.kind != "graph"  # of one it is said of the node within
         ]
         found = [*self.inner.faults(()), *unrouted]
         return [f"in {self.name!r}: {fault}" for fault in found]
@@ -183,6 +183,7 @@ class _Items:
         self.exhausted = True
 
 
+# The Any: else mypy takes the items' type for Any where a graph is made of it at once, Graph(each(fetch)).
 @overload
 def each(
     node: Node[X, Y, Any],
@@ -191,7 +192,7 @@ def each(
     concurrency: int | None = ...,
     errors: Literal["raise"] = ...,
     executor: Elsewhere | None = ...,
-) -> Node[Iterable[X], list[Y]]: ...
+) -> Node[Iterable[X], list[Y], Any]: ...
 @overload
 def each(
     node: Node[X, Y, Any],
@@ -200,7 +201,7 @@ def each(
     concurrency: int | None = ...,
     errors: Literal["collect"],
     executor: Elsewhere | None = ...,
-) -> Node[Iterable[X], list[Y | Exception]]: ...
+) -> Node[Iterable[X], list[Y | Exception], Any]: ...
 def each(
     node: Any,
     /,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Union
 
 from pocket_plug.graph.observing.shape import Shape
 from pocket_plug.graph.observing.views import NodeCall
 from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.graph.planning.step import Step
 from pocket_plug.graph.running.protocols import Running
-from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.values import Hint, Value
 
 
 class GraphStep(Step):
@@ -32,6 +32,15 @@ class GraphStep(Step):
     def faults(self, exits: Collection[str]) -> list[str]:
         return [f"in graph {self.name!r}: {fault}" for fault in self.graph.plan.findings({*exits, *self.actions})]
 
+    @property
+    def carried(self) -> dict[str, Hint]:
+        found: dict[str, Hint] = {}
+        for step in self.graph.plan.steps.values():
+            for action, hint in step.carried.items():
+                if action not in step.actions:
+                    found[action] = Union[found.get(action, hint), hint]  # noqa: UP007 - None has no |
+        return found
+
     def inner_graph(self) -> PlannedGraph:
         return self.graph
 
@@ -39,4 +48,4 @@ class GraphStep(Step):
         return self.graph.plan.shape
 
     async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
-        return await run.nested(self.graph, value, self.actions)
+        return await run.nested(self.graph, value, None if self.is_item else self.actions)

@@ -159,5 +159,5 @@ def report_observer(observer: Observer, part: str, error: BaseException) -> None
 
 
 def report(what: str, error: BaseException) -> None:
-    """Say that a hook of a node failed, which neither hides the node's own error nor undoes what has landed."""
+    """Say that what is told of a run failed, such as a node's hook: it hides no error of the run, and undoes nothing."""
     log_failure(logging.ERROR, f"{what} failed; the run goes on", error)

@@ -7,12 +7,12 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from pocket_plug.errors import ReadOnlyError
-from pocket_plug.graph.nodes.chain import DEFAULT, AnyChain
+from pocket_plug.graph.nodes.chain import DEFAULT, END, AnyChain, Out
 from pocket_plug.graph.nodes.node_functions import FunctionNode
-from pocket_plug.graph.nodes.phases import declared_actions
 from pocket_plug.graph.observing.shape import Kind, Shape
 from pocket_plug.graph.upgrades import Upgrade
-from pocket_plug.primitives.typechecks import fits, type_name
+from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.typefits import fits
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import StoreReader, View
 
@@ -125,15 +125,18 @@ class Plan:
         return reached
 
     def _unrouted(self, step: Step, exits: Collection[str]) -> list[str]:
+        if step.kind == "graph":
+            return []  # it is said of the node within
+        known = {*step.actions, *exits, DEFAULT, END.name}
         return [
-            f"node {step.name!r} declares the action {action!r}, which leads nowhere; add node.{action} >> other"
-            for action in declared_actions(step.node)
-            if action not in step.actions and action not in exits
+            f"node {step.name!r} declares the action {action!r}, which leads nowhere; add {_way_out(step, action)} >> other"
+            for action in step.carried
+            if action not in known
         ]
 
     def _misfits(self, step: Step) -> list[str]:
         found: list[str] = []
-        carried = {DEFAULT: step.output_type, **declared_actions(step.node)}
+        carried = {DEFAULT: step.output_type, **step.carried}
         for action, target in step.actions.items():
             given = carried.get(action, Any)
             if not fits(given, target.input_type):
@@ -149,6 +152,10 @@ class Plan:
         if step.perform is None and not step.phases and not fits(given, left):
             return [f"node {step.name!r} overrides no phase, so it can't make {type_name(left)} of {type_name(given)}"]
         return []
+
+
+def _way_out(step: Step, action: str) -> str:
+    return f"node.{action}" if isinstance(getattr(step.node, action, None), Out) else f"node.on({action!r})"
 
 
 def _line_of(step: Step) -> str:

@@ -15,7 +15,16 @@ from pocket_plug.graph.elsewhere import Address
 from pocket_plug.graph.nodes.chain import DEFAULT
 from pocket_plug.graph.nodes.node import AnyNode, options_of
 from pocket_plug.graph.nodes.node_functions import FunctionNode, PostNode
-from pocket_plug.graph.nodes.phases import HOOKS, PHASES, Function, faults, input_type, output_type, overridden
+from pocket_plug.graph.nodes.phases import (
+    HOOKS,
+    PHASES,
+    Function,
+    declared_actions,
+    faults,
+    input_type,
+    output_type,
+    overridden,
+)
 from pocket_plug.graph.nodes.retry import Retry
 from pocket_plug.graph.observing.shape import Kind, Shape
 from pocket_plug.graph.observing.views import Facts, NodeCall, Phase
@@ -23,7 +32,7 @@ from pocket_plug.primitives.failures import capped
 from pocket_plug.primitives.signatures import is_async
 from pocket_plug.primitives.sources import source_of
 from pocket_plug.primitives.typechecks import checker
-from pocket_plug.primitives.values import SpanAttributes, Value
+from pocket_plug.primitives.values import Hint, SpanAttributes, Value
 from pocket_plug.store.keys import Key
 
 Visited = tuple["Step | None", Value, asyncio.CancelledError | None]
@@ -155,6 +164,8 @@ class Step:
         found = [*faults(self.node, self.name), *self._patched()]
         if self.executor is not None and self.exec is None:
             found.append(f"node {self.name!r} has an executor, but no exec that would run there")
+        if self.fallback is not None and self.exec is None:
+            found.append(f"node {self.name!r} has a fallback, but no exec that it would answer for")
         return found
 
     def _patched(self) -> list[str]:
@@ -166,6 +177,11 @@ class Step:
             if (now := overridden(self.node, name)) != function
             if now == overridden(self.node, name)  # else it is made anew each time, as a partialmethod is
         ]
+
+    @property
+    def carried(self) -> dict[str, Hint]:
+        """The actions that it says it leaves by, each with the type that goes along."""
+        return declared_actions(self.node)
 
     @property
     def passed(self) -> Step:

@@ -308,14 +308,14 @@ class Execution:
             return None
         return await awaited_to_its_end(writing, begins_here=not self.stack.needs_loop)
 
-    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step]) -> Value:
-        """Run a graph as a node of this one, and give what it left with."""
+    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step] | None) -> Value:
+        """Run a graph as a node of this one, and give what it left with. With None for its exits no action leads out of it."""
         place = graph.place(StoreReader(self.stack, self.prefix))
         if place[0].is_new:
             await place[0].ensure_open()
         ledger = self.ledger.nested() if self.ledger is not None else None
         inner = Execution(graph, place, value, self.pocket, self.loop, self.threads, parent=self, ledger=ledger)
-        inner.exits = {**self.exits, **exits}
+        inner.exits = NO_EXITS if exits is None else {**self.exits, **exits}
         output = await in_own_context(inner.go(value))
         return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
 

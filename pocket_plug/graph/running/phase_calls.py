@@ -17,6 +17,7 @@ from pocket_plug.errors import (
     RunCancelledError,
     RunFencedError,
     RunSuspendedError,
+    WrappedCancelledError,
 )
 from pocket_plug.graph.elsewhere import Elsewhere, Work
 from pocket_plug.graph.nodes.phases import Function
@@ -70,6 +71,8 @@ def as_its_own(run: Running, step: Step, phase: str, error: BaseException) -> Ba
     """What a node raises for an error in a phase. One that is about a durable run is about another one: its own has failed."""
     if isinstance(error, StopIteration):
         return wrapped(error)
+    if isinstance(error, asyncio.CancelledError) and run.ledger is not None and phase in step.phases:
+        return _own_cancellation(run, step, phase, error)
     is_own = not phase or step.perform is not None or run.ledger is None
     if is_own or not isinstance(error, _OF_RUNS):
         return error
@@ -79,6 +82,21 @@ def as_its_own(run: Running, step: Step, phase: str, error: BaseException) -> Ba
     )
     other.__cause__ = error
     return other
+
+
+def _own_cancellation(run: Running, step: Step, phase: str, error: asyncio.CancelledError) -> BaseException:
+    """The error of a durable run's node where nobody has cancelled the run, which would look as if its process had ended."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # it goes without a loop
+        task = None
+    if task is not None and task.cancelling():
+        return error
+    found = WrappedCancelledError(
+        f"{step.title}.{phase} raised CancelledError, and nobody has cancelled run {run.run.id!r}: what it awaited was"
+    )
+    found.__cause__ = error
+    return found
 
 
 # ---------------------------------------------------------------- watched runs

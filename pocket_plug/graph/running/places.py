@@ -11,7 +11,6 @@ from typing import Any
 
 from pocket_plug.errors import InputError
 from pocket_plug.graph.nodes.chain import END
-from pocket_plug.graph.nodes.phases import declared_actions
 from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.typechecks import checker, type_name
 
@@ -65,7 +64,7 @@ def name_giver(error: InputError, giver: Step, taker: Step, value: object) -> No
     if giver.output_type is not Any and not checker(giver.output_type)(value):
         text += f", though it declares {type_name(giver.output_type)}"
         text += "; does it lack a `return`?" if value is None else ""
-    if isinstance(value, str) and value in {*giver.actions, *declared_actions(giver.node), END.name}:
+    if isinstance(value, str) and value in {*giver.actions, *giver.carried, END.name}:
         text += f". It is the name of an action: to leave by that, return Next({value!r}, output), or call the Action"
     error.args = (text,)
 

@@ -111,8 +111,8 @@ class Running(Protocol):
         """Let the event loop go on where this run has kept it for long enough."""
         ...
 
-    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step]) -> Value:
-        """Run a graph as a node of this one, and give what it left with."""
+    async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step] | None) -> Value:
+        """Run a graph as a node of this one, and give what it left with. With None for its exits no action leads out of it."""
         ...
 
     def beside(self, ledger: Ledger) -> Running:
