@@ -676,7 +676,7 @@ def test_a_run_that_a_node_starts_has_no_key_of_that_node_s(tmp_path: Path, how:
             if how == "durable":
                 assert await graph.run(1, run_id="o") == ["i/first#1", "i/second#1", "o/outer#1"]
             else:
-                with pytest.raises(UnknownRunError, match="no durable run goes on here"):
+                with pytest.raises(UnknownRunError, match="there is no durable run here"):
                     await graph.run(1, run_id="o")
 
     asyncio.run(main())

@@ -45,8 +45,8 @@ def step_of(node: AnyNode) -> Step:
     """The step for a node of whatever kind, with the ways through it."""
     step = make_step(node)
     kind = PhasesAndHooks if step.hooks else Phases
-    in_threads: Sequence[Collection[str]] = [()] * 3 if step.is_async else [(), ("exec", "fallback"), PHASES]
-    step.ways = tuple(kind(step, phases) for phases in in_threads)
+    in_threads: Sequence[Collection[str]] = ((), ("exec", "fallback"), PHASES)
+    step.ways = (kind(step, ()),) * 3 if step.is_async else tuple(kind(step, phases) for phases in in_threads)
     return step
 
 
