@@ -124,6 +124,7 @@ def observe(
             _first_given["observe"] = {"detail": "phase", "file": path, "flush_timeout": seconds, **given}
             _observed = made
         _refuse_others("observe", given)
+        _watch(_observed)
         return _observed
 
 
@@ -183,6 +184,7 @@ def setup(
             if log_stdlib is not False:
                 _in_production.standard_logs = wire_logging(log_level or "info")
         _refuse_others("setup", given)
+        _watch(_in_production)
         return _in_production
 
 
@@ -203,8 +205,6 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, sourc
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
     made = Telemetry(modes, flush_timeout=flush_timeout, spans=spans, records=records, readers=readers)
     with _whole(made, chosen):
-        if spans or records or readers:
-            watch_the_end(_close_all)
         if spans:
             add_spans(spans, source)
         if records:
@@ -375,6 +375,12 @@ class _Part(Protocol):
     def shutdown(self) -> None: ...
 
 
+def _watch(made: Telemetry) -> None:
+    """It is closed at the end of the process; at a SIGTERM too, once the main thread has asked: no other may handle signals."""
+    if made._parts():
+        watch_the_end(_close_all)
+
+
 def _close_all() -> None:
     """Close what is open, at the end of the process."""
     began = time.monotonic()
@@ -436,7 +442,6 @@ def _trace_locally(
 def _send_spans(spans: Sequence[SpanProcessor], mode: str, source: Source) -> None:
     """From now on, by these."""
     if spans:
-        watch_the_end(_close_all)
         add_spans(spans, source)
     if mode not in ("off", "yours"):
         source.apply_the_rest()
