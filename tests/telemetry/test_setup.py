@@ -141,21 +141,22 @@ assert first.unsent == 0
 from pocket_plug.layers import metrics, tracing
 from opentelemetry.metrics import NoOpMeterProvider
 assert tracing.look() is None and isinstance(metrics.configure().meter_provider, NoOpMeterProvider)  # it costs nothing
-with setup() as second:
-    assert second is not first
-    graph.run_sync("tea")
+for _ in range(2):
+    with setup() as another:
+        assert another is not first and another.metrics == "otlp"
+        graph.run_sync("tea")
 """
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
     assert done.returncode == 0, done.stderr
-    assert otlp_sink.names().count("run shop") == 2
-    assert [log.body for log in otlp_sink.logs].count("looked") == 2
+    assert otlp_sink.names().count("run shop") == 3
+    assert [log.body for log in otlp_sink.logs].count("looked") == 3
     counts = [
         point.count
         for metric in otlp_sink.metrics
         if metric.name == "pocket_plug.run.duration"
         for point in metric.points
     ]
-    assert counts == [1, 1]
+    assert counts == [1, 1, 1]
 
 
 def test_beside_observe_each_does_its_part_and_no_span_is_sent_twice(tmp_path: Path, otlp_sink: Sink) -> None:
