@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from inspect import currentframe
@@ -27,7 +27,7 @@ from pocket_plug.layers import logging as own_events
 from pocket_plug.layers.logging import LEVELS, add_ids, attributes_of
 from pocket_plug.otel.reporting import SCHEMA_URL, own_version, suppressed
 from pocket_plug.primitives.failures import Told, capped, error_text, error_type, say_once, stack_of
-from pocket_plug.primitives.terminal import escaped
+from pocket_plug.primitives.terminal import escaped, is_terminal
 
 _SEVERITIES = {
     "debug": SeverityNumber.DEBUG,
@@ -159,11 +159,11 @@ def _traceback(sio: TextIO, exc_info: ExcInfo) -> None:
 class _Lines:
     """Writes each event as a line, in one call: what threads write isn't mixed, and no lock is held.
 
-    structlog's own loggers have one, for which a child forked meanwhile would wait for ever.
+    structlog's own loggers have one, for which a child forked meanwhile would wait for ever. Nowhere where there is no file.
     """
 
-    def __init__(self, file: TextIO) -> None:
-        self._write = file.write
+    def __init__(self, file: TextIO | None) -> None:
+        self._write: Callable[[str], object] = file.write if file is not None else lambda _: None
 
     def msg(self, line: str) -> None:
         self._write(f"{line}\n")
@@ -204,7 +204,7 @@ _chain: list[Processor] | None = None
 
 def _rendering() -> list[Processor]:
     """What makes a line of an event."""
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         return [
             _escape,
             structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=_traceback),

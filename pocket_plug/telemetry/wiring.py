@@ -28,6 +28,7 @@ from pocket_plug.layers import tracing
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import RLock
 from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.terminal import is_terminal
 from pocket_plug.traces.recorded import DEFAULT_FILE, RecordedSpan
 from pocket_plug.traces.retention import Retention
 
@@ -434,7 +435,7 @@ def _trace_locally(
         made += [partial(SpanExport, FileExporter(file, keep)), partial(OpenSpans, file)]
     to = " and ".join(map(public_url, source.endpoints("traces")))
     shell, footer = notebook_shell(), partial(_footer, file, to)
-    if terminal if terminal is not None else not named and (shell is not None or sys.stderr.isatty()):
+    if terminal if terminal is not None else not named and (shell is not None or is_terminal(sys.stderr)):
         made.append(partial(TreeProcessor, None, footer) if shell is None else partial(NotebookTree, shell, footer))
     return mode if named else "local", made, file
 

@@ -159,6 +159,22 @@ for _ in range(2):
     assert counts == [1, 1, 1]
 
 
+@pytest.mark.parametrize("call", ["setup()", "observe()", "observe(terminal=True)"])
+def test_a_service_without_stderr_is_traced_as_any_other(tmp_path: Path, otlp_sink: Sink, call: str) -> None:
+    """`sys.stderr` is None under pythonw and where it was closed before the start: lines and trees go nowhere then."""
+    code = f"""
+sys.stderr = None
+with {call} as telemetry:
+    graph.run_sync("tea")
+    print(telemetry.mode)
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{otlp_sink.url}/v1/traces")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "otlp")
+    assert "run shop" in otlp_sink.names()
+    done = python(code, tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "none" if call == "setup()" else "local")
+
+
 def test_beside_observe_each_does_its_part_and_no_span_is_sent_twice(tmp_path: Path, otlp_sink: Sink) -> None:
     """`pocket-plug run --trace` over a program that calls setup()."""
     code = 'observe(file="t.jsonl"); print(setup().mode); graph.run_sync("tea")'
