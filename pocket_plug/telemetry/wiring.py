@@ -348,12 +348,13 @@ class Telemetry:
                 _observed = None
             if self is _in_production:
                 _in_production = None
-        drop_spans(self._spans)
-        if self._records:
-            drop_logs()
+            drop_spans(self._spans)
+            if self._records:
+                drop_logs()
         is_done = in_time([part.shutdown for part in self._parts()], timeout)
-        if self._readers:
-            own_metrics.mute()
+        with _lock:
+            if self._readers and _in_production is None:  # else figures go to the next one's already
+                own_metrics.mute()
         # part of the limit may have gone before: it is said in tenths of a second, rounded up
         self._say_losses(
             "" if is_done else f"; exporting took longer than {ceil(10 * timeout) / 10:g} s and was given up"

@@ -159,6 +159,31 @@ for _ in range(2):
     assert counts == [1, 1, 1]
 
 
+def test_what_is_set_up_while_the_former_closes_is_not_ended_with_it(tmp_path: Path) -> None:
+    """A collector may let a close wait. Then the next setup() has all three signals of its own, its metrics too."""
+    code = f"""
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from otlp_sink import Sink
+with Sink() as sink:
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = sink.url
+    first = setup()
+    graph.run_sync("coffee")
+    sink.hang()
+    closing = threading.Thread(target=first.close); closing.start()
+    sink.wait_for(lambda: sink.held)
+    second = setup()
+    sink.accept()
+    closing.join()
+    sink.clear()
+    graph.run_sync("tea")
+    second.close()
+    print(second.metrics, "run shop" in sink.names(), "looked" in [log.body for log in sink.logs])
+    print("pocket_plug.run.duration" in [metric.name for metric in sink.metrics])
+"""
+    done = python(code, tmp_path)
+    assert done.stdout == "otlp True True\nTrue\n", done.stderr
+
+
 @pytest.mark.parametrize("call", ["setup()", "observe()", "observe(terminal=True)"])
 def test_a_service_without_stderr_is_traced_as_any_other(tmp_path: Path, otlp_sink: Sink, call: str) -> None:
     """`sys.stderr` is None under pythonw and where it was closed before the start: lines and trees go nowhere then."""
