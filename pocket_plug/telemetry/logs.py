@@ -5,6 +5,7 @@ And a handler that does the same for the standard library's logging, which most 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -124,7 +125,17 @@ def _plain(value: object) -> str | bool | int | float:
         return value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
         return value
-    return capped(value if isinstance(value, str) else repr(value))
+    return capped(value if isinstance(value, str) else _repr(value))
+
+
+def _repr(value: object) -> str:
+    """Its repr, whatever that does: a log line fails nobody."""
+    try:
+        return repr(value)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        return f"(unreadable {type(value).__name__})"
 
 
 def _error(exc_info: object) -> BaseException | None:
@@ -145,9 +156,19 @@ def _escape(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
 def _shown(name: str, value: object) -> object:
     if name == "exc_info":
         return value  # see _traceback
-    text = value if isinstance(value, str) else repr(value)
-    shown = escaped(text, keep="\n\t" if name in ("stack", "exception") else "")
-    return value if shown == text else shown
+    if isinstance(value, str):
+        return escaped(value, keep="\n\t" if name in ("stack", "exception") else "")
+    return _Shown(escaped(_repr(value)))
+
+
+class _Shown:
+    """Is drawn as this text, without quotes."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 def _traceback(sio: TextIO, exc_info: ExcInfo) -> None:
@@ -209,7 +230,34 @@ def _rendering() -> list[Processor]:
             _escape,
             structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=_traceback),
         ]
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
+
+
+def _json(event: EventDict, **_: object) -> str:
+    """An event as JSON, whatever is in it: of what JSON can't say, as a key that is no text, NaN or a circle, the repr.
+
+    >>> _json({"event": "trained", "loss": float("nan"), "weights": {(0, 1): 0.5}, "steps": {"all": 7}})
+    '{"event": "trained", "loss": "nan", "weights": "{(0, 1): 0.5}", "steps": {"all": 7}}'
+    """
+    try:
+        return _dumped(event)
+    except _NO_JSON:
+        return _dumped({name: _for_json(value) for name, value in event.items()})
+
+
+_NO_JSON = (TypeError, ValueError, RecursionError)
+
+
+def _for_json(value: object) -> object:
+    try:
+        _dumped(value)
+    except _NO_JSON:
+        return _repr(value)
+    return value
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(value, default=_repr, allow_nan=False)
 
 
 # ---------------------------------------------------------------- the standard library's logging

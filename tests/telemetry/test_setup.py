@@ -159,6 +159,46 @@ for _ in range(2):
     assert counts == [1, 1, 1]
 
 
+@pytest.mark.parametrize("lines_for", ["a file", "people"])
+def test_whatever_is_logged_makes_a_line_and_fails_no_node(tmp_path: Path, otlp_sink: Sink, lines_for: str) -> None:
+    """What works on a terminal works in a container, where lines are JSON that any reader takes; each is sent, too."""
+    code = f"""
+import logging
+
+class Odd:
+    def __repr__(self):
+        raise RuntimeError("it has none")
+
+circle, nested = {{}}, []
+circle["itself"] = circle
+for _ in range(10 * sys.getrecursionlimit()):
+    nested = [nested]
+values = [{{(1, 2): 3}}, float("nan"), [float("inf")], circle, nested, Odd(), "\\udcff", b"x"]
+
+@pp.node
+def train(number: int) -> int:
+    for value in values:
+        structlog.get_logger().info("an odd one", value=value)
+        logging.getLogger("library").info("an odd record", extra={{"value": value}})
+    return number
+
+if {lines_for!r} == "people":
+    sys.stderr.isatty = lambda: True
+with setup():
+    pp.Graph(train, name="training").run_sync(1)
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, NO_COLOR="1")
+    assert done.returncode == 0, done.stderr
+    assert (done.stderr.count("an odd one"), done.stderr.count("an odd record")) == (8, 8)
+    bodies = [log.body for log in otlp_sink.logs]
+    assert (bodies.count("an odd one"), bodies.count("an odd record")) == (8, 8)
+    if lines_for == "a file":
+        said = [json.loads(line, parse_constant=pytest.fail) for line in done.stderr.splitlines()]
+        shown = [line["value"] for line in said if line.get("event") == "an odd record"]
+        assert shown[:4] == ["{(1, 2): 3}", "nan", "[inf]", "{'itself': {...}}"]
+        assert shown[4:] == ["(unreadable list)", "(unreadable Odd)", "\udcff", "b'x'"]
+
+
 def test_what_is_set_up_while_the_former_closes_is_not_ended_with_it(tmp_path: Path) -> None:
     """A collector may let a close wait. Then the next setup() has all three signals of its own, its metrics too."""
     code = f"""
