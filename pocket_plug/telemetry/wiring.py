@@ -33,7 +33,7 @@ from pocket_plug.traces.recorded import DEFAULT_FILE, RecordedSpan
 from pocket_plug.traces.retention import Retention
 
 from .declared import declared
-from .ending import in_time, no_sigterm, watch_the_end
+from .ending import in_time, no_sigterm, watch_sigterm, watch_the_end
 from .environment import Environment, Source
 from .export import LogExport, MetricExport, SpanExport, ended_by
 from .exporters import Signal
@@ -125,7 +125,7 @@ def observe(
             _first_given["observe"] = {"detail": "phase", "file": path, "flush_timeout": seconds, **given}
             _observed = made
         _refuse_others("observe", given)
-        _watch(_observed)
+        watch_sigterm()  # of what a thread has set up, too
         return _observed
 
 
@@ -185,7 +185,7 @@ def setup(
             if log_stdlib is not False:
                 _in_production.standard_logs = wire_logging(log_level or "info")
         _refuse_others("setup", given)
-        _watch(_in_production)
+        watch_sigterm()  # of what a thread has set up, too
         return _in_production
 
 
@@ -206,6 +206,8 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, sourc
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}
     made = Telemetry(modes, flush_timeout=flush_timeout, spans=spans, records=records, readers=readers)
     with _whole(made, chosen):
+        if spans or records or readers:
+            watch_the_end(_close_all)
         if spans:
             add_spans(spans, source)
         if records:
@@ -377,12 +379,6 @@ class _Part(Protocol):
     def shutdown(self) -> None: ...
 
 
-def _watch(made: Telemetry) -> None:
-    """It is closed at the end of the process; at a SIGTERM too, once the main thread has asked: no other may handle signals."""
-    if made._parts():
-        watch_the_end(_close_all)
-
-
 def _close_all() -> None:
     """Close what is open, at the end of the process."""
     began = time.monotonic()
@@ -444,6 +440,7 @@ def _trace_locally(
 def _send_spans(spans: Sequence[SpanProcessor], mode: str, source: Source) -> None:
     """From now on, by these."""
     if spans:
+        watch_the_end(_close_all)
         add_spans(spans, source)
     if mode not in ("off", "yours"):
         source.apply_the_rest()
