@@ -529,19 +529,22 @@ print(sorted(kept[0]))
 
 
 def test_what_cannot_be_exported_of_an_event_fails_nobody(tmp_path: Path, otlp_sink: Sink) -> None:
-    """A field whose repr raises: the program's line is written, and the failure is said once."""
+    """An event whose text can't be had: the program's line is written, and the failure is said once. A field is unreadable."""
     code = """
 class Odd:
     def __repr__(self): raise RuntimeError("secret")
-structlog.configure(processors=[export_event, lambda logger, method, event: event["event"]])
+structlog.configure(processors=[export_event, lambda logger, method, event: "odd"])
 with setup():
     for _ in range(2):
-        structlog.get_logger().info("odd", odd=Odd())
+        structlog.get_logger().info(Odd())
+    structlog.get_logger().info("a field", odd=Odd())
 """
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
-    assert done.stdout == "odd\nodd\n"
+    assert done.stdout == "odd\nodd\nodd\n"
     assert done.stderr.count("exporting a log event failed: RuntimeError.") == 1
     assert "secret" not in done.stderr
+    (field,) = [log for log in otlp_sink.logs if log.body == "a field"]
+    assert field.attributes["odd"] == "(unreadable Odd)"
 
 
 @pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)], ids=["colours", "NO_COLOR"])
