@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from typing import TypeGuard
 
 from opentelemetry import baggage as otel_baggage
 from opentelemetry import context as otel_context
@@ -15,6 +16,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.names import is_unicode
 from pocket_plug.primitives.redaction import summary
 
 SESSION = "session.id"
@@ -76,8 +78,10 @@ def session(id: str, /) -> Generator[None]:
     'chat-17'
     >>> current_session()
     """
-    if not isinstance(id, str) or not id:
-        raise ConfigError(f"session({summary(id)}): the id of a session is a text that isn't empty")
+    if not _is_session(id):
+        raise ConfigError(
+            f"session({summary(id)}): the id of a session is a text that isn't empty, and that UTF-8 can write"
+        )
     token = otel_context.attach(otel_context.set_value(SESSION, id))
     try:
         yield
@@ -88,7 +92,16 @@ def session(id: str, /) -> Generator[None]:
 def current_session(context: Context | None = None) -> str | None:
     """The session that runs belong to here; None outside of any."""
     found = otel_context.get_value(SESSION, context)
-    return found if isinstance(found, str) else None
+    return found if _is_session(found) else None
+
+
+def _is_session(id: object) -> TypeGuard[str]:
+    return _is_text(id) and id != ""
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Servers may hand on an unreadable byte as a lone surrogate, which neither a store nor a request takes."""
+    return isinstance(value, str) and is_unicode(value)
 
 
 def context_of(
@@ -96,7 +109,7 @@ def context_of(
 ) -> Context:
     """A context (the current one, unless given) with the span, the session and the named baggage of a carrier."""
     given: Mapping[str, object] = {"traceparent": carrier} if isinstance(carrier, str) else carrier
-    texts = {str(name).lower(): value for name, value in given.items() if isinstance(value, str)}
+    texts = {str(name).lower(): value for name, value in given.items() if _is_text(value)}
     context = _TRACE.extract(texts, otel_context.get_current() if context is None else context)
     if SESSION in texts:
         context = otel_context.set_value(SESSION, texts[SESSION], context)
@@ -107,6 +120,7 @@ def context_of(
 
 
 def named_baggage(names: Iterable[str], context: Context | None = None) -> dict[str, str]:
-    """Those entries of OpenTelemetry's baggage that are there."""
+    """Those entries of OpenTelemetry's baggage that are there, and that can be written."""
     found = {name: otel_baggage.get_baggage(name, context) for name in names}
-    return {name: str(value) for name, value in found.items() if value is not None}
+    texts = {name: str(value) for name, value in found.items() if value is not None}
+    return {name: text for name, text in texts.items() if is_unicode(text)}

@@ -22,6 +22,7 @@ import msgspec
 
 from pocket_plug.errors import CodecError
 from pocket_plug.primitives.lists import ListHead
+from pocket_plug.primitives.names import is_unicode
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.values import Hint, Value
 
@@ -101,7 +102,7 @@ def _path_adapter(cls: type[PurePath]) -> TypeAdapter:
         text = str(path)
         if issubclass(cls, PureWindowsPath) and cls(text).parts != path.parts:  # some names of devices
             raise CodecError("its text is that of another path")
-        return text if text.isascii() or _is_unicode(text) else text.encode("utf-8", "surrogatepass")
+        return text if text.isascii() or is_unicode(text) else text.encode("utf-8", "surrogatepass")
 
     def decode(state: Value) -> PurePath:
         text = state.decode("utf-8", "surrogatepass") if type(state) is bytes else of_type(str, state)
@@ -112,14 +113,6 @@ def _path_adapter(cls: type[PurePath]) -> TypeAdapter:
         return cls(text)
 
     return TypeAdapter(encode, decode, copy=_as_it_is, tag=f"pathlib.{cls.__name__}")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _as_it_is(value: Value) -> Value:

@@ -253,11 +253,15 @@ def _ids() -> dict[str, str]:
 def _say(log: Methods, level: str, event: str, **fields: Any) -> None:
     method = log[level]
     if method is not None:
-        token = attach(measuring_context())  # a line of ours begins no item's span: it has the fan-out's id then
-        try:
-            method(event, **_ids(), **fields)
-        finally:
-            detach(token)
+        _tell(method, event, **fields)
+
+
+def _tell(method: Method, event: str, **fields: Any) -> None:
+    token = attach(measuring_context())  # a line of ours begins no item's span: it has the fan-out's id then
+    try:
+        method(event, **_ids(), **fields)
+    finally:
+        detach(token)
 
 
 def _bind(**names: str) -> Mapping[str, Token[Any]]:
@@ -481,7 +485,7 @@ class Logging(Layer):
     def _log(self, method: Method, event: str, **fields: object) -> None:
         """What structlog's processors raise is said once: a log that fails must not fail the store."""
         try:
-            method(event, **_ids(), **self._about, **fields)
+            _tell(method, event, **self._about, **fields)
         except BaseException as failure:  # a user's processor may raise anything
             if not is_fault(failure):
                 raise

@@ -19,7 +19,8 @@ from opentelemetry.context import (
     Context,
 )
 
-from pocket_plug.errors import ConfigError, suggest
+from pocket_plug.errors import ConfigError, is_fault, suggest
+from pocket_plug.primitives.failures import say_once
 from pocket_plug.store.backend import Backend
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     S = TypeVar("S", bound=DataclassInstance)
 else:
     S = TypeVar("S")
+
+P = TypeVar("P")
+Q = TypeVar("Q")
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 """The semantic conventions that the names of attributes and metrics follow."""
@@ -97,6 +101,20 @@ def globals_of(module: ModuleType, name: str, ask: Callable[[], object]) -> dict
     """
     names = vars(module)
     return names if name in names else _Asking(ask)
+
+
+def loaded(ask: Callable[[], P], stand_in: Q, variable: str) -> P | Q:
+    """What the API gives, which loads the provider that a variable names; `stand_in` where that can't be had, which is said once.
+
+    Such variables are set for all programs of a machine, and not each has that provider installed.
+    """
+    try:
+        return ask()
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        say_once(f"loading the provider that {variable} names", error)
+        return stand_in
 
 
 # ---------------------------------------------------------------- parts

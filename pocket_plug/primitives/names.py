@@ -70,12 +70,22 @@ def check_readable(name: object) -> str:
     return _check_text(name)
 
 
+def is_unicode(text: str) -> bool:
+    """Can it be written, to a store or a network? Not with a lone surrogate.
+
+    >>> is_unicode("é"), is_unicode("\\ud800")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_text(name: str) -> str:
-    if not name.isascii():
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise KeyNameError(f"{name!r:.80} has a lone surrogate, which no store can write") from None
+    if not name.isascii() and not is_unicode(name):
+        raise KeyNameError(f"{name!r:.80} has a lone surrogate, which no store can write")
     return name
 
 

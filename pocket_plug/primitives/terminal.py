@@ -7,6 +7,7 @@ An escape sequence moves the cursor, retitles the window, writes to the clipboar
 from __future__ import annotations
 
 import re
+from typing import TextIO
 
 _OBEYED = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # control characters, and those beyond ASCII that some terminals take for an escape
@@ -14,6 +15,18 @@ _OBEYED = re.compile(
     "\u2028\u2029"  # which some end a line at
     "\ud800-\udfff]"  # lone surrogates, which can't be encoded
 )
+
+
+def is_terminal(file: TextIO | None) -> bool:
+    """Do people read there? A service's `sys.stderr` may be None, closed, or something of a framework's.
+
+    >>> is_terminal(None)
+    False
+    """
+    try:
+        return file is not None and file.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 def escaped(text: str, keep: str = "") -> str:

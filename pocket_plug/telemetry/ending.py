@@ -48,8 +48,13 @@ def watch_the_end(close: Callable[[], object]) -> None:
         if sys.version_info[:2] == (3, 12):
             _standbys.extend(_Standby() for _ in range(STANDBYS))
     _watch_servers()
+    watch_sigterm()
+
+
+def watch_sigterm() -> None:
+    """Of what is watched, end what is open at a SIGTERM that nobody handles, if the main thread asks: no other one may."""
     main = threading.current_thread() is threading.main_thread()
-    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if _close is not None and main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
         _die_in_any_case()
 

@@ -7,7 +7,6 @@ leaves says what it was at.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import threading
@@ -26,7 +25,7 @@ from pocket_plug.primitives.locks import Lock
 from pocket_plug.traces.open_spans import files_beside
 from pocket_plug.traces.recorded import NO_RUN
 
-from .local import encode
+from .local import written
 
 INTERVAL = 0.2
 """Seconds between two looks at what is open. A run that takes less is never written."""
@@ -130,8 +129,8 @@ class OpenSpans(SpanProcessor):
                     left.unlink(missing_ok=True)
             self._path = self._file.with_name(f"{self._file.name}.open-{secrets.token_hex(6)}")
         new = self._path.with_name(f"{self._path.name}~")
-        with open(new, "w", encoding="utf-8", opener=private) as file:
-            file.write(json.dumps(encode(spans)))
+        with open(new, "wb", opener=private) as file:
+            file.write(written(spans))
         new.replace(self._path)
         self._touched = clock()
 

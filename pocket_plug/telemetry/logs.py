@@ -5,11 +5,12 @@ And a handler that does the same for the standard library's logging, which most 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from inspect import currentframe
@@ -27,7 +28,7 @@ from pocket_plug.layers import logging as own_events
 from pocket_plug.layers.logging import LEVELS, add_ids, attributes_of
 from pocket_plug.otel.reporting import SCHEMA_URL, own_version, suppressed
 from pocket_plug.primitives.failures import Told, capped, error_text, error_type, say_once, stack_of
-from pocket_plug.primitives.terminal import escaped
+from pocket_plug.primitives.terminal import escaped, is_terminal
 
 _SEVERITIES = {
     "debug": SeverityNumber.DEBUG,
@@ -124,7 +125,17 @@ def _plain(value: object) -> str | bool | int | float:
         return value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
         return value
-    return capped(value if isinstance(value, str) else repr(value))
+    return capped(value if isinstance(value, str) else _repr(value))
+
+
+def _repr(value: object) -> str:
+    """Its repr, whatever that does: a log line fails nobody."""
+    try:
+        return repr(value)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        return f"(unreadable {type(value).__name__})"
 
 
 def _error(exc_info: object) -> BaseException | None:
@@ -145,9 +156,19 @@ def _escape(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
 def _shown(name: str, value: object) -> object:
     if name == "exc_info":
         return value  # see _traceback
-    text = value if isinstance(value, str) else repr(value)
-    shown = escaped(text, keep="\n\t" if name in ("stack", "exception") else "")
-    return value if shown == text else shown
+    if isinstance(value, str):
+        return escaped(value, keep="\n\t" if name in ("stack", "exception") else "")
+    return _Shown(escaped(_repr(value)))
+
+
+class _Shown:
+    """Is drawn as this text, without quotes."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 def _traceback(sio: TextIO, exc_info: ExcInfo) -> None:
@@ -159,11 +180,11 @@ def _traceback(sio: TextIO, exc_info: ExcInfo) -> None:
 class _Lines:
     """Writes each event as a line, in one call: what threads write isn't mixed, and no lock is held.
 
-    structlog's own loggers have one, for which a child forked meanwhile would wait for ever.
+    structlog's own loggers have one, for which a child forked meanwhile would wait for ever. Nowhere where there is no file.
     """
 
-    def __init__(self, file: TextIO) -> None:
-        self._write = file.write
+    def __init__(self, file: TextIO | None) -> None:
+        self._write: Callable[[str], object] = file.write if file is not None else lambda _: None
 
     def msg(self, line: str) -> None:
         self._write(f"{line}\n")
@@ -204,12 +225,39 @@ _chain: list[Processor] | None = None
 
 def _rendering() -> list[Processor]:
     """What makes a line of an event."""
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         return [
             _escape,
             structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"), exception_formatter=_traceback),
         ]
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
+
+
+def _json(event: EventDict, **_: object) -> str:
+    """An event as JSON, whatever is in it: of what JSON can't say, as a key that is no text, NaN or a circle, the repr.
+
+    >>> _json({"event": "trained", "loss": float("nan"), "weights": {(0, 1): 0.5}, "steps": {"all": 7}})
+    '{"event": "trained", "loss": "nan", "weights": "{(0, 1): 0.5}", "steps": {"all": 7}}'
+    """
+    try:
+        return _dumped(event)
+    except _NO_JSON:
+        return _dumped({name: _for_json(value) for name, value in event.items()})
+
+
+_NO_JSON = (TypeError, ValueError, RecursionError)
+
+
+def _for_json(value: object) -> object:
+    try:
+        _dumped(value)
+    except _NO_JSON:
+        return _repr(value)
+    return value
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(value, default=_repr, allow_nan=False)
 
 
 # ---------------------------------------------------------------- the standard library's logging

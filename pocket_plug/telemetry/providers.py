@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.context import Context
@@ -115,7 +116,7 @@ _spans: TracerProvider | None = None
 _span_fan = SpanFan()
 _log_records: LoggerProvider | None = None
 _log_fan = LogFan()
-_meters: MeterProvider | None = None
+_meters: WeakSet[MeterProvider] = WeakSet()  # all that there were: OpenTelemetry keeps the first for good
 
 
 def traces_are_taken() -> bool:
@@ -138,7 +139,7 @@ def metrics_are_taken() -> bool:
     provider = own_metrics.configure().meter_provider
     if provider is None or isinstance(provider, NoOpMeterProvider):
         provider = metrics.get_meter_provider()
-    return provider is not _meters and not _is_the_apis(provider)
+    return provider not in _meters and not _is_the_apis(provider)
 
 
 def _is_the_apis(provider: object) -> bool:
@@ -195,13 +196,13 @@ def drop_logs() -> None:
 
 def set_metrics(readers: Sequence[MetricReader], source: Source) -> None:
     """Let these read the metrics. A provider has its readers for good: after a close there is another one, for our metrics."""
-    global _meters
-    _meters = source.meter_provider(_resource(source), readers)
-    count_from_zero(_meters)
+    meters = source.meter_provider(_resource(source), readers)
+    _meters.add(meters)
+    count_from_zero(meters)
     free = _is_the_apis(metrics.get_meter_provider())
     if free:
-        metrics.set_meter_provider(_meters)
-    own_metrics.configure(meter_provider=None if free else _meters)
+        metrics.set_meter_provider(meters)
+    own_metrics.configure(meter_provider=None if free else meters)
 
 
 def _resource(source: Source) -> Resource:

@@ -16,6 +16,7 @@ from rich.text import Text
 from pocket_plug.errors import is_fault
 from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.terminal import is_terminal
 from pocket_plug.traces.drawing import draw, on_console
 from pocket_plug.traces.recorded import Event, RecordedSpan, Status
 
@@ -101,7 +102,7 @@ class TreeProcessor(SpanProcessor):
     """
 
     def __init__(self, file: TextIO | None, footer: Callable[[RecordedSpan], str]) -> None:
-        self.shows_messages = (file or sys.stderr).isatty()
+        self.shows_messages = is_terminal(file or sys.stderr)
         self._file = file
         self._console = _Console(file=file, stderr=file is None, highlight=False, soft_wrap=False)
         self._footer = footer

@@ -28,11 +28,12 @@ from pocket_plug.layers import tracing
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import RLock
 from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.terminal import is_terminal
 from pocket_plug.traces.recorded import DEFAULT_FILE, RecordedSpan
 from pocket_plug.traces.retention import Retention
 
 from .declared import declared
-from .ending import in_time, no_sigterm, watch_the_end
+from .ending import in_time, no_sigterm, watch_sigterm, watch_the_end
 from .environment import Environment, Source
 from .export import LogExport, MetricExport, SpanExport, ended_by
 from .exporters import Signal
@@ -123,6 +124,7 @@ def observe(
             _first_given["observe"] = {"detail": "phase", "file": path, "flush_timeout": seconds, **given}
             _observed = made
         _refuse_others("observe", given)
+        watch_sigterm()  # of what a thread has set up, too
         return _observed
 
 
@@ -182,6 +184,7 @@ def setup(
             if log_stdlib is not False:
                 _in_production.standard_logs = wire_logging(log_level or "info")
         _refuse_others("setup", given)
+        watch_sigterm()  # of what a thread has set up, too
         return _in_production
 
 
@@ -346,12 +349,13 @@ class Telemetry:
                 _observed = None
             if self is _in_production:
                 _in_production = None
-        drop_spans(self._spans)
-        if self._records:
-            drop_logs()
+            drop_spans(self._spans)
+            if self._records:
+                drop_logs()
         is_done = in_time([part.shutdown for part in self._parts()], timeout)
-        if self._readers:
-            own_metrics.mute()
+        with _lock:
+            if self._readers and _in_production is None:  # else figures go to the next one's already
+                own_metrics.mute()
         # part of the limit may have gone before: it is said in tenths of a second, rounded up
         self._say_losses(
             "" if is_done else f"; exporting took longer than {ceil(10 * timeout) / 10:g} s and was given up"
@@ -427,7 +431,7 @@ def _trace_locally(
         made += [partial(SpanExport, FileExporter(file, keep)), partial(OpenSpans, file)]
     to = " and ".join(map(public_url, source.endpoints("traces")))
     shell, footer = notebook_shell(), partial(_footer, file, to)
-    if terminal if terminal is not None else not named and (shell is not None or sys.stderr.isatty()):
+    if terminal if terminal is not None else not named and (shell is not None or is_terminal(sys.stderr)):
         made.append(partial(TreeProcessor, None, footer) if shell is None else partial(NotebookTree, shell, footer))
     return mode if named else "local", made, file
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -303,6 +304,23 @@ def test_our_own_figures_are_no_reason_for_a_span(capture: SpanCapture) -> None:
     finally:
         metrics.configure(meter_provider=former.meter_provider)
         provider.shutdown()
+    assert len(items_of(capture)) <= 100 + 15 + SLOWEST
+
+
+def test_our_own_log_lines_are_no_reason_for_a_span(capture: SpanCapture, caplog: pytest.LogCaptureFixture) -> None:
+    """The layer `logging` says ids with each operation: in an item without a span the fan-out's, which is to be found."""
+
+    @pp.node.post
+    def work(store: pp.SyncWriter, n: int) -> int:
+        store.set("last", n)
+        return n
+
+    caplog.set_level("INFO", "pocket_plug")
+    store = pp.Store(layers=["tracing", pp.layers.Logging(level="info")])
+    pp.Graph(pp.each(work), store=store, name="many").run_sync(range(300))
+    said = [id for line in caplog.messages if "op='set'" in line for id in re.findall("span_id='([0-9a-f]{16})'", line)]
+    assert len(said) == 300
+    assert {int(id, 16) for id in said} <= {id_of(span) for span in capture.spans}
     assert len(items_of(capture)) <= 100 + 15 + SLOWEST
 
 

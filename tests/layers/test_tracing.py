@@ -339,6 +339,30 @@ print(before, type(trace._TRACER_PROVIDER).__module__)
     assert (done.returncode, done.stdout) == (0, "None opentelemetry.sdk.trace\n"), done.stderr
 
 
+@pytest.mark.parametrize(("layer", "variable"), [("tracing", "TRACER"), ("metrics", "METER")])
+def test_a_provider_that_the_environment_names_and_that_isnt_installed_fails_no_store(
+    layer: str, variable: str
+) -> None:
+    """Nobody listens then, which is said once: a variable for all programs of a machine stops none of them."""
+    code = f"""
+import pocket_plug as pp
+store = pp.SyncStore(layers=["{layer}"])
+for number in range(3):
+    store.set("k", number)
+print(store.get("k"))
+
+@pp.node
+def shout(word: str) -> str:
+    return word.upper()
+
+print(pp.Graph(shout, store=store).run_sync("hello"))
+"""
+    env = os.environ | {f"OTEL_PYTHON_{variable}_PROVIDER": "nowhere_provider"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "2\nHELLO\n"), done.stderr
+    assert done.stderr.count(f"loading the provider that OTEL_PYTHON_{variable}_PROVIDER names failed") == 1
+
+
 def test_an_unsampled_run_has_no_spans_inside() -> None:
     """A run span that isn't recorded silences its nodes, phases and store operations."""
     provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)

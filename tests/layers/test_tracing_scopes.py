@@ -184,6 +184,27 @@ def test_a_submitted_run_is_linked_to_who_submitted_it(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_who_looks_for_durable_runs_begins_no_trace(tmp_path: Path) -> None:
+    """A worker that finds nothing looks every second: of a whole day backends would have nothing but its looks."""
+
+    async def main() -> None:
+        async with pp.Store(f"sqlite:///{tmp_path / 'state.db'}", layers=["tracing"]) as store:
+            graph = approval(store)
+            with SpanCapture() as capture:
+                await pp.Worker([graph]).run(once=True)
+                await graph.submit(3, run_id="r-1")
+                assert capture.tree() == []
+                await pp.Worker([graph]).run(once=True)
+            assert [span.name for span in capture.spans if span.parent is None] == ["run approval"]
+            with SpanCapture() as capture:
+                await pp.Worker([graph]).run(once=True)
+                await pp.Runs(store).list()
+                await pp.Runs(store).answer("r-1", True)
+            assert capture.tree() == []
+
+    asyncio.run(main())
+
+
 def test_a_child_of_the_former_execution_is_linked_to_the_span_around_it(tmp_path: Path) -> None:
     """The request that resumed it can be found from it."""
     with SpanCapture("run", resume_trace="parent") as capture:

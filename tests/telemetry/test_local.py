@@ -27,7 +27,7 @@ from opentelemetry.trace import (
 )
 
 from pocket_plug.telemetry.local import FileExporter, encode, where_to_look
-from pocket_plug.traces.recorded import DEFAULT_FILE
+from pocket_plug.traces.recorded import DEFAULT_FILE, TraceFile
 
 
 def spans_of_every_kind() -> Any:
@@ -115,6 +115,23 @@ def test_batches_are_appended_a_line_each_to_a_file_made_on_demand(tmp_path: Pat
         exporter.shutdown()
     lines = path.read_text().splitlines()
     assert [json.loads(line) for line in lines] == 4 * [encode(spans)]
+
+
+def test_a_name_of_a_file_that_is_no_text_takes_no_other_span_along(tmp_path: Path) -> None:
+    """`os.listdir` has lone surrogates in such names: they are `?` in the file, in which all spans can be read."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer, name = provider.get_tracer("t"), b"caf\xe9.txt".decode("utf-8", "surrogateescape")
+    tracer.start_span("before").end()
+    with tracer.start_as_current_span(f"read {name}", attributes={"file": name, name: "é"}) as span:
+        span.add_event(name, {name: [name]})
+        span.set_status(StatusCode.ERROR, name)
+    path = tmp_path / "traces.jsonl"
+    FileExporter(path).export(exporter.get_finished_spans())
+    reader = TraceFile(path)
+    assert [span.name for span in reader.spans()] == ["before", "read caf?.txt"]
+    assert reader.unreadable == 0
 
 
 def test_the_command_is_one_that_the_shell_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

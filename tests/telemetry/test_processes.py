@@ -57,6 +57,26 @@ os.wait()
     assert [log.body for log in otlp_sink.logs].count("looked") == 2
 
 
+def test_what_was_set_up_in_a_thread_is_flushed_by_a_sigterm_once_the_main_thread_asks_for_it(
+    tmp_path: Path, otlp_sink: Sink
+) -> None:
+    """Only the main thread may handle signals: it does from its own call on, which gives what the thread has set up."""
+    code = """
+import signal
+
+@pp.node
+def stops(name: str) -> str:
+    signal.raise_signal(signal.SIGTERM)
+    return name
+
+thread = threading.Thread(target=setup); thread.start(); thread.join()
+setup(); pp.Graph(stops, name="shop").run_sync("tea")
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_METRICS_EXPORTER="none")
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert otlp_sink.one("run shop")["pocket_plug.run.outcome"] == "interrupted"
+
+
 def test_a_forked_child_that_is_terminated_ends_no_span_of_its_parents(tmp_path: Path, otlp_sink: Sink) -> None:
     """What is open at the fork is the parent's, and is there once, as the parent ended it."""
     code = """

@@ -141,21 +141,103 @@ assert first.unsent == 0
 from pocket_plug.layers import metrics, tracing
 from opentelemetry.metrics import NoOpMeterProvider
 assert tracing.look() is None and isinstance(metrics.configure().meter_provider, NoOpMeterProvider)  # it costs nothing
-with setup() as second:
-    assert second is not first
-    graph.run_sync("tea")
+for _ in range(2):
+    with setup() as another:
+        assert another is not first and another.metrics == "otlp"
+        graph.run_sync("tea")
 """
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
     assert done.returncode == 0, done.stderr
-    assert otlp_sink.names().count("run shop") == 2
-    assert [log.body for log in otlp_sink.logs].count("looked") == 2
+    assert otlp_sink.names().count("run shop") == 3
+    assert [log.body for log in otlp_sink.logs].count("looked") == 3
     counts = [
         point.count
         for metric in otlp_sink.metrics
         if metric.name == "pocket_plug.run.duration"
         for point in metric.points
     ]
-    assert counts == [1, 1]
+    assert counts == [1, 1, 1]
+
+
+@pytest.mark.parametrize("lines_for", ["a file", "people"])
+def test_whatever_is_logged_makes_a_line_and_fails_no_node(tmp_path: Path, otlp_sink: Sink, lines_for: str) -> None:
+    """What works on a terminal works in a container, where lines are JSON that any reader takes; each is sent, too."""
+    code = f"""
+import logging
+
+class Odd:
+    def __repr__(self):
+        raise RuntimeError("it has none")
+
+circle, nested = {{}}, []
+circle["itself"] = circle
+for _ in range(10 * sys.getrecursionlimit()):
+    nested = [nested]
+values = [{{(1, 2): 3}}, float("nan"), [float("inf")], circle, nested, Odd(), "\\udcff", b"x"]
+
+@pp.node
+def train(number: int) -> int:
+    for value in values:
+        structlog.get_logger().info("an odd one", value=value)
+        logging.getLogger("library").info("an odd record", extra={{"value": value}})
+    return number
+
+if {lines_for!r} == "people":
+    sys.stderr.isatty = lambda: True
+with setup():
+    pp.Graph(train, name="training").run_sync(1)
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, NO_COLOR="1")
+    assert done.returncode == 0, done.stderr
+    assert (done.stderr.count("an odd one"), done.stderr.count("an odd record")) == (8, 8)
+    bodies = [log.body for log in otlp_sink.logs]
+    assert (bodies.count("an odd one"), bodies.count("an odd record")) == (8, 8)
+    if lines_for == "a file":
+        said = [json.loads(line, parse_constant=pytest.fail) for line in done.stderr.splitlines()]
+        shown = [line["value"] for line in said if line.get("event") == "an odd record"]
+        assert shown[:4] == ["{(1, 2): 3}", "nan", "[inf]", "{'itself': {...}}"]
+        assert shown[4:] == ["(unreadable list)", "(unreadable Odd)", "\udcff", "b'x'"]
+
+
+def test_what_is_set_up_while_the_former_closes_is_not_ended_with_it(tmp_path: Path) -> None:
+    """A collector may let a close wait. Then the next setup() has all three signals of its own, its metrics too."""
+    code = f"""
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from otlp_sink import Sink
+with Sink() as sink:
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = sink.url
+    first = setup()
+    graph.run_sync("coffee")
+    sink.hang()
+    closing = threading.Thread(target=first.close); closing.start()
+    sink.wait_for(lambda: sink.held)
+    second = setup()
+    sink.accept()
+    closing.join()
+    sink.clear()
+    graph.run_sync("tea")
+    second.close()
+    print(second.metrics, "run shop" in sink.names(), "looked" in [log.body for log in sink.logs])
+    print("pocket_plug.run.duration" in [metric.name for metric in sink.metrics])
+"""
+    done = python(code, tmp_path)
+    assert done.stdout == "otlp True True\nTrue\n", done.stderr
+
+
+@pytest.mark.parametrize("call", ["setup()", "observe()", "observe(terminal=True)"])
+def test_a_service_without_stderr_is_traced_as_any_other(tmp_path: Path, otlp_sink: Sink, call: str) -> None:
+    """`sys.stderr` is None under pythonw and where it was closed before the start: lines and trees go nowhere then."""
+    code = f"""
+sys.stderr = None
+with {call} as telemetry:
+    graph.run_sync("tea")
+    print(telemetry.mode)
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{otlp_sink.url}/v1/traces")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "otlp")
+    assert "run shop" in otlp_sink.names()
+    done = python(code, tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "none" if call == "setup()" else "local")
 
 
 def test_beside_observe_each_does_its_part_and_no_span_is_sent_twice(tmp_path: Path, otlp_sink: Sink) -> None:
@@ -447,19 +529,22 @@ print(sorted(kept[0]))
 
 
 def test_what_cannot_be_exported_of_an_event_fails_nobody(tmp_path: Path, otlp_sink: Sink) -> None:
-    """A field whose repr raises: the program's line is written, and the failure is said once."""
+    """An event whose text can't be had: the program's line is written, and the failure is said once. A field is unreadable."""
     code = """
 class Odd:
     def __repr__(self): raise RuntimeError("secret")
-structlog.configure(processors=[export_event, lambda logger, method, event: event["event"]])
+structlog.configure(processors=[export_event, lambda logger, method, event: "odd"])
 with setup():
     for _ in range(2):
-        structlog.get_logger().info("odd", odd=Odd())
+        structlog.get_logger().info(Odd())
+    structlog.get_logger().info("a field", odd=Odd())
 """
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
-    assert done.stdout == "odd\nodd\n"
+    assert done.stdout == "odd\nodd\nodd\n"
     assert done.stderr.count("exporting a log event failed: RuntimeError.") == 1
     assert "secret" not in done.stderr
+    (field,) = [log for log in otlp_sink.logs if log.body == "a field"]
+    assert field.attributes["odd"] == "(unreadable Odd)"
 
 
 @pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)], ids=["colours", "NO_COLOR"])

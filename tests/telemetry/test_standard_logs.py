@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import cast
 
 import pytest
 from opentelemetry import _logs
@@ -262,18 +263,19 @@ def test_nothing_goes_round_in_a_circle(exported: InMemoryLogRecordExporter) -> 
 def test_what_cannot_be_logged_fails_nobody(
     exported: InMemoryLogRecordExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An object whose repr raises: said once, by its type."""
+    """A field that has no name: said once, by the type of what it leads to. One whose repr raises is called unreadable."""
 
     class Odd:
         def __repr__(self) -> str:
             raise RuntimeError("secret")
 
     for _ in range(2):
-        logging.getLogger("app.odd").warning("odd", extra={"odd": Odd()})
-    logging.getLogger("app.odd").log(35, "between")
-    said = "logging a record of app.odd failed: RuntimeError. The program goes on without; said once"
+        logging.getLogger("app.odd").warning("nameless", extra=cast("dict[str, object]", {5: "secret"}))
+    logging.getLogger("app.odd").log(35, "odd", extra={"odd": Odd()})
+    said = "logging a record of app.odd failed: AttributeError. The program goes on without; said once"
     assert [record.getMessage() for record in caplog.records if record.name == "pocket_plug"] == [said]
-    assert bodies(exported) == [said, "between"]
+    assert bodies(exported) == [said, "odd"]
+    assert (exported.get_finished_logs()[-1].log_record.attributes or {})["odd"] == "(unreadable Odd)"
 
 
 def test_an_exception_of_our_own_records_is_told_without_its_message(exported: InMemoryLogRecordExporter) -> None:

@@ -180,7 +180,7 @@ class Pruning:
     async def _read(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The entries that can be read."""
         wanted = list(keys)
-        found = await read_each(self.stack, wanted) if wanted else {}
+        found = await read_each(self.stack, wanted)
         readable = {key: entry for key, entry in found.items() if isinstance(entry, Entry)}
         self.unreadable += len(found) - len(readable)
         return readable

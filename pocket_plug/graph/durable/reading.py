@@ -11,7 +11,9 @@ Found = Entry | CodecError
 
 
 async def read_each(stack: Backend, keys: Sequence[str]) -> dict[str, Found]:
-    """What is there at these keys; as of one moment, unless something of it can't be read."""
+    """What is there at these keys; as of one moment, unless something of it can't be read. No keys ask for nothing."""
+    if not keys:
+        return {}
     try:
         return dict(await stack.read_many(keys))
     except CodecError:

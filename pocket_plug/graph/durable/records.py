@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pocket_plug.codec import Sealed
 from pocket_plug.errors import CorruptRecordError, KeyNameError, StoreError
 from pocket_plug.graph.nodes.chain import DEFAULT
-from pocket_plug.primitives.names import check_length
+from pocket_plug.primitives.names import check_length, is_unicode
 from pocket_plug.primitives.names import escaped as escaped
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Entry
@@ -164,10 +164,8 @@ def keys_of(run_id: str) -> tuple[str, str]:
     """The key of a run's checkpoint, and how those of its parts begin. Raises KeyNameError."""
     if not isinstance(run_id, str) or not run_id:
         raise KeyNameError(f"a run_id is a string that is not empty, not {summary(run_id)}")
-    try:
-        run_id.encode()
-    except UnicodeEncodeError:
-        raise KeyNameError(f"run_id {run_id!r:.80} has a lone surrogate, which no store can write") from None
+    if not is_unicode(run_id):
+        raise KeyNameError(f"run_id {run_id!r:.80} has a lone surrogate, which no store can write")
     name = escaped(check_length(run_id, "a run_id", MAX_RUN_ID_BYTES), ":")
     return RUN + name, f"{PART}{name}:"
 

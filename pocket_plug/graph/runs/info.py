@@ -325,7 +325,7 @@ async def told(stack: Stack, seen: Seen) -> RunInfo:
 async def waits_for(stack: Stack, seen: Seen) -> Sequence[Waiting]:
     """What a run waits for, or has waited for, in the order in which it began to. What is damaged of it is left out."""
     keys = [key async for key in stack.scan(seen.part + WAIT)]
-    found = await read_each(stack, keys) if keys else {}
+    found = await read_each(stack, keys)
     waits = waits_in(seen.record, seen.part, seen.checkpoint.frames)
     for key, entry in found.items():
         if isinstance(entry, Entry):

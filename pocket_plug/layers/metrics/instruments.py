@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, _internal
+from opentelemetry.metrics import CallbackOptions, MeterProvider, NoOpMeterProvider, Observation, _internal
 
 from pocket_plug.errors import ConflictError
 from pocket_plug.hookspecs import NodeCall
 from pocket_plug.otel.late import measuring_context
-from pocket_plug.otel.reporting import SCHEMA_URL, globals_of, own_version
+from pocket_plug.otel.reporting import SCHEMA_URL, globals_of, loaded, own_version
 from pocket_plug.primitives.failures import capped, error_type
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import Lock, RLock
@@ -230,8 +230,9 @@ def _look_again() -> Instruments | None:
     global _seen
     with _making:
         known, given = api[GLOBAL], settings.settings.meter_provider
-        # None: the API is asked, which loads the provider that the environment names
-        provider = metrics.get_meter_provider() if known is None else known
+        provider: MeterProvider = known
+        if known is None:
+            provider = loaded(metrics.get_meter_provider, NoOpMeterProvider(), "OTEL_PYTHON_METER_PROVIDER")
         if given is not None and not (isinstance(given, settings.Muted) and given.provider is not provider):
             provider = given
         instruments = _set_of(provider)

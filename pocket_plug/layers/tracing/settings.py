@@ -19,7 +19,7 @@ from typing_extensions import Unpack
 
 from pocket_plug.errors import ConfigError, is_fault
 from pocket_plug.otel.additions import NONE, Additions
-from pocket_plug.otel.reporting import SCHEMA_URL, changed, globals_of, own_version
+from pocket_plug.otel.reporting import SCHEMA_URL, changed, globals_of, loaded, own_version
 from pocket_plug.primitives.default_pocket import find_default_pocket
 from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import new_lock
@@ -288,7 +288,7 @@ class Listening:
         process, known = settings, provider
         chosen = self.settings
         if provider is None:
-            provider = trace.get_tracer_provider()  # which loads the one that the environment names
+            provider = loaded(trace.get_tracer_provider, NoOpTracerProvider(), "OTEL_PYTHON_TRACER_PROVIDER")
         muted = isinstance(chosen.tracer_provider, Muted) and chosen.tracer_provider.provider is provider
         silent = muted or isinstance(provider, ProxyTracerProvider | NoOpTracerProvider)
         live = None if silent else Live(provider, chosen, self.additions)
