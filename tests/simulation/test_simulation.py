@@ -25,7 +25,6 @@ QUICK = (
     "a lease is over by the clock of whoever looks, since the time that the owner has written",
     "a node is told to be left before what it has written has landed",
     "a worker says `failed` of a run whose failure it could not record",
-    "who has suspended a run is told that it was overtaken, where others have gone on with it since",
     "a node's writes do not expect what it has read",
     "a node's writes land before its checkpoint, not with it",
     "a write's token is that of its execution: a write that was lost is taken for the one before it",

@@ -127,11 +127,11 @@ class Plan:
     def _unrouted(self, step: Step, exits: Collection[str]) -> list[str]:
         if step.kind == "graph":
             return []  # it is said of the node within
-        known = {*step.actions, *exits, DEFAULT, END.name}
+        known = {*step.actions, DEFAULT, END.name}
         return [
             f"node {step.name!r} declares the action {action!r}, which leads nowhere; add {_way_out(step, action)} >> other"
             for action in step.carried
-            if action not in known
+            if action not in known and action not in exits
         ]
 
     def _misfits(self, step: Step) -> list[str]:
