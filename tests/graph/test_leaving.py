@@ -295,7 +295,7 @@ def test_a_run_whose_time_is_over_as_it_comes_to_wait_is_in_one_state(tmp_path: 
     clock = FakeClock()
 
     async def main() -> None:
-        async with Store(f"sqlite:///{tmp_path}/state.db", layers=[Slow()]) as store:
+        async with Store(f"sqlite:///{tmp_path}/state.db?durability=process", layers=[Slow()]) as store:
             store.stack.clock = clock
             graph = Graph(Ask(bool, question="Really?"), store=store, name="timed", timeout=5)
             with pytest.raises(RunTimeoutError):
@@ -333,7 +333,7 @@ def test_a_run_whose_time_is_over_as_its_end_lands_has_finished(tmp_path: Path, 
     clock, told = FakeClock(), Told()
 
     async def main() -> None:
-        async with Store(f"sqlite:///{tmp_path}/state.db", layers=[Slow(status="finished")]) as store:
+        async with Store(f"sqlite:///{tmp_path}/state.db?durability=process", layers=[Slow(status="finished")]) as store:
             store.stack.clock = clock
             graph: Graph[str, str] = Graph(last, store=store, name="timed", timeout=5)
             if by == "run":
