@@ -333,7 +333,9 @@ def test_a_run_whose_time_is_over_as_its_end_lands_has_finished(tmp_path: Path, 
     clock, told = FakeClock(), Told()
 
     async def main() -> None:
-        async with Store(f"sqlite:///{tmp_path}/state.db?durability=process", layers=[Slow(status="finished")]) as store:
+        async with Store(
+            f"sqlite:///{tmp_path}/state.db?durability=process", layers=[Slow(status="finished")]
+        ) as store:
             store.stack.clock = clock
             graph: Graph[str, str] = Graph(last, store=store, name="timed", timeout=5)
             if by == "run":
