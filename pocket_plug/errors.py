@@ -172,7 +172,7 @@ class WrappedStopIterationError(PocketError, RuntimeError):
 
 
 class WrappedCancelledError(PocketError, RuntimeError):
-    """A phase of a durable run raised CancelledError, though nobody has cancelled the run: what it awaited was."""
+    """A phase of a durable run raised CancelledError although nobody has cancelled the run: what it awaited was cancelled."""
 
 
 # ---------------------------------------------------------------- exec elsewhere
@@ -243,9 +243,9 @@ class RunCancelledError(PocketError):
 
 
 class OtherRunError(PocketError):
-    """A phase of a durable run's node has ended with word of another run: that one waits, say, or was cancelled (`__cause__`).
+    """A phase of a durable run's node has raised the error of another run, which waits or was cancelled, say (`__cause__`).
 
-    The run whose node it is doesn't: it has failed. Nested graphs wait together with the graph around them.
+    The node's own run has failed. To wait together with the other run, make its graph a node of this one's graph.
     """
 
 

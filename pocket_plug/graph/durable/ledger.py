@@ -44,11 +44,11 @@ from .waits import Found, Wait, put_wait, read_wait, suspended, wait_key
 
 
 def idempotency_key() -> str:
-    """The same string each time that this visit of this node is tried again, in whatever process, and no other one's.
+    """A string that is the same for each try of this visit of this node, in any process, and different for any other visit.
 
-    For `exec`, which is done at least once: hand it to a service that does nothing twice for one key. It is made of the
-    run's id, the node and the visit. Raises UnknownRunError outside of durable runs: in a run without an id too that a node of
-    one has begun, where it would be the same for all of that; hand it on in the input, or give that run an id of its own.
+    `exec` runs at least once: pass the key to a service that ignores a second request with the same key. It is made of the run's
+    id, the node and the visit. Raises UnknownRunError outside of durable runs. A run without an id that a node of a durable run
+    starts has no key either, since all of its nodes would have the same one: pass the key in its input, or give it a run_id.
     """
     key = idempotency.get()
     if key is None:

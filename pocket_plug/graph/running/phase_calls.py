@@ -68,7 +68,7 @@ _OF_RUNS = (RunSuspendedError, RunCancelledError, RunFencedError, OutcomeUnknown
 
 
 def as_its_own(run: Running, step: Step, phase: str, error: BaseException) -> BaseException:
-    """What a node raises for an error in a phase. One that is about a durable run is about another one: its own has failed."""
+    """What a node raises for an error in a phase. An error of durable runs that comes from there is of another run."""
     if isinstance(error, StopIteration):
         return wrapped(error)
     if isinstance(error, asyncio.CancelledError) and run.ledger is not None and phase in step.phases:
@@ -77,8 +77,8 @@ def as_its_own(run: Running, step: Step, phase: str, error: BaseException) -> Ba
     if is_own or not isinstance(error, _OF_RUNS):
         return error
     other = OtherRunError(
-        f"{step.title}.{phase} has ended with {type(error).__name__}, which is about another run than the one that it is a part "
-        f"of: {error}. Catch it there, or make that run's graph a node of this one's: then they wait together"
+        f"{step.title}.{phase} has ended with {type(error).__name__} of another run, not of its own run {run.run.id!r}: {error}. "
+        "Catch it in the phase, or make the other run's graph a node of this graph, so that both wait together"
     )
     other.__cause__ = error
     return other
@@ -93,7 +93,7 @@ def _own_cancellation(run: Running, step: Step, phase: str, error: asyncio.Cance
     if task is not None and task.cancelling():
         return error
     found = WrappedCancelledError(
-        f"{step.title}.{phase} raised CancelledError, and nobody has cancelled run {run.run.id!r}: what it awaited was"
+        f"{step.title}.{phase} raised CancelledError, and nobody has cancelled run {run.run.id!r}: what it awaited was cancelled"
     )
     found.__cause__ = error
     return found
