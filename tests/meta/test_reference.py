@@ -15,7 +15,7 @@ import click
 import pytest
 
 import pocket_plug
-from pocket_plug import RunCheck, RunInfo, RunPosition, Runs, RunState, errors, hookspecs
+from pocket_plug import RunCheck, RunInfo, RunPosition, Runs, RunState, errors, hookspecs, layers
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import COMMANDS as OURS
 from pocket_plug.cli import cli
@@ -28,18 +28,7 @@ from pocket_plug.graph.nodes.node import Node
 from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.graph.nodes.retry import Retry
 from pocket_plug.hookspecs import PluginRecord
-from pocket_plug.layers import (
-    bounding,
-    copying,
-    fault,
-    logging,
-    metrics,
-    migrate,
-    persistence,
-    readonly,
-    timeout,
-    tracing,
-)
+from pocket_plug.layers import logging, metrics, tracing
 from pocket_plug.plugins import tables
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.remote import Executor
@@ -210,13 +199,6 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
     "setup": ("Telemetry", 1, of_signature(setup)),
     "Telemetry": ("Telemetry", 2, public(Telemetry) | {"mode", "metrics", "logs", "file", "flush_timeout"}),
     "SQLite": ("sqlite:///", 0, of_signature(SQLite, keywords_only=True)),
-    "metrics layer": ("metrics", 0, fields_of(metrics.Metrics)),
-    "logging layer": ("logging", 0, fields_of(logging.Logging)),
-    "persistence layer": ("persistence", 0, fields_of(persistence.Persistence)),
-    "timeout layer": ("timeout", 0, fields_of(timeout.Timeout)),
-    "fault layer": ("fault", 0, fields_of(fault.Fault)),
-    "bounding layer": ("bounding", 0, fields_of(bounding.Bounding)),
-    "tracing layer": ("tracing", 0, fields_of(tracing.Tracing)),
     "tracing settings": ("Settings of tracing", 0, fields_of(tracing.Settings)),
     "metrics settings": ("Settings of metrics", 0, fields_of(metrics.Settings)),
     "logging settings": ("Settings of logging", 0, fields_of(logging.Settings)),
@@ -262,11 +244,18 @@ def test_the_two_colours_have_the_same_methods() -> None:
     assert without <= with_await
 
 
-@pytest.mark.parametrize("kind", [copying.Copying, migrate.Migrate, readonly.Readonly], ids=lambda kind: kind.name)
-def test_a_layer_without_options_says_so(kind: type[layer.Layer]) -> None:
-    """As its section begins."""
-    assert fields_of(kind) == set()
-    assert section(kind.name).lstrip().startswith("No options.")
+LAYERS = Pocket(autoload=False).offers.layers
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_with_its_options(name: str) -> None:
+    """A built-in layer has a section: a row for each option, or "No options.". And it can be imported from `layers`."""
+    options = fields_of(LAYERS[name])
+    assert LAYERS[name].__name__ in layers.__all__
+    if options:
+        assert rows(name).keys() == options
+    else:
+        assert section(name).lstrip().startswith("No options.")
 
 
 def test_every_field_of_a_record() -> None:
