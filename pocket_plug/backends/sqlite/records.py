@@ -95,4 +95,6 @@ class Records:
 
 def _check_whole(record: bytes, place: bytes) -> None:
     if not is_whole(record, place):
-        raise CorruptRecordError("the record's checksum does not fit: it was damaged or cut off, or stands elsewhere")
+        raise CorruptRecordError(
+            "the record's checksum does not match: it was damaged or cut off, or belongs to another place"
+        )
