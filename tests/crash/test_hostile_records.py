@@ -209,7 +209,7 @@ def test_no_room_is_made_for_an_entry_that_is_too_large(tmp_path: Path, monkeypa
         other.execute("UPDATE entries SET value = zeroblob(20000000)")
         tracemalloc.start()
         try:
-            with pytest.raises(pp.StoreError, match=r"state\.db: an entry is larger than any of ours may be"):
+            with pytest.raises(pp.StoreError, match=r"state\.db: an entry is larger than pocket_plug allows"):
                 store.get("k")
             assert tracemalloc.get_traced_memory()[1] < 1_000_000
         finally:

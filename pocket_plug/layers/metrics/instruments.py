@@ -1,4 +1,4 @@
-"""The instruments that figures are published by: one set for each meter provider, and which of them it is now."""
+"""The instruments that publish metrics: one set for each meter provider, and which set is in use now."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DB_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
 
 class Instruments:
-    """One set for each meter provider: of a second set of observable ones, the SDK silently takes nothing."""
+    """One set for each meter provider: the SDK silently ignores a second set of observable instruments."""
 
     def __init__(self, meter_provider: MeterProvider) -> None:
         meter = metrics.get_meter("pocket_plug", own_version(), meter_provider, SCHEMA_URL)
@@ -97,12 +97,12 @@ class Instruments:
             )
 
     def reset(self) -> None:
-        """Nothing goes on yet: at the start, and in a forked child, which reports what it begins itself."""
+        """Nothing is active: at the start, and in a forked child, which reports only what it begins itself."""
         self.runs, self.items = Going(), Going()
         self._lock = Lock()
 
     def tally(self, about: Attributes) -> Tally:
-        """What the stores count together whose figures have the same attributes."""
+        """The tally that is shared by all stores with these attributes."""
         with self._lock:
             return self._tallies.setdefault((*about.items(),), (about, Tally()))[1]
 
@@ -130,7 +130,7 @@ class Instruments:
             self.queues[queue] = about
 
     def leave(self, queue: WriteQueue) -> None:
-        """Publish no more of it."""
+        """Stop publishing the queue."""
         with self._lock:
             self.queues.pop(queue, None)
 
@@ -154,7 +154,7 @@ class Instruments:
             self.stores[runs] = about
 
     def leave_runs(self, runs: RecordedRuns) -> None:
-        """Publish no more of them."""
+        """Stop publishing these runs."""
         with self._lock:
             self.stores.pop(runs, None)
 
@@ -181,7 +181,7 @@ class Instruments:
         return collect
 
     def event(self, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
-        """Retries and conflicts are counted."""
+        """Count retries and conflicts."""
         if name == "retry":
             self.node_retries.add(1, about(call) | failure(attributes.get("error")), measuring_context())
         elif name == "conflict":
@@ -189,7 +189,7 @@ class Instruments:
 
 
 def of_store(system: str, namespace: str, label: str) -> Attributes:
-    """The attributes of a store's figures: what is empty is left out."""
+    """The attributes of a store's metrics, without empty ones."""
     attributes: Attributes = {"db.system.name": capped(system)}
     if namespace:
         attributes["db.namespace"] = namespaces[namespace]
@@ -198,29 +198,29 @@ def of_store(system: str, namespace: str, label: str) -> Attributes:
     return attributes
 
 
-# ---------------------------------------------------------------- who listens
+# ---------------------------------------------------------------- the meter provider
 class Follower(Protocol):
-    """A store's layer: figures of its own go where all do."""
+    """A store's layer, which publishes by the set that is in use."""
 
     def follow(self, instruments: Instruments | None) -> None:
-        """Publish by these from now on; by none where nobody listens."""
+        """Publish by this set from now on; None: there is no provider."""
 
 
 _sets: weakref.WeakSet[Instruments] = weakref.WeakSet()
 _for_providers: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
 _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
-_making = RLock()  # re-entered where the SDK logs, and a handler uses a store
+_making = RLock()  # re-entered if the SDK logs, and a log handler uses a store
 _seen: tuple[object, Instruments | None] = (object(), None)
-"""The global provider that was last seen, and the set of whoever is listened to. Assigned whole."""
+"""The global provider at the last look, and the set in use. Assigned as one tuple, for other threads."""
 GLOBAL: Final = "_METER_PROVIDER"
 api: Final = globals_of(_internal, GLOBAL, metrics.get_meter_provider)
 """`api[GLOBAL]` is OpenTelemetry's global provider, None until there is one."""
 
 
 def look() -> Instruments | None:
-    """The set that figures are published by right now; None where nobody listens. Costs a tenth of a microsecond.
+    """The set that is in use now; None if there is no provider. Costs a tenth of a microsecond.
 
-    A provider that is set later, or replaced, is found as the next run begins or a store is used next.
+    A provider that is set later, or replaced, is found when the next run begins or a store is used next.
     """
     known, instruments = _seen
     return instruments if api[GLOBAL] is known else _look_again()
@@ -242,11 +242,13 @@ def _look_again() -> Instruments | None:
         return instruments
 
 
-settings.told_of_changes.append(_look_again)
+settings.on_change.append(_look_again)
 
 
 def _set_of(provider: MeterProvider) -> Instruments | None:
-    own = type(provider).__module__.startswith("opentelemetry.metrics")  # the API's: it stands in, or does nothing
+    own = type(provider).__module__.startswith(
+        "opentelemetry.metrics"
+    )  # the API's own: a proxy, or one that does nothing
     if own or isinstance(provider, settings.Muted):
         return None
     if (found := _for_providers.get(provider)) is None:
@@ -255,7 +257,7 @@ def _set_of(provider: MeterProvider) -> Instruments | None:
 
 
 def join(follower: Follower) -> None:
-    """Let a layer follow from now on."""
+    """Notify a layer of the set in use, now and at each change."""
     look()
     with _making:
         _followers.add(follower)
@@ -263,12 +265,12 @@ def join(follower: Follower) -> None:
 
 
 def about(call: NodeCall) -> Attributes:
-    """Those of a node's."""
+    """The attributes of a node."""
     return {"pocket_plug.graph.name": graphs[call.run.graph], "pocket_plug.node.name": nodes[call.name]}
 
 
 def failure(error: BaseException | None) -> Attributes:
-    """What is said of an error; of none nothing."""
+    """The attributes of an error; none without an error."""
     return {} if error is None else {"error.type": errors[error_type(error)]}
 
 
