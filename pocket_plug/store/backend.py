@@ -266,7 +266,7 @@ class Backend:
         return []
 
     async def compact(self, size: int) -> int:
-        """Return about `size` bytes that removed entries left free to the file system; returns how many bytes it were.
+        """Give about `size` bytes that removed entries have left free back to the file system; returns how many it gave back.
 
         It is one short step, so that others can write meanwhile; call it until it returns 0 to free all of them. A backend
         that can't free any returns 0. No entry and no version changes.

@@ -28,7 +28,7 @@ def stretch(
     ['b:2']
     """
     start = bisect_left(names, prefix)
-    # names that start with "ab" are before "ac"; the highest code point has no successor, so those at the end are dropped
+    # names that start with "ab" are before "ac"; the highest code point has no successor, so the prefix ends before it here
     stem = prefix.rstrip("\U0010ffff")
     end = bisect_left(names, stem[:-1] + chr(ord(stem[-1]) + 1), start) if stem else len(names)
     if reverse:
