@@ -1,7 +1,7 @@
 """Values to bytes and back, exactly: what comes out equals what went in and is of the same type, or an error is raised.
 
-MessagePack by msgspec, with an explicit registry of types. Nothing is pickled, nothing imported by a name that stands
-in data, and there is no fallback. This package imports msgspec; import it where it is first needed.
+MessagePack by msgspec, with an explicit registry of types. Nothing is pickled, nothing imported by a name in data,
+and there is no fallback. This package imports msgspec; import it where it is first needed.
 """
 
 from __future__ import annotations

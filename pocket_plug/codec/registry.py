@@ -1,6 +1,6 @@
 """The registry: which classes a codec knows beside the built-in ones, under which tag, and how their records are upgraded.
 
-Nothing is imported by a name that stands in data: a tag that is not registered is an error.
+Nothing is imported by a name in data: a tag that is not registered is an error.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An event loop in the main thread, where the handlers of signals run, and may raise.
 
-A handler's exception (a time limit at SIGALRM, SystemExit at SIGTERM) comes between any two steps of what goes on. In asyncio's
+A handler's exception (a time limit at SIGALRM, SystemExit at SIGTERM) comes between any two steps of the program. In asyncio's
 own code it would lose a task's next step, and whatever awaits that task would wait for ever. asyncio therefore turns Ctrl-C
 into a cancellation; `run_loop` does so with the exceptions of all handlers that the program has installed.
 """

@@ -290,7 +290,7 @@ class _Priority:
 
     async def ended(self, in_place: bool) -> None:
         if blocked_loop() is not None and blocked_loop() is self._loop:
-            return  # the update can't go on before this call is over
+            return  # the update can't continue before this call is over
         if in_place or may_block():
             self._over.wait(PRIORITY_WAIT)
             return

@@ -158,7 +158,7 @@ class Stack(Layer):
     def _leave_own_loop(self) -> None:
         with self._own_loop_lock:
             own = self._own_loop
-            if own is None or own.loop is asyncio._get_running_loop():  # then whoever called close_sync closes it
+            if own is None or own.loop is asyncio._get_running_loop():  # then close_sync closes it
                 return
         own.close()
         with self._own_loop_lock:

@@ -49,7 +49,7 @@ class Instruments:
             explicit_bucket_boundaries_advisory=_RUN_BUCKETS,
         )
         for name, figure, unit, description in (
-            ("run", "runs", "{run}", "Runs that go on"),
+            ("run", "runs", "{run}", "Runs that are active"),
             ("fan_out", "items", "{item}", "Items of fan-outs that are being worked on"),
         ):
             meter.create_observable_up_down_counter(
@@ -59,7 +59,7 @@ class Instruments:
             "pocket_plug.node.retries", "{retry}", "Attempts at exec after the first"
         )
         self.commit_conflicts = meter.create_counter(
-            "pocket_plug.commit.conflicts", "{conflict}", "Commits of nodes that met somebody else's"
+            "pocket_plug.commit.conflicts", "{conflict}", "Commits of nodes that were in conflict with another"
         )
         self.operation_duration = meter.create_histogram(
             "db.client.operation.duration",
@@ -72,17 +72,20 @@ class Instruments:
             ("writes", "{entry}", "Entries set or deleted"),
             ("conflicts", "{conflict}", "Writes that expected another version"),
             ("errors", "{error}", "Operations that failed"),
-            ("evictions", "{entry}", "Entries that had to go"),
+            ("evictions", "{entry}", "Entries that were evicted"),
         ):
             meter.create_observable_counter(f"pocket_plug.store.{name}", [self._counts(name)], unit, description)
         meter.create_observable_gauge(
             "pocket_plug.store.entries", [self._counts("entries")], "{entry}", "Entries kept in memory, or bounded"
         )
         meter.create_observable_gauge(
-            "pocket_plug.store.queue", [self._of_queues("length")], "{write}", "Keys that are yet to be written behind"
+            "pocket_plug.store.queue", [self._of_queues("length")], "{write}", "Keys that wait to be written behind"
         )
         meter.create_observable_gauge(
-            "pocket_plug.store.queue.age", [self._of_queues("age")], "s", "How long the oldest of them has been waiting"
+            "pocket_plug.store.queue.age",
+            [self._of_queues("age")],
+            "s",
+            "How long the oldest queued write has been waiting",
         )
         self._observe_durable_runs(meter)
 
@@ -90,7 +93,7 @@ class Instruments:
         for name, of_runs, unit, sums, description in (
             ("recorded", recorded.recorded, "{run}", True, "Durable runs that a store keeps"),
             ("question.age", recorded.questions, "s", False, "How long the oldest open question has been waiting"),
-            ("stalled.age", recorded.stalled, "s", False, "How long ago the stalled run moved that is the oldest"),
+            ("stalled.age", recorded.stalled, "s", False, "How long the oldest stalled run has made no progress"),
         ):
             meter.create_observable_gauge(
                 f"pocket_plug.run.{name}", [self._of_stores(of_runs, sums)], unit, description
