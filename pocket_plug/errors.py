@@ -243,7 +243,7 @@ class RunCancelledError(PocketError):
 
 
 class OtherRunError(PocketError):
-    """A phase of a durable run's node has raised the error of another run, which waits or was cancelled, say (`__cause__`).
+    """A phase of a durable run's node has raised the error of another run, such as one that waits or was cancelled (`__cause__`).
 
     The node's own run has failed. To wait together with the other run, make its graph a node of this one's graph.
     """
@@ -309,8 +309,8 @@ class UnknownRunError(PocketError, LookupError):
 def is_fault(error: BaseException) -> bool:
     """Is an exception a failure of the plugin that raised it? Interrupts, cancellations and a generator's close are not.
 
-    An extension in another language panics with a BaseException of its own, and `SystemExit` is no plugin's to raise. So
-    wherever a plugin's code runs, what it raises is caught as `except BaseException as error: if not is_fault(error): raise`.
+    An extension in another language panics with a BaseException of its own, and a plugin must not raise `SystemExit`. So
+    wherever a plugin's code runs, its errors are caught by `except BaseException as error: if not is_fault(error): raise`.
 
     >>> is_fault(SystemExit(1)), is_fault(KeyboardInterrupt())
     (True, False)
@@ -321,20 +321,20 @@ def is_fault(error: BaseException) -> bool:
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """' Did you mean …?' where a known name is close, else nothing.
+    """' Did you mean …?' if a known name is similar, else "".
 
     >>> suggest("max_entires", ["max_entries", "ttl"])
     " Did you mean 'max_entries'?"
     """
-    import difflib  # only what has gone wrong needs it
+    import difflib  # needed for errors only
 
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def as_date(moment: float, *, local: bool = False) -> str:
-    """A moment, in epoch seconds, as messages say it: date and time in UTC, or in the zone of this machine if `local`; one that
-    no calendar has as its number.
+    """A moment, in epoch seconds, as text for messages: date and time in UTC, or in this machine's time zone if `local`. A moment
+    outside of the calendar is shown as its number.
 
     >>> as_date(1_795_927_650), as_date(1e20)
     ('2026-11-29 04:47:30+00:00', '1e+20 (epoch seconds)')

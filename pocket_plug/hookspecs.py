@@ -1,7 +1,7 @@
 """The hooks that a plugin may implement, and the objects that they get. This is the manual for plugin authors.
 
 A plugin is a module or an object with functions marked `@hookimpl`, or a class, from which each Pocket makes its own object.
-An entry point in the group `pocket_plug` makes it found. Hooks are called once, when a stack is built or a run starts. What
+It is found by an entry point in the group `pocket_plug`. Hooks are called once, when a stack is built or a run starts. What
 they return is then called directly, so a part that they did not return costs nothing.
 """
 
@@ -44,8 +44,8 @@ API_GROUP = "pocket_plug.api"
 """The entry-point group in which a plugin may say which level of this API it needs: `NAME = "level1"`."""
 
 API_LEVEL = 1
-"""The level of what plugins can rely on. It rises with a release that adds to it: a hook, an argument of one, a field of what
-they are handed. A plugin for a higher one is refused, with what to upgrade."""
+"""The level of what plugins can rely on. It rises with a release that adds a hook, an argument of a hook, or a field of an
+object that hooks get. A plugin that needs a higher level is refused, with what to upgrade."""
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -60,9 +60,9 @@ class PluginRecord:
     """The state of one plugin. `pocket-plug plugins` lists them."""
 
     name: str
-    """The entry point's name: also its table in the configuration, and what disables it."""
+    """The entry point's name: also the name of its table in the configuration, and the name that disables it."""
     distribution: str | None = None
-    """What `pip install` calls it; None for an object that was handed over in code."""
+    """Its name for `pip install`; None for an object that was given in code."""
     version: str | None = None
     origin: Origin = "given"
     hooks: tuple[str, ...] = ()
@@ -70,11 +70,11 @@ class PluginRecord:
     reason: str = ""
     """Why it is not active."""
     failures: Counter[str] = field(default_factory=Counter[str], compare=False, repr=False)
-    """How often it raised or answered wrongly since, by hook or part: `{"pocket_observe": 3}`."""
+    """How often it has raised or returned a wrong result, by hook or part: `{"pocket_observe": 3}`."""
 
     @property
     def verdict(self) -> str:
-        """What became of it, in words: `can't be used: ModuleNotFoundError: …`."""
+        """Its status in words, with the reason: `can't be used: ModuleNotFoundError: …`."""
         words = {
             "active": "is in use",
             "disabled": "is disabled",
@@ -84,7 +84,7 @@ class PluginRecord:
         return words[self.status] + (f": {self.reason}" if self.reason else "")
 
     def __str__(self) -> str:
-        """The name as messages give it: `'compress' (pocket-plug-compress 0.1.0)`."""
+        """Its name in messages: `'compress' (pocket-plug-compress 0.1.0)`."""
         where = f" ({self.distribution}{f' {self.version}' if self.version else ''})" if self.distribution else ""
         return f"{self.name!r}{where}"
 
@@ -112,14 +112,14 @@ class PluginHost(Protocol):
 
 
 class Specs:
-    """The hooks, each with when it is called, what it takes and gives, what becomes of an error, and an example.
+    """The hooks. Each says when it is called, its arguments, its result, what happens to errors, and has an example.
 
     An implementation takes any of the named arguments, or none. It is a plain function: not `async`, no generator, no
     wrapper. It has the spec's name, in a module or an object that is a plugin.
 
     The order is pluggy's: whoever was registered last is called first, and `@hookimpl(tryfirst=True)` or `trylast=True`
     moves one to the front or the end. pocket_plug's own plugins are registered first, then the installed ones by name,
-    then those given in code. Whose a name is (a layer's, a scheme's, a command's) isn't decided by that: the plugin that
+    then those given in code. If several plugins offer the same name (of a layer, a scheme, a command), the plugin that
     was registered first keeps it.
     """
 
@@ -127,11 +127,11 @@ class Specs:
     def pocket_observe(self, run: Run) -> Observer | None:
         """Observe a run.
 
-        When: once as each run starts, nested ones too; not again for its nodes.
+        When: once when each run starts, nested ones too; not again for its nodes.
         Arguments: `run`, with its id, its graph, its parent.
         Returns: an `Observer`, whose parts are then called directly; or None, to ignore this run. The plugin that is
         called first is the outermost observer.
-        Errors: an exception, or a result of a wrong type, is logged once and counted; the run goes on without it.
+        Errors: an exception, or a result of a wrong type, is logged once and counted; the run continues without it.
 
         >>> from pocket_plug import Graph, Pocket, hookimpl, node
         >>> class Printing:
@@ -178,12 +178,12 @@ class Specs:
     def pocket_run_notice(self, notice: RunNotice) -> None:
         """Be notified of changes to a durable run.
 
-        When: once it is recorded that a run was submitted, has failed, or was cancelled by an operator; when a worker takes
-        over one that is stalled, or gives one up that makes no progress.
-        Arguments: `notice`, what it is: "submitted", "failed", "cancelled", "stalled" or "stuck", of which run, with what
-        else is known.
+        When: after it is recorded that a run was submitted, has failed, or was cancelled by an operator; when a worker takes
+        over a stalled run, or gives up a run that makes no progress.
+        Arguments: `notice`, which says what has happened ("submitted", "failed", "cancelled", "stalled" or "stuck") to which
+        run, with further attributes.
         Returns: nothing.
-        Errors: an exception is logged once and counted; the run goes on.
+        Errors: an exception is logged once and counted; the run continues.
 
         >>> from tempfile import mkdtemp
         >>> from pocket_plug import Graph, Pocket, Store, hookimpl, node
@@ -247,8 +247,8 @@ class Specs:
 
         When: once for each Pocket, when a graph first names an executor.
         Arguments: none.
-        Returns: a mapping of schemes to what makes an executor of a whole URL: `{"dask": DaskExecutor.from_url}`. It opens
-        nothing before its first work.
+        Returns: a mapping of schemes to functions that make an executor from a whole URL: `{"dask": DaskExecutor.from_url}`. An
+        executor opens nothing before its first work.
         Errors: an exception, or a result of a wrong type, is logged once and counted; none of its executors is there.
         What such a function raises is raised by `run` or `validate`, as a ConfigError without passwords.
 
@@ -291,10 +291,10 @@ class Specs:
     def pocket_commands(self) -> Sequence[click.Command]:
         """Add commands to `pocket-plug`.
 
-        When: as the command line looks for a name that is none of its own, or lists the commands.
+        When: when the command line looks for a name that isn't its own, or lists the commands.
         Arguments: none.
         Returns: a list of click commands, each with a name.
-        Errors: an exception, or a result of a wrong type, is logged once and counted; the command line works without.
+        Errors: an exception, or a result of a wrong type, is logged once and counted; the command line works without them.
         A name that another plugin or `pocket-plug` itself has stays with that one, and is logged.
 
         >>> import click
@@ -317,13 +317,13 @@ class Specs:
         variables of the environment filled in, and empty where there is none.
         Returns: nothing.
         Errors: `NotConfiguredError("why")` means that the plugin steps back: it is listed as declined and not used. After
-        any other error it is listed as failed and not used. Both are logged; not so that an installed plugin steps back
-        for which the configuration has no table: that one only waits for its settings, and `pocket-plug plugins` says so.
+        any other error it is listed as failed and not used. Both are logged, unless an installed plugin steps back for which
+        the configuration has no table: it only waits for its settings, and `pocket-plug plugins` says so.
 
         If `options` is annotated with a TypedDict, editors know the settings: `pocket-plug config schema`.
 
-        What it keeps belongs on the plugin's object, and the plugin should be a class: each Pocket makes an object of its
-        own then. Settings on a module are shared by all Pockets, and the last one that is made wins.
+        Keep state on the plugin's object, and make the plugin a class: then each Pocket makes an object of its own. Settings
+        on a module are shared by all Pockets, and the last one that is made wins.
 
         >>> from pocket_plug import NotConfiguredError, Pocket, hookimpl
         >>> class Choosy:
@@ -360,7 +360,7 @@ class Specs:
 
     @hookspec
     def pocket_shutdown(self, pocket: PluginHost) -> None:
-        """Flush, and release what is held.
+        """Flush, and release what the plugin holds.
 
         When: once, after the stores of a Pocket were closed; for the default Pocket at the latest at the process's end.
         Arguments: `pocket`, the Pocket as plugins may use it.

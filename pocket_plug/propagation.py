@@ -1,6 +1,6 @@
-"""The trace context as a plain mapping of texts, for work that goes on elsewhere: another process, a queue, an HTTP call.
+"""The trace context as a plain mapping of texts, for work that continues elsewhere: another process, a queue, an HTTP call.
 
-It speaks the OpenTelemetry API only, and W3C's Trace Context on the wire, so the other side need not be pocket_plug.
+It uses the OpenTelemetry API only, and W3C's Trace Context on the wire, so the other side need not be pocket_plug.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pocket_plug.primitives.names import is_unicode
 from pocket_plug.primitives.redaction import summary
 
 SESSION = "session.id"
-"""What the session is called in a carrier, on spans, and in OpenTelemetry's context: there OpenInference has it as well."""
+"""The name of the session in a carrier, on spans, and in OpenTelemetry's context, where OpenInference uses it as well."""
 
 _TRACE = TraceContextTextMapPropagator()
 _BAGGAGE = W3CBaggagePropagator()
@@ -29,7 +29,7 @@ _BAGGAGE = W3CBaggagePropagator()
 def inject(*, baggage: Iterable[str] = ()) -> dict[str, str]:
     """The current span and session as a carrier: put it in the message, or among the request's headers.
 
-    Of OpenTelemetry's baggage it takes the entries named in `baggage` along, and no others. Without a span, a session
+    It includes the entries of OpenTelemetry's baggage that `baggage` names, and no others. Without a span, a session
     and baggage it is empty. On the other side: `graph.run(…, traceparent=carrier)`, or `extract(carrier)`.
 
     >>> with session("chat-17"):
@@ -54,7 +54,7 @@ def inject(*, baggage: Iterable[str] = ()) -> dict[str, str]:
 def extract(carrier: Mapping[str, str] | str, /, *, baggage: Iterable[str] = ()) -> Generator[None]:
     """Within the block, spans belong to the trace that a carrier comes from. It may be a plain `traceparent` text too.
 
-    What can't be read is no context: spans then begin a trace of their own, as W3C has it.
+    A carrier that can't be read is ignored, as W3C demands: spans then begin a trace of their own.
 
     >>> with extract({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}):
     ...     inject()["traceparent"]
@@ -69,9 +69,9 @@ def extract(carrier: Mapping[str, str] | str, /, *, baggage: Iterable[str] = ())
 
 @contextmanager
 def session(id: str, /) -> Generator[None]:
-    """Within the block, runs belong to a session, a conversation say: their spans carry it as `session.id`.
+    """Within the block, runs belong to a session, such as a conversation: their spans have its id as `session.id`.
 
-    A durable run keeps its session over crashes and suspensions. Raises ConfigError for what is no text, or empty.
+    A durable run keeps its session over crashes and suspensions. Raises ConfigError for an id that is no text, or empty.
 
     >>> with session("chat-17"):
     ...     current_session()
@@ -100,7 +100,7 @@ def _is_session(id: object) -> TypeGuard[str]:
 
 
 def _is_text(value: object) -> TypeGuard[str]:
-    """Servers may hand on an unreadable byte as a lone surrogate, which neither a store nor a request takes."""
+    """Servers may pass an unreadable byte as a lone surrogate, which neither a store nor a request accepts."""
     return isinstance(value, str) and is_unicode(value)
 
 
@@ -120,7 +120,7 @@ def context_of(
 
 
 def named_baggage(names: Iterable[str], context: Context | None = None) -> dict[str, str]:
-    """Those entries of OpenTelemetry's baggage that are there, and that can be written."""
+    """The entries of OpenTelemetry's baggage with these names that exist, and that can be encoded."""
     found = {name: otel_baggage.get_baggage(name, context) for name in names}
     texts = {name: str(value) for name, value in found.items() if value is not None}
     return {name: text for name, text in texts.items() if is_unicode(text)}

@@ -1,4 +1,4 @@
-"""How values become bytes and come back as what they were: the codec, the types that it knows, the bounds of what it reads."""
+"""Encodes values to bytes, and decodes them exactly: the codec, the types that it knows, and the limits of what it reads."""
 
 from .adapters import TypeAdapter as TypeAdapter
 from .codec import Codec as Codec

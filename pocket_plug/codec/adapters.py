@@ -1,6 +1,6 @@
-"""How objects of a class become a value that the codec knows, and are made of it again: the classes that need no
-functions of their users. Those of pydantic and numpy are in `adapters_pydantic` and `adapters_numpy`, which are imported only
-where the program has imported the library.
+"""Adapters for the classes that need no functions of their users: they convert objects to values that the codec knows, and
+back. Those for pydantic and numpy are in `adapters_pydantic` and `adapters_numpy`, which are imported only if the program has
+imported the library.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ _DEEPCOPIED = (MutableMapping, MutableSequence, MutableSet, tuple, frozenset, ms
 
 @dataclass(frozen=True, slots=True)
 class TypeAdapter:
-    """How the objects of a class become a value that the codec knows, and are made of it again."""
+    """Converts the objects of a class to values that the codec knows, and back."""
 
     encode: Callable[[Value], Value]
     decode: Callable[[Value], Value]
     names: tuple[str, ...] = ()
-    """The fields, where that value is a dict of them."""
+    """The names of the fields, if that value is a dict of them."""
     frozen: bool = False
-    """May an object be shared once all in its state may?"""
+    """Is an object immutable if everything in its state is?"""
     copy: Callable[[Value], Value] | None = None
-    """Makes a private copy, where there is a better way than through the state."""
+    """Makes a private copy, if there is a better way than through the state."""
     tag: str | None = None
-    """What it is called in records, unless it is told; else its qualified name."""
+    """The class's name in records, unless the user gives one; None for its qualified name."""
     shape: tuple[Value, ...] = ()
-    """What its state is made of. Two definitions of a class, of the same name and shape, are taken for one."""
+    """What its state consists of. Two definitions of a class with the same name and shape count as the same class."""
 
 
 class Library(Protocol):
-    """A module that knows the classes of another library. Its functions give None for classes of others."""
+    """A module with the adapters for a library's classes. Its functions return None for all other classes."""
 
     __name__: str
     KNOWN: Collection[type]
     """The classes that need no declaration."""
     COPIED: tuple[type, ...]
-    """Those whose objects are never shared."""
+    """The classes whose objects are always copied."""
     adapter: Callable[[type], TypeAdapter | None]
     hints: Callable[[type], Iterable[Hint] | None]
     advice: Callable[[type], str | None]
@@ -72,7 +72,7 @@ def libraries() -> Iterator[Library]:
     """The modules for those libraries that the program itself has imported."""
     for name in _LIBRARIES:
         if name in sys.modules:
-            with suppress(ImportError):  # it is older than what our extra asks for: its classes are as any other
+            with suppress(ImportError):  # older than our extra requires: it gets no adapters
                 library: Any = import_module(f".adapters_{name}", __package__)
                 yield library
 
@@ -83,7 +83,7 @@ def _first_known(answers: Iterable[T | None]) -> T | None:
 
 
 def of_type(wanted: type, state: Value) -> Value:
-    """The state, which is of that type. A constructor makes of other things what nobody stored: `bytearray(10**9)`."""
+    """The state, if it is of that type. A constructor would accept other types too, such as `bytearray(10**9)`."""
     if type(state) is not wanted:
         raise CodecError(f"the record has {summary(state)} where it should have {wanted.__name__}")
     return state
@@ -96,11 +96,11 @@ def _range_of(parts: Value) -> range:
 
 
 def _path_adapter(cls: type[PurePath]) -> TypeAdapter:
-    """A path is its text, or the bytes of that where a name in it is no UTF-8."""
+    """A path is stored as its text, or as bytes if a name in it is no UTF-8."""
 
     def encode(path: PurePath) -> str | bytes:
         text = str(path)
-        if issubclass(cls, PureWindowsPath) and cls(text).parts != path.parts:  # some names of devices
+        if issubclass(cls, PureWindowsPath) and cls(text).parts != path.parts:  # as with some names of devices
             raise CodecError("its text is that of another path")
         return text if text.isascii() or is_unicode(text) else text.encode("utf-8", "surrogatepass")
 
@@ -130,7 +130,7 @@ KNOWN = (*_STANDARD,)
 
 # ---------------------------------------------------------------- classes of users
 def adapter_of(cls: Hint) -> TypeAdapter | None:
-    """None for a class that can be registered with functions only."""
+    """The adapter of a class; None for a class that can be registered with functions only."""
     if (known := _STANDARD.get(cls)) is not None:
         return known
     if issubclass(cls, Flag):
@@ -155,19 +155,19 @@ def _members(cls: type[Enum]) -> tuple[Value, ...]:
 
 
 def listed(names: Collection[Value]) -> str:
-    """Names of fields in a message. What stands in a record can be anything, and much of it."""
+    """Names of fields for a message, shortened: a record may contain any names, and many."""
     return ", ".join([f"{name:.80}" for name in names if isinstance(name, str)][:10]) + ", …" * (len(names) > 10)
 
 
 def is_plain(cls: type[Any], names: Collection[str]) -> bool:
-    """Are these attributes all that its objects hold? Not in a subclass of `dict`, or with slots beside them."""
+    """Do its objects hold these attributes only? No for a subclass of `dict`, and for a class with other slots."""
     bases = cls.__mro__[:-1]
     slots = {name for base in bases for name, part in vars(base).items() if isinstance(part, MemberDescriptorType)}
     return all(base.__flags__ & _MADE_IN_PYTHON for base in bases) and slots <= set(names)
 
 
 def check_attributes(value: Value, names: Iterable[str]) -> None:
-    """Refuse an object with state outside its fields, which would be lost. Cached properties are made again."""
+    """Refuse an object with state outside its fields, which would be lost. Cached properties are computed again."""
     for name in getattr(value, "__dict__", {}).keys() - set(names):
         if not isinstance(getattr(type_of(value), name, None), cached_property) and not name.startswith("__"):
             raise CodecError(f"its attribute {name!r} is no field and would be lost; give {WITH_FUNCTIONS}")
@@ -199,7 +199,7 @@ def _struct_adapter(cls: type[msgspec.Struct]) -> TypeAdapter:
 
     def decode(state: dict[str, Value]) -> msgspec.Struct:
         value = cls(**of_type(dict, state))
-        if hasattr(cls, "__post_init__"):  # it ran just now, once more than for the original
+        if hasattr(cls, "__post_init__"):  # it ran again just now, and may have changed fields
             for name, item in state.items():
                 msgspec.structs.force_setattr(value, name, item)
         return value
@@ -208,7 +208,7 @@ def _struct_adapter(cls: type[msgspec.Struct]) -> TypeAdapter:
 
 
 class _Fields:
-    """A dataclass taken apart and put together by its fields, `init=False` ones too; no `__init__` is called."""
+    """Converts a dataclass to a dict of its fields, `init=False` ones too, and back; no `__init__` is called."""
 
     def __init__(self, cls: type[Any]) -> None:
         self.cls = cls
@@ -245,7 +245,7 @@ class _Fields:
         """The state of an object that was stored when its class had other fields."""
         specs = self.specs
         if gone := [name for name in state if name not in specs]:
-            raise CodecError(f"it was stored with fields that the class has not: {listed(gone)}")
+            raise CodecError(f"it was stored with fields that the class doesn't have: {listed(gone)}")
         missing = {name: self._default(name) for name in specs if name not in state}
         for name, default in missing.items():
             if default is MISSING and specs[name].init:
@@ -258,10 +258,10 @@ class _Fields:
 
 
 def parts_of(declared: Hint) -> Iterator[Hint]:
-    """What a declared type is built of: of `dict[str, User | None]` first dict, str and `User | None`."""
+    """The parts of a declared type: of `dict[str, User | None]` they are dict, str and `User | None`."""
     yield typing.get_origin(declared)
     yield from typing.get_args(declared)
-    with suppress(Exception):  # `type Users = list[User]`; its value may name what does not exist
+    with suppress(Exception):  # `type Users = list[User]`; a name in its value may not exist
         yield declared.__value__
 
 
@@ -271,7 +271,7 @@ def hints_of(cls: type) -> Iterable[Hint]:
         return hints
     try:
         return typing.get_type_hints(cls).values()
-    except Exception:  # noqa: BLE001 - a hint may evaluate to anything, and a declaration is no place to fail
+    except Exception:  # noqa: BLE001 - a hint may raise anything when it is evaluated; a declaration must not fail
         return ()
 
 
@@ -281,7 +281,7 @@ def advice(cls: type) -> str | None:
 
 
 def is_data(cls: type[Any]) -> bool:
-    """Are its objects containers, or objects that are their fields, of which whoever changes them needs his own?"""
+    """Are its objects containers or data objects, which must be copied before a caller may change them?"""
     return (
         issubclass(cls, _DEEPCOPIED)
         or is_dataclass(cls)
@@ -293,5 +293,5 @@ def deep_copy(value: Value) -> Value:
     """A copy by `copy.deepcopy`; the value itself where that fails."""
     try:
         return copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - whatever the user's class raises, there is no copy to be had
+    except Exception:  # noqa: BLE001 - whatever the user's class raises, it can't be copied
         return value

@@ -23,12 +23,12 @@ _SCALARS: list[type[np.generic]] = sorted(set(np.sctypeDict.values()) - {np.obje
 KNOWN: list[type] = [np.ndarray, *_SCALARS]
 COPIED = (np.ndarray, np.void)
 
-# Kinds whose bytes say all, with their size and, for times, their unit. No "O": its bytes would be taken for pointers.
+# Kinds that are complete in their bytes, with their size and, for times, their unit. No "O": its bytes would be pointers.
 _PLAIN = re.compile(r"[<>|][biufcSUVmM]\d+(\[\w+\])?")
 
 
 def adapter(cls: type) -> TypeAdapter | None:
-    """None for subclasses: they have state of their own."""
+    """The adapter of a class; None for subclasses, which have state of their own."""
     if cls is np.ndarray:
         return TypeAdapter(_take_apart, _put_together, copy=_copied, tag="numpy.ndarray")
     if cls not in _SCALARS:
@@ -36,7 +36,7 @@ def adapter(cls: type) -> TypeAdapter | None:
     scalar: Any = cls
     tag = f"numpy.{cls.__name__.rstrip('_')}"  # bool_ was renamed bool
     if issubclass(cls, np.str_ | np.bytes_):
-        # numpy's own drops zeros at the end
+        # numpy's own bytes would lose zeros at the end
         base, plain = (str, str.__str__) if issubclass(cls, np.str_) else (bytes, bytes)
         return TypeAdapter(plain, lambda state: cls(of_type(base, state)), copy=_as_it_is, tag=tag)
     return TypeAdapter(_of_scalar, _scalar_maker(scalar), copy=deepcopy if cls is np.void else _as_it_is, tag=tag)
@@ -48,7 +48,7 @@ def hints(cls: type) -> Iterable[Any] | None:
 
 
 def advice(cls: type) -> str | None:
-    """What to do with what is derived from an array, or holds objects."""
+    """What to store in place of a record, or of an object of a subclass of arrays."""
     if issubclass(cls, np.ma.MaskedArray):
         return (
             f"{cls.__name__} is no plain array; store its data and its mask: (array.data, numpy.ma.getmaskarray(array))"
@@ -73,7 +73,7 @@ def _copied(array: Array) -> Array:
 
 # ---------------------------------------------------------------- arrays
 _FEW = 4096
-"""Items of an array that may take no bytes. A copy of it can take one for each."""
+"""The most items of an array whose items take no bytes. A copy of it may take a byte for each."""
 
 
 def _take_apart(array: Array) -> list[Value]:
@@ -90,7 +90,7 @@ def _put_together(state: Value) -> Array:
 
 def _array(dtype: np.dtype[Any], shape: tuple[int, ...], data: Any, order: Literal["F", "C"] = "C") -> Array:
     held = bytearray(of_type(bytes, data))
-    array: Array = np.ndarray(shape, dtype, held, order=order)  # no copy, which would leave gaps out
+    array: Array = np.ndarray(shape, dtype, held, order=order)  # not copied: a copy would leave gaps out
     if array.shape != shape or array.nbytes != len(held):
         raise CodecError(f"{len(held):,} bytes are no array of {len(shape)} dimensions and {_named(dtype)}")
     _check_empty(array)
@@ -116,14 +116,14 @@ def _scalar_maker(cls: type[Any]) -> Callable[[list[Value]], Any]:
         wanted = np.dtype(cls)
         if (wanted.kind, wanted.itemsize) != (made.dtype.kind, made.dtype.itemsize):
             raise CodecError(f"{_named(made.dtype)} is not what numpy.{cls.__name__} is on this machine")
-        return made.astype(wanted)  # of two classes with the same bytes, such as int64 and longlong, one is the usual
+        return made.astype(wanted)  # numpy made the other of two classes with the same bytes, as int64 and longlong
 
     return make
 
 
 # ---------------------------------------------------------------- dtypes
 def _described(dtype: np.dtype[Any]) -> Value:
-    """A dtype as text, a structured one as a dict. Raises CodecError unless that makes just the same again."""
+    """A dtype as text, a structured one as a dict. Raises CodecError unless exactly this dtype can be made of that again."""
     if dtype.hasobject:
         raise CodecError(
             f"{_named(dtype)} holds Python objects; store array.tolist(), or give it a dtype of fixed size"
@@ -156,12 +156,12 @@ def _description(dtype: np.dtype[Any]) -> Value:
             "itemsize": dtype.itemsize,
             "aligned": dtype.isalignedstruct,
         }
-    # The size of a long double does not tell what it is, which depends on the machine.
+    # The format of a long double depends on the machine, and can't be known from its size.
     return f"{dtype.str}/{np.finfo(dtype).nmant}" if dtype.char in "gG" else dtype.str
 
 
 def _dtype(description: Any) -> np.dtype[Any]:
-    """The dtype that is described; raises for what no dtype of plain bytes is."""
+    """The dtype of a description; raises for a description of anything but a dtype of plain bytes."""
     parts: Value = description
     if isinstance(description, list):
         base, *shape = parts
@@ -173,7 +173,7 @@ def _dtype(description: Any) -> np.dtype[Any]:
         return np.dtype(parts, align=aligned)
     text, _, mantissa = of_type(str, description).partition("/")
     if not _PLAIN.fullmatch(text):
-        raise CodecError(f"the record's dtype, a {type(description).__name__}, is none that is stored")
+        raise CodecError(f"the record's dtype, a {type(description).__name__}, is none that the codec stores")
     dtype: np.dtype[Any] = np.dtype(text)
     if (str(np.finfo(dtype).nmant) if dtype.char in "gG" else "") != mantissa:
         raise CodecError(f"{_named(dtype)} has another size on the machine that stored it; store float64 or complex128")

@@ -1,4 +1,4 @@
-"""Models of pydantic: taken apart and put together by what they hold, without validation.
+"""Models of pydantic: stored by their fields and private attributes, and restored without validation.
 
 Imported by `adapters`, once the program has imported pydantic.
 """
@@ -20,12 +20,12 @@ from .adapters import TypeAdapter, check_attributes, is_plain, listed, of_type
 KNOWN: tuple[type, ...] = ()
 COPIED = (BaseModel,)
 
-# What stands beside fields and private attributes, none of which can be called so.
+# Keys of the state beside fields and private attributes, which can't have these names.
 _EXTRA, _UNSET, _SET = "__extra__", "__unset__", "__set__"
 
 
 def adapter(cls: type) -> TypeAdapter | None:
-    """None for what is no model, or holds more than a model does."""
+    """The adapter of a model; None for other classes, and for models with further state."""
     if not issubclass(cls, BaseModel) or not is_plain(cls, BaseModel.__slots__):
         return None
     parts = _Model(cls)
@@ -37,30 +37,30 @@ def hints(cls: type) -> Iterable[Any] | None:
     """The types of a model's fields and private attributes."""
     if not issubclass(cls, BaseModel):
         return None
-    found = [field.annotation for field in cls.model_fields.values()]  # of Box[int] it is int, below it is T
+    found = [field.annotation for field in cls.model_fields.values()]  # for Box[int] it is int; the hints below have T
     try:
         return [*found, *typing.get_type_hints(cls).values()]
-    except Exception:  # noqa: BLE001 - as of other classes: a declaration is no place to fail
+    except Exception:  # noqa: BLE001 - as for other classes: a declaration must not fail
         return found
 
 
 def advice(cls: type) -> str | None:
-    """A model that holds more is a class as any other."""
+    """None: for models with further state there is no particular advice."""
     return None
 
 
 def _names(names: Collection[Value]) -> Collection[str]:
-    """Names, which are texts: of those nobody can choose many that collide."""
+    """Names, checked to be texts: nobody can choose many texts whose hashes collide."""
     for name in names:
         of_type(str, name)
     return names
 
 
 class _Model:
-    """A model's state is a dict of its fields and private attributes, and of what else makes it what it is.
+    """A model's state is a dict of its fields and private attributes, with up to three more items.
 
-    `__extra__` has the values that no field is declared for. `__unset__` names what was not set but got its default,
-    `__set__` what else stands in `model_fields_set`. Each is there only if there is something in it.
+    `__extra__` has the values without a declared field. `__unset__` names the fields that were not set but got their
+    default, `__set__` further names in `model_fields_set`. Each is there only if it is not empty.
     """
 
     def __init__(self, cls: type[BaseModel]) -> None:
@@ -97,7 +97,7 @@ class _Model:
         if extra is not None:
             _names(of_type(dict, extra))
         if lost := [name for name in state if name not in self.names]:
-            raise CodecError(f"it was stored with fields that the class has not: {listed(lost)}")
+            raise CodecError(f"it was stored with fields that the class doesn't have: {listed(lost)}")
         fields: dict[str, Value] = {}
         private: dict[str, Value] = {}
         for name in self.names:
@@ -121,7 +121,7 @@ class _Model:
         return value
 
     def _default(self, name: str, fields: dict[str, Value]) -> Value:
-        """PydanticUndefined where there is none."""
+        """The default of a field or private attribute; PydanticUndefined if there is none."""
         if name in self.private:
             return self.private[name].get_default()
         return self.fields[name].get_default(call_default_factory=True, validated_data=fields)

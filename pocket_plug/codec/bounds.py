@@ -1,7 +1,7 @@
-"""What decoding a record may cost, found out before it is paid: how much there is in it, and how its keys collide.
+"""Limits what decoding a record may cost, before it is decoded: how many items it has, and how many of its keys collide.
 
-A checksum keeps out damage, not intent: these bounds hold for a record that somebody made up. They are the codec's, and
-nothing of them runs for a record of less than `UNLOOKED` bytes, which can't cost much.
+A checksum detects damage, not an attack: these limits hold for a forged record too. A record of at most `UNCHECKED` bytes
+can't cost much, and is not checked.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from msgspec import Raw
 from pocket_plug.errors import CorruptRecordError
 from pocket_plug.primitives.values import Value
 
-UNLOOKED = 1024
-"""Bytes of a record that is decoded without a look at it."""
+UNCHECKED = 1024
+"""The most bytes of a record that is decoded unchecked."""
 
 FEW = 128
-"""Keys of a map, or members of a set, that may collide in any way they like."""
+"""The most keys of a map, or members of a set, that are not checked for collisions."""
 
 COLLISIONS = 10_000_000
 """Probes that the hash tables of one record may take, beyond 64 for each key. Two for a key are usual, and 25 where all keys
 are multiples of 4096."""
 
-# Whose hash Python seeds anew for each process: nobody can choose keys of these that collide.
+# Types whose hash Python seeds for each process: nobody can choose keys of these types that collide.
 _SEEDED = frozenset({str, bytes, type(None), bool})
 
 _EACH = 64
 _CHUNK = 512
-_SUSPICIOUS = 1e-6  # seconds of this thread for a key; a tenth is usual
+_SUSPICIOUS = 1e-6  # seconds of CPU time for a key; a tenth is usual
 _clock = time.thread_time
 
 
 # ---------------------------------------------------------------- MessagePack, item by item
 NESTING = (1, 2, 3, 4, 5, 11, 12)
-"""The codes of our extensions that hold MessagePack again; what is in them is gone through, too."""
+"""The codes of our extensions that contain MessagePack, whose items are counted too."""
 
 SETS, PAIRS = (3, 4), 5
 
 
 def _pattern(*parts: str) -> re.Pattern[bytes]:
-    """As many of these as follow each other. The repeat is possessive: nothing is kept for going back."""
+    """Matches as many of these as follow each other. The repeat is possessive: no memory is used for backtracking."""
     return re.compile(f"(?:{'|'.join(parts)})++".encode("latin-1"), re.DOTALL)
 
 
@@ -74,22 +74,29 @@ _UNCOUNTED = _pattern(*_PLAIN)
 _SMALL = _pattern(*_PLAIN, *_SMALL_CONTAINERS, *_SMALL_EXTENSIONS)
 
 _LENGTHS = [struct.Struct(">B"), struct.Struct(">H"), struct.Struct(">I")]
-_SIZED = {0xC4: 0, 0xC5: 1, 0xC6: 2, 0xD9: 0, 0xDA: 1, 0xDB: 2}  # bytes and texts, and which of those their length is
+_SIZED = {
+    0xC4: 0,
+    0xC5: 1,
+    0xC6: 2,
+    0xD9: 0,
+    0xDA: 1,
+    0xDB: 2,
+}  # bytes and texts, each with the place of its length in _LENGTHS
 _EXTENSIONS = {0xC7: 0, 0xC8: 1, 0xC9: 2}
 
 
 def _number(data: bytes, place: int, which: int) -> tuple[int, int]:
-    """The number at a place, and where it ends. It is 0 where the data ends before."""
+    """The number at a place, and where it ends. It is 0 if the data ends before that."""
     length = _LENGTHS[which]
     end = place + length.size
     return (length.unpack_from(data, place)[0] if end <= len(data) else 0), end
 
 
 def _items(data: bytes, place: int, skipped: re.Pattern[bytes]) -> Iterator[tuple[int, int, int]]:
-    """For each item from a place on that is not `skipped`: its first byte, where it begins, and where what it has begins.
+    """Each item from a place on that is not `skipped`: its first byte, where the item begins, and where its content begins.
 
-    That is where the next item begins, but after texts, bytes and extensions that don't nest. It ends with what is no
-    MessagePack: a decoder comes no further either.
+    The next item begins at the content, except after texts, bytes and extensions that don't nest. It ends at bytes that are
+    no MessagePack: a decoder stops there too.
     """
     end = len(data)
     while True:
@@ -142,11 +149,11 @@ _OTHERS = re.compile(rb"[\xc7-\xc9\xd4-\xd8\xde\xdf]")
 def has_at_most(allowed: int, data: bytes, start: int) -> bool:
     """Are there at most so many items in the MessagePack from `start` on?
 
-    An item is a list, dict, tuple, set or object, each pair of a dict, and each member of a set: what takes from 60 to
-    some 300 bytes of memory for as little as one byte of a record. Numbers and texts in a list take 20 times theirs at
-    most, and are not counted.
+    An item is a list, dict, tuple, set or object, each pair of a dict, and each member of a set: each may take from 60 to
+    300 bytes of memory for only one byte of a record. Numbers and texts in a list take at most 20 times their bytes, and
+    are not counted.
     """
-    if _OTHERS.search(data, start) is None:  # nothing but short maps and lists: count what looks like one
+    if _OTHERS.search(data, start) is None:  # nothing but short maps and lists: count the bytes that may begin one
         maps, lists = len(data.translate(None, _MAPS)), len(data.translate(None, _LIST_HEADS))
         if 16 * (len(data) - maps) + len(data) - lists <= allowed:
             return True
@@ -158,7 +165,7 @@ def has_at_most(allowed: int, data: bytes, start: int) -> bool:
             total += 1 + _length(data, place)
         elif head >= 0xDC or (code := data[inside - 1 : inside]) not in _NESTING_BYTES:
             total += 1
-        elif code in _SET_BYTES:  # what is nested counts itself
+        elif code in _SET_BYTES:  # the list in it is counted as an item itself
             total += 1 + _length(data, inside)
         elif code == _PAIRS_BYTE:
             total += _length(data, inside) // 2
@@ -173,13 +180,13 @@ _of_texts = msgspec.msgpack.Decoder(dict[str, Raw]).decode
 
 
 class _Name:
-    """Stands for a key while keys are gathered: no two are equal."""
+    """Replaces a key while keys are gathered: no two are equal."""
 
     __slots__ = ()
 
 
 def may_have_large_map(data: bytes, start: int) -> bool:
-    """Is there anything that could be a map of more than `FEW` pairs? If not, there is none."""
+    """Could there be a map of more than `FEW` pairs? If False, there is none."""
     if data.find(b"\xde", start) < 0 and data.find(b"\xdf", start) < 0:  # as in any text
         return False
     return any(
@@ -190,7 +197,7 @@ def may_have_large_map(data: bytes, start: int) -> bool:
 def check_maps(data: bytes, start: int, ext_hook: Callable[[int, memoryview], Any]) -> None:
     """Refuse a record with a map of many keys that were made to collide.
 
-    Today's records keep dicts of many keys as lists of them, unless all are texts; older ones have them as maps.
+    Today's records have lists of pairs for dicts of many keys, unless all keys are texts; older records have maps.
     """
     view = memoryview(data)
     for head, place, _ in _items(data, start, _SMALL):
@@ -200,7 +207,7 @@ def check_maps(data: bytes, start: int, ext_hook: Callable[[int, memoryview], An
             except msgspec.ValidationError:
                 keys = _gathered(view[place:], ext_hook)
                 made_dict(keys, keys)
-            except msgspec.DecodeError:  # of what follows the map
+            except msgspec.DecodeError:  # about what follows the map
                 pass
 
 
@@ -213,7 +220,7 @@ def _gathered(data: memoryview, ext_hook: Callable[[int, memoryview], Any]) -> l
         keys.append(key)
         return _Name()
 
-    with suppress(Exception):  # of what follows the map; else the decoder will say so itself
+    with suppress(Exception):  # about what follows the map; any other error the decoder will raise too
         msgspec.msgpack.Decoder(dict[_Name, Raw], dec_hook=gather, ext_hook=ext_hook).decode(data)
     return keys
 
@@ -271,7 +278,7 @@ def _grow(keys: Sequence[Value], add: Callable[[slice], None], *, is_set: bool) 
 
 
 def steps_of(hashes: Sequence[int], allowed: int, *, is_set: bool) -> int:
-    """How many steps CPython's set or dict takes for keys of these hashes, beyond 64 for each; it ends beyond `allowed`.
+    """How many steps CPython's set or dict takes for keys of these hashes, beyond 64 for each; stops counting at `allowed`.
 
     It grows and looks for places as `Objects/dictobject.c` and `setobject.c` do.
 
@@ -305,7 +312,7 @@ class _Table:
         self.slots: list[int | None] = [None] * size
 
     def step_of_dict(self, value: int) -> int:
-        """Insert a hash; gives how many places were taken already."""
+        """Insert a hash; returns how many places that it tried were taken already."""
         slots, mask = self.slots, self.mask
         rest = value & _WORD
         place, steps = rest & mask, 0

@@ -1,7 +1,7 @@
 """Values to bytes and back, exactly: what comes out equals what went in and is of the same type, or an error is raised.
 
-MessagePack by msgspec, with an explicit registry of types. Nothing is pickled, nothing imported by a name that stands
-in data, and there is no fallback. This package imports msgspec; import it where it is first needed.
+MessagePack by msgspec, with an explicit registry of types. Nothing is pickled, nothing imported by a name in data,
+and there is no fallback. This package imports msgspec; import it where it is first needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pocket_plug.primitives.typechecks import declared_types
 from pocket_plug.primitives.values import Value
 
 from .adapters import WITH_FUNCTIONS, TypeAdapter, adapter_of, advice
-from .bounds import UNLOOKED, check_maps, counted, has_at_most, may_have_large_map
+from .bounds import UNCHECKED, check_maps, counted, has_at_most, may_have_large_map
 from .copying import private_copy
 from .encoding import culprit, packed, plain_depth
 from .records import FORMAT, HEADER_SIZE, Sealed, opened, sealed
@@ -26,8 +26,8 @@ from .wire import BUILT_IN, COMPOSITE_READERS, LEAVES, RECORD, SCALAR_READERS, t
 
 T = TypeVar("T")
 
-# Reads what most large values are: JSON's, a few levels deep. As its keys are texts, none can collide; anything else is an
-# error of validation.
+# Reads the most usual large values: those of JSON, a few levels deep. Their keys are texts, so they can't collide; any other
+# value raises ValidationError.
 _Json: Any = bool | int | float | str | None
 for _ in range(4):
     _Json = bool | int | float | str | None | list[_Json] | dict[str, _Json]
@@ -39,15 +39,15 @@ class Codec:
 
     It knows None, bool, int of any size, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict with
     any keys, range, datetime, date, time, timedelta, timezone, ZoneInfo, Decimal, UUID, pathlib's paths, numpy's arrays and
-    scalars, nested in any way, and the types that are registered. A subclass never passes for its base. Objects that stand
-    in a value twice become two.
+    scalars, nested in any way, and the types that are registered. An object of a subclass is never stored as one of its base
+    class. An object that is in a value twice becomes two objects.
 
-    `max_bytes` limits a record, `max_depth` how deep containers may nest in it (at most 255), and `max_items` what takes
-    much more memory than bytes: lists, dicts, tuples, sets and objects, the pairs of dicts and the members of sets. All
-    hold on the way in and out. A record whose keys were made to collide is refused, too.
+    `max_bytes` limits a record, `max_depth` how deep containers may nest in it (at most 255), and `max_items` the number of
+    lists, dicts, tuples, sets and objects, pairs of dicts and members of sets, which take much more memory than bytes. All
+    hold for encoding and decoding. A record whose keys were made to collide is refused, too.
 
-    `declared` is a list of types that are registered when they are first needed. `seals` is for tools that move what they
-    don't understand: while it is True, a record that can't be made a value here is read as `Sealed`.
+    `declared` is a list of types that are registered when they are first needed. `seals` is for tools that move records
+    without knowing their types: while it is True, a record that can't be decoded here is read as `Sealed`.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -89,23 +89,23 @@ class Codec:
         encode: Callable[[T], Any] | None = None,
         decode: Callable[[Any], T] | None = None,
     ) -> type[T]:
-        """Take a class into the registry; gives the class back, so that it can decorate one.
+        """Register a class; returns it, so that this can be used as a decorator.
 
-        Dataclasses, Enums, msgspec Structs, named tuples and pydantic models need no functions. Any other class gives
-        `encode`, which makes of an object a value that the codec knows, and `decode`, which makes an object of such a
-        value.
+        Dataclasses, Enums, msgspec Structs, named tuples and pydantic models need no functions. For any other class give
+        `encode`, which converts an object to a value that the codec knows, and `decode`, which converts such a value to an
+        object.
 
-        A dataclass or model is its fields, which are set as they were: no `__init__` and no validator is called. A
-        stored field that the class no longer has is an error; a field that was not stored gets its default. `tag` is
-        the name that stands in records, the class's qualified name without its module unless given.
+        A dataclass or model is stored as its fields, and restored by setting them: no `__init__` and no validator is called.
+        A stored field that the class no longer has is an error; a field that was not stored gets its default. `tag` is
+        the class's name in records, by default its qualified name without the module.
 
-        `version` is that of the state, which is a dict of the fields, or what `encode` makes. `upgrade` has for each
-        older version a function that makes of its state that of the next: `upgrade={1: add_currency}`. A record of an
-        older version is upgraded when it is read; without a function for it, and of a later version, it is an error.
+        `version` is that of the state: of the dict of the fields, or of what `encode` returns. `upgrade` has for each
+        older version a function that converts its state to that of the next: `upgrade={1: add_currency}`. A record of an
+        older version is upgraded when it is read. Without a function for it, it is an error; so is a newer version.
 
         The same class, or one of the same module and name, may be registered again: a module reloaded, a notebook's cell run
         twice. The later registration holds, and older tags stay readable. Objects of the former class are stored as those of
-        the later one where both have the same fields or members. Raises CodecError if the tag is another class's.
+        the later one if both have the same fields or members. Raises CodecError if the tag is another class's.
 
         >>> from fractions import Fraction
         >>> codec = Codec()
@@ -136,7 +136,7 @@ class Codec:
         return type in BUILT_IN or self._registry.entry(type) is not None
 
     def tag_of(self, type: type) -> str:
-        """The name that stands in records for a class, or would if objects of it could be encoded.
+        """The name of a class in records, also of a class whose objects can't be encoded.
 
         >>> Codec().tag_of(dict)
         'dict'
@@ -149,7 +149,7 @@ class Codec:
         """The record of a value.
 
         Raises UnregisteredTypeError, naming the path to the object and its type, and CodecError for what can't be
-        stored otherwise: a lone surrogate, a container within itself, what is over a limit.
+        stored for another reason: a lone surrogate, a container within itself, a value that exceeds a limit.
         """
         kind = type_of(value)
         try:
@@ -185,16 +185,16 @@ class Codec:
 
     # ---------------------------------------------------------------- bytes to values
     def decode(self, data: bytes, place: bytes | None = None) -> Value:
-        """The value of a record, which stands in a `place` if that is given.
+        """The value of a record; give its `place` if it may be bound to one.
 
-        Raises CorruptRecordError for bytes that are no whole record, of another place, or break a limit, UnknownTypeError
-        where a type is not registered here, and CodecError where an object can't be made of what was stored.
+        Raises CorruptRecordError for bytes that are no undamaged record, are bound to another place, or exceed a limit,
+        UnknownTypeError if a type is not registered here, and CodecError if an object can't be made of what was stored.
         """
         payload = opened(data, place, self.max_bytes, self.max_depth)
         if place is not None and data[0] == FORMAT and (seen := upgraded.get()) is not None:
             seen.append(UNBOUND)
         try:
-            if len(data) <= UNLOOKED:
+            if len(data) <= UNCHECKED:
                 return self._from_msgpack(payload)
             return self._bounded(data, payload)
         except (CorruptRecordError, MemoryError):
@@ -205,11 +205,11 @@ class Codec:
             return Sealed(sealed(payload, data[1]), error)
         except msgspec.DecodeError as error:
             raise CorruptRecordError(f"no record of this codec: {error}") from error
-        except Exception as error:  # noqa: BLE001 - the checksum was right, so somebody made it up
+        except Exception as error:  # noqa: BLE001 - the checksum was right, so the record is forged
             raise CorruptRecordError(f"no record of this codec: {type(error).__name__} of what it holds") from None
 
     def _bounded(self, data: bytes, payload: bytes | memoryview) -> Value:
-        """What is in a longer record, unless that would take more than it may."""
+        """The value of a longer record, if that doesn't exceed the limits."""
         if len(payload) > self.max_items and not has_at_most(self.max_items, data, HEADER_SIZE):
             raise CorruptRecordError(
                 f"the record has more than {self.max_items:,} containers, pairs and objects (max_items)"
@@ -241,7 +241,7 @@ class Codec:
 
     # ---------------------------------------------------------------- copies
     def renewed(self, value: Value) -> Value:
-        """The value with objects of former definitions of a class made those of the newest; itself where that can't be done."""
+        """The value with its objects converted to the newest definitions of their classes; the value itself if that fails."""
         try:
             return self.decode(self.encode(value))
         except CodecError:
@@ -250,11 +250,11 @@ class Codec:
     def private(self, value: Value) -> Value:
         """A copy that can be changed without changing the original.
 
-        What can't change comes back as it is: numbers, text, dates, and tuples, frozensets and frozen registered
-        objects that hold nothing else. Built-in containers and registered objects are copied part by part, as the
-        codec would store them: an object that stands in the value twice becomes two. Other containers, dataclasses,
-        Structs, models and arrays are copied by `copy.deepcopy`. Any other object (a socket, a session) is shared, and so is what
-        deepcopy fails on. Raises CodecError where a function that a type was registered with fails.
+        Immutable values are returned as they are: numbers, text, dates, and tuples, frozensets and frozen registered
+        objects that hold only such. Built-in containers and registered objects are copied part by part, as the
+        codec would store them: an object that is in the value twice becomes two. Other containers, dataclasses,
+        Structs, models and arrays are copied by `copy.deepcopy`. Any other object (a socket, a session) is shared, and so is
+        one that deepcopy fails on. Raises CodecError if a function that a type was registered with fails.
 
         >>> rows = [{"n": 1}]
         >>> mine = Codec().private(rows)
@@ -282,7 +282,7 @@ class _Inspector(Codec):
 
 
 inspect_record = _Inspector().decode
-"""What a record holds, whatever types are registered: objects are seen as `Opaque`, and no code of theirs runs.
+"""The value of a record, whatever types are registered: objects become `Opaque`, and no code of theirs runs.
 
 >>> from enum import Enum
 >>> from decimal import Decimal
@@ -293,6 +293,6 @@ inspect_record = _Inspector().decode
 
 # ---------------------------------------------------------------- this process's
 default_codec = Codec(declared=declared_types)
-"""The codec of this process: what is not given another one uses it. It takes the types of every `Key` by itself."""
+"""The codec of this process, used where no other one is given. It registers the types of every `Key` by itself."""
 
 register_type = default_codec.register

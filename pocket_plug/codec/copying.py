@@ -1,4 +1,4 @@
-"""Private copies of values: what a transaction and an update hand out, so that whoever changes one changes no store."""
+"""Private copies of values, which transactions and updates give to callers: changing a copy doesn't change the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values as MessagePack: as they are where it holds them exactly, else with all that it doesn't in extensions."""
+"""Values as MessagePack: directly what MessagePack holds exactly, and everything else in extensions."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ALL_BUT_INT = LEAVES - {int}
 
 
 def plain_depth(value: Value, max_depth: int) -> int:
-    """How deep lists and dicts nest in a list or dict of nothing but them and leaves, which msgspec can take as it is.
+    """How deep a list or dict nests that has only lists, dicts and leaves in it, so that msgspec can encode it directly.
 
-    0 where there is anything else in it, such as an object of a subclass, or a large dict of other keys than texts (see
-    `bounds.check_maps`), and where it nests deeper. For values of a few items a loop is faster than `set` and `map`.
+    0 if it has anything else in it, such as an object of a subclass, or a large dict of other keys than texts (see
+    `bounds.check_maps`), and if it nests too deep. For values of a few items a loop is faster than `set` and `map`.
     """
     if not max_depth:
         return 0
@@ -49,7 +49,7 @@ def plain_depth(value: Value, max_depth: int) -> int:
 
 
 class _Walk:
-    """One pass over a value, on which all that MessagePack would not keep exactly is put into an Ext."""
+    """One pass over a value that puts everything that MessagePack would not keep exactly into an Ext."""
 
     __slots__ = ("deepest", "leaves", "left", "max_depth", "registry")
 
@@ -67,7 +67,7 @@ class _Walk:
             return value
         if (scalar := SCALARS.get(kind)) is not None:
             return Ext(scalar[0], scalar[1](value))
-        if kind is int:  # only walked over where some int is too big
+        if kind is int:  # int is a leaf unless some int is too big
             return value if value in MSGPACK_INTS else Ext(BIG_INT, write_int(value))
         if kind in CLOCKS:
             return self.clock(value, *CLOCKS[kind], depth)
@@ -114,7 +114,7 @@ class _Walk:
         return {key: value if type(value) in leaves else wrap(value, depth) for key, value in values.items()}
 
     def check_keys(self, keys: Collection[Value], make: Callable[[list[Value]], object]) -> None:
-        """Refuse keys here that `decode` would refuse. Plain ones collide only if they were made to, and aren't checked."""
+        """Refuse keys that `decode` would refuse. Plain keys collide only if they were made to, and aren't checked."""
         if self.leaves.issuperset(map(type, keys)):
             return
         try:
@@ -187,7 +187,7 @@ def _parts(value: Value, registry: Registry) -> Iterator[tuple[str, Any]]:
 
 
 def _key_name(key: Any) -> str:
-    """A dict's key within a path: what looks like the name of a field as it is, of others the type and the length."""
+    """A dict's key within a path: one that looks like the name of a field as it is, any other by its type and length."""
     if type(key) is str:
         return repr(key) if key.isidentifier() and len(key) <= 80 else f"<{summary(key)}>"
     return f"<{type(key).__name__}>"

@@ -1,7 +1,7 @@
-"""Exceptions as values: what `errors="collect"` puts among the results of a durable run has to be stored.
+"""Exceptions as values: `errors="collect"` puts them among the results of a durable run, which are stored.
 
-Python's own come back as they were: class, arguments, attributes and notes. Any other becomes a `RecordedError`, since no
-class is looked up by a name that stands in data. Tracebacks, and what caused an exception, are not kept.
+Python's own are restored as they were: class, arguments, attributes and notes. Any other becomes a `RecordedError`, since no
+class is looked up by a name in data. Tracebacks and causes are not kept.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ BUILT_IN: tuple[type[Exception], ...] = tuple(
         and not kind.__name__.startswith("_")
     }
 )
-"""Python's own exceptions: the only ones that are made again of what is stored."""
+"""Python's own exceptions: the only ones that are restored from what is stored."""
 
-_AROUND = 20  # containers that may stand around an exception that is kept
+_AROUND = 20  # how deep in containers an exception may be that is stored
 
 _OURS = tuple(f"{folder}/" for folder in (Path(__file__).parent.parent, Path(asyncio.__file__).parent))
 _LIBRARIES = tuple({f"{path}/" for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))})
 
 
 def storable(error: Exception) -> Exception:
-    """The exception itself if it comes back as it was, else what is kept of it; of a group, member by member."""
+    """The exception itself if it can be restored as it was, else a `RecordedError`; in a group, each member so."""
     kept = error
     if type(error) is ExceptionGroup:
         members = [storable(member) for member in error.exceptions]
         if any(kept is not member for kept, member in zip(members, error.exceptions, strict=True)):
             kept = _with_notes(error.derive(members), error)
-    if _comes_back(kept):
+    if _is_restored(kept):
         return kept
     return _with_notes(RecordedError(error_type(error), error_text(error), capped(_origin(error))), error)
 
 
-def _comes_back(error: Exception) -> bool:
-    """It is tried, not judged: what an exception holds, and what its class does, may be anything.
+def _is_restored(error: Exception) -> bool:
+    """Is it restored as it was? This is tried out, since an exception may hold anything, and its class may do anything.
 
-    In some lists, since it is to stand among results, which may stand in others: a codec limits how deep.
+    It is tried within some lists, since a result may be nested in others, and a codec limits how deep.
     """
     nested: Value = error
     for _ in range(_AROUND):
         nested = [nested]
     try:
         nested = default_codec.decode(default_codec.encode(nested))
-    except Exception:  # noqa: BLE001 - then it doesn't
+    except Exception:  # noqa: BLE001 - then it isn't
         return False
     for _ in range(_AROUND):
         nested = nested[0]
@@ -104,7 +104,7 @@ def _maker(kind: type[Exception]) -> Value:
 
 
 for _kind in BUILT_IN:
-    if not default_codec.knows(_kind):  # the user's own form of it holds
+    if not default_codec.knows(_kind):  # the user's own registration has priority
         register_type(_kind, tag=f"builtins.{_kind.__name__}", encode=_taken_apart, decode=_maker(_kind))
 register_type(
     RecordedError,

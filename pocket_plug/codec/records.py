@@ -1,8 +1,8 @@
 """A record: a header and a payload of MessagePack. The header seals the payload, and may bind it to a place.
 
-It is the format, the depth of nesting, and a CRC-32. The checksum makes a flipped bit an error rather than another value;
-the depth lets a reader with a lower limit refuse before it parses. The checksum of a bound record goes on over the place
-where it stands (`place_of`), so the right record in the wrong place is an error too.
+The header has the format, the depth of nesting, and a CRC-32. The checksum makes a flipped bit an error rather than another
+value; the depth lets a reader with a lower limit refuse before it parses. The checksum of a bound record includes the place
+where it is stored (`place_of`), so the right record in the wrong place is an error too.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _pack_version, _pack_deadline = struct.Struct(">q").pack, struct.Struct(">qd").p
 
 
 def place_of(key: str, version: int, expires_at: float | None) -> bytes:
-    """What a backend that keeps records by key, version and deadline binds them to."""
+    """The place to which a backend binds a record: its key, version and expiry time."""
     if expires_at is None:
         return _pack_version(version) + key.encode()
     return _pack_deadline(version, expires_at) + key.encode()
 
 
 def bound(record: bytes, place: bytes) -> bytes:
-    """A record as it is to stand in a place; `Codec.decode(…, place)` reads it there and nowhere else.
+    """The record, bound to a place; `Codec.decode(…, place)` reads it there and nowhere else.
 
     >>> from pocket_plug.codec import default_codec
     >>> record = bound(default_codec.encode(5), place_of("a", 7, None))
@@ -40,14 +40,14 @@ def bound(record: bytes, place: bytes) -> bytes:
     >>> default_codec.decode(record, place_of("b", 7, None))
     Traceback (most recent call last):
       ...
-    pocket_plug.errors.CorruptRecordError: the record's checksum does not fit: it was damaged or cut off, or stands elsewhere
+    pocket_plug.errors.CorruptRecordError: the record's checksum does not match: ..., or belongs to another place
     """
     _, depth, checksum = _unpack_header(record)
     return _pack_header(BOUND, depth, crc32(place, checksum)) + record[HEADER_SIZE:]
 
 
 def payload_of(record: bytes) -> bytes:
-    """The bytes of a record's value alone, without what says how they were written."""
+    """The bytes of a record's value, without the header."""
     return record[HEADER_SIZE:]
 
 
@@ -71,7 +71,7 @@ def sealed(payload: bytes | memoryview, depth: int) -> bytes:
 
 
 def opened(record: bytes, place: bytes | None, max_bytes: int, max_depth: int) -> bytes | memoryview:
-    """The payload of a record. Raises CorruptRecordError where it isn't whole, or of another place."""
+    """The payload of a record. Raises CorruptRecordError if it is damaged, or bound to another place."""
     if not HEADER_SIZE < len(record) <= max_bytes:
         raise CorruptRecordError(
             f"a record has {HEADER_SIZE + 1} to {max_bytes:,} bytes (max_bytes); this has {len(record):,}"
@@ -89,8 +89,8 @@ def opened(record: bytes, place: bytes | None, max_bytes: int, max_depth: int) -
         )
     if found != checksum:
         raise CorruptRecordError(
-            "the record's checksum does not fit: it was damaged or cut off"
-            + (", or stands elsewhere" if format == BOUND else "")
+            "the record's checksum does not match: it was damaged or cut off"
+            + (", or belongs to another place" if format == BOUND else "")
         )
     if depth > max_depth:
         raise CorruptRecordError(
@@ -100,9 +100,9 @@ def opened(record: bytes, place: bytes | None, max_bytes: int, max_depth: int) -
 
 
 class Sealed:
-    """A whole record that can't be made a value here: of an unknown type, say, or of a newer version of one.
+    """An undamaged record that can't be decoded here: it has an unknown type, for example, or a newer version of one.
 
-    Stored as a value, it is that `record` again, byte for byte. `error` says what is missing.
+    Storing it stores the same `record` again, byte for byte. `error` says what is missing.
     """
 
     def __init__(self, record: bytes, error: CodecError) -> None:

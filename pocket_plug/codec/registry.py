@@ -1,6 +1,6 @@
 """The registry: which classes a codec knows beside the built-in ones, under which tag, and how their records are upgraded.
 
-Nothing is imported by a name that stands in data: a tag that is not registered is an error.
+Nothing is imported by a name in data: a tag that is not registered is an error.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .adapters import KNOWN, WITH_FUNCTIONS, TypeAdapter, adapter_of, advice, hi
 from .wire import BUILT_IN, to_msgpack, type_of
 
 Upgrade = Callable[[Value], Value]
-"""Makes of the state of one version of a type that of the next."""
+"""Converts the state of one version of a type to that of the next."""
 
 upgraded: ContextVar[list[str] | None] = ContextVar("upgraded", default=None)
-"""Set it to a list, and each object that is upgraded while a record is read in this context leaves its tag there. A record
-that is not bound to its place, as older versions have written them, leaves `UNBOUND`."""
+"""Set it to a list: each object that is upgraded while a record is read in this context adds its tag. A record that is not
+bound to its place, as older versions have written them, adds `UNBOUND`."""
 
 UNBOUND = "an unbound record"
 
@@ -45,7 +45,7 @@ class Registered:
 
 
 class Registry:
-    """The types that a codec knows. Those `declared` are taken in when they are first needed."""
+    """The types that a codec knows. The `declared` ones are registered when they are first needed."""
 
     def __init__(self, declared: Sequence[Value] = ()) -> None:
         self.types: dict[type, Registered] = {}
@@ -58,7 +58,7 @@ class Registry:
     def register(
         self, cls: type, adapter: TypeAdapter, tag: str | None, version: int, upgrade: Mapping[int, Upgrade]
     ) -> None:
-        """Take a class in, or take it in anew. Raises CodecError where the tag is another class's, or an upgrade isn't right."""
+        """Register a class, or register it again. Raises CodecError if the tag is another class's, or an upgrade is invalid."""
         if version < 1:
             raise CodecError(f"{name_of(cls)}: version is 1 or more, not {version}")
         if wrong := [step for step in upgrade if not 1 <= step < version]:
@@ -82,7 +82,7 @@ class Registry:
             self.types[cls] = self.tags[tag] = Registered(cls, tag, version, adapter, upgrade, head)
 
     def entry(self, cls: type) -> Registered | None:
-        """What is registered for exactly this class."""
+        """The registration of exactly this class."""
         entry = self.types.get(cls)
         if entry is None:
             self._adopt()
@@ -90,7 +90,7 @@ class Registry:
         return entry
 
     def tagged(self, tag: Any) -> Registered:
-        """What is registered under a tag. Raises UnknownTypeError where nothing is."""
+        """The registration with a tag. Raises UnknownTypeError if there is none."""
         if self._adopted != len(self._declared):  # a class of that tag may have been defined anew
             self._adopt()
         entry = self.tags.get(tag)
@@ -105,10 +105,10 @@ class Registry:
         return entry
 
     def _adopt(self) -> None:
-        """Register what was declared since last time, the classes of its fields, and those of libraries imported since.
+        """Register the types that were declared since last time, the classes of their fields, and those of new libraries.
 
-        A class whose tag is taken is left out: it's an error once that class is used, not whichever is used next. Look
-        again afterwards even if there was nothing new: another thread may have dealt with it at this very moment.
+        A class whose tag is taken is left out: it is an error when that class is used, not when any other is. Callers
+        look again afterwards even if there was nothing new: another thread may have registered it meanwhile.
         """
         with self._lock:
             declared = len(self._declared)
@@ -116,7 +116,7 @@ class Registry:
             known = {__name__: KNOWN} | {library.__name__: library.KNOWN for library in libraries()}
             queue.extend(each for library, types in known.items() if library not in self._libraries for each in types)
             self._adopt_all(queue)
-            # only now, when all is done: if it was interrupted, it is done again
+            # set last: if it was interrupted before, it is done again
             self._adopted, self._libraries = declared, {*known}
 
     def _adopt_all(self, queue: deque[Any]) -> None:
@@ -130,7 +130,7 @@ class Registry:
                     queue.extend(self._adopted_with(part))
 
     def _adopted_with(self, cls: type) -> Iterable[Any]:
-        """Register a class unless its tag is another's; gives the hints of its fields if it is registered now."""
+        """Register a class unless its tag is another's; returns the hints of its fields if it is registered now."""
         if cls not in self.types and (adapter := adapter_of(cls)) is not None:
             held = self.tags.get(adapter.tag or cls.__qualname__)
             if held is None or name_of(held.type) == name_of(cls):
@@ -138,7 +138,7 @@ class Registry:
         return hints_of(cls) if cls in self.types or typing.is_typeddict(cls) else ()
 
     def require(self, cls: type) -> Registered:
-        """What is registered for exactly this class. Raises UnregisteredTypeError, with the way out."""
+        """The registration of exactly this class. Raises UnregisteredTypeError, with the way out."""
         entry = self.entry(cls)
         if entry is None:
             raise UnregisteredTypeError(self._way_out(cls))
@@ -165,13 +165,13 @@ class Registry:
 
 
 def state_of(entry: Registered, value: Value) -> Value:
-    """What an object holds, as a value that the codec knows."""
+    """The state of an object, as a value that the codec knows."""
     try:
         return entry.adapter.encode(value)
     except RecursionError:  # nested too deeply, which the caller reports
         raise
     except Exception as error:
-        raise CodecError(f"taking a {name_of(entry.type)} apart failed{_text(error)}") from error
+        raise CodecError(f"encoding a {name_of(entry.type)} failed{_text(error)}") from error
 
 
 def object_of(entry: Registered, state: Value) -> Value:
@@ -180,12 +180,12 @@ def object_of(entry: Registered, state: Value) -> Value:
         return entry.adapter.decode(state)
     except Exception as error:
         raise CodecError(
-            f"making a {name_of(entry.type)} of what is stored under {entry.tag!r} failed{_text(error)}"
+            f"decoding a {name_of(entry.type)} from a record of type {entry.tag!r} failed{_text(error)}"
         ) from error
 
 
 def upgraded_state(entry: Registered, version: int, state: Value) -> Value:
-    """The state of an older version, made one of today's step by step."""
+    """The state of an older version, upgraded to today's step by step."""
     if version > entry.version:
         raise CodecError(
             f"the record holds version {version} of type {entry.tag!r}; {name_of(entry.type)} is registered "

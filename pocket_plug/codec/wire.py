@@ -1,6 +1,6 @@
-"""How single values stand in MessagePack: what it holds exactly as it is, and the extensions for all that it does not.
+"""Single values in MessagePack: the types that it holds exactly, and the extensions for all others.
 
-The codes of the extensions are part of the format. What is made of other values (tuples, sets, objects) is `encoding`'s.
+The codes of the extensions are part of the format. Values that contain others (tuples, sets, objects) are in `encoding`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .bounds import made_dict, made_set
 
 to_msgpack = msgspec.msgpack.Encoder().encode
 
-type_of: Callable[[Value], Value] = type  # of Any, a type checker makes `type[Unknown]`
+type_of: Callable[[Value], Value] = type  # for a type checker, `type` of Any is `type[Unknown]`
 
 # ---------------------------------------------------------------- which types there are
 LEAVES: frozenset[type] = frozenset({type(None), bool, int, float, str, bytes})
-"""What MessagePack itself holds exactly, but for large ints. Everything else goes into an extension of one of these codes."""
+"""Types that MessagePack itself holds exactly, except large ints. All others are in an extension of one of these codes."""
 
 RECORD, TUPLE, SET, FROZENSET, PAIRS, BIG_INT, COMPLEX, BYTEARRAY = range(1, 9)
 DATETIME, TIME, AWARE_DATETIME, AWARE_TIME, DATE, TIMEDELTA, TIMEZONE, ZONE_INFO, DECIMAL, UUID_BYTES = range(9, 19)
 
 ARRAYS: dict[type, int] = {tuple: TUPLE, set: SET, frozenset: FROZENSET}
 CLOCKS: dict[type, tuple[int, int]] = {datetime: (DATETIME, AWARE_DATETIME), time: (TIME, AWARE_TIME)}
-"""For each the code of one without a time zone, and that of any other."""
+"""For each type the code of values without a time zone (and fold), and the code of all others."""
 
 MSGPACK_INTS = range(-(2**63), 2**64)
 
@@ -71,7 +71,7 @@ def _read_timezone(data: memoryview) -> timezone:
 
 def _write_zone_info(value: ZoneInfo) -> bytes:
     if not _ZONE_KEY.fullmatch(value.key or ""):
-        raise CodecError("a ZoneInfo is stored by its key, and this one has none that could be found again")
+        raise CodecError("a ZoneInfo is stored by its key, and this one has none that can be looked up")
     return value.key.encode()
 
 
@@ -114,7 +114,7 @@ def _clock(kind: type[datetime] | type[time], text: str, fold: int, zone: tzinfo
     return kind.fromisoformat(text).replace(fold=fold, tzinfo=zone)
 
 
-# What is made of other values is read from their list.
+# Values that contain others are read from a list of them.
 COMPOSITE_READERS: dict[int, Callable[[list[Value]], Any]] = {
     TUPLE: tuple,
     SET: made_set,
@@ -126,4 +126,4 @@ COMPOSITE_READERS: dict[int, Callable[[list[Value]], Any]] = {
 
 BUILT_IN = frozenset({*LEAVES, list, dict, *ARRAYS, *CLOCKS, *SCALARS})
 ATOMS = BUILT_IN - {list, dict, bytearray, *ARRAYS}
-"""What can't be changed, and holds nothing else that could."""
+"""Immutable types that contain nothing mutable."""

@@ -1,4 +1,4 @@
-"""The layers that come along. Each is a plugin as any other's, in one file, imported when it is first used."""
+"""The built-in layers. Each is a plugin like any third party's, imported when it is first used."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The bounding layer: so many entries, so many bytes, so long. What is used least recently goes first.
+"""The bounding layer: bounds the number of entries, their bytes and their lifetime. It evicts the least recently used first.
 
-Directly over Memory it is Memory's own way of keeping entries, without a second index. Over anything else it keeps an
-index, and evicts by deleting.
+Directly over Memory it replaces Memory's table, so there is no second index. Over anything else it keeps an index, and
+evicts by deleting.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from pocket_plug.store.scanning import paged
 __all__ = ["Bounding", "Reason", "size_of"]
 
 _UNKNOWN = 0
-"""The version of an entry that is there, or may be, while nobody has looked."""
+"""The version of an entry that is there, or may be, and wasn't read yet."""
 
-_telling: ContextVar[tuple[Layer, ...]] = ContextVar("pocket_plug.telling", default=())
-"""The layers whose `on_evict` is being called here: what it evicts itself is not reported again."""
+_reporting: ContextVar[tuple[Layer, ...]] = ContextVar("pocket_plug.reporting", default=())
+"""The layers whose `on_evict` is being called here: evictions that it causes itself are not reported."""
 
 
 class Bounding(Layer):
     """Keeps a store small: an upper bound for entries, for bytes, and for how long each one lives.
 
-    - `max_entries`: how many keys. The one least recently set or read goes first.
-    - `max_bytes`: how much all keys and values take together, as `size_of` estimates each when it is set.
+    - `max_entries`: the most keys. The least recently set or read entry is evicted first.
+    - `max_bytes`: the most bytes that all keys and values take together, as `size_of` estimates each when it is set.
     - `ttl`: how long an entry lives after a set (seconds, timedelta or "5m"), besides a ttl that it may have itself.
-      Neither reading nor `update` renews it, so a counter is back at its default once in so long; nothing below this
-      layer learns of it, and nothing above: `store.ttl` and `entry` tell the one that an entry has itself.
-    - `on_evict(key, value, reason)`: called for what had to go, with reason "size", "bytes" or "expired"; never for a
-      delete, nor where a live value is overwritten. It is called after the write that evicted, with no lock held, and
-      may use the store; what it evicts itself is not told. What it raises goes to the `pocket_plug` logger the first
-      time, is counted in `failures`, and never fails the write. An `async def` is awaited by the write; the store's
-      sync writes then go through an event loop.
-    - `durable=True`: yes, delete what the backend would have kept.
+      Neither reading nor `update` renews it, so a counter starts again from its default after that time. No other layer
+      knows it: `store.ttl` and `entry` return the entry's own expiry time.
+    - `on_evict(key, value, reason)`: called for each evicted entry, with reason "size", "bytes" or "expired"; never for a
+      delete, nor if a live value is overwritten. It is called after the write that evicted, with no lock held, and
+      may use the store; evictions that it causes itself are not reported. What it raises is logged by the `pocket_plug`
+      logger the first time, is counted in `failures`, and never fails the write. An `async def` is awaited by the write;
+      the store's sync writes then go through an event loop.
+    - `durable=True`: confirms that entries of a durable backend may be deleted.
 
     Each item of an append-only list is an entry, so lists lose their oldest items first, as if they were trimmed. Records of
-    pocket_plug itself are neither counted nor evicted. A write looks for expired entries before it evicts
-    a live one: always where there are no more than 64, else at most once in so many writes as a quarter of the
-    entries. What a backend other than Memory has itself let expire is gone without a call.
+    pocket_plug itself are neither counted nor evicted. A write looks for expired entries before it evicts a live one: always
+    if there are at most 64, else at most once per n/4 writes, n = number of entries. Entries that a backend other than
+    Memory has removed itself when they expired are not reported.
 
     Built without a limit, with one below 1, over a durable backend without `durable=True`, or around persistence, it
     raises ConfigError.
@@ -82,18 +82,18 @@ class Bounding(Layer):
     inline_read = inline_write = True
 
     def on_build(self) -> None:
-        self._refuse_nonsense()
+        self._check_options()
         self.evicts = True
         self.failures = 0
-        """How often `on_evict` raised, and how often an eviction failed."""
+        """How often `on_evict` raised or an eviction failed."""
         self._awaits = _is_async(self.on_evict)
         self._lock = new_lock(self._cut_off)
-        self._going: dict[str, tuple[Any, Reason]] = {}  # chosen, but not deleted yet
-        self._doubtful: list[Sequence[Change]] = []  # writes that may have landed, and aren't noted yet
+        self._going: dict[str, tuple[Any, Reason]] = {}  # chosen for eviction, but not deleted yet
+        self._doubtful: list[Sequence[Change]] = []  # writes that may have been stored, and aren't noted yet
         self._index = index = _Bounded(self)
         inner = self.inner
         if type(inner) is Memory:
-            index.notify = self._tell if self.on_evict is not None else None
+            index.notify = self._report_evictions if self.on_evict is not None else None
             inner.adopt(index)
             write = index.writing(inner)
             direct: dict[str, Any] = {"read": index.read, "write": write, "scan": inner.scan, "open": inner.open}
@@ -101,7 +101,7 @@ class Bounding(Layer):
         self.inline_write = inner.inline_write and inner.inline_read and not self._awaits
         self.needs_loop = inner.needs_loop or self._awaits
 
-    def _refuse_nonsense(self) -> None:
+    def _check_options(self) -> None:
         for option in ("max_entries", "max_bytes"):
             limit = getattr(self, option)
             if limit is not None and limit < 1:
@@ -114,7 +114,7 @@ class Bounding(Layer):
             raise ConfigError(f"bounding: on_evict takes {taken}, but is called with 3 arguments: key, value, reason")
         if any(isinstance(part, Tiered) for part in parts(self.inner)):
             raise ConfigError(
-                "bounding around persistence would delete what persistence is there to keep; write persistence first: "
+                "bounding around persistence would delete what persistence must keep; write persistence first: "
                 "layers=[Persistence(…), Bounding(…)] bounds the cache in memory"
             )
         if self.inner.read_only:
@@ -130,17 +130,17 @@ class Bounding(Layer):
 
     @property
     def entries(self) -> int:
-        """How many it knows to be there, expired ones too that no write has looked for yet."""
+        """The number of entries that it knows, including expired ones that no write has removed yet."""
         return len(self._index)
 
     @property
     def evictions(self) -> Mapping[Reason, int]:
-        """How many had to go so far, by reason; what is asked once goes on counting."""
+        """The number of evicted entries so far, by reason; always the same mapping, which is updated."""
         return self._index.evictions
 
     # ------------------------------------------------------------ over anything but Memory
     async def open(self) -> None:
-        """Count what is there already, as if it were set now."""
+        """Count the entries that are there already, as if they were set now."""
         await super().open()
         with self._lock:
             self._index.clear()
@@ -153,13 +153,13 @@ class Bounding(Layer):
         await self._evict()
 
     async def read(self, key: str) -> Entry | None:
-        """The inner one's, unless it has been there for too long."""
+        """The inner one's entry, unless its ttl is over."""
         known = self._known(key)
         return self._seen(key, known, await self.inner.read(key))
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The same of several, as the inner one has them at one moment."""
-        if type(self.inner) is Memory:  # which keeps them as bounding does
+        """The inner one's entries, as of one moment, without those whose ttl is over."""
+        if type(self.inner) is Memory:  # its table is this layer's
             return await self.inner.read_many(keys)
         known = {key: self._known(key) for key in keys}
         entries = await self.inner.read_many(known)
@@ -167,7 +167,7 @@ class Bounding(Layer):
         return {key: entry for key, entry in seen.items() if entry is not None}
 
     def _seen(self, key: str, known: Any, entry: Entry | None) -> Entry | None:
-        """What a reader gets of the inner one's entry, of which the index had `known` before the read."""
+        """What a reader gets of the inner one's entry; `known` is what the index had before the read."""
         if entry is None:
             with self._lock:
                 if known is not None and self._index.entries.get(key) is known:  # not set in the meantime
@@ -182,9 +182,9 @@ class Bounding(Layer):
         return entry
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """The inner one's; then whatever is over the bounds is deleted."""
+        """Write to the inner one; then delete whatever is over the bounds."""
         if self.ttl is not None:
-            # What has expired here is still there for the inner one, which would say ConflictError to "expect nothing".
+            # The inner one still has entries that have expired here, and would raise ConflictError if none is expected.
             self._choose_expired([*expect, *(change.key for change in changes)])
             await self._evict()
         puts = [change for change in changes if isinstance(change, Put)]
@@ -194,7 +194,7 @@ class Bounding(Layer):
         except ConflictError:
             raise
         except BaseException:
-            self._doubtful += [puts]  # they may have landed; if this is interrupted too, the next write notes them
+            self._doubtful += [puts]  # they may have been stored; if this is interrupted too, the next write notes them
             self._note((), _UNKNOWN)
             raise
         await self._evict()
@@ -203,7 +203,7 @@ class Bounding(Layer):
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        """The inner one's, without what has been there for too long."""
+        """The inner one's keys, without those whose ttl is over."""
         if limit == 0:
             return
         given = 0
@@ -217,16 +217,16 @@ class Bounding(Layer):
                         return
 
     def _known(self, key: str) -> Any:
-        """What the index has, or had until it was chosen to go."""
+        """What the index has of a key, or had until it was chosen for eviction."""
         known = self._index.entries.get(key)
         if known is self._index.gone:
             known = None
         return known if known is not None or (going := self._going.get(key)) is None else going[0]
 
     def _note(self, changes: Iterable[Change], version: int) -> None:
-        """Enter what was written. Writes may come back in another order than they were done in: the newest counts."""
+        """Note what was written. Writes may return in another order than they were done in: the newest version counts."""
         index = self._index
-        last = {change.key: change for change in changes}  # of two with one version, the second would not be taken
+        last = {change.key: change for change in changes}  # of two with the same version, the second would be ignored
         versioned = [_with_version(change, change.version or version) for change in last.values()]
         with self._lock:
             index.version += 1  # here it only counts the writes
@@ -249,12 +249,12 @@ class Bounding(Layer):
 
     def _choose_dropped(self) -> None:
         for key, known, reason in self._index.dropped:
-            self._going.pop(key, None)  # chosen again, by another version: it goes, and is reported, in its new turn
+            self._going.pop(key, None)  # chosen again, with another version: its order is the new one
             self._going[key] = known, reason
         self._index.dropped = []
 
     async def _evict(self) -> None:
-        """Delete what was chosen. That fails no write: what can't be deleted now is tried again after the next one."""
+        """Delete the chosen entries. A failure fails no write: the deletion is tried again after the next write."""
         dropped: list[Dropped] = []
         while self._going:
             with self._lock:
@@ -273,10 +273,10 @@ class Bounding(Layer):
                     dropped.append((key, entry, chosen[1]))
                     self._index.count(dropped[-1:])
         if dropped and self.on_evict is not None:
-            await self._tell(dropped)
+            await self._report_evictions(dropped)
 
     async def _delete(self, key: str, known: Any) -> Entry | None:
-        """Delete the version that was chosen and give its entry; None where somebody else has changed it since."""
+        """Delete the version that was chosen and return its entry; None if somebody else has changed it since."""
         while (entry := await self.inner.read(key)) is not None:
             if known.version == _UNKNOWN and key not in self._index.entries:
                 known.version = entry.version
@@ -291,21 +291,21 @@ class Bounding(Layer):
         return None
 
     def _cut_off(self) -> None:
-        """In a child that was forked while another thread was at the index, and stayed at it."""
+        """In a forked child: another thread held the lock at the fork, so the index may be half changed."""
         self._index.entries = Closed(
             "this process was forked in the middle of a write to this bounded store, whose "
             "entries can't be counted any more; close it and open it again"
         )
 
     # ------------------------------------------------------------ on_evict
-    async def _tell(self, dropped: Sequence[Dropped]) -> None:
-        """Call `on_evict` for each, whatever becomes of the others; a cancellation is raised at the end."""
-        telling = _telling.get()
-        if self in telling or self.on_evict is None:
+    async def _report_evictions(self, dropped: Sequence[Dropped]) -> None:
+        """Call `on_evict` for each, even if a call fails; a cancellation is raised at the end."""
+        reporting = _reporting.get()
+        if self in reporting or self.on_evict is None:
             return
         cancelled: asyncio.CancelledError | None = None
         try:
-            _telling.set((*telling, self))
+            _reporting.set((*reporting, self))
             for key, entry, reason in dropped:
                 try:
                     answer = self.on_evict(key, entry.value, reason)
@@ -316,12 +316,12 @@ class Bounding(Layer):
                         self._report("on_evict is no `async def`, yet it returned a coroutine, not awaited, for", key)
                 except asyncio.CancelledError as error:
                     cancelled = error
-                except BaseException as error:  # it is the user's, and the write has landed
+                except BaseException as error:  # it is the user's error, and the write is done
                     if not is_fault(error):
                         raise
                     self._report("on_evict raised for", key, error)
         finally:
-            _telling.set(telling)
+            _reporting.set(reporting)
         if cancelled is not None:
             raise cancelled
 
@@ -346,14 +346,14 @@ class _Kept(Entry):
         self.deadline = deadline
 
     def __eq__(self, other: object) -> bool:
-        """As the Entry that it is."""
+        """Equal to any Entry with the same fields."""
         if not isinstance(other, Entry):
             return NotImplemented
         mine, its = (self.value, self.version, self.expires_at), (other.value, other.version, other.expires_at)
         return mine == its
 
 
-_new: Callable[[type[_Kept]], Any] = object.__new__  # half the price of the class's call, which goes through __init__
+_new: Callable[[type[_Kept]], Any] = object.__new__  # half the cost of calling the class, which runs __init__
 
 
 class _Weighed(_Kept):
@@ -366,9 +366,9 @@ _GONE.size = 0
 
 
 class _Bounded(EntryTable):
-    """Entries in the order of their last use, with what is needed to hold the bounds.
+    """Entries in the order of their last use, with what is needed to keep the bounds.
 
-    For Memory these are the entries themselves. As an index over another backend the values in it aren't kept.
+    For Memory these are the entries themselves. As an index over another backend it holds no values.
     """
 
     mapping = OrderedDict[str, Any]
@@ -381,7 +381,7 @@ class _Bounded(EntryTable):
         self._weighs = limits.max_bytes is not None
         self._ttl = None if limits.ttl is None else seconds(limits.ttl)
         self._values = type(limits.inner) is Memory
-        self._simple = self._values and not self._weighs and limits.on_evict is None  # nobody asks what was evicted
+        self._simple = self._values and not self._weighs and limits.on_evict is None  # evictions needn't be reported
         self._record: type[_Kept] = _Weighed if self._weighs else _Kept
         self._clock = limits.clock
 
@@ -390,14 +390,14 @@ class _Bounded(EntryTable):
         super().clear()
 
     def take_over(self, entries: Mapping[str, Entry], now: float) -> None:
-        """As if they were set now. What is too much goes with the next write, which can tell of it."""
+        """Take them as if they were set now. The next write evicts what is too much, since it can report it."""
         limits = self._max_entries, self._max_bytes
         self._max_entries = self._max_bytes = sys.maxsize
         super().take_over(entries, now)
         self._max_entries, self._max_bytes = limits
 
     async def read(self, key: str) -> Entry | None:
-        """The entry, which is then the last one used. Without a lock: each call on an OrderedDict is atomic."""
+        """The entry, which is the most recently used one then. Without a lock: each call on an OrderedDict is atomic."""
         entries, clock = self.entries, self._clock
         entry: _Kept | None = entries.get(key)
         if entry is None or ((deadline := entry.deadline) is not None and clock() >= deadline):
@@ -415,10 +415,10 @@ class _Bounded(EntryTable):
         return found
 
     def writing(self, memory: Memory) -> Callable[..., Awaitable[int]]:
-        """How the entries are written where they are Memory's own: as Memory does it.
+        """The function that writes if the entries are Memory's own: Memory's `write`, or a faster one.
 
-        Where nobody asks what was evicted, a put goes through clock, lock and `apply` in one frame, while nothing may
-        have expired and nothing is exempt. A set then takes 1.17 µs instead of 1.44: four frames less, counting __init__.
+        If evictions needn't be reported, nothing may have expired and nothing is exempt, the faster one does in one frame
+        what a put needs. A set then takes 1.17 µs instead of 1.44: four frames less, counting __init__.
         """
         if not self._simple:
             return memory.write
@@ -463,7 +463,7 @@ class _Bounded(EntryTable):
         return write
 
     def shrink(self, entries: OrderedDict[str, Any], most: int) -> None:
-        """Back to so many entries, where nobody asks which."""
+        """Evict down to `most` entries, without a report."""
         while len(entries) > most:
             self.evictions["size"] += 1
             key, _ = entries.popitem(False)
@@ -471,7 +471,7 @@ class _Bounded(EntryTable):
                 self.note(key)
 
     def touch(self, key: str) -> None:
-        """It is the last one used."""
+        """Make this entry the most recently used one."""
         with contextlib.suppress(KeyError):  # removed by another thread, just now
             self.entries.move_to_end(key)
 
@@ -482,7 +482,7 @@ class _Bounded(EntryTable):
         return (deadline := entry.deadline) is None or now < deadline
 
     def apply(self, changes: Sequence[Change], version: int, now: float) -> None:
-        """As Memory does it, and what is over the bounds goes last."""
+        """Do all changes or none, as in Memory's own table, then evict what is over the bounds."""
         entries, gone = self.entries, self.gone
         new: dict[str, Any] = {}
         deleted: list[str] = []
@@ -522,7 +522,7 @@ class _Bounded(EntryTable):
         self._keep_bounds(new, now)
 
     def _record_of(self, put: Put, old: Any, version: int, now: float, exempt: bool) -> _Kept:
-        """What is kept of a put, and until when: `old` is the record that it overwrites."""
+        """The record of a put, with its expiry time: `old` is the record that it overwrites."""
         deadline = put.expires_at
         if self._ttl is not None and not exempt:
             own = now + self._ttl
@@ -543,16 +543,16 @@ class _Bounded(EntryTable):
         return kept
 
     def _growth(self, new: Mapping[str, Any]) -> int:
-        """By how many bytes there are more with `new` than without."""
+        """How many bytes `new` adds."""
         entries = self.entries
         return sum(record.size - (entries[key].size if key in entries else 0) for key, record in new.items())
 
     def _keep_bounds(self, new: Mapping[str, Any], now: float) -> None:
-        """Note that `new` were used last, and take out what is over the bounds."""
+        """Make `new` the most recently used, and take out what is over the bounds."""
         entries, gone, weighs = self.entries, self.gone, self._weighs
         for key, record in new.items():
             if record is not gone:
-                # what can't stay goes first, so that nothing else has to go for it
+                # an entry that is too big is evicted first, so that no other is evicted for it
                 entries.move_to_end(key, not weighs or record.size <= self._max_bytes)
         if now >= self.earliest:
             self.sweep(now)
@@ -577,7 +577,7 @@ class _Bounded(EntryTable):
         del entries[key]
 
     def _take_oldest(self, reason: Reason, now: float) -> None:
-        """Take out the entry that wasn't used for longest; pocket_plug's own records move on."""
+        """Take out the least recently used entry, but none of pocket_plug's own records."""
         key = self._oldest()
         self.take(key, reason if self.alive(self.entries[key], now) else "expired")
 
@@ -592,7 +592,7 @@ class _Bounded(EntryTable):
             self.entries.move_to_end(key)
 
     def take_expired(self, keys: Iterable[str], now: float) -> None:
-        """Take out those of `keys` that have expired."""
+        """Take out the entries of `keys` that have expired."""
         for key in keys:
             record: Any = self.entries.get(key)
             if record is not None and record is not self.gone and not self.alive(record, now):
@@ -630,7 +630,7 @@ def size_of(value: object) -> int:
         item = pending.pop()
         try:
             total += sys.getsizeof(item)
-        except Exception:  # noqa: BLE001 - a user's __sizeof__ may do anything; an estimate need not fail for it
+        except Exception:  # noqa: BLE001 - a user's __sizeof__ may raise anything; an estimate must not fail for it
             total += object.__sizeof__(item)
         for part in () if type(item) in _ATOMS else _parts_of(item):
             if id(part) not in seen and not isinstance(part, _NOT_FOLLOWED):
@@ -639,11 +639,11 @@ def size_of(value: object) -> int:
     return total
 
 
-_DICT: type[dict[Any, Any]] = dict  # whose methods no subclass has overridden
+_DICT: type[dict[Any, Any]] = dict  # its methods, which a subclass may have overridden, are called on this
 
 
 def _parts_of(item: Any) -> list[Any]:
-    """What an object refers to. Of a dict the collector leaves out keys that are texts, and of an object's own everything."""
+    """What an object refers to. The garbage collector leaves out a dict's keys that are texts, and may leave out a whole dict."""
     if type(item) is dict:
         return [*item, *item.values()]
     parts = gc.get_referents(item)

@@ -1,6 +1,6 @@
 """The copying layer: what is written and what is read are private copies, over a store in memory too.
 
-It stands outside of whatever keeps values: persistence, bounding. A plugin module, as any third party's.
+It is outside of the layers that keep values: persistence, bounding. A plugin module, like any third party's.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pocket_plug.store.layer import Layer
 
 
 class Copying(Layer):
-    """Takes and hands out copies, as SQLite does: who changes a value that was set, or read, changes no store.
+    """Copies values when they are written and read, as SQLite does: to change such a value doesn't change the store.
 
-    For tests of what will run over a file or a server, and for the careful. A copy is made as `Codec.private` says: what can't
-    change comes back as it is, an object that is neither data nor registered (a socket) is shared. Over a backend that keeps
-    bytes it is only a cost.
+    For tests of code that will run over a file or a server, and for safety. A copy is made as in `Codec.private`: immutable
+    values are not copied, and an object that is neither data nor registered (a socket) is shared. Over a backend that keeps
+    bytes it has costs and no use.
 
     >>> from pocket_plug import SyncStore
     >>> store = SyncStore(layers=[Copying()])
@@ -47,7 +47,7 @@ class Copying(Layer):
         return {key: _copied(key, entry) for key, entry in entries.items()}
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """The same changes, with copies of their values. Raises CodecError where one can't be copied; nothing is done then."""
+        """Write the changes with copies of their values. Raises CodecError if one can't be copied; nothing is done then."""
         mine = [
             replace(change, value=_copy(change.key, change.value)) if isinstance(change, Put) else change
             for change in changes

@@ -1,6 +1,6 @@
-"""The fault layer, for tests: what is inside fails, is slow or loses answers, by a rule. A plugin module, as any third party's.
+"""The fault layer, for tests: the stack inside fails, is slow or loses answers, by a rule. A plugin module, like any other.
 
-It stands where the backend is that it makes unreliable: inside of whatever is to withstand it.
+Put it directly around the backend that it makes unreliable, inside of the layers that have to cope with that.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Pause = Callable[[float], Awaitable[None]]
 
 
 class Fault(Layer):
-    """For tests: does one harm to some operations, the same ones each time. Never in production.
+    """For tests: lets some operations fail in one way, the same operations each time. Never in production.
 
-    `does` is what becomes of an operation that is hit:
+    `does` is what happens to an operation that is hit:
 
     - "fail": StoreError, and nothing was done.
     - "delay": it is done, `delay` (seconds, a timedelta or "50ms") later.
-    - "lose": a write lands, and raises AnswerLostError.
-    - "conflict": a write lands, and raises ConflictError of all its keys, as if a driver had sent it twice. No backend
-      may do so (`Backend.write`): it shows who relies on that.
+    - "lose": a write is stored, and raises AnswerLostError.
+    - "conflict": a write is stored, and raises ConflictError of all its keys, as if a driver had sent it twice. No backend
+      may do so (`Backend.write`): it shows which code relies on that.
 
-    Hit are operations `on` "read", "write" or "scan" (None: any that `does` is possible for) with a key that fits the pattern
-    `keys` ("order:*", as `fnmatch` has it; a scan by its prefix). Of these the first `skip` pass, at most `times` are hit, and
-    each only with the `probability`, drawn by the `seed`. A check of versions without changes is a read. With
-    any other `does`, too, a `delay` comes first. Several rules are several layers, each with a `label`.
+    It hits operations `on` "read", "write" or "scan" (None: all that `does` is possible for) with a key that matches the
+    pattern `keys` ("order:*", as in `fnmatch`; a scan by its prefix). Of these the first `skip` pass, at most `times` are
+    hit, and each only with the `probability`, drawn by the `seed`. A check of versions without changes is a read. With
+    any other `does`, too, a `delay` comes first. For several rules use several layers, each with a `label`.
 
-    `pause` is what waits: by default a task sleeps on its event loop, a plain thread sleeps; a test may hand in a clock's.
+    `pause` waits for the delay: by default a task sleeps on its event loop, a plain thread sleeps; a test may give a clock's.
 
     The built layer counts `matched` operations, and those that were `hit`.
 
@@ -47,7 +47,7 @@ class Fault(Layer):
     >>> store.set("order:1", "tea")
     Traceback (most recent call last):
       ...
-    pocket_plug.errors.AnswerLostError: fault: a write of 'order:1' has landed, and its answer is lost, on purpose: ...
+    pocket_plug.errors.AnswerLostError: fault: a write of 'order:1' was stored, and its answer is lost, on purpose: ...
     >>> store.get("order:1")
     'tea'
     """
@@ -66,9 +66,9 @@ class Fault(Layer):
     needs_loop = False
 
     def on_build(self) -> None:
-        """Begin to count. Raises ConfigError for a rule that can't hit, or can't be."""
+        """Start the counts. Raises ConfigError for a rule that can't hit anything, or is invalid."""
         if self.does in ("lose", "conflict") and self.on not in (None, "write"):
-            raise ConfigError(f"fault: does={self.does!r} is for writes, which land first; on={self.on!r} has none")
+            raise ConfigError(f"fault: does={self.does!r} is for writes only; on={self.on!r} has none")
         self._delay = seconds(self.delay, "fault: delay", or_zero=True)
         if (self.does == "delay") and not self._delay:
             raise ConfigError("fault: does='delay' needs a delay above 0, such as delay='50ms'")
@@ -87,7 +87,7 @@ class Fault(Layer):
         self.inline_write = self.inner.inline_write and not (waits and self._on in ("write", None))
 
     def _strikes(self, operation: str, keys: Iterable[str]) -> bool:
-        """Is this one hit? Counts it."""
+        """Is this operation hit? Counts it."""
         if self._on not in (None, operation) or not any(fnmatchcase(key, self.keys) for key in keys):
             return False
         with self._lock:
@@ -100,7 +100,7 @@ class Fault(Layer):
             return True
 
     async def _before(self, operation: str, keys: Sequence[str]) -> bool:
-        """Wait, and fail, where that is due; is it hit?"""
+        """Wait or fail if the operation is hit; returns whether it is."""
         if not self._strikes(operation, keys):
             return False
         if self._delay:
@@ -121,7 +121,7 @@ class Fault(Layer):
         return await self.inner.read_many(names)
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """The inner one's, before it or after it the harm."""
+        """Write to the inner one, and fail before it or after it if it is hit."""
         if not changes:
             await self._before("read", list(expect))
             return await self.inner.write(changes, expect)
@@ -130,18 +130,18 @@ class Fault(Layer):
         version = await self.inner.write(changes, expect)
         if is_hit and self.does == "lose":
             raise AnswerLostError(
-                f"fault: a write of {in_short(keys)} has landed, and its answer is lost, on purpose: {self!r}"
+                f"fault: a write of {in_short(keys)} was stored, and its answer is lost, on purpose: {self!r}"
             )
         if is_hit and self.does == "conflict":
             raise ConflictError(
-                keys, f"fault: a write of {in_short(keys)} has landed, and says conflict, on purpose: {self!r}"
+                keys, f"fault: a write of {in_short(keys)} was stored, and raises a conflict, on purpose: {self!r}"
             )
         return version
 
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        """The inner one's keys, if it isn't hit: before the first one."""
+        """The inner one's keys, if it isn't hit; a hit comes before the first key."""
         await self._before("scan", (prefix,))
         async for key in self.inner.scan(prefix, after=after, reverse=reverse, limit=limit):
             yield key

@@ -1,8 +1,8 @@
 """Log events of runs, nodes and stores: through structlog where the program uses it, else by the standard library's logging.
 
-structlog is imported only where it is used. Which logger and which levels count is looked at as a run starts, and as a
-stack is built or opened; a level that is filtered out then costs next to nothing. Events never hold a key or a value, only
-declared key templates; of exceptions the type and where they came from, and what they say only where that is asked for.
+structlog is imported only where it is used. The logger and the enabled levels are looked up when a run starts, and when a
+stack is built or opened; a level that is filtered out costs next to nothing then. Events never hold a key or a value, only
+declared key templates; and of exceptions the type and the stack, but the message only if the settings ask for it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _root = logging.getLogger()
 # ---------------------------------------------------------------- settings
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`events`: are runs and nodes logged? None: where the program has configured structlog, or the standard library's logging.
+    """`events`: are runs and nodes logged? None: if the program has configured structlog, or the standard library's logging.
 
-    Where neither is, every event would be printed by a library that never was asked to print anything.
+    If neither is configured, each event would be printed, although nobody asked for that.
 
-    `exceptions`: is an exception that escapes a node logged whole, as `exc_info`? Its message may hold what nobody
-    should read in a log, so by default its type and its stack are logged, without any message.
+    `exceptions`: is an exception that escapes a node logged with its message, as `exc_info`? The message may contain
+    private data, so by default only the type and the stack are logged.
     """
 
     events: bool | None = None
@@ -64,10 +64,10 @@ class Changes(TypedDict, total=False):
 
 
 def configure(**changes: Unpack[Changes]) -> Settings:
-    """Change the process's settings of log events, from the next run on; gives the former ones.
+    """Change the process's settings of log events, from the next run on; returns the former ones.
 
-    They count for all that no Pocket says otherwise: `[plugins.logging] events = true` is for the runs of that Pocket.
-    Raises ConfigError for what isn't an option.
+    They hold unless a Pocket has other settings: `[plugins.logging] events = true` is for the runs of that Pocket.
+    Raises ConfigError for an unknown option.
     """
     global _settings
     former, _settings = _settings, changed("logging", _settings, changes)
@@ -79,15 +79,15 @@ _settings = Settings()
 
 # ---------------------------------------------------------------- hooks
 class LoggingPlugin:
-    """The plugin, of which each Pocket has its own: its table `[plugins.logging]` is for its own runs."""
+    """The plugin; each Pocket has an object of its own: its table `[plugins.logging]` is for its own runs."""
 
     def __init__(self) -> None:
         self._own: Changes = {}
 
     @hookimpl
     def pocket_configure(self, options: Changes) -> None:
-        """The table; what it doesn't name is as the process has it."""
-        changed("logging", _settings, options)  # refuses what isn't an option
+        """The table of this Pocket; options that it doesn't name are the process's."""
+        changed("logging", _settings, options)  # refuses unknown options
         for name, value in options.items():
             if not isinstance(value, bool):
                 raise ConfigError(f"logging's {name} is true or false, not {summary(value)}")
@@ -100,38 +100,36 @@ class LoggingPlugin:
 
     @hookimpl(tryfirst=True)  # so that what other plugins log has the run's id
     def pocket_observe(self, run: Run) -> Observer | None:
-        """Log a run where that is wanted."""
+        """Log a run if the settings ask for it."""
         chosen = self._chosen()
         if not _wanted(chosen):
             if _looked:
-                look()  # a layer logs: for it too, a changed configuration counts from here on
+                look()  # a layer logs: a changed configuration holds for it too from here on
             return None
         if suppressed():
             return None
         log = look()
         binds = "structlog" in sys.modules
-        if (
-            not binds and log["error"] is None
-        ):  # nothing of ours is let through, and nobody else's events are told the ids
+        if not binds and log["error"] is None:  # our events are filtered out, and no other events get the ids
             return None
         return Observer(
             run=partial(_RunLog, log),
             node=partial(_NodeLog if binds else _NodeFailure, log, chosen.exceptions),
             event=partial(_event, log),
-            failures_only=not binds and log["debug"] is None,  # there a conflict is told, which any node may have
+            failures_only=not binds and log["debug"] is None,  # at debug conflicts are logged, which any node may have
         )
 
     @hookimpl
     def pocket_run_notice(self, notice: RunNotice) -> None:
-        """Log what becomes of a durable run."""
+        """Log what happens to a durable run."""
         if _wanted(self._chosen()) and not suppressed():
             level = "info" if notice.what in ("submitted", "cancelled") else "warning"
             about = {"run_id": notice.run_id, "graph": notice.graph, **notice.attributes}
             _say(look(), level, f"pocket_plug.run.{notice.what}", **about)
 
     def _chosen(self) -> Settings:
-        """Those that count here now."""
-        return replace(_settings, **self._own) if self._own else _settings  # asked for each run
+        """The settings that hold for this Pocket now."""
+        return replace(_settings, **self._own) if self._own else _settings  # called for each run
 
     @hookimpl
     def pocket_plugin_failed(self, plugin: PluginRecord, what: str, error: BaseException) -> None:
@@ -153,7 +151,7 @@ def _wanted(chosen: Settings) -> bool:
 
 
 def _logging_is_configured() -> bool:
-    """`_logger.hasHandlers()`, in half the time: each run asks."""
+    """`_logger.hasHandlers()`, in half the time: each run calls this."""
     return bool(_logger.handlers or (_root.handlers and _logger.propagate))
 
 
@@ -165,14 +163,14 @@ def _structlog_is_configured() -> bool:
 # ---------------------------------------------------------------- the logger
 Method = Callable[..., Any]
 Methods = Mapping[str, Method | None]
-"""What logs at each level; None where that is filtered out."""
+"""The function that logs, for each level; None for a level that is filtered out."""
 
 _methods: Methods = dict.fromkeys(LEVELS)
 _looked = False
 
 
 def look() -> Methods:
-    """See how structlog is configured now; where it isn't, logging may be."""
+    """Look up how structlog is configured now; if it isn't, how the standard library's logging is."""
     global _methods, _looked
     by_logging = not _structlog_is_configured() and _logging_is_configured()
     _methods, _looked = _by_logging() if by_logging else _by_structlog(), True
@@ -190,15 +188,15 @@ def _by_structlog() -> Methods:
 
 
 def _by_logging() -> Methods:
-    """By the logger `pocket_plug` of the standard library's."""
+    """The logger `pocket_plug` of the standard library's logging."""
     return {name: _writers[name] if _logger.isEnabledFor(number) else None for name, number in LEVELS.items()}
 
 
 def _write(level: int, event: str, *, exc_info: BaseException | None = None, **fields: object) -> None:
-    """The fields are in the text, and on the record by the names that they have as attributes."""
-    told = " ".join(f"{name}={value!r}" for name, value in fields.items() if name != "stack")
+    """Log an event: the fields are in the text, and on the record with their names as attributes."""
+    shown = " ".join(f"{name}={value!r}" for name, value in fields.items() if name != "stack")
     stack = f"\n{fields['stack']}" if "stack" in fields else ""
-    _logger.log(level, "%s %s%s", event, told, stack, exc_info=exc_info, extra=attributes_of(event, fields))
+    _logger.log(level, "%s %s%s", event, shown, stack, exc_info=exc_info, extra=attributes_of(event, fields))
 
 
 _writers = {name: partial(_write, number) for name, number in LEVELS.items()}
@@ -217,11 +215,11 @@ _ATTRIBUTES = {
     "op": "db.operation.name",
     "stack": "exception.stacktrace",
 }
-"""What fields of our events are called as attributes of a log record, as on spans."""
+"""The names of our events' fields as attributes of a log record, as on spans."""
 
 
 def attributes_of(event: str, fields: Mapping[str, object]) -> dict[str, object]:
-    """The fields of an event of ours by their names in OpenTelemetry: the conventions', or with the event's prefix.
+    """The fields of one of our events, by their names in OpenTelemetry: the conventions', or with the event's prefix.
 
     >>> attributes_of("pocket_plug.run.finished", {"graph": "shop", "steps": 2})
     {'pocket_plug.graph.name': 'shop', 'pocket_plug.run.steps': 2}
@@ -253,11 +251,11 @@ def _ids() -> dict[str, str]:
 def _say(log: Methods, level: str, event: str, **fields: Any) -> None:
     method = log[level]
     if method is not None:
-        _tell(method, event, **fields)
+        _log_with_ids(method, event, **fields)
 
 
-def _tell(method: Method, event: str, **fields: Any) -> None:
-    token = attach(measuring_context())  # a line of ours begins no item's span: it has the fan-out's id then
+def _log_with_ids(method: Method, event: str, **fields: Any) -> None:
+    token = attach(measuring_context())  # our log record must not begin an item's span: it gets the fan-out's id then
     try:
         method(event, **_ids(), **fields)
     finally:
@@ -265,7 +263,7 @@ def _tell(method: Method, event: str, **fields: Any) -> None:
 
 
 def _bind(**names: str) -> Mapping[str, Token[Any]]:
-    """For all that is logged inside by structlog; nobody does where it isn't imported."""
+    """Bind names for all that structlog logs inside; nothing to do if it isn't imported."""
     if "structlog" not in sys.modules:
         return {}
     from structlog.contextvars import bind_contextvars
@@ -285,7 +283,7 @@ _escaped: ContextVar[deque[BaseException] | None] = ContextVar("escaped", defaul
 
 
 class _RunLog:
-    """Binds the run's id and graph for all that is logged inside, and says when it starts and finishes."""
+    """Binds the run's id and graph for all that is logged inside, and logs its start and its end."""
 
     __slots__ = ("log", "run", "span", "started", "tokens")
 
@@ -314,7 +312,7 @@ class _RunLog:
             self._finish(run.outcome, failure)
 
     def interrupt(self, reason: str) -> None:
-        """It ends with the process."""
+        """Log that the run ends with the process."""
         with trace.use_span(self.span):
             self._finish(open_runs.INTERRUPTED, {"error_type": reason})
 
@@ -326,7 +324,7 @@ class _RunLog:
             "steps": run.steps,
             "duration": time.perf_counter() - self.started,
         }
-        if outcome == "suspended":  # it waits for somebody; nothing has failed
+        if outcome == "suspended":  # it waits for an answer; nothing has failed
             _say(self.log, "info", "pocket_plug.run.suspended", **about)
             return
         level = "info" if outcome in ("success", "cancelled") else "warning"
@@ -334,7 +332,7 @@ class _RunLog:
 
 
 class _NodeFailure:
-    """Says what escapes a node, once per run."""
+    """Logs an exception that escapes a node, once per run."""
 
     __slots__ = ("call", "log", "whole")
 
@@ -345,10 +343,10 @@ class _NodeFailure:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, stack: object) -> None:
-        if error is not None and self.call.outcome == "failed" and not _told(error):
+        if error is not None and self.call.outcome == "failed" and not _was_logged(error):
             missing = isinstance(error, RouteError)
             event = "pocket_plug.route.missing" if missing else "pocket_plug.node.exception"
-            _say(self.log, "error", event, **_about(self.call), **_told_of(error, self.whole))
+            _say(self.log, "error", event, **_about(self.call), **_error_fields(error, self.whole))
 
 
 class _NodeLog(_NodeFailure):
@@ -366,13 +364,14 @@ class _NodeLog(_NodeFailure):
             _unbind(self.tokens)
 
 
-def _told_of(error: BaseException, whole: bool) -> dict[str, Any]:
-    """What may be said of it: with its message, if it is logged `whole`."""
+def _error_fields(error: BaseException, whole: bool) -> dict[str, Any]:
+    """The fields of an event about an exception: with its message, if it is logged `whole`."""
     what = {"exc_info": error} if whole else {"stack": stack_of(error, lambda _: None)}
     return {"error_type": error_type(error), **what}
 
 
-def _told(error: BaseException) -> bool:
+def _was_logged(error: BaseException) -> bool:
+    """Was it logged in this run before? From now on it was."""
     escaped = _escaped.get()
     if escaped is None or any(other is error for other in escaped):
         return escaped is not None
@@ -385,7 +384,7 @@ def _about(call: NodeCall) -> dict[str, Any]:
 
 
 def _event(log: Methods, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
-    """Retries, fallbacks and time-outs, at warning; conflicts, which are ordinary, at debug."""
+    """Log retries, fallbacks and time-outs at warning; conflicts, which are usual, at debug."""
     if name in ("retry", "fallback", "timeout", "conflict"):
         fields = {key: value for key, value in attributes.items() if key != "error"}
         if isinstance(error := attributes.get("error"), BaseException):
@@ -397,9 +396,9 @@ def _event(log: Methods, name: str, call: NodeCall, attributes: Mapping[str, Any
 class Logging(Layer):
     """Logs each operation that reaches the stack, with its key's template, hit and duration in seconds.
 
-    `level` is the one that it logs at: "debug", "info", "warning" or "error". It goes where structlog's configuration
-    says; if there is none, to the logger `pocket_plug` where logging is configured, else to stdout. A changed one counts
-    from the next `open`, stack or logged run on.
+    `level` is the level of its events: "debug", "info", "warning" or "error". They go where structlog's configuration
+    says; if there is none, to the logger `pocket_plug` if logging is configured, else to stdout. A changed configuration
+    holds from the next `open`, stack or logged run on.
     """
 
     level: str = "debug"
@@ -413,7 +412,7 @@ class Logging(Layer):
             )
         look()
         self._about = {"label": self.label} if self.label else {}
-        layers = parts(self.inner)[:-1]  # what a backend lets expire is its own business
+        layers = parts(self.inner)[:-1]  # evictions by the backend itself are not logged
         keepers = [part for part in layers if isinstance(part, Keeper)]
         self._keepers = [(keeper, Counter(keeper.evictions)) for keeper in keepers]
 
@@ -469,7 +468,7 @@ class Logging(Layer):
         return version
 
     def _say_evictions(self, method: Method) -> None:
-        """How many entries the layers below have evicted since the last write that was logged, and why."""
+        """Log how many entries the layers below have evicted since the last logged write, and why."""
         for keeper, known in self._keepers:
             for reason, count in keeper.evictions.items():
                 if (new := count - known[reason]) > 0:
@@ -483,9 +482,9 @@ class Logging(Layer):
         self._log(method, "pocket_plug.store", duration=duration, **fields)
 
     def _log(self, method: Method, event: str, **fields: object) -> None:
-        """What structlog's processors raise is said once: a log that fails must not fail the store."""
+        """Log; an error of structlog's processors is reported once, since it must not fail the store."""
         try:
-            _tell(method, event, **self._about, **fields)
+            _log_with_ids(method, event, **self._about, **fields)
         except BaseException as failure:  # a user's processor may raise anything
             if not is_fault(failure):
                 raise

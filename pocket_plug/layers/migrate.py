@@ -1,6 +1,6 @@
-"""The migrate layer: what a read upgraded is written back, so that records of older versions disappear as they are used.
+"""The migrate layer: a value that a read upgraded is written back, so that records of older versions disappear with use.
 
-It stands outside of whatever turns values into records: persistence, compression. A plugin module, as any third party's.
+It is outside of the parts that turn values into records: persistence, compression. A plugin module, like any third party's.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ _logger = logging.getLogger("pocket_plug")
 class Migrate(Layer):
     """Writes a value back once a read had to upgrade it: see `register_type(…, version=2, upgrade={1: …})`.
 
-    It is written only if the entry is still the one that was read, with the deadline that it has. Where somebody else
-    has changed it, theirs stays. A write that fails (the disk is full, the file read-only) is logged as a warning: the
-    value is right all the same, and the next read tries again.
+    It is written only if the entry hasn't changed since the read, and keeps its expiry time. A write that fails (the disk
+    is full, the file read-only) is logged as a warning: the value that was read is right, and the next read tries again.
     """
 
     inline_read = True
@@ -50,7 +49,7 @@ class Migrate(Layer):
         entries, some_old = await _watched(self.inner.read_many(keys))
         if some_old:
             for key, entry in entries.items():
-                _, is_old = await _watched(self.inner.read(key))  # which of them was it?
+                _, is_old = await _watched(self.inner.read(key))  # to find those that were upgraded
                 if is_old:
                     entries[key] = await self._written_back(key, entry)
         return entries
@@ -68,7 +67,7 @@ class Migrate(Layer):
 
 
 async def _watched(operation: Awaitable[T]) -> tuple[T, bool]:
-    """What an operation gives, and whether it upgraded anything."""
+    """The result of an operation, and whether it upgraded anything."""
     outer, seen = upgraded.get(), list[str]()
     upgraded.set(seen)
     try:

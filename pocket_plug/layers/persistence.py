@@ -1,11 +1,11 @@
 """The persistence layer: the stack inside is a cache, and another backend, `to`, is the authority.
 
 With `mode="behind"` the authority is that backend with a queue in front (`write_behind`). The near tier never answers
-for the durable one where the two might differ: a key that is being written, whose write didn't end well, or that somebody
-else is known to have written, is read from the durable tier until the near one has dropped what it has.
+for the durable one where the two might differ: a key that is being written, whose write failed, or that somebody else is
+known to have written, is read from the durable tier until the near one has dropped its entry.
 
-What others write is known where the durable backend tells (`Backend.watch`). Its words only mark keys, since they come from
-another thread; who reads next drops what is marked. Between `lost` and `back` all keys count as marked.
+Writes by others are known if the durable backend can watch (`Backend.watch`). Its notifications only mark keys, since they
+come from another thread; the next reader drops the marked entries. Between `lost` and `back` all keys count as marked.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ Mode = Literal["through", "behind"]
 MAX_PENDING = 10_000
 
 MANY_MARKS = 1_000
-"""With more keys marked than these, the next one who is at the durable tier anyway drops them all."""
+"""With more marked keys than these, the next call that uses the durable tier anyway drops them all."""
 
 MAX_MARKS = 10_000
-"""With more keys marked than these, everything counts as marked: nobody has read or written here for long."""
+"""With more marked keys than these, all keys count as marked: nobody has read or written here for long."""
 
 BATCH = 256
-"""So many keys are dropped in one step where everything has to go."""
+"""How many keys are dropped in one step when the near tier is emptied."""
 
 
 class Persistence(Layer):
-    """Keeps everything in a durable backend too, and answers from the stack inside what that has.
+    """Keeps everything in a durable backend too; the stack inside is a cache, which answers if it has the entry.
 
     - `to`: a URL such as "sqlite:///orders.db", or a Backend that isn't open yet.
     - `mode="through"`: a write is done when the durable tier has it. A read asks the near tier first, and fills it with
       what the durable one has.
-    - `mode="behind"`: a write is done when it is queued, and its values are encoded; a thread writes to the durable tier,
-      which it has for itself. What is queued is lost if the process is killed: never a part of a write, and never one
-      without all those before it. `flush` waits until nothing is; `close` and the end of the process do so too.
+    - `mode="behind"`: a write is done when it is queued, with its values encoded; a thread writes to the durable tier,
+      which is locked exclusively. Queued writes are lost if the process is killed: never a part of a write, and if one is
+      lost, so are all after it. `flush` waits until nothing is queued; `close` and the end of the process do so too.
     - `max_pending`: how many keys may be queued, with `behind`; further writes wait.
 
-    With `through`, what others write is seen when the near tier has dropped its own copy. A backend that can watch, as
-    Redis and PostgreSQL can, tells of it within milliseconds. If it can't for once, as the server doesn't answer,
-    everything is dropped within the time that the backend states, and reads ask the server until it tells again. So a read is
-    never older than that. Over other backends, as SQLite, bound it by a `ttl` (`layers=[Persistence(to=…),
-    Bounding(ttl="1m")]`), or write, which then meets a ConflictError instead of losing theirs.
+    With `through`, a write by others is seen when the near tier has dropped its own copy. A backend that can watch, as
+    Redis and PostgreSQL can, notifies of it within milliseconds. While it can't, because the server doesn't answer,
+    everything is dropped within the time that the backend states, and reads ask the server. So a read is never older
+    than that time. Over other backends, such as SQLite, bound the age by a `ttl` (`layers=[Persistence(to=…),
+    Bounding(ttl="1m")]`), or write: a write over an outdated entry raises ConflictError and overwrites nothing.
 
-    Raises ConfigError when it is built over a backend that is durable itself, or with a mode there isn't.
+    Raises ConfigError when it is built over a backend that is durable itself, or with an unknown mode.
 
     >>> from pocket_plug import Memory
     >>> from pocket_plug import SyncStore
-    >>> shelf = Memory()  # a file, in earnest
+    >>> shelf = Memory()  # in production a file or a server
     >>> SyncStore(layers=[Persistence(to=shelf)]).set("a", 1)
     >>> SyncStore(layers=[Persistence(to=shelf)]).get("a")
     1
@@ -75,7 +75,7 @@ class Persistence(Layer):
     max_pending: int | None = None
 
     def on_build(self) -> None:
-        self._refuse_nonsense()
+        self._check_options()
         self.authority = durable = self._resolved()
         durable.clock = self.clock
         self.queue: WriteBehind | None = None
@@ -90,20 +90,20 @@ class Persistence(Layer):
         self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill
         self.needs_loop = near.needs_loop or durable.needs_loop
         self._lock = new_lock()
-        self._begun = 0  # counts the writes, and the words of those that others have done
-        self._writes: MutableMapping[str, tuple[_Write, ...]] = {}  # under way, by key
+        self._begun = 0  # counts the writes, and the notifications of writes by others
+        self._writes: MutableMapping[str, tuple[_Write, ...]] = {}  # those that are running, by key
         self._unsure: dict[str, _Mark] = {}  # keys that the near tier has yet to drop, each with a mark of its own
         self._leases: dict[str, list[_Lease]] = {}  # for each key, the fills that a write of it has to stop
         self._is_watched = durable.can_watch
-        self._is_lost = False  # may others write without a word?
-        self._told_in = 0  # the process in which the backend was last known to tell
-        self._told_up_to = 0  # all writes with versions up to this one were told, or were there before
-        self._knows_up_to = False  # was that told as well, or has the durable tier to be asked?
+        self._is_lost = False  # may notifications be missing?
+        self._watched_in = 0  # the process in which the backend was last known to notify
+        self._known_up_to = 0  # all writes with versions up to this one were notified, or were there before
+        self._gets_up_to = False  # do notifications say that version, or must the durable tier be asked for it?
         if self._is_watched:
             self.lost()
         after_fork(self._forget_others)
 
-    def _refuse_nonsense(self) -> None:
+    def _check_options(self) -> None:
         if self.max_pending is not None and (self.mode != "behind" or self.max_pending < 1):
             raise ConfigError(
                 f"persistence: max_pending is {self.max_pending!r} with mode={self.mode!r}; give a number of keys, "
@@ -116,14 +116,14 @@ class Persistence(Layer):
             )
         if self.inner.survives:
             raise ConfigError(
-                f"persistence over {self.inner!r}: what it is put around is a cache, which must not outlive the "
+                f"persistence over {self.inner!r}: the stack inside it is a cache, which must not outlive the "
                 "process; put it over memory, and give the durable backend as `to`"
             )
 
     def _resolved(self) -> Backend:
         if isinstance(self.to, Backend):
             if self.to is self.inner:
-                raise ConfigError("persistence: `to` is the very backend that it is put around; give another one")
+                raise ConfigError("persistence: `to` is the same backend that it is put around; give another one")
             return self.to
         return resolve_backend(self.to)
 
@@ -139,8 +139,8 @@ class Persistence(Layer):
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The near tier's entries, if they are of one moment, else the durable one's.
 
-        Where nobody tells what others write, those that the near tier doesn't have are the durable one's: while nothing is
-        being written the tiers agree. Where it is told, entries newer than what was told are ahead of the others.
+        If the backend can't watch, missing entries are read from the durable tier: while nothing is being written the tiers
+        agree. If it can, an entry that is newer than the last notification may be of a later moment than the others.
         """
         names = list(dict.fromkeys(keys))
         begun = self._begun
@@ -148,7 +148,7 @@ class Persistence(Layer):
             found = await self.inner.read_many(names)
             missing = [key for key in names if key not in found]
             if self._is_watched:
-                ahead = len(names) > 1 and any(entry.version > self._told_up_to for entry in found.values())
+                ahead = len(names) > 1 and any(entry.version > self._known_up_to for entry in found.values())
                 if not missing and not ahead and self._begun == begun:
                     return found
             else:
@@ -159,11 +159,11 @@ class Persistence(Layer):
         return await self._load(names)
 
     def _agrees(self, keys: Iterable[str]) -> bool:
-        """Does the near tier have nothing but what the durable one has of these keys, as far as is known?"""
+        """Are the near tier's entries of these keys the durable one's, as far as is known?"""
         return not any(key in self._writes or key in self._unsure for key in keys)
 
     async def _load(self, keys: Collection[str]) -> dict[str, Entry]:
-        """Read from the durable tier and fill the near one, unless a write of the key comes in between."""
+        """Read from the durable tier and fill the near one, except keys that are written in between."""
         if len(self._unsure) > MANY_MARKS:
             await self._drop([*self._unsure])
         lease = _Lease()
@@ -189,7 +189,7 @@ class Persistence(Layer):
             except BaseException:  # interrupted
                 self._end_lease(lease, keys)
                 raise
-        # Written while the fill was on its way: the near tier may have got the old entry after the new one.
+        # Written during the fill: the near tier may have got the old entry after the new one.
         if late := [put.key for put in fill if put.key not in lease.keys]:
             await self._drop(late)
         return found
@@ -205,7 +205,7 @@ class Persistence(Layer):
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """Durable first, then near with the version that it got there. What is expected, the durable tier answers."""
+        """Write to the durable tier, then to the near one with the version that it got. The durable tier checks `expect`."""
         last = {change.key: change for change in changes}
         doubtful, versioned = set(last), {key for key, change in last.items() if change.version is not None}
         write = _Write(last)
@@ -213,7 +213,7 @@ class Persistence(Layer):
             self._begin(write)
             version = await self.authority.write(changes, expect)
             if await self._follow(last.values(), version):
-                doubtful = versioned  # was it taken?
+                doubtful = versioned  # it isn't known whether these were newer
         except ConflictError as conflict:
             doubtful |= conflict.keys
             raise
@@ -230,7 +230,7 @@ class Persistence(Layer):
         return version
 
     async def _follow(self, changes: Iterable[Change], version: int) -> bool:
-        """Let the near tier have what the durable one has; did it take it? The write is done either way."""
+        """Write to the near tier what the durable one has; returns whether that succeeded. The write is done either way."""
         near: list[Change] = [
             Put(change.key, change.value, change.expires_at, version, change.renews)
             if isinstance(change, Put)
@@ -254,21 +254,23 @@ class Persistence(Layer):
                 self._writes[key] = (*others, write)
                 for lease in self._leases.get(key, ()):
                     lease.keys.discard(key)
-                    self._unsure |= {key: _Mark()} if lease.is_filling else {}  # it may land after this write's end
+                    self._unsure |= (
+                        {key: _Mark()} if lease.is_filling else {}
+                    )  # the fill may take effect after this write's end
             if isinstance(self._unsure, _Everything):
                 write.overlapped.update(write.keys)
-            self._begun += 1  # last: who reads it before finds the keys above
+            self._begun += 1  # last: a caller that has read it before finds the keys above
 
     def _end(self, write: _Write, doubtful: Iterable[str]) -> set[str]:
-        """The keys that the near tier has to drop: until it has, they are read from the durable one. May be done again.
+        """End a write; returns the keys that the near tier has to drop, and marks them until then. Can be called again.
 
-        Besides the doubtful ones, those that were written by several at once: it may have got them in another order.
+        Besides the doubtful keys, these are keys with several writes at once: the near tier may have another order of them.
         """
         with self._lock:
             unsure = write.overlapped.union(doubtful)
             for key in unsure:
                 self._unsure[key] = _Mark()
-            for key in write.keys:  # nobody has it, where this process was forked in between, by this very thread
+            for key in write.keys:  # may be missing, if this thread has forked this process in between
                 others = tuple(other for other in self._writes.get(key, ()) if other is not write)
                 if others:
                     self._writes[key] = others
@@ -279,7 +281,7 @@ class Persistence(Layer):
     async def _drop(self, keys: Collection[str]) -> None:
         with self._lock:
             marks = {key: self._unsure.get(key) for key in keys}
-            # a fill or a write that is on its way may bring back what is dropped now: the mark stays
+            # a running fill or write may bring back what is dropped now: the mark stays
             settled = [key for key in marks if key not in self._leases and key not in self._writes]
         await self.inner.write([Delete(key, None if mark is None else mark.newest) for key, mark in marks.items()])
         with self._lock:
@@ -294,50 +296,50 @@ class Persistence(Layer):
             _logger.warning("persistence: the near tier failed to drop %d key(s)", len(keys), exc_info=error)
 
     def _forget_others(self) -> None:
-        """In a forked child: what threads of the parent were writing, only the durable tier knows."""
+        """In a forked child: only the durable tier has the outcome of writes by the parent's threads."""
         self._leases.clear()
-        if self.queue is not None:  # its parent has it, and goes on: what is near here would soon be old
+        if self.queue is not None:  # it is the parent's, which continues: the near tier here would soon be outdated
             self._writes = Closed(str(self.queue.not_open()))
             return
         self._unsure.update((key, _Mark()) for key in self._writes)
         self._writes.clear()
-        if self._is_watched and self._told_in != os.getpid():
+        if self._is_watched and self._watched_in != os.getpid():
             self.lost()
 
     # ------------------------------------------------------------ what others write
     def changed(self, versions: Mapping[str, int], up_to: int | None = None) -> None:
-        """Somebody has written these keys. Called by the durable backend, as are the next two."""
+        """These keys were written. Called by the durable backend, as are the next two methods: see `Watcher`."""
         with self._lock:
-            self._told_up_to = max(self._told_up_to, *versions.values() if up_to is None else (up_to,), 0)
+            self._known_up_to = max(self._known_up_to, *versions.values() if up_to is None else (up_to,), 0)
             self._begun += 1
             if isinstance(self._unsure, _Everything):
                 return
             for key, version in versions.items():
                 known = self._unsure.get(key)
                 if known is None or known.newest is None or known.newest < version - 1:
-                    # another mark in any case: a drop that is on its way may come before a write of ours that is as well
+                    # a new mark in any case: a running drop may come before a running write of ours
                     self._unsure[key] = _Mark(version - 1 if known is None or known.newest is not None else None)
             if len(self._unsure) > MAX_MARKS:
                 self._distrust_all()
 
     def lost(self) -> None:
-        """From now on nobody tells what others write."""
+        """From now on notifications may be missing."""
         with self._lock:
             self._is_lost = True
             self._begun += 1
             self._distrust_all()
 
     def back(self, up_to: int | None = None) -> None:
-        """From now on each change is told again. What the near tier had goes before it is read again."""
+        """From now on each change is notified again. The near tier is emptied before it is read again."""
         with self._lock:
             self._is_lost = False
-            self._knows_up_to = up_to is not None
+            self._gets_up_to = up_to is not None
             if up_to is not None:
-                self._told_up_to = up_to
-            self._told_in = os.getpid()
+                self._known_up_to = up_to
+            self._watched_in = os.getpid()
 
     def _distrust_all(self) -> None:
-        """Let nothing that the near tier has be read, nor anything that is on its way there. Called with the lock held."""
+        """Mark all keys, also those of running fills and writes. Called with the lock held."""
         filling = [key for key, leases in self._leases.items() if any(lease.is_filling for lease in leases)]
         self._unsure = _Everything((key, _Mark()) for key in filling)
         for leases in self._leases.values():
@@ -348,7 +350,7 @@ class Persistence(Layer):
                 write.overlapped.update(write.keys)
 
     async def _settle(self, keys: Collection[str]) -> bool:
-        """Let the near tier drop what is marked of these keys; may it then be asked for all of them?"""
+        """Drop the marked ones of these keys from the near tier; returns whether all of them can be read there now."""
         unsure = self._unsure
         if isinstance(unsure, _Everything) and not await self._empty(unsure):
             return False
@@ -357,27 +359,27 @@ class Persistence(Layer):
         return not any(key in self._unsure for key in keys)
 
     async def _empty(self, everything: _Everything) -> bool:
-        """Drop all that the near tier has, unless it is still lost or somebody is at it. Is it trusted again?"""
+        """Drop all that the near tier has, unless it is still lost or being emptied; returns whether it can be read again."""
         with self._lock:
-            if self._is_lost or everything.goes:
+            if self._is_lost or everything.is_emptying:
                 return False
-            everything.goes = True
+            everything.is_emptying = True
         try:
-            version = self._told_up_to if self._knows_up_to else await self.authority.version()
+            version = self._known_up_to if self._gets_up_to else await self.authority.version()
             names = [key async for key in self.inner.scan()]
             while names:
                 await self.inner.write([Delete(key) for key in names[-BATCH:]])
                 del names[-BATCH:]
                 if not self.inline_read:
-                    await pause(0)  # others have their turn
+                    await pause(0)  # let other tasks run
             with self._lock:
                 if self._unsure is not everything:  # lost again
                     return False
                 self._unsure = dict(everything)
-                self._told_up_to = max(self._told_up_to, version)
+                self._known_up_to = max(self._known_up_to, version)
                 return True
         finally:
-            everything.goes = False
+            everything.is_emptying = False
 
     # ------------------------------------------------------------ the rest
     def scan(
@@ -423,7 +425,7 @@ class Persistence(Layer):
             raise
 
     async def close(self) -> None:
-        """Both tiers, whatever becomes of the other one."""
+        """Both tiers, even if one of them fails."""
         try:
             await self.inner.close()
         finally:
@@ -431,7 +433,7 @@ class Persistence(Layer):
 
 
 class _Lease:
-    """The keys that a read may fill the near tier with, as long as nobody has written them."""
+    """The keys that a read may fill into the near tier, as long as nobody has written them."""
 
     __slots__ = ("is_filling", "keys")
 
@@ -441,7 +443,7 @@ class _Lease:
 
 
 class _Write:
-    """One that is under way, and those of its keys that another one has written meanwhile."""
+    """A running write, and those of its keys that another write has written meanwhile."""
 
     __slots__ = ("keys", "overlapped")
 
@@ -451,7 +453,7 @@ class _Write:
 
 
 class _Mark:
-    """At a key that the near tier has to drop: what is newer than the version `newest` may stay; None: nothing may."""
+    """Marks a key that the near tier has to drop: an entry newer than the version `newest` may stay; None: none may."""
 
     __slots__ = ("newest",)
 
@@ -460,9 +462,9 @@ class _Mark:
 
 
 class _Everything(dict[str, _Mark]):
-    """Marks, while every key counts as marked. Those that are in it go on when that is over."""
+    """The marks while every key counts as marked. Those that are in it stay when that is over."""
 
-    goes = False  # is somebody emptying the near tier?
+    is_emptying = False  # is a caller emptying the near tier?
 
     def __contains__(self, key: object) -> bool:
         return True

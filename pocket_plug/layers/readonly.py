@@ -1,4 +1,4 @@
-"""The readonly layer: reads pass, and whatever would change the store is refused. A plugin module, as any third party's."""
+"""The readonly layer: reads pass, and every change of the store is refused. A plugin module, like any third party's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Readonly(Layer):
 
     Runs that would write are refused before they begin: durable ones, and those of graphs with a node that declares `writes`.
     Any other node that writes fails at its end. Layers outside of it that write by themselves (migrate, persistence, bounding)
-    are refused; those inside go on.
+    are refused; those inside still write.
 
     >>> from pocket_plug import SyncStore
     >>> SyncStore(layers=[Readonly()]).set("guest", "Alice")
@@ -30,11 +30,11 @@ class Readonly(Layer):
     needs_loop = False
 
     def on_build(self) -> None:
-        """Say so to layers outside of it, and to runs."""
+        """Tell outer layers and runs that it is read-only."""
         self.read_only = True
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """What the inner one says where there are no changes. Raises ReadOnlyError where there are."""
+        """Raise ReadOnlyError if there are changes; a check without changes is the inner one's."""
         if changes:
             keys = sorted({str(change.key) for change in changes})
             raise ReadOnlyError(
@@ -44,11 +44,11 @@ class Readonly(Layer):
         return await self.inner.write(changes, expect)
 
     async def compact(self, size: int) -> int:
-        """Nothing is given back: the file would be written."""
+        """Free nothing: that would write to the file."""
         return 0
 
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None] | None:
-        """None: who doesn't write keeps nobody off."""
+        """None: nothing is written, so no turn is needed."""
         return None
 
 

@@ -1,6 +1,6 @@
-"""The timeout layer: what is inside has so many seconds for a read, for a write, for each page of a scan.
+"""The timeout layer: limits the seconds that the stack inside has for a read, for a write, for each page of a scan.
 
-It stands outside of whatever may wait: persistence, a backend over a network. A plugin module, as any third party's.
+It is outside of what may wait: persistence, a backend over a network. A plugin module, like any third party's.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ T = TypeVar("T")
 
 
 class Timeout(Layer):
-    """Raises an error where the inner one takes longer than so many seconds (or a timedelta, or "500ms").
+    """Raises an error if the inner one takes longer than so many seconds (or a timedelta, or "500ms").
 
-    - `read_within`: a read, of one key or of many, and the question for the last version. It is cancelled, and StoreTimeoutError
-      raised.
-    - `write_within`: a write. It is cancelled, so that it is withdrawn if nothing of it was done. But who waits no longer can't
-      know: AnswerLostError says that it may have landed, or may land yet. A durable run finds out by itself.
-    - `page_within`: the time that a scan waits for its next key, hence for a page. StoreTimeoutError.
+    - `read_within`: for a read, of one key or of many, and of the last version. It is cancelled, and raises StoreTimeoutError.
+    - `write_within`: for a write. It is cancelled, so that it is withdrawn if nothing of it was done. Its outcome isn't
+      known then: it raises AnswerLostError, since it may have been stored, or may be stored later. A durable run finds out
+      the outcome by itself.
+    - `page_within`: for the time that a scan waits for its next key, and so for a page. It raises StoreTimeoutError.
 
     A write that its own caller cancels is awaited to its outcome, as without this layer.
 
-    Only what suspends can be interrupted. What a backend does in place runs to its end in the caller's thread: over memory, which
-    waits for nothing, the limit costs nothing and does nothing. Over a file that is read in place it would promise what it can't
-    keep; it is refused there.
+    Only an operation that suspends can be interrupted. What a backend does in place runs to its end in the caller's thread:
+    over memory, which never waits, the limit costs nothing and does nothing. Over a file that is read in place the limit
+    could not be kept, so it is refused there.
     """
 
     read_within: Duration | None = None
@@ -43,7 +43,7 @@ class Timeout(Layer):
     inline_read = inline_write = True
 
     def on_build(self) -> None:
-        """Settle what can be limited. Raises ConfigError where nothing is given, or what is given can't be kept."""
+        """Find out what can be limited. Raises ConfigError if no limit is given, or a limit that can't be kept."""
         given = {name: getattr(self, name) for name in ("read_within", "write_within", "page_within")}
         limits = {name: seconds(limit, f"timeout: {name}") for name, limit in given.items() if limit is not None}
         if not limits:
@@ -53,15 +53,15 @@ class Timeout(Layer):
             if inner.inline_write if name == "write_within" else inner.inline_read:
                 if inner.survives:
                     raise ConfigError(
-                        f"timeout: {name} over {inner!r} can't be kept: that is done in place, in the caller's thread, where "
-                        f"nothing can interrupt it; leave {name} out. How long SQLite waits for others is `?timeout=` in its URL"
+                        f"timeout: {name} over {inner!r} can't be kept: it works in place, in the caller's thread, where "
+                        f"nothing can interrupt it; leave {name} out. How long SQLite waits for locks is `?timeout=` in its URL"
                     )
                 del limits[name]
         self._read_within = limits.get("read_within")
         self._write_within = limits.get("write_within")
         self._page_within = limits.get("page_within")
         self._backend = parts(inner)[-1]  # for errors
-        self._left: set[asyncio.Task[int]] = set()  # a loop holds its tasks weakly
+        self._abandoned: set[asyncio.Task[int]] = set()  # a loop holds its tasks weakly
         self.needs_loop = inner.needs_loop or bool(limits)
         unlimited = {
             *(() if self._read_within else ("read", "read_many", "version")),
@@ -89,18 +89,18 @@ class Timeout(Layer):
             async with limit:
                 return await operation
         except TimeoutError as error:
-            if not limit.expired():  # the inner one's own
+            if not limit.expired():  # raised by the inner one
                 raise
             raise self._too_slow(what, self._read_within, "read_within") from error
 
     def _too_slow(self, what: str, within: float | None, option: str) -> StoreTimeoutError:
         return StoreTimeoutError(
             f"{what} took longer than {within:g} s, which the layer `timeout` allows ({option}), over {self._backend!r}; it was "
-            f"cancelled, and says nothing of what is there. Try again, or allow more by {option}="
+            f"cancelled, and its result is unknown. Try again, or allow more by {option}="
         )
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """The inner one's, in time; a check of versions without changes too. Raises AnswerLostError: it may land all the same."""
+        """Write to the inner one, or check versions, in time. Raises AnswerLostError if a write may still be stored."""
         if not changes:
             what = f"checking the version of {in_short(list(expect))}"
             limit = asyncio.timeout(self._write_within)
@@ -121,8 +121,8 @@ class Timeout(Layer):
             raise
         if done:
             return task.result()
-        task.cancel()  # withdrawn if nothing was done; its outcome is nobody's to wait for
-        self._left.add(task)
+        task.cancel()  # withdrawn if nothing was done; nobody waits for its outcome
+        self._abandoned.add(task)
         task.add_done_callback(self._forget)
         raise AnswerLostError(
             f"writing {in_short([change.key for change in changes])} took longer than {self._write_within:g} s, which the layer "
@@ -131,9 +131,9 @@ class Timeout(Layer):
         )
 
     def _forget(self, task: asyncio.Task[int]) -> None:
-        self._left.discard(task)
+        self._abandoned.discard(task)
         if not task.cancelled():
-            task.exception()  # was said to be unknown; asyncio would report it as never retrieved
+            task.exception()  # retrieved, or asyncio would report that it never was
 
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
@@ -155,7 +155,7 @@ class Timeout(Layer):
 
 
 async def _ended(task: asyncio.Task[int]) -> None:
-    """Wait until it has ended, through any number of cancellations."""
+    """Wait until a task has ended, despite cancellations."""
     while not task.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait({task})

@@ -1,8 +1,8 @@
-"""What `Persistence(mode="behind")` writes to: a queue in front of a durable backend, and the thread that drains it.
+"""The backend that `Persistence(mode="behind")` writes to: a queue in front of a durable backend, and the thread that drains it.
 
-All that is queued goes into one atomic write, so what the durable backend has is always a prefix of history. Whatever is
-asked is answered by the queue, else by the durable backend: together they are one backend, the caller of `write` merely
-doesn't wait for the second half of it.
+All queued changes go into one atomic write, so the durable backend always has a prefix of history. Reads are answered by
+the queue, else by the durable backend: together they are one backend, but the caller of `write` doesn't wait for the
+durable part.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 _logger = logging.getLogger("pocket_plug")
 
 DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
-"""Seconds between the tries of a batch that meets a busy backend; after the last of them it has failed."""
+"""Seconds between the tries of a batch while the backend is busy; after the last one the batch has failed."""
 
 _owners: weakref.WeakSet[WriteBehind] = weakref.WeakSet()
 _claiming = Lock()
@@ -52,7 +52,7 @@ class _Queued:
         return self.record is not None and (self.expires_at is None or now < self.expires_at)
 
     def entry(self, now: float) -> Entry | None:
-        """What a reader gets: a value of its own."""
+        """The entry for a reader, with a value of its own; None for a deleted or expired one."""
         if self.record is None or not self.alive(now):
             return None
         try:
@@ -61,12 +61,12 @@ class _Queued:
             raise type(error)(f"key {self.key!r}: {error}") from error
 
     def change(self) -> Change:
-        """What the durable backend gets. An expired one too, or the value before it would come back."""
+        """The change for the durable backend. An expired one too, or the value before it would be visible again."""
         if self.record is None:
             return Delete(self.key, self.version)
         try:
             value = default_codec.decode(self.record)
-        except CodecError as error:  # it is its reader's to fail, not that of all that is queued with it
+        except CodecError as error:  # its readers get the error; it must not fail the whole batch
             value = Sealed(self.record, error)
         return Put(self.key, value, self.expires_at, self.version)
 
@@ -86,12 +86,12 @@ class _Ticket:
 
 
 class WriteBehind(Backend):
-    """A backend whose writes are done when they are queued; a thread hands them on to `durable`.
+    """A backend whose writes are done when they are queued; a thread writes them to `durable`.
 
-    It owns `durable`: from `open` to `close` nothing else may write there. `max_pending` bounds the keys that are queued
-    or on their way; writes beyond it wait for room. A busy backend is tried again after `DELAYS`, by `sleep`. What else
-    goes wrong there is raised by the next write, flush or close, and each of them has it tried again; nothing that is
-    queued is given up before `close`.
+    It locks `durable` exclusively: from `open` to `close` nothing else may write there. `max_pending` bounds the keys that
+    are queued or being written; further writes wait for room. If the backend is busy, the thread tries again after `DELAYS`,
+    by `sleep`. Any other error there is raised by the next write, flush or close, and each of these lets the thread try
+    again; no queued change is given up before `close`.
     """
 
     needs_loop = False
@@ -100,8 +100,8 @@ class WriteBehind(Backend):
     def __init__(self, durable: Backend, max_pending: int, *, sleep: Callable[[float], None] = time.sleep) -> None:
         if durable.needs_loop:
             raise ConfigError(
-                f"persistence mode='behind' to {durable!r}: that backend needs an event loop, and what is queued has to "
-                "be written when there is none any more; use mode='through'"
+                f"persistence mode='behind' to {durable!r}: that backend needs an event loop, and the queue must be "
+                "written even when there is no loop any more; use mode='through'"
             )
         self.durable = durable
         self.clock = durable.clock
@@ -116,25 +116,27 @@ class WriteBehind(Backend):
         return f"WriteBehind({self.durable!r})"
 
     def _begin_empty(self) -> None:
-        self._lock = new_rlock()  # guards all of these; reentrant: garbage collection withdraws
-        # To wait and notify only: its `__enter__` is a Python function, in which an interrupt may come.
+        self._lock = new_rlock()  # guards all of these; reentrant, since garbage collection may withdraw a ticket
+        # Used to wait and notify only: its `__enter__` is a Python function, which may be interrupted.
         self._state = threading.Condition(self._lock)
         self._pending: Queue = {}
         self._in_flight: Queue = {}
         self._since = self._in_flight_since = 0.0
-        self._reserved = 0  # slots of writes that are about to be queued
+        self._reserved = 0  # slots of admitted writes that aren't queued yet
         self._tickets: deque[_Ticket] = deque()
-        self._admitted: list[Waiter[None]] = []  # those to be woken
+        self._admitted: list[Waiter[None]] = []  # to be woken
         self._flushes: list[tuple[int, Waiter[None]]] = []
         self._closers: list[Waiter[None]] = []
-        self._looks: list[list[Queue]] = []  # for each look into the durable backend, what has landed meanwhile
-        self._version = 0  # the last one given
+        self._looks: list[
+            list[Queue]
+        ] = []  # for each running look into the durable backend, the batches written meanwhile
+        self._version = 0  # the last one that a write got
         self._counters = {0}  # what the durable backend's counter may be; after a lost answer there are several
         self._failure: Exception | None = None
         self._intrusion: StoreError | None = None
         self._try_again = False
 
-    # ------------------------------------------------------------ what can be seen from outside
+    # ------------------------------------------------------------ state for observers
     @property
     def length(self) -> int:
         """How many keys have a write that the durable backend doesn't have yet."""
@@ -143,7 +145,7 @@ class WriteBehind(Backend):
 
     @property
     def age(self) -> float:
-        """How many seconds the oldest write has been waiting; 0 where none is."""
+        """How many seconds the oldest write has been waiting; 0 if none is waiting."""
         with self._lock:
             if not self._in_flight and not self._pending:
                 return 0.0
@@ -151,15 +153,15 @@ class WriteBehind(Backend):
 
     @property
     def failure(self) -> Exception | None:
-        """What the last try to write ended with; None where it went well."""
+        """The error of the last try to write; None if it succeeded."""
         return self._failure
 
     # ------------------------------------------------------------ opening and closing
     async def open(self) -> None:
-        """Open the durable backend and own it. Raises StoreBusyError where somebody else does."""
+        """Open the durable backend and lock it exclusively. Raises StoreBusyError if somebody else has locked it."""
         if self._is_open:
             return
-        if self._drains:  # a close was interrupted: what is queued still goes to the file
+        if self._drains:  # a close was interrupted: the queue must still be written
             await self.close()
         thread = threading.Thread(target=self._drain, name=f"drain to {self.durable!r}"[:60], daemon=True)
         try:
@@ -193,7 +195,7 @@ class WriteBehind(Backend):
             _owners.add(self)
 
     async def close(self) -> None:
-        """Write what is queued, then let go of the durable backend. Raises StoreError where that can't be written."""
+        """Write what is queued, then close the durable backend. Raises StoreError if the queue can't be written."""
         waiter = Waiter[None]()
         with self._lock:
             if self._drains:
@@ -217,32 +219,32 @@ class WriteBehind(Backend):
             raise StoreError(
                 f"{self.durable!r} was closed without the last writes of {lost} key(s), which are lost: {self._failure}"
             ) from self._failure
-        self._tell_of_intrusion()
+        self._raise_intrusion()
 
     def _close_at_exit(self) -> None:
         try:
             drive(self.close())
-        except Exception as error:  # nobody is left who could catch it
+        except Exception as error:  # no caller could catch it
             _logger.error("persistence: at the end of the process: %s", error, exc_info=error)
 
     def forget(self) -> None:
-        """In a forked child: what is queued is its parent's, which has the thread and owns the durable backend."""
+        """In a forked child: the queue is the parent's, which has the thread and the lock of the durable backend."""
         atexit.unregister(self._close_at_exit)
         self._is_open = self._drains = False
         self._begin_empty()
 
     def not_open(self) -> StoreClosedError:
-        """What is raised while it isn't open."""
+        """The error for all calls while it isn't open."""
         return StoreClosedError(
             f"{self.durable!r} is not open for writing behind: it was closed, or not opened yet (with SyncStore(…), "
             "async with Store(…)), or it was opened by the process that this one was forked from"
         )
 
     def _refuse_unless_usable(self) -> None:
-        """Raise what the last try to write ended with, and have it tried again."""
+        """Raise the error of the last try to write, if there is one, and let the thread try again."""
         if not self._is_open:
             raise self.not_open()
-        self._tell_of_intrusion()
+        self._raise_intrusion()
         if self._failure is not None:
             self._try_again = True
             self._state.notify_all()
@@ -252,13 +254,13 @@ class WriteBehind(Backend):
         kind = StoreBusyError if isinstance(failure, StoreBusyError) else StoreError
         error = kind(
             f"what was queued for {self.durable!r} could not be written: {failure}. It stays queued ({self.length} "
-            "key(s)); each write, flush and close has it tried again, and writes are refused until that has gone well"
+            "key(s)); each write, flush and close starts another try, and writes are refused until one succeeds"
         )
         error.__cause__ = failure
         return error
 
-    def _tell_of_intrusion(self) -> None:
-        """Raise, once, that somebody else was there."""
+    def _raise_intrusion(self) -> None:
+        """Raise, once, the error that somebody else has written to the durable backend."""
         intrusion, self._intrusion = self._intrusion, None
         if intrusion is not None:
             raise intrusion
@@ -274,10 +276,10 @@ class WriteBehind(Backend):
             return self._queued(key)
 
     async def _look(self, keys: Collection[str], then: Callable[[Mapping[str, _Queued | Entry]], T]) -> T:
-        """Call `then` with what both together have of these keys at the moment of the call, and give its answer.
+        """Call `then` with the entries of these keys, in both together, as of the moment of the call; returns its answer.
 
-        The durable backend is asked before that moment. What lands between the two has left the queue, and the answer
-        may not have it yet: so each look is handed all that lands while it is under way.
+        The durable backend is read before that moment. A batch that is written in between has left the queue, and what was
+        read may not have it yet: so each look gets all batches that are written during it.
         """
         landed: list[Queue] = []
         try:
@@ -306,13 +308,13 @@ class WriteBehind(Backend):
             self._looks = list(look for look in self._looks if look is not landed)
 
     async def read(self, key: str) -> Entry | None:
-        """What is queued for the key, else what the durable backend has."""
+        """The queued entry of the key, else the durable backend's."""
         queued = self._find(key)
         return await self.durable.read(key) if queued is None else queued.entry(self.clock())
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The same of several, as they were at one moment, with one look into the durable backend."""
-        known = await self._look(list(dict.fromkeys(keys)), dict)  # what is queued is decoded without the lock
+        """The same for several keys, as of one moment, with one read of the durable backend."""
+        known = await self._look(list(dict.fromkeys(keys)), dict)  # queued values are decoded without the lock
         now = self.clock()
         entries = {key: found.entry(now) if isinstance(found, _Queued) else found for key, found in known.items()}
         return {key: entry for key, entry in entries.items() if entry is not None}
@@ -320,7 +322,7 @@ class WriteBehind(Backend):
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        """The keys of both in one order, each as it is when the scan comes to it."""
+        """The keys of both in one order; each is listed if it is alive when the scan reaches it."""
         with self._lock:
             if not self._is_open:
                 raise self.not_open()
@@ -338,24 +340,24 @@ class WriteBehind(Backend):
                         return
 
     async def _is_alive(self, key: str, was_queued: bool) -> bool:
-        """Is a key still there? One that was queued when the scan began may have landed since, or gone."""
+        """Is a key still there? One that was queued when the scan began may have been written or removed since."""
         queued = self._find(key)
         if queued is not None:
             return queued.alive(self.clock())
         return not was_queued or await self.durable.read(key) is not None
 
     async def version(self) -> int:
-        """The last version given. The durable backend's counter follows it."""
+        """The last version that a write got. The durable backend's counter follows it."""
         if not self._is_open:
             raise self.not_open()
         return self._version
 
     async def check(self) -> list[str]:
-        """What is wrong with the durable backend."""
+        """The faults of the durable backend."""
         return await self.durable.check()
 
     async def compact(self, size: int) -> int:
-        """The durable backend."""
+        """Compact the durable backend."""
         return await self.durable.compact(size)
 
     # ------------------------------------------------------------ writing
@@ -372,13 +374,13 @@ class WriteBehind(Backend):
             return await self._enter([*zip(changes, records, strict=True)], expect)
         finally:
             try:
-                self._give_back(ticket)  # from here on what is queued counts
+                self._free_slots(ticket)  # from here on the queued keys themselves are counted
             except BaseException:  # interrupted
-                self._give_back(ticket)
+                self._free_slots(ticket)
                 raise
 
     def _record(self, change: Change) -> bytes | None:
-        """The bytes of a value: so that it can be changed from now on, and what can't be stored is refused here."""
+        """The bytes of a value: its owner may change it from now on, and a value that can't be stored is refused here."""
         if not isinstance(change, Put):
             return None
         try:
@@ -397,8 +399,8 @@ class WriteBehind(Backend):
             self._tickets.append(ticket)
         await ticket.waiter
 
-    def _give_back(self, ticket: _Ticket) -> None:
-        """What was reserved, or the place in the line. May be done again."""
+    def _free_slots(self, ticket: _Ticket) -> None:
+        """Free the reserved slots, or leave the line. Can be called again."""
         with self._lock:
             if ticket.admitted:
                 ticket.admitted = False
@@ -411,7 +413,7 @@ class WriteBehind(Backend):
         return self._reserved + len(self._pending) + len(self._in_flight) + slots <= self.max_pending
 
     def _admit(self) -> None:
-        """Let those in that there is room for now."""
+        """Admit the tickets that there is room for now."""
         while self._tickets and self._fits(self._tickets[0].slots):
             ticket = self._tickets[0]
             ticket.admitted = True
@@ -423,7 +425,7 @@ class WriteBehind(Backend):
             self._admitted = []
 
     async def _enter(self, changes: Sequence[tuple[Change, bytes | None]], expect: Mapping[str, int]) -> int:
-        """Check and queue in one step, after a look at what the durable backend has of the keys that matter."""
+        """Check and queue in one step, after reading from the durable backend the keys that have to be compared."""
         asked = {*expect, *(change.key for change, _ in changes if change.version is not None)}
 
         def enter(known: Mapping[str, _Queued | Entry]) -> int:
@@ -444,7 +446,7 @@ class WriteBehind(Backend):
             raise ConflictError(changed)
 
     def _queue(self, changes: Iterable[tuple[Change, bytes | None]], known: Mapping[str, _Queued | Entry]) -> int:
-        """Let the changes in, under the next version, and tell the thread."""
+        """Add the changes to the queue, with the next version, and notify the thread."""
         if not self._is_open:
             raise self.not_open()
         if not changes:
@@ -461,7 +463,7 @@ class WriteBehind(Backend):
                     continue
                 highest = max(highest, own)
             new[key] = _Queued(key, record, change.expires_at if isinstance(change, Put) else None, own)
-        self._state.notify_all()  # before the changes are there: an interrupt may come in between
+        self._state.notify_all()  # before the changes are added: an interrupt may come in between
         if not self._pending:
             self._since = now
         self._version = highest
@@ -485,20 +487,20 @@ class WriteBehind(Backend):
         finally:
             with self._lock:
                 self._flushes = list(flush for flush in self._flushes if flush[1] is not waiter)
-        self._tell_of_intrusion()
+        self._raise_intrusion()
         await self.durable.flush()
 
     # ------------------------------------------------------------ draining
     def _drain(self) -> None:
-        """The thread: all that has been queued while the last batch was written goes into the next one."""
+        """Run in the thread: all that was queued while the last batch was written goes into the next batch."""
         while (taken := self._take()) is not None:
             version, batch = taken
             failure: Exception | None = None
             try:
-                self._land(batch)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is raised in the next call
+                self._write_in_tries(batch)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next call raises it
                 failure = error
-            except BaseException as error:  # noqa: BLE001 - nor may the thread end and leave all waiting
+            except BaseException as error:  # noqa: BLE001 - the thread must not end: others wait for it
                 failure = StoreError(f"{type(error).__name__}: {error}")
             wake(self._failed(batch, failure) if failure else self._done(version))
         with self._lock:
@@ -517,7 +519,7 @@ class WriteBehind(Backend):
             self._in_flight_since = self._since
             return self._version, self._in_flight
 
-    def _land(self, batch: Queue) -> None:
+    def _write_in_tries(self, batch: Queue) -> None:
         """One atomic write, tried again while the backend is busy."""
         changes = [queued.change() for queued in batch.values()]
         highest = max(queued.version for queued in batch.values())
@@ -530,17 +532,17 @@ class WriteBehind(Backend):
         return self._write(changes, highest)
 
     def _write(self, changes: Sequence[Change], highest: int) -> None:
-        """Write, and look at the counter: if it has moved on by another hand, theirs may stand where both wrote."""
+        """Write, and check the version: if it is not the next one, somebody else has written, and may have won."""
         try:
             version = drive(self.durable.write(changes))
-        except BaseException:  # it may have landed all the same
+        except BaseException:  # it may have been stored all the same
             self._counters |= {max(counter + 1, highest) for counter in self._counters}
             raise
         expected, self._counters = self._counters, {max(version, highest)}
         if version - 1 not in expected:
             intrusion = StoreError(
-                f"somebody else has written to {self.durable!r}, which this process owns to write behind; where both "
-                "wrote a key, theirs may stand, and memory may have ours. Let only one store at a time write there"
+                f"somebody else has written to {self.durable!r}, which this process has locked to write behind; a key that "
+                "both wrote may have their value there, and ours in memory. Let only one store at a time write there"
             )
             with self._lock:
                 self._intrusion = intrusion
@@ -559,7 +561,7 @@ class WriteBehind(Backend):
             return done
 
     def _failed(self, batch: Queue, failure: Exception) -> list[Waiter[Any]]:
-        """Keep the batch, under what was queued since, and tell all that wait for it."""
+        """Put the batch back, before what was queued since; returns all waiters, with the error."""
         _logger.error("persistence: %r refuses what is queued: %s", self.durable, failure, exc_info=failure)
         with self._lock:
             self._pending, self._in_flight = {**batch, **self._pending}, {}

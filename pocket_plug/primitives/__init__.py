@@ -1,1 +1,1 @@
-"""What every package stands on and what knows none of them: time, waiting, forks, names, type checks, and what may be shown."""
+"""Used by all packages, and uses none of them but `errors`: durations, waiting, forks, names, type checks, redaction."""

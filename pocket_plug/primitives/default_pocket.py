@@ -1,4 +1,4 @@
-"""How stores and graphs reach the default Pocket, whose package they must not import: `pocket_plug` says how to find it."""
+"""Finds the default Pocket for stores and graphs, which must not import its package: `pocket_plug` registers the function."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _searches = False
 
 @contextmanager
 def searching_config() -> Generator[None]:
-    """Within the block a default Pocket that has to be made looks for its configuration from the current folder upwards.
+    """Within the block, a default Pocket that is created looks for its configuration from the current folder upwards.
 
     The command line does so. A library must not: a program would do something else in another folder.
     """
@@ -33,7 +33,7 @@ def searching_config() -> Generator[None]:
 
 
 def searches_config() -> bool:
-    """Does the default Pocket look for its configuration?"""
+    """Does a default Pocket that is created look for its configuration?"""
     return _searches
 
 

@@ -1,4 +1,4 @@
-"""How long something lives: what users may write for it, and the seconds that it means."""
+"""Durations: the forms in which users may write them, and their seconds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _TEXT = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit}(?![a-z]))?" for unit in _
 
 
 def seconds(ttl: Duration, what: str = "ttl", *, or_zero: bool = False) -> float:
-    """The seconds that a duration means; raises ConfigError, naming `what` it is, unless that is a finite number above 0.
+    """The seconds of a duration; raises ConfigError, naming `what` it is, unless they are a finite number above 0.
 
-    With `or_zero` no time at all is fine too: 0, "0s".
+    With `or_zero`, 0 and "0s" are valid too.
 
     >>> seconds(2), seconds("500ms"), seconds("1h30m"), seconds(timedelta(days=1))
     (2.0, 0.5, 5400.0, 86400.0)

@@ -1,4 +1,4 @@
-"""How a failure is put into words: its type, a capped text, its stack; and how it is said that the program goes on."""
+"""Describes failures: their type, a capped text, their stack; and logs those after which the program continues."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .redaction import conceal
 from .terminal import escaped
 
 MAX_BYTES = 4096
-"""Of one attribute. A single oversized one makes some backends refuse the whole batch it is in."""
+"""The most bytes of one attribute. A single bigger one makes some backends refuse the whole batch it is in."""
 
 MAX_FRAMES = 16
-"""Of a stack trace: the innermost ones."""
+"""The most frames of a stack trace: the innermost ones."""
 
 ON_WORKER = "on worker "
-"""How the note begins that has the traceback of an exception which came back from another process."""
+"""The beginning of the note with the traceback of an exception that was raised in another process."""
 
 _FRAME_OF_WORKER = re.compile(r'^  File "([^"\n]+\.py|<[\w-]+>)", line (\d+), in ([\w.<>]+)$', re.MULTILINE)
 
@@ -33,7 +33,7 @@ def capped(text: str) -> str:
 
 
 def capped_all(texts: Iterable[str]) -> list[str]:
-    """As many of the texts as one attribute has room for: 4 KiB together."""
+    """As many of the texts as fit into one attribute: 4 KiB together."""
     found: list[str] = []
     room = MAX_BYTES
     for text in texts:
@@ -56,7 +56,7 @@ def error_type(error: BaseException) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """Its message, capped, whatever its `__str__` does."""
+    """The message of an exception, capped, whatever its `__str__` does."""
     return _text_of(error, capped)
 
 
@@ -72,14 +72,14 @@ def _text_of(error: BaseException, treat: Callable[[str], str]) -> str:
     except BaseException as failed:  # a user's exception may do anything when asked for its text
         if not is_fault(failed):
             raise
-        return "(its text can't be had)"
+        return "(its text can't be read)"
 
 
 def concealed(error: BaseException, hidden: Mapping[str, str]) -> tuple[str, BaseException | None]:
-    """What may be said of an error, and what may be named as the cause of the one that says it.
+    """The text of an error without secrets, and the cause for a new error with this text.
 
-    In its text each of the `hidden` is replaced by what may stand for it. The cause is the error itself, but None if it,
-    or what it was caused by, shows something of them: a traceback would print it.
+    In the text each of the `hidden` is replaced by what may be shown for it. The cause is the error itself, but None if it,
+    or an error that caused it, shows one of the `hidden`: a traceback would print it.
 
     >>> said, cause = concealed(ValueError("token 'hunter2' is no good"), {"hunter2": "***"})
     >>> said, cause
@@ -110,9 +110,9 @@ def _texts_of(error: BaseException) -> Iterator[str]:
 
 
 def stack_of(error: BaseException, message: Callable[[BaseException], str | None]) -> str:
-    """The innermost frames, the user's too, and what it was caused by. Reads no source file: that would cost five times as much.
+    """The innermost frames, one of the user's too, and the causes. Reads no source file: that would cost five times as much.
 
-    `message` gives what may be said of an exception besides its type, or None.
+    `message` returns what may be shown of an exception besides its type, or None.
     """
     lines = ["Traceback (most recent call last):", *_frames(error, MAX_FRAMES), _headline(error, message)]
     most = MAX_FRAMES
@@ -127,7 +127,7 @@ def stack_of(error: BaseException, message: Callable[[BaseException], str | None
 
 
 def cause_of(error: BaseException) -> BaseException | None:
-    """What an error was raised from, or while it was dealt with, as a traceback prints it."""
+    """The error that this one was raised from, or that was being handled when it was raised, as a traceback prints it."""
     if error.__cause__ is not None or error.__suppress_context__:
         return error.__cause__
     return error.__context__
@@ -139,7 +139,7 @@ def _headline(error: BaseException, message: Callable[[BaseException], str | Non
 
 
 def _frames(error: BaseException, most: int) -> list[str]:
-    """The innermost ones; if all of them are of libraries, then before them the innermost one of the user's."""
+    """The innermost frames; if all of them are of libraries, then before them the innermost frame of the user's code."""
     frames: list[tuple[str, int | None, str]] = []
     trace = error.__traceback__
     while trace is not None:
@@ -162,9 +162,9 @@ def _frames(error: BaseException, most: int) -> list[str]:
 
 
 def log_failure(level: int, what: str, error: BaseException | None) -> None:
-    """Say that something of the user's failed and that the program goes on, with the stack and without the message.
+    """Log that user code failed and the program continues, with the stack and without the message.
 
-    A message may hold what nobody should read in a log, so only level debug has it.
+    A message may contain private data, so it is logged at level debug only.
     """
     stack = "" if error is None else f". {stack_of(error, lambda _: None)}"
     _logger.log(level, "%s%s", what, stack)
@@ -173,9 +173,9 @@ def log_failure(level: int, what: str, error: BaseException | None) -> None:
 
 
 class Told:
-    """An exception in a log record: its text for who reads the log here, its type alone where the record leaves the machine.
+    """An exception in a log record: its text for logs on this machine, and only its `type` for records that leave it.
 
-    Plugins' and configurations' errors are ours and quote no values: of these it is the text in both places.
+    Errors of plugins and configurations are ours and quote no values: for these `type` is the text too.
 
     >>> said = Told(ValueError("no 'card 4711'"), "ValueError: no 'card 4711'")
     >>> f"it failed: {said}", said.type
@@ -194,7 +194,7 @@ _said: set[tuple[str, str]] = set()
 
 
 def say_once(what: str, error: BaseException, *, silent: bool = False) -> None:
-    """Say that a part of telemetry failed, the first time it does so in this way; `silent` about the message.
+    """Log a warning that a part of telemetry failed, once for each type of error; `silent` leaves out the message.
 
     Never raises.
     """
@@ -202,4 +202,4 @@ def say_once(what: str, error: BaseException, *, silent: bool = False) -> None:
     if kind not in _said:
         _said.add(kind)
         text = kind[1] if silent else f"{kind[1]}: {escaped(error_text(error))}"
-        _logger.warning("%s failed: %s. The program goes on without; said once", what, Told(error, text))
+        _logger.warning("%s failed: %s. The program continues without it; said once", what, Told(error, text))

@@ -1,7 +1,7 @@
-"""Where files are, and that those that we make are their owner's alone: 0600, and folders 0700.
+"""Finds files, and creates files and folders that only their owner may use: modes 0600 and 0700.
 
-A relative path in a configuration counts from the folder of that file, every other one from the current folder.
-Those that exist stay as they are, and the umask can only take more away. SQLite gives the files that it puts beside a
+A relative path in a configuration is relative to the folder of that file, every other one to the current folder.
+Existing files keep their modes, and the umask can only remove more rights. SQLite gives the files that it puts beside a
 database the database's own mode.
 """
 
@@ -18,7 +18,7 @@ _folder: ContextVar[Path | None] = ContextVar("pocket_plug.folder", default=None
 
 @contextmanager
 def relative_to(folder: Path | None) -> Generator[None]:
-    """Within the block relative paths count from a folder; None: from the current one."""
+    """Within the block, relative paths are relative to a folder; None: to the current one."""
     token = _folder.set(folder)
     try:
         yield
@@ -27,7 +27,7 @@ def relative_to(folder: Path | None) -> Generator[None]:
 
 
 def located(path: str) -> str:
-    """A path as backends are to open it, and to show it.
+    """A path as backends open it and show it.
 
     >>> with relative_to(Path("/srv/shop")):
     ...     located("state.db"), located("/var/lib/state.db")
@@ -40,29 +40,29 @@ def located(path: str) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder where there is none, and those above it. Raises OSError where that can't be."""
+    """Create a folder, and those above it, if there is none. Raises OSError if that fails."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(0o700, exist_ok=True)
 
 
 def make_file(path: Path) -> None:
-    """Make an empty file where there is none, without opening it. Raises OSError where that can't be.
+    """Create an empty file if there is none, without opening it. Raises OSError if that fails.
 
-    Whoever closes a file that SQLite has open too, takes SQLite's locks away: POSIX keeps them by process, not by descriptor.
+    Closing a file that SQLite has open too would release SQLite's locks: POSIX keeps them by process, not by descriptor.
     """
-    target = os.path.realpath(path)  # what a link leads to may be missing
+    target = os.path.realpath(path)  # the target of a link may be missing
     with suppress(FileExistsError):
         try:
             os.mknod(target, 0o600)
         except FileExistsError:
             raise
-        except (AttributeError, OSError):  # Windows has none, macOS and some file systems allow it to nobody
+        except (AttributeError, OSError):  # Windows has no mknod; macOS and some file systems refuse it
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def private(path: str, flags: int) -> int:
-    """An `opener` for `open`: what it makes is the owner's.
+    """An `opener` for `open`: only the owner may use a file that it creates.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder, open(f"{folder}/page.html", "w", opener=private) as file:

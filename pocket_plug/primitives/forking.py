@@ -65,11 +65,11 @@ class Participant(Protocol):
     """What must be idle at a fork, such as connections to a file. The thread that forks calls the methods."""
 
     def rest(self) -> bool:
-        """Try to become idle, and stay so while `is_under_way()`. Gives True if it is; else it is called again."""
+        """Try to become idle, and stay so while `is_under_way()`. Returns True if it is; else it is called again."""
         ...
 
     def begin_anew(self) -> None:
-        """Called in the child. What wasn't idle at the fork must never be used here."""
+        """Called in the child. Anything that wasn't idle at the fork must never be used here."""
         ...
 
 
@@ -99,7 +99,7 @@ class _Weak:
 
 
 _numbers = count()
-_callbacks: dict[int, _Weak] = {}  # in the order in which they came
+_callbacks: dict[int, _Weak] = {}  # in the order in which they were given
 _participants: dict[int, ReferenceType[Participant]] = {}
 _locks: dict[int, ReferenceType[Lockable]] = {}
 _lost: dict[int, _Weak] = {}  # by the lock's id
@@ -112,7 +112,7 @@ def after_fork(callback: Callback) -> None:
 
 
 def around_forks(before: Callback, after: Callback) -> None:
-    """Call `before` ahead of what is done for a fork so far, and `after` behind it, in the parent and in the child."""
+    """At a fork, call `before` before all that is registered so far, and `after` after it, in the parent and in the child."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
 
@@ -191,7 +191,7 @@ def release(taken: Taken) -> None:
     deque(map(_release, iter(taken.pop, None)), maxlen=0)
 
 
-def _imports() -> bool:
+def _is_importing() -> bool:
     """Is another thread importing a module? An import of the same module in a child would wait for that thread for ever."""
     me = threading.get_ident()
     locks = [lock for it in [*_module_locks.values()] if (lock := it()) is not None]
@@ -211,7 +211,7 @@ class _Fork:
         self.turn: Taken = []
         self.taken: Taken = []
         self.missing: list[Lockable] = []
-        self.restless: list[Participant] = []
+        self.busy: list[Participant] = []
         self.interrupt: BaseException | None = None
 
     def prepare(self) -> None:
@@ -221,14 +221,14 @@ class _Fork:
         while not self.turn and time.monotonic() < self.until + PATIENCE:  # another fork takes no longer
             take((_turn,), self.turn)
         _under_way = True
-        self.restless = _taking_part()
+        self.busy = _taking_part()
         while True:  # before the locks: an operation on a file may need one to finish
-            self.restless = [each for each in self.restless if _guarded(each, each.rest) is False]
-            if not self.restless or time.monotonic() >= self.until:
+            self.busy = [each for each in self.busy if _guarded(each, each.rest) is False]
+            if not self.busy or time.monotonic() >= self.until:
                 break
             time.sleep(0.001)
         locks = [lock for it in [*_locks.values()] if (lock := it()) is not None]
-        while not self._take_all(locks) or (_imports() and time.monotonic() < self.until):
+        while not self._take_all(locks) or (_is_importing() and time.monotonic() < self.until):
             release(self.taken)
             time.sleep(0.001)
 
@@ -302,7 +302,7 @@ def _after_in_parent() -> None:
         release(fork.turn)
 
     _in_spite_of_interrupts(fork, go_on)
-    if fork.restless or fork.missing:
+    if fork.busy or fork.missing:
         _logger.warning(
             "a child was forked although %s, after waiting %g s for that to end; stores and queues that this concerns "
             "may refuse to be used in the child",
@@ -329,8 +329,8 @@ def _send_interrupt() -> None:
 
 
 def _title(fork: _Fork) -> str:
-    busy = [f"{participant!r} was in use" for participant in fork.restless]
-    return ", ".join([*busy, *[f"{len(fork.missing)} lock(s) were held"] * bool(fork.missing)])
+    in_use = [f"{participant!r} was in use" for participant in fork.busy]
+    return ", ".join([*in_use, *[f"{len(fork.missing)} lock(s) were held"] * bool(fork.missing)])
 
 
 def _after_in_child() -> None:

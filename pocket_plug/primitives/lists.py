@@ -1,7 +1,7 @@
-"""How an append-only list is kept: a head at its key, and each item as an entry of its own, under a name made of the key's.
+"""How an append-only list is stored: a head at its key, and each item as an entry of its own, under a name made of the key.
 
-Items never change, so a head says all of a list at its moment: which generation, from which number up to which. A list that
-was removed and begun again is another generation, whose items have other names.
+Items never change, so a head describes a whole list as of one moment: its generation, and its first and next number. A list
+that was removed and started again has another generation, so its items have other names.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _SUFFIX = len(":") + _GENERATION + len(":") + _NUMBER
 
 
 class ListHead(NamedTuple):
-    """What stands at the key of an append-only list."""
+    """The value at the key of an append-only list."""
 
     generation: str
     first: int
-    """The number of the first item. The numbers go on where a list is trimmed."""
+    """The number of the first item. Trimming a list doesn't change the numbers of its items."""
     next: int
     """The number that the next item will have."""
 
@@ -34,14 +34,14 @@ class ListHead(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True)
 class ItemList:
-    """What `store.items()` gives as the value at the key of an append-only list: its items are read by `each_item` and `tail`."""
+    """The value of an append-only list in `store.items()`: its items are read by `each_item` and `tail`."""
 
     length: int
     """How many items it has."""
 
 
 class ItemPlace(NamedTuple):
-    """What the name of an item says."""
+    """The parts of an item's name."""
 
     owner: str
     """The key of the list."""
@@ -50,12 +50,12 @@ class ItemPlace(NamedTuple):
 
 
 def new_head() -> ListHead:
-    """That of a list without items, of a generation of its own."""
+    """The head of an empty list, with a new generation."""
     return ListHead(os.urandom(_GENERATION // 2).hex(), 0, 0)
 
 
 def items_of(key: str, generation: str) -> str:
-    """What the names of a list's items begin with. A Key's name keeps its template."""
+    """The prefix of the names of a list's items. A Key's name keeps its template."""
     return ITEMS + key + f":{generation}:"
 
 
@@ -69,7 +69,7 @@ def item_of(key: str, generation: str, number: int) -> str:
 
 
 def place_of(item: str) -> ItemPlace | None:
-    """The place of an item, by its name; None for what is none.
+    """The place of an item, by its name; None for any other name.
 
     >>> place_of(item_of("log", "c0ffee00", 7))
     ItemPlace(owner='log', generation='c0ffee00', number=7)

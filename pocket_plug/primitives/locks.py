@@ -1,8 +1,8 @@
-"""Locks for `with`: whatever a signal's handler raises, none stays locked.
+"""Locks for `with` that never stay locked, whatever a signal's handler raises.
 
-Python's own are that, but for 3.14: there a handler may run between `__enter__` and the body of the `with`, and what it
-raises skips `__exit__` (CPython's issue 148874; 3.15 has it right). So Python 3.14 gets the locks of ours. A lock that one
-thread acquires and another one releases is in no `with`, and may be of Python's own.
+Python's own locks are such, except in 3.14: there a handler may run between `__enter__` and the body of the `with`, and what
+it raises skips `__exit__` (CPython's issue 148874; fixed in 3.15). So Python 3.14 gets the locks below. A lock that one
+thread acquires and another one releases is not used in a `with`, and may be one of Python's own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _CRLock: Any = type(threading.RLock())
 
 
 class GuardedLock:
-    """A `threading.Lock` whose `with` can't be cut in two.
+    """A `threading.Lock` that no handler can interrupt between `__enter__` and the body of its `with`.
 
     A handler runs at the entry of a Python function and after a call. So `__enter__` is a Python function that calls nothing
-    once the lock is acquired: unpacking what `map` will do is no call. `__exit__` is the lock's own, in C.
+    once the lock is acquired: unpacking a `map` is no call. `__exit__` is the lock's own, in C.
 
     >>> lock = GuardedLock()
     >>> with lock:

@@ -1,6 +1,6 @@
 """HTML and SVG for notebooks and files: every text that comes from somewhere else goes through `text`.
 
-Nothing has a colour of its own here, so a notebook's theme counts, light or dark.
+No colours are set here, so a notebook's theme applies, light or dark.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .terminal import escaped
 
 
 def text(given: object) -> str:
-    r"""What stands in an element or in an attribute's quotes: no markup, and no character that XML doesn't have.
+    r"""Text for an element or a quoted attribute: without markup, and without characters that XML doesn't have.
 
     >>> print(text('<script>"\x00'))
     &lt;script&gt;&quot;\x00
@@ -21,7 +21,7 @@ def text(given: object) -> str:
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table of texts. Without `columns` the first cell of each row says what the others are."""
+    """A table of texts. Without `columns` the first cell of each row is its heading."""
     head = "".join(f'<th scope="col" style="text-align:left">{text(column)}</th>' for column in columns)
     body = "".join(f"<tr>{''.join(_cell(cell, at, columns) for at, cell in enumerate(row))}</tr>" for row in rows)
     return (

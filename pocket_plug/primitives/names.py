@@ -1,4 +1,4 @@
-"""Which names a store can have: those of keys, of scopes, and what names may begin with; and what a class is called."""
+"""Checks the names of keys and scopes, and prefixes of names; and makes a default name from a class's name."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ RESERVED = "pocket:"
 """The prefix of pocket_plug's own records: hidden from `keys`, refused to users."""
 
 ITEMS = f"{RESERVED}+"
-"""The prefix of the items of append-only lists: hidden as well, and users' data. What bounds a store bounds them too."""
+"""The prefix of the items of append-only lists: hidden too, but users' data, so a store's bounds count them."""
 
 OWN, PAST_OWN = f"{RESERVED}{chr(ord('+') + 1)}", RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
-"""`OWN <= name < PAST_OWN`: it is one of pocket_plug's records that is no user's data."""
+"""`OWN <= name < PAST_OWN` is true for names of pocket_plug's own records, which are not users' data."""
 
 
 MAX_NAME_BYTES = 1024
-"""How long the name of what is written may be, with its scope, in UTF-8: any backend can have an index of such names."""
+"""The most bytes in UTF-8 of a name that is written, with its scope: every backend can index such names."""
 
 MAX_KEY_BYTES = 2 * MAX_NAME_BYTES
-"""How long a key may be that a backend is given: pocket_plug's own have more in them than those of users."""
+"""The most bytes in UTF-8 of a key that a backend gets: pocket_plug's own keys contain users' names and more."""
 
 
 def snake_case(name: str) -> str:
-    """What a node or layer is called by default: the name of its class in snake case.
+    """The default name of a node or layer: the name of its class in snake case.
 
     >>> snake_case("RateLimit"), snake_case("HTTPCache"), snake_case("Level2Cache")
     ('rate_limit', 'http_cache', 'level2_cache')
@@ -36,7 +36,7 @@ def snake_case(name: str) -> str:
 
 
 def escaped(text: str, marks: str) -> str:
-    """A text in which these marks, and `%`, stand for nothing else.
+    """The text with these marks, and `%`, escaped.
 
     >>> escaped("a/b%", "/")
     'a%2Fb%25'
@@ -57,15 +57,15 @@ def check_name(name: object) -> str:
 
 
 def check_readable(name: object) -> str:
-    """The same of a key that is only looked for, or removed: an older version may have written a longer one."""
+    """The same for a key that is only read or removed; it may be longer, since older versions wrote longer ones."""
     if not isinstance(name, str):
         raise KeyNameError(f"a key is a string or a Key, not {summary(name)}")
     if not name:
         raise KeyNameError("a key must not be empty")
     if name.startswith(RESERVED):
         raise KeyNameError(
-            f"{name!r:.80}: the prefix {RESERVED!r} is reserved; choose another one. What may be anything, such as a tenant's "
-            "name, goes into a placeholder of a Key, or is joined by join_name"
+            f"{name!r:.80}: the prefix {RESERVED!r} is reserved; choose another one. A part that may be any text, such as a "
+            "tenant's name, goes into a placeholder of a Key, or is joined by join_name"
         )
     return _check_text(name)
 
@@ -90,7 +90,7 @@ def _check_text(name: str) -> str:
 
 
 def check_length(name: str, what: str = "a key, its scope included,", longest: int = MAX_NAME_BYTES) -> str:
-    """The name itself, if it is no longer than so many bytes of UTF-8; `what` it is stands in the error."""
+    """The name itself, if it has at most `longest` bytes in UTF-8; `what` names it in the error."""
     if len(name) > longest // 4 and (found := len(name.encode())) > longest:
         raise KeyNameError(
             f"{name!r:.80} has {found:,} bytes in UTF-8; {what} may have {longest:,}: give a shorter one"
@@ -99,14 +99,14 @@ def check_length(name: str, what: str = "a key, its scope included,", longest: i
 
 
 def check_prefix(prefix: object, what: str = "a prefix of names") -> str:
-    """The prefix itself, if names can begin with it, reserved ones too: an empty one is right. The error says `what` it is."""
+    """The prefix itself, if names can begin with it, also reserved names; it may be empty. `what` names it in the error."""
     if not isinstance(prefix, str):
         raise KeyNameError(f"{what} is a string, not {summary(prefix)}")
     return _check_text(prefix)
 
 
 def part_of_name(value: object, template: str | None, *, may_be_empty: bool = False) -> str:
-    """What fills a hole of a key's template, or is joined (None): as text, with what separates parts escaped."""
+    """A value as a part of a name, to fill a hole of `template`, or to be joined (None): as text, with separators escaped."""
     text = value if type(value) is str else _text_of(value, template)
     if not text and not may_be_empty:
         raise KeyNameError(

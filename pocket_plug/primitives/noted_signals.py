@@ -26,10 +26,10 @@ _pipe: tuple[int, int] | None = None
 
 
 def insist(number: int, handler: Handler) -> None:
-    """In this process, send the signal again until its handler begins: the first that it does must be to install another.
+    """In this process, send the signal again until its handler begins, which must first of all install another handler.
 
-    Nothing is done outside of the main thread, nor where somebody else is told of signals by `signal.set_wakeup_fd`: a loop of
-    asyncio's, which is, wakes the main thread by itself. A forked child has to call it anew.
+    Nothing is done outside of the main thread, nor if something else uses `signal.set_wakeup_fd`: asyncio's event loop does,
+    and wakes the main thread by itself. A forked child has to call it again.
     """
     global _pipe
     if not hasattr(signal, "pthread_kill") or threading.current_thread() is not threading.main_thread():
@@ -59,7 +59,7 @@ def _watch(reading: int, number: int, handler: Handler) -> None:
 
 
 def _forget() -> None:
-    """A child is forked with its parent's pipe, and what it wrote there the parent would take for its own."""
+    """In a forked child: close the parent's pipe, from which the parent would read this process's signals as its own."""
     global _pipe
     if _pipe is None:
         return

@@ -1,4 +1,4 @@
-"""Is a file of the user's, or of a library? Told by its path alone, since a recorded stack may come from another machine."""
+"""Is a file the user's, or a library's? Known by its path alone, since a recorded stack may come from another machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOT_USERS = re.compile(
 
 @lru_cache(maxsize=1024)
 def is_users(file: str) -> bool:
-    """Is it of no library that is installed, and not of Python's own?
+    """Is it the user's: neither of an installed library, nor of Python's own?
 
     >>> is_users("/app/orders.py"), is_users("/usr/lib/python3.11/json/decoder.py")
     (True, False)

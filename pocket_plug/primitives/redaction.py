@@ -1,4 +1,4 @@
-"""What messages and `repr` may say of values and of the configuration: of a value its type and size, of a secret nothing.
+"""What messages and `repr` may show of values and of the configuration: of a value its type and size, of a secret nothing.
 
 A message that quotes a value carries it into logs, traces and bug reports. So it names what belongs to the program (keys,
 nodes, options, plugins) and never what passes through it.
@@ -14,21 +14,21 @@ from dataclasses import MISSING, Field, field
 from typing import Any, cast
 
 MASK = "***"
-"""What stands in place of a secret."""
+"""Shown in place of a secret."""
 
 Path = tuple[str, ...]
 Redact = Callable[[Path, Any], Any]
-"""Of where a value stands, such as `("run", "input", "card", "number")`, and the value: what may be said instead."""
+"""Takes the path of a value, such as `("run", "input", "card", "number")`, and the value; returns what may be shown."""
 
 _SIZED: tuple[type[Any], ...] = (str, bytes, bytearray, list, tuple, dict, set, frozenset, deque)
 
 URL_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-"""How a URL begins."""
+"""The beginning of a URL."""
 
 # Up to the last "@": a password may hold one, or a "/", though it should not.
 _PASSWORD = re.compile(r"(\w[\w+.-]*://[^/?#@:\s]*):\S*@")
 _WHOLE = re.compile(r"\A(\w[\w+.-]*://[^/?#@:\s]*):.*@", re.DOTALL)
-"""Of a text that begins with a URL: in this one a password may have spaces, too."""
+"""For a text that begins with a URL: the password in this URL may have spaces, too."""
 _PARAMETER = re.compile(
     r"([?&;][^=&;#\s]*(?:pass|pwd|secret|token|key|auth|credential)[^=&;#\s]*=)[^&;#\s]+", re.IGNORECASE
 )
@@ -50,7 +50,7 @@ def summary(value: object) -> str:
 
 
 def named(value: object) -> str:
-    """What stands where something else should: a class by its name, anything else by its type and size.
+    """A value that is of a wrong type, for a message: a class by its name, anything else by its type and size.
 
     >>> named(dict), named({"a": 1})
     ('the class dict', 'dict[1]')
@@ -59,7 +59,7 @@ def named(value: object) -> str:
 
 
 def found(given: object) -> str:
-    """What was given for an option and is invalid: a number as it is, anything else as `named` has it.
+    """An invalid value of an option, for a message: a number as it is, anything else as in `named`.
 
     >>> found(0), found("3"), found(int)
     ('0', 'str[1]', 'the class int')
@@ -93,7 +93,7 @@ def conceal(text: str, hidden: Mapping[str, str]) -> str:
     """
     for secret in sorted(hidden, key=len, reverse=True):
         for form in dict.fromkeys((secret, repr(secret)[1:-1], public_url(secret))):
-            if form:  # whole words: a short one is in many
+            if form:  # whole words: a short secret may be a part of many words
                 stands = hidden[secret].replace("\\", r"\\")
                 text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", stands, text)
     return public_url(text)
@@ -101,17 +101,17 @@ def conceal(text: str, hidden: Mapping[str, str]) -> str:
 
 # ---------------------------------------------------------------- options
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
-"""How a configuration names a variable of the environment."""
+"""How a configuration names an environment variable."""
 
 
 def variables(written: object) -> dict[str, str]:
-    """What the variables hold that are named in a piece of the configuration, each with how it is written there."""
+    """The values of the environment variables that a piece of the configuration names, each with how it is written there."""
     names = VARIABLE.findall(str(written))
     return {os.environ[name]: f"${{{name}}}" for name in names if os.environ.get(name)}
 
 
 def texts_of(value: object) -> Iterator[str]:
-    """How a message may quote a secret."""
+    """The texts in which a message may quote a secret."""
     if isinstance(value, str | bytes):
         yield value if isinstance(value, str) else value.decode("latin-1")
     elif isinstance(value, list | tuple):
@@ -140,9 +140,9 @@ def is_secret(option: Field[Any]) -> bool:
 
 
 def hidden_of(options: Iterable[Field[Any]], values: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, str]:
-    """What an error must not quote of the values of options: each text, with what may stand for it.
+    """The texts in the values of options that an error must not quote, each with its replacement.
 
-    `written` are those that a configuration has from the environment, as they are written there.
+    `written` are the options that come from the environment, as the configuration writes them.
     """
     secrets = (text for option in options if is_secret(option) for text in texts_of(values.get(option.name)))
     return {**dict.fromkeys(secrets, MASK), **variables(written)}

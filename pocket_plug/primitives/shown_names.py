@@ -1,4 +1,4 @@
-"""What errors call entries: by the names that users gave them, which are not always those that a backend has."""
+"""The names of entries in errors: those that users gave them, which are not always the keys that a backend has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def shown_name(name: str) -> str:
 
 
 def in_short(names: Collection[str]) -> str:
-    """The first three names, and how many there are more.
+    """The first three names, and the number of the others.
 
     >>> in_short(["a", "b", "c", "d"])
     "'a', 'b', 'c' and 1 more"

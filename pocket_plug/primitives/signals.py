@@ -1,6 +1,6 @@
 """An event loop in the main thread, where the handlers of signals run, and may raise.
 
-A handler's exception (a time limit at SIGALRM, SystemExit at SIGTERM) comes between any two steps of what goes on. In asyncio's
+A handler's exception (a time limit at SIGALRM, SystemExit at SIGTERM) comes between any two steps of the program. In asyncio's
 own code it would lose a task's next step, and whatever awaits that task would wait for ever. asyncio therefore turns Ctrl-C
 into a cancellation; `run_loop` does so with the exceptions of all handlers that the program has installed.
 """
@@ -30,8 +30,8 @@ def run_loop(
 ) -> T:
     """`asyncio.run`, whose loop no exception of a signal's handler can break.
 
-    One that comes in a coroutine's code is raised there. One that comes anywhere else, within asyncio above all, cancels
-    `main`, and is raised when that has ended and the loop is closed.
+    An exception that comes in a coroutine's code is raised there. One that comes anywhere else, mostly within asyncio,
+    cancels `main`, and is raised when `main` has ended and the loop is closed.
     """
     handlers = _Handlers()
     result: T | None = None
@@ -48,7 +48,7 @@ def run_loop(
     finally:
         handlers.restore()  # again, for that may have been interrupted
         handlers.take_outcome()
-        main.close()  # it was never begun where a handler raised before
+        main.close()  # it never began if a handler raised before
     try:
         if handlers.raised is not None:
             raise handlers.raised from ended
@@ -64,19 +64,19 @@ class _Handlers:
 
     def __init__(self) -> None:
         self.raised: BaseException | None = None
-        """What a handler has raised where it could not be passed on at once."""
+        """What a handler has raised in code where it could not be raised at once."""
         self._guarded: dict[int, tuple[Handler, Handler]] = {}
         self._is_over = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[object] | None = None
 
     def guard(self) -> None:
-        """Put a guarded one in the place of each. Only the main thread runs handlers, and only it may change them."""
+        """Replace each handler by a guarded one. Only the main thread runs handlers, and only it may change them."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in range(1, signal.NSIG):
             handler = signal.getsignal(number)
-            if callable(handler) and handler is not signal.default_int_handler:  # that one is asyncio's care
+            if callable(handler) and handler is not signal.default_int_handler:  # asyncio replaces that one
                 self._replace(number, handler)
 
     def _replace(self, number: int, handler: Handler) -> None:
@@ -113,17 +113,17 @@ class _Handlers:
             task.cancel()
 
     async def follow(self, main: Coroutine[object, object, T]) -> T | None:
-        """Await it, unless a handler has raised already."""
+        """Await `main`, unless a handler has raised already."""
         self._main, self._loop = asyncio.current_task(), asyncio.get_running_loop()
         return await main if self.raised is None else None
 
     def take_outcome(self) -> None:
-        """What the task has raised is raised here: asyncio need not log that nobody has retrieved it."""
+        """Retrieve the task's exception, which `run_loop` raises, or asyncio would log that nobody has retrieved it."""
         if self._main is not None and self._main.done() and not self._main.cancelled():
             self._main.exception()
 
     def restore(self) -> None:
-        """Put the program's own back, where it hasn't installed others meanwhile. Can be called again."""
+        """Restore the program's handlers, unless it has installed others meanwhile. Can be called again."""
         for number, (guarded, handler) in tuple(self._guarded.items()):
             if signal.getsignal(number) is guarded:
                 signal.signal(number, handler)
@@ -132,9 +132,9 @@ class _Handlers:
 
 
 def _is_in_a_coroutine(frame: FrameType | None) -> bool:
-    """Is it a coroutine's code that was interrupted, or what that has called, and no code of asyncio's or of this module?
+    """Was a coroutine's code interrupted, or code that it called, but no code of asyncio or of this module?
 
-    What is raised there ends that coroutine as any other exception does, and its task.
+    An exception that is raised there ends that coroutine and its task, as any other exception does.
     """
     while frame is not None and not frame.f_code.co_filename.startswith(_ASYNCIO):
         if frame.f_code.co_flags & _IS_COROUTINE:

@@ -27,7 +27,7 @@ def misfit(function: Callable[..., object], arguments: int) -> str | None:
 
 def is_async(function: Callable[..., object]) -> bool:
     """Is it `async def`?"""
-    call: object = getattr(function, "__call__", None)  # noqa: B004 - not whether it can be called: by what
+    call: object = getattr(function, "__call__", None)  # noqa: B004 - to look at the method, not to ask whether it can be called
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 

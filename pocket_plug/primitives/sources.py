@@ -1,4 +1,4 @@
-"""Where a function stands in its file, as OpenTelemetry's conventions for code call it."""
+"""The place of a function in its file, as attributes of OpenTelemetry's conventions for code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .failures import capped
 
 
 def source_of(function: Callable[..., Any]) -> Mapping[str, str | int]:
-    """The `code.*` attributes of what a decorator or a partial is around; as few as are known, of a builtin none.
+    """The `code.*` attributes of a function, without decorators and partials around it; only known ones, none of a builtin.
 
     >>> sorted(source_of(inspect.unwrap))
     ['code.file.path', 'code.function.name', 'code.line.number']
@@ -22,7 +22,7 @@ def source_of(function: Callable[..., Any]) -> Mapping[str, str | int]:
     try:
         while isinstance(function := inspect.unwrap(function), partial):
             function = function.func
-    except ValueError:  # it is around itself
+    except ValueError:  # it wraps itself
         return {}
     function = getattr(function, "__func__", function)
     code = getattr(function, "__code__", None)
@@ -34,6 +34,6 @@ def source_of(function: Callable[..., Any]) -> Mapping[str, str | int]:
     module = getattr(function, "__module__", None)
     name = f"{module}.{code.co_qualname}" if module else code.co_qualname
     found: dict[str, str | int] = {"code.function.name": capped(name)}
-    if not code.co_filename.startswith("<"):  # what was typed in or made has no file
+    if not code.co_filename.startswith("<"):  # code that was typed in or generated has no file
         found |= {"code.file.path": capped(code.co_filename), "code.line.number": code.co_firstlineno}
     return found

@@ -1,4 +1,4 @@
-"""What a worker process has to know of how it was started.
+"""What a worker process must know about how it was started.
 
 A spawned process imports the script of its parent before it does anything else. A script without a guard then does there what it
 did in its parent: it would start worker processes of its own, and so on.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import multiprocessing
 
 WORKER = "pocket_plug worker"
-"""How the names of our worker processes begin."""
+"""The beginning of the names of our worker processes."""
 UNGUARDED = 71
-"""The exit code of one whose script starts to work as it is imported: its parent tells."""
+"""The exit code of a worker whose script starts work when it is imported; the parent reports it."""
 
 
 def end_unguarded() -> None:
-    """End this process, if it is a worker that still imports the script. What it would print is of no use to anybody."""
+    """End this process without output, if it is a worker that still imports the script."""
     process = multiprocessing.current_process()
     if process.name.startswith(WORKER) and getattr(
         process, "_inheriting", False

@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from typing import TextIO
 
-_OBEYED = re.compile(
+_CONTROLS = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # control characters, and those beyond ASCII that some terminals take for an escape
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks of direction
-    "\u2028\u2029"  # which some end a line at
+    "\u2028\u2029"  # some terminals end a line at these
     "\ud800-\udfff]"  # lone surrogates, which can't be encoded
 )
 
 
 def is_terminal(file: TextIO | None) -> bool:
-    """Do people read there? A service's `sys.stderr` may be None, closed, or something of a framework's.
+    """Is the file a terminal? A service's `sys.stderr` may be None, closed, or an object of a framework.
 
     >>> is_terminal(None)
     False
@@ -30,21 +30,21 @@ def is_terminal(file: TextIO | None) -> bool:
 
 
 def escaped(text: str, keep: str = "") -> str:
-    r"""The text with each control character and mark of direction written as Python does, but for those to `keep`.
+    r"""The text with each control character and mark of direction escaped as Python does, except those to `keep`.
 
     >>> print(escaped("a\x1b[2Jb\u202e\n"))
     a\x1b[2Jb\u202e\n
     """
-    return _OBEYED.sub(lambda found: found[0] if found[0] in keep else _written(found[0]), text)
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else _written(found[0]), text)
 
 
 def escaped_json(document: str) -> str:
-    r"""The same for a JSON document, whose strings stay what they are.
+    r"""The same for a JSON document, whose strings keep their values.
 
     >>> print(escaped_json('{"a": "\u009b"}'))
     {"a": "\u009b"}
     """
-    return _OBEYED.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", document)
+    return _CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", document)
 
 
 def _written(character: str) -> str:

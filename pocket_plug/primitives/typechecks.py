@@ -27,7 +27,7 @@ class DeclaredTypes(list[Any]):
         self._known: set[Any] = set()
 
     def append(self, hint: Any, /) -> None:
-        """Take a type in, unless it is known."""
+        """Add a type, unless it is there."""
         try:
             if hint in self._known:
                 return
@@ -38,7 +38,7 @@ class DeclaredTypes(list[Any]):
         super().append(hint)
 
     def extend(self, hints: Iterable[Any], /) -> None:
-        """Take several in."""
+        """Add several types."""
         for hint in hints:
             self.append(hint)
 
@@ -53,7 +53,7 @@ def union_members(hint: object) -> tuple[Any, ...]:
 
 
 def checker(hint: object) -> Callable[[object], bool]:
-    """A function that tells whether a value fits `hint`. As for type checkers, an int is a float.
+    """A function that returns whether a value fits `hint`. As for type checkers, an int is a float.
 
     >>> checker(float)(1), checker(list[int])(["a"])
     (True, False)
@@ -112,14 +112,14 @@ def type_found(declared: object, value: object) -> str:
 
 
 def defined_again(former: type, later: type) -> str:
-    """What is wrong with an object of the former of two classes of one name."""
+    """The message for an object whose class was defined again under the same name."""
     return f"{place_of(former)} was defined again, with other fields, since this object was made: {place_of(later)}"
 
 
 def place_of(cls: type) -> str:
     """A class and where it was defined, as far as that can be known."""
     name = f"{cls.__module__}.{cls.__qualname__}"
-    line = getattr(cls, "__firstlineno__", None)  # since Python 3.13; until then a method tells
+    line = getattr(cls, "__firstlineno__", None)  # since Python 3.13; before that, the line of a method
     for code in [part.__code__ for part in vars(cls).values() if isinstance(part, FunctionType)]:
         if code.co_qualname.startswith(f"{cls.__qualname__}."):
             return f"{name} ({code.co_filename}, line {line or code.co_firstlineno})"
@@ -132,17 +132,17 @@ def check_type(declared: object, what: str) -> None:
     >>> check_type(int | None, "Key 'age'")
     >>> check_type(0, "Key 'age'")
     Traceback (most recent call last):
-    pocket_plug.errors.ConfigError: Key 'age': int is given where a type is due, such as int, User or list[str]
+    pocket_plug.errors.ConfigError: Key 'age': int is given where a type is expected, such as int, User or list[str]
     """
     if not isinstance(declared, type) and type(declared).__module__ not in ("types", "typing", "typing_extensions"):
         hint = "; a name in quotes can't be looked up later" if isinstance(declared, str) else ""
         raise ConfigError(
-            f"{what}: {type(declared).__name__} is given where a type is due, such as int, User or list[str]{hint}"
+            f"{what}: {type(declared).__name__} is given where a type is expected, such as int, User or list[str]{hint}"
         )
 
 
 def _is_structural(hint: type) -> bool:
-    """A TypedDict or a Protocol: `isinstance` can't tell."""
+    """A TypedDict or a Protocol: `isinstance` can't check it."""
     return is_typeddict(hint) or getattr(hint, "_is_protocol", False)
 
 

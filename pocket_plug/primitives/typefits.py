@@ -1,7 +1,7 @@
-"""May what is declared as one type be handed to what is declared as another? As type checkers see it; in doubt: yes.
+"""May a value that is declared as one type be passed where another is declared? As type checkers see it; in doubt: yes.
 
-A graph is refused where the answer is no. So it must not be no for a program that works: only what is known to be another type
-is refused, and of the parameters of generic types what no value of the one could have as one of the other.
+If the answer is no, a graph is refused. So it must not be no for a program that works: it is no only for a type that is known
+to differ, and for generic types if a parameter of the one can't fit that of the other.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from typing_extensions import is_typeddict
 from .typechecks import NUMERIC_TOWER, UNIONS
 
 _STANDARD = ("builtins", "collections", "collections.abc")
-"""The modules whose generic types have their parameters in one order, and hand out what they are of."""
+"""The modules whose generic types have their parameters in the same order, and are compared as covariant."""
 _ITEMS: dict[Any, tuple[Any, ...]] = {str: (str,), bytes: (int,)}
-"""What is in a sequence that has no parameters."""
+"""The types of the items of sequences that have no parameters."""
 
 
 def fits(given: Any, wanted: Any) -> bool:
-    """May what is declared as `given` be handed to what is declared as `wanted`? In doubt: yes.
+    """May a value that is declared as `given` be passed where `wanted` is declared? In doubt: yes.
 
     >>> fits(int, float | None), fits(str, int), fits(list[int], list[str]), fits(list, list[str])
     (True, False, False, True)
@@ -63,7 +63,7 @@ def fits(given: Any, wanted: Any) -> bool:
 
 
 def _plain(hint: Any) -> Any:
-    """The hint without what is only said about it; of a TypedDict what its values are."""
+    """The hint without `Annotated`; for a TypedDict dict, since its values are dicts."""
     if get_origin(hint) is Annotated:
         return _plain(get_args(hint)[0])
     if is_typeddict(get_origin(hint) or hint):
@@ -72,7 +72,7 @@ def _plain(hint: Any) -> Any:
 
 
 def _values(hint: Any) -> set[tuple[type, Any]]:
-    """All values of a type that has a few, each with its class, as True == 1; of another type that itself."""
+    """All values of a type that has a few, each with its class, as True == 1; for any other type the type itself."""
     values: tuple[Any, ...] = (hint,)
     if get_origin(hint) is Literal:
         values = get_args(hint)
@@ -101,11 +101,11 @@ def _parameters_fit(given: Any, wanted: Any, inner: type, outer: type) -> bool:
     pairs = list(zip(theirs, ours, strict=True))
     if inner.__module__ in _STANDARD:
         return all(fits(part, whole) for part, whole in pairs)
-    return all(fits(part, whole) or fits(whole, part) for part, whole in pairs)  # a type may take what it is of
+    return all(fits(part, whole) or fits(whole, part) for part, whole in pairs)  # it may be contravariant
 
 
 def _items_fit(theirs: tuple[Any, ...], ours: tuple[Any, ...], outer: type) -> bool:
-    """Do a tuple's items fit those of another one, or of what isn't one?"""
+    """Do a tuple's items fit those of another tuple, or of another kind of collection?"""
     if any(getattr(part, "__unpacked__", False) or get_origin(part) is Unpack for part in (*theirs, *ours)):
         return True
     if outer is tuple and ... not in (*theirs, *ours):

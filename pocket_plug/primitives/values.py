@@ -1,4 +1,4 @@
-"""Types by name that stand in many signatures: users' values, which a type checker can't know, and attributes of spans."""
+"""Names for types in many signatures: users' values, which a type checker can't know, and attributes of spans."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Value = Any
-"""What somebody stores: any value that the codec knows, or a part of one."""
+"""A value that a user stores: any that the codec knows, or a part of one."""
 
 Hint = Any
 """A type as it was declared: a class, or what `typing` makes of classes."""

@@ -4,7 +4,7 @@ Parts of a store use thread primitives inside and the caller's loop outside, so 
 share one. (An asyncio lock or queue kept on a store would belong to one loop only.)
 """
 
-# What wakes a Waiter is a friend of it.
+# The functions that wake a Waiter are friends of it.
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Runner(Protocol):
 
 
 class _Driving(threading.local):
-    """The event loop that this thread's `drive` keeps from running, if there is one below it; what it waits for now."""
+    """The event loop that this thread's `drive` blocks, if there is one, and the waiter that it waits for now."""
 
     over: asyncio.AbstractEventLoop | None = None
     blocked: Waiter[Any] | None = None
@@ -39,11 +39,11 @@ _driving = _Driving()
 
 
 def _answer_in_child() -> None:
-    """In a forked child: a signal's handler may have forked while this thread waited for one that isn't here."""
+    """In a forked child: let a wait of this thread fail, if a signal's handler forked during it: the other thread is missing."""
     blocked, _driving.blocked = _driving.blocked, None
     error = StoreError(
-        "this process was forked while this call waited for another thread, which only the parent has; what becomes of it "
-        "is known there"
+        "this process was forked while this call waited for another thread, which only the parent has; only the parent "
+        "learns its outcome"
     )
     if blocked is not None and not blocked._woken:
         wake([blocked.fail(error)])
@@ -59,17 +59,17 @@ def may_block() -> bool:
 
 
 def has_loop() -> bool:
-    """Does an event loop run in this thread, be it one that a caller further out blocks?"""
+    """Does an event loop run in this thread, or is one blocked by an outer caller?"""
     return asyncio._get_running_loop() is not None
 
 
 def blocked_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that stands still while the caller is driven: waiting for one of its tasks would never end."""
+    """The event loop that is blocked while the caller is driven: waiting for one of its tasks would never end."""
     return _driving.over
 
 
 async def pause(seconds: float) -> None:
-    """Wait a while: a task lets its event loop go on, a thread that is driven sleeps."""
+    """Wait a while: a task lets its event loop continue, a thread that is driven sleeps."""
     if may_block():
         time.sleep(seconds)  # noqa: ASYNC251 - no loop runs here
     else:
@@ -79,9 +79,9 @@ async def pause(seconds: float) -> None:
 async def to_its_end(
     coroutine: Coroutine[Any, Any, T], grace: float | None
 ) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:
-    """Wait for it through any number of cancellations; give its task, which is done, and the last cancellation.
+    """Run a coroutine to its end despite cancellations; returns its task, which is done, and the last cancellation.
 
-    With a `grace`, it has so many seconds from the first cancellation on, and is then cancelled itself.
+    With a `grace`, the coroutine has so many seconds after the first cancellation, and is then cancelled itself.
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(coroutine)
@@ -100,10 +100,10 @@ async def to_its_end(
 
 
 class Waiter(Generic[T]):
-    """A result that some other thread or task will give, awaited by whoever made the waiter.
+    """A result that another thread or task will set, awaited by the caller that made the waiter.
 
-    Made where a loop runs, it suspends the task; made under `drive`, or if it always `blocks`, it blocks the thread. A
-    cancelled await of it may be followed by another one.
+    Made where a loop runs, it suspends the task; made under `drive`, or if it always `blocks`, it blocks the thread. After a
+    cancelled await it may be awaited again.
     """
 
     __slots__ = ("__weakref__", "_error", "_future", "_lock", "_result", "_woken", "loop")
@@ -123,12 +123,12 @@ class Waiter(Generic[T]):
             self._future: asyncio.Future[None] = loop.create_future()
 
     def give(self, result: T) -> Waiter[T]:
-        """Note the result; `wake` then lets the waiting side see it."""
+        """Set the result; `wake` then passes it to the waiting side."""
         self._result, self._error = result, None
         return self
 
     def fail(self, error: BaseException) -> Waiter[T]:
-        """Note that it failed."""
+        """Set an error in place of a result."""
         self._error = error
         return self
 
@@ -144,7 +144,7 @@ class Waiter(Generic[T]):
         return self.outcome()
 
     def outcome(self) -> T:
-        """What was given, once the waiting is over."""
+        """The result, once the waiting is over; raises the error if one was set."""
         if self._error is not None:
             raise self._error
         return self._result
@@ -165,7 +165,7 @@ class Waiter(Generic[T]):
         return self.outcome()
 
     def block(self, timeout: float = -1) -> bool:
-        """Block the thread until somebody wakes it, at most `timeout` seconds; was it woken?"""
+        """Block the thread until somebody wakes it, at most `timeout` seconds; returns whether it was woken."""
         return self._woken or self._lock.acquire(timeout=timeout)
 
     @property
@@ -175,7 +175,7 @@ class Waiter(Generic[T]):
 
     @property
     def is_orphaned(self) -> bool:
-        """Has the loop stopped on which it is awaited? Then it may be that nobody ever goes on from here."""
+        """Has the loop stopped on which it is awaited? Then the waiting side may never continue."""
         return self.loop is not None and not self.loop.is_running()
 
 
@@ -195,9 +195,9 @@ def _wake_each(waiters: list[Waiter[Any]]) -> None:
 
 
 def wake(waiters: Iterable[Waiter[Any]]) -> None:
-    """Let the waiting sides go on, from any thread; one wake-up call per event loop, however many wait there.
+    """Let the waiting sides continue, from any thread; one wake-up call per event loop, however many wait there.
 
-    Interrupted, it may be called again with the same ones.
+    If it is interrupted, it may be called again with the same waiters.
     """
     by_loop: dict[asyncio.AbstractEventLoop, list[Waiter[Any]]] = {}
     for waiter in waiters:
@@ -231,10 +231,10 @@ def wake_once(waiter: Waiter[Any]) -> None:
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
-    """Have a loop call it, from any thread; twice, so it must bear that. Raises RuntimeError where the loop is closed.
+    """Let a loop call a function, from any thread, twice: the function must allow that. Raises RuntimeError if it is closed.
 
-    In the main thread the exception of a signal's handler may come at its entry, before any `try`. asyncio then only reports
-    it, and without the second call the one who waits for the first would wait for ever.
+    In the main thread a signal's handler may raise at the function's entry, before any `try`. asyncio then only reports
+    that, and without the second call the waiting side would wait for ever.
     """
     loop.call_soon_threadsafe(function, *arguments)
     loop.call_soon_threadsafe(function, *arguments)
@@ -272,13 +272,13 @@ def drive(coroutine: Coroutine[object, object, T]) -> T:
             except SyncError:
                 raise
             except BaseException as error:
-                if getattr(coroutine, "cr_frame", None) is None:  # it has ended, and this is how
+                if getattr(coroutine, "cr_frame", None) is None:  # it has ended with this error
                     raise
                 step, argument = coroutine.throw, error
     finally:
         argument = None
         _driving.over = outer
-        coroutine.close()  # for who interrupts the interrupt
+        coroutine.close()  # in case the interrupt is interrupted itself
 
 
 def drive_inline(coroutine: Coroutine[object, object, T]) -> T:
@@ -308,7 +308,7 @@ class LoopThread:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name=name, daemon=True)
 
     def start(self) -> None:
-        """Start it, unless it runs, and wait until its loop does. Interrupted, it is closed."""
+        """Start it, unless it runs, and wait until its loop runs. If this is interrupted, it is closed."""
         if hasattr(self, "loop"):
             return
         try:
@@ -326,14 +326,14 @@ class LoopThread:
             await self._closed.wait()
 
     def stop(self) -> None:
-        """Have its loop end soon. This can be done again, too."""
+        """Let its loop end soon. Can be called again."""
         self.is_closed = True
         if hasattr(self, "loop"):
             with suppress(RuntimeError):  # it is closed
                 self.loop.call_soon_threadsafe(self._closed.set)
 
     def close(self) -> None:
-        """Cancel what is still going on there, stop the loop and wait for its thread. Interrupted, it can be done again."""
+        """Cancel its tasks, stop the loop and wait for its thread. If this is interrupted, it can be called again."""
         self.stop()
         self._thread.join()
 
@@ -341,7 +341,7 @@ class LoopThread:
 def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[object, object, T]) -> T:
     """Run a coroutine on the loop that it belongs to, and block this thread until it is done.
 
-    Raises SyncError from that loop's own thread and where it doesn't run, StoreError where it is stopped meanwhile.
+    Raises SyncError in that loop's own thread and if the loop doesn't run, StoreError if it is stopped meanwhile.
     """
     if asyncio._get_running_loop() is loop:
         coroutine.close()
@@ -363,7 +363,7 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[object, object,
             running.wait()
         except BaseException:  # interrupted
             running.cancel()
-            running.wait()  # so that nothing lands after this call is over; interrupted again, it is left alone
+            running.wait()  # so that nothing takes effect after this call, unless it is interrupted again
             raise
         return running.waiter.outcome()
     except asyncio.CancelledError:
@@ -392,7 +392,7 @@ class _Running(Generic[T]):
         self._call(self._begin)
 
     def cancel(self) -> None:
-        """Have it end soon."""
+        """Let it end soon."""
         self._call(self._cancel)
 
     def wait(self) -> None:
@@ -436,4 +436,4 @@ class _Running(Generic[T]):
 
 
 _going: set[asyncio.Task[object]] = set()
-"""What runs for a thread: an event loop itself holds its tasks weakly."""
+"""The tasks that run for threads, kept here since an event loop holds its tasks weakly."""

@@ -1,7 +1,7 @@
-"""The waist: what a backend and a layer speak. Everything a user calls is derived from it, once, in `store`.
+"""The interface of backends and layers. Every operation that a user calls is derived from it, once, in the views.
 
-One road in (`write`) and one road out (`read`): batches, transactions and single sets all pass them, so an encrypting,
-logging or bounding layer can't be bypassed by a sibling method.
+Batches, transactions and single operations all go through `write` and `read`, so a layer that encrypts, logs or bounds
+can't be bypassed by a sibling method.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pocket_plug.primitives.values import Value
 
 T = TypeVar("T")
 Clock = Callable[[], float]
-"""Gives epoch seconds, as `time.time` does; injected wherever time matters, so that tests own it."""
+"""Returns epoch seconds, as `time.time` does; injected wherever time matters, so that tests can control it."""
 
 READ_TRIES = 100
-"""How often a `read_many` that is derived from `read` starts again because something it read has changed, at most."""
+"""The most times that a `read_many` derived from `read` tries, if the keys that it reads change meanwhile."""
 
 NO_EXPECTATIONS: Mapping[str, int] = {}
 
@@ -32,23 +32,23 @@ Reason = Literal["size", "bytes", "expired"]
 """Why an entry was evicted."""
 
 PRESENT = -1
-"""Expected of a key in place of a version: that there is an entry, whichever."""
+"""Expected of a key in place of a version: there must be an entry, of any version."""
 
 
 def is_expected(version: int, expected: int) -> bool:
-    """Does the version of a key (0: absent) fit what a write expects of it?"""
+    """Does the version of a key (0: absent) match what a write expects?"""
     return version == expected or (expected == PRESENT and version > 0)
 
 
 @dataclass_transform(frozen_default=True)
 def _record(cls: type[T]) -> type[T]:
-    """A slotted dataclass that type checkers hold frozen. At run time it isn't: that would triple its cost."""
+    """A slotted dataclass that is frozen for type checkers only: at run time that would triple its cost."""
     return dataclass(slots=True)(cls)
 
 
 @_record
 class Entry:
-    """What a backend has at a key. `version` is above 0; `expires_at` is in epoch seconds."""
+    """What a backend stores at a key. `version` is above 0; `expires_at` is in epoch seconds."""
 
     value: Value
     version: int
@@ -57,10 +57,10 @@ class Entry:
 
 @_record
 class Put:
-    """Set a key. With a `version` (a tier filling another) it is done only where that is newer than what is there.
+    """Set a key. With a `version` (one tier fills another) only if it is newer than that of the entry that is there.
 
-    An update doesn't `renew`: a layer with a deadline of its own leaves that as it was. A layer that changes a value
-    hands on the rest: `dataclasses.replace(put, value=…)`.
+    `renews` is False in an update: a layer that sets expiry times of its own then keeps the entry's. A layer that changes
+    the value passes on all else: `dataclasses.replace(put, value=…)`.
     """
 
     key: str
@@ -82,29 +82,32 @@ Change = Put | Delete
 
 
 class Watcher(Protocol):
-    """What is told of the writes of others, by a backend that can (`Backend.watch`). It begins as lost, until `back`.
+    """Is notified of writes, by a backend that can watch (`Backend.watch`). It begins as lost, until `back` is called.
 
-    Its methods may be called from any thread and in any order with writes. They never raise, and take no longer than it
-    takes to mark what is old: whoever calls waits for them.
+    Its methods may be called from any thread, before or after the writes are acknowledged. They must not raise, and only
+    mark entries as outdated: the caller waits for them.
     """
 
     def changed(self, versions: Mapping[str, int], up_to: int | None = None) -> None:
-        """These keys were written, or deleted. What is older than the version given with a key is old, of this key.
+        """These keys were written or deleted: an entry of a key that is older than the key's version here is outdated.
 
-        The keys of one write are told in one call. The watcher's own process is told its own writes too. It may be told twice,
-        late, and in any order. All writes with versions up to `up_to` have been told by now; None: changes are told in the
-        order of their versions. By this several entries of a cache are known to be of one moment.
+        The keys of one write are in one call. Writes by the watcher's own process are notified too. Notifications may come
+        twice, late, and in any order. All writes with versions up to `up_to` have been notified by now; None: notifications
+        come in the order of versions. So a cache knows whether several of its entries are of one moment.
         """
         ...
 
     def lost(self) -> None:
-        """From now on changes may not be told, so all that is known may be old. Said also for more keys than can be told."""
+        """From now on notifications may be missing, so every cached entry may be outdated.
+
+        Also called if a write has more keys than one notification can hold.
+        """
         ...
 
     def back(self, up_to: int | None = None) -> None:
-        """From now on each change is told again. What was changed before is not.
+        """From now on each change is notified again. Earlier changes are not.
 
-        That holds of all writes with versions up to `up_to`, which have landed; None: of all that have been given.
+        Earlier are all writes with versions up to `up_to`, which are complete; None: up to the last version given.
         """
         ...
 
@@ -114,13 +117,13 @@ class ProbeResult:
     """What `Backend.probe` has found out about the place where a backend keeps its entries."""
 
     system: str
-    """What is there, in words, with its version: "PostgreSQL 18.1", "SQLite file"."""
+    """The database and its version, as text: "PostgreSQL 18.1", "SQLite file"."""
     is_new: bool = False
-    """Is there no data set yet? It is made when the store is opened."""
+    """Is there no data set yet? It is created when the store is opened."""
     durability: str = ""
-    """The failure that acknowledged writes survive there, as it was looked up: "power", "process" or "none"."""
+    """The failure that acknowledged writes survive, as it is configured there: "power", "process" or "none"."""
     read_only: bool = False
-    """Does it take no writes, as a standby does?"""
+    """Does it refuse writes, as a standby does?"""
     skew: float | None = None
     """Seconds by which the server's clock is ahead of this machine's; None where there is no other clock."""
 
@@ -143,9 +146,9 @@ class Backend:
     inline_write: bool = False
     needs_loop: bool = True
     clock: Clock = time.time
-    """Epoch seconds. A store that was given a clock hands it to its backend, and the layers take it from there.
+    """Returns epoch seconds. A store passes the clock that it was given to its backend, and layers take it from there.
 
-    Whether an entry has expired is judged by this clock alone. A server's own may only remove what has ended for long."""
+    This clock alone decides whether an entry has expired. A server's clock may only remove entries that expired long ago."""
 
     survives: bool = False
     """Do entries survive the process? A stack that would delete such entries by accident is refused."""
@@ -160,7 +163,7 @@ class Backend:
     """Does it remove entries by itself, to stay within bounds? Then some items of a list may be missing."""
 
     can_watch: bool = False
-    """Can it tell what other instances and processes write, by `watch`?"""
+    """Can it notify of the writes of other instances and processes, by `watch`?"""
 
     system: str = ""
     """What telemetry calls the database: its `db.system.name` in OpenTelemetry's conventions, such as "redis" or "postgresql".
@@ -178,23 +181,23 @@ class Backend:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "read_many" in cls.__dict__ and cls.read is Backend.read:
-            raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
+            raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would bypass it")
         if "scan" in cls.__dict__:
             _check_scan(cls)
         if "read" in cls.__dict__ and "read_many" not in cls.__dict__:
-            cls.read_many = cls._read_one_by_one  # type: ignore[method-assign] # not a batch that passes this read by
+            cls.read_many = cls._read_one_by_one  # type: ignore[method-assign] # else batches would bypass this `read`
         if "read_page" not in cls.__dict__ and not cls.__dict__.keys().isdisjoint(("read", "read_many", "scan")):
-            cls.read_page = cls._read_page_in_two  # type: ignore[method-assign] # nor a page that passes any of them by
+            cls.read_page = cls._read_page_in_two  # type: ignore[method-assign] # else pages would bypass them
 
     async def read(self, key: str) -> Entry | None:
-        """The entry at `key`; None where there is none or it has expired. Raises StoreError, never answers wrongly."""
+        """The entry at `key`; None if there is none or it has expired. Raises StoreError if it can't know that."""
         raise NotImplementedError(f"{type(self).__name__} has no read")
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The entries that exist, all as they were at one moment: another's write is seen whole or not at all.
+        """The entries that exist, all as of one moment: each write by others is seen as a whole or not at all.
 
-        By default it calls `read` for each key, then checks by a write without changes that none has changed in between;
-        those that have are read again, and after 100 tries it raises StoreBusyError. Override it where a batch is cheaper.
+        By default it calls `read` for each key, then checks by a write without changes that no key has changed in between.
+        Changed keys are read again, and after 100 tries it raises StoreBusyError. Override it where a batch is cheaper.
         """
         seen: dict[str, Entry | None] = dict.fromkeys(keys)
         unsure = list(seen)
@@ -208,24 +211,25 @@ class Backend:
                 unsure = sorted(conflict.keys & seen.keys()) or list(seen)
             else:
                 return {key: entry for key, entry in seen.items() if entry is not None}
-        raise _restless(self, seen, unsure)
+        raise _busy_error(self, seen, unsure)
 
-    _read_one_by_one = read_many  # what a class gets that overrides `read` alone
+    _read_one_by_one = read_many  # for a class that overrides `read` alone
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """Do all changes or none, and give the version they got.
+        """Do all changes or none; returns the version that they got.
 
-        `expect` maps keys to the version the caller has seen (0: absent), or to `PRESENT`: any entry will do. Where one
-        differs (`is_expected`) nothing is done and `ConflictError` names the keys. Without changes it is a pure check, and
-        gives the current version; that suspends no more than a read does.
+        `expect` maps keys to the version the caller has seen (0: absent), or to `PRESENT`: any entry will do. If one
+        differs (`is_expected`) nothing is done and `ConflictError` names the keys. Without changes it only checks, and
+        returns the current version; that suspends no more than a read does.
 
-        Cancelled, it is withdrawn if nothing of it was done; else its outcome is awaited first. It never lands after
-        the caller was told that it did not.
+        If it is cancelled before anything was done, it is withdrawn; otherwise it waits for the outcome first. So a write
+        never takes effect after its caller was told that it did not.
 
         ConflictError means that nothing was done, and callers try again after it. So a backend must not send a write a second
         time without knowing the outcome of the first: the second would be in conflict with the first. If its driver retries
-        by itself, that has to be switched off. An answer that was lost is found out: a write that landed counts once, and gives
-        its version (`backends.network.Slots`). If that can't be found out in time, raise AnswerLostError.
+        by itself, that has to be switched off. If an answer is lost, the backend finds out the outcome: a write that took
+        effect counts once, and its version is returned (`backends.network.Slots`). If it can't find out in time, it raises
+        AnswerLostError.
 
         More changes and expectations than `max_changes` raise WriteSizeError, and nothing is done.
         """
@@ -234,72 +238,72 @@ class Backend:
     def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        """The live keys that start with `prefix`, in the order of their code points. Keys only, so that no layer is passed by.
+        """The live keys that start with `prefix`, in the order of their code points. Keys only, so that no layer is bypassed.
 
-        They begin after the key `after`, which need not exist nor start with the prefix; "" stands for the beginning. In
-        `reverse` they are given from the last one on, and `after` is the key that they are before. There are at most
-        `limit` of them, 0 or more: fewer only where there are no more. So who hands the last key of a page on as
-        `after` gets the next page, and every page costs the same.
+        They begin after the key `after`, which need not exist nor start with the prefix; "" stands for the beginning. With
+        `reverse` they are listed backwards, from before `after`. There are at most `limit` of them, 0 or more, and fewer
+        only at the end. So the last key of a page, given as `after`, gets the next page, and every page costs the same.
 
-        A key that is there all the while is given, once, whatever is written meanwhile; one that comes or goes may be.
+        A key that exists during the whole scan is listed once, whatever is written meanwhile; a key that is added or
+        removed meanwhile may be listed or not.
         """
         raise NotImplementedError(f"{type(self).__name__} has no scan")
 
     async def read_page(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int
     ) -> list[tuple[str, Entry | None]]:
-        """The keys that `scan` gives, with their entries, all as they were at one moment; fewer than `limit` only at the end.
+        """The keys that `scan` lists, with their entries, all as of one moment; fewer than `limit` only at the end.
 
-        None stands where the entry has gone since its key was found. By default `read_many` reads what `scan` has found.
-        Override it where one look finds both.
+        An entry that was removed after its key was found is None. By default `read_many` reads the keys that `scan` finds.
+        Override it where one query finds both.
         """
         return await page_of(self.scan(prefix, after=after, reverse=reverse, limit=limit), self.read_many)
 
-    _read_page_in_two = read_page  # what a class gets that overrides a part of it
+    _read_page_in_two = read_page  # for a class that overrides one of the two
 
     async def check(self) -> list[str]:
-        """A sentence for each fault in how the entries are stored that reading them does not show, such as in an index."""
+        """Finds faults in the stored data that reads do not show, such as in an index; returns a sentence for each."""
         return []
 
     async def compact(self, size: int) -> int:
-        """Give about so many bytes, that removed entries have left free, back to whoever lent them; gives how many it were.
+        """Give about `size` bytes that removed entries have left free back to the file system; returns how many it gave back.
 
-        In one short step, so that others write on: who wants all of it back calls it until it gives 0, which also a backend
-        does that has nothing to give back. No entry and no version changes.
+        It is one short step, so that others can write meanwhile; call it until it returns 0 to free all of them. A backend
+        that can't free any returns 0. No entry and no version changes.
         """
         return 0
 
     async def version(self) -> int:
-        """The last version given: at least that of each write that was acknowledged, whoever wrote.
+        """The last version that a write got: at least that of each acknowledged write, by any process.
 
-        It never goes back, not by a delete, not by a restart. Versions differ from write to write, and those of one key
-        rise. They need not be consecutive, nor have the order in which writes of different keys have landed.
+        It never decreases, not by a delete, not by a restart. Each write has another version, and the versions of one key
+        increase. They need not be consecutive, nor in the order in which writes of different keys took effect.
         """
         raise NotImplementedError(f"{type(self).__name__} has no version")
 
     async def flush(self) -> None:
-        """Wait until everything acknowledged is as durable as this backend makes it."""
+        """Wait until all acknowledged writes are as durable as this backend makes them."""
 
     async def open(self) -> None:
-        """Acquire what is needed. Called once, before the first operation.
+        """Acquire what it needs, such as connections. Called once, before the first operation.
 
-        What it was told of a server, such as `durability=` in its URL, is verified here: it raises StoreError with what the
-        server has, and how to change that.
+        What its URL says of a server, such as `durability=`, is verified here: if it isn't so, it raises StoreError with the
+        server's setting and how to change it.
         """
 
     async def probe(self, patience: float) -> ProbeResult | None:
-        """Look, without opening it, whether it could be opened and keeps what its URL promises; within `patience` seconds.
+        """Check, within `patience` seconds and without opening it, that it can be opened and is as its URL says.
 
-        Nothing is written, nothing is made where there is nothing yet, and no connection is kept. Raises StoreError for
-        whatever `open` would refuse and that can be seen so. By default None: that can't be known without opening it.
+        Nothing is written or created, and no connection stays open. Raises StoreError for whatever `open` would refuse, if
+        that can be found out in this way. By default None: it can't be found out without opening it.
         """
         return None
 
     async def own(self) -> None:
-        """Once open: keep whoever else would own the same data off it, until `close` or the end of the process.
+        """Lock the data exclusively, until `close` or the end of the process; called once it is open.
 
-        Raises StoreBusyError where somebody owns it, and ConfigError if it can't be owned. The owner's writes get consecutive
-        versions, which a server that others write to can't give.
+        Raises StoreBusyError if somebody else has locked them, and ConfigError if they can't be locked. The owner's writes
+        get consecutive versions, which a server that others write to can't guarantee.
         """
         raise ConfigError(
             f"{self!r} can't be locked by one process, which persistence mode='behind' needs: others may write to it at any "
@@ -307,51 +311,52 @@ class Backend:
         )
 
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None] | None:
-        """A context for one read and one write of these keys, between which nobody else writes them, in other processes neither.
+        """A context for one read and one write of these keys: nobody else, in any process, writes them in between.
 
-        It may keep others off all other keys, too. None: there are no turns.
+        It may block writes of other keys too. None: this backend has no turns.
 
-        For an update that has lost to others a few times. Its write ends it; what takes long ends it too. So callers still say
-        what they expect, and no promise but that of an end depends on it. Those that want it get it in a fair order.
+        For an update that has lost to others a few times. Its write ends the turn, and so does a time limit. So callers
+        still say what they expect: only that the update finishes depends on turns. Callers that wait get turns in a fair
+        order.
         """
         return None
 
     async def watch(self, watcher: Watcher) -> None:
-        """Tell the watcher of each write to these data from now on, whoever writes, until `close`. Where `can_watch` says so.
+        """Notify the watcher of each write to these data, by any process, from now on until `close`.
 
-        It is called once, before `open` or after it, and returns before the first word, which is `back`. The subscription
-        has a thread of its own, since the loop that opened the backend may be blocked, or gone. A change is told at most
-        a stated time after the write was acknowledged; if that can't be kept, as the server doesn't answer, the watcher is
-        told `lost`, within that time too, and `back` as soon as there is a new subscription. A forked child
-        begins as lost again, and gets a subscription of its own.
+        It is called once, before `open` or after it, and returns before the first notification, which is `back`. The
+        subscription has a thread of its own, since the loop that opened the backend may be blocked, or gone. A change is
+        notified at most a stated time after the write was acknowledged. If the backend can't keep that, because the server
+        doesn't answer, it calls `lost` within that time, and `back` as soon as there is a new subscription. In a forked
+        child the watcher is lost again, and gets a subscription of its own.
 
-        Raises ConfigError where `can_watch` is False.
+        Raises ConfigError if `can_watch` is False.
         """
         raise ConfigError(f"{self!r} can't notify of other processes' writes: can_watch is False")
 
     async def close(self) -> None:
-        """Let go of everything; operations raise StoreClosedError from now on. May be called twice."""
+        """Release everything; operations raise StoreClosedError from now on. May be called twice."""
 
 
 def _check_scan(cls: type[Backend]) -> None:
-    """Raise TypeError where the class has a `scan` of before pages."""
+    """Raise TypeError if the class's `scan` has no parameters for pages."""
     try:
         taken = inspect.signature(cls.scan).parameters
-    except (TypeError, ValueError):  # it doesn't say what it takes
+    except (TypeError, ValueError):  # it has no signature
         return
     lacking = [name for name in ("after", "reverse", "limit") if name not in taken]
     if lacking and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
         raise TypeError(
             f"{cls.__name__}.scan doesn't take {', '.join(lacking)}; declare it as "
             '`scan(self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None)`. A layer '
-            "hands them on to its inner one; what they mean to a backend stands in `Backend.scan`"
+            "passes them to its inner one; `Backend.scan` says what they mean to a backend"
         )
 
 
-# ---------------------------------------------------------------- what a part may know besides
+# ---------------------------------------------------------------- what a part may have besides
 @runtime_checkable
 class Keeper(Protocol):
-    """A part of a stack that counts the entries which it keeps, and those which it evicted."""
+    """A part of a stack that counts the entries that it keeps, and those that it evicted."""
 
     @property
     def entries(self) -> int:
@@ -360,7 +365,7 @@ class Keeper(Protocol):
 
     @property
     def evictions(self) -> Mapping[Reason, int]:
-        """How many entries it evicted so far, by reason. It is always the same mapping, which goes on counting."""
+        """How many entries it evicted so far, by reason. It is always the same mapping, which is updated."""
         ...
 
 
@@ -369,7 +374,7 @@ class WriteQueue(Protocol):
     """Writes that were acknowledged, and that the durable backend doesn't have yet."""
 
     durable: Backend
-    """The backend that they are for."""
+    """The backend that they will be written to."""
 
     @property
     def length(self) -> int:
@@ -387,9 +392,9 @@ class Copyable(Protocol):
     """A backend that copies what it keeps into one file, while it is in use."""
 
     def backup(self, file: str | os.PathLike[str], copied: Callable[[int, int], object] = ..., /) -> int:
-        """Copy all entries, as they are at one moment, into a new file, which is whole or not there; gives its bytes.
+        """Copy all entries, as of one moment, into a new file; returns its size in bytes. After an error there is no file.
 
-        `copied` is called now and then with how much was copied since, and how much it is in all. Raises StoreError.
+        `copied` is called now and then with how much was copied since its last call, and the total. Raises StoreError.
         """
         ...
 
@@ -399,27 +404,27 @@ class Tiered(Protocol):
     """A layer for which the stack inside is a cache, and another backend the authority."""
 
     authority: Backend
-    """What answers where the two differ."""
+    """The backend that is right where the two differ."""
 
     @property
     def queue(self) -> WriteQueue | None:
-        """What waits to be written to the authority; None where each write waits for it itself."""
+        """The writes that the authority doesn't have yet; None if each write waits until it has them."""
         ...
 
 
 async def page_of(
     names: AsyncIterator[str], read_many: Callable[[list[str]], Awaitable[Mapping[str, Entry]]]
 ) -> list[tuple[str, Entry | None]]:
-    """These names with what is read of them: None where the entry has gone meanwhile."""
+    """These names with their entries: None if the entry was removed meanwhile."""
     found = [name async for name in names]
     entries: Mapping[str, Entry] = await read_many(found) if found else {}
     return [(name, entries.get(name)) for name in found]
 
 
 async def read_around(layer: Backend, inner: Backend, keys: Iterable[str]) -> dict[str, Entry]:
-    """What the layer's `read` gives of these keys while the inner one's stay as they are; else again.
+    """What the layer's `read` returns for these keys, as of one moment: if an inner entry changes meanwhile, it reads again.
 
-    Whatever `read` makes of an entry: it may hide one. Raises StoreBusyError where the keys never stay for so long.
+    `read` may change or hide entries. Raises StoreBusyError if the keys change at each try.
     """
     names, changed = list(dict.fromkeys(keys)), frozenset[str]()
     several = len(names) > 1
@@ -432,10 +437,10 @@ async def read_around(layer: Backend, inner: Backend, keys: Iterable[str]) -> di
             return found
         except ConflictError as conflict:
             changed = conflict.keys
-    raise _restless(layer, names, changed)
+    raise _busy_error(layer, names, changed)
 
 
-def _restless(backend: Backend, keys: Collection[str], changed: Collection[str]) -> StoreBusyError:
+def _busy_error(backend: Backend, keys: Collection[str], changed: Collection[str]) -> StoreBusyError:
     return StoreBusyError(
         f"{len(keys)} keys could not be read as of one moment: some were changed at each of {READ_TRIES} tries, last "
         f"{', '.join(map(repr, sorted(changed)[:5]))}; try again, or override read_many in {type(backend).__name__}"

@@ -19,7 +19,7 @@ from .transaction import Transaction
 T_co = TypeVar("T_co", covariant=True)
 
 Name = str | Key
-"""What users call an entry or a scope by."""
+"""How users name an entry or a scope."""
 
 Source = Stack | Transaction
 
@@ -36,26 +36,26 @@ class Missing(Enum):
 
 
 MISSING: Final = Missing.MISSING
-"""A default for `get` that no stored value equals: it tells a stored None from nothing stored."""
+"""A default for `get` that no stored value equals: it distinguishes a stored None from no value."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class StoredValue(Generic[T_co]):
-    """A value with what the store knows of it, all of one read: what `entry` gives."""
+    """A value with its version and expiry time, from one read: what `entry` returns."""
 
     value: T_co
-    """What is stored."""
+    """The stored value."""
     version: int
-    """What `set(…, expect=version)` expects. It changes with each write of the key; equality is all that it is good for.
-    -1 is what a transaction has written itself: that gets its version with the commit."""
+    """The version, for `set(…, expect=version)`. It changes with each write of the key; compare it for equality only.
+    -1 in a transaction stands for its own write, which gets its version with the commit."""
     expires_at: float | None
     """When it expires, in epoch seconds; None for never."""
 
 
-_PAST_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)  # names in between begin with it; cheaper than a slice
-SURE = MAX_NAME_BYTES // 4
-"""So many characters are few enough, whatever they are."""
+_PAST_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)  # names up to it begin with RESERVED; cheaper than a slice
+SHORT = MAX_NAME_BYTES // 4
+"""A name of at most so many characters isn't too long, whatever the characters."""
 
 
 class View:
@@ -83,18 +83,18 @@ class View:
         return check_readable(self._prefix + key if key and isinstance(key, str) else key)
 
     def _written(self, key: Any) -> str:
-        """The same for a key that is to be written: not too long."""
+        """The name of a key that is to be written, which must not be too long."""
         name = self._name(key)
-        return name if len(name) <= SURE else check_length(name)
+        return name if len(name) <= SHORT else check_length(name)
 
     def _names(self, keys: Any) -> dict[str, Any]:
-        """The names of several keys, in order, each with its key. A text is refused: each of its letters would be a name."""
+        """The names of several keys, in order, each with its key. A str is refused: each of its letters would be a name."""
         if isinstance(keys, str) or keys.__class__ is Key:
-            raise KeyNameError(f"{str(keys)!r:.80} is given where several keys are due; give a list of them")
+            raise KeyNameError(f"{str(keys)!r:.80} is one key where several are expected; give a list of keys")
         return {self._name(key): key for key in keys}
 
     def _bound(self, after: Any) -> str:
-        """Behind which key a scan begins that is to begin behind a name of this view."""
+        """The key after which a scan begins, from the name that a user gives as `after`."""
         if after is None or after == "":
             return ""
         return self._prefix + (
@@ -103,7 +103,7 @@ class View:
 
     @property
     def place(self) -> tuple[Stack, str]:
-        """The stack that it is a view of, and the prefix there."""
+        """The stack of this view, and the view's prefix in it."""
         return self._source.stack, self._prefix
 
     def scope(self, prefix: Name, /) -> Self:
@@ -123,8 +123,8 @@ class View:
         name = self._written(prefix) + ":"
         if name.startswith(RESERVED):
             raise KeyNameError(
-                f"the scope {name[:-1]!r} is reserved; choose another one. One that may be called anything, such as a "
-                "tenant's, is made of a Key, Key('{}')(tenant), or by join_name(tenant)"
+                f"the scope {name[:-1]!r} is reserved; choose another one. If its name may be any text, such as a "
+                "tenant's, make it by a Key, Key('{}')(tenant), or by join_name(tenant)"
             )
         return name
 

@@ -1,8 +1,8 @@
-"""`store.cached(key)`: what a function gives is kept in the store, and computed once while its other callers wait.
+"""`store.cached(key)`: a function's result is kept in the store; one caller computes it while the others wait.
 
-The entry is one like any other, so processes that share a store share it. Who waits for whom is known within a process only:
-threads, tasks and event loops compute a value once, and of several processes each may compute it once. A backend's `turn` is
-made for a short read and write, and would keep all others off for as long as the function runs.
+The result is an entry like any other, so processes that share a store share it. But callers wait within one process only:
+its threads, tasks and event loops compute a value once, and each process may compute it once. A backend's `turn` is no
+help: it is for a short read and write, and would block all other writers while the function runs.
 """
 
 # The functions that are made here are friends of the view.
@@ -40,7 +40,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Cacheable(Protocol):
-    """What it needs of the view that the values are kept in: `StoreWriter` has it."""
+    """What `cached` needs of the view that keeps the results: `StoreWriter` has it."""
 
     _source: Source
 
@@ -50,7 +50,7 @@ class Cacheable(Protocol):
 
 
 class Cached(Protocol[P, R_co]):
-    """A function whose results are kept in a store. Of a method: `Shop.price.invalidate(shop, …)`, by way of its class."""
+    """A function whose results are kept in a store. For a method: `Shop.price.invalidate(shop, …)`, called on its class."""
 
     @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
@@ -58,16 +58,16 @@ class Cached(Protocol[P, R_co]):
     def __get__(self: Cached[Concatenate[S, Q], R], instance: S, owner: type | None = None, /) -> Callable[Q, R]: ...
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """What is kept; else what the function gives."""
+        """The kept result; if there is none, the function's, which is then kept."""
         ...
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Remove what is kept for these arguments: was anything? What is being computed just now is not kept either."""
+        """Remove the result for these arguments; returns whether there was one. One that is being computed is not kept."""
         ...
 
 
 class AsyncCached(Protocol[P, R_co]):
-    """The same of an `async def`."""
+    """An `async def` function whose results are kept in a store: as `Cached`."""
 
     @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
@@ -77,20 +77,20 @@ class AsyncCached(Protocol[P, R_co]):
     ) -> Callable[Q, Coroutine[Any, Any, R]]: ...
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """What is kept; else what the function gives."""
+        """The kept result; if there is none, the function's, which is then kept."""
         ...
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Remove what is kept for these arguments: was anything? What is being computed just now is not kept either."""
+        """Remove the result for these arguments; returns whether there was one. One that is being computed is not kept."""
         ...
 
 
 class Decorator:
-    """What both decorators are."""
+    """What both decorators share."""
 
     def __init__(self, view: Cacheable, key: Key[Value], ttl: Duration | None, ignore: Collection[str]) -> None:
         if ttl is not None:
-            seconds(ttl)  # an error where it is written
+            seconds(ttl)  # raises where the decorator is written, not at a call
         self._view, self._key, self._ttl, self._ignore = view, key, ttl, ignore
 
     def _decorated(self, fn: Callable[..., Any]) -> Any:
@@ -98,7 +98,7 @@ class Decorator:
 
 
 class Caching(Decorator):
-    """The decorator that `cached` gives for a name without a type."""
+    """The decorator that `cached` returns for a name without a type."""
 
     @overload
     def __call__(  # type: ignore[overload-overlap] # pyright: ignore[reportOverlappingOverload] # the first one that fits
@@ -112,7 +112,7 @@ class Caching(Decorator):
 
 
 class TypedCaching(Decorator, Generic[T]):
-    """The decorator that `cached` gives for values of one type."""
+    """The decorator that `cached` returns for values of one type."""
 
     @overload
     def __call__(  # type: ignore[overload-overlap] # as above
@@ -126,13 +126,13 @@ class TypedCaching(Decorator, Generic[T]):
 
 
 class CachingView(View):
-    """What a store and its scopes can do, with `await` and without: both kinds of functions are cached alike."""
+    """The `cached` of stores and scopes, with `await` and without: each caches both kinds of functions."""
 
     __slots__ = ()
 
     @property
     def _view(self) -> Cacheable:
-        """The view with `await` that the values are kept in; a sync one has its own."""
+        """The view with `await` that keeps the results; a sync view overrides it."""
         return cast(Cacheable, self)
 
     @overload
@@ -142,14 +142,15 @@ class CachingView(View):
     @overload
     def cached(self, key: str, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> Caching: ...
     def cached(self, key: Any, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> Any:
-        """A decorator: keep what a function gives at `key`, for `ttl`, and compute it once while other callers wait.
+        """A decorator: keep a function's result at `key`, for `ttl`; one caller computes it while the others wait.
 
-        The key's holes are filled by the arguments of their names; a `{}` by the next one that no hole names. A parameter
-        that is not in the key must be in `ignore`, such as `self`, or calls that differ in it would share a value: ConfigError.
+        Each hole of the key is filled by the argument of that name; a `{}` by the next argument that no hole names. A
+        parameter that is not in the key must be in `ignore`, such as `self`. Otherwise calls that differ in it would share a
+        value, so it raises ConfigError.
 
-        Of the callers in this process, threads and tasks of any loop, one computes and the others get what it got: the same
-        object, or the error that it raised, which is not kept. Where it is cancelled, another one goes on from the
-        beginning. Other processes that share the store find what is kept, but don't wait.
+        Of the callers in this process, threads and tasks of any loop, one computes and the others get its result: the same
+        object, or the error that it raised, which is not kept. If it is cancelled, another caller starts again. Other
+        processes that share the store get the kept result, but don't wait for one.
 
         >>> from pocket_plug import SyncStore
         >>> store = SyncStore()
@@ -171,14 +172,14 @@ def _title(fn: object) -> str:
 
 # ---------------------------------------------------------------- which arguments fill the key
 class _KeyOf:
-    """From a call's arguments to its key."""
+    """Makes a call's key from its arguments."""
 
     def __init__(self, fn: Callable[..., Any], key: Key[Value], ignore: Collection[str]) -> None:
         title = f"cached {_title(fn)}"
         try:
             self._signature = inspect.signature(fn)
         except ValueError:
-            raise ConfigError(f"{title}: nothing says what parameters it has; wrap it in a function") from None
+            raise ConfigError(f"{title}: its parameters are unknown to Python; wrap it in a function") from None
         self._key = key
         parameters = list(self._signature.parameters)
         holes = () if key.is_filled else Template(key.template).names
@@ -211,7 +212,7 @@ class _KeyOf:
 
 # ---------------------------------------------------------------- one computes, the others wait
 class _Flight:
-    """One call for one value: it computes it, and then others may wait for it, or it waits itself for another one."""
+    """One call for one value: it computes the value, and other calls may wait for it, or it waits for another call."""
 
     __slots__ = ("error", "is_landed", "is_void", "loop", "thread", "value", "waiters", "waits_for")
 
@@ -219,22 +220,22 @@ class _Flight:
         self.value: Value = None
         self.error: Exception | None = None
         self.is_landed = False
-        """Is there a value, or an error? Where it was given up there is neither."""
+        """Is there a value? If there is neither a value nor an error, the computation was cancelled."""
         self.is_void = False
-        """Has it been invalidated? What it gives must not be kept then."""
+        """Has it been invalidated? Then its result must not be kept."""
         self.waiters: list[Waiter[None]] = []
         self.waits_for: set[_Flight] = set()
-        """What it waits for just now; of one that computes, the calls that wait within its computation."""
+        """The call that it waits for; if it computes, the calls within its computation that wait."""
         self.loop = asyncio._get_running_loop()
         self.thread = threading.get_ident()
 
     @property
     def is_orphaned(self) -> bool:
-        """Has the loop stopped on which it is computed? Then it may be that nobody ever goes on there."""
+        """Has the loop stopped that it is computed on? Then the computation may never continue."""
         return self.loop is not None and not self.loop.is_running()
 
     def needs(self, others: Collection[_Flight]) -> bool:
-        """Does it wait for one of these, by way of others too? Each of those is looked at once, though many may wait for it."""
+        """Does it wait for one of these calls, directly or through others? Each call is looked at once only."""
         found = ahead = {self}
         while ahead and found.isdisjoint(others):
             ahead = {needed for each in ahead for needed in each.waits_for} - found
@@ -243,16 +244,16 @@ class _Flight:
 
 
 _leading: ContextVar[tuple[_Flight, ...]] = ContextVar("pocket_plug.cached", default=())
-"""What is being computed around the current call."""
+"""The computations that the current call is part of."""
 
 
-_lock = new_lock()  # one for all, since those of several functions may wait for each other in a circle
+_lock = new_lock()  # one for all functions, since their calls may wait for each other in a circle
 
 
 class _Flights:
-    """The computations of one function that are under way, by the name of what they are for.
+    """The running computations of one function, by the names of their keys.
 
-    Whoever computes may be interrupted (Ctrl-C) between any two steps. So its end can be done again.
+    A call may be interrupted (Ctrl-C) between any two steps. So `_end` can be called again.
     """
 
     def __init__(self) -> None:
@@ -260,11 +261,11 @@ class _Flights:
         after_fork(self._forget_others)
 
     def _forget_others(self) -> None:
-        """In a forked child: what others compute lands in the parent."""
+        """In a forked child: these computations run in the parent."""
         self._by_name = {}
 
     async def once(self, name: str, compute: Callable[[_Flight], Awaitable[Value]]) -> Value:
-        """What `compute` gives, which one caller calls. Raises SyncError where it would wait for itself."""
+        """The result of `compute`, which one caller calls. Raises SyncError if a call would wait for itself."""
         around = _leading.get()
         while True:
             flight = mine = _Flight()
@@ -286,11 +287,11 @@ class _Flights:
                 return flight.value
 
     def _join(self, name: str, mine: _Flight, around: tuple[_Flight, ...]) -> tuple[_Flight, Waiter[None]] | None:
-        """The computation that is under way, and what wakes a caller at its end; None: it is the caller's own now."""
+        """The running computation, and a waiter that its end wakes; None: the caller has to compute."""
         with _lock:
             flight = self._by_name.setdefault(name, mine)
             if flight.is_orphaned:
-                mine.waiters = flight.waiters  # they look again when this one ends
+                mine.waiters = flight.waiters  # they try again when this one ends
                 flight = self._by_name[name] = mine
             if flight is mine:
                 return None
@@ -312,7 +313,7 @@ class _Flights:
         wake(waiter.give(None) for waiter in mine.waiters)
 
     def invalidate(self, name: str) -> None:
-        """What is under way is not kept, and who calls from now on doesn't wait for it."""
+        """Let the result of a running computation not be kept; new callers don't wait for it."""
         with _lock:
             flight = self._by_name.pop(name, None)
             if flight is not None:
@@ -336,7 +337,7 @@ async def _computed(
 
 # ---------------------------------------------------------------- the function that users call
 class _Cache:
-    """What a decorated function does with the store. `run` makes a view's coroutine an awaitable: as it is, or in place."""
+    """What a decorated function does with the store. `run` returns a view's coroutine, or one that runs it in place."""
 
     def __init__(
         self, view: Cacheable, ttl: Duration | None, run: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]

@@ -1,8 +1,8 @@
 """How callers share a key that several want to change at once: they combine their updates, or wait in line at a gate.
 
 Retrying freely is quadratic: 800 writers of one key would make 320,000 tries. Plain writes (`set`) never wait in line. But an
-update that has lost to those of this process a few times gets priority: they wait until it is done. Those of other
-processes wait where the backend has turns; where it has none, and for nodes, there are pauses between the tries.
+update that has lost to plain writes of this process a few times gets priority: they wait until it is done. Writes of other
+processes wait if the backend has turns; if it has none, and for nodes, there are pauses between the tries.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pocket_plug.primitives.waiting import Waiter, blocked_loop, may_block, paus
 from .backend import Backend, Change, Entry, Put
 
 Step = Callable[[Entry | None], tuple[Sequence[Change], Any]]
-"""What an update does: from the entry to the changes that are wanted, one of its key at most, and the caller's answer. It may
-be called several times."""
+"""What an update does: takes the entry; returns the changes, at most one of the entry's key, and the caller's answer. It may be
+called several times."""
 
 FREE_TRIES = 3
-"""Before a caller waits for others. Over a network it takes a turn after the first: another try would wait for the turns of
-others, and lose."""
+"""Tries before a caller waits for others. Over a network it takes a turn after the first: a second try would wait for the
+turns of others, and lose."""
 TRIES = 20
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.1
-"""Seconds: the longest pause after the first lost tries, and after many."""
+"""Upper bounds of the pauses, in seconds: after the first lost tries, and after many."""
 PRIORITY_WAIT = 1.0
 """Seconds that a plain write waits, at most, for an update with priority. Priority is for fairness; no promise depends on it."""
 
@@ -58,7 +58,7 @@ class Backoff:
 
 
 Place = tuple[str, asyncio.AbstractEventLoop | None]
-"""Callers that may combine: those of one key on one event loop, or in threads. So a loop that stops stops nobody elsewhere."""
+"""Callers whose updates may be combined: of one key, on one event loop or in threads. So a loop that stops blocks no others."""
 
 
 class _Request:
@@ -71,23 +71,23 @@ class _Request:
 
 
 class _Line:
-    """The requests that wait at one place, and the leader that serves them. The Combiner keeps it while there are any."""
+    """The requests that wait at one place, and the leader that serves them. The Combiner keeps it while there are requests."""
 
     __slots__ = ("leader", "next", "requests")
 
     def __init__(self) -> None:
         self.requests: list[_Request] = []
         self.leader: object = None
-        self.next: Waiter[tuple[bool, Any]] | None = None  # of a new leader that wasn't notified yet
+        self.next: Waiter[tuple[bool, Any]] | None = None  # the waiter of a new leader that wasn't notified yet
 
 
 class Combiner:
     """Applies concurrent updates of one key in one write.
 
-    The first to come leads: it serves everybody queued so far as one batch, then hands the lead on. Leaders on several
+    The first caller leads: it serves all requests queued so far as one batch, then passes the lead on. Leaders on several
     event loops, those in threads, and nodes that had a conflict take turns at a gate.
 
-    Whoever leads may be interrupted (Ctrl-C) between any two steps. So each step of leaving can be done again.
+    A leader may be interrupted (Ctrl-C) between any two steps. So each step of its end can be repeated.
     """
 
     def __init__(self, backend: Backend, gates: Gates, backoff: Callable[[int], Awaitable[None]]) -> None:
@@ -121,7 +121,7 @@ class Combiner:
                     line.leader = request
                 lead = line.leader is request
             while True:
-                if lead:  # handed over later, it comes with a wake-up, which is to be awaited first
+                if lead:  # a lead that is passed on later is received by the await below
                     await self._start(place, line, request)
                 served, answer = await request.waiter
                 if served:
@@ -135,12 +135,12 @@ class Combiner:
                 self._withdrew(place, request)
                 raise
             if not withdrawn and not isinstance(stopped, GeneratorExit):
-                with suppress(Exception):  # it is being written: it must not land after we said that it did not
+                with suppress(Exception):  # it is being written, and must not take effect after this returns
                     await request.waiter.shielded()
             raise
 
     def _withdrew(self, place: Place, request: _Request) -> bool:
-        """Take a request out of the line and let another one lead. Gives False if it is being served already."""
+        """Take a request out of the line and let another one lead. Returns False if it is being served already."""
         with self._lock:
             line = self._lines.get(place)
             if line is not None and request in line.requests:
@@ -200,7 +200,7 @@ class Combiner:
         self._hand_on(place, leader)
 
     def _hand_on(self, place: Place, leader: object) -> None:
-        """Let the first in line lead, if this one does."""
+        """Let the first request in line lead, if `leader` leads now."""
         with self._lock:
             line = self._lines.get(place)
             if line is None:
@@ -246,7 +246,7 @@ class Combiner:
                 continue
             try:
                 changes, answer = request.step(latest)
-            except Exception as error:  # noqa: BLE001 - one caller's bug is that caller's alone
+            except Exception as error:  # noqa: BLE001 - one caller's bug is raised to that caller only
                 request.waiter.fail(error)
                 continue
             answers.append((request, answer))
@@ -258,7 +258,7 @@ class Combiner:
                 await self._backend.write([*wanted.values()], {name: entry.version if entry else 0})
         except ConflictError:
             return False
-        except (CodecError, WriteSizeError):  # somebody's value can't be stored, or all are too many: so nothing was
+        except (CodecError, WriteSizeError):  # one value can't be stored, or there are too many: nothing was
             if len(batch) == 1:
                 raise
             await self._apply_singly(name, batch)
@@ -271,7 +271,7 @@ class Combiner:
         for request in batch:
             try:
                 await self._apply_all(name, [request])
-            except Exception as error:  # noqa: BLE001 - this caller's alone
+            except Exception as error:  # noqa: BLE001 - raised to this caller only
                 request.waiter.fail(error)
 
 
@@ -290,7 +290,7 @@ class _Priority:
 
     async def ended(self, in_place: bool) -> None:
         if blocked_loop() is not None and blocked_loop() is self._loop:
-            return  # the update can't go on before this call is over
+            return  # the update can't continue before this call is over
         if in_place or may_block():
             self._over.wait(PRIORITY_WAIT)
             return
@@ -318,10 +318,10 @@ def holds_gates() -> bool:
 class Gates:
     """Fair locks by name, for tasks and threads alike; acquired by callers that have lost a few conflicts already.
 
-    They order callers and guard nothing: where an event loop stops while one of its tasks holds a gate, others pass.
+    They order callers and protect no data: if an event loop stops while one of its tasks holds a gate, others pass.
 
-    Plain writes acquire no gate. But `priority` gives a caller priority over those of some names, and they wait for its end
-    in `yield_to_priority`. `on_priority` is called with True when anybody has priority, for any name, and with False when
+    Plain writes acquire no gate. But `priority` gives a caller priority over plain writes of some names, which wait for its
+    end in `yield_to_priority`. `on_priority` is called with True when anybody has priority, for any name, and with False when
     nobody has it any more.
     """
 
@@ -398,7 +398,7 @@ class Gates:
         return [name for name in names if name in self._queues and name not in mine]
 
     def turn(self, names: Collection[str], in_line: bool) -> Hold:
-        """A hold for another try: of the gates of these names if it is to wait in line or somebody else does; else of none."""
+        """A hold for another try: of the gates of these names if `in_line`, or if somebody else waits there; else of none."""
         return self.hold(names if in_line or self.taken(names) else ())
 
     def refuse_to_overtake(self, names: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""What an async iterator gives, for callers without a loop."""
+"""Async iterators for callers without an event loop."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .base import MISSING
 T = TypeVar("T")
 
 FEW = 256
-"""So many names are fetched at a time, as backends do: a crossing to the store's event loop costs as much as a hundred."""
+"""How many names are fetched at a time: a switch to the store's event loop costs as much as a hundred names."""
 
 
 def driven(run: Runner, steps: AsyncIterator[T], few: int = 1) -> Iterator[T]:
-    """What an async iterator gives, for callers without a loop; a `few` with each crossing to where it runs."""
+    """The items of an async iterator, for callers without a loop; each switch to the loop fetches `few` of them."""
     while found := run(_next_few(steps, few)):
         yield from found
 
 
 async def _next_few(steps: AsyncIterator[T], few: int) -> list[T]:
-    """The next ones; none after the last."""
+    """The next items; none after the last."""
     found: list[T] = []
     while len(found) < few and (step := await anext(steps, MISSING)) is not MISSING:
         found.append(step)

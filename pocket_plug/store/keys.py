@@ -1,6 +1,6 @@
 """`Key[T]`: a name in a store that knows the type of its value.
 
-A name's parts are joined by ":". Whatever fills a template has ":" escaped, so no value reaches into another scope.
+A name's parts are joined by ":". In the values that fill a template ":" is escaped, so no value reaches into another scope.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ V_co = TypeVar("V_co", covariant=True)
 
 
 class FullName(str):
-    """The name of an entry or a scope that was made with a Key, whose template it carries: that is what telemetry shows.
+    """The name of an entry or a scope that was made with a Key. It carries the Key's template, which telemetry shows.
 
-    Whatever is added to it, before or after, is part of the name; of the template only if a Key made it too. To everybody
-    else it is a `str`. What keeps names for long keeps `str(name)`, which is shorter.
+    Text that is added before or after it is part of the name, and part of the template only if a Key made it too. For all
+    other purposes it is a `str`. Code that keeps names for long should keep `str(name)`, which is smaller.
 
     >>> TENANT, INVOICE = Key("tenant:{}"), Key("invoice:{}")
     >>> scope = TENANT("acme").full_name() + ":"
@@ -51,7 +51,7 @@ class FullName(str):
         return _full_name(before + str(self), self.template) if before else self
 
 
-_new, _concatenated = str.__new__, str.__add__  # each view's operation in a Key's scope makes a name
+_new, _concatenated = str.__new__, str.__add__  # for speed: each operation in a Key's scope makes a name
 
 
 def _full_name(text: str, template: str) -> FullName:
@@ -65,15 +65,15 @@ def template_of(name: str) -> str:
     return name.template if isinstance(name, FullName) else ""
 
 
-def _is_written(text: str, frame: FrameType | None) -> bool:
-    """Is a text one of the constants of the code that runs in a frame? What was put together at run time is none of them."""
+def _is_literal(text: str, frame: FrameType | None) -> bool:
+    """Is a text one of the constants of the code that runs in a frame? A text that was built at run time isn't."""
     while frame is not None and frame.f_globals.get("__name__") == "typing":  # `Key[int]("age")` is called from there
         frame = frame.f_back
     return frame is not None and any(constant is text for constant in frame.f_code.co_consts)
 
 
 class ReadAs(Generic[V_co, K]):
-    """How signatures see a `Key[K]`: what is read at it will do wherever something wider is asked for.
+    """A `Key[K]` in the signatures of methods that read: covariant, so its value can be used as any wider type.
 
     With the invariant `Key[T]` alone, mypy refuses `print(await store.require(AGE))`: it takes T from the context.
     """
@@ -92,8 +92,8 @@ class Key(ReadAs[K, K], Generic[K]):
     A value may be a str, int, UUID, date or Enum; it may be empty if the placeholder is `{?}` or `{name?}`. A Key is not a
     `str`: a type checker would then accept any value at it. Raises KeyNameError for names and values that can't be used.
 
-    Telemetry shows a template that is written where the Key is made, as above. Of one that is put together at run time
-    (`Key(f"user:{id}")`, which pyright refuses) it shows nothing, since there may be an id in it.
+    Telemetry shows a template that is a literal where the Key is made, as above. It doesn't show a template that is built at
+    run time (`Key(f"user:{id}")`, which pyright refuses), since there may be an id in it.
     """
 
     __slots__ = ("_check", "_holes", "_name", "_shown", "template", "type", "values")
@@ -112,7 +112,7 @@ class Key(ReadAs[K, K], Generic[K]):
         self.type: Any = type
         self.values: tuple[object, ...] = ()
         caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] # as namedtuple does: there is no other way
-        self._shown = _is_written(template, caller)
+        self._shown = _is_literal(template, caller)
         self._name: str | None = None
         if not self._holes.holes:
             self._name = _full_name(template, template) if self._shown else template
@@ -150,13 +150,13 @@ class Key(ReadAs[K, K], Generic[K]):
 
     @property
     def is_filled(self) -> bool:
-        """Has it no holes (any more)?"""
+        """Are its holes filled, or has it none?"""
         return self._name is not None
 
     def checked(self, value: Value) -> Value:
-        """The value, which is of the declared type; raises ValueTypeError for one that isn't.
+        """The value, checked against the declared type; raises ValueTypeError if it has another type.
 
-        An object of a class that has been defined anew since, with the same fields, becomes one of the newest definition.
+        An object of a class that was redefined since, with the same fields, is converted to the newest definition.
         """
         if self.type is None:
             return value
@@ -180,7 +180,7 @@ class Key(ReadAs[K, K], Generic[K]):
     def parse(self, name: str) -> Key[K] | None:
         """The key with its holes filled so that `name` is its name; None if the template doesn't make it.
 
-        The `values` are text, also those that were numbers, say. The name is without the scope, as `keys` gives it.
+        The `values` are text, also where the Key was filled with numbers. The name is without the scope, as in `keys`.
 
         >>> user = Key("user:{}:profile").parse("user:a%3Ab:profile")
         >>> user.values if user else None

@@ -1,8 +1,8 @@
 """Layers: decorators around a backend, and the fold that makes a stack of them.
 
-One class is layer, options and recipe. An instance without an inner is a recipe: frozen data with a useful repr. `build`
-copies it over its inner; what a stack needs at run time lives beside the options, which stay as they are. Operations that
-it doesn't override are bound straight to the inner one: idle layers cost nothing.
+A layer's class also declares its options. An instance without an `inner` is a recipe: frozen data with a useful repr.
+`build` copies it and sets `inner`; the copy keeps its state beside the options, which never change. Operations that the
+class doesn't override are bound directly to the inner one, so they cost nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pocket_plug.primitives.redaction import secret as secret
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Watcher, read_around
 from .layer_options import Recipe
 
-# What is bound through, and what each is derived from: a derived operation goes straight to the inner one only if the
-# layer overrides nothing of what it is derived from.
+# The operations that are bound to the inner one, each with the operations that it is derived from: it is bound only if
+# the layer overrides none of them.
 _DERIVED_FROM: Mapping[str, tuple[str, ...]] = {
     "read": (),
     "read_many": ("read",),
@@ -51,14 +51,14 @@ class Layer(Recipe):
     """
 
     label: str = ""
-    """Tells apart layers of one class in one stack: `repr` and telemetry show it."""
+    """Distinguishes layers of one class in one stack: `repr` and telemetry show it."""
 
     inner: ClassVar[Backend]  # set by build; a ClassVar only so that it is no option
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "read_many" in cls.__dict__ and cls.read is Layer.read:
-            raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would pass it by")
+            raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would bypass it")
         if "beneath" in cls.__dict__:
             warn(f"{cls.__name__}.beneath is called wrap_inner now; the old name goes with 0.3", DeprecationWarning, 2)
             setattr(cls, "wrap_inner", cls.__dict__["beneath"])  # noqa: B010 - for a type checker a class has no such attribute
@@ -89,7 +89,7 @@ class Layer(Recipe):
         return layer
 
     def _build_own(self) -> None:
-        """`on_build`, whatever its author lets an error say of secret options."""
+        """Call `on_build`; secret options are removed from its error."""
         try:
             self.on_build()
         except BaseException as error:
@@ -101,10 +101,10 @@ class Layer(Recipe):
             raise
 
     def on_build(self) -> None:
-        """Make what one stack needs for itself (counters, indexes) here; the recipe stays as it was."""
+        """Create here what one stack needs for itself (counters, indexes); the recipe doesn't change."""
 
     def wrap_inner(self, part: Backend) -> Backend:
-        """What a recipe puts around each part that the stack will have below it, to watch it; by default nothing."""
+        """Wrap a part that the stack will have below this recipe, to observe it; by default the part itself."""
         return part
 
     async def read(self, key: str) -> Entry | None:
@@ -112,13 +112,13 @@ class Layer(Recipe):
         return await self.inner.read(key)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """By default the inner one's; if `read` is overridden, what that gives for each key, all as they were at one moment.
+        """By default the inner one's; if `read` is overridden, what `read` returns for each key, all as of one moment.
 
-        Then it raises StoreBusyError where the keys change at each of 100 tries; override it too if they may.
+        With an overridden `read` it raises StoreBusyError if the keys change at each of 100 tries; if they may, override both.
         """
         return await read_around(self, self.inner, keys)
 
-    _read_one_by_one = read_many  # what a class gets that overrides `read` alone
+    _read_one_by_one = read_many  # for a class that overrides `read` alone
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """By default the inner one's."""
@@ -151,7 +151,7 @@ class Layer(Recipe):
         return self.inner.turn(names)
 
     async def watch(self, watcher: Watcher) -> None:
-        """By default the inner one's. A layer that keeps entries of its own is not told through an outer one: it watches."""
+        """By default the inner one's. A layer that caches entries calls it for itself: outer layers don't notify inner ones."""
         await self.inner.watch(watcher)
 
     async def open(self) -> None:

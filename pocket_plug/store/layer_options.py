@@ -1,6 +1,6 @@
-"""Recipes: a layer's options before it is built. Each is of its annotated type and fixed once it is given.
+"""Recipes: a layer's options before it is built. Each option is checked against its annotated type, and then frozen.
 
-Python and TOML are held to the same.
+Options from Python and from TOML are checked alike.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ from .backend import Backend
 class Recipe(Backend):
     """Options as data: the annotated fields of a class, given by name, shown by `repr`, never changed.
 
-    A subclass's `__init__` and `__post_init__` may set what they like; after that the object is fixed. What `build`
-    makes of it keeps the options, and has attributes besides them that may change.
+    A subclass's `__init__` and `__post_init__` may set any attribute; after that the object is frozen. The layer that
+    `build` makes of it keeps the options, and has other attributes, which may change.
     """
 
     name: ClassVar[str]
     """What configuration calls it: the class's name in snake case."""
 
     plugin: ClassVar[object] = None
-    """The plugin that offers it, as the object that the Pocket uses which made this recipe; None for one made in code."""
+    """The plugin that offers it: the object in the Pocket that made this recipe. None for a recipe made in code."""
 
-    _written: ClassVar[Mapping[str, Any]] = {}  # the options that a configuration has from the environment, as written
+    _written: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # options that come from the environment, as the configuration writes them
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -52,7 +54,7 @@ class Recipe(Backend):
         cls.__init__ = _fixing(cls.__init__, cls, _unchecked if has_init else _checked)  # type: ignore[method-assign] # a guard around it
 
     def made_by(self, plugin: object, written: Mapping[str, Any]) -> None:
-        """Note the plugin's object of the Pocket that made it by name, and what its configuration has from the environment."""
+        """Note, if a Pocket makes it by name, the plugin's object and the options that come from the environment."""
         self.__dict__.update(plugin=plugin, _written=written)
 
     def __repr__(self) -> str:
@@ -62,7 +64,7 @@ class Recipe(Backend):
         return f"{type(self).__name__}({', '.join(texts)})"
 
     def _hidden(self) -> dict[str, str]:
-        """What an error must not quote of the options: each text, with what may stand for it."""
+        """The texts of options that an error must not quote, each with its replacement."""
         recipe: Any = self
         return hidden_of(dataclasses.fields(recipe), vars(self), self._written)
 
@@ -92,9 +94,9 @@ class Recipe(Backend):
 
 
 def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:
-    """The value for an option, a list as a tuple where that is due; and what it must be, in words, where it isn't.
+    """The value for an option, and None; if it doesn't fit, the value and the allowed types in words.
 
-    A hint that can't be resolved is unchecked. A truth value is no number.
+    A list becomes a tuple if the option is one. A hint that can't be resolved is not checked. A bool is no number.
     """
     hint = hints_of(kind).get(option, Any)
     for value in (given, tuple(given)) if given.__class__ is list else (given,):
@@ -113,19 +115,19 @@ def _fits(value: Any, hint: Any) -> bool:
 def _fixing(
     init: Callable[..., None], kind: type[Recipe], check: Callable[[type[Recipe], dict[str, Any]], dict[str, Any]]
 ) -> Callable[..., None]:
-    """The `__init__` of a recipe's class, which checks the options first, and allows no change afterwards."""
+    """The `__init__` of a recipe's class, which checks the options first, and freezes the object afterwards."""
 
     @wraps(init)
     def __init__(self: Any, *none: Any, **options: Any) -> None:
         init(self, *none, **check(kind, options))
-        if type(self) is kind:  # else a subclass's own goes on
+        if type(self) is kind:  # else a subclass's `__init__` isn't done yet
             self.__dict__["_is_fixed"] = True
 
     return __init__
 
 
 def _checked(kind: type[Recipe], options: dict[str, Any]) -> dict[str, Any]:
-    """The options as they fit. Raises ConfigError for one of another type than its field's, TypeError for an unknown one."""
+    """The options, checked. Raises ConfigError for one of another type than its field's, TypeError for an unknown one."""
     a_dataclass: Any = kind
     fields = {each.name: each for each in dataclasses.fields(a_dataclass)}
     for option, given in options.items():
@@ -140,12 +142,12 @@ def _checked(kind: type[Recipe], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unchecked(kind: type[Recipe], options: dict[str, Any]) -> dict[str, Any]:
-    """What an `__init__` of a class's own takes is its own business."""
+    """The options, unchecked: a class with an `__init__` of its own checks them there."""
     return options
 
 
 def _given(option: dataclasses.Field[Any], given: Any) -> str:
-    """As TOML's refusals have it: a text as it is, unless it is a secret."""
+    """How an error shows a value, as errors in TOML do: text as it is, unless it is a secret."""
     if is_secret(option):
         return summary(given)
     return f"{shown(option, given)!r:.80}" if isinstance(given, str) else found(given)

@@ -1,4 +1,4 @@
-"""What users see of a scan: names without pocket_plug's own, pages of them with their values, and their removal."""
+"""Scans as users see them: names without pocket_plug's own, pages of names with values, and the removal of many entries."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from .transaction import Transaction
 from .updating import shown_value
 
 PAGE = 100
-"""So many entries at most are read, or removed, in one step."""
+"""The most entries that are read in one step."""
 
-_LAST_RESERVED = RESERVED + "\U0010ffff" * (MAX_KEY_BYTES // 4)  # no longer key begins with RESERVED
+_LAST_RESERVED = RESERVED + "\U0010ffff" * (
+    MAX_KEY_BYTES // 4
+)  # keys can't be longer, so each with RESERVED is before it
 
 
 def check_limit(limit: object) -> None:
-    """Raise ConfigError for what can't be a number of entries."""
+    """Raise ConfigError for a limit that is no number of entries."""
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
         found = repr(limit) if isinstance(limit, int) else summary(limit)
         raise ConfigError(f"limit can't be {found}; give a number of entries from 0 up, or None for all")
@@ -32,23 +34,23 @@ def check_limit(limit: object) -> None:
 def names_of(
     source: Stack | Transaction, prefix: str, *, after: str = "", reverse: bool = False, limit: int | None = None
 ) -> AsyncIterator[str]:
-    """The names of users that a scan gives."""
+    """The names that a scan lists, without pocket_plug's own."""
     check_prefix(prefix)
     check_limit(limit)
     if _may_be_reserved(prefix):
-        return _leaping(source, prefix, after, reverse, limit)
+        return _without_reserved(source, prefix, after, reverse, limit)
     return source.scan(prefix, after=after, reverse=reverse, limit=limit)
 
 
 def _may_be_reserved(prefix: str) -> bool:
-    """May some of the names that begin so be pocket_plug's?"""
+    """May pocket_plug's own names begin with this prefix, or with a part of it?"""
     return RESERVED.startswith(prefix[: len(RESERVED)])
 
 
-async def _leaping(
+async def _without_reserved(
     source: Stack | Transaction, prefix: str, after: str, reverse: bool, limit: int | None
 ) -> AsyncGenerator[str]:
-    """Where names of pocket_plug may be among them: those, which may be many, are leapt over, not looked at."""
+    """The names that a scan lists; pocket_plug's own, which may be many, are skipped by a new scan that begins after them."""
     while True:
         keys = source.scan(prefix, after=after, reverse=reverse, limit=limit)
         async for name in keys:
@@ -73,7 +75,7 @@ async def pages_of(
     reverse: bool = False,
     limit: int | None = None,
 ) -> AsyncGenerator[list[tuple[str, Value]]]:
-    """Names below a scope, without it, and what is shown of their entries, some at a time: one page is read at one moment."""
+    """The names in a scope, without the scope, with the values to show, in pages; each page is as of one moment."""
     check_limit(limit)
     start, most, prefix = len(scope), step_of(source, PAGE), scope + prefix
     read_page: Callable[..., Awaitable[list[tuple[str, Entry | None]]]]
@@ -97,14 +99,14 @@ async def pages_of(
 async def _read_page_of_users(
     source: Stack | Transaction, prefix: str, *, after: str, reverse: bool, limit: int
 ) -> list[tuple[str, Entry | None]]:
-    """As `Backend.read_page`, without what is pocket_plug's own, and in a transaction with what that has written."""
+    """As `Backend.read_page`, without pocket_plug's own names, and in a transaction with its own writes."""
     return await page_of(names_of(source, prefix, after=after, reverse=reverse, limit=limit), source.read_many)
 
 
 async def remove(source: Stack | Transaction, names: Collection[str]) -> int:
-    """Remove these; how many were there? In one write, or in as few as the backend's `max_changes` lets it be.
+    """Remove these entries; returns how many there were. In one write, or in as few as the backend's `max_changes` allows.
 
-    Where one of them is damaged, one by one.
+    If one of them is damaged, one by one.
     """
     removed = 0
     for some in _slices(list(dict.fromkeys(names)), step_of(source, None, 2)):
@@ -119,7 +121,7 @@ async def remove(source: Stack | Transaction, names: Collection[str]) -> int:
                         f"{len(left)} keys could not be deleted: the conflict that their backend raised names none of them"
                     ) from conflict
                 left = there
-            except CodecError:  # of one that is damaged nobody can say what is there
+            except CodecError:  # a damaged entry can't be compared with what is expected
                 removed += await _remove_each(source, left)
                 break
             else:
@@ -129,7 +131,7 @@ async def remove(source: Stack | Transaction, names: Collection[str]) -> int:
 
 
 async def _remove_each(source: Stack | Transaction, names: Sequence[str]) -> int:
-    """One by one; a damaged entry is removed whatever it is: that mends the store."""
+    """Remove these entries one by one. A damaged entry is removed unchecked, which repairs the store."""
     removed = 0
     for name in names:
         with suppress(ConflictError):  # nothing is there
@@ -142,7 +144,7 @@ async def _remove_each(source: Stack | Transaction, names: Sequence[str]) -> int
 
 
 async def remove_all(source: Stack | Transaction, prefix: str) -> int:
-    """Remove all that begins with a prefix, in writes of some at a time; how many were there?"""
+    """Remove all entries whose names begin with a prefix, in several writes; returns how many there were."""
     removed, after = 0, ""
     size = step_of(source, 5 * PAGE, 2)
     while names := [name async for name in names_of(source, prefix, after=after, limit=size)]:
@@ -154,7 +156,7 @@ async def remove_all(source: Stack | Transaction, prefix: str) -> int:
 
 
 def step_of(source: Stack | Transaction, most: int | None, each: int = 1) -> int:
-    """How many entries one step may have, if a backend counts each so many times; 0 for any number."""
+    """How many entries one step may have, at most `most`; 0 for any number. An entry takes `each` changes and expectations."""
     taken = source.stack.max_changes
     if taken is None:
         return most or 0

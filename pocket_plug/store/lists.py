@@ -1,9 +1,9 @@
-"""Append-only lists: what `append`, `tail`, `trim`, `length` and `each_item` do, derived from the waist as all else is.
+"""Append-only lists: `append`, `tail`, `trim`, `length` and `each_item`, derived from `read`, `write` and `scan`.
 
-A head stands at the list's key, and each item is an entry of its own (`primitives/lists.py`). An append writes both at once,
-expecting the head's version, so it costs the same whatever the length; and who has read a head may read its items when he likes,
-since they never change. What a list leaves behind that was overwritten, has expired, or was removed by a process that died
-half way, is cleared away by later appends, to any list.
+The entry at the list's key is its head, and each item is an entry of its own (`primitives/lists.py`). An append writes both
+at once and expects the head's version, so it costs the same at any length. Items never change, so a caller that has read a
+head may read the items later. Items are left over if a list is overwritten, expires, or is removed by a process that dies half
+way; later appends, to any list, remove them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .transaction import Transaction
 _logger = logging.getLogger("pocket_plug")
 
 LOOK_EACH = 64
-"""Who begins a list looks for items of lists that are gone; where there were some, each so many appends go on with it."""
+"""The first append to a list searches for left-over items. After a find, each append of so many continues the search."""
 LOOKED_AT, LOOKS = 128, 8
-"""So many names it looks at, and so many times while all of them are to go: more than the appends in between can leave."""
+"""How many names a search reads, and how many times while all of them are left over: more than appends in between can leave."""
 
 
 def check_number(number: object, what: str) -> int:
@@ -43,14 +43,14 @@ def check_number(number: object, what: str) -> int:
 
 
 def head_of(key: Any, entry: Entry | None) -> ListHead | None:
-    """The head at a key; None where there is nothing. Raises ValueTypeError for what is no list."""
+    """The head at a key; None if there is no entry. Raises ValueTypeError for an entry that is no list."""
     if entry is None:
         return None
     value = entry.value
     if value.__class__ is not ListHead:
         raise ValueTypeError(
             f"{str(key)!r} holds a value of type {value.__class__.__name__}, which `set` has stored, and no append-only list; "
-            "one is begun by append(key, item) where there is nothing: read the value, delete it, and append its items"
+            "append(key, item) starts a list only where there is no entry: read the value, delete it, and append its items"
         )
     head: ListHead = value
     return head
@@ -58,7 +58,7 @@ def head_of(key: Any, entry: Entry | None) -> ListHead | None:
 
 # ---------------------------------------------------------------- steps
 def appending(name: str, key: Any, item: Value, until: float | None) -> Step:
-    """The step that adds an item; its answer is the head by then. `until` is a new deadline of the whole list."""
+    """The step that adds an item; its answer is the new head. `until` is a new expiry time of the whole list."""
 
     def step(entry: Entry | None) -> tuple[Sequence[Change], ListHead]:
         head = head_of(key, entry) or new_head()
@@ -70,7 +70,7 @@ def appending(name: str, key: Any, item: Value, until: float | None) -> Step:
 
 
 def trimming(name: str, key: Any, keep: int, most: int) -> Step:
-    """The step that leaves the last items only; its answer is how many go, and which of them are still to be removed."""
+    """The step that keeps only the last items; its answer is how many are removed, and those that the caller must delete."""
 
     def step(entry: Entry | None) -> tuple[Sequence[Change], tuple[int, Iterable[str]]]:
         head = head_of(key, entry)
@@ -88,21 +88,19 @@ def trimming(name: str, key: Any, keep: int, most: int) -> Step:
 
 # ---------------------------------------------------------------- what views call
 async def append(source: Source, name: str, key: Any, item: Value, until: float | None) -> int:
-    """Add an item, and give how many there are now."""
+    """Add an item; returns the new length."""
     head: ListHead = await source.apply(name, appending(name, key, item, until))
     if head.next == 1 or (source.stack.rounds_owed and head.next % LOOK_EACH == 0):
         try:
             await _look_for_leftovers(source, name)
         except Exception as error:  # whatever it is, the item was added
-            _logger.warning(
-                "items of lists that are gone could not be removed; a later append tries again", exc_info=error
-            )
+            _logger.warning("items of removed lists could not be deleted; a later append tries again", exc_info=error)
     return head.length
 
 
 async def trim(source: Source, name: str, key: Any, keep: int) -> int:
-    """Remove all but the last items; how many? In a transaction what is more than a page is left to later appends."""
-    most = max(0, step_of(source, PAGE) - 2)  # besides the head, and what is expected of it
+    """Remove all but the last items; returns how many. In a transaction, later appends delete what exceeds a page."""
+    most = max(0, step_of(source, PAGE) - 2)  # two for the head and its expected version
     number, later = await source.apply(name, trimming(name, key, check_number(keep, "keep"), most))
     rest = list(later)
     if rest and isinstance(source, Transaction):
@@ -113,7 +111,7 @@ async def trim(source: Source, name: str, key: Any, keep: int) -> int:
 
 
 async def tail(source: Source, name: str, key: Any, number: int) -> list[Value]:
-    """The last items, of one moment."""
+    """The last items, as of one moment."""
     check_number(number, "n")
     return (await _read(source, name, key, lambda head: range(max(head.first, head.next - number), head.next)))[1]
 
@@ -144,7 +142,7 @@ async def item_pages(source: Source, name: str, key: Any) -> AsyncGenerator[list
 
 
 async def _read(source: Source, name: str, key: Any, picked: Callable[[ListHead], range]) -> tuple[range, list[Value]]:
-    """Some items of a list, as of the moment of its head. If they are gone since, it begins again."""
+    """Some items of a list, as of the moment that its head was read. If they were removed since, it reads again."""
     for _ in range(READ_TRIES):
         entry = await source.read(name)
         head = head_of(key, entry)
@@ -179,14 +177,14 @@ async def _entries(source: Source, names: Sequence[str]) -> dict[str, Entry]:
     return await (source.look_at_items(names) if isinstance(source, Transaction) else source.read_many(names))
 
 
-# ---------------------------------------------------------------- what is left of lists
+# ---------------------------------------------------------------- left-over items
 async def remove_list(source: Source, name: str, head: ListHead) -> None:
-    """Remove the items of a list whose head was removed. In a transaction more than a page is left to later appends."""
+    """Remove the items of a list whose head was removed. In a transaction, later appends delete what exceeds a page."""
     await _remove_found(source, items_of(name, head.generation), lambda owner: owner == name)
 
 
 async def lists_at(source: Source, names: Collection[str]) -> dict[str, ListHead]:
-    """Which of these keys have a list, before they are removed. Where a store has no list at all, it is one look."""
+    """The heads of the lists at these keys, read before they are removed. If a store has no list, this costs one scan."""
     if not names or not [item async for item in source.scan(ITEMS, limit=1)]:
         return {}
     heads = await _heads(source, names)
@@ -194,7 +192,7 @@ async def lists_at(source: Source, names: Collection[str]) -> dict[str, ListHead
 
 
 async def remove_lists_below(source: Source, prefix: str) -> None:
-    """The same of all keys that begin with a prefix."""
+    """Remove the items of all removed lists whose keys begin with a prefix."""
     await _remove_found(source, ITEMS + prefix, lambda owner: owner.startswith(prefix))
 
 
@@ -220,12 +218,12 @@ async def _clear_away(source: Source, items: Sequence[str]) -> None:
 
 
 async def _look_for_leftovers(source: Source, name: str) -> None:
-    """Look at some items behind those that were looked at last, and remove what belongs to no list.
+    """Search some items, after those of the last search, for items that belong to no list, and remove them.
 
-    It goes on while all that it sees is to go. Where anything was, each so many appends go on, until a round finds nothing.
+    It continues while all that it reads are left over. After a find later appends continue, until a round finds nothing.
     """
     stack = source.stack
-    start = stack.swept = stack.swept or ITEMS + name  # each process begins somewhere else
+    start = stack.swept = stack.swept or ITEMS + name  # each process starts at another place
     for _ in range(LOOKS):
         names = [item async for item in stack.scan(ITEMS, after=stack.swept, limit=LOOKED_AT)]
         dead = await _dead(stack, places_of(names))
@@ -240,22 +238,22 @@ async def _look_for_leftovers(source: Source, name: str) -> None:
                 return
         else:
             stack.swept, stack.rounds_owed = ITEMS, max(0, stack.rounds_owed - 1)
-            if start == ITEMS:  # else it goes on at the beginning
+            if start == ITEMS:  # else it continues at the beginning
                 return
             start = ITEMS
 
 
 def places_of(names: Iterable[str], is_meant: Callable[[str], bool] = bool) -> dict[str, ItemPlace]:
-    """The places of those names that are items, of the lists that are meant."""
+    """The places of those names that are items, of the lists whose keys `is_meant` accepts."""
     places = {name: place for name in names if (place := place_of(name)) is not None}
     return {name: place for name, place in places.items() if is_meant(place.owner)}
 
 
 async def _dead(source: Source, places: Mapping[str, ItemPlace]) -> list[str]:
-    """Those that belong to no list any more, which is for ever: no list gets the generation of another one.
+    """The items that belong to no list any more, and never will again: no list gets the generation of another one.
 
-    What was read may be of a near tier, and old. So it is checked by a write without changes, which the authority answers; in a
-    transaction, the commit checks it.
+    The heads may have been read from a cache, and be outdated. So a write without changes, which the authority answers,
+    checks them; in a transaction, the commit checks them.
     """
     heads = await _heads(source, {place.owner for place in places.values()})
     dead = {item: place.owner for item, place in places.items() if place.owner in heads and _is_dead(place, heads)}
@@ -277,7 +275,7 @@ def _is_dead(place: ItemPlace, heads: Mapping[str, Entry | None]) -> bool:
 
 
 async def _heads(source: Source, owners: Collection[str]) -> dict[str, Entry | None]:
-    """What is at these keys; those that are damaged are left out: nobody can say which items they have."""
+    """The entries at these keys; damaged ones are left out, since nobody can know which items they have."""
     try:
         found = await source.read_many(owners)
         return {owner: found.get(owner) for owner in owners}

@@ -1,7 +1,7 @@
-"""`store.mapping(…)`: entries of a store as a `MutableMapping`, for whatever wants a dict.
+"""`store.mapping(…)`: entries of a store as a `MutableMapping`, for code that expects a dict.
 
-A key of the mapping is any text; it fills the hole of a `Key`, which escapes it and finds it again in a name. So a mapping
-has the entries whose names its Key makes, and none else, whatever lies beside or below them.
+A key of the mapping is any text; it fills the hole of a `Key`, which escapes it, and parses it from a name again. So a
+mapping has the entries whose names its Key makes, and none of the entries beside or below them.
 """
 
 # The views of a mapping are friends of it.
@@ -29,11 +29,11 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 SOME = 500
-"""So many entries are removed in one write by `clear`."""
+"""How many entries `clear` removes in one write."""
 
 
 EACH = Key("{}")
-"""Whatever is the name of one part in a scope."""
+"""The Key of all names in a scope that have one part."""
 
 
 class Mappable(Protocol):
@@ -56,11 +56,11 @@ class Mappable(Protocol):
 
 
 class StoreMapping(MutableMapping[str, T]):
-    """Entries of a store as a mapping of text to values: what `mapping` of a store, a scope or a typed view gives.
+    """Entries of a store as a mapping of text to values: what `mapping` of a store, a scope or a typed view returns.
 
-    It keeps nothing: each access goes to the store, as one of its `sync` does. Iterating gives the keys in the order of their
-    names, in pages, and goes on while others write. `len` looks at each name; whether there is any costs one. What changes a
-    value in place changes nothing in the store: set it again, or use `store.update`.
+    It caches nothing: each access goes to the store, as with `sync`. Iteration lists the keys in the order of their names,
+    in pages, also while others write. `len` reads each name; `bool` reads one page. To change a value in place changes
+    nothing in the store: set it again, or use `store.update`.
 
     >>> from pocket_plug import SyncStore
     >>> store = SyncStore()
@@ -87,13 +87,13 @@ class StoreMapping(MutableMapping[str, T]):
         self._view = view
         self._source = view._source
         self._key = key
-        self._stem = key.template.partition("{")[0]  # what all its names begin with
+        self._stem = key.template.partition("{")[0]  # all its names begin with this
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._key!r}, {self._view!r})"
 
     def _at(self, key: object) -> Key[T]:
-        if not isinstance(key, str):  # what is read back is text
+        if not isinstance(key, str):  # keys are read back as text
             raise KeyNameError(f"a key of {self._key!r} as a mapping is a str, not {summary(key)}")
         return self._key(key)
 
@@ -122,7 +122,7 @@ class StoreMapping(MutableMapping[str, T]):
     def __contains__(self, key: object) -> bool:
         try:
             at = self._at(key)
-        except KeyNameError:  # what can't be a key is at none
+        except KeyNameError:  # an object that can't be a key has no entry
             return False
         return self._source.run_read(self._view.has(at))
 
@@ -140,7 +140,7 @@ class StoreMapping(MutableMapping[str, T]):
     @overload
     def pop(self, key: str, /, default: D) -> T | D: ...
     def pop(self, key: str, /, default: object = MISSING) -> object:
-        """Remove the value and give it: one value to one caller. Where there is none, `default`, without it MissingKeyError."""
+        """Remove the value and return it, to exactly one caller; if there is none, `default`, or MissingKeyError without one."""
         return self._source.run_update(self._view.pop(self._at(key), default))
 
     @overload
@@ -148,7 +148,7 @@ class StoreMapping(MutableMapping[str, T]):
     @overload
     def setdefault(self, key: str, default: T, /) -> T: ...
     def setdefault(self, key: str, default: object = None, /) -> object:
-        """The value; where there is none, `default` is set. Of several that do so at once, all get the same."""
+        """The value; if there is none, `default`, which is stored. Callers at the same time all get the same value."""
         at = self._at(key)
         while (value := self._source.run_read(self._view.get(at, MISSING))) is MISSING:
             if self._source.run_write(self._view.add(at, default)):
@@ -167,7 +167,7 @@ class StoreMapping(MutableMapping[str, T]):
         return any(True for _ in self)
 
     def items(self) -> ItemsView[str, T]:
-        """The keys with their values, read 100 at a time; those of one page are of one moment."""
+        """The keys with their values, read 100 at a time; each page is as of one moment."""
         return _Items(self)
 
     def values(self) -> ValuesView[T]:
@@ -182,7 +182,7 @@ class StoreMapping(MutableMapping[str, T]):
                 yield cast(str, key.values[0]), key.checked(value)
 
     def popitem(self) -> tuple[str, T]:
-        """Remove the first entry and give it: one entry to one caller. Raises MissingKeyError where there is none."""
+        """Remove the first entry and return it, to exactly one caller. Raises MissingKeyError if there is none."""
         for key in self:
             with suppress(MissingKeyError):  # somebody was faster
                 return key, self.pop(key)
@@ -210,7 +210,7 @@ class StoreMapping(MutableMapping[str, T]):
         return {**other, **dict(self.items())}
 
 
-# `collections.abc` reads each value for itself, and fails where one goes in between; these read pages.
+# The views of `collections.abc` read each value singly, and fail if it was removed meanwhile; these read pages.
 class _Items(ItemsView[str, T]):
     _mapping: StoreMapping[T]
 

@@ -1,6 +1,6 @@
-"""The backend in memory: a dict and one lock; it hands out what was put in, so treat that as frozen.
+"""The backend in memory: a dict and one lock. It returns the same objects that were written, so treat them as frozen.
 
-Expired entries are invisible at once. Now and then a write sweeps them out: each pays for looking at a few.
+Expired entries are invisible at once. Now and then a write removes them, so that each write pays for a few.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Put, Reason, is_ex
 from .scanning import stretch
 
 FEW = 256
-"""So many names at most are put in their places one by one, between two scans."""
+"""The most new or removed names that a scan puts in order one by one; with more it sorts again."""
 
 Dropped = tuple[str, Any, Reason]
-"""A key, the entry that was there, and why it had to go."""
+"""A key, the entry that was there, and why it was removed."""
 
 
-# dict's own: an OrderedDict's iterator refuses to go on once a read in another thread has moved an entry
+# dict's own: an OrderedDict's iterator raises if a read in another thread has moved an entry meanwhile
 _items: Callable[[Any], Iterable[tuple[str, Any]]] = cast("Any", dict).items
 
 
-_new: Callable[[type[Entry]], Any] = object.__new__  # half the price of the class's call, which goes through __init__
+_new: Callable[[type[Entry]], Any] = object.__new__  # half the cost of calling the class, which runs __init__
 
 
 class EntryTable:
-    """How a Memory keeps its entries; the bounding layer has another way. Called with the Memory's lock held.
+    """The entries of a Memory; the bounding layer replaces it by a table of its own. Called with the Memory's lock held.
 
-    A signal's handler (Ctrl-C) can raise at every call and at every turn of a loop, and only there. So changes that belong
-    together are prepared first, and then put in place by statements without calls and loops.
+    A signal handler (Ctrl-C) can raise at every call and at every iteration of a loop, and only there. So changes that
+    belong together are prepared first, and then applied by statements without calls and loops.
     """
 
     notify: Callable[[Sequence[Dropped]], Awaitable[None]] | None = None
@@ -53,27 +53,27 @@ class EntryTable:
         return 0 if isinstance(self.entries, Closed) else len(self.entries)
 
     def clear(self) -> None:
-        """Begin empty; the version goes on."""
+        """Remove all entries; the version stays."""
         entries = self.mapping()
-        self.sorted: list[str] | None = None  # the names in order, since a scan has wanted them
-        self.moved: dict[str, None] = {}  # those that have come or gone since the last scan
-        self.earliest = inf  # no entry expires before
-        self.dropped: list[Dropped] = []  # of which `notify` has not been called yet
-        self.buried: list[str] = []  # keys at which `gone` may stand
-        self._swept = 0  # the version at which it was last looked for expired ones
+        self.sorted: list[str] | None = None  # the names in order, once a scan has needed them
+        self.moved: dict[str, None] = {}  # names that were added or removed since the last scan
+        self.earliest = inf  # no entry expires before that
+        self.dropped: list[Dropped] = []  # `notify` has not been called for these yet
+        self.buried: list[str] = []  # keys whose entry may be `gone`
+        self._swept = 0  # the version at the last search for expired entries
         self.entries: Any = entries
 
     def take_over(self, entries: Mapping[str, Entry], now: float) -> None:
-        """Begin with what was kept in another way."""
+        """Start with the entries of another table."""
         self.apply([Put(key, e.value, e.expires_at, e.version) for key, e in entries.items()], self.version, now)
 
     def count(self, dropped: Iterable[Dropped]) -> None:
-        """Note that these had to go."""
+        """Count these evictions."""
         for _, _, reason in dropped:
             self.evictions[reason] += 1
 
     def deadline(self, entry: Any) -> float | None:
-        """When the entry stops being readable."""
+        """When the entry expires; None for never."""
         deadline: float | None = entry.expires_at
         return deadline
 
@@ -87,7 +87,7 @@ class EntryTable:
         return {key: entry for key in keys if (entry := entries.get(key)) is not None and self.alive(entry, now)}
 
     def check(self, expect: Mapping[str, int], now: float) -> None:
-        """Raise ConflictError with the keys that have another version than is expected of them."""
+        """Raise ConflictError with the keys that have another version than the expected one."""
         entries = self.entries
         if now < self.earliest:  # nothing has expired, so there is no need to ask `alive`: half the time
             for key in expect:
@@ -105,9 +105,9 @@ class EntryTable:
             raise ConflictError(changed)
 
     def apply(self, changes: Sequence[Change], version: int, now: float) -> None:
-        """Do all changes or none, then drop what has to go."""
+        """Do all changes or none, then remove expired entries if it is time for that."""
         entries = self.entries
-        new: Any = entries if len(changes) == 1 else {}  # several are collected first, to enter at once
+        new: Any = entries if len(changes) == 1 else {}  # several are collected first, to be added at once
         for change in changes:
             key, own = str(change.key), change.version
             if own is not None and not self.takes(change, own, new.get(key) or entries.get(key), now):
@@ -147,15 +147,15 @@ class EntryTable:
         del self.entries[key]
 
     def note(self, key: str) -> None:
-        """A name is about to come or to go. Called where there is an order of names, for the next scan to mend."""
+        """Note for the next scan that a name is about to be added or removed; only needed if there are sorted names."""
         self.moved[key] = None
-        if len(self.moved) > FEW + len(self.entries) // 4:  # nobody scans; what was noted would grow for ever
+        if len(self.moved) > FEW + len(self.entries) // 4:  # without scans the notes would grow for ever
             self.sorted, self.moved = None, {}
 
     def names(self) -> list[str]:
-        """All names in order. The list is changed by the next call.
+        """All names in order. The next call changes the list.
 
-        Among 200,000, to put one in its place takes 20 to 70 µs, among a million up to 250; to sort 200,000 of which all but
+        To insert a name among 200,000 takes 20 to 70 µs, among a million up to 250; to sort 200,000 of which all but
         a few are in order takes 9 ms.
         """
         entries, names, moved = self.entries, self.sorted, self.moved
@@ -185,10 +185,10 @@ class EntryTable:
         self.buried = []
 
     def sweep(self, now: float) -> None:
-        """Remove what has expired, if it is time to look for it; called by a write that comes after `earliest`.
+        """Remove expired entries, if it is time to search for them; called by a write that comes after `earliest`.
 
-        Looking takes about 50 ns for each entry. So it is done once per n/4 writes, n being the number of entries; with
-        each write where n is at most 64.
+        The search takes about 50 ns per entry. So it is done once per n/4 writes, n being the number of entries; with
+        each write if n is at most 64.
         """
         if self.version - self._swept < len(self.entries) // 4 - 16:
             return
@@ -208,7 +208,7 @@ class EntryTable:
 class Memory(Backend):
     """Entries in a dict. Threads, tasks and loops may share it; no critical section ever awaits.
 
-    The first scan sorts the names. Later ones put those in their places that have come since, and bisect.
+    The first scan sorts the names. Later scans insert the names that were added since, and bisect.
     """
 
     inline_read = inline_write = True
@@ -222,7 +222,7 @@ class Memory(Backend):
         return "memory"
 
     def adopt(self, table: EntryTable) -> None:
-        """Keep the entries in another way from now on. Raises ConfigError where that was done before."""
+        """Keep the entries in another table from now on. Raises ConfigError if that was done before."""
         with self.lock:
             former, now = self._table, self.clock()
             if type(former) is not EntryTable:
@@ -235,12 +235,12 @@ class Memory(Backend):
 
     @property
     def entries(self) -> int:
-        """How many it keeps, expired ones too that no write has swept out yet."""
+        """The number of entries, including expired ones that no write has removed yet."""
         return len(self._table)
 
     @property
     def evictions(self) -> Mapping[Reason, int]:
-        """How many had to go so far, by reason; what is asked once goes on counting."""
+        """The number of evicted entries so far, by reason; always the same mapping, which is updated."""
         return self._table.evictions
 
     async def read(self, key: str) -> Entry | None:
@@ -251,7 +251,7 @@ class Memory(Backend):
         return None
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """All as they were at one moment: under the lock, as a write of several is."""
+        """All entries as of one moment: under the lock, as writes are."""
         names, now = list(keys), self.clock()
         with self.lock:
             return self._table.read_many(names, now)
@@ -278,9 +278,9 @@ class Memory(Backend):
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        """The live keys as they were when the scan began, less those gone when it comes to them.
+        """The live keys as of the beginning of the scan, without those that are removed before it lists them.
 
-        With a `limit` they are so as of each time that some more are taken up, in place of those that have expired.
+        With a `limit` it may have to look for more keys, in place of expired ones; these are as of that moment.
         """
         table, given = self._table, 0
         while given != limit:
@@ -303,7 +303,7 @@ class Memory(Backend):
         return self._table.version
 
     async def open(self) -> None:
-        """Nothing to acquire; after a close it begins empty."""
+        """Nothing to acquire; after `close` it starts empty."""
         if isinstance(self._table.entries, Closed):
             self._table.clear()
 
@@ -318,7 +318,7 @@ class Memory(Backend):
             None,
             Closed(
                 "this process was forked in the middle of a write to this memory store, which may "
-                "be there by half; close it and open it anew"
+                "be incomplete; close it and open it again"
             ),
         )
 

@@ -1,7 +1,7 @@
-"""How parts are joined to names, and found in them again: one escaping, for what fills a `Key` and for `join_name`.
+"""Joins parts to names, and splits names into parts: with one escaping, for the values of a `Key` and for `join_name`.
 
-In a part, "%" is `%25` and ":" is `%3A`. A name whose first part is filled never begins with the reserved prefix: it begins with
-`%70ocket` then.
+In a part, "%" is written `%25` and ":" is written `%3A`. A name whose first part is a value never begins with the reserved
+prefix: it begins with `%70ocket` then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _UNRESERVED = f"%{ord(_SCOPE[0]):02X}"
 
 
 def join_name(*parts: object) -> str:
-    """The name with these parts, each a str, int, UUID, date or Enum, whatever is in it: no two lists of parts give one name.
+    """The name with these parts, each a str, int, UUID, date or Enum with any content: no two lists of parts make the same name.
 
     A part may be empty, the name may not. Raises KeyNameError for a name that can't be used.
 
@@ -35,7 +35,7 @@ def join_name(*parts: object) -> str:
 
 
 def split_name(name: str) -> tuple[str, ...]:
-    """The parts, as text, that `join_name` made a name of. Raises KeyNameError where it can't have been made of any."""
+    """The parts, as text, from which `join_name` made a name. Raises KeyNameError for a name that it can't have made."""
     parts = tuple(check_prefix(name, "a name").split(":"))
     if "%" in name:
         parts = tuple(map(_unescaped, parts))
@@ -43,7 +43,9 @@ def split_name(name: str) -> tuple[str, ...]:
     else:  # no part needed escaping
         made = check_length(_unreserved(name))
     if not name or made != name:
-        raise KeyNameError(f"{name!r:.80} is not escaped as join_name does it; split it as it was made")
+        raise KeyNameError(
+            f"{name!r:.80} is not escaped as join_name does it; split it in the way in which it was joined"
+        )
     return parts
 
 
@@ -79,7 +81,7 @@ class Template:
         return check_name(_unreserved(name) if self._begins_with_hole else name)
 
     def texts(self, name: str) -> tuple[str, ...] | None:
-        """What stands in the holes of a name, as it is written there; None where the template doesn't make such names."""
+        """The texts in the holes of a name, as they are escaped there; None if the template doesn't make such names."""
         if self._pattern is None:
             holes = ["([^:]*)" if may_be_empty else "([^:]+)" for may_be_empty in self._may_be_empty]
             parts = [re.escape(literal) for literal in self.literals]
@@ -88,19 +90,19 @@ class Template:
         return None if match is None else match.groups()
 
     def values(self, name: str) -> tuple[str, ...] | None:
-        """The values, as text, that make this name; None where there are none."""
+        """The values, as text, with which the template makes this name; None if there are none."""
         texts = self.texts(name)
         if texts is None:
             return None
         values = tuple(map(_unescaped, texts))
         try:
             return values if self.filled(values) == name else None
-        except KeyNameError:  # a longer name than there may be, say
+        except KeyNameError:  # the name is too long, for example
             return None
 
 
 def _unreserved(name: str) -> str:
-    """The name; where it would be reserved, or the scope of reserved ones, with its first letter escaped."""
+    """The name; if it is reserved, or is the reserved scope itself, with its first letter escaped."""
     return _UNRESERVED + name[1:] if name.startswith(RESERVED) or name == _SCOPE else name
 
 

@@ -1,6 +1,6 @@
-"""How a store's backend is found by its URL and a layer by its name: by plugins, which this package doesn't know.
+"""Finds a store's backend by its URL, and layers by their names, among plugins that this package doesn't import.
 
-A store asks the default Pocket, and only when it is built from names.
+It asks the default Pocket, and only if a store is built from names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ L = TypeVar("L", bound=str | Layer)
 
 _OUTER = ("tracing", "metrics", "logging", "readonly", "copying", "migrate", "timeout")
 _INNER = ("fault", "persistence", "bounding")
-_OTHERS = len(_OUTER)  # where the layers of third parties stand
+_OTHERS = len(_OUTER)  # the place of third parties' layers
 _USUAL_ORDER = {name: n for n, name in enumerate((*_OUTER, "", *_INNER))}
 
 

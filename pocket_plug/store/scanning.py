@@ -1,4 +1,4 @@
-"""What backends and layers make a scan of: a stretch of names in order, and the keys of an inner scan with others besides."""
+"""Parts of scans, for backends and layers: a range of sorted names, and the keys of an inner scan merged with other names."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Scanned(Protocol):
 def stretch(
     names: Sequence[str], prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
 ) -> Sequence[str]:
-    """Of names that are sorted, those that a scan gives, in its order. It costs some bisections and a copy of what it gives.
+    """The names that a scan lists, out of sorted names, in its order. It costs some bisections and a copy of the result.
 
     >>> stretch(["a", "b:1", "b:2", "b:3", "c"], "b:", after="b:3", reverse=True, limit=1)
     ['b:2']
     """
     start = bisect_left(names, prefix)
-    # what starts with "ab" comes before "ac"; behind the highest code point there is none, so the one before it counts
+    # names that start with "ab" are before "ac"; the highest code point has no successor, so the prefix ends before it here
     stem = prefix.rstrip("\U0010ffff")
     end = bisect_left(names, stem[:-1] + chr(ord(stem[-1]) + 1), start) if stem else len(names)
     if reverse:
@@ -44,7 +44,7 @@ def stretch(
 async def paged(
     source: Scanned, prefix: str, *, after: str = "", reverse: bool = False, size: int | None = None
 ) -> AsyncGenerator[str]:
-    """All keys of a scan, asked for `size` at a time: for whoever can't say beforehand how many are needed."""
+    """All keys of a scan, read `size` at a time: for a caller that doesn't know beforehand how many it needs."""
     if size is None:
         async for key in source.scan(prefix, after=after, reverse=reverse):
             yield key
@@ -66,7 +66,7 @@ async def merged(
     reverse: bool = False,
     size: int | None = None,
 ) -> AsyncGenerator[str]:
-    """As `paged`, with some names besides, each once: for a layer that has some itself, or hides some of the source's."""
+    """As `paged`, merged with `names`, each once: for a layer that has keys of its own, or hides keys of the source."""
     within = sorted(name for name in names if name.startswith(prefix))
     own = deque(stretch(within, prefix, after=after, reverse=reverse))
     async with aclosing(paged(source, prefix, after=after, reverse=reverse, size=size)) as keys:

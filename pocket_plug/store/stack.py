@@ -21,19 +21,19 @@ T = TypeVar("T")
 
 
 class Stack(Layer):
-    """The outermost part of every store: costs its operations nothing, and keeps what belongs to the stack as one."""
+    """The outermost part of every store. It costs operations nothing, and holds what belongs to the stack as a whole."""
 
     needs_loop = False  # of its own; the parts below may
 
     def on_build(self) -> None:
         self.stack = self
         self.from_environment: Mapping[str, str] = {}
-        """What the URL has from the environment, each text with how the configuration writes it."""
+        """The texts in the URL that come from the environment, each with how the configuration writes it."""
         self._write = self.write  # bound straight to the part that writes
         self.swept = ""
-        """Up to which name the last look for items of lists that are gone has come; "" before the first."""
+        """The name at which the last search for items of removed lists ended; "" before the first search."""
         self.rounds_owed = 0
-        """How often such looks are to come to the last name yet: twice after something was found, so once without a find."""
+        """How many times such searches must still reach the last name: after a find twice, so that one round finds nothing."""
         self.gates = Gates(self._route_writes)
         self.backoff = Backoff()
         self.combiner = Combiner(self, self.gates, self.pause_after)
@@ -44,7 +44,7 @@ class Stack(Layer):
         self._is_closed = False
         self._home: asyncio.AbstractEventLoop | None = None
         self._own_loop: LoopThread | None = None
-        self._farewell: finalize[[], Stack] | None = None  # ends that one when the store is collected
+        self._finalizer: finalize[[], Stack] | None = None  # stops the own loop when the store is garbage-collected
         self._own_loop_lock = new_lock()
         after_fork(self._leave_loops)
         # How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop.
@@ -53,7 +53,7 @@ class Stack(Layer):
         self.run_write: Runner = drive_inline if self.inline_write else self.run
         self.run_update: Runner = (
             drive if self.inline_read and self.inline_write else self.run
-        )  # it may queue for the key
+        )  # an update may wait in line for the key
 
     def __repr__(self) -> str:
         return conceal(" > ".join(repr(part) for part in parts(self)[1:]), self.from_environment)
@@ -63,7 +63,7 @@ class Stack(Layer):
         return stack_table(self)
 
     def _route_writes(self, has_priority: bool) -> None:
-        """Have writes wait for an update with priority while there is one; else they cost nothing here."""
+        """Let writes wait while an update has priority; otherwise they go directly to the part that writes."""
         self.__dict__["write"] = self._write_after_priority if has_priority else self._write
 
     async def _write_after_priority(
@@ -73,12 +73,12 @@ class Stack(Layer):
         return await self._write(changes, expect)
 
     async def pause_after(self, lost: int) -> None:
-        """Pause after tries that were lost to other processes. What writes in place is used by this one alone."""
+        """Pause after tries that were lost to other processes. No other process uses a stack that writes in place."""
         if not self.inline_write:
             await self.backoff(lost)
 
     async def apply(self, name: str, step: Step) -> Any:
-        """Read, step, write if nobody wrote in between; else again, and after a few tries in line with the others."""
+        """Read, call `step`, write if nobody wrote in between; else try again, and after a few tries wait in line."""
         for _ in self._free_tries:
             entry = await self.read(name)
             changes, answer = step(entry)
@@ -94,14 +94,14 @@ class Stack(Layer):
         await self._in_turn(self._open)
 
     async def ensure_open(self) -> None:
-        """Open it unless somebody has, or is about to: what a run does, so that a script need not."""
+        """Open it, unless it was opened or closed before. A run calls this, so a script need not open its store."""
         await self._in_turn(self._open_if_new)
 
     async def close(self) -> None:
         await self._in_turn(self._close)
 
     async def _in_turn(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Threads and tasks may open and close it at once; the parts are asked by one at a time."""
+        """Call `step`, for one caller at a time: threads and tasks may open and close the stack at once."""
         hold = self.gates.hold(("open",))
         try:
             async with hold:
@@ -133,7 +133,7 @@ class Stack(Layer):
         return run_on(self._find_home(), coroutine)
 
     def _find_home(self) -> asyncio.AbstractEventLoop:
-        """The loop that opened it; one in a thread where there is none, or where it has ended."""
+        """The loop that opened it; if there is none, or it has ended, a loop in a thread of its own."""
         home = self._home
         if home is None or not home.is_running():
             with self._own_loop_lock:
@@ -149,16 +149,16 @@ class Stack(Layer):
         return home
 
     def _end_with_the_store(self, own: LoopThread) -> None:
-        """Whoever has failed to open a store, or drops it, closes nothing: no thread may be left of each that was tried."""
-        if self._farewell is not None:
-            self._farewell.detach()
-        self._farewell = finalize(self, own.stop)
-        self._farewell.atexit = False  # then the process ends it
+        """Stop this loop when the store is garbage-collected: a store that failed to open, or is dropped, is never closed."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._finalizer = finalize(self, own.stop)
+        self._finalizer.atexit = False  # the end of the process ends the thread
 
     def _leave_own_loop(self) -> None:
         with self._own_loop_lock:
             own = self._own_loop
-            if own is None or own.loop is asyncio._get_running_loop():  # then whoever called close_sync closes it
+            if own is None or own.loop is asyncio._get_running_loop():  # then close_sync closes it
                 return
         own.close()
         with self._own_loop_lock:
@@ -168,8 +168,8 @@ class Stack(Layer):
     def _leave_loops(self) -> None:
         """In a forked child: its parent's loops don't run here."""
         self._home = self._own_loop = None
-        if self._farewell is not None:  # it would wake the parent's
-            self._farewell.detach()
+        if self._finalizer is not None:  # it would wake the parent's loop
+            self._finalizer.detach()
 
     def open_sync(self) -> None:
         """Open it for callers without a loop."""
@@ -192,7 +192,7 @@ class Stack(Layer):
 
 
 def stack_table(stack: Stack, prefix: str = "") -> str:
-    """HTML for a notebook: the parts with their options, as `repr` has them, outermost first, and never an entry."""
+    """HTML for a notebook: the parts with their options, as in `repr`, outermost first, and never an entry."""
     from pocket_plug.primitives.markup import table
 
     rows: list[tuple[str, str, str]] = []
@@ -218,7 +218,9 @@ def build(backend: str | Backend, layers: Collection[str | Layer], clock: Clock 
         raise ConfigError(f"layers is {found:.80}; give a list: layers=[{found:.80}]")
     if clock is not None:
         if not callable(clock):
-            raise ConfigError(f"a store's clock can't be {named(clock)}; give a function of nothing, such as time.time")
+            raise ConfigError(
+                f"a store's clock can't be {named(clock)}; give a function without arguments, such as time.time"
+            )
         backend.clock = clock
     recipes: Iterable[Any] = layers
     if isinstance(layers, Set):

@@ -1,4 +1,4 @@
-"""What users hold: `Store`, which owns its stack, and the scopes of it.
+"""`Store`, which opens and closes its stack, and the scopes of it.
 
 `sync` has the same without `await`.
 """
@@ -25,11 +25,11 @@ class StoreScope(StoreWriter, CachingView):
     _source: Stack
 
     async def flush(self) -> None:
-        """Wait until everything acknowledged is as durable as the stack makes it."""
+        """Wait until all acknowledged writes are as durable as the stack makes them."""
         await self._source.flush()
 
     def reader(self) -> StoreReader:
-        """The same without the means to write; its scopes are readers too."""
+        """This view without the methods that write; its scopes are readers too."""
         return StoreReader(self._source, self._prefix)
 
     def transaction(self) -> OpenTransaction:
@@ -55,7 +55,7 @@ class Store(StackOwner, StoreScope):
     """A store: a stack of layers over a backend. `Store()` is in memory and need not be opened.
 
     `backend` is a URL or a Backend; `layers` are recipes or names, outermost first as written (a set of names is put
-    in the usual order). `clock` gives epoch seconds. Open others with `async with`.
+    in the usual order). `clock` returns epoch seconds. Open any other store with `async with`.
     """
 
     __slots__ = ()
@@ -75,7 +75,7 @@ class Store(StackOwner, StoreScope):
         """Close the store, as `async with` does at its end; after that it raises StoreClosedError."""
         await self._source.close()
 
-    # Not of its own class, as those of other views are: the end of a block around a part must not close the whole.
+    # Not a Store, although other views return their own class: the end of a `with` around a scope must not close the store.
     def scope(self, prefix: Name, /) -> StoreScope:  # type: ignore[override] # see above
         """A view of the names below `prefix`; its `get("123")` is `get("user:123")` here."""
         return StoreScope(self._source, self._below(prefix))

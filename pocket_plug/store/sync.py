@@ -28,7 +28,7 @@ from .layer import Layer
 from .mapping import EACH, StoreMapping
 from .stack import Stack
 from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
-from .views import OpenTransaction, StoreReader, StoreWriter, tell_writes
+from .views import OpenTransaction, StoreReader, StoreWriter, refuse_writes
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -42,7 +42,7 @@ class SyncReader(View):
 
     @property
     def _view(self) -> StoreWriter:
-        """The same with `await`; made for each call, since most views of nodes see one call or none."""
+        """The view with `await`; made for each call, since most views of nodes get one call or none."""
         return StoreWriter(self._source, self._prefix)
 
     @overload
@@ -136,7 +136,7 @@ class SyncReader(View):
         return SyncTypedReader(self, TypedReader(self._view, type))
 
 
-# The two most used need nothing that SyncReader has not, so they are spared the view in between.
+# The two most used methods need only what SyncReader has too, so no other view is made for them.
 _get: Any = StoreReader.get
 _set: Any = StoreWriter.set
 
@@ -237,7 +237,7 @@ class SyncWriter(SyncReader):
     @overload
     def mapping(self, key: Key[T], /) -> StoreMapping[T]: ...
     def mapping(self, key: Any = EACH, /) -> StoreMapping[Any]:
-        """Entries of this view as a `MutableMapping`, whose keys fill the one hole of `key`: by default they are the names here.
+        """Entries of this view as a `MutableMapping`: its keys fill the one hole of `key`. By default all with names of one part.
 
         Raises KeyNameError for a Key with more holes, or none.
 
@@ -250,7 +250,7 @@ class SyncWriter(SyncReader):
         return StoreMapping(self._view, key)
 
 
-tell_writes(SyncReader, SyncWriter)
+refuse_writes(SyncReader, SyncWriter)
 
 
 class SyncScope(SyncWriter, CachingView):
@@ -260,7 +260,7 @@ class SyncScope(SyncWriter, CachingView):
     _source: Stack
 
     def flush(self) -> None:
-        """Wait until everything acknowledged is as durable as the stack makes it."""
+        """Wait until all acknowledged writes are as durable as the stack makes them."""
         self._source.flush_sync()
 
     @property
@@ -269,7 +269,7 @@ class SyncScope(SyncWriter, CachingView):
         return self._source
 
     def reader(self) -> SyncReader:
-        """The same without the means to write."""
+        """This view without the methods that write."""
         return SyncReader(self._source, self._prefix)
 
     def transaction(self) -> OpenSyncTransaction:
@@ -308,7 +308,7 @@ class SyncStore(SyncScope):
         self.close()
 
     def close(self) -> None:
-        """What `with` does last."""
+        """Close the store, as `with` does at its end."""
         self._source.close_sync()
 
     def scope(self, prefix: Name, /) -> SyncScope:  # type: ignore[override] # a part, as on Store

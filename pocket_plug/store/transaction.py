@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from .stack import Stack
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
-"""Immutable as they are; the codec knows the others."""
+"""Types whose values need no copy: they are immutable. The codec knows the other types."""
 
 
 def private(value: Value) -> Value:
-    """A copy that its holder may change: of containers and dataclasses. Immutable atoms come back as they are."""
+    """A copy of a container or a dataclass, which the caller may change. Immutable values are returned as they are."""
     if value.__class__ in ATOMS:
         return value
     return _codec().private(value)
@@ -51,17 +51,17 @@ def _equal(seen: Entry | None, found: Entry | None) -> bool:
 
 
 def _is_as_read(seen: Entry | None, original: Value) -> bool:
-    """Is the copy of a value that was handed out still equal to it?"""
+    """Is the copy that was given to the caller still equal to the original?"""
     try:
         return seen is not None and bool(seen.value == original)
-    except Exception:  # noqa: BLE001 - an array, say, that is neither true nor false: then nobody knows
+    except Exception:  # noqa: BLE001 - `==` of arrays, for example, is no bool: then it is unknown
         return False
 
 
 class Transaction:
     """What a transaction has read and wants to write. The first version seen of a key is the one expected at commit.
 
-    Keys found by a scan are not tracked: one that somebody else adds meanwhile is no conflict.
+    Keys found by a scan are not tracked: a key that somebody else adds meanwhile is no conflict.
 
     A node's transaction has two parts, `prep` and then `post`; what only prep read is checked where post writes it, or
     everywhere if `serializable`. Every visit of a node makes one, so it is slotted, and its dicts are made when needed.
@@ -84,15 +84,15 @@ class Transaction:
         self.stack = stack
         self._may_use = may_use
         self.seen: dict[str, Entry | None] | None = None
-        self._originals: dict[str, Value] | None = None  # of mutable values, of which copies were handed out
-        self._read_by_prep: set[str]  # known once post has read
+        self._originals: dict[str, Value] | None = None  # the mutable values whose copies were given to callers
+        self._read_by_prep: set[str]  # set at post's first read
         self.changes: dict[str, Change] | None = None
         self._read_in_post: set[str] | None = None
         self.in_post = False
-        """Set when a node comes to its `post`: reads are post's from then on."""
+        """Set when a node's `post` begins: from then on reads are post's."""
         self.ended = False
         self.stale: ConflictError | None = None
-        """What one of its reads has raised: what it had seen is no more, as its commit would find too."""
+        """The conflict that one of its reads raised: what it read has changed, as its commit would find too."""
 
     def __repr__(self) -> str:
         return f"Transaction({self.stack!r})"
@@ -144,7 +144,7 @@ class Transaction:
         return self.seen.setdefault(key, entry)
 
     async def read(self, key: str) -> Entry | None:
-        """Its own write, else what it saw first, else a private copy of what the stack has."""
+        """Its own write, else what it read first, else a private copy of the stack's entry."""
         try:
             if self.ended or self._may_use is not None:
                 self._check(key)
@@ -158,7 +158,7 @@ class Transaction:
                     entry = self._see(key, entry)
                 else:
                     entry = self.seen.setdefault(key, entry)
-                return entry if self.changes is None else self._entry(key)  # another task of its may have written
+                return entry if self.changes is None else self._entry(key)  # another task may have written
             if not self._known(key):
                 self._see(key, await self.stack.read(key))
             return self._entry(key)
@@ -167,7 +167,7 @@ class Transaction:
             raise
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """As `read`, what is not known yet in one go."""
+        """As `read`; the keys that weren't read yet are read together."""
         keys = list(keys)
         for key in keys:
             self._check(key)
@@ -186,7 +186,7 @@ class Transaction:
         return {key: entry for key in keys if (entry := self._entry(key)) is not None}
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """Buffer the changes. `expect` is compared with what the transaction sees, whose versions the commit expects."""
+        """Buffer the changes. `expect` is compared with what the transaction sees; the commit expects those versions."""
         if self.ended or self._may_use is not None:
             for change in changes:
                 self._check(change.key, writing=True)
@@ -205,7 +205,7 @@ class Transaction:
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        """The stack's keys with its own writes applied, as they are when the scan begins."""
+        """The stack's keys with the transaction's writes applied, those that exist when the scan begins."""
         if self.ended:
             self._check(prefix)
         if limit == 0:
@@ -229,7 +229,7 @@ class Transaction:
             raise
 
     async def apply(self, name: str, step: Step) -> Value:
-        """An update within the transaction. Nothing comes between what it reads and what it writes, of other tasks neither."""
+        """An update within the transaction. No other task's write comes between its read and its write."""
         changes, answer = step(await self.read(name))
         if changes:
             await self.write(changes)
@@ -244,7 +244,7 @@ class Transaction:
         return items
 
     def clear_away(self, names: Iterable[str]) -> None:
-        """Remove items of lists that are gone, which nobody can see: it is no node's business to declare them."""
+        """Remove items of removed lists. Nobody can see them, so a node need not declare them as its writes."""
         if self.changes is None:
             self.changes = {}
         self.changes.update((name, Delete(name)) for name in names)
@@ -253,7 +253,7 @@ class Transaction:
         return self._read_by_prep if self._read_in_post is not None else (self.seen or {}).keys()
 
     def again(self) -> Transaction:
-        """A fresh one for another try at post, which knows what prep has read."""
+        """A new transaction for another try of post, with what prep has read."""
         fresh = Transaction(self.stack, self._may_use)
         if self.seen is not None:
             fresh.seen = {key: self.seen[key] for key in self._prep_read()}
@@ -264,8 +264,8 @@ class Transaction:
     async def prep_stands(self, changed: Iterable[str]) -> bool:
         """Would prep read the same again, although these keys have changed? Then post alone can be tried again.
 
-        It would if prep read none of them, or if their values are equal to those that prep saw, and immutable. Nor may a mutable
-        value that prep read have been changed in place, by post or whatever has it from prep: it would be changed twice.
+        It would if prep read none of them, or if their values are equal to those that prep read, and immutable. And no mutable
+        value that prep read may have been changed in place, by post or by exec: it would be changed twice.
         """
         seen, of_prep = self.seen or {}, self._prep_read()
         again = of_prep & set(changed)
@@ -282,7 +282,7 @@ class Transaction:
         return True
 
     def end(self, *, serializable: bool = True) -> tuple[Sequence[Change], Mapping[str, int]] | None:
-        """End it, and give what to write and which versions to expect; None where there is nothing to write or to check."""
+        """End it; returns the changes to write and the versions to expect, or None if there is nothing to write or check."""
         self.ended = True
         seen, changes = self.seen, self.changes
         if seen is None:

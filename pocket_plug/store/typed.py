@@ -46,7 +46,7 @@ class Readable(Protocol):
 
 
 class Writable(Readable, Protocol):
-    """What a `TypedStore` needs of it."""
+    """What a `TypedStore` needs of the view whose values it checks."""
 
     _source: Source
 
@@ -109,7 +109,7 @@ class TypedReader(Generic[T]):
     def keys(
         self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        """The names that start with `prefix`, as on the view that it is made of, whatever is stored there."""
+        """The names that start with `prefix`, whatever the types of their values."""
         return self._reader.keys(prefix, after=after, reverse=reverse, limit=limit)
 
     async def items(
@@ -131,7 +131,7 @@ class TypedReader(Generic[T]):
         return await self._reader.count(prefix)
 
     async def tail(self, key: str, n: int, /) -> list[T]:
-        """The last `n` items, each of the type, of an append-only list, the newest one last."""
+        """The last `n` items of an append-only list, each of the type, the newest one last."""
         return [self._checked(key, item) for item in await self._reader.tail(key, n)]
 
     async def length(self, key: str, /) -> int:
@@ -139,7 +139,7 @@ class TypedReader(Generic[T]):
         return await self._reader.length(key)
 
     async def each_item(self, key: str, /) -> AsyncIterator[T]:
-        """The items, each of the type, of an append-only list, the oldest one first; 100 at a time are read."""
+        """The items of an append-only list, each of the type, the oldest one first; 100 at a time are read."""
         async for page in self._item_pages(key):
             for item in page:
                 yield item
@@ -157,15 +157,15 @@ class TypedStore(TypedReader[T]):
         self._writer = view
 
     async def set(self, key: str, value: T, /, *, ttl: Duration | None = None, expect: int | None = None) -> None:
-        """Store a value of the type; with `expect` only where that version is there."""
+        """Store a value of the type; with `expect` only if the entry has that version."""
         await self._writer.set(key, self._checked(key, value), ttl=ttl, expect=expect)
 
     async def add(self, key: str, value: T, /, *, ttl: Duration | None = None) -> bool:
-        """Store a value of the type if there is nothing: was there nothing?"""
+        """Store a value of the type if there is no entry; returns whether it did."""
         return await self._writer.add(key, self._checked(key, value), ttl=ttl)
 
     async def update(self, key: str, fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None) -> T:
-        """Replace the value by `fn(value)`, atomically."""
+        """Replace the value by `fn(value)`, atomically, and return the new one."""
 
         def checked(old: T) -> T:
             return self._checked(key, fn(self._checked(key, old)))
@@ -177,15 +177,15 @@ class TypedStore(TypedReader[T]):
         return new
 
     async def touch(self, key: str, /, *, ttl: Duration | None) -> bool:
-        """Give it a new deadline, None for none: was it there?"""
+        """Set a new TTL, None for none; returns whether there was an entry."""
         return await self._writer.touch(key, ttl=ttl)
 
     async def append(self, key: str, item: T, /, *, ttl: Duration | None = None) -> int:
-        """Add an item of the type at the end of an append-only list, and give its length by then."""
+        """Add an item of the type at the end of an append-only list, and return the new length."""
         return await self._writer.append(key, self._checked(key, item), ttl=ttl)
 
     async def trim(self, key: str, /, *, keep: int) -> int:
-        """Remove all but the last `keep` items of an append-only list; how many were removed?"""
+        """Remove all but the last `keep` items of an append-only list; returns how many were removed."""
         return await self._writer.trim(key, keep=keep)
 
     @overload
@@ -193,29 +193,29 @@ class TypedStore(TypedReader[T]):
     @overload
     async def pop(self, key: str, /, default: D) -> T | D: ...
     async def pop(self, key: str, /, default: object = MISSING) -> object:
-        """Remove the value and give it; where there is none, `default`, without it MissingKeyError."""
+        """Remove the value and return it; if there is none, return `default`, or raise MissingKeyError without one."""
         name = self._writer._name(key)
         step = taking(name, key, default, lambda value: self._checked(key, value))
         return await self._writer._source.apply(name, step)
 
     async def delete(self, key: str, /) -> bool:
-        """Remove it; was it there?"""
+        """Remove the entry; returns whether there was one."""
         return await self._writer.delete(key)
 
     async def delete_many(self, keys: Iterable[str], /) -> int:
-        """Remove several; how many of them were there?"""
+        """Remove several entries; returns how many there were."""
         return await self._writer.delete_many(keys)
 
     async def delete_prefix(self, prefix: str, /) -> int:
-        """Remove all whose names start with `prefix`, of any type; how many were there?"""
+        """Remove all entries whose names start with `prefix`, of any type; returns how many there were."""
         return await self._writer.delete_prefix(prefix)
 
     def mapping(self) -> StoreMapping[T]:
-        """The entries of this view as a `MutableMapping`, without `await`; its keys are their names, escaped."""
+        """The entries of this view as a `MutableMapping`, without `await`; their names are its keys, escaped."""
         return StoreMapping(self._writer, Key("{}", self._type))
 
     def cached(self, key: str, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> TypedCaching[T]:
-        """A decorator for functions that give a value of the type, as on a store: it is kept at `key`."""
+        """A decorator that keeps the result of a function, a value of the type, at `key`: as on a store."""
         return TypedCaching[T](self._writer, Key(cast(Any, key), self._type), ttl, ignore)
 
 
@@ -238,17 +238,17 @@ class SyncTypedReader(Generic[T]):
         return self._source.run_read(self._reader.get(key, default))
 
     def require(self, key: str, /) -> T:
-        """The value at `key`, else MissingKeyError."""
+        """The value at `key`; raises MissingKeyError if there is none."""
         return self._source.run_read(self._reader.require(key))
 
     def entry(self, key: str, /) -> StoredValue[T] | None:
-        """The value with its version and its deadline, of one read; None where there is nothing."""
+        """The value with its version and expiry time, from one read; None if there is none."""
         return self._source.run_read(self._reader.entry(key))
 
     def keys(
         self, prefix: str = "", *, after: Name | None = None, reverse: bool = False, limit: int | None = None
     ) -> Iterator[str]:
-        """The names that start with `prefix`, whatever is stored there."""
+        """The names that start with `prefix`, whatever the types of their values."""
         names = self._reader.keys(prefix, after=after, reverse=reverse, limit=limit)
         return driven(self._source.run_read, names, FEW)
 
@@ -260,19 +260,19 @@ class SyncTypedReader(Generic[T]):
         return chain.from_iterable(driven(self._source.run_read, pages))
 
     def count(self, prefix: str = "") -> int:
-        """How many names start with `prefix`?"""
+        """The number of names that start with `prefix`."""
         return self._source.run_read(self._reader.count(prefix))
 
     def tail(self, key: str, n: int, /) -> list[T]:
-        """The last `n` items, each of the type, of an append-only list, the newest one last."""
+        """The last `n` items of an append-only list, each of the type, the newest one last."""
         return self._source.run_read(self._reader.tail(key, n))
 
     def length(self, key: str, /) -> int:
-        """How many items has an append-only list?"""
+        """The number of items of an append-only list."""
         return self._source.run_read(self._reader.length(key))
 
     def each_item(self, key: str, /) -> Iterator[T]:
-        """The items, each of the type, of an append-only list, the oldest one first; 100 at a time are read."""
+        """The items of an append-only list, each of the type, the oldest one first; 100 at a time are read."""
         return chain.from_iterable(driven(self._source.run_read, self._reader._item_pages(key)))
 
 
@@ -284,35 +284,35 @@ class SyncTypedStore(SyncTypedReader[T]):
         self._writer = typed
 
     def cached(self, key: str, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> TypedCaching[T]:
-        """A decorator for functions that give a value of the type, as on a store."""
+        """A decorator that keeps the result of a function, a value of the type, at `key`: as on a store."""
         return self._writer.cached(key, ttl=ttl, ignore=ignore)
 
     def mapping(self) -> StoreMapping[T]:
-        """The entries of this view as a `MutableMapping`; its keys are their names, escaped."""
+        """The entries of this view as a `MutableMapping`; their names are its keys, escaped."""
         return self._writer.mapping()
 
     def set(self, key: str, value: T, /, *, ttl: Duration | None = None, expect: int | None = None) -> None:
-        """Store a value of the type; with `expect` only where that version is there."""
+        """Store a value of the type; with `expect` only if the entry has that version."""
         self._source.run_write(self._writer.set(key, value, ttl=ttl, expect=expect))
 
     def add(self, key: str, value: T, /, *, ttl: Duration | None = None) -> bool:
-        """Store a value of the type if there is nothing: was there nothing?"""
+        """Store a value of the type if there is no entry; returns whether it did."""
         return self._source.run_write(self._writer.add(key, value, ttl=ttl))
 
     def update(self, key: str, fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None) -> T:
-        """Replace the value by `fn(value)`, atomically."""
+        """Replace the value by `fn(value)`, atomically, and return the new one."""
         return self._source.run_update(self._writer.update(key, fn, default=default, ttl=ttl))
 
     def touch(self, key: str, /, *, ttl: Duration | None) -> bool:
-        """Give it a new deadline, None for none: was it there?"""
+        """Set a new TTL, None for none; returns whether there was an entry."""
         return self._source.run_update(self._writer.touch(key, ttl=ttl))
 
     def append(self, key: str, item: T, /, *, ttl: Duration | None = None) -> int:
-        """Add an item of the type at the end of an append-only list, and give its length by then."""
+        """Add an item of the type at the end of an append-only list, and return the new length."""
         return self._source.run_update(self._writer.append(key, item, ttl=ttl))
 
     def trim(self, key: str, /, *, keep: int) -> int:
-        """Remove all but the last `keep` items of an append-only list; how many were removed?"""
+        """Remove all but the last `keep` items of an append-only list; returns how many were removed."""
         return self._source.run_update(self._writer.trim(key, keep=keep))
 
     @overload
@@ -320,17 +320,17 @@ class SyncTypedStore(SyncTypedReader[T]):
     @overload
     def pop(self, key: str, /, default: D) -> T | D: ...
     def pop(self, key: str, /, default: object = MISSING) -> object:
-        """Remove the value and give it; where there is none, `default`, without it MissingKeyError."""
+        """Remove the value and return it; if there is none, return `default`, or raise MissingKeyError without one."""
         return self._source.run_update(self._writer.pop(key, default))
 
     def delete(self, key: str, /) -> bool:
-        """Remove it; was it there?"""
+        """Remove the entry; returns whether there was one."""
         return self._source.run_update(self._writer.delete(key))
 
     def delete_many(self, keys: Iterable[str], /) -> int:
-        """Remove several; how many of them were there?"""
+        """Remove several entries; returns how many there were."""
         return self._source.run_update(self._writer.delete_many(keys))
 
     def delete_prefix(self, prefix: str, /) -> int:
-        """Remove all whose names start with `prefix`, of any type; how many were there?"""
+        """Remove all entries whose names start with `prefix`, of any type; returns how many there were."""
         return self._source.run_update(self._writer.delete_prefix(prefix))

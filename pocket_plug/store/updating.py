@@ -1,4 +1,5 @@
-"""What an `update`, a `pop` and a `touch` do to an entry that they have read: each a step, tried until nobody is in between."""
+"""The steps of `update`, `pop` and `touch`: what each does with the entry that was read. A step is tried until nobody writes
+in between."""
 
 from __future__ import annotations
 
@@ -26,10 +27,10 @@ def replaced(
     until: float | None,
     entry: Entry | None,
 ) -> tuple[Sequence[Change], Any]:
-    """The step for `fn` at the name of a key; `declared` is the type of a typed view, `until` a new deadline.
+    """The step that calls `fn`; `declared` is the type of a typed view, `until` a new expiry time.
 
-    Raises MissingKeyError where there is neither an entry nor a default (MISSING), and ValueTypeError for a value of another
-    type than the Key's. A step is a `partial` of it: to make a closure over so much takes twice as long.
+    Raises MissingKeyError if there is neither an entry nor a default (MISSING), and ValueTypeError for a value of another
+    type than the Key's. Callers make the step by `partial`: a closure over so many variables would take twice as long.
     """
     if entry is not None:
         old = given = entry.value
@@ -62,9 +63,9 @@ def replaced(
 
 
 def taking(name: str, key: Any, default: Value, checked: Callable[[Value], Value] | None = None) -> Step:
-    """The step that removes an entry and gives its value; it raises MissingKeyError if there is neither that nor a default.
+    """The step that removes an entry and returns its value; raises MissingKeyError if there is neither that nor a default.
 
-    What raises as it is `checked`, by default by the Key, is not removed.
+    If `checked`, by default the Key's check, raises for the value, the entry is not removed.
     """
     if checked is None and key.__class__ is Key:
         checked = key.checked
@@ -82,7 +83,7 @@ def taking(name: str, key: Any, default: Value, checked: Callable[[Value], Value
 
 
 def touching(name: str, deadline: float | None) -> Step:
-    """The step that gives an entry another deadline, and nothing else: was it there?"""
+    """The step that changes only the expiry time of an entry; its answer is whether there was one."""
 
     def step(entry: Entry | None) -> tuple[Sequence[Change], Any]:
         return ((), False) if entry is None else ((Put(name, entry.value, deadline),), True)
@@ -91,7 +92,7 @@ def touching(name: str, deadline: float | None) -> Step:
 
 
 def no_single_value(key: Any, head: ListHead) -> ValueTypeError:
-    """The error of whoever asks for one value where an append-only list stands."""
+    """The error for a caller that wants a single value where there is an append-only list."""
     return ValueTypeError(
         f"{str(key)!r} is an append-only list of {head.length:,} items, and no single value; read it by tail(key, n) or "
         "each_item(key), remove it by delete(key)"
@@ -120,7 +121,7 @@ def checked_items(key: Any, items: list[Value]) -> list[Value]:
 
 
 def shown_value(entry: Entry) -> Value:
-    """What a listing has for an entry."""
+    """The value that a listing shows for an entry."""
     return ItemList(entry.value.length) if entry.value.__class__ is ListHead else entry.value
 
 
@@ -130,6 +131,6 @@ def _refuse_unless_meant(key: Any, old: Value, declared: Hint) -> None:
     if declared is None or not checker(declared)(None):
         raise ValueTypeError(
             f"update of {str(key)!r}: the function returned None in place of a {old.__class__.__name__}. Does it "
-            "change its argument and return nothing? It must return the new value. Where None is meant, "
-            "use a Key whose type has None"
+            "change its argument and return nothing? It must return the new value. If None is meant, "
+            "use a Key whose type allows None"
         )

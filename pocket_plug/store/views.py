@@ -1,9 +1,9 @@
-"""The views that read and write, each derived once from the waist: what a node's phases are handed.
+"""The views that read and write a stack or a transaction; a node's phases get them.
 
-`sync` has the same without `await`, and `store` what opens and closes a stack.
+`sync` has the same without `await`, and `store` the views that open and close a stack.
 """
 
-# What makes views of views is a friend of theirs.
+# Functions that make views of views are friends of theirs.
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pocket_plug.primitives.values import Value
 
 from . import lists
 from .backend import PRESENT, Delete, Put
-from .base import MISSING, SURE, Name, Source, StoredValue, View
+from .base import MISSING, SHORT, Name, Source, StoredValue, View
 from .keys import Key, ReadAs, check_prefix
 from .listing import names_of, pages_of, remove, remove_all
 from .mapping import EACH, StoreMapping
@@ -58,7 +58,7 @@ class StoreReader(View):
     @overload
     async def get(self, key: str, /, default: Value = None) -> Value: ...
     async def get(self, key: Any, /, default: object = None) -> object:
-        """The value at `key`, else `default`. A failing backend raises StoreError: it never looks like nothing there.
+        """The value at `key`, else `default`. If the backend fails it raises StoreError, never returns `default`.
 
         >>> from pocket_plug import SyncStore
         >>> store = SyncStore()
@@ -105,7 +105,7 @@ class StoreReader(View):
     @overload
     async def entry(self, key: str, /) -> StoredValue[Value] | None: ...
     async def entry(self, key: Any, /) -> StoredValue[Any] | None:
-        """The value with its version and its deadline, of one read; None where there is nothing.
+        """The value with its version and expiry time, from one read; None if there is none.
 
         >>> from pocket_plug import SyncStore
         >>> store = SyncStore()
@@ -234,7 +234,7 @@ class StoreWriter(StoreReader):
         if key.__class__ is Key:
             value = key.checked(value)
         name = self._name(key)
-        if len(name) > SURE:
+        if len(name) > SHORT:
             check_length(name)
         put = Put(name, value, None if ttl is None else _deadline(self._source, ttl))
         if expect is None:
@@ -247,7 +247,7 @@ class StoreWriter(StoreReader):
     @overload
     async def add(self, key: str, value: Value, /, *, ttl: Duration | None = None) -> bool: ...
     async def add(self, key: Any, value: Value, /, *, ttl: Duration | None = None) -> bool:
-        """Store `value` if there is nothing: was there nothing? Of several that add it at once, one is told True.
+        """Store `value` if there is no entry; returns whether it did. If several add it at once, exactly one gets True.
 
         >>> from pocket_plug import SyncStore
         >>> store = SyncStore()
@@ -257,7 +257,7 @@ class StoreWriter(StoreReader):
         return bool(await self._added(key, value, ttl))
 
     async def _added(self, key: Any, value: Value, ttl: Duration | None) -> dict[str, int]:
-        """`add`; gives the name and the version that it has got, and nothing where there was something."""
+        """As `add`; returns the name with its new version, or an empty dict if there was an entry."""
         name = self._written(key)
         put = Put(name, key.checked(value) if key.__class__ is Key else value, _deadline(self._source, ttl))
         try:
@@ -280,7 +280,7 @@ class StoreWriter(StoreReader):
         name = self._name(key)
         try:
             found = await self._source.read(name)
-        except CodecError:  # of one that is damaged nobody can say what is there; without it the store is whole
+        except CodecError:  # the entry is damaged; its removal repairs the store
             return await self.delete_many([key]) > 0
         if found is None:  # a look is cheaper than a write that does nothing
             return False
@@ -290,8 +290,8 @@ class StoreWriter(StoreReader):
             left = await self._source.read(name)
             if left is not None and left.version == found.version:
                 raise StoreError(
-                    f"{str(key)!r} could not be deleted: its backend refuses what expects PRESENT of an entry that is there; "
-                    "let its write compare by pocket_plug.store.backend.is_expected"
+                    f"{str(key)!r} could not be deleted: its backend raises ConflictError where PRESENT is expected and there "
+                    "is an entry; let its write compare versions by pocket_plug.store.backend.is_expected"
                 ) from None
             return False
         if found.value.__class__ is ListHead:
@@ -350,10 +350,10 @@ class StoreWriter(StoreReader):
     @overload
     async def append(self, key: str, item: Value, /, *, ttl: Duration | None = None) -> int: ...
     async def append(self, key: Any, item: Value, /, *, ttl: Duration | None = None) -> int:
-        """Add an item at the end of an append-only list, and give its length by then. It costs the same at any length.
+        """Add an item at the end of an append-only list, and return the new length. It costs the same at any length.
 
-        Where there is nothing, it begins a list. Of several that append at once, nobody's item is lost. The deadline of the
-        list stays, unless `ttl` gives a new one, for all of it. Raises ValueTypeError for a key at which a value stands, and for
+        If there is no entry, it starts a list. If several append at once, no item is lost. The list's expiry time stays,
+        unless `ttl` sets a new one for the whole list. Raises ValueTypeError if there is a single value at the key, and for
         an item of another type than the Key declares: at `Key("chat:{}", list[Message])` a Message is appended.
 
         >>> from pocket_plug import SyncStore
@@ -389,12 +389,12 @@ class StoreWriter(StoreReader):
         default: object = MISSING,
         ttl: Duration | None = None,
     ) -> object:
-        """Replace the value by `fn(value)`, atomically, and give the new one. The deadline stays, unless `ttl` gives a new one.
+        """Replace the value by `fn(value)`, atomically, and return the new one. The expiry time stays, unless `ttl` sets one.
 
-        `fn` may be called several times and gets a private copy. Without a `default`, nothing there is a
-        MissingKeyError. None in place of what can be changed in place, such as a list, is a ValueTypeError, unless the
-        Key's type has None: `fn` has forgotten to return it. Raises ConflictError if other processes, or `fn` itself, change the
-        key at each of 20 tries.
+        `fn` gets a private copy, and may be called several times. Raises MissingKeyError if there is neither a value nor a
+        `default`. Raises ValueTypeError if `fn` returns None in place of a mutable value, such as a list, unless the Key's
+        type allows None: it probably forgot to return the value. Raises ConflictError if other processes, or `fn` itself,
+        change the key at each of 20 tries.
 
         >>> from pocket_plug import SyncStore
         >>> SyncStore().update("hits", lambda n: n + 1, default=0)
@@ -402,7 +402,7 @@ class StoreWriter(StoreReader):
         """
 
         name = self._name(key)
-        if len(name) > SURE:
+        if len(name) > SHORT:
             check_length(name)
         until = None if ttl is None else _deadline(self._source, ttl)
         return await self._source.apply(name, partial(replaced, name, key, fn, default, None, until))
@@ -420,14 +420,14 @@ class StoreWriter(StoreReader):
     @overload
     def mapping(self, key: Key[T], /) -> StoreMapping[T]: ...
     def mapping(self, key: Any = EACH, /) -> StoreMapping[Any]:
-        """Entries of this view as a `MutableMapping`, without `await`, as `sync.mapping(key)` gives it."""
+        """Entries of this view as a `MutableMapping`, without `await`, as `sync.mapping(key)` returns it."""
         return StoreMapping(self, key)
 
 
-class NotHere:
-    """In a reader, a method that only its writer has: whoever calls it is told so. To `hasattr` there is nothing.
+class WriterOnly:
+    """A method that a reader lacks and its writer has: it raises AttributeError with the reason, so `hasattr` is False.
 
-    A descriptor and no `__getattr__`, which would make each access to a view dearer.
+    A descriptor and no `__getattr__`, which would make each access to a view slower.
     """
 
     def __init__(self, name: str) -> None:
@@ -438,21 +438,21 @@ class NotHere:
         raise AttributeError(message, name=self.name, obj=None)  # with no obj Python suggests no other name
 
 
-def tell_writes(reader: type, writer: type) -> None:
-    """Let a reader say of its writer's methods that it hasn't got them."""
+def refuse_writes(reader: type, writer: type) -> None:
+    """Let a reader raise an error with the reason for each method that only its writer has."""
     for name in vars(writer):
         if not name.startswith("_") and not hasattr(reader, name):
-            setattr(reader, name, NotHere(name))
+            setattr(reader, name, WriterOnly(name))
 
 
-tell_writes(StoreReader, StoreWriter)
+refuse_writes(StoreReader, StoreWriter)
 
 
 def _version(expect: object, source: Source) -> int:
-    least = PRESENT if isinstance(source, Transaction) else 0  # PRESENT is what a transaction has written itself
+    least = PRESENT if isinstance(source, Transaction) else 0  # PRESENT stands for a transaction's own write
     if not isinstance(expect, int) or isinstance(expect, bool) or expect < least:
         found = repr(expect) if isinstance(expect, int) else summary(expect)
-        own = f"; {PRESENT} is what a transaction has written itself, until its commit" if expect == PRESENT else ""
+        own = f"; {PRESENT} is the version of a transaction's own write, until its commit" if expect == PRESENT else ""
         raise ConfigError(
             f"expect can't be {found}; give the version of entry(key), or 0 if the key must not exist{own}"
         )
@@ -473,7 +473,7 @@ class OpenTransaction:
         self._transaction: Transaction | None = None
 
     async def __aenter__(self) -> StoreWriter:
-        if self._transaction is not None:  # a second block over it would forget what the first one has written
+        if self._transaction is not None:  # a second block would forget the writes of the first one
             raise TransactionError("this transaction is open already; make one for each block: store.transaction()")
         self._transaction = transaction = Transaction(self._stack)
         return StoreWriter(transaction, self._prefix)

@@ -632,7 +632,7 @@ def test_the_check_lists_damaged_keys() -> None:
     ]
     found = json.loads(run("check", "--json", code=1)[0])
     assert [damaged["key"] for damaged in found["damaged"]] == ["cut", "hidden", "moved", "older"]
-    assert all("checksum does not fit" in damaged["error"] for damaged in found["damaged"])
+    assert all("checksum does not match" in damaged["error"] for damaged in found["damaged"])
     assert found["faults"] == []
     run("rm", "cut", "hidden", "moved", "older")
     run("check")
@@ -649,7 +649,7 @@ def test_the_check_finds_what_an_index_has_lost() -> None:
     out, err = run("check", code=1)
     assert "fault: key 'lost-key' is in the table and not in its index: it is not found\n" in out
     assert "fault: key 'lost-kex' is in the index and not in its table" in out
-    assert "damaged: state.db, key 'lost-kex': the record's checksum does not fit" in out
+    assert "damaged: state.db, key 'lost-kex': the record's checksum does not match" in out
     assert err.startswith("checked 2 entries: 1 damaged, ")
 
 

@@ -210,7 +210,7 @@ def test_what_is_no_record_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> No
     codec = Codec()
     short = record(to_msgpack(Ext(3, to_msgpack(list(range(200))))))
     refused = record(to_msgpack(Ext(3, to_msgpack([big(i) for i in range(400)]))))
-    assert len(short) < bounds.UNLOOKED
+    assert len(short) < bounds.UNCHECKED
     for _ in range(3):
         with pytest.raises(CorruptRecordError):
             codec.decode(refused)

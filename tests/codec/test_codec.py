@@ -557,7 +557,7 @@ def test_an_attribute_that_is_no_field_is_refused_rather_than_lost(codec: Codec)
     assert circle.area == 3.0
     assert again(codec, circle) == circle
     circle.colour = "red"  # type: ignore[attr-defined]
-    with pytest.raises(CodecError, match=r"value\[0\]: .*Circle apart failed: its attribute 'colour' is no field"):
+    with pytest.raises(CodecError, match=r"value\[0\]: encoding a .*Circle failed: its attribute 'colour' is no field"):
         codec.encode([circle])
 
 
@@ -604,7 +604,7 @@ def test_a_class_may_gain_fields_with_defaults_but_not_lose_any() -> None:
     new.register(cls, tag="item")
     record = old.encode(old_cls(1, 2))
     assert new.decode(record) == cls(1, 2, 7, [])
-    for names, message in [(["a"], "fields that the class has not: b"), (["a", "b", "x"], "without field 'x'")]:
+    for names, message in [(["a"], "fields that the class doesn't have: b"), (["a", "b", "x"], "without field 'x'")]:
         other = Codec()
         other.register(make_dataclass("Item", names), tag="item")
         with pytest.raises(CodecError, match=message):
@@ -640,14 +640,12 @@ def test_what_a_users_function_raises_is_a_codec_error_with_its_cause() -> None:
 
     codec = Codec()
     codec.register(Fraction, encode=fail, decode=fail)
-    with pytest.raises(
-        CodecError, match=r"value\['r'\]: taking a fractions.Fraction apart failed with OSError$"
-    ) as caught:
+    with pytest.raises(CodecError, match=r"value\['r'\]: encoding a fractions.Fraction failed with OSError$") as caught:
         codec.encode({"r": Fraction(2)})
     assert isinstance(caught.value.__cause__, OSError)
     writer = Codec()
     writer.register(Fraction, encode=lambda _: 1, decode=fail)
-    with pytest.raises(CodecError, match=r"under 'Fraction' failed with OSError$"):
+    with pytest.raises(CodecError, match=r"of type 'Fraction' failed with OSError$"):
         writer.decode(writer.encode(Fraction(2)))
 
 
@@ -1066,7 +1064,7 @@ def test_records_of_another_kind_are_told_apart(codec: Codec) -> None:
     record = codec.encode({"a": 1})
     with pytest.raises(CorruptRecordError, match="first byte is 0x03, not 0x01 or 0x02"):
         codec.decode(b"\x03" + record[1:])
-    with pytest.raises(CorruptRecordError, match=r"checksum does not fit: it was damaged or cut off$"):
+    with pytest.raises(CorruptRecordError, match=r"checksum does not match: it was damaged or cut off$"):
         codec.decode(record + b"\x00")
 
 

@@ -112,7 +112,7 @@ def test_an_upgrade_that_fails_names_the_step(step: Any, message: str) -> None:
 
 def test_an_upgrade_to_other_fields_than_the_class_has_is_an_error() -> None:
     """Neither what is left over nor what is missing passes."""
-    for result, message in [({"first": "a", "last": "b", "country": "c", "name": "d"}, "that the class has not: name"),
+    for result, message in [({"first": "a", "last": "b", "country": "c", "name": "d"}, "that the class doesn't have: name"),
                             ({"first": "a", "last": "b"}, "without field 'country'")]:  # fmt: skip
         codec = today({1: lambda _, result=result: result, 2: lambda fields: fields})
         with pytest.raises(CodecError, match=message):

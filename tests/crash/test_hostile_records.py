@@ -90,7 +90,7 @@ def test_a_version_from_nowhere_does_not_keep_an_entry(tmp_path: Path) -> None:
             drive(backend.write([Put("k", 0, None, 1)]))  # older than what is there: it stays
             assert store.get("k") == 1
             other.execute("UPDATE entries SET version = ?", (2**63 - 1,))
-            with pytest.raises(pp.CorruptRecordError, match="it was damaged or cut off, or stands elsewhere"):
+            with pytest.raises(pp.CorruptRecordError, match="it was damaged or cut off, or belongs to another place"):
                 store.get("k")
             drive(backend.write([change]))
             assert store.get("k") == (2 if isinstance(change, Put) else None)
@@ -124,7 +124,7 @@ def test_a_record_in_a_wrong_place_is_an_error(tmp_path: Path, column: str, valu
             uses += [lambda: drive(store._source.write([Put(key, 2)], {key: 0}))]
             assert key in store.keys()
         for use in uses:
-            with pytest.raises(pp.CorruptRecordError, match=rf"state\.db, key '{key}': .*stands elsewhere"):
+            with pytest.raises(pp.CorruptRecordError, match=rf"state\.db, key '{key}': .*belongs to another place"):
                 use()
         store.set(key, 5)
         assert store.get(key) == 5
@@ -209,7 +209,7 @@ def test_no_room_is_made_for_an_entry_that_is_too_large(tmp_path: Path, monkeypa
         other.execute("UPDATE entries SET value = zeroblob(20000000)")
         tracemalloc.start()
         try:
-            with pytest.raises(pp.StoreError, match=r"state\.db: an entry is larger than any of ours may be"):
+            with pytest.raises(pp.StoreError, match=r"state\.db: an entry is larger than pocket_plug allows"):
                 store.get("k")
             assert tracemalloc.get_traced_memory()[1] < 1_000_000
         finally:

@@ -220,14 +220,14 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "a question": (lambda: Ask(bool, question=5), "Ask: question can't be 5; give a text, or a function"),
     "an empty question": (lambda: Ask(bool, question=""), "Ask: question can't be str.0."),
     "a question of nothing": (lambda: Ask(bool, question=lambda: 1), "takes nothing"),
-    "an answer's type": (lambda: Ask(5, question="?"), "int is given where a type is due"),
+    "an answer's type": (lambda: Ask(5, question="?"), "int is given where a type is expected"),
     "an ask's name": (lambda: Ask(bool, question="?", name=""), "name can't be str.0."),
-    "a key's type": (lambda: Key("hits", 0), "Key 'hits': int is given where a type is due, such as int"),
+    "a key's type": (lambda: Key("hits", 0), "Key 'hits': int is given where a type is expected, such as int"),
     "a key's type, quoted": (lambda: Key("hits", "int"), "a name in quotes can't be looked up"),
-    "a key's type in a list": (lambda: Key("hits", [int]), "list is given where a type is due"),
+    "a key's type in a list": (lambda: Key("hits", [int]), "list is given where a type is expected"),
     "a key's hole": (lambda: Key("user:{user.id}"), "has a brace that is no placeholder; a placeholder is written {} or {name}"),
     "a key's half hole": (lambda: Key("user:{"), "has a brace that is no placeholder"),
-    "a typed store": (lambda: SyncStore().typed("int"), "a typed store: str is given where a type is due"),
+    "a typed store": (lambda: SyncStore().typed("int"), "a typed store: str is given where a type is expected"),
     "a store's clock": (lambda: SyncStore(clock=5), "clock can't be int; give a function"),
 }  # fmt: skip
 

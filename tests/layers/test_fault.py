@@ -102,7 +102,7 @@ def test_by_chance_the_same_ones_each_time() -> None:
 def test_an_answer_is_lost() -> None:
     """The write has landed, all of it."""
     store = SyncStore(layers=[Fault(does="lose", times=1)])
-    with pytest.raises(AnswerLostError, match="'a', 'b' has landed, and its answer is lost, on purpose"):
+    with pytest.raises(AnswerLostError, match="'a', 'b' was stored, and its answer is lost, on purpose"):
         store.set_many({"a": 1, "b": 2})
     assert store.get_many(["a", "b"]) == {"a": 1, "b": 2}
 

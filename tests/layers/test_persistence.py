@@ -530,7 +530,7 @@ def test_a_durable_near_tier_is_refused() -> None:
 def test_one_backend_is_not_both_tiers() -> None:
     """Each write would be done twice to it."""
     memory = Memory()
-    with pytest.raises(ConfigError, match="very backend"):
+    with pytest.raises(ConfigError, match="same backend"):
         Persistence(to=memory).build(memory)
 
 

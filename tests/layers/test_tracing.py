@@ -251,7 +251,7 @@ def test_an_exception_whose_str_raises_leaves_no_span_open() -> None:
         raise Unspeakable
     assert capture.open == 0
     assert otel_context.get_current() is before
-    assert (capture.one("run g").events[0].attributes or {})["exception.message"] == "(its text can't be had)"
+    assert (capture.one("run g").events[0].attributes or {})["exception.message"] == "(its text can't be read)"
 
 
 def test_every_text_is_capped_and_sendable() -> None:

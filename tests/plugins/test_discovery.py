@@ -72,7 +72,7 @@ def test_sorted_by_name_then_distribution(install):
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("def (", "SyntaxError"),
-        ("class E(Exception):\n    def __str__(self): raise ValueError\nraise E", "E: (its text can't be had)"),
+        ("class E(Exception):\n    def __str__(self): raise ValueError\nraise E", "E: (its text can't be read)"),
         ("x = 1", "it implements no hook; mark functions with @hookimpl"),
         ("def pocket_observe(run): ...", "pocket_observe is not marked; write @hookimpl above it"),
     ],

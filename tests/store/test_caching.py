@@ -235,7 +235,7 @@ def gen(n: int) -> Iterator[int]:
         ("all:{}", lambda *n: n, (), r"\*n takes any number of arguments.*ignore=\('n',\)"),
         (SQUARE, lambda n, **more: n, (), r"\*\*more takes any number of arguments"),
         (SQUARE, 5, (), "functions that return a value, not for a int"),
-        (SQUARE, min, (), "says what parameters"),
+        (SQUARE, min, (), "its parameters are unknown"),
         (SQUARE, gen, (), "functions that return a value"),
         (SQUARE, agen, (), "functions that return a value"),
     ],

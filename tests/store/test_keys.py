@@ -205,7 +205,7 @@ def test_a_tenant_may_be_called_pocket() -> None:
     assert store.scope(tenant("pocket")).get("run") == "mine"
     assert list(store.keys()) == ["%2570ocket:run", "%70ocket:run", "%70ocket:run:x"]
     assert tenant.parse("%70ocket") == tenant("pocket")
-    with pytest.raises(KeyNameError, match=r"made of a Key, Key\('\{\}'\)\(tenant\), or by join_name\(tenant\)"):
+    with pytest.raises(KeyNameError, match=r"make it by a Key, Key\('\{\}'\)\(tenant\), or by join_name\(tenant\)"):
         store.scope("pocket")
     with pytest.raises(KeyNameError, match="joined by join_name"):
         store.set("pocket:run", 1)

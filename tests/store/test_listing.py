@@ -207,7 +207,7 @@ def test_the_version_of_a_transaction_ends_with_it() -> None:
         assert own
         tx.set("a", 2, expect=own.version)
     store.set("a", 3)
-    with pytest.raises(ConfigError, match="-1 is what a transaction has written itself, until its commit"):
+    with pytest.raises(ConfigError, match="-1 is the version of a transaction's own write, until its commit"):
         store.set("a", 4, expect=own.version)
     assert store.get("a") == 3
 

@@ -140,7 +140,7 @@ def test_a_look_for_leftovers_spares_what_it_can_t_judge(caplog: pytest.LogCaptu
     backend.broken = True
     with caplog.at_level(logging.WARNING, "pocket_plug"):
         assert store.append("m", 1) == 1
-    assert "could not be removed" in caplog.text
+    assert "could not be deleted" in caplog.text
     backend.broken = False
     assert store.tail("m", 1) == [1]
     assert len(items_in(store)) == 2

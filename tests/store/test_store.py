@@ -89,7 +89,9 @@ def test_a_delete_that_a_backend_can_not_do_is_an_error() -> None:
     """It doesn't look as if somebody else had been first: the entry is still there."""
     with SyncStore(Literal()) as store:
         store.set("a", 1)
-        with pytest.raises(StoreError, match="'a' could not be deleted: its backend refuses what expects PRESENT"):
+        with pytest.raises(
+            StoreError, match="'a' could not be deleted: its backend raises ConflictError where PRESENT is expected"
+        ):
             store.delete("a")
         assert store.delete("b") is False
 
@@ -140,7 +142,7 @@ def test_several_at_once(open_store: Open) -> None:
     store.set_many({"a": 1, "b": 2})
     for one in ("ab", COUNT("b")):  # a text is an iterable of texts, so that type checkers let it through
         for use in (store.get_many, store.delete_many, store.typed(int).delete_many):
-            with pytest.raises(KeyNameError, match="is given where several keys are due; give a list of them"):
+            with pytest.raises(KeyNameError, match="is one key where several are expected; give a list of keys"):
                 use(one)
     assert store.get_many(["a", "b"]) == {"a": 1, "b": 2}
 

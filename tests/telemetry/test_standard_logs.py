@@ -272,7 +272,7 @@ def test_what_cannot_be_logged_fails_nobody(
     for _ in range(2):
         logging.getLogger("app.odd").warning("nameless", extra=cast("dict[str, object]", {5: "secret"}))
     logging.getLogger("app.odd").log(35, "odd", extra={"odd": Odd()})
-    said = "logging a record of app.odd failed: AttributeError. The program goes on without; said once"
+    said = "logging a record of app.odd failed: AttributeError. The program continues without it; said once"
     assert [record.getMessage() for record in caplog.records if record.name == "pocket_plug"] == [said]
     assert bodies(exported) == [said, "odd"]
     assert (exported.get_finished_logs()[-1].log_record.attributes or {})["odd"] == "(unreadable Odd)"

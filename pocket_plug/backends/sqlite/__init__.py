@@ -1,12 +1,12 @@
 """The backend in one SQLite file, which any number of threads, loops and processes may share.
 
-`backend` is put together from parts that each have one task and their own state; each uses only those below it:
+`backend` is made of parts that each have one task and their own state; each uses only those below it:
 
-    writer                        who does the writes, and when: the queue, its thread, turns
+    writer                        does the writes: the queue, its thread, turns
     transactions                  one transaction: requests, versions, expectations
     connections                   the readers and the one that writes; forks
-    opened, schema, records       where the file is and whose; whether it is ours; rows as entries
-    backup, files, refusals       a copy; what the system says of files; SQLite's refusals in words
+    opened, schema, records       the file's place and its lock; its tables; rows as entries
+    backup, files, refusals       copies; the state of files; SQLite's errors as ours
     statements                    all SQL
 """
 

@@ -1,6 +1,6 @@
-"""The backend itself: its options and its URL, and each operation put together from the parts beside this module.
+"""The backend itself: its options and its URL, and its operations, which use the modules beside this one.
 
-Reads happen in place. A write is one transaction (`writer`). Values are the codec's bytes. A plugin module, as any third party's.
+Reads happen in place. A write is one transaction (`writer`). Values are the codec's bytes. A plugin module, like any other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _INCREMENTAL = 2  # of a file's `auto_vacuum`
 
 
 class SQLite(Backend):
-    """Entries in the SQLite file at `path`, made with its folder where there is none.
+    """Entries in the SQLite file at `path`, which is created with its folder if there is none.
 
     `durability` names the failure that an acknowledged write survives: "power" (also a crash of the machine) or
     "process" (a crash of this process; about five times as fast). `timeout`, in seconds, is how long a write waits for
@@ -93,7 +93,7 @@ class SQLite(Backend):
 
     # ------------------------------------------------------------ opening and closing
     async def open(self) -> None:
-        """Open the file; make it where there is none. Raises StoreError for a foreign file or a newer schema."""
+        """Open the file; create it if there is none. Raises StoreError for another program's file or a newer schema."""
         if self._file.is_open:
             return
         try:
@@ -105,7 +105,7 @@ class SQLite(Backend):
         self._connections.open()
 
     async def probe(self, patience: float) -> ProbeResult:
-        """Look at the head of the file, without a lock and without its log: so no file is made beside it."""
+        """Read the header of the file, without a lock and without its log, so that no file is created beside it."""
         file = self._file.absolute
         if not file.exists():
             folder = next(each for each in file.parents if each.exists())
@@ -145,7 +145,7 @@ class SQLite(Backend):
         return self._records.entry(key, row, now)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """All as they were at one moment."""
+        """All entries as of one moment."""
         now, as_entry = self.clock(), self._records.entry
         entries: dict[str, Entry] = {}
         for row in self._rows_of(keys):
@@ -159,7 +159,7 @@ class SQLite(Backend):
     async def read_page(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int
     ) -> list[tuple[str, Entry | None]]:
-        """One range of the index, as it is at one moment."""
+        """One range of the index, as of one moment."""
         now, as_entry = self.clock(), self._records.entry
         statement = READ_PAGE_BACK if reverse else READ_PAGE
         rows = self._rows(statement, ((*_bounds(prefix, after, reverse), limit),))
@@ -174,7 +174,7 @@ class SQLite(Backend):
             page = self._rows(SCAN_BACK if reverse else SCAN, ((*_bounds(prefix, after, reverse), size),))
             now = self.clock()
             for key, expires_at in page:
-                if type(expires_at) is not float or now < expires_at or not await self._has_ended(key):
+                if type(expires_at) is not float or now < expires_at or not await self._has_expired(key):
                     yield key
                     given += 1
                     if given == limit:
@@ -183,15 +183,15 @@ class SQLite(Backend):
                 return
             after, size = page[-1][0], PAGE
 
-    async def _has_ended(self, key: str) -> bool:
-        """Has an entry expired? Where its deadline says so, but its record is damaged: no, and reading it is an error."""
+    async def _has_expired(self, key: str) -> bool:
+        """Has an entry expired? No if its record is damaged, whatever its expiry time: then a read of it is an error."""
         try:
             return await self.read(key) is None
         except CodecError:
             return False
 
     async def check(self) -> list[str]:
-        """What SQLite finds wrong with its file, keys that its index has lost, and a counter that has gone back."""
+        """Faults that SQLite finds in its file, keys that are missing from its index, and a counter that is too low."""
         faults = [line for (line,) in self._rows("PRAGMA integrity_check", ((),)) if line != "ok"]
         for statement, what in STRAY.items():
             faults += [f"key {key!r} {what}" for (key,) in self._rows(statement, ((),))]
@@ -202,9 +202,10 @@ class SQLite(Backend):
         return faults
 
     async def version(self) -> int:
-        """The last one given. Where another instance has reserved some, it must reserve anew: each of its writes changes this.
+        """The last version that a write got. If another instance has reserved versions, this makes it reserve new ones.
 
-        That takes a write. Who may only read gets the last one that is reserved, and so does who waits in vain for the lock.
+        That takes a write, and then each write of that instance changes the version. A process that may only read gets the
+        last reserved version, and so does one that waits in vain for the lock.
         """
         version, is_exact = self._version()
         if is_exact:
@@ -217,7 +218,7 @@ class SQLite(Backend):
             raise
 
     def _version(self) -> tuple[int, bool]:
-        """The last one given, and True; else up to which one another instance has reserved some."""
+        """The last version that a write got, and True; or the last one that another instance has reserved, and False."""
         return self._transactions.given(self._stored())
 
     def _stored(self) -> int:
@@ -225,14 +226,14 @@ class SQLite(Backend):
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """One transaction, committed before this returns; StoreBusyError where the file stays locked."""
+        """One transaction, committed before this returns. Raises StoreBusyError if the file stays locked."""
         if not changes:
             return await self._check(expect)
         return await self._writer.done(Request([*map(encoded, changes)], expect, self.clock))
 
     async def _check(self, expect: Mapping[str, int]) -> int:
-        # Before the rest, so that it is no newer than what was checked, but where another instance has reserved some: to find
-        # out which of them it has given takes a write.
+        # Read first, so that it isn't newer than what is checked. It may be, if another instance has reserved versions: to
+        # find out which of them it has used would take a write.
         current, _ = self._version()
         now = self.clock()
         seen = {
@@ -249,7 +250,7 @@ class SQLite(Backend):
         return self._writer.turn()
 
     async def compact(self, size: int) -> int:
-        """Free pages at the end of the file, once others were moved from there. A file that an older version made has none."""
+        """Move the file's last pages to free ones, and shorten it. Not for a file that an older version has made."""
         ((mode, free, _),) = self._rows(FREE, ((),))
         if not free or mode != _INCREMENTAL:
             return 0
@@ -258,12 +259,12 @@ class SQLite(Backend):
         return request.freed
 
     def backup(self, file: str | os.PathLike[str], copied: Copied = lambda done, total: None) -> int:
-        """Copy all entries, as they are at one moment, into a new SQLite file; gives its bytes.
+        """Copy all entries, as of one moment, into a new SQLite file; returns its size in bytes.
 
-        Others read and write meanwhile, here and in other processes; the log beside the file grows until it is done. The new
-        file is whole, or not there. It takes its time: in a program with an event loop call it by `asyncio.to_thread`. `copied`
-        is called now and then with the pages copied since, and with how many there are. Raises StoreError for a file
-        that exists, and where it can't be written.
+        Others can read and write meanwhile, here and in other processes; the log beside the file grows until it is done. After
+        an error there is no new file. It blocks: in a program with an event loop call it by `asyncio.to_thread`. `copied` is
+        called now and then with the number of pages copied since its last call, and the total. Raises StoreError if the new
+        file exists already, or can't be written.
         """
         path = Path(file).absolute()
         connection = self._connections.connected()
@@ -276,7 +277,7 @@ class SQLite(Backend):
 
 
 def _bounds(prefix: str, after: str, reverse: bool) -> tuple[str, str, bytes]:
-    """The first name of a scan and, in two parts, what all of its names come before. So that the index leads to its beginning."""
+    """The bounds of a scan: its lowest name and, in two parts, what all names are below. The index leads to both."""
     if reverse:
         is_within = after and (after < prefix or after.startswith(prefix))
         return (prefix, after, b"") if is_within else (prefix, prefix, b"\xff")

@@ -1,6 +1,6 @@
-"""A copy of an open SQLite file: as it was at one moment, while others go on writing; and whole, or not there.
+"""A copy of an open SQLite file: as of one moment, while others continue to write; after an error there is no copy.
 
-The source is read in one transaction. Without it, SQLite's backup would begin anew with each write of another connection.
+The source is read in one transaction. Without it, SQLite's backup would start again at each write of another connection.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pocket_plug.primitives.files import make_file
 from .statements import VERSION
 
 PAGES = 500
-"""So many pages are copied in one step, between two calls of `copied`: about 2 MB."""
+"""How many pages are copied in one step, between two calls of `copied`: about 2 MB."""
 
 Copied = Callable[[int, int], object]
-"""Called after each step with the pages that it has copied, and with how many there are in all."""
+"""Called after each step with the number of pages that it has copied, and the total."""
 
 
 def copy_whole(source: sqlite3.Connection, file: Path, copied: Copied) -> int:
-    """Copy what the source has into a new file; gives its bytes.
+    """Copy the source into a new file; returns its size in bytes.
 
-    Written aside, synced, and only then given its name. Raises StoreError where something has that name already, or there is no
-    such folder, and sqlite3.Error or OSError where it can't be written; then nothing is left of it.
+    It is written under a temporary name, synced, and then renamed. Raises StoreError if there is a file of that name already, or
+    no such folder, and sqlite3.Error or OSError if it can't be written; then no file is left.
     """
     _refuse_existing(file)
     aside = file.with_name(f"{file.name}.{secrets.token_hex(4)}~")
@@ -65,7 +65,7 @@ def _copy(source: sqlite3.Connection, aside: Path, copied: Copied) -> None:
 
 
 def _companions(file: Path) -> list[Path]:
-    """What SQLite takes for a part of the file, because of their names."""
+    """The files that SQLite takes for a part of this file, because of their names."""
     return [file.with_name(f"{file.name}{suffix}") for suffix in ("-wal", "-shm", "-journal")]
 
 
@@ -81,7 +81,7 @@ def _refuse_existing(file: Path) -> None:
 
 
 def _give_name(aside: Path, file: Path) -> None:
-    """Rename it, and see to it that the name lasts. Raises StoreError where somebody has taken the name meanwhile."""
+    """Rename it, and sync the folder. Raises StoreError if there is a file of that name by now."""
     try:
         os.link(aside, file)
     except FileExistsError:

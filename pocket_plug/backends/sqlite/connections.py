@@ -24,8 +24,8 @@ from .refusals import REFUSALS, explained, is_busy
 from .schema import prepare
 
 LONGEST_PAUSE = 0.01
-"""Seconds between two tries to lock a file that another process has locked, at most: random, so that all who wait are equals.
-The pauses of SQLite's own busy handler grow to 100 ms, and who writes without a break has locked the file again meanwhile."""
+"""The most seconds between two tries to lock a file that another process has locked: random, so that no process is preferred.
+The pauses of SQLite's own busy handler grow to 100 ms: a process that writes without a break has locked it again by then."""
 
 _left_alone: list[_Connection] = []
 """In a forked child: connections that the parent used at the fork. Closing them here could release the parent's locks."""
@@ -42,25 +42,25 @@ class _Connection(sqlite3.Connection):
 
 
 class Connections:
-    """Those of one backend to its file. `timeout`: how many seconds a write waits for another process that is writing."""
+    """The connections of one backend. `timeout`: how many seconds a write waits for another process that is writing."""
 
     def __init__(self, file: OpenedFile, timeout: float) -> None:
         self.file = file
         self.timeout = timeout
         self.writer: sqlite3.Cursor | None = None
-        """The one that writes, for who holds `writing`; None after a fork too, until it is needed (`begun`)."""
-        self._readers: list[sqlite3.Cursor] = []  # those not in use, each of a connection of its own
+        """The cursor that writes, to be used with `writing` held; None after a fork too, until it is needed (`begun`)."""
+        self._readers: list[sqlite3.Cursor] = []  # not in use now, each with a connection of its own
         self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._begin_locks()
 
     def _begin_locks(self) -> None:
         self.writing = Lock()
-        """Held by whoever uses the writer."""
+        """Held while the writer is used."""
         self.lock = new_rlock()
-        """Held while a connection is opened, so that no fork comes in between. Reentrant: garbage collection withdraws writes."""
+        """Held while a connection is opened, so that no fork comes in between. Reentrant: garbage collection may withdraw one."""
 
     def explained(self, error: Exception) -> Exception:
-        """What SQLite says, as our own exception that names the file and the way out."""
+        """An error of SQLite, as our own exception that names the file and the way out."""
         return explained(error, self.file.path, self.timeout)
 
     # ------------------------------------------------------------ opening and closing
@@ -90,7 +90,7 @@ class Connections:
             raise
 
     def connected(self) -> sqlite3.Connection:
-        """A new connection, after a fork that is under way. The caller must hold no lock."""
+        """A new connection; waits for a fork that is under way. The caller must hold no lock."""
         while True:
             with self.lock:
                 if not is_under_way():
@@ -112,12 +112,12 @@ class Connections:
         except REFUSALS as error:
             raise self.explained(error) from error
         self._all.add(connection)
-        # No room is made for what the codec would refuse, and some is for the key beside it.
+        # rows as large as the codec allows, with some room for the key
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, default_codec.max_bytes + 1024 * 1024)
         return connection
 
     def close(self) -> None:
-        """Close all, and disown the file. Can be called again if it was interrupted."""
+        """Close all connections, and unlock the file. Can be called again if it was interrupted."""
         self._close_readers()
         with self.writing:
             self._close_writer()
@@ -137,7 +137,7 @@ class Connections:
 
     # ------------------------------------------------------------ forks of this process
     def rest(self) -> bool:
-        """Before a fork: close every connection that is not in use. Gives True if none was."""
+        """Before a fork: close every connection that is not in use. Returns True if none was in use."""
         held: Taken = []
         try:
             take((self.lock,), held)
@@ -155,7 +155,7 @@ class Connections:
         return [connection for connection in self._all if connection.is_open]
 
     def begin_anew(self) -> None:
-        """After a fork, in the child: with new locks, and without a connection. What was in use is never used here."""
+        """After a fork, in the child: new locks, no connections. Connections that were in use are never used here."""
         if in_use := self._in_use():
             _left_alone.extend(in_use)
             self.file.forbid()
@@ -165,7 +165,7 @@ class Connections:
 
     # ------------------------------------------------------------ reading
     def rows(self, statement: str, parameters: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """What a statement gives for each of its parameters in turn, all at one moment."""
+        """The rows of a statement for each of its parameters in turn, all as of one moment."""
         file = self.file
         if monotonic() >= file.look_next:
             file.look()
@@ -181,7 +181,7 @@ class Connections:
                 rows = [row for each in parameters for row in cursor.execute(statement, each).fetchall()]
                 roll_back(cursor)
         except BaseException as error:
-            _close(cursor)  # interrupted, it might go on showing the file as it was then
+            _close(cursor)  # an interrupted one might show the file as of that moment for ever
             if isinstance(error, REFUSALS):
                 raise self.explained(error) from error
             raise
@@ -235,13 +235,13 @@ class Connections:
 
 
 def begin(cursor: sqlite3.Cursor) -> None:
-    """Begin to write, without waiting for others."""
+    """Begin a transaction that writes, without waiting for others."""
     roll_back(cursor)  # an interrupt may have come between an error and its rollback
     cursor.execute("BEGIN IMMEDIATE")
 
 
 def roll_back(cursor: sqlite3.Cursor) -> None:
-    """End the transaction, if there is one, without a trace."""
+    """Roll the transaction back, if there is one."""
     if cursor.connection.in_transaction:  # after some errors, such as a full disk, SQLite has done it already
         with suppress(sqlite3.Error):
             cursor.execute("ROLLBACK")
@@ -250,7 +250,7 @@ def roll_back(cursor: sqlite3.Cursor) -> None:
 def abandon(connection: sqlite3.Connection) -> None:
     """Close a connection in whatever state it is."""
     with suppress(sqlite3.Error):
-        connection.rollback()  # closed, it would hold its locks as long as an error's traceback holds a statement
+        connection.rollback()  # else it would keep its locks as long as an error's traceback refers to a statement
     connection.close()
 
 

@@ -1,4 +1,4 @@
-"""The files of the SQLite backend: whether one is still the one that was opened, and who alone may write."""
+"""The files of the SQLite backend: whether a file is still the one that was opened, and the exclusive lock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pocket_plug.errors import ConfigError
 try:
     import fcntl
 except ImportError:  # Windows, which doesn't fork either
-    fcntl = None  # type: ignore[assignment]  # where it is None is asked below
+    fcntl = None  # type: ignore[assignment]  # checked below
 
 Identity = tuple[int, int]
 """A file's device, and its number there."""
@@ -45,15 +45,15 @@ class Ownership:
 
 
 COARSE, FINE = 3.0, 0.1
-"""Seconds after a change of a folder within which another one might leave it the same time stamps. FAT's are two seconds apart,
-others' stamps are taken from a clock that a kernel moves on a hundred times a second or more often."""
+"""Seconds after a change of a folder within which another change may leave the same time stamps. FAT's are two seconds apart;
+other file systems take them from a clock that a kernel updates at least a hundred times a second."""
 
 
 class Folder:
-    """Has anything come into a folder, or gone from it, since its files were looked at? The folder's time stamps tell.
+    """Were files added to a folder, or removed, since its files were checked? Known by the folder's time stamps.
 
-    To look at SQLite's log itself makes the next sync write the log's time stamps, too: a commit of raw sqlite3 then takes
-    170 µs in place of 110 (Linux 6.18, ext4).
+    A check of SQLite's log itself would make the next sync write the log's time stamps, too: a commit of raw sqlite3 then
+    takes 170 µs in place of 110 (Linux 6.18, ext4).
     """
 
     def __init__(self, path: str) -> None:
@@ -62,7 +62,7 @@ class Folder:
         self._known: tuple[int, ...] | None = None
 
     def is_as_known(self) -> bool:
-        """Is it as it was at the look before `know` was called?"""
+        """Does it have the same time stamps as when `know` was called?"""
         try:
             status = os.stat(self._path)
         except OSError:
@@ -72,7 +72,7 @@ class Folder:
         return self._seen == self._known
 
     def know(self) -> None:
-        """Its files are in their places since the last look, or longer. It isn't believed of a folder that has just changed."""
+        """Note that its files are in their places, as of the last look; but not if the folder has changed just before."""
         seen = self._seen
         if seen is not None:
             stamps = seen[2:]
@@ -89,7 +89,7 @@ def check_path(path: str) -> None:
         encoded = b"\0"
     if b"\0" in encoded:
         raise ConfigError(
-            f"sqlite: {path!r:.200} can't be a file's name: it has a NUL, or what no file system can write"
+            f"sqlite: {path!r:.200} can't be a file's name: it has a NUL, or a character that no file system can write"
         )
 
 
@@ -119,6 +119,6 @@ def is_at(path: str, file: Identity | None) -> bool:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # we may no longer look into its folder
+    except OSError:  # its folder can't be read any more
         return True
     return (status.st_dev, status.st_ino) == file

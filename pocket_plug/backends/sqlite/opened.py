@@ -1,7 +1,7 @@
-"""The file that one backend has opened: is it still there, may this process use it, and does it own it?
+"""The file that one backend has opened: is it still there, may this process use it, and has it locked it?
 
-What is written into a file that was deleted or moved is gone with its last connection. So a write looks each time, and a read
-now and then.
+Data that is written into a file that was deleted or moved is lost with its last connection. So each write checks the file,
+and reads do so now and then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LOOK_EVERY = 0.05
 """Reads check at most once in so many seconds whether the file is still in its place. A write checks each time."""
 
 _forbidden: set[Identity | None] = set()
-"""Files that the parent used at a fork. They can't be opened here: SQLite in this process takes its locks on them for its own."""
+"""Files that the parent used at a fork. They can't be opened here: SQLite would take the parent's locks for its own."""
 
 
 class OpenedFile:
@@ -27,33 +27,33 @@ class OpenedFile:
         self.path = path
         self.power = power
         self.absolute = Path(path).absolute()
-        """Where it is, also after a later chdir."""
+        """Its absolute path, also after a later chdir."""
         self.is_open = False
-        """From `Connections.open` to `Writer.close`, which then still does what is queued."""
+        """True from `Connections.open` to `Writer.close`, which then still writes what is queued."""
         self.look_next = 0.0
         """When a read has to `look` again, by `monotonic`."""
         self._name, self._log = str(self.absolute), ""
         self._identity: Identity | None = None
-        self._log_identity: Identity | None = None  # since the first commit by its writer
+        self._log_identity: Identity | None = None  # known since the first commit by the writer
         self._folder: Folder | None = None  # with `power` only
         self._ownership: Ownership | None = None
 
     # ------------------------------------------------------------ where it is
     def know(self) -> None:
-        """Take what is at the path now for the file that is opened."""
+        """Note the file that is at the path now as the one that is opened."""
         resolved = self.absolute.resolve()
         self._identity, self._log = identity_of(self._name), f"{resolved}-wal"
         is_linked = resolved != self.absolute  # a link may lead elsewhere while this folder stays as it is
         self._folder = Folder(str(resolved.parent)) if self.power and not is_linked else None
 
     def look(self) -> None:
-        """Raise StoreError where the file isn't in its place any more, or not the one that was opened."""
+        """Raise StoreError if the file isn't in its place any more, or isn't the one that was opened."""
         if not is_at(self._name, self._identity):
             raise self._moved(self.path) if self.is_open else self.not_open()
         self.look_next = monotonic() + LOOK_EVERY
 
     def look_with_log(self) -> None:
-        """The same, and with `power` for the log, too: in a transaction, for else the write would be lost."""
+        """The same, and with `power` for the log, too. Called in a transaction, since otherwise its write could be lost."""
         if self._folder is not None and self._folder.is_as_known() and self._log_identity is not None:
             return
         self.look()
@@ -65,9 +65,9 @@ class OpenedFile:
             self._folder.know()
 
     def drop_log(self) -> None:
-        """Once its writer is closed: forget the log, and remove it where SQLite has left it.
+        """After the writer was closed: forget the log, and remove it if SQLite has left it there.
 
-        It does so if the file was moved away, and would later take it for the log of another file in that place.
+        SQLite leaves it if the file was moved away, and would later take it for the log of another file in that place.
         """
         log, self._log_identity = self._log_identity, None
         if log is not None and not is_at(self._name, self._identity) and is_at(self._log, log):
@@ -82,7 +82,7 @@ class OpenedFile:
 
     # ------------------------------------------------------------ may it be used
     def not_open(self) -> StoreClosedError:
-        """The error for who uses it while it isn't open."""
+        """The error for a use while it isn't open."""
         if _forbidden and self._identity in _forbidden:
             return self._forked_in_use()
         return StoreClosedError(
@@ -91,14 +91,14 @@ class OpenedFile:
         )
 
     def check_connectable(self) -> None:
-        """Raise StoreError where no connection may be opened: to a forbidden file, or to one that is gone."""
+        """Raise StoreError if no connection may be opened: to a forbidden file, or to one that is gone."""
         if _forbidden and identity_of(self._name) in _forbidden:
             raise self._forked_in_use()
         if self.is_open:
             self.look()
 
     def forbid(self) -> None:
-        """In a child that was forked in the middle of a use: it is never opened here again."""
+        """In a child that was forked in the middle of a use: never open the file here again."""
         _forbidden.add((self._identity if self.is_open else None) or identity_of(self._name))
         self.is_open = False
 
@@ -108,14 +108,14 @@ class OpenedFile:
             "parent's locks for its own here; fork while nobody uses the store, or start another process"
         )
 
-    # ------------------------------------------------------------ who owns it
+    # ------------------------------------------------------------ the exclusive lock
     @property
     def is_owned(self) -> bool:
-        """Is it ours alone to write?"""
+        """Has this backend locked it exclusively?"""
         return self._ownership is not None
 
     def own(self) -> None:
-        """Lock an empty file beside this one, `state.db-owner`. The caller sees to it that no fork comes in between."""
+        """Lock an empty file beside this one, `state.db-owner`. The caller makes sure that no fork comes in between."""
         try:
             self._ownership = Ownership(f"{self.absolute.resolve()}-owner")
         except BlockingIOError:

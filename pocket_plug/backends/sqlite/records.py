@@ -1,6 +1,6 @@
-"""Rows as entries. Nothing that the file says is believed before it is verified: damage is an error, and never looks like a miss.
+"""Rows as entries. Each row is verified before it is used: damage is an error, and never looks like a missing entry.
 
-So a row whose deadline is over is verified, too, before it counts as absent: the deadline may be what is damaged.
+So an expired row is verified too, before it counts as absent: its expiry time may be damaged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .statements import READ, SEEN
 
 Execute = Callable[..., sqlite3.Cursor]
 
-_LAST_VERSION = 2**62  # out of reach, and as far again from what SQLite can count
+_LAST_VERSION = 2**62  # is never reached, and is half of what SQLite can count
 
 
 def encoded(change: Change) -> Change:
@@ -33,13 +33,13 @@ def encoded(change: Change) -> Change:
 
 
 class Records:
-    """What stands in the rows of the file at `path`, which errors name. `execute` is that of a cursor in a transaction."""
+    """Reads the rows of the file at `path`, which errors name. `execute` is the method of a cursor in a transaction."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def entry(self, key: str, row: tuple[Any, ...], now: float) -> Entry | None:
-        """What READ gives, as an entry; None where it has expired. Raises CodecError, which names the key, for a damaged row."""
+        """The entry of a row of READ; None if it has expired. Raises CodecError, which names the key, for a damaged row."""
         record, version, expires_at = row
         try:
             place = place_of(key, version, expires_at)
@@ -51,7 +51,7 @@ class Records:
             raise self._refused(key, error) from error
 
     def is_alive(self, key: str, record: Any, version: Any, expires_at: Any, now: float) -> bool:
-        """Is a row not expired? Raises CorruptRecordError where its deadline may be damaged."""
+        """Is a row not expired? Raises CorruptRecordError if its expiry time may be damaged."""
         try:
             if expires_at is None or now < expires_at:
                 return True
@@ -61,7 +61,7 @@ class Records:
         return False
 
     def version(self, execute: Execute, key: str, now: float) -> int:
-        """The stored version of a key; 0 where there is no entry or it has expired."""
+        """The stored version of a key; 0 if there is no entry or it has expired."""
         row = execute(SEEN, (key,)).fetchone()
         if row is None:
             return 0
@@ -82,17 +82,19 @@ class Records:
             return True
 
     def counter(self, rows: list[tuple[Any, ...]]) -> int:
-        """The stored counter of versions, of the rows that its table has."""
+        """The stored counter of versions, from the rows of its table."""
         if len(rows) == 1 and type(rows[0][0]) is int and 0 <= rows[0][0] < _LAST_VERSION:
             return rows[0][0]
         raise StoreError(f"{self._path}: its counter is damaged ({rows!r:.80}); put a copy of the file in its place")
 
     def _refused(self, key: str, error: Exception) -> CodecError:
-        if not isinstance(error, CodecError):  # where SQLite has a text for a number, say: we never write such a thing
+        if not isinstance(error, CodecError):  # such as a text in place of a number, which we never write
             error = CorruptRecordError("its fields are of the wrong types, so another program has written it")
         return type(error)(f"{self._path}, key {key!r}: {error}")
 
 
 def _check_whole(record: bytes, place: bytes) -> None:
     if not is_whole(record, place):
-        raise CorruptRecordError("the record's checksum does not fit: it was damaged or cut off, or stands elsewhere")
+        raise CorruptRecordError(
+            "the record's checksum does not match: it was damaged or cut off, or belongs to another place"
+        )

@@ -1,4 +1,4 @@
-"""What SQLite refuses, as exceptions of ours that name the file and the way out."""
+"""SQLite's errors as exceptions of ours, which name the file and the way out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sqlite3
 from pocket_plug.errors import StoreBusyError, StoreError
 
 REFUSALS = (sqlite3.Error, UnicodeDecodeError)
-"""What the sqlite3 module raises; the second where SQLite's message quotes a damaged schema."""
+"""What the sqlite3 module raises; the second if SQLite's message quotes a damaged schema."""
 
 _WAYS_OUT = {
     sqlite3.SQLITE_FULL: "the disk is full and nothing of the write was kept; free some space and try again",
@@ -15,22 +15,22 @@ _WAYS_OUT = {
     sqlite3.SQLITE_CANTOPEN: "the file can't be opened; check its path, and the permissions of it and its folder",
     sqlite3.SQLITE_IOERR: "the disk reports an error; check it, and the limits on file size, and try again",
     sqlite3.SQLITE_CORRUPT: "the file is damaged; put a copy in its place, or try `.recover` of the sqlite3 shell",
-    sqlite3.SQLITE_TOOBIG: "an entry is larger than any of ours may be; remove it (pocket-plug store rm)",
+    sqlite3.SQLITE_TOOBIG: "an entry is larger than pocket_plug allows; remove it (pocket-plug store rm)",
     sqlite3.SQLITE_NOTADB: "this is no SQLite file; give pocket_plug one of its own",
 }
 
 
 def explained(error: Exception, path: str, timeout: float) -> Exception:
-    """What SQLite says of the file at `path`, as our own exception; any other error as it is.
+    """An error of SQLite with the file at `path`, as our own exception; any other error as it is.
 
-    `timeout`: how many seconds a busy file was waited for.
+    `timeout`: how many seconds the caller has waited if the file is busy.
     """
     if not isinstance(error, REFUSALS):
         return error
     if is_busy(error):
         return StoreBusyError(
-            f"{path} is being written by another connection, and was for all of the {timeout:g} s that "
-            "were waited for it; try again, or wait longer (timeout=…)"
+            f"{path} is being written by another connection, for longer than the timeout of {timeout:g} s; try again, or "
+            "wait longer (timeout=…)"
         )
     way_out = _WAYS_OUT.get(_code(error), "SQLite refuses")
     refusal = StoreError(f"{path}: {way_out} ({type(error).__name__}: {error})")
@@ -44,11 +44,11 @@ def is_busy(error: Exception) -> bool:
 
 
 def is_read_only(error: BaseException | None) -> bool:
-    """May the file not be written here?"""
+    """Is the file read-only for this process?"""
     return _code(error) == sqlite3.SQLITE_READONLY
 
 
 def _code(error: BaseException | None) -> int:
     if isinstance(error, UnicodeDecodeError):
         return sqlite3.SQLITE_CORRUPT
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what the extended code adds
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one

@@ -1,4 +1,4 @@
-"""Whether a file is ours, the tables of a new one, and the settings of a connection that writes."""
+"""Checks that a file is ours, creates the tables of a new one, and sets up a connection that writes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .statements import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, SHRINKS, WHOSE
 
 
 def prepare(connection: sqlite3.Connection, path: str, power: bool) -> None:
-    """Check that the file is ours, make the tables where it is new, and leave the connection ready to write.
+    """Check that the file is ours, create the tables if it is new, and make the connection ready to write.
 
     `power`: must an acknowledged write survive a crash of the machine? Raises StoreError for a file that we can't use.
     """
     if is_new(connection, path):
         connection.execute(SHRINKS)
         connection.execute("BEGIN IMMEDIATE")
-        if is_new(connection, path):  # nobody else has made them in the meantime
+        if is_new(connection, path):  # nobody else has created them in the meantime
             for statement in SCHEMA:
                 connection.execute(statement)
         connection.execute("COMMIT")
@@ -25,7 +25,7 @@ def prepare(connection: sqlite3.Connection, path: str, power: bool) -> None:
     if mode != "wal":
         raise StoreError(f"{path}: SQLite can't use a write-ahead log here; put the file on a local disk")
     connection.execute(f"PRAGMA synchronous = {'FULL' if power else 'NORMAL'}")
-    for name in ("fullfsync", "checkpoint_fullfsync"):  # on macOS nothing less reaches the disk
+    for name in ("fullfsync", "checkpoint_fullfsync"):  # on macOS only these reach the disk
         connection.execute(f"PRAGMA {name} = {int(power)}")
     connection.execute("PRAGMA busy_timeout = 0")  # only the writer thread waits, in its own way
 

@@ -16,17 +16,17 @@ SCHEMA = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
-# Taken by a file without tables only, outside of a transaction. Then the pages that deletes leave can be given back.
+# Has an effect on a file without tables only, outside of a transaction. Then pages that deletes have freed can be cut off.
 SHRINKS = "PRAGMA auto_vacuum = INCREMENTAL"
-SHRINK = "PRAGMA incremental_vacuum({})"  # which takes no parameter
+SHRINK = "PRAGMA incremental_vacuum({})"  # a pragma takes no `?`
 FREE = "SELECT auto_vacuum, freelist_count, page_size FROM pragma_auto_vacuum, pragma_freelist_count, pragma_page_size"
 WHOSE = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
             FROM pragma_application_id, pragma_user_version"""
 READ = "SELECT value, version, expires_at FROM entries WHERE key = ?"
-# With the key that was asked for. Twice `?` and never `?1`, which Python 3.12.1 takes for a name and warns of.
+# Returns the key as well. Twice `?` and never `?1`, which Python 3.12.1 takes for a name and warns about.
 READ_MANY = "SELECT ?, value, version, expires_at FROM entries WHERE key = ?"
 SEEN = "SELECT version, expires_at FROM entries WHERE key = ?"
-# The bound has two parts. No byte of UTF-8 is FF, so a prefix followed by it comes after all that begins with the prefix.
+# The upper bound has two parts. No byte of UTF-8 is FF, so a prefix followed by FF is above all names with that prefix.
 SCAN = """SELECT key, expires_at FROM entries WHERE key >= ? AND key < ? || CAST(? AS TEXT)
             ORDER BY key LIMIT ?"""
 SCAN_BACK = SCAN.replace("ORDER BY key", "ORDER BY key DESC")
@@ -45,7 +45,7 @@ STRAY = {
     f"{BY_TABLE} EXCEPT {BY_INDEX}": "is in the table and not in its index: it is not found",
     f"{BY_INDEX} EXCEPT {BY_TABLE}": "is in the index and not in its table: it leads to another entry or to none",
 }
-# The deadline stands in the index and in the table: a damaged one in either removes nothing.
+# The expiry time is in the index and in the table: an entry is removed only if both say so, since one may be damaged.
 REAP = (
     "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires_at <= ? LIMIT ?) AND +expires_at <= ?"
 )

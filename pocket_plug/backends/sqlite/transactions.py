@@ -1,7 +1,7 @@
-"""One transaction: the requests that it does, the versions that they get, and what became of each.
+"""One transaction: the requests in it, the versions that they get, and their outcomes.
 
-A request is a write, or another thing that needs the writer. It is done whole or not at all, whatever comes of the others in its
-transaction.
+A request is a write, or another operation that needs the writer. It is done as a whole or not at all, even if others in the
+same transaction fail.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ REAP_EVERY = 16
 """After so many changes, up to twice as many expired entries are removed."""
 
 RESERVED = 1024
-"""So many versions are reserved at a time, at least. Where the stored counter is a multiple of it, some may be left."""
+"""The least number of versions that are reserved at a time. If the stored counter is a multiple of it, some may be unused."""
 
 RESERVE_AFTER = 16
-"""Versions are reserved by who has made so many commits in a row, while no other instance has made one."""
+"""An instance reserves versions after so many commits in a row, with no commit by another instance in between."""
 
 _UNKNOWN = (0, -1)
 
 
 class Request:
-    """One write: what is asked, and what became of it. The `clock` says what has expired once it is done."""
+    """One write, and its outcome. Its `clock` decides what has expired when it is done."""
 
     __slots__ = ("changes", "clock", "error", "expect", "is_queued", "version", "waiter")
     waiter: Waiter[None]
-    """Woken by the writer thread, where that does it."""
+    """Woken by the writer thread, if that thread does the request."""
 
     def __init__(self, changes: Sequence[Change], expect: Mapping[str, int], clock: Clock) -> None:
         self.changes = changes
@@ -47,18 +47,18 @@ class Request:
         self.error: Exception | None = None
 
     def outcome(self) -> int:
-        """The version that it got. Raises what it failed with."""
+        """The version that it got. Raises its error if it failed."""
         if self.error is not None:
             raise self.error
         return self.version
 
     def serve(self, execute: Execute, version: int) -> int:
-        """Do what one without changes asks for, in the open transaction; gives the last version after it."""
+        """Do a request without changes, in the open transaction; returns the last version after it."""
         raise NotImplementedError
 
 
 class Compaction(Request):
-    """The request to give about `size` bytes of free pages back; it has `freed` so many."""
+    """The request to free about `size` bytes of the file; `freed` is how many it has freed."""
 
     __slots__ = ("freed", "size")
 
@@ -68,14 +68,14 @@ class Compaction(Request):
 
     def serve(self, execute: Execute, version: int) -> int:
         ((_, before, page),) = execute(FREE).fetchall()
-        execute(SHRINK.format(max(1, self.size // page))).fetchall()  # a page for each row that it is asked for
+        execute(SHRINK.format(max(1, self.size // page))).fetchall()  # it frees a page for each row that is fetched
         ((_, after, _),) = execute(FREE).fetchall()
         self.freed = int(before - after) * int(page)
         return version
 
 
 class Settlement(Request):
-    """The request for the last version given, where another instance may have some reserved: that one must reserve anew."""
+    """The request for the last version, if another instance may have reserved some: that one has to reserve again."""
 
     __slots__ = ()
 
@@ -88,14 +88,14 @@ class Settlement(Request):
 
 
 class Transactions:
-    """Those of one backend. Who calls `commit` holds the connections' `writing`."""
+    """The transactions of one backend. Callers of `commit` hold the connections' `writing`."""
 
     def __init__(self, connections: Connections, records: Records) -> None:
         self._connections = connections
         self._file = connections.file
         self._records = records
-        self._versions = _UNKNOWN  # the last that it has given, and where its last commit has left the stored counter
-        self._alone = 0  # its commits in a row
+        self._versions = _UNKNOWN  # its last version, and the stored counter after its last commit
+        self._alone = 0  # its commits in a row, with no other instance's in between
         self._unreaped = 0
 
     def begin_anew(self) -> None:
@@ -103,13 +103,13 @@ class Transactions:
         self._versions = _UNKNOWN
 
     def given(self, stored: int) -> tuple[int, bool]:
-        """The last version given, and True; else up to which one another instance has reserved some. By the stored counter."""
+        """By the stored counter: the last version, and True; or the last one that another instance has reserved, and False."""
         given, counter = self._versions
         return (given, True) if counter == stored else (stored, not _is_reserved(stored))
 
     def commit(self, writer: sqlite3.Cursor, batch: list[Request]) -> None:
-        """Do the requests in the transaction that has begun, commit, and note in each what became of it."""
-        known, self._versions = self._versions, _UNKNOWN  # for who is interrupted in between
+        """Do the requests in the transaction that has begun, commit, and note in each its outcome."""
+        known, self._versions = self._versions, _UNKNOWN  # in case this is interrupted
         try:
             self._file.look_with_log()
             versions = self._do(writer.execute, batch, *known)
@@ -132,11 +132,11 @@ class Transactions:
             for request in batch:
                 request.error = self._connections.explained(error)
             if versions[1] != known[1]:
-                return  # whether the counter has changed is to be looked up
-        self._versions = versions  # of a commit that failed too: it may have landed, so none of them is given again
+                return  # the counter may have changed: it has to be read again
+        self._versions = versions  # also after a failed commit: it may have been stored, so its versions are used up
 
     def _commit_singly(self, writer: sqlite3.Cursor, batch: list[Request]) -> None:
-        """Something in the batch can't be done: each in a transaction of its own, so that no other pays for it."""
+        """A request in the batch can't be done: do each in a transaction of its own, so that no other fails with it."""
         for request in batch:
             try:
                 writer.execute("BEGIN IMMEDIATE")
@@ -146,8 +146,8 @@ class Transactions:
                 self.commit(writer, [request])
 
     def _do(self, execute: Execute, batch: list[Request], given: int, counter: int) -> tuple[int, int] | None:
-        """Do them in the open transaction. Gives `_versions` as they are after it; None where all were in conflict."""
-        now = batch[0].clock()  # the same for all of one backend
+        """Do the requests in the open transaction; returns the new `_versions`, or None if all were in conflict."""
+        now = batch[0].clock()  # all requests of one backend have the same clock
         stored = self._records.counter(execute(VERSION).fetchall())
         if not (is_own := stored == counter):
             given, self._alone = stored, 0
@@ -165,13 +165,13 @@ class Transactions:
         return (version, counter) if is_own or counter != stored else _UNKNOWN
 
     def _counter_for(self, version: int) -> int:
-        """What to store once that version is given: it, or some more that are reserved for writes to come.
+        """The counter to store after that version: the version itself, or a higher one, to reserve versions for later writes.
 
-        A reserved one is given without a change of the counter, whose page would be the second to be written with most commits.
-        Whoever finds another counter than it has left goes on from there, so no version is given twice, and each key's rise.
-        What is reserved at a crash is never given.
+        A reserved version is used without a change of the counter, whose page would be a second page to write in most commits.
+        An instance that finds another counter than it has stored continues from there, so no version is used twice, and the
+        versions of each key increase. Versions that are reserved at a crash are never used.
         """
-        if self._file.is_owned:  # whose versions are consecutive, so nobody else may find that any are reserved
+        if self._file.is_owned:  # then versions are consecutive, so the counter must not look as if some were reserved
             return version + _is_reserved(version)
         self._alone += 1
         if self._alone <= RESERVE_AFTER:
@@ -179,7 +179,7 @@ class Transactions:
         return version - version % RESERVED + 2 * RESERVED
 
     def _apply(self, execute: Execute, request: Request, version: int, now: float) -> int:
-        """Do one request in the open transaction, unless it conflicts; gives the counter after it."""
+        """Do one request in the open transaction, unless it conflicts; returns the last version after it."""
         request.error = None
         if not request.changes:
             return request.serve(execute, version)

@@ -1,4 +1,4 @@
-"""Who does the writes, and when: in place where that stops nobody, else one thread, which commits all that wait as one.
+"""Does the writes: in place if that blocks nobody, else in one thread, which commits all waiting requests together.
 
 In a turn that thread begins the transaction before the caller reads, and keeps it open for that caller's write.
 """
@@ -21,17 +21,17 @@ from .refusals import REFUSALS, is_busy
 from .transactions import Request, Transactions
 
 LONGEST_TURN = 1.0
-"""Seconds for which a turn keeps the file locked, at most."""
+"""The most seconds for which a turn keeps the file locked."""
 
-_WAIT = 0.1  # seconds after which a turn looks whether its time is over or a fork is about to be
+_WAIT = 0.1  # seconds after which a turn checks whether its time is over or a fork is under way
 
 _acquire_at_once: Callable[[threading.Lock], bool] = methodcaller("acquire", False)
-# A commit that waits for no disk is over before the writer thread would be awake: that one waits for the interpreter's lock.
+# A commit that doesn't wait for the disk takes less time than waking the writer thread, which needs the interpreter's lock.
 _acquire_soon: Callable[[threading.Lock], bool] = methodcaller("acquire", True, LONGEST_PAUSE)
 
 
 class _Turn:
-    """A time in which the writer thread keeps the file locked for one caller, until that has written or is over."""
+    """A time in which the writer thread keeps the file locked for one caller, until that has written or the time is over."""
 
     __slots__ = ("is_over", "request", "waiter")
 
@@ -41,12 +41,12 @@ class _Turn:
         self.is_over = False
 
 
-_had: ContextVar[_Turn | None] = ContextVar("pocket_plug.turn", default=None)
+_current_turn: ContextVar[_Turn | None] = ContextVar("pocket_plug.turn", default=None)
 """The turn that the current call is in."""
 
 
 class Writer:
-    """That of one backend. Its thread keeps it, and with it what a fork waits for, also where nobody has the backend any more."""
+    """The writer of one backend. Its thread keeps it alive, so that forks wait for it even if the backend itself is gone."""
 
     def __init__(self, connections: Connections, transactions: Transactions) -> None:
         self._connections = connections
@@ -60,25 +60,25 @@ class Writer:
         self._queued = threading.Condition(self._lock)
         self._queue: list[Request] = []
         self._turns: list[_Turn] = []
-        self._turn: _Turn | None = None  # the one that is being had
+        self._turn: _Turn | None = None  # the one that has begun
         self._thread: threading.Thread | None = None
         self._closers: list[Waiter[None]] = []
 
     def __repr__(self) -> str:
-        return f"SQLite({self._file.path!r})"  # in what is logged of a fork
+        return f"SQLite({self._file.path!r})"  # for log messages about forks
 
     def rest(self) -> bool:
-        """Before a fork: close every connection that is not in use. Gives True if none was."""
+        """Before a fork: close every connection that is not in use. Returns True if none was in use."""
         return self._connections.rest()
 
     def begin_anew(self) -> None:
-        """After a fork, in the child: what is queued and owned is the parent's."""
+        """After a fork, in the child: the queue and the lock are the parent's."""
         self._connections.begin_anew()
         self._begin_empty()
         self._transactions.begin_anew()
 
     async def close(self) -> None:
-        """Do what is queued, then close the file. Can be called again if it was interrupted."""
+        """Do all queued requests, then close the file. Can be called again if it was interrupted."""
         finished: Waiter[None] = Waiter()
         with self._lock:
             self._file.is_open = False
@@ -93,9 +93,9 @@ class Writer:
         finally:
             self._connections.close()
 
-    # ------------------------------------------------------------ whoever writes
+    # ------------------------------------------------------------ callers that write
     async def done(self, request: Request) -> int:
-        """Do the request; gives its outcome once it is committed. Cancelled, it is withdrawn unless it has begun."""
+        """Do the request; returns its outcome once it is committed. If cancelled, it is withdrawn unless it has begun."""
         if (not self._file.power or may_block()) and self._done_in_place(request):
             return request.outcome()
         waiter: Waiter[None] = Waiter()  # `Waiter[None]()` goes through `typing` and takes twice as long
@@ -113,7 +113,7 @@ class Writer:
         return request.outcome()
 
     def _done_in_place(self, request: Request) -> bool:
-        """Commit in the caller's thread, unless somebody is writing: then nothing was done."""
+        """Commit in the caller's thread; returns False if somebody is writing, and nothing was done."""
         if self._queue:
             return False
         connections, file = self._connections, self._file
@@ -150,13 +150,13 @@ class Writer:
     async def turn(self) -> AsyncGenerator[None]:
         """The writer thread begins a transaction and keeps it open for the next request of this caller, one second at most."""
         turn = _Turn()
-        before = _had.get()
+        before = _current_turn.get()
         try:
             with self._lock:
                 self._wake_thread(not self._turns)
                 self._turns.append(turn)
             await turn.waiter
-            _had.set(turn)
+            _current_turn.set(turn)
             yield
         finally:
             try:
@@ -167,28 +167,28 @@ class Writer:
 
     def _end_turn(self, turn: _Turn, before: _Turn | None) -> None:
         with self._lock:
-            _had.set(before)
+            _current_turn.set(before)
             turn.is_over = True
             if turn in self._turns:
                 self._turns.remove(turn)
             self._queued.notify_all()
 
     def _wake_thread(self, is_waiting: bool) -> None:
-        """Start the writer thread, or tell it that there is something to do. Called with the lock held."""
+        """Start the writer thread, or notify it of new work. Called with the lock held."""
         if not self._file.is_open:
             raise self._file.not_open()
         if self._thread is None:
             thread = threading.Thread(target=self._write_queued, name=f"writer of {self._file.path}", daemon=True)
             thread.start()
             self._thread = thread
-        elif is_waiting:  # else it was notified already, or is at work and will look
-            self._queued.notify_all()  # an interrupted `notify` keeps a waiter that has gone, and would wake that
+        elif is_waiting:  # else it was notified already, or is busy and will look
+            self._queued.notify_all()  # `notify` could wake a waiter that has gone, if an earlier one was interrupted
 
     def _enqueue(self, request: Request) -> None:
-        """Hand a request to the writer thread, which is started for the first one."""
+        """Pass a request to the writer thread, which is started for the first one."""
         with self._lock:
             turn = self._turn
-            has_turn = turn is not None and turn is _had.get() and turn.request is None
+            has_turn = turn is not None and turn is _current_turn.get() and turn.request is None
             self._wake_thread(has_turn or not self._queue)
             request.is_queued = True
             if turn is not None and has_turn:
@@ -197,7 +197,7 @@ class Writer:
                 self._queue.append(request)
 
     def _withdraw(self, request: Request) -> bool:
-        """Take a request back, unless it has been begun."""
+        """Take a request back, unless it has begun; returns whether it was taken back."""
         with self._lock:
             try:
                 self._queue.remove(request)
@@ -207,7 +207,7 @@ class Writer:
 
     # ------------------------------------------------------------ the writer thread
     def _write_queued(self) -> None:
-        """Everything that has queued up while it was at the last commit goes into the next one."""
+        """Run in the thread: all requests that were queued during the last commit go into the next one."""
         with self._lock:
             me = threading.current_thread()
             if self._thread not in (None, me):  # there is another one, since the start of this one was interrupted
@@ -230,9 +230,9 @@ class Writer:
                 wait_for_fork()
 
     def _write_batch(self, waiting: list[Request]) -> list[Request]:
-        """Begin, and only then take the queue, so that what waits for another process can still be withdrawn.
+        """Begin a transaction, and then take the queue, so that requests can be withdrawn while it waits for other processes.
 
-        None is taken where this process is about to be forked.
+        If this process is about to be forked, no request is taken.
         """
         try:
             writer = self._connections.begun()
@@ -256,7 +256,7 @@ class Writer:
         return batch
 
     def _written_in_turn(self) -> list[Request]:
-        """Let the caller that waits longest for a turn have it, in the transaction that has begun; gives what it has written."""
+        """Let the caller that has waited longest take its turn, in the transaction that has begun; returns its request."""
         with self._lock:
             if not self._turns:
                 return []

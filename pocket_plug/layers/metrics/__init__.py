@@ -1,11 +1,11 @@
-"""Figures of runs, nodes and stores. It speaks the OpenTelemetry API only and sets nothing up.
+"""Metrics of runs, nodes and stores. It uses the OpenTelemetry API only and sets nothing up.
 
 A store operation in memory is counted in integers of our own, which are published when metrics are collected: the SDK's
-own counters cost thirty times a read. Attributes never hold a key, a value, a run's id or a message, and of what a
-program names (graphs, nodes, actions, exceptions, namespaces) they hold so many different ones, then `_OTHER`.
+own counters cost thirty times a read. Attributes never have a key, a value, a run's id or a message, and of the names in
+a program (graphs, nodes, actions, exceptions, namespaces) only a limited number of different ones, then `_OTHER`.
 
-`settings` is what is wanted, `counting` the integers and their names, `instruments` how they are published, and to whom;
-`runs` and `stores` are what is measured.
+`settings` has the settings, `counting` the integers and their names, `instruments` publishes them to a provider; `runs` and
+`stores` measure.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = ["Changes", "Metrics", "MetricsPlugin", "Settings", "configure", "mute
 
 
 class MetricsPlugin:
-    """The plugin, of which each Pocket has its own: its table `[plugins.metrics]` is for its own runs."""
+    """The plugin; each Pocket has an object of its own: its table `[plugins.metrics]` is for its own runs."""
 
     def __init__(self) -> None:
         self._own: Mapping[str, Any] = {}
 
     @hookimpl
     def pocket_configure(self, options: Changes) -> None:
-        """The table; what it doesn't name is as the process has it."""
+        """The table of this Pocket; options that it doesn't name are the process's."""
         self._own = settings.checked(options)
 
     @hookimpl
@@ -44,7 +44,7 @@ class MetricsPlugin:
 
     @hookimpl(tryfirst=True)
     def pocket_observe(self, run: Run) -> Observer | None:
-        """Measure a run while a meter provider is set."""
+        """Measure a run if a meter provider is set."""
         instruments = look()
         if instruments is None or suppressed():
             return None

@@ -18,9 +18,9 @@ Attributes = dict[str, Value]
 
 # ---------------------------------------------------------------- names
 class Names(dict[str, str]):
-    """What attributes call things that a program has named: so many different ones by their names, the rest `_OTHER`.
+    """Names in a program, for attributes: at most `most` different ones as they are, the rest as `_OTHER`.
 
-    A graph that is made anew for each request, with an id in its name, can't fill up the backend.
+    So a graph that is made for each request, with an id in its name, can't fill up the metrics backend.
 
     >>> names = Names(most=2)
     >>> [names[name] for name in ("a", "b", "c", "a")]
@@ -59,27 +59,27 @@ class Count:
         """`next(count.counter)` is `add`, in two thirds of the time."""
         self.add: Callable[[], int] = self.counter.__next__
         self._lock = Lock()
-        self._looks = 0  # each look takes an item too
+        self._looks = 0  # each call of `value` takes an item too
 
     def add_many(self, number: int) -> None:
-        """Add several."""
+        """Add a number."""
         deque(itertools.islice(self.counter, number), maxlen=0)
 
     def value(self) -> int:
-        """What was added so far."""
+        """The sum so far."""
         with self._lock:
             value = next(self.counter) - self._looks
             self._looks += 1
             return value
 
     def reset(self) -> None:
-        """Begin at 0 again, in a forked child: what it inherited, its parent reports."""
+        """Start at 0 again, in a forked child: the parent reports the inherited count."""
         self._lock = Lock()
         self._looks = next(self.counter) + 1
 
 
 class Active:
-    """How many of a kind go on: those begun, less those ended."""
+    """How many of a kind are active: those begun minus those ended."""
 
     __slots__ = ("attributes", "begin", "begun", "end", "ended")
 
@@ -89,13 +89,13 @@ class Active:
         self.begin, self.end = self.begun.add, self.ended.add
 
     def value(self) -> int:
-        """How many there are now."""
-        ended = self.ended.value()  # asked first: what begins and ends meanwhile is no less than none
+        """How many are active now."""
+        ended = self.ended.value()  # read first, so that the difference is never below 0
         return self.begun.value() - ended
 
 
 class Going:
-    """What goes on, by attributes.
+    """The number of active things, by attributes.
 
     >>> going = Going()
     >>> run = going.begin({"graph": "orders"})
@@ -110,19 +110,19 @@ class Going:
         self._kinds: dict[tuple[Value, ...], Active] = {}
 
     def begin(self, attributes: Attributes) -> Active:
-        """One more, until its `end()`."""
+        """Count one more, until its `end()`."""
         key = (*attributes.values(),)
         active = self._kinds.get(key) or self._kinds.setdefault(key, Active(attributes))
         active.begin()
         return active
 
     def values(self) -> list[tuple[int, Attributes]]:
-        """How many there are of each kind that there was."""
+        """How many are active now, for each kind that ever was."""
         return [(active.value(), active.attributes) for active in list(self._kinds.values())]
 
 
 class Watched:
-    """What a keeper evicts from now on, though it goes away itself."""
+    """The evictions of a keeper from now on, which are counted even when the keeper is gone."""
 
     __slots__ = ("_evictions", "_start", "keeper")
 
@@ -132,7 +132,7 @@ class Watched:
         self.reset()
 
     def counts(self, keeper: Keeper) -> bool:
-        """Is it this one, or one with it? Bounding right over a Memory is that Memory's own way of keeping."""
+        """Does it share its evictions with this keeper? Bounding directly over a Memory does."""
         return self._evictions is keeper.evictions
 
     def evicted(self) -> Counter[Reason]:
@@ -143,7 +143,7 @@ class Watched:
 
 
 class Tally:
-    """What is counted of stores."""
+    """The counts of stores with the same attributes."""
 
     def __init__(self) -> None:
         self.hits, self.misses, self.puts, self.deletes, self.lost = Count(), Count(), Count(), Count(), Count()
@@ -154,19 +154,19 @@ class Tally:
         tallies.add(self)
 
     def watch(self, keeper: Keeper) -> None:
-        """Count what it keeps and evicts, for as long as it is there; stores may share it."""
+        """Count the keeper's entries and evictions, as long as it exists; stores may share it."""
         with self._lock:
             self._settle(None)
             if not any(watched.counts(keeper) for watched in self._watched):
                 self._watched.append(Watched(keeper))
 
     def leave(self, keeper: Keeper) -> None:
-        """What it evicts from now on is published elsewhere, or by nobody."""
+        """Stop counting: the keeper's evictions are published elsewhere from now on, or nowhere."""
         with self._lock:
             self._settle(keeper)
 
     def _settle(self, keeper: Keeper | None) -> None:
-        """Keep the number of evictions of a keeper that leaves; None: of those that are gone."""
+        """Add up the evictions of a keeper that leaves; None: of keepers that are gone."""
         for watched in [watched for watched in self._watched if watched.keeper() is keeper]:
             self._evicted.update(watched.evicted())
             self._watched.remove(watched)
@@ -217,7 +217,7 @@ class Tally:
             yield number, {"db.operation.name": operation, "error.type": kind}
 
     def reset(self) -> None:
-        """Begin again, in a forked child."""
+        """Start again at 0, in a forked child."""
         for count in (self.hits, self.misses, self.puts, self.deletes, self.lost):
             count.reset()
         self._failed.clear()
@@ -228,4 +228,4 @@ class Tally:
 
 
 tallies: weakref.WeakSet[Tally] = weakref.WeakSet()
-"""All that there are: a forked child begins each again."""
+"""All tallies: a forked child resets each."""

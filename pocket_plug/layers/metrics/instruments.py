@@ -1,4 +1,4 @@
-"""The instruments that figures are published by: one set for each meter provider, and which of them it is now."""
+"""The instruments that publish metrics: one set for each meter provider, and which set is in use now."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DB_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
 
 class Instruments:
-    """One set for each meter provider: of a second set of observable ones, the SDK silently takes nothing."""
+    """One set for each meter provider: the SDK silently ignores a second set of observable instruments."""
 
     def __init__(self, meter_provider: MeterProvider) -> None:
         meter = metrics.get_meter("pocket_plug", own_version(), meter_provider, SCHEMA_URL)
@@ -49,7 +49,7 @@ class Instruments:
             explicit_bucket_boundaries_advisory=_RUN_BUCKETS,
         )
         for name, figure, unit, description in (
-            ("run", "runs", "{run}", "Runs that go on"),
+            ("run", "runs", "{run}", "Runs that are active"),
             ("fan_out", "items", "{item}", "Items of fan-outs that are being worked on"),
         ):
             meter.create_observable_up_down_counter(
@@ -59,7 +59,7 @@ class Instruments:
             "pocket_plug.node.retries", "{retry}", "Attempts at exec after the first"
         )
         self.commit_conflicts = meter.create_counter(
-            "pocket_plug.commit.conflicts", "{conflict}", "Commits of nodes that met somebody else's"
+            "pocket_plug.commit.conflicts", "{conflict}", "Commits of nodes that were in conflict with another"
         )
         self.operation_duration = meter.create_histogram(
             "db.client.operation.duration",
@@ -72,17 +72,20 @@ class Instruments:
             ("writes", "{entry}", "Entries set or deleted"),
             ("conflicts", "{conflict}", "Writes that expected another version"),
             ("errors", "{error}", "Operations that failed"),
-            ("evictions", "{entry}", "Entries that had to go"),
+            ("evictions", "{entry}", "Entries that were evicted"),
         ):
             meter.create_observable_counter(f"pocket_plug.store.{name}", [self._counts(name)], unit, description)
         meter.create_observable_gauge(
             "pocket_plug.store.entries", [self._counts("entries")], "{entry}", "Entries kept in memory, or bounded"
         )
         meter.create_observable_gauge(
-            "pocket_plug.store.queue", [self._of_queues("length")], "{write}", "Keys that are yet to be written behind"
+            "pocket_plug.store.queue", [self._of_queues("length")], "{write}", "Keys that wait to be written behind"
         )
         meter.create_observable_gauge(
-            "pocket_plug.store.queue.age", [self._of_queues("age")], "s", "How long the oldest of them has been waiting"
+            "pocket_plug.store.queue.age",
+            [self._of_queues("age")],
+            "s",
+            "How long the oldest queued write has been waiting",
         )
         self._observe_durable_runs(meter)
 
@@ -90,19 +93,19 @@ class Instruments:
         for name, of_runs, unit, sums, description in (
             ("recorded", recorded.recorded, "{run}", True, "Durable runs that a store keeps"),
             ("question.age", recorded.questions, "s", False, "How long the oldest open question has been waiting"),
-            ("stalled.age", recorded.stalled, "s", False, "How long ago the stalled run moved that is the oldest"),
+            ("stalled.age", recorded.stalled, "s", False, "How long the oldest stalled run has made no progress"),
         ):
             meter.create_observable_gauge(
                 f"pocket_plug.run.{name}", [self._of_stores(of_runs, sums)], unit, description
             )
 
     def reset(self) -> None:
-        """Nothing goes on yet: at the start, and in a forked child, which reports what it begins itself."""
+        """Nothing is active: at the start, and in a forked child, which reports only what it begins itself."""
         self.runs, self.items = Going(), Going()
         self._lock = Lock()
 
     def tally(self, about: Attributes) -> Tally:
-        """What the stores count together whose figures have the same attributes."""
+        """The tally that is shared by all stores with these attributes."""
         with self._lock:
             return self._tallies.setdefault((*about.items(),), (about, Tally()))[1]
 
@@ -130,7 +133,7 @@ class Instruments:
             self.queues[queue] = about
 
     def leave(self, queue: WriteQueue) -> None:
-        """Publish no more of it."""
+        """Stop publishing the queue."""
         with self._lock:
             self.queues.pop(queue, None)
 
@@ -154,7 +157,7 @@ class Instruments:
             self.stores[runs] = about
 
     def leave_runs(self, runs: RecordedRuns) -> None:
-        """Publish no more of them."""
+        """Stop publishing these runs."""
         with self._lock:
             self.stores.pop(runs, None)
 
@@ -181,7 +184,7 @@ class Instruments:
         return collect
 
     def event(self, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
-        """Retries and conflicts are counted."""
+        """Count retries and conflicts."""
         if name == "retry":
             self.node_retries.add(1, about(call) | failure(attributes.get("error")), measuring_context())
         elif name == "conflict":
@@ -189,7 +192,7 @@ class Instruments:
 
 
 def of_store(system: str, namespace: str, label: str) -> Attributes:
-    """The attributes of a store's figures: what is empty is left out."""
+    """The attributes of a store's metrics, without empty ones."""
     attributes: Attributes = {"db.system.name": capped(system)}
     if namespace:
         attributes["db.namespace"] = namespaces[namespace]
@@ -198,29 +201,29 @@ def of_store(system: str, namespace: str, label: str) -> Attributes:
     return attributes
 
 
-# ---------------------------------------------------------------- who listens
+# ---------------------------------------------------------------- the meter provider
 class Follower(Protocol):
-    """A store's layer: figures of its own go where all do."""
+    """A store's layer, which publishes by the set that is in use."""
 
     def follow(self, instruments: Instruments | None) -> None:
-        """Publish by these from now on; by none where nobody listens."""
+        """Publish by this set from now on; None: there is no provider."""
 
 
 _sets: weakref.WeakSet[Instruments] = weakref.WeakSet()
 _for_providers: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
 _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
-_making = RLock()  # re-entered where the SDK logs, and a handler uses a store
+_making = RLock()  # re-entered if the SDK logs, and a log handler uses a store
 _seen: tuple[object, Instruments | None] = (object(), None)
-"""The global provider that was last seen, and the set of whoever is listened to. Assigned whole."""
+"""The global provider at the last look, and the set in use. Assigned as one tuple, for other threads."""
 GLOBAL: Final = "_METER_PROVIDER"
 api: Final = globals_of(_internal, GLOBAL, metrics.get_meter_provider)
 """`api[GLOBAL]` is OpenTelemetry's global provider, None until there is one."""
 
 
 def look() -> Instruments | None:
-    """The set that figures are published by right now; None where nobody listens. Costs a tenth of a microsecond.
+    """The set that is in use now; None if there is no provider. Costs a tenth of a microsecond.
 
-    A provider that is set later, or replaced, is found as the next run begins or a store is used next.
+    A provider that is set later, or replaced, is found when the next run begins or a store is used next.
     """
     known, instruments = _seen
     return instruments if api[GLOBAL] is known else _look_again()
@@ -242,11 +245,13 @@ def _look_again() -> Instruments | None:
         return instruments
 
 
-settings.told_of_changes.append(_look_again)
+settings.on_change.append(_look_again)
 
 
 def _set_of(provider: MeterProvider) -> Instruments | None:
-    own = type(provider).__module__.startswith("opentelemetry.metrics")  # the API's: it stands in, or does nothing
+    own = type(provider).__module__.startswith(
+        "opentelemetry.metrics"
+    )  # the API's own: a proxy, or one that does nothing
     if own or isinstance(provider, settings.Muted):
         return None
     if (found := _for_providers.get(provider)) is None:
@@ -255,7 +260,7 @@ def _set_of(provider: MeterProvider) -> Instruments | None:
 
 
 def join(follower: Follower) -> None:
-    """Let a layer follow from now on."""
+    """Notify a layer of the set in use, now and at each change."""
     look()
     with _making:
         _followers.add(follower)
@@ -263,12 +268,12 @@ def join(follower: Follower) -> None:
 
 
 def about(call: NodeCall) -> Attributes:
-    """Those of a node's."""
+    """The attributes of a node."""
     return {"pocket_plug.graph.name": graphs[call.run.graph], "pocket_plug.node.name": nodes[call.name]}
 
 
 def failure(error: BaseException | None) -> Attributes:
-    """What is said of an error; of none nothing."""
+    """The attributes of an error; none without an error."""
     return {} if error is None else {"error.type": errors[error_type(error)]}
 
 

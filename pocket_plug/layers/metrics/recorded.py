@@ -1,4 +1,4 @@
-"""The durable runs that a store keeps, as figures. Whoever collects has them looked at, but not more than every few seconds."""
+"""Metrics of the durable runs that a store keeps. They are read when metrics are collected, but only every few seconds."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from pocket_plug.graph.runs.figures import RunFigures, RunsWatch
 
 FRESH = 10.0
-"""Seconds for which what was found counts: the figures of one collection are of one look, and two readers cost no more."""
+"""Seconds for which the numbers are valid: all metrics of one collection are of one look, and two readers cost no more."""
 
 
 class RecordedRuns:
-    """Those of one stack, read below the layer that publishes them, so that the reading itself is counted nowhere."""
+    """The durable runs of one stack, read below the layer that publishes them, so that these reads aren't counted."""
 
     def __init__(self, inner: Backend, durable: Backend, clock: Callable[[], float] = time.monotonic) -> None:
         self._inner, self._clock = inner, clock
         self.place = repr(durable)
-        """What two stores of one process have in common that keep the same runs."""
+        """Equal for two stores of one process that keep the same runs."""
         self._lock = new_lock()
         self._home: asyncio.AbstractEventLoop | None = None
         self._is_open = False
@@ -38,18 +38,18 @@ class RecordedRuns:
         self._look_next = 0.0
 
     def open(self) -> None:
-        """From now on there is something to look at."""
+        """Read the runs from now on."""
         self._home = asyncio.get_running_loop() if self._inner.needs_loop else None
         self._is_open = True
 
     def close(self) -> None:
-        """Not any more."""
+        """Don't read them any more."""
         self._is_open, self._home, self._found = False, None, None
 
     def figures(self) -> RunFigures | None:
-        """What there is now, or was a few seconds ago; None where that can't be known, which is said once."""
+        """The numbers as of now, or of a few seconds ago; None if they can't be read, which is reported once."""
         if not self._lock.acquire(blocking=False):
-            return self._found  # somebody else is looking
+            return self._found  # another thread is reading them
         try:
             if self._is_open and self._clock() >= self._look_next and self._may_look():
                 self._found = self._look()
@@ -64,7 +64,7 @@ class RecordedRuns:
         return self._found if self._is_open else None
 
     def _may_look(self) -> bool:
-        """Not in the event loop's own thread, which would wait for itself: a look by the next reader does."""
+        """False in the store's event loop's own thread, which would wait for itself: then a later collection reads them."""
         return self._home is None or asyncio._get_running_loop() is not self._home
 
     def _look(self) -> RunFigures:
@@ -72,7 +72,7 @@ class RecordedRuns:
         return drive(look) if self._home is None else run_on(self._home, look)
 
     async def _in_silence(self) -> RunFigures:
-        from pocket_plug.graph.runs.figures import RunsWatch  # not before somebody collects
+        from pocket_plug.graph.runs.figures import RunsWatch  # not before metrics are collected
 
         if self._watch is None:
             self._watch = RunsWatch(self._inner)

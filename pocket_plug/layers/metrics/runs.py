@@ -1,4 +1,4 @@
-"""How long runs and nodes take, and which of them go on."""
+"""How long runs and nodes take, and how many are active."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .instruments import Instruments, about, failure
 
 
 class RunTimer:
-    """A run: that it goes on, and how long it took."""
+    """Counts a run as active, and measures how long it takes."""
 
     __slots__ = ("active", "context", "graph", "instruments", "run", "started")
 
@@ -34,11 +34,11 @@ class RunTimer:
             self._record(self.run.outcome or "success", failure(self.run.error), measuring_context())
 
     def interrupt(self, reason: str) -> None:
-        """It ends with the process, in another context than its own."""
+        """Record a run that ends with the process, in another context than its own."""
         self._record(open_runs.INTERRUPTED, {"error.type": errors[reason]}, self.context)
 
     def _record(self, outcome: str, failed: Attributes, context: Context) -> None:
-        """The context's span is the exemplar."""
+        """Record the end; the span of `context` becomes the exemplar."""
         seconds = time.perf_counter() - self.started
         self.active.end()
         attributes = self.graph | failed
@@ -47,7 +47,7 @@ class RunTimer:
 
 
 class NodeTimer:
-    """A visit of a node: how long it took, if that is `timed`; of a fan-out's item also that it goes on."""
+    """Measures how long a visit of a node takes, if `timed`; and counts an item of a fan-out as active."""
 
     __slots__ = ("active", "call", "instruments", "started", "timed")
 
@@ -69,6 +69,6 @@ class NodeTimer:
         call = self.call
         attributes = about(call) | failure(call.error)
         attributes["pocket_plug.node.outcome"] = call.outcome or "ok"
-        if call.action is not None:  # some edge's: a run refuses what no edge has, whoever made it up
+        if call.action is not None:  # the action of an edge: a run refuses all others
             attributes["pocket_plug.node.action"] = actions[call.action]
         self.instruments.node_duration.record(seconds, attributes, measuring_context())

@@ -34,41 +34,41 @@ class Changes(TypedDict, total=False):
 
 
 def configure(**changes: Unpack[Changes]) -> Settings:
-    """Change the process's settings of metrics, from the next run and the next operation of a store on; gives the former.
+    """Change the process's settings of metrics, from the next run and store operation on; returns the former ones.
 
-    They count for all that no Pocket says otherwise: `[plugins.metrics] node_duration = false` is for the runs of that
-    Pocket. Raises ConfigError for what isn't an option.
+    They hold unless a Pocket has other settings: `[plugins.metrics] node_duration = false` is for the runs of that
+    Pocket. Raises ConfigError for an unknown option.
     """
     global settings
     former, settings = settings, changed("metrics", settings, changes)
-    for told in told_of_changes:
-        told()
+    for callback in on_change:
+        callback()
     return former
 
 
-told_of_changes: list[Callable[[], object]] = []
+on_change: list[Callable[[], object]] = []
 """Called when settings were changed."""
 
 
 def mute() -> None:
-    """Publish to the global provider, but not to the one that is set right now: until another is set, or given."""
+    """Use no provider until another global one is set, or one is given: the one that is set now is ignored."""
     configure(meter_provider=Muted(metrics.get_meter_provider()))
 
 
 class Muted(NoOpMeterProvider):
-    """In the settings: OpenTelemetry's global provider, but for this one."""
+    """In the settings: use OpenTelemetry's global provider, unless it is this one."""
 
     def __init__(self, provider: MeterProvider) -> None:
         self.provider = provider
 
 
 settings = Settings()
-"""The process's."""
+"""The settings of the process."""
 
 
 def checked(own: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of one Pocket. Raises ConfigError for what is none of a Pocket's."""
-    changed("metrics", settings, own)  # refuses what isn't one
+    """The settings of one Pocket. Raises ConfigError for an option that a Pocket can't have."""
+    changed("metrics", settings, own)  # refuses unknown options
     if "meter_provider" in own:
         raise ConfigError(
             "metrics' meter_provider is the process's, as OpenTelemetry has it: give it to "

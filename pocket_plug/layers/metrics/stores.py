@@ -1,4 +1,4 @@
-"""The layer `metrics`: what a stack is asked, and what it answers, in numbers."""
+"""The layer `metrics`: counts and times the operations of a stack."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .recorded import RecordedRuns
 
 
 class Metrics(Layer):
-    """Counts lookups with hits and misses, writes, conflicts, errors and evictions; times operations that go to a disk or
-    a network, which are those that may suspend, and those on a durable backend with no cache in front of it. Publishes how
-    many durable runs a store keeps in each state.
+    """Counts lookups with hits and misses, writes, conflicts, errors and evictions; times operations on a disk or a network:
+    those that may suspend, and those on a durable backend with no cache in front of it. Publishes how many durable runs a
+    store keeps in each state.
 
-    - `namespace`: names the store in what is published (`db.namespace`); stores without one are counted together.
-    - `durations=True`: time operations in memory, too, which costs some 10 µs each.
+    - `namespace`: the store's name in metrics (`db.namespace`); stores without one are counted together.
+    - `durations=True`: times operations in memory, too, which costs some 10 µs each.
     """
 
     namespace: str = ""
@@ -53,7 +53,7 @@ class Metrics(Layer):
             setattr(self, "read", counted_read)  # noqa: B010 - decided here once, not at each call
 
     def follow(self, instruments: Instruments | None) -> None:
-        """Count by these from now on."""
+        """Count in the tally of these instruments from now on."""
         former, tally = self._instruments, self._tally
         if instruments is former:
             return
@@ -87,8 +87,8 @@ class Metrics(Layer):
         await super().close()
 
     def _now(self) -> Tally | None:
-        """Where to count; None where nobody listens, or is not to."""
-        look()  # `follow` is called where that changes
+        """The tally to count in; None if there is no provider, or instrumentation is suppressed."""
+        look()  # calls `follow` if the provider has changed
         return None if suppressed() else self._tally
 
     async def read(self, key: str) -> Entry | None:
@@ -158,9 +158,9 @@ class Metrics(Layer):
 def _counting(
     inner_read: Callable[[str], Awaitable[Entry | None]],
 ) -> tuple[Callable[[str], Awaitable[Entry | None]], Callable[[Tally | None], None]]:
-    """A read that is counted, and what tells it where: a tally, or None.
+    """A read that is counted, and a function that sets where: in a tally, or nowhere (None).
 
-    A coroutine copies what it closes over at each call, so that is what differs from stack to stack, and no more.
+    A coroutine copies its closure at each call, so the closure has only what differs from stack to stack.
     """
     provider: object = None
     hits = misses = nowhere = itertools.count()
@@ -183,7 +183,7 @@ def _counting(
             raise
         if api[GLOBAL] is not provider:
             provider = api[GLOBAL]
-            look()  # where it is another one, `count_in` is called
+            look()  # calls `count_in` if the provider has changed
         if (context := current_context()) and suppressed(context):
             return entry
         if entry is None:

@@ -1,11 +1,11 @@
-"""Spans for runs, nodes, phases and store operations. It speaks the OpenTelemetry API only and sets nothing up.
+"""Spans for runs, nodes, phases and store operations. It uses the OpenTelemetry API only and sets nothing up.
 
-Whether anybody listens is decided as a run starts, and at each operation of a store: without a provider it costs one look
-at it. Where instrumentation is suppressed, as in an exporter, nobody does. Unless `capture` asks for more, spans carry
+Whether spans are made is decided when a run starts, and at each operation of a store: without a provider this costs one
+look. Where instrumentation is suppressed, as in an exporter, none are made. Unless `capture` asks for more, spans have
 neither keys nor values nor messages: only declared key templates, and the types of exceptions.
 
-`settings` says what is wanted and who listens, `spans` is what all spans share, `runs` and `stores` make them, `capture` is
-what stands on them on request. What plugins add besides comes by the hook `pocket_span_additions`.
+`settings` has the settings and the provider, `spans` what all spans share, `runs` and `stores` make them, `capture` makes
+the attributes with keys, values and messages. Plugins add others by the hook `pocket_span_additions`.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ __all__ = [
 
 
 class TracingPlugin:
-    """The plugin, of which each Pocket has its own: its table `[plugins.tracing]` is for its own runs and stores."""
+    """The plugin; each Pocket has an object of its own: its table `[plugins.tracing]` is for its own runs and stores."""
 
     def __init__(self) -> None:
         self.listening = Listening()
 
     @hookimpl
     def pocket_configure(self, pocket: Asked, options: Changes) -> None:
-        """The table; what it doesn't name is as the process has it. Spans get what the plugins of this Pocket add."""
+        """The table of this Pocket; options that it doesn't name are the process's. Spans get what its plugins add."""
         self.listening.additions = pocket.additions
         self.listening.choose(options)
 
@@ -76,7 +76,7 @@ class TracingPlugin:
 
     @hookimpl
     def pocket_observe(self, run: Run) -> Observer | None:
-        """Watch a run while a provider is set."""
+        """Trace a run if a provider is set."""
         live = self.listening.look()
         if live is None or suppressed():
             return None

@@ -1,6 +1,6 @@
-"""What spans say of keys, values and messages where that was asked for. Imported only then.
+"""What spans show of keys, values and messages if the setting `capture` asks for it. Imported only then.
 
-Nothing in here raises, whatever the user's values and `redact` do: there is always a text, of 4 KiB at most.
+Nothing here raises, whatever the user's values and `redact` do: there is always a text, of 4 KiB at most.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pocket_plug.primitives.failures import MAX_BYTES, capped, capped_all, error
 from pocket_plug.primitives.redaction import Path, Redact
 
 FAILED = "(redact failed)"
-"""Stands in place of an attribute of which `redact` would not say what may be shown."""
+"""The value of an attribute for which `redact` has raised."""
 
 MAX_DEPTH = 12
-"""So deep values are looked into; what lies deeper, or leads back, is `…`."""
+"""How deep values are read; deeper parts, as in a value that contains itself, are shown as `…`."""
 
 
 class Captured:
-    """What may be said at a level above "none"."""
+    """What may be shown at a level above "none"."""
 
     def __init__(self, level: Literal["keys", "summary", "full"], redact: Redact | None) -> None:
         self.level, self.redact = level, redact
@@ -43,11 +43,11 @@ class Captured:
         return capped_all(map(self.key, keys))
 
     def message(self, error: BaseException) -> str | None:
-        """The message of an exception; None at a level that has none."""
+        """The message of an exception; None at a level without messages."""
         return self._text(("error", "message"), error_text(error)) if self.messages else None
 
     def value(self, path: Path, value: Any) -> str | None:
-        """An input, an output or a stored value; None at a level that has none.
+        """An input, an output or a stored value; None at a level without values.
 
         >>> Captured("summary", None).value(("node", "input"), [1, 2, 3])
         'list[3]'
@@ -82,7 +82,7 @@ class Captured:
 
 
 class _RedactFailed(Exception):
-    """What is to be captured must not be shown."""
+    """`redact` has raised, so the attribute must not be shown."""
 
 
 class _Full(Exception):
@@ -97,15 +97,15 @@ def _redacted(redact: Redact | None, path: Path, value: Any) -> Any:
     except BaseException as error:
         if not is_fault(error):
             raise
-        say_once("tracing's redact", error, silent=True)  # its message may hold the very value
+        say_once("tracing's redact", error, silent=True)  # its message may contain the value
         raise _RedactFailed from None
 
 
-_type: Any = type  # which type checkers then don't follow
+_type: Any = type  # so that type checkers don't infer `type[Unknown]`
 
 
 def _is_a(value: Any, kinds: Any) -> bool:
-    """By its real type: what a value says of itself in `__class__` doesn't count."""
+    """As `isinstance`, but by the real type: what a value returns as `__class__` doesn't count."""
     return issubclass(_type(value), kinds)
 
 
@@ -117,7 +117,7 @@ def summary(value: Any) -> str:
     ('list[3]', 'str[3]', 'int', 'None')
     """
     try:
-        # an array's, a data frame's; what else is called so might be worked out, or loaded
+        # of an array or a data frame; the `shape` of other objects might be computed, or loaded
         shape: Any = getattr(value, "shape", None) if hasattr(_type(value), "__array__") else None
         if _is_a(shape, tuple) and shape:
             return capped(f"{type(value).__name__}[{', '.join(str(int(size)) for size in shape)}]")
@@ -129,7 +129,7 @@ def summary(value: Any) -> str:
 
 # ---------------------------------------------------------------- values
 class _Writer:
-    """Writes one value as JSON, or what comes near it, leaf by leaf, until there is no room left."""
+    """Writes one value as JSON, or something similar, leaf by leaf, until there is no room left."""
 
     def __init__(self, redact: Redact | None) -> None:
         self.redact = redact
@@ -159,14 +159,14 @@ class _Writer:
             self.put("}" if named else "]")
         except (_Full, _RedactFailed):
             raise
-        except BaseException as error:  # a value may do anything when it is looked into
+        except BaseException as error:  # a value may raise anything when it is read
             if not is_fault(error):
                 raise
             self.put(f'"(unreadable {type(value).__name__})"')
 
 
 def _parts(value: Any) -> tuple[bool, Iterable[tuple[str, Any]]] | None:
-    """What a value is made of, and whether that has names; None where it is a leaf."""
+    """The parts of a value, and whether they have names; None for a leaf."""
     if _is_a(value, dict | Mapping):
         return True, ((_name(key), item) for key, item in value.items())
     if _is_a(value, tuple) and (named := getattr(_type(value), "_fields", None)):
@@ -187,12 +187,12 @@ _ABSENT = object()
 
 
 def _held(value: Any, name: str) -> Any:
-    """What an object itself holds under a name, if it does. Its class isn't asked: a property may do or load anything."""
+    """What an object itself holds under a name, if anything. No property is called: it may do or load anything."""
     own = _own(value)
     if name in own:
         return own[name]
     found: Any = inspect.getattr_static(_type(value), name, _ABSENT)
-    if isinstance(found, MemberDescriptorType):  # a slot's
+    if isinstance(found, MemberDescriptorType):  # of a slot
         try:
             return found.__get__(value)
         except AttributeError:
@@ -209,7 +209,7 @@ def _own(value: Any) -> Mapping[str, Any]:
 
 
 def _field_names(value: Any) -> Sequence[str] | None:
-    """The fields of a record; of any other object the public attributes that it has itself."""
+    """The fields of a dataclass or Struct; of any other object its own public attributes."""
     kind: Any = _type(value)
     if names := getattr(kind, "__struct_fields__", None):
         return tuple(names)

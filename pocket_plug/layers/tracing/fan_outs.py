@@ -1,4 +1,4 @@
-"""What is known of the items of a fan-out, and which of them have spans: those that matter, and never too many."""
+"""Counts the items of a fan-out, and chooses which of them have spans: the important ones, and never too many."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pocket_plug.hookspecs import NodeCall, Run
 from .spans import Attributes
 
 SAMPLE = 100
-"""So many items have spans from the start; of those after, fewer and fewer do."""
+"""The first so many items all have spans; of later items fewer and fewer do."""
 
 PER_OCTAVE = 10
-"""So many more whenever their number doubles."""
+"""How many later items have spans each time that their number doubles."""
 
 SLOWEST = 20
-"""So many of the slowest have spans."""
+"""How many of the slowest items have spans."""
 
 MOST = 100
-"""So many that failed have spans, and so many that were tried again, besides those of the sample."""
+"""How many failed items have spans, and how many that were tried again, besides those of the sample."""
 
 FAN_OUT: Final = otel_context.create_key("pocket_plug.fan_out")
 
 clock = time.time_ns
-"""Of items, and of the spans that stand for them."""
+"""The clock for items and their spans."""
 
 
 class Durations:
@@ -43,21 +43,21 @@ class Durations:
     """
 
     PER_OCTAVE = 32
-    """Each is counted in one of so many steps from a value to its double."""
+    """How many steps there are from a value to its double; each duration is counted in one."""
 
     def __init__(self) -> None:
         self.number, self.least, self.greatest = 0, 0, 0
         self._steps: Counter[int] = Counter()
 
     def add(self, took: int) -> None:
-        """Count one more."""
+        """Count one more duration."""
         self.least = took if not self.number else min(self.least, took)
         self.greatest = max(self.greatest, took)
         self.number += 1
         self._steps[round(math.log2(took) * self.PER_OCTAVE) if took > 0 else -1] += 1
 
     def quantile(self, share: float) -> float:
-        """What that share of them, of 1, doesn't exceed. There must be one at least."""
+        """The duration that this share (0 to 1) of them doesn't exceed. There must be at least one."""
         left, step = math.ceil(share * self.number), 0
         for step in sorted(self._steps):
             left -= self._steps[step]
@@ -71,11 +71,11 @@ class Held(Protocol):
     """An item that has no span so far."""
 
     def write(self) -> None:
-        """It gets one."""
+        """Make its span."""
         ...
 
-    def let_go(self) -> None:
-        """It is none of the slowest any more."""
+    def release(self) -> None:
+        """It isn't one of the slowest any more."""
         ...
 
 
@@ -85,38 +85,38 @@ class FanOut:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.chooses = False
-        """Is its span recorded? Else there is nothing to choose."""
+        """Is the fan-out's span recorded? If not, no item has one."""
         self.hidden = False
-        """Is it itself an item without a span?"""
+        """Is this fan-out itself an item without a span?"""
         self.untraced = False
-        """Has it items that are not to be traced? Then nothing is said of them."""
+        """Has it items with `trace=False`? Then its span has no attributes about items."""
         self.began = 0
         self.failed, self.retried = 0, 0
         self.suppressed, self.suppressed_failed = 0, 0
         self._room = {"failed": MOST, "retried": MOST}
         self._durations = Durations()
-        self._slowest: list[tuple[int, int, Held | None]] = []  # a heap; None: it has its span already
+        self._slowest: list[tuple[int, int, Held | None]] = []  # a heap; None for an item that has its span already
 
     def begin(self) -> int:
-        """One more item; gives its number, from 0."""
+        """Count one more item; returns its number, from 0."""
         self.began += 1
         return self.began - 1
 
     def is_sampled(self, index: int) -> bool:
-        """Has this item a span, however it goes?"""
+        """Does this item have a span in any case?"""
         if index < SAMPLE:
             return True
         octave = (index // SAMPLE).bit_length() - 1
         return index % max((SAMPLE << octave) // PER_OCTAVE, 1) == 0
 
     def count(self, call: NodeCall, took: int) -> None:
-        """An item has ended."""
+        """Count an item that has ended."""
         self._durations.add(took)
         self.failed += call.outcome == "failed"
         self.retried += call.retries > 0
 
     def earns_span(self, call: NodeCall) -> bool:
-        """Is how it ended worth a span, and is there room for one more of that kind?"""
+        """Has it failed or been tried again, and is there room for one more span of that kind?"""
         for kind, is_so in (("failed", call.outcome == "failed"), ("retried", call.retries > 0)):
             if is_so and self._room[kind]:
                 self._room[kind] -= 1
@@ -124,16 +124,16 @@ class FanOut:
         return False
 
     def compare(self, index: int, took: int, item: Held | None) -> None:
-        """Is it one of the slowest so far? An item that has no span is held until it is not, or until the end."""
+        """Keep an item while it is one of the slowest, at most until the end; if it has no span, it gets one then."""
         if len(self._slowest) < SLOWEST:
             heappush(self._slowest, (took, index, item))
             return
         displaced = heappushpop(self._slowest, (took, index, item))[2]
         if displaced is not None:
-            displaced.let_go()
+            displaced.release()
 
     def close(self) -> Attributes:
-        """Write the slowest, and give what is said of all."""
+        """Write the spans of the slowest items, and return the attributes about all items."""
         for _, _, item in sorted(self._slowest, key=lambda each: each[1]):
             if item is not None:
                 item.write()

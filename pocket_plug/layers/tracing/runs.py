@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from pocket_plug.graph.observing.shape import Shape
 
 MAX_PHASES = 32
-"""So many phases of an item without a span are noted, in case it gets one."""
+"""How many phases of an item without a span are noted, in case it gets one."""
 
 
 class RunSpan(SpanManager):
-    """`run {graph}`, and what gives the spans inside it."""
+    """The span `run {graph}`, and the maker of the spans inside it."""
 
     __slots__ = ("additions", "dropped", "graph", "id", "live", "noted", "run", "silent")
 
@@ -40,12 +40,12 @@ class RunSpan(SpanManager):
         self.additions = live.additions()
         self.graph, self.id = capped(run.graph), capped(run.id)
         self.silent: dict[NodeCall, ItemSpan | None] = {}
-        """Those under way whose span isn't recorded: neither are their phases'. Items that may get one note them."""
+        """Running visits whose span isn't recorded, so neither are their phases'. Items that may get one note their phases."""
         self.noted: Noted | None = None
-        """What is noted of an outermost run."""
+        """What is noted of this run, if it is an outermost one."""
 
     def of_run(self, run: Run) -> RunSpan | nullcontext[object] | None:
-        """The run's own span; none where it is nested in an item without one. Then its events are heard all the same."""
+        """The run's own span; none if it is nested in an item without one, but its events are observed all the same."""
         if run.parent is None:
             return self
         if type(trace.get_current_span()) is LateSpan:
@@ -53,7 +53,7 @@ class RunSpan(SpanManager):
         return nullcontext(SILENT) if inside_dropped() else self
 
     def of_node(self, call: NodeCall) -> NodeSpan | Unseen | None:
-        """The span of a visit, which for many an item is there afterwards, if at all."""
+        """The span of a visit; for many items it is made afterwards, or not at all."""
         if self.dropped:
             return None
         fan_out = cast("FanOut | None", otel_context.get_value(FAN_OUT)) if call.is_item else None
@@ -80,7 +80,7 @@ class RunSpan(SpanManager):
         return None if item is None else NotedPhase(item, call)
 
     def event(self, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
-        """What no span shows by itself: conflicts and failed clean-ups, on the span in which they happened; retries, counted."""
+        """Add conflicts and failed clean-ups to the span in which they happened, and count retries."""
         if name == "retry" and (known := noted()) is not None:
             known.count_retry()
         if self.dropped or name not in ("conflict", "clean_up_failed"):
@@ -122,7 +122,7 @@ class RunSpan(SpanManager):
         return SILENT if self.dropped else None
 
     def _begin(self) -> None:
-        """What is to be recorded or kept once there is a span."""
+        """Record and keep what needs the span."""
         live, run, span = self.live, self.run, self.span
         self.dropped = not span.is_recording() and inside_dropped()
         if run.carrier is not None:
@@ -135,7 +135,7 @@ class RunSpan(SpanManager):
                 self.show(span, run, "pocket_plug.run.input", ("run", "input"), run.input)
 
     def _place(self, context: Context) -> tuple[Context, Sequence[Link]]:
-        """Where the run stands: below what, in which session, and linked to what."""
+        """The run's context, with its parent and session, and its links."""
         live, run = self.live, self.run
         if run.traceparent is not None:
             context = context_of(run.traceparent, context, baggage=live.baggage)
@@ -157,10 +157,10 @@ class RunSpan(SpanManager):
 
     def finish(self, error: BaseException | None) -> None:
         if self.span.is_recording():
-            self._say(error)
+            self._describe(error)
         self.noted = None  # tracebacks in it lead to the run's context, which holds this
 
-    def _say(self, error: BaseException | None) -> None:
+    def _describe(self, error: BaseException | None) -> None:
         run, span = self.run, self.span
         outcome = run.outcome or "success"
         attributes: Attributes = {"pocket_plug.run.outcome": outcome, "pocket_plug.run.steps": run.steps}
@@ -173,7 +173,7 @@ class RunSpan(SpanManager):
             self.show(span, run, "pocket_plug.run.output", ("run", "output"), run.output)
 
     def show(self, span: Span, call: Run | NodeCall | PhaseCall, name: str, path: tuple[str, Way], value: Any) -> None:
-        """What went in or came out, where that is captured."""
+        """Add an input or output to the span, if it is captured."""
         capture = self.live.capture
         text = capture.value(path, value) if capture is not None else None
         if capture is not None and text is not None:
@@ -186,7 +186,7 @@ _shapes: WeakKeyDictionary[Shape, Mapping[str, Sequence[str]]] = WeakKeyDictiona
 
 
 def _drawn(shape: Shape) -> Mapping[str, Sequence[str]]:
-    """The graph, so that the ways that the run didn't take can be drawn as well. Made once for each."""
+    """The nodes and edges of a graph, so that the paths not taken can be drawn as well. Made once for each graph."""
     drawn = _shapes.get(shape)
     if drawn is None:
         drawn = _shapes[shape] = {
@@ -197,7 +197,7 @@ def _drawn(shape: Shape) -> Mapping[str, Sequence[str]]:
 
 
 class NodeSpan(SpanManager):
-    """`node {node}`, or `item {node}` for one of a fan-out's."""
+    """The span `node {node}`, or `item {node}` for an item of a fan-out."""
 
     __slots__ = ("call", "fan_out", "run")
 
@@ -206,7 +206,7 @@ class NodeSpan(SpanManager):
         self.fan_out = FanOut(call.run) if call.type == "fan_out" else None
 
     def start(self, context: Context, start: int | None = None) -> Span:
-        """Begin it, now or at another time (in ns)."""
+        """Start the span, now or at another time (in ns)."""
         call, live = self.call, self.run.live
         name = capped(call.name)
         attributes: Attributes = {
@@ -228,7 +228,7 @@ class NodeSpan(SpanManager):
         self.enter(None)
 
     def enter(self, start: int | None) -> None:
-        """Begin it, and make it the current one."""
+        """Start the span, and make it the current one."""
         context, fan_out = otel_context.get_current(), self.fan_out
         span = self.start(context, start)
         if fan_out is not None:
@@ -245,7 +245,7 @@ class NodeSpan(SpanManager):
                 raise
 
     def show_input(self) -> None:
-        """What the node was given, where that is captured."""
+        """Add the node's input to the span, if it is captured."""
         self.run.show(self.span, self.call, "pocket_plug.node.input", ("node", "input"), self.call.input)
 
     def finish(self, error: BaseException | None) -> None:
@@ -257,7 +257,7 @@ class NodeSpan(SpanManager):
         outcome = call.outcome
         if outcome is not None:
             attributes["pocket_plug.node.outcome"] = outcome
-        if call.attempts > 1:  # it may have been a conflict that had it try again
+        if call.attempts > 1:  # a conflict may have caused another attempt, which is no retry
             attributes["pocket_plug.node.retries"] = call.retries
         if call.action is not None:
             attributes["pocket_plug.node.action"] = capped(call.action)
@@ -276,7 +276,7 @@ class NodeSpan(SpanManager):
 
 
 class ItemSpan(NodeSpan):
-    """`item {node}`: of the sample from the start; of the others one that begins late, if it is needed or they are worth it."""
+    """The span `item {node}`: if the item isn't in the sample, one that begins late, if it is needed or earned."""
 
     __slots__ = ("among", "ended", "error", "index", "late", "phases", "started")
 
@@ -319,7 +319,7 @@ class ItemSpan(NodeSpan):
             self.among.compare(self.index, took, None if late is None or late.has_begun else self)
 
     def write(self) -> None:
-        """Have the span after all, with what was noted."""
+        """Make the span afterwards, with what was noted."""
         assert self.late is not None
         context = trace.set_span_in_context(self.late.begun(), self.late.around)
         try:
@@ -337,8 +337,8 @@ class ItemSpan(NodeSpan):
             self._forget()
             self.span.end(self.ended)
 
-    def let_go(self) -> None:
-        """It is none of the slowest any more."""
+    def release(self) -> None:
+        """It isn't one of the slowest any more."""
         assert self.late is not None
         if self.late.dismiss():
             self.among.suppressed += 1
@@ -348,13 +348,13 @@ class ItemSpan(NodeSpan):
             self.write()
 
     def _forget(self) -> None:
-        """Tracebacks lead to what holds this."""
+        """Drop errors, whose tracebacks lead to objects that hold this one."""
         self.error = None
         self.phases.clear()
 
 
 class Unseen:
-    """An item of a fan-out that is itself an item without a span: neither it nor its phases have one."""
+    """An item of a fan-out that is itself an item without a span: neither the item nor its phases have one."""
 
     __slots__ = ("call", "silent")
 
@@ -385,7 +385,7 @@ class NotedPhase:
 
 
 class PhaseSpan(SpanManager):
-    """`prep|exec|fallback|post {node}`: one attempt."""
+    """The span `prep|exec|fallback|post {node}` of one attempt."""
 
     __slots__ = ("call", "live", "run")
 
@@ -393,7 +393,7 @@ class PhaseSpan(SpanManager):
         self.run, self.live, self.call = run, run.live, call
 
     def start(self, context: Context, start: int | None = None) -> Span:
-        """Begin it, now or at another time (in ns)."""
+        """Start the span, now or at another time (in ns)."""
         call, live = self.call, self.live
         phase, node = call.phase, capped(call.node.name)
         attributes: Attributes = {"pocket_plug.phase": phase, "pocket_plug.node.name": node}
@@ -416,12 +416,12 @@ class PhaseSpan(SpanManager):
                 raise
 
     def show_input(self) -> None:
-        """What it was given, where that is captured and stands nowhere else."""
+        """Add the phase's input to the span, if it is captured and on no other span."""
         if self._is_shown():
             self.run.show(self.span, self.call, "pocket_plug.phase.input", ("phase", "input"), self.call.input)
 
     def _is_shown(self) -> bool:
-        """What prep and post have and give stands on the node's span already, or on that of exec."""
+        """The inputs and outputs of prep and post are on the node's span already, or on that of exec."""
         return self.live.capture is not None and self.call.phase in ("exec", "fallback")
 
     def finish(self, error: BaseException | None) -> None:

@@ -1,7 +1,7 @@
-"""What tracing does, and whether anybody listens: decided here, once, and looked at by all spans.
+"""What tracing does, and whether there is a provider: decided here, once, for all spans.
 
-The process has settings, and a Pocket may have some of its own in their place. Who listens, a tracer provider, is the
-process's. No span is made in this module.
+The process has settings, and a Pocket may replace some of them by its own. The tracer provider is the process's. No span is
+made in this module.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ Scope = Literal["graph", "phase", "store"]
 class Settings:
     """What tracing does. `tracer_provider` None: OpenTelemetry's global one.
 
-    `detail` "run": one span per run. "node": also one per node, with its phases' durations, per attempt where a node
-    has a retry, a time-out or a fallback, and per store operation. "phase": one for each phase, instead of durations.
+    `detail` "run": one span per run. "node": also one per node, with its phases' durations, one per attempt if a node
+    has a retry, a time-out or a fallback, and one per store operation. "phase": one for each phase, instead of durations.
     "debug": also one for each layer that a store operation passes, in stacks that are built from then on.
 
     `capture` "none": neither keys nor values nor the messages of exceptions. "keys": the keys of store operations.
     "summary": also messages, and of inputs, outputs and values the type and the size. "full": the values themselves.
-    None: "none", but that what `observe()` keeps on this machine has messages. What `redact(path, value)` gives stands in
-    place of each key, message and value.
+    None: as "none", but what `observe()` keeps on this machine has messages. Each key, message and value is replaced by
+    what `redact(path, value)` returns.
 
-    `baggage` names the entries of baggage that become attributes and go along to other processes. `resume_trace`: is the
-    span of a run that goes on a child of the former execution's ("parent"), or does it begin a trace with a link there
-    ("link")? `scopes` are those that make spans.
+    `baggage` names the entries of baggage that become attributes and are passed to other processes. `resume_trace`: is the
+    span of a resumed run a child of the former execution's ("parent"), or does it begin a trace with a link to that
+    ("link")? `scopes` are the scopes that make spans.
     """
 
     detail: Detail = "node"
@@ -80,16 +80,16 @@ class Changes(Besides, total=False):
 
 
 def configure(**changes: Unpack[Changes]) -> Settings:
-    """Change the process's settings of tracing, from the next run on; gives the former ones.
+    """Change the process's settings of tracing, from the next run on; returns the former ones.
 
-    They count for all that no Pocket says otherwise: `[plugins.tracing] detail = "phase"` is for the runs and the stores
-    of that Pocket. Raises ConfigError for what isn't an option.
+    They hold unless a Pocket has other settings: `[plugins.tracing] detail = "phase"` is for the runs and the stores
+    of that Pocket. Raises ConfigError for an unknown option.
     """
     return use(changed("tracing", settings, checked(changes)))
 
 
 def use(chosen: Settings) -> Settings:
-    """Put these settings in place of all that were; gives the former ones."""
+    """Replace all settings of the process; returns the former ones."""
     global settings, _given
     former, settings = settings, chosen
     _given = None if isinstance(chosen.tracer_provider, Muted) else chosen.tracer_provider
@@ -101,7 +101,7 @@ def use(chosen: Settings) -> Settings:
 
 
 def mute() -> None:
-    """Listen to the global provider, but not to the one that is set right now: until another is set, or given."""
+    """Use no provider until another global one is set, or one is given: the one that is set now is ignored."""
     configure(tracer_provider=Muted(trace.get_tracer_provider()))
 
 
@@ -137,7 +137,7 @@ def checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def warn_of_flavours(given: Collection[str] | None) -> None:
-    """The option `flavours`, where it is given, is a plugin now. Warns of the user's line, which Python shows by default."""
+    """Warn, if the option `flavours` is given, that it is a plugin now: at the user's line, so that Python shows it."""
     if given:
         from pocket_plug.primitives.own_code import is_users  # here, since few give it
 
@@ -161,7 +161,7 @@ def _texts(value: object) -> tuple[str, ...] | None:
 
 
 class Live:
-    """Where spans go while somebody listens, and what stands on them. Made whole, never changed."""
+    """Where spans go while there is a provider, and what they have on them. Never changed after it is made."""
 
     __slots__ = (
         "additions",
@@ -182,18 +182,18 @@ class Live:
 
     def __init__(self, provider: TracerProvider, chosen: Settings, additions: Callable[[], Additions]) -> None:
         self.additions = additions
-        """What plugins add to spans, those of now."""
+        """Returns what the present plugins add to spans."""
         self.provider, self.detail, self.resume_trace = provider, chosen.detail, chosen.resume_trace
         self.draws = chosen.detail in ("phase", "debug")
-        """Have runs their graph's nodes and edges?"""
+        """Do runs' spans have the nodes and edges of the graph?"""
         self.phases = self.draws and "phase" in chosen.scopes
-        """Has each phase a span, rather than that its duration stands on the node's?"""
+        """Does each phase have a span? If not, its duration is on the node's span."""
         self.stores = chosen.detail != "run" and "store" in chosen.scopes
-        """Have store operations spans?"""
+        """Do store operations have spans?"""
         self.baggage = chosen.baggage
         self.capture: Captured | None = None
         self.redact, self.tells_locally = chosen.redact, chosen.capture is None
-        """Are messages kept for what stays here, and what is shown in their place?"""
+        """What replaces messages; and are messages kept for use on this machine?"""
         if chosen.capture is not None and chosen.capture != "none":
             from .capture import Captured
 
@@ -208,23 +208,23 @@ class Live:
 
 
 class Muted(NoOpTracerProvider):
-    """In the settings: OpenTelemetry's global provider, but for this one."""
+    """In the settings: use OpenTelemetry's global provider, unless it is this one."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self.provider = provider
 
 
 settings = Settings()
-"""The process's."""
+"""The settings of the process."""
 _given: TracerProvider | None = None
-"""The provider of the settings; None where it is OpenTelemetry's global one."""
+"""The provider of the settings; None for OpenTelemetry's global one."""
 _NEVER: tuple[object, None] = (object(), None)
 _GLOBAL: Final = "_TRACER_PROVIDER"
 _api = globals_of(trace, _GLOBAL, trace.get_tracer_provider)
 
 
 class Asked(Protocol):
-    """What tracing asks of its Pocket."""
+    """What tracing needs of its Pocket."""
 
     def additions(self) -> Additions:
         """What the plugins add to spans."""
@@ -232,7 +232,7 @@ class Asked(Protocol):
 
 
 def additions_of_default() -> Additions:
-    """What the plugins of the default Pocket add; where there can't be one, nothing."""
+    """What the plugins of the default Pocket add; nothing if there can't be one."""
     try:
         pocket: Asked = find_default_pocket()
         return pocket.additions()
@@ -244,20 +244,20 @@ def additions_of_default() -> Additions:
 
 
 class Listening:
-    """Does anybody listen, and to what? The process's settings, with those of one Pocket in their place."""
+    """Finds the provider: by the process's settings, or those of one Pocket in their place."""
 
     def __init__(self) -> None:
         self.additions: Callable[[], Additions] = additions_of_default
         self._own: Mapping[str, Any] = {}
         self._seen: tuple[object, Live | None] = _NEVER
-        """The provider that was last seen, and where spans go for it. Assigned whole."""
+        """The provider at the last look, and where spans go for it. Assigned as one tuple, for other threads."""
         with _lock:
             _all.add(self)
 
     def choose(self, own: Mapping[str, Any]) -> None:
-        """Put these in place of the process's settings. Raises ConfigError for what is no setting of a Pocket."""
+        """Use these in place of the process's settings. Raises ConfigError for an option that a Pocket can't have."""
         own = checked(own)
-        changed("tracing", settings, own)  # refuses what isn't one
+        changed("tracing", settings, own)  # refuses unknown options
         if "tracer_provider" in own:
             raise ConfigError(
                 "tracing's tracer_provider is the process's, as OpenTelemetry has it: give it to "
@@ -268,17 +268,17 @@ class Listening:
 
     @property
     def settings(self) -> Settings:
-        """Those that count here now."""
+        """The settings that hold here now."""
         return replace(settings, **self._own)
 
     def forget(self) -> None:
-        """Look anew: settings have changed."""
+        """Look up the provider again, since settings have changed."""
         self._seen = _NEVER
 
     def look(self) -> Live | None:
-        """See whether somebody listens; None where nobody does. Costs a fraction of a microsecond.
+        """Where spans go now; None if there is no provider. Costs a fraction of a microsecond.
 
-        Whoever keeps the answer misses a provider that is set later, and goes on with one that was replaced.
+        Don't keep the answer: a provider may be set later, or replaced.
         """
         provider = _api[_GLOBAL] if _given is None else _given
         known, live = self._seen
@@ -301,5 +301,5 @@ class Listening:
 _all: WeakSet[Listening] = WeakSet()
 _lock = new_lock()
 process = Listening()
-"""For all that belongs to no Pocket."""
+"""For runs and stores without a Pocket."""
 look = process.look

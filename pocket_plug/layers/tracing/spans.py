@@ -1,7 +1,7 @@
 """What all spans have in common: how they begin, become current, fail and end, and which of them are not recorded.
 
-A span that isn't recorded has two meanings. Where a sampler dropped it, what we trace inside is dropped with it. Where its
-scope is switched off, it was never begun: what is inside hangs below what is around it.
+A span that isn't recorded has two meanings. If a sampler dropped it, all our spans inside are dropped with it. If its
+scope is switched off, it never began: spans inside are children of the span around it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from .settings import Live
 Attributes = dict[str, str | bool | int | float]
 
 NOTED: Final = otel_context.create_key("pocket_plug.noted")
-"""In a run's context: what is noted of it."""
+"""In a run's context: its `Noted`."""
 
 
 class Noted:
-    """What is noted of a run and all that are nested in it, while they go on."""
+    """What is noted of a run and of the runs nested in it, while they run."""
 
     __slots__ = ("around", "recorded", "retries")
 
     def __init__(self, around: Noted | None) -> None:
         self.around = around
-        """What is noted of the run that began this one by itself."""
+        """What is noted of the run around, if a node's own code began this one there."""
         self.recorded: deque[BaseException] = deque(maxlen=64) if around is None else around.recorded
-        """The exceptions that have their event already, so that none is recorded again on its way up."""
+        """The exceptions that have an event already, so that none is recorded again on an outer span."""
         self.retries = 0
 
     def count_retry(self) -> None:
-        """For all runs around."""
+        """Count a retry, also for all runs around."""
         note: Noted | None = self
         while note is not None:
             note.retries += 1
@@ -49,14 +49,14 @@ class Noted:
 
 
 def noted() -> Noted | None:
-    """What is noted of the run that goes on here."""
+    """What is noted of the current run."""
     return cast("Noted | None", otel_context.get_value(NOTED))
 
 
 class SpanManager:
     """A span that is current within its block. Whatever happens while it is closed, it is detached and ended.
 
-    The context is handed on to all that need it: the SDK would ask for the current one three times more.
+    The context is passed to all calls that need it: the SDK would look up the current one three times more.
     """
 
     __slots__ = ("span", "token")
@@ -64,7 +64,7 @@ class SpanManager:
     token: Token[Context]
 
     def open(self, span: Span, context: Context) -> bool:
-        """Make it current in a context; where its scope is switched off, what is current stays so. Is it recorded?"""
+        """Make it current in a context, unless its scope is switched off; returns whether it is recorded."""
         self.span = span
         is_recorded = span.is_recording()
         if is_recorded or not is_off(span, context):
@@ -73,7 +73,7 @@ class SpanManager:
         return is_recorded
 
     def finish(self, error: BaseException | None) -> None:
-        """Say on the span how it went."""
+        """Set the span's attributes about the outcome."""
         raise NotImplementedError
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, stack: object) -> None:
@@ -83,22 +83,24 @@ class SpanManager:
             self.close()
 
     def close(self) -> None:
-        """Whatever happens: it is current no more, and ended."""
+        """Detach and end the span, whatever happens."""
         try:
             otel_context.detach(self.token)
         finally:
-            if self.span.is_recording():  # else there is nothing to end, or somebody has, as `observe()` at a SIGTERM
+            if (
+                self.span.is_recording()
+            ):  # else there is nothing to end, or it was ended, as by `observe()` at a SIGTERM
                 self.span.end()
 
 
 def is_off(span: Span, context: Context) -> bool:
-    """Was a span that isn't recorded never begun? Then it is what was around it, or nothing at all."""
+    """Did a span that isn't recorded never begin? Then its context is that of the span around it, or invalid."""
     own = span.get_span_context()
     return not own.is_valid or own.span_id == trace.get_current_span(context).get_span_context().span_id
 
 
 def inside_dropped() -> bool:
-    """Are we inside of a span that was not to be recorded?"""
+    """Are we inside of a span of this process that a sampler dropped?"""
     around = trace.get_current_span()
     if around.is_recording():
         return False
@@ -107,15 +109,15 @@ def inside_dropped() -> bool:
 
 
 def carried(live: Live, context: Context) -> Attributes:
-    """The entries of baggage that were asked for, under their own names."""
+    """The entries of baggage that the settings name, as attributes with the same names."""
     return {name: capped(value) for name, value in named_baggage(live.baggage, context).items()}
 
 
 def fail(live: Live, span: Span, error: BaseException, *, cancelled: bool) -> None:
-    """Mark a span by the error that it was left with.
+    """Mark a span with the error that ended it.
 
-    A cancellation is no failure: it has its type, but no status and no event. What isn't recorded has not seen the error:
-    its event is then that of the next span on its way.
+    A cancellation is no failure: the span gets its type, but no status and no event. If the span isn't recorded, the next
+    outer span gets the event.
     """
     if not span.is_recording():
         return
@@ -128,7 +130,7 @@ def fail(live: Live, span: Span, error: BaseException, *, cancelled: bool) -> No
 
 
 def record(live: Live, span: Span, error: BaseException) -> None:
-    """The exception event, by hand, unless the exception has one in this run."""
+    """Add the exception's event, without the SDK's help, unless it has one in this run."""
     if (known := noted()) is not None:
         if any(other is error for other in known.recorded):
             return
@@ -142,9 +144,9 @@ def record(live: Live, span: Span, error: BaseException) -> None:
 
 
 def _none(error: BaseException) -> None:
-    """Messages may hold anything: without capture there is none."""
+    """No message: it may contain anything, so it needs `capture`."""
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Did somebody stop it, rather than that it failed?"""
+    """Was it stopped, and did not fail?"""
     return isinstance(error, asyncio.CancelledError | GeneratorExit)

@@ -29,18 +29,18 @@ from .spans import Attributes, carried, fail, is_cancellation
 LABEL = "pocket_plug.layer.label"
 
 CHECKPOINT = (f"{RESERVED}run:", f"{RESERVED}run-part:")
-"""How the keys of a durable run's checkpoint begin, and of what else is recorded of it."""
+"""The prefixes of the keys of a durable run's checkpoint, and of its other records."""
 
 
 class Tracing(Layer):
     """One span for each operation that reaches the stack, named by the declared template of its key: `get user:{}`.
 
-    `namespace` names the store (`db.namespace`), as the layer `metrics` has it.
+    `namespace` names the store (`db.namespace`), as in the layer `metrics`.
 
-    A provider may be set, or replaced, after the stack was built: the next operation goes there. Keys and values are
-    shown only where `capture` says so; a name that no `Key` declares is left out. Inner operations that suspend run with
-    the span as their current one; those in memory have nothing below them to show, but for the layers, if the stack was
-    built at detail "debug".
+    A provider may be set, or replaced, after the stack was built: the next operation uses it. Keys and values are
+    shown only if `capture` says so; a name that no `Key` declares is left out. Inner operations that suspend run with
+    the span as the current one; those in memory have no spans below, except of layers, if the stack was built at detail
+    "debug".
     """
 
     namespace: str = ""
@@ -51,7 +51,7 @@ class Tracing(Layer):
         self._listening = listening_of(self)
         backend = parts(self.inner)[-1]
         server = server_of(backend)
-        # a database is called as a client calls, an embedded one too, as the conventions for SQL have it
+        # by the conventions for SQL, a call of a database is a client's, also of an embedded one
         self._kind = SpanKind.CLIENT if server or backend.system else SpanKind.INTERNAL
         self._about: Attributes = {"db.system.name": capped(system_of(backend)), **server}
         if self.namespace:
@@ -68,7 +68,7 @@ class Tracing(Layer):
         )
 
     def wrap_inner(self, part: Backend) -> Backend:
-        """At detail "debug" each part of the stack is watched, but for what is merely in memory: layers may be one with it."""
+        """At detail "debug" wrap each part of the stack in a Probe, except Memory, which a layer may adopt."""
         if listening_of(self).settings.detail != "debug" or type(part) is Memory or isinstance(part, Probe):
             return part
         probe = Probe()
@@ -78,7 +78,7 @@ class Tracing(Layer):
     def _attributes(self, operation: str) -> Attributes:
         return {**self._about, "db.operation.name": operation}
 
-    # No `async`: what nobody listens to is handed on, without a coroutine of its own.
+    # Not `async`: if there is no span to make, the inner coroutine is returned, without one of its own.
     def read(self, key: str) -> Coroutine[Any, Any, Entry | None]:  # pyright: ignore[reportIncompatibleMethodOverride] - awaited alike
         live = self._listening.look()
         if live is not None and (live := _heard(live, context := current_context())) is not None:
@@ -179,7 +179,7 @@ class Tracing(Layer):
         return self._scanned(live, prefix, keys)
 
     async def _scanned(self, live: Live, prefix: str, keys: AsyncIterator[str]) -> AsyncIterator[str]:
-        """The span is made at the end, as long as the store worked: none is open while the caller has the key."""
+        """The span is made at the end, with the time that the store worked: none is open while the caller uses a key."""
         parent, start = current_context(), time.time_ns()
         busy, count, error = 0, 0, None
         began = time.perf_counter_ns()
@@ -202,16 +202,16 @@ class Tracing(Layer):
     def _made(
         self, live: Live, about: Operation, error: BaseException | None, values: Values = None, end: int | None = None
     ) -> None:
-        """The span of an operation that is over: nothing below it could have asked for it."""
+        """Make the span of an operation that has ended: no code below could have needed it as the current one."""
         span = self._start(live, about)
         if span is not None:
             _finish(live, span, error, None, values, end)
 
     def _start(self, live: Live, about: Operation) -> Span | None:
-        """A recording span, or None. A tracing that fails must not fail the store."""
+        """A recording span, or None. Tracing that fails must not fail the store."""
         parent, keys, attributes = about.parent, about.keys, about.attributes
         if _is_bookkeeping(keys) and not trace.get_current_span(parent).get_span_context().is_valid:
-            return None  # it looks for its records before there is a span: that begins no trace
+            return None  # a durable run reads its records before it has a span: that must not begin a trace
         try:
             name = capped(f"{about.name} {about.template}") if about.template else about.name
             if (asked := live.additions().store) or live.baggage:
@@ -230,7 +230,7 @@ class Tracing(Layer):
 
 
 class Operation:
-    """What a span is to say of an operation; `start` in ns, None for now."""
+    """What a span shows of an operation; `start` in ns, None for now."""
 
     __slots__ = ("attributes", "keys", "name", "parent", "start", "template")
 
@@ -248,16 +248,16 @@ class Operation:
 
 
 def listening_of(layer: Layer) -> Listening:
-    """Whose settings count for a layer: those of the Pocket that made its recipe, else the process's."""
+    """The settings for a layer: those of the Pocket that made its recipe, else the process's."""
     found = getattr(layer.plugin, "listening", None)
     return found if isinstance(found, Listening) else settings.process
 
 
 def _heard(live: Live, context: Context) -> Live | None:
-    """Where a store operation's span goes; None where it isn't wanted, or the span around it isn't recorded."""
+    """Where a store operation's span goes; None if it isn't wanted, or the span around it isn't recorded."""
     if not live.stores:
         return None
-    if context:  # an empty one, as outside of runs and requests, has no span: to look would cost as much as the read
+    if context:  # an empty one, as outside of runs and requests, has no span: a look would cost as much as the read
         if suppressed(context):
             return None
         parent = trace.get_current_span(context)
@@ -271,19 +271,19 @@ def _heard(live: Live, context: Context) -> Live | None:
 
 
 def _target(key: str) -> str:
-    """What an operation is about, as its span is called: the key's template; "checkpoint" for a durable run's."""
+    """The key in the name of an operation's span: its template, or "checkpoint" for a durable run's records."""
     return template_of(key) or ("checkpoint" if key.startswith(CHECKPOINT) else "")
 
 
 def _common_target(keys: Sequence[str]) -> str:
-    """The same of several: "checkpoint" where a durable run's is among them."""
+    """The same for several keys: "checkpoint" if a durable run's record is among them."""
     if len(keys) == 1:
         return _target(keys[0])
     return "checkpoint" if any(key.startswith(CHECKPOINT) for key in keys) else ""
 
 
 def _is_bookkeeping(keys: str | Sequence[str]) -> bool:
-    """Is it all about the records of a durable run itself?"""
+    """Are all of these keys pocket_plug's own records?"""
     if isinstance(keys, str):
         return OWN <= keys < PAST_OWN
     return bool(keys) and all(OWN <= name < PAST_OWN for name in keys)
@@ -303,7 +303,7 @@ def _show_keys(live: Live, span: Span, keys: str | Sequence[str]) -> None:
 
 
 Values = Entry | Mapping[str, Entry] | Sequence[Change] | None
-"""What came of a read, or what was to be written."""
+"""The result of a read, or the changes of a write."""
 
 
 def _show_values(live: Live, span: Span, values: Values) -> None:
@@ -326,7 +326,7 @@ def _show_values(live: Live, span: Span, values: Values) -> None:
 
 
 class _Attached:
-    """The block in which an operation runs with its span as the current one. What it raises itself is said once, never raised."""
+    """The block in which an operation runs with its span as the current one. Errors of tracing are reported once, not raised."""
 
     __slots__ = ("live", "result", "span", "token", "values")
 
@@ -370,7 +370,7 @@ def _finish(
 
 # ---------------------------------------------------------------- the parts of a stack
 class Probe(Layer):
-    """Put around a part of a stack built at detail "debug": a span for each operation that it has something to do with."""
+    """Wraps a part of a stack that is built at detail "debug": makes a span for each operation of that part."""
 
     inline_read = inline_write = True
 
@@ -382,14 +382,14 @@ class Probe(Layer):
         self._about: Attributes = {"pocket_plug.layer": self._name}
         if isinstance(part, Layer) and part.label:
             self._about[LABEL] = capped(part.label)
-        if isinstance(part, Layer):  # what it only hands on shows nothing of it
+        if isinstance(part, Layer):  # no span for operations that the layer only passes on
             for operation in ("read", "read_many", "write"):
                 own = getattr(part, operation)
                 if own == getattr(part.inner, operation):
                     setattr(self, operation, own)
 
     def _watched(self, operation: str) -> _Attached | None:
-        """Only inside of an operation whose span is recorded."""
+        """A span, only inside of an operation whose span is recorded."""
         live = self._look()
         if live is None or live.detail != "debug":
             return None
@@ -408,7 +408,7 @@ class Probe(Layer):
         return _Attached(live, span) if span.is_recording() else None
 
     async def read(self, key: str) -> Entry | None:
-        """The part's, watched."""
+        """The part's, with a span."""
         watched = self._watched("get")
         if watched is None:
             return await self.inner.read(key)
@@ -418,7 +418,7 @@ class Probe(Layer):
             return entry
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The part's, watched."""
+        """The part's, with a span."""
         watched = self._watched("get_many")
         if watched is None:
             return await self.inner.read_many(keys)
@@ -428,7 +428,7 @@ class Probe(Layer):
             return entries
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """The part's, watched."""
+        """The part's, with a span."""
         watched = self._watched("write")
         if watched is None:
             return await self.inner.write(changes, expect)
