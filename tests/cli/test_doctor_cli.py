@@ -69,8 +69,8 @@ def test_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     out, err = capsys.readouterr()
     assert {line.split()[0] for line in out.splitlines()} <= {"ok", "note", "wrong"}
     assert [line for line in out.splitlines() if line.startswith("wrong")] == [
-        "wrong  telemetry  traces: OTEL_TRACES_EXPORTER is 'nowhere'; known are otlp, console and none. For another exporter "
-        "set a provider of your own before"
+        "wrong  telemetry  traces: OTEL_TRACES_EXPORTER is 'nowhere'; known are otlp, console and none. To use another exporter, "
+        "set your own provider first"
     ]
     assert err == "1 thing is wrong\n"
     assert main(["doctor", "--timeout", "soon"]) == 2
@@ -335,7 +335,7 @@ def test_a_span_that_is_refused_or_not_answered(doctor: Doctor, monkeypatch: pyt
         assert says == f"not taken: {sink.url}/v1/traces: HTTP 503 Service Unavailable"
         assert len(sink.requests) == 1
         sink.refuse(401)
-        assert "OTEL_EXPORTER_OTLP_HEADERS is for what it wants to know" in doctor(1)["telemetry", "span"][1]
+        assert "Set its credentials in OTEL_EXPORTER_OTLP_HEADERS" in doctor(1)["telemetry", "span"][1]
         sink.accept()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{sink.url}/elsewhere")
         assert "HTTP 404" in doctor(1)["telemetry", "span"][1]
