@@ -199,7 +199,7 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
                 traces |= traces_of_run(index, name, path)
             except UnknownRunError as error:
                 missing.append(str(error))
-        alive = {each.span.trace_id for each in index.going_on(traces) if each.alive}
+        alive = {each.span.trace_id for each in index.open_spans(traces) if each.alive}
         if alive and names:
             raise click.UsageError(f"{', '.join(names)}: it is in progress; a trace can be removed once it has ended")
         traces -= alive

@@ -43,7 +43,7 @@ def diff(run: str | None, other: str | None, file: Path | None, as_json: bool) -
         before = _before(runs, after, path) if other is None else _meant(runs, other, path, "OTHER")
         ids = {each.trace_id for each in (*before, *after)}
         spans = [*index.spans(ids)]
-        until = {each.span.span_id: time.time_ns() if each.alive else each.seen for each in index.going_on(ids)}
+        until = {each.span.span_id: time.time_ns() if each.alive else each.seen for each in index.open_spans(ids)}
     from pocket_plug.traces.comparing import Side, compared, spans_of
 
     found = compared(

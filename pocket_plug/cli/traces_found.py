@@ -84,7 +84,7 @@ def found_traces(path: Path, wanted: str | None, title: str = "RUN") -> tuple[li
     with opened_index(path) as index:
         ids = traces_of_run(index, wanted, path, title)
         spans = [*index.spans(ids)]
-        going_on = index.going_on(ids)
+        going_on = index.open_spans(ids)
     if not spans:
         raise UnknownRunError(f"there is no trace {wanted} in {path}. `pocket-plug trace ls` lists the runs")
     return traces_of(spans)[::-1], going_on

@@ -522,7 +522,7 @@ def test_what_keeps_traces_from_being_removed_is_said(file: Path, says: Says) ->
     with appending(file):
         code, _, err = says("rm", "--all")
     assert (code, file.read_bytes()) == (1, before)
-    assert f"nothing was removed: somebody is just writing to {file.relative_to(Path.cwd())}; try again" in err
+    assert f"nothing was removed: another process is writing to {file.relative_to(Path.cwd())}; try again" in err
     (file.parent / "traces.jsonl.new~").mkdir()
     code, _, err = says("rm", "--all")
     assert (code, file.read_bytes()) == (2, before)
