@@ -197,7 +197,7 @@ def test_certificates_are_those_of_the_environment(
     assert trusted == [str(file)]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", "nowhere.pem")
     assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 2
-    assert "OTEL_EXPORTER_OTLP_CERTIFICATE: there is no file nowhere.pem" in capsys.readouterr().err
+    assert "OTEL_EXPORTER_OTLP_CERTIFICATE is nowhere.pem, but there is no such file" in capsys.readouterr().err
 
 
 def test_what_cannot_be_sent(file: Path, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
