@@ -387,7 +387,7 @@ def test_doctor_says_which_file_counts_and_sends_a_span_as_it_says(
     assert telemetry() == {
         "configuration file": ("ok", "otel.yaml (named by OTEL_CONFIG_FILE) is used, and no other OTEL_* variable"),
         "traces": ("ok", f"otlp_http, console to {shown}/v1/traces"),
-        "span": ("ok", f"{shown}/v1/traces has taken one"),
+        "span": ("ok", f"{shown}/v1/traces took one"),
         "metrics": ("ok", f"otlp_http to {shown}/v1/metrics"),
         "logs": ("ok", f"otlp_http to {shown}/v1/logs"),
     }
