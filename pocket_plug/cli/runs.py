@@ -151,7 +151,7 @@ def _why(run: RunInfo, now: float) -> str:
         return f"for {in_units(run.wake_at - now)}"
     if run.owner is not None:
         moved = run.updated if run.updated is not None else run.owner.since
-        return f"pid {run.owner.pid} on {run.owner.host}, last commit {in_units(now - moved)} ago"
+        return f"pid {run.owner.pid} on {run.owner.host}, last written {in_units(now - moved)} ago"
     return ""
 
 
@@ -395,7 +395,7 @@ async def _answer_type(graph: Graph[Any, Any], runs: Runs, run_id: str, question
 def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
     """End runs finally. Their nodes' writes are kept.
 
-    A process that executes such a run stops at its next commit, or within a third of its lease.
+    A process that executes such a run notices this at its next commit, or within a third of its lease.
     """
     _change(target, run_ids, Runs.cancel, as_json)
 

@@ -122,7 +122,7 @@ def _stopping(worker: Worker) -> Generator[None]:
 
 
 def _say_stopping() -> None:
-    echo("stopping: the nodes being executed are finished. Send the signal again to stop at once", err=True)
+    echo("stopping after the nodes that are being executed. Send the signal again to stop at once", err=True)
 
 
 class _Printer:

@@ -41,7 +41,7 @@ class Finding:
 
 
 def check_config(path: str | Path) -> list[Finding]:
-    """All problems of a file, ordered by line. It raises nothing for invalid content, but ConfigError or OSError for no file."""
+    """All problems of a file, ordered by line. A file that is missing or can't be read is a problem, too, and raises nothing."""
     path = Path(path)
     try:
         config, problems = read_config(path)

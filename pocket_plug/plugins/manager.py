@@ -90,7 +90,7 @@ class Manager:
             self.drop(record, "failed", error)
 
     def refuse(self, record: PluginRecord) -> None:
-        """Keep the record of a plugin that can't be loaded, since its name is taken or missing. Logs one warning."""
+        """Keep the record of a plugin whose name is taken, or whose metadata can't be read. Logs one warning."""
         self._nameless.append(record)
         _logger.warning("plugin %s %s", record, record.verdict)
 
