@@ -350,7 +350,7 @@ def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
     if found.durability:
         says.append(f"durability {found.durability}")
     if found.is_new:
-        says.append("it doesn't exist yet: a program creates it when it opens it")
+        says.append("the store doesn't exist yet: a program creates it when it opens it")
     if found.skew is not None:
         says.append(f"its clock is {1000 * abs(found.skew):.0f} ms {'ahead' if found.skew > 0 else 'behind'}")
     wrong: list[str] = []

@@ -58,7 +58,7 @@ async def faults_of(backend: Backend, heads: dict[str, ListHead], names: Sequenc
     faults: list[str] = []
     for owner, head in heads.items():
         if numbers[owner] < head.length and (lacking := await _lacking(backend, owner, head)):
-            faults.append(f"the list {owner!r} has lost {lacking:,} of its {head.length:,} items")
+            faults.append(f"the list {owner!r} lacks {lacking:,} of its {head.length:,} items")
     return faults, left
 
 

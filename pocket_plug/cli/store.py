@@ -138,7 +138,7 @@ def get(target: Target, key: str, as_json: bool) -> None:
         async with target.opened() as stack:
             entry = await stack.read(key)
             if entry is None:
-                raise MissingKeyError(f"there is no {key!r} in {target}; `pocket-plug store ls` lists the keys")
+                raise MissingKeyError(f"nothing at {key!r} in {target}; `pocket-plug store ls` lists the keys")
             if is_list(entry) and not as_json:
                 async for page in item_pages(stack, key, key):
                     for item in page:
@@ -225,7 +225,7 @@ def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> 
     there = asyncio.run(removed())
     missing = [key for key in keys if key not in there]
     for key in missing:
-        echo(f"there is no {key!r}", err=True)
+        echo(f"nothing at {key!r}", err=True)
     echo(f"removed {count(len(there))}", err=True)
     return int(bool(missing))
 

@@ -529,7 +529,7 @@ def test_run_a_folder(capsys):
     [
         ("nowhere.py", "there is no file or folder nowhere.py"),
         ("empty", "the folder empty has neither app.py nor __init__.py"),
-        ("notes.txt", "notes.txt is no Python file; its name must end in .py"),
+        ("notes.txt", "notes.txt is not a Python file; its name must end in .py"),
         ("nothing.py", "nothing.py defines neither main nor graph; name an object: nothing.py:name"),
         ("nothing.py:grap", "nothing.py has no 'grap'. Did you mean 'graph_'?"),
         ("nothing.py:graph_", "nothing.py:graph_ is int, not a graph, a function or a click command"),

@@ -186,7 +186,7 @@ def test_servers_that_are_well_stopped_and_gone(doctor: Doctor) -> None:
         found = {name: told for (section, name), told in doctor(1).items() if section == "stores"}
         assert found["store"][0] == "ok"
         assert "Valkey" in found["store"][1]
-        assert "durability power; no entries yet" in found["store"][1]
+        assert "durability power; the store doesn't exist yet" in found["store"][1]
         assert found["stores.none"][0] == "note"
         assert found["stores.lax"][0] == "wrong"
         assert "put into its configuration: appendfsync always" in found["stores.lax"][1]

@@ -468,7 +468,7 @@ def in_base64(value: Any) -> str:
         ('{"key": "a", "record": "A"}', "Invalid base64"),
         ('{"key": "a", "record": "AAAA"}', "a record has"),
         ('{"key": "a", "record": "AAAAAAAAAAAA"}', "no record of this codec"),
-        (json.dumps({"key": "a", "record": in_base64({1}), "type": "tuple"}), "'tuple', and holds 'set'"),
+        (json.dumps({"key": "a", "record": in_base64({1}), "type": "tuple"}), "'tuple', but the record holds 'set'"),
         ('{"key": "a", "value": %s}' % ("[" * 100_000), "it is nested too deeply"),
     ],
 )
