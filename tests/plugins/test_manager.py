@@ -362,9 +362,9 @@ def test_layer_name_taken(caplog):
         ("pocket_layers", "shout", "it returned str, not a list"),
         ("pocket_layers", [Shout()], "it returned Shout(), not a subclass of Layer"),
         ("pocket_backends", [Memory], "it returned list, not a mapping of URL schemes"),
-        ("pocket_backends", {"x": 3}, "'x' leads to 3, which can't be called with a URL"),
+        ("pocket_backends", {"x": 3}, "'x' has 3, which is not a function of a URL"),
         ("pocket_executors", [Memory], "it returned list, not a mapping of URL schemes"),
-        ("pocket_executors", {"x": 3}, "'x' leads to 3, which can't be called with a URL"),
+        ("pocket_executors", {"x": 3}, "'x' has 3, which is not a function of a URL"),
     ],
 )
 def test_offers_of_the_wrong_type(caplog, hook, answer, words):
