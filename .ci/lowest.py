@@ -1,7 +1,7 @@
-"""Prints the lowest versions that our pyproject.toml files allow, as constraints for pip: `make test-lowest` tests with these.
+"""Prints the lowest versions that our pyproject.toml files allow, as constraints for pip. `make test-lowest` uses them.
 
-Only what we require ourselves is in them; what that requires in turn is the newest that goes with it. The standard library is
-enough for it, since it is run before anything is installed.
+They contain only our direct requirements; pip chooses the newest compatible versions of indirect ones. The script uses only the
+standard library, since it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[1]
 REQUIREMENT = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)(\[[\w,-]+\])?>=(?P<version>[\w.!]+)(,[<!=\w.]+)?(; ?python_version ?>= ?'(?P<python>3\.\d+)')?"
 )
-"""All forms that a requirement of ours has."""
+"""All forms of requirements in our pyproject.toml files."""
 
 
 def lowest(python: tuple[int, int]) -> dict[str, str]:
-    """Of each distribution the lowest version for a Python. Raises SystemExit for one without a lower bound."""
+    """The lowest version of each distribution for a Python version. Raises SystemExit for one without a lower bound."""
     found: dict[str, str] = {}
     for line in _requirements():
         match = REQUIREMENT.fullmatch(line)
@@ -29,7 +29,7 @@ def lowest(python: tuple[int, int]) -> dict[str, str]:
         if match["name"] == "pocket-plug":
             continue
         since = tuple(map(int, (match["python"] or "3.0").split(".")))
-        if since <= python:  # those of a later Python stand behind those of all
+        if since <= python:  # requirements for a later Python come after the general ones
             found[match["name"]] = match["version"]
     return found
 

@@ -1,7 +1,7 @@
-"""pocket_plug: state for workflows. A store wrapped by pluggable layers, graphs of nodes over it, every step traced.
+"""pocket_plug: state for workflows. A store wrapped by pluggable layers, and graphs of nodes that run over it, traced.
 
-Importing it scans, configures and starts nothing. Each name loads its module when it is first used: whoever needs a store
-only does not pay for graphs. Plugins are looked for when the first run or the first name needs them.
+The import scans, configures and starts nothing. Each name loads its module on first use, so a program that uses only stores
+doesn't load graphs. Plugins are searched for when the first run, or the first name of a plugin's part, needs them.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ _MODULES = {
     "TypedStore": "store.typed",
     "observe": "telemetry",
 }
-"""What is loaded when it is first used: the name, and the module that has it. Type checkers read the imports above."""
+"""The names that are loaded on first use, each with its module. Type checkers read the imports above."""
 
 __all__ = [
     "END",
@@ -332,7 +332,7 @@ __all__ = [
     "split_name",
 ]
 
-if not TYPE_CHECKING:  # type checkers would take any misspelt name for one of these
+if not TYPE_CHECKING:  # with it, type checkers would accept any misspelt name
 
     def __getattr__(name: str) -> object:
         if name not in _MODULES:
@@ -348,7 +348,7 @@ def __dir__() -> list[str]:
 
 
 def _default_pocket() -> Pocket:
-    """The plugins are imported with the first run or name that needs them."""
+    """The default Pocket. It imports the plugins, so this happens only when it is first needed."""
     from .plugins import default_pocket
 
     return default_pocket()

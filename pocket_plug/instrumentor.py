@@ -1,7 +1,7 @@
-"""What `opentelemetry-instrument` finds. It needs `opentelemetry-instrumentation`; nothing of pocket_plug imports it.
+"""The instrumentor for `opentelemetry-instrument`. It needs `opentelemetry-instrumentation`; pocket_plug doesn't import it.
 
-pocket_plug speaks to OpenTelemetry by itself: wherever a provider is set, runs are traced and measured. So there is nothing
-to patch, and all that can be chosen here is which providers are used, and when that ends: until others are set.
+pocket_plug uses OpenTelemetry's API itself: if a provider is set, runs are traced and measured. So nothing is patched; the
+instrumentor only chooses the providers, and switches telemetry off.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from pocket_plug.layers import metrics, tracing
 
 
 class PocketPlugInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # so it has no type
-    """`instrument(tracer_provider=…, meter_provider=…)`; those left out are the global ones. `uninstrument()` ends it.
+    """Chooses the providers by `instrument(tracer_provider=…, meter_provider=…)`, by default the global ones.
 
-    After that pocket_plug is silent for the providers that are set by then. One that is set later, as a test does for the
-    test after it, or that is given, is listened to again.
+    `uninstrument()` switches pocket_plug's telemetry off, until another provider is set, as tests do, or given.
 
     >>> from pocket_plug.layers import tracing
     >>> PocketPlugInstrumentor().instrument()
@@ -29,7 +28,7 @@ class PocketPlugInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # so it h
     """
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """It comes with what it is for."""
+        """None: the instrumentor is part of the library that it instruments."""
         return ()
 
     def _instrument(self, **kwargs: Any) -> None:

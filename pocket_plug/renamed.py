@@ -1,4 +1,4 @@
-"""What is called otherwise since 0.2: old names work on until 0.3, with a DeprecationWarning that says the new one."""
+"""Names that 0.2 has changed: the old ones work until 0.3, with a DeprecationWarning that gives the new one."""
 
 from __future__ import annotations
 
@@ -41,30 +41,32 @@ NAMES = {**EXCEPTIONS, "TTL": "Duration"}
 
 
 class RenamedModules(Loader):
-    """Finds modules by their old names, once nobody else knows them: each is the very module that has the new name."""
+    """Imports modules by their old names, if no other finder knows these: the result is the same module as by the new name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A spec for an old name, None for all others."""
+        """A spec for an old name; None for other names."""
         package, _, name = fullname.partition(".")
         return ModuleSpec(fullname, self) if package == "pocket_plug" and name in MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Python makes it; `exec_module` puts another one in its place."""
+        """Let Python make an empty module, which `exec_module` replaces."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module of the new name in the place of the old one."""
+        """Replace the empty module by the one with the new name."""
         new = f"pocket_plug.{MODULES[module.__name__.partition('.')[2]]}"
-        warn(f"{module.__name__} is called {new} now; the old name goes with 0.3", DeprecationWarning, stacklevel=2)
+        warn(f"{module.__name__} is now called {new}; 0.3 will remove the old name", DeprecationWarning, stacklevel=2)
         sys.modules[module.__name__] = import_module(new)
 
 
 def renamed(module: str, name: str, names: dict[str, str] = NAMES) -> object:
-    """What an old name of a module stands for, for its `__getattr__`. Raises AttributeError for any other name."""
+    """The object for an old name in a module, for the module's `__getattr__`. Raises AttributeError for any other name."""
     if name not in names:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     new = names[name]
-    warn(f"{module}.{name} is called {module}.{new} now; the old name goes with 0.3", DeprecationWarning, stacklevel=3)
+    warn(
+        f"{module}.{name} is now called {module}.{new}; 0.3 will remove the old name", DeprecationWarning, stacklevel=3
+    )
     found: object = getattr(import_module(module), new)
     return found

@@ -1,10 +1,10 @@
-"""The command line, `pocket-plug`: what it prints goes to stdout, what it has to say to stderr.
+"""The command line, `pocket-plug`: results go to stdout, messages to stderr.
 
-Exit codes: 0 all well, 1 a run or the user's code failed, 2 wrong usage or configuration,
+Exit codes: 0 success, 1 a run or the user's code failed, 2 wrong usage or configuration,
 3 a run waits for an answer or a time, 4 a store's server can't be reached, 130 interrupted.
 
-A command's module is imported when the command runs, so that the help is there at once: here stand only its name and the
-line that the help shows.
+A command's module is imported when the command runs, so that the help is fast: this module has only the name of each command
+and the line that the help shows.
 """
 
 from __future__ import annotations
@@ -47,30 +47,30 @@ COMMANDS = {
     "trace": ("trace", "List, show, compare and send recorded traces."),
     "worker": ("worker", "Execute submitted durable runs, and resume those whose process has died."),
 }
-"""Our commands: the module that has each, and the first sentence of its help."""
+"""The built-in commands: the module of each, and the first sentence of its help."""
 
 
 class Failure(click.ClickException):
-    """What went wrong, in one message."""
+    """An error: its message, without a traceback, and exit code 1."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         echo(self.message, err=True)
 
 
 class Misconfigured(Failure):
-    """The same for what is wrong before anything ran."""
+    """An error of usage or configuration, before anything ran."""
 
     exit_code = 2
 
 
 class Waiting(Failure):
-    """Nothing went wrong: a durable run asks or sleeps, and goes on once it is answered or its time has come."""
+    """No error: a durable run waits for an answer or a time, and can be resumed then."""
 
     exit_code = 3
 
 
 class Unreachable(Failure):
-    """The server of a store can't be reached: it may go well at another time."""
+    """A store's server can't be reached: the same command may succeed later."""
 
     exit_code = 4
 
@@ -82,7 +82,7 @@ def _kind_of(error: PocketError) -> type[Failure]:
 
 
 class Commands(click.Group):
-    """Our commands, then those of plugins, which are asked for theirs only where a name is none of ours."""
+    """The built-in commands, then those of plugins. Plugins are loaded only for the help and for a name that isn't built in."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with said_if_unwritable("stdout"):  # the help and the version are printed here
@@ -168,7 +168,7 @@ def _commands_of_plugins() -> dict[str, click.Command]:
 
 
 def _may_have_plugins() -> bool:
-    """Is there a plugin besides our own, which offer no commands? The metadata tell it without loading any."""
+    """Is a plugin installed that isn't built in? Built-in ones have no commands. Reads metadata and loads no plugin."""
     if "pocket_plug.plugins.pocket" in sys.modules:
         return True  # a Pocket may have been given plugins in code
     from importlib.metadata import distributions
@@ -178,75 +178,73 @@ def _may_have_plugins() -> bool:
             "[pocket_plug]" in (found.read_text("entry_points.txt") or "") and found.name != "pocket-plug"
             for found in distributions()
         )
-    except Exception:  # noqa: BLE001 - anybody writes metadata; loading the plugins says what is wrong with them
+    except Exception:  # noqa: BLE001 - metadata may be broken; loading the plugins reports it
         return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and give its exit code."""
+    """Run a command and return its exit code."""
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed by who started us (`>&-`); what is opened now would get its number
-            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
+        if getattr(sys, stream) is None:  # closed by the caller (`>&-`); the next opened file would get its number
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
     try:
         with _escaped_logs(), searching_config():
             code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
     except click.ClickException as error:
         message = error.message
-        if isinstance(error, click.NoSuchOption):  # its own words differ from release to release
+        if isinstance(error, click.NoSuchOption):  # click's own text differs from release to release
             message = f"No such option {error.option_name!r}."
             if place := _where_it_stands(error):
-                message += f" {place}"  # it is no other option that is meant
+                message += f" {place}"  # the option exists, at another place
             elif error.possibilities:
                 message += f" Did you mean {' or '.join(map(repr, sorted(error.possibilities)))}?"
             else:
-                message += " What begins with - and is no option, such as a run's id, goes behind --"
+                message += " An argument that begins with -, such as a run's id, must come after --"
             vars(error)["possibilities"] = None
-        vars(error)["message"] = escaped(message, keep="\n\t")  # click's own quote the command line
-        with _as_far_as_stderr_takes_it():
+        vars(error)["message"] = escaped(message, keep="\n\t")  # click's messages quote the command line
+        with _ignoring_closed_stderr():
             error.show()
         return error.exit_code
     except click.Abort:
-        with _as_far_as_stderr_takes_it():
+        with _ignoring_closed_stderr():
             echo("interrupted", err=True)
         return 130
-    except BaseException as error:  # the user's: as Python prints it, but escaped
+    except BaseException as error:  # an error of the user's code: as Python prints it, but escaped
         if not is_fault(error) or isinstance(error, SystemExit):
             raise
-        with _as_far_as_stderr_takes_it():
+        with _ignoring_closed_stderr():
             echo("".join(traceback.format_exception(error)).rstrip(), err=True)
         return 1
     return code if isinstance(code, int) else 0
 
 
 def _is_of_stdout(error: OSError) -> bool:
-    """Was it raised where click prints on stdout? There it prints the help of a command, of a plugin's too."""
+    """Was it raised while click printed to stdout, as it does for the help of a command?"""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code is click.echo.__code__)
     return any(frame.f_locals["file"] is sys.stdout for frame in frames)
 
 
 @contextmanager
-def _as_far_as_stderr_takes_it() -> Generator[None]:
-    """Within, the last words. Where stderr can't be written to there is nobody to tell that, and the exit code says the rest."""
+def _ignoring_closed_stderr() -> Generator[None]:
+    """Ignore that stderr can't be written to: nobody could read a message about it, and the exit code reports the failure."""
     with suppress(OSError, click.ClickException), said_if_unwritable("stderr"):
         yield
 
 
 def _where_it_stands(error: click.NoSuchOption) -> str:
-    """Where an option has to stand that a command doesn't have, but a group around it; "" if none has it."""
+    """For an option of a group that was given to its command: a sentence that says where it belongs; "" if no group has it."""
     context = error.ctx
     around = context.parent if context is not None else None
     while context is not None and around is not None:
         if any(error.option_name in parameter.opts for parameter in around.command.params):
-            return (
-                f"It stands before {context.info_name}: {around.command_path} {error.option_name} … {context.info_name}"
-            )
+            return f"It belongs before {context.info_name}: {around.command_path} {error.option_name} … {context.info_name}"
         around = around.parent
     return ""
 
 
 @contextmanager
 def _escaped_logs() -> Generator[None]:
-    """Within, log records that Python prints because no handler is set are escaped, as all output is."""
+    """Escape log records that Python prints because no handler is set: all output is escaped."""
     printing = logging.lastResort
     if printing is None:
         yield
@@ -261,7 +259,7 @@ def _escaped_logs() -> Generator[None]:
 
 @contextmanager
 def _plugins_tracebacks() -> Generator[None]:
-    """Within, the traceback of a plugin that fails is printed where Python prints warnings, also if no handler is set."""
+    """Print tracebacks of failing plugins, also if no log handler is set."""
     details, printing = logging.getLogger("pocket_plug.plugins"), logging.lastResort
     levels = details.level, logging.WARNING if printing is None else printing.level
     details.setLevel(logging.DEBUG)

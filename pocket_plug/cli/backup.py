@@ -31,13 +31,13 @@ def backup(target: Target, file: Path) -> None:
     if not isinstance(backend, Copyable):
         tools = f": {backend.backed_up_by}" if backend.backed_up_by else ""
         raise click.UsageError(
-            f"{target} is no file that could be copied; back it up by its own tools{tools}. For its entries as JSON Lines, which "
-            "any store can import: pocket-plug store export --all"
+            f"{target} is not a file that can be copied; back it up by its own tools{tools}. To get its entries as JSON Lines, "
+            "which any store can import, use pocket-plug store export --all"
         )
     source = path_of(backend)
     if source is not None and Path(f"{source.resolve()}-owner").exists():
         echo(
-            f"a store that writes behind owns {source}, or has: what waits in the queue of its process isn't in the backup",
+            f"a store with mode 'behind' uses {source}, or did: writes that wait in its process aren't in the backup",
             err=True,
         )
 
@@ -52,7 +52,7 @@ def backup(target: Target, file: Path) -> None:
 
 
 def _bar(showing: ExitStack) -> Callable[[int, int], None]:
-    """A progress bar that begins once it is known how much there is."""
+    """A progress bar that begins when the total is known."""
     advance: Callable[[int], None] | None = None
 
     def copied(pages: int, total: int) -> None:

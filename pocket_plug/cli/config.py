@@ -1,4 +1,4 @@
-"""`config check` and `config schema`: is a configuration file right, and what may stand in it."""
+"""`config check` and `config schema`: check a configuration file, and print the schema for one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that is given up at its deadline, whatever it does: in a daemon thread, which keeps no process from ending."""
+"""Runs work in a daemon thread until a deadline: the process can end even if the work hangs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 SPARE = 0.5
-"""Seconds that a thread is waited for beyond what its work was given: its own words are better than that it says nothing."""
+"""More seconds to wait for a thread than its work has: the work's own error says more than a TimeoutError here."""
 
 
 class Begun(Generic[T]):
-    """A function that runs in a thread of its own from now on, for so many seconds at most."""
+    """A function that is started in its own thread. Its result is awaited for `seconds` at most."""
 
     def __init__(self, function: Callable[[], T], seconds: float) -> None:
         self._until = time.monotonic() + seconds + SPARE
         self._future: Future[T] = _in_thread(function)
 
     def result(self) -> T:
-        """What it gives or raises; TimeoutError once its time is over. Its thread may go on then, and nobody waits for it."""
+        """What the function returns or raises; TimeoutError at the deadline. Its thread may continue; nobody waits for it."""
         return self._future.result(max(0.0, self._until - time.monotonic()))
 
 
 def run_in_time(work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
-    """Run a coroutine on a loop of its own. Raises TimeoutError at its deadline."""
+    """Run a coroutine on a new event loop. Raises TimeoutError after `seconds`."""
 
     async def timed() -> T:
         async with asyncio.timeout(seconds):
@@ -40,7 +40,7 @@ def run_in_time(work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """One whose blocking calls, such as looking up a host, are in daemon threads. asyncio's own are joined at the end."""
+    """An event loop that makes blocking calls, such as a host look-up, in daemon threads. asyncio would join its own threads."""
 
     def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         return asyncio.wrap_future(_in_thread(lambda: func(*args)), loop=self)
@@ -54,7 +54,7 @@ def _in_thread(function: Callable[[], T]) -> Future[T]:
             return
         try:
             future.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for it
+        except BaseException as error:  # noqa: BLE001 - raised by `result`
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="pocket-plug doctor").start()

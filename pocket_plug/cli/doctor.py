@@ -1,6 +1,6 @@
-"""`doctor`: what is there, whether it works together, and what to do where it doesn't.
+"""`doctor`: checks what is installed and configured, and says how to fix problems.
 
-It looks and changes nothing: stores are probed and not opened. The one thing that it sends is a span, where traces go.
+It changes nothing: stores are probed and not opened. It sends only one span, to where traces go.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ Verdict = Literal["ok", "note", "wrong"]
 Checks = Iterator["Check"]
 
 LOADING = 10
-"""Plugins have so many times as long to be loaded as a server has to answer: to import them may take a while."""
+"""Loading plugins may take this many times the timeout for a server: imports can be slow."""
 
 MOST_SKEW = 1.0
-"""Seconds by which a server's clock may differ from this machine's: entries expire by the clock of whoever reads."""
+"""Seconds by which a server's clock may differ from this machine's: entries expire by the reader's clock."""
 
 VERSIONS = (
     *("pluggy", "opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
     *("structlog", "msgspec", "click", "rich"),
 )
-"""Distributions besides our own whose versions are shown, if they are installed."""
+"""Other distributions whose versions are shown, if they are installed."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     section: str
     name: str
     verdict: Verdict
     says: str
-    """What was found; where something is wrong also the way out."""
+    """What was found, and for a problem also how to fix it."""
 
 
 def _timeout(_context: click.Context, _parameter: click.Parameter, given: str) -> float:
@@ -109,7 +109,7 @@ def doctor(timeout: float, as_json: bool) -> int:
 
 @contextmanager
 def _silent_logs() -> Generator[None]:
-    """Within, nothing is logged: what plugins and exporters are warned of is said by the checks."""
+    """Switch logging off: the checks report what plugins and exporters would log."""
     former = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -122,7 +122,7 @@ _COLOURS: dict[Verdict, str] = {"ok": "green", "note": "yellow", "wrong": "red"}
 
 
 def _print(check: Check, is_first: bool) -> None:
-    """A line for a check; on a terminal its verdict is coloured, and each section has a heading."""
+    """Print a line for a check; on a terminal, verdicts are coloured, and each section has a heading."""
     verdict = f"{check.verdict:5}"
     if not sys.stdout.isatty():
         echo(f"{verdict}  {check.section}  {check.name}: {check.says}")
@@ -180,28 +180,28 @@ def _checks(timeout: float) -> Checks:
 
 
 def _how_to_find() -> str:
-    return "find which by POCKET_PLUG_DISABLE=name,name, or wait longer (--timeout)"
+    return "find the slow plugin by POCKET_PLUG_DISABLE=name,name, or wait longer (--timeout)"
 
 
 # ---------------------------------------------------------------- interpreter and versions
 def _interpreter() -> Checks:
     name = f"{platform.python_implementation()} {platform.python_version()}"
     yield Check("interpreter", name, "ok", f"{sys.executable} on {platform.platform()}")
-    yield Check("interpreter", f"SQLite {sqlite3.sqlite_version}", "ok", "that of the module sqlite3")
+    yield Check("interpreter", f"SQLite {sqlite3.sqlite_version}", "ok", "used by the module sqlite3")
 
 
 def _versions() -> Checks:
     try:
         ours = distribution(OUR_DISTRIBUTION)
     except PackageNotFoundError:
-        says = "not installed: its metadata are missing, so nobody checks what it requires; pip install it"
+        says = "not installed: without its metadata its requirements can't be checked; pip install it"
         yield Check("versions", OUR_DISTRIBUTION, "note", says)
     else:
         missing = missing_requirements(ours, (), {})
         says = ours.version
         if missing:
             quoted = " ".join(f"'{each}'" for each in missing)
-            says += f"; it requires {', '.join(missing)}, which is not there; do: pip install {quoted}"
+            says += f"; it requires {', '.join(missing)}, which is not installed; do: pip install {quoted}"
         yield Check("versions", OUR_DISTRIBUTION, "wrong" if missing else "ok", says)
     for name in VERSIONS:
         try:
@@ -212,7 +212,7 @@ def _versions() -> Checks:
 
 # ---------------------------------------------------------------- configuration
 def _which() -> tuple[Path | None, str]:
-    """The file that the command line takes, and by which rule. Raises ConfigError."""
+    """The configuration file that the command line uses, and why. Raises ConfigError."""
     if (named := named_config()) is not None:
         return named, "POCKET_PLUG_CONFIG names it"
     found = find_config()
@@ -250,7 +250,7 @@ def _configuration(path: Path | None, rule: str, timeout: float) -> Checks:
 
 
 def _readable(path: Path | None) -> Config:
-    """What of a file can be read; what can't is said by its check."""
+    """The configuration in a file, or an empty one if it is invalid: its own check reports that."""
     try:
         return Config() if path is None else read_config(path)[0]
     except PocketError:
@@ -259,7 +259,7 @@ def _readable(path: Path | None) -> Config:
 
 # ---------------------------------------------------------------- plugins
 def _pocket(config: Config) -> Pocket:
-    """With all of the configuration; else without the options of plugins; else with none of it."""
+    """A Pocket with the whole configuration; if that is invalid, without the options of plugins, or without any of it."""
     for part in (config, replace(config, options={}), Config()):
         try:
             pocket = Pocket(part)
@@ -268,7 +268,7 @@ def _pocket(config: Config) -> Pocket:
             continue
     else:
         pocket = Pocket(autoload=False)
-    _ = pocket.offers, pocket.commands()  # so that each is asked for all that it offers
+    _ = pocket.offers, pocket.commands()  # so that each plugin is asked for all that it offers
     return pocket
 
 
@@ -277,12 +277,12 @@ def _plugin(record: PluginRecord) -> Check:
     verdicts: dict[str, Verdict] = {"active": "ok", "disabled": "ok", "declined": "note", "failed": "wrong"}
     says = f"{where}, {record.verdict}"
     if record.status == "failed":
-        says += f"; repair or uninstall it, or switch it off: POCKET_PLUG_DISABLE={record.name}"
+        says += f"; fix or uninstall it, or switch it off: POCKET_PLUG_DISABLE={record.name}"
     elif record.status == "declined":
         says += f"; its settings belong in [plugins.{record.name}]"
     if record.failures:
         failed = ", ".join(f"{what} ({times} x)" for what, times in record.failures.items())
-        return Check("plugins", record.name, "wrong", f"{says}, but it failed at {failed}; its log has the reason")
+        return Check("plugins", record.name, "wrong", f"{says}, but it failed at {failed}; the log has the reason")
     return Check("plugins", record.name, verdicts[record.status], says)
 
 
@@ -305,14 +305,14 @@ def _stores(pocket: Pocket, timeout: float) -> Checks:
             yield Check("stores", name, "wrong", says)
         except ConfigError:
             yield Check(
-                "stores", name, "note", "not checked, since it can't be built: see what is wrong in the configuration"
+                "stores", name, "note", "not checked, since it can't be built: see the checks of the configuration"
             )
         except BaseException as error:
             if not is_fault(error):
                 raise
             yield Check("stores", name, "wrong", _said(error, table))
     if not tables:
-        yield Check("stores", "store", "ok", "none is configured: that of the default Pocket is in memory")
+        yield Check("stores", "store", "ok", "none is configured: the default Pocket's store is in memory")
 
 
 def _said(error: BaseException, table: StoreTable) -> str:
@@ -335,14 +335,14 @@ def _looking(pocket: Pocket, name: str, timeout: float) -> Callable[[], list[Che
 
 
 def _lasting(store: Store) -> list[Backend]:
-    """The backends where its entries last: the authority of a cache, else what is at the end of the stack."""
+    """The backends that keep the entries: the authority of a cache, or else the end of the stack."""
     stack = parts(store.stack)
     return [part.authority for part in stack if isinstance(part, Tiered)] or [stack[-1]]
 
 
 def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
     if isinstance(backend, Memory):
-        return Check("stores", name, "ok", "in memory: each process has its own, which is lost at its end")
+        return Check("stores", name, "ok", "in memory: each process has its own, which is lost when the process ends")
     title = f"{backend!r}"
     if found is None:
         return Check("stores", name, "note", f"{title}: not checked, since its plugin has no `probe`")
@@ -350,14 +350,14 @@ def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
     if found.durability:
         says.append(f"durability {found.durability}")
     if found.is_new:
-        says.append("no entries yet: a program creates it when it opens it")
+        says.append("the store doesn't exist yet: a program creates it when it opens it")
     if found.skew is not None:
         says.append(f"its clock is {1000 * abs(found.skew):.0f} ms {'ahead' if found.skew > 0 else 'behind'}")
     wrong: list[str] = []
     if found.read_only:
         wrong.append("it refuses writes: give the address of the primary")
     if abs(found.skew or 0) > MOST_SKEW:
-        wrong.append("each reader decides by its own clock what has expired, so synchronize the clocks (NTP)")
+        wrong.append("entries expire by each reader's clock, so synchronize the clocks (NTP)")
     if found.durability == "none":
         says.append("so acknowledged writes may be lost")
     verdict: Verdict = "wrong" if wrong else "note" if found.durability == "none" else "ok"
@@ -368,7 +368,7 @@ def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
 def _telemetry(timeout: float) -> Checks:
     try:
         from pocket_plug.telemetry.declared import declared
-    except ConfigError as error:  # of the SDK, which reads some variables as it is imported
+    except ConfigError as error:  # from the SDK, which reads some variables during its import
         yield Check("telemetry", "variables", "wrong", str(error))
         return
     from pocket_plug.telemetry.exporters import SIGNALS, asked, disabled, endpoint, transport
@@ -405,7 +405,7 @@ def _telemetry(timeout: float) -> Checks:
         else:
             local = f"; observe() and --trace write {DEFAULT_FILE}" if signal == "traces" else ""
             yield Check(
-                "telemetry", signal, "ok", f"setup() sends them nowhere, as no OTEL_* variable says where{local}"
+                "telemetry", signal, "ok", f"setup() doesn't send them, since no OTEL_* variable says where{local}"
             )
         if signal == "traces" and "otlp" in named:
             from pocket_plug.telemetry.probing import send_test_span
@@ -414,19 +414,19 @@ def _telemetry(timeout: float) -> Checks:
 
 
 def _no_address(url: str, transport: str) -> str:
-    """What is wrong with an endpoint that nothing can be sent to; "" where it is one. gRPC takes HOST:PORT too."""
+    """Why nothing can be sent to an endpoint; "" if it is valid. gRPC also takes HOST:PORT."""
     if not url or transport == "grpc" or url.lower().startswith(("http://", "https://")):
         return ""
-    return f"otlp to {_shown(url)}, which is no URL of a collector: nothing is sent. One is http://localhost:4318"
+    return f"otlp to {_shown(url)}, which is not a URL of a collector: nothing is sent. Give one such as http://localhost:4318"
 
 
 def _shown(url: str) -> str:
-    """An endpoint without its password, which may stand before an @ of what is no URL, too."""
+    """An endpoint without its password. Also an invalid URL may have one, before an @."""
     return summary(url) if "@" in url and "://" not in url else public_url(url)
 
 
 def _declared(source: Declared, timeout: float) -> Checks:
-    """What OpenTelemetry's configuration file says, which counts alone."""
+    """Checks of OpenTelemetry's configuration file, which is used instead of all other variables."""
     from pocket_plug.telemetry.exporters import SIGNALS
     from pocket_plug.telemetry.probing import send_as_declared
 
@@ -441,7 +441,7 @@ def _declared(source: Declared, timeout: float) -> Checks:
         except ConfigError as error:
             yield Check("telemetry", signal, "wrong", str(error))
             continue
-        says = f"{', '.join(named)}{f' to {to}' if to else ''}" if named else "the file sends them nowhere"
+        says = f"{', '.join(named)}{f' to {to}' if to else ''}" if named else "not sent: the file names no exporter"
         yield Check("telemetry", signal, "ok", says)
         if signal == "traces" and any(name.startswith("otlp_") for name in named):
             yield _span(timeout, partial(send_as_declared, source))
@@ -449,7 +449,7 @@ def _declared(source: Declared, timeout: float) -> Checks:
 
 def _span(timeout: float, send: Callable[[], str]) -> Check:
     try:
-        return Check("telemetry", "span", "ok", f"{Begun(send, timeout).result()} has taken one")
+        return Check("telemetry", "span", "ok", f"{Begun(send, timeout).result()} took one")
     except TimeoutError:
         return Check(
             "telemetry", "span", "wrong", f"no answer within {timeout:g} s; check the endpoint's address and load"

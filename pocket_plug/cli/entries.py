@@ -1,4 +1,4 @@
-"""Entries of a store for the command line: read one by one where some are damaged, their names checked, and as text."""
+"""Entries of a store for the command line: reads them although some are damaged, checks names, and formats values."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pocket_plug.store.backend import Backend, Entry
 from pocket_plug.store.keys import RESERVED, check_name, check_prefix
 
 BATCH = 1000
-"""Entries that are read or written at once."""
+"""How many entries are read or written at once."""
 
 
 @contextmanager
 def sealing() -> Generator[None]:
-    """Values of types that aren't known here are read as they are stored."""
+    """Read values of unknown types in their stored form."""
     former, default_codec.seals = default_codec.seals, True
     try:
         yield
@@ -38,7 +38,7 @@ async def names_of(stack: Backend, prefix: str, show_all: bool) -> list[str]:
 
 
 async def found_entries(stack: Backend, names: Sequence[str]) -> AsyncIterator[Found]:
-    """The entries that are still there, a batch at a time; what can't be read is its error, and keeps no other back."""
+    """The entries that still exist, read in batches. An entry that can't be read yields its error instead."""
     for start in range(0, len(names), BATCH):
         batch = names[start : start + BATCH]
         try:
@@ -64,8 +64,8 @@ def count(number: int) -> str:
 G = TypeVar("G", str, tuple[str, ...])
 
 
-def _held_to(check: Callable[[str], str]) -> Callable[[click.Context, click.Parameter, G], G]:
-    """What refuses names that no store can have, one or several."""
+def _refusing(check: Callable[[str], str]) -> Callable[[click.Context, click.Parameter, G], G]:
+    """A click callback that refuses invalid names, for one name or several."""
 
     def checked(_context: click.Context, _parameter: click.Parameter, given: G) -> G:
         try:
@@ -78,10 +78,10 @@ def _held_to(check: Callable[[str], str]) -> Callable[[click.Context, click.Para
     return checked
 
 
-writable_name, readable_name, removable_name = _held_to(check_name), _held_to(check_prefix), _held_to(check_readable)
+writable_name, readable_name, removable_name = _refusing(check_name), _refusing(check_prefix), _refusing(check_readable)
 
 
 # ---------------------------------------------------------------- as text
 def text_of(value: object) -> str:
-    """As Python would write it; what is sealed as it is stored."""
+    """A value as a Python literal; a value of an unknown type in its stored form."""
     return pformat(inspect_record(value.record) if isinstance(value, Sealed) else value, width=100, sort_dicts=False)

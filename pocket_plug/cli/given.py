@@ -1,6 +1,6 @@
-"""Inputs and answers given on the command line, as JSON, converted to the type that a graph declares.
+"""Reads inputs and answers from the command line: JSON, converted to the type that a graph declares.
 
-JSON that fits comes first. A graph that takes a str or a Path may be given its text as it is, without quotes.
+If the type is str or Path, a text that isn't JSON of this type is taken as it is, so it needs no quotes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .jsonlines import why_no_json
 
 
 def input_of(step: Step) -> Any:
-    """The declared type of a step's input; of a fan-out a list of its node's inputs."""
+    """The declared type of a step's input; for a fan-out, a list of its node's inputs."""
     if isinstance(step, EachStep):
         return GenericAlias(list, (input_of(step.inner),))
     return input_of(step.graph.plan.start) if isinstance(step, GraphStep) else step.input_type
 
 
 def value_of(given: str | None, wanted: Any, what: str) -> Any:
-    """The value that was given as `what`: JSON, `@FILE` with it, or `-` for stdin; None where nothing was.
+    """The value of the argument or option `what`: JSON, `@FILE` for a file with JSON, or `-` for stdin. `given` may be None.
 
-    Raises UsageError, naming `what`, the type and what was found, if the value is not of the type.
+    Raises UsageError, with `what`, the type and what was found, if the value is not of the type.
     """
     fits = checker(wanted)
     if given is None:
@@ -45,19 +45,23 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
     text, where = _read(given, what)
     try:
         value = _decoded(text, wanted)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # the first is a ValueError since msgspec 0.21
+    except (
+        msgspec.MsgspecError,
+        ValueError,
+        RecursionError,
+    ) as error:  # since msgspec 0.21 MsgspecError is a ValueError
         kinds = [kind for kind in union_members(wanted) if kind is not type(None)]
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
-        wish = "" if wanted is Any else f"; expected: {_in_words(wanted)}"
-        raise click.UsageError(f"{where}: {why_no_json(_first_fault(text, error))}{wish}") from error
+        expected = "" if wanted is Any else f"; expected: {_in_words(wanted)}"
+        raise click.UsageError(f"{where}: {why_no_json(_first_fault(text, error))}{expected}") from error
     if not fits(value):
         raise click.UsageError(f"{where}: found {summary(value)}; expected: {_in_words(wanted)}")
     return value
 
 
 def _first_fault(text: str, error: Exception) -> Exception:
-    """That the text is no JSON, where it isn't: it may have been found first that what stands before that is of another type."""
+    """The error of invalid JSON if the text is invalid: `error` may be about a wrong type at an earlier place."""
     try:
         msgspec.json.decode(text)
     except (msgspec.MsgspecError, ValueError, RecursionError) as first:
@@ -66,13 +70,13 @@ def _first_fault(text: str, error: Exception) -> Exception:
 
 
 def _in_words(wanted: Any) -> str:
-    """A type, or the few values that it has, as one would give them."""
+    """A type's name, or its values as JSON if it has only a few."""
     values = choices(wanted)
     return type_name(wanted) if values is None else " or ".join(msgspec.json.encode(each).decode() for each in values)
 
 
 def _read(given: str, what: str) -> tuple[str, str]:
-    """The text, and how messages name it."""
+    """The text, and its name in messages."""
     where, content = what, given.encode("utf-8", "surrogateescape")
     try:
         if given == "-":
@@ -88,12 +92,12 @@ def _read(given: str, what: str) -> tuple[str, str]:
 
 
 def _decoded(text: str, wanted: Any) -> Any:
-    """The value of a JSON text as a type; raises ValueError for what is no JSON, or not of the type."""
+    """The value of a JSON text, converted to a type. Raises ValueError if it isn't JSON or not of the type."""
     if hasattr(wanted, "__pydantic_validator__"):
         return _validated(wanted, text)
     try:
         return msgspec.json.decode(text, type=wanted, dec_hook=_made)
-    except TypeError:  # it has no form for the type, or not for several classes in a union
+    except TypeError:  # msgspec doesn't support the type, or a union of several classes
         if len(union_members(wanted)) == 1:
             return msgspec.json.decode(text)
     faults: list[str] = []
@@ -106,16 +110,16 @@ def _decoded(text: str, wanted: Any) -> Any:
 
 
 def _made(kind: type[Any], value: Any) -> Any:
-    """What msgspec asks for where it doesn't know a class."""
+    """Make an object of a class that msgspec doesn't know; msgspec calls it."""
     if hasattr(kind, "__pydantic_validator__"):
         return _validated(kind, msgspec.json.encode(value))
     if issubclass(kind, PurePath) and isinstance(value, str):
         return kind(value)
-    return value  # which is one of the class, or msgspec says that it isn't
+    return value  # msgspec raises if it is not of the class
 
 
 def _validated(model: Any, text: str | bytes) -> Any:
-    """An object of a model or a dataclass of pydantic's, which says what is wrong without what was given."""
+    """An object of a pydantic model or dataclass. Its errors don't quote the input."""
     from pydantic import TypeAdapter, ValidationError
 
     try:

@@ -1,9 +1,9 @@
-"""Entries as JSON Lines, exactly: what `pocket-plug store` exports and imports, an entry a line.
+"""Entries as JSON Lines, without loss: the format of `pocket-plug store export` and `import`, one entry per line.
 
-An append-only list is a line, of the type `pocket:list`, and the lines of its items follow.
+An append-only list is a line with the type `pocket:list`, followed by the lines of its items.
 
-A line has a `key`, and its `value` where JSON holds that exactly, else the `type` that it is of and the codec's `record`
-of it in base64. `expires_at`, in epoch seconds, stands where the entry has a deadline.
+A line has a `key`, and a `value` if JSON can represent it exactly, or else a `type` and the codec's `record` in base64.
+An entry that expires has `expires_at`, in epoch seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pocket_plug.primitives.lists import place_of
 from pocket_plug.store.backend import Entry, Put
 from pocket_plug.store.keys import RESERVED, check_name
 
-_INTS = range(-(2**63), 2**64)  # what other readers of JSON may be trusted with
+_INTS = range(-(2**63), 2**64)  # the integers that most readers of JSON can read
 
 
 class Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -36,7 +36,7 @@ class Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 def is_json(value: Any) -> bool:
-    """Does JSON hold a value exactly?
+    """Can JSON represent a value exactly?
 
     >>> is_json({"a": [1, 2.5, None]}), is_json((1, 2)), is_json({1: 2})
     (True, False, False)
@@ -54,7 +54,7 @@ def is_json(value: Any) -> bool:
 
 
 def type_in(record: bytes) -> str:
-    """What a record holds: the name of a built-in type, or the tag of a registered one.
+    """The type of a record's value: the name of a built-in type, or the tag of a registered one.
 
     >>> type_in(default_codec.encode({1, 2}))
     'set'
@@ -64,7 +64,7 @@ def type_in(record: bytes) -> str:
 
 
 def line_of(key: str, entry: Entry) -> Line:
-    """An entry as a line. Raises CodecError where its value can't be stored."""
+    """An entry as a line. Raises CodecError if its value can't be stored."""
     if is_json(entry.value):
         return Line(key, entry.value, expires_at=entry.expires_at)
     record = default_codec.encode(entry.value)
@@ -72,9 +72,9 @@ def line_of(key: str, entry: Entry) -> Line:
 
 
 def entries_of(lines: Iterable[bytes], name: str, *, reserved: bool) -> Iterator[Put]:
-    """What the lines of a file called `name` hold, blank ones left out; `reserved`: pocket_plug's own keys may be there.
+    """The entries in the lines of a file; blank lines are skipped. `reserved`: pocket_plug's own keys are allowed.
 
-    Raises CorruptRecordError, naming file and line, for one that is no entry.
+    Raises CorruptRecordError, with the file's `name` and the line, for an invalid line.
     """
     decode = msgspec.json.Decoder(Line).decode
     for number, text in enumerate(lines, 1):
@@ -86,7 +86,7 @@ def entries_of(lines: Iterable[bytes], name: str, *, reserved: bool) -> Iterator
 
 
 def why_no_json(error: Exception) -> str:
-    """What is wrong with a JSON text. Python's message for one that is nested too deeply differs from version to version."""
+    """Why a JSON text is invalid. For one that is nested too deeply, Python's message differs from version to version."""
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
@@ -96,15 +96,15 @@ def _put(line: Line, reserved: bool) -> Put:
         check_name(line.key if item is None else item.owner)
     elif not reserved:
         raise KeyNameError(
-            f"{line.key!r:.80} is an entry of pocket_plug's own, such as those of durable runs; take them with --all"
+            f"{line.key!r:.80} is one of pocket_plug's own entries, such as those of durable runs; import them with --all"
         )
     if (line.value is UNSET) == (line.record is UNSET):
-        raise CodecError("an entry has a value or a record, and not both")
+        raise CodecError("an entry needs either a value or a record")
     if line.record is UNSET:
         if line.type is not UNSET:
-            raise CodecError("a type is said of a record, not of a value")
+            raise CodecError("a type is given with a record, not with a value")
         return Put(line.key, line.value, line.expires_at)
     value, held = default_codec.decode(line.record), type_in(line.record)
     if line.type not in (UNSET, held):
-        raise CodecError(f"the record is said to hold {line.type!r:.80}, and holds {held!r:.80}")
+        raise CodecError(f"the type is {line.type!r:.80}, but the record holds {held!r:.80}")
     return Put(line.key, value, line.expires_at)

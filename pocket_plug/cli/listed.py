@@ -1,4 +1,4 @@
-"""Append-only lists for `store`: a list is one entry there, with its items behind it."""
+"""Append-only lists for `store`: a list is one entry, followed by its items."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_list(entry: Entry | CodecError) -> TypeGuard[Entry]:
 
 
 async def with_items(stack: Backend, found: AsyncIterator[Found]) -> AsyncIterator[Found]:
-    """These entries, and after each list its items: whoever writes them in this order has no item without its list."""
+    """These entries, and after each list its items. In this order, an import never stores an item without its list."""
     async for name, entry in found:
         yield name, entry
         if is_list(entry):
@@ -34,7 +34,7 @@ async def with_items(stack: Backend, found: AsyncIterator[Found]) -> AsyncIterat
 
 
 def without_items(names: Sequence[str]) -> list[str]:
-    """Those of the names that aren't items', which come with their lists."""
+    """The names without those of items, which come with their lists."""
     return [name for name in names if not name.startswith(ITEMS)]
 
 
@@ -45,7 +45,7 @@ async def remove_items(stack: Stack, heads: dict[str, ListHead]) -> None:
 
 
 async def faults_of(backend: Backend, heads: dict[str, ListHead], names: Sequence[str]) -> tuple[list[str], int]:
-    """A sentence for each list that lacks items, and how many items belong to no list."""
+    """A sentence for each list with missing items, and the number of items that belong to no list."""
     numbers = dict.fromkeys(heads, 0)
     left = 0
     for name in names:
@@ -63,7 +63,7 @@ async def faults_of(backend: Backend, heads: dict[str, ListHead], names: Sequenc
 
 
 async def _lacking(backend: Backend, owner: str, head: ListHead) -> int:
-    """How many items are missing: looked for again, since the names are older than the head."""
+    """The number of missing items. It scans again, since the list may have changed after the names were read."""
     found = {name async for name in backend.scan(items_of(owner, head.generation))}
     now = await backend.read(owner)
     if now is None or not is_list(now) or now.value.generation != head.generation:

@@ -1,7 +1,7 @@
-"""The graph or the function that the command line names: in a Python file or a folder, imported as Python itself would.
+"""Loads the graph or function that the command line names, in a Python file or a folder.
 
-`TARGET` is a file or a folder, with `:name` for one thing in it. A folder means its `app.py`, else its `__init__.py`.
-What lies in a package is imported as part of it, so its relative imports work.
+`TARGET` is a file or a folder, with `:name` for an object in it. A folder means its `app.py`, or else its `__init__.py`.
+A file in a package is imported as part of the package, so its relative imports work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pocket_plug.errors import suggest
 
 
 def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
-    """The thing that a target names, by default the first of `names` that there is, after `path:name` for messages."""
+    """The object that a target names, by default the first of `names` that exists; with `path:name` for messages."""
     path, colon, name = target.rpartition(":")
     if not colon or Path(target).exists():
         path, name = target, ""
@@ -28,7 +28,7 @@ def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
             return f"{path}:{each}", getattr(module, each)
     if name:
         raise click.UsageError(f"{path} has no {name!r}.{suggest(name, dir(module))}")
-    raise click.UsageError(f"{path} defines no {' and no '.join(names)}; name what is meant: {path}:name")
+    raise click.UsageError(f"{path} defines neither {' nor '.join(names)}; name an object: {path}:name")
 
 
 def _file(path: Path) -> Path:
@@ -40,7 +40,7 @@ def _file(path: Path) -> Path:
     if not path.is_file():
         raise click.UsageError(f"there is no file or folder {path}")
     if path.suffix != ".py":
-        raise click.UsageError(f"{path} is no Python file; its name must end in .py")
+        raise click.UsageError(f"{path} is not a Python file; its name must end in .py")
     return path
 
 

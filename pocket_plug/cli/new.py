@@ -1,7 +1,7 @@
-"""`new`: makes a folder with a plugin distribution that installs and passes its own tests, type checks and lints.
+"""`new`: creates a folder with a plugin distribution that can be installed and passes its own tests, type checks and lints.
 
-The files are in `templates`: those of `every` kind, and those of the kind. Their names and texts say `plug_name`, `plug-name`,
-`PlugName`, `plug_point`, `plug_what` and `plug_year` where the plugin's own stand; nothing else is replaced.
+The files are in `templates`: those for `every` kind, and those for each kind. In their names and texts, `plug_name`,
+`plug-name`, `PlugName`, `plug_point`, `plug_what` and `plug_year` are replaced, and nothing else.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ KINDS = {
     "command": "a command",
     "executor": "an executor",
 }
-"""What can be made, and what a description calls it."""
+"""The kinds of plugins, and the words for each in a description."""
 
 POINTS = {"observer": ":{}Observer"}
-"""What an entry point names in the module where the plugin is no module: a class, which can be configured."""
+"""The object in the module that an entry point names, if it isn't the module itself: a class, which can be configured."""
 
 SUFFIX = ".tmpl"
-"""Ends the name of each template, so that no tool takes it for the code, or the project, that it will be."""
+"""The end of each template's name, so that tools don't treat it as code or a project."""
 
 LONGEST = 30
 NAME = re.compile(r"[a-z][a-z0-9]+(-[a-z][a-z0-9]+)*")
-"""So that the names of distribution, module and class say the same."""
+"""A name that is valid in a distribution, a module and a class."""
 
 
 @click.command
@@ -82,9 +82,9 @@ def new(kind: str, name: str) -> None:
 
 
 def _sources() -> list[str]:
-    """Where pocket-plug was installed from, as `pip install` takes it; none where that was an index: others find it there, too.
+    """Where pocket-plug was installed from, as arguments of `pip install`; empty if that was an index, where pip finds it.
 
-    The installer writes that down (PEP 610).
+    The installer records this (PEP 610).
     """
     found = json.loads(distribution("pocket-plug").read_text("direct_url.json") or "{}")
     url: str = found.get("url", "")
@@ -98,22 +98,22 @@ def _sources() -> list[str]:
 
 
 def _check(kind: str, name: str) -> None:
-    """Raises UsageError for a name that doesn't do for a distribution, a module and a class."""
+    """Raise UsageError for a name that isn't valid for a distribution, a module and a class."""
     if NAME.fullmatch(name) and len(name) <= LONGEST:
         if iskeyword(_class_name(name)) or _class_name(name) in _imported(kind):
             raise click.UsageError(
-                f"{name!r} would be the class {_class_name(name)}, which is another one; choose another name"
+                f"{name!r} would name the class {_class_name(name)}, and this name is already used; choose another name"
             )
-        if name.startswith("test") and kind != "command":  # which has no class
+        if name.startswith("test") and kind != "command":  # a command has no class
             raise click.UsageError(
-                f"{name!r} would be the class {_class_name(name)}, which pytest takes for tests; choose another name"
+                f"{name!r} would name the class {_class_name(name)}, which pytest collects as tests; choose another name"
             )
         return
     meant = re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("pocket-plug-")).strip("-")
     hint = f" Did you mean {meant!r}?" if NAME.fullmatch(meant) and len(meant) <= LONGEST else ""
     raise click.UsageError(
-        f"{name!r} is no name for a plugin. It is in lower case, its words joined by hyphens, each of a letter and at "
-        f"least one more letter or digit, {LONGEST} characters at most; pocket-plug- is put before it.{hint}"
+        f"{name!r} is not a valid plugin name. Use lower-case words joined by hyphens, each a letter and at least one more "
+        f"letter or digit, {LONGEST} characters at most; pocket-plug- is put before it.{hint}"
     )
 
 
@@ -122,7 +122,7 @@ def _class_name(name: str) -> str:
 
 
 def _imported(kind: str) -> set[str]:
-    """The names that a kind's code imports, where it has a class of the bare name among them."""
+    """The names that the code of a kind imports, if it has a class called PlugName, which could clash with them."""
     code = "\n".join(text for path, text in _templates(kind) if path.endswith(".py"))
     if not re.search(r"\bPlugName\b", code):
         return set()
@@ -131,7 +131,7 @@ def _imported(kind: str) -> set[str]:
 
 
 def _refuse_taken(kind: str, name: str) -> None:
-    """Raises UsageError where an installed plugin has the name, or we have a part of this kind that is called so."""
+    """Raise UsageError if an installed plugin or a built-in part of this kind has the name."""
     from pocket_plug.plugins.discovery import find_plugins
 
     from . import COMMANDS
@@ -142,7 +142,7 @@ def _refuse_taken(kind: str, name: str) -> None:
             raise click.UsageError(f"the name {own!r} is already used by plugin {candidate.record}; choose another one")
     ours = {"command": {*COMMANDS}, "backend": {"memory"}, "executor": {"processes", "threads"}}
     if name in ours.get(kind, ()):
-        raise click.UsageError(f"pocket-plug has {KINDS[kind]} {name!r} of its own; choose another name")
+        raise click.UsageError(f"pocket-plug has a built-in {kind} {name!r}; choose another name")
 
 
 def _words(kind: str, name: str) -> Mapping[str, str]:
@@ -162,7 +162,7 @@ def _filled(text: str, words: Mapping[str, str]) -> str:
 
 
 def _templates(kind: str) -> Iterator[tuple[str, str]]:
-    """The files of a new distribution, by their path in it."""
+    """The files of a new distribution: their paths in it and their texts."""
     for of in ("every", kind):
         yield from _files(files("pocket_plug.cli") / "templates" / of, "")
 

@@ -1,7 +1,7 @@
-"""Everything that the commands print, escaped by `pocket_plug.primitives.terminal`.
+"""Prints the output of the commands, escaped by `pocket_plug.primitives.terminal`.
 
-Text for people is always escaped. A value that was asked for is printed as it is, unless stdout is a terminal. In JSON the
-escapes are JSON's own, so the document means the same.
+Text for people is always escaped. A requested value is printed as it is, unless stdout is a terminal. JSON uses its own
+escapes, so the document's meaning doesn't change.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pocket_plug.primitives.terminal import escaped, escaped_json
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 
 NAME_WIDTH = 40
-"""Columns that a thing's name is left in a narrow terminal, if it needs as many."""
+"""In a narrow terminal, the first column keeps up to this many characters."""
 
 MANY = 1000
-"""Of more things than that, a terminal is shown how far it is."""
+"""For more things than this, a terminal shows a progress bar."""
 
 
 def _write(text: str | bytes, *, nl: bool = True, err: bool = False, color: bool | None = None) -> None:
-    """To stdout or stderr. Where it can't be written, as on a full disk, that is said; a closed pipe is none of that."""
+    """Print to stdout or stderr. Raises ClickException if that fails, as on a full disk; not for a closed pipe."""
     with said_if_unwritable("stderr" if err else "stdout"):
         click.echo(text, nl=nl, err=err, color=color)
 
 
 @contextmanager
 def said_if_unwritable(stream: str) -> Generator[None]:
-    """Within, what is written to stdout or stderr. Where it can't be, as on a full disk, that is a ClickException."""
+    """Raise ClickException if a write to stdout or stderr fails within the block, as on a full disk; not for a closed pipe."""
     try:
         yield
     except BrokenPipeError:
@@ -46,8 +46,8 @@ def said_if_unwritable(stream: str) -> Generator[None]:
 
 
 def _drop(stream: IO[Any]) -> None:
-    """What is still in its buffer goes nowhere. Else Python would try again at the end, and have its own exit code for that."""
-    with suppress(OSError, ValueError):  # it may be no file
+    """Discard what is in the stream's buffer. Python would otherwise write it again at exit, and change the exit code."""
+    with suppress(OSError, ValueError):  # the stream may not be a file
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
@@ -59,10 +59,10 @@ def echo(text: str = "", *, err: bool = False) -> None:
 
 
 def echo_value(text: str, *, nl: bool = True) -> None:
-    """Print a value: what it is, byte for byte, into a file or a pipe; escaped on a terminal."""
+    """Print a value: unchanged to a file or a pipe, escaped on a terminal."""
     if sys.stdout.isatty():
         text = escaped(text, keep="\n\t")
-    is_file = hasattr(sys.stdout, "buffer")  # which io.StringIO, say, is not
+    is_file = hasattr(sys.stdout, "buffer")  # False for io.StringIO
     _write(text.encode(sys.stdout.encoding, "backslashreplace") if is_file else text, nl=nl)
 
 
@@ -87,7 +87,7 @@ def echo_json(value: object, *, is_compact: bool = False) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on a terminal; else aligned text, a line a row, that `grep` and `awk` can use."""
+    """Print a table on a terminal, or else aligned text with one line per row, for `grep` and `awk`."""
     rows = [[escaped(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich import box
@@ -96,7 +96,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         from rich.text import Text
 
         table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        first = table.columns[0]  # what one types to name the thing: in a narrow terminal the other columns are cut
+        first = table.columns[0]  # the name, which users type or copy: in a narrow terminal the other columns are cut
         first.no_wrap, first.min_width = True, min(max((len(row[0]) for row in rows), default=0), NAME_WIDTH)
         for row in rows:
             table.add_row(*map(Text, row))  # not as markup
@@ -108,7 +108,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def how_many_are_wrong(number: int) -> str:
-    """The last line of a check.
+    """The last line of a checking command.
 
     >>> how_many_are_wrong(0), how_many_are_wrong(1), how_many_are_wrong(2)
     ('nothing is wrong', '1 thing is wrong', '2 things are wrong')
@@ -118,7 +118,7 @@ def how_many_are_wrong(number: int) -> str:
 
 @contextmanager
 def progress(doing: str, total: int) -> Generator[Callable[[int], None]]:
-    """A progress bar on a terminal. Call what it yields with the number of things that were done since."""
+    """A progress bar on a terminal. It yields a function: call it with the number of things done since its last call."""
     if total <= MANY or not sys.stderr.isatty():
         yield lambda more: None
         return
@@ -131,7 +131,7 @@ def progress(doing: str, total: int) -> Generator[Callable[[int], None]]:
 
 
 def in_units(seconds: float) -> str:
-    """A time in its two greatest units.
+    """A duration in its two largest units.
 
     >>> in_units(90_061)
     '1d1h'

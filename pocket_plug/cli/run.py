@@ -36,46 +36,46 @@ _capture_option = click.option(
 
 
 def trace_options(command: Callable[..., R]) -> Callable[..., R]:
-    """The options `--trace` and `--capture` for a command; `traced` is given both."""
+    """The options `--trace` and `--capture` for a command, for `traced`."""
     return _trace_option(_capture_option(command))
 
 
 @contextmanager
 def traced(wanted: bool, capture: Capture | None, *, in_default: bool = True) -> Generator[None]:
-    """Trace what is done in the block, if that is wanted; and say where the trace lies, also that of a run that failed.
+    """Trace the block if `wanted`, and print where the trace is, also after a failed run.
 
-    Raises ConfigError where the default Pocket doesn't trace: before anything is done, or after it where it may not be
-    `in_default`, as a program may set another one.
+    Raises ConfigError if the default Pocket doesn't trace: before the block with `in_default`, and always after it, since a
+    program may set another default Pocket.
     """
     if not wanted:
         if capture is not None:
-            raise click.UsageError("--capture says what is shown in a trace; give --trace, too")
+            raise click.UsageError("--capture chooses what a trace records; give --trace, too")
         yield
         return
     from pocket_plug.telemetry import observe
 
     if in_default:
-        _insist_on_tracing(default_pocket())
+        _check_tracing(default_pocket())
     telemetry = observe(capture=capture)
     failed = True
     try:
         with telemetry:
             yield
         if (pocket := current_default()) is not None:
-            _insist_on_tracing(pocket)
+            _check_tracing(pocket)
         failed = False
     finally:
         _say_where(telemetry, failed)
 
 
-def _insist_on_tracing(pocket: Pocket) -> None:
+def _check_tracing(pocket: Pocket) -> None:
     record = pocket.plugin("tracing")
     if record.status != "active":
         raise ConfigError(f"--trace needs the plugin {record.name!r}, which {record.verdict}")
 
 
 def _say_where(telemetry: Telemetry, failed: bool) -> None:
-    """On a terminal the tree ends with that. Nothing is said of what couldn't be written: the loss has been said."""
+    """Print where the trace is: not on a terminal, where the tree ends with it, and not after a loss, which was reported."""
     if telemetry.file is None or telemetry.unsent or not telemetry.file.is_file() or sys.stderr.isatty():
         return
     if telemetry.run_id is not None:
@@ -115,22 +115,22 @@ def run(
         if not is_graph(found):
             for option, value in (("--input", given), ("--run-id", run_id)):
                 if value is not None:
-                    raise click.UsageError(f"{option} is for a graph, and {title} is none")
+                    raise click.UsageError(f"{option} is for a graph, but {title} is not a graph")
             return _run_main(found, title, (*arguments, "--json") if as_json else arguments)
         if arguments:
-            hint = "; --debug stands before `run`" if "--debug" in arguments else ""
+            hint = "; --debug belongs before `run`" if "--debug" in arguments else ""
             raise click.UsageError(f"{title} is a graph; it takes --input, not {' '.join(arguments)}{hint}")
         print_result(_run_graph(found, given, run_id), as_json)
         return 0
 
 
 def is_graph(found: object) -> TypeGuard[Graph[Any, Any]]:
-    """Is what a target names a graph?"""
+    """Is an object a graph?"""
     return isinstance(found, Graph)
 
 
 def load_graph(target: str) -> tuple[str, Graph[Any, Any]]:
-    """The graph that a target names, and what to call it. Raises UsageError."""
+    """The name of a target for messages, and its graph. Raises UsageError if it isn't a graph."""
     title, found = load(target, ("graph",))
     if not is_graph(found):
         raise click.UsageError(f"{title} is {type(found).__name__}, not a Graph; name the graph: FILE:name")
@@ -161,18 +161,18 @@ def _run_graph(graph: Graph[Any, Any], given: str | None, run_id: str | None) ->
             return await pocket.run(graph, value, run_id=run_id)
 
     if run_id is None and graph.plan.asks:
-        raise click.UsageError(f"graph {graph.name!r} asks, so its run may have to wait; give it an id: --run-id ID")
+        raise click.UsageError(f"graph {graph.name!r} asks questions, so its run may wait; give it an id: --run-id ID")
     value = value_of(given, input_of(graph.plan.start), "--input")
     try:
         return run_loop(in_pocket())
     except KeyboardInterrupt:
         if run_id is not None:
-            echo(f"run {run_id!r} stays where it is; the same command goes on with it", err=True)
+            echo(f"run {run_id!r} is saved; the same command resumes it", err=True)
         raise
 
 
 def print_result(result: object, as_json: bool) -> None:
-    """What a graph has left with: text as it is, anything else as JSON."""
+    """Print the result of a graph: a str as it is, anything else as JSON."""
     if isinstance(result, str) and not as_json:
         echo_value(result)
     elif result is not None or as_json:

@@ -1,6 +1,6 @@
-"""`runs`: durable runs are listed, looked at, gone on with, answered, cancelled, tried again and removed.
+"""`runs`: lists, shows, resumes, answers, cancels, retries and removes durable runs.
 
-All of it is done by `Runs`, without the program's types; only `resume` and `answer` load the run's graph.
+The commands use `Runs`, and need no types of the program; only `resume` and `answer` load the run's graph.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LIMIT = 100
-"""Runs that `ls` shows, unless another number is given."""
+"""How many runs `ls` shows by default."""
 WATCH_SECONDS = 2.0
-"""Between two looks of `ls --watch`."""
+"""Seconds between two refreshes of `ls --watch`."""
 CLOSED: tuple[RunState, ...] = (*ENDED, "unreadable")
 NARROW = 60
-"""Columns of an error's text in a table."""
+"""How many characters of an error's text a table shows."""
 
 
 @click.group
@@ -65,15 +65,15 @@ runs.add_command(check)
 runs.add_command(prune)
 
 
-def _asked(target: Target, ask: Callable[[Runs], Awaitable[T]]) -> tuple[T, float]:
-    """What is said of the runs in the store that is named, and the time there."""
+def _with_runs(target: Target, work: Callable[[Runs], Awaitable[T]]) -> tuple[T, float]:
+    """Call `work` with the runs of the target's store. Returns its result, and the time by the store's clock."""
 
-    async def asked() -> tuple[T, float]:
+    async def worked() -> tuple[T, float]:
         async with target.opened() as stack:
-            return await ask(Runs(StoreScope(stack))), stack.clock()
+            return await work(Runs(StoreScope(stack))), stack.clock()
 
     with sealing():
-        return asyncio.run(asked())
+        return asyncio.run(worked())
 
 
 # ---------------------------------------------------------------- ls
@@ -93,8 +93,8 @@ def _asked(target: Target, ask: Callable[[Runs], Awaitable[T]]) -> tuple[T, floa
 def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: int, watch: bool, as_json: bool) -> None:
     """List runs: open ones first, then ended ones.
 
-    Open runs are those that may go on: pending, running, stalled, waiting and failed ones. In each part, the newest run
-    comes first.
+    Open runs are those that can still be executed: pending, running, stalled, waiting and failed ones. In each part, the
+    newest run comes first.
     """
 
     async def listed(runs: Runs) -> tuple[list[RunInfo], bool]:
@@ -107,13 +107,13 @@ def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: i
         return found, False
 
     def show() -> None:
-        (found, is_more), now = _asked(target, listed)
+        (found, is_more), now = _with_runs(target, listed)
         if as_json:
             echo_json([_facts(each) for each in found])
         else:
             print_table(("run", "state", "graph", "node", "age", "steps", "why"), [_row(each, now) for each in found])
         if is_more:
-            echo(f"there are more; --limit {limit * 10} shows more of them", err=True)
+            echo(f"there are more runs; use --limit {limit * 10} to see them", err=True)
 
     show()
     try:
@@ -122,7 +122,7 @@ def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: i
             if sys.stdout.isatty():
                 click.clear()
             show()
-    except KeyboardInterrupt:  # how one stops to watch
+    except KeyboardInterrupt:  # the way to stop watching
         return
 
 
@@ -139,7 +139,7 @@ def _row(run: RunInfo, now: float) -> Sequence[str]:
 
 
 def _why(run: RunInfo, now: float) -> str:
-    """What an operator wants to know of a run in this state."""
+    """The reason for a run's state, for operators."""
     if run.error is not None:
         return _narrow(run.error)
     if run.failure is not None:
@@ -151,7 +151,7 @@ def _why(run: RunInfo, now: float) -> str:
         return f"for {in_units(run.wake_at - now)}"
     if run.owner is not None:
         moved = run.updated if run.updated is not None else run.owner.since
-        return f"pid {run.owner.pid} on {run.owner.host}, moved {in_units(now - moved)} ago"
+        return f"pid {run.owner.pid} on {run.owner.host}, last written {in_units(now - moved)} ago"
     return ""
 
 
@@ -165,7 +165,7 @@ def _failed(failure: RunFailure) -> str:
 
 
 def _facts(run: RunInfo) -> dict[str, Any]:
-    """A run in JSON: all but its result, which may be large."""
+    """A run for JSON, without its result, which may be large."""
     found = {each.name: getattr(run, each.name) for each in fields(run) if each.name not in ("run_id", "result")}
     return {"run": run.run_id, **found, "questions": [_question(each) for each in run.questions]}
 
@@ -182,7 +182,7 @@ def _question(question: RunQuestion) -> dict[str, Any]:
 @click.pass_obj
 def show(target: Target, run_id: str, as_json: bool) -> None:
     """Show a run: its node, error, values, executions and path."""
-    history, now = _asked(target, lambda runs: runs.history(run_id))
+    history, now = _with_runs(target, lambda runs: runs.history(run_id))
     with sealing():
         facts = _facts(history.run) | {
             "input": _kept(history.input),
@@ -219,7 +219,7 @@ def _print_tables(history: RunHistory, now: float) -> None:
         print_table(("execution", "began", "process", "left it", "error", "trace"), rows)
     if history.trace_ids:
         of_all = shlex.join(["pocket-plug", "trace", "show", history.run.run_id])
-        echo(escaped(f"\n{of_all} draws all of them, where their spans are in a file", keep="\n"))
+        echo(escaped(f"\n{of_all} draws them, if their spans are in a file", keep="\n"))
     if history.path:
         echo()
         passed = [((each.node or "").removeprefix("/"), each.next or "", _ago(each.at, now)) for each in history.path]
@@ -241,14 +241,14 @@ def _as_text(name: str, fact: Any, now: float) -> str:
         at = f" at {fact.node}, visit {fact.visit}{item}{tries}" if fact.node else ""
         return escaped(f"{_failed(fact)}\n{in_units(now - fact.at)} ago{at}", keep="\n")
     if isinstance(fact, list):
-        return "\n".join(_asked_for(each, now) for each in cast("list[dict[str, Any]]", fact))
+        return "\n".join(_question_text(each, now) for each in cast("list[dict[str, Any]]", fact))
     if isinstance(fact, dict):
         return _text(cast("dict[str, Any]", fact))
     return "" if fact is False else escaped(str(fact))
 
 
-def _asked_for(question: dict[str, Any], now: float) -> str:
-    """A question, on a line or two, and its answer."""
+def _question_text(question: dict[str, Any], now: float) -> str:
+    """A question and its answer, as one or two lines."""
     lines = [f"{question['id']}: {_text(question['question'])}"]
     if question["answer"] is not None:
         lines.append(f"    answered {_text(question['answer'])}, {in_units(now - question['settled'])} ago")
@@ -263,7 +263,7 @@ def _asked_for(question: dict[str, Any], now: float) -> str:
 
 
 def _text(kept: Mapping[str, Any] | None) -> str:
-    """A value that a run has kept, for people."""
+    """A value of a run, for people."""
     if kept is None:
         return ""
     return str(kept["text"]) if "text" in kept else text_of(kept["value"])
@@ -274,7 +274,7 @@ def _ago(found: float | None, now: float) -> str:
 
 
 def _kept(value: RunValue | None) -> Mapping[str, object] | None:
-    """A value that a run has kept, as an export would have it, with a text where that is no JSON."""
+    """A value of a run as in an export, with a `text` if JSON can't represent it."""
     if value is None:
         return None
     record = value.record
@@ -286,8 +286,8 @@ def _kept(value: RunValue | None) -> Mapping[str, object] | None:
 
 
 # ---------------------------------------------------------------- resume and answer
-def _going_on(command: Callable[..., None]) -> Callable[..., None]:
-    """What `resume` and `answer` have in common."""
+def _resuming(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that `resume` and `answer` share."""
     changed = click.option("--allow-changed", is_flag=True, help="Resume although nodes ahead have changed.")
     return changed(trace_options(as_json(click.pass_obj(command))))
 
@@ -296,7 +296,7 @@ def _going_on(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("graph", metavar="TARGET")
 @click.argument("run_id", metavar="RUN")
 @click.option("--takeover", is_flag=True, help="Take it over from the process that executes it.")
-@_going_on
+@_resuming
 def resume(
     target: Target,
     graph: str,
@@ -325,7 +325,7 @@ def resume(
 @click.argument("answer_json", metavar="ANSWER")
 @click.option("--question", metavar="ID", help="The question, if the run has asked several.")
 @click.option("--leave", is_flag=True, help="Only record the answer: a worker resumes the run.")
-@_going_on
+@_resuming
 def answer(
     target: Target,
     graph: str,
@@ -346,16 +346,16 @@ def answer(
 
     async def answered(graph: Graph[Any, Any], pocket: Pocket) -> object:
         runs = Runs(StoreScope(graph.place(pocket.store)[0]))
-        given = value_of(answer_json, await _asked_for_by(graph, runs, run_id, question), "ANSWER")
+        given = value_of(answer_json, await _answer_type(graph, runs, run_id, question), "ANSWER")
         if leave:
             return await runs.answer(run_id, given, question=question, graph=graph)
         return await graph.resume(run_id, answer=given, question=question, pocket=pocket, allow_changed=allow_changed)
 
     result = _with_graph(target, graph, answered, trace, capture)
     if isinstance(result, RunInfo) and leave:
-        _print_told(result, as_json)
+        _print_state(result, as_json)
         if not as_json and result.state == "pending":
-            _say_who_goes_on()
+            _say_how_to_resume()
     else:
         print_result(result, as_json)
 
@@ -367,7 +367,7 @@ def _with_graph(
     trace: bool,
     capture: Capture | None,
 ) -> object:
-    """Load a run's graph, and work on it over the store that is named."""
+    """Load a run's graph, and call `work` with it and a Pocket for the target's store."""
     target.make_default()
     title, graph = load_graph(name)
 
@@ -380,7 +380,7 @@ def _with_graph(
         return run_loop(worked())
 
 
-async def _asked_for_by(graph: Graph[Any, Any], runs: Runs, run_id: str, question: str | None) -> Any:
+async def _answer_type(graph: Graph[Any, Any], runs: Runs, run_id: str, question: str | None) -> Any:
     """The type of an answer to a run's question."""
     asked = [each for each in (await runs.history(run_id)).questions if question in (None, each.id)]
     step = step_of_place(graph.plan, asked[-1].id) if asked else None
@@ -393,11 +393,11 @@ async def _asked_for_by(graph: Graph[Any, Any], runs: Runs, run_id: str, questio
 @as_json
 @click.pass_obj
 def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
-    """End runs for good; what their nodes have written stays.
+    """End runs finally. Their nodes' writes are kept.
 
-    A process that executes such a run notices it at its next commit, or within a third of its lease.
+    A process that executes such a run notices this at its next commit, or within a third of its lease.
     """
-    _tell(target, run_ids, Runs.cancel, as_json)
+    _change(target, run_ids, Runs.cancel, as_json)
 
 
 @runs.command
@@ -409,40 +409,40 @@ def retry(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
 
     `pocket-plug worker TARGET` then resumes them. Without a worker, use `resume`.
     """
-    _tell(target, run_ids, Runs.retry, as_json)
+    _change(target, run_ids, Runs.retry, as_json)
     if not as_json:
-        _say_who_goes_on()
+        _say_how_to_resume()
 
 
-def _tell(
-    target: Target, run_ids: Sequence[str], order: Callable[[Runs, str], Awaitable[RunInfo]], as_json: bool
+def _change(
+    target: Target, run_ids: Sequence[str], operation: Callable[[Runs, str], Awaitable[RunInfo]], as_json: bool
 ) -> None:
-    """Do it to each run, and say what has become of it; the first that it can't be done to is the last."""
+    """Apply an operation to each run, and print the run's new state. It stops at the first run for which it fails."""
 
-    async def told(runs: Runs) -> None:
+    async def changed(runs: Runs) -> None:
         for run_id in run_ids:
-            run = await order(runs, run_id)
+            run = await operation(runs, run_id)
             if not as_json:
-                _print_told(run, as_json=False)
+                _print_state(run, as_json=False)
             found.append(_facts(run))
 
     found: list[dict[str, Any]] = []
     try:
-        _asked(target, told)
+        _with_runs(target, changed)
     finally:
         if as_json:
             echo_json(found)
 
 
-def _say_who_goes_on() -> None:
-    """Of runs that are pending; not on stdout, which has a line for each run."""
+def _say_how_to_resume() -> None:
+    """Say how to resume pending runs; on stderr, since stdout has a line for each run."""
     echo(
         "`pocket-plug worker TARGET` resumes pending runs, `pocket-plug runs resume TARGET RUN` a single one",
         err=True,
     )
 
 
-def _print_told(run: RunInfo, as_json: bool) -> None:
+def _print_state(run: RunInfo, as_json: bool) -> None:
     if as_json:
         echo_json(_facts(run))
     else:
@@ -462,7 +462,7 @@ def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
         return [each for each in dict.fromkeys(run_ids) if not await runs.remove(each, force=force)]
 
     try:
-        missing, _ = _asked(target, removed)
+        missing, _ = _with_runs(target, removed)
     except RunBusyError as error:
         raise click.UsageError(str(error).replace("use force=True", "add --force")) from error
     for run_id in missing:

@@ -1,4 +1,4 @@
-"""`runs check`: which of a graph's open runs can go on in it as it is now, for a look before a deploy."""
+"""`runs check`: which open runs can resume in the current graph; to be used before a deployment."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def check(target: Target, graph: str, as_json: bool) -> int:
     else:
         rows = [(each.run_id, each.state, each.at, each.verdict, _why(each)) for each in found]
         print_table(("run", "state", "node", "verdict", "why"), rows)
-        told = (
+        summary = (
             f"{len(refused):,} of {len(found):,} open runs can't resume"
             if refused
             else f"all {len(found):,} can resume"
         )
-        echo(told, err=True)
+        echo(summary, err=True)
     return int(bool(refused))
 
 

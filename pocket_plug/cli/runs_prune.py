@@ -1,4 +1,4 @@
-"""`runs prune`: old runs that have ended are removed."""
+"""`runs prune`: removes old runs that have ended."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prune(
 ) -> None:
     """Remove old finished and cancelled runs.
 
-    Give --older, --keep or both; without them, [runs] of the configuration is used. Other runs go on meanwhile. A failed
+    Give --older, --keep or both; without them, [runs] of the configuration is used. Other runs are not disturbed. A failed
     run can still be retried, so it is removed only with --state failed. The id of a removed run is free: a new run with
     this id begins from the start.
     """
@@ -61,7 +61,7 @@ def prune(
     else:
         echo(f"removed {_counted(pruned)}" + (f"; the file shrinks by {pruned.freed:,} bytes" if pruned.freed else ""))
     if pruned.unreadable:
-        echo(f"{pruned.unreadable:,} runs are damaged and stay; `pocket-plug runs rm` removes them", err=True)
+        echo(f"{pruned.unreadable:,} runs are damaged and were kept; `pocket-plug runs rm` removes them", err=True)
 
 
 def _configured() -> Retention:

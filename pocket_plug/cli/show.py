@@ -1,4 +1,4 @@
-"""Commands that show what is there: `plugins` and `stack`."""
+"""Commands that show the installation: `plugins` and `stack`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def plugins(as_json: bool) -> None:
     print_table(("name", "status", "from", "hooks", "reason"), rows)
 
 
-NO_PLUGIN = "it has no entry point: programs import it"
+NO_PLUGIN = "not a plugin, since it has no entry point: programs import it"
 
 
 def _library(library: Library) -> dict[str, object]:
@@ -52,12 +52,12 @@ def _library(library: Library) -> dict[str, object]:
 
 
 def _some_pocket() -> Pocket:
-    """The default Pocket; where its configuration is invalid, one without it: this command finds out why."""
+    """The default Pocket, or one without configuration if that is invalid: this command helps to find out why."""
     for make in (default_pocket, Pocket):
         try:
             return make()
         except PocketError as error:
-            echo(f"{type(error).__name__}: {error}\nlisted without that:", err=True)
+            echo(f"{type(error).__name__}: {error}\nplugins without this configuration:", err=True)
     return Pocket(autoload=False)
 
 
@@ -88,10 +88,10 @@ def stack(name: str | None, as_json: bool) -> None:
     pocket = default_pocket()
     tables: dict[str, StoreTable] = dict(pocket.config.stores)
     if name is not None:
-        pocket.stores[name]  # refused here, with a suggestion, where there is none
+        pocket.stores[name]  # raises with a suggestion if there is no such store
         tables = {name: tables[name]}
     else:
-        pocket.store  # noqa: B018 - built so that an invalid stack is refused
+        pocket.store  # noqa: B018 - builds it, so that an invalid stack raises
         for each in tables:
             pocket.stores[each]
         tables = {"": pocket.config.store, **tables}
@@ -114,7 +114,7 @@ def _stack(pocket: Pocket, table: StoreTable) -> dict[str, Any]:
     layers: list[dict[str, Any]] = []
     for spec in table.layers:
         written = {} if isinstance(spec, str) else {name: value for name, value in spec.items() if name != "use"}
-        recipe: Any = pocket.layer(spec, where=table.where)  # a dataclass, unseen by type checkers
+        recipe: Any = pocket.layer(spec, where=table.where)  # a dataclass, which type checkers can't see
         known = {each.name: each for each in fields(recipe)}
         options = {name: shown(known[name], value) for name, value in written.items()}
         layers.append({"name": layer_name(spec), "options": options})

@@ -1,6 +1,6 @@
-"""`store`: looks into a store and changes it, whatever its backend.
+"""`store`: shows and changes the entries of a store, with any backend.
 
-Values of types that aren't known here are shown as they are stored, and pass an export and an import byte for byte.
+Values of unknown types are shown in their stored form, and exported and imported without change.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def ls(target: Target, prefix: str, is_long: bool, show_all: bool, as_json: bool
 
 
 class _Listed(msgspec.Struct):
-    """What `ls` has to say of an entry."""
+    """An entry as `ls` shows it."""
 
     key: str
     type: str
@@ -97,7 +97,7 @@ class _Listed(msgspec.Struct):
     version: int | None = None
     expires_at: float | None = None
     length: int | msgspec.UnsetType = msgspec.UNSET
-    """Of an append-only list."""
+    """The number of items of an append-only list."""
 
 
 def _facts(key: str, entry: Entry | CodecError) -> _Listed:
@@ -109,14 +109,14 @@ def _facts(key: str, entry: Entry | CodecError) -> _Listed:
 
 
 def _kind(listed: _Listed) -> str:
-    """The type; of an append-only list its length besides."""
+    """The type, and for an append-only list also its length."""
     if listed.length is msgspec.UNSET:
         return listed.type
     return f"{listed.type} of {listed.length:,}"
 
 
 def _left(expires_at: float | None, now: float) -> str:
-    """The time until then, as `--ttl` takes it."""
+    """The time until an entry expires, in the form that `--ttl` takes."""
     if expires_at is None:
         return ""
     return in_units(expires_at - now)
@@ -149,7 +149,8 @@ def get(target: Target, key: str, as_json: bool) -> None:
     value = entry.value
     if isinstance(value, Sealed):
         echo(
-            f"{key!r} is shown as it is stored: {value.error}. Here, the hook pocket_types of a plugin would register it.",
+            f"{key!r} is shown in its stored form: {value.error}. For the command line, register the type by the hook "
+            "pocket_types of a plugin.",
             err=True,
         )
     if as_json:
@@ -191,13 +192,13 @@ def _from_json(text: str) -> object:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise click.UsageError(f"VALUE is no JSON: {why_no_json(error)}. For a plain text add --text") from error
+        raise click.UsageError(f"VALUE is not JSON: {why_no_json(error)}. For plain text, add --text") from error
 
 
 @store.command
 @click.argument("keys", nargs=-1, metavar="[KEY]...", callback=removable_name)
 @click.option("--prefix", metavar="PREFIX", help="Remove all keys that begin with PREFIX, except pocket_plug's own.")
-@click.option("--yes", is_flag=True, help="Needed with --prefix: confirms that all of them are removed.")
+@click.option("--yes", is_flag=True, help="Needed with --prefix: confirms that all these keys are removed.")
 @click.pass_obj
 def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> int:
     """Remove entries. If a KEY doesn't exist, it says so, and the exit code is 1."""
@@ -230,9 +231,9 @@ def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> 
 
 
 async def _is_there(stack: Backend, key: str) -> bool:
-    """Without reading it: what is damaged can be removed too."""
+    """Does a key exist? Doesn't read its value, so that damaged entries can be removed too."""
     async for name in stack.scan(key, limit=1):
-        return name == key  # of those that begin with it, it comes first
+        return name == key  # the key itself comes before others that begin with it
     return False
 
 
@@ -281,14 +282,14 @@ class _Damaged(msgspec.Struct):
 
 
 class _Checked(msgspec.Struct):
-    """What `check` found."""
+    """The result of `check`."""
 
     entries: int = 0
     unbound: int = 0
     damaged: list[_Damaged] = []
     faults: list[str] = []
     leftovers: int = 0
-    """Items of append-only lists that are gone."""
+    """The number of items of append-only lists that no longer exist."""
 
 
 @store.command
@@ -319,14 +320,14 @@ def check(target: Target, as_json: bool) -> int:
                                 heads[name] = entry.value
                         except (CodecError, StoreError) as error:
                             if isinstance(error, StoreError) and target.is_on_server:
-                                raise  # a server that has gone is no damage of this entry, nor of all others
+                                raise  # an unreachable server doesn't mean that entries are damaged
                             found.damaged.append(_Damaged(name, str(error)))
                         found.entries += 1
                         found.unbound += UNBOUND in seen
                         advance(1)
                 faults, found.leftovers = await faults_of(backend, heads, names)
                 found.faults += [] if target.evicts() else faults
-        except StoreError as error:  # no more can be found out
+        except StoreError as error:  # nothing more can be checked
             if target.is_on_server:
                 raise
             found.faults.append(str(error))
@@ -342,7 +343,7 @@ def check(target: Target, as_json: bool) -> int:
             echo(f"fault: {fault}")
         unbound = f", {found.unbound:,} of an older version, not bound to their keys" if found.unbound else ""
         if found.leftovers:
-            echo(f"{count(found.leftovers)} of lists that are gone: later appends remove them", err=True)
+            echo(f"{count(found.leftovers)} of lists that no longer exist: later appends remove them", err=True)
         echo(
             f"checked {count(found.entries)}: {len(found.damaged):,} damaged, {len(found.faults):,} faults{unbound}",
             err=True,

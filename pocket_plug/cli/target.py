@@ -1,4 +1,4 @@
-"""The store that the command line names, by a URL or by the configuration."""
+"""The store that the command line names, by a URL or by a name in the configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Target:
 
     def __init__(self, url: str | None, name: str | None) -> None:
         if url is not None and name is not None:
-            raise click.UsageError("--url and --name each name a store; give one of them")
+            raise click.UsageError("--url and --name both name a store; give only one of them")
         self.url, self.name = url, name
 
     def __str__(self) -> str:
@@ -40,12 +40,12 @@ class Target:
         return pocket.store if self.name is None else pocket.stores[self.name]
 
     def _found(self, *, may_be_new: bool) -> tuple[Stack, Backend]:
-        """The stack, and the backend where its entries last. Refused where there can be nothing."""
+        """The stack, and the backend that keeps its entries. Raises UsageError if there can be none, as in memory."""
         stack = self._store().stack
         backend = _lasting(stack)
         if type(backend) is Memory:
             raise click.UsageError(
-                f"{self} is in memory, and each process has one of its own; name another store, such as "
+                f"{self} is in memory, and each process has its own; name another store, such as "
                 "--url sqlite:///state.db"
             )
         path = path_of(backend)
@@ -55,22 +55,22 @@ class Target:
 
     @property
     def is_on_server(self) -> bool:
-        """Is it reached over a network? Then an error of the store may be one of getting there, and no damage."""
+        """Is the store on a server? Then a StoreError may be one of the network, and no damage."""
         return _lasting(self._store().stack).address is not None
 
     def evicts(self) -> bool:
-        """Does the stack remove entries by itself? Then lists lack items, and nothing is wrong with that."""
+        """Does the stack evict entries? Then missing items of lists are no damage."""
         return self._found(may_be_new=False)[0].evicts
 
     def refuse_another(self, title: str, stack: Stack, default: Stack) -> None:
-        """Raise UsageError where a graph has a store of its own, and so not the one that is named."""
+        """Raise UsageError if a store is named but the graph has its own, another one."""
         if (self.url or self.name) is not None and not is_one_place(stack, default):
             raise click.UsageError(
                 f"{title} has a store of its own, so its runs aren't in {self}; leave out --url and --name"
             )
 
     def make_default(self) -> None:
-        """Let graphs that have no store of their own run over it."""
+        """Make it the default Pocket's store, which graphs without their own store use."""
         if self.url is None and self.name is None:
             return
         self._found(may_be_new=False)
@@ -79,12 +79,12 @@ class Target:
         pocket.config = replace(pocket.config, store=table)
 
     def backend(self) -> Backend:
-        """Where its entries last, not opened."""
+        """The backend that keeps the entries; it isn't opened."""
         return self._found(may_be_new=False)[1]
 
     @asynccontextmanager
     async def opened(self, *, may_be_new: bool = False) -> AsyncGenerator[Stack]:
-        """The whole stack, so that what layers did to values is undone."""
+        """The whole stack, opened, so that its layers decode the values."""
         stack, _ = self._found(may_be_new=may_be_new)
         await stack.open()
         try:
@@ -94,7 +94,7 @@ class Target:
 
     @asynccontextmanager
     async def opened_backend(self) -> AsyncGenerator[Backend]:
-        """The backend alone, in which nothing has expired yet."""
+        """The backend alone, opened. Its clock is set to 0, so that expired entries are read too."""
         _, backend = self._found(may_be_new=False)
         backend.clock = lambda: 0.0
         await backend.open()
@@ -112,7 +112,7 @@ def _lasting(stack: Stack) -> Backend:
 
 
 def path_of(backend: Backend) -> Path | None:
-    """The file that it lives in, if it says so as SQLite does."""
+    """The file of a backend, if it has one, as SQLite does."""
     path: object = getattr(backend, "path", None)
     return Path(path) if isinstance(path, str) else None
 

@@ -1,4 +1,4 @@
-"""`trace`: what was traced into a file is listed, summed up, drawn, opened in the browser, watched, removed and sent on."""
+"""`trace`: lists, summarizes, draws, watches, removes and sends the traces in a file."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def trace() -> None:
 
 
 LIMIT = 100
-"""So many runs are listed unless it is said otherwise."""
+"""How many runs `ls` lists by default."""
 
 
 def _duration(text: str) -> float:
-    """Seconds, of text such as "90s" or "2h"."""
+    """The seconds in a text such as "90s" or "2h"."""
     try:
-        return seconds_of(text, "it")
+        return seconds_of(text, "TIME")
     except ConfigError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -100,7 +100,7 @@ def ls(
     """
     name, equals, value = (attr or "").partition("=")
     if attr is not None and not (name and equals):
-        raise click.UsageError(f"--attr is KEY=VALUE, such as --attr customer=17, and not {attr!r}")
+        raise click.UsageError(f"--attr is {attr!r}; give KEY=VALUE, such as --attr customer=17")
     begin, shortest = _moment(since), (least or 0) * 1e9
     with opened_index(file) as index:
         chosen = None if error is None else index.with_error(error)
@@ -123,7 +123,7 @@ def ls(
         ]
     _print_runs(found[:limit], as_json)
     if len(found) > limit:
-        echo(f"there are more; --limit {limit * 10} shows more of them", err=True)
+        echo(f"there are more runs; use --limit {limit * 10} to see them", err=True)
 
 
 def _print_runs(runs: Sequence[RunSummary], as_json: bool) -> None:
@@ -149,7 +149,7 @@ def _print_runs(runs: Sequence[RunSummary], as_json: bool) -> None:
 
 
 def _moment(since: float | None) -> float:
-    """So many seconds ago, in nanoseconds since the epoch; 0 for what is before it."""
+    """The moment so many seconds ago, in nanoseconds since the epoch; 0 if it is before the epoch."""
     return 0 if since is None else max(0, (time.time() - since) * 1e9)
 
 
@@ -163,8 +163,8 @@ def stats(file: Path | None, graph: str | None, since: float | None, as_json: bo
     """Show durations and failures of graphs and nodes.
 
     They are summed up over all recorded runs. Below each graph are its nodes, sorted by total time. Runs that haven't
-    ended aren't counted. "failed" counts runs that didn't end well and visits that failed in the end; `trace show
-    --stats` counts errors where they were raised. "retries" are those of the node, or of all nodes of the run.
+    ended aren't counted. "failed" counts runs that neither succeeded nor were suspended, and visits that failed finally;
+    `trace show --stats` counts errors where they were raised. "retries" are those of the node, or of all nodes of the run.
     """
     with opened_index(file) as index:
         found = index.stats(graph=graph, since=int(_moment(since)))
@@ -199,7 +199,7 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
                 traces |= traces_of_run(index, name, path)
             except UnknownRunError as error:
                 missing.append(str(error))
-        alive = {each.span.trace_id for each in index.going_on(traces) if each.alive}
+        alive = {each.span.trace_id for each in index.open_spans(traces) if each.alive}
         if alive and names:
             raise click.UsageError(f"{', '.join(names)}: it is in progress; a trace can be removed once it has ended")
         traces -= alive
@@ -214,7 +214,7 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
         raise click.ClickException(f"nothing was removed: {error}; try again") from error
     except OSError as error:
         raise ConfigError(
-            f"nothing was removed from {path}, which is written anew for it beside itself: {error.strerror}"
+            f"nothing was removed from {path}, since the new file beside it can't be written: {error.strerror}"
         ) from error
     remove_left(path, traces)
     gone = len({run.run_id for run in runs if run.trace_id in traces})
@@ -266,7 +266,7 @@ def show(
         )
     views = [name for name, given in (("--errors", errors), ("--all", whole), ("--stats", stats)) if given]
     if len(views) > 1:
-        raise click.UsageError(f"{' and '.join(views)} are views of their own; leave out all but one")
+        raise click.UsageError(f"{' and '.join(views)} can't be combined; give only one of them")
     if views and (watch or html is not None or opens or as_json):
         raise click.UsageError(f"{views[0]} is for the terminal; leave it out with --watch, --html, --open and --json")
     if watch and (html is not None or opens or as_json):
@@ -274,29 +274,29 @@ def show(
             "--watch draws in the terminal; leave out --html, --open and --json, or show it afterwards"
         )
     if as_json and (html is not None or opens):
-        raise click.UsageError("--json is for machines, --html and --open are for the browser; leave out one of them")
+        raise click.UsageError("--json can't be combined with --html or --open; give only one of them")
     if watch:
         with readable(file or default_file()):
             return follow(file or default_file(), run)
-    traces, going_on = found_traces(file or default_file(), run)
+    traces, open_spans = found_traces(file or default_file(), run)
     if as_json:
         echo_json([{"trace_id": each.id, "spans": each.spans} for each in traces])
     elif html is not None or opens:
         return _paint(traces if other is None else _beside(traces, file or default_file(), other), html, opens)
     else:
         for each in traces:
-            _print(each, [found for found in going_on if found.span.trace_id == each.id], views)
+            _print(each, [found for found in open_spans if found.span.trace_id == each.id], views)
     return 0
 
 
-def _print(found: Trace, going_on: Sequence[OpenSpan], views: Sequence[str]) -> None:
-    """A trace of which this goes on, in a view for the terminal: the tree without one."""
-    alive = any(each.alive for each in going_on)
-    now = time.time_ns() if alive else max((each.seen for each in going_on), default=0)
+def _print(found: Trace, open_spans: Sequence[OpenSpan], views: Sequence[str]) -> None:
+    """Print a trace, with these open spans, in a view for the terminal; by default as a tree."""
+    alive = any(each.alive for each in open_spans)
+    now = time.time_ns() if alive else max((each.seen for each in open_spans), default=0)
     if "--stats" in views:
         print_stats(found, alive)
         if left_out := sum(not span.end for span in found.spans):
-            echo(f"not counted, since not ended: {plural(left_out, 'span')}", err=True)
+            echo(f"not counted, since they haven't ended: {plural(left_out, 'span')}", err=True)
     elif "--errors" in views:
         print_errors(found, now, alive)
     else:
@@ -304,7 +304,7 @@ def _print(found: Trace, going_on: Sequence[OpenSpan], views: Sequence[str]) -> 
 
 
 def _beside(traces: Sequence[Trace], path: Path, other: str) -> list[Trace]:
-    """These traces and those of another run, each once, in the order in which they began."""
+    """These traces and those of another run, each once, ordered by start."""
     found = {each.id: each for each in (*traces, *found_traces(path, other, "OTHER")[0])}
     return sorted(found.values(), key=lambda each: each.start)
 
@@ -315,7 +315,7 @@ def _paint(traces: Sequence[Trace], html: str | None, opens: bool) -> int:
     text = page(traces)
     if html == "-":
         if opens:
-            raise click.UsageError("--open needs a file; leave out --html or give it one")
+            raise click.UsageError("--open needs a file; leave out --html, or name a file")
         echo_value(text, nl=False)
         return 0
     path = Path(html) if html is not None else _cached(traces[-1])
@@ -336,12 +336,12 @@ def _open(path: Path) -> int:
 
     if webbrowser.open(path.resolve().as_uri()):
         return 0
-    echo("no browser could be opened; open the page by hand", err=True)
+    echo("no browser could be opened; open the page yourself", err=True)
     return 1
 
 
 def _cached(newest: Trace) -> Path:
-    """Where the page of a run goes that nobody gave a place."""
+    """The file for the page of a run, if none is given."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocket_plug"
     return folder / f"trace-{quote(newest.run_id or newest.id, safe='')[:100]}.html"
 
@@ -372,7 +372,9 @@ def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
     for header in headers:
         name, equals, value = header.partition("=")
         if not equals or not name.strip() or not (header.isascii() and header.isprintable()):
-            raise click.UsageError("--header is KEY=VALUE, in ASCII on one line")  # not shown: it may be a secret
+            raise click.UsageError(
+                "--header is KEY=VALUE, in ASCII on one line"
+            )  # the value isn't shown: it may be a secret
         given[name.strip()] = value.strip()
     target = sending.endpoint(url)
     source = TraceFile(file)

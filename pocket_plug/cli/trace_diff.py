@@ -1,4 +1,4 @@
-"""`trace diff`: what is different between two runs of a graph, or two executions of one run."""
+"""`trace diff`: compares two runs of a graph, or two executions of one run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def diff(run: str | None, other: str | None, file: Path | None, as_json: bool) -
         before = _before(runs, after, path) if other is None else _meant(runs, other, path, "OTHER")
         ids = {each.trace_id for each in (*before, *after)}
         spans = [*index.spans(ids)]
-        until = {each.span.span_id: time.time_ns() if each.alive else each.seen for each in index.going_on(ids)}
+        until = {each.span.span_id: time.time_ns() if each.alive else each.seen for each in index.open_spans(ids)}
     from pocket_plug.traces.comparing import Side, compared, spans_of
 
     found = compared(
@@ -66,7 +66,7 @@ def _meant(runs: Sequence[RunSummary], wanted: str | None, path: Path, title: st
 
 
 def _before(runs: Sequence[RunSummary], after: Sequence[RunSummary], path: Path) -> list[RunSummary]:
-    """The execution before one that isn't its run's first, else the run of the graph that began before this one."""
+    """The previous execution of the same run, or if there is none, the previous run of the same graph."""
     first = after[0]
     same = [run for run in reversed(runs) if run.run_id == first.run_id]
     if (number := same.index(first)) > 0:
@@ -76,7 +76,7 @@ def _before(runs: Sequence[RunSummary], after: Sequence[RunSummary], path: Path)
     )
     if former is None:
         raise UnknownRunError(
-            f"there is no run of graph {first.graph!r} before {first.run_id!r} in {path}; name the one to compare it with"
+            f"there is no run of graph {first.graph!r} before {first.run_id!r} in {path}; name the run to compare it with"
         )
     return [run for run in reversed(runs) if run.run_id == former.run_id]
 
@@ -118,7 +118,7 @@ def _side(title: str, side: Side) -> tuple[str, ...]:
 
 
 def _change(took: int, of: int) -> str:
-    """How much more, or less; in per cent of what it was.
+    """The difference of a duration, also in percent of `of`.
 
     >>> _change(1_500_000_000, 3_000_000_000), _change(-40_000, 80_000), _change(5_000_000, 0), _change(0, 7)
     ('+1.50 s (+50 %)', '-40 µs (-50 %)', '+5.0 ms', '0 µs')

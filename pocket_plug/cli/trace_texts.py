@@ -1,4 +1,4 @@
-"""What the tables of traces have in common: figures, and how a run ended, as text."""
+"""Texts that the tables of traces share: statistics, and the outcome of a run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ FINE = ("success", "suspended", "running")
 
 
 def figures_head(what: str) -> tuple[str, ...]:
-    """The headers above `figures_row`: "errors" are those that arose there, "failed" is how many of them did."""
+    """The headers for `figures_row`. `what` is "errors" (raised there) or "failed" (how many failed)."""
     return ("count", what, "retries", "p50", "p95", "max", "in all")
 
 
 def figures_row(figures: Figures, number: int) -> tuple[str, ...]:
-    """Figures as the cells of a row, with the number of errors, or of what failed."""
+    """Statistics as the cells of a row; `number` is that of errors, or of failures."""
     from pocket_plug.traces.figures import seconds
 
     return (
@@ -29,7 +29,7 @@ def figures_row(figures: Figures, number: int) -> tuple[str, ...]:
 
 
 def outcome_text(outcome: str, error: str | None, place: str | None = None) -> str:
-    """How a run ended; where it failed, with the type of its error and the place, if that is known.
+    """The outcome of a run; for a failure with the type of the error, and its place if known.
 
     >>> outcome_text("failure", "shop.Declined"), outcome_text("suspended", "RunSuspendedError"), outcome_text("unfinished", None)
     ('✗ failure: Declined', 'suspended', 'unfinished')

@@ -1,4 +1,4 @@
-"""The traceback of a user's error: the frames of the user's own code, without those that only lead there."""
+"""The traceback of an error of the user's code, without the frames of libraries that lead there."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import click
 
 import pocket_plug
 
-_LEADING_THERE = (
+_LIBRARIES = (
     *(f"{Path(str(module.__file__)).parent}/" for module in (pocket_plug, asyncio, click)),
-    "<frozen ",  # the machinery of imports
+    "<frozen ",  # the import system
 )
 
 
 def user_traceback(error: BaseException) -> str:
-    """As Python prints it, without the frames of pocket_plug, asyncio and click. If there are no others, with all of them."""
+    """The traceback as Python prints it, without the frames of pocket_plug, asyncio and click, unless there are no others."""
     shown = TracebackException.from_exception(error)
     _shorten(shown)
     return "".join(shown.format()).rstrip()
 
 
 def _shorten(shown: TracebackException) -> None:
-    if own := [frame for frame in shown.stack if not frame.filename.startswith(_LEADING_THERE)]:
+    if own := [frame for frame in shown.stack if not frame.filename.startswith(_LIBRARIES)]:
         shown.stack = StackSummary.from_list(list[FrameSummary | tuple[str, int, str, str | None]](own))
     for other in (shown.__cause__, shown.__context__, *(shown.exceptions or ())):
         if other is not None:

@@ -1,4 +1,4 @@
-"""Which traces of a file a command is about: the index of the file, opened, and what a RUN names in it."""
+"""Finds the traces that a command is about: opens the index of a trace file, and resolves RUN."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ in_file = click.option(
 
 
 LARGE = 5_000_000
-"""Of a file of more bytes a terminal is shown how far it is read."""
+"""For a file of more bytes, a terminal shows the progress of reading."""
 
 
 def default_file() -> Path:
-    """Where traces lie that nobody gave a place."""
+    """The trace file if none is given."""
     from pocket_plug.traces.recorded import DEFAULT_FILE
 
     return DEFAULT_FILE
@@ -42,7 +42,7 @@ def default_file() -> Path:
 
 @contextmanager
 def opened_index(file: Path | None) -> Generator[TraceIndex]:
-    """What is known of the traces in a file; says what could not be read."""
+    """The index of a trace file; says how many lines could not be read."""
     from pocket_plug.traces.index import TraceIndex
 
     path = file or default_file()
@@ -58,40 +58,40 @@ def opened_index(file: Path | None) -> Generator[TraceIndex]:
 
 @contextmanager
 def readable(path: Path) -> Generator[None]:
-    """An error of reading as one that names the file and the way out."""
+    """Raise errors of reading as errors that name the file and what to do."""
     try:
         yield
     except FileNotFoundError:
         raise no_file(path) from None
     except OSError as error:
-        raise ConfigError(f"{path} can't be read: {error.strerror}. --file names another one") from error
+        raise ConfigError(f"{path} can't be read: {error.strerror}. Name another file by --file") from error
 
 
 def no_file(path: Path) -> UnknownRunError:
-    """What to raise where there is none."""
-    return UnknownRunError(f"there is no file {path}. `pocket-plug run --trace` and observe() make one")
+    """The error for a missing trace file."""
+    return UnknownRunError(f"there is no file {path}. `pocket-plug run --trace` and observe() create one")
 
 
 def say_unreadable(path: Path, lines: int) -> None:
-    """Say of how many lines something couldn't be read."""
-    echo(f"{path}: {plural(lines, 'line')} could not be read, for being no OTLP/JSON or cut off", err=True)
+    """Say how many lines could not be read."""
+    echo(f"{path}: {plural(lines, 'line')} could not be read: not OTLP/JSON, or incomplete", err=True)
 
 
 def found_traces(path: Path, wanted: str | None, title: str = "RUN") -> tuple[list[Trace], list[OpenSpan]]:
-    """All traces of the run that is meant, in the order in which they began, and what of them goes on."""
+    """All traces of the wanted run, ordered by start, and their open spans."""
     from pocket_plug.traces.recorded import traces_of
 
     with opened_index(path) as index:
         ids = traces_of_run(index, wanted, path, title)
         spans = [*index.spans(ids)]
-        going_on = index.going_on(ids)
+        still_open = index.open_spans(ids)
     if not spans:
         raise UnknownRunError(f"there is no trace {wanted} in {path}. `pocket-plug trace ls` lists the runs")
-    return traces_of(spans)[::-1], going_on
+    return traces_of(spans)[::-1], still_open
 
 
 def traces_of_run(index: TraceIndex, wanted: str | None, path: Path, title: str = "RUN") -> set[str]:
-    """The ids of the traces of the run that is meant, or of one of its executions, or of the trace that is called so."""
+    """The trace ids of the wanted run, or of the wanted execution, or the wanted trace id itself."""
     runs = [*index.runs()]
     if wanted is None and not runs:
         return {_newest(index, path)}
@@ -106,16 +106,17 @@ def is_trace_id(text: str) -> bool:
 
 
 def executions(runs: Sequence[RunSummary], wanted: str | None, path: Path, title: str = "RUN") -> list[RunSummary]:
-    """The executions of the run that is meant, as they began: by its id, how that begins, or its graph; by default of the newest.
+    """The executions of the wanted run, ordered by start. `wanted`: its id, the first characters of it, or the name of its
+    graph; None: the newest run.
 
-    With `#2` behind it, the second one only. Of the runs that which began last is the first. `title`: what the usage calls it.
+    A `#2` at the end means only the second execution. `runs` are sorted, the newest first. `title`: the argument's name.
     """
-    if wanted is not None and not re.sub(r"#\d*$", "", wanted):  # of a variable that isn't set; each id begins with it
+    if wanted is not None and not re.sub(r"#\d*$", "", wanted):  # as by an unset shell variable; each id begins with ""
         raise click.UsageError(
-            f"{title} is empty; give a run's id, or how it begins: `pocket-plug trace ls` lists them"
+            f"{title} is empty; give a run's id, or its first characters: `pocket-plug trace ls` lists the runs"
         )
     if not runs:
-        raise UnknownRunError(f"there are no runs in {path}; `pocket-plug run --trace` and observe() trace some")
+        raise UnknownRunError(f"there are no runs in {path}; `pocket-plug run --trace` and observe() record runs")
     if wanted is None:
         wanted = runs[0].run_id
     name, mark, number = wanted.rpartition("#")
@@ -126,7 +127,7 @@ def executions(runs: Sequence[RunSummary], wanted: str | None, path: Path, title
     if not number:
         return found
     if not 0 < int(number) <= len(found):
-        raise UnknownRunError(f"run {run_id!r} has {plural(len(found), 'execution')} in {path}, and none is #{number}")
+        raise UnknownRunError(f"run {run_id!r} has {plural(len(found), 'execution')} in {path}, but no #{number}")
     return [found[int(number) - 1]]
 
 
@@ -141,16 +142,18 @@ def _run_id(runs: Sequence[RunSummary], wanted: str, path: Path) -> str:
         return begun[0]
     if begun:
         several = ", ".join(begun[:5]) + (", …" if len(begun) > 5 else "")
-        raise UnknownRunError(f"{len(begun)} runs in {path} begin with {wanted!r}: {several}. Give more of the id")
+        raise UnknownRunError(
+            f"{len(begun)} runs in {path} begin with {wanted!r}: {several}. Give more characters of the id"
+        )
     close = suggest(wanted, [*names, *dict.fromkeys(run.graph for run in runs)])
     raise UnknownRunError(
-        f"there is no run {wanted!r} in {path}, nor a graph of that name.{close} `pocket-plug trace ls` lists them"
+        f"there is no run {wanted!r} in {path}, nor a graph with this name.{close} `pocket-plug trace ls` lists the runs"
     )
 
 
 def _newest(index: TraceIndex, path: Path) -> str:
-    """The id of the trace that began last, in a file without runs."""
+    """The id of the newest trace, for a file without runs."""
     newest = index.newest()
     if newest is None:
-        raise UnknownRunError(f"there are no traces in {path}; `pocket-plug run --trace` and observe() write some")
+        raise UnknownRunError(f"there are no traces in {path}; `pocket-plug run --trace` and observe() write traces")
     return newest

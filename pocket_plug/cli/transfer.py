@@ -58,7 +58,7 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
                     advance(not name.startswith(ITEMS))
             out.flush()
             if await stack.version() != before:
-                echo("the store was written to meanwhile: this is not as it was at one moment", err=True)
+                echo("the store was changed meanwhile: the export is not a consistent snapshot", err=True)
         return number, damaged
 
     number, damaged = asyncio.run(exported())
@@ -109,7 +109,7 @@ async def _stored(stack: Backend, puts: list[Put], done: int, total: int) -> int
     try:
         await stack.write(puts)
     except PocketError:
-        echo(f"{done:,} of {total:,} are stored; it may be imported again as a whole", err=True)
+        echo(f"{done:,} of {total:,} are stored; the whole file can be imported again", err=True)
         raise
     return len(puts)
 

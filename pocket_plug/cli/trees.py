@@ -1,4 +1,4 @@
-"""A trace on the terminal: drawn once, or again and again while it goes on."""
+"""Draws a trace in the terminal: once, or again and again while it runs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from pocket_plug.traces.recorded import RecordedSpan, Trace
 
 WATCH_SECONDS = 0.2
-"""Between two looks at a run that is watched."""
+"""Seconds between two reads of a watched run."""
 
 
 def print_tree(found: Trace, now: int, alive: bool, *, whole: bool = False) -> None:
-    """A trace on stdout, what hasn't ended drawn until `now`; `alive`: it goes on. `whole`: nothing is summed up."""
+    """Draw a trace on stdout. Open spans are drawn up to `now`; `alive`: they are running. `whole`: each span has a line."""
     _print(found, alive, lambda console: _tree(found, console, now, alive, whole=whole))
 
 
 def print_errors(found: Trace, now: int, alive: bool) -> None:
-    """What failed in a trace, and the way down to it; of errors that are alike the first, and how many they are."""
+    """Draw the failed spans of a trace, and those above them; of similar errors only the first, with their number."""
     shown, notes = _errors(found)
     failed = replace(found, spans=shown)
     _print(found, alive, lambda console: _tree(failed, console, now, alive, whole=True, notes=notes) if shown else [])
@@ -62,7 +62,7 @@ def _tree(
 
 
 def _errors(found: Trace) -> tuple[tuple[RecordedSpan, ...], dict[str, str]]:
-    """The spans to show, and what to say below which."""
+    """The spans to show, and notes to print below them, by span id."""
     from pocket_plug.traces.drawing import TIMES
     from pocket_plug.traces.failing import failures, grouped, way_to
 
@@ -86,7 +86,7 @@ def _errors(found: Trace) -> tuple[tuple[RecordedSpan, ...], dict[str, str]]:
 
 
 def print_stats(found: Trace, alive: bool) -> None:
-    """A line for all spans of a name, those first that took longest without what is below them."""
+    """Print a line for each span name, the largest own time first."""
     from pocket_plug.traces.by_name import stats_by_name
     from pocket_plug.traces.figures import seconds
 
@@ -104,12 +104,12 @@ def _caption(found: Trace, alive: bool) -> str:
 
 # ---------------------------------------------------------------- show --watch
 def follow(path: Path, wanted: str | None, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Draw a run while it goes on: again and again on a terminal, else a line for what begins and for what ends."""
+    """Draw a run while it runs: on a terminal again and again, elsewhere a line for each span that begins or ends."""
     from pocket_plug.traces.watch import Watch
 
     watch = Watch(path, wanted)
     shown = _Redrawn() if sys.stdout.isatty() else _Lines()
-    echo(f"waiting for {'a run' if wanted is None else f'run {wanted!r}'} in {path}; Ctrl-C ends it", err=True)
+    echo(f"waiting for {'a run' if wanted is None else f'run {wanted!r}'} in {path}; Ctrl-C stops", err=True)
     try:
         with shown:
             while True:
@@ -119,16 +119,16 @@ def follow(path: Path, wanted: str | None, sleep: Callable[[float], None] = time
                 if watch.ended or watch.lost:
                     break
                 sleep(WATCH_SECONDS)
-    except KeyboardInterrupt:  # how one stops to watch
+    except KeyboardInterrupt:  # the way to stop watching
         return 0
     if watch.lost:
-        echo("its process shows no sign of life any more", err=True)
+        echo("the run's process shows no sign of life", err=True)
         return 1
     return 0
 
 
 class _Redrawn:
-    """The tree in its place on a terminal."""
+    """Draws the tree at the same place of the terminal again and again."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -151,16 +151,16 @@ class _Redrawn:
             Text(escaped(_caption(found, alive)), style="dim"),
         ]
         room = max(self._console.height - 2, 4)
-        if len(lines) > room:  # what happens now is at the end
+        if len(lines) > room:  # the newest spans are at the end
             lines = [lines[0], Text("…", style="dim"), *lines[2 - room :]]
         self._live.update(Text("\n", no_wrap=True, overflow="ellipsis").join(lines), refresh=True)
 
 
 class _Lines:
-    """A line for each run and node that begins, and for each that ends."""
+    """Prints a line for each run and node that begins, and for each that ends."""
 
     def __init__(self) -> None:
-        self._said: set[tuple[str, bool]] = set()
+        self._printed: set[tuple[str, bool]] = set()
 
     def __enter__(self) -> None: ...
 
@@ -170,8 +170,8 @@ class _Lines:
         by_id = {span.span_id: span for span in found.spans}
         for span in sorted(found.spans, key=lambda span: span.end or span.start):
             state = span.span_id, bool(span.end)
-            if span.scope == "pocket_plug.graph" and state not in self._said:
-                self._said.add(state)
+            if span.scope == "pocket_plug.graph" and state not in self._printed:
+                self._printed.add(state)
                 echo(_line(span, by_id))
         sys.stdout.flush()
 
@@ -189,12 +189,12 @@ def _line(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> str:
 
 
 def local_time(nanoseconds: int) -> str:
-    """A time since the epoch as the clock on the wall has it."""
+    """A time in nanoseconds since the epoch as local time."""
     return datetime.fromtimestamp(nanoseconds / 1e9).astimezone().isoformat(" ", "seconds")[:19]
 
 
 def plural(number: int, word: str) -> str:
-    """So many of it.
+    """A number with a noun in the singular or plural.
 
     >>> plural(1, "retry"), plural(1200, "retry"), plural(0, "span")
     ('1 retry', '1,200 retries', '0 spans')

@@ -1,4 +1,4 @@
-"""`worker`: takes the runs of some graphs that are pending, stalled or due, until it is told to stop."""
+"""`worker`: executes pending, stalled and due runs of some graphs, until it is stopped."""
 
 from __future__ import annotations
 
@@ -97,19 +97,19 @@ async def _serve(
 
 @contextmanager
 def _stopping(worker: Worker) -> Generator[None]:
-    """Within, the first SIGTERM or Ctrl-C stops the worker, and the second one cancels it as they usually do."""
+    """Let the first SIGTERM or Ctrl-C stop the worker gently, and the second one have its usual effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     former = {number: signal.getsignal(number) for number in STOPPED}
-    former = {number: handler for number, handler in former.items() if handler is not signal.SIG_IGN}  # as by nohup
+    former = {number: handler for number, handler in former.items() if handler is not signal.SIG_IGN}  # nohup sets this
     loop = asyncio.get_running_loop()
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each, handler in former.items():
             signal.signal(each, handler)
         worker.stop()
-        loop.call_soon_threadsafe(_say_stopping)  # not here, in the midst of another line
+        loop.call_soon_threadsafe(_say_stopping)  # not here: the signal may have interrupted another print
 
     for number in former:
         signal.signal(number, stop)
@@ -122,11 +122,11 @@ def _stopping(worker: Worker) -> Generator[None]:
 
 
 def _say_stopping() -> None:
-    echo("stopping: runs under way are left to others between two nodes. Once more, and it ends at once", err=True)
+    echo("stopping after the nodes that are being executed. Send the signal again to stop at once", err=True)
 
 
 class _Printer:
-    """Prints a line for each thing that becomes of a run."""
+    """Prints a line for each report of the worker: what a run has become."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json

@@ -1,1 +1,1 @@
-"""What telemetry may say, and how it names it, for whatever speaks to OpenTelemetry's API. The SDK is `telemetry`'s alone."""
+"""What all users of OpenTelemetry's API share: settings, suppression, names, span additions. Only `telemetry` uses the SDK."""

@@ -1,4 +1,4 @@
-"""What plugins add to the spans that tracing makes: asked here, so that no failure of theirs leaves it."""
+"""Attributes that plugins add to spans. Errors of plugins are caught and reported here."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pocket_plug.primitives.values import SpanAttributes
 
 Attributes = dict[str, str | bool | int | float]
 Report = Callable[[str, BaseException], None]
-"""Puts a failure of one of its parts down to its plugin."""
+"""Reports an error of a part, with the name of its plugin."""
 Parts = tuple[tuple[Callable[..., Any], Report], ...]
-"""What is asked for one kind of span, of each plugin that has something to add."""
+"""The functions for one kind of span, one from each plugin that has such a part, each with its Report."""
 
 
 Way = Literal["input", "output"]
@@ -25,15 +25,15 @@ Way = Literal["input", "output"]
 class SpanAdditions:
     """The attributes that a plugin adds to the spans of runs, nodes, phases and store operations.
 
-    Each part is called as a span begins, in the context that the span is to be in, with what the span is of and with the
-    attributes that it has by itself, which are not to be changed. It gives those that come on top, or None; where a name
-    is ours, ours stays. A part left None costs nothing.
+    Each part is called when a span begins, in the span's context. Its arguments are the run, node or phase that the span is
+    for (none for `store`) and pocket_plug's own attributes, which it must not change. It returns further attributes, or None.
+    pocket_plug's own attributes can't be replaced. A part that is None costs nothing.
 
-    `value` is called where something is captured: with what it belongs to (None: a store operation), "input" or "output",
-    the text that may be shown, and its MIME type. `resource` is put on the process's resource where pocket_plug makes it,
-    unless the environment says otherwise: by `observe()` and `setup()`, which ask the plugins of the default Pocket.
+    `value` is called when a value is captured: with its run, node or phase (None for a store operation), "input" or "output",
+    the text that may be shown, and its MIME type. `resource` adds to the process's resource if `observe()` or `setup()` makes
+    it, by the plugins of the default Pocket; attributes that the environment sets stay.
 
-    Whatever a part raises is caught and said once; the span goes without what it would have added.
+    An exception of a part is caught and logged once; the span doesn't get the part's attributes.
     """
 
     run: Callable[[Run, SpanAttributes], SpanAttributes | None] | None = None
@@ -45,7 +45,7 @@ class SpanAdditions:
 
 
 class Additions:
-    """The parts of all plugins, by what they are about. A part that no plugin has is empty, which is all that it costs."""
+    """The parts of all plugins, by the kind of span. For a kind that no plugin has, the tuple is empty and costs nothing."""
 
     __slots__ = ("node", "phase", "resource", "run", "store", "value")
 
@@ -61,7 +61,7 @@ NONE: Final = Additions()
 
 
 def added(part: str, asked: Parts, *about: object) -> Attributes:
-    """What plugins add, the one that is asked first having the last word. What fails is put down to its plugin.
+    """The attributes that plugins add; if two add the same name, the first plugin wins. An error is reported with its plugin.
 
     >>> billing = SpanAdditions(store=lambda own: {"team": "billing"})
     >>> added("store", Additions([(billing, lambda what, error: None)]).store, {})

@@ -1,6 +1,6 @@
-"""A span that begins only once somebody needs it, with the time at which what it is of began.
+"""A span that begins only when it is needed, with the start time of its item.
 
-For items of a fan-out: which of them are worth a span is known as they end, and what is traced inside of one needs its id before.
+For items of a fan-out: which of them deserve a span is known when they end, but spans inside an item need its span's id before.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .reporting import current_context
 
 
 class LateSpan(Span):
-    """Current while an item is worked on. Who asks for its id, as what traces inside does, gets that of a span that exists.
+    """The current span while an item is worked on. It begins when its id is requested, as by a span inside the item.
 
-    So an id that anybody was told, in a log line or in another process, is always to be found. Once it is dismissed it stands
-    for the span around it.
+    So an id that was written to a log line or sent to another process always belongs to an existing span. After `dismiss`, it
+    acts as the span around it.
 
     >>> from opentelemetry.trace import INVALID_SPAN_CONTEXT
     >>> begun = []
@@ -37,19 +37,19 @@ class LateSpan(Span):
 
     def __init__(self, begin: Callable[[], Span], around: Context) -> None:
         self.around = around
-        """The context that it begins in."""
+        """The context around the item, in which the span begins."""
         self.has_begun = False
         self._begin, self._dismissed = begin, False
         self._span: Span | None = None
         self._lock = RLock()  # worker threads of one item may ask at the same time
 
     def begun(self) -> Span:
-        """The span itself, which begins now if it hasn't."""
+        """The real span; begin it if it hasn't begun."""
         span = self._span
         if span is None:
             with self._lock:
                 if self._span is None:
-                    self._span = self._outer()  # for who asks meanwhile, as a processor may
+                    self._span = self._outer()  # for requests during `_begin`, as a processor may make
                     try:
                         if not self._dismissed:
                             self._span = self._begin()
@@ -65,7 +65,7 @@ class LateSpan(Span):
         return NonRecordingSpan(trace.get_current_span(self.around).get_span_context())
 
     def dismiss(self) -> bool:
-        """It is not needed: from now on it never begins. False if it has begun."""
+        """Never begin the span. Returns False if it has begun already."""
         with self._lock:
             self._dismissed = not self.has_begun
             return self._dismissed
@@ -108,12 +108,12 @@ class LateSpan(Span):
         self.begun().end(end_time)
 
     def __getattr__(self, name: str) -> Any:
-        """What the SDK's spans have besides, such as their attributes."""
+        """Further attributes of the SDK's spans."""
         return getattr(self.begun(), name)
 
 
 def measuring_context() -> Context:
-    """The context to record a metric or an event of ours in: they ask for the current span, and no item's begins for that."""
+    """The context for our metrics and log events. These read the current span's id, which must not begin the span of an item."""
     context = current_context()
     span = trace.get_current_span(context)
     return span.around if type(span) is LateSpan and not span.has_begun else context

@@ -1,4 +1,4 @@
-"""The runs that go on, so that a SIGTERM that ends the process leaves none without an end in logs and metrics."""
+"""The running runs, so that at a SIGTERM logs and metrics get an end of each."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import after_fork
 
 INTERRUPTED: Final = "interrupted"
-"""The outcome of what was open as a signal ended the process. No `Run` has it: nobody is left who could ask."""
+"""The outcome, in telemetry, of runs that were open when a signal ended the process. No `Run` object ever has it."""
 
 
 class Interruptible(Protocol):
-    """What says of one run how it ended."""
+    """Reports the end of a run."""
 
     def interrupt(self, reason: str) -> None:
-        """Say that it ended so, from another thread."""
+        """Report that the run was interrupted; called in another thread. `reason` is the signal's name."""
         ...
 
 
 _open: dict[Interruptible, bool] = {}  # in the order in which they began
-_said: set[Interruptible] = set()
-after_fork(_open.clear)  # what is open is its parent's to end
+_interrupted: set[Interruptible] = set()
+after_fork(_open.clear)  # the parent ends its runs
 
 
 def begun(part: Interruptible) -> None:
-    """A run has begun, of which `part` says how it ends."""
+    """Remember a run that has begun; `part` reports its end."""
     _open[part] = True
 
 
 def ended(part: Interruptible) -> bool:
-    """It has ended. Is that still to be said?"""
+    """Forget a run that has ended. Returns False if its end was already reported as an interruption."""
     _open.pop(part, None)
-    return part not in _said
+    return part not in _interrupted
 
 
 def interrupt(reason: str) -> None:
-    """Say of all that are open, the innermost first, that they end here, since the process is about to die."""
+    """Report all running runs as interrupted, the innermost first, since the process is about to die."""
     for part in reversed([*_open]):
         if _open.pop(part, False):
-            _said.add(part)
+            _interrupted.add(part)
             try:
                 part.interrupt(reason)
             except BaseException as error:  # a user's log processor may raise anything
                 if not is_fault(error):
                     raise
-                say_once("saying that a run was interrupted", error, silent=True)
+                say_once("reporting that a run was interrupted", error, silent=True)

@@ -1,6 +1,6 @@
-"""What all of telemetry is built on: who listens, what is suppressed, how settings are changed, and what a backend is called.
+"""The base of all telemetry: finds the provider, whether telemetry is suppressed, settings, and the names of a backend.
 
-It speaks OpenTelemetry's API only, never its SDK.
+It uses OpenTelemetry's API only, never its SDK.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 
 # ---------------------------------------------------------------- settings
 def changed(layer: str, settings: S, changes: Mapping[str, Any]) -> S:
-    """A layer's settings (a dataclass) with the changes made. Raises ConfigError for what isn't one of them."""
+    """A layer's settings (a dataclass) with changes. Raises ConfigError for an unknown setting."""
     known = [field.name for field in fields(settings)]
     for name in changes:
         if name not in known:
@@ -49,32 +49,34 @@ def changed(layer: str, settings: S, changes: Mapping[str, Any]) -> S:
     return replace(settings, **changes)
 
 
-# ---------------------------------------------------------------- who listens
+# ---------------------------------------------------------------- contexts and providers
 def _reader_of_context() -> Callable[[], Context]:
-    """A faster `get_current` of OpenTelemetry's: `get` of its context variable, which a token names."""
+    """A faster `get_current`: the `get` method of OpenTelemetry's context variable, which is taken from a token."""
     token = otel_context.attach(otel_context.get_current())
     otel_context.detach(token)
-    variable: ContextVar[Context] | None = getattr(token, "var", None)  # another kind of context has other tokens
+    variable: ContextVar[Context] | None = getattr(
+        token, "var", None
+    )  # other context implementations have other tokens
     return otel_context.get_current if variable is None else variable.get
 
 
 current_context: Callable[[], Context] = _reader_of_context()
-"""OpenTelemetry's context, as operations of a store look at it."""
+"""Returns OpenTelemetry's current context, fast enough for each store operation."""
 
 
 def suppressed(context: Context | None = None) -> bool:
-    """Has somebody around asked for no telemetry, as OpenTelemetry does while an exporter works?
+    """Is instrumentation suppressed in this context, as by OpenTelemetry while an exporter works?
 
-    Then there is none of ours: an exporter that keeps what it is given in a traced store would feed itself for ever.
+    Then pocket_plug makes no telemetry: an exporter that writes to a traced store would otherwise export its own spans for ever.
     """
     context = current_context() if context is None else context
-    # an empty one, as outside of runs and requests, is not searched; the second key is that of older instrumentations
+    # an empty context, as outside of runs and requests, isn't searched; the second key is for older instrumentations
     return bool(context) and bool(context.get(_SUPPRESS_INSTRUMENTATION_KEY) or context.get("suppress_instrumentation"))
 
 
 @contextmanager
 def silenced() -> Generator[None]:
-    """What goes on inside makes no telemetry, as while an exporter works."""
+    """Suppress instrumentation within the block."""
     token = otel_context.attach(otel_context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
     try:
         yield
@@ -82,8 +84,8 @@ def silenced() -> Generator[None]:
         otel_context.detach(token)
 
 
-class _Asking(dict[str, Any]):
-    """Stands in for a module's global names if the one that is looked up is gone: asks the API each time."""
+class _AskingApi(dict[str, Any]):
+    """Replaces a module's globals if the private name is missing: calls the API for each lookup."""
 
     def __init__(self, ask: Callable[[], object]) -> None:
         super().__init__()
@@ -94,19 +96,20 @@ class _Asking(dict[str, Any]):
 
 
 def globals_of(module: ModuleType, name: str, ask: Callable[[], object]) -> dict[str, Any]:
-    """Where a module of OpenTelemetry's keeps its global provider, None until one is set.
+    """The globals of a module of OpenTelemetry, whose private `name` is the global provider, or None until one is set.
 
-    Stores live longer than providers, so each operation looks up which is set now. Asking the API takes fifty times as
-    long where none is set, since it looks at the environment each time.
+    Stores live longer than providers, so each operation looks up the current one. If none is set, a call of the API takes fifty
+    times as long, since it reads the environment each time.
     """
     names = vars(module)
-    return names if name in names else _Asking(ask)
+    return names if name in names else _AskingApi(ask)
 
 
 def loaded(ask: Callable[[], P], stand_in: Q, variable: str) -> P | Q:
-    """What the API gives, which loads the provider that a variable names; `stand_in` where that can't be had, which is said once.
+    """The provider that the API returns, by a call that loads the one named by `variable`. If that fails, log it once and return
+    `stand_in`.
 
-    Such variables are set for all programs of a machine, and not each has that provider installed.
+    Such variables are set for all programs of a machine, and not each has the provider installed.
     """
     try:
         return ask()
@@ -117,7 +120,7 @@ def loaded(ask: Callable[[], P], stand_in: Q, variable: str) -> P | Q:
         return stand_in
 
 
-# ---------------------------------------------------------------- parts
+# ---------------------------------------------------------------- names
 @cache
 def own_version() -> str:
     """pocket_plug's version, for the instrumentation scopes."""
@@ -128,7 +131,7 @@ def own_version() -> str:
 
 
 def system_of(backend: Backend) -> str:
-    """The `db.system.name` of a backend: what it says itself, else its class's name in lower case.
+    """The `db.system.name` of a backend: its `system`, or else its class's name in lower case.
 
     >>> from pocket_plug.store.memory import Memory
     >>> system_of(Memory())
@@ -138,7 +141,7 @@ def system_of(backend: Backend) -> str:
 
 
 def server_of(backend: Backend) -> dict[str, str | int]:
-    """`server.address` and `server.port` of the server that a backend talks to; nothing where there is none.
+    """`server.address` and `server.port` of a backend's server; empty if it has none.
 
     >>> from pocket_plug.store.memory import Memory
     >>> server_of(Memory())

@@ -1,4 +1,4 @@
-"""Plugins: found by their entry points, registered with pluggy, configured by a Pocket, which runs and stores ask."""
+"""Plugins: found by their entry points, registered with pluggy, and configured by a Pocket, which runs and stores use."""
 
 from pocket_plug.hookspecs import PluginRecord as PluginRecord
 

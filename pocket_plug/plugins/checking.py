@@ -1,6 +1,6 @@
-"""All that is wrong in a configuration file, with its lines: what reading it finds, and what its plugins say of it.
+"""Finds all problems of a configuration file, with their lines: those of reading it, and those that plugins report.
 
-Stores are built and not opened, so nothing is connected to and no file of theirs is made.
+Stores are built but not opened, so no server is contacted and no file is created.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .toml_lines import lines_of
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong in a file, and the line where it stands, if that is known."""
+    """A problem in a configuration file, with its line if known."""
 
     file: str
     line: int | None
@@ -36,19 +36,19 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
-        """As compilers and linters say it: `pocket.toml:3: [store].layers[0]: there is no layer 'bound'`."""
+        """The problem in the format of compilers and linters: `pocket.toml:3: [store].layers[0]: there is no layer 'bound'`."""
         return f"{self.file}{f':{self.line}' if self.line else ''}: {self.message}"
 
 
 def check_config(path: str | Path) -> list[Finding]:
-    """All that is wrong in a file, in the order of its lines. Raises nothing for what stands in it."""
+    """All problems of a file, ordered by line. A file that is missing or can't be read is a problem, too, and raises nothing."""
     path = Path(path)
     try:
         config, problems = read_config(path)
     except ConfigError as error:
         line = re.search(r"line (\d+)", str(error))
         return [Finding(str(path), int(line[1]) if line else None, "", _without(path, str(error)))]
-    with _plugins_warn_of_nothing():
+    with _silent_logs():
         _Check(config, problems).run()
     lines, start = lines_of(path.read_text("utf-8")), ("tool", "pocket_plug")[: 2 * (path.name == "pyproject.toml")]
     findings = [
@@ -59,7 +59,7 @@ def check_config(path: str | Path) -> list[Finding]:
 
 
 def _line(lines: Mapping[KeyPath, int], path: KeyPath) -> int | None:
-    """That of the path, or of what it is in."""
+    """The line of a path, or of the nearest table around it."""
     return next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
 
 
@@ -76,8 +76,8 @@ def _without(path: Path, message: str) -> str:
 
 
 @contextmanager
-def _plugins_warn_of_nothing() -> Generator[None]:
-    """Within, what plugins are warned of is not logged: it becomes findings, or the file isn't to blame for it."""
+def _silent_logs() -> Generator[None]:
+    """Switch off pocket_plug's log: its warnings become findings, or have other causes than the file."""
     logger = logging.getLogger("pocket_plug")
     before, logger.disabled = logger.disabled, True
     try:
@@ -87,7 +87,7 @@ def _plugins_warn_of_nothing() -> Generator[None]:
 
 
 def _refusal(act: Callable[..., object], *given: object, hidden: object) -> str | None:
-    """What it raises, without what the environment has filled in; None if it goes well."""
+    """The error that a call raises, without values of environment variables; None if it succeeds."""
     try:
         act(*given)
     except BaseException as error:
@@ -101,12 +101,12 @@ _QUOTED_URL = re.compile(r"'\w+:/[^']*'")
 
 
 def _about(refusal: str | None) -> str | None:
-    """What it says, whichever URL it quotes."""
+    """The error without the URL that it quotes."""
     return None if refusal is None else _QUOTED_URL.sub("", refusal)
 
 
 def _without_one(url: str) -> Generator[str]:
-    """The URL without its first option, without its second one, and so on."""
+    """Copies of the URL: one without its first option, one without its second, and so on."""
     address, _, query = url.partition("?")
     options = query.split("&") if query else []
     for position in range(len(options)):
@@ -115,7 +115,7 @@ def _without_one(url: str) -> Generator[str]:
 
 
 class _Check:
-    """Asks the plugins of each part of a configuration that could be read."""
+    """Checks each part of a configuration that could be read, by building it with its plugin."""
 
     def __init__(self, config: Config, problems: list[Problem]) -> None:
         self._config, self._problems = config, problems
@@ -125,7 +125,7 @@ class _Check:
         self._pocket = Pocket(replace(self._config, options={}, disable=()))
         options = self._checked_options()
         self._begin_again(options)
-        if refused := self._refused(options):  # their layers aren't to blame
+        if refused := self._refused(options):  # without these options, so that no layer fails because of them
             self._begin_again({name: own for name, own in options.items() if name not in refused})
         try:
             if self._config.store.where:
@@ -145,16 +145,16 @@ class _Check:
         self._problems.append(Problem(message, (*self._base, *path)))
 
     def _try(self, act: Callable[[], object], path: KeyPath, hidden: object = None) -> bool:
-        """Did it go well? What it raises is noted, without what the environment has filled in."""
+        """Does a call succeed? Its error is noted, without values of environment variables."""
         wrong = _refusal(act, hidden=hidden)
         if wrong is not None:
             self._note(path, wrong)
         return wrong is None
 
     def _check_url(self, path: KeyPath, url: str, make: Callable[[str], object]) -> None:
-        """Each of its options that is wrong. Its plugin says one thing at a time, and is asked again without that one.
+        """Note each wrong option of a URL. A plugin reports one error at a time, so it is called again without that option.
 
-        An option is at fault if without it something else is said, or nothing.
+        An option is wrong if without it the error is another one, or none.
         """
         refusal = partial(_refusal, make, hidden=url)
         left, wrong = url, refusal(url)
@@ -162,9 +162,9 @@ class _Check:
         while wrong is not None:
             self._note(path, _QUOTED_URL.sub(lambda _: quoted, wrong))
             for shorter in _without_one(left):
-                said = refusal(shorter)
-                if _about(said) != _about(wrong):
-                    left, wrong = shorter, said
+                other = refusal(shorter)
+                if _about(other) != _about(wrong):
+                    left, wrong = shorter, other
                     break
             else:
                 return
@@ -173,7 +173,7 @@ class _Check:
         if url == self._config.executors[name]:
             self._pocket.executor(name)
             return
-        pocket = Pocket(replace(self._config, options={}, executors={name: url}))  # its stores stay closed
+        pocket = Pocket(replace(self._config, options={}, executors={name: url}))  # without opening any store
         try:
             pocket.executor(name)
         finally:
@@ -181,7 +181,7 @@ class _Check:
 
     # ------------------------------------------------------------ plugins
     def _checked_options(self) -> dict[str, Mapping[str, Any]]:
-        """The options that can be handed to their plugins."""
+        """The options that can be passed to their plugins."""
         known = [record.name for record in self._pocket.plugins]
         table = self._config.where.removesuffix("]")
         for position, name in enumerate(self._config.disable):
@@ -208,7 +208,7 @@ class _Check:
         return good
 
     def _refused(self, options: Mapping[str, Mapping[str, object]]) -> list[str]:
-        """The plugins that fail or step back with what the file says."""
+        """The plugins that fail or decline with the options of the file."""
         refused: list[str] = []
         for name, given in options.items():
             record = self._pocket.plugin(name)
@@ -226,7 +226,7 @@ class _Check:
         self._check_url((*path, "url"), table.url, partial(self._backend, table))
         known = {each.path for each in self._problems}
         for position, spec in enumerate(table.layers):
-            if (*self._base, *path, "layers", position) in known:  # it is no layer at all
+            if (*self._base, *path, "layers", position) in known:  # its name is invalid
                 continue
             self._check_layer((*path, "layers", position), spec, f"{table.where}.layers[{position}]")
         is_whole = len(self._problems) == before and not any(place[: len(at)] == at for place in known)
@@ -242,7 +242,7 @@ class _Check:
             raise ConfigError(text if text.startswith(table.where) else f"{table.where}.url: {text}") from None
 
     def _check_layer(self, path: KeyPath, spec: Any, where: str) -> None:
-        """Each of its options, not only the first that is wrong."""
+        """Note all wrong options of a layer, not only the first."""
         kind = self._pocket.offers.layers.get(layer_name(spec, where))
         if kind is None or isinstance(spec, str):
             self._try(partial(self._pocket.layer, spec, where=where), path, spec)

@@ -1,7 +1,7 @@
-"""`pocket.toml`, or `[tool.pocket_plug]` in pyproject.toml: read, checked, and turned into recipes of layers.
+"""Reads and checks `pocket.toml`, or `[tool.pocket_plug]` in pyproject.toml, and makes recipes of layers from it.
 
-Every message names the file and the path in it. Strings may name environment variables, `"${NAME}"`; they are filled in
-only where a value is used, so what is shown of a configuration is what is written there, without its secrets.
+Every message names the file and the path in it. Strings may name environment variables, `"${NAME}"`, which are replaced only
+when a value is used. So a configuration is shown as it is written, without the values of the variables.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from .tables import ABOUT, EXECUTOR, PLUGINS, RUNS, STORE, KeyPath, Problem, Tab
 
 @dataclass(frozen=True, slots=True)
 class StoreTable:
-    """One store as it is written in the file."""
+    """The table of a store, as written in the file."""
 
     where: str = ""
-    """How messages name the table: `pocket.toml [stores.cache]`."""
+    """The table's name in messages: `pocket.toml [stores.cache]`."""
     url: str = "memory://"
     layers: tuple[LayerSpec, ...] = ()
 
     def __repr__(self) -> str:
-        """Without what may be a secret: a password, an option."""
+        """The table without passwords and options, which may be secret."""
         names = [layer if isinstance(layer, str) else layer.get("use") for layer in self.layers]
         return f"StoreTable({self.where!r}, {public_url(self.url)!r}, layers={names})"
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A configuration file's content. Without a file: one store in memory, and nothing switched off."""
+    """The content of a configuration file. Without a file: one store in memory, and no disabled plugins."""
 
     source: str = ""
-    """The file."""
+    """The path of the file."""
     folder: Path | None = None
-    """Where the file is: relative paths in it count from there."""
+    """The folder of the file: relative paths in the file are relative to it."""
     where: str = ""
-    """How messages name the table of plugins: `pocket.toml [plugins]`."""
+    """The name of the table of plugins in messages: `pocket.toml [plugins]`."""
     store: StoreTable = StoreTable()
     stores: Mapping[str, StoreTable] = field(default_factory=dict[str, StoreTable])
     disable: tuple[str, ...] = ()
@@ -66,27 +66,27 @@ class Config:
 
 
 def default_config() -> Path | None:
-    """The file of the default Pocket: what `POCKET_PLUG_CONFIG` names, else none; for the command line the nearest one.
+    """The file of the default Pocket: the one that `POCKET_PLUG_CONFIG` names, or None; on the command line, the nearest one.
 
-    Raises ConfigError where the variable names no file.
+    Raises ConfigError if the variable names a missing file.
     """
     return named_config() or (find_config() if searches_config() else None)
 
 
 def named_config() -> Path | None:
-    """The file that `POCKET_PLUG_CONFIG` names; None where it names none. Raises ConfigError where there is no such file."""
+    """The file that `POCKET_PLUG_CONFIG` names; None if it isn't set. Raises ConfigError if the file is missing."""
     named = os.environ.get("POCKET_PLUG_CONFIG", "")
     if not named:
         return None
     if not Path(named).is_file():
-        raise ConfigError(f"POCKET_PLUG_CONFIG is {named!r}, and there is no such file")
+        raise ConfigError(f"POCKET_PLUG_CONFIG is {named!r}, but there is no such file")
     return Path(named)
 
 
 def find_config(folder: Path | None = None) -> Path | None:
-    """The nearest configuration: in a folder, by default the current one, else in the ones above it.
+    """The nearest configuration file: in a folder, by default the current one, or in the nearest folder above that has one.
 
-    Of one folder it is `pocket.toml`, else a `pyproject.toml` with our table.
+    In a folder, it is `pocket.toml`, or else a `pyproject.toml` with our table.
     """
     folder = folder or Path()
     return next((found for each in (folder, *folder.absolute().parents) if (found := _config_in(each))), None)
@@ -103,7 +103,7 @@ def _config_in(folder: Path) -> Path | None:
 
 
 def load_config(path: str | Path) -> Config:
-    """Read and check a file. Raises ConfigError for what is wrong first, naming the file and the path in it."""
+    """Read and check a file. Raises ConfigError for the first problem, with the file and the path in it."""
     config, problems = read_config(Path(path))
     if problems:
         more = f" (and {len(problems) - 1} more: pocket-plug config check {path})" if problems[1:] else ""
@@ -112,7 +112,7 @@ def load_config(path: str | Path) -> Config:
 
 
 def read_config(path: Path) -> tuple[Config, list[Problem]]:
-    """What a file says, without what is wrong in it, and all of that. Raises ConfigError for what is no TOML."""
+    """The valid parts of a file, and all its problems. Raises ConfigError if it isn't TOML."""
     content: Any = _toml(path)
     place: KeyPath = ()
     if path.name == "pyproject.toml":
@@ -183,7 +183,7 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def expand(value: Any, where: str) -> Any:
-    """A value with the environment's variables filled in, however nested. Raises ConfigError for one that isn't set.
+    """A value with environment variables replaced, at any depth. Raises ConfigError for a variable that isn't set.
 
     >>> os.environ["CACHE_DIR"] = "/var/cache"
     >>> expand(["sqlite:///${CACHE_DIR}/x.db"], "pocket.toml [store]")
@@ -211,7 +211,7 @@ def _is_list(value: Any) -> TypeGuard[list[Any]]:
 
 
 def layer_name(spec: LayerSpec, where: str = "") -> str:
-    """The name in a layer's spec. Raises ConfigError where there is none."""
+    """The name in a layer's spec. Raises ConfigError if there is none."""
     name = spec.get("use") if isinstance(spec, Mapping) else spec
     if not isinstance(name, str):
         found = summary(spec)
@@ -227,19 +227,19 @@ def layer_name(spec: LayerSpec, where: str = "") -> str:
 
 def options_of(kind: type[Layer]) -> dict[str, dataclasses.Field[Any]]:
     """The options of a layer, by name."""
-    a_dataclass: Any = kind  # which Layer makes of every subclass, unseen by type checkers
+    a_dataclass: Any = kind  # Layer makes every subclass a dataclass, which type checkers can't see
     return {each.name: each for each in dataclasses.fields(a_dataclass) if each.init}
 
 
 def is_needed(option: dataclasses.Field[Any]) -> bool:
-    """Has an option to be given?"""
+    """Is an option required?"""
     return option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
 
 
 def option_values(
     kind: type[Layer], options: Mapping[str, Any], where: str, problems: list[tuple[str, str]]
 ) -> dict[str, Any]:
-    """The values of a layer's options, of what is written. What is wrong is added to `problems`: which option, and a message."""
+    """The values of a layer's options. Problems are added to `problems`: the option and a message."""
     prefix, fields, values = f"{where}: " if where else "", options_of(kind), dict[str, Any]()
     for name, written in options.items():
         try:
@@ -258,10 +258,10 @@ def option_values(
 
 
 def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "", *, plugin: object = None) -> Layer:
-    """A layer's recipe from its options as they are written, each checked against the field's type.
+    """A layer's recipe from its options as written in the file, each checked against the type of its field.
 
-    Variables of the environment are filled in. `where` begins the messages, which show no secret. `plugin` is the object
-    that offers the layer.
+    Environment variables are replaced. Messages begin with `where`, and show no secrets. `plugin` is the object that offers
+    the layer. Raises ConfigError for invalid options.
     """
     prefix = f"{where}: " if where else ""
     problems: list[tuple[str, str]] = []
@@ -276,7 +276,7 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "", 
         if not is_fault(error):
             raise
         said, cause = concealed(error, hidden_of(fields.values(), values, from_environment))
-        if isinstance(error, ValueError | TypeError):  # how a layer refuses an option
+        if isinstance(error, ValueError | TypeError):  # the errors by which layers refuse options
             said = said.removeprefix(f"{type(error).__name__}: ")
         raise ConfigError(f"{prefix}{kind.name}: {said}") from cause
     recipe.made_by(plugin, from_environment)

@@ -1,6 +1,6 @@
-"""Finding plugins: from entry points, and from our own table, to candidates that can be loaded one by one.
+"""Finds plugins by entry points and in a table of built-in ones, as candidates that can be loaded one by one.
 
-Nothing here calls a hook or keeps a plugin; that is the manager's. Finding reads metadata only and imports no plugin.
+This module calls no hooks and registers no plugins: the manager does. Finding reads only metadata and imports no plugin.
 """
 
 from __future__ import annotations
@@ -33,48 +33,49 @@ BUILT_IN = {
     "timeout": "pocket_plug.layers.timeout",
     "tracing": "pocket_plug.layers.tracing:TracingPlugin",
 }
-"""What our own distribution's entry points say. It counts where their metadata is missing (a checkout on the path that
-was never installed) or older than the code, so the built-in parts are always there."""
+"""The entry points of our own distribution. This table is used if its metadata is missing (a checkout that was never
+installed) or older than the code, so that the built-in parts are always found."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A plugin that was found and not loaded yet."""
+    """A plugin that was found, but isn't loaded yet."""
 
     record: PluginRecord
     entry_point: EntryPoint
     source: Distribution | None
     level: str | None = None
-    """The level of the plugin API that it says it needs, as it is written."""
+    """The level of the plugin API that it declares to need, as written in its entry points."""
     versions: dict[str, str | None] = field(default_factory=dict[str, "str | None"], repr=False)
-    """What was looked up by now of what plugins require: all of them require us, and metadata are slow to read."""
+    """A cache of installed versions: all plugins require pocket_plug, and metadata are slow to read."""
 
     def load(self) -> object:
-        """Import it. Raises whatever its import raises, and PluginError where something that it requires is missing.
+        """Import it. Raises whatever its import raises, and PluginError if a requirement is missing.
 
-        What it needs is looked at first: the error of an import would not say what to upgrade.
+        Requirements are checked first: the error of the import would not say what to upgrade.
         """
         if self.level is not None:
             _check_level(self.level)
         point = self.entry_point
         try:
             extras = point.extras
-        except (AttributeError, AssertionError):  # Python 3.11 and 3.13, where the value has no such form
+        except (AttributeError, AssertionError):  # raised by Python 3.11 and 3.13 for a malformed value
             raise PluginError(f"its entry point {point.value!r} is neither 'module' nor 'module:object'") from None
         if self.source is not None and self.record.origin == "entry point":
             missing = missing_requirements(self.source, extras, self.versions)
             if missing:
                 arguments = " ".join(f'"{requirement}"' for requirement in missing)
-                raise PluginError(f"it requires {', '.join(missing)}, which is not there; do: pip install {arguments}")
+                raise PluginError(
+                    f"it requires {', '.join(missing)}, which is not installed; do: pip install {arguments}"
+                )
         loaded: object = point.load()
         return loaded
 
 
 def find_plugins(*, third_party: bool = True) -> tuple[list[Candidate], list[PluginRecord]]:
-    """Candidates, ours first, then by name and distribution; and records of distributions with unreadable metadata.
+    """Candidates, built-in ones first, then by name and distribution; and records of distributions with unreadable metadata.
 
-    Without `third_party`, only what pocket_plug itself brings. The order is that of names, whatever the path and the file
-    system say.
+    Without `third_party`, only built-in plugins. The order depends on names only, and not on the path or the file system.
     """
     ours: dict[str, Candidate] = {}
     others: list[Candidate] = []
@@ -99,17 +100,17 @@ def find_plugins(*, third_party: bool = True) -> tuple[list[Candidate], list[Plu
 
 
 class Library(NamedTuple):
-    """A distribution that requires pocket_plug and has no plugin: it is used by importing it."""
+    """A distribution that requires pocket_plug but has no plugin: programs import it."""
 
     distribution: str
     version: str
 
 
 def find_libraries() -> list[Library]:
-    """Those that are installed, by name. One with unreadable metadata is left out."""
+    """The installed libraries, by name, without those whose metadata can't be read."""
     found: dict[str, Library] = {}
     for source in distributions():
-        with contextlib.suppress(Exception):  # anybody writes metadata
+        with contextlib.suppress(Exception):  # metadata of other distributions may be broken
             needs = any(_REQUIRES_US.match(each) and "extra ==" not in each for each in source.requires or ())
             if needs and f"[{GROUP}]" not in (source.read_text("entry_points.txt") or ""):
                 found.setdefault(normalised(source.name), Library(source.name, source.version))
@@ -118,7 +119,7 @@ def find_libraries() -> list[Library]:
 
 @dataclass(frozen=True, slots=True)
 class _Offering:
-    """A distribution with entry points of ours."""
+    """A distribution with entry points of our group."""
 
     name: str
     version: str
@@ -133,43 +134,43 @@ class _Offering:
 
 
 def _offering(sources: Iterable[Distribution]) -> tuple[list[_Offering], list[PluginRecord]]:
-    """The distributions with entry points of ours; and records of those whose metadata can't be read."""
+    """The distributions with entry points of our group, and records of those whose metadata can't be read."""
     offering: dict[str, _Offering] = {}
     broken: list[PluginRecord] = []
     for source in sources:
         try:
             if f"[{GROUP}]" not in (source.read_text("entry_points.txt") or ""):
                 continue
-            points = source.entry_points  # all or, where importlib_metadata is in charge, none
+            points = source.entry_points  # may be empty if the backport importlib_metadata is used
             levels = {point.name: point.value for point in points.select(group=API_GROUP)}
             name, version = _named(source)
             if name is None or version is None:
-                raise PluginError("it has no name or no version, as one that was removed by half")
+                raise PluginError("it has no name or no version, as after an incomplete removal")
             found = _Offering(name, version, source, tuple(points.select(group=GROUP)), levels)
-        except BaseException as error:  # anybody writes metadata; a broken one must not hide the others
+        except BaseException as error:  # broken metadata of one must not hide the others
             if not is_fault(error):
                 raise
             broken.append(_unreadable(source, error))
             continue
         known = offering.setdefault(normalised(found.name), found)
-        # the first on the path counts, as for imports; of two in one folder, which an upgrade may leave, the newer one
+        # the first one on the path is used, as for imports; if an upgrade has left two in a folder, the newer one
         if known is not found and known.folder == found.folder and _in_order(known.version) < _in_order(found.version):
             offering[normalised(found.name)] = found
     return list(offering.values()), broken
 
 
 def _named(source: Distribution) -> tuple[str | None, str | None]:
-    """The name and version of a distribution, which has none, whatever its type says, where its metadata are gone."""
+    """The name and version of a distribution; None, contrary to its types, if its metadata are missing."""
     there = source.metadata
     return (there.get_all("Name") or [None])[0], (there.get_all("Version") or [None])[0]
 
 
 def _unreadable(source: Distribution, why: BaseException) -> PluginRecord:
-    """The record of one that can't be read, by its name if that can be."""
+    """The record of a distribution with unreadable metadata, with its name if that can be read."""
     name = version = None
     try:
         name, version = _named(source)
-    except BaseException as error:  # it is unreadable, we know
+    except BaseException as error:  # the name can't be read either
         if not is_fault(error):
             raise
     reason = f"its metadata can't be read: {describe(why)}"
@@ -177,7 +178,7 @@ def _unreadable(source: Distribution, why: BaseException) -> PluginRecord:
 
 
 def _in_order(version: str) -> tuple[object, ...]:
-    """What versions are compared by; one that is none comes first."""
+    """A sort key for versions; invalid versions come first."""
     from packaging.version import InvalidVersion, Version
 
     try:
@@ -187,15 +188,15 @@ def _in_order(version: str) -> tuple[object, ...]:
 
 
 def _check_level(level: str) -> None:
-    """Raises PluginError where a plugin needs another level of the API than there is."""
+    """Raise PluginError if a plugin needs a higher level of the API than this version has."""
     match = re.fullmatch(r"level([1-9]\d*)", level)
     if match is None:
         raise PluginError(
-            f"in its entry points, [{API_GROUP}] says {level!r}; write level{API_LEVEL}, or the level it needs"
+            f"in its entry points, [{API_GROUP}] has {level!r}; write level{API_LEVEL}, or the level that it needs"
         )
     if int(match[1]) > API_LEVEL:
         raise PluginError(
-            f"it needs level {match[1]} of the plugin API, and this pocket-plug has level {API_LEVEL}; "
+            f"it needs level {match[1]} of the plugin API, but this pocket-plug has level {API_LEVEL}; "
             f"do: pip install --upgrade {OUR_DISTRIBUTION}"
         )
 
@@ -208,9 +209,9 @@ def _our_distribution() -> Iterator[Distribution]:
 def missing_requirements(
     source: Distribution, extras: Iterable[str] = (), versions: dict[str, str | None] | None = None
 ) -> list[str]:
-    """What a distribution requires, with these extras, and is not installed or only in another version.
+    """The requirements of a distribution, with these extras, that aren't installed, or only in another version.
 
-    `versions` keeps what was looked up; None: it is not there.
+    `versions` is a cache of installed versions; None: not installed.
     """
     from packaging.requirements import Requirement
 
@@ -226,7 +227,7 @@ def missing_requirements(
             versions[name] = _version_of(requirement.name)
         there = versions[name]
         if there is None and name == OUR_DISTRIBUTION:
-            continue  # that's us, running without having been installed
+            continue  # pocket_plug itself runs without being installed
         if there is None or not requirement.specifier.contains(there, prereleases=True):
             missing.append(f"{requirement.name}{requirement.specifier}")
     return missing

@@ -1,4 +1,4 @@
-"""From the option `executor=` to an executor: names of the configuration, schemes of plugins, URLs."""
+"""Finds the executor for the option `executor=`: a name in the configuration, a scheme of a plugin, or a URL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .missing import why_missing
 
 
 def found_executor(name: str, config: Config, manager: Manager) -> tuple[str, Callable[[], Executor]]:
-    """The URL that a name or a URL stands for, and what makes its executor. Both raise ConfigError."""
+    """The URL for a name or URL, and a function that makes its executor. Both raise ConfigError."""
     written = config.executors.get(name, name)
     where = f"{config.source} [executors].{name}: " if name in config.executors else ""
     url = expand(written, f"{config.source} [executors].{name}") if where else written
@@ -49,7 +49,9 @@ def _made(record: PluginRecord, make: Callable[[str], Any], url: str, written: s
         said, cause = concealed(error, hidden)
         if isinstance(error, PocketError) and cause is not None and not where:
             raise
-        raise ConfigError(f"{where}{public_url(written)!r}: plugin {record} made no executor of it: {said}") from cause
+        raise ConfigError(
+            f"{where}{public_url(written)!r}: plugin {record} could not make an executor: {said}"
+        ) from cause
     if not isinstance(executor, Executor):
-        raise PluginError(f"{public_url(written)!r}: plugin {record} made {summary(executor)} of it, not an Executor")
+        raise PluginError(f"{public_url(written)!r}: plugin {record} returned {summary(executor)}, not an Executor")
     return executor

@@ -1,7 +1,7 @@
-"""The typed façade over pluggy: a method for each hook, and the only file that touches `pm.hook`.
+"""A typed façade over pluggy, with a method for each hook. Only this file uses `pm.hook`.
 
-A plugin can't bring the program down: it is checked when it is registered, and what it raises later is said once, and
-counted in its record.
+A plugin can't make the program fail: it is checked when it is registered, and its later errors are logged once and counted in
+its record.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Options = tuple[Mapping[str, Any], Mapping[str, str]]
-"""A plugin's options; and what of them must not be repeated, each with what may stand for it."""
+"""A plugin's options; and their secrets, each with the text that is shown instead."""
 
 _logger = logging.getLogger("pocket_plug")
 _details = logging.getLogger("pocket_plug.plugins")
 
 
 class Manager:
-    """The plugins of one Pocket, and the records of those that aren't in use. Threads may share it."""
+    """The plugins of one Pocket, and the records of plugins that aren't used. Threads may share it."""
 
     def __init__(self, configured: Collection[str] = ()) -> None:
-        """`configured`: the plugins for which the configuration has a table."""
+        """`configured`: names of plugins that have a table in the configuration."""
         self._configured = configured
         self._pm = pluggy.PluginManager(GROUP)
         self._pm.add_hookspecs(Specs)
@@ -68,14 +68,14 @@ class Manager:
         self._counting = new_lock()
         self._hidden: dict[str, Mapping[str, str]] = {}
 
-    # ---------------------------------------------------------------- who is there
+    # ---------------------------------------------------------------- registration
     @property
     def records(self) -> tuple[PluginRecord, ...]:
-        """Every plugin that was found, in the order of registration; last, those that have no name, or one that was taken."""
+        """All plugins that were found, in the order of registration; at the end, those without a name or with a taken one."""
         return (*self._records.values(), *self._nameless)
 
     def load(self, candidate: Candidate) -> None:
-        """Import a candidate and register it. Whatever goes wrong becomes its record and one warning."""
+        """Import a candidate and register it. An error is kept in its record and logged as one warning."""
         record = candidate.record
         if taken := self._taken(record.name):
             self.refuse(replace(record, status="failed", reason=taken))
@@ -90,12 +90,12 @@ class Manager:
             self.drop(record, "failed", error)
 
     def refuse(self, record: PluginRecord) -> None:
-        """Note one that isn't loaded, under a name that is another one's or none; said once."""
+        """Keep the record of a plugin whose name is taken, or whose metadata can't be read. Logs one warning."""
         self._nameless.append(record)
         _logger.warning("plugin %s %s", record, record.verdict)
 
     def register(self, plugin: object, record: PluginRecord) -> PluginRecord:
-        """Take a plugin into use. Raises PluginError where its name is taken or its hooks can't be what it means."""
+        """Use a plugin. Raises PluginError if its name is taken or its hooks are invalid."""
         with self._lock:
             if taken := self._taken(record.name):
                 raise PluginError(taken)
@@ -110,9 +110,9 @@ class Manager:
         return record
 
     def drop(self, record: PluginRecord, status: Status, why: object) -> PluginRecord:
-        """Take a plugin out of use, or note that it never came into it. That is logged, unless the user wished it.
+        """Stop using a plugin, or record that it can't be used. This is logged, unless the user asked for it.
 
-        An installed plugin that steps back and isn't configured only waits to be: that is no warning at each start.
+        An installed plugin that declines and isn't configured only waits for its settings: this is no warning at each start.
         """
         reason = describe(why) if isinstance(why, BaseException) else str(why)
         record = replace(record, status=status, reason=reason)
@@ -124,18 +124,18 @@ class Manager:
         if status != "disabled":
             _logger.log(logging.DEBUG if waits else logging.WARNING, "plugin %s %s", record, record.verdict)
         if status == "failed" and isinstance(why, BaseException):
-            self._say_where(record, "its start", why)
+            self._log_traceback(record, "its start", why)
         return record
 
     def plugin_of(self, record: PluginRecord) -> Any:
-        """The module or object whose hooks are used for a plugin."""
+        """The module or object that implements a plugin's hooks."""
         return self._pm.get_plugin(record.name)
 
     def report(self, plugin: PluginRecord, what: str, error: BaseException, *, silent: bool = False) -> None:
-        """Count that a plugin failed at `what` (a hook, or a part of its observer); say it, and tell the others, once.
+        """Count a failure of a plugin at `what`: a hook, or a part of its observer. Log it, and notify the other plugins, once.
 
-        `silent` about the error's message, where that may hold what a run was given: only the traceback has it then. Never
-        raises: not for an error whose `__str__` raises either.
+        `silent` omits the error's message, which may contain a run's values: then only the traceback has it. Never raises, also
+        not for an error whose `__str__` raises.
         """
         with self._counting:
             plugin.failures[what] += 1
@@ -144,16 +144,16 @@ class Manager:
             return
         text = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
         said = Told(error, conceal(text, self._hidden.get(plugin.name, {})))
-        _logger.warning("plugin %s failed at %s: %s (said once; later ones are counted)", plugin, what, said)
-        self._say_where(plugin, what, error)
+        _logger.warning("plugin %s failed at %s: %s (logged once; later ones are counted)", plugin, what, said)
+        self._log_traceback(plugin, what, error)
         if what != _FAILED:  # a plugin that fails in this hook isn't notified of that
             for _ in self._ask(_FAILED, plugin=plugin, what=what, error=error):
                 pass
 
-    def _say_where(self, plugin: PluginRecord, what: str, error: BaseException) -> None:
-        """The traceback, at level debug, for whoever writes the plugin; without messages where one shows what is hidden."""
+    def _log_traceback(self, plugin: PluginRecord, what: str, error: BaseException) -> None:
+        """Log the traceback at level debug, for the plugin's author; without messages if one contains a secret."""
         if isinstance(error, PluginError) or not _details.isEnabledFor(logging.DEBUG):
-            return  # a PluginError is ours: it has no line of the plugin's
+            return  # a PluginError is raised by pocket_plug: its traceback has no line of the plugin
         _, shown = concealed(error, self._hidden.get(plugin.name, {}))
         if shown is None:
             _details.debug("plugin %s failed at %s\n%s", plugin, what, stack_of(error, lambda _: None))
@@ -161,7 +161,7 @@ class Manager:
             _details.debug("plugin %s failed at %s", plugin, what, exc_info=shown)
 
     def _keep(self, record: PluginRecord) -> None:
-        """Note a record, and rebuild what is kept of the plugins' hooks. A disabled namesake stays listed."""
+        """Keep a record, and reset what was cached from hooks. A disabled plugin with the same name stays listed."""
         owner = self._records.get(record.name)
         if owner is not None and owner.distribution != record.distribution:
             self._nameless.append(owner)
@@ -174,21 +174,21 @@ class Manager:
         )
 
     def _taken(self, name: str) -> str:
-        """Why a plugin can't have this name; empty where it can."""
+        """Why a plugin can't have this name; "" if it can."""
         owner = self._records.get(name)
         if owner is None or owner.status == "disabled":
             return ""
         return f"the name {name!r} is already used by {owner}; uninstall or rename one of the two"
 
     def _check(self, plugin: object) -> tuple[str, ...]:
-        """The hooks that a plugin implements. pluggy checks less, and says it later or not at all."""
+        """The hooks that a plugin implements. Raises PluginError for mistakes that pluggy reports later or not at all."""
         specs = [name for name in dir(Specs) if name.startswith("pocket_")]
         hooks: list[str] = []
         for attribute in dir(plugin):
             options = self._pm.parse_hookimpl_opts(plugin, attribute)
             if options is None:
                 if attribute in specs and callable(getattr(plugin, attribute)):
-                    raise PluginError(f"{attribute} is not marked; write @hookimpl above it")
+                    raise PluginError(f"{attribute} has no @hookimpl; write it above the function")
                 continue
             hook = options.get("specname") or attribute
             if hook not in specs:
@@ -196,7 +196,7 @@ class Manager:
                     continue
                 raise PluginError(f"there is no hook {hook!r}{alternatives(hook, specs)}")
             if options.get("wrapper") or options.get("hookwrapper"):
-                raise PluginError(f"{hook} is a wrapper; hooks here are asked one by one, so drop `wrapper=True`")
+                raise PluginError(f"{hook} is a wrapper; hooks here are called one by one, so remove `wrapper=True`")
             _check_function(hook, getattr(plugin, attribute))
             hooks.append(hook)
         if not hooks:
@@ -206,14 +206,14 @@ class Manager:
         return tuple(hooks)
 
     def _class_meant(self, plugin: object) -> str:
-        """What to write where a module has no hook, and a class in it has: as entry point, the class is to be named."""
+        """The hint for a module without hooks that has a class with hooks: the entry point must name the class."""
         for name, kind in vars(plugin).items() if isinstance(plugin, ModuleType) else ():
             if isinstance(kind, type) and any(self._pm.parse_hookimpl_opts(kind, each) for each in dir(kind)):
-                return f"it implements no hook, but its class {name} does; name that: {kind.__module__}:{name}"
+                return f"it implements no hook, but its class {name} does; name the class: {kind.__module__}:{name}"
         return ""
 
     def _implementations(self, hook: str) -> list[tuple[PluginRecord, Callable[..., Any], tuple[str, ...]]]:
-        """In the order in which pluggy would call them, which its list has the other way round."""
+        """The implementations of a hook in the order in which pluggy calls them, which is the reverse of its list."""
         found: list[pluggy.HookImpl] = getattr(self._pm.hook, hook).get_hookimpls()
         return [(self._records[each.plugin_name], each.function, each.argnames) for each in reversed(found)]
 
@@ -233,7 +233,7 @@ class Manager:
 
     # ---------------------------------------------------------------- a method for each hook
     def observers(self, run: Run) -> list[Observer]:
-        """What the plugins watch this run with, outermost first. What fails of one is put down to its plugin."""
+        """The plugins' observers for this run, the outermost first. Errors are reported for their plugins."""
         observers: list[Observer] = []
         for record, ask in self._observing:
             try:
@@ -254,7 +254,7 @@ class Manager:
         return observers
 
     def additions(self) -> Additions:
-        """What the plugins add to spans; they are asked once, and again when others come or go."""
+        """What the plugins add to spans. They are asked once, and again after a plugin was added or removed."""
         found = self._additions
         if found is None:
             with self._lock:
@@ -270,24 +270,24 @@ class Manager:
                 self.report(record, "pocket_span_additions", given)
 
     def notify(self, notice: RunNotice) -> None:
-        """Tell the plugins what has become of a durable run."""
+        """Notify the plugins of a change of a durable run."""
         for _ in self._ask("pocket_run_notice", notice=notice):
             pass
 
     def layers(self) -> Mapping[str, tuple[PluginRecord, type[Layer]]]:
-        """The layers on offer, by name, each with the plugin that offers it."""
+        """The layers that plugins offer, by name, each with its plugin."""
         return self._collect("pocket_layers", _layers)
 
     def backends(self) -> Mapping[str, tuple[PluginRecord, Callable[[str], Backend]]]:
-        """What makes a backend of a URL, by scheme."""
+        """The functions that make a backend from a URL, by scheme, each with its plugin."""
         return self._collect("pocket_backends", _backends)
 
     def executors(self) -> Mapping[str, tuple[PluginRecord, Callable[[str], Executor]]]:
-        """What makes an executor of a URL, by scheme."""
+        """The functions that make an executor from a URL, by scheme, each with its plugin."""
         return self._collect("pocket_executors", _executors)
 
     def commands(self) -> Mapping[str, tuple[PluginRecord, click.Command]]:
-        """The commands that plugins add to the command line, by name."""
+        """The commands that plugins add to the command line, by name, each with its plugin."""
         return self._collect("pocket_commands", _commands)
 
     def _collect(
@@ -297,7 +297,7 @@ class Manager:
             if hook not in self._offers:
                 offers: dict[str, tuple[PluginRecord, T]] = {}
                 names = [*self._records]
-                # whoever was registered first keeps a name: nobody gets ours by offering another one
+                # the plugin that was registered first keeps a name, so no plugin can replace a built-in part
                 for record, answer in sorted(self._ask(hook), key=lambda asked: names.index(asked[0].name)):
                     self._add(offers, record, hook, answer, entries)
                 self._offers[hook] = offers
@@ -311,7 +311,7 @@ class Manager:
         answer: object,
         entries: Callable[[Any], Iterable[tuple[str, T]]],
     ) -> None:
-        """Add what a plugin offers; a name that another one has stays that one's. What is wrong with it is reported."""
+        """Add what a plugin offers. A name that another plugin offers already is reported, and so are errors."""
         try:
             for name, offer in entries(answer):
                 self._check_owner(hook, name, record, offers.setdefault(name, (record, offer))[0])
@@ -322,7 +322,7 @@ class Manager:
 
     def _check_owner(self, hook: str, name: str, record: PluginRecord, owner: PluginRecord) -> None:
         if owner is not record:
-            self.report(record, hook, PluginError(f"{name!r} is offered by plugin {owner} already"))
+            self.report(record, hook, PluginError(f"{name!r} is already offered by plugin {owner}"))
 
     def types(self, only: str | None = None) -> None:
         """Let the plugins register their types with the codec."""
@@ -333,7 +333,7 @@ class Manager:
                 pass
 
     def configure(self, pocket: PluginHost, options: Callable[[str], Options], only: str | None = None) -> None:
-        """Hand each plugin its options; what `options` raises is the user's. One that fails is no longer used."""
+        """Pass each plugin its options. A plugin that fails is no longer used; errors of `options` are raised."""
         for record, function, names in self._implementations("pocket_configure"):
             if only not in (None, record.name):
                 continue
@@ -348,10 +348,10 @@ class Manager:
                 if not is_fault(error):
                     raise
                 self.drop(record, "failed", conceal(describe(error), hidden))
-                self._say_where(record, "pocket_configure", error)
+                self._log_traceback(record, "pocket_configure", error)
 
     def settings(self) -> Mapping[str, Any]:
-        """The plugins that take options, each with the type that its hook declares for them; Mapping where that says nothing."""
+        """The plugins that take options, each with the type that its hook declares for them, by default Mapping."""
         return {
             record.name: _declared(function)
             for record, function, names in self._implementations("pocket_configure")
@@ -359,7 +359,7 @@ class Manager:
         }
 
     def shutdown(self, pocket: PluginHost) -> None:
-        """Tell the plugins that the Pocket closes."""
+        """Notify the plugins that the Pocket closes."""
         for _ in self._ask("pocket_shutdown", pocket=pocket):
             pass
 
@@ -368,7 +368,7 @@ _FAILED = "pocket_plugin_failed"
 
 
 def _made(plugin: object) -> object:
-    """A class makes an object for each Pocket."""
+    """The plugin, or a new object of it if it is a class: each Pocket has its own."""
     if not isinstance(plugin, type):
         return plugin
     try:
@@ -378,7 +378,7 @@ def _made(plugin: object) -> object:
     except BaseException as error:
         if not is_fault(error):
             raise
-        raise PluginError(f"no object can be made of the class {plugin.__name__}: {describe(error)}") from error
+        raise PluginError(f"calling the class {plugin.__name__} failed: {describe(error)}") from error
 
 
 def _check_function(hook: str, function: Callable[..., Any]) -> None:
@@ -388,25 +388,23 @@ def _check_function(hook: str, function: Callable[..., Any]) -> None:
         ("a generator", inspect.isgeneratorfunction),
     ):
         if is_kind(function):
-            raise PluginError(f"{hook} is {kind}; hooks are plain functions that return what they have to give")
+            raise PluginError(f"{hook} is {kind}; hooks must be plain functions that return their result")
     allowed = [name for name in inspect.signature(getattr(Specs, hook)).parameters if name != "self"]
-    takes = f"it takes {' and '.join(allowed)}, or less" if allowed else "it takes no argument"
+    takes = f"it may take {' and '.join(allowed)}" if allowed else "it takes no argument"
     for name, parameter in inspect.signature(function).parameters.items():
         given = parameter.default is not parameter.empty
         if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
-            raise PluginError(
-                f"{hook} has the parameter {str(parameter)!r}; arguments are handed over by name: {takes}"
-            )
+            raise PluginError(f"{hook} has the parameter {str(parameter)!r}; arguments are passed by name: {takes}")
         if name not in allowed and not given:
             raise PluginError(f"{hook} has no argument {name!r}; {takes}.{suggest(name, allowed)}")
         if name in allowed and given:
-            raise PluginError(f"{hook} gives {name!r} a default, so it would never be handed over; write it without")
+            raise PluginError(f"{hook} gives {name!r} a default, so it would never be passed; remove the default")
 
 
 def _declared(function: Callable[..., Any]) -> Any:
     try:
         return get_type_hints(function).get("options", Mapping)
-    except BaseException as error:  # a name that can't be found here is no error: then any table will do
+    except BaseException as error:  # a name that can't be resolved here is no error: any table is allowed then
         if not is_fault(error):
             raise
         return Mapping
@@ -436,7 +434,7 @@ def _by_scheme(answer: Any, example: str) -> Iterable[tuple[str, Any]]:
         raise TypeError(f"it returned {type(answer).__name__}, not a mapping of URL schemes: {example}")
     for scheme, make in cast("Mapping[str, Any]", answer).items():
         if not callable(make):
-            raise TypeError(f"{scheme!r} leads to {make!r:.80}, which can't be called with a URL")
+            raise TypeError(f"{scheme!r} has {make!r:.80}, which is not a function of a URL")
         yield scheme, make
 
 

@@ -1,4 +1,4 @@
-"""Why there is no part of some name, where that is known: its plugin isn't in use, or is one of our own that isn't installed."""
+"""Why a layer, backend or executor is missing: its plugin isn't used, or is one of ours that isn't installed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ OFFERED_BY: Mapping[Kind, Mapping[str, str]] = {
     "layer": {"compress": "pocket-plug-compress", "encryption": "pocket-plug-encryption"},
     "executor": {"dask": "pocket-plug-dask", "dask+local": "pocket-plug-dask", "dask+tls": "pocket-plug-dask"},
 }
-"""What our plugins in other distributions offer: schemes and layers, by kind."""
+"""The schemes and layers that our plugins in other distributions offer, by kind."""
 
 
 def why_missing(kind: Kind, name: str, plugins: Iterable[PluginRecord]) -> str:
-    """What became of the plugin, or how to install it, as the end of a message; "" where it is none that we know.
+    """The end of a message: why the plugin isn't used, or how to install it; "" for a name that we don't know.
 
     >>> why_missing("backend", "redis", [])
     '; do: pip install pocket-plug-redis'

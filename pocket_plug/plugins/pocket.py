@@ -1,6 +1,6 @@
-"""`Pocket`: the plugins, the configuration and the named stores of a program, and the process's default one.
+"""`Pocket`: the plugins, the configuration and the named stores of a program; and the process's default Pocket.
 
-Without a Pocket of one's own, stores and graphs use the default, which is made when it is first needed.
+Stores and graphs without a Pocket use the default one, which is made when it is first needed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _logger = logging.getLogger("pocket_plug")
 
 
 def named_by_variable() -> list[str]:
-    """The plugins that the environment says not to use."""
+    """The plugins that the environment variable disables."""
     return [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
 
 
@@ -80,23 +80,23 @@ class Offers(NamedTuple):
     layers: Mapping[str, type[Layer]]
     """Layers, by name."""
     backends: tuple[str, ...]
-    """Schemes of stores' URLs."""
+    """URL schemes of stores."""
     executors: tuple[str, ...]
-    """Schemes of executors' URLs."""
+    """URL schemes of executors."""
     settings: Mapping[str, Any]
-    """The plugins that take options, each with the type of its table as its `pocket_configure` declares it."""
+    """The plugins that take options, each with the type that its `pocket_configure` declares for its table."""
 
 
 class Pocket:
     """Plugins, configuration and named stores.
 
-    `config` is a `pocket.toml`, or a `pyproject.toml` with a table `[tool.pocket_plug]`. `plugins` are to be used besides
-    the installed ones: modules, objects, or classes, of which each Pocket makes an object of its own. With
-    `autoload=False` no third party's is looked for (pocket_plug's own are always there). `block` names plugins that are
-    not to be used. A plugin that can't be used is a warning and a record in `plugins`; with `strict`, or where `required`
-    names it, it raises PluginError. Raises ConfigError for an invalid file.
+    `config` is a `pocket.toml`, or a `pyproject.toml` with a table `[tool.pocket_plug]`. `plugins` are used besides the
+    installed ones: modules, objects, or classes, of which each Pocket makes its own object. With `autoload=False`, only
+    the built-in plugins are found. `block` names plugins that are not used. A plugin that can't be used is logged as a
+    warning and has a record in `plugins`; with `strict`, or if `required` names it, PluginError is raised. Raises
+    ConfigError for an invalid file.
 
-    Two variables of the environment count as well: `POCKET_PLUG_DISABLE=a,b` and `POCKET_PLUG_AUTOLOAD=0`.
+    Two environment variables are used, too: `POCKET_PLUG_DISABLE=a,b` and `POCKET_PLUG_AUTOLOAD=0`.
 
     >>> Pocket(autoload=False).plugin("bounding").status
     'active'
@@ -118,9 +118,9 @@ class Pocket:
         self._lock = new_rlock()
         self._stores: dict[str | None, Store] = {}
         self._executors: dict[str, Executor] = {}
-        self._types_asked = self._closed = self._told = False
+        self._types_asked = self._closed = self._notified = False
         self.stores: Mapping[str, Store] = _Stores(self.config, self._build)
-        """The stores of the tables `[stores.NAME]`, each built when it is first asked for."""
+        """The stores of the tables `[stores.NAME]`, each built on first use."""
         unwanted = self._unwanted(block)
         third_party = autoload and _autoload_wanted()
         candidates, broken = find_plugins(third_party=third_party)
@@ -141,7 +141,7 @@ class Pocket:
                 if not is_fault(error):
                     raise
                 self._manager.drop(PluginRecord(name), "failed", error)
-        if not third_party:  # then the environment, which is for all programs, may well name one that wasn't looked for
+        if not third_party:  # the variable, which is for all programs, may name plugins that weren't searched for
             unwanted = {name: where for name, where in unwanted.items() if where != DISABLE}
         self._warn_of_unknown(unwanted)
         self._check_options()
@@ -158,20 +158,20 @@ class Pocket:
     # ---------------------------------------------------------------- plugins
     @property
     def plugins(self) -> Plugins:
-        """A record of every plugin that was found, used or not."""
+        """The records of all plugins that were found, used or not."""
         return Plugins(self._manager.records)
 
     def plugin(self, name: str) -> PluginRecord:
-        """The record of one plugin. Raises PluginError, naming those that there are."""
+        """The record of one plugin. Raises PluginError, with the known names, if there is none."""
         for record in self.plugins:
             if record.name == name:
                 return record
         raise PluginError(f"there is no plugin {name!r}{alternatives(name, [each.name for each in self.plugins])}")
 
     def register(self, plugin: object, /, *, name: str | None = None) -> PluginRecord:
-        """Take one more plugin, a module or an object, into use; runs that start from now on are watched by it.
+        """Use one more plugin, a module or an object. It observes runs that start from now on.
 
-        Raises PluginError where it can't be used.
+        Raises PluginError if it can't be used.
         """
         record = self._manager.register(plugin, PluginRecord(name or self._free_name(plugin)))
         self._manager.configure(self, self._options, only=record.name)
@@ -183,19 +183,19 @@ class Pocket:
         return record
 
     def unregister(self, name: str, /) -> None:
-        """Use a plugin no longer."""
+        """Stop using a plugin."""
         self._manager.drop(self.plugin(name), "disabled", "unregistered")
 
     def observers(self, run: Run) -> list[Observer]:
-        """What the plugins watch a run with, outermost first. Asked once as each run starts; never fails."""
+        """The plugins' observers for a run, the outermost first. Called once when a run starts; never fails."""
         return self._manager.observers(run)
 
     def additions(self) -> Additions:
-        """What the plugins add to spans; asked once, when something is traced; never fails."""
+        """What the plugins add to spans. Called when something is traced; never fails."""
         return self._manager.additions()
 
     def notify(self, notice: RunNotice) -> None:
-        """Tell the plugins what has become of a durable run outside of an execution; never fails."""
+        """Notify the plugins of a change that a durable run has undergone outside of an execution; never fails."""
         self._manager.notify(notice)
 
     def commands(self, taken: Collection[str] = ()) -> dict[str, click.Command]:
@@ -204,7 +204,7 @@ class Pocket:
         for name, (record, command) in self._manager.commands().items():
             if name in taken:
                 self._manager.report(
-                    record, "pocket_commands", PluginError(f"pocket-plug has a command {name!r} of its own")
+                    record, "pocket_commands", PluginError(f"pocket-plug has a built-in command {name!r}")
                 )
             else:
                 commands[name] = command
@@ -217,15 +217,15 @@ class Pocket:
         return next(name for name in chain([base], (f"{base}-{n}" for n in count(2))) if name not in taken)
 
     def _unwanted(self, block: Iterable[str]) -> dict[str, str]:
-        """The plugins not to be used, and who says so."""
+        """The disabled plugins, each with what disables it."""
         unwanted = {name: f"{self.config.where}.disable" for name in self.config.disable}
         unwanted |= dict.fromkeys(named_by_variable(), DISABLE)
         return unwanted | dict.fromkeys(block, "Pocket(block=...)")
 
     def _warn_of_unknown(self, unwanted: Mapping[str, str]) -> None:
         known = [record.name for record in self.plugins]
-        said_by = {name: self._table_of(name) for name in self.config.options}
-        for name, where in {**said_by, **unwanted}.items():
+        configured = {name: self._table_of(name) for name in self.config.options}
+        for name, where in {**configured, **unwanted}.items():
             if name not in known:
                 _logger.warning("%s: there is no plugin %r%s", where, name, alternatives(name, known))
 
@@ -257,7 +257,7 @@ class Pocket:
     # ---------------------------------------------------------------- parts by name
     @property
     def offers(self) -> Offers:
-        """What the plugins offer, by the names that configurations use."""
+        """What the plugins offer, by the names that are used in configurations."""
         return Offers(
             {name: layer for name, (_, layer) in self._manager.layers().items()},
             ("memory", *self._manager.backends()),
@@ -266,7 +266,7 @@ class Pocket:
         )
 
     def backend(self, url: str, /) -> Backend:
-        """A new backend for a URL. Raises ConfigError for an unknown scheme, naming the known ones."""
+        """A new backend for a URL. Raises ConfigError for an invalid URL and for an unknown scheme, with the known ones."""
         if url == "memory://":
             return Memory()
         self._ask_types()
@@ -276,12 +276,12 @@ class Pocket:
         if found is None:
             given = (
                 summary(url) if {*url} & {*"@="} else repr(url)
-            )  # before an @, or in a `password=…`, may be a secret
-            raise ConfigError(f"{given} is no store's URL; it begins with one of: {schemes}")
+            )  # there may be a secret before an @ or in `password=…`
+            raise ConfigError(f"{given} is not a store's URL; it must begin with one of: {schemes}")
         scheme = found[1].lower()
         if scheme == "memory":
             raise ConfigError(
-                f"{public_url(url)!r}: nothing may follow memory://; every store that says so has a memory of its own"
+                f"{public_url(url)!r}: nothing may follow memory://; each store with this URL has its own memory"
             )
         if scheme not in known:
             why = (
@@ -298,17 +298,20 @@ class Pocket:
             said, cause = concealed(error, {url: public_url(url)})
             if isinstance(error, PocketError) and cause is not None:
                 raise
-            raise ConfigError(f"{public_url(url)!r}: plugin {record} made no backend of it: {said}") from cause
+            raise ConfigError(f"{public_url(url)!r}: plugin {record} could not make a backend: {said}") from cause
         if not isinstance(backend, Backend):
-            raise PluginError(f"{public_url(url)!r}: plugin {record} made {summary(backend)} of it, not a Backend")
+            raise PluginError(f"{public_url(url)!r}: plugin {record} returned {summary(backend)}, not a Backend")
         return backend
 
     def layer(self, spec: LayerSpec, /, *, where: str = "") -> Layer:
-        """A layer's recipe by name, or from `{"use": name, option: value}`. Raises ConfigError, begun by `where`."""
+        """A layer's recipe by name, or from `{"use": name, option: value}`.
+
+        Raises ConfigError, with a message that begins with `where`, for an unknown layer or invalid options.
+        """
         self._ask_types()
         name = layer_name(spec, where)
         offers = self._manager.layers()
-        name = _today(name, offers)
+        name = _current_name(name, offers)
         if name not in offers:
             why = why_missing("layer", name, self.plugins) or alternatives(name, offers)
             raise ConfigError(f"{where and f'{where}: '}there is no layer {name!r}{why}")
@@ -317,10 +320,10 @@ class Pocket:
         return make_recipe(kind, options, where, plugin=self._manager.plugin_of(record))
 
     def executor(self, executor: Elsewhere, /) -> ExecElsewhere:
-        """What runs `exec` for `executor=`: a name in the table `[executors]`, a scheme such as "processes", or a URL.
+        """The executor for `executor=`: a name in the table `[executors]`, a scheme such as "processes", or a URL.
 
-        There is one for all nodes that name the same; an executor itself is returned as it is. Raises ConfigError, naming
-        those that there are.
+        All nodes with the same value share one; an executor object is returned as it is. Raises ConfigError, with the known
+        names, if there is none.
         """
         if not isinstance(executor, str):
             return executor
@@ -350,11 +353,11 @@ class Pocket:
     # ---------------------------------------------------------------- stores
     @property
     def store(self) -> Store:
-        """The store of the table `[store]`, without one a store in memory. Built when it is first asked for."""
+        """The store of the table `[store]`, or a store in memory without such a table. Built on first use."""
         return self._build(None, self.config.store)
 
     def default_store(self) -> Store | None:
-        """The store of the table `[store]`, for graphs that have none; None without such a table."""
+        """The store of the table `[store]`, for graphs without a store; None without such a table."""
         return self.store if self.config.store.where else None
 
     def _build(self, name: str | None, table: StoreTable) -> Store:
@@ -387,11 +390,11 @@ class Pocket:
 
     def _configured(self) -> list[Store]:
         with self._lock:
-            self._closed = self._told = False
+            self._closed = self._notified = False
         return [self.store, *self.stores.values()]
 
     async def __aenter__(self) -> Self:
-        """Open every store of the configuration. After a `close` it begins anew."""
+        """Open every store of the configuration. After `close`, new stores are built."""
         try:
             for store in self._configured():
                 await store.open()
@@ -404,7 +407,7 @@ class Pocket:
         await self.close()
 
     async def close(self) -> None:
-        """Close executors and stores, the last one built first, then tell the plugins. One that fails keeps no other open."""
+        """Close executors and stores, the last one built first, and then notify the plugins. A failure doesn't stop the rest."""
         try:
             async with AsyncExitStack() as closing:
                 for store in self._taken_stores():
@@ -441,29 +444,29 @@ class Pocket:
         return stores
 
     def shutdown(self) -> None:
-        """Close the executors, and tell the plugins, once, that it is over.
+        """Close the executors, and call the plugins' `pocket_shutdown`, once.
 
-        `close` does it; for the default Pocket, the end of the process.
+        `close` calls it, and for the default Pocket also the end of the process.
         """
         self._close_executors()
         with self._lock:
-            told, self._told = self._told, True
-        if not told:
+            notified, self._notified = self._notified, True
+        if not notified:
             self._manager.shutdown(self)
 
     async def run(
         self, graph: Graph[In, Out], input: In, /, *, run_id: str | None = None, traceparent: Carrier | None = None
     ) -> Out:
-        """Run a graph, watched by this Pocket's plugins."""
+        """Run a graph with this Pocket: its plugins observe the run."""
         return await graph.run(input, pocket=self, run_id=run_id, traceparent=traceparent)
 
 
-def _today(name: str, offers: Mapping[str, tuple[PluginRecord, type[Layer]]]) -> str:
-    """A layer's name now, where `name` is the one that it had until 0.2: its class's in lower case, without underscores."""
+def _current_name(name: str, offers: Mapping[str, tuple[PluginRecord, type[Layer]]]) -> str:
+    """A layer's current name. Before 0.2 it was the class name in lower case, without underscores; such a name warns."""
     for new, (_, kind) in offers.items():
         if name == kind.__name__.lower() and name not in offers and new == snake_case(kind.__name__):
             warn(
-                f"the layer {name!r} is called {new!r} now; the old name goes with 0.3",
+                f"the layer {name!r} is now called {new!r}; 0.3 will remove the old name",
                 DeprecationWarning,
                 stacklevel=3,
             )
@@ -496,30 +499,30 @@ class _Stores(Mapping[str, "Store"]):
 def _autoload_wanted() -> bool:
     value = os.environ.get("POCKET_PLUG_AUTOLOAD", "1").strip().lower()
     if value not in ("0", "1", "false", "true", ""):
-        raise ConfigError(f"POCKET_PLUG_AUTOLOAD is 0 or 1, not {value!r}")
+        raise ConfigError(f"POCKET_PLUG_AUTOLOAD must be 0 or 1, not {value!r}")
     return value not in ("0", "false")
 
 
-# ---------------------------------------------------------------- the process's default one
+# ---------------------------------------------------------------- the process's default Pocket
 _default: Pocket | None = None
 _making = False
 
 
-def _nobody_makes_it() -> None:
-    """In a forked child: the thread that was making the default Pocket doesn't exist here."""
+def _reset_making() -> None:
+    """In a forked child: a thread of the parent that was making the default Pocket doesn't exist here."""
     global _making
     _making = False
 
 
-_default_lock = new_rlock(_nobody_makes_it)
+_default_lock = new_rlock(_reset_making)
 
 
 def default_pocket() -> Pocket:
-    """The Pocket that is used where none is given: made on first use, from the file that `POCKET_PLUG_CONFIG` names.
+    """The Pocket that is used if none is given: made on first use, from the file that `POCKET_PLUG_CONFIG` names.
 
-    Without that variable it has no configuration; what file there is in the current folder makes no difference. A program
-    names its own: `set_default_pocket(Pocket("pocket.toml"))`. It belongs to the whole process. (A context variable would
-    be lost in threads and executors.)
+    Without this variable it has no configuration; files in the current folder are not read. A program sets its own by
+    `set_default_pocket(Pocket("pocket.toml"))`. The default belongs to the whole process. (A context variable would be
+    lost in threads and executors.)
     """
     return _default or _make_default()
 
@@ -531,8 +534,8 @@ def _make_default() -> Pocket:
             return _default
         if _making:
             raise PluginError(
-                "the default Pocket was asked for while it was being made; a plugin must not use it when it "
-                "is imported or configured, but the one that pocket_configure is handed"
+                "the default Pocket was requested while it was being made; a plugin that is imported or configured must not "
+                "use it, but the pocket argument of pocket_configure"
             )
         _making = True
         try:
@@ -544,12 +547,12 @@ def _make_default() -> Pocket:
 
 
 def current_default() -> Pocket | None:
-    """The process's default, if there is one by now."""
+    """The process's default Pocket, or None if it wasn't needed yet."""
     return _default
 
 
 def set_default_pocket(pocket: Pocket | None, /) -> None:
-    """Make `pocket` the process's default; None: make a new one when it is next needed. The old one is not closed."""
+    """Make `pocket` the process's default; None: a new one is made when it is next needed. The old one is not closed."""
     global _default
     with _default_lock:
         _default = pocket
@@ -562,4 +565,4 @@ def _shut_down_default() -> None:
         _default.shutdown()
 
 
-use_default_pocket(default_pocket)  # asked directly from now on: an import in each run would take a tenth of it
+use_default_pocket(default_pocket)  # called directly from now on: an import in each run would take a tenth of its time

@@ -1,6 +1,6 @@
-"""The JSON Schema of a configuration file, for editors: of what reads the file, and of what the plugins declare.
+"""The JSON Schema of a configuration file, for editors: made from the keys that are read, and what plugins declare.
 
-A type becomes what TOML can write of it. What only Python can, such as a function, isn't in the schema.
+A type becomes the schema of what TOML can write for it. Options that only Python can give, such as functions, are left out.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _VARIABLE: Schema = {"type": "string", "pattern": r"\$\{[^}]*\}"}
-"""A text in which a variable of the environment stands: what it will be isn't known."""
+"""A string with an environment variable, whose value isn't known."""
 
 _ANY_TABLE: Schema = {"type": "object"}
 
 _LISTS = (list, tuple, Collection, Iterable, Sequence)
-"""What a list of TOML may stand for."""
+"""The types that take a list of TOML."""
 
 _PLAIN: Mapping[Any, Schema] = {
     str: {"type": "string"},
@@ -92,7 +92,7 @@ def _plugins(settings: Mapping[str, Any]) -> Schema:
 
 
 def _of_settings(kind: Any) -> Schema:
-    """A TypedDict's fields; any table where there is none, or a field's type can't be resolved."""
+    """The schema of a TypedDict; any table if it isn't one, or if the type of a field can't be resolved."""
     try:
         hints = get_type_hints(kind) if is_typeddict(kind) else None
     except NameError:
@@ -120,7 +120,7 @@ def _layer(name: str, kind: type[Layer]) -> Schema:
 
 
 def schema_of(hint: Any) -> Schema | None:
-    """What TOML may write for a type; None where it can write nothing. A hint that says nothing allows all.
+    """The schema of what TOML may write for a type; None if it can't write any. An unknown type allows everything.
 
     >>> schema_of(int | None), schema_of(tuple[str, ...])
     ({'type': 'integer'}, {'type': 'array', 'items': {'type': 'string'}})

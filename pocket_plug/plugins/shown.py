@@ -1,4 +1,4 @@
-"""What a notebook shows of plugins: the table that `pocket-plug plugins` prints."""
+"""The table of plugins in a notebook, as `pocket-plug plugins` prints it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pocket_plug.hookspecs import PluginRecord
 
 
 class Plugins(tuple[PluginRecord, ...]):
-    """Records of plugins, which a notebook shows as a table."""
+    """Records of plugins. A notebook shows them as a table."""
 
     __slots__ = ()
 
@@ -17,7 +17,7 @@ class Plugins(tuple[PluginRecord, ...]):
 
 
 def plugin_table(records: Iterable[PluginRecord]) -> str:
-    """HTML for a notebook: a row for each."""
+    """An HTML table for a notebook, with a row for each record."""
     from pocket_plug.primitives.markup import table
 
     rows = [

@@ -1,4 +1,4 @@
-"""On which line of a TOML file something stands. `tomllib` reads values only, so the places are found by this."""
+"""Finds the lines of keys and items in a TOML file. `tomllib` returns values only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEY = re.compile(r"""\s*([\w-]+|"(?:\\.|[^"\\])*"|'[^']*')\s*(\.?)""")
 
 
 def lines_of(text: str) -> dict[KeyPath, int]:
-    """The line, from 1 on, where each table, key and item of an array of a valid document begins.
+    """The line, from 1 on, where each table, key and array item of a valid document begins.
 
     >>> lines_of('''[store]
     ... url = "memory://"
@@ -28,7 +28,7 @@ def lines_of(text: str) -> dict[KeyPath, int]:
 
 
 class _Walk:
-    """One way through a document, from its begin to its end."""
+    """One pass over a document."""
 
     def __init__(self, text: str) -> None:
         self._text, self._at = text, 0
@@ -63,7 +63,7 @@ class _Walk:
         self._at = self._at if found is None else found.end()
 
     def _key(self) -> KeyPath:
-        """A key, with dots or without, and the blanks around it."""
+        """Read a key, dotted or not, and the blanks around it."""
         parts: list[str] = []
         while found := _KEY.match(self._text, self._at):
             self._at = found.end()
@@ -77,7 +77,7 @@ class _Walk:
         path = (*table, *self._key())
         end, self._at = self._at, begin
         self._note(path)
-        self._at = end + 1  # behind the =
+        self._at = end + 1  # after the =
         self._skip(_BLANK)
         self._value(path)
 

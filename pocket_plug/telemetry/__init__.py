@@ -1,16 +1,17 @@
-"""Telemetry that arrives: the only part of pocket_plug, next to its testing kit, that imports the OpenTelemetry SDK.
+"""Sends telemetry. Only this package and `pocket_plug.testing` import the OpenTelemetry SDK.
 
-`observe()` traces a developer's runs within one line: to the terminal and a file, or where the environment says.
-`setup()` is for production: traces, metrics and logs, all as `OTEL_*` variables say.
+`observe()` traces runs during development: to the terminal and a file, or to where `OTEL_*` variables say.
+`setup()` is for production: it sends traces, metrics and logs to where `OTEL_*` variables say.
 
-`wiring` holds both, `ending` what is done at the end of the process, `providers` what is set globally, `exporters` what the
-environment names, `following` the error for what the SDK can't make of it, `declared` what a configuration file says instead,
-`export` the queues before them, `logs` structlog. `local` writes the trace file, `live` beside it what goes on right now,
-`tree` draws a trace as it ends, `notebook` in a notebook, with what `messages` keeps for this machine. What is in the file is
-read and shown by `pocket_plug.traces`, without the SDK.
+- `wiring`: `observe` and `setup`. `ending`: flushes and closes at the end of the process. `providers`: the global providers.
+- `environment`, `exporters`: the settings of `OTEL_*` variables. `declared`: those of a configuration file. `following`: reports
+  invalid ones as ConfigError. `export`: a queue before each exporter.
+- `logs`: structlog and standard logging. `local`: the trace file. `live`: a file of the open spans beside it.
+- `tree`: draws a trace in the terminal when it ends. `notebook`: in a notebook. `messages`: exception messages for this machine.
+- `children`: resets metrics in forked children. `servers`: how workers of servers end. `serving`, `exemplars`: metrics for
+  Prometheus. `probing`: sends one span, for `pocket-plug doctor`.
 
-`children` is what a forked child has of its own, `servers` how workers of servers end, `serving` what Prometheus fetches, with
-`exemplars`; `probing` sends one span, for `doctor`.
+`pocket_plug.traces` reads and shows the trace file, without the SDK.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pocket_plug.traces.retention import Retention
 
 from .following import followed
 
-with followed():  # the SDK reads its limits as it is imported
+with followed():  # the SDK reads the variables of its limits during import
     from .logs import export_event
     from .wiring import Telemetry, observe, setup
 

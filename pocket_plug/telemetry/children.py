@@ -1,7 +1,7 @@
-"""What a forked child has of its own: figures that begin at zero, and an id as an instance of the service.
+"""In a forked child: metrics begin at zero, and the process has its own service instance id.
 
-OpenTelemetry's batches begin anew there by themselves, and ours count anew. Servers that fork their workers after the program
-was imported depend on it: else the sum over all workers would have in it, once for each, what was counted before the fork.
+Some servers import the program and then fork their workers. Without this, each worker would report what was counted before
+the fork, and the sum over all workers would contain it several times. OpenTelemetry's batches already begin empty in a child.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _instances: dict[int, str] = {}
 
 
 def _instance() -> str:
-    """This process's id, of all three signals."""
+    """The service instance id of this process, the same for all three signals."""
     return _instances.setdefault(os.getpid(), str(uuid4()))
 
 
 class OwnResource(Resource):
-    """A resource with an id of the instance, in a forked child with another one. OpenTelemetry does so from 1.44 on."""
+    """A resource with a service instance id; a forked child gets another id. OpenTelemetry itself does this from 1.44 on."""
 
     def __init__(self, resource: Resource) -> None:
         super().__init__({INSTANCE: _instance(), **resource.attributes}, resource.schema_url)
@@ -45,24 +45,24 @@ _providers: WeakSet[MeterProvider] = WeakSet()
 
 
 def count_from_zero(provider: MeterProvider) -> None:
-    """In each forked child of this process, let the provider's figures begin at zero.
+    """In each forked child of this process, make the provider's metrics begin at zero.
 
-    OpenTelemetry has no call for that, so it is done by names of its own. Those that another version has renamed are said
-    once, here and not in a child: right after a fork what is logged would be lost.
+    OpenTelemetry has no public call for this, so private names of the SDK are used. If a version has renamed one, this is logged
+    once, here and not in a child: what is logged right after a fork would be lost.
     """
     _providers.add(provider)
     missing = {name for owner, name, _ in _parts(provider) if not hasattr(owner, name)}
     if missing:
         unknown = AttributeError(
-            f"this version of opentelemetry-sdk is not known: it has no {', '.join(sorted(missing))}"
+            f"pocket_plug doesn't know this version of opentelemetry-sdk: it has no {', '.join(sorted(missing))}"
         )
-        say_once("letting the figures of forked children begin at zero, with locks of their own", unknown)
+        say_once("resetting metrics and their locks in forked children", unknown)
 
 
 def _parts(provider: MeterProvider) -> Iterator[tuple[Any, str, Callable[[], object]]]:
-    """Of whom a child needs what anew: figures, and locks.
+    """What a child must replace, as (object, name of its attribute, function that makes the new one): metrics and locks.
 
-    One that a thread of the parent held at the fork, to collect or to export, would be held in the child for ever.
+    A lock that a thread of the parent held at the fork, to collect or to export, would stay locked in the child for ever.
     """
     consumer: Any = getattr(provider, "_measurement_consumer", None)
     if consumer is None:
@@ -81,7 +81,7 @@ def _parts(provider: MeterProvider) -> Iterator[tuple[Any, str, Callable[[], obj
 
 
 def _begin_anew() -> None:
-    """Whatever is missing, the rest begins anew."""
+    """Replace all that this version of the SDK has; names that it doesn't have are skipped."""
     for provider in list(_providers):
         for owner, name, make in _parts(provider):
             if hasattr(owner, name):

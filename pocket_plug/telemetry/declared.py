@@ -1,7 +1,8 @@
-"""OpenTelemetry's declarative configuration: a file, named by `OTEL_CONFIG_FILE`, says what is sent where, instead of variables.
+"""OpenTelemetry's declarative configuration: the file that `OTEL_CONFIG_FILE` names is used instead of other variables.
 
-OpenTelemetry's own loader reads it and makes what it declares. Ours are the queues before the exporters, the ids of spans
-where the file names no generator, and what an error says: the file, the place, and never a value, which may be a password.
+OpenTelemetry's own loader reads the file and makes what it declares. pocket_plug adds queues before the exporters, makes the
+ids of spans if the file names no generator, and writes the errors: with the file and the place, and never with a value, which
+may be a password.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ _FACTORIES = {
     "logs": ("._logger_provider", "_create_log_record_exporter"),
 }
 _DELAYS = {"traces": 5000, "logs": 1000}
-"""Milliseconds that a batch waits where the file doesn't say it, by OpenTelemetry's specification."""
+"""Milliseconds that a batch waits if the file doesn't say: the defaults of OpenTelemetry's specification."""
 
 
 def declared() -> Declared | None:
-    """What the file says that the environment names; None if it names none, or switches OpenTelemetry off.
+    """The configuration file that the environment names; None if it names none, or switches OpenTelemetry off.
 
-    Raises ConfigError for a file that can't be followed, and where OpenTelemetry's loader isn't installed.
+    Raises ConfigError for an invalid file, and if OpenTelemetry's loader isn't installed.
     """
     for variable in () if disabled() else VARIABLES:
         if name := os.environ.get(variable, "").strip():
@@ -63,7 +64,7 @@ def declared() -> Declared | None:
 
 
 class Declared:
-    """A file that was read. `str` names it, and the variable that names it."""
+    """A configuration file that was read. `str` gives its path and the variable that names it."""
 
     def __init__(self, variable: str, path: Path) -> None:
         self.variable, self.path = variable, path
@@ -79,34 +80,34 @@ class Declared:
 
     # ------------------------------------------------------------ what is sent where
     def exporters(self, signal: Signal) -> list[str]:
-        """The names of a signal's exporters, as they stand in the file."""
+        """The names of a signal's exporters, as the file writes them."""
         return [name for _, _, name, _ in self._parts(signal)]
 
     def leaves_out(self, signal: Signal) -> bool:
-        """Has a signal no exporter there?"""
+        """Does the file name no exporter for the signal?"""
         return not self.exporters(signal)
 
     def endpoints(self, signal: Signal) -> list[str]:
-        """Where a signal goes, as far as the file says it."""
+        """The endpoints that the file names for a signal."""
         found = (getattr(options, "endpoint", None) for _, _, _, options in self._parts(signal))
         return [str(endpoint) for endpoint in found if endpoint]
 
     def spans(self) -> list[tuple[str, Callable[[], SpanExport]]]:
-        """Of each exporter of spans the name, and what puts a queue before it."""
+        """Each exporter of spans: its name, and a function that makes a queue before it."""
         return [
             (name, partial(SpanExport, self._exporter("traces", place, way), _queue(way, "traces")))
             for place, way, name, _ in self._parts("traces")
         ]
 
     def records(self) -> list[tuple[str, Callable[[], LogExport]]]:
-        """The same of log records."""
+        """The same for log records."""
         return [
             (name, partial(LogExport, self._exporter("logs", place, way), _queue(way, "logs")))
             for place, way, name, _ in self._parts("logs")
         ]
 
     def readers(self) -> list[tuple[str, MetricReader]]:
-        """Of each reader of metrics the name of its exporter, and the reader."""
+        """Each reader of metrics: the name of its exporter, and the reader."""
         with ExitStack() as undoing:
             made = [
                 (name, ended_by(undoing, self._reader(place, way, options)))
@@ -116,13 +117,13 @@ class Declared:
         return made
 
     def try_exporters(self, signal: Signal) -> None:
-        """Make them and send nothing. Raises ConfigError for what can't be had. Prometheus would be served: it is left out."""
+        """Make the exporters, without sending. Raises ConfigError if one fails. Skips Prometheus, which would open a port."""
         for place, way, _, options in self._parts(signal):
             if not hasattr(options, "port"):
                 self._exporter(signal, place, way)
 
     def _parts(self, signal: Signal) -> Iterator[tuple[str, Any, str, Any]]:
-        """Of each processor or reader: its place in the file, how it works, and its exporter's name and options."""
+        """Each processor or reader: its place in the file, its options, and the name and options of its exporter."""
         section: Any = getattr(self.config, _SECTIONS[signal])
         kind = _PARTS[signal]
         for number, each in enumerate(() if section is None else getattr(section, kind)):
@@ -141,13 +142,13 @@ class Declared:
 
     def _reader(self, place: str, about: Any, options: Any) -> MetricReader:
         with self._saying(place):
-            if hasattr(options, "port"):  # Prometheus, which is served: OpenTelemetry's own server has no end
-                self._say_left_out(place, about, ("exporter",))
-                self._say_left_out(place, options, ("host", "port"))
+            if hasattr(options, "port"):  # Prometheus; by our own server, since OpenTelemetry's can't be stopped
+                self._warn_of_ignored(place, about, ("exporter",))
+                self._warn_of_ignored(place, options, ("host", "port"))
                 return prometheus_reader(options.host or "localhost", options.port or 9464, f"{self}: {place}")
             if not hasattr(about, "interval"):
                 raise ConfigError(f"{self}: {place}: the only exporter that is read is prometheus/development")
-            self._say_left_out(place, about, ("exporter", "interval", "timeout", "cardinality_limits"))
+            self._warn_of_ignored(place, about, ("exporter", "interval", "timeout", "cardinality_limits"))
             module, limits_of = _LIMITS
             exporter = self._exporter("metrics", place, about)
             return MetricExport(
@@ -157,32 +158,32 @@ class Declared:
                 cardinality_limits=_of_loader(module, limits_of)(about.cardinality_limits),
             )
 
-    def _say_left_out(self, place: str, about: Any, followed: Collection[str]) -> None:
+    def _warn_of_ignored(self, place: str, about: Any, used: Collection[str]) -> None:
         given = [field.name for field in fields(about) if getattr(about, field.name) is not None]
-        if left_out := [name for name in given if name not in followed]:
-            _logger.warning("telemetry: %s: %s: what it says of %s is not followed", self, place, ", ".join(left_out))
+        if ignored := [name for name in given if name not in used]:
+            _logger.warning("telemetry: %s: %s: pocket_plug ignores %s", self, place, ", ".join(ignored))
 
     # ------------------------------------------------------------ providers
     def resource(self) -> Resource:
-        """What the file says of the process."""
+        """The resource that the file declares."""
         with self._saying("resource"):
             resource: Resource = _of_loader(".file", "create_resource")(self.config.resource)
             return resource
 
     def tracer_provider(self, resource: Resource, ids: IdGenerator) -> TracerProvider:
-        """With the file's sampler and limits, and no processor; with these ids, unless the file names a generator."""
+        """A provider with the file's sampler and limits, without a processor. `ids` is used if the file names no generator."""
         provider: TracerProvider = self._provider("traces", resource)
         if self.config.tracer_provider.id_generator is None:
-            provider.id_generator = cast("Any", ids)  # it is declared as the one that it has by default
+            provider.id_generator = cast("Any", ids)  # the SDK declares the type of its default generator
         return provider
 
     def logger_provider(self, resource: Resource) -> LoggerProvider:
-        """With the file's limits, and no processor."""
+        """A provider with the file's limits, without a processor."""
         provider: LoggerProvider = self._provider("logs", resource)
         return provider
 
     def meter_provider(self, resource: Resource, readers: Sequence[MetricReader]) -> MeterProvider:
-        """With the file's views and exemplars, and these readers."""
+        """A provider with the file's views and exemplars, and these readers."""
         provider: MeterProvider = self._provider("metrics", resource)
         for reader in readers:
             provider.add_metric_reader(reader)
@@ -194,7 +195,7 @@ class Declared:
         with self._saying(section):
             make = _of_loader(".file", f"create_{section}")
             provider = make(replace(getattr(self.config, section), **{_PARTS[signal]: []}), resource, *limits)
-        atexit.unregister(provider.shutdown)  # its end is ours, within a time
+        atexit.unregister(provider.shutdown)  # `ending` shuts it down, within a time limit
         return provider
 
     def check(self) -> None:
@@ -207,7 +208,7 @@ class Declared:
             _of_loader(".file", "create_propagator")(self.config.propagator)
 
     def apply_the_rest(self) -> None:
-        """Propagators, instrumentations and OpenTelemetry's own log level, as its loader does it."""
+        """Let OpenTelemetry's loader set propagators, instrumentations and OpenTelemetry's own log level."""
         with self._saying("propagator"):
             _of_loader("", "configure_sdk")(
                 replace(self.config, resource=None, tracer_provider=None, meter_provider=None, logger_provider=None)
@@ -224,11 +225,13 @@ class Declared:
 
     @contextmanager
     def _saying(self, place: str) -> Generator[None]:
-        """A ConfigError with the file and the place for what goes wrong; what the loader says itself has no value in it."""
+        """Raise an error of the loader as ConfigError, with the file and the place; remove values from what the loader logs."""
         where = f"{self}: {place}: " if place else f"{self}: "
-        _loader()  # with all that it logs by
+        _loader()  # makes the loggers that are filtered below
         loggers = [logging.getLogger(name) for name in [*logging.root.manager.loggerDict] if name.startswith(_LOADER)]
-        without_values = partial(_without_values)  # this block's own: one within it, or beside it, may end earlier
+        without_values = partial(
+            _without_values
+        )  # one for each block: a nested or parallel block may remove its own earlier
         for logger in loggers:
             logger.addFilter(without_values)
         try:
@@ -238,7 +241,7 @@ class Declared:
         except BaseException as error:
             if not is_fault(error):
                 raise
-            raise ConfigError(where + _why(error)) from None  # a cause may quote the file
+            raise ConfigError(where + _why(error)) from None  # the cause may quote values of the file
         finally:
             for logger in loggers:
                 logger.removeFilter(without_values)
@@ -248,24 +251,24 @@ _logger = logging.getLogger("pocket_plug")
 
 
 def _loader(module: str = "") -> Any:
-    """A module of OpenTelemetry's loader, which has no types for others, or the whole of it."""
+    """A module of OpenTelemetry's loader, or its package. `Any`, since it ships no types."""
     return import_module(f"{_LOADER}{module}")
 
 
 def _of_loader(module: str, name: str) -> Any:
-    """One of its functions, of which a beta may rename any. Raises ConfigError where there is none of that name."""
+    """A function of the loader. Raises ConfigError if it is missing: the loader is a beta and may rename any."""
     try:
         return getattr(_loader(module), name)
     except (ImportError, AttributeError):
         raise ConfigError(
-            f"this version of {_PACKAGE}, {version(_PACKAGE)}, is not known to pocket_plug: it has no "
-            f"{_LOADER}{module}.{name}. Do: pip install --upgrade 'pocket-plug[config-file]'; if that doesn't help, use an "
-            f"older {_PACKAGE}, or variables such as OTEL_TRACES_EXPORTER in place of the file"
+            f"pocket_plug doesn't know this version of {_PACKAGE}, {version(_PACKAGE)}: it has no "
+            f"{_LOADER}{module}.{name}. Run pip install --upgrade 'pocket-plug[config-file]'; if that doesn't help, use an "
+            f"older {_PACKAGE}, or variables such as OTEL_TRACES_EXPORTER instead of the file"
         ) from None
 
 
 def _chosen(part: Any) -> tuple[str, Any]:
-    """Of several kinds the one that stands in the file: its name, and what is said of it."""
+    """The one kind that the file has chosen of several: its name and its options."""
     for field in fields(part):
         if (about := getattr(part, field.name)) is not None:
             return field.name, about
@@ -274,7 +277,7 @@ def _chosen(part: Any) -> tuple[str, Any]:
 
 
 def _queue(about: Any, signal: Signal) -> Queue:
-    """`simple` sends each at once, in a thread of ours: no run waits for an exporter."""
+    """The queue of a processor. A `simple` one sends each span at once, in the queue's thread: no run waits for an exporter."""
     if not hasattr(about, "schedule_delay"):
         return Queue(batch=1)
     size: int = about.max_queue_size or Queue().size
@@ -283,35 +286,35 @@ def _queue(about: Any, signal: Signal) -> Queue:
 
 
 def _without_values(record: logging.LogRecord) -> bool:
-    """A filter: an error is raised as well, and its traceback quotes the file; a pair, as of a header, may be a secret."""
+    """A logging filter. It drops errors, which are also raised and quote the file, and masks pairs: a header may be a secret."""
     if "pair" in str(record.msg):
         record.args = (MASK,) * len(record.args or ())
     return record.levelno < logging.ERROR
 
 
 def _why(error: BaseException) -> str:
-    """Without any value."""
+    """The reason of an error of the loader, without any value of the file."""
     cause: Any = error.__cause__
     kind = "" if cause is None else type(cause).__module__.partition(".")[0]
     if kind == "yaml":
         mark = getattr(cause, "problem_mark", None)
         at = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        return f"no YAML: {at}{getattr(cause, 'problem', None) or getattr(cause, 'reason', 'it can not be read')}"
+        return f"invalid YAML: {at}{getattr(cause, 'problem', None) or getattr(cause, 'reason', 'it cannot be read')}"
     if cause is not None and kind == "json":
-        return f"no JSON: line {cause.lineno}, column {cause.colno}: {cause.msg}"
+        return f"invalid JSON: line {cause.lineno}, column {cause.colno}: {cause.msg}"
     if kind == "jsonschema" and hasattr(cause, "absolute_path"):
         return _mismatch(cause)
     if isinstance(cause, OSError):
-        return f"it can not be read: {cause.strerror}"
+        return f"it cannot be read: {cause.strerror}"
     if type(error).__module__.startswith(_LOADER) and (cause is None or isinstance(cause, ImportError)):
-        return public_url(str(error))  # written for users
+        return public_url(str(error))  # the loader's own messages are written for users
     if isinstance(error, UnicodeDecodeError):
-        return "it is no text in UTF-8"
-    return f"OpenTelemetry can not follow it: {error_type(cause or error)}"
+        return "it is not UTF-8 text"
+    return f"OpenTelemetry can't use it: {error_type(cause or error)}"
 
 
 def _mismatch(error: Any) -> str:
-    """What the schema of such files wants, and what was found."""
+    """What the schema of such files requires, and what was found."""
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
     where = place or "the file"
     if error.validator in ("required", "additionalProperties"):  # names only
@@ -320,9 +323,9 @@ def _mismatch(error: Any) -> str:
     if error.validator in ("minProperties", "maxProperties"):
         names = ", ".join(map(str, error.instance)) or "nothing"
         least = "at least" if error.validator == "minProperties" else "at most"
-        return f"{where}: found {names}, wanted {least} {error.validator_value}"
+        return f"{where}: found {names}, expected {least} {error.validator_value}"
     found = "nothing" if error.instance is None else summary(error.instance)
     allowed: Any = error.validator_value
     wanted: Sequence[Any] = [allowed] if isinstance(allowed, str | int) else allowed
     kind = {"type": "", "enum": "", "minItems": "at least "}.get(error.validator, f"{error.validator} ")
-    return f"{where}: found {found}, wanted {kind}{' or '.join(map(str, wanted))}"
+    return f"{where}: found {found}, expected {kind}{' or '.join(map(str, wanted))}"

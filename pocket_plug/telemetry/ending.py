@@ -1,7 +1,7 @@
-"""The end of the process: what is open ends, exporters get a little time, and then the process dies as it would have.
+"""The end of the process: open spans end, exporters get a limited time, and then the process dies as it would without us.
 
-At exit, in a process of multiprocessing's, at a SIGTERM that nobody handles, and where a server's workers end in a way of
-their own.
+This happens at exit, at the end of a `multiprocessing` process, at a SIGTERM that nobody else handles, and when a server
+ends its worker processes by `os._exit` or a signal.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from .providers import interrupt_spans
 from .servers import watch_servers
 
 INTERRUPT_SECONDS = 2.0
-"""How long, of a SIGTERM, what is open may take to end. One may wait for a lock that the signal interrupted."""
+"""After a SIGTERM, open runs and spans have this long to end: one may wait for a lock whose holder the signal interrupted."""
 
 STANDBYS = 8
-"""Threads that wait for the end where none can be started there: one for each exporter of three signals, and to spare."""
+"""Threads started early, on a Python that can't start any at exit: one for each exporter of three signals, and a few more."""
 
 _close: Callable[[], object] | None = None
 
 
 def watch_the_end(close: Callable[[], object]) -> None:
-    """Call `close` at the end of the process; after a SIGTERM, die of it as before. Called again it watches no more often."""
+    """Call `close` once at the end of the process. After a SIGTERM the process still dies of it. Further calls change nothing."""
     global _close
     if _close is None:
         _close = close
         atexit.register(close)
         processes.register_after_fork(close, _watch_the_end_of_a_worker)
         _watch_the_end_of_a_worker(close)
-        after_fork(_watch_servers)  # one may have been imported meanwhile
+        after_fork(_watch_servers)  # a server may have been imported since
         around_forks(_hold_sigterm, _take_sigterm)
         if sys.version_info[:2] == (3, 12):
             _standbys.extend(_Standby() for _ in range(STANDBYS))
@@ -52,7 +52,7 @@ def watch_the_end(close: Callable[[], object]) -> None:
 
 
 def watch_sigterm() -> None:
-    """Of what is watched, end what is open at a SIGTERM that nobody handles, if the main thread asks: no other one may."""
+    """Handle SIGTERM if nobody else does. Only the main thread may set a handler: a call of another thread does nothing."""
     main = threading.current_thread() is threading.main_thread()
     if _close is not None and main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
@@ -60,13 +60,13 @@ def watch_sigterm() -> None:
 
 
 def _watch_the_end_of_a_worker(close: Callable[[], object]) -> None:
-    """A process of multiprocessing's ends without what `atexit` has, and forgets what was registered before it began."""
+    """A `multiprocessing` process runs no `atexit` functions, and drops the finalizers that were registered before its start."""
     processes.Finalize(None, close, exitpriority=-1)
     _die_in_any_case()
 
 
 def _die_in_any_case() -> None:
-    """Who terminates a process of multiprocessing's waits for its end without a limit, so no SIGTERM may be lost there."""
+    """In a `multiprocessing` process no SIGTERM may be lost: its parent sends one and then waits for it without a limit."""
     if parent_process() is not None:
         insist(signal.SIGTERM, _on_sigterm)
 
@@ -83,7 +83,7 @@ def _close_now() -> None:
 # ---------------------------------------------------------------- SIGTERM
 @contextmanager
 def no_sigterm() -> Generator[None]:
-    """A SIGTERM that comes within the block is raised after it: what is half closed would be lost."""
+    """Delay a SIGTERM until the end of the block: a half-closed exporter would lose its data."""
     handles = signal.getsignal(signal.SIGTERM) is _on_sigterm
     if not handles or threading.current_thread() is not threading.main_thread():
         yield
@@ -99,7 +99,7 @@ def no_sigterm() -> Generator[None]:
 
 
 class _Masks(threading.local):
-    """The signals that a thread blocked before each fork that it is in: a handler may fork in the middle of one."""
+    """For each fork that a thread is in: the signals that it blocked before. A signal handler may fork during a fork."""
 
     def __init__(self) -> None:
         self.former: list[Collection[int]] = []
@@ -109,33 +109,33 @@ _masks = _Masks()
 
 
 def _hold_sigterm() -> None:
-    """Before a fork: in a child Python forgets the signals that came before its first step."""
+    """Before a fork: block SIGTERM, since Python drops signals that reach a child before it runs its first bytecode."""
     _masks.former.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
 
 
 def _take_sigterm() -> None:
-    """After it, once all is begun anew in the child: one that was held is handled here."""
+    """After a fork, when the child is ready: unblock SIGTERM, so that a blocked one is handled now."""
     if _masks.former:
         signal.pthread_sigmask(signal.SIG_SETMASK, _masks.former.pop())
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one, from an impatient sender, would lose what is open
+    signal.signal(number, signal.SIG_IGN)  # a second SIGTERM would end the process before the spans are exported
     _end()
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
 
 
 def _end() -> None:
-    """End what is open, and close."""
+    """End open runs and spans, and close."""
     in_time([partial(end, "SIGTERM") for end in (open_runs.interrupt, interrupt_spans)], INTERRUPT_SECONDS)
     _close_now()
 
 
 # ---------------------------------------------------------------- a time limit for what may hang
 def in_time(works: Sequence[Callable[[], object]], timeout: float) -> bool:
-    """Do each in a thread of its own, since an exporter may hang. False if all together took longer than `timeout` seconds."""
+    """Call each in its own thread, since an exporter may hang. False if they haven't all ended within `timeout` seconds."""
     threads = [thread for work in works if (thread := _begin(work)) is not None]
     end = time.monotonic() + timeout
     for thread in threads:
@@ -144,7 +144,7 @@ def in_time(works: Sequence[Callable[[], object]], timeout: float) -> bool:
 
 
 def _begin(work: Callable[[], object]) -> threading.Thread | None:
-    """Do it in a thread; None if no thread could be started, and it was done here."""
+    """Call `work` in a thread. If no thread can be started, call it here and return None."""
     thread = threading.Thread(target=work, name="pocket_plug telemetry", daemon=True)
     try:
         thread.start()
@@ -159,7 +159,7 @@ def _begin(work: Callable[[], object]) -> threading.Thread | None:
 
 
 class _Standby:
-    """A thread that waits for its work. Python 3.12 starts none any more while the process ends: these are there already."""
+    """A thread that waits for work. Python 3.12 can't start threads while the process ends, so these are started before."""
 
     def __init__(self) -> None:
         self._work: Callable[[], object] | None = None

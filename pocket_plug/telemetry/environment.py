@@ -1,6 +1,6 @@
-"""What is to be sent where, and by which providers: the one interface of the two who may say so, and OpenTelemetry's variables.
+"""`Source`: the interface of what says which signals are sent where. `Environment`: OpenTelemetry's variables.
 
-The other one is the configuration file that such a variable names: `declared.py`.
+The other source is a configuration file that such a variable names: `declared.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Environment", "Source"]
 
 
 class Source(Protocol):
-    """Who says what is to be sent where. Each method raises ConfigError for what can't be followed."""
+    """Says which signals are sent where. Each method raises ConfigError for invalid settings."""
 
     @property
     def disabled(self) -> bool:
@@ -31,43 +31,43 @@ class Source(Protocol):
         ...
 
     def leaves_out(self, signal: Signal) -> bool:
-        """Does it say that a signal goes nowhere?"""
+        """Does the source say that a signal is not sent?"""
         ...
 
     def endpoints(self, signal: Signal) -> list[str]:
-        """Where a signal goes, as far as it says it."""
+        """The endpoints that the source names for a signal."""
         ...
 
     def spans(self) -> list[tuple[str, Callable[[], SpanExport]]]:
-        """Of each exporter of spans the name, and what puts a queue before it."""
+        """Each exporter of spans: its name, and a function that makes a queue before it."""
         ...
 
     def records(self) -> list[tuple[str, Callable[[], LogExport]]]:
-        """The same of log records."""
+        """The same for log records."""
         ...
 
     def readers(self) -> list[tuple[str, MetricReader]]:
-        """Of each reader of metrics the name of its exporter, and the reader."""
+        """Each reader of metrics: the name of its exporter, and the reader."""
         ...
 
     def resource(self) -> Resource:
-        """What it says of the process."""
+        """The attributes of this process."""
         ...
 
     def tracer_provider(self, resource: Resource, ids: IdGenerator) -> TracerProvider:
-        """One without a processor; with these ids, unless it names a generator."""
+        """A provider without a processor. `ids` is used if the source names no generator."""
         ...
 
     def logger_provider(self, resource: Resource) -> LoggerProvider:
-        """One without a processor."""
+        """A provider without a processor."""
         ...
 
     def meter_provider(self, resource: Resource, readers: Sequence[MetricReader]) -> MeterProvider:
-        """One with these readers."""
+        """A provider with these readers."""
         ...
 
     def apply_the_rest(self) -> None:
-        """What it says besides: propagators, say."""
+        """Apply the settings that no other method returns, such as propagators."""
         ...
 
 
@@ -80,40 +80,40 @@ class Environment:
         return disabled()
 
     def leaves_out(self, signal: Signal) -> bool:
-        """By "none" for its exporter."""
+        """The variable of its exporter is "none"."""
         return asked(signal) == ["none"]
 
     def endpoints(self, signal: Signal) -> list[str]:
-        """The signal's, else that of all."""
+        """The endpoint of the signal, or else that of all signals."""
         return [endpoint(signal)]
 
     def spans(self) -> list[tuple[str, Callable[[], SpanExport]]]:
-        """Those of OTEL_TRACES_EXPORTER."""
+        """The exporters of OTEL_TRACES_EXPORTER."""
         return [(name, partial(SpanExport, exporter)) for name, exporter in span_exporters().items()]
 
     def records(self) -> list[tuple[str, Callable[[], LogExport]]]:
-        """Those of OTEL_LOGS_EXPORTER."""
+        """The exporters of OTEL_LOGS_EXPORTER."""
         return [(name, partial(LogExport, exporter)) for name, exporter in log_exporters().items()]
 
     def readers(self) -> list[tuple[str, MetricReader]]:
-        """Those of OTEL_METRICS_EXPORTER."""
+        """The readers for OTEL_METRICS_EXPORTER."""
         return [*metric_readers().items()]
 
     def resource(self) -> Resource:
-        """By OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME."""
+        """From OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME."""
         return Resource.create()
 
     def tracer_provider(self, resource: Resource, ids: IdGenerator) -> TracerProvider:
-        """One without a processor."""
+        """A provider without a processor."""
         return TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
 
     def logger_provider(self, resource: Resource) -> LoggerProvider:
-        """One without a processor."""
+        """A provider without a processor."""
         return LoggerProvider(resource=resource, shutdown_on_exit=False)
 
     def meter_provider(self, resource: Resource, readers: Sequence[MetricReader]) -> MeterProvider:
-        """One with these readers."""
+        """A provider with these readers."""
         return MeterProvider(list(readers), resource=resource, shutdown_on_exit=False)
 
     def apply_the_rest(self) -> None:
-        """There is none."""
+        """Nothing: the SDK applies all other variables itself."""

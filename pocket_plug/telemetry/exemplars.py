@@ -1,7 +1,7 @@
-"""Exemplars for Prometheus: from a histogram's bucket to the trace of a measurement in it.
+"""Exemplars for Prometheus: they lead from a histogram's bucket to the trace of a measurement in it.
 
-OpenTelemetry's reader for Prometheus leaves them out. So they are noted as it is given the figures, and put on what is served.
-What fails at that is said once, and the figures are served without.
+OpenTelemetry's reader for Prometheus drops exemplars. So we record them when the reader receives metrics, and add them to the
+metrics that are served. If this fails, the error is logged once, and the metrics are served without exemplars.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from prometheus_client.samples import Exemplar
 
 Series = frozenset[tuple[str, str]]
-"""Its labels."""
+"""The labels that identify a series."""
 
 
 class Exemplars:
-    """The last exemplar of each bucket. It stays until there is a newer one: several may fetch."""
+    """The last exemplar of each bucket. It stays until a newer one comes, since several servers may fetch metrics."""
 
     def __init__(self) -> None:
         self._last: dict[
             str, dict[Series, dict[float, Exemplar]]
-        ] = {}  # by a metric's name; of a bucket its upper bound
+        ] = {}  # by the metric's name, then by series, then by the bucket's upper bound
 
     def note(self, data: MetricsData) -> None:
-        """What has come since the figures were last collected."""
-        with _saying("noting exemplars"):
+        """Record the exemplars of newly collected metrics."""
+        with _logging_failure("recording exemplars"):
             for resource in data.resource_metrics:
                 for scope in resource.scope_metrics:
                     for metric in scope.metrics:
@@ -52,18 +52,18 @@ class Exemplars:
                 of_metric.setdefault(_series(point.attributes or {}), {}).update(found)
 
     def within(self, registry: Any) -> Any:
-        """What prometheus_client may serve in place of the registry: the same, with exemplars."""
+        """The registry with exemplars added, for prometheus_client to serve."""
         return _Registry(self, registry)
 
     def put_on(self, family: Metric) -> Metric:
-        """Put them on a family's buckets."""
+        """Add exemplars to the buckets of a metric family."""
         if family.type == "histogram":
-            with _saying("putting exemplars on a metric"):
+            with _logging_failure("adding exemplars to a metric"):
                 self._put_on(family)
         return family
 
     def _put_on(self, family: Metric) -> None:
-        noted = [*self._last]  # another thread may note more meanwhile
+        noted = [*self._last]  # a copy: another thread may add names meanwhile
         names = [name for name in noted if family.name == name or family.name.startswith(f"{name}_")]
         of_metric = self._last[max(names, key=len)] if names else {}
         for number, sample in enumerate(family.samples):
@@ -81,11 +81,13 @@ class _Registry:
         return map(self._exemplars.put_on, self._registry.collect())
 
     def restricted_registry(self, names: list[str]) -> Any:
-        return self._registry.restricted_registry(names)  # by name it finds nothing of OpenTelemetry's
+        return self._registry.restricted_registry(
+            names
+        )  # it never contains OpenTelemetry's metrics, so no exemplars either
 
 
 @contextmanager
-def _saying(what: str) -> Generator[None]:
+def _logging_failure(what: str) -> Generator[None]:
     try:
         yield
     except BaseException as error:
@@ -95,7 +97,7 @@ def _saying(what: str) -> Generator[None]:
 
 
 def _called(name: str) -> str:
-    """By Prometheus' rules.
+    """The name by Prometheus' rules.
 
     >>> _called("pocket_plug.run.duration")
     'pocket_plug_run_duration'
@@ -104,7 +106,7 @@ def _called(name: str) -> str:
 
 
 def _series(labels: Mapping[str, Any]) -> Series:
-    """Without those of the scope, and without the empty ones, which stand for what another series of the metric has."""
+    """Labels without those of the scope, and without empty ones: the exporter adds these for labels of other series."""
     return frozenset(
         (_called(name), label if isinstance(label, str) else json.dumps(label))  # as the exporter writes it
         for name, label in labels.items()
@@ -113,7 +115,7 @@ def _series(labels: Mapping[str, Any]) -> Series:
 
 
 def _exemplars(point: HistogramDataPoint) -> Iterator[tuple[float, Exemplar]]:
-    """Those of a point by the upper bound of their bucket, the newest last."""
+    """The exemplars of a point, each with the upper bound of its bucket, the newest last."""
     from prometheus_client.samples import Exemplar
 
     bounds = [*point.explicit_bounds, inf]

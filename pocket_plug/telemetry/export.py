@@ -1,6 +1,6 @@
-"""From here to elsewhere: each exporter behind a bounded queue that counts its losses.
+"""Each exporter behind a bounded queue that counts its losses.
 
-Whatever an exporter does, the program goes on: it is called in a thread of its own, and what it raises or says is said once.
+No exporter can stop the program: it is called in its own thread, and each of its errors and warnings is logged once.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from .local import FileExporter
 from .messages import with_message
 
 QUEUE = 32_768
-"""Spans, or log records, that wait to be exported. At OpenTelemetry's own 2,048 a burst of 2,000 runs loses a third of its
-spans."""
+"""How many spans or log records may wait to be exported. With OpenTelemetry's default, 2,048, a burst of 2,000 runs loses a
+third of its spans."""
 
 FILE_DELAY = 200
-"""Milliseconds after which what ended is in the file, where somebody may watch."""
+"""Milliseconds until a span that has ended is in the file: short, since somebody may watch the file."""
 
 _logger = logging.getLogger("pocket_plug")
 
 
 class Part(Protocol):
-    """What exports, and can be shut down."""
+    """A processor or reader, which can be shut down."""
 
     def shutdown(self) -> None: ...
 
@@ -53,7 +53,7 @@ P = TypeVar("P", bound=Part)
 
 
 def ended_by(undoing: ExitStack, part: P) -> P:
-    """This one. Many have a thread from the start, which ends with `undoing`, where a later part can't be made."""
+    """The same part, which `undoing` shuts down if a later part can't be made. Many start a thread when they are made."""
     undoing.callback(part.shutdown)
     return part
 
@@ -72,17 +72,17 @@ class Backlog:
 
     def __init__(self, what: str, size: int) -> None:
         self.what, self._size = what, size
-        self._lock = new_rlock()  # who holds it may be interrupted by a signal's handler that logs
+        self._lock = new_rlock()  # reentrant: a signal handler that logs may interrupt the code that holds it
         self._reset()
         after_fork(self._reset)
 
     def _reset(self) -> None:
-        """In a forked child too: what waits there, its parent exports."""
+        """Also in a forked child: its parent exports what was queued before the fork."""
         self._added = self._finished = self._sent = self._dropped = 0
 
     @property
     def unsent(self) -> int:
-        """What was not exported: it is still queued, was dropped, or was refused."""
+        """How many were not exported: still queued, dropped, or refused."""
         return max(self._added + self._dropped - self._sent, 0)
 
     def add(self) -> bool:
@@ -102,9 +102,9 @@ class Backlog:
         return False
 
     def done(self, number: int, *, sent: bool) -> None:
-        """Count what was exported, or refused.
+        """Count spans or log records that the exporter took, or refused.
 
-        There is one export at a time, so it takes no lock: a signal may have interrupted who holds that.
+        It takes no lock, since there is one export at a time, and a signal may have interrupted the code that holds the lock.
         """
         self._finished += number
         if sent:
@@ -112,20 +112,20 @@ class Backlog:
 
 
 def _number(variable: str, default: int) -> int:
-    """A positive number from the environment. Any other text is logged and ignored, as OpenTelemetry's specification has it."""
+    """A positive number from the environment. Any other text is logged and ignored, as OpenTelemetry's specification demands."""
     text = os.environ.get(variable, "").strip()
     if text.isdecimal() and int(text):
         return int(text)
     if text:
-        _logger.warning("telemetry: %s is %r, not a positive number; it is taken as %d", variable, text, default)
+        _logger.warning("telemetry: %s is %r, not a positive number; %d is used", variable, text, default)
     return default
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """How spans or log records wait: how many at most, how many go in a batch, after how many milliseconds at the latest.
+    """The limits of a queue: its size, the size of a batch, and the milliseconds until a batch is sent at the latest.
 
-    None is what OpenTelemetry's variable for the delay says, else its own default.
+    `delay=None` means OpenTelemetry's variable for the delay, or its default.
     """
 
     size: int = QUEUE
@@ -134,7 +134,7 @@ class Queue:
 
     @classmethod
     def of(cls, size: str, batch: str) -> Queue:
-        """As the variables of a processor say; a batch is no larger than its queue."""
+        """A queue with the values of these two variables; a batch is no larger than its queue."""
         most = _number(size, QUEUE)
         return cls(most, min(most, _number(batch, 512)))
 
@@ -155,30 +155,30 @@ class SpanExport(SpanProcessor):
         )
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Queue it."""
+        """Queue the span, if it is sampled and there is room."""
         context = span.get_span_context()
         if context is not None and context.trace_flags.sampled and self.backlog.add():
             self._batch.on_end(with_message(span) if self.shows_messages else span)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Export what is queued."""
+        """Export everything that is queued."""
         return self._batch.force_flush(timeout_millis)
 
     def shutdown(self) -> None:
-        """Export what is queued, and shut the exporter down."""
+        """Export everything that is queued, and shut the exporter down."""
         self._batch.shutdown()  # type: ignore[no-untyped-call]  # the SDK forgot its `-> None`
 
 
 class _Spans(SpanExporter):
     def __init__(self, exporter: SpanExporter, backlog: Backlog) -> None:
         self._exporter, self._backlog = exporter, backlog
-        _say_repeats_once(exporter)
+        _log_repeats_once(exporter)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         sent = False
         try:
             sent = self._exporter.export(spans) is SpanExportResult.SUCCESS
-        except BaseException as error:  # noqa: BLE001 - whatever an exporter raises, its thread goes on
+        except BaseException as error:  # noqa: BLE001 - whatever an exporter raises, its thread continues
             say_once(f"exporting spans by {type(self._exporter).__name__}", error)
         finally:
             self._backlog.done(len(spans), sent=sent)
@@ -189,7 +189,7 @@ class _Spans(SpanExporter):
 
 
 class LogExport(LogRecordProcessor):
-    """The same for log records."""
+    """What SpanExport is, for log records."""
 
     def __init__(self, exporter: LogRecordExporter, queue: Queue | None = None) -> None:
         queue = queue or Queue.of("OTEL_BLRP_MAX_QUEUE_SIZE", "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE")
@@ -202,29 +202,29 @@ class LogExport(LogRecordProcessor):
         )
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
-        """Queue it."""
+        """Queue the record, if there is room."""
         if self.backlog.add():
             self._batch.on_emit(log_record)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Export what is queued."""
+        """Export everything that is queued."""
         return self._batch.force_flush(timeout_millis)
 
     def shutdown(self) -> None:
-        """Export what is queued, and shut the exporter down."""
+        """Export everything that is queued, and shut the exporter down."""
         self._batch.shutdown()  # type: ignore[no-untyped-call]  # the SDK forgot its `-> None`
 
 
 class _Logs(LogRecordExporter):
     def __init__(self, exporter: LogRecordExporter, backlog: Backlog) -> None:
         self._exporter, self._backlog = exporter, backlog
-        _say_repeats_once(exporter)
+        _log_repeats_once(exporter)
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         sent = False
         try:
             sent = self._exporter.export(batch) is LogRecordExportResult.SUCCESS
-        except BaseException as error:  # noqa: BLE001 - whatever an exporter raises, its thread goes on
+        except BaseException as error:  # noqa: BLE001 - whatever an exporter raises, its thread continues
             say_once(f"exporting log records by {type(self._exporter).__name__}", error)
         finally:
             self._backlog.done(len(batch), sent=sent)
@@ -238,21 +238,21 @@ class _Logs(LogRecordExporter):
 
 
 class MetricExport(PeriodicExportingMetricReader):
-    """The SDK's periodic reader, of an exporter that knows whether the last figures went out."""
+    """The SDK's periodic reader, with an exporter that remembers whether its last export failed."""
 
     def __init__(self, exporter: MetricExporter, **options: Any) -> None:
         self.exporter: Any = metric_exporter(exporter)
-        _say_repeats_once(exporter)
+        _log_repeats_once(exporter)
         super().__init__(exporter, **options)
 
     @property
     def is_behind(self) -> bool:
-        """Was the last export refused? The next one that isn't makes up for it: figures add up."""
+        """Did the last export fail? A later one makes up for it, since metrics are cumulative."""
         return bool(self.exporter.is_behind)
 
 
 def metric_exporter(exporter: Any) -> MetricExporter:
-    """The exporter, from now on of a class that says once what it raises: a reader asks it more than its methods."""
+    """Make the exporter log each error once. It gets a subclass, not a wrapper: the reader also uses its private attributes."""
     kind: Any = exporter.__class__
 
     class Exporter(kind):  # type: ignore[misc]  # a class that is known at run time only
@@ -264,7 +264,7 @@ def metric_exporter(exporter: Any) -> MetricExporter:
             self.is_behind = True
             try:
                 result = kind.export(self, metrics_data, timeout_millis, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - whatever an exporter raises, its thread goes on
+            except BaseException as error:  # noqa: BLE001 - whatever an exporter raises, its thread continues
                 say_once(f"exporting metrics by {kind.__name__}", error)
                 return MetricExportResult.FAILURE
             self.is_behind = result is not MetricExportResult.SUCCESS
@@ -274,30 +274,30 @@ def metric_exporter(exporter: Any) -> MetricExporter:
     return cast("MetricExporter", exporter)
 
 
-# ---------------------------------------------------------------- what exporters say themselves
-class _SaidOnce(logging.Filter):
-    """Passes a message the first time only. Else an endpoint that doesn't answer is logged with every batch and retry."""
+# ---------------------------------------------------------------- what exporters log
+class _WarnsOnce(logging.Filter):
+    """Passes each warning once. Otherwise an endpoint that doesn't answer would be logged with every batch and retry."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: set[str] = set()
+        self._seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
         message = str(record.msg)
-        is_new = message not in self._said
-        self._said.add(message)
+        is_new = message not in self._seen
+        self._seen.add(message)
         return is_new
 
 
 _quiet: set[str] = set()
 
 
-def _say_repeats_once(exporter: object) -> None:
-    """An exporter logs under its module's name."""
+def _log_repeats_once(exporter: object) -> None:
+    """Filter the loggers of an exporter, which are named after the modules of its classes."""
     for kind in type(exporter).__mro__:
         name = kind.__module__
         if name.startswith("opentelemetry.exporter.") and name not in _quiet:
             _quiet.add(name)
-            logging.getLogger(name).addFilter(_SaidOnce())
+            logging.getLogger(name).addFilter(_WarnsOnce())

@@ -1,7 +1,7 @@
 """The exporters that `OTEL_*` variables name.
 
-An exporter that nobody knows is a ConfigError, which names the variable. Where only the protocol of OTLP can't be had, the
-program goes on with a warning: such variables are often set for all programs of a machine.
+The name of an unknown exporter raises ConfigError, which names the variable. If only OTLP's exporter isn't installed, the
+program continues with a warning: these variables are often set for all programs of a machine.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def asked(signal: Signal) -> list[str]:
     for name in named:
         if name not in known:
             raise ConfigError(
-                f"{variable} is {name!r}; known are {', '.join(known[:-1])} and {known[-1]}. For another "
-                "exporter set a provider of your own before"
+                f"{variable} is {name!r}; known are {', '.join(known[:-1])} and {known[-1]}. To use "
+                "another exporter, set your own provider first"
             )
     return named or (["otlp"] if endpoint(signal) else [])
 
@@ -80,9 +80,9 @@ _OTLP = {
 
 
 def transport(signal: Signal) -> Literal["http", "grpc"]:
-    """How OTLP goes. Another protocol than `http/protobuf` and `grpc` is logged and ignored, as OpenTelemetry has it.
+    """OTLP's transport for a signal. A protocol other than `http/protobuf` and `grpc` is logged, and `http/protobuf` is used.
 
-    `http/json` goes to the same place as `http/protobuf`, and who takes one takes the other.
+    OpenTelemetry's specification demands this. A collector that takes `http/json` takes `http/protobuf` at the same URL.
     """
     for variable in (_PROTOCOLS[signal], "OTEL_EXPORTER_OTLP_PROTOCOL"):
         protocol = os.environ.get(variable, "").strip()
@@ -90,7 +90,7 @@ def transport(signal: Signal) -> Literal["http", "grpc"]:
             return "grpc"
         if protocol and protocol != "http/protobuf":
             _logger.warning(
-                "telemetry: %s is %r; known are http/protobuf and grpc. OTLP's %s go by http/protobuf",
+                "telemetry: %s is %r; known are http/protobuf and grpc. %s are sent by http/protobuf",
                 variable,
                 protocol,
                 signal,
@@ -104,7 +104,7 @@ _INSTALL = {"http": "'pocket-plug[otlp]'", "grpc": "opentelemetry-exporter-otlp-
 
 
 def otlp_exporter_class(signal: Signal) -> Any:
-    """The class of a signal's OTLP exporter. Raises ConfigError where it isn't installed."""
+    """The class of a signal's OTLP exporter. Raises ConfigError if it isn't installed."""
     way = transport(signal)
     module, name = _OTLP[signal]
     try:
@@ -117,7 +117,7 @@ def otlp_exporter_class(signal: Signal) -> Any:
 
 
 def by_process(make: Callable[[], Any]) -> Any:
-    """An exporter with a connection of its own in each process: a forked child would write into its parent's."""
+    """An exporter that makes a new connection in each forked child, which would otherwise write into its parent's."""
     exporter = make()
     kind: Any = exporter.__class__
 
@@ -129,7 +129,7 @@ def by_process(make: Callable[[], Any]) -> Any:
             if self.process != os.getpid():
                 inherited = vars(self).copy()
                 self.__dict__ |= make().__dict__
-                # kept, and never closed: its locks may be held by threads of the parent
+                # the parent's exporter is kept and never closed: threads of the parent may hold its locks
                 self.process, self.inherited = os.getpid(), inherited
             return kind.export(self, *batch, **kwargs)
 
@@ -139,17 +139,17 @@ def by_process(make: Callable[[], Any]) -> Any:
 
 
 def span_exporters() -> dict[str, SpanExporter]:
-    """Those that the environment asks for and that can be had, by name. Raises ConfigError for unknown ones."""
+    """The span exporters that the environment asks for, by name, if installed. Raises ConfigError for unknown ones."""
     return _made("traces", {"otlp": lambda: by_process(otlp_exporter_class("traces")), "console": ConsoleSpanExporter})
 
 
 def log_exporters() -> dict[str, LogRecordExporter]:
-    """Those that the environment asks for and that can be had, by name. Raises ConfigError for unknown ones."""
+    """The log exporters that the environment asks for, by name, if installed. Raises ConfigError for unknown ones."""
     return _made("logs", {"otlp": lambda: by_process(otlp_exporter_class("logs")), "console": ConsoleLogRecordExporter})
 
 
 def metric_readers() -> dict[str, MetricReader]:
-    """Those that the environment asks for and that can be had, by name. Raises ConfigError for what can't be followed."""
+    """The metric readers that the environment asks for, by name. Raises ConfigError for invalid variables."""
     return _made(
         "metrics",
         {
@@ -176,7 +176,7 @@ def _made(signal: Signal, ways: dict[str, Callable[[], T]]) -> dict[str, T]:
 
 
 def _prometheus() -> MetricReader:
-    """Metrics at `/metrics`, as OpenTelemetry's variables say."""
+    """A reader that serves metrics at `/metrics`, on the host and port of OpenTelemetry's variables."""
     host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "localhost"
     text = os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT") or "9464"
     if not text.isdecimal() or not 0 < int(text) < 65536:
@@ -185,7 +185,10 @@ def _prometheus() -> MetricReader:
 
 
 def prometheus_reader(host: str, port: int, asking: str) -> MetricReader:
-    """Metrics at `/metrics`. A port that is in use is logged, and breaks nothing."""
+    """A reader that serves metrics at `/metrics`. A port that is in use is logged and raises nothing.
+
+    `asking` is what the error names if the exporter isn't installed.
+    """
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
         from prometheus_client import REGISTRY
@@ -195,7 +198,7 @@ def prometheus_reader(host: str, port: int, asking: str) -> MetricReader:
         ) from None
 
     class Reader(PrometheusMetricReader):
-        """With its server, which ends with it."""
+        """The exporter's reader, with a server that ends with the reader."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,6 +1,6 @@
-"""What the OpenTelemetry SDK can't make of the environment, as an error of ours.
+"""Raises errors of the OpenTelemetry SDK about its variables as ConfigError.
 
-No SDK is needed for it, since that reads some variables as it is imported.
+This module doesn't import the SDK, which reads some variables during its import.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pocket_plug.errors import ConfigError
 
 @contextmanager
 def followed() -> Generator[None]:
-    """A ConfigError for what OpenTelemetry itself can't make of the environment."""
+    """Raise ConfigError if OpenTelemetry rejects a variable within the block."""
     try:
         yield
     except ConfigError:
         raise
-    except (ValueError, StopIteration) as error:  # the latter where a variable names a plugin that isn't there
-        why = " ".join(str(error).split()) or "what one of them names isn't installed"
-        raise ConfigError(f"OpenTelemetry can't follow its OTEL_* variables: {why}") from error
+    except (ValueError, StopIteration) as error:  # StopIteration: a variable names a plugin that isn't installed
+        why = " ".join(str(error).split()) or "a plugin that one of them names isn't installed"
+        raise ConfigError(f"OpenTelemetry rejects its OTEL_* variables: {why}") from error

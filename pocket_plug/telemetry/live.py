@@ -1,8 +1,8 @@
-"""What goes on right now, for `pocket-plug trace` in another process: OTLP knows only spans that have ended.
+"""Writes the spans that are open now, for `pocket-plug trace` in another process: OTLP has only spans that have ended.
 
-Beside the trace file each process keeps one more, the spans that are open, as OTLP/JSON with an end of 0. It is replaced a
-few times a second while that changes, touched while it doesn't, and gone when nothing is open. What a killed process
-leaves says what it was at.
+Beside the trace file, each process keeps a file with its open spans, as OTLP/JSON with an end of 0. The file is replaced a few
+times a second while spans begin and end, touched once a second otherwise, and removed when no span is open. The file of a killed
+process shows what the process was doing.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from pocket_plug.traces.recorded import NO_RUN
 from .local import written
 
 INTERVAL = 0.2
-"""Seconds between two looks at what is open. A run that takes less is never written."""
+"""Seconds between two looks at the open spans. A shorter run is never written."""
 
 LEFT = 24 * 3600.0
-"""Seconds after which what a killed process left is cleared away by the next one."""
+"""Seconds after which the next process removes the file of a killed one."""
 
 LIMIT = 500
-"""So many open spans are written at most, those that began first."""
+"""At most this many open spans are written: those that began first."""
 
 
 class OpenSpans(SpanProcessor):
-    """Writes down which spans are open, in a thread of its own that sleeps while there is none.
+    """Writes the open spans to a file, in its own thread, which sleeps while no span is open.
 
     `last_run` is the id of the outermost run that began last.
     """
@@ -50,7 +50,7 @@ class OpenSpans(SpanProcessor):
         after_fork(self._begin)
 
     def _begin(self) -> None:
-        """In this process nothing is open, and nothing is written: also after a fork, which leaves the thread behind."""
+        """Begin without open spans, file and thread: also in a forked child, which doesn't inherit the thread."""
         self._path: Path | None = None
         self._open: dict[int, Span] = {}
         self._changed = False
@@ -72,7 +72,7 @@ class OpenSpans(SpanProcessor):
                 try:
                     thread.start()
                     self._thread = thread
-                except RuntimeError:  # Python 3.12 starts no thread any more while the process ends
+                except RuntimeError:  # Python 3.12 can't start a thread while the process ends
                     self._ended.set()
         if not self._awake.is_set():
             self._awake.set()
@@ -97,14 +97,14 @@ class OpenSpans(SpanProcessor):
             self._awake.wait()
             if not self._ended.wait(INTERVAL):
                 try:
-                    self.tell()
-                except BaseException as error:  # whatever a full disk or an odd attribute does, the run goes on
+                    self.write()
+                except BaseException as error:  # neither a full disk nor an odd attribute may stop this thread
                     if not is_fault(error):
                         raise
-                    say_once("telling which spans are open", error)
+                    say_once("writing the open spans", error)
 
-    def tell(self, clock: Callable[[], float] = time.time) -> None:
-        """Write what is open now, if that changed, or else show that the process lives."""
+    def write(self, clock: Callable[[], float] = time.time) -> None:
+        """Write the open spans if they have changed; otherwise touch the file, to show that the process is alive."""
         with self._lock:
             changed, self._changed = self._changed, False
             spans = [*self._open.values()]

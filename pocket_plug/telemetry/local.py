@@ -1,4 +1,4 @@
-"""Spans as OTLP in JSON: the encoding, and a file with one export request per line that any OTLP tool can read."""
+"""Spans as OTLP/JSON: the encoding, and a file with one export request per line, which any OTLP tool can read."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from pocket_plug.traces.retention import Retention, appending, cut
 COMMAND = "pocket-plug"
 
 LOOK = 3600.0
-"""Seconds between two looks at whether spans have become too old."""
+"""Seconds between two checks for spans that are too old."""
 
 _logger = logging.getLogger("pocket_plug")
 _KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
 
 
 def where_to_look(file: Path, run_id: object = None) -> str:
-    """Where traces lie, and the command that opens the picture, of one run or of the newest.
+    """The path of the trace file, and the command that opens the page of one run, or of the newest.
 
     >>> where_to_look(DEFAULT_FILE, "order 7")
     "trace: .pocket_plug/traces.jsonl · open it: pocket-plug trace show 'order 7' --open"
@@ -49,7 +49,7 @@ def where_to_look(file: Path, run_id: object = None) -> str:
 
 
 def _command() -> str:
-    """As it was called where the shell wouldn't find it, such as `.venv/bin/pocket-plug` by `make demo`."""
+    """The path by which it was called if it isn't on the PATH, such as `.venv/bin/pocket-plug` in `make demo`."""
     called = sys.argv[0]
     return called if Path(called).name == COMMAND and shutil.which(COMMAND) is None else COMMAND
 
@@ -58,7 +58,7 @@ Encoded = dict[str, object]
 
 
 def encode(spans: Iterable[ReadableSpan]) -> Encoded:
-    """An `ExportTraceServiceRequest` as OTLP/JSON has it: ids in hex, enums as numbers, 64-bit integers as strings."""
+    """An `ExportTraceServiceRequest` in OTLP/JSON: ids in hex, enums as numbers, 64-bit integers as strings."""
     resources: dict[Resource, dict[InstrumentationScope | None, list[ReadableSpan]]] = {}
     for span in spans:
         resources.setdefault(span.resource, {}).setdefault(span.instrumentation_scope, []).append(span)
@@ -66,7 +66,7 @@ def encode(spans: Iterable[ReadableSpan]) -> Encoded:
 
 
 def written(spans: Iterable[ReadableSpan]) -> bytes:
-    """The same as bytes: with a `?` for a lone surrogate, as names of files may have. No reader takes a request with one in it.
+    """The encoded request as bytes. A lone surrogate, as file names may have, becomes `?`: readers would refuse the request.
 
     >>> written([])
     b'{"resourceSpans":[]}'
@@ -125,7 +125,7 @@ def _link(link: Link) -> Encoded:
 
 
 def _flags(context: SpanContext | None) -> int:
-    """It is known whether the other span is remote, and whether it is."""
+    """OTLP's flags: 0x100 says that it is known whether the other span is remote, 0x200 that it is."""
     return 0x300 if context is not None and context.is_remote else 0x100
 
 
@@ -161,8 +161,8 @@ def _value(value: AnyValue) -> Encoded:
 class FileExporter(SpanExporter):
     """Appends batches to a file, each as one line in one write, so that several processes may share it.
 
-    What is more or older than is to be kept is removed from its beginning, and a warning says so. It is looked for with
-    the first batch, with one each hour, and where the file is too large.
+    If the file exceeds the size or age to keep, the oldest spans are removed from its beginning, with a warning. The age is
+    checked with the first batch and then once an hour, the size with each batch.
     """
 
     def __init__(self, path: Path, keep: Retention | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -170,11 +170,11 @@ class FileExporter(SpanExporter):
         self._looked = -math.inf
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Raises OSError where the file can't be written; the processor says so."""
+        """Append the spans. Raises OSError if the file can't be written; the processor logs it."""
         line = written(spans) + b"\n"
         make_folder(self.path.parent)
         with appending(self.path) as file:
-            while line:  # one write, but where the system takes only a part of it
+            while line:  # usually one write; the system may take only a part of the line
                 line = line[os.write(file, line) :]
             size = os.fstat(file).st_size
         now = self._clock()
@@ -182,8 +182,8 @@ class FileExporter(SpanExporter):
             self._looked = now
             if removed := cut(self.path, self._keep, now):
                 _logger.warning(
-                    "telemetry: the oldest %.0f kB of %s were removed; it keeps %s, and other limits by "
-                    "observe(keep=…) or POCKET_PLUG_TRACES_SIZE and _AGE",
+                    "telemetry: the oldest %.0f kB of %s were removed; it keeps %s. To change the limits, use "
+                    "observe(keep=…), or POCKET_PLUG_TRACES_SIZE and POCKET_PLUG_TRACES_AGE",
                     removed / 1e3,
                     self.path,
                     self._keep,

@@ -1,6 +1,6 @@
-"""From the program's events to OpenTelemetry's logs: a processor for any chain of structlog's, a chain for who has none.
+"""Log events as OpenTelemetry log records: a processor for structlog, and a handler for the standard library's logging.
 
-And a handler that does the same for the standard library's logging, which most libraries use.
+A program that hasn't configured structlog gets a chain of processors, too. Most libraries use the standard library's logging.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _SEVERITIES = {
 }
 _OTHER_NAMES = {"warn": "warning", "exception": "error", "err": "error", "fatal": "critical", "msg": "info"}
 _BOUND = ("run_id", "graph", "node", "error_type", "stack")
-"""Fields of records inside of runs, and of what pocket_plug says by logging, that are called as those of our events are."""
+"""Fields that get the same attribute names as those of pocket_plug's own events, in records of a run or of pocket_plug."""
 
 _ELSEWHERE = ("event", "level", "timestamp", "logger", "trace_id", "span_id", "exc_info", "exception")
 
 
 def export_event(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """A structlog processor that emits each event as an OpenTelemetry log record, where a logger provider is set.
+    """A structlog processor that emits each event as an OpenTelemetry log record, if a logger provider is set.
 
-    The event is the body, its level the severity, its fields the attributes, and the current span's ids are the
-    record's. It changes nothing, so it stands before whatever renders:
+    The event becomes the body, its level the severity, its fields the attributes; the record gets the current span's ids.
+    The event is passed on unchanged. Put it before the renderer:
     `structlog.configure(processors=[merge_contextvars, …, export_event, JSONRenderer()])`.
     """
     try:
-        if not suppressed():  # an exporter that logs would feed itself
+        if not suppressed():  # otherwise an exporter that logs would export its own records for ever
             _emit(method, event)
-    except BaseException as error:  # a log that can't be exported must not fail who logs
+    except BaseException as error:  # a log record that can't be exported must not raise in the code that logs
         if not is_fault(error):
             raise
         say_once("exporting a log event", error, silent=True)
@@ -62,7 +62,7 @@ def export_event(logger: WrappedLogger, method: str, event: EventDict) -> EventD
 
 
 def _emit(method: str, event: Mapping[str, object], record: logging.LogRecord | None = None) -> None:
-    """Emit an event of structlog's, or of a `record` of logging's, which knows when and where it was made."""
+    """Emit an event of structlog. If it comes from a standard `record`, its time and place in the code are taken from there."""
     body = capped(str(event.get("event", "")))
     own = body.startswith("pocket_plug.") and " " not in body
     name, version, schema = ("pocket_plug", own_version(), SCHEMA_URL) if own else (_named(event), None, None)
@@ -70,7 +70,7 @@ def _emit(method: str, event: Mapping[str, object], record: logging.LogRecord | 
     level = _OTHER_NAMES.get(level, level)
     severity = _SEVERITIES.get(level, SeverityNumber.UNSPECIFIED) if record is None else _severity(record.levelno)
     exporter = _logs.get_logger_provider().get_logger(name, version, schema)
-    enabled = getattr(exporter, "enabled", None)  # since OpenTelemetry 1.45; before that, who asked got all
+    enabled = getattr(exporter, "enabled", None)  # only since OpenTelemetry 1.45
     if enabled is not None and not enabled(severity_number=severity):
         return
     exporter.emit(
@@ -84,7 +84,7 @@ def _emit(method: str, event: Mapping[str, object], record: logging.LogRecord | 
 
 
 def _attributes(own: str | None, event: Mapping[str, object], record: logging.LogRecord | None) -> dict[str, AnyValue]:
-    """The fields, by the conventions' names where they have one; `own` is the name of an event of ours."""
+    """The fields, with names of the semantic conventions if they have one. `own` is the name of a pocket_plug event."""
     fields = {key: value for key, value in event.items() if key not in _ELSEWHERE}
     if own is not None:
         fields = attributes_of(own, fields)
@@ -108,7 +108,7 @@ def _attributes(own: str | None, event: Mapping[str, object], record: logging.Lo
 
 
 def _severity(level: int) -> SeverityNumber:
-    """Of a level of logging's, one between two named ones included.
+    """The severity of a standard level, also of one between two named levels.
 
     >>> _severity(25), _severity(5), _severity(90)
     (<SeverityNumber.INFO: 9>, <SeverityNumber.TRACE: 1>, <SeverityNumber.FATAL: 21>)
@@ -129,7 +129,7 @@ def _plain(value: object) -> str | bool | int | float:
 
 
 def _repr(value: object) -> str:
-    """Its repr, whatever that does: a log line fails nobody."""
+    """The value's repr, or a placeholder if that raises: a log line must not raise."""
     try:
         return repr(value)
     except BaseException as error:
@@ -139,7 +139,7 @@ def _repr(value: object) -> str:
 
 
 def _error(exc_info: object) -> BaseException | None:
-    """As structlog's users give it: the exception, a tuple with it, or True for the one being handled."""
+    """The exception in the field `exc_info`, which is an exception, a tuple with one, or True for the one being handled."""
     if isinstance(exc_info, tuple):
         parts = cast("tuple[object, ...]", exc_info)
         exc_info = parts[1] if len(parts) > 1 else None
@@ -149,20 +149,20 @@ def _error(exc_info: object) -> BaseException | None:
 
 
 def _escape(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """A structlog processor for what is drawn on the terminal: no text in an event is obeyed by it."""
+    """A structlog processor for terminals: it escapes control characters in events."""
     return {escaped(name): _shown(name, value) for name, value in event.items()}
 
 
 def _shown(name: str, value: object) -> object:
     if name == "exc_info":
-        return value  # see _traceback
+        return value  # _traceback escapes it
     if isinstance(value, str):
         return escaped(value, keep="\n\t" if name in ("stack", "exception") else "")
     return _Shown(escaped(_repr(value)))
 
 
 class _Shown:
-    """Is drawn as this text, without quotes."""
+    """An object whose repr is this text: the renderer shows it without quotes."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -173,14 +173,14 @@ class _Shown:
 
 def _traceback(sio: TextIO, exc_info: ExcInfo) -> None:
     text = StringIO()
-    structlog.dev.plain_traceback(text, exc_info)  # the usual one shows the values of local names
+    structlog.dev.plain_traceback(text, exc_info)  # structlog's default shows values of local variables
     sio.write(escaped(text.getvalue(), keep="\n\t"))
 
 
 class _Lines:
-    """Writes each event as a line, in one call: what threads write isn't mixed, and no lock is held.
+    """Writes each event as a line, in one call, so that lines of threads aren't mixed; without a file it writes nothing.
 
-    structlog's own loggers have one, for which a child forked meanwhile would wait for ever. Nowhere where there is no file.
+    It holds no lock. structlog's own loggers do, and a child that is forked meanwhile would wait for it for ever.
     """
 
     def __init__(self, file: TextIO | None) -> None:
@@ -193,13 +193,13 @@ class _Lines:
 
 
 def check_level(level: str) -> None:
-    """Raise ConfigError for a level that there isn't."""
+    """Raise ConfigError for an unknown level."""
     if level not in LEVELS:
         raise ConfigError(f"log_level {level!r} is none of {', '.join(LEVELS)}.{suggest(str(level), LEVELS)}")
 
 
 def wire_structlog(level: str) -> None:
-    """Configure structlog, unless that was done: lines to stderr, coloured on a terminal, else JSON; and OpenTelemetry."""
+    """Configure structlog, unless the program did: lines to stderr, coloured on a terminal or else JSON, and log records."""
     global _chain
     if structlog.is_configured():
         return
@@ -224,7 +224,7 @@ _chain: list[Processor] | None = None
 
 
 def _rendering() -> list[Processor]:
-    """What makes a line of an event."""
+    """The processors that render an event as a line."""
     if is_terminal(sys.stderr):
         return [
             _escape,
@@ -234,7 +234,7 @@ def _rendering() -> list[Processor]:
 
 
 def _json(event: EventDict, **_: object) -> str:
-    """An event as JSON, whatever is in it: of what JSON can't say, as a key that is no text, NaN or a circle, the repr.
+    """An event as JSON. A value that JSON can't express (a key that isn't a string, NaN, a cycle) is written as its repr.
 
     >>> _json({"event": "trained", "loss": float("nan"), "weights": {(0, 1): 0.5}, "steps": {"all": 7}})
     '{"event": "trained", "loss": "nan", "weights": "{(0, 1): 0.5}", "steps": {"all": 7}}'
@@ -262,11 +262,11 @@ def _dumped(value: object) -> str:
 
 # ---------------------------------------------------------------- the standard library's logging
 def wire_logging(level: str) -> StandardLogs | None:
-    """Bring the standard library's logging along, by a handler of the root logger; `unwire` takes it away.
+    """Export records of the standard library's logging, by a handler of the root logger; `unwire` removes it.
 
-    Whoever writes lines already goes on. Where nobody does, they are written from `level` on as structlog's are, if that was
-    configured here; else as logging itself writes them without any handler. None where a handler of OpenTelemetry's
-    exports them already.
+    Handlers that write lines continue to do so. If the root logger has none, lines are written from `level` on, as structlog's
+    are if structlog was configured here, or else as logging does without a handler. Returns None if a handler of OpenTelemetry
+    exports the records already.
     """
     root = logging.getLogger()
     if any(type(handler).__module__.startswith("opentelemetry.") for handler in root.handlers):
@@ -279,11 +279,11 @@ def wire_logging(level: str) -> StandardLogs | None:
         root.setLevel(wired.own_level)
     else:
         wired = StandardLogs()
-        if logging.lastResort is not None:  # logging asks it only where there is no handler at all
-            wired.stand_in = logging.lastResort
-            root.addHandler(wired.stand_in)
+        if logging.lastResort is not None:  # logging itself calls it only if there is no handler at all
+            wired.last_resort = logging.lastResort
+            root.addHandler(wired.last_resort)
     root.addHandler(wired)
-    wired.reach_those_apart()
+    wired.handle_non_propagating()
     _wired.add(wired)
     return wired
 
@@ -292,19 +292,19 @@ _wired: set[StandardLogs] = set()
 
 
 def put_logging_back() -> None:
-    """Reach all loggers again, where somebody has set up logging anew, who now writes the lines."""
+    """Add our handlers again after another library has reset logging; its handlers write the lines now."""
     root = logging.getLogger()
     for handler in _wired:
         if handler not in root.handlers:
             handler.write_no_lines()
             root.addHandler(handler)
-        handler.reach_those_apart()
+        handler.handle_non_propagating()
 
 
 class StandardLogs(logging.Handler):
-    """Exports the records of logging, and writes them by these processors, if there are any.
+    """Exports standard log records, and writes them as lines if `rendering` has processors.
 
-    It holds no lock: neither a signal that interrupts it nor a fork leaves one behind.
+    It holds no lock, which a signal handler or a forked child could wait for.
     """
 
     def __init__(self, rendering: Sequence[Processor] = ()) -> None:
@@ -312,30 +312,30 @@ class StandardLogs(logging.Handler):
         self._rendering = rendering
         self._write = _Lines(sys.stderr).msg
         self.former_level = self.own_level = logging.NOTSET
-        self.stand_in: logging.Handler | None = None
-        self._apart: list[Apart] = []
+        self.last_resort: logging.Handler | None = None
+        self._non_propagating: list[NonPropagatingHandler] = []
 
     def createLock(self) -> None:
-        """Have none, as logging's own NullHandler."""
+        """Create no lock, as the standard NullHandler does."""
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Without a lock."""
+        """Handle the record without a lock."""
         if passes := bool(self.filter(record)):
             self.emit(record)
         return passes
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Export it, and write it; what fails at that is said once."""
+        """Export the record, and write its line. An error is logged once."""
         if record.levelno == logging.DEBUG and _is_private(record):
-            return  # the record before says the same of the exception
+            return  # the record before it reports the same exception, without its message
         try:
             event = _event_of(record)
             if not (suppressed() or _emitting.get() or _is_exported_elsewhere(record)):
                 _emit_once(event, record)
             if self._rendering and (record.levelno >= logging.WARNING or not suppressed()):
                 self._write_line(event, record)
-        except BaseException as error:  # what is logged may do anything when asked for its text
+        except BaseException as error:  # `str` of a logged object may raise anything
             if not is_fault(error):
                 raise
             say_once(f"logging a record of {record.name}", error, silent=True)
@@ -348,32 +348,32 @@ class StandardLogs(logging.Handler):
         self._write(str(line))
 
     def write_no_lines(self) -> None:
-        """From now on somebody else does."""
+        """Stop writing lines: other handlers do."""
         self._rendering = ()
 
     def unwire(self) -> None:
-        """Leave the root logger as it was."""
+        """Restore the root logger."""
         _wired.discard(self)
         root = logging.getLogger()
         root.removeHandler(self)
-        if self.stand_in is not None:
-            root.removeHandler(self.stand_in)
+        if self.last_resort is not None:
+            root.removeHandler(self.last_resort)
         if self.own_level and root.level == self.own_level:
             root.setLevel(self.former_level)
-        for handler in self._apart:
+        for handler in self._non_propagating:
             handler.unwire()
 
-    def reach_those_apart(self) -> None:
-        """Loggers that hand nothing on to the root logger and write by themselves, as uvicorn's; others are to be silent."""
+    def handle_non_propagating(self) -> None:
+        """Add a handler to loggers that don't propagate and have their own handlers, such as uvicorn's; the others are silent."""
         for logger in [*logging.root.manager.loggerDict.values()]:
             if isinstance(logger, logging.Logger) and not logger.propagate:
                 kinds = {type(handler) for handler in logger.handlers}
-                if kinds - {logging.NullHandler} and Apart not in kinds:
-                    self._apart.append(Apart(logger))
+                if kinds - {logging.NullHandler} and NonPropagatingHandler not in kinds:
+                    self._non_propagating.append(NonPropagatingHandler(logger))
 
 
-class Apart(StandardLogs):
-    """Exports the records of a logger that hands none on, as long as it doesn't. Its own handlers write them."""
+class NonPropagatingHandler(StandardLogs):
+    """Exports the records of a logger while it doesn't propagate them. The logger's own handlers write the lines."""
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__()
@@ -381,23 +381,20 @@ class Apart(StandardLogs):
         logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Export it, unless the root logger's handler does."""
+        """Export the record, unless it propagates to the root logger's handler."""
         if not self._logger.propagate:
             super().emit(record)
 
     def unwire(self) -> None:
-        """Leave the logger as it was."""
+        """Restore the logger."""
         self._logger.removeHandler(self)
 
 
 _emitting: ContextVar[bool] = ContextVar("emitting", default=False)
-"""Is a record handed on here, or a line written?
-
-What a processor of the program's provider logs meanwhile would come back for ever.
-"""
+"""True while a record is emitted here. If a log processor of the program logs meanwhile, this prevents an endless recursion."""
 
 _OF_ALL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-"""What every record has; the rest is what the program has put there."""
+"""The attributes of every record. All others were added by the program."""
 
 
 def _emit_once(event: EventDict, record: logging.LogRecord) -> None:
@@ -409,12 +406,12 @@ def _emit_once(event: EventDict, record: logging.LogRecord) -> None:
 
 
 def _event_of(record: logging.LogRecord) -> EventDict:
-    """The record as structlog would have it, with the run's and the span's ids."""
+    """The record as a structlog event, with the ids of the run and the span."""
     event: dict[str, object] = {
         name: value for name, value in vars(record).items() if name not in _OF_ALL and not name.startswith("_")
     }
     said: object = record.msg
-    if isinstance(said, dict):  # structlog's, for a ProcessorFormatter
+    if isinstance(said, dict):  # an event of structlog, meant for its ProcessorFormatter
         event |= cast("dict[str, object]", said)
     else:
         event["event"] = record.getMessage() if own_events.configure().exceptions else _without_texts(record)
@@ -430,7 +427,7 @@ def _event_of(record: logging.LogRecord) -> EventDict:
 
 
 def _without_texts(record: logging.LogRecord) -> str:
-    """Its message, with the types of exceptions that pocket_plug's own records quote: a text may hold what a store keeps."""
+    """The record's message. In pocket_plug's own records, exceptions become their types: a text may contain stored values."""
     if record.name != "pocket_plug" or not isinstance(record.args, tuple):
         return record.getMessage()
     said = (
@@ -441,12 +438,12 @@ def _without_texts(record: logging.LogRecord) -> str:
 
 
 def _is_private(record: logging.LogRecord) -> bool:
-    """Has it an exception whose message may hold what a store keeps? That is told to who asks for it, as with our events."""
+    """Has it an exception of pocket_plug, whose message may contain stored values? The setting `exceptions` shows these."""
     return bool(record.exc_info) and record.name == "pocket_plug" and not own_events.configure().exceptions
 
 
 def _is_exported_elsewhere(record: logging.LogRecord) -> bool:
-    """OpenTelemetry's own records, which would go round in a circle; and those of a chain that exports its events."""
+    """Is it a record of OpenTelemetry, which would lead to another one for ever, or of structlog, which exports its events?"""
     if record.name.partition(".")[0] == "opentelemetry":
         return True
     if export_event not in structlog.get_config()["processors"]:
@@ -454,6 +451,6 @@ def _is_exported_elsewhere(record: logging.LogRecord) -> bool:
     frame = currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "structlog._base":
-            return frame.f_code.co_name == "_proxy_to_logger"  # and not a processor that logs
+            return frame.f_code.co_name == "_proxy_to_logger"  # the final logger, and not a processor that logs
         frame = frame.f_back
     return False

@@ -1,4 +1,4 @@
-"""Spans as they are shown on this machine: with messages of exceptions and their causes, which those sent away don't have."""
+"""Spans as they are shown on this machine: with the messages of exceptions and their causes. Exported spans have none."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ __all__ = ["with_message"]
 
 
 def with_message(span: ReadableSpan) -> ReadableSpan:
-    """A span that is just ending, with what its exception says if that is kept."""
-    said = kept(span.get_span_context())
-    return span if said is None else _Told(span, said)
+    """A span that is just ending, with the message of its exception if it was kept."""
+    message = kept(span.get_span_context())
+    return span if message is None else _SpanWithMessage(span, message)
 
 
-def _told(sent: Mapping[str, AttributeValue], said: Kept) -> dict[str, AttributeValue]:
-    """An exception's attributes as they stay here. The mark has the stack without messages, where the one here has some."""
-    told = {**sent, LOCAL: True}
-    if said.message:
-        told["exception.message"] = said.message
-    if said.stack is not None and STACK in sent:
-        told |= {LOCAL: sent[STACK], STACK: said.stack}
-    return told
+def _local(sent: Mapping[str, AttributeValue], message: Kept) -> dict[str, AttributeValue]:
+    """An exception's attributes for this machine. `LOCAL` marks them; if the stack has messages, it holds the one without."""
+    local = {**sent, LOCAL: True}
+    if message.message:
+        local["exception.message"] = message.message
+    if message.stack is not None and STACK in sent:
+        local |= {LOCAL: sent[STACK], STACK: message.stack}
+    return local
 
 
-class _Told(ReadableSpan):
-    def __init__(self, span: ReadableSpan, said: Kept) -> None:
+class _SpanWithMessage(ReadableSpan):
+    def __init__(self, span: ReadableSpan, message: Kept) -> None:
         events = [*span.events]
         for place in reversed(range(len(events))):
             event = events[place]
             if event.name == "exception":
-                events[place] = Event(event.name, _told(event.attributes or {}, said), event.timestamp)
+                events[place] = Event(event.name, _local(event.attributes or {}, message), event.timestamp)
                 break
         super().__init__(
             span.name,
@@ -55,15 +55,15 @@ class _Told(ReadableSpan):
 
     @property
     def dropped_attributes(self) -> int:
-        """As it was."""
+        """The original span's number."""
         return self._dropped[0]
 
     @property
     def dropped_events(self) -> int:
-        """As it was."""
+        """The original span's number."""
         return self._dropped[1]
 
     @property
     def dropped_links(self) -> int:
-        """As it was."""
+        """The original span's number."""
         return self._dropped[2]

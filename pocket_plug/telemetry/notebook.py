@@ -1,6 +1,6 @@
-"""Traces drawn in a notebook as they end: one output for each cell, however many runs that makes.
+"""Draws traces in a notebook when they end: one output for each cell, however many runs the cell makes.
 
-Nothing here imports IPython before a notebook has.
+Nothing here imports IPython.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pocket_plug.traces.recorded import RecordedSpan
 from .tree import TreeProcessor
 
 SHOWN = 3
-"""Trees of one cell that are shown, the last ones; those before are counted."""
+"""How many trees of a cell are shown: the last ones. Earlier ones are counted."""
 
 INTERVAL = 0.5
-"""Seconds between two changes of an output, at least. What comes in between is shown by the next one, or as the cell ends."""
+"""Minimal seconds between two updates of an output. Later trees are shown by the next update, or when the cell ends."""
 
 WIDTH = 110
 
 _COLOURS = {"red": "#dc3f43", "yellow": "#a56f00", "green": "#1f8a3c", "cyan": "#0b83a2"}
-"""With 4 to 1 and more both on white and on a dark theme's ground, since nothing says which it is."""
+"""Contrast at least 4:1, both on white and on the background of a dark theme: the theme is unknown here."""
 
 
 class _Events(Protocol):
@@ -46,7 +46,7 @@ class _Publisher(Protocol):
 
 
 class Shell(Protocol):
-    """What is needed of IPython's shell."""
+    """The used part of IPython's shell."""
 
     execution_count: int
     events: _Events
@@ -54,14 +54,14 @@ class Shell(Protocol):
 
 
 def notebook_shell() -> Shell | None:
-    """The shell of the notebook that this process is the kernel of, if it is; IPython in a terminal is none."""
+    """The notebook's shell, if this process is the kernel of a notebook; None otherwise, also for IPython in a terminal."""
     ipython = sys.modules.get("IPython")
     shell: Shell | None = ipython.get_ipython() if ipython is not None else None
     return shell if getattr(shell, "kernel", None) is not None else None
 
 
 class NotebookTree(TreeProcessor):
-    """Draws each trace into the output of the cell in which its root ends."""
+    """Draws each trace in the output of the cell during which its root span ends."""
 
     def __init__(
         self, shell: Shell, footer: Callable[[RecordedSpan], str], clock: Callable[[], float] = time.monotonic
@@ -98,7 +98,7 @@ class NotebookTree(TreeProcessor):
         self._publish()
 
     def _end_cell(self, _result: object = None) -> None:
-        """Show what has come since the last change."""
+        """Show the trees since the last update."""
         if self._is_waiting:
             self._publish()
 
@@ -112,7 +112,7 @@ class NotebookTree(TreeProcessor):
             shown = self._id
             self._is_waiting, self._next_at = False, self._clock() + INTERVAL
         if before:
-            lines.insert(0, Text(f"… {before:,} traces before in this cell", style="dim"))
+            lines.insert(0, Text(f"… {before:,} earlier traces of this cell", style="dim"))
         both = {
             "text/plain": "\n".join([*(line.plain for line in lines), escaped(below)]),
             "text/html": _html(lines, below),
@@ -121,13 +121,13 @@ class NotebookTree(TreeProcessor):
         self._shell.display_pub.publish(both, metadata={}, transient=place, update=known is not None)
 
     def shutdown(self) -> None:
-        """Show the rest, and leave the notebook alone."""
+        """Show the remaining trees, and stop watching the notebook."""
         self._end_cell()
         self._shell.events.unregister("post_run_cell", self._end_cell)
 
 
 def _html(lines: Sequence[Text], below: str) -> str:
-    """The lines as HTML. What is in them is escaped for the terminal already, and here for HTML."""
+    """The lines as HTML. Their text is already escaped for the terminal; here it is escaped for HTML."""
     console = Console()
     rows = ["".join(_piece(piece.text, piece.style) for piece in line.render(console)) for line in lines]
     rows.append(f'<span style="opacity:.7">{escape(escaped(below))}</span>')

@@ -1,4 +1,4 @@
-"""Does a span arrive where the environment sends traces? One is sent, by the exporter that a program would have."""
+"""Sends a test span, by the exporter that a program would use, to find out whether the collector takes traces."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .exporters import endpoint, otlp_exporter_class, transport
 from .providers import make_resource
 
 WAYS_OUT = {
-    **dict.fromkeys((401, 403), ". OTEL_EXPORTER_OTLP_HEADERS is for what it wants to know"),
+    **dict.fromkeys((401, 403), ". Set its credentials in OTEL_EXPORTER_OTLP_HEADERS"),
     **dict.fromkeys(
         (404, 405),
-        ". Its path for OTLP is another one: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT names the whole URL, and to "
-        "OTEL_EXPORTER_OTLP_ENDPOINT /v1/traces is appended",
+        ". It takes OTLP at another path: set the whole URL as OTEL_EXPORTER_OTLP_TRACES_ENDPOINT; "
+        "/v1/traces is appended to OTEL_EXPORTER_OTLP_ENDPOINT only",
     ),
 }
 
@@ -34,11 +34,11 @@ SPAN = "pocket-plug doctor"
 
 
 def send_test_span(seconds: float) -> str:
-    """Send a span by OTLP, in one attempt; gives the URL that has taken it, without secrets.
+    """Send a span by OTLP, in one attempt of at most `seconds`; returns the URL that took it, without secrets.
 
-    Raises ConfigError for variables that can't be followed, and ConnectionError, with the reason, where it wasn't taken.
+    Raises ConfigError for invalid variables or a missing exporter, and ConnectionError, with the reason, if it wasn't taken.
     """
-    make_exporter = otlp_exporter_class("traces")  # what is missing, if it is, is said here
+    make_exporter = otlp_exporter_class("traces")
     if transport("traces") == "grpc":
         return _send_by_grpc(make_exporter(timeout=seconds))
     import requests  # comes with the exporter
@@ -46,7 +46,7 @@ def send_test_span(seconds: float) -> str:
     from pocket_plug.traces.send import refusal, shown
 
     class Listening(requests.Session):
-        """Notes what became of a request; after one that has failed nothing is tried again."""
+        """Records the outcome of a request, and stops the exporter after a failed one, so that it doesn't retry."""
 
         url, reason = "", ""
         stop: Callable[[], object]
@@ -71,24 +71,24 @@ def send_test_span(seconds: float) -> str:
     try:
         exporter = make_exporter(session=session, timeout=seconds)
     except ValueError as error:
-        raise ConfigError(f"OpenTelemetry can't follow its OTEL_* variables: {error}") from error
+        raise ConfigError(f"OpenTelemetry rejects its OTEL_* variables: {error}") from error
     session.stop = exporter.shutdown
     try:
         taken = exporter.export([_span()]) is SpanExportResult.SUCCESS
-    except requests.RequestException:  # as older exporters raise it
+    except requests.RequestException:  # raised by older exporters
         taken = False
     if not session.reason:
         exporter.shutdown()
     if not taken or session.reason:
-        said = conceal(session.reason or "the exporter has refused it, and says nothing more", _hidden())
+        said = conceal(session.reason or "the exporter failed and gave no reason", _hidden())
         raise ConnectionError(f"{session.url}: {said}" if session.url else said)
     return session.url
 
 
 def send_as_declared(source: Declared) -> str:
-    """Send a span by each OTLP exporter of the file, as a program would; gives their addresses, without secrets.
+    """Send a span by each OTLP exporter of the configuration file; returns their endpoints, without secrets.
 
-    Raises ConnectionError for one that has not sent it.
+    Raises ConnectionError if an exporter could not send it.
     """
     for name, queued in source.spans():
         if name.startswith("otlp_"):
@@ -98,7 +98,7 @@ def send_as_declared(source: Declared) -> str:
             lost = export.backlog.unsent
             export.shutdown()
             if lost:
-                raise ConnectionError(f"{name} has not sent it, and says why in its log")
+                raise ConnectionError(f"{name} could not send it; its log says why")
     return " and ".join(map(public_url, source.endpoints("traces"))) or "the collector"
 
 
@@ -106,14 +106,14 @@ def _send_by_grpc(exporter: Any) -> str:
     url = public_url(endpoint("traces"))
     try:
         if exporter.export([_span()]) is not SpanExportResult.SUCCESS:
-            raise ConnectionError(f"{url}: the exporter has sent it by gRPC, and says what came of it in its log")
+            raise ConnectionError(f"{url}: the exporter could not send it by gRPC; its log says why")
     finally:
         exporter.shutdown()
     return url
 
 
 def _hidden() -> dict[str, str]:
-    """What headers hold: an answer may repeat it."""
+    """The values of headers, to mask them: a server's answer may repeat them."""
     given = (os.environ.get(name, "") for name in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"))
     values = [value for text in given for value in parse_env_headers(text, liberal=True).values()]
     return {part: MASK for value in values for part in (value, *value.split()) if part}

@@ -1,6 +1,6 @@
-"""What is set globally: the program's providers, which are left alone, or ours.
+"""The global providers: the program's, which are not changed, or ours.
 
-OpenTelemetry lets each be set once and never taken back, so what ours feed changes.
+OpenTelemetry lets each provider be set once and never removed. So ours stay, and what changes are the processors behind them.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from .children import OwnResource, count_from_zero
 from .environment import Source
 
 MAX_OPEN = 10_000
-"""Spans that are remembered while they are open, in case a SIGTERM ends them."""
+"""How many open spans are remembered, to end them at a SIGTERM."""
 
 _OUTCOMES = {
     "pocket_plug.run.resumed": "pocket_plug.run.outcome",
     "pocket_plug.node.visit": "pocket_plug.node.outcome",
 }
-"""The outcome that a span has, by an attribute that it has from the start."""
+"""The attribute for the outcome of a span, by an attribute that the span has from its start."""
 
 
 class SpanFan(SpanProcessor):
-    """Hands spans to the processors of what is open, and knows which have begun and not ended."""
+    """Passes spans to the processors of each open `Telemetry`, and remembers the open spans."""
 
     def __init__(self) -> None:
         self.processors: tuple[SpanProcessor, ...] = ()
@@ -53,7 +53,7 @@ class SpanFan(SpanProcessor):
         after_fork(self._forget)
 
     def _forget(self) -> None:
-        """In a forked child: what is open is its parent's to end."""
+        """In a forked child: its parent ends the open spans."""
         self._open.clear()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -72,14 +72,14 @@ class SpanFan(SpanProcessor):
         local_messages.forget(context)
 
     def feed(self, processors: Sequence[SpanProcessor]) -> None:
-        """Hand spans to these. Messages are kept for those that show them on this machine, and reach no other."""
+        """Pass spans to these processors. Exception messages are kept only if one of them shows them on this machine."""
         self.processors = tuple(processors)
         local_messages.want(any(getattr(each, "shows_messages", False) for each in processors))
 
     def interrupt(self, reason: str) -> None:
-        """End the spans that are open, the innermost first, and say on each that it wasn't its own end.
+        """End the open spans, the innermost first, and mark each as interrupted.
 
-        The process is about to die: that a thread which goes on ends a span once more is nothing to say.
+        The process is about to die. A thread that still runs may end a span again; the SDK's warning about that is switched off.
         """
         logging.getLogger("opentelemetry.sdk.trace").disabled = True
         for span in reversed(list(self._open.values())):
@@ -92,7 +92,7 @@ class SpanFan(SpanProcessor):
 
 
 class LogFan(LogRecordProcessor):
-    """Hands log records to the processors of what is open."""
+    """Passes log records to the processors of the open `Telemetry`."""
 
     def __init__(self) -> None:
         self.processors: tuple[LogRecordProcessor, ...] = ()
@@ -108,7 +108,7 @@ class LogFan(LogRecordProcessor):
         return all(processor.force_flush(timeout_millis) for processor in self.processors)
 
     def shutdown(self) -> None:
-        """Those who put processors there shut them down."""
+        """Do nothing: each `Telemetry` shuts its own processors down."""
 
 
 # ---------------------------------------------------------------- ours, once they are set
@@ -116,12 +116,12 @@ _spans: TracerProvider | None = None
 _span_fan = SpanFan()
 _log_records: LoggerProvider | None = None
 _log_fan = LogFan()
-_meters: WeakSet[MeterProvider] = WeakSet()  # all that there were: OpenTelemetry keeps the first for good
+_meters: WeakSet[MeterProvider] = WeakSet()  # all that were made; OpenTelemetry keeps the first one as the global one
 
 
 def traces_are_taken() -> bool:
     """Has the program set a tracer provider, or does `observe()` or `setup()` already send traces?"""
-    chosen = tracing.configure().tracer_provider  # by the program, or what the last close left
+    chosen = tracing.configure().tracer_provider  # set by the program, or muted by the last close
     provider = trace.get_tracer_provider() if chosen is None or isinstance(chosen, NoOpTracerProvider) else chosen
     if provider is _spans and _spans is not None:
         return bool(_span_fan.processors)
@@ -139,47 +139,47 @@ def metrics_are_taken() -> bool:
     provider = own_metrics.configure().meter_provider
     if provider is None or isinstance(provider, NoOpMeterProvider):
         provider = metrics.get_meter_provider()
-    return provider not in _meters and not _is_the_apis(provider)
+    return provider not in _meters and not _is_placeholder(provider)
 
 
-def _is_the_apis(provider: object) -> bool:
-    """It stands in until one is set, or does nothing."""
+def _is_placeholder(provider: object) -> bool:
+    """Is it one of the API: the placeholder until a provider is set, or one that does nothing?"""
     return type(provider).__module__.startswith("opentelemetry.metrics")
 
 
 def make_tracers(resource: Resource, fan: SpanFan, source: Source) -> TracerProvider:
-    """A tracer provider that hands its spans to the fan; but for that as the source says."""
+    """The source's tracer provider, which passes its spans to `fan`."""
     provider = source.tracer_provider(resource, OwnIds())
     provider.add_span_processor(fan)
     return provider
 
 
 def add_spans(processors: Sequence[SpanProcessor], source: Source) -> None:
-    """Hand spans to these processors too, by a provider of ours."""
+    """Pass spans to these processors too, by our provider."""
     global _spans
     if _spans is None:
         _spans = make_tracers(_resource(source), _span_fan, source)
-    if trace.get_tracer_provider() is not _spans:  # a test may have taken it back
+    if trace.get_tracer_provider() is not _spans:  # a test may have reset it
         trace.set_tracer_provider(_spans)
     _span_fan.feed([*_span_fan.processors, *processors])
     tracing.configure(tracer_provider=None)
 
 
 def drop_spans(processors: Sequence[SpanProcessor]) -> None:
-    """Hand spans to these no longer."""
+    """Stop passing spans to these processors."""
     if _spans is not None and processors:
         _span_fan.feed([part for part in _span_fan.processors if part not in processors])
         if not _span_fan.processors:
-            tracing.mute()  # ours stays the global one: runs cost again what they cost before
+            tracing.mute()  # our provider stays the global one; muted, runs are as fast as before
 
 
 def interrupt_spans(reason: str) -> None:
-    """End the spans that are open, since the process is about to die."""
+    """End the open spans, since the process is about to die."""
     _span_fan.interrupt(reason)
 
 
 def set_logs(processors: Sequence[LogRecordProcessor], source: Source) -> None:
-    """Hand log records to these processors, by a provider of ours."""
+    """Pass log records to these processors, by our provider."""
     global _log_records
     if _log_records is None:
         _log_records = source.logger_provider(_resource(source))
@@ -190,16 +190,16 @@ def set_logs(processors: Sequence[LogRecordProcessor], source: Source) -> None:
 
 
 def drop_logs() -> None:
-    """Hand log records to nobody any longer."""
+    """Stop passing log records on."""
     _log_fan.processors = ()
 
 
 def set_metrics(readers: Sequence[MetricReader], source: Source) -> None:
-    """Let these read the metrics. A provider has its readers for good: after a close there is another one, for our metrics."""
+    """Let these readers read the metrics. A provider keeps its readers for ever: after a close, ours use a new provider."""
     meters = source.meter_provider(_resource(source), readers)
     _meters.add(meters)
     count_from_zero(meters)
-    free = _is_the_apis(metrics.get_meter_provider())
+    free = _is_placeholder(metrics.get_meter_provider())
     if free:
         metrics.set_meter_provider(meters)
     own_metrics.configure(meter_provider=None if free else meters)
@@ -209,11 +209,11 @@ def _resource(source: Source) -> Resource:
     return OwnResource(make_resource(source.resource(), tracing.additions_of_default().resource))
 
 
-# ---------------------------------------------------------------- what they say of the process
+# ---------------------------------------------------------------- the resource: attributes of the process
 def make_resource(resource: Resource, asked: Parts = ()) -> Resource:
-    """What a source says of the process, with what plugins add.
+    """The resource of a source, with the attributes that plugins add.
 
-    The service is called as that or `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says, else as the script.
+    The service has the name that the source, `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` gives, or else the script's.
     """
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": _script() or "pocket_plug"}))
@@ -222,13 +222,13 @@ def make_resource(resource: Resource, asked: Parts = ()) -> Resource:
 
 
 def _script() -> str:
-    """The script's name; of a package that is run by `python -m`, the package's."""
+    """The script's name, or the name of the package that `python -m` runs."""
     script = Path(sys.argv[0])
     return script.parent.name if script.stem == "__main__" else script.stem
 
 
 class OwnIds(IdGenerator):
-    """Ids from a source of its own: a node that calls `random.seed(42)` would merge traces. Other ones after a fork."""
+    """Ids from a private generator, seeded again after a fork. Else a node that calls `random.seed(42)` would merge traces."""
 
     def __init__(self) -> None:
         self._random = random.Random(os.urandom(16))  # noqa: S311 - ids are no secrets
@@ -246,5 +246,5 @@ class OwnIds(IdGenerator):
         return self._random.getrandbits(128) or 1
 
     def is_trace_id_random(self) -> bool:
-        """All of it."""
+        """True: all 128 bits are."""
         return True

@@ -1,7 +1,7 @@
-"""Servers whose worker processes end in a way of their own, past `atexit` and our handler of SIGTERM.
+"""Servers whose worker processes end without `atexit` and without our handler of SIGTERM: uvicorn and Celery.
 
-Where such a server is loaded, it is asked to tell when a process of its ends. Nothing is imported for it. Of a version that
-doesn't have what is asked, that is said once: how its processes end is then not seen.
+If such a server is loaded, it is patched to notify us before a process ends. Nothing is imported for this. If a version doesn't
+have what we patch, this is logged once, and the ends of its processes are not noticed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ def watch_servers(
 ) -> None:
     """Call `on_sigterm` before a server lets its process die of a SIGTERM, `on_exit` before one ends it otherwise.
 
-    And `on_logging` where one has set up logging. Called again it does so for what has been loaded meanwhile.
+    Call `on_logging` after a server has set up logging. Another call adds servers that were loaded since.
     """
     _watch_uvicorn(on_sigterm)
     _watch_celery(on_exit, on_logging)
 
 
 def _watch_uvicorn(on_sigterm: Callable[[], object]) -> None:
-    """uvicorn puts the handlers back that it found when it started, and raises the signal again.
+    """At its end, uvicorn restores the signal handlers that it found at its start, and raises the signal again.
 
-    That kills the process at once, where the program was imported after uvicorn had started, or where gunicorn has
-    taken all handlers away before. So it is ended where uvicorn has nothing left to do but that.
+    This kills the process at once if the program was imported after uvicorn's start, or if gunicorn has removed all handlers
+    before. So `on_sigterm` is called at the end of uvicorn's shutdown, just before that.
     """
     server: Any = getattr(sys.modules.get("uvicorn.server"), "Server", None)
     if server is None or hasattr(server, "_pocket_plug"):
@@ -55,9 +55,9 @@ def _watch_uvicorn(on_sigterm: Callable[[], object]) -> None:
 
 
 def _watch_celery(on_exit: Callable[[], object], on_logging: Callable[[], object]) -> None:
-    """Celery's pool processes end by `os._exit`, and tell it by a signal of Celery's before.
+    """Celery's pool processes end by `os._exit`; before, Celery sends one of its own signals.
 
-    Its worker also takes away what handlers the root logger has.
+    Its worker also removes the handlers of the root logger.
     """
     signals: Any = sys.modules.get("celery.signals")
     if signals is None:
@@ -72,10 +72,10 @@ def _watch_celery(on_exit: Callable[[], object], on_logging: Callable[[], object
             _say_unknown("celery", f"signals.{name}")
         else:
             signal_.connect(functools.partial(on_signal, call), weak=False, dispatch_uid="pocket_plug.telemetry")
-    on_logging()  # it may have been set up before
+    on_logging()  # Celery may have set up logging already
 
 
 def _say_unknown(server: str, name: str) -> None:
-    """What it ends without telling may not be sent."""
-    unknown = AttributeError(f"this version of {server} is not known: it has no {name}")
+    """Log that a version isn't supported: telemetry of its processes may be lost at their end."""
+    unknown = AttributeError(f"pocket_plug doesn't know this version of {server}: it has no {name}")
     say_once(f"watching {name} of {server}", unknown)

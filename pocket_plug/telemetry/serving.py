@@ -1,4 +1,4 @@
-"""Metrics at a port, where Prometheus fetches them: one process serves its own, and who can't be seen there says so."""
+"""Serves metrics at a port, for Prometheus. Only one process can; the others log that their metrics are not served."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _logger = logging.getLogger("pocket_plug")
 
 
 class MetricsServer:
-    """Serves this process's metrics from now on, if the port is free; else that is logged, and the program goes on."""
+    """Serves this process's metrics from now on. If the port is in use, this is logged, and the program continues."""
 
     def __init__(self, host: str, port: int, registry: Any) -> None:
         from prometheus_client import start_http_server
 
         self._place, self._process = f"{host}:{port}", os.getpid()
         self._server: Any = None
-        self._said = mmap.mmap(-1, 1)  # shared with forked children: one says it for all
+        self._said = mmap.mmap(-1, 1)  # shared with forked children, so that only one of them logs the warning
         try:
             self._server, _ = start_http_server(port, host, registry)
         except OSError as error:
             _logger.warning(
-                "telemetry: process %d can't serve its metrics to Prometheus on %s: %s. The program goes on, and nobody sees "
-                "them. %s; or give each process a port of its own by OTEL_EXPORTER_PROMETHEUS_PORT",
+                "telemetry: process %d can't serve its metrics to Prometheus on %s: %s. The program continues without "
+                "serving them. %s; or give each process its own port by OTEL_EXPORTER_PROMETHEUS_PORT",
                 self._process,
                 self._place,
                 error.strerror or error,
@@ -43,13 +43,13 @@ class MetricsServer:
             after_fork(self._in_forked_child)
 
     def _in_forked_child(self) -> None:
-        """The thread that serves is the parent's. A port that is kept open here couldn't be opened again after its end."""
+        """Close the inherited socket: the parent serves, and while a child keeps the port open, nobody can open it again."""
         if self._server is None:
             return
         self._server.socket.close()
         self._server = None
         if not self._said[0]:
-            # a little later: who exports what is logged gets new locks after us, and drops what it had until then
+            # a little later: log handlers reset themselves after this function, and would drop the record
             later = threading.Timer(SOON, self._say_unseen)
             later.name, later.daemon = "pocket_plug serving", True
             later.start()
@@ -58,8 +58,8 @@ class MetricsServer:
         if not self._said[0]:
             self._said[0] = 1
             _logger.warning(
-                "telemetry: process %d serves its own metrics to Prometheus on %s, and nobody sees those of the processes "
-                "that it forks, of which %d is one. %s",
+                "telemetry: process %d serves only its own metrics to Prometheus on %s, and not those of the processes that it "
+                "forks, such as %d. %s",
                 self._process,
                 self._place,
                 os.getpid(),
@@ -67,7 +67,7 @@ class MetricsServer:
             )
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

@@ -1,4 +1,4 @@
-"""Traces drawn on the terminal as they end, from what the SDK tells of them."""
+"""Draws traces in the terminal when they end, from the spans of the SDK."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from pocket_plug.traces.recorded import Event, RecordedSpan, Status
 from .messages import with_message
 
 MAX_HELD = 20_000
-"""Spans of one tree that are held until its root ends; what is beyond is counted only."""
+"""How many spans of a tree are held until its root ends; further ones are only counted."""
 
 MAX_FAILED = 1_000
-"""So many more that failed are held nevertheless."""
+"""This many more are held if they failed."""
 
 MAX_KNOWN = 50_000
-"""Spans of one tree, open or held, by which it is known whose tree a child belongs to."""
+"""How many spans of a tree, open or held, are remembered to find the tree of their children."""
 
 STORE_SCOPE = "pocket_plug.store"
 
 
 @dataclass(slots=True)
 class _Tree:
-    """What is below one root, until that ends."""
+    """The spans below one root, until the root ends."""
 
     root: int
     spans: list[ReadableSpan] = field(default_factory=list[ReadableSpan])
@@ -46,16 +46,16 @@ class _Tree:
 
 @dataclass(slots=True)
 class _Trace:
-    """The trees of one trace: as many as it has roots in this process, of which several may be open at a time."""
+    """The trees of one trace: one for each root in this process. Several may be open at a time."""
 
     open: dict[int, _Tree] = field(default_factory=dict[int, _Tree])  # by the root's span id
-    known: dict[int, _Tree] = field(default_factory=dict[int, _Tree])  # by span id, of those that are open or held
+    known: dict[int, _Tree] = field(default_factory=dict[int, _Tree])  # by span id, for spans that are open or held
 
     def begin(self, root: int) -> None:
         self.open[root] = self.known[root] = _Tree(root)
 
     def find(self, *spans: int) -> _Tree | None:
-        """That of the first of these that is known; else, as below a span of another provider's, the only one there is."""
+        """The tree of the first known span. If none is known, as below a span of another provider: the only open tree."""
         for span in spans:
             if (tree := self.known.get(span)) is not None:
                 return tree
@@ -68,7 +68,7 @@ class _Trace:
             tree.known += 1
 
     def hold(self, tree: _Tree, number: int, span: ReadableSpan) -> None:
-        """Keep it, so that children which begin after its end are known too; count it where the tree is large already."""
+        """Keep a span that ended, so that children which begin later find their tree; only count it if the tree is large."""
         if tree.root in self.open:
             failed = span.status.status_code is StatusCode.ERROR
             if len(tree.spans) < MAX_HELD + (MAX_FAILED if failed else 0):
@@ -79,7 +79,7 @@ class _Trace:
             tree.known -= 1
 
     def end(self, tree: _Tree) -> Sequence[ReadableSpan]:
-        """Its spans. Those that are open still are known until they end: they are of no other tree."""
+        """End a tree and return its spans. Those still open stay known until they end, so that they join no other tree."""
         del self.open[tree.root], self.known[tree.root]
         spans, tree.spans = tree.spans, []
         for span in spans:
@@ -90,15 +90,15 @@ class _Trace:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Raise it. By default rich ends the process."""
+        """Raise an error: by default, rich ends the process."""
         raise BrokenPipeError("the terminal is gone")
 
 
 class TreeProcessor(SpanProcessor):
-    """Holds the spans below each root of this process until that ends, and then draws them.
+    """Holds the spans below each root of this process until the root ends, and then draws them as a tree.
 
-    A store operation outside of any run is no tree and draws none. `footer` gives the last line, of the root. Messages of
-    exceptions are shown on a terminal only: elsewhere, as in the log of a CI job, nobody knows who reads them.
+    A store operation outside of any run is not drawn. `footer` makes the last line from the root. Messages of exceptions are
+    shown on a terminal only: the output may otherwise be a log that others read, as in a CI job.
     """
 
     def __init__(self, file: TextIO | None, footer: Callable[[RecordedSpan], str]) -> None:
@@ -110,9 +110,9 @@ class TreeProcessor(SpanProcessor):
         self._held: dict[int, _Trace] = {}  # by trace id, those with an open root
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """A root begins a tree, as each of several runs with one remote parent does; the others belong to their parent's.
+        """Begin a tree if the span is a root or has a remote parent; else add the span to its parent's tree.
 
-        What belongs to no root that was seen to begin is not held.
+        Spans below a root whose start was not seen are not held.
         """
         context, parent = span.get_span_context(), span.parent
         with self._lock:
@@ -122,7 +122,7 @@ class TreeProcessor(SpanProcessor):
                 trace.note(context.span_id, parent.span_id)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Hold it; draw the tree if it is the root."""
+        """Hold the span, or draw the tree if it is the root."""
         context = span.get_span_context()
         if context is None:
             return
@@ -164,7 +164,7 @@ class TreeProcessor(SpanProcessor):
         self._show(lines, self._footer(top))
 
     def _place(self) -> tuple[int, bool]:
-        """How many columns there are, and whether for ASCII only."""
+        """The number of columns, and whether only ASCII can be shown."""
         return self._console.width, self._console.options.ascii_only
 
     def _show(self, lines: Sequence[Text], below: str) -> None:
@@ -174,7 +174,7 @@ class TreeProcessor(SpanProcessor):
 
 
 def recorded(span: ReadableSpan) -> RecordedSpan:
-    """A span of the SDK's as the trace file would give it back, as far as it is drawn."""
+    """A span of the SDK as it would be read from the trace file, with the fields that are drawn."""
     context, scope, parent = span.get_span_context(), span.instrumentation_scope, span.parent
     return RecordedSpan(
         trace_id=f"{context.trace_id:032x}" if context is not None else "",

@@ -1,6 +1,6 @@
-"""`observe()` for a developer's first minute, `setup()` for production, and what ends with the process.
+"""`observe()` for development, `setup()` for production, and the `Telemetry` that both return.
 
-Both find providers that the program has set, and then add nothing to them. Nothing is set up on import.
+If the program has set a provider, both use it and add nothing to it. Nothing is set up on import.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ from .providers import (
 from .tree import TreeProcessor
 
 FLUSH_TIMEOUT = 2.0
-"""Seconds that the end of a process waits for exporters, unless it is told otherwise. OpenTelemetry has no variable for that."""
+"""Seconds that the end of a process waits for exporters by default. OpenTelemetry has no variable for this."""
 
 T = TypeVar("T")
 
 _logger = logging.getLogger("pocket_plug")
-_lock = RLock()  # re-entered by a SIGTERM within
+_lock = RLock()  # reentrant: a SIGTERM within may close
 _observed: Telemetry | None = None
 _in_production: Telemetry | None = None
 _first_given: dict[str, Mapping[str, object]] = {}
-"""What `observe` and `setup` were called with when they set up what is in use."""
+"""The arguments with which `observe` and `setup` set up the telemetry in use."""
 
 
 def observe(
@@ -124,7 +124,7 @@ def observe(
             _first_given["observe"] = {"detail": "phase", "file": path, "flush_timeout": seconds, **given}
             _observed = made
         _refuse_others("observe", given)
-        watch_sigterm()  # of what a thread has set up, too
+        watch_sigterm()  # only the main thread can; the call that set up may have been in another one
         return _observed
 
 
@@ -184,17 +184,17 @@ def setup(
             if log_stdlib is not False:
                 _in_production.standard_logs = wire_logging(log_level or "info")
         _refuse_others("setup", given)
-        watch_sigterm()  # of what a thread has set up, too
+        watch_sigterm()  # only the main thread can; the call that set up may have been in another one
         return _in_production
 
 
 def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, source: Source) -> Telemetry:
-    """All three signals."""
+    """Set up all three signals."""
     if source.disabled:
         tracing.configure(**chosen)
         wire_structlog(log_level)
         return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), flush_timeout=flush_timeout)
-    # all are made before any is used: what can't be followed leaves nothing half set up
+    # all are made before any is used, so that an invalid setting leaves nothing half set up
     queue_spans, span_mode = ([], "yours") if traces_are_taken() else _with_mode(source.spans())
     queue_records, log_mode = ([], "yours") if logs_are_taken() else _with_mode(source.records())
     with ExitStack() as undoing:
@@ -215,7 +215,7 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, sourc
             set_metrics(readers, source)
         elif isinstance(own_metrics.configure().meter_provider, NoOpMeterProvider):
             own_metrics.configure(meter_provider=None)  # muted, as tracing may have been
-        if set(modes.values()) != {"yours"}:  # else somebody has followed the file, or doesn't want to
+        if set(modes.values()) != {"yours"}:  # otherwise the program has set up OpenTelemetry itself
             source.apply_the_rest()
         wire_structlog(log_level)
     return made
@@ -223,7 +223,7 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, sourc
 
 @contextmanager
 def _whole(made: Telemetry, chosen: tracing.Changes) -> Generator[None]:
-    """With these settings of tracing. If the block fails, what was made is closed, and the former settings are back."""
+    """Use these settings of tracing. If the block fails, `made` is closed, and the former settings are restored."""
     with ExitStack() as undoing:
         undoing.callback(made.close)
         undoing.callback(tracing.use, tracing.configure(**chosen))
@@ -232,7 +232,7 @@ def _whole(made: Telemetry, chosen: tracing.Changes) -> Generator[None]:
 
 
 def _flush_timeout(given: float | None) -> float:
-    """The seconds that were asked for. Raises ConfigError for what is no time."""
+    """The seconds of the argument, or else of the variable. Raises ConfigError for an invalid value."""
     text = os.environ.get("POCKET_PLUG_FLUSH_TIMEOUT", "").strip()
     try:
         seconds = float(text or FLUSH_TIMEOUT) if given is None else float(given)
@@ -240,12 +240,12 @@ def _flush_timeout(given: float | None) -> float:
         seconds = -1.0
     if not 0 <= seconds < inf:
         what = f"POCKET_PLUG_FLUSH_TIMEOUT is {text!r:.80}" if given is None else f"flush_timeout={given!r:.80}"
-        raise ConfigError(f"{what}; give seconds from 0 up, or leave it out: {FLUSH_TIMEOUT:g}")
+        raise ConfigError(f"{what}; give seconds from 0 up, or leave it out for {FLUSH_TIMEOUT:g}")
     return seconds
 
 
 def _given(**arguments: object) -> dict[str, object]:
-    """What a call asks for: those that aren't left out, lists as tuples."""
+    """The arguments of a call that aren't None, with lists as tuples."""
     return {
         name: tuple(cast("Collection[object]", value)) if isinstance(value, list | set | tuple) else value
         for name, value in arguments.items()
@@ -254,7 +254,7 @@ def _given(**arguments: object) -> dict[str, object]:
 
 
 def _refuse_others(function: str, given: Mapping[str, object]) -> None:
-    """Raise ConfigError, saying what differs, where a later call asks for something else than the first one."""
+    """Raise ConfigError if a later call has other arguments than the first one; the message says what differs."""
     first = _first_given[function]
     differing = [
         f"{name} is {_in_words(value)}, and was {_in_words(first.get(name))}"
@@ -263,8 +263,8 @@ def _refuse_others(function: str, given: Mapping[str, object]) -> None:
     ]
     if differing:
         raise ConfigError(
-            f"{function}() was called before with other arguments: {'; '.join(differing)}. What it sets up is the "
-            f"process's: give the same or none, or close what the first call gave"
+            f"{function}() was called before with other arguments: {'; '.join(differing)}. It sets up the "
+            f"whole process: pass the same arguments or none, or first close what the first call returned"
         )
 
 
@@ -275,9 +275,9 @@ def _in_words(argument: object) -> str:
 
 
 class Telemetry:
-    """What `observe()` or `setup()` set up. `mode` says where traces go; `file` is where they lie, if in one.
+    """What `observe()` or `setup()` set up. `mode` says where traces go; `file` is the trace file, if one is written.
 
-    `metrics` and `logs` say the same of these. Close it, or use it as a block, to end it before the process ends.
+    `metrics` and `logs` say where metrics and logs go. Close it, or use it in a `with` block, to end it before the process ends.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class Telemetry:
 
     @property
     def unsent(self) -> int:
-        """Spans that ended and log records that are not exported: they wait, had no room in the queue, or were refused."""
+        """How many ended spans and log records are not exported: they are queued, were dropped from a full queue, or refused."""
         return sum(part.backlog.unsent for part in self._queues())
 
     def _parts(self) -> list[_Part]:
@@ -319,7 +319,7 @@ class Telemetry:
 
     @property
     def run_id(self) -> str | None:
-        """The outermost run that began last, where a file is written."""
+        """The id of the outermost run that began last, if a trace file is written."""
         return next((part.last_run for part in self._spans if isinstance(part, OpenSpans)), None)
 
     def _queues(self) -> Iterator[SpanExport | LogExport]:
@@ -328,13 +328,13 @@ class Telemetry:
                 yield part
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Export what there is so far; False if that took longer than `timeout` seconds, by default `flush_timeout`."""
+        """Export everything so far; False if this takes longer than `timeout` seconds, by default `flush_timeout`."""
         return in_time([part.force_flush for part in self._parts()], self.flush_timeout if timeout is None else timeout)
 
     def close(self, timeout: float | None = None) -> None:
-        """Flush, shut the exporters down, and export no more, in `timeout` seconds, by default `flush_timeout`.
+        """Flush and shut the exporters down, in at most `timeout` seconds, by default `flush_timeout`.
 
-        Logs what wasn't exported, if anything. May be called twice.
+        Logs how much wasn't exported, if any. May be called twice.
         """
         with no_sigterm():
             self._close(self.flush_timeout if timeout is None else timeout)
@@ -354,9 +354,9 @@ class Telemetry:
                 drop_logs()
         is_done = in_time([part.shutdown for part in self._parts()], timeout)
         with _lock:
-            if self._readers and _in_production is None:  # else figures go to the next one's already
+            if self._readers and _in_production is None:  # otherwise a new setup() already uses the metrics
                 own_metrics.mute()
-        # part of the limit may have gone before: it is said in tenths of a second, rounded up
+        # rounded up to tenths of a second, since at exit an earlier close may have used a part of the limit
         self._say_losses(
             "" if is_done else f"; exporting took longer than {ceil(10 * timeout) / 10:g} s and was given up"
         )
@@ -372,14 +372,14 @@ class Telemetry:
 
 
 class _Part(Protocol):
-    """What can be flushed and shut down."""
+    """A processor or reader: it can be flushed and shut down."""
 
     def force_flush(self, timeout_millis: int = ..., /) -> bool: ...
     def shutdown(self) -> None: ...
 
 
 def _close_all() -> None:
-    """Close what is open, at the end of the process."""
+    """Close each open `Telemetry`, at the end of the process."""
     began = time.monotonic()
     for telemetry in (_observed, _in_production):
         if telemetry is not None:
@@ -388,7 +388,7 @@ def _close_all() -> None:
 
 def _in_forked_child() -> None:
     global _lock
-    _lock = RLock()  # a thread that isn't here may have held it
+    _lock = RLock()  # a thread of the parent, which the child doesn't have, may have held it
 
 
 after_fork(_in_forked_child)
@@ -401,16 +401,18 @@ def _settings(
     redact: tracing.Redact | None,
     baggage: Collection[str] | None,
 ) -> tracing.Changes:
-    """What was asked for of tracing. Raises ConfigError for a value that an option can't have."""
+    """The settings of tracing that were given. Raises ConfigError for an invalid value."""
     given = {"detail": detail, "capture": capture, "redact": redact, "baggage": baggage}
     changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     if isinstance(tracing.configure().tracer_provider, NoOpTracerProvider):
-        changes["tracer_provider"] = None  # muted, by a former close or `uninstrument`: now the program wants it again
+        changes["tracer_provider"] = (
+            None  # it was muted, by an earlier close or `uninstrument`; the program wants it again
+        )
     return cast("tracing.Changes", tracing.checked(changes))
 
 
 def _with_mode(made: list[tuple[str, T]]) -> tuple[list[T], str]:
-    """With `otlp`, several with commas between, or `none`."""
+    """The parts, and the mode: their names with commas between, such as `otlp`, or `none`."""
     return [part for _, part in made], ",".join(name for name, _ in made) or "none"
 
 
@@ -422,7 +424,7 @@ def _trace_locally(
     if traces_are_taken():
         return "yours", [], None
     queues, mode = _with_mode(source.spans())
-    # what was asked for and can't be had leaves no run untraced
+    # if an exporter isn't installed, runs are traced here instead
     named = bool(queues) or source.leaves_out("traces")
     if file is None and not named:
         file = DEFAULT_FILE
@@ -437,7 +439,7 @@ def _trace_locally(
 
 
 def _send_spans(spans: Sequence[SpanProcessor], mode: str, source: Source) -> None:
-    """From now on, by these."""
+    """Send spans to these processors from now on."""
     if spans:
         watch_the_end(_close_all)
         add_spans(spans, source)

@@ -1,6 +1,6 @@
-"""Time under a test's control: a clock that moves when the test moves it, and an event loop on which sleeping takes no time.
+"""Time under a test's control: a clock that only the test advances, and an event loop on which sleeping takes no real time.
 
-`asyncio.sleep`, `asyncio.timeout` and `call_later` jump to their end as soon as there is nothing else to do.
+On that loop, `asyncio.sleep`, `asyncio.timeout` and `call_later` end at once when nothing else can run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class FakeClock:
-    """Epoch seconds that stand still until `advance` moves them. What a Store takes as its `clock`.
+    """A clock for a Store's `clock`: epoch seconds that change only by `advance`.
 
     >>> from pocket_plug import SyncStore
     >>> clock = FakeClock()
@@ -31,23 +31,23 @@ class FakeClock:
     def __init__(self, start: float = 1_000_000_000.0) -> None:
         self.start = start
         self.elapsed = 0.0
-        """Seconds since the start; kept apart, since epoch seconds are too coarse to add small steps to."""
+        """Seconds since the start. Kept separately, since floats of epoch seconds are too coarse for small steps."""
 
     def __call__(self) -> float:
         return self.start + self.elapsed
 
     def advance(self, seconds: float) -> None:
-        """Move on. Raises ValueError for a step back: a deadline that has passed once must stay passed."""
+        """Advance by some seconds. Raises ValueError for a negative number: a deadline that has passed must stay passed."""
         if seconds < 0:
             raise ValueError(f"a clock can't be advanced by {seconds} seconds")
         self.elapsed += seconds
 
 
 def run_virtual(main: Coroutine[object, object, T], clock: FakeClock | None = None) -> T:
-    """`asyncio.run` in virtual time, which `clock` shows: what waits for a time is woken when nothing else can go on.
+    """`asyncio.run` in virtual time, which `clock` shows: when no task can run, time jumps to the next timer.
 
-    Worker threads don't count as something that goes on: while one works, time jumps to the next timer, and where there
-    is none it is waited for. So a test of a time-out is exact, and one of a thread that is in time has no other timer.
+    Worker threads don't stop time: while one works, time jumps to the next timer; without a timer, the loop waits for the
+    thread. So a test of a timeout is exact, and a test of a thread that ends in time must have no other timer.
 
     >>> clock = FakeClock()
     >>> run_virtual(asyncio.sleep(3600, "done"), clock)
@@ -71,7 +71,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class _Jumping(selectors.DefaultSelector):
-    """Where the loop would wait for a timer, its time is moved there instead."""
+    """A selector that advances the clock when the loop would wait for a timer."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__()
@@ -82,6 +82,6 @@ class _Jumping(selectors.DefaultSelector):
         if timeout and not ready:
             self._clock.advance(timeout)
             if (now := self._clock.elapsed) + 1e-9 == now:
-                # the loop takes timers that are due within a nanosecond, which is nothing any more after half a year
+                # the loop runs timers that are due within a nanosecond, which a float can't add after half a year
                 self._clock.elapsed = math.nextafter(now, math.inf)
         return ready

@@ -1,4 +1,4 @@
-"""Many at once, cancelled and interrupted, as tests over any backend and any layer: a write is there as a whole or not at all."""
+"""Tests of concurrency, cancellation and interrupts, for any backend and layer: a write is stored as a whole or not at all."""
 
 import asyncio
 import gc
@@ -26,14 +26,14 @@ from pocket_plug.testing.scenarios import (
 
 
 class ConcurrencyContract:
-    """What holds when several use a backend at once, and when one is stopped; `BackendContract` inherits it."""
+    """Promises for concurrent use, and for operations that are stopped; `BackendContract` inherits it."""
 
     # ------------------------------------------------------------ many at once
     def test_a_write_comes_between_no_two_steps_of_another(self, run: Callable[[Scenario], None]) -> None:
-        """A thread that wants to write the same key, wherever another one is in its write: one of the two lands."""
+        """Two threads write the same key, one at each step of the other's write: exactly one of the writes is stored."""
 
         async def scenario(backend: Backend) -> None:
-            if backend.needs_loop:  # no thread can be in a write of another one's loop
+            if backend.needs_loop:  # its writes run on one loop, so threads can't interleave
                 return
             for place in count(1):
                 expect = {"n": await backend.write([Put("n", 0)])}
@@ -58,7 +58,7 @@ class ConcurrencyContract:
         run(scenario)
 
     def test_no_increment_is_lost(self, run: Callable[[Scenario], None]) -> None:
-        """Threads, tasks and several event loops count on the same keys by expectations: every one is counted."""
+        """Threads, tasks and several event loops increment the same keys by `expect`: each increment counts."""
 
         async def scenario(backend: Backend) -> None:
             home = asyncio.get_running_loop()
@@ -87,7 +87,7 @@ class ConcurrencyContract:
         run(scenario)
 
     def test_a_write_is_seen_whole_or_not_at_all(self, run: Callable[[Scenario], None]) -> None:
-        """While two keys are always written together, a check of both never finds just one of them changed."""
+        """If two keys are always written together, a check of both never finds only one of them changed."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put("a", 0), Put("b", 0)])
@@ -117,7 +117,7 @@ class ConcurrencyContract:
         run(scenario)
 
     def test_a_batch_is_read_at_one_moment(self, run: Callable[[Scenario], None]) -> None:
-        """`read_many` finds all of another's write or nothing of it, wherever each key lies; what a page has is of one write."""
+        """`read_many` sees all of another write or nothing of it; the entries of a page are of one write."""
         keys = ["a", "b", "c"]
 
         async def scenario(backend: Backend) -> None:
@@ -136,7 +136,7 @@ class ConcurrencyContract:
         run(scenario)
 
     def test_what_is_seen_of_a_write_stays_seen(self, run: Callable[[Scenario], None]) -> None:
-        """Who has read one key of a write reads the other ones as that write left them, or later."""
+        """After one key of a write was read, the other keys are read as of that write or a later one."""
 
         async def scenario(backend: Backend) -> None:
             async def write(n: int) -> None:
@@ -152,7 +152,7 @@ class ConcurrencyContract:
         run(scenario)
 
     def test_nobody_writes_within_a_turn(self, run: Callable[[Scenario], None]) -> None:
-        """If the backend has turns: what is read in one is still so for its write; unused, failed or cancelled, it ends."""
+        """If the backend has turns: what a turn has read is unchanged at its write. Unused, failed and cancelled turns end."""
 
         async def scenario(backend: Backend) -> None:
             async def increment(times: int) -> None:
@@ -195,7 +195,7 @@ class ConcurrencyContract:
         run(scenario)
 
     def test_of_two_that_expect_the_same_one_lands(self, run: Callable[[Scenario], None]) -> None:
-        """Also where one of the keys that they expect was just written, and another one never."""
+        """Also if one of the expected keys was just written, and another one never."""
 
         async def scenario(backend: Backend) -> None:
             async def append(key: str, item: int) -> bool:
@@ -227,7 +227,7 @@ class ConcurrencyContract:
         run(scenario)
 
     def test_a_conflict_is_its_own_writers_only(self, run: Callable[[Scenario], None]) -> None:
-        """Of many writes that are under way together, some in conflict, the others land."""
+        """If some of many concurrent writes are in conflict, the others are stored."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("taken", 0)])
@@ -243,7 +243,7 @@ class ConcurrencyContract:
     # ------------------------------------------------------------ cancellation
     @pytest.mark.parametrize("cancels", [1, 2])
     def test_a_cancelled_write_never_lands_later(self, run: Callable[[Scenario], None], cancels: int) -> None:
-        """Once the caller is told, cancelled or not, what it can read of the write stays so."""
+        """After the call has returned or raised, it doesn't change any more whether the write is stored."""
 
         async def scenario(backend: Backend) -> None:
             told: dict[str, bool] = {}
@@ -275,7 +275,7 @@ class ConcurrencyContract:
     # ------------------------------------------------------------ interrupts
     @leaves_things_behind
     def test_an_interrupted_write_is_there_as_a_whole_or_not_at_all(self, run: Callable[[Scenario], None]) -> None:
-        """Wherever the exception of a signal's handler comes, one finds all of the write or nothing; and others can write."""
+        """Wherever a signal handler raises, all of the write is stored or nothing; and others can write."""
 
         async def scenario(backend: Backend) -> None:
             # a KeyboardInterrupt would end the event loop itself
@@ -290,7 +290,7 @@ class ConcurrencyContract:
                 try:
                     await interrupted(backend, writing, interrupter)
                     landed = {place}
-                except (error, StoreError, CodecError):  # a part may take it for what failed there
+                except (error, StoreError, CodecError):  # a part may treat the interrupt as its own failure
                     assert interrupter.where
                     landed = {0, place}
                 found = await backend.read_many(["a", "b"])
@@ -299,14 +299,14 @@ class ConcurrencyContract:
                 version = await in_a_thread(backend, backend.write([Put("a", 0), Put("b", 0)]), interrupter.where)
                 assert await keys_of(backend) == ["a", "b"]
                 if not interrupter.where:
-                    gc.collect()  # while those warnings are ignored
+                    gc.collect()  # here, where its warnings are ignored
                     return
 
         run(scenario)
 
     @leaves_things_behind
     def test_an_interrupted_read_leaves_nothing_behind(self, run: Callable[[Scenario], None]) -> None:
-        """Others can read and write, and what they have written is seen at once."""
+        """Others can read and write, and their writes are seen at once."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", 0), Put("b", 0)])
@@ -319,14 +319,14 @@ class ConcurrencyContract:
                 assert {key: entry.value for key, entry in found.items()} == {"a": place, "b": place}
                 assert (await backend.read("a")) == found["a"], interrupter.where
                 if not interrupter.where:
-                    gc.collect()  # while those warnings are ignored
+                    gc.collect()  # here, where its warnings are ignored
                     return
 
         run(scenario)
 
     @leaves_things_behind
     def test_an_interrupted_turn_ends(self, run: Callable[[Scenario], None]) -> None:
-        """If the backend has turns: wherever one is interrupted, its write is there or not, and others can write soon."""
+        """If the backend has turns: wherever one is interrupted, its write is stored or not, and others can write soon."""
 
         async def scenario(backend: Backend) -> None:
             async def in_turn(value: int) -> None:
@@ -339,13 +339,13 @@ class ConcurrencyContract:
                 landed = {place}
                 try:
                     await interrupted(backend, in_turn(place), interrupter)
-                except (Interrupted, StoreError, CodecError):  # a part may take it for what failed there
+                except (Interrupted, StoreError, CodecError):  # a part may treat the interrupt as its own failure
                     landed = {0, place}
                 entry = await backend.read("a") or Entry(0, 0)
                 assert entry.value in landed, interrupter.where
                 await in_a_thread(backend, backend.write([Put("a", 0)]), interrupter.where)
                 if not interrupter.where:
-                    gc.collect()  # while those warnings are ignored
+                    gc.collect()  # here, where its warnings are ignored
                     return
 
         run(scenario)

@@ -1,6 +1,6 @@
-"""The promises of the waist as tests: whoever writes a backend inherits `BackendContract` and gets the whole suite.
+"""The promises of a backend as tests: inherit `BackendContract` to get the whole suite.
 
-Nothing here knows a particular backend, and nothing waits on a clock: time is the `FakeClock` that tests move.
+The tests know no particular backend and never wait for real time: they advance a `FakeClock`.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from pocket_plug.testing.store_contract import StoreContract
 
 
 class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanContract, EntryContract):
-    """Inherit it, override one fixture, and every promise of `Backend` is tested.
+    """Tests every promise of `Backend`. Inherit it, and override one fixture:
 
         class TestMine(BackendContract):
             @pytest.fixture
             def make_backend(self, tmp_path):
                 return lambda: Mine(tmp_path / "state")
 
-    The fixture gives what makes a backend, not yet opened, that has nothing in it when a test begins. Where the backend
-    says `survives = True`, calling it again within a test must give one over the same data, as a restart would.
+    The fixture returns a function that makes a backend, which isn't opened yet and is empty when a test begins. If the
+    backend has `survives = True`, another call within a test must return a backend over the same data, as after a restart.
 
-    One fault fails many tests. The simplest promises are tested first (pytest begins with the last base), so the first test
-    that fails says most about it.
+    One fault may fail many tests. The simplest promises are tested first (pytest begins with the last base class), so the
+    first failure says most about the fault.
     """
 
     @pytest.fixture
     def make_backend(self) -> Callable[[], Backend]:
-        """What makes the backend under test; to be overridden."""
+        """A function that makes the backend under test; to be overridden."""
         raise NotImplementedError(f"{type(self).__name__} must override the fixture make_backend")
 
     @pytest.fixture
     def clock(self) -> FakeClock:
-        """The clock that every backend of the test goes by."""
+        """The clock of every backend in the test."""
         return FakeClock()
 
     @pytest.fixture
     def run(self, make_backend: Callable[[], Backend], clock: FakeClock) -> Callable[[Scenario], None]:
-        """Runs a scenario with an open backend, on an event loop of its own. Called again, it is a restart."""
+        """Runs a scenario with an open backend, on a new event loop. Another call is like a restart."""
 
         def run(scenario: Scenario) -> None:
             async def main() -> None:
@@ -68,9 +68,9 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
 
         return run
 
-    # ------------------------------------------------------------ callers of every kind
+    # ------------------------------------------------------------ kinds of callers
     def test_it_is_as_inline_as_it_says(self, run: Callable[[Scenario], None]) -> None:
-        """What is said to be inline never suspends; what needs no loop can be driven from a thread without one."""
+        """Operations that are declared inline never suspend; without `needs_loop`, threads without a loop can run them."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put("a", 1)])
@@ -95,7 +95,7 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
         run(scenario)
 
     def test_any_loop_may_use_it(self, make_backend: Callable[[], Backend], clock: FakeClock) -> None:
-        """Opened on a loop that has ended, it is used on twenty others in turn, on some at once, and closed on another one."""
+        """Opened on a loop that has ended, it is used on twenty others one by one, on five at once, and closed on another one."""
         backend = make_backend()
         backend.clock = clock
         asyncio.run(backend.open())
@@ -119,7 +119,7 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
             asyncio.run(backend.close())
 
     def test_a_hundred_threads_share_a_store(self, make_backend: Callable[[], Backend], clock: FakeClock) -> None:
-        """Without a loop of theirs, by `SyncStore`: each update counts, and nobody waits for good."""
+        """Without event loops, by `SyncStore`: each update counts, and no thread hangs."""
         with SyncStore(make_backend(), clock=clock) as store:
 
             def count() -> None:
@@ -137,8 +137,8 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
 
         @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
         def test_a_forked_child_works_or_says_that_it_cant(self, run: Callable[[Scenario], None]) -> None:
-            """Forked while threads or tasks write: the child sees each write whole, and reads and writes as any process
-            would, or StoreError says why not; the parent loses nothing, and waits for nobody."""
+            """Forked while threads or tasks write: the child sees each write as a whole, and can read and write, or
+            StoreError says why not. The parent loses nothing, and doesn't hang."""
 
             async def scenario(backend: Backend) -> None:
                 home, done, written = asyncio.get_running_loop(), threading.Event(), threading.Semaphore(0)
@@ -184,7 +184,7 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
 
     # ------------------------------------------------------------ opening and closing
     def test_after_close_everything_is_refused(self, run: Callable[[Scenario], None]) -> None:
-        """StoreClosedError at once, never an answer that looks like missing data; closing twice is fine."""
+        """StoreClosedError at once, never an answer that looks like missing data. Closing twice is allowed."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", 1)])
@@ -206,7 +206,7 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
         run(scenario)
 
     def test_a_write_under_way_at_close_lands_or_says_so(self, run: Callable[[Scenario], None]) -> None:
-        """Each write that meets a close is either acknowledged or refused, and after a restart it shows which."""
+        """Each write during a close is either acknowledged or refused, and after a restart it is there or not accordingly."""
         landed: set[str] = set()
         survives = True
 
@@ -232,7 +232,7 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
         run(restarted)
 
     def test_what_survives_is_there_after_a_restart(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
-        """Entries, deadlines and the counter are as they were; where `survives` is False, nothing is there."""
+        """Entries, deadlines and the counter are as before; if `survives` is False, nothing is there."""
         entries: dict[str, Entry] = {}
         versions: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Entries, their versions and deadlines, as tests over any backend and any layer: what all other promises rest on."""
+"""Tests of entries, versions and deadlines, for any backend and layer: the basis of all other promises."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ORDER = Key("order:{}")
 
 
 class EntryContract:
-    """What `read`, `read_many` and `write` promise to one caller; `BackendContract` inherits it."""
+    """The promises of `read`, `read_many` and `write` to one caller; `BackendContract` inherits it."""
 
     # ------------------------------------------------------------ values and versions
     def test_reads_back_what_was_put(self, run: Callable[[Scenario], None]) -> None:
-        """An entry has the value, the version that its write gave, and no deadline where none was set."""
+        """An entry has its value, the version that its write returned, and no deadline if none was set."""
 
         async def scenario(backend: Backend) -> None:
             assert await backend.read("a") is None
@@ -32,7 +32,7 @@ class EntryContract:
         run(scenario)
 
     def test_a_stored_none_is_not_absent(self, run: Callable[[Scenario], None]) -> None:
-        """None is a value: read, read_many and scan have it, and it has a version."""
+        """None is a value: read, read_many and scan return its entry, which has a version."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put("nothing", None)])
@@ -45,7 +45,7 @@ class EntryContract:
         run(scenario)
 
     def test_each_write_gets_a_higher_version(self, run: Callable[[Scenario], None]) -> None:
-        """Versions rise with every write; `version` is the last one given, and one write's entries share it."""
+        """Versions increase with every write; `version` is the last one, and all entries of a write have the same."""
 
         async def scenario(backend: Backend) -> None:
             given = [await backend.write([Put("a", n), Put(f"b{n}", n)]) for n in range(5)]
@@ -71,7 +71,7 @@ class EntryContract:
         run(scenario)
 
     def test_compacting_changes_nothing_that_is_read(self, run: Callable[[Scenario], None]) -> None:
-        """`compact` comes to an end, whatever it gives back: entries, versions and the counter are as before, writes go on."""
+        """Repeated calls of `compact` end, and change no entries, versions or the counter; writes meanwhile are stored."""
 
         async def scenario(backend: Backend) -> None:
             names = [f"k{number:03}" for number in range(200)]
@@ -84,7 +84,7 @@ class EntryContract:
                 assert await backend.read_many(names) == before
                 if not given:
                     break
-                assert number < len(names) * 10, "it goes on giving back, of a few hundred entries"
+                assert number < len(names) * 10, "compact never returns 0, for a few hundred entries"
                 if number % 2:
                     version = await backend.write([Put("other", number)])
             assert await backend.version() == version
@@ -94,7 +94,7 @@ class EntryContract:
         run(scenario)
 
     def test_versions_never_go_back(self, run: Callable[[Scenario], None]) -> None:
-        """Deleting the newest entry, or all, doesn't free its number: whoever saw it would take a new one for it."""
+        """Deleting the newest entry, or all, doesn't free its version: a new entry must not look like the old one."""
 
         async def scenario(backend: Backend) -> None:
             newest = await backend.write([Put("a", 1)])
@@ -106,7 +106,7 @@ class EntryContract:
         run(scenario)
 
     def test_changes_are_done_in_their_order(self, run: Callable[[Scenario], None]) -> None:
-        """Of two changes of one key in a write the later one stands."""
+        """If a write changes a key twice, the later change counts."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", 1), Put("a", 2), Put("b", 1), Delete("b"), Delete("c"), Put("c", 3)])
@@ -116,7 +116,7 @@ class EntryContract:
         run(scenario)
 
     def test_delete_removes_and_may_find_nothing(self, run: Callable[[Scenario], None]) -> None:
-        """A deleted key is absent everywhere; deleting an absent one is no error."""
+        """A deleted key is absent for all operations; deleting an absent key is no error."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", 1), Put("b", 2)])
@@ -129,7 +129,7 @@ class EntryContract:
         run(scenario)
 
     def test_many_changes_in_one_write(self, run: Callable[[Scenario], None]) -> None:
-        """A write has no limit that a batch of a thousand would meet; nor has a read of them."""
+        """A write may have a thousand changes, and a read a thousand keys."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put(f"n:{n:04}", n) for n in range(1000)])
@@ -140,7 +140,7 @@ class EntryContract:
         run(scenario)
 
     def test_read_many_gives_what_is_there(self, run: Callable[[Scenario], None]) -> None:
-        """Absent keys are left out; any iterable will do, empty ones and repeated keys too."""
+        """Absent keys are left out. Any iterable is allowed, also an empty one and one with repeated keys."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", 1), Put("b", 2)])
@@ -154,7 +154,7 @@ class EntryContract:
 
     # ------------------------------------------------------------ expiry
     def test_an_entry_is_there_until_its_deadline(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
-        """It is expired as soon as `now >= expires_at`, for read, read_many and scan alike."""
+        """It is expired when `now >= expires_at`, for read, read_many and scan."""
 
         async def scenario(backend: Backend) -> None:
             deadline = clock() + 60.5
@@ -172,7 +172,7 @@ class EntryContract:
         run(scenario)
 
     def test_an_expired_entry_is_expected_as_absent(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
-        """In `expect` it counts as version 0, in checks and in writes."""
+        """`expect` compares it as version 0, in checks and in writes."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put("a", 1, clock() + 1)])
@@ -189,7 +189,7 @@ class EntryContract:
     def test_an_expired_put_still_replaces_the_older_value(
         self, run: Callable[[Scenario], None], clock: FakeClock
     ) -> None:
-        """A write that was queued past its deadline is done all the same: else the older value would come back."""
+        """A write whose deadline passed in a queue is still made: otherwise the older value would come back."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", "old")])
@@ -199,7 +199,7 @@ class EntryContract:
         run(scenario)
 
     def test_a_put_sets_the_deadline_anew(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
-        """Overwriting renews the deadline, or lifts it; a key once expired can be used again."""
+        """Overwriting sets a new deadline, or removes it; an expired key can be used again."""
 
         async def scenario(backend: Backend) -> None:
             start = clock()
@@ -209,7 +209,7 @@ class EntryContract:
             await backend.write([Put("lifted", "new")])
             clock.advance(start + 5 - clock())
             await backend.write([Put("reused", "new")])
-            # Enough writes for a backend that clears away a few expired entries with each.
+            # enough writes for a backend that removes a few expired entries with each
             for n in range(100):
                 await backend.write([Put("n", n)])
             found = await backend.read_many(["longer", "lifted", "reused"])
@@ -222,7 +222,7 @@ class EntryContract:
         run(scenario)
 
     def test_expired_entries_never_hide_live_ones(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
-        """However many have expired, the live ones among them are all found."""
+        """However many entries have expired, all live ones among them are found."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put(f"{n:04}", n, clock() + 1 if n % 3 else None) for n in range(900)])
@@ -236,7 +236,7 @@ class EntryContract:
 
     # ------------------------------------------------------------ expectations
     def test_expected_versions_let_a_write_through(self, run: Callable[[Scenario], None]) -> None:
-        """Where each key has the version expected, 0 for an absent one, the write is done."""
+        """If each key has its expected version, 0 for an absent key, the write is made."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put("a", 1)], {"a": 0, "other": 0})
@@ -246,7 +246,7 @@ class EntryContract:
         run(scenario)
 
     def test_a_conflict_names_the_keys_and_does_nothing(self, run: Callable[[Scenario], None]) -> None:
-        """All or none: the keys that differ are named, no other, and no change was made, nor a version used."""
+        """All or none: the error names exactly the keys that differ; no change was made, and no version used."""
 
         async def scenario(backend: Backend) -> None:
             old = await backend.write([Put("a", 1), Put("b", 1)])
@@ -263,7 +263,7 @@ class EntryContract:
         run(scenario)
 
     def test_a_name_made_by_a_key_is_its_text(self, run: Callable[[Scenario], None]) -> None:
-        """It is a `str` that carries a template besides. It finds what was set by the text alone, and the other way round."""
+        """Such a name is a `str` with a template. It finds entries that were set by plain text, and vice versa."""
 
         async def scenario(backend: Backend) -> None:
             made = [_ORDER(number).full_name() for number in range(3)]
@@ -283,7 +283,7 @@ class EntryContract:
         run(scenario)
 
     def test_absence_is_expected_as_0(self, run: Callable[[Scenario], None]) -> None:
-        """Only one of two that both saw nothing can create a key."""
+        """If two writers have seen no entry, only one of them can create the key."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", "first")], {"a": 0})
@@ -296,7 +296,8 @@ class EntryContract:
         run(scenario)
 
     def test_presence_can_be_expected(self, run: Callable[[Scenario], None], clock: FakeClock) -> None:
-        """Of whatever version, in writes and in checks: a delete learns whether anything was there and never loses to a set."""
+        """PRESENT expects any version, in writes and checks: so a delete can tell if there was an entry, and never conflicts with
+        a set."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", 1), Put("mortal", 1, clock() + 1)])
@@ -315,7 +316,7 @@ class EntryContract:
         run(scenario)
 
     def test_an_entry_put_back_is_another_one(self, run: Callable[[Scenario], None]) -> None:
-        """Who saw an entry before it was deleted and set anew, even to the same value, meets a conflict."""
+        """An entry that was deleted and set again, even to the same value, has another version: the old one conflicts."""
 
         async def scenario(backend: Backend) -> None:
             seen = await backend.write([Put("a", 1)])
@@ -327,7 +328,7 @@ class EntryContract:
         run(scenario)
 
     def test_without_changes_it_is_a_pure_check(self, run: Callable[[Scenario], None]) -> None:
-        """`write([], expect)` gives the current version or raises ConflictError; it makes no version."""
+        """`write([], expect)` returns the current version or raises ConflictError; it uses no new version."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put("a", 1), Put("b", 2)])
@@ -342,7 +343,7 @@ class EntryContract:
 
     # ------------------------------------------------------------ changes with a version
     def test_the_newer_version_wins_per_key(self, run: Callable[[Scenario], None]) -> None:
-        """A Put with a version stands only over an older entry, and keeps the version that it came with."""
+        """A Put with a version replaces only an older entry, and keeps its version."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", "ten", version=10), Put("b", "ten", version=10)])
@@ -353,7 +354,7 @@ class EntryContract:
         run(scenario)
 
     def test_the_counter_passes_a_version_it_was_given(self, run: Callable[[Scenario], None]) -> None:
-        """After a fill with version 500 the next version is above it: else the older entry would look newer."""
+        """After a Put with version 500, the next version is higher: otherwise the older entry would look newer."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", "filled", version=500)])
@@ -365,7 +366,7 @@ class EntryContract:
         run(scenario)
 
     def test_a_delete_with_a_version_spares_what_is_newer(self, run: Callable[[Scenario], None]) -> None:
-        """It removes the version that it names and older ones."""
+        """It removes entries of its version and older ones."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put(key, key, version=10) for key in ("older", "same", "newer")])

@@ -1,6 +1,6 @@
-"""The promises of an executor as tests: whoever writes one inherits `ExecutorContract` and gets the whole suite.
+"""The promises of an executor as tests: inherit `ExecutorContract` to get the whole suite.
 
-The graphs are in `executor_graphs`, from where workers import them.
+The graphs are in `executor_graphs`, from which workers import them.
 """
 
 from __future__ import annotations
@@ -43,45 +43,45 @@ from pocket_plug.testing.scenarios import works_in_a_child
 from pocket_plug.testing.spans import SpanCapture
 
 HANGS = 60.0
-"""Seconds after which a test is taken for hanging; they are over at once where all is well."""
+"""Seconds after which a test counts as hanging; a passing test doesn't wait."""
 
 MANY = 1_000
 
 
 class Offering:
-    """A plugin that offers the executor that is tested."""
+    """A plugin that offers the executor under test."""
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
 
     @hookimpl
     def pocket_executors(self) -> dict[str, Callable[[str], Executor]]:
-        """By the name that the graphs use."""
+        """The executor, by the name that the graphs use."""
         return {graphs.EXECUTOR: lambda url: self.executor}
 
 
 async def has(file: Path) -> None:
-    """Wait until a worker has made it."""
-    there = file.exists  # of a folder of this machine, which takes no time
-    while not there():  # noqa: ASYNC110 - another process makes it
+    """Wait until a worker has made the file."""
+    there = file.exists  # on a local disk, so it doesn't block
+    while not there():  # noqa: ASYNC110 - another process makes the file
         await asyncio.sleep(0.01)
 
 
 class ExecutorContract:
-    """Inherit it, and give the fixture `executor`, of any scope: an Executor, which is closed after it."""
+    """Tests every promise of an Executor. Inherit it, and override the fixture `executor`, with any scope, which closes it."""
 
     @pytest.fixture
     def executor(self) -> Executor:
-        """The executor."""
+        """The executor under test; to be overridden."""
         raise NotImplementedError
 
     @pytest.fixture
     def pocket(self, executor: Executor) -> Pocket:
-        """A Pocket in which the executor is called as the graphs call it. It isn't closed: that would close the executor."""
+        """A Pocket that has the executor by the graphs' name for it. It isn't closed, since that would close the executor."""
         return Pocket(plugins=[Offering(executor)], autoload=False)
 
     def run(self, working: Coroutine[Any, Any, Any]) -> Any:
-        """Run it on a loop of its own, for a while at most."""
+        """Run a coroutine on a new event loop, with a time limit."""
 
         async def in_time() -> Any:
             async with asyncio.timeout(HANGS):
@@ -89,19 +89,19 @@ class ExecutorContract:
 
         return asyncio.run(in_time())
 
-    # ------------------------------------------------------------ what exec gives
+    # ------------------------------------------------------------ results
     @pytest.mark.parametrize("graph", [graphs.halving, graphs.halving_async], ids=["def", "async def"])
     def test_exec_gives_what_it_gives_here(self, pocket: Pocket, graph: Graph[int, int]) -> None:
-        """With a loop and without one."""
+        """With an event loop and without one."""
         assert self.run(graph.run(42, pocket=pocket)) == 21
         assert graph.run_sync(44, pocket=pocket) == 22
 
     def test_exec_runs_elsewhere(self, pocket: Pocket, executor: Executor) -> None:
-        """In another process, unless it is an executor of this one."""
+        """In another process, unless the executor works in this one."""
         assert (self.run(graphs.located.run(0, pocket=pocket)) == os.getpid()) is executor.in_process
 
     def test_prep_and_post_and_the_store_stay_here(self, pocket: Pocket, executor: Executor) -> None:
-        """Only exec goes away; what post writes is committed as ever."""
+        """Only exec runs elsewhere; the writes of post are committed as usual."""
         store = Store()
 
         async def use() -> tuple[int, Any, Any]:
@@ -114,16 +114,16 @@ class ExecutorContract:
         assert (pid == os.getpid()) is executor.in_process
 
     def test_nested_graphs_are_found(self, pocket: Pocket) -> None:
-        """A node by its path: of a graph that has no name of its own in a module, by the graph around it."""
+        """A worker finds a node by its path. A nested graph that isn't a global of a module is found through the outer graph."""
         assert self.run(graphs.outer.run(12, pocket=pocket)) == 3
         assert self.run(graphs.deep.run([2, 4, 6], pocket=pocket)) == [1, 2, 3]
 
     @pytest.mark.parametrize("graph", [graphs.told, graphs.told_async], ids=["def", "async def"])
     @pytest.mark.parametrize("n", [8, 7], ids=["it ends", "it fails"])
     def test_what_exec_reports_arrives(self, pocket: Pocket, graph: Graph[int, int], n: int) -> None:
-        """With its answer at the latest, from where it is in the run; before an error, too."""
+        """Before the result or the error at the latest, and with the node's place in the run."""
         events: list[Any] = []
-        note = events.append  # what came before the error, too
+        note = events.append  # kept also if an error follows
 
         async def follow() -> None:
             async for event in graph.stream(n, pocket=pocket):
@@ -139,41 +139,41 @@ class ExecutorContract:
     # ------------------------------------------------------------ errors
     @pytest.mark.parametrize("graph", [graphs.halving, graphs.halving_async], ids=["def", "async def"])
     def test_errors_come_back_by_their_type(self, pocket: Pocket, graph: Graph[int, int]) -> None:
-        """With their attributes and their text, and a note that says where in a run they were raised."""
+        """With their attributes and text, and a note with their place in the run."""
         with pytest.raises(graphs.OddError) as failed:
             self.run(graph.run(41, pocket=pocket))
         assert (str(failed.value), failed.value.number) == ("41 is odd", 41)
         assert any("at node 'half" in note for note in failed.value.__notes__)
 
     def test_the_traceback_of_a_worker_is_a_note(self, pocket: Pocket, executor: Executor) -> None:
-        """So that one sees which line it was, and on which worker."""
+        """It shows the line and the worker."""
         with pytest.raises(graphs.OddError) as failed:
             self.run(graphs.halving.run(41, pocket=pocket))
         notes = "\n".join(failed.value.__notes__)
         assert executor.in_process or ("on worker" in notes and "raise OddError(n)" in notes)
 
     def test_a_stop_iteration_is_an_error_as_here(self, pocket: Pocket) -> None:
-        """No coroutine can raise one: it would be an error that says nothing of the phase."""
+        """No coroutine can raise StopIteration: Python's own error for that would not name the phase."""
         with pytest.raises(WrappedStopIterationError) as failed:
             self.run(graphs.exhausting.run(None, pocket=pocket))
         assert any("at node 'exhausted'" in note for note in failed.value.__notes__)
 
     def test_a_retry_is_done_for_its_errors(self, pocket: Pocket, tmp_path: Path) -> None:
-        """`Retry(on=…)` means the class there as it does here."""
+        """`Retry(on=…)` matches the class of an error that was raised by a worker."""
         assert self.run(graphs.retried.run((str(tmp_path), 2), pocket=pocket)) == 3
 
     def test_a_retry_ends_as_here(self, pocket: Pocket, tmp_path: Path) -> None:
-        """After the last attempt the error of that is raised."""
+        """After the last attempt, its error is raised."""
         with pytest.raises(graphs.OddError) as failed:
             self.run(graphs.retried.run((str(tmp_path), 5), pocket=pocket))
         assert failed.value.number == 3
 
     def test_a_fallback_answers_here(self, pocket: Pocket) -> None:
-        """It gets the error of the worker."""
+        """The fallback runs in this process, and gets the worker's error."""
         assert self.run(graphs.falling_back.run(43, pocket=pocket)) == (43, os.getpid())
 
     def test_what_cannot_be_sent_is_an_error_that_names_the_node(self, pocket: Pocket, executor: Executor) -> None:
-        """Before anything goes out."""
+        """It is raised before anything is sent."""
         if executor.in_process:
             assert self.run(graphs.located.run(graphs.Unknown(), pocket=pocket)) == os.getpid()
             return
@@ -181,7 +181,7 @@ class ExecutorContract:
             self.run(graphs.located.run(graphs.Unknown(), pocket=pocket))
 
     def test_what_cannot_be_sent_back_is_an_error_that_names_the_node(self, pocket: Pocket, executor: Executor) -> None:
-        """What exec gave isn't known to the codec."""
+        """The codec doesn't know the type of exec's result."""
         if executor.in_process:
             assert isinstance(self.run(graphs.unknowing.run(0, pocket=pocket)), graphs.Unknown)
             return
@@ -191,7 +191,7 @@ class ExecutorContract:
     # ------------------------------------------------------------ time
     @pytest.mark.parametrize("with_loop", [True, False], ids=["run", "run_sync"])
     def test_a_time_out_is_raised_here_in_time(self, pocket: Pocket, tmp_path: Path, with_loop: bool) -> None:
-        """While exec still waits there; the executor goes on with other work after it."""
+        """While exec still waits on a worker; after that, the executor does other work."""
 
         def wait() -> object:
             if with_loop:
@@ -206,7 +206,7 @@ class ExecutorContract:
         assert self.run(graphs.halving.run(2, pocket=pocket)) == 1
 
     def test_a_cancelled_run_begins_nothing_more(self, pocket: Pocket, tmp_path: Path) -> None:
-        """What queues behind work that goes on is not done any more."""
+        """Work that is still queued is not begun."""
 
         async def cancel() -> None:
             running = asyncio.create_task(graphs.counting.run([(str(tmp_path), n) for n in range(MANY)], pocket=pocket))
@@ -222,12 +222,12 @@ class ExecutorContract:
 
     # ------------------------------------------------------------ fan-outs
     def test_items_keep_their_order(self, pocket: Pocket) -> None:
-        """However they were batched."""
+        """In whatever batches they were sent."""
         assert self.run(graphs.many.run(range(0, 2 * MANY, 2), pocket=pocket)) == [*range(MANY)]
         assert graphs.many.run_sync(range(0, 20, 2), pocket=pocket) == [*range(10)]
 
     def test_each_item_has_its_own_error(self, pocket: Pocket) -> None:
-        """One that fails keeps no other from being done, in whatever chunk it was; each error has notes of its own."""
+        """A failing item doesn't stop others, also not those in its chunk; each error has its own notes."""
         found = self.run(graphs.collecting.run(range(200), pocket=pocket))
         assert [each for each in found if isinstance(each, int)] == [*range(100)]
         errors = [each for each in found if isinstance(each, graphs.OddError)]
@@ -235,7 +235,7 @@ class ExecutorContract:
         assert all(sum("in item" in note for note in error.__notes__) == 1 for error in errors)
 
     def test_an_iterator_is_drawn_as_there_is_room(self, pocket: Pocket, executor: Executor) -> None:
-        """Of any number of items only so many are on their way or queue; the rest is not drawn yet."""
+        """Only a limited number of items are queued or being executed; further ones aren't drawn yet."""
         end, done, under_way = 3 * executor.room, graphs.Tallied.done, list[int]()
         done.clear()
 
@@ -248,7 +248,7 @@ class ExecutorContract:
         assert max(under_way) <= executor.room + 1
 
     def test_a_durable_fan_out_is_kept_item_by_item(self, pocket: Pocket, tmp_path: Path) -> None:
-        """What is recorded of a run that failed isn't done again: each item was done once there, but for the one that failed."""
+        """Recorded items of a failed run aren't executed again: each is executed once, except the one that failed."""
         store = Store(f"sqlite:///{tmp_path}/state.db")
         items = [(str(tmp_path), n) for n in range(20)]
 
@@ -271,7 +271,7 @@ class ExecutorContract:
 
     # ------------------------------------------------------------ context
     def test_the_trace_goes_on_there(self, pocket: Pocket) -> None:
-        """exec's span is the current one there; the session and the baggage are those of the run."""
+        """On the worker, exec's span is the current one, and session and baggage are those of the run."""
         with SpanCapture() as capture, session("chat-17"):
             token = otel_context.attach(baggage.set_baggage("tenant", "acme"))
             try:
@@ -284,7 +284,7 @@ class ExecutorContract:
         assert (there, tenant) == ("chat-17", "acme")
 
     def test_the_idempotency_key_is_known_there(self, pocket: Pocket, tmp_path: Path) -> None:
-        """That of the run, the node and the visit; without a durable run it is the same error."""
+        """It is that of the run, node and visit; without a durable run, the error is the same as here."""
         store = Store(f"sqlite:///{tmp_path}/state.db")
 
         async def use() -> str:
@@ -298,7 +298,7 @@ class ExecutorContract:
 
     # ------------------------------------------------------------ loops, threads, ends
     def test_any_loop_and_any_thread_may_use_it(self, pocket: Pocket) -> None:
-        """One after the other, and at once."""
+        """One after the other, and concurrently."""
         found: list[int] = []
 
         def use() -> None:
@@ -312,7 +312,7 @@ class ExecutorContract:
         assert found == [4] * 12
 
     def test_it_begins_anew_after_a_close(self, pocket: Pocket, executor: Executor) -> None:
-        """Its Pocket closes it; closing twice does nothing."""
+        """After its Pocket has closed it, it can be used again; closing twice is allowed."""
         assert self.run(graphs.halving.run(2, pocket=pocket)) == 1
         pocket.shutdown()
         executor.close()
@@ -320,7 +320,7 @@ class ExecutorContract:
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
     def test_a_forked_child_begins_anew(self, pocket: Pocket) -> None:
-        """And leaves its parent's alone, also when it ends."""
+        """A child uses its own workers, and doesn't affect its parent's, also when it ends."""
         assert self.run(graphs.halving.run(2, pocket=pocket)) == 1
 
         async def use() -> None:
@@ -331,12 +331,12 @@ class ExecutorContract:
         assert self.run(graphs.halving.run(6, pocket=pocket)) == 3
 
     def test_a_killed_worker_is_replaced(self, pocket: Pocket, executor: Executor, tmp_path: Path) -> None:
-        """Its work is begun again on another one."""
+        """Its work is executed again by another worker."""
         if not executor.in_process:
             assert self.run(graphs.killing.run((str(tmp_path), 1), pocket=pocket)) == 2
 
     def test_work_that_kills_its_workers_is_given_up(self, pocket: Pocket, executor: Executor, tmp_path: Path) -> None:
-        """It is an error that a retry may cover; others go on."""
+        """It raises ExecutorLostError, which a retry may handle; other work is still done."""
         if executor.in_process:
             return
         with pytest.raises(ExecutorLostError, match="node 'deadly'"):
@@ -355,7 +355,7 @@ class ExecutorContract:
         ids=["module", "graph", "node", "version"],
     )
     def test_a_worker_without_the_code_says_so(self, executor: Executor, node: Node, found: str) -> None:
-        """Which worker, which module, what was found there and what was expected."""
+        """The error has the worker, the module, what was found there and what was expected."""
         if executor.in_process:
             return
         request = to_bytes(Chunk(FORMAT, [node], [Item(0, b"", {}, None, None)]))
@@ -370,7 +370,7 @@ class ExecutorContract:
         assert error.module == node.reference.partition(":")[0]
 
     def test_late_work_is_not_begun(self, executor: Executor) -> None:
-        """A worker that comes to it after its deadline leaves it."""
+        """A worker doesn't begin work after its deadline."""
         if executor.in_process:
             return
         node = Node("half", f"{graphs.__name__}:halving", ("half",), 1, "0.0:")
@@ -379,7 +379,7 @@ class ExecutorContract:
         assert (answer.value, answer.failure) == (None, None)
 
     def test_a_graph_without_a_name_is_found_before_the_run(self, pocket: Pocket, executor: Executor) -> None:
-        """It says what to do; for an executor of this process it need have none."""
+        """The error says what to do. An executor of this process needs no such name."""
         graph = Graph(graphs.Charge().with_options(executor=graphs.EXECUTOR))
         if executor.in_process:
             graph.validate(pocket=pocket)
@@ -390,11 +390,11 @@ class ExecutorContract:
             self.run(graph.run(1, pocket=pocket))
 
     def test_a_node_with_a_name_needs_no_graph_with_one(self, pocket: Pocket) -> None:
-        """`fan_out`, and graphs within functions, of a function that is a node of a module."""
+        """If a node is a global of a module, it can be used by `fan_out` and in graphs that are made within functions."""
         assert self.run(Graph(each(graphs.half, executor=graphs.EXECUTOR)).run([2, 4], pocket=pocket)) == [1, 2]
 
     def test_an_unknown_executor_is_found_before_the_run(self, pocket: Pocket) -> None:
-        """With the names that there are."""
+        """The error has the known names."""
         graph = Graph(graphs.half.with_options(executor="contrac"))
         with pytest.raises(GraphError, match="Did you mean 'contract'"):
             graph.validate(pocket=pocket)

@@ -26,7 +26,7 @@ PATIENCE = 30.0
 
 
 class OddError(Exception):
-    """Of its own class, with an attribute, and with an `__init__` that takes something else than its message."""
+    """An exception with an attribute, and with an `__init__` that doesn't take the message."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -34,13 +34,13 @@ class OddError(Exception):
 
 
 class Unknown:
-    """A class that the codec doesn't know, and can't."""
+    """A class that the codec can't encode."""
 
     __slots__ = ("held",)
 
 
 def note(folder: str, what: object) -> int:
-    """Note in a file that something was done; give how often by now."""
+    """Record in a file that something was done; returns how often so far."""
     file = Path(folder) / str(what)
     with file.open("a") as out:
         out.write("x")
@@ -48,12 +48,12 @@ def note(folder: str, what: object) -> int:
 
 
 def wait_for(file: Path) -> None:
-    """Until a test makes it."""
+    """Wait until a test makes a file."""
     until = time.monotonic() + PATIENCE
     while not file.exists():
         if time.monotonic() > until:
-            raise TimeoutError(f"{file} has not come")
-        time.sleep(0.01)  # in a worker, which nobody can wake by anything but a file
+            raise TimeoutError(f"{file} was not created")
+        time.sleep(0.01)  # in a worker process, which only sees the file
 
 
 @node
@@ -74,7 +74,7 @@ async def half_async(n: int) -> int:
 
 @node
 def where(_: object) -> int:
-    """The process it runs in."""
+    """The id of the process that it runs in."""
     return os.getpid()
 
 
@@ -88,7 +88,7 @@ def blocked(folder: str) -> str:
 
 @node
 def counted(at: tuple[str, int]) -> int:
-    """Notes that it was begun, then waits for the file `go`."""
+    """Records that it was begun, then waits for the file `go`."""
     folder, number = at
     note(folder, f"begun-{number}")
     wait_for(Path(folder) / "go")
@@ -97,7 +97,7 @@ def counted(at: tuple[str, int]) -> int:
 
 @node
 def stumbles(at: tuple[str, int]) -> int:
-    """Notes that it was done; the last one fails the first time."""
+    """Records that it was executed; the last item fails the first time."""
     folder, number = at
     if note(folder, f"did-{number}") == 1 and number == 19:
         raise OddError(number)
@@ -106,7 +106,7 @@ def stumbles(at: tuple[str, int]) -> int:
 
 @node
 def telling(n: int) -> int:
-    """Says how far it is, and what it has; then fails for an odd number."""
+    """Reports its progress and a value; then fails for an odd number."""
     progress(1, 3)
     progress(2, 3)
     emit({"n": n})
@@ -126,7 +126,7 @@ async def telling_async(n: int) -> int:
 
 @node
 def flaky(at: tuple[str, int]) -> int:
-    """Fails so often, then gives how often it was called."""
+    """Fails a number of times, then returns how often it was called."""
     folder, failures = at
     times = note(folder, "tried")
     if times <= failures:
@@ -136,7 +136,7 @@ def flaky(at: tuple[str, int]) -> int:
 
 @node
 def deadly(at: tuple[str, int]) -> int:
-    """Kills its process so often, then gives how often it was called."""
+    """Kills its process a number of times, then returns how often it was called."""
     folder, kills = at
     times = note(folder, "killed")
     if times <= kills:
@@ -146,45 +146,45 @@ def deadly(at: tuple[str, int]) -> int:
 
 @node
 def exhausted(_: object) -> int:
-    """Takes the next one of nothing."""
+    """Raises StopIteration."""
     return next(iter(()))
 
 
 @node
 def unknown(_: object) -> Any:
-    """What it gives can't be encoded."""
+    """Its result can't be encoded."""
     return Unknown()
 
 
 @node
 def key(_: object) -> str:
-    """What `idempotency_key()` gives there."""
+    """The `idempotency_key()` on the worker."""
     return idempotency_key()
 
 
 @node
 def context(_: object) -> tuple[str, str, str | None, str]:
-    """The trace, the span, the session and the baggage there."""
+    """The ids of trace and span, the session and the baggage on the worker."""
     span = trace.get_current_span().get_span_context()
     return f"{span.trace_id:032x}", f"{span.span_id:016x}", current_session(), str(baggage.get_baggage("tenant"))
 
 
 class Charge(Node[int, int, tuple[int, int]]):
-    """A class, with phases that need the store."""
+    """A node class with phases that use the store."""
 
     price = Key("price", int)
 
     async def prep(self, store: StoreReader, amount: int) -> tuple[int, int]:
-        """Here."""
+        """Runs in the main process."""
         return amount, await store.get("price", 2)
 
     def exec(self, prepared: tuple[int, int]) -> tuple[int, int]:
-        """There."""
+        """Runs on the worker."""
         amount, price = prepared
         return amount * price, os.getpid()
 
     async def post(self, store: StoreWriter, amount: int, prepared: object, result: tuple[int, int]) -> int:
-        """Here."""
+        """Runs in the main process."""
         await store.set("charged", result[0])
         await store.set("pid", result[1])
         return result[0]
@@ -194,16 +194,16 @@ charge = Charge()
 
 
 class Tallied(Node[int, int]):
-    """Its post counts here what was done there."""
+    """Its post records in the main process which items the workers have done."""
 
     done: ClassVar[list[int]] = []
 
     def exec(self, n: int) -> int:
-        """There."""
+        """Runs on the worker."""
         return n
 
     def post(self, store: object, n: int, prepared: int, result: int) -> int:
-        """Here."""
+        """Runs in the main process."""
         self.done.append(n)
         return result
 
@@ -212,45 +212,45 @@ tallied = Tallied()
 
 
 class FallingBack(Node[int, Any]):
-    """Its fallback gives the number of the error, and the process it is called in."""
+    """Its fallback returns the number of the error, and the id of the process that it runs in."""
 
     def exec(self, n: int) -> int:
-        """There."""
+        """Runs on the worker."""
         raise OddError(n)
 
     def fallback(self, n: int, error: Exception) -> tuple[int, int]:
-        """Here."""
+        """Runs in the main process."""
         return (error.number if isinstance(error, OddError) else 0), os.getpid()
 
 
 EXECUTOR = "contract"
-"""What the contract's Pocket calls the executor that is tested."""
+"""The name of the executor under test in the contract's Pocket."""
 
 
-def _there(of: Any, **options: Any) -> Any:
+def _elsewhere(of: Any, **options: Any) -> Any:
     return of.with_options(executor=EXECUTOR, **options)
 
 
-halving = Graph(_there(half), name="halving")
-halving_async = Graph(_there(half_async), name="halving_async")
-told = Graph(_there(telling), name="told")
-told_async = Graph(_there(telling_async), name="told_async")
-located = Graph(_there(where), name="located")
-charging = Graph(_there(charge), name="charging")
-outer = Graph(Graph(_there(half), name="within") >> _there(half, name="again"), name="outer")
-deep = Graph(each(Graph(_there(half), name="inside")), name="deep")
+halving = Graph(_elsewhere(half), name="halving")
+halving_async = Graph(_elsewhere(half_async), name="halving_async")
+told = Graph(_elsewhere(telling), name="told")
+told_async = Graph(_elsewhere(telling_async), name="told_async")
+located = Graph(_elsewhere(where), name="located")
+charging = Graph(_elsewhere(charge), name="charging")
+outer = Graph(Graph(_elsewhere(half), name="within") >> _elsewhere(half, name="again"), name="outer")
+deep = Graph(each(Graph(_elsewhere(half), name="inside")), name="deep")
 many = Graph(each(half, executor=EXECUTOR), name="many")
 collecting = Graph(each(half, executor=EXECUTOR, errors="collect"), name="collecting")
 stumbling = Graph(each(stumbles, concurrency=1, executor=EXECUTOR), name="stumbling")
 tallying = Graph(each(tallied, executor=EXECUTOR), name="tallying")
 counting = Graph(each(counted, executor=EXECUTOR), name="counting")
-retried = Graph(_there(flaky, retry=Retry(attempts=3, delay=0, on=OddError)), name="retried")
-killing = Graph(_there(deadly), name="killing")
-killing_retried = Graph(_there(deadly, retry=Retry(attempts=2, delay=0)), name="killing_retried")
-waiting = Graph(_there(blocked, timeout=1), name="waiting")
-blocking = Graph(_there(blocked), name="blocking")
-exhausting = Graph(_there(exhausted), name="exhausting")
-unknowing = Graph(_there(unknown), name="unknowing")
-keyed = Graph(_there(key), name="keyed")
-falling_back = Graph(_there(FallingBack()), name="falling_back")
-traced = Graph(_there(context), name="traced")
+retried = Graph(_elsewhere(flaky, retry=Retry(attempts=3, delay=0, on=OddError)), name="retried")
+killing = Graph(_elsewhere(deadly), name="killing")
+killing_retried = Graph(_elsewhere(deadly, retry=Retry(attempts=2, delay=0)), name="killing_retried")
+waiting = Graph(_elsewhere(blocked, timeout=1), name="waiting")
+blocking = Graph(_elsewhere(blocked), name="blocking")
+exhausting = Graph(_elsewhere(exhausted), name="exhausting")
+unknowing = Graph(_elsewhere(unknown), name="unknowing")
+keyed = Graph(_elsewhere(key), name="keyed")
+falling_back = Graph(_elsewhere(FallingBack()), name="falling_back")
+traced = Graph(_elsewhere(context), name="traced")

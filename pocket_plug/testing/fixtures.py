@@ -1,4 +1,4 @@
-"""Fixtures for pytest, for those who ask for them: `pytest_plugins = ["pocket_plug.testing.fixtures"]` in `conftest.py`."""
+"""Fixtures for pytest. To use them, write `pytest_plugins = ["pocket_plug.testing.fixtures"]` in `conftest.py`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .spans import SpanCapture
 
 @pytest.fixture(autouse=True)
 def _each_run_is_validated() -> Generator[None]:
-    """So that a phase which was patched after its graph was made, and would be ignored, is an error of the run."""
+    """Make each run raise if a phase was patched after its graph was made: such a patch would be ignored."""
     former, validation.is_kept = validation.is_kept, False
     yield
     validation.is_kept = former
@@ -26,26 +26,26 @@ def _each_run_is_validated() -> Generator[None]:
 
 @pytest.fixture
 def fresh_pocket() -> Generator[None]:
-    """The process has no default Pocket when the test begins, and is as it was when it has ended (`isolation`)."""
+    """The process has no default Pocket when the test begins, and its former one after the test; see `isolation`."""
     with isolation.fresh_pocket():
         yield
 
 
 @pytest.fixture
 def pocket(fresh_pocket: None) -> Pocket:
-    """The default Pocket, of this test alone, configured by the file that `POCKET_PLUG_CONFIG` names as it begins, if any."""
+    """A default Pocket for this test alone, with the configuration file that `POCKET_PLUG_CONFIG` names, if any."""
     return default_pocket()
 
 
 @pytest.fixture
 def clock() -> FakeClock:
-    """A clock that stands still until the test moves it; the fixture `store` goes by it."""
+    """A clock that only the test advances; the fixture `store` uses it."""
     return FakeClock()
 
 
 @pytest.fixture
 def store(clock: FakeClock) -> Store:
-    """A store in memory, empty, that goes by `clock`. `store.sync` has the same names without await."""
+    """An empty store in memory, with the fixture `clock`. `store.sync` has the same methods without await."""
     return Store(clock=clock)
 
 
@@ -58,13 +58,13 @@ def spans() -> Generator[SpanCapture]:
 
 @pytest.fixture(scope="session")
 def valkey_server() -> Generator[Server]:
-    """A Valkey that runs for all of the session, for stores that have names of their own in it (`servers`)."""
+    """A Valkey server that runs for the whole session. Give each test's store its own name in it (see `servers`)."""
     with valkey() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Generator[Server]:
-    """The same of PostgreSQL."""
+    """A PostgreSQL server that runs for the whole session. Give each test's store its own name in it (see `servers`)."""
     with postgres() as server:
         yield server

@@ -1,7 +1,7 @@
-"""Interrupts at chosen places: what Ctrl-C, or any exception of a signal's handler, may do to a piece of code.
+"""Interrupts code at chosen places, as Ctrl-C or an exception of a signal handler may.
 
-CPython lets a handler run in the main thread at the entry of a Python function, after the call of a C function, and where
-a loop turns. An `Interrupter` raises at the n-th of these, so a test that counts n up has been interrupted everywhere.
+CPython runs signal handlers in the main thread at the entry of a Python function, after the call of a C function, and at the
+turn of a loop. An `Interrupter` raises at the n-th of these places, so a test that increments n interrupts at each.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ _ENTER = dis.opmap.get("LOAD_SPECIAL")  # with 3.14, the call of a `with`'s `__e
 
 
 class Interrupted(Exception):
-    """What is raised if nothing else is asked for: no KeyboardInterrupt, which some code lets pass on purpose."""
+    """The exception that is raised by default. It isn't a KeyboardInterrupt, which some code treats specially."""
 
 
 class Interrupter:
-    """`with Interrupter(7):` raises an `Interrupted` at the seventh place, in this thread; later than the last one, never.
+    """`with Interrupter(7):` raises `Interrupted` at the seventh place in this thread; if there are fewer places, never.
 
-    `places` counts those that were passed, and `where` tells of the one at which it was raised. `error` is raised instead.
+    `places` counts the places that were passed, and `where` describes the one at which it was raised. `error` is raised instead
+    of `Interrupted`.
 
-    asyncio's own code is spared, since what an exception breaks there is not ours to mend. With `by`, a signal's number, it is
-    not: then the error is raised by a handler of that signal, as `run_sync`, whose loop is ours, must bear at every place.
+    asyncio's own code isn't interrupted, since we can't fix what an exception breaks there. With `by`, a signal's number, it is:
+    then a handler of that signal raises the error, which `run_sync`, with its own loop, must tolerate at every place.
 
     >>> with Interrupter(0) as counting:
     ...     _ = sorted([2, 1])
@@ -67,7 +68,7 @@ class Interrupter:
 
     def _pass(self, frame: FrameType, what: str) -> None:
         code = frame.f_code
-        # stopped from here, where it is called, CPython 3.11 crashes now and then; so it goes on to the end of the block
+        # CPython 3.11 sometimes crashes if tracing is switched off here, so it is on until the end of the block
         if self.where or code.co_filename.startswith(self._spared):
             return
         self.places += 1
@@ -82,7 +83,9 @@ class Interrupter:
                 self._pass(frame, f"after {getattr(arg, '__name__', arg)}")
         elif event == "call":
             code, last = frame.f_code.co_code, frame.f_lasti
-            if code[last] == _RESUME and code[last + 1] & 3 < 2:  # else it goes on after an `await`, or is thrown into
+            if (
+                code[last] == _RESUME and code[last + 1] & 3 < 2
+            ):  # otherwise it resumes after an `await`, or gets an exception
                 self._pass(frame, "at the entry")
 
     def _trace(self, frame: FrameType, event: str, arg: object) -> Any:
@@ -98,7 +101,7 @@ class Interrupter:
 
 
 class Between(Interrupter):
-    """`with Between(7, act):` calls `act` at the seventh place, where it would have been interrupted, and goes on."""
+    """`with Between(7, act):` calls `act` at the seventh place, instead of raising there."""
 
     def __init__(self, at: int, act: Callable[[], object]) -> None:
         super().__init__(at)
@@ -109,7 +112,7 @@ class Between(Interrupter):
 
 
 async def under(interrupter: Interrupter, operation: Coroutine[object, object, T]) -> T:
-    """Await it, under the interrupter at each of its steps; what its event loop does in between is spared."""
+    """Await an operation, with the interrupter around each of its steps; its event loop isn't interrupted in between."""
     return await _steps(interrupter, operation)
 
 
@@ -127,18 +130,18 @@ def _steps(interrupter: Interrupter, operation: Coroutine[object, object, T]) ->
         except BaseException as error:
             if getattr(operation, "cr_frame", None) is None:  # it has ended
                 raise
-            step, argument = operation.throw, error  # it has suspended before the interrupt came
+            step, argument = operation.throw, error  # it had suspended before the interrupt
             continue
         try:
             step, argument = operation.send, (yield waiting)
-        except BaseException as error:  # noqa: BLE001 - it is handed on
+        except BaseException as error:  # noqa: BLE001 - passed to the operation
             step, argument = operation.throw, error
 
 
 def _is_spared_enter(frame: FrameType) -> bool:
-    """Is this between a `with`'s `__enter__`, in C, and its body, where no handler is called before and after Python 3.14?
+    """Is this place between a `with`'s `__enter__` in C and its body? Only Python 3.14 runs signal handlers there.
 
-    That one does, and an interrupt there may leave a lock of `threading` itself locked for good: nobody's to mend either.
+    An interrupt there may leave a lock of `threading` itself locked for ever, which we can't fix.
     """
     if frame.f_code.co_code[frame.f_lasti - 2] != _ENTER:
         return False
@@ -150,7 +153,7 @@ _known: dict[CodeType, bool] = {}
 
 
 def _turns(code: CodeType) -> bool:
-    """Has it a loop? Only then need each of its steps be looked at."""
+    """Does the code have a loop? Only then its opcodes are traced."""
     if code not in _known:
         _known[code] = _TURN in code.co_code[::2]
     return _known[code]

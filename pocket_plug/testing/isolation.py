@@ -1,4 +1,4 @@
-"""A Pocket of a test's own, so that no test uses, or is configured by, what another one has left behind."""
+"""A new default Pocket for a test, so that no test is affected by what another one has set up."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pocket_plug.plugins import pocket
 
 @contextmanager
 def fresh_pocket() -> Generator[None]:
-    """Within the block the process has no default Pocket at first: the first use makes one, as in a new process.
+    """The block begins without a default Pocket: the first use makes one, as in a new process.
 
-    So it is configured by the file that `POCKET_PLUG_CONFIG` names then, if it is set. At the end it is closed, with its
-    stores, and what was before is there again: the former default, and the process's settings of tracing, metrics and
-    logging. Types that were registered stay so.
+    That Pocket is configured by the file that `POCKET_PLUG_CONFIG` names, if it is set. At the end of the block, it is closed
+    with its stores, and the former default Pocket and the process's settings of tracing, metrics and logging are restored.
+    Types that were registered stay registered.
 
     >>> from pocket_plug.plugins.pocket import default_pocket
     >>> before = default_pocket()

@@ -1,6 +1,6 @@
-"""The promises of a layer as tests: whoever writes one inherits `LayerContract` and gets the whole suite.
+"""The promises of a layer as tests: inherit `LayerContract` to get the whole suite.
 
-A layer must be no obstacle: around a backend, it keeps all that `BackendContract` asks of that one.
+A layer around a backend must keep all promises of the backend, so `LayerContract` inherits `BackendContract`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pocket_plug.testing.scenarios import keys_of
 
 
 class FaultyMemory(Memory):
-    """A Memory that suspends before and after each operation, as a network would, and fails when it is told to.
+    """A Memory that suspends before and after each operation, as over a network, and fails on demand.
 
-    It needs an event loop. Set `error`, and from then on every operation raises just that.
+    It needs an event loop. If `error` is set, every operation raises that object.
     """
 
     inline_read = inline_write = False
@@ -33,7 +33,7 @@ class FaultyMemory(Memory):
         super().__init__()
         self.error: Exception | None = None
         self.used: list[str] = []
-        """The operations that were begun: "read a", "write a b"."""
+        """The operations that were started, such as "read a" or "write a b"."""
 
     async def _reach(self, what: str) -> None:
         self.used.append(what)
@@ -42,18 +42,18 @@ class FaultyMemory(Memory):
             raise self.error
 
     async def read(self, key: str) -> Entry | None:
-        """The entry, after a while."""
+        """The entry, after suspending once."""
         await self._reach(f"read {key}")
         return await super().read(key)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The entries, after a while."""
+        """The entries, after suspending once."""
         names = list(keys)
         await self._reach(" ".join(["read", *names]))
         return await super().read_many(names)
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """Done at once after a while; told after another one, so that a cancellation may find it done."""
+        """Suspend, write, and suspend again, so that a cancellation may come after the write."""
         await self._reach(" ".join(["write", *(change.key for change in changes)]))
         version = await super().write(changes, expect)
         await asyncio.sleep(0)
@@ -62,41 +62,41 @@ class FaultyMemory(Memory):
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        """The keys, each after a while."""
+        """The keys, each after suspending once."""
         async for key in super().scan(prefix, after=after, reverse=reverse, limit=limit):
             await self._reach("scan")
             yield key
 
     async def version(self) -> int:
-        """The last version given, after a while."""
+        """The last version, after suspending once."""
         await self._reach("version")
         return await super().version()
 
 
 class LayerContract(BackendContract):
-    """Inherit it, give a recipe, and every promise of the waist is tested around two backends.
+    """Tests every promise of a layer, around two backends. Inherit it, and return a recipe:
 
         class TestMine(LayerContract):
             def recipe(self):
                 return Mine(option=1)
 
-    One backend is Memory, the other one suspends in each operation and fails when it is told to. It is for layers that
-    leave keys, values and versions as the user sees them.
+    One backend is Memory; the other one suspends in each operation, and fails on demand. The contract is for layers that don't
+    change keys, values and versions for the user.
     """
 
     make_inner: Callable[[], Backend] = FaultyMemory
 
     def recipe(self) -> Layer:
-        """What is tested, with options that don't get in the way of some thousand small entries; to be overridden."""
+        """The recipe to test, with options that allow some thousand small entries; to be overridden."""
         raise NotImplementedError(f"{type(self).__name__} must override recipe()")
 
     def build(self, backend: Backend) -> Backend:
-        """What is built of the recipe over a backend. Override it if yours stands to the backend in another way."""
+        """Build the recipe around a backend. Override it if your layer takes its backend in another way."""
         return self.recipe().build(backend)
 
     @pytest.fixture(autouse=True, params=[Memory, FaultyMemory], ids=["memory", "suspending"])
     def over(self, request: pytest.FixtureRequest, clock: FakeClock) -> None:
-        """The backend that the layer is put around."""
+        """Sets the inner backend of the layer."""
         kind: type[Memory] = request.param
 
         def make_inner() -> Backend:
@@ -108,12 +108,12 @@ class LayerContract(BackendContract):
 
     @pytest.fixture
     def make_backend(self) -> Callable[[], Backend]:
-        """What makes the stack under test."""
+        """A function that makes the stack under test."""
         return lambda: self.build(self.make_inner())
 
     # ------------------------------------------------------------ a recipe is data
     def test_options_are_fixed(self) -> None:
-        """Neither a recipe's nor a built layer's can be changed, so what `repr` shows is what is in use."""
+        """The options of recipes and built layers can't be changed, so `repr` shows the options in use."""
         recipe = self.recipe()
         built = self.build(self.make_inner())
         for part in (recipe, *(part for part in parts(built) if type(part) is type(recipe))):
@@ -124,7 +124,7 @@ class LayerContract(BackendContract):
             assert repr(part) == shown
 
     def test_a_recipe_is_not_changed_by_a_stack(self) -> None:
-        """What a stack needs at run time is the built layer's own: any number of stacks may be made of one recipe."""
+        """State of a stack belongs to the built layer, so any number of stacks may be built from one recipe."""
         recipe = self.recipe()
         before = {**vars(recipe)}
         recipe.build(self.make_inner())
@@ -132,10 +132,10 @@ class LayerContract(BackendContract):
         with pytest.raises(AttributeError, match="takes no attribute"):
             setattr(recipe, "something", 1)  # noqa: B010 - type checkers would refuse it too
 
-    # ------------------------------------------------------------ what passes through
+    # ------------------------------------------------------------ errors and reads of the inner backend
     @pytest.mark.parametrize("error", [StoreError("the disk is full"), ZeroDivisionError("a bug")], ids=["ours", "any"])
     def test_errors_of_the_inner_one_pass_unchanged(self, error: Exception) -> None:
-        """What the backend raises is what the caller gets, the very object: never an answer, never another error."""
+        """The caller gets the same exception object that the backend raises: never an answer, never another error."""
 
         async def main() -> None:
             inner = FaultyMemory()
@@ -162,7 +162,7 @@ class LayerContract(BackendContract):
         asyncio.run(main())
 
     def test_a_conflict_passes_with_its_keys(self) -> None:
-        """Whoever retries relies on the type and on the names."""
+        """A ConflictError keeps its type and key names, which retries rely on."""
 
         async def main() -> None:
             layer = self.build(self.make_inner())
@@ -175,7 +175,7 @@ class LayerContract(BackendContract):
         asyncio.run(main())
 
     def test_read_many_does_not_pass_the_read_by(self) -> None:
-        """A layer that changes `read` is not gone round by a batch or a page: what one gives, the others give."""
+        """If a layer changes `read`, batches and pages don't bypass it: all return the same entries."""
 
         async def main() -> None:
             layer = self.build(self.make_inner())
@@ -192,7 +192,7 @@ class LayerContract(BackendContract):
             assert layer.read_page != layer.inner.read_page
 
     def test_a_page_is_a_page_of_the_inner_one(self) -> None:
-        """The layer asks it for the keys of that page: not for all of them, nor from the beginning."""
+        """The layer requests only the keys of that page from the inner backend: not all keys, and not from the beginning."""
 
         async def main() -> None:
             inner = FaultyMemory()
@@ -208,7 +208,7 @@ class LayerContract(BackendContract):
         asyncio.run(main())
 
     def test_a_cancelled_read_leaves_nothing_behind(self) -> None:
-        """A read that was cancelled, at whichever point, raises just that, and the next one is right."""
+        """A read that is cancelled at any point raises CancelledError, and the next read is right."""
 
         async def main() -> None:
             for patience in range(12):
@@ -228,7 +228,7 @@ class LayerContract(BackendContract):
 
     # ------------------------------------------------------------ recipes
     def test_a_recipe_stays_as_it_was(self) -> None:
-        """Building copies it: the recipe has no inner, no counters, and prints the same."""
+        """Building copies the recipe, which gets no inner backend and no state, and has the same repr."""
         recipe = self.recipe()
         before, text = dict(vars(recipe)), repr(recipe)
         recipe.build(self.make_inner())
@@ -236,7 +236,7 @@ class LayerContract(BackendContract):
         assert repr(recipe) == text
 
     def test_two_stacks_of_one_recipe_share_nothing(self) -> None:
-        """What is written to one is not in the other, and no container belongs to both."""
+        """Entries written to one are not in the other, and no mutable container is shared."""
 
         async def main() -> None:
             recipe = self.recipe()
@@ -254,14 +254,14 @@ class LayerContract(BackendContract):
         asyncio.run(main())
 
     def test_a_built_layer_is_no_recipe(self) -> None:
-        """Building it again is refused: it would have two inners."""
+        """Building it again is refused: it would have two inner backends."""
         layer = self.recipe().build(self.make_inner())
         assert isinstance(layer, Layer)
         with pytest.raises(ConfigError, match="recipe"):
             layer.build(self.make_inner())
 
     def test_it_says_what_it_is(self) -> None:
-        """The repr is the class and the options that were given; the built one's is the same, and a stack lists it."""
+        """The repr has the class and the given options; a built layer has the same, and a stack lists it."""
         recipe = self.recipe()
         assert repr(recipe).startswith(f"{type(recipe).__name__}(")
         layer = recipe.build(self.make_inner())

@@ -1,4 +1,4 @@
-"""Append-only lists, as tests over any backend and any layer: nothing appended is lost, nothing removed is seen again."""
+"""Tests of append-only lists, for any backend and layer: no appended item is lost, and no removed one is seen again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ APPENDERS = 8
 
 
 class _Unregistered:
-    """Of no type that the codec knows."""
+    """A type that the codec doesn't know."""
 
 
 async def all_items(store: Store, key: str) -> list[Value]:
@@ -35,13 +35,13 @@ async def all_items(store: Store, key: str) -> list[Value]:
 
 
 async def left_of(store: Store, key: str) -> list[int]:
-    """The numbers of the items that the backend still has of all lists at a key."""
+    """The numbers of all items that the backend still has, of the current and former lists at a key."""
     places = [place_of(name) async for name in store.stack.scan(ITEMS)]
     return [place.number for place in places if place is not None and place.owner == key]
 
 
 class Weighed(Layer):
-    """Counts what a write hands on: the names and the records of its changes."""
+    """Counts the bytes of names and records that writes pass on."""
 
     inline_read = inline_write = True
 
@@ -49,7 +49,7 @@ class Weighed(Layer):
         self.written = [0]
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """The inner one's."""
+        """Count the bytes, and write to the inner backend."""
         for change in changes:
             record = default_codec.encode(change.value) if isinstance(change, Put) else b""
             self.written[0] += len(change.key.encode()) + len(record)
@@ -57,10 +57,10 @@ class Weighed(Layer):
 
 
 class ListContract:
-    """What `append`, `tail`, `trim`, `length` and `each_item` promise; `BackendContract` inherits it."""
+    """The promises of `append`, `tail`, `trim`, `length` and `each_item`; `BackendContract` inherits it."""
 
     def test_items_come_in_the_order_of_their_appends(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """`append` gives the length, `tail` the last ones, `each_item` all of them, over more than a page."""
+        """`append` returns the length, `tail` the last items, `each_item` all, also over several pages."""
 
         async def scenario(store: Store) -> None:
             assert (await store.length("l"), await store.tail("l", 5), await all_items(store, "l")) == (0, [], [])
@@ -81,7 +81,7 @@ class ListContract:
     def test_an_item_that_a_store_refuses_is_named_by_its_list(
         self, run_store: Callable[[StoreScenario], None]
     ) -> None:
-        """What can't be encoded is an error of the key that was given, and is not in the list; memory keeps anything."""
+        """An item that can't be encoded raises an error with the list's key, and isn't appended. Memory takes any object."""
 
         async def scenario(store: Store) -> None:
             said = ""
@@ -96,7 +96,7 @@ class ListContract:
         run_store(scenario)
 
     def test_a_scope_s_lists_are_its_own(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """A list is at its key, whatever its name: those of scopes, and names that look like items', are told apart."""
+        """Lists of different keys are separate, also those of scopes, and those whose names look like names of items."""
 
         async def scenario(store: Store) -> None:
             names = ["a", "a:", "a:b", "a:b:c", "b", "a\x00", "a:00000000:0000000000", "\U0010ffff", "k" * 1000, "%"]
@@ -118,7 +118,7 @@ class ListContract:
         run_store(scenario)
 
     def test_a_trimmed_list_has_its_last_items(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """`trim` leaves so many, says how many went, and what it removes is removed; the list goes on."""
+        """`trim` keeps the last items, removes the others from the backend, and returns their number. Appends continue."""
 
         async def scenario(store: Store) -> None:
             assert await store.trim("l", keep=1) == 0
@@ -140,7 +140,7 @@ class ListContract:
     def test_a_list_that_is_begun_again_has_no_old_items(
         self, run_store: Callable[[StoreScenario], None], clock: FakeClock
     ) -> None:
-        """However a list has ended (deleted, overwritten, expired): nobody sees its items again; later appends remove them."""
+        """After a list was deleted, overwritten or has expired, its items are never seen again; later appends remove them."""
 
         async def scenario(store: Store) -> None:
             for n in range(5):
@@ -165,7 +165,7 @@ class ListContract:
         run_store(scenario)
 
     def test_a_list_has_one_deadline(self, run_store: Callable[[StoreScenario], None], clock: FakeClock) -> None:
-        """That of its key: an append leaves it, or sets it with `ttl`; `touch` changes it. The list ends as a whole."""
+        """An append keeps the deadline of the key, or sets it by `ttl`; `touch` changes it. The list expires as a whole."""
 
         async def scenario(store: Store) -> None:
             await store.append("l", 1, ttl=10)
@@ -187,7 +187,7 @@ class ListContract:
         run_store(scenario)
 
     def test_a_list_is_no_value_and_a_value_no_list(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """What reads or changes one value says that a list is there, and the other way round; neither is changed by it."""
+        """Operations on single values raise for a list, and operations on lists for a value; nothing is changed."""
 
         async def scenario(store: Store) -> None:
             await store.append("l", 1)
@@ -224,7 +224,7 @@ class ListContract:
         run_store(scenario)
 
     def test_a_list_s_items_are_of_the_declared_type(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """A `Key` declares the list's type, a typed view that of the items; what doesn't fit is refused, and found when read."""
+        """A `Key` declares the type of the list, a typed view that of its items; other types are refused on appends and reads."""
 
         async def scenario(store: Store) -> None:
             assert await store.append(_LOG(7), 1) == 1
@@ -246,7 +246,7 @@ class ListContract:
         run_store(scenario)
 
     def test_no_append_is_lost(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """Of several that append at once, each has its items in the list, in its own order; a trim beside them loses none."""
+        """Concurrent appenders all have their items in the list, each in its order; a concurrent trim loses none."""
 
         async def scenario(store: Store) -> None:
             async def appender(who: int) -> None:
@@ -266,7 +266,7 @@ class ListContract:
         run_store(scenario)
 
     def test_an_item_that_can_t_be_stored_is_its_appender_s(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """Where a value is refused, the others that append beside it are not concerned."""
+        """If an item is refused, concurrent appends of others are not affected."""
 
         async def scenario(store: Store) -> None:
             tried = [store.append("l", object() if n == 3 else n) for n in range(6)]
@@ -279,7 +279,7 @@ class ListContract:
         run_store(scenario)
 
     def test_a_transaction_appends_at_its_commit(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """In a transaction its own appends and trims are seen, outside of it after the commit, all at once."""
+        """A transaction sees its own appends and trims; others see them after the commit, all at once."""
 
         async def scenario(store: Store) -> None:
             for n in range(4):
@@ -309,7 +309,7 @@ class ListContract:
         run_store(scenario)
 
     def test_a_transaction_that_read_a_list_expects_it(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """Whoever has read a list, its length or an item of it, is in conflict with an append, a trim, a delete: no phantoms."""
+        """A transaction that read a list, its length or an item conflicts with an append, a trim or a delete: no phantoms."""
 
         async def scenario(store: Store) -> None:
             async def in_between(read: Use, change: Use) -> None:
@@ -342,7 +342,7 @@ class ListContract:
         run_store(scenario)
 
     def test_a_reader_beside_trims_sees_the_list_of_a_moment(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """`tail` gives neighbours, however the list is trimmed meanwhile; `each_item` leaves out what has gone."""
+        """`tail` returns consecutive items, however the list is trimmed meanwhile; `each_item` skips removed items."""
 
         async def scenario(store: Store) -> None:
             for n in range(40):
@@ -373,7 +373,7 @@ class ListContract:
         run_store(scenario)
 
     def test_an_append_writes_little_besides_its_item(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """Names and records of an append are at most 1.3 times the item's record, whatever the length: for 400 bytes."""
+        """For an item of 400 bytes, an append writes at most 1.3 times as many bytes, whatever the list's length."""
 
         async def scenario(store: Store) -> None:
             weighed, head_key = Weighed(), "chat:1234567"
@@ -393,7 +393,7 @@ class ListContract:
         run_store(scenario)
 
     def test_items_that_are_missing_are_an_error(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """If something else has removed items of a list, reading them says so; only where a store evicts they are left out."""
+        """If items were removed behind the list's back, reading them raises; only a store that evicts leaves them out."""
 
         async def scenario(store: Store) -> None:
             for n in range(3):
@@ -418,5 +418,5 @@ class ListContract:
 
 
 def _any(value: Value) -> Value:
-    """What no type checker would let pass."""
+    """A value that a type checker would refuse."""
     return value

@@ -1,4 +1,4 @@
-"""`run_node`: one node by itself, through all of its phases, as a run of a graph would take a value through it."""
+"""`run_node`: runs a single node through all its phases, as in a graph."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ O_co = TypeVar("O_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class NodeResult(Generic[O_co]):
-    """What came of a node."""
+    """The result of `run_node`."""
 
     output: O_co
-    """What the next node would get; of an action that carries another type, that."""
+    """The value that the next node would get, also from an action with another type."""
     action: str = "default"
-    """The action that it left by; "default" where it names none, and for END."""
+    """The action by which the node was left; "default" if it names none, and for END."""
 
 
 async def run_node(
@@ -42,11 +42,11 @@ async def run_node(
     store: StoreScope | SyncScope | None = None,
     pocket: RunHost | None = None,
 ) -> NodeResult[O]:
-    """Take a value through a node: prep, exec with its retries and time-out, post, the commit, then the hooks.
+    """Run a node with an input: prep, exec with its retries and timeout, post, the commit, then the hooks.
 
-    `store` is where it reads and writes; without one that is a new one in memory. `pocket` brings the plugins that watch it,
-    and its executor; without one the process's default is used. It may leave by any action, whether that leads anywhere or not.
-    Raises what the node raises, InputError, and GraphError, with every fault, for a node that no graph could run.
+    The node uses `store`, or else a new store in memory. `pocket` has the plugins that observe it, and its executor; by default
+    it is the process's default Pocket. The node may be left by any action, without an edge for it. Raises what the node raises,
+    InputError for an input of a wrong type, and GraphError, with all faults, for a node that no graph could run.
 
     >>> import asyncio
     >>> from pocket_plug import Action, Node, Store, StoreWriter
@@ -75,7 +75,7 @@ def run_node_sync(
     store: StoreScope | SyncScope | None = None,
     pocket: RunHost | None = None,
 ) -> NodeResult[O]:
-    """`run_node` for callers without `await`; as with `run_sync`, an event loop is made where a phase is `async def`.
+    """`run_node` for callers without `await`; as in `run_sync`, an event loop is made if a phase is `async def`.
 
     >>> from pocket_plug import node
     >>> @node
@@ -97,12 +97,12 @@ def _execution(
     *,
     loop: bool,
 ) -> Execution:
-    """A run of a graph of that one node, which may be left by any action."""
+    """A run of a graph with only this node, which may be left by any action."""
     pocket = pocket or default_host()
     graph: Graph[Any, Any] = Graph(node, name=options_of(as_chain(node).first).name)
     if graph.plan.asks:
         raise ConfigError(
-            f"node {graph.name!r} asks, so it may have to wait; run a graph with it durably: graph.run(…, run_id=…)"
+            f"node {graph.name!r} asks a question, so it may have to wait; run it in a durable run: graph.run(…, run_id=…)"
         )
     found = graph.plan.findings(ANY_ACTION)
     if graph.plan.is_elsewhere:
@@ -115,7 +115,7 @@ def _execution(
 
 
 class _AnyAction(Mapping[str, object]):
-    """Ways out that take any action, as if a graph around it had an edge for it."""
+    """Exits for any action, as if a graph had an edge for each."""
 
     def __contains__(self, action: object) -> bool:
         return isinstance(action, str)

@@ -1,10 +1,8 @@
-"""A proxy between a client and a server, which loses answers, cuts connections and holds requests: what a network may
-do.
+"""A proxy between a client and a server, which loses answers, cuts connections and holds requests, as a network may.
 
     with Proxy(server.port) as proxy:
         backend = Mine(proxy.through(server.url))
-        proxy.swallow(b"key")      # the next request that has these bytes is answered, and the answer is lost with
-        its connection
+        proxy.swallow(b"key")      # the answer to the next request with these bytes is lost, with its connection
 
 It works on bytes, and knows no protocol.
 """
@@ -27,13 +25,13 @@ _PATIENCE = 60.0
 
 
 POSTGRES_TLS = (b"\0\0\0\x08\x04\xd2\x16\x2f", b"S")
-"""How a client of PostgreSQL asks for encryption, and how it is granted."""
+"""PostgreSQL's request for encryption, and the server's answer."""
 
 
 async def close_server(server: asyncio.Server) -> None:
-    """Close a server of asyncio's; each connection that it has accepted has been handed to whoever serves it by then.
+    """Close an asyncio server after each accepted connection was passed to its handler.
 
-    Before 3.12 asyncio leaves one open that it is accepting when its server is closed.
+    Before Python 3.12, asyncio leaves a connection open that is being accepted when the server is closed.
     """
     for listening in server.sockets:
         asyncio.get_running_loop().remove_reader(listening)
@@ -43,10 +41,10 @@ async def close_server(server: asyncio.Server) -> None:
 
 
 class _Rule:
-    """What becomes of the next request that has some bytes."""
+    """What to do with the next request that contains some bytes."""
 
     def __init__(self, mark: bytes, kind: Literal["swallow", "drop", "delay"]) -> None:
-        self._marks = (mark, mark.hex().encode())  # as some protocols write bytes
+        self._marks = (mark, mark.hex().encode())  # some protocols write bytes in hex
         self.kind = kind
         self.has_happened = asyncio.Event()
 
@@ -55,11 +53,11 @@ class _Rule:
 
 
 class Proxy:
-    """Passes on what comes at `port` to the server at `to`, on this machine. It works in a thread; all methods may be
-    called from any.
+    """Passes data between clients at `port` and a server at the port `to`. It works in its own thread; its methods may be
+    called from any thread.
 
-    With `tls` it takes encrypted connections, and passes on what is in them: for servers that have no TLS. `asked` is
-    what a client sends before it encrypts, and what it is answered, if the protocol has that: `POSTGRES_TLS`.
+    With `tls`, it accepts encrypted connections and passes the decrypted data on, for servers without TLS. `asked` is for
+    protocols in which the client first asks for encryption: the client's request and the answer, such as `POSTGRES_TLS`.
     """
 
     def __init__(
@@ -71,13 +69,13 @@ class Proxy:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._context.load_cert_chain(tls.chain, tls.key)
         self.connections = 0
-        """How many were accepted so far."""
+        """How many connections were accepted so far."""
         self.requests = 0
         """How many pieces of data were passed on to the server so far."""
         self.lost = 0
         """How many answers were swallowed so far."""
         self._waiting: list[_Rule] = []  # for a request
-        self._rules: list[_Rule] = []  # all that `wait` waits for
+        self._rules: list[_Rule] = []  # all rules that `wait` waits for
         self._links: set[_Link] = set()
         self._serving: set[asyncio.Task[None]] = set()  # one for each connection
         self._thread = LoopThread("proxy")
@@ -85,7 +83,7 @@ class Proxy:
         self._flows: asyncio.Event
         self._server: asyncio.Server
         self.port: int = self._do(self._open)
-        """Where it listens, at 127.0.0.1."""
+        """The port at 127.0.0.1 where it listens."""
 
     def __enter__(self) -> Proxy:
         return self
@@ -94,21 +92,20 @@ class Proxy:
         self.close()
 
     def through(self, url: str) -> str:
-        """A server's URL with this proxy in the server's place."""
+        """A server's URL, with this proxy instead of the server."""
         return url.replace(f"{self._host}:{self._to}", f"{HOST}:{self.port}")
 
     def swallow(self, mark: bytes = b"", times: int = 1) -> None:
-        """Of the next request that has `mark` in it, lose the answer: once the server has given it, the connection is
-        cut."""
+        """Lose the answer to the next request that contains `mark`: when the server has answered, the connection is cut."""
         self._add(mark, "swallow", times)
 
     def drop(self, mark: bytes = b"", times: int = 1) -> None:
-        """Lose the next request that has `mark` in it: its connection is cut before the server has seen it."""
+        """Lose the next request that contains `mark`: its connection is cut before the server gets it."""
         self._add(mark, "drop", times)
 
     def delay(self, mark: bytes = b"") -> None:
-        """Keep the next request that has `mark` in it until `release`; it then reaches the server, even if its client
-        is gone."""
+        """Hold the next request that contains `mark` until `release`; then it reaches the server, even if its client has
+        disconnected."""
         self._add(mark, "delay", 1)
 
     def _add(self, mark: bytes, kind: Literal["swallow", "drop", "delay"], times: int) -> None:
@@ -120,7 +117,7 @@ class Proxy:
         self._do(add)
 
     def wait(self) -> None:
-        """Wait until all that was asked for has happened to some request. Raises TimeoutError where it doesn't."""
+        """Wait until each requested loss or delay has happened. Raises TimeoutError after a minute."""
 
         async def wait() -> None:
             while self._rules:
@@ -138,8 +135,8 @@ class Proxy:
         self._do(hold)
 
     def release(self) -> None:
-        """Pass on what was held, and all that comes. What was delayed has been answered when this returns; the answer
-        is lost."""
+        """Pass on held data, and all new data. When this returns, delayed requests have been answered; their answers are
+        lost."""
 
         async def release() -> None:
             self._flows.set()
@@ -150,7 +147,7 @@ class Proxy:
         self._do(release)
 
     def cut(self) -> None:
-        """Cut all connections that there are; new ones are accepted."""
+        """Cut all open connections; new ones are accepted."""
 
         async def cut() -> None:
             for link in [*self._links]:
@@ -159,12 +156,12 @@ class Proxy:
         self._do(cut)
 
     def close(self) -> None:
-        """Cut all, and accept nothing any more. May be called twice."""
+        """Cut all connections, and accept no more. May be called twice."""
         if not self._thread.is_closed:
             self._do(self._close)
             self._thread.close()
 
-    # ------------------------------------------------------------ on its loop
+    # ------------------------------------------------------------ on the event loop
     def _do(self, step: Callable[[], Coroutine[object, object, T]]) -> T:
         return run_on(self._thread.loop, step())
 
@@ -185,7 +182,7 @@ class Proxy:
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._serving.add(task)
 
-        def done(task: asyncio.Task[None]) -> None:  # also where it was cancelled before its first step
+        def done(task: asyncio.Task[None]) -> None:  # called also if it was cancelled before its first step
             self._serving.discard(task)
             writer.transport.abort()
 
@@ -242,7 +239,7 @@ class Proxy:
                 self.requests += 1
                 link.server.write(data)
                 await link.server.drain()
-        if link.swallows is None:  # else the server is to answer first
+        if link.swallows is None:  # otherwise the server must answer first
             link.cut()
 
     async def _pass_answers(self, link: _Link, reader: asyncio.StreamReader) -> None:
@@ -257,7 +254,7 @@ class Proxy:
 
 
 class _Link:
-    """A connection to a client and the one to the server that belongs to it."""
+    """A connection to a client, and its connection to the server."""
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self.client, self.server = client, server

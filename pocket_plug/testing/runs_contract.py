@@ -1,4 +1,4 @@
-"""The promises of `Runs` as tests, for a backend that several processes share: inherit `RunsContract`, and get the suite."""
+"""The promises of `Runs` as tests, for a backend that several processes share: inherit `RunsContract` to get the suite."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Scenario = Callable[[Store], Awaitable[None]]
 
 
 class _Count(Node[Answered[str, bool], str]):
-    """What a run that was answered does: once, however many answer and go on with it."""
+    """The node after the question. It must run once, however many processes answer and resume the run."""
 
     async def post(self, store: StoreWriter, input: Answered[str, bool], prepared: Any, done: Any) -> str:
         await store.update("counted", lambda counted: counted + 1, default=0)
@@ -64,24 +64,24 @@ def _graphs(store: Store) -> tuple[Graph[Any, Any], Graph[Any, Any], Graph[Any, 
 
 
 class RunsContract:
-    """Inherit it, override one fixture, and what `Runs` promises is tested over your backend.
+    """Tests the promises of `Runs` over your backend. Inherit it, and override one fixture:
 
         class TestMine(RunsContract):
             @pytest.fixture
             def make_backend(self, tmp_path):
                 return lambda: Mine(tmp_path / "state")
 
-    It is the fixture of `BackendContract`; the backend must survive, and be shared by all processes that make one.
+    It is the fixture of `BackendContract`. The backend must be persistent, and shared by all processes that make one.
     """
 
     @pytest.fixture
     def make_backend(self) -> Callable[[], Backend]:
-        """What makes the backend under test; to be overridden."""
+        """A function that makes the backend under test; to be overridden."""
         raise NotImplementedError(f"{type(self).__name__} must override the fixture make_backend")
 
     @pytest.fixture
     def run(self, make_backend: Callable[[], Backend]) -> Callable[[Scenario], None]:
-        """Runs a scenario with a store over the backend, on an event loop of its own."""
+        """Runs a scenario with a store over the backend, on a new event loop."""
 
         def run(scenario: Scenario) -> None:
             async def main() -> None:
@@ -92,9 +92,9 @@ class RunsContract:
 
         return run
 
-    # ------------------------------------------------------------ looking
+    # ------------------------------------------------------------ reading
     def test_pages_have_each_run_once_the_newest_first(self, run: Callable[[Scenario], None]) -> None:
-        """Of all states and graphs, whatever the size of a page."""
+        """For all states and graphs, and any page size."""
 
         async def scenario(store: Store) -> None:
             ids = await _some_of_each(store)
@@ -105,7 +105,7 @@ class RunsContract:
                     page = await runs.list(limit=limit, after=after)
                     assert len(page.runs) == limit or page.after is None
                     seen += [each.run_id for each in page.runs]
-                    assert len(seen) <= len(ids), "a page has what another one has had"
+                    assert len(seen) <= len(ids), "a run is on two pages"
                     if (after := page.after) is None:
                         break
                 assert seen == ids[::-1]
@@ -113,7 +113,7 @@ class RunsContract:
         run(scenario)
 
     def test_lists_of_states_graphs_and_times(self, run: Callable[[Scenario], None]) -> None:
-        """Each alone and together; what there is none of is an empty page."""
+        """Each filter alone and combined; if nothing matches, the page is empty."""
 
         async def scenario(store: Store) -> None:
             ids = await _some_of_each(store)
@@ -135,7 +135,7 @@ class RunsContract:
         run(scenario)
 
     def test_a_failure_is_kept_and_tried_again(self, run: Callable[[Scenario], None]) -> None:
-        """What it was, and where; a retry makes the run pending, with the failure, and going on is another execution."""
+        """The run has the error and its place. A retry makes it pending and keeps the failure; a resume is a new execution."""
 
         async def scenario(store: Store) -> None:
             _, failing, _ = _graphs(store)
@@ -157,9 +157,9 @@ class RunsContract:
 
         run(scenario)
 
-    # ------------------------------------------------------------ doing
+    # ------------------------------------------------------------ changing
     def test_a_cancelled_run_stays_so(self, run: Callable[[Scenario], None]) -> None:
-        """Nothing goes on with it, no answer is taken, cancelling again changes nothing, and a finished one can't be."""
+        """It can't be resumed, answered or retried; cancelling again changes nothing; a finished run can't be cancelled."""
 
         async def scenario(store: Store) -> None:
             asking, _, plain = _graphs(store)
@@ -183,7 +183,7 @@ class RunsContract:
         run(scenario)
 
     def test_an_answer_is_for_one_question(self, run: Callable[[Scenario], None]) -> None:
-        """It makes the run pending; the same one may be given again, another one not, and one of another type never."""
+        """It makes the run pending. The same answer may be given again, another one not, and one of a wrong type never."""
 
         async def scenario(store: Store) -> None:
             asking, _, _ = _graphs(store)
@@ -206,7 +206,7 @@ class RunsContract:
         run(scenario)
 
     def test_nothing_is_left_of_a_removed_run(self, run: Callable[[Scenario], None]) -> None:
-        """In whatever state it was; its id is free again, and no other run is touched."""
+        """In any state; its id is free again, and other runs are unchanged."""
 
         async def scenario(store: Store) -> None:
             ids = await _some_of_each(store)
@@ -229,7 +229,7 @@ class RunsContract:
         def test_of_eight_processes_that_race_for_a_run_the_losers_are_told(
             self, run: Callable[[Scenario], None], make_backend: Callable[[], Backend], begun: str
         ) -> None:
-            """Cancel, answer, retry, go on and remove at once: one outcome, which each is told, and no effect twice."""
+            """Concurrent cancel, answer, retry, resume and remove: one outcome, which all agree on, and no effect twice."""
 
             async def begin(store: Store) -> None:
                 asking, failing, plain = _graphs(store)
@@ -260,15 +260,15 @@ class RunsContract:
 _RACES = 12
 _KINDS = ("cancel", "answer yes", "answer no", "retry", "go on", "go on", "cancel", "remove")
 _SPARED: Mapping[str, Callable[[int], bool]] = {"cancel": lambda n: n % 3 == 0, "remove": lambda n: n % 4 > 0}
-"""The runs that nobody cancels, or removes, so that others end otherwise."""
-_Told = tuple[str, Any]
-"""What one process was told of one run: "ok" or the error's name, and the state or the result that it names."""
+"""The runs that aren't cancelled, or aren't removed, so that they end in other ways."""
+_Outcome = tuple[str, Any]
+"""The outcome of one process for one run: "ok" or the error's name, and the state or result."""
 
 
 def _racer(
     make_backend: Callable[[], Backend], begun: str, kind: str
-) -> Callable[[], Coroutine[Any, Any, list[_Told]]]:
-    async def race() -> list[_Told]:
+) -> Callable[[], Coroutine[Any, Any, list[_Outcome]]]:
+    async def race() -> list[_Outcome]:
         async with Store(make_backend()) as store:
             asking, failing, plain = _graphs(store)
             graph = {"waiting": asking, "failed": failing, "finished": plain}[begun]
@@ -277,7 +277,7 @@ def _racer(
     return race
 
 
-async def _told(kind: str, runs: Runs, graph: Graph[Any, Any], number: int) -> _Told:
+async def _told(kind: str, runs: Runs, graph: Graph[Any, Any], number: int) -> _Outcome:
     run_id = f"r{number}"
     if kind in _SPARED and _SPARED[kind](number):
         return "ok", "spared"
@@ -290,7 +290,7 @@ async def _told(kind: str, runs: Runs, graph: Graph[Any, Any], number: int) -> _
             case "retry":
                 return "ok", (await runs.retry(run_id)).state
             case "go on":
-                return "ok", await _gone_on(graph, run_id)
+                return "ok", await _resumed(graph, run_id)
             case _:
                 return "ok", await runs.remove(run_id, force=True)
     except RunStateError as error:
@@ -299,8 +299,8 @@ async def _told(kind: str, runs: Runs, graph: Graph[Any, Any], number: int) -> _
         return type(error).__name__, str(error)
 
 
-async def _gone_on(graph: Graph[Any, Any], run_id: str) -> Any:
-    """Its result; a question is waited for to be answered, for a while."""
+async def _resumed(graph: Graph[Any, Any], run_id: str) -> Any:
+    """Resume a run and return its result; wait a while for the answer to its question."""
     for _ in range(20):
         with suppress(RunSuspendedError):
             return await graph.resume(run_id, takeover=True)
@@ -309,7 +309,7 @@ async def _gone_on(graph: Graph[Any, Any], run_id: str) -> Any:
 
 
 def _check_outcomes(final: str, outcomes: Sequence[tuple[str, str, Any]]) -> None:
-    """Is what each was told one history?"""
+    """Check that the outcomes of all processes fit one history."""
     names = Counter((kind, name) for kind, name, _ in outcomes)
     allowed = {
         "cancel": {"ok", "RunStateError", "UnknownRunError"},
@@ -335,7 +335,7 @@ def _check_outcomes(final: str, outcomes: Sequence[tuple[str, str, Any]]) -> Non
 
 
 def _in_processes(works: Sequence[Callable[[], Coroutine[Any, Any, Any]]]) -> list[Any]:
-    """What each gives, done in a process of its own, all at once."""
+    """Run each coroutine in its own process, all at once; returns their results."""
     start_out, start_in = os.pipe()
     children: list[tuple[int, int]] = []
     for work in works:
@@ -367,7 +367,7 @@ def _in_processes(works: Sequence[Callable[[], Coroutine[Any, Any, Any]]]) -> li
 
 
 async def _some_of_each(store: Store) -> list[str]:
-    """Runs that wait, have failed, and have finished, a second after each other; their ids in that order."""
+    """Make runs that wait, have failed or have finished, each a second after the one before; returns their ids in this order."""
     clock: Any = store.stack.clock
     asking, failing, plain = _graphs(store)
     ids: list[str] = []

@@ -1,4 +1,4 @@
-"""Names and their order, as tests over any backend and any layer: a scan gives each key once, wherever its pages begin."""
+"""Tests of names and their order, for any backend and layer: a scan yields each key once, wherever its pages begin."""
 
 import gc
 from collections.abc import Callable
@@ -30,11 +30,11 @@ both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "r
 
 
 class ScanContract:
-    """What `scan` promises, and that names are told apart; `BackendContract` inherits it."""
+    """The promises of `scan`, and that different names are different entries; `BackendContract` inherits it."""
 
     # ------------------------------------------------------------ keys
     def test_scan_gives_the_keys_in_code_point_order(self, run: Callable[[Scenario], None]) -> None:
-        """The order is that of Python's `sorted`, whatever the backend's own collation is."""
+        """The order is that of Python's `sorted`, whatever the backend's collation is."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put(key, 0) for key in reversed(ODD_KEYS)])
@@ -43,7 +43,7 @@ class ScanContract:
         run(scenario)
 
     def test_odd_keys_are_told_apart(self, run: Callable[[Scenario], None]) -> None:
-        """Case, accents, patterns, quotes, NUL, length: each key is itself, for every operation."""
+        """Keys that differ in case, accents, pattern characters, quotes, NUL or length are different for every operation."""
 
         async def scenario(backend: Backend) -> None:
             for number, key in enumerate(ODD_KEYS):
@@ -65,7 +65,7 @@ class ScanContract:
         run(scenario)
 
     def test_keys_may_be_as_long_as_a_backend_must_take_them(self, run: Callable[[Scenario], None]) -> None:
-        """2 KiB in UTF-8, of any letters: for every operation, beside keys that differ in the last one only."""
+        """2 KiB in UTF-8, of any characters, for every operation, also beside keys that differ only in the last character."""
         names = sorted({*LONG_KEYS, *(key[:-1] for key in LONG_KEYS), *(f"{key[:-1]}\0" for key in LONG_KEYS)})
 
         async def scenario(backend: Backend) -> None:
@@ -90,7 +90,7 @@ class ScanContract:
         run(scenario)
 
     def test_a_prefix_is_taken_literally(self, run: Callable[[Scenario], None]) -> None:
-        """Scan gives what `str.startswith` says, and no prefix is a pattern."""
+        """Scan uses the prefix as `str.startswith` does; no prefix is a pattern."""
         names = {*ODD_KEYS, *(f"{key}:{key}" for key in ODD_KEYS), *(f"user:{n}:{k}" for n in range(12) for k in "ab")}
 
         async def scenario(backend: Backend) -> None:
@@ -101,7 +101,7 @@ class ScanContract:
         run(scenario)
 
     def test_a_scan_bears_writes_in_between(self, run: Callable[[Scenario], None]) -> None:
-        """Keys that are there all the while are given once each and in order, whatever else is written meanwhile."""
+        """Keys that exist during the whole scan are yielded once each, in order, whatever else is written meanwhile."""
 
         async def scenario(backend: Backend) -> None:
             staying = [f"k:{n:04}" for n in range(600)]
@@ -119,7 +119,7 @@ class ScanContract:
     # ------------------------------------------------------------ pages
     @both_ways
     def test_a_scan_begins_after_a_key(self, run: Callable[[Scenario], None], reverse: bool) -> None:
-        """Strictly after, or in reverse before, one that is there, that isn't, or that doesn't start with the prefix."""
+        """Strictly after a key, or in reverse before it; the key may be missing, or not begin with the prefix."""
         names = ["a", "b:1", "b:2", "b:4", "c"]
 
         async def scenario(backend: Backend) -> None:
@@ -133,7 +133,7 @@ class ScanContract:
 
     @both_ways
     def test_a_limit_counts_live_keys(self, run: Callable[[Scenario], None], clock: FakeClock, reverse: bool) -> None:
-        """However many have expired or were deleted in between: there are fewer only where there are no more."""
+        """Expired and deleted keys in between don't count: a page is shorter than its limit only at the end."""
 
         async def scenario(backend: Backend) -> None:
             lasting = {n for n in range(1000) if n % 100 == 0 or (n % 2 and n < 600)}
@@ -150,7 +150,7 @@ class ScanContract:
 
     @both_ways
     def test_pages_have_each_key_once(self, run: Callable[[Scenario], None], reverse: bool) -> None:
-        """One after the other, pages of any size have all keys, in order, and all but the last page are full."""
+        """Consecutive pages of any size have all keys in order, and only the last page isn't full."""
         names = [f"k:{n:03}" for n in range(300)]
 
         async def scenario(backend: Backend) -> None:
@@ -167,7 +167,7 @@ class ScanContract:
     def test_a_page_of_entries_is_what_a_scan_and_a_read_give(
         self, run: Callable[[Scenario], None], clock: FakeClock, reverse: bool
     ) -> None:
-        """`read_page` gives keys in the scan's order with their entries; of what has expired the key alone, or nothing."""
+        """`read_page` returns keys in the scan's order with their entries; an expired key has no entry, or is left out."""
         names = [f"k:{n:02}" for n in range(30)]
 
         async def scenario(backend: Backend) -> None:
@@ -189,7 +189,7 @@ class ScanContract:
 
     @both_ways
     def test_pages_of_odd_keys(self, run: Callable[[Scenario], None], reverse: bool) -> None:
-        """Whatever a name is made of, a prefix that ends in the highest code point too, a page ends and begins behind it."""
+        """A page can end and the next one begin after any name, also with a prefix that ends in the highest code point."""
         ends = ("", "\0", "\0\0", "!", "\U0010ffff", "\U0010ffff\U0010ffff")
         names = {f"{key}{end}" for key in ODD_KEYS for end in ends}
 
@@ -208,7 +208,7 @@ class ScanContract:
 
     @pytest.mark.parametrize("seed", range(2))
     def test_a_scan_is_as_its_model(self, run: Callable[[Scenario], None], clock: FakeClock, seed: int) -> None:
-        """Whatever was put, deleted and has expired before, few names at once or many, each scan gives what `scanned` does."""
+        """After random puts, deletes and expiries, with few changes or many, each scan returns the same as `scanned`."""
         random = Random(seed)  # noqa: S311 - no secret: the test is the same each time
         letters = "ab:\0é\U0010ffff"
 
@@ -242,7 +242,7 @@ class ScanContract:
     def test_pages_bear_writes_in_between(
         self, run: Callable[[Scenario], None], size: int | None, reverse: bool
     ) -> None:
-        """While others add and remove names, those that stay are given once each, and in order; in pages and without."""
+        """While others add and remove names, the names that stay are yielded once each, in order; with pages and without."""
         staying = [f"k:{n:03}" for n in range(40)]
 
         async def scenario(backend: Backend) -> None:
@@ -268,7 +268,7 @@ class ScanContract:
 
     @leaves_things_behind
     def test_an_interrupted_scan_leaves_nothing_behind(self, run: Callable[[Scenario], None]) -> None:
-        """Wherever it is interrupted, the next one gives all names, those too that have come and gone just before."""
+        """Wherever it is interrupted, the next scan is right, also for names that were added or removed just before."""
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put(f"k{n}", 0) for n in range(5)])

@@ -1,4 +1,4 @@
-"""What the contracts are made of: odd names, what a scan must give, and ways to do things at once, interrupted, or in a child."""
+"""Helpers of the contracts: odd names, the model of a scan, and ways to run code concurrently, interrupted, or in a child."""
 
 import asyncio
 import faulthandler
@@ -24,7 +24,7 @@ from pocket_plug.testing.interrupts import Interrupter, under
 T = TypeVar("T")
 Scenario = Callable[[Backend], Awaitable[None]]
 HANGS = 30.0
-"""Seconds after which something is taken for hanging; it takes no time at all where all is well."""
+"""Seconds after which something counts as hanging; a passing test doesn't wait."""
 
 _LETTERS = (
     string.ascii_letters + string.digits,
@@ -34,7 +34,7 @@ _LETTERS = (
 
 
 def _random_key(letters: str, size: int) -> str:
-    """So many bytes of these letters, by chance, and the same each time."""
+    """A pseudo-random text of `size` bytes of these letters, the same each time."""
     return "".join(Random(size).choices(letters, k=size // len(letters[-1].encode())))  # noqa: S311 - no secret
 
 
@@ -73,18 +73,18 @@ ODD_KEYS = (
     "k" * 1000,
     *(_random_key(letters, 1000) for letters in _LETTERS),
 )
-"""Names that a pattern, a collation, a quoting or a length limit would trip over."""
+"""Names that could cause trouble with patterns, collations, quoting or length limits."""
 
 LONG_KEYS = ("k" * MAX_KEY_BYTES, *(_random_key(letters, MAX_KEY_BYTES) for letters in _LETTERS))
-"""Keys as long as a backend must take them; but for the first nothing makes them shorter."""
+"""Keys of the longest length that a backend must take; all but the first can't be compressed."""
 
 
 LOSES = 10_000
-"""After how many conflicts in a row a writer doesn't lose to others any more, as each conflict means that one of them has won."""
+"""So many conflicts in a row can't be caused by other writers: each conflict means that another write was stored."""
 
 
 async def increment(backend: Backend, key: str, times: int) -> None:
-    """Add 1 to a counter so many times, each by a write that expects what was read."""
+    """Add 1 to a counter `times` times, each time by a write that expects the version that was read."""
     entry: Entry | None = None
     for _ in range(times):
         for _ in range(LOSES):
@@ -97,12 +97,12 @@ async def increment(backend: Backend, key: str, times: int) -> None:
                 if conflict.keys != frozenset({key}):
                     raise
         else:
-            raise AssertionError(f"each of {LOSES} writes expected {entry!r}, as was read, and was in conflict")
+            raise AssertionError(f"{LOSES} writes that expected what was read, {entry!r}, were all in conflict")
 
 
 @contextmanager
 def hasty_threads() -> Generator[None]:
-    """Let Python change from one thread to another some hundred times as often: what may come in between, does."""
+    """Let Python switch threads some hundred times as often, so that rare interleavings happen."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -112,12 +112,13 @@ def hasty_threads() -> Generator[None]:
 
 
 GIVES_WAY = 0.002
-"""Seconds for which a thread lets its rival go on, which may have to wait for it: then it goes on itself."""
+"""Seconds for which a thread waits for its rival, which may itself have to wait for this thread."""
 
 
 @contextmanager
 def rival(act: Callable[[], T]) -> Generator[tuple[Callable[[], object], list[T]]]:
-    """A thread that does it once it is let go, or else at the end: what lets it go, and, afterwards, what it came to."""
+    """A thread that calls `act` when released, or else at the end. Yields the function that releases it, and a list that gets
+    the result."""
     gate, done, came_to = threading.Lock(), threading.Lock(), list[T]()
 
     def wait() -> None:
@@ -136,23 +137,23 @@ def rival(act: Callable[[], T]) -> Generator[tuple[Callable[[], object], list[T]
     try:
         yield go, came_to
     finally:
-        with suppress(RuntimeError):  # it is let go already
+        with suppress(RuntimeError):  # already released
             gate.release()
         thread.join(HANGS)
-        assert not thread.is_alive(), "it doesn't come to its end"
+        assert not thread.is_alive(), "the rival thread hangs"
 
 
 async def beside(
     backend: Backend, write: Callable[[int], Awaitable[object]], read: Callable[[], Awaitable[object]], times: int
 ) -> None:
-    """Read so many times while `write(1)`, `write(2)`, … go on: in a thread, if the backend isn't bound to a loop."""
+    """Read `times` times during `write(1)`, `write(2)`, …, which run in a thread if the backend isn't bound to a loop."""
     over = threading.Event()
 
     async def write_on() -> None:
         n = 0
         while not over.is_set():
             await write(n := n + 1)
-            for _ in range(n % 20 if backend.needs_loop else 0):  # a chance for readers that need several steps
+            for _ in range(n % 20 if backend.needs_loop else 0):  # so that readers with several steps get time
                 await asyncio.sleep(0)
 
     async def read_on() -> None:
@@ -171,7 +172,7 @@ async def beside(
 
 
 async def interrupted(backend: Backend, operation: Coroutine[object, object, T], interrupter: Interrupter) -> T:
-    """Do it in this thread under the interrupter: without the loop, if the backend isn't bound to one."""
+    """Run an operation in this thread under the interrupter; without the loop, if the backend isn't bound to one."""
     if backend.needs_loop:
         return await under(interrupter, operation)
     with interrupter:
@@ -179,38 +180,40 @@ async def interrupted(backend: Backend, operation: Coroutine[object, object, T],
 
 
 async def in_a_thread(backend: Backend, operation: Coroutine[object, object, T], where: str) -> T:
-    """Do it in another thread, if the backend isn't bound to a loop; fail where it hangs after the interrupt at `where`."""
+    """Run an operation in another thread, if the backend isn't bound to a loop. Fails if it hangs after an interrupt `where`."""
     if backend.needs_loop:
         return await asyncio.wait_for(operation, HANGS)
     done: list[T] = []
     thread = threading.Thread(target=lambda: done.append(drive(operation)), daemon=True)
     thread.start()
     thread.join(HANGS)
-    assert not thread.is_alive(), f"interrupted {where}, it lets nobody else write"
+    assert not thread.is_alive(), f"interrupted {where}, it blocks all others"
     return done[0]
 
 
 async def keys_of(
     backend: Backend, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
 ) -> list[str]:
-    """All that a scan gives."""
+    """All keys of a scan."""
     return [key async for key in backend.scan(prefix, after=after, reverse=reverse, limit=limit)]
 
 
 async def pages_of(backend: Backend, prefix: str, size: int, *, reverse: bool = False) -> AsyncGenerator[list[str]]:
-    """All pages of so many keys, as a reader takes them who knows only the last key of the page before."""
+    """All pages of `size` keys, as read by a client that knows only the last key of the page before."""
     page = await keys_of(backend, prefix, reverse=reverse, limit=size)
     while page:
         yield page
         last = page[-1]
         page = await keys_of(backend, prefix, after=last, reverse=reverse, limit=size)
-        assert page == scanned(page, prefix, after=last, reverse=reverse), f"a page that doesn't go on after {last!r}"
+        assert page == scanned(page, prefix, after=last, reverse=reverse), (
+            f"a page that doesn't continue after {last!r}"
+        )
 
 
 def scanned(
     names: Iterable[str], prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
 ) -> list[str]:
-    """What a scan must give where these names are there, as it is told in `Backend.scan`, word by word."""
+    """The result of a scan over these names: a model of what `Backend.scan` documents."""
     found = sorted((name for name in names if name.startswith(prefix)), reverse=reverse)
     if after:
         found = [name for name in found if (name < after if reverse else name > after)]
@@ -218,17 +221,19 @@ def scanned(
 
 
 CHILD_SECONDS = 60
-"""How long a forked child may take before it is killed, as one that hangs."""
+"""Seconds after which a forked child counts as hanging, and is killed."""
 
 
 def die_where_it_hangs() -> None:
-    """In a child: once its time is over, what each of its threads is at goes to stderr, and it is killed."""
-    faulthandler.register(signal.SIGALRM, file=2, chain=True)  # by its number: a capture may have replaced sys.stderr
+    """In a child: after CHILD_SECONDS, write the tracebacks of all threads to stderr, and kill the process."""
+    faulthandler.register(
+        signal.SIGALRM, file=2, chain=True
+    )  # the number of stderr: pytest may have replaced sys.stderr
     signal.alarm(CHILD_SECONDS)
 
 
 def works_in_a_child(use: Callable[[], Coroutine[object, object, None]]) -> bool:
-    """Fork, and run it there on a new event loop: did it work, or raise StoreError? Anything else fails the test."""
+    """Fork, and run a coroutine in the child on a new event loop. Returns False if it raised StoreError; other errors fail."""
     child = os.fork()
     if child == 0:
         die_where_it_hangs()
@@ -237,19 +242,19 @@ def works_in_a_child(use: Callable[[], Coroutine[object, object, None]]) -> bool
             os._exit(0)
         except StoreError:
             os._exit(1)
-        except BaseException:  # noqa: BLE001 - there is nobody to raise it to
+        except BaseException:  # noqa: BLE001 - a child can't raise to the test
             traceback.print_exc()
             sys.stderr.flush()
         os._exit(2)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    said = "hung" if code == -signal.SIGALRM else f"failed with {code}"
-    assert code in (0, 1), f"the child of a fork {said}; where, it has written to stderr"
+    outcome = "hung" if code == -signal.SIGALRM else f"failed with {code}"
+    assert code in (0, 1), f"a forked child {outcome}; its traceback is on stderr"
     return code == 0
 
 
 leaves_things_behind = pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited",
     "ignore:unclosed database:ResourceWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",  # of an interrupt that comes in a weakref's callback
+    "ignore::pytest.PytestUnraisableExceptionWarning",  # an interrupt within a weakref callback
 )
-"""An interrupt may come right before something is awaited, or is given back: the garbage collector ends it, with a warning."""
+"""An interrupt may come just before something is awaited or closed: then the garbage collector ends it, with a warning."""

@@ -1,7 +1,7 @@
-"""The promises of backends with a server, as tests: inherit `ServerBackendContract`.
+"""The promises of a backend with a server, as tests: inherit `ServerBackendContract`.
 
-Besides all that several processes share (`shared_contract`), answers are lost, and the server is stopped, killed and started
-again. Nothing waits on a clock: time-outs are a few tenths of a second, given in the URL, and what hangs fails by `HANGS`.
+Besides the tests of `shared_contract`, answers are lost, and the server is stopped, killed and restarted. Timeouts of a few
+tenths of a second are given in the URL; a test that hangs fails after `HANGS` seconds.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from pocket_plug.testing.several import Use, in_threads, on_loops_of_threads, op
 from pocket_plug.testing.shared_contract import SharedBackendContract
 
 HASTE = {"timeout": 0.3, "patience": 0.9}
-"""Options for what is to fail soon."""
+"""URL options with which operations fail soon."""
 HARDY = {"timeout": 0.5, "patience": 20}
-"""Options for what is to go on once the server does."""
-SECRET = "hunter2-of-the-contract"  # noqa: S105 - it has to show up nowhere
+"""URL options with which operations wait until the server is back."""
+SECRET = "hunter2-of-the-contract"  # noqa: S105 - no message may contain it
 
 
 def with_options(url: str, **options: object) -> str:
-    """A URL with more options: those of backends over a network, such as `timeout=0.2, patience=1`.
+    """A URL with more options, such as `timeout=0.2, patience=1` of backends over a network.
 
     >>> with_options("redis://cache:6379/0?store=a", timeout=0.2)
     'redis://cache:6379/0?store=a&timeout=0.2'
@@ -52,7 +52,7 @@ def with_options(url: str, **options: object) -> str:
 
 
 class ServerBackendContract(SharedBackendContract):
-    """Inherit it where a server has the data; override the fixtures `server`, `url` and `guarded_url`.
+    """Tests a backend whose data are on a server. Inherit it, and override the fixtures `server`, `url` and `guarded_url`:
 
         class TestMine(ServerBackendContract):
             @pytest.fixture
@@ -63,9 +63,8 @@ class ServerBackendContract(SharedBackendContract):
             def url(self, server):
                 return f"{server.url}?store=t{next(numbers)}"
 
-    The server is this class's to stop, kill and start again; it is as it was after each test. Its URL names
-    `127.0.0.1` and its port; the options `timeout` and `patience` are taken by the URL, and the protocol sends the
-    bytes of keys as they are, or in hex.
+    The tests stop, kill and restart the server, and restore it after each test. Its URL must have `127.0.0.1` and its port,
+    and take the options `timeout` and `patience`; the protocol must send the bytes of keys unchanged or in hex.
     """
 
     @pytest.fixture
@@ -75,18 +74,18 @@ class ServerBackendContract(SharedBackendContract):
 
     @pytest.fixture
     def guarded_url(self) -> str:
-        """The URL of a server that asks for a password, with the wrong one in it: `SECRET`. To be overridden."""
+        """The URL of a server that needs a password, with the wrong password `SECRET`; to be overridden."""
         raise NotImplementedError(f"{type(self).__name__} must override the fixture guarded_url")
 
     @pytest.fixture
     def proxy(self, server: Server) -> Iterator[Proxy]:
-        """What stands between, and loses answers."""
+        """A proxy before the server, which loses answers."""
         with Proxy(server.port) as proxy:
             yield proxy
 
     @pytest.fixture
     def through(self, proxy: Proxy, url: str, clock: FakeClock) -> Callable[[Use], Any]:
-        """Runs a scenario with an open instance behind the proxy."""
+        """Runs a scenario with an open backend that is connected through the proxy."""
 
         def run(use: Use, **options: float) -> Any:
             backend = resolve_backend(proxy.through(with_options(url, **(options or HARDY))))
@@ -97,7 +96,7 @@ class ServerBackendContract(SharedBackendContract):
 
     @pytest.fixture
     def hasty(self, url: str, clock: FakeClock) -> Callable[[Use], Any]:
-        """Runs a scenario with an open instance that soon gives up."""
+        """Runs a scenario with an open backend whose operations fail soon."""
 
         def run(use: Use) -> Any:
             backend = resolve_backend(with_options(url, **HASTE))
@@ -112,7 +111,7 @@ class ServerBackendContract(SharedBackendContract):
     def test_a_write_whose_answer_is_lost_counts_once(
         self, through: Callable[..., Any], proxy: Proxy, loses: str, times: int
     ) -> None:
-        """It is acknowledged with the version that it got, however often it was sent: puts, expectations, deletes,
+        """It is made once and acknowledged with its version, however often it was sent: puts, expectations, deletes and
         increments."""
         lose = proxy.swallow if loses == "answer" else proxy.drop
 
@@ -139,13 +138,13 @@ class ServerBackendContract(SharedBackendContract):
         assert (proxy.lost > 0) == (loses == "answer")
 
     async def read_again(self, backend: Backend, key: str) -> Entry:
-        """The entry at a key that is there; a read whose answer is lost is done again."""
+        """The entry of an existing key; the backend repeats a read whose answer is lost."""
         entry = await backend.read(key)
         assert entry is not None
         return entry
 
     def test_a_lost_answer_of_a_conflict_is_a_conflict(self, through: Callable[..., Any], proxy: Proxy) -> None:
-        """Nothing is done, and the same keys are named."""
+        """Nothing is written, and the error names the same keys."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put("lost:a", 1)])
@@ -159,7 +158,7 @@ class ServerBackendContract(SharedBackendContract):
         through(scenario)
 
     def test_reads_scans_and_checks_are_done_again(self, through: Callable[..., Any], proxy: Proxy) -> None:
-        """Whatever answer is lost, what they give is what is there."""
+        """Whatever answer is lost, the result is right."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put(f"lost:{n}", n) for n in range(5)])
@@ -189,8 +188,8 @@ class ServerBackendContract(SharedBackendContract):
         clock: FakeClock,
         later: int,
     ) -> None:
-        """A write that was sent again has two copies under way. What its caller was told, done or conflict, stays so when
-        the other one arrives, though by then what it expects may be there again; also if he has written other things."""
+        """A repeated write exists twice. Its outcome, success or conflict, doesn't change when the other copy arrives, though
+        what the copy expects may be true again by then; also if the caller has made other writes."""
 
         async def scenario(backend: Backend) -> None:
             other = make_backend()
@@ -223,8 +222,7 @@ class ServerBackendContract(SharedBackendContract):
         through(scenario)
 
     def test_connections_that_were_cut_are_made_again(self, through: Callable[..., Any], proxy: Proxy) -> None:
-        """Idle or in use: nobody sees that there was anything, neither on this loop nor on another one's
-        connections."""
+        """Callers notice nothing of cut connections, idle or in use, on this loop and on others."""
 
         async def scenario(backend: Backend) -> None:
             for n in range(3):
@@ -245,8 +243,8 @@ class ServerBackendContract(SharedBackendContract):
     def test_a_server_that_does_not_answer_is_an_error_in_time(
         self, hasty: Callable[[Use], Any], server: Server
     ) -> None:
-        """Reads and writes end with a StoreError that names it, the program goes on meanwhile and after; once it
-        answers all works."""
+        """Reads and writes raise a StoreError that names the server, other tasks run meanwhile, and all works again when the
+        server answers."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put("a", 1)])
@@ -288,7 +286,7 @@ class ServerBackendContract(SharedBackendContract):
         hasty(scenario)
 
     async def settled(self, backend: Backend, key: str) -> Entry | None:
-        """The entry at a key once no write is under way any more whose outcome wasn't known."""
+        """The entry of a key after all writes with unknown outcome have ended."""
         while True:
             entry = await backend.read(key)
             try:
@@ -300,7 +298,7 @@ class ServerBackendContract(SharedBackendContract):
     def test_who_is_cancelled_while_the_server_does_not_answer_ends(
         self, hasty: Callable[[Use], Any], server: Server
     ) -> None:
-        """A read and a write alike, in time; what they used is not handed to others."""
+        """Cancelled reads and writes end in time, and others don't get their connections."""
 
         async def scenario(backend: Backend) -> None:
             version = await backend.write([Put("a", 1)])
@@ -321,8 +319,7 @@ class ServerBackendContract(SharedBackendContract):
         hasty(scenario)
 
     def test_callers_without_a_loop_are_told_in_time(self, url: str, server: Server) -> None:
-        """A SyncStore in several threads: StoreError in each, and afterwards all works; closing it doesn't hang
-        either."""
+        """A SyncStore in several threads raises StoreError in each, and works again afterwards; closing it doesn't hang."""
         with SyncStore(with_options(url, **HASTE)) as store:
             store.set("a", 1)
             server.stop()
@@ -338,13 +335,13 @@ class ServerBackendContract(SharedBackendContract):
             finally:
                 server.go_on()
 
-    # ------------------------------------------------------------ a server that is started again
+    # ------------------------------------------------------------ a restarted server
     @pytest.mark.parametrize("how", ["restart", "kill"])
     def test_no_acknowledged_write_is_lost_with_the_server(
         self, url: str, server: Server, clock: FakeClock, how: str
     ) -> None:
-        """In the middle of writes it ends, in order or by SIGKILL, and starts again: programs go on, each increment
-        counts once."""
+        """If the server is shut down or killed during writes, and restarted, programs continue, and each increment counts
+        once."""
 
         over = threading.Event()
 
@@ -382,7 +379,7 @@ class ServerBackendContract(SharedBackendContract):
 
     # ------------------------------------------------------------ errors
     def test_no_server_is_an_error_that_names_it(self, url: str, server: Server) -> None:
-        """Host and port, what to look at, and no password; `open` says so within its patience."""
+        """With host and port and without the password; `open` raises it within its patience."""
         port = free_port()
         nowhere = with_options(url.replace(f":{server.port}", f":{port}"), **HASTE)
         said = said_of(_with_password(nowhere))
@@ -391,7 +388,7 @@ class ServerBackendContract(SharedBackendContract):
         assert SECRET not in said
 
     def test_a_probe_looks_and_writes_nothing(self, url: str) -> None:
-        """What the server is, whether there is a data set yet, whose clock differs by how much; nothing is made by it."""
+        """`probe` reports the server, whether the data set exists, and the clock's skew; it creates nothing."""
 
         async def use() -> None:
             backend = resolve_backend(url)
@@ -405,7 +402,7 @@ class ServerBackendContract(SharedBackendContract):
             assert found.durability in ("power", "process", "none")
             assert not found.read_only
             assert found.skew is not None
-            assert abs(found.skew) < 1  # the same machine's
+            assert abs(found.skew) < 1  # the server is on this machine
             await opened(backend, lambda backend: backend.write([Put("a", 1)]))
             found = await backend.probe(10.0)
             assert found is not None
@@ -414,7 +411,7 @@ class ServerBackendContract(SharedBackendContract):
         asyncio.run(use())
 
     def test_a_probe_of_no_server_or_of_one_that_is_stopped_is_an_error_in_time(self, url: str, server: Server) -> None:
-        """StoreUnreachableError, without the patience of the URL; a password is not in it."""
+        """StoreUnreachableError, within the probe's timeout and not the URL's patience, and without the password."""
         nowhere = _with_password(url.replace(f":{server.port}", f":{free_port()}"))
         with pytest.raises(StoreUnreachableError, match=r"127\.0\.0\.1") as caught:
             asyncio.run(resolve_backend(nowhere).probe(HANGS))
@@ -427,13 +424,13 @@ class ServerBackendContract(SharedBackendContract):
             server.go_on()
 
     def test_a_probe_refuses_a_wrong_password(self, guarded_url: str) -> None:
-        """As opening it does."""
+        """The probe raises the same error as `open`."""
         with pytest.raises(StoreError, match="password") as caught:
             asyncio.run(resolve_backend(guarded_url).probe(HANGS))
         assert SECRET not in str(caught.value)
 
     def test_a_wrong_password_is_an_error_that_names_the_server_and_not_the_password(self, guarded_url: str) -> None:
-        """Neither does the backend's repr, nor what the error was caused by. It is no reason to try again."""
+        """Neither the backend's repr nor the causes of the error contain the password. It is not retried."""
         said = said_of(guarded_url)
         assert "127.0.0.1" in said
         assert SECRET in guarded_url
@@ -442,7 +439,7 @@ class ServerBackendContract(SharedBackendContract):
         assert SECRET not in public_url(guarded_url)
 
     def test_before_open_nothing_is_done(self, url: str) -> None:
-        """Whether the server keeps what is promised is looked at by `open`; until then nothing is read or written."""
+        """`open` checks the server's durability; before that, operations are refused."""
 
         async def use() -> None:
             backend = resolve_backend(url)
@@ -460,7 +457,7 @@ class ServerBackendContract(SharedBackendContract):
         asyncio.run(use())
 
     def test_after_close_it_can_be_opened_again(self, url: str) -> None:
-        """As the error of a closed one says, by the same object; what it keeps is there."""
+        """The same object can be opened again, as the error of a closed store says; its data are still there."""
         store = SyncStore(url)
         for turn in range(3):
             with store:
@@ -468,8 +465,8 @@ class ServerBackendContract(SharedBackendContract):
                 store.set("turn", turn)
 
     def test_of_a_password_that_breaks_the_url_nothing_is_shown(self, url: str) -> None:
-        """A character that separates the parts of a URL puts a piece of it where a host, a port, a database or an option
-        is expected."""
+        """If a password contains a separator of URLs, a part of it is parsed as host, port, database or option. No error may
+        show it."""
         scheme, _, rest = url.partition("://")
         place = rest.rpartition("@")[2]
         for character in "/?#@: [%":
@@ -478,26 +475,25 @@ class ServerBackendContract(SharedBackendContract):
                 said = repr(resolve_backend(broken)) + said_of(broken)
             except ConfigError as error:
                 said = "".join(traceback.format_exception(error))
-            shown = [line for line in said.splitlines() if not line.startswith(" ")]  # the code isn't
+            shown = [line for line in said.splitlines() if not line.startswith(" ")]  # without lines of source code
             assert shown
             assert not [line for line in shown if "hun" in line or "ter2" in line], character
 
     def test_what_has_no_time_for_an_answer_is_refused(self, url: str) -> None:
-        """A time-out of 0 would be 30 seconds of attempts that can't succeed."""
+        """With a timeout of 0, no attempt could succeed."""
         for option in ("timeout", "patience"):
             with pytest.raises(ConfigError, match=f"{option} is 0"):
                 resolve_backend(f"{url.partition('?')[0]}?{option}=0")
 
     def test_an_option_that_is_not_there_is_refused(self, url: str) -> None:
-        """With the one that was probably meant; values as well."""
+        """The error has the option that was probably meant; invalid values are refused, too."""
         for option, said in (("patiense=3", "patience"), ("timeout=soon", "seconds"), ("durability=proces", "process")):
             address = url.partition("?")[0]
             with pytest.raises(ConfigError, match=said):
                 resolve_backend(f"{address}?{option}")
 
     def test_a_write_has_a_size(self, url: str, clock: FakeClock) -> None:
-        """As many changes and expectations as `max_changes` says are done; one more is refused, and nothing of it is
-        done."""
+        """A write may have `max_changes` changes and expectations; with one more it is refused as a whole."""
 
         async def scenario(backend: Backend) -> None:
             most = backend.max_changes
@@ -518,14 +514,14 @@ class ServerBackendContract(SharedBackendContract):
         asyncio.run(opened(backend, scenario))
 
     def test_it_says_where_it_is(self, url: str, server: Server) -> None:
-        """`system` and `address` are known before it is open, for telemetry; its entries outlive the process."""
+        """`system` and `address` are known before `open`, for telemetry; the entries are persistent."""
         backend = resolve_backend(url)
         assert backend.system
         assert backend.address == ("127.0.0.1", server.port)
         assert backend.survives
 
     def test_why_it_can_not_be_owned(self, url: str) -> None:
-        """Others write to it at any time, so writing behind is refused, with the reason."""
+        """Others may write at any time, so persistence with mode='behind' is refused, with the reason."""
 
         async def scenario(backend: Backend) -> None:
             with pytest.raises(ConfigError, match="mode='behind'"):
@@ -535,7 +531,7 @@ class ServerBackendContract(SharedBackendContract):
 
 
 def _with_password(url: str) -> str:
-    """The URL with a password in it, in place of the user's if there is one."""
+    """The URL with a password, which replaces the one that it may have."""
     scheme, _, rest = url.partition("://")
     user, at, host = rest.rpartition("@")
     name = user.partition(":")[0] if at else ""
@@ -543,7 +539,7 @@ def _with_password(url: str) -> str:
 
 
 def said_of(url: str) -> str:
-    """All that is said of a store that can't be opened, causes included. Fails if it can be."""
+    """All texts of the error for a store that can't be opened, with its causes. Fails if it can be opened."""
 
     async def use(backend: Backend) -> None:
         raise AssertionError(f"{backend!r} could be opened")
@@ -554,9 +550,9 @@ def said_of(url: str) -> str:
         causes: list[BaseException] = []
         cause: BaseException | None = error
         while cause is not None:
-            assert cause not in causes, f"{cause!r} is a cause of itself: who follows the causes never ends"
+            assert cause not in causes, f"{cause!r} is a cause of itself, so a walk over the causes never ends"
             causes.append(cause)
             cause = cause.__cause__ or cause.__context__
-        attributes = [repr(vars(cause)) for cause in causes]  # what is reported by who reports an exception's
+        attributes = [repr(vars(cause)) for cause in causes]  # some tools also report an exception's attributes
         return "".join([*traceback.format_exception(error), *attributes])
     raise AssertionError("no error")

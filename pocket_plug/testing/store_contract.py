@@ -1,4 +1,4 @@
-"""What users call, as tests over any backend and any layer: it is derived once, and nothing below may make it untrue."""
+"""Tests of the methods that users call, for any backend and layer: backends and layers must not break them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALLERS = 8
 
 
 class StoreContract:
-    """The promises of a store, tested over the backend that `BackendContract`, which inherits this, makes."""
+    """The promises of a store over the backend under test; `BackendContract` inherits it."""
 
     @pytest.fixture
     def run_store(self, make_backend: Callable[[], Backend], clock: FakeClock) -> Callable[[StoreScenario], None]:
@@ -34,7 +34,7 @@ class StoreContract:
         return run
 
     def test_names_come_in_pages(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """`keys` gives the names of a scope from `after` on, or back from there, at most `limit`, and none of pocket_plug's."""
+        """`keys` yields the names of a scope after `after`, or in reverse before it, at most `limit`, and no reserved names."""
 
         async def scenario(store: Store) -> None:
             await store.stack.write([Put("pocket:mine:1", 1), Put("pocket:mine:2", 2)])
@@ -59,7 +59,7 @@ class StoreContract:
     def test_items_are_pairs_of_what_is_there(
         self, run_store: Callable[[StoreScenario], None], clock: FakeClock
     ) -> None:
-        """`items` gives names with values, as many as `limit` says where there are so many, and nothing expired."""
+        """`items` yields names with values, as many as `limit` if there are enough, and no expired ones."""
 
         async def scenario(store: Store) -> None:
             scope = store.scope("i")
@@ -78,7 +78,7 @@ class StoreContract:
         run_store(scenario)
 
     def test_removing_several_gives_how_many_were_there(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """`delete_many` and `delete_prefix` remove what they say, count it, and touch nothing else."""
+        """`delete_many` and `delete_prefix` remove exactly the named keys, and return how many existed."""
 
         async def scenario(store: Store) -> None:
             await store.stack.write([Put("pocket:mine", 1)])
@@ -95,7 +95,7 @@ class StoreContract:
         run_store(scenario)
 
     def test_one_value_is_popped_by_one_caller(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """Of several that pop a key at once, one is given the value; the others, and who comes later, their default."""
+        """If several callers pop a key at once, one gets the value; the others, and later ones, get their default."""
 
         async def scenario(store: Store) -> None:
             for _ in range(5):
@@ -109,7 +109,7 @@ class StoreContract:
         run_store(scenario)
 
     def test_one_of_several_adds(self, run_store: Callable[[StoreScenario], None], clock: FakeClock) -> None:
-        """Of several that add a key at once one is told True, and its value is there, until it expires."""
+        """If several callers add a key at once, one gets True, and its value is stored until it expires."""
 
         async def scenario(store: Store) -> None:
             for _ in range(3):
@@ -125,7 +125,7 @@ class StoreContract:
     def test_a_touch_changes_the_deadline_only(
         self, run_store: Callable[[StoreScenario], None], clock: FakeClock
     ) -> None:
-        """`touch` gives what is there another deadline, or none; `update` does so if it is asked to."""
+        """`touch` sets or removes the deadline of an entry; `update` does with `ttl`."""
 
         async def scenario(store: Store) -> None:
             assert not await store.touch("t", ttl=5)
@@ -150,7 +150,8 @@ class StoreContract:
     def test_an_entry_s_version_can_be_expected(
         self, run_store: Callable[[StoreScenario], None], clock: FakeClock
     ) -> None:
-        """`entry` gives value, version and deadline; `set` is done where that version still is there, else ConflictError."""
+        """`entry` returns value, version and deadline; `set` with `expect` writes if the entry has this version, or raises
+        ConflictError."""
 
         async def scenario(store: Store) -> None:
             assert await store.entry("e") is None
@@ -171,7 +172,7 @@ class StoreContract:
         run_store(scenario)
 
     def test_a_transaction_has_all_of_it(self, run_store: Callable[[StoreScenario], None]) -> None:
-        """In a transaction each sees what was done before in it; outside nothing is seen until it is committed."""
+        """Each operation in a transaction sees the earlier ones; others see nothing until the commit."""
 
         async def scenario(store: Store) -> None:
             await store.set_many({"x:1": 1, "x:2": 2, "x:3": 3})

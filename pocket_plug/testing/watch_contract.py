@@ -1,7 +1,7 @@
-"""The promises of `Backend.watch` as tests: a backend that can watch inherits `WatchContract` besides `BackendContract`.
+"""The promises of `Backend.watch` as tests: for a backend that can watch, inherit `WatchContract` besides `BackendContract`.
 
-All waiting for words blocks the thread, and with it the event loop that opened the backend: so every test also shows that the
-subscription doesn't need that loop.
+While a test waits for notifications, it blocks its thread, and so the event loop that opened the backend. So every test also
+shows that the subscription doesn't need this loop.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from pocket_plug.store.memory import Memory
 from pocket_plug.testing.scenarios import HANGS, ODD_KEYS, works_in_a_child
 
 MAX_NAME = 1024
-"""Bytes of UTF-8 that a key may have."""
+"""The longest length of a key, in bytes of UTF-8."""
 
 
 class Stoppable(Protocol):
-    """A server that can be stopped as by SIGSTOP: it answers nothing, and no connection is closed."""
+    """A server that can be stopped as by SIGSTOP: it doesn't answer, but no connection is closed."""
 
     def stop(self) -> object: ...
     def go_on(self) -> object: ...
 
 
 class Noted:
-    """A watcher that notes what it is told, and in which process: "lost", "back", or the versions by key."""
+    """A watcher that records its notifications, with the process: "lost", "back", or "changed" with the versions by key."""
 
     def __init__(self, beside: Watcher | None = None) -> None:
         self._beside = beside
@@ -46,35 +46,37 @@ class Noted:
             self._said.notify_all()
 
     def changed(self, versions: Mapping[str, int], up_to: int | None = None) -> None:
-        """Noted, after the other watcher has been told."""
+        """Notify the other watcher, then record it."""
         if self._beside is not None:
             self._beside.changed(versions, up_to)
         self._note("changed", versions)
 
     def lost(self) -> None:
-        """Noted, after the other watcher has been told."""
+        """Notify the other watcher, then record it."""
         if self._beside is not None:
             self._beside.lost()
         self._note("lost", {})
 
     def back(self, up_to: int | None = None) -> None:
-        """Noted, after the other watcher has been told."""
+        """Notify the other watcher, then record it."""
         if self._beside is not None:
             self._beside.back(up_to)
         self._note("back", {})
 
     @property
     def count(self) -> int:
-        """How many words there are."""
+        """The number of notifications so far."""
         return len(self.words)
 
     def wait(self, what: str, told: Callable[[], bool], within: float = HANGS) -> None:
-        """Block until it is told, for so many seconds at most; fail then, with what was wanted."""
+        """Block until `told()` is true. Fails, with `what` was awaited, after `within` seconds."""
         with self._said:
-            assert self._said.wait_for(told, within), f"not told within {within} s: {what}; told {self.words[-5:]!r}"
+            assert self._said.wait_for(told, within), (
+                f"not notified within {within} s of: {what}; the last notifications: {self.words[-5:]!r}"
+            )
 
     def wait_for_back(self, since: int = 0, within: float = HANGS) -> None:
-        """Block until the last word but for changes is `back`, of this process, and came after the first `since` words."""
+        """Block until the last notification in this process, except changes, is `back`; the first `since` ones don't count."""
 
         def is_back() -> bool:
             said = [word for pid, word, _ in self.words[since:] if pid == os.getpid() and word != "changed"]
@@ -83,7 +85,7 @@ class Noted:
         self.wait("back", is_back, within)
 
     def wait_for_version(self, versions: Mapping[str, int], since: int = 0) -> None:
-        """Block until each key was told with its version, or everything was told to be old, after the first `since` words."""
+        """Block until each key was notified with its version, or `lost` and `back` were; the first `since` ones don't count."""
 
         def is_told() -> bool:
             words = [(word, told) for pid, word, told in self.words[since:] if pid == os.getpid()]
@@ -97,7 +99,7 @@ class Noted:
 
 
 class Noting(Layer):
-    """Passes a subscription on, and notes what is told to whoever watches."""
+    """Passes a subscription on, and records the notifications."""
 
     inline_read = inline_write = True
 
@@ -105,13 +107,13 @@ class Noting(Layer):
         self.noted = Noted()
 
     async def watch(self, watcher: Watcher) -> None:
-        """The inner one's, with both told, the watcher first."""
+        """Subscribe to the inner backend, for the watcher and the record."""
         self.noted = Noted(watcher)
         await self.inner.watch(self.noted)
 
 
 class WatchContract:
-    """Inherit it, override two fixtures, and every promise of `Backend.watch` is tested.
+    """Tests every promise of `Backend.watch`. Inherit it, and override two fixtures:
 
         class TestWatching(WatchContract):
             told_within = 6.0
@@ -123,15 +125,15 @@ class WatchContract:
             @pytest.fixture
             def server(self): ...
 
-    What `make_backend` gives are instances over one data set, of which several are open at a time.
+    `make_backend` returns a function that makes instances over one data set; several are open at a time.
     """
 
     told_within: float = 10.0
-    """Seconds that the backend states: later than so long after a write nobody believes what was before it."""
+    """The seconds that the backend promises: after a write, others' caches are outdated for no longer than this."""
 
     @pytest.fixture
     def make_backend(self) -> Callable[[], Backend]:
-        """What makes an instance, not yet opened; to be overridden."""
+        """A function that makes an instance, which isn't opened yet; to be overridden."""
         raise NotImplementedError(f"{type(self).__name__} must override the fixture make_backend")
 
     @pytest.fixture
@@ -141,7 +143,7 @@ class WatchContract:
 
     @asynccontextmanager
     async def _watched(self, make_backend: Callable[[], Backend]) -> AsyncGenerator[tuple[Backend, Backend, Noted]]:
-        """An instance that is watched and that has said `back`, another one over the same data, and what is told."""
+        """A watched instance that has sent `back`, another one over the same data, and the watcher."""
         mine, other, noted = make_backend(), make_backend(), Noted()
         await mine.open()
         try:
@@ -164,13 +166,13 @@ class WatchContract:
 
         asyncio.run(main())
 
-    # ------------------------------------------------------------ words
+    # ------------------------------------------------------------ notifications
     def test_it_says_that_it_can_watch(self, make_backend: Callable[[], Backend]) -> None:
-        """Before it is open: a layer has to know as it is built."""
+        """`can_watch` is known before `open`: layers need it when they are built."""
         assert make_backend().can_watch
 
     def test_what_another_instance_writes_is_told_with_its_version(self, make_backend: Callable[[], Backend]) -> None:
-        """All keys of a write in one call, deletes too, with the version that the write has got."""
+        """One call has all keys of a write, also deleted ones, with the version of the write."""
 
         async def scenario(mine: Backend, other: Backend, noted: Noted) -> None:
             first = await other.write([Put("a", 1), Put("b", 1)])
@@ -183,7 +185,7 @@ class WatchContract:
         self._run(make_backend, scenario)
 
     def test_own_writes_are_told_with_their_versions(self, make_backend: Callable[[], Backend]) -> None:
-        """So a cache can tell them from what others have written after them."""
+        """So a cache can distinguish them from later writes of others."""
 
         async def scenario(mine: Backend, other: Backend, noted: Noted) -> None:
             version = await mine.write([Put("a", 1)])
@@ -195,7 +197,7 @@ class WatchContract:
         self._run(make_backend, scenario)
 
     def test_keys_of_every_kind_are_told_as_they_are(self, make_backend: Callable[[], Backend]) -> None:
-        """Whatever the words travel in, a name with quotes, NUL or four bytes per character arrives as it was written."""
+        """Names with quotes, NUL or four bytes per character arrive unchanged, whatever the transport is."""
 
         async def scenario(mine: Backend, other: Backend, noted: Noted) -> None:
             for key in [*(key for key in ODD_KEYS if len(key.encode()) <= MAX_NAME), "n" * MAX_NAME]:
@@ -208,7 +210,7 @@ class WatchContract:
 
     @pytest.mark.parametrize("size", [5, MAX_NAME])
     def test_many_keys_are_told_or_everything_is_old(self, make_backend: Callable[[], Backend], size: int) -> None:
-        """A write with more keys than a word can have is told as `lost` and `back`."""
+        """A write with more keys than a notification can have is reported by `lost` and `back`."""
 
         async def scenario(mine: Backend, other: Backend, noted: Noted) -> None:
             keys = [f"{n:0{size}}" for n in range(min(500, other_limit(other)))]
@@ -221,9 +223,9 @@ class WatchContract:
 
         self._run(make_backend, scenario)
 
-    # ------------------------------------------------------------ when it is told
+    # ------------------------------------------------------------ times of notifications
     def test_it_may_be_watched_before_it_is_open(self, make_backend: Callable[[], Backend]) -> None:
-        """The words come once it is."""
+        """Notifications come after it was opened."""
 
         async def main() -> None:
             mine, noted = make_backend(), Noted()
@@ -239,7 +241,7 @@ class WatchContract:
         asyncio.run(main())
 
     def test_after_a_close_nothing_is_told(self, make_backend: Callable[[], Backend]) -> None:
-        """And the thread of the subscription is gone."""
+        """And the thread of the subscription has ended."""
         before = {*threading.enumerate()}
 
         async def main() -> None:
@@ -262,7 +264,7 @@ class WatchContract:
     def test_a_server_that_does_not_answer_is_told_as_lost_in_time(
         self, make_backend: Callable[[], Backend], server: Stoppable
     ) -> None:
-        """And once it answers again as back; what is written from then on is told."""
+        """`lost` comes in time, `back` when the server answers again; later writes are notified."""
 
         async def scenario(mine: Backend, other: Backend, noted: Noted) -> None:
             since = noted.count
@@ -279,7 +281,7 @@ class WatchContract:
         self._run(make_backend, scenario)
 
     def test_a_forked_child_is_told_by_a_subscription_of_its_own(self, make_backend: Callable[[], Backend]) -> None:
-        """From its first operation on; the parent's goes on as if nothing had been."""
+        """From its first operation on; the parent's subscription is not affected."""
 
         async def main() -> None:
             async with self._watched(make_backend) as (mine, other, noted):
@@ -298,9 +300,9 @@ class WatchContract:
 
         asyncio.run(main())
 
-    # ------------------------------------------------------------ what it is for
+    # ------------------------------------------------------------ caches
     def test_a_near_tier_gives_what_others_have_written(self, make_backend: Callable[[], Backend]) -> None:
-        """Once it is told, and not before the next write: own writes are near, though they are told as well."""
+        """After the notification, the cache has others' writes. It keeps its own writes, although these are notified, too."""
 
         async def main() -> None:
             to = Noting().build(make_backend())
@@ -331,7 +333,7 @@ class WatchContract:
     def test_a_near_tier_reads_through_once_it_is_lost(
         self, make_backend: Callable[[], Backend], server: Stoppable
     ) -> None:
-        """What is near isn't given while nobody tells, and not afterwards either."""
+        """After `lost`, the cache isn't used, and its old entries aren't used after `back` either."""
 
         async def main() -> None:
             to = Noting().build(make_backend())
@@ -362,6 +364,6 @@ class WatchContract:
 
 
 def other_limit(backend: Backend) -> int:
-    """How many changes one write may have there."""
+    """How many changes a write of the backend may have."""
     limit: int | None = getattr(backend, "max_changes", None)
     return limit or 1_000_000

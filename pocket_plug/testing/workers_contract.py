@@ -1,9 +1,9 @@
-"""What workers promise over a store that several processes share: whoever writes such a backend inherits `WorkersContract`.
+"""The promises of workers over a store that several processes share, as tests: inherit `WorkersContract`.
 
-Three workers whose clocks are hours apart and a submitting process go on with runs of all kinds of nodes, while processes are
-killed and stopped at random moments: these, the store's server, and the processes of an executor, where effects run in one. Then
-every effect is there exactly once, nothing is left open, and `exec` was done again only for what was at work in a process that
-was killed or stopped, or that the machine didn't let run.
+Three workers, whose clocks differ by hours, execute runs with all kinds of nodes that another process submits. Meanwhile
+processes are killed and stopped at random moments: these, the store's server, and the processes of an executor if there is one.
+In the end, every effect has happened exactly once, no run is open, and `exec` was repeated only if its process was killed,
+stopped, or not scheduled by the machine.
 """
 
 from __future__ import annotations
@@ -46,36 +46,37 @@ from pocket_plug.store.store import Store, StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncStore
 
 LEASE = 0.6
-"""Seconds. A process is stopped for up to twice that."""
+"""The workers' lease in seconds. A process is stopped for up to twice this time."""
 CLOCKS = (0.0, 7 * 3600.0, -5 * 3600.0)
-"""What the workers' clocks are ahead of the true time."""
+"""Seconds by which the workers' clocks are ahead of the true time."""
 PACE = 0.7
-"""Seconds from one moment to the next, about: a process has to start in between."""
+"""Approximate seconds between two disturbances: a process has to start in between."""
 AT_ONCE, STEPS, AHEAD = 4, 7, 10
-"""Runs that a worker is at; nodes one after the other in a run; runs that are submitted before they can be taken."""
+"""Concurrent runs of a worker; consecutive nodes of a run; pending runs at which the submitter waits."""
 LATE, WAS_LATE = LEASE / 4, "was late"
-"""Seconds by which a process is late that didn't run as it wanted to, and what it then says."""
+"""Seconds of delay after which a process records that it wasn't scheduled in time, and the text of this record."""
 
 NOTICED = 1.0
-"""Seconds in which a worker has noticed that a server was stopped."""
+"""Seconds within which a worker notices that a server was stopped."""
 HANGS = 120.0
-"""Seconds after the last disturbance in which all runs must have ended."""
+"""Seconds after the last disturbance within which all runs must end."""
 
 
 # ---------------------------------------------------------------- the runs
-_said, _longest = "", 0.0
-"""The file in which is said what is executed, and how many seconds an `exec` takes at most: what a worker's process was told."""
+_record_file, _longest = "", 0.0
+"""Arguments of a worker process: the file in which executions are recorded, and the longest duration of an `exec` in seconds."""
 
 
 class Effect(Node[int, int], name="effect"):
-    """Says that it is at work, and leaves its key in the store, with a sum that all add to."""
+    """Records its execution in a file, counts its key in the store, and adds its input to a sum."""
 
     async def prep(self, store: StoreReader, input: int) -> tuple[str, int, float, int]:
-        return _said, os.getpid(), random.uniform(0, _longest), input  # noqa: S311 - no secret
+        return _record_file, os.getpid(), random.uniform(0, _longest), input  # noqa: S311 - no secret
 
     async def exec(self, prepared: tuple[str, int, float, int]) -> int:
-        said, asked_by, takes, result = prepared  # all that it needs: it may run in a process that was told nothing
-        _say(said, f"{asked_by} {time.monotonic()} {idempotency_key()}\n")
+        # no globals: exec may run in a process that has none of them set
+        record_file, asked_by, takes, result = prepared
+        _record(record_file, f"{asked_by} {time.monotonic()} {idempotency_key()}\n")
         await asyncio.sleep(takes)
         return result
 
@@ -85,20 +86,20 @@ class Effect(Node[int, int], name="effect"):
         return result
 
 
-def _say(said: str, line: str) -> None:
-    with Path(said).open("a") as file:
+def _record(record_file: str, line: str) -> None:
+    with Path(record_file).open("a") as file:
         file.write(line)
 
 
-def _say_when_late(said: str) -> None:
-    """Say when this process was kept from running for so long that it may have lost a lease, as on a busy machine."""
+def _record_delays(record_file: str) -> None:
+    """Record when this process wasn't scheduled for so long that it may have lost a lease, as on a busy machine."""
 
     def notice() -> None:
         while True:
             before = time.monotonic()
             time.sleep(LATE / 3)
             if (now := time.monotonic()) > before + LATE:
-                _say(said, f"{os.getpid()} {now} {WAS_LATE}\n")
+                _record(record_file, f"{os.getpid()} {now} {WAS_LATE}\n")
 
     threading.Thread(target=notice, name="notices that it is late", daemon=True).start()
 
@@ -119,7 +120,7 @@ async def taken(answered: Answered[int, bool]) -> int:
 
 
 def graph_of(executor: str | None = None) -> Graph[int, int]:
-    """The graph of the runs. With an executor that is where the effects' `exec` is done, again where that has lost it."""
+    """The graph of the runs. With an executor, the effects' `exec` runs there, and is retried after an ExecutorLostError."""
     retry = None if executor is None else Retry(attempts=100, delay="500ms", on=ExecutorLostError)
     first, item, after, inside, beyond, last = (
         Effect().with_options(name=name, executor=executor, retry=retry)
@@ -137,7 +138,7 @@ GRAPH, ELSEWHERE = graph_of(), graph_of("elsewhere")
 
 
 def input_of(number: int) -> int:
-    """That of a run."""
+    """The input of a run."""
     return number
 
 
@@ -149,12 +150,12 @@ def keys_of_run(number: int) -> list[str]:
 
 
 # ---------------------------------------------------------------- the processes
-def serve(url: str, said: str, ahead: str, longest: str, executor: str) -> None:
-    """A worker's process; `executor` is the URL of one, or empty."""
-    global _said, _longest
-    _said, _longest = said, float(longest)
+def serve(url: str, record_file: str, ahead: str, longest: str, executor: str) -> None:
+    """The main function of a worker process; `executor` is the URL of an executor, or empty."""
+    global _record_file, _longest
+    _record_file, _longest = record_file, float(longest)
 
-    _say_when_late(said)
+    _record_delays(record_file)
 
     async def main() -> None:
         pocket = Pocket(Config(executors={"elsewhere": executor}))
@@ -171,7 +172,7 @@ def _graph(executor: str) -> Graph[int, int]:
 
 
 def submit(url: str, runs: str, executor: str) -> None:
-    """The submitting process: it submits all again where it was killed, and only some ahead of the workers."""
+    """The main function of the submitting process. After a kill it submits all runs again; it waits if too many are pending."""
     with SyncStore(url) as store:
         for number in range(int(runs)):
             _graph(executor).submit_sync(input_of(number), run_id=f"r{number}", store=store)
@@ -180,9 +181,9 @@ def submit(url: str, runs: str, executor: str) -> None:
 
 
 def answer_all(url: str) -> int:
-    """Answer the questions that are open, and let those be tried again that were given up: how many runs have not ended?
+    """Answer open questions, and retry runs that the workers have given up; returns how many runs have not ended.
 
-    A run is given up whose executions were killed five times before it moved, which as many kills as these may come to.
+    Workers give a run up after its executions were killed five times without progress, which can happen here.
     """
     with SyncStore(url) as store:
         runs = SyncRuns(store)
@@ -194,14 +195,14 @@ def answer_all(url: str) -> int:
             if failed.failure is not None and failed.failure.type == error_type(RunStuckError()):
                 with contextlib.suppress(RunStateError):
                     runs.retry(failed.run_id)
-        # of one moment: a list of several states looks at one after the other, and a run may pass by from one to the next
+        # at one moment: `list` would read the states one after the other, and miss a run that changes its state meanwhile
         records = store.stack.run(store.stack.read_page(RUN, limit=1000))
         return sum(field_of(entry, "status") in ("pending", "running", "waiting") for _, entry in records if entry)
 
 
 @dataclass
 class _Child:
-    """A process that is disturbed, and when its incarnations were."""
+    """A process that is disturbed and restarted."""
 
     arguments: Sequence[str]
     process: subprocess.Popen[bytes] | None = None
@@ -215,15 +216,15 @@ class _Child:
 
 @dataclass
 class Outcome:
-    """What a campaign has come to."""
+    """The result of a campaign."""
 
     kills: int = 0
     stops: int = 0
     drains: int = 0
     crashes: int = 0
-    """Of servers."""
+    """How often a server was killed."""
     stalls: int = 0
-    """Times that a server was stopped for a while."""
+    """How often a server was stopped for a while."""
     effects: int = 0
     redone: int = 0
     seconds: float = 0.0
@@ -231,7 +232,7 @@ class Outcome:
 
 
 class Disturbed(Protocol):
-    """A server, of the store or of an executor, that is killed and stopped as well. Those of `testing.servers` are such."""
+    """A server of the store or of an executor that can be killed and stopped, such as those of `testing.servers`."""
 
     def kill(self) -> None:
         """Kill it, as a crash would."""
@@ -242,19 +243,19 @@ class Disturbed(Protocol):
         ...
 
     def stop(self) -> None:
-        """Stop all of its processes where they are."""
+        """Suspend all its processes, as by SIGSTOP."""
         ...
 
     def go_on(self) -> None:
-        """Let them go on."""
+        """Continue after `stop`."""
         ...
 
 
 class Campaign:
-    """So many runs, and so many moments at which a process is killed or stopped, all drawn from a seed.
+    """Executes `runs` runs, and kills or stops a process at `moments` moments, which a seed determines.
 
-    Given servers, the store's or those of an executor, every third moment is one of theirs, by turns. `executor` is the URL of
-    one that the effects run in.
+    With `servers`, of the store or an executor, every third moment disturbs one of them, by turns. `executor` is the URL of the
+    executor that runs the effects.
     """
 
     def __init__(
@@ -270,19 +271,19 @@ class Campaign:
         self.url, self.folder, self.runs, self.moments = url, folder, runs, moments
         self._servers = servers
         self._random = random.Random(seed)  # noqa: S311 - no secret
-        self._said = folder / "said"
-        self._said.touch()
-        # so that there is work until the last moment
+        self._record_file = folder / "executions"
+        self._record_file.touch()
+        # so long that there is work until the last moment
         longest = min(1.0, 2 * PACE * moments / (runs * STEPS / (AT_ONCE * len(CLOCKS))))
-        told = str(longest), executor
-        self._workers = [_Child(("serve", url, str(self._said), str(ahead), *told)) for ahead in CLOCKS]
+        arguments = str(longest), executor
+        self._workers = [_Child(("serve", url, str(self._record_file), str(ahead), *arguments)) for ahead in CLOCKS]
         self._submitter = _Child(("submit", url, str(runs), executor))
         self._disturbed: dict[int, list[float]] = defaultdict(list)
         """The moments at which a process was killed or stopped, by its pid."""
         self.outcome = Outcome()
 
     def go(self) -> Outcome:
-        """Do it, and look what it has come to."""
+        """Run the campaign and check its result."""
         began = time.monotonic()
         children = [*self._workers, self._submitter]
         try:
@@ -308,10 +309,10 @@ class Campaign:
         return self.outcome
 
     def _await_work(self, child: _Child) -> None:
-        """Until a worker has executed something, if there is anything: one that only starts is not worth disturbing."""
+        """Wait until a worker has executed something, if there is work: it is useless to disturb one that is still starting."""
         until = time.monotonic() + 2
         while child is not self._submitter and child.process is not None and time.monotonic() < until:
-            if f"{child.process.pid} ".encode() in self._said.read_bytes():
+            if f"{child.process.pid} ".encode() in self._record_file.read_bytes():
                 return
             if child.process.poll() is not None:
                 child.start()
@@ -336,7 +337,7 @@ class Campaign:
         if kind == "kill":
             process.kill()
             process.wait()
-            self._disturbed[process.pid].append(math.inf)  # an executor may yet begin what it had asked for
+            self._disturbed[process.pid].append(math.inf)  # an executor may still begin work that the process has sent
             child.start()
             self.outcome.kills += 1
         else:
@@ -357,17 +358,17 @@ class Campaign:
             time.sleep(self._random.uniform(0, 3 * LEASE))
             server.go_on()
             self.outcome.stalls += 1
-        for worker in self._workers:  # it could not show that it was alive, or what it waited for was lost
+        for worker in self._workers:  # its heartbeat failed, or a result that it waited for was lost
             if worker.process is not None:
                 self._disturbed[worker.process.pid].append(time.monotonic() + NOTICED)
 
     def _answer(self) -> int:
         while True:
-            with contextlib.suppress(StoreBusyError):  # somebody was stopped while it had the file locked
+            with contextlib.suppress(StoreBusyError):  # a stopped process holds the file's lock
                 return answer_all(self.url)
 
     def _finish(self) -> None:
-        """Nobody is disturbed any more: wait until all has ended."""
+        """Without further disturbances, wait until all runs have ended."""
         until = time.monotonic() + HANGS
         while True:
             for child in (*self._workers, self._submitter):
@@ -384,7 +385,7 @@ class Campaign:
                 return
             time.sleep(0.05)
 
-    # ------------------------------------------------------------ what it has come to
+    # ------------------------------------------------------------ checks
     def _check(self) -> None:
         with SyncStore(self.url) as store:
             found = {name: store.require(name) for name in store.keys("effect:")}
@@ -394,8 +395,8 @@ class Campaign:
         expected = {f"effect:{key}" for number in range(self.runs) for key in keys_of_run(number)}
         faults, self.outcome.effects = self.outcome.faults, len(found)
         faults += [f"{name} is missing" for name in sorted(expected - found.keys())]
-        faults += [f"{name} is too much" for name in sorted(found.keys() - expected)]
-        faults += [f"{name} is there {times} times" for name, times in found.items() if times != 1]
+        faults += [f"{name} is unexpected" for name in sorted(found.keys() - expected)]
+        faults += [f"{name} happened {times} times" for name, times in found.items() if times != 1]
         wanted = sum(_sum_of(number) for number in range(self.runs))
         faults += [f"the sum is {total}, not {wanted}"] if total != wanted else []
         faults += [f"run {each.run_id} has failed: {each.failure}" for each in failed]
@@ -403,9 +404,9 @@ class Campaign:
         self._check_executions()
 
     def _check_executions(self) -> None:
-        """`exec` is done again only where it was at work in a process that was then killed or stopped, or that stood still."""
+        """Check that `exec` was repeated only if its process was killed, stopped or not scheduled after its start."""
         executed: dict[str, list[tuple[float, int]]] = defaultdict(list)
-        for line in self._said.read_text().splitlines():
+        for line in self._record_file.read_text().splitlines():
             pid, at, key = line.split(" ", 2)
             if key == WAS_LATE:
                 self._disturbed[int(pid)].append(float(at))
@@ -417,7 +418,7 @@ class Campaign:
             for begun, process in times[:-1]:
                 if not any(moment >= begun for moment in self._disturbed[process]):
                     self.outcome.faults.append(
-                        f"exec of {key} was done again, and process {process} was not disturbed since"
+                        f"exec of {key} was repeated, although process {process} was not disturbed"
                     )
 
 
@@ -427,7 +428,7 @@ def _sum_of(number: int) -> int:
 
 
 async def _records(stack: Backend) -> Counter[str]:
-    """How many records there are that an ended run doesn't have."""
+    """The number of records that ended runs must not have, by kind."""
     left: Counter[str] = Counter()
     for state in ("pending", "running", "waiting", "failed", "cancelled"):
         left[state] = len([key async for key in stack.scan(f"pocket:run-state:{state}:")])
@@ -437,7 +438,7 @@ async def _records(stack: Backend) -> Counter[str]:
 
 
 class WorkersContract:
-    """Inherit it, and give the URL of a store that processes can share:
+    """Tests the promises of workers. Inherit it, and return the URL of a store that processes can share:
 
     ```python
     class TestMine(WorkersContract):
@@ -451,28 +452,28 @@ class WorkersContract:
 
     @pytest.fixture
     def url(self) -> str:
-        """That of an empty store."""
+        """The URL of an empty store; to be overridden."""
         raise NotImplementedError
 
     @pytest.fixture
     def server(self) -> Disturbed | None:
-        """What serves the store, where that may be killed and stopped too."""
+        """The store's server, if it may be killed and stopped, too."""
         return None
 
     @pytest.fixture
     def servers(self, server: Disturbed | None) -> Sequence[Disturbed]:
-        """That, and whatever else is to be killed and stopped."""
+        """All servers that are killed and stopped: by default the store's."""
         return () if server is None else (server,)
 
     @pytest.fixture
     def executor(self) -> str:
-        """The URL of an executor that effects run in; empty for none."""
+        """The URL of an executor for the effects; empty for none."""
         return ""
 
     def test_every_effect_is_there_once_whatever_is_killed(
         self, url: str, servers: Sequence[Disturbed], executor: str, tmp_path: Path
     ) -> None:
-        """Workers are killed, stopped and drained, and so is who submits: nothing is lost, done twice or left open."""
+        """Workers and the submitter are killed, stopped and drained: no effect is lost or repeated, and no run stays open."""
         outcome = Campaign(url, tmp_path, self.SEED, self.RUNS, self.MOMENTS, servers, executor).go()
         assert outcome.faults == []
         assert outcome.kills > 0

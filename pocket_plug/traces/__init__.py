@@ -1,7 +1,8 @@
-"""Traces read back from a file: listed, summed up, compared, drawn, shown as a page, sent on. No SDK is needed for it.
+"""Reads traces from a file: lists, summarizes, compares and draws them, shows them as a page, sends them. Needs no SDK.
 
-`recorded` reads the file, `open_spans` what goes on right now beside it; `index` keeps in short what is in it, `retention` ends
-it. `summary` is a line for each run, `by_name` one for each name (`figures`), `comparing` has two runs, `failing` what failed and
-where (`frames`). `drawing` is the tree for terminals, `folding` what of it is summed up; `page` is the one for browsers, whose
-files are in `viewer`. `watch` follows a run, `send` replays a file into a backend.
+`recorded` reads the file, `open_spans` the files of spans that are still open; `index` is an SQLite index of it; `retention`
+limits its size and age. `summary` makes a line for each run, `by_name` one for each span name (`figures`: their statistics);
+`comparing` compares two runs; `failing` finds what failed and where (`frames`). `drawing` draws a tree in the terminal, `folding`
+decides which of its spans are summarized; `page` makes the HTML page, whose parts are in `viewer`. `watch` follows a running run,
+`send` sends a file to a backend.
 """

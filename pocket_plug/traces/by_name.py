@@ -1,4 +1,4 @@
-"""How long the spans of each name took, and how often they failed: the figures of tables, in the terminal and elsewhere."""
+"""Statistics by span name: how long the spans took, and how often they failed. For tables in the terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["NameStats", "stats_by_name"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameStats(Figures):
-    """The spans of one name.
+    """Statistics of all spans of one name.
 
-    `errors` counts those that arose in them, not those that came from below, and `retries` those after which the work was tried
-    again. `own`, in nanoseconds, is what of their time was not within spans below them.
+    `errors` counts the errors that were raised in these spans, and not below them; `retries` counts failures that were followed
+    by a retry. `own` is their time outside of child spans, in nanoseconds.
     """
 
     name: str
@@ -27,7 +27,7 @@ class NameStats(Figures):
 
 
 def stats_by_name(spans: Sequence[RecordedSpan]) -> list[NameStats]:
-    """Of each name, that which took longest by itself first; what hasn't ended isn't counted."""
+    """The statistics of each name, that with the most own time first. Open spans aren't counted."""
     ended = [span for span in spans if span.end]
     below: dict[str, list[RecordedSpan]] = {}
     for span in ended:
@@ -51,7 +51,7 @@ def stats_by_name(spans: Sequence[RecordedSpan]) -> list[NameStats]:
 
 
 def _covered(span: RecordedSpan, parts: Iterable[RecordedSpan]) -> int:
-    """How much of a span's time any of these took: what went on at once counts once."""
+    """The part of a span's time that child spans cover, in nanoseconds; overlapping ones count once."""
     covered, until = 0, span.start
     for part in sorted(parts, key=lambda part: part.start):
         begin, end = max(part.start, until), min(part.end, span.end)

@@ -1,4 +1,4 @@
-"""Two runs, or two executions of one: how they ended, how long they took, and what is different by the names of their spans."""
+"""Compares two runs, or two executions of one: their outcomes, durations, and the differences by span name."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Comparison", "Difference", "Side", "compared", "spans_of"]
 Mark = Literal["new", "gone", "fails now", "running", "unfinished", "interrupted", ""]
 
 _NOT_ENDED: Mapping[str, Mark] = {"running": "running", "unfinished": "unfinished", "interrupted": "interrupted"}
-"""Outcomes of runs that may have more spans, or would have had them."""
+"""Outcomes of runs that may get more spans, or would have got them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two. `start` and `duration` in nanoseconds; of several executions the first's start, the last's outcome, and the
-    sum of the time that they took, without what lay between them.
+    """One of the two runs. Times in nanoseconds. If a run has several executions, `start` is that of the first, `outcome` and
+    `error` are those of the last, and `duration` is the sum, without the time between them.
     """
 
     run_id: str
@@ -34,7 +34,7 @@ class Side:
 
     @classmethod
     def of(cls, executions: Sequence[RunSummary]) -> Side:
-        """That of executions of one run, as they began. There must be one."""
+        """The side for the executions of one run, in the order of their start. There must be at least one."""
         first, last = executions[0], executions[-1]
         return cls(
             first.run_id,
@@ -49,10 +49,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The spans of one name on either side; None where there are none. `took`: how much more time, in all, in nanoseconds.
+    """The statistics of one span name on both sides; None if a side has no such span.
 
-    `mark`: only after ("new"), only before ("gone"), or with errors after and without any before ("fails now"). Where a side
-    hasn't come to its end, and has no such span or one that hasn't ended, it is that side's outcome.
+    `took` is how much longer the spans took after, in nanoseconds. `mark`: "new" (only after), "gone" (only before), "fails now"
+    (errors after and none before). If a side hasn't ended, and has no such span or an open one, `mark` is that side's outcome.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What was before, what is after, and the differences between them, that first which changed most."""
+    """Both sides, and their differences, the largest change of time first. `took` is the difference of durations."""
 
     before: Side
     after: Side
@@ -77,7 +77,7 @@ def compared(
     after: tuple[Side, Sequence[RecordedSpan]],
     until: Mapping[str, int] | None = None,
 ) -> Comparison:
-    """Compare two sides, each with its spans. What hasn't ended counts `until` then, by its id, or else not at all."""
+    """Compare two sides, each with its spans. An open span counts up to its time in `until`, by span id, or else not at all."""
     (left, open_left), (right, open_right) = (_by_name(spans, until or {}) for _, spans in (before, after))
     found: list[Difference] = []
     for name in {**left, **right}:
@@ -93,7 +93,7 @@ def compared(
 
 
 def _by_name(spans: Sequence[RecordedSpan], until: Mapping[str, int]) -> tuple[dict[str, NameStats], set[str]]:
-    """The figures of each name, and the names of which a span hasn't ended."""
+    """The statistics of each name, and the names that have an open span."""
     so_far = [
         span if span.end else replace(span, end=max(span.start, until[span.span_id]) if span.span_id in until else 0)
         for span in spans
@@ -109,7 +109,7 @@ def _difference(name: str, before: NameStats | None, after: NameStats | None, wa
 
 
 def spans_of(executions: Collection[RunSummary], spans: Sequence[RecordedSpan]) -> list[RecordedSpan]:
-    """Of the spans of the traces that these executions are in, those that are theirs: the runs' own, and all below."""
+    """The spans of these executions among those of their traces: the runs' spans and all below them."""
     begun = {(run.trace_id, run.run_id, run.start) for run in executions}
     of_trace: dict[tuple[str, str | None], list[RecordedSpan]] = {}
     for span in spans:
@@ -120,11 +120,11 @@ def spans_of(executions: Collection[RunSummary], spans: Sequence[RecordedSpan]) 
         for span in spans
         if span.is_outermost and (span.trace_id, str(span.attributes["pocket_plug.run.id"]), span.start) in begun
     ]
-    lost = {run.trace_id for run in executions} - {span.trace_id for span in waiting}  # its own span is missing
+    lost = {run.trace_id for run in executions} - {span.trace_id for span in waiting}  # the run's own span is missing
     waiting += [span for span in spans if span.trace_id in lost]
     while waiting:
         span = waiting.pop()
-        if (span.trace_id, span.span_id) not in found:  # ids may be in a circle
+        if (span.trace_id, span.span_id) not in found:  # parent ids may form a cycle
             found[span.trace_id, span.span_id] = span
             waiting += of_trace.get((span.trace_id, span.span_id), ())
     return [*found.values()]

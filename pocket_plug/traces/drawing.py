@@ -1,4 +1,4 @@
-"""A trace as lines of text: one per span, how long it took, and a bar that shows when."""
+"""Draws a trace as text: a line for each span, with its duration, and a bar for its place in time."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .folding import Folding
 from .recorded import RecordedSpan
 
 MIN_LABEL, MIN_BAR = 20, 14
-"""Columns: labels have more, unless that leaves less for bars."""
+"""Columns: bars have at least MIN_BAR, and labels get the rest, but never less than MIN_LABEL."""
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 KINDS = 3
-"""So many types of errors are named of what is summed up."""
+"""How many types of errors are named in a line that summarizes spans."""
 
 
 @dataclass
 class _Row:
-    """A span's line, and what stands below it; without a `span` one that sums up others."""
+    """The line of a span, and the lead of the lines below it; without a `span`, a line that summarizes others."""
 
     label: Text
     below: str = ""
@@ -48,11 +48,11 @@ def draw(
     whole: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> list[Text]:
-    """The lines of a tree, at most `width` columns wide; `plain` keeps to ASCII.
+    """The lines of a tree, at most `width` columns wide; `plain` uses ASCII only.
 
-    What has no parent among the spans hangs under the `root`, if one is given, else stands by itself. A span without an
-    end is drawn until `now`, and said to be running if `alive`. `whole`: nothing is summed up, and messages aren't cut. The
-    `notes` are said below spans, by their ids.
+    Spans without a parent among the `spans` are put below `root`, or at the top without a root. An open span is drawn up to `now`
+    (nanoseconds since the epoch), and labelled as running if `alive`, or else as not ended. `whole` shows each span and whole
+    messages. `notes` are lines to show below spans, by span id.
     """
     tree = Folding(spans, root, whole=whole)
     rows: list[_Row] = []
@@ -89,7 +89,7 @@ def _took(span: RecordedSpan, now: int) -> int:
 
 
 def _summary(tree: Folding, spans: Sequence[RecordedSpan], plain: bool, now: int) -> Text:
-    """How many more there are, with which errors, and how long they took."""
+    """The line that summarizes spans: their number, errors and durations."""
     took = sorted(_took(span, now) for span in spans)
     errors = tree.errors_in(spans).most_common()
     text = Text(f"{'...' if plain else '…'} {len(spans):,} more: {escaped(spans[0].name)}", style="dim")
@@ -133,7 +133,7 @@ def _label(span: RecordedSpan, nested: RecordedSpan | None, plain: bool, alive: 
 def _layout(
     rows: Sequence[_Row], tops: Sequence[RecordedSpan], width: int, plain: bool, now: int, whole: bool
 ) -> list[Text]:
-    """Labels, durations and bars in three columns; a bar's place and length are the span's within those at the top."""
+    """Labels, durations and bars in three columns. A bar's place and length are relative to the time of the top spans."""
     time_width = max(len(row.took) for row in rows)
     room = max(width - time_width - MIN_BAR, MIN_LABEL)
     below = [_said_below(row, room, width, whole) for row in rows]
@@ -164,7 +164,7 @@ def _bar(span: RecordedSpan, begin: int, until: int, width: int, plain: bool, no
 
 
 def _said_below(row: _Row, room: int, width: int, whole: bool) -> list[Text]:
-    """What is known of an error: its place on the span's line where that has room, the message below."""
+    """The lines below a span: its note and its error. The error's place goes on the span's line if there is room."""
     said = [escaped(row.note)] if row.note else []
     failure = row.failure
     if failure is not None:
@@ -183,9 +183,9 @@ def _said_below(row: _Row, room: int, width: int, whole: bool) -> list[Text]:
 
 
 def on_console(console: Console, lines: Sequence[Text], below: str) -> str:
-    """The text that a console is to be given: lines of its width at most, and one below that is whole, to be copied from.
+    """The text to write to a console: lines cut to its width, and `below` uncut, so that it can be copied.
 
-    What the console can't encode is replaced, which rich wouldn't do.
+    Characters that the console can't encode are replaced; rich would raise.
     """
     with console.capture() as drawn:
         if lines:

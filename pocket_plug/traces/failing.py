@@ -1,4 +1,4 @@
-"""Where a trace failed: each of its errors, with type, place and message, and which of them came first."""
+"""The errors of a trace, with type, place and message, and which of them came first."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Failure", "failure_of", "failures", "first_way", "grouped", "way_to"
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as its span tells of it: its type without the module, the frame to look at first, the message, and its stack.
+    """An error as its span records it: its type without the module, the frame to look at first, the message, and the stack.
 
-    What isn't known of it is "", or None.
+    An unknown text is "", an unknown frame None.
     """
 
     span: RecordedSpan
@@ -29,26 +29,26 @@ class Failure:
 
     @property
     def place(self) -> str:
-        """The frame in short, to be read only: files of one name may be many."""
+        """The frame's file name and line, for people: several files may have this name."""
         return "" if self.at is None else self.at.place
 
     @property
     def causes(self) -> list[str]:
-        """What it was caused by, as lines: the types, and the messages where these are known."""
+        """The causes, a line each: the type, and the message if it is known."""
         lines = self.stack.splitlines()
         return [*dropwhile(lambda line: not line.startswith("caused by "), lines)]
 
     @property
     def is_known(self) -> bool:
-        """Is more known of it than its type?"""
+        """Is more known than the type?"""
         return bool(self.at or self.message)
 
 
 def failure_of(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> Failure | None:
-    """What a span failed with, for good or until it was tried again; None if it didn't. `by_id`: the trace's spans.
+    """The error of a span, also if it was retried; None if the span didn't fail. `by_id`: the trace's spans.
 
-    The frame to look at first is the innermost of the user's. A time-out, say, has none: then it is where the node is written,
-    and where that isn't known either, the innermost frame.
+    The frame to look at first is the user's innermost one. If there is none, as for a timeout, it is the place where the node is
+    defined, or if that is unknown, the innermost frame.
     """
     kind = span.error
     if span.status != "error" and kind is None:
@@ -58,7 +58,7 @@ def failure_of(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> Failure
         if event.name == "exception" and (
             "exception.type" not in about or event.attributes.get("exception.type") == kind
         ):
-            about = event.attributes  # the last one of its type, since a span may tell of errors that it handled
+            about = event.attributes  # the last one of its type: a span may also record errors that it handled
     kind = kind or _text(about, "exception.type") or "error"
     message = _text(about, "exception.message") or ("" if span.message == kind else span.message)
     stack = _text(about, STACK)
@@ -68,7 +68,7 @@ def failure_of(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> Failure
 
 
 def _definition(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> Frame | None:
-    """Where the node is written that a span belongs to: what the span says, or the nearest above it that says so."""
+    """Where the span's node is defined, by attributes of the span or of the nearest one above that has them."""
     for each in reversed(way_to(span, by_id)):
         if file := _text(each.attributes, "code.file.path"):
             line = each.attributes.get("code.line.number")
@@ -83,7 +83,7 @@ def _text(attributes: Mapping[str, AnyValue], name: str) -> str:
 
 
 def failures(spans: Sequence[RecordedSpan]) -> list[Failure]:
-    """The errors of these spans, that which happened first at first; one that was handed on upwards is one error."""
+    """The errors of these spans, the earliest first. An error that propagated through several spans is one error."""
     by_id = {span.span_id: span for span in spans}
     failed = {span.span_id: span for span in spans if span.failed}
     own = own_errors({id: (span.parent_id, span.error) for id, span in failed.items()})
@@ -92,7 +92,7 @@ def failures(spans: Sequence[RecordedSpan]) -> list[Failure]:
 
 
 def grouped(found: Sequence[Failure]) -> list[list[Failure]]:
-    """Errors of one type, file and line together, in the order of each group's first; without a frame by the span's name."""
+    """Errors grouped by type, file and line (by the span's name without a frame), in the order of the first one of each group."""
     groups: dict[tuple[str, str, int], list[Failure]] = {}
     for failure in found:
         file, line = (failure.span.name, 0) if failure.at is None else (failure.at.file, failure.at.line)
@@ -110,7 +110,7 @@ def way_to(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> list[Record
 
 
 def first_way(found: Sequence[Failure], by_id: Mapping[str, RecordedSpan]) -> list[RecordedSpan]:
-    """The way down to the first error, rather one that made the whole fail than one that was dealt with; [] without errors."""
+    """The spans down to the first error that made the whole trace fail, or else to the first one; [] without errors."""
     if not found:
         return []
     ways = (way_to(failure.span, by_id) for failure in found)

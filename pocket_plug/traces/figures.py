@@ -1,4 +1,4 @@
-"""The figures of a table's row: how many there were of something, how often it was tried again, how long it took."""
+"""The statistics in a row of a table: counts, retries and durations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Figures", "figures", "quantile", "seconds"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Of `count` of them. Durations in nanoseconds, `total` is their sum. What counts as a retry, the table says."""
+    """Statistics of `count` spans or runs. Durations in nanoseconds; `total` is their sum. Each subclass defines its retries."""
 
     count: int
     retries: int
@@ -21,7 +21,7 @@ class Figures:
 
 
 def figures(took: Iterable[int], retries: int) -> dict[str, int]:
-    """The fields of Figures, from how long each took. There must be one at least.
+    """The fields of Figures, from the durations, of which there must be at least one.
 
     >>> Figures(**figures([5, 1, 3], retries=0))
     Figures(count=3, retries=0, p50=3, p95=5, max=5, total=9)
@@ -38,7 +38,7 @@ def figures(took: Iterable[int], retries: int) -> dict[str, int]:
 
 
 def quantile(ordered: Sequence[int], share: float) -> int:
-    """What about that share of them, of 1, doesn't exceed. There must be one at least.
+    """The quantile of sorted values, of which there must be at least one. `share`: 0.5 is the median.
 
     >>> quantile([1, 2, 3, 4, 5], 0.5), quantile([7], 0.95)
     (3, 7)
@@ -47,7 +47,7 @@ def quantile(ordered: Sequence[int], share: float) -> int:
 
 
 def seconds(nanoseconds: int, plain: bool = False) -> str:
-    """A duration as one reads it.
+    """A duration for people; `plain` uses ASCII only.
 
     >>> seconds(850_000), seconds(12_400_000), seconds(999_960_000), seconds(242_000_000_000)
     ('850 µs', '12.4 ms', '1.00 s', '4 min 2 s')

@@ -1,6 +1,6 @@
-"""Which spans of a trace have a line of their own, and which are summed up.
+"""Decides which spans of a trace have their own line, and which are summarized.
 
-Many of one name are summed up, but never what leads to the first failure.
+Siblings of one name are summarized if there are many, except those that lead to the first failure.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from .failing import Failure, failure_of, failures, first_way
 from .recorded import RecordedSpan
 
 MANY = 8
-"""Siblings of one name are all shown up to this many."""
+"""Up to this many siblings of one name, all are shown."""
 
 FAILED = 3
-"""Of more than that the first is shown, and so many of those that failed or go on. The rest is summed up in a line."""
+"""If there are more, the first is shown, and up to this many that failed or are open. The others are summarized in a line."""
 
 
 class Folding:
-    """The lines of a tree. `whole`: each span has one.
+    """The lines of a tree. `whole`: each span has its own line.
 
-    What has no parent among the spans hangs under the `root`, if one is given, else stands by itself.
+    Spans without a parent among the `spans` are put below `root`, or at the top without a root.
     """
 
     def __init__(self, spans: Sequence[RecordedSpan], root: RecordedSpan | None = None, *, whole: bool = False) -> None:
@@ -39,7 +39,7 @@ class Folding:
         self._open = {span.span_id for span in first_way([*self._errors.values()], by_id)}
 
     def _open_circles(self, spans: Sequence[RecordedSpan], outermost: list[RecordedSpan]) -> None:
-        """Of spans whose ids are in a circle, such as one that is its own parent, the first is an outermost one."""
+        """Put the first span of each cycle of parent ids at the top; a cycle may be a span that is its own parent."""
         reached: set[str] = set()
         for start in (*outermost, *spans):
             if start.span_id in reached:
@@ -54,7 +54,7 @@ class Folding:
                 waiting += self._children.get(span.span_id, ())
 
     def nested(self, span: RecordedSpan) -> RecordedSpan | None:
-        """The run of a nested graph that stands in its node's line: there is nothing else below that, and both ended alike."""
+        """The run of a nested graph if it shares its node's line: nothing else is below the node, and both ended alike."""
         below = self._children.get(span.span_id, ())
         if self._whole or len(below) != 1 or span.attributes.get("pocket_plug.node.type") != "graph":
             return None
@@ -63,19 +63,19 @@ class Folding:
         return run if run.is_run and alike and not self.failure(run) else None
 
     def failure(self, span: RecordedSpan) -> Failure | None:
-        """What is known of an error, where it happened; also of an attempt that was tried again."""
+        """The error that was raised in a span, also in an attempt that was retried."""
         if span.span_id in self._errors:
             return self._errors[span.span_id]
         found = failure_of(span, self._by_id) if span.status == "error" and not span.failed else None
         return found if found is not None and found.is_known else None
 
     def below(self, span: RecordedSpan) -> list[RecordedSpan | list[RecordedSpan]]:
-        """In the order in which they began; where there are many of a name, the last one shown is followed by the rest."""
+        """The children of a span, by start. Siblings that are summarized are a list after the last shown one of their name."""
         siblings = self._children.pop(span.span_id, [])
         by_name: dict[str, list[RecordedSpan]] = {}
         for each in siblings:
             by_name.setdefault(each.name, []).append(each)
-        shown: dict[str, list[RecordedSpan]] = {}  # by id, each with what is summed up after it
+        shown: dict[str, list[RecordedSpan]] = {}  # by id, with the siblings that are summarized after it
         for same in by_name.values():
             kept = self._kept(same)
             last = max(position for position, each in enumerate(same) if each.span_id in kept)
@@ -99,7 +99,7 @@ class Folding:
         return {same[0].span_id, *opened, *failed[:FAILED]}
 
     def errors_in(self, spans: Sequence[RecordedSpan]) -> Counter[str]:
-        """How many errors of each type there are in these and all below them, which then have no line."""
+        """The number of errors of each type in these spans and all below, none of which has its own line."""
         errors: Counter[str] = Counter()
         waiting = [*spans]
         while waiting:
@@ -107,6 +107,6 @@ class Folding:
             if span.span_id in self._errors:
                 errors[self._errors[span.span_id].kind] += 1
             if span.suppressed_errors:
-                errors["error"] += span.suppressed_errors  # of items without a span, of which no more is known
+                errors["error"] += span.suppressed_errors  # items without a span: the types of their errors are unknown
             waiting += self._children.pop(span.span_id, ())
         return errors

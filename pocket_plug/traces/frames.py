@@ -1,6 +1,6 @@
-"""The frames of a recorded stack, and which of them is the user's: where one looks first when something failed.
+"""The frames of a recorded stack, and which of them are the user's: one looks there first when something failed.
 
-A stack is known by its text only, ours or that of any library in Python.
+A stack is parsed from its text, which is Python's traceback or pocket_plug's shorter form of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FRAME = re.compile(r'^[ |]*File "(?P<file>[^"\n]*)", line (?P<line>\d+)(?:, in 
 
 
 class Frame(NamedTuple):
-    """A call on a stack; `is_users` if it is of no library that is installed, and not of Python's own. `line`: 0 if not known."""
+    """A call on a stack. `is_users`: it is neither in an installed library nor in Python's. `line`: 0 if unknown."""
 
     file: str
     line: int
@@ -37,7 +37,7 @@ class Frame(NamedTuple):
 
 
 def frames_in(stack: str) -> tuple[Frame, ...]:
-    """The frames in the text of a stack, outermost first; none where it is no stack of Python's.
+    """The frames in the text of a stack, outermost first; none if it isn't a stack of Python.
 
     >>> frames_in('Traceback (most recent call last):\\n  File "/app/a.py", line 3, in charge\\nValueError: no')
     (Frame(file='/app/a.py', line=3, function='charge', is_users=True),)
@@ -45,12 +45,12 @@ def frames_in(stack: str) -> tuple[Frame, ...]:
     False
     """
     calls, _, last = stack.rstrip().rpartition("\n")
-    return _frames(stack if 'File "' in last else calls)  # one that was cut off may end with a frame
+    return _frames(stack if 'File "' in last else calls)  # a truncated stack may end with a frame
 
 
 @lru_cache(maxsize=256)
 def _frames(calls: str) -> tuple[Frame, ...]:
-    """Those of a stack without its last line, the message: many stacks of a trace differ in that only."""
+    """The frames of a stack without its last line, the message: many stacks of a trace differ only in this line."""
     return tuple(
         Frame(found["file"], int(found["line"]), found["function"] or "", is_users(found["file"]))
         for found in _FRAME.finditer(calls)
@@ -58,7 +58,7 @@ def _frames(calls: str) -> tuple[Frame, ...]:
 
 
 def users_frame(frames: Sequence[Frame]) -> Frame | None:
-    """The innermost frame of the user's; None where all are of libraries.
+    """The user's innermost frame; None if all are in libraries.
 
     >>> users_frame(frames_in('  File "/app/a.py", line 3, in f\\n  File "/x/site-packages/b.py", line 9, in g')).place
     'a.py:3'

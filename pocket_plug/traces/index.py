@@ -1,7 +1,7 @@
-"""What a trace file says in short, in an SQLite file beside it: where each trace lies, its runs, and what each span was.
+"""An index of a trace file, in an SQLite file beside it: where each trace is in the file, its runs, and a summary of each span.
 
-It is made of the trace file alone and read on from where it was left, so it may be lost: it is made anew where it isn't
-there, is damaged, or is of another file. Where the folder can't be written to, it is in memory.
+The index is made from the trace file alone, and each use adds what was appended since. So it may be lost: it is made again if it
+is missing, damaged, or belongs to another file. If the folder isn't writable, it is in memory.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from .summary import RunSummary, SpanSummary, summaries
 __all__ = ["Stats", "TraceIndex"]
 
 VERSION = 3
-"""Of the tables: `pragma user_version`. An index of another version is made anew."""
+"""The version of the tables, in `pragma user_version`. An index of another version is made again."""
 
 HEAD = 4096
-"""By so many bytes at its beginning a file is known again."""
+"""A hash of this many bytes at its beginning identifies a file."""
 
 LATEST = 2**63 - 1
-"""SQLite's integers end here, and times of OTLP at twice that."""
+"""SQLite's largest integer; times in OTLP can be twice as large."""
 
 _PLAIN = re.compile(r"[\w.:-]+", re.ASCII)
-"""A text that is the same in JSON, whoever writes it: some escape what isn't ASCII, or / and <, others don't."""
+"""A text that all JSON encoders write in the same way: some escape non-ASCII characters, or / and <."""
 
 _TABLES = """
 drop table if exists file;
@@ -65,15 +65,14 @@ create index run_trace on run (trace);
 create index span_error on span (error) where failed;
 create index span_node on span (graph, node, start, end, failed, retries) where node is not null;
 """
-"""The columns of `span` are the fields of SpanSummary, those of `run` of RunSummary, each behind the number of the trace."""
+"""After the number of the trace, `span` has the fields of SpanSummary as columns, and `run` those of RunSummary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats(Figures):
-    """The runs of a graph, or the visits of a node; `node` is None for the runs.
+    """Statistics of the runs of a graph, or of the visits of a node; `node` is None for runs.
 
-    `failed` counts the runs that didn't end well, or the visits that failed for good, `retries` how often nodes' work was tried
-    again.
+    `failed` counts runs that neither succeeded nor were suspended, or visits that failed finally; `retries` counts the retries.
     """
 
     graph: str
@@ -82,10 +81,10 @@ class Stats(Figures):
 
 
 class TraceIndex:
-    """The index of a trace file, up to date when it is opened; what goes on right now is read from beside the file.
+    """The index of a trace file, brought up to date when it is opened. Open spans are read from the files beside the trace file.
 
-    `advance` is called with the number of bytes read. `unreadable` counts lines as `TraceFile.unreadable` does. Close it,
-    or use it as a block. Raises OSError where there is neither the file nor a run that goes on.
+    `advance` is called with the number of bytes read. `unreadable` counts lines as `TraceFile.unreadable` does. Close it, or use
+    it in a `with` block. Raises OSError if there is neither the file nor an open span.
     """
 
     def __init__(
@@ -114,18 +113,18 @@ class TraceIndex:
         self.close()
 
     def close(self) -> None:
-        """Close it."""
+        """Close the index and the trace file."""
         self._opened.close()
 
-    # ------------------------------------------------------------ making it
+    # ------------------------------------------------------------ updating
     def _made(self, path: Path, advance: Callable[[int], None]) -> sqlite3.Connection:
-        """In the file, or in memory where that can't be used: it may be read-only, damaged, or on a full disk."""
+        """The tables in the file at `path`, or in memory if it can't be used: it may be read-only, damaged, or on a full disk."""
         if self._file.name != os.devnull:
             with suppress(OSError, sqlite3.Error):
                 make_file(path)
                 return self._up_to_date(sqlite3.connect(path, isolation_level=None), advance)
             with suppress(OSError):
-                path.unlink()  # the next one makes it anew
+                path.unlink()  # the next process makes it again
         return self._up_to_date(sqlite3.connect(":memory:", isolation_level=None), advance)
 
     def _up_to_date(self, tables: sqlite3.Connection, advance: Callable[[int], None]) -> sqlite3.Connection:
@@ -139,7 +138,7 @@ class TraceIndex:
         return tables
 
     def _left_at(self, tables: sqlite3.Connection) -> int:
-        """Where to read on; at 0, and without anything in the tables, if they are of another file."""
+        """The position from which to read on. If the tables belong to another file, empty them and return 0."""
         (version,) = tables.execute("pragma user_version").fetchone()
         row = (
             tables.execute("select inode, digest, read, unreadable from file").fetchone()
@@ -156,7 +155,7 @@ class TraceIndex:
         return 0
 
     def _known(self, read: int) -> tuple[int, bytes, int] | None:
-        """By what the file is known again, as far as it was read; None if it is shorter."""
+        """What identifies the file, given how far it was read; None if it is shorter."""
         status = os.fstat(self._file.fileno())
         self._file.seek(0)
         digest = hashlib.blake2b(self._file.read(min(read, HEAD)), digest_size=16).digest()
@@ -170,7 +169,7 @@ class TraceIndex:
         for line in self._file:
             requests, is_whole = requests_in(line)
             if not requests and not is_whole and not line.endswith(b"\n"):
-                cut = 1  # somebody is writing it, or was killed over it
+                cut = 1  # a process is writing this line, or was killed while it did
                 break
             self.unreadable += not is_whole
             for _, spans in requests:
@@ -179,20 +178,20 @@ class TraceIndex:
             advance(len(line))
         for trace in touched:
             _sum_up(tables, trace)
-        if read > start or not start:  # else nothing is written, which would wait for the disk
+        if read > start or not start:  # a write would wait for the disk
             tables.execute("delete from file")
             tables.execute("insert into file values (?, ?, ?, ?)", (*(self._known(read) or ()), self.unreadable))
         self.unreadable += cut
 
-    # ------------------------------------------------------------ asking it
+    # ------------------------------------------------------------ queries
     def runs(self) -> Iterator[RunSummary]:
-        """The executions of runs, that which began last first, those that go on included."""
-        going_on = self._going_on()
+        """The executions of runs, also of running ones, the newest first."""
+        going_on = self._open_traces()
         alive = {each.span.span_id for each in self._open if each.alive}
         live = [
             run
             for id, spans in going_on.items()
-            for run in summaries(id, spans, alive, self._now, max(each.seen for each in self.going_on({id})))
+            for run in summaries(id, spans, alive, self._now, max(each.seen for each in self.open_spans({id})))
         ]
         stored = (
             RunSummary(*row[1:])
@@ -202,8 +201,8 @@ class TraceIndex:
         live.sort(key=lambda run: run.start, reverse=True)
         return merge(stored, live, key=lambda run: run.start, reverse=True)
 
-    def _going_on(self) -> dict[str, list[SpanSummary]]:
-        """By trace, the spans of those that have open ones. One that has ended since counts as the file has it."""
+    def _open_traces(self) -> dict[str, list[SpanSummary]]:
+        """All spans of the traces that have open ones, by trace id. A span that has ended since is taken from the trace file."""
         found: dict[str, dict[str, SpanSummary]] = {}
         for each in self._open:
             found.setdefault(each.span.trace_id, {})[each.span.span_id] = SpanSummary.of(each.span)
@@ -212,19 +211,19 @@ class TraceIndex:
         return {id: sorted(spans.values(), key=lambda span: span.start) for id, spans in found.items()}
 
     def _number(self, trace_id: str) -> int:
-        """The number of a trace; -1 is that of none."""
+        """The number of a trace, or -1 if there is no such trace."""
         row = self._tables.execute("select number from trace where trace_id = ?", (trace_id,)).fetchone()
         return -1 if row is None else int(row[0])
 
     def newest(self) -> str | None:
-        """The id of the trace that began last, in a file with or without runs."""
+        """The id of the trace that began last, whether it has runs or not."""
         row = self._tables.execute(
             "select trace_id from span join trace on number = trace order by start desc limit 1"
         ).fetchone()
         return None if row is None else str(row[0])
 
     def ended_before(self, moment: float) -> set[str]:
-        """The traces of which nothing ended later, in nanoseconds since the epoch."""
+        """The ids of traces whose spans all ended before a moment, in nanoseconds since the epoch."""
         rows = self._tables.execute(
             "select trace_id from span join trace on number = trace group by trace having max(end) < ?", (moment,)
         )
@@ -232,7 +231,7 @@ class TraceIndex:
         return ended - {each.span.trace_id for each in self._open if each.seen >= moment}
 
     def with_error(self, kind: str) -> set[str]:
-        """The traces in which something failed for good with an error of this type, named with its module or without."""
+        """The ids of traces in which a span failed finally with an error of this type, given with or without its module."""
         rows = self._tables.execute(
             """select distinct trace_id from span join trace on number = trace
             where failed and (error = :kind or substr(error, -length(:kind) - 1) = '.' || :kind)""",
@@ -241,37 +240,35 @@ class TraceIndex:
         return {id for (id,) in rows}
 
     def with_attribute(self, name: str, value: str) -> set[str]:
-        """The traces in which a span or its resource has an attribute with this value, which is compared as text."""
+        """The ids of traces in which a span or its resource has an attribute with this value, compared as text."""
         found = {each.span.trace_id for each in self._open if _has(each.span, name, value)}
         key = f'"{name}"'.encode() if _PLAIN.fullmatch(name) else b""
-        # a text of letters and digits, or a whole number; other numbers are written in many ways
+        # letters and digits, or an integer: other values can be written in several ways
         plain = value.encode() if value.isascii() and value.isalnum() and value not in ("inf", "nan") else b""
         self._file.seek(0)
         for line in self._file:
-            if (
-                key in line and plain in line
-            ):  # a look at the bytes is many times faster than to decode what isn't wanted
+            if key in line and plain in line:  # searching the bytes is many times faster than decoding each line
                 for _, spans in requests_in(line)[0]:
                     found |= {span.trace_id for span in spans if _has(span, name, value)}
         return found
 
     def spans(self, traces: Collection[str]) -> Iterator[RecordedSpan]:
-        """All spans of these traces: those that go on, then those that have ended, read from where they lie."""
-        yield from (each.span for each in self.going_on(traces))
+        """All spans of these traces: first the open ones, then those that have ended, which are read from the trace file."""
+        yield from (each.span for each in self.open_spans(traces))
         of_all = (self._tables.execute("select start from line where trace = ?", (self._number(id),)) for id in traces)
         for start in sorted({start for rows in of_all for (start,) in rows}):
             self._file.seek(start)
             for _, spans in requests_in(self._file.readline())[0]:
                 yield from (span for span in spans if span.trace_id in traces)
 
-    def going_on(self, traces: Collection[str]) -> list[OpenSpan]:
-        """What of these traces goes on, or did when its process was killed."""
+    def open_spans(self, traces: Collection[str]) -> list[OpenSpan]:
+        """The open spans of these traces, also those that were open when their process was killed."""
         return [each for each in self._open if each.span.trace_id in traces]
 
     def stats(self, *, graph: str | None = None, since: int = 0) -> list[Stats]:
-        """Of each graph its runs, then its nodes, that which took longest in all first; what hasn't ended isn't counted.
+        """For each graph the statistics of its runs, then of its nodes; by total time, the largest first. Open spans don't count.
 
-        `since`: begun then or later, in nanoseconds since the epoch.
+        `since`: only runs and visits that began at this time or later, in nanoseconds since the epoch.
         """
         of: dict[tuple[str, str | None], list[tuple[int, bool, int]]] = {}
         for of_graph, node, *numbers in self._tables.execute(
@@ -317,7 +314,7 @@ def _transaction(tables: sqlite3.Connection) -> Generator[None]:
 
 
 def _add(tables: sqlite3.Connection, start: int, spans: Sequence[RecordedSpan]) -> set[int]:
-    """The spans of the line that starts there. Gives the numbers of their traces."""
+    """Add the spans of the line at the position `start`. Returns the numbers of their traces."""
     numbers: dict[str, int] = {}
     for id in {span.trace_id for span in spans}:
         tables.execute("insert or ignore into trace (trace_id) values (?)", (id,))
@@ -335,7 +332,7 @@ def _add(tables: sqlite3.Connection, start: int, spans: Sequence[RecordedSpan]) 
 
 
 def _sum_up(tables: sqlite3.Connection, trace: int) -> None:
-    """The runs of a trace, anew."""
+    """Replace the rows of a trace's runs."""
     tables.execute("delete from run where trace = ?", (trace,))
     (trace_id,) = tables.execute("select trace_id from trace where number = ?", (trace,)).fetchone()
     tables.executemany(

@@ -1,8 +1,8 @@
-"""The spans that are open right now, in programs that trace to a file: OTLP knows only those that have ended.
+"""Reads the open spans of programs that trace to a file: the trace file has only spans that have ended.
 
-Beside the trace file each process keeps one more, the spans that are open, as OTLP/JSON with an end of 0
-(`pocket_plug.telemetry.live` writes it). It is replaced or touched all the while, and gone when nothing is open. What a
-killed process leaves says what it was at.
+Beside the trace file, each process keeps a file with its open spans, as OTLP/JSON with an end of 0; `pocket_plug.telemetry.live`
+writes it. The file is replaced or touched at least each second, and removed when no span is open. The file of a killed process
+shows what the process was doing.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 from .recorded import RecordedSpan, TraceFile
 
 SILENT = 5.0
-"""Seconds without a sign of life after which a process counts as gone: it touches its file each second."""
+"""A process counts as dead when it hasn't touched its file for so many seconds: a live one touches it each second."""
 
 
 def files_beside(file: Path) -> list[Path]:
-    """The files with the open spans of processes, and those that a killed one was just writing (`~`)."""
+    """The files with open spans of processes, and unfinished ones of processes that were killed while writing (`~`)."""
     return sorted(file.parent.glob(f"{file.name}.open-*"))
 
 
 @dataclass(frozen=True, slots=True)
 class OpenSpan:
-    """A span that has begun. `alive`: its process shows signs of life. `seen`: the last one, in nanoseconds."""
+    """A span that has begun and not ended. `alive`: its process is. `seen`: the process's last sign of life, in nanoseconds."""
 
     span: RecordedSpan
     alive: bool
@@ -43,13 +43,13 @@ def open_spans(file: Path, clock: Callable[[], float] = time.time) -> list[OpenS
             seen = path.stat().st_mtime
             alive = clock() - seen < SILENT
             found += [OpenSpan(span, alive, int(seen * 1e9)) for span in TraceFile(path).spans()]
-        except FileNotFoundError:  # all of them have ended meanwhile
+        except FileNotFoundError:  # all its spans have ended meanwhile
             continue
     return found
 
 
 def remove_left(file: Path, traces: Set[str]) -> None:
-    """Remove what killed processes have left, where all of it is of these traces."""
+    """Remove files of killed processes, if all spans in them are of these traces."""
     for path in files_beside(file):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime >= SILENT and traces >= {

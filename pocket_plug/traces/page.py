@@ -1,6 +1,6 @@
-"""Traces as one HTML file: a picture to look at, to keep and to send, which fetches nothing.
+"""Traces as one HTML file, to look at, keep and send. The page loads nothing else.
 
-The page is what lies in the folder `viewer`, by hand and without a build; this module fills in the data and nothing else.
+The page is written by hand in the folder `viewer`, without a build; this module only fills in the data.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ SCRIPTS = (
     "ways.js",
     "page.js",
 )
-"""Put together in this order, they are the page's one script."""
+"""Joined in this order, they are the page's only script."""
 
 EXACT = 2**53
-"""Up to here JavaScript tells whole numbers apart."""
+"""Up to here JavaScript represents integers exactly."""
 
 STATUS = {"unset": 0, "ok": 1, "error": 2}
 
 
 SIMPLE = frozenset((str, int, float, bool))
-"""Types of values of which equal ones are the same to the page. Most are of these, so they are compared without JSON."""
+"""Types whose equal values are the same to the page. Most values have one of these, so they are compared without JSON."""
 
 
 def page(traces: Sequence[Trace]) -> str:
-    """The HTML text of a page that shows these traces, that which began last at once.
+    """The HTML of a page for these traces; it opens with the one that began last.
 
-    All that is in it came from somewhere else, so nothing in a trace is ever markup or a script to the page, and the page's
-    policy lets the browser run nothing but the page's own script and fetch nothing at all.
+    A trace is untrusted data. So nothing in it becomes markup or script, and the page's Content-Security-Policy lets the browser
+    run only the page's own script and fetch nothing.
 
     >>> span = RecordedSpan("0" * 31 + "1", "0" * 15 + "2", None, "run <b>", 1, "pocket_plug.graph", 0, 5, {})
     >>> html = page([Trace(span.trace_id, (span,))])
@@ -68,7 +68,7 @@ def page(traces: Sequence[Trace]) -> str:
         f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
     )
     parts = {"policy": policy, "style": style, "script": script, "data": _data(traces)}
-    # in one pass, so that what stands in the data is no place to fill
+    # in one pass, so that `{{…}}` in the data isn't filled in
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _file("page.html"))
 
 
@@ -82,7 +82,7 @@ def _hash(text: str) -> str:
 
 # ---------------------------------------------------------------- the data
 def _data(traces: Sequence[Trace]) -> str:
-    """JSON that can stand in a script element: no character in it ends the element or a line."""
+    """JSON for a script element: no character in it can end the element or a line."""
     encoder = _Encoder()
     data = {
         "traces": [encoder.trace(trace) for trace in traces],
@@ -96,23 +96,23 @@ def _data(traces: Sequence[Trace]) -> str:
 
 
 class _Encoder:
-    """Numbers names, attributes and resources, which come again and again; spans are columns, which a browser reads fastest.
+    """Encodes traces for the page: spans as columns, which a browser reads fastest; repeated texts and attributes by number.
 
-    What is in the columns, `trace.js` says, too.
+    `trace.js` reads these columns.
     """
 
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self.pairs: list[tuple[int, object]] = []  # an attribute: its name's number and its value
+        self.pairs: list[tuple[int, object]] = []  # attributes: the number of the name, and the value
         self._texts: dict[str, int] = {}
         self._pairs: dict[tuple[int, bool, str], int] = {}
-        self._known: dict[tuple[str, type, AnyValue], int] = {}  # simple values by their attribute's name
+        self._known: dict[tuple[str, type, AnyValue], int] = {}  # the numbers of attributes with simple values
         self.resources: list[list[int]] = []
         self._resources: dict[tuple[int, ...], int] = {}
         self._latest: tuple[Mapping[str, AnyValue], int] | None = None
 
     def trace(self, trace: Trace) -> dict[str, object]:
-        """Times are nanoseconds since the trace's start, which is given in text: as a number it would be rounded."""
+        """The columns of a trace. Times are nanoseconds since its start, which is a text: as a number it would be rounded."""
         start = min((span.start for span in trace.spans), default=0)
         spans = trace.spans
         numbers = {span.span_id: number for number, span in enumerate(spans)}
@@ -126,13 +126,13 @@ class _Encoder:
             "id": str(trace.id),
             "start": str(start),
             "ids": [str(span.span_id) for span in spans],
-            # a number where the parent is here, else its id
+            # the parent's number, or its id if it isn't in the trace
             "parents": [numbers.get(span.parent_id, span.parent_id) if span.parent_id else None for span in spans],
             "names": [self._text(span.name) for span in spans],
             "scopes": [self._text(span.scope) for span in spans],
             "kinds": [span.kind for span in spans],
             "starts": [span.start - start for span in spans],
-            "took": [span.duration if span.end else -1 for span in spans],  # -1: goes on
+            "took": [span.duration if span.end else -1 for span in spans],  # -1: still open
             "status": [STATUS[span.status] for span in spans],
             "attributes": [self._attributes(span.attributes) for span in spans],
             "resources": [self._resource(span.resource) for span in spans],
@@ -140,10 +140,10 @@ class _Encoder:
         }
 
     def frames(self) -> dict[int, list[tuple[int, int, int, bool]]]:
-        """Of each stack, by its attribute's number: its frames, outermost first, and which of them are the user's."""
+        """The frames of each stack, by the attribute's number, outermost first, and which of them are the user's."""
         stack = self._texts.get(STACK)
         found: dict[int, list[tuple[int, int, int, bool]]] = {}
-        known: dict[tuple[Frame, ...], list[tuple[int, int, int, bool]]] = {}  # many have the same
+        known: dict[tuple[Frame, ...], list[tuple[int, int, int, bool]]] = {}  # many stacks are equal
         for number, (name, value) in enumerate(self.pairs):
             if name != stack or not isinstance(value, str):
                 continue
@@ -157,16 +157,16 @@ class _Encoder:
         return self._text(frame.file), frame.line, self._text(frame.function), frame.is_users
 
     def _error(self, failure: Failure, is_own: bool) -> dict[str, object]:
-        """What a span failed with, as the terminal says it too; `own`: it failed for good, and not with what came from below."""
+        """The error of a span, as the terminal shows it too. `own`: it failed finally, with an error that was raised in it."""
         error: dict[str, object] = {"type": str(failure.kind), "message": str(failure.message), "own": is_own}
         if failure.at is not None:
             error["at"] = self._frame(failure.at)
-        if failure.stack:  # the number of the event's attribute
+        if failure.stack:  # the number of the stack's attribute
             error["stack"] = self._attributes({STACK: failure.stack})[0]
         return error
 
     def _more(self, span: RecordedSpan, start: int) -> dict[str, object]:
-        """What most spans don't have."""
+        """Message, events and links, which most spans don't have."""
         more: dict[str, object] = {}
         if span.message:
             more["message"] = str(span.message)
@@ -190,7 +190,7 @@ class _Encoder:
         return number
 
     def _resource(self, resource: Mapping[str, AnyValue]) -> int:
-        if self._latest is None or self._latest[0] is not resource:  # mostly it is the one of the span before
+        if self._latest is None or self._latest[0] is not resource:  # usually the same as for the span before
             numbers = self._attributes(resource)
             number = self._resources.setdefault(tuple(numbers), len(self.resources))
             if number == len(self.resources):
@@ -220,7 +220,7 @@ class _Encoder:
 
 
 def _plain(value: AnyValue) -> object:
-    """What JSON can hold and JavaScript doesn't round; the rest as text."""
+    """The value if JSON can express it and JavaScript doesn't round it, or else its text."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):

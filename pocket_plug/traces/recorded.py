@@ -1,6 +1,6 @@
-"""Reads traces back from a file of OTLP/JSON, one request per line: ours, or that of a collector's file exporter.
+"""Reads traces from a file of OTLP/JSON, one request per line: pocket_plug's, or one of the collector's file exporter.
 
-No SDK is needed for it. What is read is never written; the file may grow meanwhile.
+It needs no SDK and only reads; the file may grow meanwhile.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ K = TypeVar("K", bound=Hashable)
 Status = Literal["unset", "ok", "error"]
 
 DEFAULT_FILE = Path(".pocket_plug") / "traces.jsonl"
-"""Where a program writes them that wasn't told another place."""
+"""The file that programs write by default."""
 
 LOCAL = "pocket_plug.local"
-"""On an exception's event: messages stay here, and `trace send` leaves them out. What `capture` asked for has no such mark.
+"""Marks an exception event with messages that stay on this machine: `trace send` removes them. With `capture` there is no mark.
 
-If the stack has messages of causes, it is the stack that is sent instead, else True.
+If the stack has messages of causes, the mark's value is the stack without them, which is sent instead; else it is True.
 """
 
 STACK = "exception.stacktrace"
 
 NO_RUN = frozenset(("pocket_plug.node.name", "pocket_plug.run.parent_id"))
-"""Besides the id of a run, nodes have the one, nested runs the other."""
+"""Attributes that nodes and nested runs have besides a run's id, and outermost runs don't have."""
 
 
-# ---------------------------------------------------------------- what is read
+# ---------------------------------------------------------------- spans and traces
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened within a span; `time` in nanoseconds since the epoch."""
@@ -52,7 +52,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class SpanLink:
-    """Another span that belongs to this one, mostly in another trace. Ids in hex."""
+    """A link to another span, usually in another trace. Ids in hex."""
 
     trace_id: str
     span_id: str
@@ -63,8 +63,8 @@ class SpanLink:
 class RecordedSpan:
     """A span as it was written.
 
-    Ids are in hex, `start` and `end` in nanoseconds since the epoch, `end` 0 while it still goes on. `kind` is OTLP's number
-    (1 internal, 2 server, 3 client, 4 producer, 5 consumer), `scope` the name of its instrumentation scope.
+    Ids are in hex; `start` and `end` are nanoseconds since the epoch, and `end` is 0 while the span is open. `kind` is OTLP's
+    number (1 internal, 2 server, 3 client, 4 producer, 5 consumer), `scope` the name of the instrumentation scope.
     """
 
     trace_id: str
@@ -84,7 +84,7 @@ class RecordedSpan:
 
     @property
     def duration(self) -> int:
-        """Nanoseconds from start to end; 0 while it goes on."""
+        """Nanoseconds from start to end; 0 while the span is open."""
         return max(self.end - self.start, 0)
 
     @property
@@ -94,32 +94,32 @@ class RecordedSpan:
 
     @property
     def is_outermost(self) -> bool:
-        """Is it that of a run which is none of a nested graph?"""
+        """Is it the span of a run that isn't nested in another one?"""
         return "pocket_plug.run.id" in self.attributes and not NO_RUN & self.attributes.keys()
 
     @property
     def failed(self) -> bool:
-        """Did it fail for good? What was tried again afterwards did not."""
+        """Did it fail finally? An attempt that was followed by a retry didn't."""
         return self.status == "error" and self.attributes.get("pocket_plug.attempt.will_retry") is not True
 
     @property
     def retries(self) -> int:
-        """How often work was tried again: of a node's its own, of an outermost run's all below it, with or without spans."""
+        """The number of retries: of the node, or for an outermost run of all nodes below it, also of nodes without a span."""
         own = self.attributes
         retries = own.get("pocket_plug.run.retries", own.get("pocket_plug.node.retries"))
         if retries is None and isinstance(attempts := own.get("pocket_plug.node.attempts"), int):
-            retries = attempts - 1  # one, or of a file of older spans
+            retries = attempts - 1  # one attempt, or a file of an older version
         return max(retries, 0) if isinstance(retries, int) else 0
 
     @property
     def suppressed_errors(self) -> int:
-        """Of a fan-out: the items that failed and have no span."""
+        """For a fan-out: the number of items that failed and have no span."""
         number = self.attributes.get("pocket_plug.fan_out.suppressed_failed")
         return number if isinstance(number, int) else 0
 
     @property
     def error(self) -> str | None:
-        """The type of the error that it failed with, as far as that is known. Some tools say it by the last exception only."""
+        """The type of the span's error, if known: by `error.type`, or else by the last exception event."""
         kind = self.attributes.get("error.type")
         if kind is None and self.status == "error":
             raised = (
@@ -138,7 +138,7 @@ class Trace:
 
     @cached_property
     def roots(self) -> tuple[RecordedSpan, ...]:
-        """The spans whose parent isn't here: it has none, or that was recorded elsewhere, lost, or still goes on."""
+        """The spans whose parent isn't in this trace: there is none, or it was recorded elsewhere, lost, or is still open."""
         ids = {span.span_id for span in self.spans}
         return tuple(span for span in self.spans if span.parent_id not in ids)
 
@@ -154,7 +154,7 @@ class Trace:
 
     @property
     def run_id(self) -> str | None:
-        """The id of the run, where any span names one."""
+        """The id of the run; None if no span names one."""
         for span in (self.root, *self.spans):
             if isinstance(value := span.attributes.get("pocket_plug.run.id"), str):
                 return value
@@ -162,7 +162,7 @@ class Trace:
 
     @property
     def outcome(self) -> str | None:
-        """That of the run: success, failure, timeout, cancelled or suspended. None: no run, or it hasn't ended."""
+        """The run's outcome: success, failure, timeout, cancelled or suspended. None: there is no run, or it hasn't ended."""
         outcome = self.root.attributes.get("pocket_plug.run.outcome")
         return outcome if isinstance(outcome, str) else None
 
@@ -173,16 +173,16 @@ class Trace:
 
     @cached_property
     def errors(self) -> int:
-        """How many errors there were: an exception counts once, however many spans it left."""
+        """The number of errors. An exception counts once, however many spans it propagated through."""
         failed = {span.span_id: (span.parent_id, span.error) for span in self.spans if span.failed}
         return len(own_errors(failed)) + sum(span.suppressed_errors for span in self.spans)
 
     @cached_property
     def retries(self) -> int:
-        """How often nodes' work was tried again. A run knows all below it once it has ended."""
+        """The number of retries of nodes. The span of an ended run has the sum for all nodes below it."""
         parents = {span.span_id: span.parent_id for span in self.spans}
         runs = {span.span_id: span for span in self.runs}
-        inner: set[str] = set()  # those begun within another
+        inner: set[str] = set()  # runs within another run
         for id in runs:
             above, seen = parents[id], {id}
             while above is not None and above not in seen and above not in runs:
@@ -195,12 +195,12 @@ class Trace:
 
 
 def own_errors(failed: Mapping[K, tuple[K | None, str | None]]) -> list[K]:
-    """Of the spans that failed, each with its parent and its error's type, those whose error is not one that came from below.
+    """The failed spans in which an error was raised, and not below them. Each has its parent and the type of its error.
 
     >>> own_errors({"run": (None, "OSError"), "node": ("run", "OSError"), "exec": ("node", "OSError"), "b": ("run", "KeyError")})
     ['exec', 'b']
 
-    A span that doesn't say what its error was, as others than ours may not, is taken to have it from below if one there failed.
+    If a span names no error, as spans of other libraries may not, and a span below it failed, the error came from there.
 
     >>> own_errors({"request": (None, None), "query": ("request", "OSError")})
     ['query']
@@ -215,15 +215,15 @@ def own_errors(failed: Mapping[K, tuple[K | None, str | None]]) -> list[K]:
 
 
 def read_traces(path: str | PathLike[str], ids: Collection[str] | None = None) -> list[Trace]:
-    """The traces in a file, that which began last first; with `ids`, only those, so that a large file needs no memory.
+    """The traces in a file, the newest first. With `ids`, only these are kept in memory: for large files.
 
-    What is no OTLP/JSON is passed over; `TraceFile` tells how many lines that were. Raises OSError where there is no file.
+    Lines that aren't OTLP/JSON are skipped; `TraceFile` counts them. Raises OSError if there is no file.
     """
     return traces_of(TraceFile(path).spans(ids))
 
 
 def traces_of(spans: Iterator[RecordedSpan] | Sequence[RecordedSpan]) -> list[Trace]:
-    """Spans put together by trace, the trace that began last first. Of a span that comes twice, the last one counts."""
+    """Spans grouped by trace, the newest trace first. If a span comes twice, the last one counts."""
     traces: dict[str, dict[str, RecordedSpan]] = {}
     for span in spans:
         traces.setdefault(span.trace_id, {})[span.span_id] = span
@@ -233,17 +233,17 @@ def traces_of(spans: Iterator[RecordedSpan] | Sequence[RecordedSpan]) -> list[Tr
 
 # ---------------------------------------------------------------- the file
 _BEGIN = b'{"resourceSpans":'
-"""How a request begins. It can't stand within a text of one, where quotes are escaped."""
+"""The beginning of a request. It can't occur inside a JSON string, where quotes are escaped."""
 
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 _TRACE_ID = re.compile(rb'"traceId":\s*"([0-9A-Fa-f]{32})"')
 
 
 class TraceFile:
-    """A file of traces, read from where it was left: asked again, it gives what was added meanwhile.
+    """A file of traces. Each read continues where the last one ended, so it returns what was appended meanwhile.
 
-    `unreadable` counts the lines of which something couldn't be read: no request, or one that a process was killed
-    over. What another process wrote behind such a half is read.
+    `unreadable` counts the lines that couldn't be read, or not wholly: no request, or one whose writer was killed. If another
+    process wrote its request after such a half line, that request is read.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -252,14 +252,14 @@ class TraceFile:
         self._read = 0
 
     def spans(self, ids: Collection[str] | None = None, *, growing: bool = False) -> Iterator[RecordedSpan]:
-        """Those that weren't read yet, line by line; with `ids`, those of these traces only.
+        """The spans that weren't read yet; with `ids`, only those of these traces.
 
-        A last line without its end is left for the next time if the file is `growing`, else read as it is. Raises
-        OSError where there is no file.
+        If the last line isn't complete, it is left for the next call if the file is `growing`, and read as it is otherwise.
+        Raises OSError if there is no file.
         """
         wanted = None if ids is None else {id.encode() for id in ids}
         for line in self._lines(growing):
-            # a look at the bytes is many times faster than to decode what isn't wanted
+            # searching the bytes is many times faster than decoding each line
             if wanted is None or not wanted.isdisjoint(id.lower() for id in _TRACE_ID.findall(line)):
                 for _, spans in self._readable(line):
                     for span in spans:
@@ -267,19 +267,19 @@ class TraceFile:
                             yield span
 
     def requests(self) -> Iterator[tuple[bytes, int]]:
-        """The requests that weren't read yet, as they are written, and how many bytes of the file each one stands for."""
+        """The requests that weren't read yet, as bytes, each with the number of bytes that it takes in the file."""
         for line in self._lines(growing=False):
             for request, _ in self._readable(line):
                 yield request, len(line)
 
     def skip(self) -> None:
-        """Leave out what is there now."""
+        """Skip what is in the file now."""
         self._read = self.path.stat().st_size if self.path.exists() else 0
 
     def _lines(self, growing: bool) -> Iterator[bytes]:
         with self.path.open("rb") as file:
             if file.seek(0, os.SEEK_END) < self._read:
-                self._read = 0  # it was begun anew, as when logs are rotated
+                self._read = 0  # the file was replaced, as by log rotation
             file.seek(self._read)
             for line in file:
                 if growing and not line.endswith(b"\n"):
@@ -288,17 +288,17 @@ class TraceFile:
                 yield line
 
     def _readable(self, line: bytes) -> list[tuple[bytes, list[RecordedSpan]]]:
-        """The request in a line, if there is one."""
+        """The requests in a line, of which there is at most one; counts the line if something is unreadable."""
         found, is_whole = requests_in(line)
         self.unreadable += not is_whole
         return found
 
 
 def requests_in(line: bytes) -> tuple[list[tuple[bytes, list[RecordedSpan]]], bool]:
-    """The request in a line, if there is one, with its spans; and whether nothing was left that couldn't be read.
+    """The request in a line, if there is one, with its spans; and whether all of the line could be read.
 
-    Behind what a killed process has begun to write the next one's request may stand on the same line. A request comes
-    back without the spans that couldn't be read, and without nulls.
+    If a process was killed while it wrote a request, another process's request may follow on the same line. A request is returned
+    without spans that couldn't be read, and without nulls.
     """
     if not line.strip():
         return [], True
@@ -313,7 +313,7 @@ def requests_in(line: bytes) -> tuple[list[tuple[bytes, list[RecordedSpan]]], bo
 
 
 def _with_care(line: bytes) -> tuple[list[tuple[bytes, list[RecordedSpan]]], bool]:
-    """A request that isn't written as ours are: a null is the default of its field, and each span is read by itself."""
+    """Read a request of another writer: nulls count as missing fields, and each span is decoded separately."""
     document = msgspec.json.decode(line, type=dict[str, object])
     cleaned = _without_nulls(document)
     if "resourceSpans" in document:
@@ -428,7 +428,7 @@ class _Request(msgspec.Struct, rename="camel"):
     resource_spans: list[_ResourceSpans]
 
 
-_decode = msgspec.json.Decoder(_Request, strict=False).decode  # not strict: 64-bit integers come as text or as numbers
+_decode = msgspec.json.Decoder(_Request, strict=False).decode  # not strict: 64-bit integers may be strings or numbers
 
 _KINDS = {
     f"SPAN_KIND_{name}": number
@@ -449,7 +449,7 @@ def _spans(line: bytes) -> list[RecordedSpan]:
 
 def _span(span: _Span, scope: str, resource: Mapping[str, AnyValue]) -> RecordedSpan:
     if not (0 <= span.start_time_unix_nano < 2**64 and 0 <= span.end_time_unix_nano < 2**64):
-        raise ValueError("a time of more than 64 bits")
+        raise ValueError("a time has more than 64 bits")
     status = span.status or _Status()
     return RecordedSpan(
         trace_id=intern(_id(span.trace_id, 16)),
@@ -473,7 +473,7 @@ def _span(span: _Span, scope: str, resource: Mapping[str, AnyValue]) -> Recorded
 
 def _id(text: str, size: int) -> str:
     if len(bytes.fromhex(text)) != size:
-        raise ValueError(f"{text!r:.40} is no id of {size} bytes")
+        raise ValueError(f"{text!r:.40} is not an id of {size} bytes")
     return text.lower()
 
 

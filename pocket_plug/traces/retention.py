@@ -1,8 +1,8 @@
-"""A trace file has an end: what is too much or too old is removed from its beginning, while other processes append to it.
+"""Limits the size and age of a trace file: removes lines from its beginning, while other processes append to it.
 
-Who appends holds a lock that they share, who puts another file in its place holds it alone. Then everybody else finds that the
-file that they have opened is no more the one with that name, and opens it again. Where there are no such locks (Windows)
-nothing is removed.
+A process that appends holds a shared lock; one that replaces the file holds it exclusively. After a replacement, the others
+notice that the file they have opened no longer has this name, and open the new one. On Windows, which has no such locks, nothing
+is removed.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from .recorded import requests_in
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # there is none
+    fcntl = None  # type: ignore[assignment]  # Windows has no flock
 
 _END = re.compile(rb'"endTimeUnixNano":\s*"?(\d+)')
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What is kept of a trace file: `size` bytes at most, of spans no older than `age`. None: whatever there is.
+    """What is kept of a trace file: at most `size` bytes, and spans no older than `age`. None means no limit.
 
-    Where it is too large, a quarter more than needs be is removed at once. Raises ConfigError for values that can't be meant.
+    A file that is too large is cut to three quarters of `size`, so that it isn't cut with each batch. Raises ConfigError for
+    invalid values.
 
     >>> print(Retention(), Retention(size=None, age="12h"), Retention(None, None), sep="; ")
     100 MB, 30d; 12h; everything
@@ -58,11 +59,14 @@ class Retention:
 
     @classmethod
     def from_environment(cls) -> Retention:
-        """As `POCKET_PLUG_TRACES_SIZE` (bytes) and `POCKET_PLUG_TRACES_AGE` ("7d") say; "none" is None. Raises ConfigError."""
+        """The limits of `POCKET_PLUG_TRACES_SIZE` (bytes) and `POCKET_PLUG_TRACES_AGE` ("7d"); "none" means no limit.
+
+        Raises ConfigError for invalid values.
+        """
         size, age = (os.environ.get(f"POCKET_PLUG_TRACES_{name}", "").strip() for name in ("SIZE", "AGE"))
         if size not in ("", "none") and not (size.isdecimal() and len(size) < 20):
             raise ConfigError(
-                f"POCKET_PLUG_TRACES_SIZE is {size!r:.80}, which is no number of bytes; none keeps everything"
+                f"POCKET_PLUG_TRACES_SIZE is {size!r:.80}, which is not a number of bytes; none keeps everything"
             )
         default = cls()
         try:
@@ -76,7 +80,7 @@ class Retention:
 
 @contextmanager
 def appending(path: Path) -> Generator[int]:
-    """The file at this path, opened to append to it, which stays there for the block. Raises OSError."""
+    """The file at this path, opened to append; nobody replaces it within the block. Raises OSError."""
     while True:
         file = private(str(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
@@ -90,9 +94,10 @@ def appending(path: Path) -> Generator[int]:
 
 
 def cut(path: Path, keep: Retention, now: float) -> int:
-    """Remove lines from the beginning until the file is what is to be kept, a quarter less where it was too large.
+    """Remove lines from the beginning until the limits are met; a file that is too large is cut to three quarters of its limit.
 
-    Gives the bytes that were removed; 0 also if somebody else is at it. Raises OSError.
+    Returns the number of bytes removed; also 0 if another process is writing or cutting. `now`: seconds since the epoch. Raises
+    OSError.
     """
     with path.open("r+b") as file, suppress(BlockingIOError), _alone(path, file.fileno()):
         size = os.fstat(file.fileno()).st_size
@@ -117,7 +122,7 @@ def cut(path: Path, keep: Retention, now: float) -> int:
 
 
 def without(path: Path, traces: Collection[str]) -> int:
-    """Remove the spans of some traces. Gives how many they were. Raises OSError; BlockingIOError if somebody else is at it."""
+    """Remove the spans of some traces; returns their number. Raises OSError: BlockingIOError if another process is writing."""
     removed = 0
     with path.open("r+b") as file, _alone(path, file.fileno()), _in_place_of(path) as new:
         for line in file:
@@ -148,7 +153,7 @@ def _lock(file: int, *, alone: bool) -> None:
 
 
 def _unlock(file: int) -> None:
-    """Said and not left to `close`: a child that was forked meanwhile has the file open too."""
+    """Unlock explicitly: `close` alone wouldn't, if a child that was forked meanwhile also has the file open."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_UN)
 
@@ -162,13 +167,13 @@ def _is_at(path: Path, file: int) -> bool:
 
 @contextmanager
 def _alone(path: Path, file: int) -> Generator[None]:
-    """Nobody else appends to the file. Raises BlockingIOError if somebody is at it, or it isn't at this path any more."""
+    """Lock the file exclusively. Raises BlockingIOError if another process holds a lock, or has replaced the file."""
     if fcntl is None:
         raise BlockingIOError(f"{path} can't be locked on this system")
     try:
         _lock(file, alone=True)
     except BlockingIOError:
-        raise BlockingIOError(f"somebody is just writing to {path}") from None
+        raise BlockingIOError(f"another process is writing to {path}") from None
     try:
         if not _is_at(path, file):
             raise BlockingIOError(f"{path} was just replaced by another process")
@@ -179,7 +184,7 @@ def _alone(path: Path, file: int) -> Generator[None]:
 
 @contextmanager
 def _in_place_of(path: Path) -> Generator[BinaryIO]:
-    """Another file, which takes the place of this one at the end of the block, whole or not at all."""
+    """A new file, which replaces this one atomically at the end of the block."""
     new = path.with_name(f"{path.name}.new~")
     try:
         with open(new, "wb", opener=private) as file:
@@ -187,6 +192,6 @@ def _in_place_of(path: Path) -> Generator[BinaryIO]:
         new.replace(path)
     except (
         BaseException
-    ):  # and not in any case: once it is replaced, nobody is kept off, and that name may be another's
+    ):  # not in `finally`: after `replace` the lock excludes nobody, and this name may be another process's file
         new.unlink(missing_ok=True)
         raise

@@ -1,4 +1,4 @@
-"""Replays a trace file into a backend: any that takes OTLP over HTTP, as protobuf. Needs the extra `otlp`."""
+"""Sends a trace file to any backend that takes OTLP over HTTP as protobuf. Needs the extra `otlp`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pocket_plug.primitives.terminal import escaped
 from .recorded import LOCAL, STACK, TraceFile
 
 BATCH_BYTES = 1_000_000
-"""Of one request; a single span that is larger goes by itself. Collectors take 4 MB, some proxies one."""
+"""The size of a request; a larger span is sent alone. Collectors take 4 MB, some proxies 1 MB."""
 
 TIMEOUT = (5.0, 30.0)
 """Seconds to connect, and to wait for an answer."""
@@ -44,14 +44,14 @@ RETRIES = Retry(
     status_forcelist=(429, 502, 503, 504),
     raise_on_status=False,
 )
-"""What a backend is too busy for is tried again, after the time that it says, else after up to 16 seconds."""
+"""If a backend is busy, the request is retried: after the time that the answer names, or else after up to 16 seconds."""
 
 HOPELESS = (401, 403, 404, 405)
-"""Answers that the next request would get as well."""
+"""HTTP statuses that each further request would get too."""
 
 WAYS_OUT = {
-    **dict.fromkeys((401, 403), ". --header adds what it wants to know"),
-    **dict.fromkeys((404, 405), ". Its path for OTLP is another one; append it to the URL"),
+    **dict.fromkeys((401, 403), ". Give its credentials by --header"),
+    **dict.fromkeys((404, 405), ". It takes OTLP at another path; add the path to the URL"),
 }
 
 GRPC_PORT = 4317
@@ -59,20 +59,20 @@ GRPC_PORT = 4317
 
 @dataclass
 class Sent:
-    """How many spans were taken, how many were not, and why: each reason with how many it was."""
+    """How many spans the backend took and how many it refused; `reasons` has the number of spans for each reason."""
 
     taken: int = 0
     refused: int = 0
     reasons: dict[str, int] = field(default_factory=dict[str, int])
 
     def refuse(self, spans: int, reason: str) -> None:
-        """Count them."""
+        """Count spans that were refused for a reason."""
         self.refused += spans
         self.reasons[reason] = self.reasons.get(reason, 0) + spans
 
 
 def endpoint(url: str) -> SplitResult:
-    """Where to post to: the URL with `/v1/traces` where it has no path. Raises ConfigError for what isn't HTTP.
+    """The URL to post to: the given one, with `/v1/traces` if it has no path. Raises ConfigError if it isn't HTTP.
 
     >>> endpoint("http://localhost:4318").geturl()
     'http://localhost:4318/v1/traces'
@@ -80,18 +80,22 @@ def endpoint(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # not repeated: it may quote a part of a password
+    except ValueError:  # its message may quote a part of a password
         raise ConfigError(
-            f"the URL of the backend is invalid: {public_url(url)!r}. One is http://localhost:4318"
+            f"the URL of the backend is invalid: {public_url(url)!r}. Give one such as http://localhost:4318"
         ) from None
     if not usable:
-        given = repr(shown(parts)) if parts.netloc or "@" not in url else summary(url)  # a password without ://
-        raise ConfigError(f"{given} is no URL of a backend; one is http://localhost:4318, for OTLP over HTTP")
+        given = (
+            repr(shown(parts)) if parts.netloc or "@" not in url else summary(url)
+        )  # without ://, there may be a password in it
+        raise ConfigError(
+            f"{given} is not a URL of a backend; give one such as http://localhost:4318, for OTLP over HTTP"
+        )
     return parts._replace(path="/v1/traces") if parts.path in ("", "/") else parts
 
 
 def shown(url: SplitResult) -> str:
-    """Without name, password and query.
+    """The URL without user name, password and query.
 
     >>> shown(urlsplit("https://me:secret@host:4318/v1/traces?key=secret"))
     'https://host:4318/v1/traces'
@@ -100,10 +104,10 @@ def shown(url: SplitResult) -> str:
 
 
 def send(file: TraceFile, url: str, headers: Mapping[str, str], advance: Callable[[int], None]) -> Sent:
-    """Post all of it. What a backend is too busy for is tried again, for about half a minute.
+    """Post all requests of a file. If the backend is busy, a request is retried for about half a minute.
 
-    `advance` gets the number of bytes sent since. After an answer that all would get, the rest is refused unsent. Raises
-    ConfigError for an invalid URL, OSError where there is no file.
+    `advance` is called with the number of bytes read since its last call. After an answer that every request would get, the rest
+    isn't sent and counts as refused. Raises ConfigError for an invalid URL or certificate file, and OSError if there is no file.
     """
     target = endpoint(url)
     sent = Sent()
@@ -111,7 +115,7 @@ def send(file: TraceFile, url: str, headers: Mapping[str, str], advance: Callabl
     with requests.Session() as session:
         if trusted := os.environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE"):
             if not os.path.exists(trusted):
-                raise ConfigError(f"OTEL_EXPORTER_OTLP_CERTIFICATE: there is no file {trusted}")
+                raise ConfigError(f"OTEL_EXPORTER_OTLP_CERTIFICATE is {trusted}, but there is no such file")
             session.verify = trusted
         session.mount(f"{target.scheme}://", HTTPAdapter(max_retries=RETRIES))
         session.headers.update({**headers, "Content-Type": "application/x-protobuf"})
@@ -129,7 +133,7 @@ def send(file: TraceFile, url: str, headers: Mapping[str, str], advance: Callabl
 
 
 def _post(session: requests.Session, url: SplitResult, request: bytes, spans: int, sent: Sent) -> str:
-    """Count what became of it; gives the reason if it is one for all others too."""
+    """Post a request and count its spans. Returns the reason of a failure that every other request would have too, or ""."""
     try:
         answer = session.post(url.geturl(), data=request, timeout=TIMEOUT, allow_redirects=False)
     except requests.RequestException as error:
@@ -143,44 +147,46 @@ def _post(session: requests.Session, url: SplitResult, request: bytes, spans: in
     rejected, why = _partial(answer)
     sent.taken += spans - rejected
     if rejected:
-        sent.refuse(rejected, why or "not said why")
+        sent.refuse(rejected, why or "no reason given")
     return ""
 
 
 def refusal(outcome: requests.Response | requests.RequestException, url: SplitResult) -> str:
-    """Why spans that were posted to a URL were not taken, all or some; "" if they were."""
+    """Why all or some of the posted spans were refused; "" if all were taken."""
     if isinstance(outcome, requests.RequestException):
         return _of_connection(outcome, url)
     if reason := _of_answer(outcome):
         return reason
     rejected, why = _partial(outcome)
-    return (why or "not said why") if rejected else ""
+    return (why or "no reason given") if rejected else ""
 
 
 def _of_connection(error: requests.RequestException, url: SplitResult) -> str:
     cause: BaseException = error
-    while cause.__context__ is not None:  # the outer ones would tell the URL with what is secret in it
+    while cause.__context__ is not None:  # the outer errors quote the URL with its secrets
         cause = cause.__context__
     reason = f"no connection: {type(cause).__name__}{f': {cause}' if isinstance(cause, OSError) else ''}"
     if url.port == GRPC_PORT:
-        return f"{reason}. {GRPC_PORT} is mostly for gRPC, and 4318 for HTTP"
+        return f"{reason}. Port {GRPC_PORT} is usually for gRPC, and 4318 for HTTP"
     if isinstance(cause, SSLCertVerificationError):
-        return f"{reason}. OTEL_EXPORTER_OTLP_CERTIFICATE names a file of certificates to trust"
+        return f"{reason}. Set OTEL_EXPORTER_OTLP_CERTIFICATE to a file of certificates to trust"
     return reason
 
 
 def _of_answer(answer: requests.Response) -> str:
-    """What is wrong with an answer as a whole."""
+    """Why an answer means that all spans were refused; "" if it doesn't."""
     if answer.status_code != 200:
         reason = f"HTTP {answer.status_code} {answer.reason}: {_said(answer)}".rstrip(": ")
-        return f"{reason}. It is at {shown(urlsplit(answer.headers['Location']))}" if answer.is_redirect else reason
+        return (
+            f"{reason}. It redirects to {shown(urlsplit(answer.headers['Location']))}" if answer.is_redirect else reason
+        )
     if answer.headers.get("Content-Type", "").startswith("text/html"):
-        return "answered by a web page, so this is no OTLP endpoint"
+        return "the answer is a web page, so this is not an OTLP endpoint"
     return ""
 
 
 def _partial(answer: requests.Response) -> tuple[int, str]:
-    """How many spans were not taken, and why."""
+    """How many spans a successful answer says were refused, and why."""
     response = ExportTraceServiceResponse()
     try:
         if answer.headers.get("Content-Type", "").startswith("application/json"):
@@ -188,7 +194,7 @@ def _partial(answer: requests.Response) -> tuple[int, str]:
         else:
             response.ParseFromString(answer.content)
     except (DecodeError, json_format.ParseError, UnicodeDecodeError):
-        return 0, ""  # taken, says the 200
+        return 0, ""  # status 200 means that they were taken
     return response.partial_success.rejected_spans, escaped(response.partial_success.error_message)[:200]
 
 
@@ -199,24 +205,24 @@ def _said(answer: requests.Response) -> str:
 
 # ---------------------------------------------------------------- protobuf
 def parsed(file: TraceFile, sent: Sent, advance: Callable[[int], None]) -> Iterator[ExportTraceServiceRequest]:
-    """The file's requests in protobuf."""
+    """The file's requests as protobuf messages."""
     for line, size in file.requests():
         document = json.loads(line)
         for found in _each_span(document):
             _leave_out_messages(found)
             for part in (found, *(found.get("links") or ())):
                 for name in ("traceId", "spanId", "parentSpanId"):
-                    if part.get(name):  # hex in OTLP/JSON, but base64 where protobuf reads JSON
+                    if part.get(name):  # hex in OTLP/JSON; protobuf's JSON parser expects base64
                         part[name] = base64.b64encode(bytes.fromhex(part[name])).decode()
         try:
             yield json_format.ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
         except json_format.ParseError as error:
-            sent.refuse(sum(1 for _ in _each_span(document)), f"no OTLP: {escaped(str(error))[:200]}")
+            sent.refuse(sum(1 for _ in _each_span(document)), f"invalid OTLP: {escaped(str(error))[:200]}")
         advance(size)
 
 
 def _leave_out_messages(span: dict[str, Any]) -> None:
-    """Those that are kept on this machine only."""
+    """Remove messages that stay on this machine."""
     for event in span.get("events") or ():
         attributes = {each.get("key"): each for each in event.get("attributes") or ()}
         if (mark := attributes.pop(LOCAL, None)) is not None:
@@ -233,7 +239,7 @@ def _each_span(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def batches(found: Iterable[ExportTraceServiceRequest], limit: int = BATCH_BYTES) -> Iterator[tuple[bytes, int]]:
-    """Requests of about `limit` bytes, each with its number of spans: small ones together, large ones divided."""
+    """Join small requests and split large ones, to about `limit` bytes each; with the number of spans in each."""
     batch, size, number = ExportTraceServiceRequest(), 0, 0
     for request in found:
         for resource in request.resource_spans:

@@ -1,4 +1,4 @@
-"""What is kept of a span to say what its run was, and the runs of a trace, a line for each."""
+"""Summaries of spans, which the index stores, and of the runs of a trace."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .recorded import RecordedSpan, own_errors
 
 
 class SpanSummary(NamedTuple):
-    """A span in short. `run_id` and those below it are what its attributes say, `node` that of a node's span only.
+    """A summary of a span. `run_id`, `graph`, `node`, `outcome` and `error` are its attributes; only a node's span has a `node`.
 
-    `is_run`: it is that of an outermost run. Times in nanoseconds, `end` 0 while it goes on. `place`: where it failed, or
-    where its node is written, as "orders.py:41"; `is_users`, unless that is of a library.
+    `is_run`: it is the span of an outermost run. Times in nanoseconds; `end` is 0 while the span is open. `place`: where it
+    failed, or where its node is defined, as "orders.py:41"; `is_users`: that place isn't in a library.
     """
 
     id: str
@@ -35,7 +35,7 @@ class SpanSummary(NamedTuple):
 
     @classmethod
     def of(cls, span: RecordedSpan) -> SpanSummary:
-        """That of a span."""
+        """The summary of a span."""
         attributes = span.attributes
 
         def text(name: str) -> str | None:
@@ -63,7 +63,7 @@ class SpanSummary(NamedTuple):
 
 
 def _place_of(span: RecordedSpan) -> tuple[str | None, bool]:
-    from .failing import failure_of  # here, since it is needed only where a file is read
+    from .failing import failure_of  # here, since only reading a file needs it
 
     failure = failure_of(span, {})
     return (None, False) if failure is None or failure.at is None else (failure.at.place, failure.at.is_users)
@@ -73,9 +73,9 @@ def _place_of(span: RecordedSpan) -> tuple[str | None, bool]:
 class RunSummary:
     """One execution of a run: a run that was resumed has several, of one id.
 
-    `outcome`: as on its span; "running" while its process says so; "unfinished" if it neither ended nor goes on, or is
-    traced in part. `place`: where the error of one that failed arose. `start` and `duration` in nanoseconds, `duration` so far
-    where it hasn't ended. `spans`, `errors` and `retries` are those of the run and all below it.
+    `outcome`: that of its span; "running" while its process is alive; "unfinished" if it neither ended nor runs, or if its span
+    is missing. `place`: where the error was raised that made it fail. `start` and `duration` in nanoseconds; until it ends,
+    `duration` is that so far. `spans`, `errors` and `retries` count those of the run and all below it.
     """
 
     run_id: str
@@ -94,9 +94,10 @@ class RunSummary:
 def summaries(
     trace_id: str, spans: Sequence[SpanSummary], alive: Collection[str] = (), now: int = 0, seen: int = 0
 ) -> Iterator[RunSummary]:
-    """The executions of runs in a trace. What is `alive`, by the ids of spans, goes on, and took until `now` so far.
+    """The executions of runs in a trace. `alive`: ids of open spans whose process is alive; they last until `now` so far.
 
-    What neither goes on nor has ended took until the last thing that is known: a span's end, or a sign of life at `seen`.
+    A run that neither runs nor has ended lasts until the last known moment: the end of a span, or a sign of life at `seen`.
+    Times in nanoseconds since the epoch.
     """
     runs = {span.id: span for span in spans if span.is_run}
     for id, (number, errors, retries) in _totals(spans, runs).items():
@@ -140,7 +141,7 @@ def summaries(
 
 
 def _place(spans: Sequence[SpanSummary], run: SpanSummary) -> str | None:
-    """Where the first error arose that made the run fail: that place of the user's which is the innermost, else a library's."""
+    """Where the first error was raised that made the run fail: the user's innermost place, or else the library's."""
     failed = {span.id: span for span in spans if span.failed}
     for id in sorted(_own_errors(failed.values()), key=lambda id: failed[id].end):
         way, above = [failed[id]], failed.get(failed[id].parent or "")
@@ -153,17 +154,17 @@ def _place(spans: Sequence[SpanSummary], run: SpanSummary) -> str | None:
 
 
 def _totals(spans: Sequence[SpanSummary], runs: Collection[str]) -> dict[str, list[int]]:
-    """Of each run, by its span: spans, errors, retries. What is below two runs counts for both."""
+    """The numbers of spans, errors and retries of each run, by span id. A span below two runs counts for both."""
     errors = _errors(spans)
     above = {span.id: span.parent for span in spans}
     totals = {run: [0, 0, 0] for run in runs}
-    of: dict[str | None, tuple[str, ...]] = {None: ()}  # a span's runs
+    of: dict[str | None, tuple[str, ...]] = {None: ()}  # the runs above each span
     for span in spans:
         path: list[str] = []
         id: str | None = span.id
         while id is not None and id not in of and id in above and len(path) <= len(above):
             path.append(id)
-            of[id] = ()  # until it is known; a circle ends here
+            of[id] = ()  # for now: so a cycle of parent ids ends here
             id = above[id]
         below = of.get(id, ())
         for each in reversed(path):
@@ -175,12 +176,14 @@ def _totals(spans: Sequence[SpanSummary], runs: Collection[str]) -> dict[str, li
             total[2] += 0 if span.id in runs else span.retries
     for span in spans:
         if span.id in runs:
-            totals[span.id][2] = max(totals[span.id][2], span.retries)  # once it has ended it knows all
+            totals[span.id][2] = max(
+                totals[span.id][2], span.retries
+            )  # an ended run has the retries of all nodes below
     return totals
 
 
 def _errors(spans: Sequence[SpanSummary]) -> Counter[str]:
-    """By span, how many errors are its own."""
+    """The number of errors that were raised in each span, by span id."""
     return Counter(_own_errors(spans)) + Counter({span.id: span.unseen_errors for span in spans})
 
 

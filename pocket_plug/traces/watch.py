@@ -1,4 +1,4 @@
-"""A run followed while it goes on, from another process: by the trace file what has ended, by those beside it the rest."""
+"""Follows a running run from another process: ended spans are in the trace file, open ones in the files beside it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .recorded import RecordedSpan, Trace, TraceFile, traces_of
 
 
 class Watch:
-    """The newest run with this id or of this graph that is still running, or else the next one that begins. A run that is
-    named by its id may have ended.
+    """Watches the newest running run with this id or of this graph, or else the next one that begins. If `name` is a run's id,
+    the run may also have ended.
 
-    `look()` reads what is new. Then `trace` is what is known of it, None while it hasn't begun; `ended` if it did;
-    `lost` if its process shows no sign of life any more.
+    `look()` reads what is new. Then `trace` has the run's spans so far, or is None before it begins; `ended`: the run has ended;
+    `lost`: it hasn't, and its process shows no sign of life.
     """
 
     def __init__(self, path: Path, name: str | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -43,7 +43,7 @@ class Watch:
             self._id = self._chosen(now, new)
             if self._id is None:
                 return
-            self._file = TraceFile(self.path)  # from its beginning: parts of it may have ended before we came
+            self._file = TraceFile(self.path)  # from its beginning: some spans may have ended before this watch began
             new = self._new()
         before = len(self._spans), sum(span.end > 0 for span in self._spans.values())
         alive = False
@@ -69,12 +69,12 @@ class Watch:
             return []
 
     def _chosen(self, now: list[OpenSpan], new: list[RecordedSpan]) -> str | None:
-        """The trace of the newest run that is meant."""
+        """The trace id of the newest run that matches the name."""
         found = [each.span for each in now if each.alive or self._has_id(each.span)] + new
-        runs = [span for span in found if span.is_outermost and self._is_meant(span)]
+        runs = [span for span in found if span.is_outermost and self._matches(span)]
         return max(runs, key=lambda span: span.start).trace_id if runs else None
 
-    def _is_meant(self, span: RecordedSpan) -> bool:
+    def _matches(self, span: RecordedSpan) -> bool:
         return self.name in (None, span.attributes.get("pocket_plug.graph.name")) or self._has_id(span)
 
     def _has_id(self, span: RecordedSpan) -> bool:

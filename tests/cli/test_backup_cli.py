@@ -64,7 +64,7 @@ def test_a_server_has_tools_of_its_own(url: str, tools: str, capsys: pytest.Capt
     """They are named, and the way that every store has; the server is not even asked."""
     backup("backup.db", url=url, code=2)
     said = capsys.readouterr().err
-    assert "is no file that could be copied" in said
+    assert "is not a file that can be copied" in said
     assert tools in said
     assert "pocket-plug store export --all" in said
     assert not Path("backup.db").exists()
@@ -76,7 +76,7 @@ def test_what_waits_in_a_queue_is_said_to_be_missing(capsys: pytest.CaptureFixtu
         store.set("a", 1)
         store.flush()
         backup("backup.db")
-    assert "waits in the queue of its process isn't in the backup" in capsys.readouterr().err
+    assert "writes that wait in its process aren't in the backup" in capsys.readouterr().err
     with SyncStore("sqlite:///backup.db") as copy:
         assert copy.get("a") == 1
 

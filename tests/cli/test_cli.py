@@ -123,7 +123,7 @@ def test_plugins_whatever_the_environment(capsys, monkeypatch):
     monkeypatch.setenv("POCKET_PLUG_AUTOLOAD", "perhaps")
     assert main(["plugins"]) == 0
     out, err = capsys.readouterr()
-    assert "POCKET_PLUG_AUTOLOAD is 0 or 1" in err
+    assert "POCKET_PLUG_AUTOLOAD must be 0 or 1" in err
     assert "bounding" in out
 
 
@@ -324,7 +324,7 @@ def test_run_a_graph(capsys):
         (["--input", '{"id": "o-1", "total": "x"}'], "--input: Expected `float`, got `str` - at `$.total`"),
         (["--input", "{"], "--input: Input data was truncated"),
         (["extra"], "flow.py:graph is a graph; it takes --input, not extra"),
-        (["--debug"], "it takes --input, not --debug; --debug stands before `run`"),
+        (["--debug"], "it takes --input, not --debug; --debug belongs before `run`"),
     ],
 )
 def test_input_that_does_not_fit(capsys, arguments, message):
@@ -508,7 +508,7 @@ def test_run_a_function(capsys):
     assert main(["run", "two.py", "a"]) == 2
     assert "two.py:main takes no arguments, but was given a" in capsys.readouterr().err
     assert main(["run", "two.py", "--input", "1"]) == 2
-    assert "--input is for a graph, and two.py:main is none" in capsys.readouterr().err
+    assert "--input is for a graph, but two.py:main is not a graph" in capsys.readouterr().err
 
 
 def test_run_a_folder(capsys):
@@ -529,8 +529,8 @@ def test_run_a_folder(capsys):
     [
         ("nowhere.py", "there is no file or folder nowhere.py"),
         ("empty", "the folder empty has neither app.py nor __init__.py"),
-        ("notes.txt", "notes.txt is no Python file; its name must end in .py"),
-        ("nothing.py", "nothing.py defines no main and no graph; name what is meant: nothing.py:name"),
+        ("notes.txt", "notes.txt is not a Python file; its name must end in .py"),
+        ("nothing.py", "nothing.py defines neither main nor graph; name an object: nothing.py:name"),
         ("nothing.py:grap", "nothing.py has no 'grap'. Did you mean 'graph_'?"),
         ("nothing.py:graph_", "nothing.py:graph_ is int, not a graph, a function or a click command"),
         ("json.py", "can't be imported as 'json', which is"),
@@ -703,7 +703,7 @@ def test_an_interrupted_durable_run_goes_on_with_the_same_command():
         _, err = run.communicate()
     assert (run.returncode, err.split("\n\n")) == (
         130,
-        ["run 'first' stays where it is; the same command goes on with it", "interrupted\n"],
+        ["run 'first' is saved; the same command resumes it", "interrupted\n"],
     )
     write("go-on", "")
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "2\n"
@@ -717,9 +717,9 @@ def test_usage(capsys):
     assert main(["plugin"]) == 2
     assert "No such command 'plugin'. Did you mean 'plugins'?" in capsys.readouterr().err
     assert main(["runs", "ls", "--url", "sqlite:///a.db"]) == 2
-    assert "No such option '--url'. It stands before ls: pocket-plug runs --url … ls" in capsys.readouterr().err
+    assert "No such option '--url'. It belongs before ls: pocket-plug runs --url … ls" in capsys.readouterr().err
     assert main(["store", "ls", "--debug"]) == 2
-    assert "It stands before ls: pocket-plug --debug … ls" in capsys.readouterr().err
+    assert "It belongs before ls: pocket-plug --debug … ls" in capsys.readouterr().err
 
 
 def test_help_whatever_the_configuration(capsys):
@@ -764,8 +764,8 @@ def test_command_of_a_plugin(install, capsys, caplog):
     assert "not ours" not in capsys.readouterr().out
     said = [record.getMessage() for record in caplog.records if "'greet'" in record.getMessage()]
     assert said == [
-        "plugin 'greet' (pocket-plug-greet 1.0) failed at pocket_commands: pocket-plug has a command 'plugins' of its "
-        "own (said once; later ones are counted)"
+        "plugin 'greet' (pocket-plug-greet 1.0) failed at pocket_commands: pocket-plug has a built-in command "
+        "'plugins' (logged once; later ones are counted)"
     ]
 
 

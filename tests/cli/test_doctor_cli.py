@@ -69,8 +69,8 @@ def test_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     out, err = capsys.readouterr()
     assert {line.split()[0] for line in out.splitlines()} <= {"ok", "note", "wrong"}
     assert [line for line in out.splitlines() if line.startswith("wrong")] == [
-        "wrong  telemetry  traces: OTEL_TRACES_EXPORTER is 'nowhere'; known are otlp, console and none. For another exporter "
-        "set a provider of your own before"
+        "wrong  telemetry  traces: OTEL_TRACES_EXPORTER is 'nowhere'; known are otlp, console and none. To use another exporter, "
+        "set your own provider first"
     ]
     assert err == "1 thing is wrong\n"
     assert main(["doctor", "--timeout", "soon"]) == 2
@@ -129,7 +129,7 @@ def test_the_verdict_on_each_plugin(doctor: Doctor, install: Install, monkeypatc
     found = {name: told for (section, name), told in doctor(1).items() if section == "plugins"}
     assert found["bad"][0] == "wrong"
     assert (
-        "No module named 'no_such_module'; repair or uninstall it, or switch it off: POCKET_PLUG_DISABLE=bad"
+        "No module named 'no_such_module'; fix or uninstall it, or switch it off: POCKET_PLUG_DISABLE=bad"
         in found["bad"][1]
     )
     assert found["shy"] == (
@@ -186,7 +186,7 @@ def test_servers_that_are_well_stopped_and_gone(doctor: Doctor) -> None:
         found = {name: told for (section, name), told in doctor(1).items() if section == "stores"}
         assert found["store"][0] == "ok"
         assert "Valkey" in found["store"][1]
-        assert "durability power; no entries yet" in found["store"][1]
+        assert "durability power; the store doesn't exist yet" in found["store"][1]
         assert found["stores.none"][0] == "note"
         assert found["stores.lax"][0] == "wrong"
         assert "put into its configuration: appendfsync always" in found["stores.lax"][1]
@@ -261,7 +261,7 @@ def test_clocks_standbys_and_backends_that_do_not_say(doctor: Doctor, install: I
     found = {name: told for (section, name), told in doctor(1).items() if section == "stores"}
     assert found["stores.fine"] == ("ok", "Probed('fine'); a system; durability power; its clock is 0 ms behind")
     assert found["stores.skewed"][0] == "wrong"
-    assert "its clock is 3250 ms behind; each reader decides by its own clock" in found["stores.skewed"][1]
+    assert "its clock is 3250 ms behind; entries expire by each reader's clock" in found["stores.skewed"][1]
     assert found["stores.standby"][0] == "wrong"
     assert "it refuses writes" in found["stores.standby"][1]
     assert found["stores.unknown"] == ("note", "Probed('unknown'): not checked, since its plugin has no `probe`")
@@ -319,7 +319,7 @@ def test_a_span_arrives(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url)
         monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
         found = doctor()
-        assert found["telemetry", "span"] == ("ok", f"{sink.url}/v1/traces has taken one")
+        assert found["telemetry", "span"] == ("ok", f"{sink.url}/v1/traces took one")
         assert sink.names() == ["pocket-plug doctor"]
         assert not sink.metrics
         assert not sink.logs
@@ -335,7 +335,7 @@ def test_a_span_that_is_refused_or_not_answered(doctor: Doctor, monkeypatch: pyt
         assert says == f"not taken: {sink.url}/v1/traces: HTTP 503 Service Unavailable"
         assert len(sink.requests) == 1
         sink.refuse(401)
-        assert "OTEL_EXPORTER_OTLP_HEADERS is for what it wants to know" in doctor(1)["telemetry", "span"][1]
+        assert "Set its credentials in OTEL_EXPORTER_OTLP_HEADERS" in doctor(1)["telemetry", "span"][1]
         sink.accept()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{sink.url}/elsewhere")
         assert "HTTP 404" in doctor(1)["telemetry", "span"][1]
@@ -357,7 +357,7 @@ def test_an_endpoint_that_is_no_url(given: str, doctor: Doctor, monkeypatch: pyt
     for signal in ("traces", "logs"):
         verdict, says = found["telemetry", signal]
         assert verdict == "wrong"
-        assert "no URL of a collector: nothing is sent. One is http://localhost:4318" in says
+        assert "not a URL of a collector: nothing is sent. Give one such as http://localhost:4318" in says
         assert f"to {given}," in says or "@" in given
     assert found["telemetry", "metrics"][0] == "ok"
     assert ("telemetry", "span") not in found

@@ -33,7 +33,7 @@ BROKEN = {  # never come into use: source, and the reason given
     ),
     "arguments": (
         f"{HEAD}\n@hookimpl\ndef pocket_observe(run, node): ...",
-        "pocket_observe has no argument 'node'; it takes run, or less",
+        "pocket_observe has no argument 'node'; it may take run",
     ),
 }
 

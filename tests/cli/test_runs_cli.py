@@ -390,11 +390,11 @@ def test_an_answer_to_no_question(here: Any) -> None:
     ("arguments", "said"),
     [
         (("--url", "sqlite:///no.db", "resume", "shop.py", "r"), "there is no file no.db"),
-        (("--url", URL, "--name", "x", "ls"), "give one of them"),
+        (("--url", URL, "--name", "x", "ls"), "give only one of them"),
         (("--url", URL, "resume", "shop.py:number", "r"), "is int, not a Graph"),
         (("--url", URL, "resume", "shop.py:graph_of_its_own", "r"), "has a store of its own"),
         (("--url", "memory://", "ls"), "is in memory"),
-        (("--url", URL, "show", "-x"), "goes behind --"),
+        (("--url", URL, "show", "-x"), "must come after --"),
         (("--url", URL, "ls", "--stat"), "Did you mean"),
         (("rm",), "Missing argument"),
     ],
@@ -637,7 +637,7 @@ def test_ls_shows_so_many_and_says_that_there_are_more(here: Any) -> None:
     finish(*(f"done{number}" for number in range(4)))
     listed = here("runs", "ls", "--limit", "3")
     assert [line.split()[0] for line in listed.out.splitlines()[1:]] == ["old", "done3", "done2"]
-    assert listed.err == "there are more; --limit 30 shows more of them\n"
+    assert listed.err == "there are more runs; use --limit 30 to see them\n"
     everything = here("runs", "ls", "--limit", "5", "--json")
     assert [each["run"] for each in everything.json] == ["old", "done3", "done2", "done1", "done0"]
     assert everything.err == ""

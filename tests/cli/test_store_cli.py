@@ -223,7 +223,7 @@ def test_get_of_an_unknown_type_shows_what_is_stored() -> None:
     fill_foreign("order:1", [Foreign(Decimal("2.50"))])
     out, err = run("get", "order:1")
     assert out == "[<foreign {'amount': Decimal('2.50')}>]\n"
-    assert "'order:1' is shown as it is stored" in err
+    assert "'order:1' is shown in its stored form" in err
     assert "'foreign', which is not registered here" in err
     assert "pocket_types" in err
     shown = json.loads(run("get", "order:1", "--json")[0])
@@ -260,9 +260,9 @@ def test_set_takes_json_or_text() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["set", "a", "{"], "For a plain text add --text"),
-        (["set", "a", "NaN"], "VALUE is no JSON"),
-        (["set", "a", "[" * 100_000], "VALUE is no JSON: it is nested too deeply"),
+        (["set", "a", "{"], "For plain text, add --text"),
+        (["set", "a", "NaN"], "VALUE is not JSON"),
+        (["set", "a", "[" * 100_000], "VALUE is not JSON: it is nested too deeply"),
         (["set", "a", "1", "--ttl", "soon"], "ttl can't be 'soon'"),
         (["set", "pocket:x", "1"], "the prefix 'pocket:' is reserved"),
         *[
@@ -440,7 +440,7 @@ def test_reserved_entries_come_through_if_both_say_so() -> None:
     assert "pocket:run" not in run("export")[0]
     Path("all.jsonl").write_text(run("export", "--all")[0])
     refused = run("import", "all.jsonl", url="sqlite:///to.db", code=1)[1]
-    assert "all.jsonl, line 2: 'pocket:run' is an entry of pocket_plug's own" in refused
+    assert "all.jsonl, line 2: 'pocket:run' is one of pocket_plug's own entries" in refused
     assert "--all" in refused
     assert not Path("to.db").exists()
     run("import", "--all", "all.jsonl", url="sqlite:///to.db")
@@ -457,18 +457,18 @@ def in_base64(value: Any) -> str:
         ("{", "Input data was truncated"),
         ("[1]", "Expected `object`, got `array`"),
         ('{"value": 1}', "missing required field `key`"),
-        ('{"key": "a"}', "an entry has a value or a record"),
-        ('{"key": "a", "value": 1, "record": "AA=="}', "an entry has a value or a record"),
+        ('{"key": "a"}', "an entry needs either a value or a record"),
+        ('{"key": "a", "value": 1, "record": "AA=="}', "an entry needs either a value or a record"),
         ('{"key": "a", "value": 1, "ttl": 5}', "unknown field `ttl`"),
         ('{"key": 1, "value": 1}', "Expected `str`, got `int` - at `$.key`"),
         ('{"key": "", "value": 1}', "a key must not be empty"),
         ('{"key": "a", "value": 1, "expires_at": "soon"}', "Expected `float | null`, got `str`"),
         ('{"key": "a", "value": NaN}', "invalid character"),
-        ('{"key": "a", "value": 1, "type": "int"}', "a type is said of a record"),
+        ('{"key": "a", "value": 1, "type": "int"}', "a type is given with a record"),
         ('{"key": "a", "record": "A"}', "Invalid base64"),
         ('{"key": "a", "record": "AAAA"}', "a record has"),
         ('{"key": "a", "record": "AAAAAAAAAAAA"}', "no record of this codec"),
-        (json.dumps({"key": "a", "record": in_base64({1}), "type": "tuple"}), "'tuple', and holds 'set'"),
+        (json.dumps({"key": "a", "record": in_base64({1}), "type": "tuple"}), "'tuple', but the record holds 'set'"),
         ('{"key": "a", "value": %s}' % ("[" * 100_000), "it is nested too deeply"),
     ],
 )
@@ -501,7 +501,7 @@ def test_an_import_that_fails_says_how_far_it_came(monkeypatch: pytest.MonkeyPat
             "CREATE TRIGGER full BEFORE INSERT ON entries WHEN new.key = '1700' BEGIN SELECT RAISE(FAIL, 'no'); END"
         )
         err = run("import", "many.jsonl", code=1)[1]
-        assert err.splitlines()[0] == "1,000 of 2,500 are stored; it may be imported again as a whole"
+        assert err.splitlines()[0] == "1,000 of 2,500 are stored; the whole file can be imported again"
         assert err.splitlines()[1].startswith("StoreError: state.db")
         assert len(content()) == 1001
         other.execute("DROP TRIGGER full")
@@ -553,7 +553,7 @@ def test_an_export_during_which_something_changed_says_so(monkeypatch: pytest.Mo
         return line_of(*arguments)
 
     monkeypatch.setattr(transfer, "line_of", written_to_meanwhile)
-    assert "the store was written to meanwhile" in run("export")[1]
+    assert "the store was changed meanwhile" in run("export")[1]
 
 
 def test_progress_is_shown_on_a_terminal() -> None:
@@ -693,7 +693,7 @@ def test_the_configured_stores_by_name() -> None:
     for arguments, said in (
         (["--name", "scratch", "ls"], "stores.scratch is in memory"),
         (["--name", "pagse", "ls"], "there is no [stores.pagse] in pocket.toml; did you mean 'pages'?"),
-        (["--name", "pages", "--url", "x", "ls"], "--url and --name each name a store"),
+        (["--name", "pages", "--url", "x", "ls"], "--url and --name both name a store"),
     ):
         assert said in run(*arguments, url=None, code=2)[1]
 
@@ -759,7 +759,7 @@ def test_a_file_that_is_not_there_is_not_made(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("url", "code", "said"),
     [
-        ("memory://", 2, "memory:// is in memory, and each process has one of its own"),
+        ("memory://", 2, "memory:// is in memory, and each process has its own"),
         ("sqlte:///x.db", 2, "Did you mean 'sqlite'?"),
         ("sqlite:///foreign.db", 1, "StoreError: foreign.db: this is no SQLite file"),
     ],

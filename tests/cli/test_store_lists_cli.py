@@ -103,7 +103,7 @@ def test_the_check_counts_items() -> None:
     assert run("check") == ("", "checked 7 entries: 0 damaged, 0 faults\n")
     with SyncStore(URL) as store:
         store.set("zoo", "a value")
-    assert run("check")[1].startswith("1 entry of lists that are gone: later appends remove them\n")
+    assert run("check")[1].startswith("1 entry of lists that no longer exist: later appends remove them\n")
     with closing(sqlite3.connect("state.db", isolation_level=None)) as connection:
         connection.execute("DELETE FROM entries WHERE key LIKE 'pocket:+log:%:0000000003'")
     assert "fault: the list 'log' lacks 1 of its 3 items\n" in run("check", code=1)[0]

@@ -169,7 +169,7 @@ def test_no_file_and_no_runs_are_said(tmp_path: Path, monkeypatch: pytest.Monkey
     for command in ("ls", "show"):
         code, _, err = says(command, "--file", "t.jsonl")
         assert code == 1
-        assert "there is no file t.jsonl. `pocket-plug run --trace` and observe() make one" in err
+        assert "there is no file t.jsonl. `pocket-plug run --trace` and observe() create one" in err
     Path("t.jsonl").write_text("noise\n")
     code, out, err = says("ls", "--file", "t.jsonl")
     assert (code, len(out.splitlines())) == (0, 1)
@@ -188,7 +188,7 @@ def test_what_is_no_file_is_said(
     Path(".pocket_plug").write_text("")
     code, _, err = says(*command)
     assert code == 2
-    assert ".pocket_plug/traces.jsonl can't be read: Not a directory. --file names another one" in err
+    assert ".pocket_plug/traces.jsonl can't be read: Not a directory. Name another file by --file" in err
     Path(".pocket_plug").unlink()
     Path(".pocket_plug", "traces.jsonl").mkdir(parents=True)
     code, _, err = says(*command)
@@ -314,7 +314,7 @@ def test_what_cannot_be_meant_is_refused(file: Path, says: Says) -> None:
     assert says("show", "--open", "--html", "-")[0] == 2
     code, _, err = says("show", "--json", "--html", "page.html")
     assert code == 2
-    assert "leave out one of them" in err
+    assert "give only one of them" in err
     assert not Path("page.html").exists()
 
 
@@ -357,7 +357,7 @@ def test_what_is_captured_is_chosen_for_a_trace(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "captured.py").write_text(FLOW)
     assert main(["run", "captured.py", "--input", "1", "--capture", "full"]) == 2
-    assert "--capture says what is shown in a trace; give --trace, too" in capsys.readouterr().err
+    assert "--capture chooses what a trace records; give --trace, too" in capsys.readouterr().err
     assert main(["run", "captured.py", "--input", "1", "--trace", "--capture", "everything"]) == 2
     assert "'none', 'keys', 'summary', 'full'" in capsys.readouterr().err
     assert not (tmp_path / ".pocket_plug").exists()
@@ -424,7 +424,7 @@ def test_runs_are_chosen_by_time_error_and_attribute(file: Path, says: Says, mon
     monkeypatch.setattr("pocket_plug.cli.trace.time.time", lambda: BEGIN / 1e9 + 40)
     assert ids("--since", "15s") == ["abd-2"]
     assert ids("--since", "1h") == ["abd-2", "xyz-3", "abd-2", "abc-1"]
-    assert "there are more; --limit 20 shows more of them" in says("ls", "--limit", "2")[2]
+    assert "there are more runs; use --limit 20 to see them" in says("ls", "--limit", "2")[2]
     for options in (["--since", "soon"], ["--min", "-1"], ["--attr", "customer"]):
         assert says("ls", *options)[0] == 2
 
@@ -522,11 +522,11 @@ def test_what_keeps_traces_from_being_removed_is_said(file: Path, says: Says) ->
     with appending(file):
         code, _, err = says("rm", "--all")
     assert (code, file.read_bytes()) == (1, before)
-    assert f"nothing was removed: somebody is just writing to {file.relative_to(Path.cwd())}; try again" in err
+    assert f"nothing was removed: another process is writing to {file.relative_to(Path.cwd())}; try again" in err
     (file.parent / "traces.jsonl.new~").mkdir()
     code, _, err = says("rm", "--all")
     assert (code, file.read_bytes()) == (2, before)
-    assert "written anew for it beside itself: Is a directory" in err
+    assert "since the new file beside it can't be written: Is a directory" in err
 
 
 # ---------------------------------------------------------------- show --errors, --all, --stats
@@ -646,7 +646,7 @@ def test_only_one_view_is_shown(file: Path, says: Says) -> None:
     """Rather than the last one that was asked for."""
     code, out, err = says("show", "--errors", "--stats")
     assert (code, out) == (2, "")
-    assert "--errors and --stats are views of their own" in err
+    assert "--errors and --stats can't be combined" in err
 
 
 def test_one_execution_of_a_run_is_named_by_its_number(file: Path, says: Says) -> None:
@@ -731,7 +731,7 @@ def test_what_there_is_nothing_to_compare_with_is_said(two: Path, says: Says) ->
         code, _, err = says("diff", *arguments)
         assert code == 1
         assert "before" in err
-        assert "name the one to compare it with" in err
+        assert "name the run to compare it with" in err
     two.write_text(line(span(D, 1, 0, "GET /other", 40, 41)))
     assert says("diff")[0] == 1
     code, _, err = says("diff", D)
@@ -768,4 +768,4 @@ def test_a_run_that_has_not_ended_is_compared_as_far_as_it_got(
     found = json.loads(says("diff", "r-1", "r-9", "--json")[1])
     assert {each["mark"] for each in found["spans"]} == {outcome}
     code, _, err = says("show", "r-9", "--stats")
-    assert (code, err) == (0, "not counted, since not ended: 2 spans\n")
+    assert (code, err) == (0, "not counted, since they haven't ended: 2 spans\n")

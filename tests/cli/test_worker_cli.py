@@ -151,7 +151,7 @@ def test_a_signal_drains(number: signal.Signals) -> None:
         assert process.stdout.readline() == "at work\n"
         process.send_signal(number)
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("stopping: ")  # only then may the node end
+        assert process.stderr.readline().startswith("stopping after ")  # only then may the node end
         Path("go").touch()
         out, err = process.communicate(timeout=30)
     assert (out, err, process.returncode) == ("released   wait  shop\n", "", 0)

@@ -374,7 +374,7 @@ def test_errors_by_type_and_place(page):
     problems = page.locator(".problem")
     expect(problems.locator("b")).to_have_text(["KeyError", "ConnectionError", "TimeoutError"])
     expect(problems.nth(1)).to_contain_text(re.compile(r"test_page\.py:\d+ in (Rate\.)?exec✗ 2 errors"))
-    expect(problems.nth(2)).to_contain_text("↻ 1 tried again")
+    expect(problems.nth(2)).to_contain_text("↻ 1 retried")
     seen = []
     for turn in ("1 of 2", "2 of 2", "1 of 2"):
         problems.nth(1).click()
@@ -982,7 +982,7 @@ def test_odd_trees(show):
     page = show([Trace("7" * 32, tuple(ring))])
     expect(page.locator(".row")).to_have_count(6)
     expect(row(page, "node n4")).to_contain_text("parent elsewhere")
-    expect(row(page, "node n5")).to_contain_text("goes on")
+    expect(row(page, "node n5")).to_contain_text("not ended")
     deep = show([Trace("7" * 32, tuple(span(number, number - 1 if number else None) for number in range(3000)))])
     deep.keyboard.press("+")
     expect(deep.locator("#rows")).to_have_attribute("aria-rowcount", "3000")

@@ -16,7 +16,7 @@ from pocket_plug.renamed import EXCEPTIONS, MODULES, NAMES
 @pytest.mark.parametrize("old", NAMES)
 def test_an_old_name_is_the_new_thing(old: str) -> None:
     """The same object, so `except` catches what is raised under the new name; with a warning at the user's line."""
-    with pytest.warns(DeprecationWarning, match=f"pocket_plug.{old} is called pocket_plug.{NAMES[old]} now") as said:
+    with pytest.warns(DeprecationWarning, match=f"pocket_plug.{old} is now called pocket_plug.{NAMES[old]}") as said:
         assert getattr(pocket_plug, old) is getattr(pocket_plug, NAMES[old])
     assert said[0].filename == __file__
 
@@ -24,7 +24,7 @@ def test_an_old_name_is_the_new_thing(old: str) -> None:
 @pytest.mark.parametrize("old", EXCEPTIONS)
 def test_an_old_exception_in_errors(old: str) -> None:
     """As at the top of the package."""
-    with pytest.warns(DeprecationWarning, match=f"pocket_plug.errors.{old} is called"):
+    with pytest.warns(DeprecationWarning, match=f"pocket_plug.errors.{old} is now called"):
         assert getattr(errors, old) is getattr(errors, EXCEPTIONS[old])
 
 
@@ -32,7 +32,7 @@ def test_an_old_exception_in_errors(old: str) -> None:
 def test_an_old_module_is_the_new_one(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The very module, not a copy of it: classes are the same, and what is set in one is seen in the other."""
     monkeypatch.delitem(sys.modules, f"pocket_plug.{old}", raising=False)
-    with pytest.warns(DeprecationWarning, match=f"pocket_plug.{old} is called pocket_plug.{MODULES[old]} now"):
+    with pytest.warns(DeprecationWarning, match=f"pocket_plug.{old} is now called pocket_plug.{MODULES[old]}"):
         assert import_module(f"pocket_plug.{old}") is import_module(f"pocket_plug.{MODULES[old]}")
 
 
@@ -44,7 +44,7 @@ def test_the_old_ways_of_importing_work() -> None:
         "from pocket_plug.pocket import Pocket\n"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
-    assert "DeprecationWarning: pocket_plug.backend is called pocket_plug.store.backend now" in done.stderr
+    assert "DeprecationWarning: pocket_plug.backend is now called pocket_plug.store.backend" in done.stderr
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 

@@ -341,7 +341,7 @@ def test_a_layer_is_called_in_snake_case():
     """As a node is. What it was called before 0.2 works, and warns; a name that its author gave is taken as it is."""
     pocket = pocket_with(offering("pocket_layers", [RateLimit, Called]))
     assert (type(pocket.layer("rate_limit")), type(pocket.layer("mycalled"))) == (RateLimit, Called)
-    with pytest.warns(DeprecationWarning, match="the layer 'ratelimit' is called 'rate_limit' now"):
+    with pytest.warns(DeprecationWarning, match="the layer 'ratelimit' is now called 'rate_limit'"):
         assert type(pocket.layer({"use": "ratelimit", "label": "x"})) is RateLimit
     with pytest.raises(ConfigError, match="there is no layer 'called'"):
         pocket.layer("called")
@@ -352,7 +352,7 @@ def test_layer_name_taken(caplog):
     first, second = offering("pocket_layers", [Shout], "first"), offering("pocket_layers", [Whisper], "second")
     assert type(pocket_with(first, second).layer("shout")) is Shout
     [text] = said(caplog, "'second'")
-    assert "'shout' is offered by plugin 'first' already" in text
+    assert "'shout' is already offered by plugin 'first'" in text
 
 
 @pytest.mark.parametrize(
@@ -362,9 +362,9 @@ def test_layer_name_taken(caplog):
         ("pocket_layers", "shout", "it returned str, not a list"),
         ("pocket_layers", [Shout()], "it returned Shout(), not a subclass of Layer"),
         ("pocket_backends", [Memory], "it returned list, not a mapping of URL schemes"),
-        ("pocket_backends", {"x": 3}, "'x' leads to 3, which can't be called with a URL"),
+        ("pocket_backends", {"x": 3}, "'x' has 3, which is not a function of a URL"),
         ("pocket_executors", [Memory], "it returned list, not a mapping of URL schemes"),
-        ("pocket_executors", {"x": 3}, "'x' leads to 3, which can't be called with a URL"),
+        ("pocket_executors", {"x": 3}, "'x' has 3, which is not a function of a URL"),
     ],
 )
 def test_offers_of_the_wrong_type(caplog, hook, answer, words):
@@ -402,7 +402,7 @@ def test_backend_that_can_not_be_made():
     pocket = pocket_with(offering("pocket_backends", {"redis": refuse, "none": lambda url: None}))
     with pytest.raises(ConfigError, match=r"'redis://me:\*\*\*@host': plugin 'offering' .*ValueError: no such port"):
         pocket.backend("redis://me:secret@host")
-    with pytest.raises(PluginError, match="plugin 'offering' made None of it, not a Backend"):
+    with pytest.raises(PluginError, match="plugin 'offering' returned None, not a Backend"):
         pocket.backend("none://")
 
 
@@ -443,7 +443,7 @@ def test_executor_that_can_not_be_made():
     with pytest.raises(ConfigError, match=r"'far://me:\*\*\*@host': plugin 'offering' .*no such port") as failed:
         pocket.executor("far://me:secret@host")
     assert "secret" not in str(failed.value)
-    with pytest.raises(PluginError, match="plugin 'offering' made None of it, not an Executor"):
+    with pytest.raises(PluginError, match="plugin 'offering' returned None, not an Executor"):
         pocket.executor("none://")
 
 

@@ -209,7 +209,7 @@ def test_a_panic_of_what_a_plugin_offers(kind: type[BaseException]) -> None:
     pocket = Pocket(plugins=[Offers()], autoload=False)
     with pytest.raises(ConfigError, match="panicking: "):
         pocket.layer("panicking")
-    with pytest.raises(ConfigError, match=f"plugin 'offers' made no backend of it: {kind.__name__}"):
+    with pytest.raises(ConfigError, match=f"plugin 'offers' could not make a backend: {kind.__name__}"):
         pocket.backend("panic://")
 
 

@@ -364,7 +364,7 @@ def test_the_environment_names_the_default_configuration(monkeypatch):
     assert list(default_pocket().stores) == ["cache"]
     set_default_pocket(None)
     monkeypatch.setenv("POCKET_PLUG_CONFIG", "nowhere.toml")
-    with pytest.raises(ConfigError, match=r"POCKET_PLUG_CONFIG is 'nowhere\.toml', and there is no such file"):
+    with pytest.raises(ConfigError, match=r"POCKET_PLUG_CONFIG is 'nowhere\.toml', but there is no such file"):
         default_pocket()
     monkeypatch.setenv("POCKET_PLUG_CONFIG", "")
     assert default_pocket().config.source == ""
@@ -396,7 +396,7 @@ def test_plugin_that_asks_for_the_default_while_it_is_made(install, caplog):
     """A plugin that needs the Pocket which is just being made fails with the way out, instead of hanging."""
     install("pocket-plug-eager", "from pocket_plug.plugins.pocket import default_pocket\ndefault_pocket()")
     assert default_pocket().plugin("eager").status == "failed"
-    assert "but the one that pocket_configure is handed" in caplog.text
+    assert "but the pocket argument of pocket_configure" in caplog.text
 
 
 def test_memory_needs_no_plugins():
@@ -417,9 +417,9 @@ def test_parts_by_name():
     ]
     for url, message in {
         "sqlit:///x.db": r"no plugin offers sqlit://; there is: memory://.*sqlite://.* Did you mean 'sqlite'\?",
-        "state.db": "'state.db' is no store's URL; it begins with one of: memory://",
-        "postgres:hunter2@db/orders": r"^str\[26\] is no store's URL",  # a login without //, which is no text to show
-        "host=db password=hunter2": r"^str\[24\] is no store's URL",
+        "state.db": "'state.db' is not a store's URL; it must begin with one of: memory://",
+        "postgres:hunter2@db/orders": r"^str\[26\] is not a store's URL",  # a login without //, which is no text to show
+        "host=db password=hunter2": r"^str\[24\] is not a store's URL",
         "memory://x": "nothing may follow memory://",
     }.items():
         with pytest.raises(ConfigError, match=message):

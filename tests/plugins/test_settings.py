@@ -241,9 +241,9 @@ def test_a_class_that_can_not_be_made_an_object_of() -> None:
             raise NotConfiguredError("no server")
 
     pocket = Pocket(plugins=[Broken, Declining], autoload=False)
-    assert pocket.plugin("broken").reason == "no object can be made of the class Broken: OSError: no file"
+    assert pocket.plugin("broken").reason == "calling the class Broken failed: OSError: no file"
     assert (pocket.plugin("declining").status, pocket.plugin("declining").reason) == ("declined", "no server")
-    with pytest.raises(pp.PluginError, match="no object can be made of the class Broken"):
+    with pytest.raises(pp.PluginError, match="calling the class Broken failed"):
         pocket.register(Broken, name="again")
 
 

@@ -46,12 +46,12 @@ BROKEN = {
     "exits": ("raise SystemExit(3)", "SystemExit: 3"),
     "signature": (
         "from pocket_plug.hookspecs import hookimpl\n@hookimpl\ndef pocket_observe(run, node): ...",
-        "pocket_observe has no argument 'node'; it takes run, or less",
+        "pocket_observe has no argument 'node'; it may take run",
     ),
     "made": (
         "from pocket_plug.hookspecs import hookimpl\nclass Plugin:\n    def __init__(self): raise OSError('no disk')\n"
         "    @hookimpl\n    def pocket_layers(self): return []",
-        "no object can be made of the class Plugin: OSError: no disk",
+        "calling the class Plugin failed: OSError: no disk",
     ),
 }
 """Never come into use: source, and the reason that is given."""
@@ -184,7 +184,7 @@ def test_a_plugin_for_a_newer_level_is_refused_with_what_to_upgrade(install, cap
     record = level_of(install, "level7")
     assert (record.status, record.reason) == (
         "failed",
-        f"it needs level 7 of the plugin API, and this pocket-plug has level {hookspecs.API_LEVEL}; "
+        f"it needs level 7 of the plugin API, but this pocket-plug has level {hookspecs.API_LEVEL}; "
         "do: pip install --upgrade pocket-plug",
     )
     assert [text for text in caplog.messages if "level 7" in text] == [
@@ -211,7 +211,7 @@ def test_a_level_that_is_none_is_refused(install, level):
     record = level_of(install, level)
     assert (record.status, record.reason) == (
         "failed",
-        f"in its entry points, [pocket_plug.api] says {level!r}; write level{hookspecs.API_LEVEL}, or the level it needs",
+        f"in its entry points, [pocket_plug.api] has {level!r}; write level{hookspecs.API_LEVEL}, or the level that it needs",
     )
 
 

@@ -120,7 +120,7 @@ def test_the_file_of_open_spans(tmp_path: Path, umask: int) -> None:
     span = TracerProvider(shutdown_on_exit=False).get_tracer("test").start_span("a")
     assert isinstance(span, Span)
     spans.on_start(span)
-    spans.tell()
+    spans.write()
     found = modes(tmp_path)
     spans.shutdown()
     span.end()

@@ -214,7 +214,7 @@ def test_prometheus_is_served_until_the_reader_ends(tmp_path: Path, caplog: pyte
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60)
     assert name == "prometheus_development"
-    assert "what it says of scope_info_enabled is not followed" in caplog.text
+    assert "pocket_plug ignores scope_info_enabled" in caplog.text
 
 
 def test_readers_of_which_one_cannot_be_had_leave_no_other_at_work(tmp_path: Path) -> None:
@@ -259,19 +259,19 @@ TRACES = 'file_format: "1.0"\ntracer_provider: '
 WRONG = {
     TRACES + "{procesors: []}": "tracer_provider: .*'procesors' was unexpected.*; known are processors, ",
     TRACES + f"{{processors: [{{batch: {{schedule_delay: {WORD}, exporter: {{console: }}}}}}]}}":
-        r"tracer_provider.processors\[0\].batch.schedule_delay: found str\[13\], wanted integer or null",
+        r"tracer_provider.processors\[0\].batch.schedule_delay: found str\[13\], expected integer or null",
     TRACES + "{processors: [{batch: {exporter: {}}}]}":
-        r"tracer_provider.processors\[0\].batch.exporter: found nothing, wanted at least 1",
-    TRACES + "{processors: [{batch: {exporter: {console: , otlp_http: }}}]}": "found console, otlp_http, wanted at most 1",
+        r"tracer_provider.processors\[0\].batch.exporter: found nothing, expected at least 1",
+    TRACES + "{processors: [{batch: {exporter: {console: , otlp_http: }}}]}": "found console, otlp_http, expected at most 1",
     TRACES + f"{{processors: [{{batch: {{exporter: {{unknown: {{key: {WORD}}}}}}}}}]}}":
         r"tracer_provider.processors\[0\].batch.exporter: Plugin 'unknown' not found",
     TRACES + "{processors: [{mine: {}}]}": r"processors\[0\].mine: known are batch and simple",
     TRACES + "{processors: [{batch: {exporter: {console: }}}], sampler: {unknown: }}":
         "tracer_provider: Plugin 'unknown' not found",
-    f"a: [{WORD}": r"no YAML: line 1, column 18: expected ',' or '\]'",
+    f"a: [{WORD}": r"invalid YAML: line 1, column 18: expected ',' or '\]'",
     'file_format: "7.0"': "Unsupported file_format '7.0': this SDK supports schema version 1.x",
     "": "Configuration file is empty",
-    f"\0{WORD}": "no YAML: ",
+    f"\0{WORD}": "invalid YAML: ",
 }  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def test_a_block_that_ends_within_another_leaves_that_its_silence(
         with source._saying("within"):
             pass
         for logger in loaders():
-            logger.error("no YAML: %s", WORD)
+            logger.error("invalid YAML: %s", WORD)
     assert caplog.text == ""
     assert not any(logger.filters for logger in loaders())
 
@@ -347,7 +347,8 @@ def test_a_loader_that_is_not_known_is_to_blame_and_not_the_file(
     path = written(tmp_path, FILE)
     monkeypatch.delattr(f"opentelemetry.configuration.{name}")
     with pytest.raises(
-        ConfigError, match=rf"^this version of opentelemetry-configuration, .* no .*\.{name}\. "
+        ConfigError,
+        match=rf"^pocket_plug doesn't know this version of opentelemetry-configuration, .* no .*\.{name}\. ",
     ) as caught:
         source = Declared("OTEL_CONFIG_FILE", path)
         source.check()
@@ -386,13 +387,13 @@ def test_doctor_says_which_file_counts_and_sends_a_span_as_it_says(
     assert telemetry() == {
         "configuration file": ("ok", "otel.yaml (named by OTEL_CONFIG_FILE) is used, and no other OTEL_* variable"),
         "traces": ("ok", f"otlp_http, console to {shown}/v1/traces"),
-        "span": ("ok", f"{shown}/v1/traces has taken one"),
+        "span": ("ok", f"{shown}/v1/traces took one"),
         "metrics": ("ok", f"otlp_http to {shown}/v1/metrics"),
         "logs": ("ok", f"otlp_http to {shown}/v1/logs"),
     }
     assert otlp_sink.names() == ["pocket-plug doctor"]
     otlp_sink.refuse(400)
-    assert telemetry()["span"] == ("wrong", "not taken: otlp_http has not sent it, and says why in its log")
+    assert telemetry()["span"] == ("wrong", "not taken: otlp_http could not send it; its log says why")
     written(tmp_path, "a: [")
     assert telemetry()["configuration file"][0] == "wrong"
 

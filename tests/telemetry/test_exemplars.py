@@ -107,7 +107,8 @@ def test_what_the_program_shows_itself_stays(place: tuple[str, Histogram]) -> No
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"), [("_exemplars", "noting exemplars failed"), ("_series", "putting exemplars on a metric failed")]
+    ("broken", "said"),
+    [("_exemplars", "recording exemplars failed"), ("_series", "adding exemplars to a metric failed")],
 )
 def test_what_fails_with_exemplars_breaks_no_scrape(
     place: tuple[str, Histogram],

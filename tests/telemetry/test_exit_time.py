@@ -75,7 +75,7 @@ from opentelemetry import trace
 assert type(trace.get_tracer_provider()).__name__ == "ProxyTracerProvider"
 """
     done = python(code, tmp_path, POCKET_PLUG_FLUSH_TIMEOUT=variable)
-    assert done.stdout == f"{said}; give seconds from 0 up, or leave it out: 2\n", done.stderr
+    assert done.stdout == f"{said}; give seconds from 0 up, or leave it out for 2\n", done.stderr
 
 
 def test_a_later_call_may_not_ask_for_another_time(tmp_path: Path) -> None:

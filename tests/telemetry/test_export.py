@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from pocket_plug.primitives import failures
-from pocket_plug.telemetry.export import LogExport, SpanExport, _SaidOnce
+from pocket_plug.telemetry.export import LogExport, SpanExport, _WarnsOnce
 from pocket_plug.telemetry.exporters import log_exporters, metric_readers, span_exporters
 
 
@@ -114,7 +114,7 @@ def test_a_repeated_warning_of_an_exporter_is_said_once(caplog: pytest.LogCaptur
 def test_a_message_that_was_only_debugged_is_said_as_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """What repeats is said once, from warnings on; what is below is neither held back nor kept."""
     logger = logging.getLogger("tests.exporter")
-    said = _SaidOnce()
+    said = _WarnsOnce()
     logger.addFilter(said)
     try:
         with caplog.at_level(logging.DEBUG, logger.name):

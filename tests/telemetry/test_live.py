@@ -71,20 +71,20 @@ def test_what_is_open_is_told_and_what_has_ended_is_not(traced: Traced) -> None:
     """With all that it says so far; when nothing is open there is no file either, and none after the end."""
     run = traced.run("shop", "r-1")
     node = traced.node("charge", run)
-    traced.open.tell()
+    traced.open.write()
     assert [(each.span.name, each.span.end, each.alive) for each in open_spans(traced.path)] == [
         ("run shop", 0, True),
         ("node charge", 0, True),
     ]
     assert open_spans(traced.path)[1].span.parent_id == f"{run.get_span_context().span_id:016x}"
     node.end()
-    traced.open.tell()
+    traced.open.write()
     assert [each.span.name for each in open_spans(traced.path)] == ["run shop"]
     run.end()
-    traced.open.tell()
+    traced.open.write()
     assert [path.name for path in traced.path.parent.iterdir()] == ["traces.jsonl"]
     traced.run("shop", "r-2")
-    traced.open.tell()
+    traced.open.write()
     traced.open.shutdown()
     assert [path.name for path in traced.path.parent.iterdir()] == ["traces.jsonl"]
     assert traced.open.last_run == "r-2"
@@ -114,7 +114,7 @@ def test_the_thread_tells_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_process_shows_that_it_lives_and_a_killed_one_does_not(traced: Traced) -> None:
     """What it was at is still there, but is no more said to go on; after a day the next process clears it away."""
     traced.run("shop", "r-1")
-    traced.open.tell()
+    traced.open.write()
     (path,) = traced.path.parent.iterdir()
     begun = path.stat().st_mtime
     for later, outcome in ((SILENT - 1, "running"), (SILENT + 1, "unfinished")):
@@ -124,24 +124,24 @@ def test_a_process_shows_that_it_lives_and_a_killed_one_does_not(traced: Traced)
             took = begun if outcome == "unfinished" else begun + later  # until the last sign of life, or until now
             assert abs(run.start + run.duration - took * 1e9) < 1e6
     os.utime(path, (1, 1))
-    traced.open.tell(lambda: begun + 1000)  # nothing has changed, so it is only touched
+    traced.open.write(lambda: begun + 1000)  # nothing has changed, so it is only touched
     assert path.stat().st_mtime > 1
     left = path.with_name("traces.jsonl.open-dead")
     path.rename(left)
-    traced.open.tell(lambda: begun + 2000)
+    traced.open.write(lambda: begun + 2000)
     assert {each.name for each in traced.path.parent.iterdir()} == {left.name, path.name}
     os.utime(left, (1, 1))
     path.unlink()
     traced.open._path = None  # as another process
     traced.run("shop", "r-2")
-    traced.open.tell()
+    traced.open.write()
     assert not left.exists()
 
 
 def test_a_trace_ends_with_the_last_sign_of_life(traced: Traced) -> None:
     """Not with the last span that its killed process wrote, which may be hours older."""
     traced.run("shop", "r-1")
-    traced.open.tell()
+    traced.open.write()
     (path,) = traced.path.parent.iterdir()
     (left,) = open_spans(traced.path)
     traced.path.write_text(path.read_text().replace('"endTimeUnixNano": "0"', '"endTimeUnixNano": "1000"') + "\n")
@@ -155,7 +155,7 @@ def test_a_trace_ends_with_the_last_sign_of_life(traced: Traced) -> None:
 def test_a_child_process_does_not_tell_of_its_parent(traced: Traced, ends: bool) -> None:
     """After a fork nothing is open, and the parent's file stays the parent's, when the child ends too."""
     traced.run("parent", "r-1")
-    traced.open.tell()
+    traced.open.write()
     (parent,) = traced.path.parent.iterdir()
     number = os.fork()
     if number == 0:
@@ -163,7 +163,7 @@ def test_a_child_process_does_not_tell_of_its_parent(traced: Traced, ends: bool)
             traced.open.shutdown()
         else:
             traced.run("child", "r-2")
-            traced.open.tell()
+            traced.open.write()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == 0
     if ends:
@@ -184,7 +184,7 @@ def test_a_run_is_followed_from_its_beginning_to_its_end(traced: Traced) -> None
     first = traced.node("charge", run)
     first.end()
     traced.node("ship", run)
-    traced.open.tell()
+    traced.open.write()
     watch.look()
     assert watch.trace is not None
     assert [(span.name, span.end > 0) for span in watch.trace.spans] == [
@@ -224,7 +224,7 @@ def test_a_run_that_ended_already_is_over_at_once(traced: Traced) -> None:
 def test_a_run_whose_process_died_is_lost(traced: Traced, capsys: pytest.CaptureFixture[str]) -> None:
     """One doesn't wait for ever."""
     traced.run("shop", "r-1")
-    traced.open.tell()
+    traced.open.write()
     (path,) = traced.path.parent.iterdir()
     now = path.stat().st_mtime
     watch = Watch(traced.path, clock=lambda: now)
@@ -238,13 +238,13 @@ def test_a_run_whose_process_died_is_lost(traced: Traced, capsys: pytest.Capture
     drawn = capsys.readouterr().out
     assert drawn.startswith("run shop … not ended")
     assert main(["trace", "show", "--watch", "r-1", "--file", str(traced.path)]) == 1
-    assert "its process shows no sign of life any more" in capsys.readouterr().err
+    assert "the run's process shows no sign of life" in capsys.readouterr().err
 
 
 def test_a_run_that_is_told_of_no_more_is_lost_in_the_end(traced: Traced) -> None:
     """Its process let go of it, and its end never came into the file."""
     traced.run("shop", "r-1")
-    traced.open.tell()
+    traced.open.write()
     (path,) = traced.path.parent.iterdir()
     now = path.stat().st_mtime
     watch = Watch(traced.path, clock=lambda: now)
@@ -263,7 +263,7 @@ def test_watching_draws_a_line_for_what_begins_and_what_ends(
     """Where stdout is no terminal; it ends with the run, and Ctrl-C ends it as well."""
     run, steps = traced.run("shop", "r-1"), iter(range(9))
     node = traced.node("charge", run)
-    traced.open.tell()
+    traced.open.write()
 
     def sleep(_: float) -> None:
         if (step := next(steps)) == 0:
@@ -286,7 +286,7 @@ def test_watching_on_a_terminal_redraws_the_tree(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     run = traced.run("shop", "r-1")
     traced.node("charge", run)
-    traced.open.tell()
+    traced.open.write()
     assert follow(traced.path, "r-1", lambda _: run.end()) == 0
     shown = re.sub(r"\x1b\[[\d;?]*\w", "", capsys.readouterr().out)
     assert "node charge … running" in shown
@@ -303,8 +303,8 @@ def test_an_odd_attribute_or_a_full_disk_breaks_nothing(
         traced.open._ended.set()
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(traced.open, "tell", full)
+    monkeypatch.setattr(traced.open, "write", full)
     monkeypatch.setattr(live, "INTERVAL", 0.0)
     traced.open._awake.set()
     traced.open._work()
-    assert "telling which spans are open failed: OSError" in caplog.text
+    assert "writing the open spans failed: OSError" in caplog.text

@@ -83,7 +83,7 @@ def test_a_run_is_a_tree_below_its_cell(cells: dict[str, list[Any]]) -> None:
 def test_many_runs_are_one_output(cells: dict[str, list[Any]]) -> None:
     """The last ones, and how many came before; nothing is missing as the cell ends."""
     (tree,) = drawn(cells["many runs"])
-    assert tree["text/plain"].startswith(f"… {200 - notebook.SHOWN} traces before in this cell\n")
+    assert tree["text/plain"].startswith(f"… {200 - notebook.SHOWN} earlier traces of this cell\n")
     assert tree["text/plain"].count("run <b>calc") == notebook.SHOWN
 
 
@@ -153,7 +153,7 @@ def test_an_output_changes_some_times_a_second(
     assert displayed[1:] == [("changed", "1", "a\nb\nc\nwhere")]
     drawing._show([Text("d")], "where")
     shell.end_cell()
-    assert displayed[2:] == [("changed", "1", "… 1 traces before in this cell\nb\nc\nd\nwhere")]
+    assert displayed[2:] == [("changed", "1", "… 1 earlier traces of this cell\nb\nc\nd\nwhere")]
     shell.end_cell()
     assert len(displayed) == 3
     drawing._show([Text("e")], "where")

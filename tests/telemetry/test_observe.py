@@ -110,7 +110,7 @@ graph.run_sync("d")
 
 
 def test_a_second_call_that_wants_something_else_is_refused(tmp_path: Path) -> None:
-    """What it sets up is the process's, so the second would have no effect; the message says what differs."""
+    """It sets up the whole process, so the second call would have no effect; the message says what differs."""
     done = python(
         """
 from pocket_plug.errors import ConfigError
@@ -121,7 +121,7 @@ for other in ({"file": "other.jsonl"}, {"detail": "run", "redact": hide}, {"term
     try:
         observe(**other)
     except ConfigError as error:
-        print(str(error).partition(": ")[2].partition(". What")[0])
+        print(str(error).partition(": ")[2].partition(". It sets")[0])
 first.close()
 with observe(file="other.jsonl"):
     graph.run_sync("a")
@@ -422,7 +422,7 @@ def test_a_protocol_that_can_not_be_had_is_said_and_the_run_is_traced_all_the_sa
     done = python(SHOW, tmp_path, OTEL_EXPORTER_OTLP_PROTOCOL="http/json", OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
     assert done.stdout == (
         "telemetry: OTEL_EXPORTER_OTLP_PROTOCOL is 'http/json'; known are http/protobuf and grpc. "
-        "OTLP's traces go by http/protobuf\n3 otlp\n"
+        "traces are sent by http/protobuf\n3 otlp\n"
     ), done.stderr
     assert sink.spans()
     for name, protocol, package in (

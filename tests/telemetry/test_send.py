@@ -121,7 +121,7 @@ def test_what_was_not_taken_is_said(
     assert len(otlp_sink.requests) == 7
     said = capsys.readouterr().err
     assert "not taken: 6 spans, HTTP 400 Bad Request" in said
-    assert "not taken: 6 spans, HTTP 401 Unauthorized. --header adds what it wants to know" in said
+    assert "not taken: 6 spans, HTTP 401 Unauthorized. Give its credentials by --header" in said
 
 
 def test_partial_success_is_said(
@@ -160,10 +160,10 @@ def test_a_wrong_address_says_the_way_out(
 ) -> None:
     """The port of gRPC, a certificate of one's own, a path that is not there."""
     failures = {
-        "http://localhost:4317": (ConnectionResetError("reset"), "4317 is mostly for gRPC, and 4318 for HTTP"),
+        "http://localhost:4317": (ConnectionResetError("reset"), "Port 4317 is usually for gRPC, and 4318 for HTTP"),
         "https://localhost:4318": (
             SSLCertVerificationError("self-signed"),
-            "OTEL_EXPORTER_OTLP_CERTIFICATE names a file",
+            "Set OTEL_EXPORTER_OTLP_CERTIFICATE to a file",
         ),
     }
     for url, (cause, way_out) in failures.items():
@@ -180,7 +180,7 @@ def test_a_wrong_address_says_the_way_out(
         assert way_out in capsys.readouterr().err
     otlp_sink.refuse(404)
     assert main(["trace", "send", str(file), "--to", f"{otlp_sink.url}/v1/trace"]) == 1
-    assert "HTTP 404 Not Found. Its path for OTLP is another one" in capsys.readouterr().err
+    assert "HTTP 404 Not Found. It takes OTLP at another path" in capsys.readouterr().err
 
 
 def test_certificates_are_those_of_the_environment(
@@ -197,7 +197,7 @@ def test_certificates_are_those_of_the_environment(
     assert trusted == [str(file)]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", "nowhere.pem")
     assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 2
-    assert "OTEL_EXPORTER_OTLP_CERTIFICATE: there is no file nowhere.pem" in capsys.readouterr().err
+    assert "OTEL_EXPORTER_OTLP_CERTIFICATE is nowhere.pem, but there is no such file" in capsys.readouterr().err
 
 
 def test_what_cannot_be_sent(file: Path, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,9 +205,9 @@ def test_what_cannot_be_sent(file: Path, otlp_sink: Sink, capsys: pytest.Capture
     assert main(["trace", "send", "nowhere.jsonl", "--to", otlp_sink.url]) == 1
     assert "there is no file nowhere.jsonl" in capsys.readouterr().err
     assert main(["trace", "send", str(file), "--to", "localhost:4318"]) == 2
-    assert "'localhost:4318' is no URL of a backend" in capsys.readouterr().err
+    assert "'localhost:4318' is not a URL of a backend" in capsys.readouterr().err
     assert main(["trace", "send", str(file), "--to", "me:hunter2@host:4318"]) == 2
-    assert "str[20] is no URL of a backend" in capsys.readouterr().err
+    assert "str[20] is not a URL of a backend" in capsys.readouterr().err
     for url in ("http://[::1", "http://localhost:99999"):
         assert main(["trace", "send", str(file), "--to", url]) == 2
         assert "the URL of the backend is invalid" in capsys.readouterr().err

@@ -410,7 +410,7 @@ except pp.ConfigError as error:
     print(error)
 """
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_METRIC_EXPORT_INTERVAL="0")
-    assert done.stdout.startswith("OpenTelemetry can't follow its OTEL_* variables: interval value 0.0 is invalid and")
+    assert done.stdout.startswith("OpenTelemetry rejects its OTEL_* variables: interval value 0.0 is invalid and")
 
 
 def test_sizes_that_cannot_be_meant_are_passed_over(tmp_path: Path, otlp_sink: Sink) -> None:
@@ -425,7 +425,7 @@ def test_sizes_that_cannot_be_meant_are_passed_over(tmp_path: Path, otlp_sink: S
         OTEL_BLRP_MAX_EXPORT_BATCH_SIZE="99999",
     )
     assert (done.returncode, done.stdout) == (0, "otlp\n"), done.stderr
-    assert "OTEL_BSP_MAX_QUEUE_SIZE is 'plenty', not a positive number; it is taken as 32768" in done.stderr
+    assert "OTEL_BSP_MAX_QUEUE_SIZE is 'plenty', not a positive number; 32768 is used" in done.stderr
     assert otlp_sink.names().count("run shop") == 1
 
 

@@ -86,7 +86,7 @@ def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("POCKET_PLUG_TRACES_AGE", "none")
     assert Retention.from_environment() == Retention(None, None)
     monkeypatch.setenv("POCKET_PLUG_TRACES_SIZE", "100 MB")
-    with pytest.raises(ConfigError, match="POCKET_PLUG_TRACES_SIZE is '100 MB', which is no number of bytes"):
+    with pytest.raises(ConfigError, match="POCKET_PLUG_TRACES_SIZE is '100 MB', which is not a number of bytes"):
         Retention.from_environment()
     for wrong in ({"size": 0}, {"size": True}, {"size": "5"}, {"age": "soon"}):
         with pytest.raises(ConfigError, match="a trace file's"):

@@ -1,6 +1,7 @@
-// The critical path: what a run's duration is made of. From its end backwards: what ended last before, in it what ended last, and so on.
+// The critical path: the spans that a run's duration consists of. Walks back from the run's end: to the child that ended last before,
+// in it to its child that ended last, and so on.
 
-// Of each span on the path of a trace's run: the parts of the time, from and to, that were its own there. In sum they are the run's duration.
+// For each span on the critical path: its own time there, as intervals. Their sum over all spans is the run's duration.
 function criticalPath(trace) {
   const parts = new Map();
   const endOf = (span) => (span.goesOn ? trace.took : span.end);
@@ -10,8 +11,8 @@ function criticalPath(trace) {
     const own = [];
     let now = end;
     for (const child of [...span.children].sort((one, other) => endOf(other) - endOf(one))) {
-      const ended = Math.min(endOf(child), endOf(span)); // what goes on behind its parent's end didn't hold it up
-      if (ended > now || child.start >= now) continue; // beside what is on the path already
+      const ended = Math.min(endOf(child), endOf(span)); // a child's time after its parent's end didn't delay the parent
+      if (ended > now || child.start >= now) continue; // parallel to a span on the path
       if (ended < now) own.push([ended, now]);
       waiting.push([child, ended]);
       now = child.start;
@@ -22,14 +23,14 @@ function criticalPath(trace) {
   return parts;
 }
 
-// The parts of a row: those of its span, of its inner run, or of all spans in it. None: it isn't on the path.
+// The intervals of a row: of its span, its inner run, or all its spans. Empty if none is on the path.
 function criticalOf(row) {
   const spans = row instanceof Group ? row.spans : [row, innerOf(row)];
   const found = spans.map((span) => span && row.trace.critical.get(span)).filter(Boolean);
   return found.length ? found.flat() : null;
 }
 
-// The same parts, sorted, those that lie closer than so much together in one.
+// The same intervals, sorted; those closer together than a limit are merged.
 function merged(parts, gap) {
   const found = [];
   for (const [from, to] of [...parts].sort(([one], [other]) => one - other)) {

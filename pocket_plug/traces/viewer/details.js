@@ -1,4 +1,4 @@
-// The panel that tells all about one span.
+// The panel with all details of a span.
 
 function headOf(span, title, { zoom, close }) {
   return make("header", {},
@@ -12,7 +12,7 @@ function factsOf(facts) {
   return make("dl", { class: "facts" }, ...facts.filter(([, value]) => value).map(([name, value, title]) => make("div", { title }, make("dt", {}, name), make("dd", {}, value))));
 }
 
-// Of spans that stand in one row: their figures, and the longest of them.
+// For spans that share a row: their statistics, and the longest of them.
 function detailsOfGroup(group, { goTo, zoom, close }) {
   return [
     headOf(group, `${group.name} ${group.range}`, { zoom, close }),
@@ -25,7 +25,7 @@ function longestOf(title, spans, goTo, most) {
   return section(title, ...slow.map((span) => make("button", { class: "jump", click: () => goTo(span) }, make("span", { class: `kind ${span.type}` }), make("span", { class: "name" }, nameOf(span)), make("span", { class: "took" }, duration(span.took)))));
 }
 
-// A span's name, with what tells it from others of that name.
+// A span's name, with what distinguishes it from others of this name.
 function nameOf(span) {
   const [index, visit] = [span.get("fan_out.index"), span.type === "node" ? span.get("node.visit") : undefined];
   return `${span.name}${index === undefined ? "" : ` [${index}]`}${visit > 1 ? ` visit ${visit}` : ""}`;
@@ -33,8 +33,8 @@ function nameOf(span) {
 
 function detailsOf(span, { goTo, find, zoom, close }) {
   const facts = [["begins at", `+${duration(span.start)}`, new Date(span.trace.start.getTime() + span.start / 1e6).toISOString()],
-    ["took", span.goesOn ? "goes on" : duration(span.took), `${count(span.took)} ns`],
-    ["of its own", duration(span.self), "time in which none of its children was under way"],
+    ["took", span.goesOn ? "not ended" : duration(span.took), `${count(span.took)} ns`],
+    ["of its own", duration(span.self), "time in which no child span was open"],
     ["on path", span.trace.critical.has(span) ? duration(lengthOf(span.trace.critical.get(span))) : "", "its own part of the critical path"],
     ["share", `${((span.took / span.trace.took) * 100).toFixed(1)} %`, "of the whole trace"]];
   const panel = [
@@ -46,9 +46,9 @@ function detailsOf(span, { goTo, find, zoom, close }) {
     ...valueSections(span),
   ];
   if (span.message && span.status !== "error") panel.push(make("p", { class: "message" }, span.message));
-  const shown = span.status === "error" && span.events.findLast(([name]) => name === "exception"); // its stack stands above
+  const shown = span.status === "error" && span.events.findLast(([name]) => name === "exception"); // its stack is shown above
   if (span.events.length) panel.push(section("Events", ...span.events.map((event) => eventOf(span, event, event === shown))));
-  const above = messagesOf(span).length ? isMessage : isValue; // stand above already
+  const above = messagesOf(span).length ? isMessage : isValue; // are shown above already
   panel.push(section("Attributes", table(sorted(span.attributes.filter(([name]) => !above(name)))), span.pairs.length ? copyButton("copy as JSON", () => JSON.stringify(Object.fromEntries(span.attributes), null, 2)) : ""));
   if (span.links.length) panel.push(section("Links", ...span.links.map((link) => linkOf(link, goTo, find))));
   if (span.children.length) panel.push(longestOf(`Longest of ${plural(span.children.length, "child").replace("childs", "children")}`, span.children, goTo, 5));
@@ -61,13 +61,13 @@ function section(title, ...content) {
   return make("section", {}, make("h3", {}, title), ...content);
 }
 
-// What is long stands below what is short.
+// Long values are put below short ones.
 function sorted(attributes) {
   const long = ([, value]) => textOf(value).length > 120;
   return [...attributes.filter((each) => !long(each)), ...attributes.filter(long)];
 }
 
-// Attributes by name; ours without what all of them begin with.
+// Attributes sorted by name; pocket_plug's without their common prefix.
 function table(attributes) {
   if (!attributes.length) return make("p", { class: "none" }, "none");
   const rows = attributes.map(([name, value]) => {
@@ -80,7 +80,7 @@ function table(attributes) {
   return make("table", {}, make("tbody", {}, ...rows));
 }
 
-// A value as text; JSON in texts, and texts in tabs, as one reads them.
+// A value as text for people; JSON in a string is formatted.
 function textOf(value) {
   if (Array.isArray(value)) return value.every((each) => typeof each === "string") ? value.map((each) => each.replaceAll("\t", " → ")).join("\n") : JSON.stringify(value, null, 1);
   if (value !== null && typeof value === "object") return JSON.stringify(value, null, 2);
@@ -126,7 +126,7 @@ async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
-  } catch { // from a file, or without leave: by a selection, as of old
+  } catch { // the Clipboard API isn't there for files, or not allowed: copy a selection instead
     const area = make("textarea", { class: "offscreen", readonly: true }, text);
     document.body.append(area);
     area.select();

@@ -1,31 +1,31 @@
-// Errors: where each arose, and which of them are the same, by type and by the place in the user's code.
+// Errors: where each was raised, grouped by type and by the place in the user's code.
 
-const MOST_GROUPS = 200; // that are listed
+const MOST_GROUPS = 200; // how many groups are listed
 
-// A frame as Python wrote it.
+// A frame from Python's data.
 const frameFrom = ([file, line, name, users]) => ({ file: data.texts[file], line, name: data.texts[name], users });
 
 function placeOf({ file, line }) {
   return `${file.slice(Math.max(file.lastIndexOf("/"), file.lastIndexOf("\\")) + 1)}${line ? `:${line}` : ""}`;
 }
 
-// The span below, or this one, in which a span's error arose.
+// The span in which a span's error was raised: one below it, or itself.
 function originOf(span) {
   while (!span.error.own) {
     const handed = span.children.filter((child) => child.failed && [undefined, span.get("error.type")].includes(child.get("error.type")));
-    if (!handed.length) break; // parents formed a ring
+    if (!handed.length) break; // parents form a cycle
     span = handed.reduce((first, child) => (child.end < first.end ? child : first));
   }
   return span;
 }
 
-// Where to look first: at the first error that made the run fail, else at the first that was handled.
+// Where to look first: the first error that made the run fail, or else the first that was handled.
 function firstFailure(trace) {
   const own = trace.failed.filter((span) => span.error.own).sort((one, other) => one.end - other.end);
   return own.find((span) => [...span.above()].every((above) => above.failed)) ?? own[0];
 }
 
-// Errors of one type and place together: what the run failed of, what was not tried again, then by how many they are.
+// Errors grouped by type and place, in this order: those that made the run fail, those that weren't retried, then by number.
 function groupsOfErrors(trace) {
   const groups = new Map();
   for (const span of trace.tree) {
@@ -54,9 +54,9 @@ function errorsView(trace, goTo) {
       where.textContent = spans.length > 1 ? `${count(turn + 1)} of ${count(spans.length)}` : "";
       goTo(spans[turn]);
     };
-    return make("li", {}, make("button", { class: "problem", title: spans.length > 1 ? "to the first of them; once more: to the next" : "to the span", click: next },
+    return make("li", {}, make("button", { class: "problem", title: spans.length > 1 ? "go to the first one; click again for the next" : "go to the span", click: next },
       make("span", { class: "line" }, make("b", {}, type), at ? make("code", { title: `${at.file}:${at.line}` }, `${placeOf(at)}${at.name && ` in ${at.name}`}`) : "",
-        failed ? make("span", { class: "mark bad" }, `✗ ${plural(failed, "error")}`) : "", retried ? make("span", { class: "mark warn" }, `↻ ${count(retried)} tried again`) : "", where),
+        failed ? make("span", { class: "mark bad" }, `✗ ${plural(failed, "error")}`) : "", retried ? make("span", { class: "mark warn" }, `↻ ${count(retried)} retried`) : "", where),
       message ? make("span", { class: "line said" }, message) : "",
       make("span", { class: "line word" }, [...new Set(spans.map((span) => span.name))].slice(0, 5).join(", "))));
   });
@@ -79,7 +79,7 @@ function errorSection(span, goTo) {
   const first = frames.findLastIndex((frame) => frame.file === at.file && frame.line === at.line && frame.name === at.name);
   const others = frames.filter((_, number) => number !== first);
   return make("section", { class: `error ${span.failed ? "bad" : "warn"}` },
-    make("h3", {}, `${span.failed ? "✗" : "↻"} ${type}`, span.failed ? "" : make("span", { class: "word" }, " tried again")),
+    make("h3", {}, `${span.failed ? "✗" : "↻"} ${type}`, span.failed ? "" : make("span", { class: "word" }, " retried")),
     message ? make("p", { class: "said" }, message) : "",
     at ? frameOf(at, true) : "",
     others.length ? make("details", {}, make("summary", {}, `${plural(others.length, "other frame")}`), ...others.reverse().map((frame) => frameOf(frame, false))) : "",

@@ -1,7 +1,7 @@
-// The graph of a run: its nodes and edges in layers, from left to right, with the ways that were taken.
+// The graph of a run: its nodes and edges in layers, from left to right, with the taken edges marked.
 
-// What several runs of one graph did: one run, or all the items of a fan-out together. `earlier` are the former executions of
-// a run that was resumed: where they went is known, too.
+// The visits and taken edges of some runs of one graph: of one run, or of all items of a fan-out. `earlier`: the previous executions
+// of a resumed run, whose path is also shown.
 function chartOf(runs, earlier = []) {
   const nodes = new Map();
   const edges = new Map();
@@ -73,7 +73,7 @@ function list(value) {
   return Array.isArray(value) ? value.map(String) : [];
 }
 
-// How the visits of a node went: the worst of them.
+// The worst outcome of a node's visits.
 function outcomeOf(node) {
   const found = new Set(node.visits.map((span) => (span.failed ? "failed" : span.goesOn ? "running" : (span.get("node.outcome") ?? "ok"))));
   return ["failed", "interrupted", "suspended", "cancelled", "running", "fallback", "ok"].find((outcome) => found.has(outcome)) ?? (found.size ? "ok" : node.earlier ? "earlier" : "unvisited");
@@ -84,9 +84,9 @@ const SIGNS = { failed: "✗", failure: "✗", timeout: "◷", suspended: "‖",
 // ---------------------------------------------------------------- layers
 const HEIGHT = 44; // of a node
 const ROW = 68;
-const LANE = 30; // the room of an edge that passes a layer
+const LANE = 30; // the height of an edge that crosses a layer
 
-// Puts nodes into layers by their longest way from the start; edges that lead back don't count. Gives x and y to all.
+// Puts nodes into layers by their longest distance from the start, without back edges. Sets x and y of all.
 function layOut(chart) {
   const { nodes, edges } = chart;
   const byName = new Map(nodes.map((node) => [node.name, node]));
@@ -105,7 +105,7 @@ function layOut(chart) {
   const layers = [];
   const place = (item, layer) => (layers[layer] ??= []).push(item);
   for (const node of order) place(node, node.layer);
-  for (const edge of edges) { // an edge over several layers gets a place in each
+  for (const edge of edges) { // an edge across several layers gets a place in each
     if (edge.back) continue;
     const [source, target] = [byName.get(edge.source), byName.get(edge.target)];
     edge.via = [];
@@ -145,7 +145,7 @@ function widthOf(node) {
 function belowOf(node) {
   const what = kindOf(node);
   const took = node.visits.reduce((sum, span) => sum + span.took, 0);
-  return node.visits.length ? [duration(took), what].filter(Boolean).join(" · ") : what || (node.earlier ? "execution before" : "not visited");
+  return node.visits.length ? [duration(took), what].filter(Boolean).join(" · ") : what || (node.earlier ? "earlier execution" : "not visited");
 }
 
 function kindOf({ type, items }) {
@@ -164,9 +164,9 @@ function labelOf(edge) {
   return `${edge.action === "default" ? "" : shortened(edge.action)}${times(edge.times)}`.trim();
 }
 
-// An edge leads back if its target is on the way to it, as one walks from the start. No recursion: graphs may be long.
+// The back edges, by a depth-first walk: their target is on the path to them. Not recursive, since graphs may be deep.
 function markBackEdges({ nodes, start, edges }, from) {
-  const state = new Map(); // 1 on the way, 2 done
+  const state = new Map(); // 1: on the path, 2: done
   for (const edge of edges) edge.back = edge.source === edge.target;
   for (const root of [start, ...nodes]) {
     if (!root || state.has(root.name)) continue;
@@ -202,7 +202,7 @@ function topological(nodes, edges) {
   return order;
 }
 
-// Each item goes to the middle of those that it is bound to, there and back again, so that few edges cross.
+// Moves each item to the middle of its neighbours in the next layer, forwards and backwards, so that few edges cross.
 function sortLayers(layers, edges, byName) {
   const neighbours = neighboursOf(layers, edges, byName);
   for (let sweep = 0; sweep < 4; sweep++) {
@@ -235,7 +235,7 @@ function neighboursOf(layers, edges, byName) {
   return neighbours;
 }
 
-// Moves items towards the height of those before them, without changing who is above whom.
+// Moves items towards the height of those in the layer before, without changing their order.
 function straighten(layers, edges, byName) {
   const neighbours = neighboursOf(layers, edges, byName);
   for (const layer of layers) {
@@ -253,7 +253,7 @@ function straighten(layers, edges, byName) {
 }
 
 // ---------------------------------------------------------------- the drawing
-// Draws a chart; `pick(node)` is called for a node that is chosen, `open(node)` for one whose inner run is to be seen.
+// Draws a chart. `pick(node)` is called when a node is chosen, `open(node)` to show its inner run.
 function draw(chart, { pick, open, outcome, many }) {
   layOut(chart);
   const byName = new Map(chart.nodes.map((node) => [node.name, node]));
@@ -269,12 +269,12 @@ function draw(chart, { pick, open, outcome, many }) {
   for (const node of chart.nodes) cover(node.x + node.width / 2, node.y - HEIGHT / 2 - 18, node.y + HEIGHT / 2 + 6);
   const floor = bottom;
   let lowered = 0;
-  const twins = new Map(); // ways between the same two nodes, each below the one before; what was taken is straight
+  const twins = new Map(); // edges between the same two nodes, one below the other; a taken one is straight
   for (const edge of [...chart.edges].sort((one, other) => other.times - one.times)) {
     const key = JSON.stringify([edge.source, edge.target]);
     twins.set(key, [...(twins.get(key) ?? []), edge]);
   }
-  const sorted = [...chart.edges].sort((one, other) => one.times - other.times); // what was taken lies above
+  const sorted = [...chart.edges].sort((one, other) => one.times - other.times); // taken edges are drawn on top
   for (const edge of sorted) {
     const [source, target] = [byName.get(edge.source), byName.get(edge.target)];
     const twin = twins.get(JSON.stringify([edge.source, edge.target])).indexOf(edge);
@@ -303,14 +303,14 @@ function draw(chart, { pick, open, outcome, many }) {
     }
     const taken = edge.times > 0 || edge.earlier;
     const width = taken ? widthOfWay(edge) : 1.2;
-    const says = `${edge.source} → ${edge.target} by ${edge.action}: ${edge.times ? `taken ${plural(edge.times, "time")}` : edge.earlier ? "taken in an execution before" : "not taken"}`;
+    const says = `${edge.source} → ${edge.target} by ${edge.action}: ${edge.times ? `taken ${plural(edge.times, "time")}` : edge.earlier ? "taken in an earlier execution" : "not taken"}`;
     ways.append(titled(make("path", { d: path, class: `way ${taken ? "taken" : "idle"}`, "stroke-width": width, "marker-end": `url(#${taken ? "tip" : "idle-tip"})`, "data-way": `${edge.source}>${edge.action}>${edge.target}`, "data-times": edge.times }), says));
     const text = labelOf(edge);
     if (text) labels.append(make("text", { x: label[0], y: label[1], class: `way-label ${taken ? "taken" : "idle"}` }, text));
   }
   if (chart.first) {
     const { x, y, width, layer } = chart.first;
-    const from = layer ? [x, y - HEIGHT / 2 - 26] : [x - width / 2 - 34, y]; // from above, where something stands before it
+    const from = layer ? [x, y - HEIGHT / 2 - 26] : [x - width / 2 - 34, y]; // from above, if another node is to the left
     const line = layer ? `M${x} ${from[1]}V${y - HEIGHT / 2 - 5}` : `M${from[0]} ${y}H${x - width / 2 - 5}`;
     ways.append(make("circle", { cx: from[0], cy: from[1], r: 5, class: "begin" }), make("path", { d: line, class: "way taken", "stroke-width": 2, "marker-end": "url(#tip)" }));
     cover(0, from[1] - 8, from[1]);
@@ -330,11 +330,11 @@ function draw(chart, { pick, open, outcome, many }) {
   chart.nodes.forEach((node, at) => boxes.append(box(node, at === 0, pick, open, many)));
   const size = [right + 16, bottom - top + 12];
   const drawing = make("svg", { viewBox: `0 ${top - 4} ${size[0]} ${size[1]}`, width: size[0], height: size[1], role: "group", "aria-label": "graph with the path taken" }, tips(), ways, boxes, labels);
-  drawing.style.minWidth = `${size[0] * 0.7}px`; // smaller than that it couldn't be read
+  drawing.style.minWidth = `${size[0] * 0.7}px`; // smaller text couldn't be read
   return drawing;
 }
 
-// The more often a way was taken, the thicker it is.
+// The more often an edge was taken, the thicker it is.
 function widthOfWay({ times: taken }) {
   return taken ? Math.min(2 + Math.log2(taken) * 0.6, 5) : 2;
 }
@@ -345,9 +345,9 @@ function box(node, first, pick, open, many) {
   const left = x - width / 2;
   const upper = y - HEIGHT / 2;
   const rect = (dx, dy, name) => make("rect", { x: left + dx, y: upper + dy, width, height: HEIGHT, rx: 7, class: name });
-  const retries = node.retries ? `tried again ${plural(node.retries, "time")}` : "";
+  const retries = node.retries ? `retried ${plural(node.retries, "time")}` : "";
   const says = [node.name, outcome, plural(visits.length, "visit"), retries, visits.length ? belowOf(node) : kindOf(node)].filter(Boolean).join(", ");
-  const group = titled(make("g", { // by its title, the name is whole, too, where it is shortened in the box
+  const group = titled(make("g", { // its title has the whole name, which may be shortened in the box
     class: `place ${outcome}`, role: "button", tabindex: first ? 0 : -1, "data-node": node.name,
     click: () => pick(node),
     dblclick: () => open(node),

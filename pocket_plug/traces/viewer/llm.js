@@ -1,5 +1,5 @@
-// Calls of language models: the model, its tokens and cost, and the messages as a conversation. A span says this in the words of
-// OpenInference or in those of OpenTelemetry's gen_ai; both are read into the same form.
+// Calls of language models: the model, its tokens and cost, and the messages as a conversation. Spans have them as attributes of
+// OpenInference or of OpenTelemetry's gen_ai conventions; both are read into the same form.
 
 function saidOf(span, ...names) {
   for (const name of names) if (span.get(name) !== undefined) return span.get(name);
@@ -12,7 +12,7 @@ const FIGURES = {
   cost: ["llm.cost.total"],
 };
 
-// Tokens in and out and the cost in dollars of a span, as far as it says them.
+// The tokens in and out of a span, and its cost in dollars, as far as it has them.
 function usageOf(span) {
   const usage = {};
   for (const [figure, names] of Object.entries(FIGURES)) {
@@ -24,7 +24,7 @@ function usageOf(span) {
   return usage;
 }
 
-// That of a whole trace. An agent may repeat the sum of the calls below it, so of a chain of spans the innermost counts.
+// The usage of a whole trace. An agent's span may repeat the sum of the calls below it, so only the innermost span of a chain counts.
 function usageOfTrace(trace) {
   const total = {};
   if (![...Object.values(FIGURES).flat(), "llm.cost.prompt", "llm.cost.completion"].some((name) => keys.has(name))) return total;
@@ -56,19 +56,19 @@ function modelOf(span) {
 const OPENINFERENCE = /^llm\.(input|output)_messages\.(\d+)\.message\.(.+)$/;
 const GEN_AI = ["gen_ai.system_instructions", "gen_ai.input.messages", "gen_ai.output.messages"];
 
-// Is this attribute told by the conversation?
+// Does the conversation show this attribute?
 function isMessage(name) {
   return OPENINFERENCE.test(name) || GEN_AI.includes(name);
 }
 
-// The messages of a span: each with its role and parts, which are texts, calls of tools, and results of them.
+// The messages of a span: each with its role and its parts: texts, calls of tools, and their results.
 function messagesOf(span) {
   const open = openInferenceMessages(span);
   return open.length ? open : genAiMessages(span);
 }
 
 function openInferenceMessages(span) {
-  const messages = new Map(); // by way and number
+  const messages = new Map(); // by direction and number
   for (const [name, value] of span.attributes) {
     const [, way, number, rest] = OPENINFERENCE.exec(name) ?? [];
     if (!way) continue;
@@ -87,7 +87,7 @@ function openInferenceMessages(span) {
   });
 }
 
-// What stands under `contents.0.…` and so on, by number.
+// The attributes below `contents.0.…` and so on, by number.
 function numbered(said, prefix) {
   const found = new Map();
   for (const [name, value] of said) {
@@ -105,13 +105,13 @@ function genAiMessages(span) {
   return [...(system.length ? [{ way: "input", role: "system", parts: system.map(partOf) }] : []), ...of("input", input), ...of("output", output)];
 }
 
-// A list that is one, or that is one in JSON; else an empty one.
+// The value if it is a list, or the list that it has as JSON; else an empty list.
 function parsed(value) {
   try {
     const list = typeof value === "string" ? JSON.parse(value) : value;
     return Array.isArray(list) ? list : [];
   } catch {
-    return []; // cut off, say; it stands with the attributes then
+    return []; // it may be truncated; then it is shown among the attributes
   }
 }
 
@@ -124,8 +124,8 @@ function partOf(part) {
   return { kind: "text", text: content ?? part };
 }
 
-// ---------------------------------------------------------------- what is seen
-// The model's figures and the conversation, at the head of a span's details.
+// ---------------------------------------------------------------- elements
+// The model, its usage and the conversation, at the top of a span's details.
 function llmSections(span) {
   const [model, usage, messages] = [modelOf(span), usageOf(span), messagesOf(span)];
   const facts = [["model", model], ["provider", saidOf(span, "llm.provider", "gen_ai.provider.name")], ["tokens", tokensText(usage)], ["cost", costText(usage.cost)]].filter(([, value]) => value !== undefined && value !== "");
@@ -145,7 +145,7 @@ function messageOf({ way, role, name, end, parts }) {
 // ---------------------------------------------------------------- input and output
 const VALUES = { Input: /^(pocket_plug\.(run|node|phase)\.input|input\.value)$/, Output: /^(pocket_plug\.(run|node|phase)\.output|output\.value)$/ };
 
-// What went in and came out, where it was captured. Two names of one value, ours and OpenInference's, are shown once.
+// Input and output, if they were captured. If both pocket_plug's and OpenInference's attribute have the value, it is shown once.
 function valueSections(span) {
   if (messagesOf(span).length) return [];
   return Object.entries(VALUES).flatMap(([title, pattern]) => {

@@ -1,9 +1,9 @@
-// What the search finds: a text in names and attributes, or how long a span took.
+// The search: by a text in names and attributes, or by duration.
 
 const UNITS = { ns: 1, us: 1e3, "µs": 1e3, ms: 1e6, s: 1e9, min: 60e9, h: 3600e9 };
 
-// Does a span have this in its name, attributes, message or events? Or `>100ms`: did it take longer? Names and attributes are
-// looked at once each.
+// Does a span's name, attributes, message or events contain a text? Or for `>100ms`: did it take longer? Each distinct name and
+// attribute is searched once.
 function matcher(word) {
   const [, sign, number, unit] = /^([<>≤≥]=?)(\d+(?:\.\d+)?)(ns|us|µs|ms|s|min|h)$/.exec(word) ?? [];
   if (sign) {

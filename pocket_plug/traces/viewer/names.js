@@ -1,12 +1,12 @@
-// The table of a trace's spans by name: how many, how long, how much of their own, how many failed; beside another trace if so.
+// The table of a trace's spans by name: number, durations, own time, errors; compared with another trace if one is chosen.
 
-const MOST_NAMES = 500; // rows of the table
+const MOST_NAMES = 500; // how many rows the table has at most
 
-// Of each name of a trace: its spans in numbers.
+// The statistics of each span name of a trace.
 function byName(trace) {
   const found = new Map();
   for (const span of trace.tree) {
-    if (span.goesOn) continue; // it has no figures yet, in the terminal's table too
+    if (span.goesOn) continue; // open spans don't count, as in the terminal's table
     const key = span.name;
     if (!found.has(key)) found.set(key, { key, name: span.name, type: span.type, nameNumber: span.nameNumber, count: 0, took: [], total: 0, self: 0, path: 0, errors: 0 });
     const of = found.get(key);
@@ -28,7 +28,7 @@ function spread(took) {
   return { median: sorted[rounded(last * 0.5)] ?? 0, p95: sorted[rounded(last * 0.95)] ?? 0, longest: sorted[last] ?? 0 };
 }
 
-// A half to the even number, as Python does it, so that `pocket-plug trace stats` says the same.
+// Rounds a half to the even number, as Python does, so that `pocket-plug trace stats` shows the same.
 function rounded(number) {
   const near = Math.round(number);
   return number % 1 === 0.5 && near % 2 ? near - 1 : near;
@@ -75,7 +75,7 @@ class NamesView {
     return line;
   }
 
-  // Three columns: this trace's, the other's, and what this one has more.
+  // Three columns: for this trace, for the other one, and the difference.
   compared([key, title, { show, difference }]) {
     return [{ key, title, show }, { key: `other ${key}`, title: `${title}, other`, show }, { key: `difference ${key}`, title: `Δ ${title}`, show: difference, difference: true }];
   }

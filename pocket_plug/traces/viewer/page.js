@@ -1,4 +1,4 @@
-// The page: which trace, run and span are looked at, and what the reader does.
+// The page: the chosen trace, run and span, and the reader's actions.
 
 const newestFirst = (one, other) => (BigInt(one.start) < BigInt(other.start) ? 1 : -1);
 const traces = data.traces.filter((raw) => raw.ids.length).sort(newestFirst).map((raw) => new Trace(raw));
@@ -29,7 +29,7 @@ function show(next, span = null) {
   if (first) goTo(first);
 }
 
-// A view is filled when it is looked at.
+// A view is filled when it is first shown.
 function onView(view) {
   at("tools").hidden = view !== "waterfall";
   if (!trace) return;
@@ -64,12 +64,12 @@ function shortTime(date) {
   return TIME_FORMAT.format(date);
 }
 
-// A trace in a list of traces.
+// The label of a trace in the list of traces.
 function choiceOf({ start, title, outcome, took }) {
   return `${shortTime(start)} · ${title} · ${SIGNS[outcome] ?? ""} ${outcome || "?"} · ${duration(took)}`;
 }
 
-// A durable run that was suspended or died goes on in a new trace: all of them in a line, by the run's id.
+// A resumed durable run has a trace for each execution: a line with all of them, found by the run's id.
 function drawExecutions() {
   const same = trace.runId ? traces.filter((other) => other.runId === trace.runId).reverse() : [];
   at("executions").hidden = same.length < 2;
@@ -101,7 +101,7 @@ function openDetails(span, focus = true) {
   fillDetails(span);
   at("details").hidden = false;
   document.body.classList.add("with-details");
-  if (waterfall.selected) waterfall.reveal(waterfall.selected); // the rows have less room now
+  if (waterfall.selected) waterfall.reveal(waterfall.selected); // the rows have less space now
   if (focus) at("details").querySelector("h2").focus({ preventScroll: true });
 }
 
@@ -118,12 +118,12 @@ function closeDetails() {
   if (focused) at("rows").focus();
 }
 
-// The address names the span, so that it can be sent along with the file.
+// The URL names the span, so that a reader can send a link together with the file.
 function remember(span) {
   try {
     history.replaceState(null, "", `#${span.trace.id}/${span.id}`);
   } catch {
-    // a page without an address
+    // a page without a URL
   }
 }
 
@@ -186,7 +186,7 @@ function clearFilters() {
 
 // ---------------------------------------------------------------- keys
 const KEYS = [
-  ["↑ ↓ j k", "the span before, after", null],
+  ["↑ ↓ j k", "the previous or next span", null],
   ["← →", "fold or to the parent, unfold or to the children", null],
   ["Enter", "details of the span; in the graph: the node's spans", null],
   ["Esc", "close the details, clear the search", null],
@@ -195,7 +195,7 @@ const KEYS = [
   ["c", "mark the critical path", markPath],
   ["d", "children by duration or by time", byDuration],
   ["n", "the next error", () => waterfall.nextError(1)],
-  ["p", "the error before", () => waterfall.nextError(-1)],
+  ["p", "the previous error", () => waterfall.nextError(-1)],
   ["z", "zoom to the span", () => waterfall.zoomTo(waterfall.selected)],
   ["0", "the whole time", () => waterfall.zoom(0, trace.took)],
   ["+", "unfold all", () => waterfall.foldTo(Infinity)],
@@ -204,8 +204,8 @@ const KEYS = [
   ["1 … 9", "fold to a level", null],
   ["v", "the next view: waterfall, table, errors", () => views.next()],
   ["g", "show or hide the graph", () => foldGraph()],
-  ["[", "the trace before", () => step(1)],
-  ["]", "the trace after", () => step(-1)],
+  ["[", "the previous trace", () => step(1)],
+  ["]", "the next trace", () => step(-1)],
   ["t", "light or dark", nextTheme],
   ["?", "these keys", () => at("keys").showModal()],
 ];
@@ -246,7 +246,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-// ---------------------------------------------------------------- what is clicked
+// ---------------------------------------------------------------- clicks
 function listen() {
   let typed = null;
   at("search").addEventListener("input", () => {
@@ -267,7 +267,7 @@ function listen() {
   splitter();
 }
 
-// The border between names and bars: by dragging, or by the arrow keys.
+// The border between names and bars is moved by dragging or by the arrow keys.
 function splitter() {
   const bar = at("splitter");
   let share = 42;

@@ -1,9 +1,9 @@
-// The rows of the waterfall: which spans have one, which stand together in one, in which order, and which are folded away.
+// The rows of the waterfall: which spans have their own row, which share one, in which order, and which are folded.
 
-const ALIKE = 5; // so many siblings of one name, beside the first, stand together in one row
+const ALIKE = 5; // if a name has this many siblings besides the first, they share a row
 const OPEN_AT_FIRST = 400; // rows
 
-// Siblings of one name that stand in one row until it is unfolded. To the waterfall it is like a span.
+// Siblings of one name that share a row until it is unfolded. The waterfall treats a group like a span.
 class Group {
   constructor(spans) {
     const [first] = spans;
@@ -20,7 +20,7 @@ class Group {
     Object.assign(this, spread(spans.map((span) => span.took)));
   }
 
-  // Which ones they are: visits, items, or just so many.
+  // The range of visits or items, or else their number.
   get range() {
     const [first, last] = [this.spans[0], this.spans.at(-1)];
     if (this.type === "item") return `[${first.get("fan_out.index")}–${last.get("fan_out.index")}]`;
@@ -29,7 +29,7 @@ class Group {
   }
 }
 
-// The run of a nested graph that stands in the row of its node or item, since that has nothing else below it.
+// The run of a nested graph that shares the row of its node or item, which has nothing else below it.
 function innerOf(row) {
   return (row.type === "node" || row.type === "item") && row.children.length === 1 && row.children[0].type === "run" ? row.children[0] : null;
 }
@@ -39,7 +39,7 @@ class Rows {
     this.trace = trace;
     this.roots = trace.tree.filter((span) => !span.parent);
     this.folded = new Set();
-    this.opened = new Set(); // groups, which begin folded
+    this.opened = new Set(); // unfolded groups: groups are folded at first
     this.byDuration = false;
     this.grouped = new Map(); // by span: the rows below it
     this.groups = new Map(); // by span: the group that it is in
@@ -50,8 +50,8 @@ class Rows {
     }
   }
 
-  // ---------------------------------------------------------------- what is below what
-  // The rows right below a row, or at the top. What failed, and the first of its name, always has a row of its own.
+  // ---------------------------------------------------------------- children
+  // The rows directly below a row, or at the top. Failed spans, and the first span of each name, always have their own row.
   below(row, apart = false) {
     if (row instanceof Group) return row.spans;
     const above = row && (innerOf(row) ?? row);
@@ -77,7 +77,7 @@ class Rows {
     return [...new Set(rows)];
   }
 
-  // Whatever a row is folded away in: its group, what is above it, and so on.
+  // All rows that can hide a row when folded: its group, the row above it, and so on.
   *around(row) {
     for (let each = row; each; each = each.parent) {
       if (each !== row) yield each;
@@ -98,12 +98,12 @@ class Rows {
     else if (this.below(row).length) this.folded.add(row);
   }
 
-  // Brings a row into sight.
+  // Unfolds all that hides a row.
   uncover(row) {
     for (const each of this.around(row)) this.fold(each, true);
   }
 
-  // Folds all from a level on, as they are when all above is unfolded.
+  // Folds all rows from a level on, and unfolds those above.
   foldTo(level) {
     for (let [rows, depth] = [this.below(null), 0]; rows.length; depth++) {
       for (const row of rows) this.fold(row, depth < level);
@@ -111,13 +111,13 @@ class Rows {
     }
   }
 
-  // Deep levels of a large trace are folded, but for what leads to an error.
+  // Deep levels of a large trace are folded, except those that lead to an error.
   foldAtFirst() {
     let rows = this.below(null);
     for (let [seen, depth] = [rows.length, 0]; rows.length; depth++) {
       const next = rows.flatMap((row) => (row instanceof Group ? [] : this.below(row)));
       seen += next.length;
-      if (seen > OPEN_AT_FIRST && depth > 0) { // what is next to the top is always seen
+      if (seen > OPEN_AT_FIRST && depth > 0) { // the rows directly below the top are always shown
         for (const row of rows) this.fold(row);
         break;
       }
@@ -127,7 +127,7 @@ class Rows {
   }
 
   // ---------------------------------------------------------------- the list
-  // The rows that are neither folded away nor filtered out, each with its level. Where a scope is off, what is below moves up.
+  // The rows that are neither folded nor filtered out, each with its level. If a scope is hidden, the rows below move up.
   list(kept, isHidden) {
     const [rows, levels] = [[], []];
     const [waiting, depths] = [[], []];

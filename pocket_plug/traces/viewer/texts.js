@@ -1,4 +1,4 @@
-// Numbers and times as one reads them, and elements with what stands in them.
+// Formats numbers and durations for people, and makes elements.
 
 function count(number) {
   return Number(number).toLocaleString("en");
@@ -12,7 +12,7 @@ function plural(number, word) {
   return `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 }
 
-// Nanoseconds as one reads them.
+// A duration in nanoseconds, for people.
 function duration(ns) {
   if (ns === 0) return "0";
   if (ns < 1e3) return `${Math.round(ns)} ns`;
@@ -23,7 +23,7 @@ function duration(ns) {
   return minutes < 60 ? `${minutes} min ${Math.floor(ns / 1e9) % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-// An element, or with a namespace one of SVG. What comes from traces is put in as text only.
+// An HTML or SVG element with attributes, listeners and content. Data of traces is inserted as text only, never as markup.
 function make(tag, attributes = {}, ...content) {
   const element = SVG.has(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

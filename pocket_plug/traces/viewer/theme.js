@@ -1,4 +1,4 @@
-// Light or dark: as the system is, until the reader says otherwise.
+// Light or dark: as the system is set, until the reader chooses.
 
 const THEMES = { auto: "◐ auto", light: "☀ light", dark: "☾ dark" };
 
@@ -9,7 +9,7 @@ function setTheme(theme) {
   try {
     localStorage.setItem("pocket_plug.theme", theme);
   } catch {
-    // forgotten when the page is closed
+    // without storage, the choice lasts until the page is closed
   }
   if (trace) waterfall.drawOverview();
 }

@@ -1,4 +1,4 @@
-// The data: what Python wrote, made into spans that know their parent, their children and their place in the tree.
+// The data from Python, made into spans that know their parent, their children and their place in the tree.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 
@@ -14,14 +14,14 @@ function keyOf(name) {
 
 const STATUS = ["unset", "ok", "error"];
 
-// What Python wrote stays in the trace's columns and is looked up there, so that many spans are made at once.
+// A span. Its data stays in the trace's columns and is looked up there, so that many spans can be made fast.
 class Span {
   constructor(trace, number) {
     this.trace = trace;
     this.number = number;
     this.parent = null;
     this.children = EMPTY;
-    this.order = -1; // its place in the tree, depth first; `last` is that of its last descendant
+    this.order = -1; // its place in the tree, depth first; `last` is the place of its last descendant
     this.depth = 0;
     this.type = typeOf(this);
     this.run = null; // the span of the run that it belongs to
@@ -32,7 +32,7 @@ class Span {
     return this.trace.columns.ids[this.number];
   }
 
-  // What tells it from the page's other rows.
+  // Identifies it among the rows of the page.
   get key() {
     return this.order;
   }
@@ -73,7 +73,7 @@ class Span {
     return STATUS[this.trace.columns.status[this.number]];
   }
 
-  // A number where the parent is here, else its id.
+  // The parent's number if it is in this trace, else its id.
   get parentId() {
     return this.trace.columns.parents[this.number];
   }
@@ -119,23 +119,23 @@ class Span {
     return this.status === "error" && !this.willRetry;
   }
 
-  // What it failed with, as Python found it: type, message, the frame to look at first, the number of its stack; null if it didn't.
-  // `own`: it failed for good, and not with what came from below.
+  // Its error as Python found it: type, message, the frame to look at first, the number of its stack; null if it didn't fail.
+  // `own`: it failed finally, with an error that was raised in it.
   get error() {
     return this.trace.columns.more[this.number]?.error ?? null;
   }
 
-  // Did an error arise here, which it failed of or which was tried again?
+  // Was an error raised in it, which made it fail or was retried?
   get errorArose() {
     return this.error !== null && (this.error.own || !this.failed);
   }
 
-  // How often this node's work was tried again.
+  // How often this node was retried.
   get retries() {
     return this.get("node.retries") ?? Math.max(0, (this.get("node.attempts") ?? 1) - 1);
   }
 
-  // Nanoseconds in which none of its children was under way.
+  // Nanoseconds in which none of its children was open.
   get self() {
     let busy = 0;
     let until = this.start;
@@ -167,7 +167,7 @@ function named(numbers) {
   return numbers.map((number) => [data.texts[data.pairs[number][0]], data.pairs[number][1]]);
 }
 
-// What a span is of: run, node, item, phase, store, or foreign.
+// The type of a span: run, node, item, phase, store, or foreign.
 function typeOf(span) {
   if (span.scope === "pocket_plug.phase") return "phase";
   if (span.scope === "pocket_plug.store") return "store";
@@ -195,7 +195,7 @@ class Trace {
     this.service = String(named(this.root?.resourcePairs ?? []).find(([name]) => name === "service.name")?.[1] ?? "");
   }
 
-  // The critical path, found when it is asked for.
+  // The critical path, computed on first use.
   get critical() {
     return (this.path ??= criticalPath(this));
   }
@@ -205,7 +205,7 @@ function sum(spans, name) {
   return spans.reduce((total, span) => total + (Number(span.get(name)) || 0), 0);
 }
 
-// Puts spans below their parents; gives them depth first. Where parents form a ring, it is cut.
+// Puts spans below their parents; returns them depth first. A cycle of parents is cut.
 function plant(spans) {
   const tree = [];
   const put = (root) => {

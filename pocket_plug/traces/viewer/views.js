@@ -1,4 +1,4 @@
-// The views of a trace beside each other, as tabs: its waterfall, its names, its errors.
+// The views of a trace, as tabs: waterfall, table by name, errors.
 
 const VIEWS = ["waterfall", "names", "failures"];
 

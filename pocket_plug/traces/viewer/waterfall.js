@@ -1,4 +1,4 @@
-// The waterfall: spans as rows in tree order, each with its bar in time. Only the rows in sight are in the document.
+// The waterfall: spans as rows in tree order, each with a bar on the time axis. Only the visible rows are in the document.
 
 const SCOPES = { graph: ["run", "node", "item"], phase: ["phase"], store: ["store"], other: ["foreign"] };
 
@@ -15,8 +15,8 @@ class Waterfall {
     this.window = document.getElementById("window");
     this.query = "";
     this.errorsOnly = false;
-    this.showsPath = false; // the critical one
-    this.only = null; // a line of the table: its spans only
+    this.showsPath = false; // the critical path
+    this.only = null; // a row of the table, if only its spans are shown
     this.hidden = new Set(); // names of SCOPES
     this.shown = new Map(); // by row number: its element
     this.body.addEventListener("scroll", () => this.later());
@@ -41,8 +41,8 @@ class Waterfall {
     this.drawTime();
   }
 
-  // ---------------------------------------------------------------- which rows there are
-  // Finds what matches, and keeps what is above it. A filter begins with all unfolded.
+  // ---------------------------------------------------------------- filtering
+  // Keeps the spans that match, and those above them. Setting a filter unfolds all.
   filter() {
     const words = this.query.toLowerCase().split(/\s+/).filter(Boolean);
     const active = words.length > 0 || this.errorsOnly || this.only !== null;
@@ -121,7 +121,7 @@ class Waterfall {
     this.onSelect(span);
   }
 
-  // Brings a span that is folded away or filtered out into the rows.
+  // Makes a row for a span that is folded or filtered out.
   uncover(span) {
     this.tree.uncover(span);
     if (this.kept && !this.kept[span.order]) {
@@ -138,7 +138,7 @@ class Waterfall {
     const [top, height] = [place * this.rowHeight, this.body.clientHeight];
     const above = this.body.scrollTop - top;
     const below = top + this.rowHeight - (this.body.scrollTop + height);
-    if (Math.max(above, below) > 2 * this.rowHeight) this.body.scrollTop = top - height / 2; // from afar, with what is around it
+    if (Math.max(above, below) > 2 * this.rowHeight) this.body.scrollTop = top - height / 2; // far away: scroll so that the rows around it are visible
     else if (above > 0) this.body.scrollTop = top;
     else if (below > 0) this.body.scrollTop += below;
     this.render();
@@ -149,8 +149,8 @@ class Waterfall {
     this.select(this.rows[Math.max(0, Math.min(this.rows.length - 1, place + steps))] ?? null);
   }
 
-  // The next span in which something failed or was tried again, from the selected one on, around the end. Those to which
-  // the error only came up are passed over.
+  // The next span with an error or a retry, from the selected one on; after the end it continues at the beginning. Spans whose
+  // error was raised below them are skipped.
   nextError(step) {
     const wrong = this.trace.tree.filter((span) => span.errorArose);
     if (!wrong.length) return;
@@ -209,7 +209,7 @@ class Waterfall {
   render(all = false) {
     const first = all ? 0 : Math.max(0, Math.floor(this.body.scrollTop / this.rowHeight) - 8);
     const last = all ? Math.min(this.rows.length, 3000) : Math.min(this.rows.length, first + Math.ceil(this.body.clientHeight / this.rowHeight) + 16);
-    const active = this.places.get(this.selected); // stays, so that it is still what assistive technology reads
+    const active = this.places.get(this.selected); // kept in the document, so that assistive technology still reads it
     for (const [place, row] of this.shown) {
       if ((place < first || place >= last) && place !== active) {
         row.remove();
@@ -341,7 +341,7 @@ class Waterfall {
     this.drawOverview();
   }
 
-  // The whole trace at a size where one sees when much went on, and where errors are.
+  // The whole trace in small, to see where the load and the errors are.
   drawOverview() {
     const { tree, took } = this.trace;
     const [width, height] = [this.overview.clientWidth, this.overview.clientHeight];
@@ -350,13 +350,13 @@ class Waterfall {
     this.overview.height = height * scale;
     const paint = this.overview.getContext("2d");
     paint.scale(scale, scale);
-    const colours = {}; // a canvas knows no variables
+    const colours = {}; // a canvas can't use CSS variables
     for (const name of ["run", "node", "item", "phase", "store", "foreign", "bad", "warn-bar"]) {
       this.overview.style.color = `var(--${name})`;
       colours[name] = getComputedStyle(this.overview).color;
     }
     const thick = Math.max(1, Math.min(3, height / tree.length));
-    const looks = new Map(Object.keys(colours).map((look) => [look, []])); // errors last, so they lie above
+    const looks = new Map(Object.keys(colours).map((look) => [look, []])); // errors last, so that they are on top
     for (const span of tree) looks.get(span.status !== "error" ? span.type : span.failed ? "bad" : "warn-bar").push(span);
     for (const [look, spans] of looks) {
       const wrong = look === "bad" || look === "warn-bar";
@@ -365,7 +365,7 @@ class Waterfall {
       let drawn = [-1, -1, -1];
       for (const span of spans) {
         const [x, y, wide] = [(span.start / took) * width, (span.order / tree.length) * (height - thick), Math.max(1, (span.took / took) * width)];
-        if (Math.abs(drawn[0] - x) + Math.abs(drawn[1] - y) + Math.abs(drawn[2] - wide) < 0.5) continue; // on the same spot
+        if (Math.abs(drawn[0] - x) + Math.abs(drawn[1] - y) + Math.abs(drawn[2] - wide) < 0.5) continue; // at the same place as the last one
         drawn = [x, y, wide];
         paint.fillRect(x, y, wide, wrong ? Math.max(thick, 2) : thick);
       }
@@ -375,7 +375,7 @@ class Waterfall {
     this.window.style.width = `${((this.range[1] - this.range[0]) / took) * 100}%`;
   }
 
-  // Dragging over the overview chooses a part of the whole time, over the axis a part of what is seen.
+  // Dragging over the overview chooses a part of the whole time; over the axis, a part of the visible time.
   zoomByDragging(place) {
     const brush = document.getElementById("brush");
     let from = null;
@@ -409,7 +409,7 @@ class Waterfall {
   }
 }
 
-// The word that says what a span is, and the rest of its name.
+// The word for a span's type, and the rest of its name.
 function wordOf(span) {
   const space = span.name.indexOf(" ");
   if (span.type === "foreign" || space < 0) return ["", span.name];

@@ -1,6 +1,6 @@
-// The graph above the views: which runs it shows, how one gets from it to spans and into nested graphs, and what stands out in it.
+// The graph above the views: the runs that it shows, its links to spans and nested graphs, and its highlights.
 
-const MOST_NODES = 500; // of a graph that is drawn
+const MOST_NODES = 500; // graphs with more nodes aren't drawn
 
 let graphRuns = []; // the runs that the graph shows
 let chart = null;
@@ -21,7 +21,7 @@ function showGraph(runs) {
   scrollGraphTo(...["failed", "interrupted", "suspended", "running", "cancelled", "fallback", "ok"].map((look) => at("drawing").querySelector(`.place.${look}`)));
 }
 
-// Scrolls a large graph, but nothing else, to the first of these nodes that is there.
+// Scrolls a large graph, and nothing else, to the first of these nodes that exists.
 function scrollGraphTo(...groups) {
   const group = groups.find(Boolean);
   if (!group) return;
@@ -30,7 +30,7 @@ function scrollGraphTo(...groups) {
   if (box.top < seen.top || box.bottom > seen.bottom) at("drawing").scrollTop += box.top - seen.top - (seen.height - box.height) / 2;
 }
 
-// From the outermost run to this one, and this one's siblings in a fan-out.
+// The path from the outermost run to this one, and this one's siblings in a fan-out.
 function drawCrumbs() {
   const [run] = graphRuns;
   const way = [...run.above()].filter((span) => span.type === "run").reverse();
@@ -48,9 +48,9 @@ function drawCrumbs() {
   const all = graphRuns.length > 1;
   at("siblings").replaceChildren(...(inner.length < 2 ? [] : [
     make("button", { class: "chip", "aria-pressed": String(all), title: "all runs of this fan-out together", click: () => showGraph(inner) }, `all ${count(inner.length)}`),
-    make("button", { class: "quiet", "aria-label": "the run before", click: () => step(all ? 0 : -1) }, "‹"),
+    make("button", { class: "quiet", "aria-label": "the previous run", click: () => step(all ? 0 : -1) }, "‹"),
     make("span", {}, all ? `– of ${count(inner.length)}` : `${count(place + 1)} of ${count(inner.length)}`),
-    make("button", { class: "quiet", "aria-label": "the run after", click: () => step(all ? 0 : 1) }, "›")]));
+    make("button", { class: "quiet", "aria-label": "the next run", click: () => step(all ? 0 : 1) }, "›")]));
 }
 
 // The runs of the same fan-out, or of the visits of the same node.
@@ -63,14 +63,14 @@ function innerRuns(run) {
 function pick(node) {
   if (!node.visits.length) return;
   const place = node.visits.indexOf(waterfall.selected);
-  waterfall.select(node.visits[(place + 1) % node.visits.length]); // once more: its next visit
+  waterfall.select(node.visits[(place + 1) % node.visits.length]); // another click: its next visit
 }
 
 function openInner(node) {
   if (node.inner.length) showGraph(node.inner);
 }
 
-// The node of the selected span stands out, here and in the rows.
+// Highlights the node of the selected span, here and in the rows.
 function highlight(span) {
   if (!chart) return;
   for (const group of at("drawing").querySelectorAll(".place")) {
