@@ -275,7 +275,7 @@ def test_a_node_without_phases_between_different_types_is_a_finding() -> None:
         pass
 
     (found,) = findings(Graph(Idle()))
-    assert found == "node 'idle' overrides no phase, so it can't make str of int"
+    assert found == "node 'idle' overrides no phase, so it can't turn int into str"
     assert Graph(Pass()).run_sync(3) == 3
 
 

@@ -537,8 +537,8 @@ def test_a_version_that_nothing_upgrades() -> None:
     [
         ({"version": 0}, "version can't be 0"),
         ({"version": "2"}, r"version can't be str\[1\]; give"),
-        ({"upgrade": {1: renamed}}, "upgrade has 1; it is from versions below 1"),
-        ({"version": 2, "upgrade": {"1": renamed}}, r"upgrade has str\[1\]"),
+        ({"upgrade": {1: renamed}}, "upgrade has the key 1; its keys must be versions below 1"),
+        ({"version": 2, "upgrade": {"1": renamed}}, r"upgrade has the key str\[1\]"),
         ({"version": 2, "upgrade": {1: "renamed"}}, r"upgrade from 1 can't be str\[7\]; give a function"),
         ({"version": 2, "upgrade": [renamed]}, r"upgrade can't be list\[1\]; give a dict"),
     ],
