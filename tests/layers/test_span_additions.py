@@ -119,7 +119,7 @@ def test_what_is_declared_is_capped() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"pocket_plug.node.name": "x"}, "a name is a text that doesn't begin with 'pocket_plug.'"),
+        ({"pocket_plug.node.name": "x"}, "an attribute's name is a text that doesn't begin with 'pocket_plug.'"),
         ({"": "x"}, "an attribute's name is a text"),
         ({7: "x"}, "an attribute's name is a text"),
         ({"team": None}, "an attribute is a str, a bool, an int or a float"),

@@ -136,7 +136,8 @@ def _traced(node: str, given: Any) -> Traced:
     for name, value in attributes.items():
         if not isinstance(name, str) or not name or name.startswith("pocket_plug."):
             raise ConfigError(
-                f"node {node!r} has trace={{{found(name)}: …}}: a name is a text that doesn't begin with 'pocket_plug.'"
+                f"node {node!r} has trace={{{found(name)}: …}}: an attribute's name is a text that doesn't begin with "
+                "'pocket_plug.'"
             )
         if not isinstance(value, str | bool | int | float):
             raise ConfigError(
