@@ -1,4 +1,4 @@
-"""A visit of a node in a run that is watched: what observers are told of it, and what they do around it."""
+"""A visit of a node in a run that has observers: makes its NodeCall, and calls the observers around the visit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .protocols import Running
 
 
 async def watched_visit(run: Running, step: Step, value: object, position: int | None = None) -> Visited:
-    """Take a value through a node, between what the observers do before and after.
+    """Take a value through a node, inside the observers' context managers.
 
-    Where they want failures only, and there is no retry to be told of, they are asked once there is one.
+    If the observers only want failures, and the node isn't guarded, they are called only after a failure.
     """
     watchers, visits, visit = run.watchers, run.visits, 1
     if watchers.paced and run.loop:
