@@ -852,7 +852,7 @@ def test_a_damaged_record_stops_no_worker(url: str) -> None:
 @pytest.mark.parametrize(
     ("graphs", "why"),
     [
-        ([], "needs a graph"),
+        ([], "needs at least one graph"),
         ([double], "not of"),
         ([graph, Graph(double, name="doubling")], "two of the graphs for this worker are called 'doubling'"),
     ],
