@@ -379,7 +379,7 @@ def test_an_answer_to_no_question(here: Any) -> None:
     """A run that isn't suspended, with its state and the way out, and one that isn't there, are refused."""
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     assert (
-        "RunMismatchError: run 'order' can't take the answer: no question is open; it has failed, and is tried again by "
+        "RunMismatchError: run 'order' can't take the answer: no question is open; it has failed; try it again by "
         "resume(run_id), Runs.retry or `pocket-plug runs retry`\n"
         in elsewhere("runs", "answer", "shop.py", "order", "-1").err
     )
