@@ -40,7 +40,7 @@ class RunCheck:
     at: str
     """The node that comes next; `outer/inner` in a nested graph."""
     version: int | None
-    """The version of the graph that began the run; None if that can't be read."""
+    """The version of the graph that began the run, or to which it was upgraded; None if that can't be read."""
     why: str
     """The error of a resume, if the run can't resume; else empty."""
     differences: tuple[str, ...]

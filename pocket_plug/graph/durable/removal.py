@@ -96,9 +96,8 @@ async def take_apart(stack: Stack, seen: Seen) -> tuple[int, list[str]]:
     """
     ended: Seen | None = seen
     if seen.status not in FINAL:
-        ended = await move(
-            stack, seen, "cancelled", since=seen.state.since
-        )  # `since` stays, so that a pass after a crash finds it as old
+        # `since` is unchanged: if this process is killed now, the next pass of pruning finds the run as old as before.
+        ended = await move(stack, seen, "cancelled", since=seen.state.since)
     if ended is None:
         raise ConflictError([seen.key])
     version, others = ended.entry.version, [ended.state_key]
