@@ -733,7 +733,7 @@ def test_a_run_whose_process_was_killed_is_stalled_at_once(here: Any) -> None:
             assert (run["state"], run["owner"]["pid"]) == ("running", process.pid)
             assert f"pid {process.pid} on " in here("runs", "ls").out
             refused = here("runs", "retry", "r")
-            assert "RunStateError: run 'r' can't be tried again: an execution is at it" in refused.err
+            assert "RunStateError: run 'r' can't be tried again: it is being executed" in refused.err
         finally:
             process.kill()
     assert [each["state"] for each in here("runs", "ls", "--json").json] == ["stalled"]

@@ -1,7 +1,7 @@
-"""Pages of runs, those that were begun last first: ranges of the keys of their states, merged.
+"""Pages of runs, the newest first: merged from ranges of the keys of their states.
 
-There is a range for each state and graph, and within it the keys are in the order in which the runs were begun. A page asks
-each of them for as many keys as it needs, from where the page before ended; so each page costs the same.
+There is a range for each state and graph; its keys are in the order in which the runs began. A page reads only as many keys of
+each range as it needs, from the end of the page before. So each page costs the same.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .info import RunInfo, RunPage, RunState, seen_in, told, unreadable
 from .operations import Place
 
 RECORDED: Sequence[RunState] = ("pending", "running", "waiting", "failed", "cancelled", "finished", "unreadable")
-"""The states that keys have, in the order in which a run mostly goes through them: so one that moves while it is listed is
-rather seen twice than not at all."""
+"""The states in keys, in the order in which most runs pass them. So a run that changes its state while it is listed is found
+twice, and not missed."""
 _PLACE = re.compile(r"\d{16}\.\d{6}:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which runs are to be listed."""
+    """Which runs to list."""
 
     states: Collection[RunState]
     graph: str | None = None
@@ -42,7 +42,7 @@ class Wanted:
 
     @property
     def recorded(self) -> Sequence[RunState]:
-        """The states in whose ranges they may be: a record can be damaged in whatever state."""
+        """The recorded states in which they may be. A damaged record, `unreadable` here, may be in any state."""
         if "unreadable" in self.states:
             return RECORDED
         return [each for each in RECORDED if each in self.states or (each == "running" and "stalled" in self.states)]
@@ -50,17 +50,17 @@ class Wanted:
 
 @dataclass(slots=True)
 class _Range:
-    """The keys of one state and graph, from the last one on."""
+    """The keys of one state and graph, read backwards from the newest run."""
 
     prefix: str
     after: str
     size: int
     heads: deque[str] = field(default_factory=deque[str])
-    """What was read of it, without the prefix: `TIME:ID`."""
+    """The keys that were read and not used yet, without the prefix: `TIME:ID`."""
     is_read: bool = False
 
     async def fill(self, stack: Stack) -> None:
-        """Read on, if there is nothing left of what was read."""
+        """Read more keys, if all that were read are used."""
         if self.heads or self.is_read:
             return
         start = len(self.prefix)
@@ -72,7 +72,7 @@ class _Range:
 
 
 async def page_of(place: Place, wanted: Wanted, limit: int, after: str | None) -> RunPage:
-    """The runs of a page. It has the `after` of the next one, unless it is the last."""
+    """A page of runs, with the `after` for the next page."""
     found: list[RunInfo] = []
     async with aclosing(_keys(place.stack, wanted, limit, after)) as keys:
         while batch := await _some(keys, limit):
@@ -96,12 +96,12 @@ async def _some(keys: AsyncGenerator[str], number: int) -> list[str]:
 
 
 def _place(key: str) -> str:
-    """Where a run is among those of all states: `TIME:ID`."""
+    """The position of a run in a list, which is the same in each state: `TIME:ID`."""
     return ":".join(key.split(":")[-2:])
 
 
 async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> AsyncGenerator[str]:
-    """The keys of states of what is wanted, those of runs that were begun last first, and each run once."""
+    """The keys of states of the wanted runs, the newest run first, each run once. Raises ConfigError for an invalid `after`."""
     if after is not None and not _PLACE.match(after):
         raise ConfigError(f"after={after!r:.80} is no place in a list; give the `after` of the page before")
     start = after if wanted.until is None else min(filter(None, (after, in_order(wanted.until))))
@@ -128,7 +128,7 @@ async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> 
 
 
 async def _infos(place: Place, keys: Sequence[str]) -> list[RunInfo | None]:
-    """What there is to say of the run of each of these keys; None where it has gone."""
+    """The RunInfo of the run of each of these keys; None if it was removed."""
     names = [key.rpartition(":")[2] for key in keys]
     read = await read_each(place.stack, [*keys, *(RUN + name for name in names)])
     found = [await _seen(place.stack, key, name, read) for key, name in zip(keys, names, strict=True)]
@@ -148,11 +148,11 @@ async def _seen(stack: Stack, key: str, name: str, read: Mapping[str, Found]) ->
         return seen
     if key in read:
         await _mend(stack, key, seen)
-    return await see(stack, unquote(name))  # it has moved since its key was read
+    return await see(stack, unquote(name))  # its state has changed since the key was read
 
 
 async def _mend(stack: Stack, key: str, seen: Seen | None) -> None:
-    """Bring a key of a state to where its run is: an older version, which doesn't know of states, has moved or removed that."""
+    """Correct the key of a state that doesn't fit its run, since an older version, without states, has changed or removed it."""
     name = key.rpartition(":")[2]
     stood = await stack.read(key)
     if stood is None:
@@ -162,5 +162,5 @@ async def _mend(stack: Stack, key: str, seen: Seen | None) -> None:
         there = state_of(seen.record, name)
         changes.append(Put(there, plain_state(State(seen.record["updated"])), seen.entry.expires_at))
         expect |= {RUN + name: seen.entry.version, there: 0}
-    with suppress(ConflictError):  # somebody else was faster
+    with suppress(ConflictError):  # it was corrected or changed by another process
         await stack.write(changes, expect)
