@@ -48,7 +48,7 @@ def check(graph: PlannedGraph, host: RunHost | None) -> None:
 def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:
     """Messages about what is wrong with the nodes that have an executor. Also sets the address of each step that needs one."""
     found: list[str] = []
-    for step, around in _elsewhere(graph, ()):
+    for step, around in _steps_with_executor(graph, ()):
         assert step.executor is not None
         try:
             executor = host.executor(step.executor)
@@ -71,7 +71,7 @@ def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:
     return found
 
 
-def _elsewhere(graph: PlannedGraph, outer: Around) -> Iterator[tuple[Step, Around]]:
+def _steps_with_executor(graph: PlannedGraph, outer: Around) -> Iterator[tuple[Step, Around]]:
     for step in graph.plan.steps.values():
         passed = step.passed
         names = (step.name,) if passed is step else (step.name, ITEM)
@@ -80,7 +80,7 @@ def _elsewhere(graph: PlannedGraph, outer: Around) -> Iterator[tuple[Step, Aroun
             yield passed, around
         inner = passed.inner_graph()
         if inner is not None and all(inner is not each for each, _ in around):
-            yield from _elsewhere(inner, around)
+            yield from _steps_with_executor(inner, around)
 
 
 def _address(step: Step, around: Around) -> Address | None:

@@ -224,7 +224,9 @@ def test_a_node_of_a_nested_graph_is_refused_with_the_way_to_it():
     """Also where it is what the items of an `each` go through."""
     inner = Graph(note, name="inner")
     for outer in (Graph(inner, name="outer"), Graph(each(inner), name="outer")):
-        with pytest.raises(GraphError, match=r"no node 'note'.* nested graph '(\w+)' has that node; .*: \1=\1.replace\(note=…\)"):
+        with pytest.raises(
+            GraphError, match=r"no node 'note'.* nested graph '(\w+)' has that node; .*: \1=\1.replace\(note=…\)"
+        ):
             outer.replace(note=note)
 
 

@@ -58,7 +58,7 @@ class Facts:
         if last.hooks:
             here, node = self._node(graph, path, last.hooks)
             if node is not None:
-                self._say("gives", here, _gifts(node))
+                self._say("gives", here, _output_types(node))
         if last.node is None:
             self._leave(around, last.action, bool(last.hooks))
             return
@@ -171,21 +171,21 @@ def _results(graph: GraphForm) -> str | None:
     found = set[str | None]()
     for node in graph.nodes.values():
         if DEFAULT not in node.leads:
-            found.add(_results(node.inner) if node.kind == "graph" and node.inner is not None else _given(node))
+            found.add(_results(node.inner) if node.kind == "graph" and node.inner is not None else _output_type(node))
     return None if None in found else " | ".join(sorted(filter(None, found)))
 
 
-def _given(node: NodeForm) -> str | None:
+def _output_type(node: NodeForm) -> str | None:
     if node.kind == "fan_out" and node.inner is not None:
         given = _results(node.inner)
         return None if given is None else f"list[{given}]"
     return None if node.gives is None else node.gives.get(DEFAULT)
 
 
-def _gifts(node: NodeForm) -> str | None:
+def _output_types(node: NodeForm) -> str | None:
     """The types of a node's outputs for all its actions; None if they are not recorded."""
     if node.gives is None or list(node.gives) == [DEFAULT]:
-        return _given(node)
+        return _output_type(node)
     return ", ".join(f"{type} by {action!r}" for action, type in sorted(node.gives.items()))
 
 

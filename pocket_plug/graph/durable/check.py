@@ -12,7 +12,7 @@ from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
 
 from .changes import written
-from .judging import How, Judge, Kept
+from .judging import How, Judge, RunRecords
 from .reading import read_each
 from .records import RUN, check_start, field_of, look_at, place_of, status_of
 from .request import prepare
@@ -135,8 +135,8 @@ async def _checked(
         if wait is not None:
             asked = read_wait(part_of(key), _asking(key, entry) or "", wait)
             waits[asked.place] = asked
-        kept = Kept(run_id, part_of(key), record, start.value, checkpoint.frames, waits)
-        verdict = (await judge.going_on(stack, kept)).how
+        kept = RunRecords(run_id, part_of(key), record, start.value, checkpoint.frames, waits)
+        verdict = (await judge.verdict(stack, kept)).how
     except RunChangedError as error:
         why, differences = error.message, error.differences
     except PocketError as error:

@@ -24,13 +24,13 @@ from pocket_plug.store.store import MISSING
 
 from .executions import note_execution
 from .journal import Journal
-from .judging import Kept
+from .judging import RunRecords
 from .processes import this_process
 from .records import FORM, Frame, Record, check_run, check_start, field_of, status_of
 from .standing import BATCH, ITEM
 from .states import RunFailure, State, plain_state, read_state, state_key, state_of, trace_id, wake_key
 from .waits import (
-    Found,
+    PlacedWait,
     is_same,
     put_wait,
     step_of_place,
@@ -60,7 +60,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             check_run(key, entry.value)
             if (stands := await _confirmed(journal, entry)) is None:
                 continue
-            begun, stood, state, expect = stands
+            begun, state_entry, state, expect = stands
             if begun is None:
                 raise CorruptRecordError(f"run {journal.id!r} has lost its record {start!r}; it can only be removed")
             check_start(start, begun.value)
@@ -70,19 +70,19 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             journal.checkpoint.load(entry)
             refuse_another(journal, begun.value, value)
             _refuse_if_busy(journal, entry.value, state)
-            changes = [Delete(state_of(entry.value, journal.name))] if stood is not None else []
+            changes = [Delete(state_of(entry.value, journal.name))] if state_entry is not None else []
             waits = waits_in(entry.value, journal.part, journal.checkpoint.frames)
             changes += [put_wait(journal.part, each.place, each.wait) for each in waits.values()]
             waits |= await waits_of(stack, journal.part)
             moved: Mapping[str, str] = {}
             if status_of(entry.value) != "finished":
-                kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames, waits)
-                going = await journal.judge.going_on(stack, kept, journal.wanted.allow_changed)
-                journal.checkpoint.frames = going.frames
-                written = {change.key for change in going.changes}
-                changes = [*(each for each in changes if each.key not in written), *going.changes]
-                expect |= going.expect
-                waits, moved = dict(going.waits), going.moved
+                kept = RunRecords(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames, waits)
+                verdict = await journal.judge.verdict(stack, kept, journal.wanted.allow_changed)
+                journal.checkpoint.frames = verdict.frames
+                written = {change.key for change in verdict.changes}
+                changes = [*(each for each in changes if each.key not in written), *verdict.changes]
+                expect |= verdict.expect
+                waits, moved = dict(verdict.waits), verdict.moved
             answered = _answered(journal, entry.value, waits, moved)
             if (result := _settled(journal, entry.value, waits if answered is None else {})) is not None:
                 return result
@@ -92,11 +92,11 @@ async def claim(journal: Journal, value: object) -> bytes | None:
                 expect[answered.key] = was.get(answered.key, 0)
             if state is not None and state.wake_at is not None:
                 changes.append(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
-            tries = await _tries(journal, state, stood)
+            tries = await _tries(journal, state, state_entry)
             await _refuse_one_more(journal, entry.value, tries, expect)
             changes.append(note_execution(journal.part, journal.epoch, stack.clock(), entry.value, state))
         if await _take_over(journal, changes, expect, tries):
-            journal.checkpoint.is_old, journal.is_to_tell = entry is not None, journal.epoch > 1
+            journal.checkpoint.is_old, journal.resume_unreported = entry is not None, journal.epoch > 1
             return None
 
 
@@ -109,11 +109,11 @@ async def _confirmed(journal: Journal, entry: Entry) -> Stands | None:
     None if `entry` is out of date, and the run must be read again: a cache may be behind the authority. Raises RunBusyError if a
     run that was seen to be stalled has changed since.
     """
-    start, there = journal.part + "start", state_of(entry.value, journal.name)
-    found = await journal.stack.read_many((start, there))
-    stood = found.get(there)
-    state = read_state(there, stood) if stood is not None else None
-    expect = {journal.checkpoint.key: entry.version, there: stood.version if stood is not None else 0}
+    start, state_at = journal.part + "start", state_of(entry.value, journal.name)
+    found = await journal.stack.read_many((start, state_at))
+    state_entry = found.get(state_at)
+    state = read_state(state_at, state_entry) if state_entry is not None else None
+    expect = {journal.checkpoint.key: entry.version, state_at: state_entry.version if state_entry is not None else 0}
     if status_of(entry.value) == "running":
         expect |= journal.wanted.seen
     try:
@@ -122,7 +122,7 @@ async def _confirmed(journal: Journal, entry: Entry) -> Stands | None:
         if journal.wanted.seen:
             raise _busy(journal, entry.value, state) from None
         return None
-    return found.get(start), stood, state, expect
+    return found.get(start), state_entry, state, expect
 
 
 async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, int], tries: int) -> bool:
@@ -215,14 +215,14 @@ def _busy(journal: Journal, record: Record, state: State | None) -> RunBusyError
     )
 
 
-async def _tries(journal: Journal, state: State | None, stood: Entry | None) -> int:
+async def _tries(journal: Journal, state: State | None, state_entry: Entry | None) -> int:
     """How many executions have begun since the last commit of the run, or of one of its items, this one included."""
-    if state is None or stood is None or not state.tries or state.commits != journal.checkpoint.commits:
+    if state is None or state_entry is None or not state.tries or state.commits != journal.checkpoint.commits:
         return 1
     keys = [key async for key in journal.stack.scan(journal.part + ITEM)]
     for at in range(0, len(keys), BATCH):
         items = await journal.stack.read_many(keys[at : at + BATCH])
-        if any(item.version > stood.version for item in items.values()):
+        if any(item.version > state_entry.version for item in items.values()):
             return 1
     return state.tries + 1
 
@@ -242,14 +242,14 @@ async def _refuse_one_more(journal: Journal, record: Record, tries: int, expect:
     now = journal.stack.clock()
     failure = RunFailure(error_type(error), str(error), node, 0, None, tries - 1, now, trace_id(record["carrier"]))
     left = {**record, "owner": journal.token(), "status": "failed", "updated": now}
-    there = state_key("failed", journal.graph.name, journal.started, journal.name)
+    state_at = state_key("failed", journal.graph.name, journal.started, journal.name)
     changes: list[Change] = [Delete(state_of(record, journal.name)), Put(journal.checkpoint.key, left)]
     with suppress(ConflictError):
-        await journal.stack.write([*changes, Put(there, plain_state(State(now, failure=failure)))], expect)
+        await journal.stack.write([*changes, Put(state_at, plain_state(State(now, failure=failure)))], expect)
         raise error
 
 
-def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> bytes | None:
+def _settled(journal: Journal, record: Record, waits: Mapping[str, PlacedWait]) -> bytes | None:
     """Copy a run's progress into the journal. Returns the result of a finished run, else None.
 
     Raises RunSuspendedError if the run waits for one of these, and none is due.
@@ -264,7 +264,9 @@ def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> by
     return record["result"] if status_of(record) == "finished" else None
 
 
-def _answered(journal: Journal, record: Record, waits: Mapping[str, Found], moved: Mapping[str, str]) -> Put | None:
+def _answered(
+    journal: Journal, record: Record, waits: Mapping[str, PlacedWait], moved: Mapping[str, str]
+) -> Put | None:
     """The change that records the given answer; None if none was given, or if the same answer is recorded already.
 
     A question that an upgrade has `moved` can be given by its former id as well as by its new one.

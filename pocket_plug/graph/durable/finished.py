@@ -54,13 +54,13 @@ async def _look_again(stack: Stack, key: str, now: float) -> None:
             [Delete(key)], {key: look.version}
         )  # the run was removed, and perhaps another one has begun with its id
         return
-    there = state_of(ended.value, name)
+    state_at = state_of(ended.value, name)
     if field_of(look, "is_seen"):
-        await erase(stack, name, {run: ended.version}, (key, there))
+        await erase(stack, name, {run: ended.version}, (key, state_at))
         return
     changes: list[Change] = [Delete(key), Put(look_key(now + keep, name), {**look.value, "is_seen": True})]
     expect = {key: look.version, run: ended.version}
-    if (stood := await stack.read(there)) is not None:
-        changes.append(Put(there, plain_state(replace(read_state(there, stood), look_at=now + keep))))
-        expect[there] = stood.version
+    if (state_entry := await stack.read(state_at)) is not None:
+        changes.append(Put(state_at, plain_state(replace(read_state(state_at, state_entry), look_at=now + keep))))
+        expect[state_at] = state_entry.version
     await stack.write(changes, expect)

@@ -31,7 +31,7 @@ async def beat(stack: Stack, process: str, unmoved: Iterable[Held]) -> None:
     until = stack.clock() + KEPT
     await stack.write([Put(BEAT + process, {"owners": [each.owner for each in speaking]}, until)])
     for each in speaking:
-        each.hear(found.get(each.state_key))
+        each.receive_state(found.get(each.state_key))
 
 
 class Heart:

@@ -51,8 +51,8 @@ from .records import (
     look_key,
     plain,
 )
-from .states import LEASE, State, failure_of, noticed, plain_state, read_state, state_key
-from .waits import Found
+from .states import LEASE, State, failure_of, notice_attributes, plain_state, read_state, state_key
+from .waits import PlacedWait
 
 PAUSES: Sequence[float] = (0.05, 0.5)
 """Seconds between the tries to find out whether a failed write was stored."""
@@ -104,7 +104,7 @@ class Journal:
         self.carrier: dict[str, str] = {}
         self.unrecorded: list[Exception] = []
         """Errors of recording items. They are no errors of the items themselves, so they are never collected."""
-        self.is_to_tell = False
+        self.resume_unreported = False
         """Is this a resume of which observers were not notified yet?"""
         self.cancelled: asyncio.CancelledError | None = None
         """A cancellation that a write raised although it was stored."""
@@ -163,19 +163,19 @@ class Journal:
         """The versions that each write expects: this execution still owns the run, and the state has no new request."""
         return {self.checkpoint.key: self.checkpoint.version, self.state_key: self.state_version}
 
-    def come_to(self, status: Status, **facts: Any) -> list[Change]:
+    def changes_to(self, status: Status, **facts: Any) -> list[Change]:
         """The changes by which the run leaves `running` for another state."""
         left = State(self.stack.clock(), **facts)
-        there = state_key(status, self.graph.name, self.started, self.name)
-        return [Delete(self.state_key), Put(there, plain_state(left))]
+        state_at = state_key(status, self.graph.name, self.started, self.name)
+        return [Delete(self.state_key), Put(state_at, plain_state(left))]
 
-    def wakes(self, waits: Iterable[Found]) -> float | None:
+    def wakes(self, waits: Iterable[PlacedWait]) -> float | None:
         """When a run that waits for these continues by itself: at the earliest of their times and the graph's time-out."""
         times = [each.wait.until for each in waits]
         times.append(None if self.graph.timeout is None else self.started + self.graph.timeout)
         return min((time for time in times if time is not None), default=None)
 
-    def take_word(self, entry: Entry | None) -> bool:
+    def read_request(self, entry: Entry | None) -> bool:
         """Read the run's current state. Returns True if it has a request to cancel the run that was not seen before."""
         self.state_version = entry.version if entry is not None else 0
         if entry is None or not read_state(self.state_key, entry).cancelled or self.is_cancelled:
@@ -193,17 +193,17 @@ class Journal:
         if run.loop:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
 
-    def hear(self, entry: Entry | None) -> None:
+    def receive_state(self, entry: Entry | None) -> None:
         """Receive the run's current state, which may contain a request to cancel. Called in any thread."""
         if self._loop is None:
-            self.take_word(entry)  # the next commit finds it, too
+            self.read_request(entry)  # the next commit finds it, too
         else:
             with suppress(RuntimeError):  # the loop is closed, so the run has ended
-                self._loop.call_soon_threadsafe(self._hear, entry)
+                self._loop.call_soon_threadsafe(self._receive_state, entry)
 
-    def _hear(self, entry: Entry | None) -> None:
+    def _receive_state(self, entry: Entry | None) -> None:
         is_at_work = self.owner in this_process().held and not self._is_interrupted
-        if is_at_work and self.take_word(entry) and self._task is not None:
+        if is_at_work and self.read_request(entry) and self._task is not None:
             self._is_interrupted = True
             # Read only now: before Python 3.13, a TaskGroup that has failed may leave a cancellation that isn't taken back.
             self._cancelling = self._task.cancelling()
@@ -239,7 +239,7 @@ class Journal:
                 left["carrier"] = dict(self.carrier)
                 record = Put(self.checkpoint.key, left)
                 try:
-                    await self.stack.write([record, *self.come_to(status, failure=failure)], self.fence)
+                    await self.stack.write([record, *self.changes_to(status, failure=failure)], self.fence)
                     break
                 except Exception as failed:
                     if await self.landed(self.checkpoint, token, failed, "", True) is not None:
@@ -248,7 +248,7 @@ class Journal:
                         raise
             self.status = status
             if status in ("failed", "cancelled"):
-                about = {} if failure is None else noticed(failure)
+                about = {} if failure is None else notice_attributes(failure)
                 self.ended = RunNotice(status, self.id, self.graph.name, about)
         except RunFencedError:  # another execution owns the run, and continues it
             if isinstance(error, RunReleasedError):
@@ -278,7 +278,7 @@ class Journal:
             return own.version
         if (own.version if own is not None else 0) != checkpoint.version:
             raise self._unknown(what, "an earlier try was stored in the meantime") from failed
-        self.take_word(found.get(self.state_key))
+        self.read_request(found.get(self.state_key))
         return None
 
     async def _was_left_by(self, token: str, run: Entry | None, failed: BaseException, what: str) -> bool:
@@ -325,6 +325,6 @@ class Journal:
         """The changes that record the end of the run."""
         changes: list[Change] = [Put(self.checkpoint.key, self.record(token, frames, "finished", result))]
         if (keep := self.graph.keep_finished) is None:
-            return [*changes, *self.come_to("finished")]
+            return [*changes, *self.changes_to("finished")]
         look, look_at = {"owner": token, "keep": keep, "is_seen": False}, self.stack.clock() + keep
-        return [*changes, *self.come_to("finished", look_at=look_at), Put(look_key(look_at, self.name), look)]
+        return [*changes, *self.changes_to("finished", look_at=look_at), Put(look_key(look_at, self.name), look)]

@@ -22,7 +22,7 @@ from .forms import GraphForm, form_of, read_form, read_lines
 from .records import FORM, Frame, Record, plain
 from .standing import Items, Spot, Standing, key_of_item, spots, step_at
 from .upgrading import upgraded
-from .waits import Found, put_wait, wait_key
+from .waits import PlacedWait, put_wait, wait_key
 
 How = Literal["unchanged", "not begun", "unchanged ahead", "upgraded", "allowed"]
 """Why a run can resume: the graph is unchanged; the run was submitted but has not begun; the part of the graph that the run can
@@ -35,7 +35,7 @@ WAITING = {"question": "ask", "sleep": "sleep"}
 
 
 @dataclass(frozen=True, slots=True)
-class Going:
+class Verdict:
     """How a run resumes, and what the claim must write for it."""
 
     how: How
@@ -44,14 +44,14 @@ class Going:
     """The changes to be written with the claim."""
     expect: Mapping[str, int] = field(default_factory=lambda: NO_EXPECTATIONS)
     """The versions of the records from which this was decided."""
-    waits: Mapping[str, Found] = field(default_factory=dict[str, Found])
+    waits: Mapping[str, PlacedWait] = field(default_factory=dict[str, PlacedWait])
     """The run's waits by place, open and settled, after these changes."""
     moved: Mapping[str, str] = field(default_factory=dict[str, str])
     """The new places of the waits that an upgrade has moved, by the old ones."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RunRecords:
     """What is recorded of a run: its record, the record of its start, and its waits."""
 
     run_id: str
@@ -60,7 +60,7 @@ class Kept:
     record: Record
     start: Record
     frames: Sequence[Frame]
-    waits: Mapping[str, Found] = field(default_factory=dict[str, Found])
+    waits: Mapping[str, PlacedWait] = field(default_factory=dict[str, PlacedWait])
     """The run's waits by place, open and settled."""
 
     @property
@@ -77,12 +77,12 @@ class Judge:
         self.text = form_of(graph.plan, place)
         self._known: dict[object, Differences] = {}
 
-    async def going_on(self, stack: Backend, kept: Kept, allow_changed: bool = False) -> Going:
+    async def verdict(self, stack: Backend, kept: RunRecords, allow_changed: bool = False) -> Verdict:
         """How the run resumes. Raises RunChangedError if it can't, CodecError for a value that can't be read or written."""
         form, steps = read_form(self.text), self._steps(kept)
         if not steps and self._is_same(kept.start):
             self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames))))
-            return Going("unchanged", kept.frames, waits=kept.waits)
+            return Verdict("unchanged", kept.frames, waits=kept.waits)
         before = form_before(kept.start)
         items = Items(kept.part, kept.waits)
         standing = await items.read(stack, before, kept.frames)
@@ -93,7 +93,7 @@ class Judge:
             f"{kept.part}start", {**kept.start, "shape": self.text, "form": FORM, "version": self.graph.version}
         )
         if not kept.is_begun and not steps and _begins_alike(before, form):
-            return Going("not begun", (replace(standing.last, node=form.start),), (start,), waits=kept.waits)
+            return Verdict("not begun", (replace(standing.last, node=form.start),), (start,), waits=kept.waits)
         if steps:
             moved = upgraded(kept.run_id, standing, steps)
             if not kept.is_begun and [frame.node for frame in moved.frames] == [before.start]:
@@ -103,12 +103,12 @@ class Judge:
         self._refuse_misplaced(kept, misplaced(form, standing))
         found = self._differences(kept.start, before, form, standing)
         if not found.lines:
-            return Going("unchanged ahead", standing.frames, (), items.versions, kept.waits)
+            return Verdict("unchanged ahead", standing.frames, (), items.versions, kept.waits)
         if found.is_firm or not allow_changed:
             raise self._changed(kept, found)
-        return Going("allowed", standing.frames, (start,), items.versions, kept.waits)
+        return Verdict("allowed", standing.frames, (start,), items.versions, kept.waits)
 
-    def _upgraded(self, run: Kept, start: Put, items: Items, former: Spots, now: Spots) -> Going:
+    def _upgraded(self, run: RunRecords, start: Put, items: Items, former: Spots, now: Spots) -> Verdict:
         """How an upgraded run resumes: with the changes that move the records of its items and waits to their new places."""
         kept = {
             key_of_item(run.part, spot.within): [plain(frame) for frame in spot.standing.frames]
@@ -133,10 +133,10 @@ class Judge:
             elif (place := there.place[1:]) != found.place:
                 changes += [Delete(key), put_wait(run.part, place, found.wait)]
                 del waits[found.place]
-                waits[place], moved[found.place] = Found(place, found.wait), place
-        return Going("upgraded", now[()].standing.frames, changes, expect, waits, moved)
+                waits[place], moved[found.place] = PlacedWait(place, found.wait), place
+        return Verdict("upgraded", now[()].standing.frames, changes, expect, waits, moved)
 
-    def _steps(self, kept: Kept) -> list[tuple[int, Upgrade]]:
+    def _steps(self, kept: RunRecords) -> list[tuple[int, Upgrade]]:
         """The upgrades from the run's version to the graph's. None at all: the two forms of the graph are compared.
 
         Raises RunChangedError if the run's version is newer, or if some of the upgrades are missing.
@@ -169,13 +169,13 @@ class Judge:
             self._known[alike] = differences(Facts(before, standing), Facts(now, standing))
         return self._known[alike]
 
-    def _refuse_misplaced(self, kept: Kept, why: str | None) -> None:
+    def _refuse_misplaced(self, kept: RunRecords, why: str | None) -> None:
         if why is not None:
             raise RunChangedError(
                 f"run {kept.run_id!r} can't resume in the current graph {self.graph.name!r}: {why}; {self._way_out()}"
             )
 
-    def _changed(self, kept: Kept, found: Differences) -> RunChangedError:
+    def _changed(self, kept: RunRecords, found: Differences) -> RunChangedError:
         allowed = "" if found.is_firm else ", or for this run alone: allow_changed=True"
         return RunChangedError(
             f"run {kept.run_id!r} was begun by another form of graph {self.graph.name!r}, and what lies ahead of it "

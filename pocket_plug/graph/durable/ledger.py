@@ -40,7 +40,7 @@ from .processes import this_process
 from .records import Checkpoint, Frame, Status, escaped, execution_of, plain
 from .standing import in_order, item_key
 from .states import wake_key
-from .waits import Found, Wait, put_wait, read_wait, suspended, wait_key
+from .waits import PlacedWait, Wait, put_wait, read_wait, suspended, wait_key
 
 
 def idempotency_key() -> str:
@@ -109,7 +109,7 @@ class RunLedger:
                 run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
         return MISSING
 
-    def let_go(self) -> None:
+    def unregister(self) -> None:
         """This execution has ended: the process doesn't list it any more."""
         if self.outer is None:
             this_process().held.pop(self.journal.owner, None)
@@ -125,7 +125,7 @@ class RunLedger:
             run = found.get(journal.checkpoint.key)
             if run is None or execution_of(run) != journal.owner:
                 return False
-            journal.take_word(found.get(journal.state_key))
+            journal.read_request(found.get(journal.state_key))
         return True
 
     async def hold(self, run: Running, travel: Travel, value: object) -> Value:
@@ -217,10 +217,10 @@ class RunLedger:
             self.journal.landed_record = {**self.journal.landed_record, "frames": frames}
         return RunReleasedError(self.journal.id)
 
-    def tell_resumed(self, run: Running, call: NodeCall) -> None:
+    def report_resumed(self, run: Running, call: NodeCall) -> None:
         """Notify the observers, once, at the node where the run resumes."""
-        if self.journal.is_to_tell and len(self.checkpoint.frames) <= self.level + 1:
-            self.journal.is_to_tell = False
+        if self.journal.resume_unreported and len(self.checkpoint.frames) <= self.level + 1:
+            self.journal.resume_unreported = False
             run.event("resume", call, {"epoch": self.journal.epoch})
 
     def _visit_of(self, step: Step, visit: int) -> str:
@@ -306,14 +306,16 @@ class RunLedger:
             if leaving:
                 passed = {"node": self.current, "next": frame.node, "at": run.stack.clock()}
                 records.append(Put(f"{journal.part}path:{commits:09}", passed))
-        version = await self._land([*changes, *records], expect, token, status != "running")
+        version = await self._store_commit([*changes, *records], expect, token, status != "running")
         if isinstance(kept := records[0], Put) and kept.key == journal.checkpoint.key:
             journal.landed_record, journal.status = kept.value, status
         checkpoint.version, checkpoint.commits, checkpoint.frames, checkpoint.is_old = version, commits, frames, False
         checkpoint.failed = None  # its traceback would keep this execution alive
         self.frame = frame
 
-    async def _land(self, changes: Sequence[Change], expect: Mapping[str, int], token: str, leaves: bool) -> int:
+    async def _store_commit(
+        self, changes: Sequence[Change], expect: Mapping[str, int], token: str, leaves: bool
+    ) -> int:
         """Write, and return the version. If only the run's state is in conflict, read the request there, and write again."""
         journal, checkpoint = self.journal, self.checkpoint
         while True:
@@ -432,7 +434,7 @@ class RunLedger:
         self.journal.waited.add(key)
         while True:
             entry = await run.stack.read(key) if may_be_there else None
-            found = read_wait(part, key, entry) if entry is not None else Found(place, new())
+            found = read_wait(part, key, entry) if entry is not None else PlacedWait(place, new())
             wait, now = found.wait, run.stack.clock()
             if not wait.is_open:
                 return wait
@@ -446,7 +448,7 @@ class RunLedger:
                     await self.suspend(run, [found])
                 elif not found.version:
                     version = await self._put(run, [put_wait(part, place, wait)], {key: 0})
-                    found = Found(place, wait, version)
+                    found = PlacedWait(place, wait, version)
             except ConflictError as conflict:
                 if key not in conflict.keys:
                     raise
@@ -454,7 +456,7 @@ class RunLedger:
                 continue  # it was answered meanwhile, or an earlier execution has recorded it
             raise suspended(self.journal.id, [found])
 
-    async def suspend(self, run: Running, waits: Sequence[Found]) -> None:
+    async def suspend(self, run: Running, waits: Sequence[PlacedWait]) -> None:
         """Record that the run waits for these, and raise RunSuspendedError. Raises ConflictError if one of them is settled."""
         journal = self.journal
         if journal.is_released:
@@ -465,7 +467,7 @@ class RunLedger:
         changes: list[Change] = [put_wait(journal.part, each.place, each.wait) for each in waits if not each.version]
         asked = [each.wait.since for each in waits if each.wait.kind == "question"]
         wake_at = journal.wakes(waits)
-        changes += journal.come_to("waiting", wake_at=wake_at, questions=len(asked), asked=min(asked, default=None))
+        changes += journal.changes_to("waiting", wake_at=wake_at, questions=len(asked), asked=min(asked, default=None))
         if wake_at is not None:
             changes.append(Put(wake_key(journal.graph.name, wake_at, journal.name), True))
         frame = replace(self.frame, hooks="")  # the hooks of the node before have ended

@@ -94,34 +94,36 @@ async def see(stack: Stack, run_id: str) -> Seen | None:
     entry = await stack.read(key)
     while entry is not None:
         record, checkpoint = look_at(key, entry)
-        there = state_of(record, key.removeprefix(RUN))
-        found = await stack.read_many((key, there))
+        state_at = state_of(record, key.removeprefix(RUN))
+        found = await stack.read_many((key, state_at))
         now = found.get(key)
         if now is not None and now.version == entry.version:
-            return seen_of(key, entry, record, checkpoint, there, found.get(there))
+            return seen_of(key, entry, record, checkpoint, state_at, found.get(state_at))
         entry = now
     return None
 
 
-def seen_of(key: str, entry: Entry, record: Record, checkpoint: Checkpoint, there: str, stood: Entry | None) -> Seen:
-    """A run from its entries: `there` is the key of its state, `stood` the entry there. Raises CorruptRecordError."""
-    state = State(record["updated"]) if stood is None else read_state(there, stood)
-    return Seen(key, entry, record, checkpoint, there, 0 if stood is None else stood.version, state)
+def seen_of(
+    key: str, entry: Entry, record: Record, checkpoint: Checkpoint, state_at: str, state_entry: Entry | None
+) -> Seen:
+    """A run from its entries: `state_at` is the key of its state, `state_entry` the entry there. Raises CorruptRecordError."""
+    state = State(record["updated"]) if state_entry is None else read_state(state_at, state_entry)
+    return Seen(key, entry, record, checkpoint, state_at, 0 if state_entry is None else state_entry.version, state)
 
 
-async def watched(watch: StallWatch, runs: Iterable[Seen]) -> list[Seen]:
+async def mark_stalled(watch: StallWatch, runs: Iterable[Seen]) -> list[Seen]:
     """The same runs; those that `watch` finds stalled have `unmoved`."""
     found = list(runs)
     stalled = {each.key: each.seen for each in await watch.look([each.state_key for each in found if each.is_at_work])}
     return [
         replace(each, unmoved=versions)
-        if (versions := stalled.get(each.state_key)) and _is_that(each, versions)
+        if (versions := stalled.get(each.state_key)) and _has_versions(each, versions)
         else each
         for each in found
     ]
 
 
-def _is_that(seen: Seen, versions: Mapping[str, int]) -> bool:
+def _has_versions(seen: Seen, versions: Mapping[str, int]) -> bool:
     """Does the run still have these versions?"""
     return (versions[seen.key], versions[seen.state_key]) == (seen.entry.version, seen.state_version)
 
@@ -143,12 +145,12 @@ async def move(
     now, token = stack.clock(), f".{run_ids.next()}.{last_write(seen.record)}"  # begins with a dot: no execution's
     record = {name: seen.record[name] for name in RUN_FIELDS}
     record |= {"format": FORMAT, "status": status, "owner": token, "updated": now}
-    there, state = (
+    state_at, state = (
         state_key(status, record["graph"], record["started"], seen.name),
         State(now if since is None else since, **facts),
     )
-    writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(there, plain_state(state)), *changes]
-    if seen.state_version and seen.state_key != there:
+    writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(state_at, plain_state(state)), *changes]
+    if seen.state_version and seen.state_key != state_at:
         writes.append(Delete(seen.state_key))
     if seen.state.wake_at is not None:
         writes.append(Delete(wake_key(record["graph"], seen.state.wake_at, seen.name)))
@@ -168,12 +170,14 @@ async def move(
     if status == "pending":
         wake_workers()
     entry = Entry(record, version, seen.entry.expires_at)
-    return replace(seen, entry=entry, record=record, state_key=there, state_version=version, state=state, unmoved=None)
+    return replace(
+        seen, entry=entry, record=record, state_key=state_at, state_version=version, state=state, unmoved=None
+    )
 
 
 async def _landed(stack: Stack, seen: Seen, token: str, failed: Exception) -> int | None:
     """After a failed write: its version if it was stored nevertheless, so that only the answer was lost; else None."""
-    now = await look_after(seen.run_id, stack.read(seen.key))
+    now = await read_after_failure(seen.run_id, stack.read(seen.key))
     if now is not None and field_of(now, "owner") == token:
         return now.version
     if isinstance(failed, ConflictError) or (now is not None and now.version == seen.entry.version):
@@ -181,7 +185,7 @@ async def _landed(stack: Stack, seen: Seen, token: str, failed: Exception) -> in
     raise unknown(seen.run_id, "the run was changed by others since") from failed
 
 
-async def look_after(run_id: str, look: Awaitable[T]) -> T:
+async def read_after_failure(run_id: str, look: Awaitable[T]) -> T:
     """Await a read after a write of a run has failed. Raises OutcomeUnknownError if the read fails as well."""
     try:
         return await look

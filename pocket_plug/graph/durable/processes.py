@@ -68,7 +68,7 @@ class Held(Protocol):
         """A number that changes with each commit."""
         ...
 
-    def hear(self, entry: Entry | None) -> None:
+    def receive_state(self, entry: Entry | None) -> None:
         """Receive the run's current state, which may contain a request. Called in any thread."""
         ...
 

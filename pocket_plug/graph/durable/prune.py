@@ -135,7 +135,7 @@ class Pruning:
         return self.before is None or time <= self.before
 
     async def _remove(self, keys: list[str]) -> None:
-        old = {RUN + key.rpartition(":")[2]: (key, stood) for key, stood in (await self._read(keys)).items()}
+        old = {RUN + key.rpartition(":")[2]: (key, state) for key, state in (await self._read(keys)).items()}
         batch: dict[str, tuple[int, list[str]]] = {}
         for run, entry in (await self._read(old)).items():
             try:

@@ -20,7 +20,7 @@ from pocket_plug.store.stack import Stack
 from .reading import read_each
 from .records import RUN, escaped
 from .stalled import StallWatch
-from .states import WAKE, State, StateKey, in_order, states_of, wakes_of
+from .states import WAKE, State, StateKey, sortable_time, states_of, wakes_of
 
 AHEAD = 16
 """How many more runs are read than are wanted. Some of them are taken at random, so that workers don't all try the first one."""
@@ -79,7 +79,7 @@ class Finder:
     async def _due(self, wanted: int) -> list[Ready]:
         """Runs that wait for a time which has come, by the store's clock."""
         found: list[Ready] = []
-        now = in_order(self.stack.clock())
+        now = sortable_time(self.stack.clock())
         async with aclosing(paged(self.stack, wakes_of(self.graph.name), size=wanted)) as keys:
             async for key in keys:
                 _, at, name = key.removeprefix(WAKE).split(":")

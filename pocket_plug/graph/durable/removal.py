@@ -15,7 +15,7 @@ from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyEr
 from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
-from .moving import Seen, look_after, move, see
+from .moving import Seen, move, read_after_failure, see
 from .reading import Found, read_each
 from .records import PART, RUN, keys_of, look_at, look_key
 from .states import STATE
@@ -71,9 +71,8 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
     except ConflictError:
         raise
     except Exception:
-        if (
-            await look_after(seen.run_id, stack.read(key)) is not None
-        ):  # if the record is gone, only the answer was lost
+        # If the record is gone, only the answer was lost.
+        if await read_after_failure(seen.run_id, stack.read(key)) is not None:
             raise
     return True
 

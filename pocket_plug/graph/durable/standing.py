@@ -17,7 +17,7 @@ from pocket_plug.store.backend import Backend
 
 from .forms import GraphForm, NodeForm
 from .records import PART, RUN, Checkpoint, Frame, escaped, place_of
-from .waits import Found, waits_of
+from .waits import PlacedWait, waits_of
 
 ITEM = "item:"
 """The beginning of an item's key after the run's prefix."""
@@ -34,7 +34,7 @@ class Standing:
     """The items that have begun, by position; some may be done."""
     size: int | None = None
     """How many items there are, if that is known."""
-    wait: Found | None = None
+    wait: PlacedWait | None = None
     """What it waits for, or a settled wait from which it has not continued yet."""
 
     @property
@@ -88,7 +88,7 @@ def part_of(key: str) -> str:
 class Items:
     """The records of the items of the fan-out where a run is, and the position of each item."""
 
-    def __init__(self, part: str, waits: Mapping[str, Found]) -> None:
+    def __init__(self, part: str, waits: Mapping[str, PlacedWait]) -> None:
         self.part, self.waits = part, waits
         self.versions: dict[str, int] = {}
         """The versions of the records that were read, and 0 for items without one: a write that relies on them expects these."""

@@ -45,19 +45,19 @@ def state_name(graph: str) -> str:
     return escaped(graph, ":")
 
 
-def in_order(time: float) -> str:
+def sortable_time(time: float) -> str:
     """A time as a text that sorts like the time."""
     return f"{min(max(time, 0.0), 1e15):023.6f}"
 
 
 def state_key(status: str, graph: str, started: float, name: str) -> str:
     """The key of a run's state. `name` is the run's id, escaped for keys."""
-    return f"{states_of(status, graph)}{in_order(started)}:{name}"
+    return f"{states_of(status, graph)}{sortable_time(started)}:{name}"
 
 
 def wake_key(graph: str, at: float, name: str) -> str:
     """The key of the note of a run that waits for a time."""
-    return f"{wakes_of(graph)}{in_order(at)}:{name}"
+    return f"{wakes_of(graph)}{sortable_time(at)}:{name}"
 
 
 def wakes_of(graph: str) -> str:
@@ -115,7 +115,7 @@ def failure_of(error: BaseException, at: float, carrier: Mapping[str, str]) -> R
     return RunFailure(error_type(error), error_text(error), nodes, visit, item, attempts, at, trace_id(carrier))
 
 
-def noticed(failure: RunFailure) -> dict[str, Any]:
+def notice_attributes(failure: RunFailure) -> dict[str, Any]:
     """A notice's attributes for a failure. Without the message, which may contain values."""
     about: dict[str, Any] = {"error_type": failure.type}
     if failure.node:

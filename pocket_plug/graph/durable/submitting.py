@@ -49,9 +49,9 @@ async def submit(
             return status_of(entry.value)
         begins = begin(journal, start, value)
         record = journal.record(journal.token(), journal.checkpoint.frames, "pending")
-        there = state_key("pending", graph.name, journal.started, journal.name)
+        state_at = state_key("pending", graph.name, journal.started, journal.name)
         try:
-            await stack.write([begins, Put(key, record), Put(there, plain_state(State(stack.clock())))], {key: 0})
+            await stack.write([begins, Put(key, record), Put(state_at, plain_state(State(stack.clock())))], {key: 0})
         except ConflictError:
             continue  # another process was faster, or this write was sent twice: read the run
         wake_workers()

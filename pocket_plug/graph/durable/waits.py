@@ -51,7 +51,7 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PlacedWait:
     """A wait with its place and the version of its record; 0 if it is not written yet."""
 
     place: str
@@ -73,18 +73,18 @@ def wait_key(part: str, place: str) -> str:
     return f"{part}{WAIT}{escaped(place, ':')}"
 
 
-def read_wait(part: str, key: str, entry: Entry) -> Found:
+def read_wait(part: str, key: str, entry: Entry) -> PlacedWait:
     """Decode a stored wait. Raises CorruptRecordError."""
     found: Any = entry.value
     try:
-        return Found(unquote(key.removeprefix(part + WAIT)), Wait(**found), entry.version)
+        return PlacedWait(unquote(key.removeprefix(part + WAIT)), Wait(**found), entry.version)
     except TypeError:
         raise CorruptRecordError(
             f"{key!r} is no record of what a run waits for: {summary(found)}; the run can only be removed"
         ) from None
 
 
-async def waits_of(stack: Backend, part: str) -> dict[str, Found]:
+async def waits_of(stack: Backend, part: str) -> dict[str, PlacedWait]:
     """All waits of a run, open and settled, by place. Raises CorruptRecordError."""
     keys = [key async for key in stack.scan(part + WAIT)]
     found = await stack.read_many(keys) if keys else {}
@@ -92,7 +92,7 @@ async def waits_of(stack: Backend, part: str) -> dict[str, Found]:
     return {each.place: each for each in waits}
 
 
-def waits_in(record: Record, part: str, frames: Sequence[Frame]) -> dict[str, Found]:
+def waits_in(record: Record, part: str, frames: Sequence[Frame]) -> dict[str, PlacedWait]:
     """The question in a run's record itself, with its answer, if an older version has written the record."""
     if record["format"] > 1 or record["question"] is None:
         return {}
@@ -102,11 +102,13 @@ def waits_in(record: Record, part: str, frames: Sequence[Frame]) -> dict[str, Fo
     answer, settled = (None, None) if is_open else (record["answer"], record["updated"])
     place = place_of("", frames, False)[1:]
     return {
-        place: Found(place, Wait("question", record["updated"], record["question"], answer=answer, settled=settled))
+        place: PlacedWait(
+            place, Wait("question", record["updated"], record["question"], answer=answer, settled=settled)
+        )
     }
 
 
-def suspended(run_id: str, waits: Collection[Found], wake_at: float | None = None) -> RunSuspendedError:
+def suspended(run_id: str, waits: Collection[PlacedWait], wake_at: float | None = None) -> RunSuspendedError:
     """The error that suspends a run which waits for these."""
     questions = {each.place: value_of(each.wait.question) for each in waits if each.wait.question is not None}
     if wake_at is None:
@@ -133,7 +135,9 @@ _NO_QUESTION: Mapping[str, str] = {
 """Why a run has no open question, and the way out, by its status; for other statuses the message names the status."""
 
 
-def wanted_question(run_id: str, waits: Mapping[str, Found], question: str | AnyNode | None, status: str) -> Found:
+def wanted_question(
+    run_id: str, waits: Mapping[str, PlacedWait], question: str | AnyNode | None, status: str
+) -> PlacedWait:
     """The question that an answer is for: given by its id or by the node that asks, or the only one that the run has asked.
 
     Raises RunMismatchError if there is no such question; the message names the open ones.

@@ -98,33 +98,33 @@ class RunStream(Generic[O]):
         if self._start is not None:
             execution, value = self._start
             self._start = None
-            self._task = task = asyncio.get_running_loop().create_task(_go(self._feed, execution, value))
-            _going.add(task)
-            task.add_done_callback(partial(_over, self._feed))
+            self._task = task = asyncio.get_running_loop().create_task(_execute(self._feed, execution, value))
+            _tasks.add(task)
+            task.add_done_callback(partial(_on_done, self._feed))
 
     def __del__(self) -> None:
         # Any thread may collect it, at any moment, so the only safe step is to schedule the rest in the loop.
         if self._task is not None:
             with suppress(RuntimeError):  # the loop is closed
-                self._task.get_loop().call_soon_threadsafe(_drop, self._feed, self._task)
+                self._task.get_loop().call_soon_threadsafe(_cancel, self._feed, self._task)
 
 
-_going: set[asyncio.Task[None]] = set()
+_tasks: set[asyncio.Task[None]] = set()
 """The tasks of the runs. An event loop refers to its tasks weakly, and the tasks of dropped streams must still end."""
 
 
-def _over(feed: Feed, task: asyncio.Task[None]) -> None:
-    _going.discard(task)
+def _on_done(feed: Feed, task: asyncio.Task[None]) -> None:
+    _tasks.discard(task)
     if not feed.is_over:
         feed.end(asyncio.CancelledError())  # cancelled by others, before its first step
 
 
-def _drop(feed: Feed, task: asyncio.Task[None]) -> None:
+def _cancel(feed: Feed, task: asyncio.Task[None]) -> None:
     feed.close()
     task.cancel()
 
 
-async def _go(feed: Feed, execution: Execution, value: object) -> None:
+async def _execute(feed: Feed, execution: Execution, value: object) -> None:
     """Execute the run, as a task, which has a context of its own."""
     try:
         if execution.stack.is_new:

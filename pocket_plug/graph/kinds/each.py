@@ -137,7 +137,9 @@ class EachStep(Step):
 
     async def _work(self, run: Running, items: _Items) -> None:
         take, step, ledger = run.item, self.inner, run.ledger
-        asks = True  # call give_way after this item? In a durable run after each one, since each takes long enough.
+        must_yield = (
+            True  # call yield_to_loop after this item? In a durable run after each, since items take long there
+        )
         for position, item in items:
             try:
                 _, output, cancelled = await take(step, item, position)
@@ -152,8 +154,8 @@ class EachStep(Step):
             items.results[position] = output
             if cancelled is not None:
                 raise cancelled
-            if run.loop and (asks or not (position + 1) % STEPS_PER_LOOK):
-                asks = await run.give_way() or ledger is not None
+            if run.loop and (must_yield or not (position + 1) % STEPS_PER_LOOK):
+                must_yield = await run.yield_to_loop() or ledger is not None
 
 
 class _Stop(Exception):

@@ -31,7 +31,7 @@ def unawaited_calls(function: Callable[..., object]) -> list[str]:
         return []
     store = code.co_varnames[place]
     instructions = list(dis.get_instructions(code))
-    if any(each.opname.startswith(("STORE", "DELETE")) and _names(each, store) for each in instructions):
+    if any(each.opname.startswith(("STORE", "DELETE")) and _uses(each, store) for each in instructions):
         return []  # the phase assigns this name, so it may not be the store any more
     found: list[str] = []
     # The attributes of the store that an expression names, by the position where the expression begins.
@@ -49,19 +49,19 @@ def unawaited_calls(function: Callable[..., object]) -> list[str]:
             chains[begin].append(instruction.argval)
         elif instruction.opname.startswith("CALL") and after.opname == "POP_TOP":
             *views, method = chains[begin] or [""]
-            if method in _coroutines() and _VIEWS.issuperset(views):
+            if method in _awaited_methods() and _VIEWS.issuperset(views):
                 called = ".".join((store, *(f"{view}(…)" for view in views), method))
                 found.append(f"calls {called}(…) without `await` in line {where.lineno}, so nothing is done there")
     return found
 
 
-def _names(instruction: dis.Instruction, name: str) -> bool:
+def _uses(instruction: dis.Instruction, name: str) -> bool:
     """Does the instruction use this variable? One instruction may use two."""
     given = instruction.argval
     return name in given if isinstance(given, tuple) else bool(given == name)
 
 
 @cache
-def _coroutines() -> frozenset[str]:
+def _awaited_methods() -> frozenset[str]:
     """The names of the store's methods that must be awaited."""
     return frozenset(name for name, _ in inspect.getmembers(StoreWriter, inspect.iscoroutinefunction))

@@ -70,7 +70,7 @@ def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[O
     return silent
 
 
-def tell(observers: Iterable[Observer], name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
+def send_event(observers: Iterable[Observer], name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
     """Send an event to the observers."""
     for observer in observers:
         if observer.event is not None:
@@ -82,7 +82,7 @@ def tell(observers: Iterable[Observer], name: str, call: NodeCall, attributes: M
                 report_observer(observer, "event", error)
 
 
-async def keep_pace(observers: Iterable[Observer]) -> None:
+async def await_pace(observers: Iterable[Observer]) -> None:
     """Wait until all observers are ready for more events."""
     for observer in observers:
         if observer.pace is not None:

@@ -96,7 +96,7 @@ class Step:
             function is not None and is_async(function) for function in (self.prep, self.exec, self.fallback, self.post)
         )
         if issubclass(type(node), PostNode) and self.post is not None:
-            self.post = _of_two(self.post)
+            self.post = _with_store_and_input(self.post)
         self.hooks: dict[str, tuple[Function, bool]] = {
             name: (function, is_async(function)) for name in HOOKS if (function := functions[name]) is not None
         }
@@ -231,7 +231,7 @@ class Step:
         return may_use
 
 
-def _of_two(function: Function) -> Function:
+def _with_store_and_input(function: Function) -> Function:
     def post(store: object, input: object, prepared: object, result: object) -> Value:
         return function(store, input)
 

@@ -28,7 +28,7 @@ from pocket_plug.errors import (
 from pocket_plug.graph.nodes.chain import DEFAULT, Next
 from pocket_plug.graph.observing.host import RunHost
 from pocket_plug.graph.observing.views import NodeCall, Run, RunNotice
-from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, tell, watched_by
+from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, send_event, watched_by
 from pocket_plug.graph.planning.plan import PlannedGraph, refuse_read_only
 from pocket_plug.graph.planning.step import Step, Visiting, Way
 from pocket_plug.primitives.signals import run_loop
@@ -160,7 +160,7 @@ class Execution:
             return output
         finally:
             if ledger is not None:
-                ledger.let_go()
+                ledger.unregister()
 
     def _where(self) -> int:
         """Where `def` phases are called. All in worker threads if a read may block the caller's event loop."""
@@ -230,7 +230,7 @@ class Execution:
             while step is not None and cancelled is None:
                 counter.steps = steps = counter.steps + 1
                 if (steps >= counter.look_at or ledger is not None) and self._look(step):
-                    await self.give_way()
+                    await self.yield_to_loop()
                 if visits is not None:
                     visits[step.name] += 1
                 if ledger is not None:
@@ -258,7 +258,7 @@ class Execution:
                 raise self._too_many(step)
             look_at = limit + 1
         counter.look_at = look_at
-        return self.loop and counter.is_late()
+        return self.loop and counter.turn_is_over()
 
     def _too_many(self, step: Step) -> StepLimitError:
         limit = self.outermost.max_steps
@@ -267,13 +267,13 @@ class Execution:
             f"{limit}: is there a loop that never ends? If not, increase Graph(…, max_steps=…)"
         )
 
-    async def give_way(self) -> bool:
+    async def yield_to_loop(self) -> bool:
         """Yield to the event loop if this run has kept it for longer than TURN. Nested runs use the clock of the outermost one.
 
         All tasks of a run share one turn. Returns True if another task has begun the next turn: then call this again soon.
         """
         outermost = self.outermost
-        if outermost.is_late():
+        if outermost.turn_is_over():
             over = outermost.turn_ends
             await asyncio.sleep(0)
             if outermost.turn_ends != over:
@@ -281,7 +281,7 @@ class Execution:
             outermost.turn_ends = time.perf_counter() + TURN
         return False
 
-    def is_late(self) -> bool:
+    def turn_is_over(self) -> bool:
         """Has this run, an outermost one, kept the event loop for longer than TURN? The first call begins the first turn."""
         now = time.perf_counter()
         if not self.turn_ends:
@@ -298,7 +298,7 @@ class Execution:
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
         """Send an event to the run's observers."""
         if call is not None:
-            tell(self.watchers.observers, name, call, attributes)
+            send_event(self.watchers.observers, name, call, attributes)
 
     def notify(self, notice: RunNotice) -> None:
         """Send a notice to the plugins."""

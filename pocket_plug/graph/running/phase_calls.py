@@ -63,18 +63,18 @@ def unawaited(step: Step, phase: str, coroutine: Any) -> PhaseError:
     return PhaseError(f"{step.title}.{phase} returned a coroutine: a call lacks `await` (probably {name})")
 
 
-_OF_RUNS = (RunSuspendedError, RunCancelledError, RunFencedError, OutcomeUnknownError)
+_RUN_ERRORS = (RunSuspendedError, RunCancelledError, RunFencedError, OutcomeUnknownError)
 """Errors that a durable run raises itself. If a phase raises one of them, it comes from another run."""
 
 
-def as_its_own(run: Running, step: Step, phase: str, error: BaseException) -> BaseException:
+def error_of_node(run: Running, step: Step, phase: str, error: BaseException) -> BaseException:
     """The error that a node raises for an error in a phase. One that belongs to another durable run becomes OtherRunError."""
     if isinstance(error, StopIteration):
         return wrapped(error)
     if isinstance(error, asyncio.CancelledError) and run.ledger is not None and phase in step.phases:
-        return _own_cancellation(run, step, phase, error)
+        return _cancellation_error(run, step, phase, error)
     is_own = not phase or step.perform is not None or run.ledger is None
-    if is_own or not isinstance(error, _OF_RUNS):
+    if is_own or not isinstance(error, _RUN_ERRORS):
         return error
     other = OtherRunError(
         f"{step.title}.{phase} has ended with {type(error).__name__} of another run, not of its own run {run.run.id!r}: {error}. "
@@ -84,7 +84,7 @@ def as_its_own(run: Running, step: Step, phase: str, error: BaseException) -> Ba
     return other
 
 
-def _own_cancellation(run: Running, step: Step, phase: str, error: asyncio.CancelledError) -> BaseException:
+def _cancellation_error(run: Running, step: Step, phase: str, error: asyncio.CancelledError) -> BaseException:
     """The error for a CancelledError in a durable run's node: WrappedCancelledError if nobody has cancelled the run's task.
 
     A plain CancelledError would be taken for the end of the process, and would leave the run stalled.
@@ -107,7 +107,7 @@ Watched = tuple[Sequence[Part], Time]
 UNWATCHED: Watched = (), None
 
 
-def watching(run: Running, step: Step) -> Watched:
+def phase_observers(run: Running, step: Step) -> Watched:
     """The observers of a node's phases in an observed run. If there are none, the time from which the phases are measured."""
     observers = run.watchers.of_phases if step.guarded else run.watchers.of_every_phase
     return observers, None if observers else time.perf_counter()
@@ -177,7 +177,7 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
     """The function for one attempt at `exec`, within the node's time-out."""
     timeout = step.timeout
     if step.executor is not None:
-        return _elsewhere(step, step.executor)
+        return _attempt_by_executor(step, step.executor)
     if timeout is None:
         function, awaits = placed(function, step.exec_async, in_thread)
 
@@ -185,7 +185,7 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
             return await checked(step, "exec", function, awaits, prepared)
 
         return attempt_at_once
-    late = _late(step)
+    late = _timeout_message(step)
     beside = partial(checked, step, "exec", *placed(function, step.exec_async, in_thread=True))
 
     def blocking(prepared: Value) -> Value:
@@ -209,7 +209,7 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
     return attempt
 
 
-def _elsewhere(step: Step, executor: Elsewhere) -> AsyncFunction:
+def _attempt_by_executor(step: Step, executor: Elsewhere) -> AsyncFunction:
     """The function for one attempt by an executor. The executor applies the time-out, since it knows when the attempt begins."""
 
     def perform(run: Running, prepared: Value) -> Coroutine[Any, Any, Value]:
@@ -220,14 +220,14 @@ def _elsewhere(step: Step, executor: Elsewhere) -> AsyncFunction:
         try:
             return await perform(run, prepared)
         except WorkerTimeout as error:
-            raise NodeTimeoutError(_late(step)) from error
+            raise NodeTimeoutError(_timeout_message(step)) from error
 
     return (
         perform if step.timeout is None else attempt
     )  # thousands may wait in it at a time, so it has one coroutine less
 
 
-def _late(step: Step) -> str:
+def _timeout_message(step: Step) -> str:
     return f"node {step.name!r}: exec took longer than timeout={step.timeout:g} seconds"
 
 

@@ -107,7 +107,7 @@ class Running(Protocol):
         """Await a write to its end once it has begun. A cancellation that comes meanwhile is returned."""
         ...
 
-    async def give_way(self) -> bool:
+    async def yield_to_loop(self) -> bool:
         """Yield to the event loop if this run has kept it for too long."""
         ...
 
@@ -169,7 +169,7 @@ class Ledger(Protocol):
         """Called before each node. Sets the run's position."""
         ...
 
-    def tell_resumed(self, run: Running, call: NodeCall) -> None:
+    def report_resumed(self, run: Running, call: NodeCall) -> None:
         """Notify the observers, once, if the run resumes after an earlier execution."""
         ...
 
@@ -183,7 +183,7 @@ class Ledger(Protocol):
         """Called after the last node's hooks. Records that the run has finished."""
         ...
 
-    def let_go(self) -> None:
+    def unregister(self) -> None:
         """Called last, however the execution ended: the process doesn't list it as active any more."""
         ...
 

@@ -29,7 +29,7 @@ from pocket_plug.store.sync import SyncReader, SyncWriter
 from pocket_plug.store.transaction import Transaction
 
 from .clean_up import clean_up
-from .phase_calls import UNWATCHED, as_its_own, attempts, placed, unawaited, watch, watching
+from .phase_calls import UNWATCHED, attempts, error_of_node, phase_observers, placed, unawaited, watch
 from .places import note_node
 from .protocols import FREE_CONFLICTS, LATE_CONFLICTS, MAX_CONFLICTS, Running
 
@@ -77,14 +77,14 @@ class Phases:
         step, ready, transaction = self.step, value, NO_TRANSACTION
         if self.checks and value.__class__ is not self.input_class:
             check(run, step, value)
-        observers, began = watching(run, step) if call is not None else UNWATCHED
+        observers, began = phase_observers(run, step) if call is not None else UNWATCHED
         phase, prepped, execed, done = "prep", None, None, None
         try:
             if lost is not None and lost.prep_stands:
                 transaction, ready, done, output = lost.transaction.again(), lost.prepared, lost.result, lost.result
             else:
                 if (prep := self.prep) is not None:
-                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
+                    transaction = await _declared_transaction(run, step) if self.declares else Transaction(run.stack)
                     view = new_view(self.reader)
                     view._source, view._prefix = transaction, run.prefix
                     ready = (
@@ -109,7 +109,7 @@ class Phases:
             if (post := self.post) is not None:
                 phase, execed = "post", time.perf_counter() if began is not None else None
                 if transaction is NO_TRANSACTION:
-                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
+                    transaction = await _declared_transaction(run, step) if self.declares else Transaction(run.stack)
                 transaction.in_post = True
                 view = new_view(self.writer)
                 view._source, view._prefix = transaction, run.prefix
@@ -122,9 +122,9 @@ class Phases:
                     raise unawaited(step, phase, output)
             phase, target, transaction.ended = "", step.next, True
             if call is not None or output.__class__ is Next:
-                target, output = _leave(run, step, output, call, began, prepped, execed)
+                target, output = _next_step(run, step, output, call, began, prepped, execed)
             return (
-                await _land(run, self, call, transaction, (value, ready, done), (target, output), lost)
+                await _commit(run, self, call, transaction, (value, ready, done), (target, output), lost)
                 if transaction.changes or transaction.seen or run.ledger is not None
                 else (target, output, None)
             )
@@ -143,7 +143,7 @@ def check(run: Running, step: Step, value: object) -> None:
         raise refused
 
 
-async def _declared(run: Running, step: Step) -> Transaction:
+async def _declared_transaction(run: Running, step: Step) -> Transaction:
     """A transaction for the declared keys only. The keys in `reads`, except templates, are already read, in one call."""
     transaction = Transaction(run.stack, step.guard(run.prefix))
     if names := [run.prefix + key.full_name() for key in step.reads if key.is_filled]:
@@ -151,7 +151,7 @@ async def _declared(run: Running, step: Step) -> Transaction:
     return transaction
 
 
-def _leave(
+def _next_step(
     run: Running, step: Step, output: Value, call: NodeCall | None, began: Time, prepped: Time, execed: Time
 ) -> tuple[Step | None, Value]:
     """The step that comes next (None: the run ends), and its input."""
@@ -162,13 +162,13 @@ def _leave(
         action, output = output.action, output.output
         target = step.actions.get(action)
         if target is None:
-            _end(run, step, action)
+            _end_run(run, step, action)
     if call is not None:
         call.action, call.next = action, target.name if target is not None else None
     return target, output
 
 
-def _end(run: Running, step: Step, action: str) -> None:
+def _end_run(run: Running, step: Step, action: str) -> None:
     """End the run by an action for which the node has no edge. Raises RouteError if no outer graph has one either."""
     if action == END.name or action == DEFAULT:
         action = DEFAULT
@@ -200,7 +200,7 @@ def _failed(
         note_times(call, began, prepped, execed)
     if isinstance(error, MissingKeyError) and phase in step.phases and "needed by" not in str(error):
         error.args = (f"{error}, needed by {step.title}.{phase}",)
-    error = as_its_own(run, step, phase, error)
+    error = error_of_node(run, step, phase, error)
     if is_last and not isinstance(error, RunSuspendedError):
         note_node(error, run, step)
     try:
@@ -223,7 +223,7 @@ class CommitConflict(Exception):
 Lost = CommitConflict | None
 
 
-async def _land(
+async def _commit(
     run: Running,
     way: Phases,
     call: NodeCall | None,

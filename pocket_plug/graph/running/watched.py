@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pocket_plug.graph.observing.views import NodeCall, new_call
-from pocket_plug.graph.observing.watching import Entered, enter, fail, keep_pace, leave
+from pocket_plug.graph.observing.watching import Entered, await_pace, enter, fail, leave
 from pocket_plug.graph.planning.step import Step, Visited
 
 from .protocols import Running
@@ -16,7 +16,7 @@ async def watched_visit(run: Running, step: Step, value: object, position: int |
     """
     watchers, visits, visit = run.watchers, run.visits, 1
     if watchers.paced and run.loop:
-        await keep_pace(watchers.paced)
+        await await_pace(watchers.paced)
     run.run.steps += 1
     if visits is not None:
         visits[step.name] = visit = visits.get(step.name, 0) + 1
@@ -29,7 +29,7 @@ async def watched_visit(run: Running, step: Step, value: object, position: int |
         if call is not None and watchers.of_nodes:
             enter(entered, watchers.of_nodes, call)
         if call is not None and run.ledger is not None:
-            run.ledger.tell_resumed(run, call)
+            run.ledger.report_resumed(run, call)
         visited = await step.ways[run.where].take(run, value, call)
     except BaseException as error:
         if call is None:

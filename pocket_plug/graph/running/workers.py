@@ -35,7 +35,7 @@ _in_worker: contextvars.ContextVar[bool] = contextvars.ContextVar("pocket_plug.i
 
 
 class _Job:
-    __slots__ = ("arguments", "context", "function", "is_left", "is_over", "thread", "waiter")
+    __slots__ = ("arguments", "caller_has_left", "context", "function", "is_done", "thread", "waiter")
 
     def __init__(self, function: Callable[..., Value], arguments: tuple[object, ...]) -> None:
         self.function, self.arguments = function, arguments
@@ -43,7 +43,7 @@ class _Job:
         self.waiter: Waiter[Value] = Waiter()
         self.thread: threading.Thread | None = None
         """The thread that executes the job now."""
-        self.is_left = self.is_over = False
+        self.caller_has_left = self.is_done = False
 
     def do(self) -> None:
         """Call the function, and give its result or its error to the waiter."""
@@ -126,10 +126,10 @@ class Workers:
 
     def _leave(self, job: _Job) -> None:
         """The caller doesn't wait for the job any more. Can be called again."""
-        if job.is_over:
+        if job.is_done:
             return
         with self._lock:
-            job.is_left = True
+            job.caller_has_left = True
             self._jobs.discard(job)
             if job.thread is not None:
                 self._abandoned.add(job)
@@ -155,45 +155,45 @@ class Workers:
         with self._lock:
             if me not in self._threads:
                 return
-        told: list[weakref.ref[Waiter[Value]]] = []  # weak, so that a result is freed before the next job ends
+        woken: list[weakref.ref[Waiter[Value]]] = []  # weak, so that a result is freed before the next job ends
         ends = False
         while not ends:
-            job, first = first or self._next(told), None
+            job, first = first or self._next(woken), None
             with self._lock:
-                if not job.is_left:
+                if not job.caller_has_left:
                     job.thread = me
             if job.thread is me:
                 job.do()
             if self.is_inherited:
                 _end_child()
             with self._lock:
-                job.is_over, job.thread = True, None
+                job.is_done, job.thread = True, None
                 self._jobs.discard(job)
                 self._abandoned.discard(job)
                 if len(self._threads) > self._most:
                     self._threads.discard(me)
                 ends = me not in self._threads
-            _wake_again(told)
-            if not job.is_left:
-                told.append(weakref.ref(job.waiter))
+            _wake_again(woken)
+            if not job.caller_has_left:
+                woken.append(weakref.ref(job.waiter))
                 wake_once(job.waiter)
             del job  # it would keep its result alive while this waits for the next job
-        _wake_again(told)
+        _wake_again(woken)
 
-    def _next(self, told: list[weakref.ref[Waiter[Value]]]) -> _Job:
-        """The next job. If none comes soon, wake the waiters in `told` again first."""
-        if told:
+    def _next(self, woken: list[weakref.ref[Waiter[Value]]]) -> _Job:
+        """The next job. If none comes soon, wake the waiters in `woken` again first."""
+        if woken:
             try:
                 return self._queue.get(timeout=SOON)
             except Empty:
-                _wake_again(told)
+                _wake_again(woken)
         return self._queue.get()
 
 
-def _wake_again(told: list[weakref.ref[Waiter[Value]]]) -> None:
+def _wake_again(woken: list[weakref.ref[Waiter[Value]]]) -> None:
     """Wake the waiters of finished jobs that still wait. Once is enough, except if a signal has interrupted the wake-up."""
-    while told:
-        waiter = told.pop()()
+    while woken:
+        waiter = woken.pop()()
         if waiter is not None and not waiter.is_woken:
             wake_once(waiter)
 

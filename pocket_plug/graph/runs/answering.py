@@ -8,9 +8,9 @@ from typing import Any
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import ConflictError, InputError, RunMismatchError, RunStateError
-from pocket_plug.graph.durable.moving import Seen, look_after, move
+from pocket_plug.graph.durable.moving import Seen, move, read_after_failure
 from pocket_plug.graph.durable.waits import (
-    Found,
+    PlacedWait,
     is_same,
     put_wait,
     read_wait,
@@ -57,7 +57,7 @@ async def answer(
             return info_of(answered)
 
 
-def _refuse_another(run_id: str, asked: Found, encoded: bytes, value: object) -> None:
+def _refuse_another(run_id: str, asked: PlacedWait, encoded: bytes, value: object) -> None:
     """Raise RunMismatchError if a settled question has another answer than this, or none."""
     given = asked.wait.answer
     if given is None or not is_same(given, encoded, value):
@@ -65,7 +65,7 @@ def _refuse_another(run_id: str, asked: Found, encoded: bytes, value: object) ->
         raise RunMismatchError(f"run {run_id!r} can't take {summary(value)}: its question {asked.place!r} {what}")
 
 
-def _check(run_id: str, asked: Found, value: object, graph: PlannedGraph | None) -> None:
+def _check(run_id: str, asked: PlacedWait, value: object, graph: PlannedGraph | None) -> None:
     """Raise InputError if the answer doesn't have the type, or isn't one of the values, that the question asks for.
 
     Raises RunMismatchError if the given graph doesn't ask this question.
@@ -93,7 +93,7 @@ def _check(run_id: str, asked: Found, value: object, graph: PlannedGraph | None)
         )
 
 
-async def _leave(stack: Stack, seen: Seen, settled: Put, asked: Found) -> Seen | None:
+async def _leave(stack: Stack, seen: Seen, settled: Put, asked: PlacedWait) -> Seen | None:
     """Record the answer while an execution owns the run. Returns None if the run or the question has changed meanwhile."""
     expect: Mapping[str, int] = {settled.key: asked.version, seen.state_key: seen.state_version}
     try:
@@ -101,7 +101,7 @@ async def _leave(stack: Stack, seen: Seen, settled: Put, asked: Found) -> Seen |
     except ConflictError:
         return None
     except Exception:
-        now = await look_after(seen.run_id, stack.read(settled.key))
+        now = await read_after_failure(seen.run_id, stack.read(settled.key))
         given: Any = None if now is None else read_wait(seen.part, settled.key, now).wait.answer
         if given != settled.value["answer"]:
             raise

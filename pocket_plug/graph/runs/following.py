@@ -17,7 +17,7 @@ from pocket_plug.graph.durable.moving import Seen
 from pocket_plug.graph.durable.reading import read_each
 from pocket_plug.graph.durable.records import Checkpoint, place_of
 from pocket_plug.graph.durable.standing import ITEM, Standing
-from pocket_plug.graph.durable.waits import Found, value_of
+from pocket_plug.graph.durable.waits import PlacedWait, value_of
 from pocket_plug.graph.following.events import (
     Asked,
     Finished,
@@ -72,7 +72,7 @@ class _Follower:
         """The key of the last record of the run's path that was read."""
         self._inside: list[NodePlace] = []
         """The nodes that the run has entered and not left, the outermost first."""
-        self._told = set[str]()
+        self._yielded = set[str]()
         """The items and questions of the current node that had an event."""
 
     async def look(self) -> AsyncGenerator[FollowedEvent]:
@@ -129,7 +129,7 @@ class _Follower:
     def _leave(self, place: NodePlace) -> Iterator[FollowedEvent]:
         yield from self._enter(place)
         del self._inside[-1:]
-        self._told.clear()
+        self._yielded.clear()
         yield NodeLeft(place)
 
     def _enter(self, place: NodePlace) -> Iterator[FollowedEvent]:
@@ -166,20 +166,20 @@ class _Follower:
         async for event in self._items(seen, at):
             yield event
         for each in await waits_for(self._stack, seen):
-            is_new = each.wait.is_open and _is_asked(each) and each.place not in self._told
+            is_new = each.wait.is_open and _is_asked(each) and each.place not in self._yielded
             if is_new and (place := _parsed(each.place)) is not None and _is_part(place, at):
-                self._told.add(each.place)
+                self._yielded.add(each.place)
                 yield Asked(place, self._id, _asked(each))
 
     async def _items(self, seen: Seen, at: NodePlace) -> AsyncGenerator[FollowedEvent]:
         prefix = seen.part + ITEM
-        keys = [key async for key in self._stack.scan(prefix, limit=MOST_ITEMS) if key not in self._told]
+        keys = [key async for key in self._stack.scan(prefix, limit=MOST_ITEMS) if key not in self._yielded]
         for start in range(0, len(keys), PAGE):
             for key, entry in (await read_each(self._stack, keys[start : start + PAGE])).items():
                 place = _parsed(unquote(key.removeprefix(prefix)))
                 if place is None or not _is_part(place, at) or (output := _done(key, entry)) is None:
                     continue
-                self._told.add(key)
+                self._yielded.add(key)
                 yield ItemDone(place, value_of(output))
 
 
@@ -201,11 +201,11 @@ def _is_part(place: NodePlace, at: NodePlace) -> bool:
     return place == at or str(place).startswith((f"{at}[", f"{at}/"))
 
 
-def _is_asked(each: Found) -> bool:
+def _is_asked(each: PlacedWait) -> bool:
     return each.wait.question is not None
 
 
-def _asked(each: Found) -> Any:
+def _asked(each: PlacedWait) -> Any:
     return value_of(each.wait.question)
 
 

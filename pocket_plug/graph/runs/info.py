@@ -17,8 +17,7 @@ from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import RUN, look_at
 from pocket_plug.graph.durable.states import RunFailure, trace_id
 from pocket_plug.graph.durable.states import RunState as RunState
-from pocket_plug.graph.durable.waits import WAIT, read_wait, waits_in
-from pocket_plug.graph.durable.waits import Found as Waiting
+from pocket_plug.graph.durable.waits import WAIT, PlacedWait, read_wait, waits_in
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
@@ -252,7 +251,7 @@ def kept(record: object) -> RunValue | None:
     return RunValue(record) if isinstance(record, bytes) and record else None
 
 
-def info_of(seen: Seen, waits: Iterable[Waiting] = ()) -> RunInfo:
+def info_of(seen: Seen, waits: Iterable[PlacedWait] = ()) -> RunInfo:
     """The RunInfo of a run with these waits."""
     record, state, process = seen.record, seen.state, seen.state.process
     is_running = seen.status == "running"
@@ -281,7 +280,7 @@ def info_of(seen: Seen, waits: Iterable[Waiting] = ()) -> RunInfo:
     )
 
 
-def questions_of(run_id: str, waits: Iterable[Waiting]) -> Iterator[RunQuestion]:
+def questions_of(run_id: str, waits: Iterable[PlacedWait]) -> Iterator[RunQuestion]:
     """The questions among a run's waits, open and settled."""
     for each in waits:
         wait = each.wait
@@ -304,27 +303,29 @@ def unreadable(name: str, error: Exception) -> RunInfo:
     return RunInfo(run_id=unquote(name), state="unreadable", error=str(error))
 
 
-def seen_in(name: str, there: str, found: Mapping[str, Found]) -> Seen | Exception:
-    """A run from these entries, or the error if they can't be read. `there` is the key of its state."""
+def seen_in(name: str, state_at: str, found: Mapping[str, Found]) -> Seen | Exception:
+    """A run from these entries, or the error if they can't be read. `state_at` is the key of its state."""
     key = RUN + name
     try:
-        entry, stood = found[key], found.get(there)
-        for each in (entry, stood):
+        entry, state_entry = found[key], found.get(state_at)
+        for each in (entry, state_entry):
             if isinstance(each, CodecError):
                 raise each
         assert isinstance(entry, Entry)
         record, checkpoint = look_at(key, entry)
-        return seen_of(key, entry, record, checkpoint, there, stood if isinstance(stood, Entry) else None)
+        return seen_of(
+            key, entry, record, checkpoint, state_at, state_entry if isinstance(state_entry, Entry) else None
+        )
     except PocketError as error:
         return error
 
 
-async def told(stack: Stack, seen: Seen) -> RunInfo:
+async def info_with_questions(stack: Stack, seen: Seen) -> RunInfo:
     """The RunInfo of a run, with its open questions if it is waiting."""
     return info_of(seen, await waits_for(stack, seen) if seen.status == "waiting" else ())
 
 
-async def waits_for(stack: Stack, seen: Seen) -> Sequence[Waiting]:
+async def waits_for(stack: Stack, seen: Seen) -> Sequence[PlacedWait]:
     """A run's waits, open and settled, in the order in which they began. Damaged ones are left out."""
     keys = [key async for key in stack.scan(seen.part + WAIT)]
     found = await read_each(stack, keys)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pocket_plug.errors import ConflictError, RunStateError, UnknownRunError
-from pocket_plug.graph.durable.moving import Seen, look_after, move, see, watched
+from pocket_plug.graph.durable.moving import Seen, mark_stalled, move, read_after_failure, see
 from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import plain_state, read_state
@@ -34,7 +34,7 @@ async def must_see(place: Place, run_id: str) -> Seen:
     seen = await see(place.stack, run_id)
     if seen is None:
         raise UnknownRunError(f"there is no run {run_id!r} in {place.stack!r}; `pocket-plug runs ls` lists them")
-    (seen,) = await watched(place.watch, [seen])
+    (seen,) = await mark_stalled(place.watch, [seen])
     return seen
 
 
@@ -47,7 +47,7 @@ async def cancel(place: Place, run_id: str) -> RunInfo:
         if seen.status == "finished":
             raise RunStateError(run_id, "finished", f"run {run_id!r} can't be cancelled: it has finished")
         if seen.is_at_work:
-            cancelled = await _leave_word(place.stack, seen)
+            cancelled = await _request_cancel(place.stack, seen)
         else:
             cancelled = await move(place.stack, seen, "cancelled")
         if cancelled is None:
@@ -57,7 +57,7 @@ async def cancel(place: Place, run_id: str) -> RunInfo:
         return info_of(cancelled)
 
 
-async def _leave_word(stack: Stack, seen: Seen) -> Seen | None:
+async def _request_cancel(stack: Stack, seen: Seen) -> Seen | None:
     """Write the request to cancel into a run's state. Returns None if the state has changed meanwhile."""
     if seen.state.cancelled:
         return seen
@@ -68,7 +68,7 @@ async def _leave_word(stack: Stack, seen: Seen) -> Seen | None:
     except ConflictError:
         return None
     except Exception:
-        now = await look_after(seen.run_id, stack.read(seen.state_key))
+        now = await read_after_failure(seen.run_id, stack.read(seen.state_key))
         if now is None:
             return None  # the execution has ended meanwhile; the caller reads the run again
         if not read_state(seen.state_key, now).cancelled:
@@ -76,7 +76,7 @@ async def _leave_word(stack: Stack, seen: Seen) -> Seen | None:
         version = now.version
     held = this_process().held.get(state.owner)
     if held is not None:
-        held.hear(Entry(record, version))
+        held.receive_state(Entry(record, version))
     return replace(seen, state=state, state_version=version)
 
 

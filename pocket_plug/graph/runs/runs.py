@@ -27,7 +27,18 @@ from pocket_plug.store.sync import SyncScope
 from .answering import answer as record_answer
 from .following import PAUSES, Pause, follow
 from .history import history_of
-from .info import ENDED, RunHistory, RunInfo, RunPage, RunQuestion, RunState, questions_of, runs_table, told, waits_for
+from .info import (
+    ENDED,
+    RunHistory,
+    RunInfo,
+    RunPage,
+    RunQuestion,
+    RunState,
+    info_with_questions,
+    questions_of,
+    runs_table,
+    waits_for,
+)
 from .listing import Wanted, page_of
 from .operations import Place, cancel, must_see, retry
 
@@ -100,7 +111,7 @@ class Runs:
     async def get(self, run_id: str, /) -> RunInfo:
         """A run. Raises UnknownRunError; CorruptRecordError for a damaged record; StoreError for a record of a newer version."""
         await self._open()
-        return await told(self.stack, await must_see(self._place, run_id))
+        return await info_with_questions(self.stack, await must_see(self._place, run_id))
 
     async def history(self, run_id: str, /) -> RunHistory:
         """All that is recorded of a run: its executions with their traces and failures, its path, its values. Raises as `get`."""
