@@ -85,13 +85,17 @@ def _misfits(step: Step, other: AnyNode) -> list[str]:
     names = f"{step.name!r} ({step.title}) by {options_of(other).name!r} ({new.title})"
     found: list[str] = []
     if not fits(step.input_type, new.input_type):
-        found.append(f"{names}: the one takes {type_name(step.input_type)}, the other {type_name(new.input_type)}")
+        found.append(
+            f"{names}: the old one takes {type_name(step.input_type)}, the new one {type_name(new.input_type)}"
+        )
     if not fits(new.output_type, step.output_type):
-        found.append(f"{names}: the one returns {type_name(step.output_type)}, the other {type_name(new.output_type)}")
+        found.append(
+            f"{names}: the old one returns {type_name(step.output_type)}, the new one {type_name(new.output_type)}"
+        )
     known = declared_actions(step.node)
     for action, carried in declared_actions(other).items():
         if not fits(carried, known.get(action, Any)):
             found.append(
-                f"{names}: by {action!r} the one carries {type_name(known[action])}, the other {type_name(carried)}"
+                f"{names}: by {action!r} the old one returns {type_name(known[action])}, the new one {type_name(carried)}"
             )
     return found

@@ -170,7 +170,7 @@ def test_a_phase_that_is_no_function_is_a_finding() -> None:
 def test_an_action_without_brackets_is_a_finding() -> None:
     """`declined = Action[str]` is a class: called, it would make an Action, and the node leave by "default"."""
     (found,) = findings(a_node("exec(self, n)", declined=Action[str]))
-    assert found == "Charge.declined is the class Action, not one of them; write declined = Action[str]()"
+    assert found == "Charge.declined is the class Action, not an instance; write declined = Action[str]()"
     assert findings(a_node("exec(self, n)", declined=Action))[0].endswith("write declined = Action()")
 
 

@@ -153,9 +153,12 @@ def test_a_copy_has_a_store_of_its_own():
 @pytest.mark.parametrize(
     ("fake", "said"),
     [
-        ("takes", "'charge' (Charge) by 'takes' (takes): the one takes int, the other str"),
-        ("gives", "'charge' (Charge) by 'gives' (gives): the one returns str, the other int"),
-        ("carries", "'charge' (Charge) by 'carries' (Carries): by 'declined' the one carries str, the other int"),
+        ("takes", "'charge' (Charge) by 'takes' (takes): the old one takes int, the new one str"),
+        ("gives", "'charge' (Charge) by 'gives' (gives): the old one returns str, the new one int"),
+        (
+            "carries",
+            "'charge' (Charge) by 'carries' (Carries): by 'declined' the old one returns str, the new one int",
+        ),
     ],
 )
 def test_types_that_do_not_fit_are_refused(fake, said):

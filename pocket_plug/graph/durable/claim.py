@@ -64,9 +64,8 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             if begun is None:
                 raise CorruptRecordError(f"run {journal.id!r} has lost its record {start!r}; it can only be removed")
             check_start(start, begun.value)
-            journal.is_cancelled = (
-                state is not None and state.cancelled
-            )  # if no execution has ended it yet, this one does
+            # If the run was cancelled, but no execution has ended it yet, this one does.
+            journal.is_cancelled = state is not None and state.cancelled
             journal.checkpoint.load(entry)
             refuse_another(journal, begun.value, value)
             _refuse_if_busy(journal, entry.value, state)

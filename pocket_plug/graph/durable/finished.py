@@ -50,9 +50,8 @@ async def _look_again(stack: Stack, key: str, now: float) -> None:
         return
     keep = field_of(look, "keep")
     if ended is None or field_of(ended, "owner") != field_of(look, "owner") or not isinstance(keep, int | float):
-        await stack.write(
-            [Delete(key)], {key: look.version}
-        )  # the run was removed, and perhaps another one has begun with its id
+        # The run was removed, and perhaps another one has begun with its id.
+        await stack.write([Delete(key)], {key: look.version})
         return
     state_at = state_of(ended.value, name)
     if field_of(look, "is_seen"):

@@ -77,7 +77,7 @@ def read_form(text: str) -> GraphForm:
     try:
         return _graph_of(json.loads(text))
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        raise CorruptRecordError(f"no form of a graph: {type(error).__name__} of what is recorded") from error
+        raise CorruptRecordError(f"the recorded form of a graph can't be read: {type(error).__name__}") from error
 
 
 def _said(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
@@ -194,7 +194,7 @@ def read_lines(lines: tuple[str, ...]) -> GraphForm:
         source, action, target = _split(edge, kinds)
         leads.setdefault(source, {})[action] = target
     if "" not in starts:
-        raise CorruptRecordError("no form of a graph: it has no start")
+        raise CorruptRecordError("the recorded form of a graph can't be read: it has no start")
     return _nested("", kinds, starts, leads)
 
 
@@ -204,7 +204,9 @@ def _split(edge: str, kinds: Mapping[str, str]) -> tuple[str, str, str]:
         for target in kinds if edge.startswith(f"{source} -") else ():
             if edge.endswith(f"-> {target}") and len(edge) > len(source) + len(target) + len(" --> "):
                 return source, edge[len(source) + 2 : -len(target) - 3], target
-    raise CorruptRecordError(f"no form of a graph: it has an edge {edge!r:.80} between nodes that it doesn't have")
+    raise CorruptRecordError(
+        f"the recorded form of a graph can't be read: it has an edge {edge!r:.80} between nodes that it doesn't have"
+    )
 
 
 def _nested(
@@ -234,7 +236,9 @@ def _items(path: str, kinds: Mapping[str, str], inner: GraphForm | None) -> Grap
         outer, _, name = each.rpartition("/")
         if outer == path and name not in reached and kind in ("node", "graph", "fan_out"):
             return GraphForm(name, {name: NodeForm(kind, inner=inner)})
-    raise CorruptRecordError(f"no form of a graph: nothing is said of the items of {path!r:.80}")
+    raise CorruptRecordError(
+        f"the recorded form of a graph can't be read: it has no node for the items of {path!r:.80}"
+    )
 
 
 def _reached(graph: GraphForm) -> set[str]:

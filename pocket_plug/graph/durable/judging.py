@@ -178,8 +178,8 @@ class Judge:
     def _changed(self, kept: RunRecords, found: Differences) -> RunChangedError:
         allowed = "" if found.is_firm else ", or for this run alone: allow_changed=True"
         return RunChangedError(
-            f"run {kept.run_id!r} was begun by another form of graph {self.graph.name!r}, and what lies ahead of it "
-            f"differs; {self._way_out()}{allowed}",
+            f"run {kept.run_id!r} was begun by another form of graph {self.graph.name!r}, which differs in the part that the "
+            f"run can still reach; {self._way_out()}{allowed}",
             found.lines,
         )
 

@@ -137,9 +137,8 @@ class RunLedger:
         try:
             return await travel(value)
         except BaseException as error:
-            if self.journal.status == "finished" and isinstance(
-                error, RunTimeoutError
-            ):  # too late: the end is recorded
+            # A time-out that comes after the end was recorded is too late.
+            if self.journal.status == "finished" and isinstance(error, RunTimeoutError):
                 return default_codec.decode(self.frame.value)
             is_left = isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError)
             if not is_left or isinstance(error, RunReleasedError):
@@ -343,9 +342,8 @@ class RunLedger:
             raise RunReleasedError(self.journal.id)
         current = f"{self.current}[{position}]"
         key = item_key(self.journal.part, self.current, position)
-        checkpoint = Checkpoint(
-            key, is_old=self.checkpoint.is_old or key in self.items
-        )  # in items: it has waited before
+        # An item in `items` has waited before.
+        checkpoint = Checkpoint(key, is_old=self.checkpoint.is_old or key in self.items)
         self.items[key] = None
         ledger = RunLedger(self.journal, checkpoint, self, 0, self.within)
         ledger._stand_at(current)

@@ -83,9 +83,8 @@ class StallWatch:
             versions = {runs[key]: run.version, key: version}
             beat = found.get(beats.get(key, ""))
             expected = versions
-            if (
-                key in beats
-            ):  # also a heartbeat without this run: the process may add the run before the takeover is written
+            # Also a heartbeat without this run: the process may add the run before the takeover is written.
+            if key in beats:
                 expected = {**versions, beats[key]: beat.version if beat is not None else 0}
             if beat is not None and state.owner in (field_of(beat, "owners") or ()):
                 versions = expected

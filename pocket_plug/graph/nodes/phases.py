@@ -244,7 +244,7 @@ def _unmade_actions(node: AnyNode) -> list[str]:
     """Messages about actions without brackets: `declined = Action`. A call of that makes an Action, not an output."""
     values = {name: value for cls in reversed(type(node).__mro__) for name, value in vars(cls).items()}
     return [
-        f"{type(node).__name__}.{name} is the class Action, not one of them; write {name} = {_written(value)}()"
+        f"{type(node).__name__}.{name} is the class Action, not an instance; write {name} = {_written(value)}()"
         for name, value in values.items()
         if value is Action or get_origin(value) is Action
     ]

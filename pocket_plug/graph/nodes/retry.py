@@ -61,7 +61,7 @@ class Retry:
         on: Any = self.on
         if isinstance(on, tuple):
             return isinstance(error, cast("tuple[type[BaseException], ...]", on))
-        title = f"Retry: on, asked about {type(error).__name__},"
+        title = f"Retry: on, called with {type(error).__name__},"
         try:
             answer = on(error)
         except Exception as broken:

@@ -101,9 +101,8 @@ class NodeCall:
             (began, prepped, execed, ended), self._times = self._times, None
             if "prep" in self.phases and (prepped is not None or execed is None):
                 durations["prep"] = durations.get("prep", 0.0) + (ended if prepped is None else prepped) - began
-            if (
-                "exec" in self.phases and prepped is not None and not self.guarded
-            ):  # of a guarded one, each attempt is measured
+            # The attempts of a guarded node are measured one by one.
+            if "exec" in self.phases and prepped is not None and not self.guarded:
                 durations["exec"] = durations.get("exec", 0.0) + (ended if execed is None else execed) - prepped
             if "post" in self.phases and execed is not None:
                 durations["post"] = durations.get("post", 0.0) + ended - execed

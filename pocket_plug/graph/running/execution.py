@@ -129,8 +129,8 @@ class Execution:
             pass
         else:
             raise SyncError(
-                f"graph {self.run.graph!r} has async phases, a timeout or a store, for which it needs an event loop, and one "
-                "runs in this thread already; use `await graph.run(…)`"
+                f"graph {self.run.graph!r} has async phases, a timeout or a store that need an event loop of their own, and one "
+                "already runs in this thread; use `await graph.run(…)`"
             )
         self.loop = True
         if stack.needs_loop:  # the stack's objects belong to its own loop, so the run must execute there

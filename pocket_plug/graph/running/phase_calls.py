@@ -222,9 +222,8 @@ def _attempt_by_executor(step: Step, executor: Elsewhere) -> AsyncFunction:
         except WorkerTimeout as error:
             raise NodeTimeoutError(_timeout_message(step)) from error
 
-    return (
-        perform if step.timeout is None else attempt
-    )  # thousands may wait in it at a time, so it has one coroutine less
+    # Thousands may wait in it at a time, so without a time-out it has one coroutine less.
+    return perform if step.timeout is None else attempt
 
 
 def _timeout_message(step: Step) -> str:

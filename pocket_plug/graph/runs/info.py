@@ -219,7 +219,7 @@ def runs_table(page: RunPage) -> str:
         )
         for run in page.runs
     ]
-    return table("runs" if page.after is None else "runs, those that were begun last", columns, rows)
+    return table("runs" if page.after is None else "the newest runs", columns, rows)
 
 
 def _state(run: RunInfo) -> str:

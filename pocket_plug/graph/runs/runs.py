@@ -245,7 +245,7 @@ def _states(state: RunState | Collection[RunState] | None) -> Collection[RunStat
         return _STATES
     wanted: set[RunState] = {state} if isinstance(state, str) else set(state)
     for each in wanted - set(_STATES):
-        raise ConfigError(f"state={each!r:.80} is none of a run's: {', '.join(_STATES)}.{suggest(each, _STATES)}")
+        raise ConfigError(f"state={each!r:.80} is no state of a run: {', '.join(_STATES)}.{suggest(each, _STATES)}")
     return wanted
 
 
