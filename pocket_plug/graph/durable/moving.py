@@ -1,4 +1,4 @@
-"""Reads a run, and moves it into another state if no execution owns it.
+"""Reads a run, and moves it into another state for an operator.
 
 The record and the state are read as of one moment, and the write expects both versions. So if several change a run, one is first,
 and the others read it again.

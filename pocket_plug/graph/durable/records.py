@@ -44,7 +44,7 @@ Status = Literal["pending", "running", "waiting", "failed", "cancelled", "finish
 
 # The fields of each record. They are checked, so that a value that another program has written is not taken for a run.
 # `owner` is the token of the last write: the execution's id, a dot, and the number of its write (in older records only the id).
-# An operator's token begins with a dot, and ends with the token that was there before.
+# An operator's token begins with a dot, and ends with the last token of an execution.
 SECONDS = float | int
 """A time from a store's clock, which may have whole seconds only."""
 ITEM_FIELDS: Record = {"owner": str, "commits": int, "frames": list}

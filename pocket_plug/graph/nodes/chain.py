@@ -113,7 +113,7 @@ class Chain(Ends[I, O], Generic[I, O, M]):
         chain = as_chain(other)
         return Chain(self.first, chain.last, (*self.edges, (self.last, DEFAULT, chain.first), *chain.edges))
 
-    if not TYPE_CHECKING:  # type checkers report a left side that is no node without this
+    if not TYPE_CHECKING:  # hidden, so that type checkers report a left side that is no node
 
         def __rrshift__(self, other: Any) -> Any:
             return as_chain(other) >> self

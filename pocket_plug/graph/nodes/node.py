@@ -1,6 +1,6 @@
 """Nodes: their phases and options.
 
-A node keeps no edges and no state of a run, so one node may stand in many graphs and run many times at once.
+A node keeps no edges and no state of a run, so one node may be in many graphs and run many times at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Node(Link[I, O], Generic[I, O, R]):
       action. Its writes are committed together when it returns, or not at all; it may be called again after a conflict.
 
     `on_success(store, output)`, `on_failure(store, error)` and then `on_complete(store)` run once the outcome is known;
-    as post, each may be called again after a conflict.
+    like `post`, each may be called again after a conflict.
 
     Options are class keywords, so they never collide with a subclass's own fields:
 
@@ -121,7 +121,7 @@ class Node(Link[I, O], Generic[I, O, R]):
     def __rshift__(self, other: Any) -> Any:
         return as_chain(self) >> other
 
-    if not TYPE_CHECKING:  # type checkers report a left side that is no node without this
+    if not TYPE_CHECKING:  # hidden, so that type checkers report a left side that is no node
 
         def __rrshift__(self, other: Any) -> Any:
             return as_chain(other) >> self

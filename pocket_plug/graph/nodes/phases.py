@@ -226,7 +226,7 @@ def _own_methods(node: AnyNode) -> dict[str, Function]:
 
 
 def _phase_meant(name: str) -> str | None:
-    """The phase or hook that a name probably means: other frameworks call it so, the name contains it, or it is spelt alike."""
+    """The phase or hook that a name probably means: other frameworks use it, it contains that word, or is spelt similarly."""
     if other := _OTHER_WORDS.get(name):
         return other
     if words := set(name.split("_")).intersection(PHASES):
