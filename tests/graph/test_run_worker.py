@@ -620,7 +620,7 @@ def test_a_takeover_expects_what_was_seen(url: str) -> None:
                 if moved is None:
                     assert await execution.go(MISSING) == 2
                 else:
-                    with pytest.raises(RunBusyError, match="'another machine' has been at it"):
+                    with pytest.raises(RunBusyError, match="'another machine' has executed it"):
                         await execution.go(MISSING)
 
     asyncio.run(main())
