@@ -1,7 +1,7 @@
-"""The address of a node whose `exec` runs elsewhere, and how the far side finds the node by it.
+"""The address of a node whose `exec` runs elsewhere, and how a worker process finds the node by it.
 
-The far side has no run, no store and no Pocket: it imports a module, takes the graph or the node that has a name there, and goes
-down by the names of nodes. So one of them has to be assigned to a name at the top level of a module.
+A worker process has no run, no store and no Pocket: it imports a module, takes the graph or the node that has a name there, and
+follows the names of nodes from there. So the node, or a graph around it, must have a name at the top level of a module.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .planning.step import Step
 from .running.visit import step_of
 
 ITEM = "[]"
-"""Stands in a path for the node that the items of a fan-out go through."""
+"""In a path, the node that the items of a fan-out go through."""
 MAIN = "__main__"
 
 Around = Sequence[tuple[PlannedGraph, tuple[str, ...]]]
-"""The graphs around a step, the inmost first, each with the path from there to the step."""
+"""The graphs around a step, the innermost first, each with the path from that graph to the step."""
 
 
-# ---------------------------------------------------------------- this side
+# ---------------------------------------------------------------- in the run's process
 def check(graph: PlannedGraph, host: RunHost | None) -> None:
-    """Raise GraphError with every fault of a graph and those within it.
+    """Raise GraphError with everything that is wrong with a graph and its nested graphs.
 
-    `host` knows its executors. Without one those aren't looked at: a process that only submits runs has none of them.
+    `host` knows the executors. Without one they aren't checked: a process that only submits runs has no executors.
     """
     found = graph.plan.findings()
     if host is not None and graph.plan.is_elsewhere:
@@ -46,9 +46,9 @@ def check(graph: PlannedGraph, host: RunHost | None) -> None:
 
 
 def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:
-    """What is wrong with the nodes that have an executor, in words. Each step that needs an address gets it here."""
+    """Messages about what is wrong with the nodes that have an executor. Also sets the address of each step that needs one."""
     found: list[str] = []
-    for step, around in _elsewhere(graph, ()):
+    for step, around in _steps_with_executor(graph, ()):
         assert step.executor is not None
         try:
             executor = host.executor(step.executor)
@@ -65,13 +65,13 @@ def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:
             )
         elif step.address.module == MAIN and not (executor.maps_main and hasattr(sys.modules[MAIN], "__file__")):
             found.append(
-                f"node {step.name!r} is found in {MAIN}, what this process was started with, which the workers of its executor "
-                "can't import; move it into a module of its own"
+                f"node {step.name!r} is in {MAIN}, the script that this process was started with, which the workers of its "
+                "executor can't import; move it into a module of its own"
             )
     return found
 
 
-def _elsewhere(graph: PlannedGraph, outer: Around) -> Iterator[tuple[Step, Around]]:
+def _steps_with_executor(graph: PlannedGraph, outer: Around) -> Iterator[tuple[Step, Around]]:
     for step in graph.plan.steps.values():
         passed = step.passed
         names = (step.name,) if passed is step else (step.name, ITEM)
@@ -80,11 +80,14 @@ def _elsewhere(graph: PlannedGraph, outer: Around) -> Iterator[tuple[Step, Aroun
             yield passed, around
         inner = passed.inner_graph()
         if inner is not None and all(inner is not each for each, _ in around):
-            yield from _elsewhere(inner, around)
+            yield from _steps_with_executor(inner, around)
 
 
 def _address(step: Step, around: Around) -> Address | None:
-    """That in the inmost graph which has a name, else the node's own; in the script that was started if there is no other."""
+    """The address from the innermost graph that has a name in a module, else from the node's own name.
+
+    Names in `__main__` come last, since not every executor's workers can import it.
+    """
     found = [(partial(_has_plan, graph.plan), path, graph.version) for graph, path in around]
     found.append((partial(_is_node, step), (), 1))
     home = getattr(step.exec, "__module__", "")
@@ -96,17 +99,17 @@ def _address(step: Step, around: Around) -> Address | None:
 
 
 def _has_plan(plan: Plan, node: AnyNode) -> bool:
-    """Is it the graph of this plan, or a copy of that with another name?"""
+    """Is it the graph of this plan, or a copy of that graph with another name?"""
     return getattr(node, "plan", None) is plan
 
 
 def _is_node(step: Step, node: AnyNode) -> bool:
-    """Is it the step's, or of the same function, which a copy with other options shares with it?"""
+    """Is it the step's node, or a copy with other options, which has the same function?"""
     return node is step.node or (isinstance(node, FunctionNode) and node.functions.get("exec") is step.exec)
 
 
 def _reference(is_meant: Callable[[AnyNode], bool], modules: Iterable[str]) -> str | None:
-    """`module:name` of a global that is meant."""
+    """`module:name` of a global variable that holds the node, or the graph, that `is_meant`."""
     for module_name in modules:
         for name, value in [*getattr(sys.modules.get(module_name), "__dict__", {}).items()]:
             if issubclass(type(value), Node) and is_meant(value):
@@ -115,14 +118,14 @@ def _reference(is_meant: Callable[[AnyNode], bool], modules: Iterable[str]) -> s
 
 
 def _importable(name: str) -> str:
-    """The name by which another process imports a module: of `python -m package.module` that, not `__main__`."""
+    """The name by which another process imports a module: after `python -m package.module` not `__main__` but that name."""
     spec = getattr(sys.modules[name], "__spec__", None)
     return spec.name if name == MAIN and spec is not None else name
 
 
-# ---------------------------------------------------------------- the far side
+# ---------------------------------------------------------------- in the worker's process
 def find(reference: str, path: Sequence[str]) -> tuple[Step, int]:
-    """The step at an address, and the version of its graph. Raises ImportError or LookupError, which say what isn't there."""
+    """The step at an address, and the version of its graph. Raises ImportError or LookupError, which name what is missing."""
     module_name, _, name = reference.partition(":")
     found: Value = getattr(import_module(module_name), name, None)
     if not issubclass(type(found), Node):

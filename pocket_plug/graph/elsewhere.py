@@ -1,4 +1,4 @@
-"""Where `exec` runs if not here: what a run asks of an executor, and what of a node goes there."""
+"""The interface of executors, which run a node's `exec` elsewhere: what a run calls, and what it sends."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pocket_plug.primitives.values import Value
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where another process finds a node: `module:name` of a graph or of the node, and the names of nodes from there on."""
+    """How another process finds a node: `module:name` of a graph or of the node, and from there the names of nodes."""
 
     reference: str
     path: tuple[str, ...] = ()
     version: int = 1
-    """The graph's."""
+    """The version of that graph."""
 
     @property
     def module(self) -> str:
-        """What has to be imported."""
+        """The module to import."""
         return self.reference.partition(":")[0]
 
     def __str__(self) -> str:
@@ -28,42 +28,42 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One attempt at an `exec`: what an executor needs to have it done."""
+    """One attempt at an `exec`: what an executor needs to run it."""
 
     node: str
     """The node's name, for messages."""
     function: Any
-    """Its exec."""
+    """The node's `exec`."""
     awaits: bool
-    """Is that `async def`?"""
+    """Is `exec` `async def`?"""
     prepared: Value
-    """What it is called with."""
+    """The argument of `exec`."""
     address: Address | None = None
-    """Where another process finds the node; None where no other has to."""
+    """How another process finds the node; None if no other process has to."""
     timeout: float | None = None
-    """Seconds that it has, from the moment on that it is sent."""
+    """Seconds for the attempt, counted from the moment when it is sent."""
 
 
 class ExecElsewhere(Protocol):
-    """What a run asks of an executor: a `pocket_plug.remote.Executor`."""
+    """What a run needs of an executor; `pocket_plug.remote.Executor` provides it."""
 
     @property
     def in_process(self) -> bool:
-        """Does it run `exec` in this process? Then nothing needs an address, or has to be encoded."""
+        """Does it run `exec` in this process? Then nodes need no address, and values are not encoded."""
         ...
 
     @property
     def maps_main(self) -> bool:
-        """Do its workers know the script that this process was started with, as their `__main__`?"""
+        """Can its workers import the script that this process was started with, which is `__main__` here?"""
         ...
 
     @property
     def room(self) -> int:
-        """How many items of a fan-out it takes at a time."""
+        """How many items of a fan-out it runs at a time."""
         ...
 
     async def perform(self, work: Work, /) -> Value:
-        """Have `exec` done; give what it gives, raise what it raises. Raises WorkerTimeout where that takes too long."""
+        """Run `exec`: return what it returns, raise what it raises. Raises WorkerTimeout if it takes longer than the time-out."""
         ...
 
 

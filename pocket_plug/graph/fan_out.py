@@ -1,4 +1,4 @@
-"""Many items through one node, at once: a graph of nothing but an `each`."""
+"""Takes many items through one node concurrently: a graph whose only node is an `each`."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ async def fan_out(
     store: StoreScope | SyncScope | None = None,
     run_id: str | None = None,
 ) -> Value:
-    """Take every item through `node`, as a run of its own: `await fan_out(fetch, urls, concurrency=5)`.
+    """Take every item through `node`, in a run of its own: `await fan_out(fetch, urls, concurrency=5)`. Returns their outputs.
 
-    With a `run_id` it is a durable one: what is finished is not done again after a crash.
+    The options are those of `each`. With a `run_id` the run is durable: after a crash, finished items are not done again.
     """
     everything: Any = each(node, concurrency=concurrency, errors=errors, executor=executor)
     return await Graph(everything, store=store, name=options_of(everything).name).run(items, run_id=run_id)

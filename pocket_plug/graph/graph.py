@@ -46,14 +46,14 @@ class Graph(Drawn, Node[I, O]):
     >>> Graph(shout, name="demo").run_sync("hello")
     'HELLO'
 
-    - `store`: the store of its nodes. Without one it is the outer graph's store, or else the `[store]` of the Pocket's
-      configuration, or else one of its own in memory. `scope` selects a scope of it.
+    - `store`: the store of its nodes. Without one: the outer graph's store, or else the `[store]` of the Pocket's
+      configuration, or else a new store in memory. `scope` selects a scope of it.
     - `max_steps`: how many nodes a run may enter, those of nested graphs included; `max_depth`: how deep graphs may nest.
-    - `clean_up_grace`: how many seconds a hook such as `on_complete` may go on after the run was cancelled.
+    - `clean_up_grace`: how many seconds a hook such as `on_complete` may still take after the run was cancelled.
     - `timeout`: how long a whole run may take; for a durable run from its start, waits included. After that it fails with
       RunTimeoutError. The timeout of a nested graph is ignored.
     - `keep_finished`: how long the records of a finished durable run are kept at least, even if a client's clock is wrong;
-      without it until they are removed. After that, a run with the same id begins from the start.
+      without it until they are removed. Once they are removed, a run with the same id begins from the start.
     - `version` and `upgrade`: for durable runs of older versions of this graph. `upgrade={1: fn}` has a function for each
       older version, which takes the `RunPosition` of such a run and returns its position in the next version.
 
@@ -62,7 +62,7 @@ class Graph(Drawn, Node[I, O]):
 
     _takes = frozenset({"name", "trace"})
 
-    # A branch may lead back into the first chain. Else its end is one more output of the graph.
+    # A branch may lead back into the first chain. If it doesn't, its last output is one more output of the graph.
     @overload
     def __init__(self, main: Chain[I, O, T], /, *more: Ends[Any, T], **options: Unpack[GraphOptions]) -> None: ...
     @overload
@@ -108,7 +108,7 @@ class Graph(Drawn, Node[I, O]):
 
     @property
     def name(self) -> str:
-        """What traces, errors and drawings call it."""
+        """The graph's name in traces, errors and drawings."""
         return self._options.name
 
     def __repr__(self) -> str:
@@ -126,18 +126,18 @@ class Graph(Drawn, Node[I, O]):
         store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
     ) -> O:
-        """Run it from the first node to the last and give what that left with.
+        """Run the graph from its first node to the last, and return the output of the last one.
 
-        A run is driven in a context of its own, in the caller's task. `pocket` brings the plugins that watch it; without one
-        the process's default is used. Raises what a node raises, GraphError, RouteError, InputError, StepLimitError.
+        The run executes in the caller's task, in a context of its own. `pocket` has the plugins that observe it; by default the
+        process's default Pocket. Raises what a node raises, GraphError, RouteError, InputError, StepLimitError.
 
-        With a `run_id` the run is durable: the same line starts it, goes on with it after a crash, or gives the result that
-        it had. The store must survive the process, or it is a ConfigError. Raises RunSuspendedError where it has to wait for an
-        answer, RunFencedError where another execution has taken it over, RunMismatchError where the id is another input's or
-        graph's, and RunChangedError where the graph is no longer what it was, unless `allow_changed`.
+        With a `run_id` the run is durable: the same line starts it, resumes it after a crash, or returns its result if it has
+        finished. Raises ConfigError if the store is not persistent, RunSuspendedError if the run has to wait for an answer or a
+        time, RunFencedError if another execution has taken it over, RunMismatchError if the run with this id has another input
+        or graph, and RunChangedError if the graph has changed and `allow_changed` isn't given.
 
-        `traceparent` is a W3C trace context, or what `pocket_plug.propagation.inject` gave elsewhere: its trace goes on.
-        `store` is where a graph without a store of its own reads and writes, else as if it had been made with that.
+        `traceparent` is a W3C trace context, or what `pocket_plug.propagation.inject` returned elsewhere: its trace continues.
+        `store` is the store of this run, for a graph that was made without one.
         """
         request = _request(run_id, MISSING, allow_changed, takeover)
         execution = self._execution(input, pocket, request, store, traceparent, loop=True, threads=True)
@@ -165,7 +165,7 @@ class Graph(Drawn, Node[I, O]):
         `Suspended` if the run waits for an answer or a time. Any error that `run` would raise is raised by the loop,
         after all events before it.
 
-        Leaving the loop cancels the run. `async with graph.stream(order) as events:` also waits for its end.
+        Leaving the loop cancels the run. `async with graph.stream(order) as events:` also waits until the run has ended.
         """
         from .following.feed import Feed
         from .following.streaming import RunStream, StreamHost
@@ -200,8 +200,8 @@ class Graph(Drawn, Node[I, O]):
     ) -> O:
         """Resume a durable run without its input, or answer the question that it waits for.
 
-        `question` is the question's id, or the Ask, which lets type checkers check the answer. As `run`; raises
-        UnknownRunError if there is no run with that id, and InputError for an answer of another type.
+        `question` is the question's id, or the Ask, which lets type checkers check the answer. The other options are those of
+        `run`. Raises UnknownRunError if there is no run with that id, InputError for an answer of another type, else as `run`.
         """
         request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, store, traceparent, loop=True, threads=True)
@@ -221,10 +221,10 @@ class Graph(Drawn, Node[I, O]):
         store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
     ) -> O:
-        """`run` for callers without `await`; `def exec` runs in place here, and `each` one item after the other.
+        """`run` for callers without `await`: `def exec` runs in the caller's thread, and `each` takes one item after the other.
 
-        Where every phase is `def` no event loop is needed. Else one is made, which raises SyncError where one runs. Over a
-        store that is bound to an event loop it is `run` on that loop.
+        If every phase is `def`, no event loop is needed. Otherwise a new one is started; raises SyncError if one already runs
+        in this thread. With a store that is bound to an event loop, the run executes on that loop.
         """
         request = _request(run_id, MISSING, allow_changed, takeover)
         execution = self._execution(input, pocket, request, store, traceparent, loop=False, threads=False)
@@ -303,9 +303,9 @@ class Graph(Drawn, Node[I, O]):
     async def check_runs(
         self, *, pocket: RunHost | None = None, store: StoreScope | SyncScope | None = None
     ) -> list[RunCheck]:
-        """Which of its open durable runs can go on in it as it is now; none is executed, and nothing is written.
+        """Check which open durable runs of this graph can resume in its current form. None is executed, nothing is written.
 
-        Functions given as `upgrade` are called. Raises ConfigError where its store can't keep durable runs.
+        Functions given as `upgrade` are called. Raises ConfigError if its store can't keep durable runs.
         """
         from .durable import check_runs
 
@@ -325,8 +325,9 @@ class Graph(Drawn, Node[I, O]):
         return place[0].run(check_runs(self, place))
 
     def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> tuple[Stack, str]:
-        """Where it reads and writes when it is run by itself, over `store` if it is given one. Raises ConfigError for what
-        is no store, and where it has one of its own already.
+        """The stack and the key prefix of the graph when it is not nested, with `store` if that is given.
+
+        Raises ConfigError if that isn't a store, or if the graph was made with one.
         """
         if store is not None and self._store is not None:
             raise ConfigError(f"graph {self.name!r} has a store of its own; leave out store=, or make it without one")
@@ -350,7 +351,7 @@ class Graph(Drawn, Node[I, O]):
         threads: bool,
     ) -> Execution:
         pocket = pocket or default_host()
-        if self._validated is not self._options:  # a copy may have others
+        if self._validated is not self._options:  # a copy may have other options
             self.validate(pocket=pocket)
         place = self.own_place(pocket, store)
         if request is not None:
@@ -364,26 +365,27 @@ class Graph(Drawn, Node[I, O]):
         return execution
 
     def place(self, outer: View) -> tuple[Stack, str]:
-        """Where its nodes read and write, given the outer graph's store."""
+        """The stack and the key prefix of its nodes, given the outer graph's store."""
         view = self._store if self._store is not None else outer
         return (view if self._scope is None else view.scope(self._scope)).place
 
     def validate(self, *, pocket: RunHost | None = None) -> None:
-        """Raise GraphError with everything that is wrong with the graph and its nested graphs; the first run does it too.
+        """Raise GraphError with everything that is wrong with the graph and its nested graphs; the first run does this too.
 
-        `pocket` is the one that knows the executors of its nodes; by default the process's.
+        `pocket` knows the executors of its nodes; by default the process's default Pocket.
         """
         check(self, (pocket or default_host()) if self.plan.is_elsewhere else None)
         self._validated = self._options if validation.is_kept else None
 
     def replace(self, /, **nodes: AnyNode) -> Self:
-        """A copy of this graph with other nodes in the place of those of these names; this one stays as it is.
+        """A copy of this graph in which the nodes with these names are replaced; this graph stays as it is.
 
-        For tests, mostly: a fake takes the name, and so the edges, of what it stands for. The item's node of an `each` may be
-        replaced too; one of a nested graph is replaced in that: `shop.replace(payment=payment.replace(charge=fake))`.
+        It is mostly for tests: a fake gets the name and the edges of the node that it replaces. The node that an `each` takes
+        its items through can be replaced too. For a node of a nested graph, replace the nested graph:
+        `shop.replace(payment=payment.replace(charge=fake))`.
 
-        Raises GraphError where there is no such node, where several have the name, or where a type doesn't fit: the new node must
-        take what the old one takes, and give what that gives.
+        Raises GraphError if there is no such node, if several nodes have the name, or if a type doesn't fit: the new node must
+        accept every input of the old one, and return a type that the old one may return.
 
         >>> from pocket_plug import node
         >>> @node
@@ -406,7 +408,7 @@ class Graph(Drawn, Node[I, O]):
 def _request(
     run_id: str | None, answer: object, allow_changed: bool, takeover: bool, question: object = None
 ) -> Request | None:
-    """What is asked of a durable run; its module is not loaded for others."""
+    """The request for a durable run, or None for another run: that doesn't load the modules of durable runs."""
     if run_id is None and not allow_changed and not takeover:
         return None
     from .durable import Request

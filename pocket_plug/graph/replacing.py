@@ -1,4 +1,4 @@
-"""Other nodes in the place of some of a graph's, of types that fit: what `Graph.replace` does to its chains."""
+"""Replaces nodes in a graph's chains, for `Graph.replace`, and checks that the types of the new nodes fit."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from .running.visit import step_of
 
 
 def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode]) -> tuple[tuple[AnyChain, ...], Plan]:
-    """The chains and the plan with these nodes, each under the name of the one whose place it takes.
+    """The chains and the plan with these new nodes, each under the name of the node that it replaces.
 
-    Raises GraphError with every fault.
+    Raises GraphError with everything that is wrong.
     """
     steps: dict[str, Step] = {}
     twice: set[str] = set()
-    for step in (
-        *(step.passed for step in plan.steps.values()),
-        *plan.steps.values(),
-    ):  # what an `each` takes items through, too
+    # The node that an `each` takes its items through can be replaced, too.
+    for step in (*(step.passed for step in plan.steps.values()), *plan.steps.values()):
         if steps.setdefault(step.name, step).node is not step.node:
             twice.add(step.name)
     found: list[str] = []
     nodes: dict[int, AnyNode] = {}
     for name, other in given.items():
         if as_chain(other).edges:
-            raise TypeError(f"{name!r} is one node; make a graph of the chain that takes its place: Graph(a >> b)")
+            raise TypeError(
+                f"{name!r} is one node, so a chain can't replace it; make a graph of the chain: Graph(a >> b)"
+            )
         if name not in steps:
             found.append(f"there is no node {name!r}; there is: {', '.join(steps)}.{_meant(name, steps)}")
             continue
         if name in twice:
             found.append(
-                f"several nodes are called {name!r}, one of them an item's; name them apart by with_options(name=…)"
+                f"several nodes are called {name!r}, one of them for the items of an each; rename one by with_options(name=…)"
             )
             continue
         found += _misfits(steps[name], other)
@@ -66,10 +66,10 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
 
 
 def _meant(name: str, steps: Mapping[str, Step]) -> str:
-    """What may have been meant: a node of a nested graph, or one that is called nearly so."""
+    """A hint for an unknown name: the nested graph that has such a node, or a node with a similar name."""
     for outer, step in steps.items():
         if (inner := step.inner_shape()) is not None and name in inner.nodes:
-            return f" It is a node of the nested graph {outer!r}, to be replaced in that: {outer}={outer}.replace({name}=…)"
+            return f" The nested graph {outer!r} has that node; replace it there: {outer}={outer}.replace({name}=…)"
     return suggest(name, steps)
 
 
@@ -80,18 +80,22 @@ def _each_of(each: AnyNode, item: AnyNode) -> AnyNode:
 
 
 def _misfits(step: Step, other: AnyNode) -> list[str]:
-    """Where another node takes less than the one of the step, or gives what that doesn't, in words that name both."""
+    """Messages about types that don't fit: the new node refuses inputs of the old one, or returns what that doesn't."""
     new = step_of(other)
     names = f"{step.name!r} ({step.title}) by {options_of(other).name!r} ({new.title})"
     found: list[str] = []
     if not fits(step.input_type, new.input_type):
-        found.append(f"{names}: the one takes {type_name(step.input_type)}, the other {type_name(new.input_type)}")
+        found.append(
+            f"{names}: the old one takes {type_name(step.input_type)}, the new one {type_name(new.input_type)}"
+        )
     if not fits(new.output_type, step.output_type):
-        found.append(f"{names}: the one returns {type_name(step.output_type)}, the other {type_name(new.output_type)}")
+        found.append(
+            f"{names}: the old one returns {type_name(step.output_type)}, the new one {type_name(new.output_type)}"
+        )
     known = declared_actions(step.node)
     for action, carried in declared_actions(other).items():
         if not fits(carried, known.get(action, Any)):
             found.append(
-                f"{names}: by {action!r} the one carries {type_name(known[action])}, the other {type_name(carried)}"
+                f"{names}: by {action!r} the old one returns {type_name(known[action])}, the new one {type_name(carried)}"
             )
     return found

@@ -1,4 +1,4 @@
-"""Which ended runs are removed, as configurations and callers say it. It loads nothing of durable runs."""
+"""Which ended runs are removed, as options of configurations and callers. It doesn't load the modules of durable runs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from pocket_plug.primitives.redaction import summary
 
 Prunable = Literal["finished", "cancelled", "failed"]
 PRUNABLE: tuple[Prunable, ...] = get_args(Prunable)
-"""The states of runs that may be pruned. A failed one can still be retried, so it goes only where that is said."""
+"""The states of runs that may be pruned. A failed run can still be retried, so it is removed only if the caller says "failed"."""
 BY_DEFAULT: tuple[Prunable, ...] = ("finished", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Which runs are removed: those of these states that ended `older` seconds ago, but the last `keep` of each graph and state.
+    """Which runs are removed: those in these states that ended `older` seconds ago or earlier, except the newest `keep` of each
+    graph and state.
 
-    The last are those that were begun last. None stands for no such limit, and one limit is given at least.
+    The newest are those that began last. None means no such limit; at least one limit is given.
     """
 
     older: float | None = None
@@ -38,7 +39,7 @@ class Retention:
         graph: str | None = None,
         where: str = "",
     ) -> Retention:
-        """Check what somebody has written. Raises ConfigError, which begins with `where` that is.
+        """Check options as users write them. Raises ConfigError; its message begins with `where`, the options' place.
 
         >>> Retention.of(older="30d", keep=100)
         Retention(older=2592000.0, keep=100, states=('finished', 'cancelled'), graph=None)

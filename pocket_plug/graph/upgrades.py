@@ -1,4 +1,4 @@
-"""What becomes of durable runs that an older version of their graph has begun: a function moves each to where it goes on."""
+"""Upgrades of durable runs that an older version of their graph has begun: a function returns the position to resume at."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pocket_plug.primitives.values import Value
 
 @dataclass(frozen=True, kw_only=True)
 class RunPosition:
-    """Where a durable run stands, as an upgrade of its graph is given it; it gives another one, made by `renamed` or `replace`.
+    """The position of a durable run. An upgrade gets it, and returns another one, made by `renamed` or `replace`.
 
     >>> from dataclasses import replace
     >>> position = RunPosition(run_id="order-17", path=("charge",), value=5)
@@ -23,26 +23,26 @@ class RunPosition:
 
     run_id: str
     path: tuple[str, ...]
-    """The node that comes next: the nodes that it is nested in, from the outermost graph's, and its own name. Of an item it
+    """The node that comes next: the names of the nodes that contain it, the outermost first, and its own name. For an item it
     begins with the node that items go through."""
     value: Value
-    """Its input; where `left_by` is given, what was left with."""
+    """The input of that node; if `left_by` is given, the output."""
     left_by: str | None = None
-    """The action by which the graph that `path` leads to has been left, or, of a path that is empty, the run or the item."""
+    """The action by which the run has left the graph at `path`; with an empty path, by which the run, or the item, has ended."""
     hooks: str | None = None
-    """The node of the innermost graph whose `on_success` and `on_complete` have still to be called."""
+    """The node of the innermost graph whose `on_success` and `on_complete` are still to be called."""
     visits: tuple[Mapping[str, int], ...] = ()
-    """How often each node has been visited, for each graph from the outermost in: it numbers visits in `idempotency_key()`."""
+    """How often each node was visited: a mapping for each graph, the outermost first. `idempotency_key()` contains the number."""
     waits: bool = False
     """Does it wait for an answer, or for a time?"""
     items: Mapping[int, RunPosition] = field(default_factory=dict[int, "RunPosition"])
-    """Of a fan-out under way, the items that have been begun, by position."""
+    """At a fan-out, the items that have begun, by position."""
 
     def renamed(self, old: str | Sequence[str], new: str) -> RunPosition:
-        """The same place, where a node is called otherwise now, for the run's items too.
+        """The same position after a node was renamed; items are changed as well.
 
-        `old` is a node of the outermost graph, or the path of one within: `renamed(("review", "approve"), "sign")`. In a
-        fan-out that is the fan-out, the node that items go through, and the node in that.
+        `old` is a node of the outermost graph, or the path of a nested one: `renamed(("review", "approve"), "sign")`. In a
+        fan-out the path is the fan-out, the node that items go through, and the node in that.
         """
         return self._renamed((old,) if isinstance(old, str) else tuple(old), new)
 
@@ -71,11 +71,11 @@ class RunPosition:
 
 
 Upgrade = Callable[[RunPosition], RunPosition]
-"""Makes of where a run stands in one version of its graph where it stands in the next."""
+"""Takes a run's position in one version of its graph, and returns its position in the next version."""
 
 
 def check_upgrade(given: object, version: int, graph: str) -> Mapping[int, Upgrade]:
-    """What was given as `upgrade`. Raises ConfigError unless it has functions for versions before that of the graph."""
+    """Check the option `upgrade`, and return it. Raises ConfigError unless it maps older versions of the graph to functions."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -83,11 +83,11 @@ def check_upgrade(given: object, version: int, graph: str) -> Mapping[int, Upgra
     for step, function in cast("Mapping[object, object]", given).items():
         if not isinstance(step, int) or not 1 <= step < version:
             raise ConfigError(
-                f"graph {graph!r}: upgrade has {found(step)}; it is from versions below {version}, which is the "
+                f"graph {graph!r}: upgrade has the key {found(step)}; its keys must be versions below {version}, which is the "
                 "graph's (version=…)"
             )
         if not callable(function):
             raise ConfigError(
-                f"graph {graph!r}: upgrade from {step} can't be {found(function)}; give a function of a RunPosition"
+                f"graph {graph!r}: upgrade from {step} can't be {found(function)}; give a function that takes a RunPosition"
             )
     return cast("Mapping[int, Upgrade]", dict(cast("Mapping[int, Upgrade]", given)))

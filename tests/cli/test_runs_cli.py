@@ -379,7 +379,7 @@ def test_an_answer_to_no_question(here: Any) -> None:
     """A run that isn't suspended, with its state and the way out, and one that isn't there, are refused."""
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     assert (
-        "RunMismatchError: run 'order' can't take the answer: no question is open; it has failed, and is tried again by "
+        "RunMismatchError: run 'order' can't take the answer: no question is open; it has failed; try it again by "
         "resume(run_id), Runs.retry or `pocket-plug runs retry`\n"
         in elsewhere("runs", "answer", "shop.py", "order", "-1").err
     )
@@ -733,7 +733,7 @@ def test_a_run_whose_process_was_killed_is_stalled_at_once(here: Any) -> None:
             assert (run["state"], run["owner"]["pid"]) == ("running", process.pid)
             assert f"pid {process.pid} on " in here("runs", "ls").out
             refused = here("runs", "retry", "r")
-            assert "RunStateError: run 'r' can't be tried again: an execution is at it" in refused.err
+            assert "RunStateError: run 'r' can't be tried again: it is being executed" in refused.err
         finally:
             process.kill()
     assert [each["state"] for each in here("runs", "ls", "--json").json] == ["stalled"]

@@ -170,7 +170,7 @@ def test_a_phase_that_is_no_function_is_a_finding() -> None:
 def test_an_action_without_brackets_is_a_finding() -> None:
     """`declined = Action[str]` is a class: called, it would make an Action, and the node leave by "default"."""
     (found,) = findings(a_node("exec(self, n)", declined=Action[str]))
-    assert found == "Charge.declined is the class Action, not one of them; write declined = Action[str]()"
+    assert found == "Charge.declined is the class Action, not an instance; write declined = Action[str]()"
     assert findings(a_node("exec(self, n)", declined=Action))[0].endswith("write declined = Action()")
 
 
@@ -197,9 +197,9 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "a class before a chain": (lambda: Charge >> (plus >> charge), "make an instance of it"),
     "a function before >>": (lambda: bare >> plus, "put @node before the function"),
     "a function behind >>": (lambda: plus >> bare, "put @node before the function"),
-    "an action of the class": (lambda: Charge.declined >> plus, "take that of an instance"),
-    "a way out behind >>": (lambda: plus >> charge.declined, "it stands at the left of >>"),
-    "a list": (lambda: Graph([plus, charge]), "chains are arguments of their own"),
+    "an action of the class": (lambda: Charge.declined >> plus, "use that of an instance"),
+    "a way out behind >>": (lambda: plus >> charge.declined, "belongs on the left of >>"),
+    "a list": (lambda: Graph([plus, charge]), "give each chain as an argument of its own"),
     "an action by its type": (lambda: Action(str), r"Action\[str\]\(\)"),
     "a way out for an action": (lambda: charge.on(charge.declined), "an action is a name or an Action"),
     "an action without a name": (lambda: charge.on(""), "an action is a name or an Action"),
@@ -320,4 +320,4 @@ def test_a_fallback_without_an_exec_is_a_finding() -> None:
         def post(self, store: SyncWriter, number: int, prepared: int, result: int) -> int:
             raise ValueError(number)
 
-    assert findings(Saved()) == ("node 'saved' has a fallback, but no exec that it would answer for",)
+    assert findings(Saved()) == ("node 'saved' has a fallback, but no exec that could fail",)

@@ -893,7 +893,7 @@ def test_what_is_not_known_is_an_error_that_says_so(tmp_path: Path, answer: Exce
             graph = Graph(Ticket() >> show, store=store, name="g")
             if looks == 3:
                 with pytest.raises(
-                    OutcomeUnknownError, match=r"run 'r': whether what 'ticket#1' has written .*resume\('r'\)"
+                    OutcomeUnknownError, match=r"run 'r': whether the write of 'ticket#1' .*resume\('r'\)"
                 ):
                     await graph.run(1, run_id="r")
             assert await graph.run(1, run_id="r") == "ticket 1"
@@ -983,7 +983,7 @@ def test_an_item_that_can_not_be_stored_ends_the_execution(tmp_path: Path, resul
     async def main() -> None:
         async with stored(tmp_path) as store:
             graph = Graph(each(Odd(), concurrency=1, errors="collect"), store=store, name="g")
-            with pytest.raises(UnregisteredTypeError, match="node 'odd' left with"):
+            with pytest.raises(UnregisteredTypeError, match="the output of node 'odd'"):
                 await graph.run([0, 1], run_id="r")
             assert await store.get("done") == [0]
             results[:] = ["mended"]

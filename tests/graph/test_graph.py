@@ -275,7 +275,7 @@ def test_a_node_without_phases_between_different_types_is_a_finding() -> None:
         pass
 
     (found,) = findings(Graph(Idle()))
-    assert found == "node 'idle' overrides no phase, so it can't make str of int"
+    assert found == "node 'idle' overrides no phase, so it can't turn int into str"
     assert Graph(Pass()).run_sync(3) == 3
 
 
@@ -377,7 +377,7 @@ def test_an_ask_without_an_edge_for_its_action_is_a_finding() -> None:
     (found,) = findings(Graph(ask >> str_of))
     assert found == "node 'ask' declares the action 'too_late', which leads nowhere; add node.on('too_late') >> other"
     (found,) = findings(Graph(each(ask)))
-    assert found.endswith("an item's way is a graph: each(Graph(…))")
+    assert found.endswith("give a graph: each(Graph(…))")
     (found,) = findings(Graph(ask >> str_of, ask.on("too_late") >> text_of))
     assert found == "node 'ask' leaves by 'too_late' with int, but 'text_of' takes str"
     Graph(ask >> str_of, ask.on("too_late") >> plus).validate()

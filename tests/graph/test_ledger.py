@@ -47,7 +47,7 @@ class Notebook:
     def stand_at(self, step: Step) -> None:
         self.note(f"at {step.name}")
 
-    def tell_resumed(self, run: Running, call: NodeCall) -> None:
+    def report_resumed(self, run: Running, call: NodeCall) -> None:
         pass  # said where somebody watches, as logging does under pytest
 
     async def commit(self, run: Running, step: Step, target: Step | None, output: Any, commit: Commit | None) -> None:
@@ -61,7 +61,7 @@ class Notebook:
     async def end(self, run: Running) -> None:
         self.note("end")
 
-    def let_go(self) -> None:
+    def unregister(self) -> None:
         pass
 
     async def close(self) -> None:

@@ -378,7 +378,7 @@ def test_a_function_that_does_not_say_fails_the_node(on: Any, says: str) -> None
             return 0
 
     with pytest.raises(
-        PhaseError, match=f"Retry: on, asked about ValueError, {says}; it must return True or False"
+        PhaseError, match=f"Retry: on, called with ValueError, {says}; it must return True or False"
     ) as raised:
         Graph(Fails()).run_sync(1)
     assert "the first" in "".join(traceback.format_exception(raised.value))

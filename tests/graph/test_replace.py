@@ -153,9 +153,12 @@ def test_a_copy_has_a_store_of_its_own():
 @pytest.mark.parametrize(
     ("fake", "said"),
     [
-        ("takes", "'charge' (Charge) by 'takes' (takes): the one takes int, the other str"),
-        ("gives", "'charge' (Charge) by 'gives' (gives): the one returns str, the other int"),
-        ("carries", "'charge' (Charge) by 'carries' (Carries): by 'declined' the one carries str, the other int"),
+        ("takes", "'charge' (Charge) by 'takes' (takes): the old one takes int, the new one str"),
+        ("gives", "'charge' (Charge) by 'gives' (gives): the old one returns str, the new one int"),
+        (
+            "carries",
+            "'charge' (Charge) by 'carries' (Carries): by 'declined' the old one returns str, the new one int",
+        ),
     ],
 )
 def test_types_that_do_not_fit_are_refused(fake, said):
@@ -224,7 +227,9 @@ def test_a_node_of_a_nested_graph_is_refused_with_the_way_to_it():
     """Also where it is what the items of an `each` go through."""
     inner = Graph(note, name="inner")
     for outer in (Graph(inner, name="outer"), Graph(each(inner), name="outer")):
-        with pytest.raises(GraphError, match=r"no node 'note'.* nested graph '(\w+)', .*: \1=\1.replace\(note=…\)"):
+        with pytest.raises(
+            GraphError, match=r"no node 'note'.* nested graph '(\w+)' has that node; .*: \1=\1.replace\(note=…\)"
+        ):
             outer.replace(note=note)
 
 

@@ -112,7 +112,7 @@ def test_a_renamed_node() -> None:
             with pytest.raises(Stumble):
                 await after.run(1, run_id="r")
             broken.clear()
-            with pytest.raises(RunChangedError, match="one of version 2 of graph 'graph', and this is version 1"):
+            with pytest.raises(RunChangedError, match="belongs to version 2 of graph 'graph', and this is version 1"):
                 await former.resume("r")
             assert [check.verdict for check in await after.check_runs()] == ["unchanged"]
             assert await after.resume("r") == 1
@@ -267,7 +267,7 @@ def test_an_answer_that_was_given_before() -> None:
                 await before.resume("r", answer=True)
             options: Any = {"store": store, "version": 2, "upgrade": {1: lambda run: run.renamed("sure", "really")}}
             other = Graph(Ask(str, question="Really?", name="really") >> use, **options)
-            with pytest.raises(RunChangedError, match="the answer that it has been given is not the str that 'really'"):
+            with pytest.raises(RunChangedError, match="its answer is not the str that 'really'"):
                 await other.resume("r")
             with pytest.raises(RunChangedError, match="has been given an answer at 'really', where nothing asks"):
                 await Graph(step("really") >> use, **options).resume("r")
@@ -492,7 +492,7 @@ def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
         "is at node 'b', which doesn't exist there": lambda position: position,
         "is at node 'nowhere', which doesn't exist there": lambda position: replace(position, path=("nowhere",)),
         "is inside 'a', which is no graph but a node": lambda position: replace(position, path=("a", "b2")),
-        "is at node 'b2' with str, which takes int": lambda position: replace(renamed(position), value="x"),
+        "is at node 'b2' with str, but the node takes int": lambda position: replace(renamed(position), value="x"),
         "leaves '' by 'x', for which there is no edge": lambda position: replace(position, path=(), left_by="x"),
         "is not registered": lambda position: replace(renamed(position), value=Unknown()),
     }
@@ -537,8 +537,8 @@ def test_a_version_that_nothing_upgrades() -> None:
     [
         ({"version": 0}, "version can't be 0"),
         ({"version": "2"}, r"version can't be str\[1\]; give"),
-        ({"upgrade": {1: renamed}}, "upgrade has 1; it is from versions below 1"),
-        ({"version": 2, "upgrade": {"1": renamed}}, r"upgrade has str\[1\]"),
+        ({"upgrade": {1: renamed}}, "upgrade has the key 1; its keys must be versions below 1"),
+        ({"version": 2, "upgrade": {"1": renamed}}, r"upgrade has the key str\[1\]"),
         ({"version": 2, "upgrade": {1: "renamed"}}, r"upgrade from 1 can't be str\[7\]; give a function"),
         ({"version": 2, "upgrade": [renamed]}, r"upgrade can't be list\[1\]; give a dict"),
     ],

@@ -620,7 +620,7 @@ def test_a_takeover_expects_what_was_seen(url: str) -> None:
                 if moved is None:
                     assert await execution.go(MISSING) == 2
                 else:
-                    with pytest.raises(RunBusyError, match="'another machine' has been at it"):
+                    with pytest.raises(RunBusyError, match="'another machine' has executed it"):
                         await execution.go(MISSING)
 
     asyncio.run(main())
@@ -852,7 +852,7 @@ def test_a_damaged_record_stops_no_worker(url: str) -> None:
 @pytest.mark.parametrize(
     ("graphs", "why"),
     [
-        ([], "needs a graph"),
+        ([], "needs at least one graph"),
         ([double], "not of"),
         ([graph, Graph(double, name="doubling")], "two of the graphs for this worker are called 'doubling'"),
     ],

@@ -242,7 +242,7 @@ def test_what_can_not_be_meant_is_refused(tmp_path: Path) -> None:
         async with stored(tmp_path) as store:
             runs = Runs(store)
             wrong: Any = "runing"
-            with pytest.raises(ConfigError, match=r"'runing' is none of a run's: .* Did you mean 'running'"):
+            with pytest.raises(ConfigError, match=r"'runing' is no state of a run: .* Did you mean 'running'"):
                 await runs.list(state=wrong)
             with pytest.raises(ConfigError, match="limit=0"):
                 await runs.list(limit=0)

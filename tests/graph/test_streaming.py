@@ -1186,4 +1186,4 @@ def test_nothing_of_a_stream_is_left() -> None:
         with suppress(KeyError, TimeoutError, ValueError):
             asyncio.run(leave(pp.Graph(work >> fail if way == "fails" else work >> sync_work), way))
     assert len(left()) == before
-    assert streaming._going == set()
+    assert streaming._tasks == set()

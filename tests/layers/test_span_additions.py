@@ -119,12 +119,12 @@ def test_what_is_declared_is_capped() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"pocket_plug.node.name": "x"}, "an attribute's name is a text, not begun by 'pocket_plug.'"),
+        ({"pocket_plug.node.name": "x"}, "an attribute's name is a text that doesn't begin with 'pocket_plug.'"),
         ({"": "x"}, "an attribute's name is a text"),
         ({7: "x"}, "an attribute's name is a text"),
         ({"team": None}, "an attribute is a str, a bool, an int or a float"),
         ({"team": ["secret"]}, "an attribute is a str, a bool, an int or a float"),
-        ({"team": 2**63}, "needs more than OTLP's 64 bits"),
+        ({"team": 2**63}, "doesn't fit into OTLP's 64 bits"),
         (["team"], "it is True, False, or a mapping of attributes"),
     ],
 )

@@ -341,7 +341,7 @@ def _given_up() -> Iterator[None]:
 
 @fault("only the first item that hears of it is cancelled")
 def _heard_once() -> Iterator[None]:
-    land = RunLedger._land
+    land = RunLedger._store_commit
 
     async def deaf(self: RunLedger, *arguments: Any) -> int:
         try:
@@ -353,7 +353,7 @@ def _heard_once() -> Iterator[None]:
         finally:
             self.journal.was_told = self.journal.is_cancelled  # type: ignore[attr-defined]
 
-    with mock.patch.object(RunLedger, "_land", deaf):
+    with mock.patch.object(RunLedger, "_store_commit", deaf):
         yield
 
 
@@ -462,14 +462,14 @@ def _no_look_in_threads() -> Iterator[None]:
 
 @fault("a run in a thread is cancelled, and nobody there looks")
 def _deaf_in_threads() -> Iterator[None]:
-    take_word = Journal.take_word
+    read_request = Journal.read_request
 
     def deaf(self: Journal, entry: Any) -> bool:
         was = self.is_cancelled
-        news = take_word(self, entry)
+        news = read_request(self, entry)
         if not has_loop():
             self.is_cancelled = was
         return news and has_loop()
 
-    with mock.patch.object(Journal, "take_word", deaf):
+    with mock.patch.object(Journal, "read_request", deaf):
         yield

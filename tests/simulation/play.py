@@ -59,7 +59,7 @@ def determined() -> Iterator[None]:
         mock.patch.object(waiting, "threading", SimpleNamespace(Lock=Lock)),
         mock.patch.object(waiting, "time", SimpleNamespace(sleep=_sleep)),
         mock.patch.object(waiting, "_going", set()),  # what a kill has left half done never leaves them
-        mock.patch.object(streaming, "_going", set()),
+        mock.patch.object(streaming, "_tasks", set()),
         mock.patch.object(contention, "threading", SimpleNamespace(Event=Flag)),
     ):
         context.run_ids.renew()

@@ -1,1 +1,1 @@
-"""A graph as a picture or as text. It is imported when somebody asks for one."""
+"""A graph as a picture or as text. These modules are imported when one is requested."""

@@ -1,4 +1,4 @@
-"""What a graph can be drawn as. What draws it is imported when somebody asks."""
+"""The drawings of a graph. The modules that draw are imported when a drawing is requested."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pocket_plug.graph.planning.plan import Plan
 
 
 class Drawn:
-    """The drawings of a graph, by its plan."""
+    """The methods of a graph that draw it."""
 
     plan: Plan
 
@@ -17,13 +17,13 @@ class Drawn:
         return flow_chart(self.plan)
 
     def svg(self) -> str:
-        """The graph as a picture: the text of an SVG file, which needs nothing else and has a light and a dark ground."""
+        """The graph as a picture: the text of an SVG file, which needs no other files and has a light and a dark background."""
         from .picture import picture
 
         return picture(self.plan, alone=True)
 
     def _repr_html_(self) -> str:
-        """In a notebook: the picture, in the colours of its theme."""
+        """For a notebook: the picture, in the colours of the notebook's theme."""
         from .picture import picture
 
         return picture(self.plan, alone=False)

@@ -1,6 +1,6 @@
-"""Where the nodes of a drawn graph stand and how its edges go: in layers, from left to right.
+"""The layout of a drawn graph: its nodes in layers from left to right, and the edges between them.
 
-The page of traces places its graphs in the same way, in `traces/viewer/graph.js`; a test holds the two together.
+The page of traces places its graphs in the same way, in `traces/viewer/graph.js`; a test compares the two.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 HEIGHT = 44.0
-"""Of a node's box."""
+"""The height of a node's box, in pixels as all lengths here."""
 ROW, LANE = 68.0, 30.0
-"""The room that a node takes in its layer, and an edge that passes the layer."""
+"""The vertical space in a layer for a node, and for an edge that passes the layer."""
 LEFT, GAP = 46.0, 46.0
-"""Room before the first layer, and between two at least."""
+"""The space before the first layer, and the least space between two layers."""
 LETTER = 6.2
-"""Room for a letter of an edge's label."""
+"""The width of a letter in an edge's label."""
 SWEEPS = 4
 TWIN = 30.0
-"""How far below the first one a second edge between the same two nodes goes."""
+"""The distance between two edges that join the same two nodes."""
 
 
 @dataclass(eq=False)
 class Place:
-    """A node's place, or that of an edge in a layer which it passes. `x` and `y` are its middle."""
+    """The place of a node, or of an edge in a layer that it passes. `x` and `y` are the centre."""
 
     width: float
     room: float = LANE
@@ -38,7 +38,7 @@ class Place:
 
 @dataclass(eq=False)
 class Way:
-    """An edge between two nodes, by their names, and what is drawn beside it. `leads_back`: its target is on the way to it."""
+    """An edge between two nodes, by their names, and its label. `leads_back`: it closes a loop."""
 
     source: str
     target: str
@@ -47,14 +47,14 @@ class Way:
     leads_back: bool = False
     via: list[Place] = field(default_factory=list[Place])
     path: str = ""
-    """As SVG has it in `d`."""
+    """The attribute `d` of the SVG path."""
     tip: tuple[float, float] = (0.0, 0.0)
     label_at: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of all nodes, the ways between them, and the first and the last y that they cover, and the last x."""
+    """The places of all nodes, the edges between them, and the bounds of both: the least y, the greatest y, the greatest x."""
 
     places: Mapping[str, Place]
     ways: Sequence[Way]
@@ -64,9 +64,9 @@ class Layout:
 
 
 def lay_out(widths: Mapping[str, float], ways: Sequence[Way]) -> Layout:
-    """Place nodes, of which the first is where a run begins, and the ways between them.
+    """Place the nodes and the edges between them. A run begins with the first node.
 
-    A node's layer is the longest way to it from the start, edges that lead back not counted.
+    A node's layer is the length of the longest path to it from the start, without edges that lead back.
 
     >>> layout = lay_out({"parse": 96, "sum": 96}, [Way("parse", "sum", "default", "")])
     >>> layout.places["parse"].layer, layout.places["sum"].layer
@@ -96,8 +96,8 @@ def lay_out(widths: Mapping[str, float], ways: Sequence[Way]) -> Layout:
 
 
 def _find_back_ways(outgoing: Mapping[str, Sequence[Way]]) -> None:
-    """Those that lead back, as one walks from the start. No recursion: graphs may be long."""
-    is_done: dict[str, bool] = {}  # False: on the way
+    """Mark the edges that lead back, by a depth-first search. No recursion, since graphs may be deep."""
+    is_done: dict[str, bool] = {}  # False: on the current path
     for root in outgoing:
         if root in is_done:
             continue
@@ -121,7 +121,7 @@ def _topological(outgoing: Mapping[str, Sequence[Way]], forward: Sequence[Way]) 
     for way in forward:
         waits[way.target] += 1
     order = [name for name, number in waits.items() if number == 0]
-    for name in order:  # which grows meanwhile
+    for name in order:  # the loop appends to it
         for way in outgoing[name]:
             if not way.leads_back:
                 waits[way.target] -= 1
@@ -131,7 +131,7 @@ def _topological(outgoing: Mapping[str, Sequence[Way]], forward: Sequence[Way]) 
 
 
 def _pass_layers(way: Way, places: Mapping[str, Place], layers: Sequence[list[Place]]) -> None:
-    """A way over several layers gets a place in each."""
+    """Give an edge over several layers a place in each of them."""
     source, target = places[way.source], places[way.target]
     way.via = [Place(0.0, layer=layer) for layer in range(source.layer + 1, target.layer)]
     stations = [source, *way.via, target]
@@ -143,7 +143,7 @@ def _pass_layers(way: Way, places: Mapping[str, Place], layers: Sequence[list[Pl
 
 
 def _sort(layers: Sequence[list[Place]]) -> None:
-    """Each goes to the middle of those that it is joined to, there and back again, so that few ways cross."""
+    """Sort each layer by the average rank of the joined places, forwards and backwards in turn, so that few edges cross."""
     for sweep in range(SWEEPS):
         backwards = sweep % 2 == 1
         for layer in layers:
@@ -164,8 +164,8 @@ def _middle(place: Place, joined: Sequence[Place]) -> float:
 
 
 def _spread(layers: Sequence[Sequence[Place]], forward: Sequence[Way], places: Mapping[str, Place]) -> None:
-    """Each layer beside the one before, and what is in it one below the other."""
-    labels: dict[int, int] = {}  # the longest that begins in a layer
+    """Place each layer to the right of the one before, and its places one below the other."""
+    labels: dict[int, int] = {}  # the length of the longest label of an edge that begins in a layer
     for way in forward:
         begins = places[way.source].layer
         labels[begins] = max(labels.get(begins, 0), len(way.label))
@@ -182,7 +182,7 @@ def _spread(layers: Sequence[Sequence[Place]], forward: Sequence[Way], places: M
 
 
 def _straighten(layers: Sequence[Sequence[Place]]) -> None:
-    """Move places towards the height of those before them, without changing which is above which."""
+    """Move places towards the height of the places before them, without changing their order in the layer."""
     for layer in layers:
         wanted = [
             sum(each.y for each in place.before) / len(place.before) if place.before else place.y for place in layer
@@ -196,12 +196,12 @@ def _straighten(layers: Sequence[Sequence[Place]]) -> None:
             place.y += shift
 
 
-# ---------------------------------------------------------------- the ways
+# ---------------------------------------------------------------- the edges
 def _draw(places: Mapping[str, Place], ways: Sequence[Way]) -> Layout:
     top = min(place.y for place in places.values()) - HEIGHT / 2 - 18
     floor = bottom = max(place.y for place in places.values()) + HEIGHT / 2 + 6
     right = max(place.x + place.width / 2 for place in places.values())
-    twins: dict[tuple[str, str], int] = {}  # ways between the same two nodes, each below the one before
+    twins: dict[tuple[str, str], int] = {}  # the number of edges between the same two nodes, drawn one below the other
     back = 0
     for way in ways:
         ends = way.source, way.target
@@ -218,7 +218,7 @@ def _draw(places: Mapping[str, Place], ways: Sequence[Way]) -> Layout:
 
 
 def _lead_back(way: Way, source: Place, target: Place, depth: float, twin: int) -> float:
-    """Below all nodes; gives its lowest y. The curve goes three quarters of the way down."""
+    """Draw an edge that leads back, below all nodes; return its lowest y. The curve reaches three quarters of `depth`."""
     shift = (18.0, -18.0) if source is target else (10.0 * twin, 10.0 * twin)
     start, end = source.x + shift[0], target.x + shift[1]
     way.tip = end, target.y + HEIGHT / 2 + 5
@@ -229,7 +229,7 @@ def _lead_back(way: Way, source: Place, target: Place, depth: float, twin: int) 
 
 
 def _lead_on(way: Way, source: Place, target: Place, twin: int) -> float:
-    """To the right, straight through the layers that it passes; gives its lowest y."""
+    """Draw an edge to the right, straight through the layers that it passes; return its lowest y."""
     points = [(source.x + source.width / 2, source.y)]
     for lane in way.via:
         points += [(lane.x - lane.width / 2, lane.y), (lane.x + lane.width / 2, lane.y)]
@@ -247,7 +247,7 @@ def _lead_on(way: Way, source: Place, target: Place, twin: int) -> float:
 
 
 def _n(number: float) -> str:
-    """A number as SVG has it, to a hundredth.
+    """A number for SVG, rounded to hundredths.
 
     >>> _n(2.0), _n(-0.001), _n(1 / 3)
     ('2', '0', '0.33')

@@ -11,7 +11,7 @@ _SHAPES = {"node": ('["', '"]'), "graph": ('[["', '"]]'), "fan_out": ('[/"', '"/
 
 
 def flow_chart(plan: Plan) -> str:
-    """The chart of a plan; declared reads and writes, and where exec runs, stand under a node's name."""
+    """The chart of a plan. Under a node's name are its declared reads and writes, and its executor."""
     ids = {step: f"n{number}" for number, step in enumerate(plan.steps.values())}
     lines = ["flowchart TD"]
     for step, id in ids.items():

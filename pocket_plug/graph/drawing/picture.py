@@ -1,7 +1,7 @@
-"""A graph as a picture: an SVG that needs nothing else, neither scripts nor fonts nor style sheets from elsewhere.
+"""A graph as a picture: an SVG that loads nothing: no scripts, fonts or style sheets.
 
-It takes the colour of the text around it, so it can be read on a light page and on a dark one. A file of its own has both
-grounds with it.
+Within a page it has the colour of the text around it, so it can be read on a light and on a dark background. As a file of its
+own it contains both backgrounds.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pocket_plug.primitives.redaction import public_url
 from .layout import HEIGHT, Place, Way, lay_out
 
 _LONGEST = 22
-"""Letters of a name that are drawn. The whole name is in the title."""
+"""How many letters of a name are drawn, at most. The whole name is in the title."""
 
 _STYLE = (
     "<style>svg{color:#171b22}.ground{fill:#fff}.label{stroke:#fff}@media(prefers-color-scheme:dark)"
     "{svg{color:#e7ebf1}.ground{fill:#0e1116}.label{stroke:#0e1116}}</style>"
 )
 _IN_NOTEBOOK = ' style="stroke:var(--jp-layout-color0,var(--vscode-editor-background,transparent))"'
-"""The grounds of JupyterLab and VS Code, which keep a line off the text that it passes."""
+"""The background colours of JupyterLab and VS Code, for the outline of a label, so that no edge touches the text."""
 _FONT = 'font-family="system-ui,sans-serif" fill="currentColor"'
 
 
 def picture(plan: Plan, *, alone: bool) -> str:
-    """The SVG of a plan; `alone` in a file of its own, or within a page whose colours it takes."""
+    """The SVG of a plan. `alone`: for a file of its own, with colours; otherwise for a page, with the colours of that."""
     steps = {step.name: step for step in (plan.start, *plan.steps.values())}
     ways = [
         Way(step.name, target.name, action, "" if action == DEFAULT else _shortened(action))
@@ -59,7 +59,7 @@ def _shortened(name: str) -> str:
 
 
 def _second(step: Step) -> str:
-    """The second line of a node's box: what kind it is, and where its exec runs."""
+    """The second line of a node's box: the kind of node, and its executor."""
     kind = {"node": "asks" if step.asks else "", "graph": "graph", "fan_out": "fan-out"}[step.kind]
     executor = step.passed.executor
     where = f"on {public_url(executor)}" if isinstance(executor, str) else ""
@@ -71,7 +71,7 @@ def _width(step: Step) -> float:
 
 
 def _title(step: Step) -> str:
-    """All that there is to say of a node, for who points at it."""
+    """The title of a node, which a browser shows under the pointer: the whole name, the second line, reads and writes."""
     declared = [f"reads {key.template}" for key in step.reads] + [f"writes {key.template}" for key in step.writes]
     return f"<title>{text('; '.join(filter(None, (step.name, _second(step), *declared))))}</title>"
 
@@ -100,9 +100,9 @@ def _line(x: float, y: float, words: str, look: str) -> str:
 
 
 def _begin(place: Place) -> Iterator[str]:
-    """The point at which a run begins."""
+    """The circle and the arrow at the node that a run begins with."""
     upper = place.y - HEIGHT / 2
-    if place.layer:  # something stands before it, so from above
+    if place.layer:  # there may be a node to its left, so the arrow comes from above
         start, line, tip = (place.x, upper - 26), f"M{place.x:g} {upper - 26:g}V{upper - 5:g}", (place.x, upper - 5)
     else:
         left = place.x - place.width / 2
@@ -118,7 +118,7 @@ def _way(way: Way) -> str:
 
 
 def _tip(at: tuple[float, float], degrees: int) -> str:
-    """The head of an arrow. No marker: several pictures in one page would share its id."""
+    """The head of an arrow. An SVG marker would need an id, which several pictures in one page would share."""
     turned = f" rotate({degrees})" if degrees else ""
     return f'<path d="M-4.5 -4L4 0L-4.5 4z" fill="currentColor" transform="translate({at[0]:g} {at[1]:g}){turned}"/>'
 

@@ -1,4 +1,4 @@
-"""Durable runs: what a run has come to is written with what its nodes write, so that it goes on where it was left."""
+"""Durable runs: a run's progress is committed together with its nodes' writes, so that it resumes where it stopped."""
 
 from pocket_plug.codec import register_type
 from pocket_plug.graph.kinds.ask import Answered

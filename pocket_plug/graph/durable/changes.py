@@ -1,7 +1,8 @@
-"""May a run go on in a graph that has changed since it was begun? Judged by what lies ahead of where it stands.
+"""Compares two forms of a graph for a run that was begun by the older one, in the part that the run can still reach.
 
-Nothing is replayed, so what the run has passed doesn't matter. Facts are taken from both forms of the graph: of the nodes
-at which the run and its items stand, and of all that can be reached from there. It goes on where they are the same.
+Nothing is replayed, so the nodes that the run has passed don't matter. `Facts` collects from each form what the run depends on:
+facts about the nodes where the run and its items are, and about all nodes that can be reached from there. If both forms have the
+same facts, the run can resume.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from .forms import GraphForm, NodeForm
 from .standing import Standing, leaf_of
 
 Path = tuple[str, ...]
-"""A node: those that it is nested in, from the outermost graph's, and its own name."""
+"""A node: the names of the nodes that contain it, the outermost first, and its own name."""
 Fact = tuple[str, Path, str]
-"""What is said, of which node, and for an edge of which action."""
+"""The kind of fact, the node, and for an edge the action."""
 Around = list[tuple[GraphForm, Path, NodeForm]]
-"""The nodes that a run is within, outermost first: the graph that each stands in, its path, its form."""
+"""The nodes that contain a run's position, the outermost first. For each: its graph, its path, its form."""
 
 
 def written(path: Iterable[str]) -> str:
@@ -29,13 +30,14 @@ def written(path: Iterable[str]) -> str:
 
 # ---------------------------------------------------------------- what a run depends on
 class Facts:
-    """What a run depends on from where it stands, in one form of its graph. Of the standing only its `outline` counts."""
+    """What a run at some position depends on, in one form of its graph. Of the position, only its `outline` is used."""
 
     def __init__(self, form: GraphForm, standing: Standing) -> None:
         self.found: dict[Fact, str | None] = {}
-        """None where an older record doesn't say it."""
+        """The facts and their values; None if an older record doesn't have the value."""
         self.firm: set[Fact] = set()
-        """Those of the place where it stands, and of what would be mixed with the results of items that are done."""
+        """The facts that must not differ even with `allow_changed`: about the nodes where the run is, and about the results of
+        items, if some items are done already."""
         self._reached: set[Path] = set()
         self._stand(form, (), standing)
 
@@ -49,14 +51,14 @@ class Facts:
         for frame in standing.frames[:-1]:
             here, node = self._node(graph, path, frame.node)
             if node is None or node.kind != "graph" or node.inner is None:
-                return  # that the run stands within it is said by its kind
+                return  # it is no graph any more; the fact "node" shows that by its kind
             around.append((graph, here, node))
             graph, path = node.inner, here
         last = standing.last
         if last.hooks:
             here, node = self._node(graph, path, last.hooks)
             if node is not None:
-                self._say("gives", here, _gifts(node))
+                self._say("gives", here, _output_types(node))
         if last.node is None:
             self._leave(around, last.action, bool(last.hooks))
             return
@@ -73,7 +75,7 @@ class Facts:
         self._begun(graph, here, node, standing)
 
     def _begun(self, graph: GraphForm, here: Path, node: NodeForm, standing: Standing) -> None:
-        """What waits, or is under way, at the node itself, or where the graph begins that it is."""
+        """Facts about an open question or a fan-out in progress, at the node or at the start of the graph that it is."""
         for name in standing.under:
             if node.inner is None:
                 return
@@ -89,21 +91,21 @@ class Facts:
             self._fan_out(graph, here, node, standing)
 
     def _node(self, graph: GraphForm, path: Path, name: str | None) -> tuple[Path, NodeForm | None]:
-        """A node at which it stands, if there is one of that name."""
+        """The path and the form of a node where the run is; no form if there is no such node."""
         here, node = (*path, name or ""), graph.nodes.get(name or "")
         if node is not None:
             self._say("node", here, node.kind)
         return here, node
 
     def _be_within(self, around: Around) -> None:
-        """The graphs that it is in go on, each with its scope, and may be left by any action."""
+        """Facts about the graphs that contain the position: the scope and the edges of each, since it may leave by any action."""
         for graph, here, node in around:
             if node.inner is not None:
                 self._say("scope", here, node.inner.scope)
             self._lead(graph, here, node)
 
     def _leave(self, around: Around, action: str, has_hooks: bool) -> None:
-        """The innermost graph has been left: by the nearest edge for that action."""
+        """Facts for a run that has left the innermost graph by an action: the next edge outwards for it."""
         if has_hooks:
             for _, here, node in around:
                 self._say("scope", here, None if node.inner is None else node.inner.scope)
@@ -118,7 +120,7 @@ class Facts:
                 return
 
     def _fan_out(self, graph: GraphForm, here: Path, node: NodeForm, standing: Standing) -> None:
-        """Where its items stand; where some have not been begun, all that these will go through."""
+        """Facts about the items of a fan-out in progress; if some have not begun, about all nodes that those will pass."""
         if node.inner is None:
             return
         is_mixed = any(item.is_done for item in standing.items.values())
@@ -146,7 +148,7 @@ class Facts:
         self._reach(inner, (*path, inner.start))
 
     def _reach(self, graph: GraphForm, here: Path) -> None:
-        """A node, all that it leads to, and all that is within these."""
+        """Facts about a node, about all nodes that can be reached from it, and about the nodes inside these."""
         todo = [(graph, here)]
         while todo:
             graph, here = todo.pop()
@@ -165,40 +167,40 @@ class Facts:
 
 
 def _results(graph: GraphForm) -> str | None:
-    """The types of what a graph may be left with by "default"; None where one is not said."""
+    """The types of a graph's possible outputs by "default"; None if one of them is not recorded."""
     found = set[str | None]()
     for node in graph.nodes.values():
         if DEFAULT not in node.leads:
-            found.add(_results(node.inner) if node.kind == "graph" and node.inner is not None else _given(node))
+            found.add(_results(node.inner) if node.kind == "graph" and node.inner is not None else _output_type(node))
     return None if None in found else " | ".join(sorted(filter(None, found)))
 
 
-def _given(node: NodeForm) -> str | None:
+def _output_type(node: NodeForm) -> str | None:
     if node.kind == "fan_out" and node.inner is not None:
         given = _results(node.inner)
         return None if given is None else f"list[{given}]"
     return None if node.gives is None else node.gives.get(DEFAULT)
 
 
-def _gifts(node: NodeForm) -> str | None:
-    """The types of what a node leaves with, by whatever action."""
+def _output_types(node: NodeForm) -> str | None:
+    """The types of a node's outputs for all its actions; None if they are not recorded."""
     if node.gives is None or list(node.gives) == [DEFAULT]:
-        return _given(node)
+        return _output_type(node)
     return ", ".join(f"{type} by {action!r}" for action, type in sorted(node.gives.items()))
 
 
 # ---------------------------------------------------------------- two forms
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What differs between two forms, for a run that stands there."""
+    """The differences between two forms, for a run at some position."""
 
     lines: Sequence[str]
     is_firm: bool
-    """Is something of it where the run stands, or among what would be mixed with the results of items that are done?"""
+    """Is one of them about a fact in `Facts.firm`, so that `allow_changed` doesn't help?"""
 
 
 def differences(before: Facts, now: Facts) -> Differences:
-    """What differs, a line each."""
+    """The differences between the facts of two forms, a line for each."""
     found: list[str] = []
     is_firm = False
     for fact in sorted(before.found.keys() | now.found.keys()):
@@ -230,7 +232,7 @@ def _line(fact: Fact, value: str) -> str:
 
 # ---------------------------------------------------------------- one form
 def misplaced(form: GraphForm, standing: Standing) -> str | None:
-    """Why nothing can stand there in a graph of this form, whatever it was before; None where it can."""
+    """Why this position is impossible in a graph of this form; None if it is possible."""
     return _misplaced(form, standing, "it")
 
 

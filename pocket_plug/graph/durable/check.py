@@ -1,4 +1,4 @@
-"""Which of a graph's open runs can go on in it as it is now: what one wants to know before a deploy. Nothing is executed."""
+"""Checks, before a deployment, which open runs of a graph can resume in its current form. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
 
 from .changes import written
-from .judging import How, Judge, Kept
+from .judging import How, Judge, RunRecords
 from .reading import read_each
 from .records import RUN, check_start, field_of, look_at, place_of, status_of
 from .request import prepare
@@ -21,36 +21,36 @@ from .states import STATE, states_of
 from .waits import read_wait, wait_key, waits_in
 
 BATCH = 1000
-"""Runs that are read at once."""
+"""How many runs are read at once."""
 
 OPEN = ("pending", "running", "suspended", "waiting", "failed")
-"""The states of runs that may go on."""
+"""The recorded states of runs that may be resumed. "suspended" is the older name of "waiting"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunCheck:
-    """Whether one open run can go on, and why."""
+    """Whether one open run can resume, and why."""
 
     run_id: str
     can_go_on: bool
     verdict: How | Literal["refused"]
-    """`unchanged`: the graph is as it was; `unchanged ahead`: what lies ahead of the run is; `not begun`: it was only submitted;
-    `upgraded`: an upgrade moves it."""
+    """`unchanged`: the graph is unchanged; `unchanged ahead`: the part that the run can still reach is; `not begun`: the run was
+    only submitted; `upgraded`: an upgrade moves it; `refused`: it can't resume."""
     state: str
     at: str
-    """The node at which it stands; `outer/inner` in a nested graph."""
+    """The node that comes next; `outer/inner` in a nested graph."""
     version: int | None
-    """That of the graph which it was begun by; None where its record can't be read."""
+    """The version of the graph that began the run, or to which it was upgraded; None if that can't be read."""
     why: str
-    """What the run would be refused with; else empty."""
+    """The error of a resume, if the run can't resume; else empty."""
     differences: tuple[str, ...]
-    """What lies ahead of it and differs."""
+    """The differences in the part of the graph that the run can still reach."""
 
 
 async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunCheck]:
-    """Judge all open runs of a graph that are kept in a place, in the order of their ids; none is executed, nothing written.
+    """Check all open runs of a graph whose nodes read and write in this place, in the order of their ids.
 
-    Raises ConfigError where that place can't keep durable runs, and what reading the store raises.
+    No run is executed, and nothing is written. Raises ConfigError if the store can't keep durable runs, and errors of reads.
     """
     prepare(graph, place)
     stack, judge = place[0], Judge(graph, place)
@@ -72,7 +72,10 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
 
 
 async def _keys(stack: Stack, graph: str) -> list[str]:
-    """The keys of all runs but those that their state tells to be over, or another graph's. Older runs have no state."""
+    """The keys of all runs, except those whose state shows that they have ended or belong to another graph.
+
+    Runs of older versions have no state, so they are included.
+    """
     ours = [states_of("unreadable"), *(states_of(status, graph) for status in OPEN)]
     others = {
         key.rpartition(":")[2] async for key in stack.scan(STATE) if not any(key.startswith(each) for each in ours)
@@ -81,14 +84,14 @@ async def _keys(stack: Stack, graph: str) -> list[str]:
 
 
 def _is_open(entry: Entry | CodecError, graph: str) -> bool:
-    """Is it a run of that graph that may go on? A record that can't be read may be one."""
+    """Is it an open run of that graph? A record that can't be read may be one."""
     if isinstance(entry, CodecError):
         return True
     return field_of(entry, "graph") == graph and field_of(entry, "status") in OPEN
 
 
 def _asking(key: str, entry: Entry | CodecError) -> str | None:
-    """Where the question stands of the node at which a run does, if that asks."""
+    """The key of the question that the run's next node would have asked; None if the record can't be read."""
     try:
         if isinstance(entry, Entry):
             frames = look_at(key, entry)[1].frames
@@ -99,7 +102,7 @@ def _asking(key: str, entry: Entry | CodecError) -> str | None:
 
 
 def _is_elsewhere(start: Entry | CodecError | None, scope: str) -> bool:
-    """Is it one of a graph of that name in another scope? Where its record doesn't say it, it may be this one's."""
+    """Does the run belong to a graph of the same name in another scope? If its record has no scope, it may be this graph's."""
     return isinstance(start, Entry) and field_of(start, "scope") not in (None, scope)
 
 
@@ -132,8 +135,8 @@ async def _checked(
         if wait is not None:
             asked = read_wait(part_of(key), _asking(key, entry) or "", wait)
             waits[asked.place] = asked
-        kept = Kept(run_id, part_of(key), record, start.value, checkpoint.frames, waits)
-        verdict = (await judge.going_on(stack, kept)).how
+        kept = RunRecords(run_id, part_of(key), record, start.value, checkpoint.frames, waits)
+        verdict = (await judge.verdict(stack, kept)).how
     except RunChangedError as error:
         why, differences = error.message, error.differences
     except PocketError as error:

@@ -1,4 +1,4 @@
-"""How an execution makes a run its own: at the run's begin, after a crash, with an answer, or from another execution."""
+"""How an execution claims a run: a new run, a run after a crash, one that was answered, or one that it takes over."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pocket_plug.store.store import MISSING
 
 from .executions import note_execution
 from .journal import Journal
-from .judging import Kept
+from .judging import RunRecords
 from .processes import this_process
 from .records import FORM, Frame, Record, check_run, check_start, field_of, status_of
 from .standing import BATCH, ITEM
 from .states import RunFailure, State, plain_state, read_state, state_key, state_of, trace_id, wake_key
 from .waits import (
-    Found,
+    PlacedWait,
     is_same,
     put_wait,
     step_of_place,
@@ -43,9 +43,9 @@ from .waits import (
 
 
 async def claim(journal: Journal, value: object) -> bytes | None:
-    """Make the run this execution's own; give the result where it has one already.
+    """Record this execution as the run's owner. Returns the result of a finished run, else None.
 
-    One that is given an input is mostly new: that it is there already shows as the claim's conflict.
+    A run that is given an input is mostly new, so it isn't read first: if it exists, the claim conflicts, and then it is read.
     """
     stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
     may_be_new = value is not MISSING
@@ -60,27 +60,28 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             check_run(key, entry.value)
             if (stands := await _confirmed(journal, entry)) is None:
                 continue
-            begun, stood, state, expect = stands
+            begun, state_entry, state, expect = stands
             if begun is None:
                 raise CorruptRecordError(f"run {journal.id!r} has lost its record {start!r}; it can only be removed")
             check_start(start, begun.value)
-            journal.is_cancelled = state is not None and state.cancelled  # nobody has ended it yet: this execution does
+            # If the run was cancelled, but no execution has ended it yet, this one does.
+            journal.is_cancelled = state is not None and state.cancelled
             journal.checkpoint.load(entry)
             refuse_another(journal, begun.value, value)
             _refuse_if_busy(journal, entry.value, state)
-            changes = [Delete(state_of(entry.value, journal.name))] if stood is not None else []
+            changes = [Delete(state_of(entry.value, journal.name))] if state_entry is not None else []
             waits = waits_in(entry.value, journal.part, journal.checkpoint.frames)
             changes += [put_wait(journal.part, each.place, each.wait) for each in waits.values()]
             waits |= await waits_of(stack, journal.part)
             moved: Mapping[str, str] = {}
             if status_of(entry.value) != "finished":
-                kept = Kept(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames, waits)
-                going = await journal.judge.going_on(stack, kept, journal.wanted.allow_changed)
-                journal.checkpoint.frames = going.frames
-                written = {change.key for change in going.changes}
-                changes = [*(each for each in changes if each.key not in written), *going.changes]
-                expect |= going.expect
-                waits, moved = dict(going.waits), going.moved
+                kept = RunRecords(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames, waits)
+                verdict = await journal.judge.verdict(stack, kept, journal.wanted.allow_changed)
+                journal.checkpoint.frames = verdict.frames
+                written = {change.key for change in verdict.changes}
+                changes = [*(each for each in changes if each.key not in written), *verdict.changes]
+                expect |= verdict.expect
+                waits, moved = dict(verdict.waits), verdict.moved
             answered = _answered(journal, entry.value, waits, moved)
             if (result := _settled(journal, entry.value, waits if answered is None else {})) is not None:
                 return result
@@ -90,11 +91,11 @@ async def claim(journal: Journal, value: object) -> bytes | None:
                 expect[answered.key] = was.get(answered.key, 0)
             if state is not None and state.wake_at is not None:
                 changes.append(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
-            tries = await _tries(journal, state, stood)
+            tries = await _tries(journal, state, state_entry)
             await _refuse_one_more(journal, entry.value, tries, expect)
             changes.append(note_execution(journal.part, journal.epoch, stack.clock(), entry.value, state))
         if await _take_over(journal, changes, expect, tries):
-            journal.checkpoint.is_old, journal.is_to_tell = entry is not None, journal.epoch > 1
+            journal.checkpoint.is_old, journal.resume_unreported = entry is not None, journal.epoch > 1
             return None
 
 
@@ -102,16 +103,16 @@ Stands = tuple[Entry | None, Entry | None, State | None, dict[str, int]]
 
 
 async def _confirmed(journal: Journal, entry: Entry) -> Stands | None:
-    """The entries of the run's start and state, what the state says, and what a claim expects; None where one must look again.
+    """The entries of the run's start and state, the state itself, and the versions that a claim expects.
 
-    A tier that is nearer than the authority may be behind it. Raises RunBusyError where a run that was seen to be stalled
-    has moved since.
+    None if `entry` is out of date, and the run must be read again: a cache may be behind the authority. Raises RunBusyError if a
+    run that was seen to be stalled has changed since.
     """
-    start, there = journal.part + "start", state_of(entry.value, journal.name)
-    found = await journal.stack.read_many((start, there))
-    stood = found.get(there)
-    state = read_state(there, stood) if stood is not None else None
-    expect = {journal.checkpoint.key: entry.version, there: stood.version if stood is not None else 0}
+    start, state_at = journal.part + "start", state_of(entry.value, journal.name)
+    found = await journal.stack.read_many((start, state_at))
+    state_entry = found.get(state_at)
+    state = read_state(state_at, state_entry) if state_entry is not None else None
+    expect = {journal.checkpoint.key: entry.version, state_at: state_entry.version if state_entry is not None else 0}
     if status_of(entry.value) == "running":
         expect |= journal.wanted.seen
     try:
@@ -120,11 +121,11 @@ async def _confirmed(journal: Journal, entry: Entry) -> Stands | None:
         if journal.wanted.seen:
             raise _busy(journal, entry.value, state) from None
         return None
-    return found.get(start), stood, state, expect
+    return found.get(start), state_entry, state, expect
 
 
 async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, int], tries: int) -> bool:
-    """Write the run's record as this execution's. False if another one was faster."""
+    """Write the run's record with this execution as the owner. Returns False if another one was faster."""
     token, checkpoint = journal.token(), journal.checkpoint
     journal.state_key = state_key("running", journal.graph.name, journal.started, journal.name)
     state = State(
@@ -146,7 +147,7 @@ async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, 
         if now is None or field_of(now, "owner") != token:
             journal.state_key = ""
             if isinstance(error, ConflictError) or (now is not None and not expect[checkpoint.key]):
-                return False  # look again
+                return False  # the caller reads the run again
             raise
         version = now.version
     checkpoint.version, checkpoint.commits, journal.state_version = version, record["commits"], version
@@ -155,7 +156,10 @@ async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, 
 
 
 def begin(journal: Journal, start: str, value: object) -> Put:
-    """The record of a new run's start."""
+    """The change that records a new run's start; also sets the journal's first position.
+
+    Raises UnknownRunError if no input was given, so that the run can't be a new one.
+    """
     graph = journal.graph
     if value is MISSING:
         raise UnknownRunError(f"there is no run {journal.id!r} in {journal.stack!r}; start it: run(input, run_id=…)")
@@ -174,28 +178,28 @@ def begin(journal: Journal, start: str, value: object) -> Put:
 
 
 def refuse_another(journal: Journal, start: Record, value: object) -> None:
-    """Raise RunMismatchError where the run is one of another graph or input."""
+    """Raise RunMismatchError if the run has another graph or another input."""
     name, prefix = journal.graph.name, journal.prefix
     if (start["graph"], start["scope"]) != (name, prefix):
         raise RunMismatchError(
             f"run {journal.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
-            f"{name!r} in {prefix!r}; give this one another run_id"
+            f"{name!r} in {prefix!r}; give the new run another run_id"
         )
     if value is not MISSING and not _same(journal, start["input"], value):
         raise RunMismatchError(
-            f"run {journal.id!r} was begun with another input than this {summary(value)}; give this another "
-            "run_id, or resume it by resume(run_id)"
+            f"run {journal.id!r} was begun with another input than this {summary(value)}; give the new run another "
+            "run_id, or resume the old one by resume(run_id)"
         )
 
 
 def _refuse_if_busy(journal: Journal, record: Record, state: State | None) -> None:
-    """Raise RunBusyError unless the execution that is at the run is known to have ended, RunCancelledError if nothing may be."""
+    """Raise RunBusyError unless the execution that owns the run is known to have ended; RunCancelledError for a cancelled run."""
     status, wanted = status_of(record), journal.wanted
     if status == "cancelled":
         raise journal.cancelled_error()
     if status != "running" or state is None or state.process is None or wanted.takeover or wanted.seen:
         return
-    is_own = state.owner == journal.owner  # a claim of this one's was taken for lost, and has landed late
+    is_own = state.owner == journal.owner  # an earlier claim of this execution seemed lost, and was stored late
     if not is_own and not this_process().knows_ended(state.owner, state.process):
         raise _busy(journal, record, state)
 
@@ -204,48 +208,51 @@ def _busy(journal: Journal, record: Record, state: State | None) -> RunBusyError
     process, now = (state.process if state is not None else None) or {}, journal.stack.clock()
     since = state.since if state is not None else record["started"]
     return RunBusyError(
-        f"run {journal.id!r} is under way: process {process.get('pid')} on {process.get('host')!r} has been at it for "
-        f"{max(now - since, 0):.0f} seconds, and moved it {max(now - record['updated'], 0):.0f} seconds ago. "
+        f"run {journal.id!r} is under way: process {process.get('pid')} on {process.get('host')!r} has executed it for "
+        f"{max(now - since, 0):.0f} seconds; its record was last written {max(now - record['updated'], 0):.0f} seconds ago. "
         "Wait for it, or take it over with takeover=True"
     )
 
 
-async def _tries(journal: Journal, state: State | None, stood: Entry | None) -> int:
-    """How many executions have begun since the run, or an item of it, has last moved, this one included."""
-    if state is None or stood is None or not state.tries or state.commits != journal.checkpoint.commits:
+async def _tries(journal: Journal, state: State | None, state_entry: Entry | None) -> int:
+    """How many executions have begun since the last commit of the run, or of one of its items, this one included."""
+    if state is None or state_entry is None or not state.tries or state.commits != journal.checkpoint.commits:
         return 1
     keys = [key async for key in journal.stack.scan(journal.part + ITEM)]
     for at in range(0, len(keys), BATCH):
         items = await journal.stack.read_many(keys[at : at + BATCH])
-        if any(item.version > stood.version for item in items.values()):
+        if any(item.version > state_entry.version for item in items.values()):
             return 1
     return state.tries + 1
 
 
 async def _refuse_one_more(journal: Journal, record: Record, tries: int, expect: Mapping[str, int]) -> None:
-    """After too many executions that have all ended where the run stands, record that it has failed, and raise RunStuckError.
+    """If too many executions have ended without progress, record that the run has failed, and raise RunStuckError.
 
-    Where somebody was faster, this claim has lost as well.
+    If another execution was faster, this returns, and the claim that follows conflicts as well.
     """
-    if tries <= journal.wanted.max_tries or journal.is_cancelled:  # one that was cancelled is only ended
+    if tries <= journal.wanted.max_tries or journal.is_cancelled:  # this execution would only end a cancelled run
         return
     node = "/".join(frame.node for frame in journal.checkpoint.frames if frame.node)
     error = RunStuckError(
         f"run {journal.id!r}: {tries - 1} executions in turn have ended at node {node!r} without an error and without "
-        "progress. Does it end its process, or need more memory than there is? Going on with the run tries it again"
+        "progress. Does the node end its process, or need too much memory? A resume of the run tries it again"
     )
     now = journal.stack.clock()
     failure = RunFailure(error_type(error), str(error), node, 0, None, tries - 1, now, trace_id(record["carrier"]))
     left = {**record, "owner": journal.token(), "status": "failed", "updated": now}
-    there = state_key("failed", journal.graph.name, journal.started, journal.name)
+    state_at = state_key("failed", journal.graph.name, journal.started, journal.name)
     changes: list[Change] = [Delete(state_of(record, journal.name)), Put(journal.checkpoint.key, left)]
     with suppress(ConflictError):
-        await journal.stack.write([*changes, Put(there, plain_state(State(now, failure=failure)))], expect)
+        await journal.stack.write([*changes, Put(state_at, plain_state(State(now, failure=failure)))], expect)
         raise error
 
 
-def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> bytes | None:
-    """Take over what is known of a run; give its result where it is finished, raise where it waits for any of these."""
+def _settled(journal: Journal, record: Record, waits: Mapping[str, PlacedWait]) -> bytes | None:
+    """Copy a run's progress into the journal. Returns the result of a finished run, else None.
+
+    Raises RunSuspendedError if the run waits for one of these, and none is due.
+    """
     journal.started, journal.epoch, journal.steps = record["started"], record["epoch"] + 1, record["steps"]
     journal.carrier = dict(record["carrier"])
     if status_of(record) == "waiting":
@@ -256,12 +263,14 @@ def _settled(journal: Journal, record: Record, waits: Mapping[str, Found]) -> by
     return record["result"] if status_of(record) == "finished" else None
 
 
-def _answered(journal: Journal, record: Record, waits: Mapping[str, Found], moved: Mapping[str, str]) -> Put | None:
-    """The change that records the answer that was given, if it was; None where that is known already.
+def _answered(
+    journal: Journal, record: Record, waits: Mapping[str, PlacedWait], moved: Mapping[str, str]
+) -> Put | None:
+    """The change that records the given answer; None if none was given, or if the same answer is recorded already.
 
-    A question that an upgrade has `moved` is known by its former id, and by the present one.
+    A question that an upgrade has `moved` can be given by its former id as well as by its new one.
 
-    Raises RunMismatchError where it is not for an open question, InputError where it is of another type.
+    Raises RunMismatchError if the answer is not for an open question, InputError if it has another type.
     """
     answer = journal.wanted.answer
     if answer is MISSING:

@@ -1,6 +1,6 @@
-"""What is kept of a run's executions: each that goes on with a run notes that it began, and how it found the run.
+"""The notes of a run's executions: each execution that resumes a run notes when it began, and in which state the run was.
 
-The first one is not noted: the run's start and its record have all of it. So it costs nothing where nobody has to go on.
+The first execution has no note, since the run's start and its record contain the same. So a run that is never resumed has none.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ EXECUTION = "execution:"
 
 
 def execution_key(part: str, number: int) -> str:
-    """Where the note of a run's Nth execution stands."""
+    """The key of the note of a run's Nth execution."""
     return f"{part}{EXECUTION}{number:06}"
 
 
 def note_execution(part: str, number: int, now: float, record: Record, state: State | None) -> Put:
-    """The note of an execution of this process, which goes on with a run that it has found like this."""
+    """The note of an execution of this process that resumes a run with this record and this state."""
     process = this_process().record
     former: dict[str, Any] = {"state": status_of(record), "trace_id": trace_id(record["carrier"])}
     former["write"] = last_write(record)

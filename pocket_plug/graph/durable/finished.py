@@ -1,4 +1,4 @@
-"""Removing finished runs whose `keep_finished` is over. What is left, the next run that ends removes."""
+"""Removes finished runs after their `keep_finished`. Whatever run ends next continues with the rest."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .removal import erase
 from .states import plain_state, read_state, state_of
 
 SWEPT = 4
-"""How many finished runs are looked at, at most, when a run ends: more than one, so that a backlog gets smaller."""
+"""How many finished runs are checked when a run ends, at most. More than one, so that a backlog gets smaller."""
 
 
 async def sweep(stack: Stack) -> None:
-    """Remove some of the finished runs whose `keep_finished` is over. What it leaves, the next run that ends does.
+    """Remove some of the finished runs whose `keep_finished` has passed.
 
-    No record of a run has a deadline: each client would judge it by its own clock, and one that is ahead would do a
-    finished run again. A run is removed when two looks, of whatever clients, have each found that `keep_finished` has
-    passed: the first look since the run's end, the second since the first. So a single wrong clock can't remove it early.
+    The records have no expiry: each client would apply it by its own clock, and a client whose clock is ahead would execute a
+    finished run again. A run is removed after two checks, by any clients, have each found that `keep_finished` has passed: the
+    first check since the run's end, the second since the first check. So a single wrong clock can't remove a run early.
     """
     try:
         now, swept = stack.clock(), 0
@@ -33,12 +33,12 @@ async def sweep(stack: Stack) -> None:
             async for key in keys:
                 if swept == SWEPT or look_time(key) > now:
                     break
-                # another client may be removing it, and a damaged note does no harm
+                # Another client may be removing it. A damaged note is skipped, since it does no harm.
                 with suppress(ConflictError, CodecError):
                     await _look_again(stack, key, now)
                     swept += 1
-    except Exception as error:  # noqa: BLE001 - the run has ended well, whatever becomes of others' records
-        log_failure(logging.WARNING, "removing finished runs failed; the next one that ends tries again", error)
+    except Exception as error:  # noqa: BLE001 - the run that calls this has finished, so it must not fail by other runs' records
+        log_failure(logging.WARNING, "removing finished runs failed; the next run that ends tries again", error)
 
 
 async def _look_again(stack: Stack, key: str, now: float) -> None:
@@ -50,15 +50,16 @@ async def _look_again(stack: Stack, key: str, now: float) -> None:
         return
     keep = field_of(look, "keep")
     if ended is None or field_of(ended, "owner") != field_of(look, "owner") or not isinstance(keep, int | float):
-        await stack.write([Delete(key)], {key: look.version})  # it was removed by hand, and perhaps begun anew
+        # The run was removed, and perhaps another one has begun with its id.
+        await stack.write([Delete(key)], {key: look.version})
         return
-    there = state_of(ended.value, name)
+    state_at = state_of(ended.value, name)
     if field_of(look, "is_seen"):
-        await erase(stack, name, {run: ended.version}, (key, there))
+        await erase(stack, name, {run: ended.version}, (key, state_at))
         return
     changes: list[Change] = [Delete(key), Put(look_key(now + keep, name), {**look.value, "is_seen": True})]
     expect = {key: look.version, run: ended.version}
-    if (stood := await stack.read(there)) is not None:
-        changes.append(Put(there, plain_state(replace(read_state(there, stood), look_at=now + keep))))
-        expect[there] = stood.version
+    if (state_entry := await stack.read(state_at)) is not None:
+        changes.append(Put(state_at, plain_state(replace(read_state(state_at, state_entry), look_at=now + keep))))
+        expect[state_at] = state_entry.version
     await stack.write(changes, expect)

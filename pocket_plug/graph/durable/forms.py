@@ -1,7 +1,7 @@
-"""A graph as durable runs know it: its form, which is recorded as a run begins, so that a later one can be compared with it.
+"""The form of a graph, which is recorded when a durable run begins, so that the graph's later form can be compared with it.
 
-A form holds names only: of nodes, actions, types and scopes. A type's name is the tag that its values have in records, so that a
-class may move to another module; what its fields are stands in no form.
+A form contains names only: of nodes, actions, types and scopes. A type's name is the tag of its values in records, so a class may
+move to another module. The fields of a class are not in the form.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from .records import Record
 
 @dataclass(frozen=True, slots=True)
 class NodeForm:
-    """One node of a form. What a record of an older version doesn't say is None, and counts as equal to anything."""
+    """One node of a form. A field that an older version hasn't recorded is None, and counts as equal to anything."""
 
     kind: str
     """node, ask, sleep, graph or fan_out."""
     leads: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Where each action leads."""
+    """The target of each action."""
     takes: str | None = None
-    """The type of its input; of a fan-out that of an item."""
+    """The type of its input; for a fan-out, the type of an item."""
     gives: Mapping[str, str] | None = None
-    """The type of what it leaves with, by action."""
+    """The type of its output, by action."""
     answer: str | None = None
-    """The type of the answer that it asks for."""
+    """The type of the answer to its question."""
     inner: GraphForm | None = None
-    """The graph that it is; of a fan-out one whose only node is that which its items go through."""
+    """The graph that it is; for a fan-out, a graph whose only node is the one that its items go through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class GraphForm:
 
 
 def form_of(plan: Plan, place: tuple[Stack, str]) -> str:
-    """The form of a graph whose nodes read and write there, as text: that is what is recorded, and compared first."""
+    """The form of a graph whose nodes read and write in this place, as the text that is recorded."""
     prefix = str(place[1])
     if prefix not in plan.forms:
         plan.forms[prefix] = json.dumps(
@@ -73,15 +73,15 @@ def form_of(plan: Plan, place: tuple[Stack, str]) -> str:
 
 @lru_cache(maxsize=64)
 def read_form(text: str) -> GraphForm:
-    """The form that was recorded. Raises CorruptRecordError."""
+    """Decode a recorded form. Raises CorruptRecordError."""
     try:
         return _graph_of(json.loads(text))
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        raise CorruptRecordError(f"no form of a graph: {type(error).__name__} of what is recorded") from error
+        raise CorruptRecordError(f"the recorded form of a graph can't be read: {type(error).__name__}") from error
 
 
 def _said(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
-    """What a form says: the rest is not recorded."""
+    """The fields of a form that are recorded: those that aren't empty."""
     return {name: value for name, value in pairs if value is not None and value != {}}
 
 
@@ -131,7 +131,7 @@ def _node(step: Step, place: tuple[Stack, str]) -> NodeForm:
 
 # ---------------------------------------------------------------- types
 def type_tag(hint: Hint) -> str:
-    """A name for a type that is the same in each process, whatever module it stands in, and however it is written.
+    """A name for a type. It is the same in each process, for each module that contains the type, and each way to write it.
 
     >>> from typing import Optional
     >>> type_tag(list[int | None]), type_tag(list[Optional[int]])
@@ -142,8 +142,8 @@ def type_tag(hint: Hint) -> str:
     if hint is None or hint is NoneType:
         return "None"
     if isinstance(hint, TypeAliasType):
-        return hint.__name__  # it may stand for something that it is part of
-    if (meant := getattr(hint, "__supertype__", None)) is not None:  # of a NewType, whose values are of that one
+        return hint.__name__  # not its value, since an alias may be recursive
+    if (meant := getattr(hint, "__supertype__", None)) is not None:  # a NewType, whose values have this type
         return type_tag(meant)
     origin: Hint = get_origin(hint)
     arguments = get_args(hint)
@@ -165,7 +165,7 @@ def _argument(argument: Hint) -> str:
     if isinstance(argument, EllipsisType):
         return "..."
     parameters = cast("list[Hint]", argument)
-    if isinstance(argument, list):  # of a Callable's parameters
+    if isinstance(argument, list):  # the parameters of a Callable
         return f"[{', '.join(map(_argument, parameters))}]"
     return type_tag(argument)
 
@@ -177,7 +177,7 @@ def _literal(value: object) -> str:
 # ---------------------------------------------------------------- the older form
 @lru_cache(maxsize=64)
 def read_lines(lines: tuple[str, ...]) -> GraphForm:
-    """The form of which the lines of a `Shape` were recorded, as far as they tell. Raises CorruptRecordError."""
+    """The form from the lines of a `Shape`, which older versions recorded; it has no types. Raises CorruptRecordError."""
     kinds: dict[str, str] = {}
     starts: dict[str, str] = {}
     edges: list[str] = []
@@ -194,23 +194,25 @@ def read_lines(lines: tuple[str, ...]) -> GraphForm:
         source, action, target = _split(edge, kinds)
         leads.setdefault(source, {})[action] = target
     if "" not in starts:
-        raise CorruptRecordError("no form of a graph: it has no start")
+        raise CorruptRecordError("the recorded form of a graph can't be read: it has no start")
     return _nested("", kinds, starts, leads)
 
 
 def _split(edge: str, kinds: Mapping[str, str]) -> tuple[str, str, str]:
-    """Source, action and target: where both are nodes, since any of them may hold what stands between."""
+    """Source, action and target of an edge. Names may contain " -" and "-> ", so both ends must be nodes of the graph."""
     for source in kinds:
         for target in kinds if edge.startswith(f"{source} -") else ():
             if edge.endswith(f"-> {target}") and len(edge) > len(source) + len(target) + len(" --> "):
                 return source, edge[len(source) + 2 : -len(target) - 3], target
-    raise CorruptRecordError(f"no form of a graph: it has an edge {edge!r:.80} between nodes that it doesn't have")
+    raise CorruptRecordError(
+        f"the recorded form of a graph can't be read: it has an edge {edge!r:.80} between nodes that it doesn't have"
+    )
 
 
 def _nested(
     prefix: str, kinds: Mapping[str, str], starts: Mapping[str, str], leads: Mapping[str, Mapping[str, str]]
 ) -> GraphForm:
-    """The graph whose nodes' paths begin like that."""
+    """The form of the graph whose nodes have this prefix in their paths."""
     nodes: dict[str, NodeForm] = {}
     for path, kind in kinds.items():
         outer, _, name = path.rpartition("/")
@@ -225,13 +227,18 @@ def _nested(
 
 
 def _items(path: str, kinds: Mapping[str, str], inner: GraphForm | None) -> GraphForm:
-    """What the items of a fan-out go through: the node that has a line among those of the graph that it may be."""
+    """The form of a fan-out's items: a graph of the one node that they go through.
+
+    If that node is a graph, the lines of its nodes have the same prefix. It is the one that can't be reached inside the graph.
+    """
     reached = set[str]() if inner is None else _reached(inner)
     for each, kind in kinds.items():
         outer, _, name = each.rpartition("/")
         if outer == path and name not in reached and kind in ("node", "graph", "fan_out"):
             return GraphForm(name, {name: NodeForm(kind, inner=inner)})
-    raise CorruptRecordError(f"no form of a graph: nothing is said of the items of {path!r:.80}")
+    raise CorruptRecordError(
+        f"the recorded form of a graph can't be read: it has no node for the items of {path!r:.80}"
+    )
 
 
 def _reached(graph: GraphForm) -> set[str]:

@@ -1,8 +1,8 @@
-"""A process speaks for its executions: those that have not moved their runs for a third of their lease.
+"""The heartbeat of a process, for its executions that have not committed for a third of their lease.
 
-A commit shows that an execution is alive. Where a node takes long, a thread writes `pocket:run-beat:PROCESS` for it, which names
-the executions that it speaks for: a thread, since a loop that is blocked could not. It looks at the runs' states as well,
-so a run is cancelled while its node is at work.
+A commit shows that an execution is alive. If a node takes long, a thread writes `pocket:run-beat:PROCESS`, which names the
+executions that are alive. It is a thread, since a node may block the event loop. It also reads the states of their runs, so that
+a request to cancel reaches a run while its node works.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from .processes import Held, this_process
 
 BEAT = f"{RESERVED}run-beat:"
 KEPT = 7 * 86_400.0
-"""Seconds after which a heartbeat is nobody's: by the clock of whoever looks, so many that hours between clocks don't matter."""
+"""Seconds after which a heartbeat expires: so many that differences between clocks, even of hours, don't matter."""
 
 
 async def beat(stack: Stack, process: str, unmoved: Iterable[Held]) -> None:
-    """Speak for executions of a process over one store, and hand each what stands in its run's state."""
+    """Write the heartbeat of a process for these executions in one store, and give each execution its run's state."""
     speaking = list(unmoved)
     found = await stack.read_many([each.state_key for each in speaking])
     until = stack.clock() + KEPT
     await stack.write([Put(BEAT + process, {"owners": [each.owner for each in speaking]}, until)])
     for each in speaking:
-        each.hear(found.get(each.state_key))
+        each.receive_state(found.get(each.state_key))
 
 
 class Heart:
-    """The thread, and what it saw last."""
+    """The thread that writes the heartbeat, and what it saw in its last round."""
 
     def __init__(self) -> None:
         self._lock = new_lock()
@@ -44,12 +44,12 @@ class Heart:
         self.renew()
 
     def renew(self) -> None:
-        """There is no thread, as in a forked child."""
+        """Start without a thread: at first, and in a forked child."""
         self._thread: threading.Thread | None = None
         self._pause = 0.0
 
     def keep_beating(self, lease: float) -> None:
-        """There is an execution with this lease: see to it that the thread goes on, and looks often enough."""
+        """Make sure, for an execution with this lease, that the thread runs, and that its rounds are frequent enough."""
         if self._thread is not None:
             if lease / 3 < self._pause:
                 self._sooner.set()
@@ -61,14 +61,12 @@ class Heart:
 
     def _go_on(self) -> None:
         while True:
-            # no execution in a name of this frame: it would be kept, with its store, for as long as the thread waits
+            # No local variable may refer to an execution: it would keep it, and its store, alive while the thread waits.
             leases = [each.lease for each in this_process().executions()]
             if not leases:
                 with self._lock:
-                    thread, self._thread = (
-                        self._thread,
-                        None,
-                    )  # before it looks once more: who comes later starts another
+                    # Before the last check: an execution that begins after it starts another thread.
+                    thread, self._thread = self._thread, None
                     if not this_process().held:
                         return
                     self._thread = thread
@@ -78,7 +76,7 @@ class Heart:
             self.look()
 
     def unmoved(self) -> dict[Stack, list[Held]]:
-        """The executions that have not moved their runs since this was called last, by store. Not those that only come to one."""
+        """The executions without a commit since the last call, by store; except those that have not claimed their run yet."""
         held = [each for each in this_process().executions() if each.state_key]
         unmoved: dict[Stack, list[Held]] = {}
         for each in held:
@@ -88,7 +86,7 @@ class Heart:
         return unmoved
 
     def look(self) -> None:
-        """One round: those that have not moved since the last are spoken for."""
+        """One round: write the heartbeat for the executions without a commit since the last round."""
         for stack, speaking in self.unmoved().items():
             try:
                 stack.run(beat(stack, this_process().id, speaking))

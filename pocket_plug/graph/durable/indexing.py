@@ -1,4 +1,4 @@
-"""Runs of versions that knew no states get the keys of theirs, once for each store."""
+"""Creates the keys of states for runs of older versions, which had none; once for each store."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .records import RUN, look_at
 from .states import STATE, State, plain_state, state_key, state_of
 
 INDEXED = f"{RESERVED}run-indexed"
-"""Where it is noted that this has been done."""
+"""The key that notes that this was done."""
 BATCH = 100
-"""Keys, or runs, that are read at once. Few: whoever works beside it in the same loop waits for one at each of its steps."""
+"""How many keys, or runs, are read at once. Few, since other tasks of the event loop wait for a batch."""
 
 
 async def index_old(stack: Stack, rest: float = 0.0) -> None:
-    """See to it that each run has the key of its state. One that can't be read is `unreadable`, and so found as well.
+    """Create the key of the state of each run that has none. A run that can't be read gets the state `unreadable`.
 
-    After each batch it rests for so many seconds: for whoever has more time than those who work beside it.
+    After each batch it pauses for `rest` seconds, for callers that have more time than the store's other users.
     """
     if await stack.read(INDEXED) is not None:
         return
@@ -36,14 +36,12 @@ async def index_old(stack: Stack, rest: float = 0.0) -> None:
         found = await read_each(stack, [RUN + name for name in old[at : at + BATCH]])
         await _put(stack, [_state(key, entry) for key, entry in found.items()])
         await pause(rest)
-    if (
-        names
-    ):  # else looking costs nothing the next time either, and nothing is written to a store that is only looked at
+    if names:  # without runs, the next call costs nothing either, and a store that is only read isn't written
         await stack.write([Put(INDEXED, {"format": 1})])
 
 
 async def _keys(stack: Stack, prefix: str, rest: float) -> list[str]:
-    """All keys, with a pause after each batch."""
+    """All keys with this prefix, read with a pause after each batch."""
     found: list[str] = []
     async with aclosing(paged(stack, prefix, size=BATCH)) as keys:
         async for key in keys:
@@ -54,7 +52,7 @@ async def _keys(stack: Stack, prefix: str, rest: float) -> list[str]:
 
 
 def _state(key: str, found: Found) -> tuple[str, int, Put]:
-    """The key of a run, its version, and its state."""
+    """A run's key, its version (0 if it can't be read), and the change that records its state."""
     name = key.removeprefix(RUN)
     try:
         if isinstance(found, CodecError):
@@ -67,7 +65,7 @@ def _state(key: str, found: Found) -> tuple[str, int, Put]:
 
 
 async def _put(stack: Stack, states: Sequence[tuple[str, int, Put]]) -> None:
-    """Write them at once; one at a time where somebody has moved one of the runs, which then has its state from that."""
+    """Write these states in one write. After a conflict, one at a time: a run that has changed meanwhile has a state already."""
     expect = {key: version for key, version, _ in states if version} | {put.key: 0 for _, _, put in states}
     try:
         await stack.write([put for _, _, put in states], expect)

@@ -1,7 +1,7 @@
-"""One execution's hold on a durable run: its checkpoint, and the tokens by which it knows its own writes.
+"""The journal of one execution of a durable run: its checkpoint, and the tokens by which it recognizes its own writes.
 
-Each commit expects the version that the one before has got, so whoever was overtaken can write nothing any more. Each write has
-a token of its own, so that after a failure the record tells whether this very write has landed.
+Each commit expects the version of the commit before, so an execution whose run was taken over can't write any more. Each write
+has its own token, so that after a failure the record shows whether this write was stored.
 """
 
 from __future__ import annotations
@@ -51,33 +51,33 @@ from .records import (
     look_key,
     plain,
 )
-from .states import LEASE, State, failure_of, noticed, plain_state, read_state, state_key
-from .waits import Found
+from .states import LEASE, State, failure_of, notice_attributes, plain_state, read_state, state_key
+from .waits import PlacedWait
 
 PAUSES: Sequence[float] = (0.05, 0.5)
-"""Seconds between the tries to find out whether a failed write has landed."""
+"""Seconds between the tries to find out whether a failed write was stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked of a durable run."""
+    """What a caller wants of a durable run."""
 
     run_id: str
     answer: object = MISSING
     question: str | AnyNode | None = None
-    """What the answer is for: the question's id, or the node that asks."""
+    """The question that is answered: its id, or the node that asks."""
     allow_changed: bool = False
     takeover: bool = False
-    """Is the run to be taken from an execution that is at it?"""
+    """Take the run over even if another execution may still be alive?"""
     lease: float = LEASE
     seen: Mapping[str, int] = field(default_factory=dict[str, int])
-    """The versions at which an observer has found the run stalled: it is taken over if nothing has moved since."""
+    """The versions at which a worker has found the run stalled. It is taken over if they are unchanged."""
     max_tries: float = math.inf
-    """After so many executions without progress the run has failed."""
+    """After so many executions without progress, the run fails."""
 
 
 class RunReleasedError(RunSuspendedError):
-    """An execution has ended between two nodes, for others to go on: its worker stops. Nothing has failed."""
+    """Ends an execution between two nodes, since its worker stops; another one resumes the run. Nothing has failed."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__(run_id, {}, 0.0)
@@ -85,7 +85,7 @@ class RunReleasedError(RunSuspendedError):
 
 
 class Journal:
-    """One execution's hold on a run: its checkpoint, and the tokens by which it knows its own writes."""
+    """The journal of one execution of a durable run: its checkpoint, and the tokens by which it recognizes its own writes."""
 
     def __init__(self, wanted: Wanted, graph: PlannedGraph, place: tuple[Stack, str]) -> None:
         self.wanted, self.id, self.graph = wanted, wanted.run_id, graph
@@ -95,7 +95,7 @@ class Journal:
         self.name = key.removeprefix(RUN)
         self.checkpoint = Checkpoint(key)
         self.state_key, self.state_version = "", 0
-        """Where the run's state stands while this execution is at it, and the version that was last seen of it."""
+        """The key of the run's state while this execution owns the run, and the last known version of that entry."""
         self.owner = run_ids.next()
         self.writes = 0
         self.epoch = 1
@@ -103,45 +103,45 @@ class Journal:
         self.started = self.stack.clock()
         self.carrier: dict[str, str] = {}
         self.unrecorded: list[Exception] = []
-        """Errors of recording items. They are not the items' own, so they are never collected."""
-        self.is_to_tell = False
-        """Does the run go on, and no observer was notified yet?"""
+        """Errors of recording items. They are no errors of the items themselves, so they are never collected."""
+        self.resume_unreported = False
+        """Is this a resume of which observers were not notified yet?"""
         self.cancelled: asyncio.CancelledError | None = None
-        """A cancellation that came out of a write which has landed."""
+        """A cancellation that a write raised although it was stored."""
         self.waited: set[str] = set()
-        """Where this execution has come to what is waited for, by the keys of the records."""
+        """The keys of the waits that this execution has reached."""
         self.landed_record: Record = {}
-        """The run's record as this execution has last written it."""
+        """The run's record as this execution has written it last."""
         self.lease = wanted.lease
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._is_interrupted = False
         self.is_cancelled = False
-        """Was the run cancelled, as far as this execution knows?"""
+        """Has this execution seen a request to cancel the run?"""
         self.status: Status = "running"
-        """As this execution has recorded the run. Once it is anything else, nothing of how it ends is recorded any more."""
+        """The state that this execution has recorded. After any other than "running", it doesn't record its end any more."""
         self.ended: RunNotice | None = None
-        """What observers are to be told of that."""
+        """The notice about the end that was recorded, for plugins."""
         self.is_released = False
-        """Is the run to be left to others, once no node is at work? Set by whatever thread."""
+        """Shall the run be released after the current node? Set in any thread."""
 
     def encode(self, value: object, what: str) -> bytes:
-        """A value's bytes; the error of one that can't be stored says what it was."""
+        """Encode a value. `what` describes it in the CodecError for a value that can't be stored."""
         try:
             return default_codec.encode(value)
         except CodecError as error:
-            raise type(error)(f"{what} can't be kept for run {self.id!r}: {error}") from error
+            raise type(error)(f"{what} can't be stored for run {self.id!r}: {error}") from error
 
     def token(self) -> str:
-        """A new token for the next write. It is unique, so no write is ever taken for another one."""
+        """A new, unique token for the next write."""
         self.writes += 1
         return f"{self.owner}.{self.writes}"
 
     def record(
         self, token: str, frames: Sequence[Frame], status: Status = "running", result: bytes | None = None
     ) -> Record:
-        """The run's checkpoint, as it is stored."""
+        """The run's record with a position, as it is stored."""
         return {
             "format": FORMAT,
             "status": status,
@@ -160,23 +160,23 @@ class Journal:
     # ------------------------------------------------------------ the run's state
     @property
     def fence(self) -> Mapping[str, int]:
-        """What every write expects: the run is still this execution's, and nobody has left word for it."""
+        """The versions that each write expects: this execution still owns the run, and the state has no new request."""
         return {self.checkpoint.key: self.checkpoint.version, self.state_key: self.state_version}
 
-    def come_to(self, status: Status, **facts: Any) -> list[Change]:
+    def changes_to(self, status: Status, **facts: Any) -> list[Change]:
         """The changes by which the run leaves `running` for another state."""
         left = State(self.stack.clock(), **facts)
-        there = state_key(status, self.graph.name, self.started, self.name)
-        return [Delete(self.state_key), Put(there, plain_state(left))]
+        state_at = state_key(status, self.graph.name, self.started, self.name)
+        return [Delete(self.state_key), Put(state_at, plain_state(left))]
 
-    def wakes(self, waits: Iterable[Found]) -> float | None:
-        """When the run goes on by itself that waits for these: once the first has its time, or its graph's time-out is over."""
+    def wakes(self, waits: Iterable[PlacedWait]) -> float | None:
+        """When a run that waits for these continues by itself: at the earliest of their times and the graph's time-out."""
         times = [each.wait.until for each in waits]
         times.append(None if self.graph.timeout is None else self.started + self.graph.timeout)
         return min((time for time in times if time is not None), default=None)
 
-    def take_word(self, entry: Entry | None) -> bool:
-        """Take over what stands in the run's state now. Is it that the run is to end, and that is news?"""
+    def read_request(self, entry: Entry | None) -> bool:
+        """Read the run's current state. Returns True if it has a request to cancel the run that was not seen before."""
         self.state_version = entry.version if entry is not None else 0
         if entry is None or not read_state(self.state_key, entry).cancelled or self.is_cancelled:
             return False
@@ -185,48 +185,49 @@ class Journal:
 
     @property
     def moves(self) -> int:
-        """Another number once this execution has moved its run."""
+        """A number that changes with each commit."""
         return self.checkpoint.version
 
     def listen(self, run: Running) -> None:
-        """From now on the run can be cancelled while a node is at work: in a loop, as asyncio cancels the task."""
+        """From now on, a request to cancel the run cancels its task while a node works, if the run has an event loop."""
         if run.loop:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
 
-    def hear(self, entry: Entry | None) -> None:
-        """Called by whatever thread: this is what stands in the run's state now."""
+    def receive_state(self, entry: Entry | None) -> None:
+        """Receive the run's current state, which may contain a request to cancel. Called in any thread."""
         if self._loop is None:
-            self.take_word(entry)  # the next commit finds it, too
+            self.read_request(entry)  # the next commit finds it, too
         else:
-            with suppress(RuntimeError):  # the loop has ended, and with it the run
-                self._loop.call_soon_threadsafe(self._hear, entry)
+            with suppress(RuntimeError):  # the loop is closed, so the run has ended
+                self._loop.call_soon_threadsafe(self._receive_state, entry)
 
-    def _hear(self, entry: Entry | None) -> None:
+    def _receive_state(self, entry: Entry | None) -> None:
         is_at_work = self.owner in this_process().held and not self._is_interrupted
-        if is_at_work and self.take_word(entry) and self._task is not None:
+        if is_at_work and self.read_request(entry) and self._task is not None:
             self._is_interrupted = True
-            # counted only now: before Python 3.13 a TaskGroup that has failed may leave one
+            # Read only now: before Python 3.13, a TaskGroup that has failed may leave a cancellation that isn't taken back.
             self._cancelling = self._task.cancelling()
             self._task.cancel()
 
     def end_interrupt(self) -> bool:
-        """Take back the task's cancellation, if there was one for the run's. Was that the only one?"""
+        """Take back the cancellation of the task, if a request to cancel the run has caused it. Was that the only one?"""
         if not self._is_interrupted or self._task is None:
             return False
         self._is_interrupted = False
         return self._task.uncancel() <= self._cancelling
 
     def cancelled_error(self) -> RunCancelledError:
-        """What an execution ends with once its run was cancelled."""
+        """The error that ends an execution of a cancelled run."""
         return RunCancelledError(
             f"run {self.id!r} was cancelled; what its nodes had written stays. To begin it anew give it another "
             "run_id, or remove it"
         )
 
     async def record_end(self, error: BaseException) -> None:
-        """Record that the run was cancelled, released or has failed. If that can't be written, it is said: the run is stalled.
+        """Record that the run was cancelled, was released or has failed.
 
-        Then the error is raised of a run that was to be released, since nobody has released it.
+        If that can't be written, a warning is logged, and the run looks stalled. For a run that was to be released, the error of
+        the write is raised as well.
         """
         left_as: Status = "pending" if isinstance(error, RunReleasedError) else "failed"
         try:
@@ -238,7 +239,7 @@ class Journal:
                 left["carrier"] = dict(self.carrier)
                 record = Put(self.checkpoint.key, left)
                 try:
-                    await self.stack.write([record, *self.come_to(status, failure=failure)], self.fence)
+                    await self.stack.write([record, *self.changes_to(status, failure=failure)], self.fence)
                     break
                 except Exception as failed:
                     if await self.landed(self.checkpoint, token, failed, "", True) is not None:
@@ -247,11 +248,11 @@ class Journal:
                         raise
             self.status = status
             if status in ("failed", "cancelled"):
-                about = {} if failure is None else noticed(failure)
+                about = {} if failure is None else notice_attributes(failure)
                 self.ended = RunNotice(status, self.id, self.graph.name, about)
-        except RunFencedError:  # it is another execution's, which goes on with it
+        except RunFencedError:  # another execution owns the run, and continues it
             if isinstance(error, RunReleasedError):
-                raise  # so it wasn't left to others by this one
+                raise  # this execution hasn't released it
         except Exception as failed:
             log_failure(logging.WARNING, f"recording that run {self.id!r} has ended failed; it looks stalled", failed)
             if isinstance(error, RunReleasedError):
@@ -260,14 +261,14 @@ class Journal:
     async def landed(
         self, checkpoint: Checkpoint, token: str, failed: BaseException, at: str, leaves: bool
     ) -> int | None:
-        """After a failed write: its version if it has landed all the same (only the answer was lost), else None.
+        """After a failed write: its version if it was stored nevertheless, so that only the answer was lost; else None.
 
-        A ConflictError doesn't tell: a driver may have sent the write twice, the second in conflict with the first. So the
-        token in the record is compared. Of a write by which this execution `leaves` the run, others may have gone on since: then
-        the version is the one before, with which nothing more can be written. Raises RunFencedError where the run is somebody
-        else's by now, and OutcomeUnknownError.
+        A ConflictError doesn't show that it wasn't stored: a driver may have sent the write twice, and the second conflicts with
+        the first. So the token in the record is compared. If the write was to leave the run (`leaves`), others may have changed
+        it since: then the old version is returned, and a further write conflicts. Raises RunFencedError if another execution owns
+        the run by now, and OutcomeUnknownError.
         """
-        what = f"what {at.rpartition('/')[2]!r} has written (at {self.id + at!r})"
+        what = f"the write of {at.rpartition('/')[2]!r} (at {self.id + at!r})"
         found = await self.found({self.checkpoint.key, checkpoint.key, self.state_key}, failed, what)
         if leaves and await self._was_left_by(token, found.get(self.checkpoint.key), failed, what):
             return checkpoint.version
@@ -276,15 +277,15 @@ class Journal:
         if own is not None and field_of(own, "owner") == token:
             return own.version
         if (own.version if own is not None else 0) != checkpoint.version:
-            raise self._unknown(what, "an earlier try has landed in the meantime") from failed
-        self.take_word(found.get(self.state_key))
+            raise self._unknown(what, "an earlier try was stored in the meantime") from failed
+        self.read_request(found.get(self.state_key))
         return None
 
     async def _was_left_by(self, token: str, run: Entry | None, failed: BaseException, what: str) -> bool:
-        """Was this write the last one of this execution, before somebody else moved the run or went on with it?"""
+        """Was this the last write of this execution, before an operator or another execution changed the run?"""
         if run is None or execution_of(run) in (None, self.owner):
             return False
-        if field_of(run, "epoch") == self.epoch:  # an operator has moved it
+        if field_of(run, "epoch") == self.epoch:  # an operator has changed it
             return last_write(run.value) == token
         key = execution_key(self.part, self.epoch + 1)
         note = (await self.found((key,), failed, what)).get(key)
@@ -292,16 +293,16 @@ class Journal:
         return former.get("write") == token
 
     def check_owner(self, found: Mapping[str, Entry], failed: BaseException | None = None) -> None:
-        """Raise RunFencedError if, by what was found, the run is somebody else's by now."""
+        """Raise RunFencedError if, in these entries, this execution doesn't own the run any more."""
         run = found.get(self.checkpoint.key)
         if run is None or execution_of(run) != self.owner:
             by = "it was removed" if run is None else f"epoch {field_of(run, 'epoch')} owns it, this was {self.epoch}"
             raise RunFencedError(
-                f"run {self.id!r} was taken over by another execution: {by}; nothing of this one landed since"
+                f"run {self.id!r} was taken over by another execution: {by}; nothing of this one was stored since"
             ) from failed
 
     async def found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:
-        """Look, a few times if need be, whether a failed write has landed. Raises OutcomeUnknownError where no look succeeds."""
+        """Read these keys after a failed write, with a few tries. Raises OutcomeUnknownError if none succeeds."""
         pauses = iter(PAUSES)
         while True:
             try:
@@ -310,20 +311,20 @@ class Journal:
                 pause = next(pauses, None)
                 if pause is None:
                     if isinstance(failed, asyncio.CancelledError):
-                        raise failed from error  # it ends the execution as well
-                    raise self._unknown(what, f"looking for it failed too: {error}") from failed
+                        raise failed from error  # which ends the execution as well
+                    raise self._unknown(what, f"reading the record failed too: {error}") from failed
             await wait(pause)
 
     def _unknown(self, what: str, why: str) -> OutcomeUnknownError:
         return OutcomeUnknownError(
-            f"run {self.id!r}: whether {what} has landed is not known, since the store failed, and {why}. "
-            f"resume({self.id!r}) finds out, and goes on from there"
+            f"run {self.id!r}: whether {what} was stored is not known, since the store failed, and {why}. "
+            f"resume({self.id!r}) finds out, and continues from there"
         )
 
     def finish(self, token: str, frames: Sequence[Frame], result: bytes) -> list[Change]:
         """The changes that record the end of the run."""
         changes: list[Change] = [Put(self.checkpoint.key, self.record(token, frames, "finished", result))]
         if (keep := self.graph.keep_finished) is None:
-            return [*changes, *self.come_to("finished")]
+            return [*changes, *self.changes_to("finished")]
         look, look_at = {"owner": token, "keep": keep, "is_seen": False}, self.stack.clock() + keep
-        return [*changes, *self.come_to("finished", look_at=look_at), Put(look_key(look_at, self.name), look)]
+        return [*changes, *self.changes_to("finished", look_at=look_at), Put(look_key(look_at, self.name), look)]

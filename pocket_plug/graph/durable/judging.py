@@ -1,4 +1,4 @@
-"""May a run go on in this graph, and how? Judged by its records alone: before it is claimed, and for `check_runs`."""
+"""Decides from a run's records whether and how it can resume in this graph: before it is claimed, and for `check_runs`."""
 
 from __future__ import annotations
 
@@ -22,77 +22,78 @@ from .forms import GraphForm, form_of, read_form, read_lines
 from .records import FORM, Frame, Record, plain
 from .standing import Items, Spot, Standing, key_of_item, spots, step_at
 from .upgrading import upgraded
-from .waits import Found, put_wait, wait_key
+from .waits import PlacedWait, put_wait, wait_key
 
 How = Literal["unchanged", "not begun", "unchanged ahead", "upgraded", "allowed"]
-"""Why a run goes on: its graph is what it was, or what lies ahead in it is; it was submitted, and nobody has begun it; an upgrade
-moves it; `allow_changed` was given."""
+"""Why a run can resume: the graph is unchanged; the run was submitted but has not begun; the part of the graph that the run can
+still reach is unchanged; an upgrade moves the run; `allow_changed` was given."""
 
 
 Spots = Mapping[tuple[int, ...], Spot]
 WAITING = {"question": "ask", "sleep": "sleep"}
-"""The kind of node that waits for each."""
+"""The kind of node for each kind of wait."""
 
 
 @dataclass(frozen=True, slots=True)
-class Going:
-    """How a run goes on."""
+class Verdict:
+    """How a run resumes, and what the claim must write for it."""
 
     how: How
     frames: Sequence[Frame]
     changes: Sequence[Change] = ()
-    """To be written with the claim."""
+    """The changes to be written with the claim."""
     expect: Mapping[str, int] = field(default_factory=lambda: NO_EXPECTATIONS)
-    """The versions of the records that it was judged by."""
-    waits: Mapping[str, Found] = field(default_factory=dict[str, Found])
-    """What it waits for, or has waited for, once those changes are done."""
+    """The versions of the records from which this was decided."""
+    waits: Mapping[str, PlacedWait] = field(default_factory=dict[str, PlacedWait])
+    """The run's waits by place, open and settled, after these changes."""
     moved: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The places of these that an upgrade has changed."""
+    """The new places of the waits that an upgrade has moved, by the old ones."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What is kept of a run: its id, how the keys of its parts begin, its two records."""
+class RunRecords:
+    """What is recorded of a run: its record, the record of its start, and its waits."""
 
     run_id: str
     part: str
+    """The prefix of the keys of the run's parts."""
     record: Record
     start: Record
     frames: Sequence[Frame]
-    waits: Mapping[str, Found] = field(default_factory=dict[str, Found])
-    """What it waits for, or has waited for."""
+    waits: Mapping[str, PlacedWait] = field(default_factory=dict[str, PlacedWait])
+    """The run's waits by place, open and settled."""
 
     @property
     def is_begun(self) -> bool:
-        """Has any execution been at it? If not, it may begin in any graph that takes its input."""
+        """Has any execution of it begun? If not, it may begin in any graph that takes its input."""
         return bool(self.record["epoch"])
 
 
 class Judge:
-    """Judges the runs of one graph."""
+    """Decides how the runs of one graph resume."""
 
     def __init__(self, graph: PlannedGraph, place: tuple[Stack, str]) -> None:
         self.graph = graph
         self.text = form_of(graph.plan, place)
         self._known: dict[object, Differences] = {}
 
-    async def going_on(self, stack: Backend, kept: Kept, allow_changed: bool = False) -> Going:
-        """How the run goes on. Raises RunChangedError where it can't, CodecError for a value that can't be read or written."""
+    async def verdict(self, stack: Backend, kept: RunRecords, allow_changed: bool = False) -> Verdict:
+        """How the run resumes. Raises RunChangedError if it can't, CodecError for a value that can't be read or written."""
         form, steps = read_form(self.text), self._steps(kept)
         if not steps and self._is_same(kept.start):
             self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames))))
-            return Going("unchanged", kept.frames, waits=kept.waits)
+            return Verdict("unchanged", kept.frames, waits=kept.waits)
         before = form_before(kept.start)
         items = Items(kept.part, kept.waits)
         standing = await items.read(stack, before, kept.frames)
-        if standing.items:  # they were begun after the hooks had ended
+        if standing.items:  # items begin only after the hooks of the node before have ended
             last = replace(standing.last, hooks="")
             standing = replace(standing, frames=(*standing.frames[:-1], last))
         start = Put(
             f"{kept.part}start", {**kept.start, "shape": self.text, "form": FORM, "version": self.graph.version}
         )
         if not kept.is_begun and not steps and _begins_alike(before, form):
-            return Going("not begun", (replace(standing.last, node=form.start),), (start,), waits=kept.waits)
+            return Verdict("not begun", (replace(standing.last, node=form.start),), (start,), waits=kept.waits)
         if steps:
             moved = upgraded(kept.run_id, standing, steps)
             if not kept.is_begun and [frame.node for frame in moved.frames] == [before.start]:
@@ -102,13 +103,13 @@ class Judge:
         self._refuse_misplaced(kept, misplaced(form, standing))
         found = self._differences(kept.start, before, form, standing)
         if not found.lines:
-            return Going("unchanged ahead", standing.frames, (), items.versions, kept.waits)
+            return Verdict("unchanged ahead", standing.frames, (), items.versions, kept.waits)
         if found.is_firm or not allow_changed:
             raise self._changed(kept, found)
-        return Going("allowed", standing.frames, (start,), items.versions, kept.waits)
+        return Verdict("allowed", standing.frames, (start,), items.versions, kept.waits)
 
-    def _upgraded(self, run: Kept, start: Put, items: Items, former: Spots, now: Spots) -> Going:
-        """What brings the records of items, and of what is waited for, to where the upgraded run has them."""
+    def _upgraded(self, run: RunRecords, start: Put, items: Items, former: Spots, now: Spots) -> Verdict:
+        """How an upgraded run resumes: with the changes that move the records of its items and waits to their new places."""
         kept = {
             key_of_item(run.part, spot.within): [plain(frame) for frame in spot.standing.frames]
             for positions, spot in now.items()
@@ -132,15 +133,18 @@ class Judge:
             elif (place := there.place[1:]) != found.place:
                 changes += [Delete(key), put_wait(run.part, place, found.wait)]
                 del waits[found.place]
-                waits[place], moved[found.place] = Found(place, found.wait), place
-        return Going("upgraded", now[()].standing.frames, changes, expect, waits, moved)
+                waits[place], moved[found.place] = PlacedWait(place, found.wait), place
+        return Verdict("upgraded", now[()].standing.frames, changes, expect, waits, moved)
 
-    def _steps(self, kept: Kept) -> list[tuple[int, Upgrade]]:
-        """The upgrades from the version of the run to that of the graph. Without any it is judged by what lies ahead."""
+    def _steps(self, kept: RunRecords) -> list[tuple[int, Upgrade]]:
+        """The upgrades from the run's version to the graph's. None at all: the two forms of the graph are compared.
+
+        Raises RunChangedError if the run's version is newer, or if some of the upgrades are missing.
+        """
         begun, graph = kept.start.get("version", 1), self.graph
         if begun > graph.version:
             raise RunChangedError(
-                f"run {kept.run_id!r} is one of version {begun} of graph {graph.name!r}, and this is version "
+                f"run {kept.run_id!r} belongs to version {begun} of graph {graph.name!r}, and this is version "
                 f"{graph.version}; resume it with that version"
             )
         steps = range(begun, graph.version)
@@ -149,7 +153,7 @@ class Judge:
             return []
         if missing:
             raise RunChangedError(
-                f"run {kept.run_id!r} is one of version {begun} of graph {graph.name!r}, and nothing upgrades version "
+                f"run {kept.run_id!r} belongs to version {begun} of graph {graph.name!r}, and nothing upgrades version "
                 f"{missing[0]} to {missing[0] + 1}; give Graph(…, upgrade={{{missing[0]}: …}})"
             )
         return [(step, graph.upgrade[step]) for step in steps]
@@ -158,24 +162,24 @@ class Judge:
         return bool(start["shape"] == (self.text if "form" in start else self.graph.plan.shape.lines))
 
     def _differences(self, start: Record, before: GraphForm, now: GraphForm, standing: Standing) -> Differences:
-        """What differs; known already where another run stands alike."""
+        """The differences between both forms ahead of the run. Runs at the same position share the result."""
         shape = start["shape"] if isinstance(start["shape"], str) else tuple(start["shape"])
         alike = (shape, standing.outline())
         if alike not in self._known:
             self._known[alike] = differences(Facts(before, standing), Facts(now, standing))
         return self._known[alike]
 
-    def _refuse_misplaced(self, kept: Kept, why: str | None) -> None:
+    def _refuse_misplaced(self, kept: RunRecords, why: str | None) -> None:
         if why is not None:
             raise RunChangedError(
                 f"run {kept.run_id!r} can't resume in the current graph {self.graph.name!r}: {why}; {self._way_out()}"
             )
 
-    def _changed(self, kept: Kept, found: Differences) -> RunChangedError:
+    def _changed(self, kept: RunRecords, found: Differences) -> RunChangedError:
         allowed = "" if found.is_firm else ", or for this run alone: allow_changed=True"
         return RunChangedError(
-            f"run {kept.run_id!r} was begun by another form of graph {self.graph.name!r}, and what lies ahead of it "
-            f"differs; {self._way_out()}{allowed}",
+            f"run {kept.run_id!r} was begun by another form of graph {self.graph.name!r}, which differs in the part that the "
+            f"run can still reach; {self._way_out()}{allowed}",
             found.lines,
         )
 
@@ -188,19 +192,19 @@ class Judge:
 
 
 def _begins_alike(before: GraphForm, now: GraphForm) -> bool:
-    """Do both take the same type of input?"""
+    """Do both forms take the same type of input, as far as it is recorded?"""
     types = [None if (first := form.nodes.get(form.start)) is None else first.takes for form in (before, now)]
     return types[0] == types[1] or None in types
 
 
 def form_before(start: Record) -> GraphForm:
-    """The form of the graph that began a run, of the record of its start. Raises CorruptRecordError."""
+    """The form of the graph that began a run, from the record of its start. Raises CorruptRecordError."""
     return read_form(start["shape"]) if "form" in start else read_lines(tuple(start["shape"]))
 
 
-# ---------------------------------------------------------------- what an upgrade gave
+# ---------------------------------------------------------------- checks after an upgrade
 def _unfit(plan: Plan, standing: Standing) -> str | None:
-    """Why a node can't take what the run, or an item, stands there with."""
+    """Why a node can't take the value, or the answer, that the run or an item has there; None if it can."""
     step = step_at(plan, standing.frames)
     return _unfit_at(step, standing) if isinstance(step, Step) else None
 
@@ -210,10 +214,12 @@ def _unfit_at(step: Step, standing: Standing) -> str | None:
         step = step.graph.plan.start
     value = default_codec.decode(standing.last.value) if standing.last.value else None
     if standing.last.node is not None and standing.last.value and step.fits is not None and not step.fits(value):
-        return f"it is at node {step.name!r} with {type(value).__name__}, which takes {type_name(step.input_type)}"
+        return (
+            f"it is at node {step.name!r} with {type(value).__name__}, but the node takes {type_name(step.input_type)}"
+        )
     answer = standing.wait.wait.answer if standing.wait is not None else None
     if answer is not None and isinstance(step, AskStep) and not step.accepts(default_codec.decode(answer)):
-        return f"the answer that it has been given is not the {type_name(step.answer_type)} that {step.name!r} asks for"
+        return f"its answer is not the {type_name(step.answer_type)} that {step.name!r} asks for"
     for position, item in standing.items.items():
         inner: Step | str | None = step.passed
         if isinstance(inner, GraphStep) and len(item.frames) > 1:

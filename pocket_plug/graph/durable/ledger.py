@@ -1,4 +1,4 @@
-"""A durable run's ledger: its commits bring the run's checkpoint along, and it begins where that says."""
+"""The ledger of a durable run: each commit of a node also writes the run's checkpoint, and a resume begins there."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from .processes import this_process
 from .records import Checkpoint, Frame, Status, escaped, execution_of, plain
 from .standing import in_order, item_key
 from .states import wake_key
-from .waits import Found, Wait, put_wait, read_wait, suspended, wait_key
+from .waits import PlacedWait, Wait, put_wait, read_wait, suspended, wait_key
 
 
 def idempotency_key() -> str:
@@ -57,10 +57,10 @@ def idempotency_key() -> str:
 
 
 class RunLedger:
-    """The ledger of one execution, or of one that is nested in it, or of an item; all share the journal of their run."""
+    """The ledger of an execution's outermost graph, of a nested graph, or of an item. All share the journal of the execution."""
 
     frame: Frame
-    """How far its graph has come."""
+    """The position in its graph."""
 
     def __init__(
         self,
@@ -73,13 +73,13 @@ class RunLedger:
         self.journal, self.outer, self.level = journal, outer, level
         self.checkpoint = journal.checkpoint if checkpoint is None else checkpoint
         self.items: dict[str, None] = {}
-        """The records of the items of the fan-out under way."""
+        """The keys of the item records of the current fan-out."""
         self.within = self.current = within
-        """Where its nodes are, and which visit of which node it is at: `/outer#1/inner#2`."""
+        """The place of its graph, and the place of the current visit: `/outer#1/inner#2`."""
 
     @property
     def fence(self) -> Mapping[str, int]:
-        """The run is still this execution's, and nobody has left word for it."""
+        """The versions that each write expects: this execution still owns the run, and the state has no new request."""
         return self.journal.fence
 
     @property
@@ -88,15 +88,15 @@ class RunLedger:
         return self.journal.stack.clock() - self.journal.started
 
     def nested(self) -> RunLedger:
-        """That of a graph which is the node that this one is at."""
+        """The ledger of the graph that is the current node."""
         return RunLedger(self.journal, self.checkpoint, self, self.level + 1, self.current)
 
     async def claim(self, run: Running, value: object) -> Value:
-        """Make the run this execution's own; give its result where it is finished, else MISSING."""
+        """Record this execution as the run's owner. Returns the result of a finished run, else MISSING."""
         if self.outer is not None:
             return MISSING
         journal = self.journal
-        # before the claim lands, or others of this process would take its execution for ended
+        # Before the claim is written: otherwise other executions of this process would take this one for ended.
         this_process().held[journal.owner] = journal
         result = await claim(journal, value)
         if result is not None:
@@ -105,12 +105,12 @@ class RunLedger:
         run.run.resumed, run.run.carrier = journal.epoch > 1, journal.carrier
         if value is MISSING:
             begun = await run.stack.read(journal.part + "start")
-            with suppress(CodecError):  # only who watches the run wants to know
+            with suppress(CodecError):  # the input is only for observers
                 run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
         return MISSING
 
-    def let_go(self) -> None:
-        """This execution is at the run no more."""
+    def unregister(self) -> None:
+        """This execution has ended: the process doesn't list it any more."""
         if self.outer is None:
             this_process().held.pop(self.journal.owner, None)
             self.journal.end_interrupt()
@@ -125,11 +125,11 @@ class RunLedger:
             run = found.get(journal.checkpoint.key)
             if run is None or execution_of(run) != journal.owner:
                 return False
-            journal.take_word(found.get(journal.state_key))
+            journal.read_request(found.get(journal.state_key))
         return True
 
     async def hold(self, run: Running, travel: Travel, value: object) -> Value:
-        """Take the value through the run's graph; record it where that fails, or was cancelled by an operator."""
+        """Take the value through the run's graph. If that fails, is cancelled by an operator or is released, record it."""
         if self.outer is not None:
             return await travel(value)
         self.journal.listen(run)
@@ -137,7 +137,8 @@ class RunLedger:
         try:
             return await travel(value)
         except BaseException as error:
-            if self.journal.status == "finished" and isinstance(error, RunTimeoutError):  # only once that had landed
+            # A time-out that comes after the end was recorded is too late.
+            if self.journal.status == "finished" and isinstance(error, RunTimeoutError):
                 return default_codec.decode(self.frame.value)
             is_left = isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError)
             if not is_left or isinstance(error, RunReleasedError):
@@ -145,9 +146,9 @@ class RunLedger:
             raise
 
     async def _end_early(self, run: Running, error: BaseException) -> None:
-        """Record that the run has failed or was cancelled. One that the program itself stops is left as it is."""
+        """Record that the run has failed, was cancelled or released. Nothing is recorded if the program itself stops the run."""
         journal = self.journal
-        if journal.status != "running":  # its time was over, say, as that landed: whoever goes on with it finds that
+        if journal.status != "running":  # another state is recorded already, such as "waiting" just before a time-out
             return
         is_ours = journal.end_interrupt() or not isinstance(error, asyncio.CancelledError)
         if not is_ours or not (isinstance(error, Exception) or journal.is_cancelled):
@@ -161,12 +162,12 @@ class RunLedger:
             raise journal.cancelled_error() from error
 
     async def close(self) -> None:
-        """The run is over: look for others that have been for long."""
+        """The run has finished: remove other runs that have finished long ago."""
         if self.outer is None and self.journal.graph.keep_finished is not None:
             await sweep(self.journal.stack)
 
     async def begin(self, run: Running, value: object) -> Visited:
-        """Where to begin: at the graph's start, or where the checkpoint says."""
+        """Where to begin: at the graph's start, or at the position in the checkpoint. Calls hooks that may not have ended."""
         try:
             return await self._begin(run, value)
         except Exception as error:
@@ -189,9 +190,8 @@ class RunLedger:
         run.left_by = frame.action
         value = default_codec.decode(frame.value)
         cancelled = None
-        if (
-            frame.hooks and len(checkpoint.frames) == self.level + 1
-        ):  # else they had ended before the nested graph began
+        # With more frames, a nested graph had begun, so the hooks before it had ended.
+        if frame.hooks and len(checkpoint.frames) == self.level + 1:
             left = run.plan.named(frame.hooks)
             assert left is not None
             self._stand_at(self._visit_of(left, frame.visits.get(left.name, 1)))
@@ -199,27 +199,27 @@ class RunLedger:
         if frame.node is None:
             return None, value, cancelled
         step = run.plan.named(frame.node)
-        assert step is not None  # the run was judged before it was claimed, its items too
+        assert step is not None  # the claim has checked the positions of the run and its items in this graph
         return step, value, cancelled
 
     def stand_at(self, step: Step) -> None:
-        """The run comes to a node. Raises RunReleasedError where it is to be left to others."""
+        """Called before each node. Sets the run's position. Raises RunReleasedError if the run is to be released."""
         if self.journal.is_released:
             raise self._released()
         self._stand_at(self._visit_of(step, self.frame.visits.get(step.name, 0) + 1))
 
     def _released(self) -> RunReleasedError:
-        """The run is to be left to others here, where no node is at work, and the hooks of the one before have ended."""
-        # the record has more frames than this where the run was just gone on with within a nested graph: it stays as it is
+        """The error that releases the run here, between two nodes. The record notes that the last node's hooks have ended."""
+        # If the record has more frames, a resume inside a nested graph has just begun, and the record stays as it is.
         if self.checkpoint is self.journal.checkpoint and len(self.checkpoint.frames) <= self.level + 1:
             frames = [plain(each) for each in self._frames(replace(self.frame, hooks=""))]
             self.journal.landed_record = {**self.journal.landed_record, "frames": frames}
         return RunReleasedError(self.journal.id)
 
-    def tell_resumed(self, run: Running, call: NodeCall) -> None:
-        """Tell the observers that a run goes on, at the node where it does."""
-        if self.journal.is_to_tell and len(self.checkpoint.frames) <= self.level + 1:
-            self.journal.is_to_tell = False
+    def report_resumed(self, run: Running, call: NodeCall) -> None:
+        """Notify the observers, once, at the node where the run resumes."""
+        if self.journal.resume_unreported and len(self.checkpoint.frames) <= self.level + 1:
+            self.journal.resume_unreported = False
             run.event("resume", call, {"epoch": self.journal.epoch})
 
     def _visit_of(self, step: Step, visit: int) -> str:
@@ -233,9 +233,9 @@ class RunLedger:
     async def commit(
         self, run: Running, step: Step, target: Step | None, output: object, commit: Commit | None
     ) -> asyncio.CancelledError | None:
-        """Write what a node has changed, with the checkpoint; a cancellation that comes meanwhile is handed back."""
+        """Write a node's changes together with the checkpoint. A cancellation that comes meanwhile is returned."""
         changes, expect = commit if commit is not None else ((), NO_EXPECTATIONS)
-        what = f"what node {step.name!r} left with" if target is None else f"the input of node {target.name!r}"
+        what = f"the output of node {step.name!r}" if target is None else f"the input of node {target.name!r}"
         visits = {**self.frame.visits, step.name: self.frame.visits.get(step.name, 0) + 1}
         try:
             frame = Frame(
@@ -258,7 +258,7 @@ class RunLedger:
         return cancelled
 
     async def end(self, run: Running) -> asyncio.CancelledError | None:
-        """The last node's hooks are done with, so the run is."""
+        """Called after the last node's hooks. Records that the run has finished."""
         if self.outer is not None or not self.frame.hooks:
             return None
         return await self._save(run, self.frame, "finished")
@@ -275,9 +275,9 @@ class RunLedger:
         expect: Mapping[str, int] = NO_EXPECTATIONS,
         leaving: bool = False,
     ) -> asyncio.CancelledError | None:
-        """Write the checkpoint, with what a node has changed; to its end, once begun."""
+        """Write the checkpoint together with a node's changes; to its end, once begun."""
         cancelled = await run.to_its_end(self._write(run, frame, status, changes, expect, leaving))
-        late, self.journal.cancelled = self.journal.cancelled, None  # one of a write that has landed all the same
+        late, self.journal.cancelled = self.journal.cancelled, None  # raised by a write that was stored nevertheless
         return cancelled or late
 
     async def _write(
@@ -297,7 +297,7 @@ class RunLedger:
             record = {"owner": token, "commits": commits, "frames": [plain(each) for each in frames]}
             records: list[Change] = [Put(checkpoint.key, record)]
         else:
-            journal.steps = run.outermost.steps - self.level  # the nodes around are entered again
+            journal.steps = run.outermost.steps - self.level  # a resume enters the nodes around this graph again
             if status == "finished":
                 records = journal.finish(token, frames, frame.value)
             else:
@@ -305,17 +305,17 @@ class RunLedger:
             if leaving:
                 passed = {"node": self.current, "next": frame.node, "at": run.stack.clock()}
                 records.append(Put(f"{journal.part}path:{commits:09}", passed))
-        version = await self._land([*changes, *records], expect, token, status != "running")
+        version = await self._store_commit([*changes, *records], expect, token, status != "running")
         if isinstance(kept := records[0], Put) and kept.key == journal.checkpoint.key:
             journal.landed_record, journal.status = kept.value, status
         checkpoint.version, checkpoint.commits, checkpoint.frames, checkpoint.is_old = version, commits, frames, False
-        checkpoint.failed = None  # it holds frames, and with them this execution
+        checkpoint.failed = None  # its traceback would keep this execution alive
         self.frame = frame
 
-    async def _land(self, changes: Sequence[Change], expect: Mapping[str, int], token: str, leaves: bool) -> int:
-        """Write, and give the version; again where somebody has left word in the run's state meanwhile, and nothing else is in
-        conflict.
-        """
+    async def _store_commit(
+        self, changes: Sequence[Change], expect: Mapping[str, int], token: str, leaves: bool
+    ) -> int:
+        """Write, and return the version. If only the run's state is in conflict, read the request there, and write again."""
         journal, checkpoint = self.journal, self.checkpoint
         while True:
             try:
@@ -326,30 +326,31 @@ class RunLedger:
                     if isinstance(error, asyncio.CancelledError):
                         journal.cancelled = error
                     return landed
-                if journal.is_cancelled:  # as this look has found, or that of another item, or a heartbeat
+                if journal.is_cancelled:  # found by this call, by another item or by the heartbeat
                     raise journal.cancelled_error() from error
                 if not isinstance(error, ConflictError) or error.keys != frozenset((journal.state_key,)):
                     raise
 
     # ------------------------------------------------------------ items and questions
     def in_order(self, items: Iterable[Value]) -> Iterable[Value]:
-        """The items as any process finds them."""
+        """The items of a fan-out, in an order that is the same in each process."""
         return in_order(items)
 
     async def item(self, run: Running, step: Step, item: object, position: int) -> Visited:
-        """Take an item through its node, under a checkpoint of its own; not again where that is done."""
+        """Take an item through its node, with a checkpoint of its own. If that says that the item is done, return its output."""
         if self.journal.is_released:
             raise RunReleasedError(self.journal.id)
         current = f"{self.current}[{position}]"
         key = item_key(self.journal.part, self.current, position)
-        checkpoint = Checkpoint(key, is_old=self.checkpoint.is_old or key in self.items)  # it has waited
+        # An item in `items` has waited before.
+        checkpoint = Checkpoint(key, is_old=self.checkpoint.is_old or key in self.items)
         self.items[key] = None
         ledger = RunLedger(self.journal, checkpoint, self, 0, self.within)
         ledger._stand_at(current)
         own: Exception | None = None
         try:
             if checkpoint.is_old:
-                # with the run's: whoever has overtaken this execution may have ended the fan-out, and removed the items
+                # Read together with the run's record: an execution that has taken the run over may have removed the items.
                 found = await run.stack.read_many((checkpoint.key, self.journal.checkpoint.key))
                 self.journal.check_owner(found)
                 if (entry := found.get(checkpoint.key)) is not None:
@@ -376,16 +377,16 @@ class RunLedger:
         return None, output, late
 
     async def _end_item(self, run: Running, step: Step, visited: Visited) -> Visited:
-        """Its hooks are done with."""
+        """Record that the item's hooks have ended."""
         if not (step.hooks and self.frame.hooks):
             return visited
         cancelled = await self._save(run, Frame(None, self.frame.value))
         return visited[0], visited[1], visited[2] or cancelled
 
     def must_end(self, error: Exception) -> bool:
-        """Is this an error of the run's store, not of the item? Then the item has no result yet, and a resume does it.
+        """Is this an error of the run or its store, not of the item? Then the item has no result, and a resume executes it again.
 
-        So it is for errors of recording an item or reading its record, and of the run's store in the item's phases.
+        These are errors of recording an item or reading its record, and errors of the run's store in the item's phases.
         """
         return (
             isinstance(error, RunFencedError | RunCancelledError)
@@ -398,12 +399,12 @@ class RunLedger:
         )
 
     def collected(self, error: Exception) -> Exception:
-        """What can be stored of it; handed on at once too, so that a resume makes no difference."""
+        """The error in a form that can be stored. This execution uses that form too, so that a resume makes no difference."""
         return storable(error)
 
-    # ------------------------------------------------------------ what is waited for
+    # ------------------------------------------------------------ waits
     async def ask(self, run: Running, step: Step, made: Callable[[], Asking]) -> Value:
-        """The answer to the question of the node that the run is at; MISSING where its time is over. Else suspend the run."""
+        """The answer to the current node's question; MISSING once its time-out is over. If there is neither, suspend the run."""
 
         def new() -> Wait:
             asking, now = made(), run.stack.clock()
@@ -420,18 +421,18 @@ class RunLedger:
         return MISSING if settled.answer is None else default_codec.decode(settled.answer)
 
     async def sleep(self, run: Running, until: Callable[[], float]) -> None:
-        """Suspend the run until then."""
+        """Return once the time has come; before that, suspend the run."""
         await self._wait(run, lambda: Wait("sleep", run.stack.clock(), until=until()))
 
     async def _wait(self, run: Running, new: Callable[[], Wait]) -> Wait:
-        """What was waited for at this place, once it is settled. Raises RunSuspendedError before."""
+        """The wait at this place, once it is settled. Raises RunSuspendedError before that."""
         place, part = self.current[1:], self.journal.part
         key = wait_key(part, place)
         may_be_there = self.checkpoint.is_old or key in self.journal.waited
         self.journal.waited.add(key)
         while True:
             entry = await run.stack.read(key) if may_be_there else None
-            found = read_wait(part, key, entry) if entry is not None else Found(place, new())
+            found = read_wait(part, key, entry) if entry is not None else PlacedWait(place, new())
             wait, now = found.wait, run.stack.clock()
             if not wait.is_open:
                 return wait
@@ -445,36 +446,36 @@ class RunLedger:
                     await self.suspend(run, [found])
                 elif not found.version:
                     version = await self._put(run, [put_wait(part, place, wait)], {key: 0})
-                    found = Found(place, wait, version)
+                    found = PlacedWait(place, wait, version)
             except ConflictError as conflict:
                 if key not in conflict.keys:
                     raise
                 may_be_there = True
-                continue  # it has been answered meanwhile, or was recorded by an execution before this one
+                continue  # it was answered meanwhile, or an earlier execution has recorded it
             raise suspended(self.journal.id, [found])
 
-    async def suspend(self, run: Running, waits: Sequence[Found]) -> None:
-        """Record that the run waits for these, and raise RunSuspendedError. ConflictError where one of them is settled."""
+    async def suspend(self, run: Running, waits: Sequence[PlacedWait]) -> None:
+        """Record that the run waits for these, and raise RunSuspendedError. Raises ConflictError if one of them is settled."""
         journal = self.journal
         if journal.is_released:
             raise self._released()
         if self.checkpoint is not journal.checkpoint:
-            raise suspended(journal.id, waits)  # of an item: those around it may go on
+            raise suspended(journal.id, waits)  # an item of a fan-out: the other items may continue
         expect = {wait_key(journal.part, each.place): each.version for each in waits}
         changes: list[Change] = [put_wait(journal.part, each.place, each.wait) for each in waits if not each.version]
         asked = [each.wait.since for each in waits if each.wait.kind == "question"]
         wake_at = journal.wakes(waits)
-        changes += journal.come_to("waiting", wake_at=wake_at, questions=len(asked), asked=min(asked, default=None))
+        changes += journal.changes_to("waiting", wake_at=wake_at, questions=len(asked), asked=min(asked, default=None))
         if wake_at is not None:
             changes.append(Put(wake_key(journal.graph.name, wake_at, journal.name), True))
-        frame = replace(self.frame, hooks="")  # they have ended
+        frame = replace(self.frame, hooks="")  # the hooks of the node before have ended
         cancelled = await self._save(run, frame, "waiting", changes, expect)
         if cancelled is not None:
             raise cancelled
         raise suspended(journal.id, waits, wake_at)
 
     async def _put(self, run: Running, changes: Sequence[Change], expect: Mapping[str, int]) -> int:
-        """A write of its own beside the run's commits, while the run is this execution's."""
+        """Write outside of the run's commits, while this execution owns the run. Returns the version."""
         while True:
             try:
                 return await run.stack.write(changes, {**expect, **self.fence})
@@ -486,5 +487,5 @@ class RunLedger:
                 if conflict.keys & expect.keys():
                     raise
             except StoreError as error:
-                self.journal.unrecorded.append(error)  # it is no item's own
+                self.journal.unrecorded.append(error)  # so that it is not taken for an item's own error
                 raise

@@ -1,7 +1,7 @@
-"""A run that no execution is at is looked at, and moved into another state, by whoever is first.
+"""Reads a run, and moves it into another state for an operator.
 
-The record and the state are read as of one moment, and both versions are expected by the write. So of those who race for a
-run one moves it, and the others look again.
+The record and the state are read as of one moment, and the write expects both versions. So if several change a run, one is first,
+and the others read it again.
 """
 
 from __future__ import annotations
@@ -50,33 +50,33 @@ class Seen:
     state_key: str
     state_version: int
     state: State
-    """That of a run which has none, since an older version wrote it, is made of its record."""
+    """If an older version has written the run, it has none, and this is made from the record."""
     unmoved: Mapping[str, int] | None = None
-    """The versions by which somebody who has watched it for a lease finds it stalled."""
+    """The versions of its records, if they have not changed for a lease, so that the run is stalled; else None."""
 
     @property
     def run_id(self) -> str:
-        """The run's id, as it was given."""
+        """The run's id."""
         return unquote(self.name)
 
     @property
     def name(self) -> str:
-        """The id as keys have it."""
+        """The run's id, escaped for keys."""
         return self.key.removeprefix(RUN)
 
     @property
     def part(self) -> str:
-        """How the keys of its parts begin."""
+        """The prefix of the keys of its parts."""
         return part_of(self.key)
 
     @property
     def status(self) -> Status:
-        """What the record says."""
+        """The state in the record."""
         return status_of(self.record)
 
     @property
     def is_stalled(self) -> bool:
-        """Is it running, and nobody is at it any more: that is known of the process, or it has not moved for a lease?"""
+        """Is it recorded as running, but its process is known to have ended, or its records haven't changed for a lease?"""
         process = self.state.process
         if self.status != "running" or process is None:
             return False
@@ -84,45 +84,47 @@ class Seen:
 
     @property
     def is_at_work(self) -> bool:
-        """May an execution be at it that reads what is left for it in the state? Those of older versions don't."""
+        """May an execution own it that reads requests in the state? Executions of older versions don't."""
         return self.status == "running" and self.state.process is not None and not self.is_stalled
 
 
 async def see(stack: Stack, run_id: str) -> Seen | None:
-    """The run of an id; None where there is none. Raises StoreError for a newer format, CorruptRecordError."""
+    """The run with this id; None if there is none. Raises StoreError for a newer format, CorruptRecordError."""
     key, _ = keys_of(run_id)
     entry = await stack.read(key)
     while entry is not None:
         record, checkpoint = look_at(key, entry)
-        there = state_of(record, key.removeprefix(RUN))
-        found = await stack.read_many((key, there))
+        state_at = state_of(record, key.removeprefix(RUN))
+        found = await stack.read_many((key, state_at))
         now = found.get(key)
         if now is not None and now.version == entry.version:
-            return seen_of(key, entry, record, checkpoint, there, found.get(there))
+            return seen_of(key, entry, record, checkpoint, state_at, found.get(state_at))
         entry = now
     return None
 
 
-def seen_of(key: str, entry: Entry, record: Record, checkpoint: Checkpoint, there: str, stood: Entry | None) -> Seen:
-    """A run, of what is stored of it. Raises CorruptRecordError."""
-    state = State(record["updated"]) if stood is None else read_state(there, stood)
-    return Seen(key, entry, record, checkpoint, there, 0 if stood is None else stood.version, state)
+def seen_of(
+    key: str, entry: Entry, record: Record, checkpoint: Checkpoint, state_at: str, state_entry: Entry | None
+) -> Seen:
+    """A run from its entries: `state_at` is the key of its state, `state_entry` the entry there. Raises CorruptRecordError."""
+    state = State(record["updated"]) if state_entry is None else read_state(state_at, state_entry)
+    return Seen(key, entry, record, checkpoint, state_at, 0 if state_entry is None else state_entry.version, state)
 
 
-async def watched(watch: StallWatch, runs: Iterable[Seen]) -> list[Seen]:
-    """The same runs, as whoever watches them finds them: some are stalled."""
+async def mark_stalled(watch: StallWatch, runs: Iterable[Seen]) -> list[Seen]:
+    """The same runs; those that `watch` finds stalled have `unmoved`."""
     found = list(runs)
     stalled = {each.key: each.seen for each in await watch.look([each.state_key for each in found if each.is_at_work])}
     return [
         replace(each, unmoved=versions)
-        if (versions := stalled.get(each.state_key)) and _is_that(each, versions)
+        if (versions := stalled.get(each.state_key)) and _has_versions(each, versions)
         else each
         for each in found
     ]
 
 
-def _is_that(seen: Seen, versions: Mapping[str, int]) -> bool:
-    """Is a run still as it was when these versions were read?"""
+def _has_versions(seen: Seen, versions: Mapping[str, int]) -> bool:
+    """Does the run still have these versions?"""
     return (versions[seen.key], versions[seen.state_key]) == (seen.entry.version, seen.state_version)
 
 
@@ -135,24 +137,24 @@ async def move(
     since: float | None = None,
     **facts: Any,
 ) -> Seen | None:
-    """Bring a run into another state, with other changes; None where somebody was faster, so that one has to look again.
+    """Move a run into another state, together with other changes. None: the run has changed meanwhile, so read it again.
 
-    Whatever execution is at it writes nothing from now on. Raises what the store raises, unless the write has landed all the
-    same, and OutcomeUnknownError where that can't be known.
+    An execution that owned the run is fenced. Raises what the store raises, unless the write was stored nevertheless, and
+    OutcomeUnknownError if that can't be known.
     """
-    now, token = stack.clock(), f".{run_ids.next()}.{last_write(seen.record)}"  # of a write, and of no execution
+    now, token = stack.clock(), f".{run_ids.next()}.{last_write(seen.record)}"  # begins with a dot: no execution's
     record = {name: seen.record[name] for name in RUN_FIELDS}
     record |= {"format": FORMAT, "status": status, "owner": token, "updated": now}
-    there, state = (
+    state_at, state = (
         state_key(status, record["graph"], record["started"], seen.name),
         State(now if since is None else since, **facts),
     )
-    writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(there, plain_state(state)), *changes]
-    if seen.state_version and seen.state_key != there:
+    writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(state_at, plain_state(state)), *changes]
+    if seen.state_version and seen.state_key != state_at:
         writes.append(Delete(seen.state_key))
     if seen.state.wake_at is not None:
         writes.append(Delete(wake_key(record["graph"], seen.state.wake_at, seen.name)))
-    old = waits_in(seen.record, seen.part, seen.checkpoint.frames).values()  # which stood in the record
+    old = waits_in(seen.record, seen.part, seen.checkpoint.frames).values()  # format 1 has them in the record
     known = {each.key for each in changes}
     writes += [put for each in old if (put := put_wait(seen.part, each.place, each.wait)).key not in known]
     expect = {**expect, **(seen.unmoved or {}), seen.key: seen.entry.version, seen.state_key: seen.state_version}
@@ -168,29 +170,31 @@ async def move(
     if status == "pending":
         wake_workers()
     entry = Entry(record, version, seen.entry.expires_at)
-    return replace(seen, entry=entry, record=record, state_key=there, state_version=version, state=state, unmoved=None)
+    return replace(
+        seen, entry=entry, record=record, state_key=state_at, state_version=version, state=state, unmoved=None
+    )
 
 
 async def _landed(stack: Stack, seen: Seen, token: str, failed: Exception) -> int | None:
-    """After a failed write: its version if it has landed all the same (only the answer was lost), else None."""
-    now = await look_after(seen.run_id, stack.read(seen.key))
+    """After a failed write: its version if it was stored nevertheless, so that only the answer was lost; else None."""
+    now = await read_after_failure(seen.run_id, stack.read(seen.key))
     if now is not None and field_of(now, "owner") == token:
         return now.version
     if isinstance(failed, ConflictError) or (now is not None and now.version == seen.entry.version):
         return None
-    raise unknown(seen.run_id, "somebody else has moved the run since") from failed
+    raise unknown(seen.run_id, "the run was changed by others since") from failed
 
 
-async def look_after(run_id: str, look: Awaitable[T]) -> T:
-    """What a look finds after a write of a run has failed. Raises OutcomeUnknownError where the look fails, too."""
+async def read_after_failure(run_id: str, look: Awaitable[T]) -> T:
+    """Await a read after a write of a run has failed. Raises OutcomeUnknownError if the read fails as well."""
     try:
         return await look
     except Exception as error:
-        raise unknown(run_id, f"looking for it failed too: {error}") from error
+        raise unknown(run_id, f"reading it failed too: {error}") from error
 
 
 def unknown(run_id: str, why: str) -> OutcomeUnknownError:
-    """An operator's write has failed, and nobody knows whether it is stored."""
+    """The error for an operator's write that has failed, if it isn't known whether it was stored."""
     return OutcomeUnknownError(
         f"run {run_id!r}: whether this has taken effect is not known, since the store failed, and {why}. Look at the run"
     )

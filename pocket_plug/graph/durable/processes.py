@@ -1,8 +1,8 @@
-"""Which process is at a run, and whether it is known to have ended.
+"""Which process executes a run, and whether that process is known to have ended.
 
-A process of this machine that has ended is known at once: its number is looked up, and the time when it began, since numbers are
-used again. Containers may have the machine's name and boot in common, so the namespace of the numbers counts as well. Of
-any other process nothing is known but whether it moves its runs (see `heartbeat`).
+The end of a process on this machine is known at once: by its number, and the time when it began, since numbers are used again.
+Containers may share the machine's name and boot id, so the namespace of the numbers is compared as well. Of any other process it
+is only known whether it makes progress (see `heartbeat`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def _text(path: str) -> str:
 
 
 def _shows_our_numbers() -> bool:
-    """Is `/proc` that of this process's own namespace? It may be the one of the machine around it."""
+    """Does `/proc` belong to this process's own namespace? In a container it may be that of the host."""
     with suppress(OSError):
         return (_PROC / "self").readlink().name == str(os.getpid())
     return False
 
 
 def _machine() -> str:
-    """What the processes have in common whose numbers can be looked up here; "" if that isn't known."""
+    """An id of the machine and the namespace in which this process can look up process numbers; "" if that isn't known."""
     if _shows_our_numbers():
         with suppress(OSError):
             return f"{_text('sys/kernel/random/boot_id')} {(_PROC / 'self/ns/pid').readlink()}"
@@ -47,43 +47,43 @@ def _machine() -> str:
 
 
 def _began(pid: int) -> str:
-    """When a process began, in ticks since the machine did; "" if it has ended, or there is no `/proc`."""
+    """When a process began, in ticks since the boot; "" if it has ended, or if there is no `/proc`."""
     fields = _text(f"{pid}/stat").rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
 
 
 class Held(Protocol):
-    """An execution that is at a run, as its process knows it."""
+    """An execution of a durable run in this process."""
 
     owner: str
-    """Its id."""
+    """The execution's id."""
     stack: Stack
     state_key: str
-    """Where the run's state stands."""
+    """The key of the run's state; "" before the claim."""
     lease: float
-    """Seconds after which it may be taken for dead, unless it moves its run or its process speaks for it."""
+    """Seconds after which the execution may be taken for dead if it has neither a commit nor a heartbeat."""
 
     @property
     def moves(self) -> int:
-        """Another number once it has moved its run."""
+        """A number that changes with each commit."""
         ...
 
-    def hear(self, entry: Entry | None) -> None:
-        """Called by whatever thread: this is what stands in the run's state now."""
+    def receive_state(self, entry: Entry | None) -> None:
+        """Receive the run's current state, which may contain a request. Called in any thread."""
         ...
 
 
 class Process:
-    """This process, as it is recorded with the runs that it is at; and its executions, which only it knows."""
+    """This process, as it is recorded with its runs, and the executions in it, which only this process knows."""
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
-        """It is a new process: at its start, and after a fork."""
+        """Start as a new process: when the program begins, and after a fork."""
         self.id = run_ids.next()
         self.held: WeakValueDictionary[str, Held] = WeakValueDictionary()
-        """The executions that go on here, by their ids. Weakly, since an interrupt may come before one is let go of."""
+        """The executions in this process, by their ids. Weak, since an interrupt may come before an execution is removed."""
         pid = os.getpid()
         self.record: Mapping[str, Any] = {
             "id": self.id,
@@ -94,11 +94,11 @@ class Process:
         }
 
     def executions(self) -> list[Held]:
-        """Those that go on here, as of one moment. Other threads begin and end some meanwhile, which `values()` doesn't bear."""
+        """The executions in this process, as of one moment. `values()` would raise if another thread begins or ends one."""
         return [each for reference in self.held.valuerefs() if (each := reference()) is not None]
 
     def knows_ended(self, owner: str, record: Mapping[str, Any]) -> bool:
-        """Has an execution ended, of the process of this record, as far as can be known at once?"""
+        """Is this execution of the process with this record known to have ended?"""
         if record["id"] == self.id:
             return owner not in self.held
         if not record["machine"] or record["machine"] != self.record["machine"]:
@@ -119,5 +119,5 @@ after_fork(_here.renew)
 
 
 def this_process() -> Process:
-    """The process that this is."""
+    """The current process."""
     return _here

@@ -1,4 +1,4 @@
-"""Records have an end: ended runs that are old are removed, some at a time, while other runs go on."""
+"""Removes old runs that have ended, a few at a time, while other runs continue."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from .removal import take_apart
 from .states import STATE, StateKey, state_of, states_of
 
 SLICE = 3
-"""How many runs a slice looks at. A few: whoever writes beside it waits for a slice, and its p99 shows it."""
+"""How many runs a slice reads. A few, since other writers wait for a slice, and more would show in their p99 latency."""
 BATCH = 16
-"""Once so many records of several runs are to go, they go in one write."""
+"""Records of several runs are removed in one write, once there are this many."""
 GIVEN_BACK = 16 * 1024
-"""How many bytes of the file a slice gives back, about."""
+"""About how many bytes of the store's file a slice frees."""
 REST = 0.002
-"""Seconds between two looks for runs of older versions, of which there are many once for each store."""
+"""Seconds between two batches when runs of older versions get their states: many reads, but only once for each store."""
 PAUSE = 0.03
-"""Seconds between two slices while somebody else writes. So few of the others' writes have to wait for one."""
+"""Seconds between two slices while others write, so that few of their writes have to wait for a slice."""
 KEY_PIECES = 6
-"""Of the key of a state, between colons."""
+"""How many parts the key of a state has, between colons."""
 EVERY = 60.0
-"""Seconds from a pass of a worker's to the next."""
+"""Seconds between two passes of a worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was removed; of a dry run, what would be."""
+    """What was removed; in a dry run, what would be removed."""
 
     runs: int = 0
     records: int = 0
-    """How many keys they had."""
+    """How many keys these runs had."""
     freed: int = 0
-    """How many bytes the store's file has been told to shrink by."""
+    """By how many bytes the store's file shrinks."""
     unreadable: int = 0
-    """How many runs were left since their records are damaged."""
+    """How many runs were kept since their records are damaged."""
 
 
 @dataclass(slots=True)
@@ -53,37 +53,37 @@ class _Range:
 
     prefix: str
     end: str | None = None
-    """The first key of those that are kept for their number."""
+    """The first key of the newest runs, which `keep` keeps."""
     after: str = ""
-    """The last key that was looked at."""
+    """The last key that was read."""
 
 
 class Pruning:
-    """One pass over the runs of a store, in slices: each is a few reads and short writes, and other runs go on between them.
+    """One pass over the runs of a store, in slices: each is a few reads and short writes, so that other runs continue.
 
-    Whoever stops between two slices, or is killed within one, leaves no run in parts but one that the next pass removes.
+    After a stop between two slices, or a kill inside one, the next pass removes any run that is only partly removed.
     """
 
     def __init__(self, stack: Stack, retention: Retention, *, dry_run: bool = False, now: float | None = None) -> None:
         self.stack, self.retention, self.dry_run = stack, retention, dry_run
         older = retention.older
         self.before = None if older is None else (stack.clock() if now is None else now) - older
-        """Runs that ended later stay."""
+        """Runs that ended later are kept, in epoch seconds; None: no limit."""
         self.runs = self.records = self.freed = self.unreadable = 0
         self._ranges: list[_Range] | None = None
         self._version: int | None = None
-        """What the store's will be if nobody else writes: what it was, and one more for each write since."""
+        """The version that the store has if nobody else writes: the last one read, and one more for each own write."""
 
     @property
     def pruned(self) -> Pruned:
-        """What has come of it so far."""
+        """What was removed so far."""
         return Pruned(self.runs, self.records, self.freed, self.unreadable)
 
     async def slice(self) -> float | None:
-        """Remove some runs, or when that is done let the file shrink a little.
+        """Remove some runs; when there are no more, let the store's file shrink a little.
 
-        Gives how many seconds to wait before the next slice, 0 where nobody else has written since the last. None once there
-        is nothing left to do.
+        Returns how many seconds to wait before the next slice: 0 if nobody else has written since the last one. None: there is
+        nothing left to do.
         """
         if self._ranges is None:
             await index_old(self.stack, REST)
@@ -117,7 +117,7 @@ class Pruning:
                     yield _Range(prefix, last[-1])
 
     async def _look(self, range: _Range) -> bool:
-        """Remove what may go of the next few runs. Are there perhaps more?"""
+        """Remove those of the next few runs that are old enough. Returns True if there may be more."""
         page = [key async for key in self.stack.scan(range.prefix, after=range.after, limit=SLICE)]
         begun: list[str] = []
         is_over = len(page) < SLICE
@@ -135,7 +135,7 @@ class Pruning:
         return self.before is None or time <= self.before
 
     async def _remove(self, keys: list[str]) -> None:
-        old = {RUN + key.rpartition(":")[2]: (key, stood) for key, stood in (await self._read(keys)).items()}
+        old = {RUN + key.rpartition(":")[2]: (key, state) for key, state in (await self._read(keys)).items()}
         batch: dict[str, tuple[int, list[str]]] = {}
         for run, entry in (await self._read(old)).items():
             try:
@@ -145,7 +145,7 @@ class Pruning:
                 self.unreadable += 1
                 continue
             if not self._is_old(seen.state.since) or seen.state_key != state_of(record, seen.name):
-                continue  # or it has come into another state meanwhile
+                continue  # it ended later, or has entered another state meanwhile
             if self.dry_run:
                 self.runs += 1
                 self.records += len([key async for key in self.stack.scan(seen.part)])
@@ -154,14 +154,14 @@ class Pruning:
             try:
                 batch[run] = await take_apart(self.stack, seen)
             except ConflictError:
-                continue  # somebody has gone on with it
+                continue  # another execution or operator has changed it
             if sum(len(doomed) for _, doomed in batch.values()) >= BATCH:
                 await self._write(batch)
                 batch = {}
         await self._write(batch)
 
     async def _write(self, batch: dict[str, tuple[int, list[str]]]) -> None:
-        """Remove what is left of these runs, but of those that somebody has gone on with."""
+        """Remove the last records of these runs, except of runs that were changed by others meanwhile."""
         while batch:
             doomed = [Delete(key) for _, keys in batch.values() for key in keys]
             try:
@@ -187,7 +187,7 @@ class Pruning:
 
 
 async def prune(stack: Stack, retention: Retention, *, dry_run: bool = False) -> Pruned:
-    """Remove the runs that are to go, by the clock of this process, and let the file shrink; other runs go on meanwhile."""
+    """Remove old runs, by the clock of this process, and let the store's file shrink. Other runs continue meanwhile."""
     pruning = Pruning(stack, retention, dry_run=dry_run)
     while (rest := await pruning.slice()) is not None:
         await pause(rest)
@@ -195,11 +195,11 @@ async def prune(stack: Stack, retention: Retention, *, dry_run: bool = False) ->
 
 
 class Pruner:
-    """Carries a policy out for a worker: that calls `slice` when it has nothing else to do, again after so many seconds
-    as that gives.
+    """Applies a retention policy for a worker, which calls `slice` again and again, after the seconds that it returns.
 
-    Nobody looks at what it does, so no single clock lets a young run go: time counts up to when the newest run in the store was
-    begun. A clock that is ahead finds none too old that isn't, and one ahead that has begun a run is not believed by this one.
+    Nobody watches a worker, so a single wrong clock must not remove young runs. Ages are counted up to the earlier of this
+    process's clock and the start of the newest run in the store. So a worker whose clock is ahead removes no run too early, and a
+    run that was begun by a clock that is ahead makes no other run look older.
     """
 
     def __init__(self, stack: Stack, policy: Retention) -> None:
@@ -207,7 +207,7 @@ class Pruner:
         self._pass: Pruning | None = None
 
     async def slice(self) -> float:
-        """Do a little; gives how many seconds there is nothing more to do then."""
+        """Do one slice of the current pass, or of a new one. Returns how many seconds to wait before the next call."""
         if self._pass is None:
             now = self.stack.clock()
             self._pass = Pruning(self.stack, self.policy, now=min(now, await newest(self.stack)))
@@ -218,9 +218,9 @@ class Pruner:
 
 
 async def graphs_in(stack: Stack, status: str = "") -> list[str]:
-    """How the keys of runs in a state begin, for each graph that has some; of all states if none is named.
+    """The prefixes of the keys of runs in a state, one for each graph that has such runs; without a state, for all states.
 
-    It costs a look for each, however many runs it has.
+    It costs one read for each prefix, however many runs there are.
     """
     within = states_of(status) if status else STATE
     found: list[str] = []
@@ -229,12 +229,12 @@ async def graphs_in(stack: Stack, status: str = "") -> list[str]:
         pieces, after = page[0].split(":"), page[0]
         if len(pieces) == KEY_PIECES:
             found.append(":".join(pieces[:-2]) + ":")
-            after = found[-1][:-1] + ";"  # right behind all that begins so
+            after = found[-1][:-1] + ";"  # the next character after ":", so after all keys with this prefix
     return found
 
 
 async def newest(stack: Stack) -> float:
-    """When the newest of all runs was begun, by the clock of whoever began it."""
+    """When the newest of all runs began, by the clock of the process that began it; 0 if there is none."""
     times = [0.0]
     for prefix in await graphs_in(stack):
         last = [_started(key) async for key in stack.scan(prefix, reverse=True, limit=1)]
@@ -243,7 +243,7 @@ async def newest(stack: Stack) -> float:
 
 
 def _started(key: str) -> float | None:
-    """The time in a state's key; None for one that is damaged."""
+    """The time in a state's key; None for a damaged key."""
     try:
         return StateKey.parse(key).started
     except CodecError:

@@ -1,4 +1,4 @@
-"""Records are read in batches; one that can't be read is its error, and keeps no other back."""
+"""Reads records in batches. A record that can't be read yields its error, and the others are read nevertheless."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Found = Entry | CodecError
 
 
 async def read_each(stack: Backend, keys: Sequence[str]) -> dict[str, Found]:
-    """What is there at these keys; as of one moment, unless something of it can't be read. No keys ask for nothing."""
+    """The entries at these keys, or the errors of those that can't be read. As of one moment if all can be read."""
     if not keys:
         return {}
     try:

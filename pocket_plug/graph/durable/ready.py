@@ -1,7 +1,7 @@
-"""Finds the runs that a worker may take: pending ones, stalled ones, and those that wait for a time which has come.
+"""Finds the runs that a worker may claim: pending ones, stalled ones, and those whose waiting time is over.
 
-Keys are listed by state and graph, so a look costs what it finds. A run that can't be taken is remembered with the version
-of its record, and passed over until that is another one.
+The keys are sorted by state and graph, so a poll costs as much as it finds. A run that can't be claimed is remembered with the
+version of its record, and skipped until that changes.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from pocket_plug.store.stack import Stack
 from .reading import read_each
 from .records import RUN, escaped
 from .stalled import StallWatch
-from .states import WAKE, State, StateKey, in_order, states_of, wakes_of
+from .states import WAKE, State, StateKey, sortable_time, states_of, wakes_of
 
 AHEAD = 16
-"""So many more than are wanted are looked at, and some of them taken at random: else all workers would go for the first."""
+"""How many more runs are read than are wanted. Some of them are taken at random, so that workers don't all try the first one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A run that may be taken."""
+    """A run that may be claimed."""
 
     run_id: str
     seen: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Of a stalled one, what a takeover expects."""
+    """For a stalled run, the versions that a takeover expects."""
     left: State | None = None
-    """Of a stalled one, what its state says."""
+    """For a stalled run, its state."""
 
 
 class Finder:
@@ -46,14 +46,14 @@ class Finder:
         self.graph, self.place, self.stack = graph, place, place[0]
         self._watch = StallWatch(self.stack, clock)
         self._refused: dict[str, int | None] = {}
-        """The runs that are passed over, and the version of the record that was refused; None: until the next review."""
+        """The runs that are skipped, with the version of the refused record; None: until the next review."""
 
     def refuse(self, run_id: str, version: int | None) -> None:
-        """Pass over a run until its record is another one; without a version until the next `review`."""
+        """Skip a run until its record has another version; without a version, until the next `review`."""
         self._refused[run_id] = version
 
     async def review(self) -> list[Ready]:
-        """Give the stalled runs, and see whether those that were passed over have changed. Now and then, as it reads records."""
+        """Return the stalled runs, and stop skipping runs that have changed. It reads records, so it is called less often."""
         await self._forget()
         running = [key async for key in self.stack.scan(states_of("running", self.graph.name))]
         return [
@@ -63,7 +63,7 @@ class Finder:
         ]
 
     async def find(self, wanted: int) -> list[Ready]:
-        """Runs that are ready by what their keys say: pending ones, those that were begun first, and those that are due."""
+        """Runs that are ready according to their keys: pending ones, the oldest first, and those whose time has come."""
         return [*await self._pending(wanted + AHEAD), *await self._due(wanted + AHEAD)]
 
     async def _pending(self, wanted: int) -> list[Ready]:
@@ -77,9 +77,9 @@ class Finder:
         return found
 
     async def _due(self, wanted: int) -> list[Ready]:
-        """Those whose time has come by the store's clock."""
+        """Runs that wait for a time which has come, by the store's clock."""
         found: list[Ready] = []
-        now = in_order(self.stack.clock())
+        now = sortable_time(self.stack.clock())
         async with aclosing(paged(self.stack, wakes_of(self.graph.name), size=wanted)) as keys:
             async for key in keys:
                 _, at, name = key.removeprefix(WAKE).split(":")
@@ -93,14 +93,14 @@ class Finder:
         return run_id not in self._refused
 
     async def _forget(self) -> None:
-        """Those that were passed over and have changed since are not any more."""
+        """Stop skipping runs whose record has changed, and those without a version."""
         kept = {run_id: version for run_id, version in self._refused.items() if version is not None}
         now = await versions_of(self.stack, kept)
         self._refused = {run_id: version for run_id, version in kept.items() if now[run_id] == version}
 
 
 async def versions_of(stack: Stack, run_ids: Iterable[str]) -> dict[str, int]:
-    """The versions of runs' records: 0 of one that isn't there, -1 where it can't be read."""
+    """The versions of runs' records: 0 if there is none, -1 if it can't be read."""
     keys = {RUN + escaped(run_id, ":"): run_id for run_id in run_ids}
     versions = dict.fromkeys(keys.values(), 0)
     for key, entry in (await read_each(stack, list(keys))).items():

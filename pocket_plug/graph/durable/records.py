@@ -1,7 +1,7 @@
-"""What is stored of a durable run, and whether what is read is such a record.
+"""The records of a durable run, and the checks of records that are read.
 
-A run's record is its checkpoint: where it stands, with what input, how often each node was visited, and who owns it. Values
-stand in it as bytes of the codec's, so a record can be looked at without the program's types.
+A run's record is its checkpoint: its position, the input there, how often each node was visited, and the owner. Values are
+stored in it as bytes that the codec has encoded, so a record can be inspected without the program's types.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from pocket_plug.store.backend import Entry
 from pocket_plug.store.keys import RESERVED
 
 FORMAT = 2
-"""Of a run's record. Those of format 1 had no state beside them, had a question within, and said "suspended" for "waiting"."""
+"""The format of a run's record. In format 1, runs had no state, a question was in the record, and "waiting" was "suspended"."""
 FORM = 2
-"""The version of what is recorded of a graph's form: 1 are the lines of its `Shape`, without types and scopes."""
+"""The format of a graph's recorded form. 1 is the lines of its `Shape`, without types and scopes."""
 Record = Mapping[str, Any]
-"""What stands at a key; or what has to stand in it, by field."""
+"""The value at a key; or the types that its fields must have, by name."""
 RUN = f"{RESERVED}run:"
 """`pocket:run:ID` is a run's checkpoint."""
 PART = f"{RESERVED}run-part:"
-"""`pocket:run-part:ID:…` is what else there is of it: `start`, `path:N` for each node that it has passed, and `item:…` for
-each item of a fan-out that is under way."""
+"""`pocket:run-part:ID:…` are the run's other records: `start`, `path:N` for each node that it has passed, `item:…` for each item
+of a fan-out in progress, `wait:…` and `execution:N`."""
 ENDED = f"{RESERVED}run-ended:"
-"""`pocket:run-ended:TIME:ID` is the note of a finished run with `keep_finished`: from TIME on the run is to be looked at."""
+"""`pocket:run-ended:TIME:ID` is the note of a finished run with `keep_finished`: the run is to be checked at TIME."""
 
 MAX_RUN_ID_BYTES = 255
 MAX_GRAPH_BYTES = 255
-"""How long the id and the graph's name of a durable run may be in UTF-8. Escaped they may be three times as long in a key."""
+"""How long the id and the graph's name of a durable run may be in UTF-8. Escaped for a key, they may be three times as long."""
 
 Status = Literal["pending", "running", "waiting", "failed", "cancelled", "finished"]
-"""What is recorded. Whether a running one is stalled is for whoever looks to say."""
+"""The recorded states. Whether a running run is stalled is not recorded: each observer finds it out."""
 
 
-# What stands in a record: one that somebody else has written must not be taken for a run. Its `owner` is a write's token:
-# the execution's id, and after a dot which of its writes it was (in older records the id alone). That of an operator's begins
-# with a dot, and ends with the one that was there.
+# The fields of each record. They are checked, so that a value that another program has written is not taken for a run.
+# `owner` is the token of the last write: the execution's id, a dot, and the number of its write (in older records only the id).
+# An operator's token begins with a dot, and ends with the last token of an execution.
 SECONDS = float | int
-"""What a store's clock gives: it may know whole ones only."""
+"""A time from a store's clock, which may have whole seconds only."""
 ITEM_FIELDS: Record = {"owner": str, "commits": int, "frames": list}
 RUN_FIELDS: Record = {
     **ITEM_FIELDS,
@@ -61,7 +61,7 @@ RUN_FIELDS: Record = {
     "carrier": dict,
 }
 OLD_RUN_FIELDS: Record = {**RUN_FIELDS, "question": bytes | None, "answer": bytes | None, "is_answered": bool}
-"""Of format 1."""
+"""The fields of format 1."""
 OLD_START_FIELDS: Record = {"graph": str, "scope": str, "shape": list, "input": bytes, "started": SECONDS}
 START_FIELDS: Record = {**OLD_START_FIELDS, "shape": str, "form": int, "version": int}
 FRAME_FIELDS: Record = {"node": str | None, "value": bytes, "visits": dict, "action": str, "hooks": str}
@@ -69,32 +69,32 @@ FRAME_FIELDS: Record = {"node": str | None, "value": bytes, "visits": dict, "act
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How far one graph has come: the node that comes next and its input, or, where there is none, what it has left with."""
+    """The position in one graph: the node that comes next, and its input; or no node, and the graph's output."""
 
     node: str | None
     value: bytes
     visits: Mapping[str, int] = field(default_factory=dict[str, int])
     action: str = DEFAULT
     hooks: str = ""
-    """The node whose commit has landed, and whose `on_success` and `on_complete` have not been seen to end."""
+    """The node that is committed, but whose `on_success` and `on_complete` are not known to have ended."""
 
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A run's record, or that of one item of a fan-out, as it was last seen."""
+    """The position in the record of a run, or of an item of a fan-out, as it was last read or written."""
 
     key: str
     version: int = 0
     commits: int = 0
     frames: Sequence[Frame] = ()
-    """Of the outermost graph first, and then of those that are nested in it at its node."""
+    """The frame of the outermost graph first, then those of the nested graphs that the run is in."""
     is_old: bool = False
-    """Was it left by an execution before this one?"""
+    """Did an earlier execution write it?"""
     failed: Exception | None = None
     """The error of the last read or write of the checkpoint, if it failed."""
 
     def load(self, entry: Entry) -> None:
-        """Take it from what is stored."""
+        """Take the position from a stored record. Raises CorruptRecordError."""
         check(self.key, {name: entry.value.get(name) for name in ITEM_FIELDS}, ITEM_FIELDS)
         self.version, self.commits = entry.version, entry.value["commits"]
         for frame in entry.value["frames"]:
@@ -105,38 +105,38 @@ class Checkpoint:
 
 
 def check(key: str, record: Record, fields: Record) -> None:
-    """Raise CorruptRecordError unless it is a record of those fields, and StoreError if it is a newer one."""
+    """Raise CorruptRecordError unless the record has exactly these fields, and StoreError if its format is newer."""
     if isinstance(record, Sealed):
         raise CorruptRecordError(f"{key!r} can't be read here: {record.error}")
     if not isinstance(record, dict):
         raise CorruptRecordError(
             f"{key!r} is no record of a durable run, but {summary(record)}. If a layer that encrypts or compresses wrote it, "
-            "give the store that layer; else, once it is removed the run begins anew"
+            "give the store that layer; else remove the record, and the run begins anew"
         )
     found = record
     if isinstance(format := found.get("format"), int) and format > FORMAT:
         raise StoreError(f"{key!r} was written by a newer pocket_plug; use that version")
     if found.keys() != fields.keys():
-        raise CorruptRecordError(f"{key!r} is no record of a durable run; once it is removed the run begins anew")
+        raise CorruptRecordError(f"{key!r} is no record of a durable run; remove it, and the run begins anew")
     for name, kind in fields.items():
         if not isinstance(found[name], kind):
             raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {summary(found[name])}")
 
 
 def status_of(record: Record) -> Status:
-    """The state that a run's record names."""
+    """The state in a run's record."""
     status: Status = "waiting" if record["status"] == "suspended" else record["status"]
     return status
 
 
 def check_run(key: str, record: Record) -> None:
-    """`check` for a run's record; that of an older version has its question within."""
+    """`check` for a run's record, which in format 1 contains the question."""
     is_old = isinstance(record, dict) and record.get("format") == 1
     check(key, record, OLD_RUN_FIELDS if is_old else RUN_FIELDS)
 
 
 def check_start(key: str, record: Record) -> None:
-    """`check` for the record of a run's start; that of an older version has no types in its shape."""
+    """`check` for the record of a run's start, which in older versions has a shape without types."""
     is_old = isinstance(record, dict) and "form" not in record
     check(key, record, OLD_START_FIELDS if is_old else START_FIELDS)
     if not is_old and record["form"] > FORM:
@@ -144,7 +144,7 @@ def check_start(key: str, record: Record) -> None:
 
 
 def field_of(entry: Entry, name: str) -> Any:
-    """A field of a record; None where it is no record, or has no such field."""
+    """A field of a record; None if the entry is no record, or has no such field."""
     record: Record = entry.value
     return record.get(name) if isinstance(record, dict) else None
 
@@ -156,12 +156,12 @@ def execution_of(entry: Entry) -> str | None:
 
 
 def last_write(record: Record) -> str:
-    """The token of the last write of an execution. One that an operator has moved since has it behind the token of that."""
+    """The token of the last write by an execution. If an operator has written since, it is at the end of the operator's token."""
     return ".".join(record["owner"].split(".")[-2:])
 
 
 def keys_of(run_id: str) -> tuple[str, str]:
-    """The key of a run's checkpoint, and how those of its parts begin. Raises KeyNameError."""
+    """The key of a run's checkpoint, and the prefix of the keys of its parts. Raises KeyNameError for an invalid id."""
     if not isinstance(run_id, str) or not run_id:
         raise KeyNameError(f"a run_id is a string that is not empty, not {summary(run_id)}")
     if not is_unicode(run_id):
@@ -171,7 +171,7 @@ def keys_of(run_id: str) -> tuple[str, str]:
 
 
 def look_at(key: str, entry: Entry) -> tuple[Record, Checkpoint]:
-    """A run's record as it is stored, and its checkpoint, for whoever only looks. Raises StoreError, CorruptRecordError."""
+    """A run's record and the checkpoint in it, for those that only read. Raises StoreError, CorruptRecordError."""
     check_run(key, entry.value)
     checkpoint = Checkpoint(key)
     checkpoint.load(entry)
@@ -179,19 +179,19 @@ def look_at(key: str, entry: Entry) -> tuple[Record, Checkpoint]:
 
 
 def look_key(time: float, name: str) -> str:
-    """Where the note of a finished run stands: at the time from which on the run is to be looked at."""
-    return f"{ENDED}{min(time, 1e15):020.3f}:{name}"  # in the order of time
+    """The key of the note of a finished run that is to be checked at this time."""
+    return f"{ENDED}{min(time, 1e15):020.3f}:{name}"  # sorts by the time
 
 
 def look_time(key: str) -> float:
-    """The time in such a key."""
+    """The time in the key of such a note."""
     with suppress(ValueError):
         return float(key.removeprefix(ENDED).partition(":")[0])
     return 0.0  # not written by us; it sorts first, and is removed
 
 
 def place_of(within: str, frames: Sequence[Frame], is_item: bool) -> str:
-    """The name of the visit at which the innermost frame stands; an item's first node is at the place of the item."""
+    """The place of the innermost frame's next visit, such as `/outer#1/inner#2`. An item's own node has the item's place."""
     for frame in frames[1:] if is_item else frames:
         name = frame.node or ""
         within += f"/{escaped(name, '/#[')}#{frame.visits.get(name, 0) + 1}"

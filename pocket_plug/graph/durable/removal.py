@@ -1,9 +1,9 @@
-"""Removing runs: there is one way in which all that there is of a run goes.
+"""Removes all records of a run. Every removal of a run is done here.
 
-Only what nobody goes on with is taken apart: a finished or cancelled run. Any other one is cancelled first, in one write, so
-that whoever is at it, or begins to be, has lost it before its first part goes. The run's record goes in the last write, with
-its state: after a crash at any moment the run is still there, to be removed. Each write expects the record's version, so
-nothing is ever removed of a run that was begun anew under the same id.
+Only a finished or cancelled run is taken apart, since nobody resumes it. Any other run is cancelled first, in one write, so that
+an execution of it is fenced before the first part is removed. The last write removes the run's record and its state, so after a
+crash at any moment the run still exists, and can be removed. Each write expects the record's version, so nothing is ever removed
+of a new run with the same id.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyEr
 from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
 
-from .moving import Seen, look_after, move, see
+from .moving import Seen, move, read_after_failure, see
 from .reading import Found, read_each
 from .records import PART, RUN, keys_of, look_at, look_key
 from .states import STATE
 
 FINAL = ("finished", "cancelled")
-"""The states of runs that nobody goes on with."""
+"""The states of runs that nobody resumes."""
 CHUNK = 256
-"""How many records of a run are removed in one write, about."""
+"""About how many records of a run are removed in one write."""
 
 
 async def remove_run(stack: Stack, run_id: str, *, force: bool = False) -> bool:
-    """Remove a run; its id is free again. Was it there?
+    """Remove a run, so that its id is free again. Returns False if there was no such run.
 
-    Raises RunBusyError for one that is `running`, unless the process that was at it is known to have ended, or `force`: then an
-    execution that is at it is fenced off.
+    Raises RunBusyError for a run that is `running`, unless its process is known to have ended, or `force` is given: then its
+    execution is fenced.
     """
     name = keys_of(run_id)[0].removeprefix(RUN)
     while True:
         try:
             return await _remove(stack, name, force)
         except ConflictError:
-            continue  # somebody has gone on with it: look again
+            continue  # it has changed meanwhile, so read it again
 
 
 async def _remove(stack: Stack, name: str, force: bool) -> bool:
@@ -54,16 +54,16 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
             seen = await see(stack, unquote(name))
         except CodecError:
             is_sound = False
-    if not is_sound:  # it, or its state, so nobody goes on with it
+    if not is_sound:  # the record or the state is damaged, so nobody can resume the run
         expect = {} if isinstance(found, CodecError) else {key: found.version}
         await erase(stack, name, expect, [each async for each in stack.scan(STATE) if each.endswith(f":{name}")])
         return True
     if seen is None:
-        return True  # somebody else has removed it
+        return True  # it was removed by another process meanwhile
     if seen.status == "running" and not seen.is_stalled and not force:
         raise RunBusyError(
-            f"run {seen.run_id!r} is running; it moved "
-            f"{max(stack.clock() - seen.record['updated'], 0):.0f} seconds ago. To remove it all the same, use force=True"
+            f"run {seen.run_id!r} is running; its record was last written "
+            f"{max(stack.clock() - seen.record['updated'], 0):.0f} seconds ago. To remove it nevertheless, use force=True"
         )
     version, doomed = await take_apart(stack, seen)
     try:
@@ -71,13 +71,14 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
     except ConflictError:
         raise
     except Exception:
-        if await look_after(seen.run_id, stack.read(key)) is not None:  # else only the answer was lost
+        # If the record is gone, only the answer was lost.
+        if await read_after_failure(seen.run_id, stack.read(key)) is not None:
             raise
     return True
 
 
 def _is_sound(key: str, found: Found) -> bool:
-    """Is it the record of a run that this version can read?"""
+    """Is it a run's record that this version can read?"""
     try:
         if isinstance(found, Entry):
             look_at(key, found)
@@ -87,14 +88,15 @@ def _is_sound(key: str, found: Found) -> bool:
 
 
 async def take_apart(stack: Stack, seen: Seen) -> tuple[int, list[str]]:
-    """Remove what there is of a run but what fits into one write, which it is still there without. The caller does that write.
+    """Remove records of a run until the rest fits into one write, which the caller does. Until then the run still exists.
 
-    Gives the version of its record then, and the keys for the last write. Raises ConflictError where somebody has gone on
-    with the run, or has removed it.
+    Returns the version of its record, and the keys for the last write. Raises ConflictError if the run was changed or removed
+    meanwhile.
     """
     ended: Seen | None = seen
     if seen.status not in FINAL:
-        ended = await move(stack, seen, "cancelled", since=seen.state.since)  # where it is left by half, it is as old
+        # `since` is unchanged: if this process is killed now, the next pass of pruning finds the run as old as before.
+        ended = await move(stack, seen, "cancelled", since=seen.state.since)
     if ended is None:
         raise ConflictError([seen.key])
     version, others = ended.entry.version, [ended.state_key]
@@ -104,18 +106,18 @@ async def take_apart(stack: Stack, seen: Seen) -> tuple[int, list[str]]:
 
 
 async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iterable[str] = ()) -> None:
-    """Remove the parts of a run that nobody goes on with, and then its record, with these others.
+    """Remove the parts of a run that nobody resumes, and then, in one write, its record and these other keys.
 
-    Raises ConflictError where what is expected of its record isn't so any more.
+    Raises ConflictError if its record doesn't have the expected version any more.
     """
     last = [*await _trim(stack, name, expect), *others, RUN + name]
     await stack.write([Delete(each) for each in last], expect)
 
 
 async def _trim(stack: Stack, name: str, expect: Mapping[str, int]) -> list[str]:
-    """Remove parts of such a run until the rest fits into one write, and give the keys of that rest."""
+    """Remove parts of such a run until the rest fits into one write, and return the keys of the rest."""
     part, after = f"{PART}{name}:", ""
-    start = part + "start"  # without it a finished run would not give its result any more
+    start = part + "start"  # last, since without it a finished run could not return its result
     while True:
         page = [each async for each in stack.scan(part, after=after, limit=CHUNK)]
         parts = [each for each in page if each != start]

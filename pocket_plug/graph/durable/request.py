@@ -1,4 +1,4 @@
-"""What is asked of a durable run, whether the graph's stores can keep it, and the execution that does it."""
+"""A request for a durable run, the check that the graph's store can keep durable runs, and the execution of the request."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ from .waits import WAIT
 
 
 class Request:
-    """What is asked of a durable run."""
+    """A request to run or resume a durable run. Raises KeyNameError for an invalid id, ConfigError without one."""
 
     def __init__(self, run_id: str | None, **wanted: Any) -> None:
         if run_id is None:
             option = "takeover" if wanted["takeover"] else "allow_changed"
             raise ConfigError(f"{option} is for durable runs; give the run's id: run(…, run_id=…)")
-        keys_of(run_id)  # refused here where it can be no id
+        keys_of(run_id)  # raises for an invalid id
         self.run_id, self.wanted = run_id, Wanted(run_id, **wanted)
 
     def execution(
         self, graph: PlannedGraph, place: tuple[Stack, str], input: object, pocket: RunHost, loop: bool, threads: bool
     ) -> Execution:
-        """What does it. Raises ConfigError where the graph's stores can't keep it."""
+        """The execution of this request. Raises ConfigError if the graph's store can't keep durable runs."""
         prepare(graph, place, f"run_id={self.run_id!r}: ")
         ledger = RunLedger(Journal(self.wanted, graph, place))
         return Execution(graph, place, input, pocket, loop, threads, ledger=ledger, run_id=self.run_id)
 
 
 def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> None:
-    """What has to be before a graph's durable runs are read or written. Raises ConfigError where its stores can't keep them,
-    GraphError for a graph that can't run, ReadOnlyError where somebody `asked` for writes that the store refuses.
+    """Check a graph and its store before its durable runs are read or written, and declare its types to the codec.
+
+    `asked` begins the messages, and says that the caller will write. Raises ConfigError if the store can't keep durable runs,
+    GraphError for a graph that can't run, ReadOnlyError if the caller will write and the store is read-only.
     """
     if not graph.plan.is_declared:
         check(graph, None)
@@ -59,7 +61,7 @@ def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> N
     if stack.read_only and asked:
         raise ReadOnlyError(
             f"{asked}the store {stack!r} of graph {graph.name!r} is read-only, so a run can't be recorded there; give the graph "
-            "one that isn't"
+            "a store that isn't"
         )
     _check_stores(graph.plan, place)
     check_length(graph.name, "the name of a graph with durable runs", MAX_GRAPH_BYTES)
@@ -69,17 +71,17 @@ def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> N
 
 
 _LONGEST_PLACE = MAX_KEY_BYTES - len(f"{PART}:{WAIT}") - 3 * MAX_RUN_ID_BYTES
-_HIGHEST = "#0000000000[0000000000]"  # the number of a visit, and an item's position
+_HIGHEST = "#0000000000[0000000000]"  # as long as the highest number of a visit and position of an item
 
 
 def _check_places(plan: Plan, within: str, name: str) -> None:
-    """Raise ConfigError where the key of a wait or an item could become longer than a backend has to take."""
+    """Raise ConfigError if the key of a wait or an item could become longer than backends must accept."""
     for step in (step.passed for step in plan.steps.values()):
         place = f"{within}/{escaped(step.name, '/#[')}{_HIGHEST}"
         if (found := len(escaped(place, ":").encode())) > _LONGEST_PLACE:
             raise ConfigError(
                 f"graph {name!r} can't have durable runs: the names of node {step.name!r:.80} and of the graphs around it "
-                f"have {found:,} bytes together, as keys have them, and may have {_LONGEST_PLACE:,}; give some a shorter name="
+                f"have {found:,} bytes together, escaped for keys, and may have {_LONGEST_PLACE:,}; give some a shorter name="
             )
         if isinstance(step, GraphStep):
             _check_places(step.graph.plan, place, name)
@@ -91,14 +93,14 @@ def _check_stores(plan: Plan, place: tuple[Stack, str]) -> None:
             inner = step.graph.place(StoreReader(*place))
             if inner[0] is not place[0]:
                 raise ConfigError(
-                    f"graph {step.name!r} has a store of its own, and a durable run is kept in one: its writes there "
-                    f"and the checkpoint in {plan.name!r}'s store could not land together; use that store, or a scope of it"
+                    f"graph {step.name!r} has a store of its own, but a durable run needs a single one: its writes there "
+                    f"and the checkpoint in {plan.name!r}'s store can't be committed together; use that store, or a scope of it"
                 )
             _check_stores(step.graph.plan, inner)
 
 
 def _declare(plan: Plan) -> None:
-    """Let the codec know the types that nodes are annotated with: their inputs are stored."""
+    """Declare the types in the nodes' annotations to the codec, since their inputs are stored."""
     if plan.is_declared:
         return
     plan.is_declared = True

@@ -1,7 +1,7 @@
-"""Which running runs are stalled: nobody has moved them for a lease.
+"""Finds stalled runs: those that are recorded as running, but had no commit and no heartbeat for a lease.
 
-Judged by whoever looks, with a monotonic clock of its own: what one machine's clock wrote is never compared with another's. So
-it takes at least two looks, a lease apart, unless the process that was at the run is known to have ended.
+Each observer finds this out with its own monotonic clock: times from different machines' clocks are never compared. So it takes
+at least two checks, a lease apart, unless the process that executed the run is known to have ended.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from .states import State, StateKey, read_state
 
 @dataclass(frozen=True, slots=True)
 class Stalled:
-    """A run that nobody moves, as it was seen."""
+    """A stalled run, as it was seen."""
 
     key: str
-    """That of its state."""
+    """The key of its state."""
     run_id: str
     graph: str
     state: State
     seen: Mapping[str, int]
-    """The versions of its record, its state and its process's heartbeat: a takeover expects just these."""
+    """The versions of its record, its state and its process's heartbeat, which a takeover expects."""
     moved: float
     """When its record was last written, in epoch seconds."""
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What was seen of one running run, and since when it is unmoved."""
+    """The versions of one running run's records, and since when they are unchanged."""
 
     versions: Mapping[str, int]
     since: float
     until: float
-    """When that is forgotten."""
+    """When this is forgotten."""
 
 
 KEPT = 10
-"""For so many leases is remembered what was seen of a run that is looked at no more."""
+"""For how many leases the versions of a run are remembered if it isn't checked again."""
 
 
 class StallWatch:
-    """Remembers what it saw of the running runs of a store, and tells which of them are stalled."""
+    """Remembers the versions of running runs' records, and finds which runs are stalled."""
 
     def __init__(self, stack: Backend, clock: Callable[[], float] = time.monotonic) -> None:
         self._stack, self._clock = stack, clock
         self._seen: dict[str, _Seen] = {}
 
     async def look(self, keys: Iterable[str]) -> list[Stalled]:
-        """Look at the `running` runs of these keys of states, and give those that are stalled.
+        """Check the `running` runs with these keys of states, and return those that are stalled.
 
-        A record that can't be read is nobody's to take over.
+        Runs with records that can't be read are left out, since nobody can take them over.
         """
         states: dict[str, tuple[StateKey, State, int]] = {}
         for key, entry in (await read_each(self._stack, list(keys))).items():
@@ -83,7 +83,8 @@ class StallWatch:
             versions = {runs[key]: run.version, key: version}
             beat = found.get(beats.get(key, ""))
             expected = versions
-            if key in beats:  # also one that says nothing of this run yet: it may before the takeover lands
+            # Also a heartbeat without this run: the process may add the run before the takeover is written.
+            if key in beats:
                 expected = {**versions, beats[key]: beat.version if beat is not None else 0}
             if beat is not None and state.owner in (field_of(beat, "owners") or ()):
                 versions = expected
@@ -103,7 +104,7 @@ class StallWatch:
         return now - since >= state.lease or this_process().knows_ended(state.owner, state.process)
 
     def _forget(self) -> None:
-        """Runs end, and their keys are never looked at again."""
+        """Forget runs that were not checked for long: most of them have ended."""
         now = self._clock()
         for key in [key for key, seen in self._seen.items() if seen.until < now]:
             del self._seen[key]

@@ -1,4 +1,4 @@
-"""Where a durable run stands, read from its records: its frames, and those of the items of a fan-out under way."""
+"""The position of a durable run, read from its records: its frames, and those of the items of a fan-out in progress."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from pocket_plug.store.backend import Backend
 
 from .forms import GraphForm, NodeForm
 from .records import PART, RUN, Checkpoint, Frame, escaped, place_of
-from .waits import Found, waits_of
+from .waits import PlacedWait, waits_of
 
 ITEM = "item:"
-"""How the name of an item's record begins, behind that of its run."""
+"""The beginning of an item's key after the run's prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a run stands, or one item of a fan-out."""
+    """The position of a run, or of one item of a fan-out."""
 
     frames: tuple[Frame, ...]
     under: tuple[str, ...] = ()
-    """From the node at which the innermost frame stands, a graph that it has come to, the way to what has been begun there."""
+    """If the innermost frame's node is a graph in which a wait or a fan-out has begun, without a frame yet: the path to that."""
     items: Mapping[int, Standing] = field(default_factory=dict[int, "Standing"])
-    """The items that have been begun, by position; some may have been done."""
+    """The items that have begun, by position; some may be done."""
     size: int | None = None
-    """How many items there are, where that can be known."""
-    wait: Found | None = None
-    """What it waits for, or has waited for and not taken yet."""
+    """How many items there are, if that is known."""
+    wait: PlacedWait | None = None
+    """What it waits for, or a settled wait from which it has not continued yet."""
 
     @property
     def is_done(self) -> bool:
-        """Has the run, or the item, only to end?"""
+        """Has the last node of the run, or of the item, committed?"""
         return len(self.frames) == 1 and self.frames[0].node is None
 
     @property
@@ -48,7 +48,7 @@ class Standing:
         return self.frames[-1]
 
     def outline(self) -> object:
-        """Where it stands, without values and numbers: the same of all runs that stand alike, to look things up by."""
+        """The position without values and numbers, as a dict's key: runs with the same outline depend on the same facts."""
         frames = tuple((frame.node, frame.hooks, frame.action) for frame in self.frames)
         if not self.items:
             return frames, self.under
@@ -57,7 +57,7 @@ class Standing:
 
 
 def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
-    """The step at which the innermost frame stands; its name where the graph has none such, None where that has been left."""
+    """The step of the innermost frame; its name if the graph has no such node, None if the run has left that graph."""
     step: Step | None = None
     for frame in frames:
         if isinstance(step, GraphStep):
@@ -81,21 +81,21 @@ def key_of_item(part: str, place: str) -> str:
 
 
 def part_of(key: str) -> str:
-    """How the keys of a run's parts begin, of the key of its checkpoint."""
+    """The prefix of the keys of a run's parts, from the key of its checkpoint."""
     return f"{PART}{key.removeprefix(RUN)}:"
 
 
 class Items:
-    """The records of the items of the fan-out at which a run stands, and where each of them stands."""
+    """The records of the items of the fan-out where a run is, and the position of each item."""
 
-    def __init__(self, part: str, waits: Mapping[str, Found]) -> None:
+    def __init__(self, part: str, waits: Mapping[str, PlacedWait]) -> None:
         self.part, self.waits = part, waits
         self.versions: dict[str, int] = {}
-        """Of what was read, and 0 for what may come to it: what a write expects that relies on it."""
+        """The versions of the records that were read, and 0 for items without one: a write that relies on them expects these."""
         self._below: dict[str, dict[int, tuple[Frame, ...]]] = {}
 
     async def read(self, stack: Backend, form: GraphForm, frames: Sequence[Frame]) -> Standing:
-        """Where a run stands that was begun by a graph of this form; its items are read a batch at a time, if it has any.
+        """The position of a run that was begun by a graph of this form. Reads the records of its items, if it is at a fan-out.
 
         Raises CorruptRecordError.
         """
@@ -114,7 +114,7 @@ class Items:
         return self._standing(form, frames)
 
     def _add(self, place: str, frames: tuple[Frame, ...] | None) -> None:
-        """Note an item, or that something waits at a place; the items that it is within have been begun too."""
+        """Add an item, or a place with a wait. The items that contain it have begun as well."""
         for item in re.finditer(r"\[(\d+)\]", place):
             found = self._below.setdefault(place[: item.start()], {})
             position = int(item[1])
@@ -141,17 +141,17 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """The node that a run, or an item, is at, or would be at next if it is at a graph."""
+    """The innermost node where a run, or an item, is. If the node of the last frame is a graph, the first node in that."""
 
     place: str
     under: tuple[str, ...]
-    """The nodes from that of the innermost frame on; none where that is no graph."""
+    """The nodes from the last frame's node down to this one; empty if that is no graph."""
     node: NodeForm | None
-    """None where there is no such node, or where its graph has been left."""
+    """None if there is no such node, or if the run has left its graph."""
 
 
 def leaf_of(form: GraphForm, frames: Sequence[Frame], place: str) -> Leaf:
-    """What stands at the innermost frame, which is at that place, or where it begins."""
+    """The leaf of a position. `place` is the place of its innermost frame."""
     graph: GraphForm | None = form
     node: NodeForm | None = None
     for frame in frames:
@@ -167,16 +167,16 @@ def leaf_of(form: GraphForm, frames: Sequence[Frame], place: str) -> Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a run stands in a graph of some form, or one of its items."""
+    """The position of a run, or of one of its items, in a graph of some form."""
 
     standing: Standing
     within: str
-    """The place of the item."""
+    """The place of the item; "" for the run."""
     leaf: Leaf
 
 
 def spots(form: GraphForm, standing: Standing) -> dict[tuple[int, ...], Spot]:
-    """Where a run and all its items stand: for the run (), for an item its position, after those of the items around it."""
+    """The positions of a run and its items. The key is () for the run; for an item, its number after those of the outer items."""
     return dict(_spots(form, standing, "", ()))
 
 
@@ -191,11 +191,11 @@ def _spots(
 
 
 BATCH = 1000
-"""Records that are read at once."""
+"""How many records are read at once."""
 
 
 def in_order(items: Iterable[Value]) -> Iterable[Value]:
-    """The items of a fan-out, a set's by their bytes: another process must find the same one at each position."""
+    """The items of a fan-out, in an order that is the same in each process: a set is sorted by the encoded items."""
     if not isinstance(items, Set):
         return items
     return sorted(items, key=lambda item: payload_of(default_codec.encode(item)))

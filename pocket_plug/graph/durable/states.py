@@ -1,9 +1,9 @@
-"""A run's state: what an operator is told of it, and where its owner is left word.
+"""A run's state: what operators see of it, and where they write requests to its owner.
 
-The key `pocket:run-state:STATE:GRAPH:STARTED:ID` is put when a run comes into a state and deleted when it leaves it, in the same
-write as the run's record. So runs are listed by state and graph, in the order in which they began, at the cost of what is
-listed. While a run is `running`, nobody but its owner writes its record; whoever wants something of the owner writes the
-state, and the owner finds out, since each of its commits expects the state's version as well.
+The key `pocket:run-state:STATE:GRAPH:STARTED:ID` is created when a run enters a state and deleted when it leaves it, in the write
+of the run's record. So runs are listed by state and graph, in the order in which they began, and a list costs as much as it
+shows. While a run is `running`, only its owner writes its record. To request something from the owner, an operator writes the
+state, and the owner's next commit finds it, since each commit expects the state's version as well.
 """
 
 from __future__ import annotations
@@ -24,55 +24,55 @@ from .records import Record, escaped, status_of
 
 STATE = f"{RESERVED}run-state:"
 WAKE = f"{RESERVED}run-wake:"
-"""`pocket:run-wake:GRAPH:TIME:ID` is there for a run that waits for a time."""
+"""`pocket:run-wake:GRAPH:TIME:ID` exists while a run waits for a time."""
 
 LEASE = 30.0
-"""Seconds after which an execution that has not moved its run may be taken for dead."""
+"""Seconds after which an execution without a commit or a heartbeat is taken for dead."""
 
 
 RunState = Literal["pending", "running", "stalled", "waiting", "failed", "cancelled", "finished", "unreadable"]
-"""As operators are told it. `stalled` is a running one that nobody is at any more, `unreadable` one whose record is damaged or
-of a newer version."""
+"""The states that operators see. `stalled`: recorded as running, but nobody executes it any more. `unreadable`: its record is
+damaged, or of a newer version."""
 
 
 def states_of(status: str, graph: str | None = None) -> str:
-    """How the keys begin of the runs in a state, or of those of one graph."""
+    """The prefix of the keys of the runs in a state, or of one graph's runs in that state."""
     return f"{STATE}{status}:" if graph is None else f"{STATE}{status}:{state_name(graph)}:"
 
 
 def state_name(graph: str) -> str:
-    """A graph's name as such keys have it."""
+    """A graph's name, escaped for these keys."""
     return escaped(graph, ":")
 
 
-def in_order(time: float) -> str:
-    """A time as a text that sorts as the time does."""
+def sortable_time(time: float) -> str:
+    """A time as a text that sorts like the time."""
     return f"{min(max(time, 0.0), 1e15):023.6f}"
 
 
 def state_key(status: str, graph: str, started: float, name: str) -> str:
-    """Where a run's state stands. `name` is the run's id, as keys have it."""
-    return f"{states_of(status, graph)}{in_order(started)}:{name}"
+    """The key of a run's state. `name` is the run's id, escaped for keys."""
+    return f"{states_of(status, graph)}{sortable_time(started)}:{name}"
 
 
 def wake_key(graph: str, at: float, name: str) -> str:
-    """Where the note stands of a run that waits for a time."""
-    return f"{wakes_of(graph)}{in_order(at)}:{name}"
+    """The key of the note of a run that waits for a time."""
+    return f"{wakes_of(graph)}{sortable_time(at)}:{name}"
 
 
 def wakes_of(graph: str) -> str:
-    """How the notes begin of a graph's runs that wait for a time; they are in the order of these times."""
+    """The prefix of the keys of these notes for one graph; they sort by the time."""
     return f"{WAKE}{state_name(graph)}:"
 
 
 def state_of(record: Record, name: str) -> str:
-    """The same for a run whose record is at hand."""
+    """The key of the state of the run with this record."""
     return state_key(status_of(record), record["graph"], record["started"], name)
 
 
 @dataclass(frozen=True, slots=True)
 class StateKey:
-    """What such a key says."""
+    """The parts of a state's key."""
 
     status: str
     graph: str
@@ -81,7 +81,7 @@ class StateKey:
 
     @classmethod
     def parse(cls, key: str) -> StateKey:
-        """Read one. Raises CorruptRecordError."""
+        """Take a state's key apart. Raises CorruptRecordError for another key."""
         try:
             status, graph, started, name = key.removeprefix(STATE).split(":")
             return cls(status, unquote(graph), float(started), unquote(name))
@@ -91,32 +91,32 @@ class StateKey:
 
 @dataclass(frozen=True, slots=True)
 class RunFailure:
-    """The error that a run has failed with, and its place."""
+    """The error that ended a run, and its place."""
 
     type: str
     """The full name of the exception's class."""
     message: str
     node: str
-    """The node, after those of the graphs around it: `outer/inner`."""
+    """The node, after the nodes that contain it: `outer/inner`."""
     visit: int
     item: int | None
-    """Of a fan-out, the position of the item."""
+    """In a fan-out, the position of the item."""
     attempts: int
     at: float
-    """When, in epoch seconds."""
+    """When the run failed, in epoch seconds."""
     trace_id: str | None
 
 
 def failure_of(error: BaseException, at: float, carrier: Mapping[str, str]) -> RunFailure:
-    """What there is to say of the error that a run has failed with."""
+    """The RunFailure for an error that ends a run at this time, with the trace of this carrier."""
     place = place_of(error)
     nodes = "/".join(reversed(place.nodes)) if place is not None else ""
     visit, item, attempts = (place.visit, place.item, place.attempts) if place is not None else (0, None, 0)
     return RunFailure(error_type(error), error_text(error), nodes, visit, item, attempts, at, trace_id(carrier))
 
 
-def noticed(failure: RunFailure) -> dict[str, Any]:
-    """What a notice says of it: no message, which may hold anything."""
+def notice_attributes(failure: RunFailure) -> dict[str, Any]:
+    """A notice's attributes for a failure. Without the message, which may contain values."""
     about: dict[str, Any] = {"error_type": failure.type}
     if failure.node:
         about |= {"node": failure.node, "visit": failure.visit, "attempts": failure.attempts}
@@ -124,34 +124,35 @@ def noticed(failure: RunFailure) -> dict[str, Any]:
 
 
 def trace_id(carrier: Mapping[str, object]) -> str | None:
-    """The trace of a W3C trace context."""
+    """The trace id of a W3C trace context; None if it has none."""
     pieces = str(carrier.get("traceparent", "")).split("-")
     return pieces[1] if len(pieces) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The facts of the state that a run is in."""
+    """The details of a run's state."""
 
     since: float
-    """When it came into the state, in epoch seconds."""
+    """When the run entered the state, in epoch seconds."""
     owner: str = ""
-    """The id of the execution that is at it."""
+    """The id of the execution that owns the run."""
     process: Mapping[str, Any] | None = None
+    """The process of that execution."""
     lease: float = LEASE
     tries: int = 0
-    """How many executions have begun since the run last moved, this one included."""
+    """How many executions have begun since the run's last commit, this one included."""
     commits: int = 0
-    """How often it had moved when this execution began."""
+    """The run's number of commits when this execution began."""
     cancelled: bool = False
-    """Was it told to end?"""
+    """Has an operator requested that the run ends?"""
     failure: RunFailure | None = None
     wake_at: float | None = None
-    """When it goes on by itself, if it waits for a time."""
+    """When the run continues by itself, if it waits for a time."""
     questions: int = 0
-    """How many it waits to be answered."""
+    """How many open questions the run waits for."""
     asked: float | None = None
-    """When the first of these was asked."""
+    """When the first of these questions was asked."""
     look_at: float | None = None
     """The time in the key of its note for `keep_finished`, if it has one."""
 
@@ -160,7 +161,7 @@ _DEFAULTS = {each.name: each.default for each in fields(State) if each.name != "
 
 
 def plain_state(state: State) -> dict[str, Any]:
-    """A state as it is stored: without what it doesn't say."""
+    """A state as it is stored: without fields that have their default."""
     record: dict[str, Any] = {"since": state.since}
     for name, default in _DEFAULTS.items():
         if (value := getattr(state, name)) != default:
@@ -171,7 +172,7 @@ def plain_state(state: State) -> dict[str, Any]:
 
 
 def read_state(key: str, entry: Entry) -> State:
-    """A state as it was stored. Raises CorruptRecordError."""
+    """Decode a stored state. Raises CorruptRecordError."""
     found: Any = entry.value
     try:
         if found.get("failure") is not None:

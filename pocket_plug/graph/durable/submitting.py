@@ -1,4 +1,4 @@
-"""Submitting: a run is recorded, and left to whichever worker takes it."""
+"""Submits runs: a run is recorded, for any worker to execute."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ async def submit(
     host: RunHost,
     traceparent: Carrier | None,
 ) -> Status:
-    """Record a run as `pending` with its input, in one write, and tell plugins of it if it is new; give its state.
+    """Record a run as `pending` with its input, in one write, and notify plugins if it is new. Returns its state.
 
-    A run of that id and input that exists already is left as it is. Raises RunMismatchError for one of another input or
-    graph, InputError for an input that the first node doesn't take, ConfigError where the graph's store can't keep it.
+    If a run with this id and input exists, it stays unchanged. Raises RunMismatchError if it has another input or graph,
+    InputError if the first node doesn't take the input, ConfigError if the graph's store can't keep durable runs.
     """
     prepare(graph, place, f"run_id={run_id!r}: ")
     _check_input(graph.plan, value)
@@ -49,18 +49,18 @@ async def submit(
             return status_of(entry.value)
         begins = begin(journal, start, value)
         record = journal.record(journal.token(), journal.checkpoint.frames, "pending")
-        there = state_key("pending", graph.name, journal.started, journal.name)
+        state_at = state_key("pending", graph.name, journal.started, journal.name)
         try:
-            await stack.write([begins, Put(key, record), Put(there, plain_state(State(stack.clock())))], {key: 0})
+            await stack.write([begins, Put(key, record), Put(state_at, plain_state(State(stack.clock())))], {key: 0})
         except ConflictError:
-            continue  # somebody was faster, or it was written twice: look what it is
+            continue  # another process was faster, or this write was sent twice: read the run
         wake_workers()
         host.notify(RunNotice("submitted", run_id, graph.name))
         return "pending"
 
 
 def _check_input(plan: Plan, value: object) -> None:
-    """Raise InputError unless the first node takes it, as a run would: nobody hears of it later."""
+    """Raise InputError if the first node doesn't take the value: here, since the caller wouldn't see it later."""
     step = plan.start
     while isinstance(step, GraphStep):
         step = step.graph.plan.start

@@ -1,4 +1,4 @@
-"""Carries out the upgrades of a run: its records become a RunPosition, and what the last upgrade gives becomes records again."""
+"""Applies upgrades to a run: converts its position to a RunPosition, and the result of the last upgrade back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .standing import Standing, in_order
 
 
 def upgraded(run_id: str, standing: Standing, steps: Sequence[tuple[int, Upgrade]]) -> Standing:
-    """Where the run stands after all these upgrades. Raises RunChangedError where one fails, CodecError for values."""
+    """The run's position after all these upgrades. Raises RunChangedError if one fails, CodecError if a value can't be stored."""
     position = _position(run_id, standing)
     for version, upgrade in steps:
         name = f"run {run_id!r}: the upgrade from version {version} to {version + 1}"
@@ -25,7 +25,7 @@ def upgraded(run_id: str, standing: Standing, steps: Sequence[tuple[int, Upgrade
             position = upgrade(position)
         except PocketError:
             raise
-        except Exception as error:  # its text may quote the value
+        except Exception as error:  # its text is left out, since it may quote the value
             raise RunChangedError(f"{name} raised {type(error).__name__}") from error
         if not isinstance(position, RunPosition):
             raise RunChangedError(f"{name} returned {found(position)}, not a RunPosition")
@@ -33,7 +33,7 @@ def upgraded(run_id: str, standing: Standing, steps: Sequence[tuple[int, Upgrade
 
 
 def _position(run_id: str, standing: Standing, given: Value = None) -> RunPosition:
-    """`given` is what an item began with: its record has no value yet where it is still in its first node."""
+    """The position as a RunPosition. `given` is an item's input: its record has no value while it is in its first node."""
     frames, last = standing.frames, standing.last
     path = (*(frame.node for frame in frames if frame.node is not None), *standing.under)
     value = default_codec.decode(last.value) if last.value else given
@@ -55,7 +55,7 @@ def _position(run_id: str, standing: Standing, given: Value = None) -> RunPositi
 
 
 def _standing(position: RunPosition, former: Standing) -> Standing:
-    """The frames of a position. What graphs around the innermost one were handed is kept; only who watches wants to know it."""
+    """The frames of a RunPosition. The inputs of the outer graphs stay as they were; only observers read them."""
     nodes: list[str | None] = [*position.path]
     if position.left_by is not None or not nodes:
         nodes.append(None)

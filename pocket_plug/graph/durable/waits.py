@@ -1,8 +1,8 @@
-"""What a run waits for: an answer to a question, or a time. Each is a record of its own, named by the place that waits.
+"""What a run waits for: an answer to a question, or a time. Each wait has a record, whose key contains the place that waits.
 
-Whoever answers writes that record, expecting its version; a run that is about to be suspended expects it too. So an answer
-is for one question, and none comes between a look and a suspension. Once settled, records are left as a part of the
-run's history.
+An answer writes this record and expects its version; a suspension of the run expects the version too. So an answer belongs to
+one question, and none can come unnoticed between the run's last read and its suspension. The records of settled waits are kept
+as a part of the run's history.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from pocket_plug.store.backend import Backend, Entry, Put
 from .records import Frame, Record, escaped, place_of
 
 WAIT = "wait:"
-"""How the name of such a record begins, behind that of its run."""
+"""The beginning of a wait's key after the run's prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What waits at one place."""
+    """One wait of a run: an open or an answered question, or a sleep."""
 
     kind: Literal["question", "sleep"]
     since: float
     question: bytes | None = None
     asks_for: str = ""
-    """The type of an answer, in words."""
+    """The name of the answer's type."""
     choices: list[Any] | None = None
-    """What may be answered, where that is a few values."""
+    """The possible answers, if the type has only a few values."""
     until: float | None = None
-    """When it goes on without an answer, in epoch seconds."""
+    """When the run continues without an answer, in epoch seconds."""
     answer: bytes | None = None
     settled: float | None = None
-    """When it was answered, or its time had come."""
+    """When it was answered, or when the run continued since the time had come."""
 
     @property
     def is_open(self) -> bool:
-        """Does anything wait there still?"""
+        """Is it not settled yet?"""
         return self.settled is None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Such a record as it was read, or is about to be written for the first time."""
+class PlacedWait:
+    """A wait with its place and the version of its record; 0 if it is not written yet."""
 
     place: str
-    """As in `review#1[3]/ask#1`: the nodes with the number of the visit, and the positions of items."""
+    """Such as `review#1[3]/ask#1`: the nodes, each with the number of its visit, and the positions of items."""
     wait: Wait
     version: int = 0
 
@@ -64,36 +64,36 @@ _NAMES = [each.name for each in fields(Wait)]
 
 
 def put_wait(part: str, place: str, wait: Wait) -> Put:
-    """The change that records it."""
+    """The change that records a wait."""
     return Put(wait_key(part, place), {name: getattr(wait, name) for name in _NAMES})
 
 
 def wait_key(part: str, place: str) -> str:
-    """Where what waits at a place stands."""
+    """The key of the wait at a place."""
     return f"{part}{WAIT}{escaped(place, ':')}"
 
 
-def read_wait(part: str, key: str, entry: Entry) -> Found:
-    """Read one. Raises CorruptRecordError."""
+def read_wait(part: str, key: str, entry: Entry) -> PlacedWait:
+    """Decode a stored wait. Raises CorruptRecordError."""
     found: Any = entry.value
     try:
-        return Found(unquote(key.removeprefix(part + WAIT)), Wait(**found), entry.version)
+        return PlacedWait(unquote(key.removeprefix(part + WAIT)), Wait(**found), entry.version)
     except TypeError:
         raise CorruptRecordError(
-            f"{key!r} is not what a run waits for: {summary(found)}; the run can only be removed"
+            f"{key!r} is no record of what a run waits for: {summary(found)}; the run can only be removed"
         ) from None
 
 
-async def waits_of(stack: Backend, part: str) -> dict[str, Found]:
-    """All that a run waits for or has waited for, by place. Raises CorruptRecordError."""
+async def waits_of(stack: Backend, part: str) -> dict[str, PlacedWait]:
+    """All waits of a run, open and settled, by place. Raises CorruptRecordError."""
     keys = [key async for key in stack.scan(part + WAIT)]
     found = await stack.read_many(keys) if keys else {}
     waits = [read_wait(part, key, found[key]) for key in keys if key in found]
     return {each.place: each for each in waits}
 
 
-def waits_in(record: Record, part: str, frames: Sequence[Frame]) -> dict[str, Found]:
-    """The question that stands in a run's record itself, as older versions have it, and its answer."""
+def waits_in(record: Record, part: str, frames: Sequence[Frame]) -> dict[str, PlacedWait]:
+    """The question in a run's record itself, with its answer, if an older version has written the record."""
     if record["format"] > 1 or record["question"] is None:
         return {}
     is_open = record["status"] == "suspended"
@@ -102,12 +102,14 @@ def waits_in(record: Record, part: str, frames: Sequence[Frame]) -> dict[str, Fo
     answer, settled = (None, None) if is_open else (record["answer"], record["updated"])
     place = place_of("", frames, False)[1:]
     return {
-        place: Found(place, Wait("question", record["updated"], record["question"], answer=answer, settled=settled))
+        place: PlacedWait(
+            place, Wait("question", record["updated"], record["question"], answer=answer, settled=settled)
+        )
     }
 
 
-def suspended(run_id: str, waits: Collection[Found], wake_at: float | None = None) -> RunSuspendedError:
-    """What a run is left with that waits for these."""
+def suspended(run_id: str, waits: Collection[PlacedWait], wake_at: float | None = None) -> RunSuspendedError:
+    """The error that suspends a run which waits for these."""
     questions = {each.place: value_of(each.wait.question) for each in waits if each.wait.question is not None}
     if wake_at is None:
         wake_at = min((each.wait.until for each in waits if each.wait.until is not None), default=None)
@@ -117,7 +119,7 @@ def suspended(run_id: str, waits: Collection[Found], wake_at: float | None = Non
 
 
 def value_of(record: bytes | None) -> Any:
-    """A value as the types of whoever wrote it have it; without those, as plain values."""
+    """The decoded value; plain values if the program's types are not registered here."""
     if record is None:
         return None
     try:
@@ -127,23 +129,25 @@ def value_of(record: bytes | None) -> Any:
 
 
 _NO_QUESTION: Mapping[str, str] = {
-    "failed": "it has failed, and is tried again by resume(run_id), Runs.retry or `pocket-plug runs retry`",
+    "failed": "it has failed; try it again by resume(run_id), Runs.retry or `pocket-plug runs retry`",
     "waiting": "it sleeps",
 }
-"""Why a run asks nothing, by its status, where that is more than the status itself; and the way out."""
+"""Why a run has no open question, and the way out, by its status; for other statuses the message names the status."""
 
 
-def wanted_question(run_id: str, waits: Mapping[str, Found], question: str | AnyNode | None, status: str) -> Found:
-    """The question that an answer is for: named by its id or by the node that asks, or the only one that the run has asked.
+def wanted_question(
+    run_id: str, waits: Mapping[str, PlacedWait], question: str | AnyNode | None, status: str
+) -> PlacedWait:
+    """The question that an answer is for: given by its id or by the node that asks, or the only one that the run has asked.
 
-    Raises RunMismatchError, which names the open ones.
+    Raises RunMismatchError if there is no such question; the message names the open ones.
     """
     asked = {place: each for place, each in waits.items() if each.wait.kind == "question"}
     open_ones = [place for place, each in asked.items() if each.wait.is_open]
     found: list[str]
     if question is None:
         found = list(asked) if len(asked) == 1 else []
-        what = "which question is it for? Say question=…" if open_ones else "no question is open"
+        what = "which question is it for? Give question=…" if open_ones else "no question is open"
     elif isinstance(question, str):
         found = [question] if question in asked else []
         what = f"it has asked nothing at {question!r}"
@@ -163,7 +167,7 @@ def wanted_question(run_id: str, waits: Mapping[str, Found], question: str | Any
 
 
 def is_same(encoded: bytes, other: bytes, value: object) -> bool:
-    """Is it the value that was encoded? `other` is what it is now: a set's members have another order in each process."""
+    """Is `value` equal to the encoded one? `other` is its own encoding, which may differ: sets have no fixed order."""
     if other == encoded or sorted(payload_of(other)) != sorted(payload_of(encoded)):
         return other == encoded
     try:
@@ -173,7 +177,7 @@ def is_same(encoded: bytes, other: bytes, value: object) -> bool:
 
 
 def names_in(place: str) -> list[tuple[str, bool]]:
-    """The nodes on the way to a place, and whether it goes on through an item of theirs."""
+    """The names of the nodes in a place, each with whether the place continues in an item of that node."""
     found: list[tuple[str, bool]] = []
     for each in place.split("/"):
         node, _, rest = each.rpartition("#")
@@ -182,13 +186,13 @@ def names_in(place: str) -> list[tuple[str, bool]]:
 
 
 def _askers(place: str) -> tuple[str, ...]:
-    """What the node may be called that asks at a place: in an item without a graph it is the one that the `each` is made of."""
+    """The possible names of the node that asks at a place: if an `each` takes its items through the Ask, both their names."""
     name, is_item = names_in(place)[-1]
     return (name, name.removeprefix("each_")) if is_item else (name,)
 
 
 def step_of_place(plan: Plan, place: str) -> Step | None:
-    """The step at a place; None where the graph has none such."""
+    """The step at a place; None if the graph has no such place."""
     step: Step | None = None
     for name, is_item in names_in(place):
         if step is not None:

@@ -1,4 +1,4 @@
-"""Wakes the workers of this process: there may be a run for them, so that none of them need wait for its next look."""
+"""Wakes the workers of this process when a run may be ready, so that they don't wait for their next poll."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pocket_plug.primitives.forking import after_fork
 
 sleeping: set[Callable[[], None]] = set()
-"""What wakes each worker of this process, from whatever thread."""
+"""A function for each worker of this process that wakes it. Can be called in any thread."""
 after_fork(sleeping.clear)
 
 
 def wake_workers() -> None:
-    """Called when a run may have become ready: it was submitted, answered, or is to be tried again."""
+    """Called when a run may have become ready: it was submitted, answered or retried."""
     for wake in tuple(sleeping):
         wake()

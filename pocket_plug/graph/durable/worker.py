@@ -1,4 +1,4 @@
-"""A worker: takes runs that are ready out of a store that it shares with any number of others, and goes on with them."""
+"""A worker: claims runs that are ready in a store, which it may share with other workers, and executes them."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ from .waking import sleeping
 _logger = logging.getLogger("pocket_plug")
 
 POLL = 0.05
-"""Seconds between two looks for runs that other processes have submitted."""
+"""Seconds between two polls for runs that other processes have submitted."""
 REVIEW = 1.0
-"""Seconds between two looks at the runs that others are at; less where the lease is short."""
+"""Seconds between two checks for stalled runs; less if the lease is short."""
 DUTY = 3
-"""A look that takes long is followed by a pause of so many times that."""
+"""After a poll that takes long, the pause is this many times as long as the poll."""
 MAX_TRIES = 5
-"""After so many executions without progress a run has failed: one that ends its process would end all workers in turn."""
+"""After so many executions without progress a run fails. Otherwise a run that ends its process would end all workers in turn."""
 CONCURRENCY = 10
 
 Became = Literal["taken", "finished", "waiting", "failed", "cancelled", "released", "lost", "refused"]
@@ -62,36 +62,37 @@ Became = Literal["taken", "finished", "waiting", "failed", "cancelled", "release
 class WorkerReport:
     """What has become of a run in a worker.
 
-    `taken` when it goes on here. Then one of: `finished`; `waiting`, for an answer or a time; `failed`; `cancelled`; `released`,
-    since the worker stops. Each is said of what is recorded; else the run is `lost`: to another execution, or since the store
-    failed, and then it looks stalled till others go on with it. `refused`, said once: it can't go on in this worker's graph.
+    `taken`: the worker has claimed it. Then one of: `finished`; `waiting`, for an answer or a time; `failed`; `cancelled`;
+    `released`, since the worker stops. These are recorded in the store. `lost`: another execution has taken the run over, or the
+    store failed; then the run looks stalled until another execution resumes it. `refused`, reported once: the run can't resume in
+    this worker's graph.
     """
 
     became: Became
     run_id: str
     graph: str
     error: Exception | None = None
-    """Of one that has failed, was lost or refused."""
+    """The error, if the run has failed, was lost or was refused."""
 
 
 class Served(PlannedGraph, Protocol):
-    """A graph whose runs a worker takes."""
+    """A graph whose runs a worker executes."""
 
     def validate(self, *, pocket: RunHost | None = None) -> None:
-        """Raise GraphError where it can't run."""
+        """Raise GraphError if the graph can't run."""
         ...
 
     def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> tuple[Stack, str]:
-        """Where it reads and writes when it is run by itself."""
+        """The stack and the key prefix of the graph when it is not nested."""
         ...
 
 
 class Worker:
     """Executes the pending, stalled and due runs of some graphs, `concurrency` at a time.
 
-    Any number of workers, in any number of processes, share one store. `lease` is how long a run may stay unchanged before
+    Any number of workers, in any number of processes, can share one store. `lease` is how long a run may stay unchanged before
     others take it over; for longer nodes the process sends a heartbeat. `store` is for graphs that have no store of their own.
-    `report` is called with a `WorkerReport` when a run is taken, and when the worker is done with it. `retention` says which old
+    `report` is called with a `WorkerReport` when the worker claims a run, and when its execution ends. `retention` says which old
     runs of the stores are removed, those of other graphs too.
 
     >>> import asyncio
@@ -109,7 +110,7 @@ class Worker:
     >>> asyncio.run(main(f"sqlite:///{mkdtemp()}/state.db"))
     42
 
-    Raises ConfigError for what is no graph, for two graphs of one name, and as `run` does for stores.
+    Raises ConfigError if there is no graph, for something that is no graph, and for two graphs with the same name.
     """
 
     def __init__(
@@ -128,21 +129,22 @@ class Worker:
         self.concurrency, self.lease = check_count(concurrency, "concurrency"), seconds(lease, "lease")
         self._finders: list[Finder] = []
         self._journals: dict[tuple[Finder, str], Journal] = {}
-        """Of the runs that it is at, or is about to claim."""
+        """The journals of the runs that it executes, or is about to claim."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
         self._review_at = 0.0
         self._unreachable: StoreError | None = None
-        """The error of a store that a run could not be taken out of."""
+        """The error of a store in which a run could not be claimed."""
         self.retention = retention
 
-    # ------------------------------------------------------------ its life
+    # ------------------------------------------------------------ the worker
     async def run(self, *, once: bool = False) -> None:
-        """Take runs until `stop`, or with `once` until no run is ready. Cancelled, it cancels the runs that it is at.
+        """Execute runs until `stop`, or with `once` until no run is ready. If this is cancelled, its runs are cancelled as tasks.
 
-        A store that fails is tried again, and said in a warning; with `once` its error is raised.
+        If a store fails, a warning is logged and the store is tried again; with `once` the error is raised. Raises ConfigError if
+        a graph's store can't keep durable runs, and GraphError for a graph that can't run.
         """
         self._loop, pocket = asyncio.get_running_loop(), self._pocket or default_host()
         self._review_at, failures, self._unreachable = 0.0, 0, None
@@ -179,9 +181,9 @@ class Worker:
             self._loop = None
 
     def stop(self) -> None:
-        """Take no more runs; those under way are released between two of their nodes, for others to go on. From any thread.
+        """Claim no more runs, and release those in progress between two nodes, for others to resume. Can be called in any thread.
 
-        `run` returns once the last one is.
+        `run` returns once the last run is released.
         """
         self._is_stopping = True
         for journal in tuple(self._journals.values()):
@@ -193,13 +195,13 @@ class Worker:
             await asyncio.wait(self._tasks)
 
     def _wake(self) -> None:
-        """Look again at once. Called from any thread."""
+        """Poll again at once. Can be called in any thread."""
         if (loop := self._loop) is not None:
-            with suppress(RuntimeError):  # it is closed
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._woken.set)
 
     async def _sleep(self, pause: float) -> None:
-        """Until it is woken, at most about so long: workers that began together don't look together."""
+        """Wait until `_wake`, or for about `pause` seconds: a random time, so that workers don't poll at the same moments."""
         with suppress(TimeoutError):
             async with asyncio.timeout(pause * random.uniform(0.5, 1.5)):  # noqa: S311 - no secret
                 await self._woken.wait()
@@ -214,7 +216,7 @@ class Worker:
         return Finder(graph, place, self._loop.time)
 
     async def _prune(self, *, once: bool) -> None:
-        """Remove old runs, some at a time; with `once` in one pass."""
+        """Remove old runs, a few at a time; with `once` in one pass."""
         if self.retention is None:
             return
         pruners = [Pruner(stack, self.retention) for stack in dict.fromkeys(finder.stack for finder in self._finders)]
@@ -232,9 +234,9 @@ class Worker:
                 pruners = [pruner for pruner, rest in zip(pruners, rests, strict=True) if rest < EVERY]
             await asyncio.sleep(min(rests) if pruners else 0)
 
-    # ------------------------------------------------------------ its runs
+    # ------------------------------------------------------------ the runs
     async def _take(self, pocket: RunHost) -> int:
-        """Begin with as many of the runs that are ready as it may; give how many these are."""
+        """Start executions of ready runs, as many as there is room for; return their number."""
         assert self._loop is not None
         room = self.concurrency - len(self._tasks)
         if room <= 0:
@@ -266,10 +268,10 @@ class Worker:
         self._tasks.discard(task)
         self._woken.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            log_failure(logging.ERROR, "a worker could not end with a run", error)
+            log_failure(logging.ERROR, "a worker could not end the execution of a run", error)
 
     async def _execute(self, finder: Finder, ready: Ready, journal: Journal, pocket: RunHost) -> None:
-        """Go on with a run, if it can be claimed, and tell what becomes of it."""
+        """Execute a run, if it can be claimed, and report what becomes of it."""
 
         def taken() -> None:
             if (left := ready.left) is not None:
@@ -283,7 +285,7 @@ class Worker:
                 finder.graph, finder.place, MISSING, pocket, loop=True, threads=True, ledger=ledger, run_id=journal.id
             )
             await execution.go(MISSING)
-        except Exception as error:  # noqa: BLE001 - it is the run's, and recorded there
+        except Exception as error:  # noqa: BLE001 - it is the run's error, and is recorded there
             if ledger.is_taken:
                 became = _became(error, journal.status)
                 self._tell(became, journal, error if became in ("failed", "lost") else None)
@@ -296,13 +298,13 @@ class Worker:
             del self._journals[finder, journal.id]
 
     async def _not_taken(self, finder: Finder, journal: Journal, error: Exception, pocket: RunHost) -> None:
-        """A run could not be claimed: pass over it until it is another one, or till the next look where it may just be busy."""
+        """Called if a run could not be claimed: skip it until its record changes, or until the next review if it is only busy."""
         if isinstance(error, RunStuckError):
             pocket.notify(RunNotice("stuck", journal.id, journal.graph.name, {"tries": MAX_TRIES}))
             pocket.notify(RunNotice("failed", journal.id, journal.graph.name, {"error_type": error_type(error)}))
             self._tell("failed", journal, error)
         elif isinstance(error, RunBusyError | RunSuspendedError | RunCancelledError):
-            finder.refuse(journal.id, None)  # somebody was faster
+            finder.refuse(journal.id, None)  # another execution was faster
         elif isinstance(error, StoreError):
             finder.refuse(journal.id, None)
             self._unreachable = error
@@ -312,7 +314,7 @@ class Worker:
             finder.refuse(journal.id, seen)
             self._tell("refused", journal, error)
             _logger.warning(
-                "a worker leaves run %r of graph %r until its record is another one: %s. `graph.check_runs()` says why",
+                "a worker skips run %r of graph %r until its record changes: %s. `graph.check_runs()` says why",
                 *(journal.id, journal.graph.name, error_type(error)),
             )
 
@@ -320,12 +322,12 @@ class Worker:
         if self._report is not None:
             try:
                 self._report(WorkerReport(became, journal.id, journal.graph.name, error))
-            except Exception as failed:  # noqa: BLE001 - whatever it is, the run goes on
+            except Exception as failed:  # noqa: BLE001 - an error of the callback must not end the run
                 log_failure(logging.ERROR, f"a worker's report of run {journal.id!r} ({became}) failed", failed)
 
 
 class _WorkerLedger(RunLedger):
-    """The ledger of a worker's execution, which learns by it that the run is its own."""
+    """The ledger of a worker's execution. It calls `taken` once the run is claimed."""
 
     is_taken = False
 
@@ -340,7 +342,7 @@ class _WorkerLedger(RunLedger):
 
 
 def _became(error: Exception, status: Status) -> Became:
-    """What has become of a run whose execution has ended with this error, and has last recorded this status."""
+    """What has become of a run: `error` has ended its execution, and `status` is the last state that the execution recorded."""
     match error:
         case RunReleasedError():
             return "released"
@@ -365,5 +367,5 @@ def _checked(graphs: Sequence[Served]) -> Sequence[Served]:
             )
         names.add(graph.name)
     if not names:
-        raise ConfigError("a worker needs a graph at least, whose runs it takes: Worker([graph])")
+        raise ConfigError("a worker needs at least one graph, whose runs it takes: Worker([graph])")
     return tuple(graphs)

@@ -1,1 +1,1 @@
-"""A run that is followed while it goes: its events, and the bounded buffer that they come through."""
+"""Following a run while it executes: its events, and the bounded buffer that they pass."""

@@ -1,7 +1,7 @@
-"""What a run tells whoever follows it, as values: one class for each kind of event.
+"""The events of a run that is followed: one class for each kind of event.
 
-`match event: case NodeLeft(node="charge", output=output): …` takes them apart; `kind` is a name for each, for JSON and the like.
-An event holds the objects that the run works with: read them, don't change them.
+`match event: case NodeLeft(node="charge", output=output): …` selects them; `kind` is a name for each kind, such as for JSON.
+An event holds the objects that the run itself uses: read them, don't change them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ O = TypeVar("O", covariant=True)  # noqa: E741 - output
 
 @dataclass(frozen=True, slots=True, repr=False)
 class NodePlace:
-    """Which visit of which node, in which graph, and which item of a fan-out.
+    """The place of an event: which visit of which node, in which graph, and which item of a fan-out.
 
-    Its text is the same in each execution of a durable run.
+    Its text, `str(place)`, is the same in each execution of a durable run.
 
     >>> review = NodePlace("each_review", positions=(3,))
     >>> ask = NodePlace("ask", visit=2, within=review)
@@ -37,17 +37,17 @@ class NodePlace:
     """
 
     node: str
-    """The node's name; of an item that of its fan-out."""
+    """The node's name; for an item, the name of its fan-out."""
     visit: int = 1
     """1 on the node's first visit in its graph's run."""
     positions: tuple[int, ...] = ()
-    """Of an item of a fan-out: which one, from 0. More than one where a fan-out is itself the item of one."""
+    """For an item of a fan-out, its position, from 0. More than one if its fan-out is itself an item of another fan-out."""
     within: NodePlace | None = None
-    """The place of the graph that the node is in, where that is a node itself."""
+    """The place of the nested graph that contains the node; None in the outermost graph."""
 
     @classmethod
     def parse(cls, text: str) -> NodePlace:
-        """The place of which this is the text, such as a question's id. Raises ValueError.
+        """The place with this text, such as a question's id. Raises ValueError for another text.
 
         >>> NodePlace.parse("each_review#1[3]/ask#2").item
         3
@@ -57,17 +57,17 @@ class NodePlace:
             node, _, rest = each.rpartition("#")
             visit, *positions = rest.replace("]", "").split("[")
             place = cls(unquote(node), int(visit), tuple(map(int, positions)), place)
-        assert place is not None  # a text has a part at least
+        assert place is not None  # split() returns at least one part
         return place
 
     @property
     def path(self) -> tuple[str, ...]:
-        """The names of the graphs' nodes around it, from the outermost in, and its own."""
+        """The names of the nodes that contain it, the outermost first, and its own name."""
         return (self.node,) if self.within is None else (*self.within.path, self.node)
 
     @property
     def item(self) -> int | None:
-        """The position of the innermost item that it is, or is part of; None outside of fan-outs."""
+        """The position of the innermost item that it is or is in; None outside of fan-outs."""
         if self.positions:
             return self.positions[-1]
         return None if self.within is None else self.within.item
@@ -87,12 +87,12 @@ class _AtNode:
 
     @property
     def node(self) -> str:
-        """The node's name; of an item that of its fan-out."""
+        """The node's name; for an item, the name of its fan-out."""
         return self.place.node
 
     @property
     def path(self) -> tuple[str, ...]:
-        """The names of the graphs' nodes around it, from the outermost in, and its own."""
+        """The names of the nodes that contain it, the outermost first, and its own name."""
         return self.place.path
 
     @property
@@ -102,13 +102,13 @@ class _AtNode:
 
     @property
     def item(self) -> int | None:
-        """The position of the innermost item of a fan-out that it is, or is part of; else None."""
+        """The position of the innermost item that it is or is in; None outside of fan-outs."""
         return self.place.item
 
 
 @dataclass(frozen=True, slots=True)
 class NodeEntered(_AtNode):
-    """The run has entered a node; if a node has waited for an answer, again when the answer is there."""
+    """The run has entered a node. If a node has waited for an answer, this comes again when the answer is there."""
 
     kind: ClassVar[Literal["node_entered"]] = "node_entered"
     type: Literal["node", "graph", "fan_out"]
@@ -116,21 +116,21 @@ class NodeEntered(_AtNode):
 
 @dataclass(frozen=True, slots=True)
 class NodeLeft(_AtNode):
-    """The run has left a node, and the node's writes are committed; or the node has failed, and none is.
+    """The run has left a node, and the node's writes are committed; or the node has failed, and nothing is committed.
 
-    A node at which the run waits for an answer isn't left.
+    When the run begins to wait for an answer, it doesn't leave the node that asks.
     """
 
     kind: ClassVar[Literal["node_left"]] = "node_left"
     output: Value = MISSING
-    """What it left with; MISSING where it has failed, or is not recorded: only `Runs.follow` doesn't know."""
+    """The node's output; MISSING if it has failed. `Runs.follow` always has MISSING here, since outputs are not recorded."""
     outcome: NodeOutcome = "ok"
     error: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ItemDone(_AtNode):
-    """An item of a fan-out is done: `item` is its position. With `errors="collect"` the run goes on after an error."""
+    """An item of a fan-out has ended: `item` is its position. With `errors="collect"` the run continues after an error."""
 
     kind: ClassVar[Literal["item_done"]] = "item_done"
     output: Value = MISSING
@@ -139,18 +139,18 @@ class ItemDone(_AtNode):
 
 @dataclass(frozen=True, slots=True)
 class NodeRetried(_AtNode):
-    """An attempt at a node's `exec` has failed; the next one begins in `delay` seconds. What it emitted may come again."""
+    """An attempt at a node's `exec` has failed; the next one begins in `delay` seconds. It may emit the same values again."""
 
     kind: ClassVar[Literal["node_retried"]] = "node_retried"
     attempt: int
-    """The one that failed, from 1."""
+    """The number of the failed attempt, from 1."""
     delay: float
     error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
 class Progressed(_AtNode):
-    """How far a node says it is, by `progress(done, total)`. Only the newest that nobody has read yet is kept."""
+    """The progress that a node has reported by `progress(done, total)`. If several are unread, only the newest is kept."""
 
     kind: ClassVar[Literal["progressed"]] = "progressed"
     done: float
@@ -159,7 +159,7 @@ class Progressed(_AtNode):
 
 @dataclass(frozen=True, slots=True)
 class Emitted(_AtNode):
-    """What a node has reported by `emit(value)`."""
+    """A value that a node has reported by `emit(value)`."""
 
     kind: ClassVar[Literal["emitted"]] = "emitted"
     value: Value
@@ -176,24 +176,27 @@ class Asked(_AtNode):
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """The run waits for answers or for a time; no process has to run meanwhile. This is not a failure. It is the last event."""
+    """The run waits for answers or for a time; no process has to run meanwhile. This is not a failure.
+
+    It is the last event of `Graph.stream`; `Runs.follow` continues after it.
+    """
 
     kind: ClassVar[Literal["suspended"]] = "suspended"
     run_id: str
     questions: Mapping[str, Value]
-    """The open ones, by id: the text of the place of each."""
+    """The open questions by id. An id is the text of the question's place."""
     wake_at: float | None
-    """When the run goes on by itself, in epoch seconds, if it does."""
+    """When the run continues by itself, in epoch seconds; None if it only waits for answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """A durable run has come into another state: told by `Runs.follow` only. "failed" and "cancelled" are the last event."""
+    """The state of a durable run has changed. Only `Runs.follow` has this event. With "failed" or "cancelled" it is the last."""
 
     kind: ClassVar[Literal["state_changed"]] = "state_changed"
     state: RunState
     failure: RunFailure | None = None
-    """Of a failed one."""
+    """The error, if the state is "failed"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +208,6 @@ class Finished(Generic[O]):
 
 
 RunEvent = NodeEntered | NodeLeft | ItemDone | NodeRetried | Progressed | Emitted | Asked | Suspended | Finished[O]
-"""Any event of a run whose output is an `O`."""
+"""Any event of `Graph.stream`, for a run whose output is an `O`."""
 FollowedEvent = NodeEntered | NodeLeft | ItemDone | Asked | Suspended | StateChanged | Finished[Any]
-"""Any event of a run that is followed by what is recorded of it."""
+"""Any event of `Runs.follow`."""

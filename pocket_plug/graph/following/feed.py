@@ -1,4 +1,4 @@
-"""The bounded buffer between a run and whoever follows it: written by the run's tasks and threads, read by a task."""
+"""The bounded buffer between a run and its reader: the run's tasks and threads write it, a task reads it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ AnyEvent = RunEvent[Any]
 
 
 class Feed:
-    """The events that nobody has read yet. Written from the run's loop and from worker threads, read on any loop.
+    """The events that are not read yet. Written in the run's event loop and in worker threads, read in any event loop.
 
-    Adding one never waits. Who may wait does so before (`room`) or after it (`block`), while there are `size` events or more.
+    Adding an event never waits. A writer that may wait calls `room` or `block`, which wait while there are `size` events or more.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.is_closed = False
-        """Has the reader gone?"""
+        """Has the reader stopped reading?"""
         self.is_over = False
-        """Has the run come to its end?"""
+        """Has the run ended?"""
         self._lock = new_lock()
         self._events: OrderedDict[object, AnyEvent] = OrderedDict()
         self._keys = itertools.count()
@@ -41,12 +41,12 @@ class Feed:
 
     @property
     def is_full(self) -> bool:
-        """Must whoever may wait do so?"""
+        """Are there `size` events or more, and a reader?"""
         return len(self._events) >= self.size and not self.is_closed
 
     # ------------------------------------------------------------ the run's side
     def add(self, event: AnyEvent, instead_of: object = None) -> None:
-        """Add an event; with `instead_of` it takes the place of an unread one that was added with the same."""
+        """Add an event. With `instead_of`, it replaces an unread event that was added with an equal `instead_of`."""
         with self._lock:
             if self.is_closed:
                 return
@@ -57,7 +57,7 @@ class Feed:
         wake(waiting)
 
     def end(self, error: BaseException | None = None) -> None:
-        """The run is over, by an error or not."""
+        """Called when the run has ended, with its error if it has failed."""
         with self._lock:
             self.is_over, self._error = True, error
             waiting = first(self._readers)
@@ -66,7 +66,7 @@ class Feed:
             self._report()
 
     async def room(self) -> None:
-        """Wait until the reader has caught up, or gone."""
+        """Wait until there are fewer than `size` events, or the reader waits for one, or has stopped reading."""
         if (waiter := self._line_up(blocks=False)) is not None:
             try:
                 await waiter
@@ -74,12 +74,12 @@ class Feed:
                 self._writers.pop(waiter, None)
 
     def block(self) -> None:
-        """The same for a thread without a loop."""
+        """`room` for a thread without an event loop."""
         if (waiter := self._line_up(blocks=True)) is not None:
             waiter.block()
 
     def _line_up(self, blocks: bool) -> Waiter[None] | None:
-        """What to wait for; None where there is room."""
+        """The waiter to wait for; None if there is room."""
         with self._lock:
             if not self.is_full:
                 return None
@@ -89,10 +89,10 @@ class Feed:
 
     # ------------------------------------------------------------ the reader's side
     async def take(self) -> AnyEvent | None:
-        """The next event; None at the end. Raises what has ended the run, once, after all events."""
+        """The next event; None at the end. After all events it raises, once, the error that has ended the run."""
         self._taken += 1
         if not self._taken % STEPS_PER_LOOK:
-            await asyncio.sleep(0)  # there may always be one more: other tasks come to their turn all the same
+            await asyncio.sleep(0)  # if events never run out, other tasks must have a turn nevertheless
         while not (self._events or self.is_over or self.is_closed):
             await self._next()
         with self._lock:
@@ -105,7 +105,7 @@ class Feed:
         return event
 
     async def _next(self) -> None:
-        """Wait for an event. Who waits for the reader need not any more."""
+        """Wait for an event. Writers that wait for the reader are woken, since the buffer is empty."""
         with self._lock:
             if self._events or self.is_over or self.is_closed:
                 return
@@ -119,7 +119,7 @@ class Feed:
             self._readers.pop(waiter, None)
 
     def close(self) -> None:
-        """The reader has gone: nothing is kept any more, and nobody waits. Can be called again."""
+        """Called when the reader stops reading: events are dropped, and no writer waits any more. Can be called again."""
         with self._lock:
             self.is_closed = True
             self._events.clear()
@@ -128,14 +128,14 @@ class Feed:
         self._report()
 
     def _report(self) -> None:
-        """Say that a run has failed whose error nobody will read."""
+        """Log the error of a run if nobody reads it any more."""
         error, self._error = self._error, None
         if isinstance(error, Exception):
             log_failure(logging.ERROR, "a run failed whose stream nobody reads any more", error)
 
 
 def first(waiters: dict[Waiter[None], None], count: int | None = None) -> Sequence[Waiter[None]]:
-    """Those who have waited longest, taken out; without a count all."""
+    """Remove and return the waiters that have waited longest: `count` of them, or all."""
     if not waiters:
         return ()
     found = list(waiters)[: None if count is None else max(count, 0)]

@@ -1,6 +1,6 @@
-"""What the work in a node says of itself while it goes on: `emit` and `progress`, for whoever follows the run.
+"""`emit` and `progress`: a node reports values and progress while it works, for those who follow the run.
 
-Where nobody does, they do nothing. So a node may call them always, in tests too, and outside of any run.
+If nobody follows the run, they do nothing. So a node may always call them, also in tests and outside of any run.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from .events import NodePlace
 
 
 class Reporter(Protocol):
-    """Takes what is reported at one place of a run."""
+    """Receives the reports from one place of a run."""
 
     place: NodePlace
 
     def emit(self, value: object) -> Awaitable[None]:
-        """Take a value; what is given can be awaited until there is room for more."""
+        """Add a value. Awaiting the result waits until there is room for more."""
         ...
 
     def progress(self, done: float, total: float | None) -> None:
-        """Take how far the work is."""
+        """Add the progress of the work."""
         ...
 
 
@@ -38,16 +38,16 @@ class _AtOnce:
 AT_ONCE = _AtOnce()
 
 reporter: ContextVar[Reporter | None] = ContextVar("pocket_plug.reporter", default=None)
-"""Who takes what is reported here: that of the node around this call, in a run that somebody follows."""
+"""The reporter of the node around this call; None if nobody follows the run."""
 
 
 def emit(value: object) -> Awaitable[None]:
-    """Report a value from within a node, such as a part of its result: whoever follows the run gets `Emitted(…, value)`.
+    """Report a value from a node, such as a part of its result: a reader of the run's events gets `Emitted(…, value)`.
 
-    Call it in `exec`, `async def` or `def`. A reader may be slower than the node: then a `def exec` waits here, in its worker
-    thread, and an `async def` one does if it awaits the call, `await emit(value)`. Not awaited it never waits, and the value
-    is kept for the reader all the same. The value itself is handed on: don't change it later. It may be reported again by the
-    next attempt. What goes on after its attempt has timed out reports nothing any more.
+    Call it in `exec`, `async def` or `def`. If the reader is slower than the node, a `def exec` waits here, in its worker
+    thread; an `async def exec` waits if it awaits the call, `await emit(value)`. Without `await` it never waits, and the value is
+    kept for the reader nevertheless. The value is not copied: don't change it later. The next attempt may report it again. Code
+    that still runs after its attempt has timed out reports nothing.
 
     >>> from pocket_plug import node
     >>> @node
@@ -61,9 +61,9 @@ def emit(value: object) -> Awaitable[None]:
 
 
 def progress(done: float, total: float | None = None) -> None:
-    """Report how far the work in a node is: whoever follows the run gets `Progressed(…, done, total)`.
+    """Report the progress of the work in a node: a reader of the run's events gets `Progressed(…, done, total)`.
 
-    It never waits. Of what one node, or one item, has reported and nobody has read, only the newest is kept.
+    It never waits. Of the unread reports of one node, or one item, only the newest is kept.
 
     >>> progress(3, 10)
     """

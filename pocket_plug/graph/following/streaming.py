@@ -1,8 +1,8 @@
-"""A run that is followed while it goes: its events, one by one, from a task of its own through a bounded buffer.
+"""`Graph.stream`: executes a run in a task of its own, and yields its events through a bounded buffer.
 
-What happens is seen by an `Observer`, as plugins have one; `StreamHost` adds it to those of the run's Pocket. It puts events
-into a `Feed`, from which the `RunStream` takes them. Neither the run nor the observer knows the RunStream: so it is collected
-as soon as its reader drops it, and then the run is cancelled.
+`StreamHost` adds an `Observer` to those of the run's Pocket. It puts events into a `Feed`, and the `RunStream` takes them from
+there. Neither the run nor the observer refers to the RunStream. So it is garbage-collected as soon as its reader drops it, and
+then the run is cancelled.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ O = TypeVar("O", covariant=True)  # noqa: E741 - output
 class RunStream(Generic[O]):
     """One run, and its events as they happen; made by `Graph.stream`.
 
-    Iterating it starts the run, in a task of its own, and so does `async with`. At the end of that the run is over: it is
-    cancelled if its last event has not been read. `aclose()` does the same. A stream that is dropped, as by `break` in
-    `async for event in graph.stream(…)`, cancels its run too, but nobody waits for the end of that.
+    Iterating over it starts the run, in a task of its own, and so does `async with`. At the end of the `async with` block the
+    run is cancelled, unless it has ended, and the block waits for its end. `aclose()` does the same. A stream that is dropped,
+    as by `break` in `async for event in graph.stream(…)`, cancels its run too, but doesn't wait.
     """
 
     _task: asyncio.Task[None] | None = None
@@ -61,7 +61,7 @@ class RunStream(Generic[O]):
         self._feed = feed
         self._start: tuple[Execution, object] | None = (execution, input)
         self.run_id = execution.run.id
-        """The run's id, as plugins and traces have it; of a durable run its own."""
+        """The run's id, as in plugins and traces. For a durable run, the `run_id` that it was given."""
 
     def __aiter__(self) -> AsyncIterator[RunEvent[O]]:
         return self
@@ -81,10 +81,10 @@ class RunStream(Generic[O]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Cancel the run unless it is over, and wait until everything of it is: its hooks have run, too.
+        """Cancel the run unless it has ended, and wait for its end, hooks included.
 
-        What it raises meanwhile is logged. Cancelled while it waits, this waits no longer, and the run ends by itself. Can be
-        called again.
+        An error of the run is logged. If this is cancelled while it waits, it stops waiting, and the run ends by itself. Can
+        be called again.
         """
         self._start = None
         self._feed.close()
@@ -94,38 +94,38 @@ class RunStream(Generic[O]):
             await asyncio.wait({task})
 
     def _begin(self) -> None:
-        """Start the run, unless it has been."""
+        """Start the run, unless it was started before."""
         if self._start is not None:
             execution, value = self._start
             self._start = None
-            self._task = task = asyncio.get_running_loop().create_task(_go(self._feed, execution, value))
-            _going.add(task)
-            task.add_done_callback(partial(_over, self._feed))
+            self._task = task = asyncio.get_running_loop().create_task(_execute(self._feed, execution, value))
+            _tasks.add(task)
+            task.add_done_callback(partial(_on_done, self._feed))
 
     def __del__(self) -> None:
-        # It may be any thread that collects it, in the middle of anything: nothing else can be done here.
+        # Any thread may collect it, at any moment, so the only safe step is to schedule the rest in the loop.
         if self._task is not None:
             with suppress(RuntimeError):  # the loop is closed
-                self._task.get_loop().call_soon_threadsafe(_drop, self._feed, self._task)
+                self._task.get_loop().call_soon_threadsafe(_cancel, self._feed, self._task)
 
 
-_going: set[asyncio.Task[None]] = set()
-"""The runs: an event loop holds its tasks weakly, and those of dropped streams have to come to their end."""
+_tasks: set[asyncio.Task[None]] = set()
+"""The tasks of the runs. An event loop refers to its tasks weakly, and the tasks of dropped streams must still end."""
 
 
-def _over(feed: Feed, task: asyncio.Task[None]) -> None:
-    _going.discard(task)
+def _on_done(feed: Feed, task: asyncio.Task[None]) -> None:
+    _tasks.discard(task)
     if not feed.is_over:
         feed.end(asyncio.CancelledError())  # cancelled by others, before its first step
 
 
-def _drop(feed: Feed, task: asyncio.Task[None]) -> None:
+def _cancel(feed: Feed, task: asyncio.Task[None]) -> None:
     feed.close()
     task.cancel()
 
 
-async def _go(feed: Feed, execution: Execution, value: object) -> None:
-    """The run, as a task: a task has a context of its own."""
+async def _execute(feed: Feed, execution: Execution, value: object) -> None:
+    """Execute the run, as a task, which has a context of its own."""
     try:
         if execution.stack.is_new:
             await execution.stack.ensure_open()
@@ -136,33 +136,33 @@ async def _go(feed: Feed, execution: Execution, value: object) -> None:
     except BaseException as error:
         feed.end(error)
         if not isinstance(error, Exception | asyncio.CancelledError):
-            raise  # an interrupt is the event loop's, too
+            raise  # an interrupt must also end the event loop
     else:
         feed.add(Finished(output))
         feed.end()
 
 
-# ---------------------------------------------------------------- what is seen of the run
+# ---------------------------------------------------------------- the observer
 class StreamHost:
-    """The host of a run that is followed: all that the other host says, and one more observer."""
+    """The host of a run that is followed: the other host, with one more observer."""
 
     def __init__(self, host: RunHost, feed: Feed) -> None:
         self._host, self._feed = host, feed
 
     def default_store(self) -> Store | None:
-        """The other host's."""
+        """The other host's default store."""
         return self._host.default_store()
 
     def notify(self, notice: RunNotice) -> None:
-        """Handed on."""
+        """Pass the notice to the other host."""
         self._host.notify(notice)
 
     def executor(self, executor: Elsewhere) -> ExecElsewhere:
-        """The other host's."""
+        """The other host's executor."""
         return self._host.executor(executor)
 
     def observers(self, run: Run) -> list[Observer]:
-        """The other host's, and the one that puts events into the feed."""
+        """The other host's observers, and the one that puts events into the feed."""
         around = reporter.get() if run.parent is not None else None
         watcher = _Watcher(self._feed, around.place if around is not None else None)
         own = Observer(
@@ -173,12 +173,12 @@ class StreamHost:
 
 
 def _report(what: str, error: BaseException) -> None:
-    """An event may be missing: that is said, and the run goes on."""
+    """Log an error of the observer, since an event may be missing. The run continues."""
     log_failure(logging.ERROR, f"the stream of a run ({what}) failed", error)
 
 
 class _Watcher:
-    """Watches one run, at this place of the run around it."""
+    """Observes one run. `within` is the run's place in the run around it."""
 
     def __init__(self, feed: Feed, within: NodePlace | None) -> None:
         self._feed, self._within = feed, within
@@ -201,11 +201,11 @@ class _Watcher:
             self._feed.add(Asked(_here(), details["run_id"], details["question"]))
 
     async def pace(self) -> None:
-        """Wait for the reader; not where others wait for what this run holds, who might be the reader."""
+        """Wait for the reader. But not while this run holds gates of the store: the reader might wait for one of them."""
         if self._feed.is_full and not holds_gates():
             await self._feed.room()
         if self._feed.is_closed:
-            await asyncio.sleep(0)  # the run is being cancelled, and might not suspend for a while
+            await asyncio.sleep(0)  # the run is being cancelled, which needs a point at which it suspends
 
 
 def _here() -> NodePlace:
@@ -215,7 +215,7 @@ def _here() -> NodePlace:
 
 
 class _Reporting:
-    """`with` it: what takes the reports from one place, until that is left."""
+    """A context manager that receives the reports from one place of the run, until the run leaves the place."""
 
     __slots__ = ("_feed", "_is_over", "_token", "place")
     _token: Token[Reporter | None]
@@ -229,7 +229,7 @@ class _Reporting:
 
     def __exit__(self, *_: object) -> None:
         self._is_over = True
-        with suppress(ValueError):  # the run is being garbage-collected, in some other context
+        with suppress(ValueError):  # the run is being garbage-collected, in another context
             reporter.reset(self._token)
 
     def emit(self, value: object) -> Awaitable[None]:
@@ -250,7 +250,7 @@ class _Reporting:
 
 
 class _Visit(_Reporting):
-    """The same for a visit of a node, with the events as it is entered and left."""
+    """`_Reporting` for a visit of a node. It also adds the events of entering and leaving the node."""
 
     __slots__ = ("_call",)
 
@@ -267,7 +267,7 @@ class _Visit(_Reporting):
         super().__exit__()
         call, output = self._call, self._call.output
         if call.outcome == "suspended":
-            return  # the run stands there
+            return  # the run waits there, so it hasn't left the node
         if call.outcome in ("failed", "cancelled"):
             output = MISSING
         if call.position is None:
@@ -277,7 +277,7 @@ class _Visit(_Reporting):
 
 
 class _Room:
-    """Waits for room in a feed, if somebody awaits it."""
+    """An awaitable that waits for room in a feed."""
 
     __slots__ = ("_feed",)
 

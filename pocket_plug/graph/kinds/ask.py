@@ -1,4 +1,4 @@
-"""Nodes that ask: a durable run waits there, in no process at all, until somebody answers."""
+"""Nodes that ask a question. A durable run is suspended there until it is answered; meanwhile no process is needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pocket_plug.primitives.values import Hint, Value
 from pocket_plug.store.base import MISSING, Missing
 from pocket_plug.store.transaction import private
 
-X = TypeVar("X", default=Any)  # a question that is a text says nothing of the input
+X = TypeVar("X", default=Any)  # if the question is a text, nothing gives the input's type
 Y = TypeVar("Y", default=Any)
 
 
@@ -39,17 +39,18 @@ class Answered(Generic[X, Y]):
 class Ask(Node[X, Answered[X, Y]], Generic[X, Y]):
     """A node that suspends the run until `graph.resume(run_id, answer=…)`, here or in another process, days later.
 
-    `answer` is the type that an answer must be of; `question` is a text, or a function that makes of the input what is
-    asked, a value that the codec knows. The run raises RunSuspendedError with it. Only durable runs can ask. In the items of a
-    fan-out several questions may be open at once, and are answered in any order: each has an id.
+    `answer` is the type of the answer. `question` is a text, or a function that gets the node's input and returns the question,
+    a value that the codec can store. The run raises RunSuspendedError with it. Only durable runs can ask. In the items of a
+    fan-out several questions may be open at once, and can be answered in any order: each has an id.
 
-    With a `timeout` the run goes on without an answer once that is over: with the `default` for an answer, or by the `action`
-    (`ask.on("too_late") >> other`), with the node's input. A worker sees to it, or `graph.resume(run_id)`.
+    With a `timeout`, the run continues after it without an answer: with `default` as the answer, or by the action `action`
+    (`ask.on("too_late") >> other`) with the node's input. A worker does this, or `graph.resume(run_id)`.
 
     >>> approve = Ask[str, bool](bool, question=lambda draft: f"send {draft!r}?", name="approve")
     >>> ready = Ask[str, bool](bool, question="Ready?", timeout="2d", default=False)
 
-    Raises ConfigError for a question that is neither, for an answer that is no type, and for a `default` of another type.
+    Raises ConfigError if the question is neither a text nor a function, if `answer` is no type, if `default` has another type,
+    and if `timeout` is given without `default` or `action`, or one of these without it.
     """
 
     _takes = frozenset({"name", "trace"})
@@ -70,19 +71,19 @@ class Ask(Node[X, Answered[X, Y]], Generic[X, Y]):
         self.timeout = None if timeout is None else seconds(timeout, "Ask: timeout")
         self.default, self.action = default, action
         if (self.timeout is None) != (default is MISSING and not action) or (default is not MISSING and action):
-            raise ConfigError("Ask: a timeout needs a default or an action, one of them, and they need a timeout")
+            raise ConfigError("Ask: give timeout= together with either default= or action=, or none of the three")
         if default is not MISSING and not checker(answer)(default):
             raise ConfigError(f"Ask: the default can't be {found(default)}; give {type_name(answer)}")
         self._options = Options().changed(self._takes, name=name)
 
 
 def _asking(question: object) -> Callable[[Any], Any]:
-    """The function that gives the question, of what was given for it."""
+    """The function that returns the question. Raises ConfigError if `question` is neither a text nor a function."""
     if isinstance(question, str) and question:
         return lambda input: question
     if not callable(question):
         raise ConfigError(
-            f"Ask: question can't be {found(question)}; give a text, or a function that makes one of the input"
+            f"Ask: question can't be {found(question)}; give a text, or a function that gets the input and returns the question"
         )
     if fault := fault_of_question(question):
         raise ConfigError(f"Ask: question {fault}; it is called with the node's input")
@@ -129,7 +130,7 @@ class AskStep(Step):
 
 
 def choices(answer: Any) -> list[Any] | None:
-    """What may be answered, as plain values, where the type has a few of them: bool, a Literal, an Enum.
+    """The possible answers as plain values, for types that have only a few: bool, a Literal, an Enum. Otherwise None.
 
     >>> from typing import Literal
     >>> choices(bool), choices(Literal["a", "b"]), choices(int)

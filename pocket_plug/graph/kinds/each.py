@@ -1,4 +1,4 @@
-"""Many items through one node: a fixed number of workers over one iterator."""
+"""Takes many items through one node: a fixed number of worker tasks share one iterator."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Each(Node[Iterable[X], list[Y]]):
         if as_chain(node).edges or isinstance(node, Chain):
             raise TypeError("each takes one node; make a graph of the chain: each(Graph(a >> b))")
         if errors not in ("raise", "collect"):
-            raise ConfigError(f"errors={errors!r}: it is 'raise' or 'collect'")
+            raise ConfigError(f"errors={errors!r}: it must be 'raise' or 'collect'")
         self.node = node if executor is None else node.with_options(executor=executor)
         self.concurrency = None if concurrency is None else check_count(concurrency, "concurrency")
         self.errors = errors
@@ -46,7 +46,7 @@ class Each(Node[Iterable[X], list[Y]]):
 
 
 class EachStep(Step):
-    """The step of an `Each`. Its items' node is a step of its own, which leads nowhere."""
+    """The step of an `Each`. The node that its items go through has a step of its own, without edges."""
 
     kind = "fan_out"
 
@@ -74,10 +74,10 @@ class EachStep(Step):
 
     def faults(self, exits: Collection[str]) -> list[str]:
         unrouted = [
-            f"node {self.inner.name!r} declares the action {action!r}, which leads nowhere; an item's way is a "
-            "graph: each(Graph(…))"
+            f"node {self.inner.name!r} declares the action {action!r}, which leads nowhere; for items that take several nodes, "
+            "give a graph: each(Graph(…))"
             for action in self.inner.carried
-            if self.inner.kind != "graph"  # of one it is said of the node within
+            if self.inner.kind != "graph"  # for a graph, its own check reports the node inside
         ]
         found = [*self.inner.faults(()), *unrouted]
         return [f"in {self.name!r}: {fault}" for fault in found]
@@ -85,7 +85,7 @@ class EachStep(Step):
     async def perform(self, run: Running, call: NodeCall | None, value: Value) -> Value:
         items = _Items(value if run.ledger is None else run.ledger.in_order(value))
         await self._take_all(run, items)
-        while waiting := items.waiting:  # all others are done by now
+        while waiting := items.waiting:  # all other items have ended by now
             await run.suspend([error for _, _, error in waiting])
             items.begin_again([(position, item) for position, item, _ in waiting])
             await self._take_all(run, items)
@@ -104,11 +104,11 @@ class EachStep(Step):
             failed = errors.exceptions[0]
         if isinstance(failed, _Stop):
             failed = failed.error
-        if failed is not None:  # not from within `except`: what caused it stays what it was
+        if failed is not None:  # raised outside of `except`, so that its `__context__` stays unchanged
             raise failed
 
     def _concurrency(self, run: Running) -> int:
-        """As many as were asked for; else, where exec runs elsewhere, as many as there is room for."""
+        """How many items at a time: as the node was given; else as the executor has room for; else CONCURRENCY."""
         if self.concurrency is None and self.inner.executor is not None:
             return run.pocket.executor(self.inner.executor).room
         return self.concurrency or CONCURRENCY
@@ -116,14 +116,17 @@ class EachStep(Step):
     async def _start(self, group: asyncio.TaskGroup, run: Running, items: _Items, concurrency: int) -> None:
         started = 0
         while started < concurrency and not items.exhausted:
-            more = min(started or 1, concurrency - started)  # by doubling: few workers start that find no item
+            more = min(started or 1, concurrency - started)  # doubles, so that few workers start without an item
             for _ in range(more):
                 group.create_task(self._worker(run, items))
             started += more
             await asyncio.sleep(0)
 
     async def _worker(self, run: Running, items: _Items) -> None:
-        """`_work` as a task of a group, which would pass over a cancellation that isn't its own: an item would be lost."""
+        """`_work` as a task of a TaskGroup.
+
+        The group ignores a CancelledError of a task that it hasn't cancelled, and the item would be lost. So `_Stop` carries it.
+        """
         try:
             await self._work(run, items)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
@@ -134,7 +137,9 @@ class EachStep(Step):
 
     async def _work(self, run: Running, items: _Items) -> None:
         take, step, ledger = run.item, self.inner, run.ledger
-        asks = True  # after this item whether it is the event loop's turn? Of a durable run each item takes its time.
+        must_yield = (
+            True  # call yield_to_loop after this item? In a durable run after each, since items take long there
+        )
         for position, item in items:
             try:
                 _, output, cancelled = await take(step, item, position)
@@ -149,12 +154,12 @@ class EachStep(Step):
             items.results[position] = output
             if cancelled is not None:
                 raise cancelled
-            if run.loop and (asks or not (position + 1) % STEPS_PER_LOOK):
-                asks = await run.give_way() or ledger is not None
+            if run.loop and (must_yield or not (position + 1) % STEPS_PER_LOOK):
+                must_yield = await run.yield_to_loop() or ledger is not None
 
 
 class _Stop(Exception):
-    """Carries what a task must not end with to the task that awaits the group: there it is raised."""
+    """Carries an error that a task of a group must not end with to the task that awaits the group, which raises it."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -162,17 +167,17 @@ class _Stop(Exception):
 
 
 class _Items:
-    """One iterator that all workers draw from, and the results in the items' order."""
+    """One iterator that all workers take items from, and the results in the items' order."""
 
     def __init__(self, items: Iterable[Value]) -> None:
         self._items: Iterator[tuple[int, Value]] = enumerate(items)
         self.results: list[Value] = []
         self.waiting: list[tuple[int, Value, RunSuspendedError]] = []
-        """Those that wait for an answer or a time."""
+        """The items that wait for an answer or a time: position, item, error."""
         self.exhausted = False
 
     def begin_again(self, items: Iterable[tuple[int, Value]]) -> None:
-        """Draw these once more."""
+        """Take these items once more."""
         self._items, self.waiting, self.exhausted = iter(items), [], False
 
     def __iter__(self) -> Iterator[tuple[int, Value]]:
@@ -183,7 +188,7 @@ class _Items:
         self.exhausted = True
 
 
-# The Any: else mypy takes the items' type for Any where a graph is made of it at once, Graph(each(fetch)).
+# The third argument, Any, is for mypy: without it, the type of the items in Graph(each(fetch)) would be Any.
 @overload
 def each(
     node: Node[X, Y, Any],
@@ -210,12 +215,12 @@ def each(
     errors: Literal["raise", "collect"] = "raise",
     executor: Elsewhere | None = None,
 ) -> Value:
-    """A node that takes every item of its input through `node`, up to `concurrency` at a time; results in order.
+    """A node that takes every item of its input through `node`, and returns the list of their outputs, in order.
 
-    That is 10 unless given; with an `executor`, as many as that has room for.
+    Up to `concurrency` items are processed at a time: 10 by default; with an `executor`, as many as that has room for.
 
-    Items are drawn as workers become free, so an iterator of any length is fine. They share the graph's store. The first
-    error cancels the rest; with `errors="collect"` it stands among the results instead.
+    An item is taken from the iterator when a worker task is free, so an iterator of any length is fine. All items share the
+    graph's store. The first error cancels the others; with `errors="collect"`, an item's error is its result instead.
 
     >>> from pocket_plug import Graph, node
     >>> @node

@@ -14,7 +14,7 @@ from pocket_plug.primitives.values import Hint, Value
 
 
 class GraphStep(Step):
-    """A graph as a node of another."""
+    """The step of a graph that is a node of another graph."""
 
     kind = "graph"
 

@@ -1,4 +1,4 @@
-"""Nodes that wait for a time: a durable run waits there in no process at all."""
+"""Nodes that wait for a time. A durable run is suspended there; meanwhile no process is needed."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ X = TypeVar("X", default=Any)
 class Sleep(Node[X, X], Generic[X]):
     """A node that waits, and then returns its input.
 
-    `Sleep("1h")` waits that long, `Sleep(until=…)` to a moment: a `datetime` with its time zone, epoch seconds, or a function
-    that makes one of them of the input. A durable run is suspended meanwhile: it raises RunSuspendedError with `wake_at`, and a
-    worker goes on with it then, or `graph.resume(run_id)`. Any other run waits in its process.
+    `Sleep("1h")` waits that long. `Sleep(until=…)` waits until a moment: a `datetime` with its time zone, epoch seconds, or a
+    function that gets the input and returns one of them. A durable run is suspended meanwhile: it raises RunSuspendedError with
+    `wake_at`, and then a worker resumes it, or `graph.resume(run_id)`. Any other run waits in its process.
 
     >>> from pocket_plug import Graph
     >>> Graph(Sleep[str]("10ms")).run_sync("done")
     'done'
 
-    Raises ConfigError for what is neither, and for both.
+    Raises ConfigError for an invalid duration or moment, and if none or both are given.
     """
 
     _takes = frozenset({"name", "trace"})
@@ -47,7 +47,7 @@ class Sleep(Node[X, X], Generic[X]):
         name: str = "sleep",
     ) -> None:
         if (duration is None) == (until is None):
-            raise ConfigError("Sleep: give a duration, such as Sleep('1h'), or until=…, one of them")
+            raise ConfigError("Sleep: give either a duration, such as Sleep('1h'), or until=…")
         self.duration = None if duration is None else seconds(duration, "Sleep: the duration")
         self.until = until
         if until is not None and not callable(until):
@@ -56,7 +56,7 @@ class Sleep(Node[X, X], Generic[X]):
 
 
 def _moment(given: object) -> float:
-    """Epoch seconds of what was given for a moment."""
+    """Epoch seconds of a moment. Raises ConfigError for anything but a datetime with a time zone, or a finite number."""
     if isinstance(given, datetime) and given.tzinfo is not None:
         return given.timestamp()
     if isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given):

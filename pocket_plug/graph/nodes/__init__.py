@@ -1,1 +1,1 @@
-"""What users write: nodes with their phases and options, and what joins them."""
+"""What users write: nodes with their phases and options, and the chains that join them."""

@@ -1,9 +1,9 @@
-"""Calls of a store that a phase forgets to await, found in its code before the first run.
+"""Finds store calls that a phase forgets to await, in the phase's bytecode, before the first run.
 
-Such a call makes a coroutine that is dropped at once: nothing is written, and the phase goes on as if it were. To count at
-each call what begins would make every write dearer, so the code is read instead, once for each graph. What is found is one of the
-phase's own statements, `store.set(…)`, also of a `scope` or `typed`. A call in a helper, or one whose coroutine is kept
-in a variable, is left to Python, which warns of it.
+Such a call makes a coroutine that nobody runs: nothing is written, and the phase continues without an error. A check in each call
+would make every write slower, so the bytecode is read instead, once for each graph. It finds statements of the phase itself, such
+as `store.set(…)`, also after `scope` or `typed`. For a call in a helper, or a coroutine that is kept in a variable, Python itself
+warns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import CodeType
 from pocket_plug.store.views import StoreWriter
 
 _VIEWS = frozenset({"scope", "typed"})
-"""What gives another such view, at once."""
+"""The methods that return another view, and are not awaited."""
 
 
 def unawaited_calls(function: Callable[..., object]) -> list[str]:
@@ -31,12 +31,11 @@ def unawaited_calls(function: Callable[..., object]) -> list[str]:
         return []
     store = code.co_varnames[place]
     instructions = list(dis.get_instructions(code))
-    if any(each.opname.startswith(("STORE", "DELETE")) and _names(each, store) for each in instructions):
-        return []  # it is something else from there on
+    if any(each.opname.startswith(("STORE", "DELETE")) and _uses(each, store) for each in instructions):
+        return []  # the phase assigns this name, so it may not be the store any more
     found: list[str] = []
-    chains: dict[
-        tuple[int | None, int | None], list[str]
-    ] = {}  # attributes of the store, by where the expression begins
+    # The attributes of the store that an expression names, by the position where the expression begins.
+    chains: dict[tuple[int | None, int | None], list[str]] = {}
     for instruction, after in pairwise(instructions):
         where = instruction.positions
         if where is None or where.col_offset is None:
@@ -50,19 +49,19 @@ def unawaited_calls(function: Callable[..., object]) -> list[str]:
             chains[begin].append(instruction.argval)
         elif instruction.opname.startswith("CALL") and after.opname == "POP_TOP":
             *views, method = chains[begin] or [""]
-            if method in _coroutines() and _VIEWS.issuperset(views):
+            if method in _awaited_methods() and _VIEWS.issuperset(views):
                 called = ".".join((store, *(f"{view}(…)" for view in views), method))
                 found.append(f"calls {called}(…) without `await` in line {where.lineno}, so nothing is done there")
     return found
 
 
-def _names(instruction: dis.Instruction, name: str) -> bool:
-    """Is it about this variable? One instruction may be about two."""
+def _uses(instruction: dis.Instruction, name: str) -> bool:
+    """Does the instruction use this variable? One instruction may use two."""
     given = instruction.argval
     return name in given if isinstance(given, tuple) else bool(given == name)
 
 
 @cache
-def _coroutines() -> frozenset[str]:
-    """The methods of a store that are awaited."""
+def _awaited_methods() -> frozenset[str]:
+    """The names of the store's methods that must be awaited."""
     return frozenset(name for name, _ in inspect.getmembers(StoreWriter, inspect.iscoroutinefunction))

@@ -1,4 +1,4 @@
-"""Ways out of nodes, and chains: the edges of a graph as immutable values. Nothing is written on the nodes."""
+"""The exits of nodes, and chains: the edges of a graph as immutable values. Joining nodes doesn't change them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ M = TypeVar("M", default=Any)
 N = TypeVar("N", default=Any)
 
 DEFAULT = "default"
-"""The action by which a node leaves that names none."""
+"""The action of a node that returns an output without an action."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,9 @@ class Action(Generic[T]):
     def __init__(self, name: str = "") -> None:
         if not isinstance(name, str):
             hint = (
-                f"; the type that it carries stands before: Action[{name.__name__}]()" if isinstance(name, type) else ""
+                f"; write the type of its output in brackets: Action[{name.__name__}]()"
+                if isinstance(name, type)
+                else ""
             )
             raise TypeError(f"an action's name is a text, not {found(name)}{hint}")
         self.name = name
@@ -65,11 +67,11 @@ class Action(Generic[T]):
 
 
 END: Action[Any] = Action("END")
-"""`return END(output)` ends the run from anywhere; a nested graph then leaves by "default"."""
+"""`return END(output)` ends the run at any node. In a nested graph it ends that graph, which then leaves by "default"."""
 
 
 class Out(Generic[I, T_contra]):
-    """One way out of one node: call it to leave by it, `>>` says where it leads."""
+    """An exit of a node, for one action. Call it to leave by that action; `>>` joins it to the node that comes next."""
 
     def __init__(self: AnyOut, node: AnyLink, action: str) -> None:
         self._node, self._action = node, action
@@ -87,17 +89,17 @@ class Out(Generic[I, T_contra]):
 
 
 class Link(Generic[I, O]):
-    """What a chain joins: a node, with what it takes and gives."""
+    """What a chain joins: a node, with the types of its input and output."""
 
 
 class Ends(Generic[I, O]):
-    """What a chain takes and gives, whatever lies between: all that a graph asks of most."""
+    """The types of a chain's input and output, without those between. A graph needs no more of most of its chains."""
 
 
 class Chain(Ends[I, O], Generic[I, O, M]):
-    """Edges as an immutable value: `a >> b >> c`. Nothing is written on the nodes.
+    """Edges as an immutable value: `a >> b >> c`. The nodes are not changed.
 
-    `M` are the outputs of all its nodes, for type checkers: a branch that ends with one of them may lead back into it.
+    `M` is the union of its nodes' output types, for type checkers: a branch whose output is one of them may lead back into it.
     """
 
     def __init__(self: AnyChain, first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
@@ -111,7 +113,7 @@ class Chain(Ends[I, O], Generic[I, O, M]):
         chain = as_chain(other)
         return Chain(self.first, chain.last, (*self.edges, (self.last, DEFAULT, chain.first), *chain.edges))
 
-    if not TYPE_CHECKING:  # a type checker says it by itself
+    if not TYPE_CHECKING:  # hidden, so that type checkers report a left side that is no node
 
         def __rrshift__(self, other: Any) -> Any:
             return as_chain(other) >> self
@@ -124,20 +126,20 @@ AnyOut = Out[Any, Any]
 
 
 def as_chain(node: AnyLink | AnyChain) -> AnyChain:
-    """A chain as it is; a node as a chain of one."""
+    """Return a chain unchanged, and a node as a chain of one node. Raises TypeError for anything else."""
     if not isinstance(node, Link | Chain):
         raise TypeError(f"{named(node)} is no node and no chain of nodes{_instead(node)}")
     return node if isinstance(node, Chain) else Chain(node, node)
 
 
 def _instead(found: object) -> str:
-    """What is meant, probably, by what stands in a node's place."""
+    """A hint for a value that is no node: what the caller probably wanted."""
     if isinstance(found, type):
         return "; it is a class: make an instance of it"
     if isinstance(found, Action):
-        return "; it is a way out of a class: take that of an instance, node.action"
+        return "; it is an action of a class: use that of an instance, node.action"
     if isinstance(found, Out):
-        return "; it is a way out: it stands at the left of >>"
+        return "; it is an exit of a node, and belongs on the left of >>"
     if isinstance(found, list | tuple):
-        return "; nodes are joined by >>, and chains are arguments of their own: Graph(a >> b, a.action >> c)"
+        return "; join nodes by >>, and give each chain as an argument of its own: Graph(a >> b, a.action >> c)"
     return "; put @node before the function" if callable(found) else ""

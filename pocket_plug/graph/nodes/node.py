@@ -1,6 +1,6 @@
 """Nodes: their phases and options.
 
-A node keeps no edges and no state of a run, so one node may stand in many graphs and run many times at once.
+A node keeps no edges and no state of a run, so one node may be in many graphs and run many times at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .options import ALL_OPTIONS, Isolation, Keys, NodeOptions, Options, Traced
 from .retry import Retry
 
 if TYPE_CHECKING:
-    R = TypeVar("R", covariant=True, default=O)  # what exec returns: the output, unless post makes that of it
+    R = TypeVar("R", covariant=True, default=O)  # what exec returns; without a post, that is the output
 else:  # on 3.11 a default that names another TypeVar raises in generic subclasses
     R = TypeVar("R", covariant=True, default=Any)
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Node(Link[I, O], Generic[I, O, R]):
       action. Its writes are committed together when it returns, or not at all; it may be called again after a conflict.
 
     `on_success(store, output)`, `on_failure(store, error)` and then `on_complete(store)` run once the outcome is known;
-    as post, each may be called again after a conflict.
+    like `post`, each may be called again after a conflict.
 
     Options are class keywords, so they never collide with a subclass's own fields:
 
@@ -53,7 +53,7 @@ class Node(Link[I, O], Generic[I, O, R]):
 
     _options: Options = Options()
     _takes: ClassVar[frozenset[str]] = ALL_OPTIONS
-    """The options that mean something for nodes of this class."""
+    """The options that nodes of this class accept."""
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Unpack[NodeOptions]) -> None:
         super().__init_subclass__()
@@ -88,14 +88,14 @@ class Node(Link[I, O], Generic[I, O, R]):
         object.__setattr__(node, "_options", options)
         return node
 
-    # Positional-only, and neither async nor sync, so that overrides of both kinds, with parameters of any name, type-check.
+    # Positional-only, and typed as neither async nor sync: so overrides of both kinds, with any parameter names, type-check.
     def prep(self, store: Any, input: I, /) -> Value:
         """Read what `exec` needs; by default it returns the input."""
         return input
 
     def exec(self, prepared: Value, /) -> R | Awaitable[R]:
         """Work, without access to the store; by default it returns the result of prep."""
-        return prepared  # type: ignore[no-any-return]  # without an exec, R is what prep gives
+        return prepared  # type: ignore[no-any-return]  # without an exec, R is what prep returns
 
     def fallback(self, prepared: Value, error: Exception, /) -> R | Awaitable[R]:
         """Return a result when all attempts at `exec` have failed; by default the error is raised."""
@@ -103,7 +103,7 @@ class Node(Link[I, O], Generic[I, O, R]):
 
     def post(self, store: Any, input: I, prepared: Value, result: Value, /) -> O | AnyNext | Awaitable[O | AnyNext]:
         """Write, and choose the action; by default it returns the result of exec, and leaves by "default"."""
-        return result  # type: ignore[no-any-return]  # without a post, O is what exec gives
+        return result  # type: ignore[no-any-return]  # without a post, O is what exec returns
 
     def on_success(self, store: Any, output: Value, /) -> Value:
         """Called after the commit."""
@@ -121,7 +121,7 @@ class Node(Link[I, O], Generic[I, O, R]):
     def __rshift__(self, other: Any) -> Any:
         return as_chain(self) >> other
 
-    if not TYPE_CHECKING:  # a type checker says it by itself
+    if not TYPE_CHECKING:  # hidden, so that type checkers report a left side that is no node
 
         def __rrshift__(self, other: Any) -> Any:
             return as_chain(other) >> self
@@ -131,7 +131,7 @@ class Node(Link[I, O], Generic[I, O, R]):
     @overload
     def on(self, action: str, /) -> Out[I, Any]: ...
     def on(self, action: Action[Any] | str, /) -> AnyOut:
-        """The edge of that action, for `>>`: `node.on("retry") >> other`."""
+        """The exit for that action, to be joined by `>>`: `node.on("retry") >> other`."""
         if not isinstance(action, Action | str) or not action:
             raise TypeError(f"an action is a name or an Action, not {named(action)}")
         return Out(self, action.name if isinstance(action, Action) else action)
@@ -141,5 +141,5 @@ AnyNode = Node[Any, Any, Any]
 
 
 def options_of(node: AnyNode) -> Options:
-    """What a node was declared with."""
-    return node._options  # pyright: ignore[reportPrivateUsage]  # one of this module
+    """The options of a node."""
+    return node._options  # pyright: ignore[reportPrivateUsage]  # the class is of this module

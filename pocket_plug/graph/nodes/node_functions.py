@@ -19,7 +19,7 @@ from .options import Keys, Options, Traced, check_options
 from .retry import Retry
 
 AsyncOf = Coroutine[Any, Any, X]
-"""What an `async def` gives that returns X."""
+"""What a call of an `async def` that returns X gives: a coroutine."""
 
 C = TypeVar("C", covariant=True, default=Any)
 P = TypeVar("P")
@@ -27,7 +27,7 @@ Q = TypeVar("Q")
 
 
 class FunctionNode(Node[I, O], Generic[I, O, C]):
-    """What `@node` gives: a node that can still be called as the function that it was."""
+    """A node made by `@node`. It can still be called, which calls the function."""
 
     def __init__(self, functions: dict[str, Any], options: dict[str, Any]) -> None:
         self.functions = {phase: given for phase, given in functions.items() if given is not None}
@@ -46,18 +46,18 @@ class FunctionNode(Node[I, O], Generic[I, O, C]):
     def __call__(self, input: I, /) -> C:
         """Call the function itself, as a unit test does."""
         assert self.__wrapped__ is not None
-        return self.__wrapped__(input)  # type: ignore[no-any-return]  # C, by the decorator
+        return self.__wrapped__(input)  # type: ignore[no-any-return]  # the decorator has typed it as C
 
     def __repr__(self) -> str:
         return f"<node {self._options.name}>"
 
 
 class PostNode(FunctionNode[I, O, Any]):
-    """What `@node.post` gives: one function of (store, input)."""
+    """A node made by `@node.post`: a function of (store, input)."""
 
     _takes = Node._takes - {"retry", "timeout", "executor"}
 
-    def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # it takes two
+    def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # it takes two arguments
         """Call the function itself, as a unit test does."""
         assert self.__wrapped__ is not None
         return self.__wrapped__(store, input)
@@ -116,7 +116,7 @@ class _NodeFactory:
         executor: object = None,
         **unknown: object,
     ) -> Any:
-        """A node whose `exec` is the function."""
+        """Make a node whose `exec` is the function. Raises TypeError for something else, and for an unknown option."""
         options = {"name": name, "retry": retry, "timeout": timeout, "trace": trace, "executor": executor}
         check_options("a node of a function", unknown, options)
 
@@ -152,7 +152,7 @@ class _NodeFactory:
         trace: object = None,
         **unknown: object,
     ) -> Any:
-        """A node whose `post` is the function, called with (store, input)."""
+        """Make a node whose `post` is the function; it is called with (store, input)."""
         options = {"name": name, "reads": reads, "writes": writes, "trace": trace}
         check_options("a node of a post", unknown, options)
 
@@ -219,7 +219,7 @@ class _NodeFactory:
         executor: object = None,
         **unknown: object,
     ) -> Any:
-        """A node from one function for each phase; type checkers check that they fit each other."""
+        """Make a node from one function for each phase. Type checkers check that the functions fit each other."""
         options = {"name": name, "retry": retry, "timeout": timeout, "executor": executor}
         functions = {"prep": prep, "exec": exec, "post": post}
         check_options("a node of functions", unknown, {**functions, **options})

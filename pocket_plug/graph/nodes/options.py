@@ -1,4 +1,4 @@
-"""What nodes are declared with, checked where it is written."""
+"""The options of nodes and graphs, and their checks, which run when a node or a graph is made."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from pocket_plug.graph.upgrades import Upgrade
 
 Traced = bool | SpanAttributes
-"""Has a node spans? A mapping: yes, and its own has these attributes besides."""
+"""Does a node have spans? A mapping means yes, and holds more attributes for the node's own span."""
 Isolation = Literal["default", "serializable"]
 Keys = Sequence[Key[Any]]
-"""What a node declares to read or write."""
+"""The keys that a node declares to read or to write."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What a node is declared with, as class keywords or by `with_options`."""
+    """The options of a node, given as class keywords or by `with_options`."""
 
     name: str = ""
     retry: Retry | None = None
@@ -43,10 +43,10 @@ class Options:
     executor: Elsewhere | None = None
 
     def changed(self, takes: Collection[str], /, **given: Any) -> Options:
-        """These with what was given (not None) in their place; seconds and tuples made of what users write.
+        """A copy with the given options that are not None, checked, and converted from what users write.
 
-        `takes` are those that mean something for the node. Raises ConfigError, or TypeError for what is no Key or no option,
-        naming the option.
+        `takes` are the options that the node accepts. Raises ConfigError for an invalid value, TypeError for something that is no
+        Key and for an unknown option; the message names the option.
         """
         check_options("a node", given.keys() - ALL_OPTIONS, ALL_OPTIONS)
         given = {name: value for name, value in given.items() if value is not None}
@@ -106,7 +106,7 @@ class GraphOptions(TypedDict, total=False):
 
 
 class ResumeOptions(TypedDict, total=False):
-    """What `resume` takes besides an answer, for type checkers."""
+    """The options of `resume` besides the answer, for type checkers."""
 
     pocket: RunHost | None
     allow_changed: bool
@@ -116,7 +116,7 @@ class ResumeOptions(TypedDict, total=False):
 
 
 def check_options(owner: str, unknown: Collection[str], known: Collection[str]) -> None:
-    """Raise TypeError for an option that there isn't, with the one that was meant, probably."""
+    """Raise TypeError for an unknown option, with a suggestion."""
     if unknown:
         raise TypeError(f"{owner} has no option {min(unknown)!r}.{suggest(min(unknown), known)}")
 
@@ -125,7 +125,7 @@ ALL_OPTIONS = frozenset(each.name for each in fields(Options))
 
 
 def _traced(node: str, given: Any) -> Traced:
-    """What `trace` may be; a mapping as a copy, since it is the caller's."""
+    """Check the option `trace`, and return it. A mapping is copied, since the caller may change it. Raises ConfigError."""
     if isinstance(given, bool):
         return given
     if not issubclass(type(given), Mapping):
@@ -136,15 +136,16 @@ def _traced(node: str, given: Any) -> Traced:
     for name, value in attributes.items():
         if not isinstance(name, str) or not name or name.startswith("pocket_plug."):
             raise ConfigError(
-                f"node {node!r} has trace={{{found(name)}: …}}: an attribute's name is a text, not begun by 'pocket_plug.'"
+                f"node {node!r} has trace={{{found(name)}: …}}: an attribute's name is a text that doesn't begin with "
+                "'pocket_plug.'"
             )
         if not isinstance(value, str | bool | int | float):
             raise ConfigError(
-                f"node {node!r} has {found(value)} in trace, as {name!r:.80}: an attribute is a str, a bool, an int or a float"
+                f"node {node!r} has {found(value)} in trace, for {name!r:.80}: an attribute is a str, a bool, an int or a float"
             )
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ConfigError(
-                f"node {node!r} has an int in trace, as {name!r:.80}, that needs more than OTLP's 64 bits"
+                f"node {node!r} has an int in trace, for {name!r:.80}, that doesn't fit into OTLP's 64 bits"
             )
     return attributes
 
@@ -160,7 +161,7 @@ def _keys(option: str, given: Any) -> tuple[Key[Any], ...]:
 
 
 def check_place(graph: str, store: object, scope: str | Key[Any] | None) -> None:
-    """Raise ConfigError for what is no store, KeyNameError for what is no name of a scope."""
+    """Check a graph's store and scope. Raises ConfigError if `store` is no store, KeyNameError if `scope` is no valid name."""
     if not (store is None or isinstance(store, StoreScope | SyncScope)):
         hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
         raise ConfigError(f"graph {graph!r}: store can't be {type(store).__name__}; give {hint}")
@@ -169,7 +170,7 @@ def check_place(graph: str, store: object, scope: str | Key[Any] | None) -> None
 
 
 def check_count(given: Any, option: str) -> int:
-    """A whole number from 1 up; raises ConfigError, naming the option, for anything else."""
+    """Return a whole number from 1 up. Raises ConfigError for anything else; the message names the option."""
     if given.__class__ is not int or given < 1:
         raise ConfigError(f"{option} can't be {found(given)}; give a whole number from 1 up")
     return int(given)

@@ -1,7 +1,7 @@
-"""What a node's code says about itself: which phases it has, whether they are async, what they take and give.
+"""Reads a node's code: which phases it has, whether they are async, and the types of its input, outputs and actions.
 
-`faults` finds what can't work in it, for `validate()`: a phase is looked up by its name alone, so one that is misspelt would
-never be called, in silence.
+`faults` finds what can't work, for `validate()`. A phase is found by its name alone, so a misspelt one would never be called,
+and nothing would say so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PARAMETERS = {
     "on_failure": ("store", "error"),
     "on_complete": ("store",),
 }
-"""The positional arguments of each."""
+"""The positional arguments of each phase and hook."""
 _OTHER_WORDS = {
     "on_error": "on_failure",
     "on_exception": "on_failure",
@@ -44,14 +44,14 @@ _OTHER_WORDS = {
     "on_finally": "on_complete",
 }
 """The names that hooks have in other frameworks."""
-_CLOSE = 0.7  # similarity, at most 1; that of "execute" and "exec" is 0.73
+_CLOSE = 0.7  # the similarity, at most 1, from which a name counts as misspelt; "execute" and "exec" have 0.73
 
 _ASYNC_VIEWS = {view.__name__: view for view in (StoreReader, StoreWriter)}
 _SYNC_VIEWS = {view.__name__: view for view in (SyncReader, SyncWriter)}
 
 
 def overridden(node: AnyNode, phase: str) -> Function | None:
-    """The node's own function for a phase, bound; None where it is the default."""
+    """The node's own function for a phase or a hook, bound; None if the node doesn't override it."""
     if isinstance(node, FunctionNode):
         return node.functions.get(phase)
     if getattr(type(node), phase) is getattr(Node, phase):
@@ -60,7 +60,7 @@ def overridden(node: AnyNode, phase: str) -> Function | None:
 
 
 def hints(function: Function) -> dict[str, Hint]:
-    """Its annotations; those that can't be resolved are left out, never an error."""
+    """The function's annotations. Those that can't be resolved are left out; this never raises."""
     function = inspect.unwrap(getattr(function, "__func__", function))
     try:
         return get_type_hints(function)
@@ -73,13 +73,13 @@ def hints(function: Function) -> dict[str, Hint]:
 def _hint_of_parameter(function: Function, position: int) -> Hint:
     try:
         parameters = list(inspect.signature(function).parameters)
-    except ValueError:  # some of Python's own, such as int, have none
+    except ValueError:  # some of Python's own functions and classes, such as int, have no signature
         return Any
     return hints(function).get(parameters[position], Any) if position < len(parameters) else Any
 
 
 def _plain(hint: Hint) -> Hint:
-    """The hint where it says something: not a string nor a type variable, nor one that has such a variable in it."""
+    """The hint, or Any if it is a string, a type variable, or a type that contains type variables."""
     unclear = isinstance(hint, TypeVar | str | ForwardRef) or bool(getattr(hint, "__parameters__", ()))
     return Any if unclear else hint
 
@@ -89,7 +89,7 @@ def _class_arguments(node: AnyNode) -> tuple[Hint, ...]:
 
 
 def _of_node(cls: type, given: tuple[Hint, ...]) -> tuple[Hint, ...]:
-    """What Node's own parameters are in a subclass of it that was given these."""
+    """The types for Node's own parameters, in a subclass of Node with these type arguments."""
     if cls is Node:
         return given
     values = dict(zip(getattr(cls, "__parameters__", ()), given, strict=False))
@@ -109,7 +109,7 @@ def _filled(hint: Hint, values: dict[Hint, Hint]) -> Hint:
 
 
 def input_type(node: AnyNode) -> Hint:
-    """What the node declares to take; Any where it doesn't say."""
+    """The declared type of the node's input; Any if it declares none."""
     if isinstance(node, FunctionNode):
         for phase, position in (("prep", 1), ("post", 1), ("exec", 0)):
             if (function := node.functions.get(phase)) is not None and (
@@ -121,7 +121,7 @@ def input_type(node: AnyNode) -> Hint:
 
 
 def output_type(node: AnyNode) -> Hint:
-    """What the node declares to leave by "default" with; Any where it doesn't say."""
+    """The declared type of the output by "default"; Any if the node declares none."""
     if isinstance(node, FunctionNode):
         function = node.functions.get("post") or node.functions.get("exec")
         hint = hints(function).get("return", Any) if function is not None else Any
@@ -130,7 +130,7 @@ def output_type(node: AnyNode) -> Hint:
 
 
 def declared_actions(node: AnyNode) -> dict[str, Hint]:
-    """The actions that the node's class declares, each with the type that it carries."""
+    """The actions that the node's class declares, each with the type of its output."""
     found: dict[str, Hint] = {}
     for cls in type(node).__mro__:
         actions: list[Action[Any]] = [value for value in vars(cls).values() if isinstance(value, Action)]
@@ -141,7 +141,7 @@ def declared_actions(node: AnyNode) -> dict[str, Hint]:
 
 
 def faults(node: AnyNode, name: str) -> list[str]:
-    """What is wrong with the node's phases, in words."""
+    """Messages about what is wrong with the node's phases."""
     found: list[str] = []
     functions = {phase: function for phase in _PARAMETERS if (function := overridden(node, phase)) is not None}
     is_function = issubclass(type(node), FunctionNode)
@@ -190,10 +190,10 @@ def _misfit_of_function(name: str, taken: str) -> str:
 
 
 def _misspelt(node: AnyNode, functions: Collection[str]) -> list[str]:
-    """Methods that are probably misspelt phases, which would never be called: a name close to a phase that the node hasn't got.
+    """Messages about methods that are probably misspelt phases: their name is close to a phase that the node doesn't have.
 
-    Helpers may have such names: methods whose parameters are not the phase's, names that begin with an underscore, and
-    `execute` where there is an `exec`.
+    Not reported, since they may be helpers: methods with other parameters than the phase, names that begin with an underscore,
+    and names close to a phase that the node has, such as `execute` beside `exec`.
     """
     title = type(node).__name__
     found: list[str] = []
@@ -216,7 +216,7 @@ def _misspelt(node: AnyNode, functions: Collection[str]) -> list[str]:
 
 
 def _own_methods(node: AnyNode) -> dict[str, Function]:
-    """The public methods, bound, that its classes add to those of Node, those first that are nearest."""
+    """The public methods, bound, that the node's classes add to those of Node; those of the subclass first."""
     names = dict.fromkeys(name for cls in type(node).__mro__ if cls not in Node.__mro__ for name in vars(cls))
     return {
         name: method
@@ -226,7 +226,7 @@ def _own_methods(node: AnyNode) -> dict[str, Function]:
 
 
 def _phase_meant(name: str) -> str | None:
-    """The phase or hook that a name is close to: by spelling, by having it as a word, or by what others call it."""
+    """The phase or hook that a name probably means: other frameworks use it, it contains that word, or is spelt similarly."""
     if other := _OTHER_WORDS.get(name):
         return other
     if words := set(name.split("_")).intersection(PHASES):
@@ -241,10 +241,10 @@ def _phase_meant(name: str) -> str | None:
 
 
 def _unmade_actions(node: AnyNode) -> list[str]:
-    """Actions without their brackets: `declined = Action`. Calling that makes an Action, and the node leaves by "default"."""
+    """Messages about actions without brackets: `declined = Action`. A call of that makes an Action, not an output."""
     values = {name: value for cls in reversed(type(node).__mro__) for name, value in vars(cls).items()}
     return [
-        f"{type(node).__name__}.{name} is the class Action, not one of them; write {name} = {_written(value)}()"
+        f"{type(node).__name__}.{name} is the class Action, not an instance; write {name} = {_written(value)}()"
         for name, value in values.items()
         if value is Action or get_origin(value) is Action
     ]

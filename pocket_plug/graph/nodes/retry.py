@@ -1,4 +1,4 @@
-"""When a failed `exec` is tried again, and after what pause."""
+"""`Retry`: how often a failed `exec` is tried again, after which errors, and after what pause."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Retry:
     >>> Retry(on=lambda error: error.status == 429).attempts
     3
 
-    Raises ConfigError for an invalid option. A function that raises, or gives something else, fails the node with a
+    Raises ConfigError for an invalid option. If the function of `on` raises, or returns something else, the node fails with
     PhaseError.
     """
 
@@ -50,18 +50,18 @@ class Retry:
         object.__setattr__(self, "max_delay", seconds(self.max_delay, "Retry: max_delay", or_zero=True))
         object.__setattr__(self, "on", _errors(self.on))
         if self.jitter and self._random is None:
-            from random import Random  # its own: a user's random.seed() is not for this
+            from random import Random  # a generator of its own, since a user's random.seed() must not fix the pauses
 
             object.__setattr__(self, "_random", Random())  # noqa: S311 - a pause is no secret
 
     def covers(self, error: BaseException) -> bool:
-        """Is this error one to try again after? Raises PhaseError where the function that is to know doesn't say."""
+        """Is `exec` tried again after this error? Raises PhaseError if the function of `on` raises or returns no bool."""
         if isinstance(error, BaseExceptionGroup):
             return all(self.covers(leaf) for leaf in cast("BaseExceptionGroup[BaseException]", error).exceptions)
         on: Any = self.on
         if isinstance(on, tuple):
             return isinstance(error, cast("tuple[type[BaseException], ...]", on))
-        title = f"Retry: on, asked about {type(error).__name__},"
+        title = f"Retry: on, called with {type(error).__name__},"
         try:
             answer = on(error)
         except Exception as broken:
@@ -71,7 +71,7 @@ class Retry:
         return bool(answer)
 
     def pause(self, attempt: int) -> float:
-        """Seconds to wait after failed attempt number `attempt`."""
+        """Seconds to wait after the failed attempt with this number, from 1."""
         assert isinstance(self.delay, float)
         assert isinstance(self.max_delay, float)
         try:
@@ -87,7 +87,7 @@ def _check_number(option: str, given: Any, least: float, most: float, allowed: s
 
 
 def _errors(on: Any) -> tuple[type[BaseException], ...] | Callable[[Any], bool]:
-    """The classes as a tuple, or the function; raises ConfigError for what is neither."""
+    """Check `on`: return its classes as a tuple, or its function. Raises ConfigError for anything else."""
     if callable(on) and not isinstance(on, type):
         if fault := fault_of_question(on):
             raise ConfigError(f"Retry: on {fault}; give a function of the error that returns True or False")

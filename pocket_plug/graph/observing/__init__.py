@@ -1,1 +1,1 @@
-"""What is seen of graphs and runs from outside, and who is asked to look."""
+"""What observers see of graphs and runs, and the host that provides observers."""

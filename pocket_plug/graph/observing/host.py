@@ -1,4 +1,4 @@
-"""What a run asks of the Pocket around it, without knowing plugins: who watches it, and where it keeps its state."""
+"""What a run needs of its Pocket, without knowing plugins: its observers, its store, its executors."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from .views import Observer, Run, RunNotice
 
 
 class RunHost(Protocol):
-    """What graphs run in: a Pocket."""
+    """The host of runs: a Pocket."""
 
     def observers(self, run: Run, /) -> list[Observer]:
-        """What the plugins watch a run with, outermost first. Asked once as each run starts; never fails."""
+        """The plugins' observers of a run, the outermost first. Called once when each run starts. Never raises."""
         ...
 
     def notify(self, notice: RunNotice, /) -> None:
-        """Tell the plugins what has become of a durable run outside of an execution; never fails."""
+        """Send the plugins a notice about a durable run. Never raises."""
         ...
 
     def default_store(self) -> Store | None:
-        """The configuration's store, for graphs that have none of their own."""
+        """The configuration's store, for graphs without a store of their own."""
         ...
 
     def executor(self, executor: Elsewhere, /) -> ExecElsewhere:
-        """What runs `exec` for a node with this option; one for all that name the same. Raises ConfigError for an unknown one."""
+        """The executor for a node with this option; nodes with the same name share one. Raises ConfigError for an unknown one."""
         ...
 
 
 def default_host() -> RunHost:
-    """What a run uses that names no Pocket: the default one."""
+    """The host of a run that was given no Pocket: the default Pocket."""
     found: RunHost = find_default_pocket()
     return found

@@ -1,4 +1,4 @@
-"""What a graph looks like from outside: its nodes and edges, and a version that tells two forms of it apart."""
+"""The shape of a graph: its nodes and edges, and a version that differs if they differ."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Shape:
     """
 
     nodes: Mapping[str, Kind]
-    """The kind of each node, by name; the one that a run begins with is the first."""
+    """The kind of each node, by name; the first is the node that a run begins with."""
     edges: tuple[tuple[str, str, str], ...]
     """Source, action and target of each edge."""
     asking: Set[str] = field(default=frozenset(), repr=False)
@@ -38,19 +38,19 @@ class Shape:
     items: Mapping[str, tuple[Kind, str]] = field(default_factory=dict[str, tuple[Kind, str]], repr=False)
     """For each fan-out, the kind and the name of the node that its items go through."""
     within: Mapping[str, Shape] = field(default_factory=dict[str, "Shape"], repr=False)
-    """The shapes of the graphs that are nested in it, by the name of the node that is such a graph, or whose items' node is."""
+    """The shapes of nested graphs, by the name of the node that is such a graph, or takes its items through it."""
 
     declared: Mapping[str, SpanAttributes] = field(default_factory=dict[str, "SpanAttributes"], repr=False)
-    """What nodes say of themselves by `trace={…}`, by name; of a fan-out, what its items' node does."""
+    """The attributes of nodes from `trace={…}`, by name; for a fan-out, those of the node that its items go through."""
 
     @cached_property
     def lines(self) -> list[str]:
-        """Nodes and edges, nested graphs' too, a line each: what a durable run relies on."""
+        """A line for each node and each edge, nested graphs included. Runs of older versions were recorded with these lines."""
         return _lines(self, "")
 
     @cached_property
     def version(self) -> str:
-        """12 hex digits that are others if a node or an edge is, in a nested graph too."""
+        """12 hex digits that change if a node or an edge changes, in a nested graph too."""
         return hashlib.sha256("\n".join(self.lines).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 

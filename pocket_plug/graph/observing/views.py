@@ -1,6 +1,6 @@
-"""What is seen of a run from outside: the views of a run, a node and a phase, and the observers that are handed them."""
+"""What observers see: the views of a run, of a visit of a node and of a phase; and `Observer` itself."""
 
-# What makes a NodeCall, and notes its times, is a friend of it.
+# The functions that make a NodeCall and note its times set its private attributes.
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ RunOutcome = Literal["success", "failure", "timeout", "cancelled", "suspended"]
 NodeOutcome = Literal["ok", "fallback", "failed", "cancelled", "suspended"]
 Phase = Literal["prep", "exec", "fallback", "post"]
 SILENT: Final = object()
-"""What a run's context manager gives from `__enter__` where its observer has nothing more to say about this run: a trace,
-say, that isn't sampled. The run then goes on as if the observer had no other part; it costs nothing any more."""
+"""`__enter__` of a run's context manager returns this if its observer needs no more of this run, such as a trace that isn't
+sampled. The rest of the run then doesn't call the observer's other parts, and they cost nothing."""
 
 _new: Any = object.__new__
 
 Carrier = str | Mapping[str, str]
-"""A trace context from elsewhere: W3C's `traceparent` text, or what `pocket_plug.propagation.inject` gave."""
+"""A trace context from elsewhere: W3C's `traceparent` text, or what `pocket_plug.propagation.inject` returned."""
 
 
-# The views of a run have no slots: what is None until later is the class's until then, which saves setting it.
+# These views have no slots, so that a field that is None at first needn't be set: reading it finds the class's default.
 @dataclass(eq=False)
 class Run:
     """One run of a graph, as plugins see it. Read it, don't write it."""
@@ -38,30 +38,30 @@ class Run:
     parent: Run | None = None
     depth: int = 0
     traceparent: Mapping[str, str] | None = field(default=None, repr=False, init=False)
-    """The trace context that `run(…, traceparent=…)` was given; there once the run is entered."""
+    """The trace context that was given as `run(…, traceparent=…)`. It is set when the run is entered."""
     resumed: bool = field(default=False, init=False)
-    """Does it go on with what an earlier execution has left? Then `id` is that one's, too: a durable run's own."""
+    """Does the run continue an earlier execution? All executions of a durable run have the same `id`."""
     carrier: dict[str, str] | None = field(default=None, repr=False, init=False)
-    """Of a durable run: the trace context that its checkpoint keeps. Tracing finds the former execution's and puts its own."""
+    """The trace context in a durable run's checkpoint. Tracing reads the former execution's, and replaces it by its own."""
     input: Value = field(default=None, repr=False)
     shape: Shape | None = field(default=None, repr=False)
-    """The graph's nodes and edges, and their version. Never None in a run; a test of a plugin may leave it out."""
+    """The graph's nodes and edges, and their version. It is None only if a plugin's test leaves it out."""
     output: Value = field(default=None, repr=False, init=False)
     steps: int = field(default=0, init=False)
-    """How many nodes it has entered; a nested graph counts its own, the budget is shared."""
+    """How many nodes the run has entered. A nested graph counts its own; `max_steps` limits the sum."""
     outcome: RunOutcome | None = field(default=None, init=False)
-    """None while it goes on."""
+    """None until the run has ended."""
     error: BaseException | None = field(default=None, repr=False, init=False)
 
 
 Time = float | None
 Times = tuple[float, Time, Time, float]
-"""When the node was begun, when prep and when exec were over, and when all was; None for what was left out."""
+"""When the node began, when prep ended, when exec ended, and when the node ended; None for a phase that was not reached."""
 
 
 @dataclass(eq=False)
 class NodeCall:
-    """One visit of a node. Read it, don't write it. What happens later is None until then."""
+    """One visit of a node. Read it, don't write it. A field is None until its value is known."""
 
     run: Run
     name: str
@@ -69,19 +69,18 @@ class NodeCall:
     visit: int
     """1 on the node's first visit in this run."""
     trace: bool = True
-    """As the node was declared: `trace=False` leaves out its spans."""
+    """The node's option: with `trace=False` it has no spans."""
     guarded: bool = False
-    """Does it have a retry, a time-out or a fallback, so that its attempts are worth telling apart?"""
+    """Does it have a retry, a time-out, a fallback or an executor, so that each attempt is reported?"""
     phases: tuple[Phase, ...] = ()
     """The phases that it overrides."""
     input: Value = field(default=None, repr=False)
     is_item: bool = False
     """Is it one of the items of a fan-out?"""
     position: int | None = None
-    """Which one, from 0."""
+    """The position of that item, from 0."""
     attributes: SpanAttributes = field(default_factory=dict[str, "str | bool | int | float"], repr=False)
-    """What its span says of the node itself: where its code stands (`code.*`), as far as that is known, and what it was
-    declared with, by `trace={…}`."""
+    """Attributes for its span: the place of its code in the source (`code.*`), if that is known, and those of `trace={…}`."""
     output: Value = field(default=None, repr=False, init=False)
     action: str | None = field(default=None, init=False)
     next: str | None = field(default=None, init=False)
@@ -96,13 +95,14 @@ class NodeCall:
 
     @property
     def durations(self) -> dict[str, float]:
-        """Seconds by phase, of all attempts together."""
+        """Seconds by phase; all attempts are added up."""
         durations = self._durations = {} if self._durations is None else self._durations
         if self._times is not None:
             (began, prepped, execed, ended), self._times = self._times, None
             if "prep" in self.phases and (prepped is not None or execed is None):
                 durations["prep"] = durations.get("prep", 0.0) + (ended if prepped is None else prepped) - began
-            if "exec" in self.phases and prepped is not None and not self.guarded:  # else each attempt is measured
+            # The attempts of a guarded node are measured one by one.
+            if "exec" in self.phases and prepped is not None and not self.guarded:
                 durations["exec"] = durations.get("exec", 0.0) + (ended if execed is None else execed) - prepped
             if "post" in self.phases and execed is not None:
                 durations["post"] = durations.get("post", 0.0) + ended - execed
@@ -110,9 +110,9 @@ class NodeCall:
 
 
 def note_times(call: NodeCall, began: float, prepped: Time, execed: Time) -> None:
-    """Note when the node was begun, when prep and when exec were over, and when all is: now.
+    """Note when the node began, when prep and exec ended, and that the node ends now.
 
-    What the phases took is summed up when somebody asks: to do so takes as long as to make the NodeCall.
+    The durations are computed on request, since that takes as long as making the NodeCall.
     """
     if call._times is not None:
         _ = call.durations
@@ -122,15 +122,15 @@ def note_times(call: NodeCall, began: float, prepped: Time, execed: Time) -> Non
 
 
 Facts = tuple[str, Literal["node", "graph", "fan_out"], bool, bool, tuple[Phase, ...], bool, SpanAttributes]
-"""What all visits of a node have in common: name, type, trace, guarded, phases, is_item and attributes."""
+"""The fields that are the same for all visits of a node: name, type, trace, guarded, phases, is_item and attributes."""
 
 
 def new_call(run: Run, facts: Facts, visit: int, input: Value, position: int | None) -> NodeCall:
-    """`NodeCall`, in half the time that its `__init__` takes: a watched run makes one at each visit."""
+    """Make a `NodeCall` in half the time of its `__init__`: an observed run makes one at each visit."""
     call: NodeCall = _new(NodeCall)
     call.name, call.type, call.trace, call.guarded, call.phases, call.is_item, call.attributes = facts
     call.run, call.visit, call.input, call.position = run, visit, input, position
-    call.attempts, call.outcome, call._times = 0, None, None  # read in any case, and slow where they are the class's
+    call.attempts, call.outcome, call._times = 0, None, None  # always read, and slower if only the class has them
     return call
 
 
@@ -144,42 +144,42 @@ class PhaseCall:
     timeout: float | None = None
     """Seconds, for `exec` only."""
     will_retry: bool = False
-    """Decided before the phase's context manager exits with the error."""
+    """Does another attempt follow? It is set before the phase's context manager exits with the error."""
     delay: float | None = None
-    """Seconds until the next attempt, where there will be one."""
+    """Seconds until the next attempt, if one follows."""
     input: Value = field(default=None, repr=False)
-    """What `prep` and `post` have for the node's input, and `exec` and `fallback` for what prep gave."""
+    """For `prep` and `post` the node's input; for `exec` and `fallback` the result of prep."""
     output: Value = field(default=None, repr=False, init=False)
 
 
 @dataclass(frozen=True, slots=True)
 class RunNotice:
-    """What has become of a durable run, as soon as that is recorded; not of what an execution shows by itself."""
+    """An event of a durable run that its execution's own observers don't see, sent as soon as it is recorded."""
 
     what: Literal["submitted", "stalled", "stuck", "failed", "cancelled"]
-    """It was submitted; it was found stalled, and is taken over; it was given up after too many executions without progress, so
-    it has failed; it has failed; it was cancelled by an operator."""
+    """`submitted`; `stalled`: it was found stalled, and is taken over; `stuck`: too many executions made no progress, so it has
+    failed; `failed`; `cancelled`: by an operator."""
     run_id: str
     graph: str
     attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Of a stalled run the process that was at it, `host`, `pid` and `since` (epoch seconds); of a stuck one `tries`; of a failed
-    one `error_type`, and `node`, `visit`, `item` and `attempts` as far as they are known."""
+    """For a stalled run, the process that executed it: `host`, `pid` and `since` (epoch seconds). For a stuck one `tries`. For a
+    failed one `error_type`, and `node`, `visit`, `item` and `attempts` if they are known."""
 
 
 def _ignore(what: str, error: BaseException) -> None:
-    """An observer that no Pocket has asked for belongs to no plugin."""
+    """The default of `Observer.report`, for an observer that was not made by a plugin of a Pocket."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observer:
-    """How a plugin watches one run. A part left None costs nothing.
+    """How a plugin observes one run. A part that is None costs nothing.
 
-    `run`, `node` and `phase` give a context manager (or None) that is entered before and left after, in the context in
-    which the user's code runs, so what they set in context variables is seen there. They are synchronous; what
-    `__exit__` returns is ignored; what `__enter__` returns, too, but for `SILENT` from that of `run`. `event` tells of what
-    has no duration: "retry", "fallback", "timeout", "conflict", "resume", "clean_up_failed".
+    `run`, `node` and `phase` return a context manager (or None), which is entered before the run, the visit or the phase, and
+    left after it, in the context of the user's code: so the code sees context variables that they set. They are synchronous.
+    The results of `__enter__` and `__exit__` are ignored, except `SILENT` from `__enter__` of `run`. `event` is called for
+    events without a duration: "retry", "fallback", "timeout", "conflict", "question", "resume", "clean_up_failed".
 
-    Whatever an observer raises is caught and said once; the run goes on as if it were not there.
+    If an observer raises, the error is caught and reported once, and the run continues without it.
     """
 
     run: Callable[[Run], AbstractContextManager[Any] | None] | None = None
@@ -187,15 +187,15 @@ class Observer:
     phase: Callable[[PhaseCall], AbstractContextManager[Any] | None] | None = None
     event: Callable[[str, NodeCall, Mapping[str, Any]], None] | None = None
     pace: Callable[[], Awaitable[None]] | None = None
-    """Awaited before each node and each item where an event loop drives the run, which waits there until it returns. For an
-    observer that hands on what it sees to somebody slower: it must not wait while `contention.holds_gates()`."""
+    """Awaited before each node and each item if an event loop drives the run; the run waits until it returns. For an observer
+    that sends what it sees to a slower reader. It must not wait while `contention.holds_gates()`."""
     outermost: bool = False
-    """True for tracing, so that what the others log inside carries its ids."""
+    """True for tracing: it is entered first, so that what the other observers log has its ids."""
     guarded_only: bool = False
-    """True where `phase` has something to say for nodes with a retry, time-out or fallback only: the others are spared it."""
+    """True if `phase` is only needed for guarded nodes; it is then not called for others."""
     failures_only: bool = False
-    """True where `node` has something to say of visits that fail only, and `event` of nodes with a retry, a time-out or a
-    fallback only. Where all observers of a run are so, other visits are spared what watching costs; `node` is then entered
-    when the visit has failed, and of its phases nothing is known: no durations, and `attempts` is 0."""
+    """True if `node` is only needed for visits that fail, and `event` only for guarded nodes. If this is true for all observers
+    of a run, other visits don't pay for being observed. `node` is then entered after the visit has failed, and nothing is known
+    of its phases: there are no durations, and `attempts` is 0."""
     report: Callable[[str, BaseException], None] = field(default=_ignore, init=False, repr=False, compare=False)
-    """Puts a failure of one of its parts down to its plugin; set by the Pocket that asked the plugin."""
+    """Reports an error of one of its parts as one of its plugin. The Pocket that asked the plugin sets it."""

@@ -1,4 +1,4 @@
-"""What observers do around runs, nodes and phases. Whatever they raise, the run goes on as if they were not there."""
+"""Calls observers around runs, nodes and phases. If an observer raises, that is reported, and the run continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Entered = list[tuple[Observer, AbstractContextManager[Any]]]
 
 
 class Watchers:
-    """Who watches a run, and what of it."""
+    """The observers of a run, sorted by what they observe."""
 
     __slots__ = ("observers", "of_every_phase", "of_nodes", "of_phases", "paced", "spare")
 
@@ -26,26 +26,26 @@ class Watchers:
         self.observers = observers
         self.of_nodes: Sequence[Part] = [(each, each.node) for each in observers if each.node is not None]
         self.of_phases: Sequence[Part] = [(each, each.phase) for each in observers if each.phase is not None]
-        """Those of the phases of guarded nodes."""
+        """Those that observe the phases of guarded nodes."""
         self.of_every_phase = [part for part in self.of_phases if not part[0].guarded_only]
         self.paced = [each for each in observers if each.pace is not None]
         spare = not self.paced and not self.of_phases
         self.spare = spare and all(each.failures_only for each in observers)
-        """Do they want nothing of visits that don't fail, of nodes that aren't guarded?"""
+        """Does no observer need a successful visit of a node that isn't guarded?"""
 
 
 NOBODY = Watchers(())
 
 
 def watched_by(observers: Sequence[Observer]) -> Watchers:
-    """Those who watch a run; `NOBODY` where there are none."""
+    """The watchers for these observers; `NOBODY` if there are none."""
     return Watchers(observers) if observers else NOBODY
 
 
 def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[Observer]:
-    """Enter what each observer gives for a run, node or phase; one that fails is reported and left out.
+    """Enter each observer's context manager for a run, a node or a phase. One that fails is reported and left out.
 
-    Gives those that have nothing more to say.
+    Returns the observers whose `__enter__` has returned SILENT.
     """
     silent: Sequence[Observer] = ()
     for observer, make in observers:
@@ -70,8 +70,8 @@ def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[O
     return silent
 
 
-def tell(observers: Iterable[Observer], name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
-    """Tell the observers of an event."""
+def send_event(observers: Iterable[Observer], name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
+    """Send an event to the observers."""
     for observer in observers:
         if observer.event is not None:
             try:
@@ -82,8 +82,8 @@ def tell(observers: Iterable[Observer], name: str, call: NodeCall, attributes: M
                 report_observer(observer, "event", error)
 
 
-async def keep_pace(observers: Iterable[Observer]) -> None:
-    """Wait until all of them are ready for more."""
+async def await_pace(observers: Iterable[Observer]) -> None:
+    """Wait until all observers are ready for more events."""
     for observer in observers:
         if observer.pace is not None:
             try:
@@ -97,7 +97,7 @@ async def keep_pace(observers: Iterable[Observer]) -> None:
 def fail(call: NodeCall, entered: Entered, error: BaseException) -> None:
     """Note how the visit ended, and let the observers leave it."""
     if isinstance(error, RunSuspendedError):
-        call.outcome = "suspended"  # nothing has failed
+        call.outcome = "suspended"  # which is no failure
         leave(entered, None)
         return
     cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit | RunCancelledError)
@@ -106,7 +106,7 @@ def fail(call: NodeCall, entered: Entered, error: BaseException) -> None:
 
 
 def leave(entered: Entered, error: BaseException | None) -> None:
-    """Leave them, the last entered first. What `__exit__` returns is ignored: nobody can swallow an error."""
+    """Leave the observers, the last entered first. The results of `__exit__` are ignored, so none can suppress an error."""
     while entered:
         observer, manager = entered.pop()
         try:
@@ -116,15 +116,15 @@ def leave(entered: Entered, error: BaseException | None) -> None:
                 manager.__exit__(type(error), error, error.__traceback__)
         except BaseException as failed:
             if failed is error:
-                continue  # handed on
+                continue  # the observer has raised the run's own error again
             if not is_fault(failed):
-                leave(entered, error)  # the others all the same
+                leave(entered, error)  # the other observers are left nevertheless
                 raise
             report_observer(observer, "exit", failed)
 
 
 class Watching:
-    """`with` what the observers do around a phase; without a PhaseCall, nothing. Measures the phase as well."""
+    """A context manager that calls the observers around a phase, and measures it. Without a PhaseCall it does nothing."""
 
     __slots__ = ("_entered", "_observers", "_phase", "_started", "delay")
 
@@ -141,7 +141,7 @@ class Watching:
         return self
 
     def retry(self, will_retry: bool, retry: Any, attempt: int) -> None:
-        """Note what comes after a failed attempt, before the observers leave it."""
+        """Note, after a failed attempt and before the observers are left, whether and when another attempt follows."""
         self.delay = retry.pause(attempt) if will_retry else None
         if self._phase is not None:
             self._phase.will_retry, self._phase.delay = will_retry, self.delay
@@ -154,10 +154,10 @@ class Watching:
 
 
 def report_observer(observer: Observer, part: str, error: BaseException) -> None:
-    """Put a failure down to the observer's plugin."""
+    """Report an observer's error as one of its plugin."""
     observer.report(f"pocket_observe ({part})", error)
 
 
 def report(what: str, error: BaseException) -> None:
-    """Say that what is told of a run failed, such as a node's hook: it hides no error of the run, and undoes nothing."""
+    """Log an error that doesn't end the run, such as that of a node's hook."""
     log_failure(logging.ERROR, f"{what} failed; the run goes on", error)

@@ -1,4 +1,4 @@
-"""The plan of a graph: its steps, joined, and what is wrong with them."""
+"""The plan of a graph: its steps, joined by its edges, and the checks of both."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .step import Step
 
 
 class Plan:
-    """The steps of a graph, joined. Faults are collected by `findings`, not raised here."""
+    """The steps of a graph, joined by its edges. This raises nothing: `findings` collects what is wrong."""
 
     def __init__(self, chains: Iterable[AnyChain], name: str, step_of: Callable[[Any], Step], needs_loop: bool) -> None:
         self.name = name
         self.needs_loop = needs_loop
-        """Does its store?"""
+        """Does the graph's store need an event loop?"""
         self.steps: dict[int, Step] = {}
         self._step_of = step_of
         self._conflicts: list[str] = []
         self.is_declared = False
-        """Does the codec know the types that its nodes are annotated with?"""
+        """Does the codec know the types in its nodes' annotations?"""
         self.forms: dict[str, str] = {}
-        """What durable runs record of it (`durable/forms.py`), by the prefix of its keys."""
+        """The graph's form as durable runs record it (`durable/forms.py`), by the prefix of its keys."""
         chains = list(chains)
         self.start = self._step(chains[0].first)
         for chain in chains:
@@ -40,9 +40,9 @@ class Plan:
             for source, action, target in chain.edges:
                 self._join(self._step(source), action, self._step(target))
         self.asks = any(step.asks for step in self.steps.values())
-        """May a run have to wait at one of the steps for an answer?"""
+        """May a run have to wait for an answer at one of the steps?"""
         self.is_elsewhere = any(step.is_elsewhere for step in self.steps.values())
-        """Does `exec` run elsewhere for one of them?"""
+        """Does an executor run `exec` for one of the steps?"""
 
     def _step(self, node: Any) -> Step:
         if id(node) not in self.steps:
@@ -60,12 +60,12 @@ class Plan:
 
     @cached_property
     def is_sync(self) -> bool:
-        """Can it run without an event loop?"""
+        """Can the graph run without an event loop?"""
         return not self.needs_loop and all(step.is_sync for step in self.steps.values())
 
     @cached_property
     def repeats(self) -> bool:
-        """May a run come to one of its nodes more than once, in a loop or with each item of a fan-out?"""
+        """May a run visit one of its nodes more than once, in a loop or for each item of a fan-out?"""
         from graphlib import CycleError, TopologicalSorter
 
         try:
@@ -76,7 +76,7 @@ class Plan:
 
     @cached_property
     def shape(self) -> Shape:
-        """Its nodes and edges, for those that watch its runs or go on with them."""
+        """Its nodes and edges, for observers of its runs, and for checks of older durable runs."""
         steps = {step.name: step for step in (self.start, *self.steps.values())}
         edges = [
             (step.name, action, target.name) for step in self.steps.values() for action, target in step.actions.items()
@@ -91,11 +91,11 @@ class Plan:
         return Shape(kinds, tuple(edges), frozenset(asking), items, within, declared)
 
     def named(self, name: str) -> Step | None:
-        """The step of that name."""
+        """The step with this name; None if there is none."""
         return next((step for step in self.steps.values() if step.name == name), None)
 
     def findings(self, exits: Collection[str] = ()) -> list[str]:
-        """Every fault, in words. `exits` are actions that an outer graph takes care of."""
+        """Messages about everything that is wrong. `exits` are actions for which an outer graph has an edge."""
         found = list(self._conflicts)
         steps = list(self.steps.values())
         by_name: dict[str, Step] = {}
@@ -126,7 +126,7 @@ class Plan:
 
     def _unrouted(self, step: Step, exits: Collection[str]) -> list[str]:
         if step.kind == "graph":
-            return []  # it is said of the node within
+            return []  # reported for the node inside
         known = {*step.actions, DEFAULT, END.name}
         return [
             f"node {step.name!r} declares the action {action!r}, which leads nowhere; add {_way_out(step, action)} >> other"
@@ -150,7 +150,9 @@ class Plan:
     def _idle(self, step: Step) -> list[str]:
         given, left = step.input_type, step.output_type
         if step.perform is None and not step.phases and not fits(given, left):
-            return [f"node {step.name!r} overrides no phase, so it can't make {type_name(left)} of {type_name(given)}"]
+            return [
+                f"node {step.name!r} overrides no phase, so it can't turn {type_name(given)} into {type_name(left)}"
+            ]
         return []
 
 
@@ -159,23 +161,23 @@ def _way_out(step: Step, action: str) -> str:
 
 
 def _line_of(step: Step) -> str:
-    """Where a node stands in its file that only a function tells from another of its name."""
+    """The line of a function node, since two functions may have the same name; "" for other nodes."""
     line = step.labels.get("code.line.number") if issubclass(type(step.node), FunctionNode) else None
     return "" if line is None else f" (line {line})"
 
 
 class Validation:
-    """When graphs are validated."""
+    """A setting of the process: how often graphs are validated."""
 
     is_kept = True
-    """Is once enough? The testing kit validates each run: a node may be patched between two."""
+    """Is a graph validated only once? `pocket_plug.testing` validates before each run, since a test may patch a node later."""
 
 
 validation = Validation()
 
 
 class PlannedGraph(Protocol):
-    """What a run needs of its graph."""
+    """The part of a graph that its runs use."""
 
     plan: Plan
     max_steps: int
@@ -188,21 +190,21 @@ class PlannedGraph(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The graph's name."""
         ...
 
     def place(self, outer: View) -> tuple[Stack, str]:
-        """Where its nodes read and write, given the outer graph's store."""
+        """The stack and the key prefix of its nodes, given the outer graph's store."""
         ...
 
 
 def refuse_read_only(graph: PlannedGraph, place: tuple[Stack, str]) -> None:
-    """Raise ReadOnlyError for a graph with a node that declares writes, in a store that is read-only."""
+    """Raise ReadOnlyError if a node of the graph, or of a nested graph, declares writes and its store is read-only."""
     for step in graph.plan.steps.values():
         if step.passed.writes:
             raise ReadOnlyError(
                 f"graph {graph.name!r} can't run: node {step.name!r} declares writes, and its store {place[0]!r} is read-only; "
-                "give the graph one that isn't"
+                "give the graph a store that isn't"
             )
         inner = step.passed.inner_graph()
         if inner is not None and (within := inner.place(StoreReader(*place)))[0].read_only:

@@ -1,4 +1,4 @@
-"""A node of a graph, made ready to run: its phases, options and ways out, looked up once.
+"""A node of a graph, made ready to run: its phases, options and edges, looked up once.
 
 Each kind of node has a kind of step, which it registers with `make_step`.
 """
@@ -36,24 +36,24 @@ from pocket_plug.primitives.values import Hint, SpanAttributes, Value
 from pocket_plug.store.keys import Key
 
 Visited = tuple["Step | None", Value, asyncio.CancelledError | None]
-"""Where to go (None: the run ends), with what, and a cancellation that came while the node was past stopping."""
+"""The next step (None: the run ends), its input, and a cancellation that came when the node could not be stopped any more."""
 Visiting = Coroutine[Any, Any, Visited]
 
 
 class Way(Protocol):
-    """What takes values through one node."""
+    """A path through one node: it takes values through the node's phases."""
 
     step: Step
 
     def take(self, run: Any, value: object, call: NodeCall | None, /) -> Visiting:
-        """Take a value through it, in a run that is watched if there is a call."""
+        """Take a value through the node. `call` is None if nobody observes the run."""
         ...
 
 
 class Step:
     """One node of one graph. A phase that the node doesn't override is None.
 
-    Its attributes are more than a class's objects can share a dict for: each would have one of 2 KiB.
+    It has slots, since CPython shares dict keys for 30 attributes at most: with more, each step would have a dict of 2 KiB.
     """
 
     __slots__ = (
@@ -64,11 +64,11 @@ class Step:
     )
     kind: Kind = "node"
     asks = False
-    """May a run have to wait there for an answer?"""
+    """May a run have to wait for an answer at this step?"""
     perform: Function | None = None
-    """What stands in for exec where the step is more than one node: async, of (run, call, value)."""
+    """Called in place of `exec` for nested graphs, fan-outs, questions and sleeps: an async function of (run, call, value)."""
     ways: Sequence[Way]
-    """What takes a value through the node, for each place where a run may call `def` phases (see `visit`)."""
+    """The paths through the node, one for each place where a run may call `def` phases (see `visit`)."""
 
     def __init__(self, node: AnyNode) -> None:
         options = options_of(node)
@@ -78,7 +78,7 @@ class Step:
         self.retry: Retry | None = options.retry
         self.executor = options.executor
         self.address: Address | None = None
-        """Where another process finds the node; there before the first run, if its exec runs in one."""
+        """How another process finds the node. It is set before the first run, if an executor runs `exec` in other processes."""
         self.timeout = options.timeout
         self.trace = options.trace is not False
         self.declared: SpanAttributes = {} if isinstance(options.trace, bool) else options.trace
@@ -86,9 +86,9 @@ class Step:
         self.reads, self.writes = options.reads, options.writes
         self.facts: Facts | None = None
         self.is_item = False
-        """Is it what an `each` takes its items through? No action leads out of it."""
+        """Does an `each` take its items through this node? Then it has no edges."""
         self.actions: dict[str, Step] = {}
-        self.next: Step | None = None  # where "default" leads; None: the run ends
+        self.next: Step | None = None  # the target of "default"; None: the run ends
         self.functions = functions = {name: overridden(node, name) for name in (*PHASES, *HOOKS)}
         self.prep, self.exec, self.fallback = functions["prep"], functions["exec"], functions["fallback"]
         self.post = functions["post"]
@@ -96,7 +96,7 @@ class Step:
             function is not None and is_async(function) for function in (self.prep, self.exec, self.fallback, self.post)
         )
         if issubclass(type(node), PostNode) and self.post is not None:
-            self.post = _of_two(self.post)
+            self.post = _with_store_and_input(self.post)
         self.hooks: dict[str, tuple[Function, bool]] = {
             name: (function, is_async(function)) for name in HOOKS if (function := functions[name]) is not None
         }
@@ -104,19 +104,19 @@ class Step:
         self.guarded = bool(self.retry or self.timeout or self.fallback or self.executor is not None)
         declared = input_type(node)
         self.input_type, self.output_type = declared, output_type(node)
-        # an object of exactly this class fits, and needs no call
+        # An object of exactly this class fits, so `fits` need not be called.
         plain_class = isinstance(declared, type) and type(declared) is type and declared not in (float, complex, object)
         self.input_class: Any = declared if plain_class else None
         self.fits: Function | None = None if declared is Any else checker(declared)
 
     def find_facts(self) -> Facts:
-        """What observers are told of each visit: looked up at the first that is watched."""
+        """Set and return what observers get at each visit. It is looked up at the first visit that is observed."""
         self.facts = self.name, self.kind, self.trace, self.guarded, self.phases, self.is_item, self.labels
         return self.facts
 
     @property
     def labels(self) -> SpanAttributes:
-        """What its span says of the node itself: where its main phase stands (`code.*`), and what `trace` declares."""
+        """Attributes of its span: the place of its main phase in the source (`code.*`), and those of `trace={…}`."""
         function = self.functions["exec"] or self.functions["post"] or self.functions["prep"]
         declared = {
             capped(name): capped(value) if isinstance(value, str) else value for name, value in self.declared.items()
@@ -125,13 +125,13 @@ class Step:
 
     @property
     def is_sync(self) -> bool:
-        """Can it run without an event loop?"""
+        """Can the node run without an event loop?"""
         phases = (self.prep_async, self.exec_async, self.fallback_async, self.post_async)
         return not any((*phases, *(is_async for _, is_async in self.hooks.values())))
 
     @property
     def is_async(self) -> bool:
-        """Can it run without a worker thread, wherever that is?"""
+        """Are all its phases `async def`, so that it never needs a worker thread?"""
         return all(
             is_async
             for function, is_async in (
@@ -145,59 +145,59 @@ class Step:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Does its exec run elsewhere, or that of a node within it?"""
+        """Does an executor run its `exec`, or that of a node inside it?"""
         inner = self.passed.inner_graph()
         return self.passed.executor is not None or (inner is not None and inner.plan.is_elsewhere)
 
     @property
     def declares_keys(self) -> bool:
-        """Has it `reads` or `writes`?"""
+        """Does the node declare `reads` or `writes`?"""
         return bool(self.reads or self.writes)
 
     @property
     def wraps_exec(self) -> bool:
-        """Is there something around `exec`, or in its place: several attempts, or other nodes? Then that measures it."""
+        """Does something run around `exec`, or in its place: several attempts, or other nodes? Then that measures the time."""
         return self.perform is not None or (self.guarded and self.exec is not None)
 
     def faults(self, exits: Collection[str]) -> list[str]:
-        """What is wrong with the node itself, in words. `exits` are actions that an outer graph takes care of."""
+        """Messages about what is wrong with the node itself. `exits` are actions for which an outer graph has an edge."""
         found = [*faults(self.node, self.name), *self._patched()]
         if self.executor is not None and self.exec is None:
-            found.append(f"node {self.name!r} has an executor, but no exec that would run there")
+            found.append(f"node {self.name!r} has an executor, but no exec for it to run")
         if self.fallback is not None and self.exec is None:
-            found.append(f"node {self.name!r} has a fallback, but no exec that it would answer for")
+            found.append(f"node {self.name!r} has a fallback, but no exec that could fail")
         return found
 
     def _patched(self) -> list[str]:
-        """Phases and hooks that were put in the place of those which the graph has found: it would never call them."""
+        """Messages about phases and hooks that were replaced after the plan was made: the run would never call the new ones."""
         return [
-            f"{self.title}.{name} was changed after the graph was made, which calls what it found by then; "
+            f"{self.title}.{name} was changed after the graph was made, and the graph would still call the old one; "
             f"use graph.replace({self.name}=another node), or change it before"
             for name, function in self.functions.items()
             if (now := overridden(self.node, name)) != function
-            if now == overridden(self.node, name)  # else it is made anew each time, as a partialmethod is
+            if now == overridden(self.node, name)  # a partialmethod differs at each look-up, so it was not changed
         ]
 
     @property
     def carried(self) -> dict[str, Hint]:
-        """The actions that it says it leaves by, each with the type that goes along."""
+        """The actions that the node declares, each with the type of its output."""
         return declared_actions(self.node)
 
     @property
     def passed(self) -> Step:
-        """Of a fan-out the step that its items go through; any other step itself."""
+        """For a fan-out, the step that its items go through; for any other step, the step itself."""
         return self
 
     def inner_graph(self) -> Any:
-        """The graph that it is, or that its items go through: a `PlannedGraph`, or None."""
+        """The graph that this node is, or that its items go through: a `PlannedGraph`, or None."""
         return None
 
     def inner_shape(self) -> Shape | None:
-        """The shape of the graph that it is, or that its items go through."""
+        """The shape of the graph that this node is, or that its items go through; or None."""
         return None
 
     def no_route(self, action: str, graph: str) -> RouteError:
-        """The error for an action that leads nowhere."""
+        """The error for an action without an edge."""
         known = ", ".join(sorted({*self.actions, DEFAULT}))
         if not isinstance(action, str):
             return RouteError(
@@ -210,7 +210,7 @@ class Step:
         )
 
     def guard(self, prefix: str) -> Callable[[str, bool], None] | None:
-        """What refuses keys outside the declared `reads` and `writes`; None where nothing is declared."""
+        """A function that refuses keys outside the declared `reads` and `writes`; None if the node declares none."""
         if not self.declares_keys:
             return None
         allowed: set[tuple[str, bool]] = set()
@@ -231,7 +231,7 @@ class Step:
         return may_use
 
 
-def _of_two(function: Function) -> Function:
+def _with_store_and_input(function: Function) -> Function:
     def post(store: object, input: object, prepared: object, result: object) -> Value:
         return function(store, input)
 
@@ -240,5 +240,5 @@ def _of_two(function: Function) -> Function:
 
 @singledispatch
 def make_step(node: AnyNode) -> Step:
-    """The step for a node; its kind registers another class for it where a plain `Step` doesn't do."""
+    """The step for a node. A kind of node that needs more than a plain `Step` registers a class of its own."""
     return Step(node)

@@ -1,1 +1,1 @@
-"""A run on its way through a plan: visit by visit, phase by phase."""
+"""Executes a plan: one visit of a node after the other, and in each visit the node's phases."""

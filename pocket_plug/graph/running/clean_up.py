@@ -1,4 +1,4 @@
-"""A node's hooks: what it does once its outcome is known, whatever happens meanwhile."""
+"""Calls a node's hooks once its outcome is known, also if the run is cancelled meanwhile."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .protocols import ALL_IN_THREADS, FREE_CONFLICTS, MAX_CONFLICTS, Running
 async def clean_up(
     run: Running, step: Step, call: NodeCall | None, hooks: tuple[str, str], outcome: object
 ) -> asyncio.CancelledError | None:
-    """Run the node's hooks, whatever happens meanwhile; a cancellation that comes is handed back.
+    """Call the node's hooks. If the run is cancelled meanwhile, they still end, and the cancellation is returned.
 
-    What they raise is reported: it must not hide the node's own error, nor undo what has landed. If it isn't known whether
-    a durable run's node has failed, no hook is called: the next execution does.
+    Errors of hooks are reported, not raised: they must not hide the node's own error, and the node's writes stay. If it isn't
+    known whether a durable run's node has failed, no hook is called; the next execution calls them.
     """
     if run.ledger is not None and isinstance(outcome, OutcomeUnknownError):
         return None
@@ -51,7 +51,7 @@ async def clean_up(
 
 
 async def _call(run: Running, step: Step, name: str, function: Function, is_async: bool, *arguments: Any) -> None:
-    """Call a hook with a transaction of its own; again after a conflict, as post."""
+    """Call a hook with a transaction of its own. After a conflict call it again, as with post."""
     contested: set[str] = set()
     gates = run.stack.gates
     hook, awaits = placed(function, is_async, run.where == ALL_IN_THREADS)
@@ -74,7 +74,7 @@ async def _call(run: Running, step: Step, name: str, function: Function, is_asyn
                         return
                     except ConflictError as conflict:
                         if not transaction.ended and conflict is not transaction.stale:
-                            raise  # what the hook itself has raised
+                            raise  # the hook itself has raised it
                         is_ours = run.ledger is None or await run.ledger.refence(conflict)
                         contested |= conflict.keys - fence.keys()
                         if tries == MAX_CONFLICTS or not is_ours:

@@ -1,4 +1,4 @@
-"""What a run needs around it: an id, a context of its own in the caller's task, and to await some things to their end."""
+"""Ids of runs, a context of its own for each run in the caller's task, and writes that are awaited to their end."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pocket_plug.primitives.waiting import to_its_end
 T = TypeVar("T")
 
 idempotency: ContextVar[str | None] = ContextVar("pocket_plug.idempotency_key", default=None)
-"""The key of the visit that goes on here, in a durable run."""
+"""The idempotency key of the current visit, in a durable run."""
 
 
 @types.coroutine
 def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     """Await a coroutine in a copied context of its own, within the caller's task.
 
-    So nothing that a run sets in context variables leaks into the caller, and spans close in the context that they were
-    opened in. A task would do the same for ten times the price, and would not be the caller's to cancel.
+    So context variables that a run sets don't leak into the caller, and spans close in the context that they were opened in.
+    A task would do the same, but costs ten times as much, and a cancellation of the caller would not be the run's.
     """
     context = copy_context()
     try:
@@ -38,10 +38,10 @@ def in_own_context(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
 async def awaited_to_its_end(
     writing: Coroutine[Any, Any, object], *, begins_here: bool
 ) -> asyncio.CancelledError | None:
-    """Await a write; once begun to its end, and a cancellation that came meanwhile is handed back.
+    """Await a write to its end once it has begun. A cancellation that comes meanwhile is returned.
 
-    One that `begins_here` begins in the caller's task, in a context of its own, and mostly ends there. Where it waits a task goes
-    on with it. So it must await nothing but what any task may await: a future, a Waiter.
+    A write that `begins_here` begins in the caller's task, in a context of its own, and mostly ends there. If it waits, another
+    task continues it. So it must await only objects that any task may await: a future, a Waiter.
     """
     going, waiting, context = writing, object(), copy_context()
     if begins_here:
@@ -52,11 +52,11 @@ async def awaited_to_its_end(
         going = _go_on(writing, waiting, context)
     task, cancelled = await to_its_end(going, None)
     while begins_here and task.cancelled() and inspect.getcoroutinestate(writing) == inspect.CORO_SUSPENDED:
-        # All tasks were cancelled, as where a loop ends, before the first step of that one: it has ended without the write.
+        # All tasks were cancelled, as when a loop ends, before that task's first step: it has ended without the write.
         task, later = await to_its_end(_go_on(writing, waiting, context), None)
         cancelled = later or cancelled
     if cancelled is not None and (task.cancelled() or task.exception() is not None):
-        raise cancelled  # nothing landed, so the run may end here
+        raise cancelled  # nothing was written, so the run may end here
     task.result()
     return cancelled
 
@@ -66,7 +66,7 @@ async def _go_on(coroutine: Coroutine[Any, Any, T], waiting: object, context: Co
 
 
 def _rest(coroutine: Coroutine[Any, Any, T], waiting: object, context: Context) -> Generator[Any, Any, T]:
-    """Await the rest of a coroutine, which waits for something."""
+    """Await the rest of a coroutine that waits for `waiting`."""
     step: Callable[[Any], Any]
     while True:
         try:
@@ -74,7 +74,7 @@ def _rest(coroutine: Coroutine[Any, Any, T], waiting: object, context: Context) 
         except GeneratorExit:
             context.run(coroutine.close)
             raise
-        except BaseException as error:  # noqa: BLE001 - it is handed on to the coroutine
+        except BaseException as error:  # noqa: BLE001 - it is raised inside the coroutine
             step, argument = coroutine.throw, error
         try:
             waiting = context.run(step, argument)
@@ -83,7 +83,7 @@ def _rest(coroutine: Coroutine[Any, Any, T], waiting: object, context: Context) 
 
 
 class _RunIds:
-    """Unique without asking the system each time; a forked child gets a prefix of its own."""
+    """Unique ids without a system call for each: a random prefix and a counter. A forked child gets a new prefix."""
 
     next: Callable[[], str]
     """The next id."""
@@ -92,7 +92,7 @@ class _RunIds:
         self.renew()
 
     def renew(self) -> None:
-        """Begin anew."""
+        """Start with a new prefix."""
         self.next = map(f"{os.urandom(6).hex()}%08x".__mod__, itertools.count(1)).__next__
 
 

@@ -1,6 +1,6 @@
-"""How a run travels through a graph: step by step, along the ways that its plan has found.
+"""Executes a run of a graph, step by step.
 
-An `Execution` is one run of one graph. Nothing of it is kept on a node, and nothing it sets leaks into the caller.
+An `Execution` is one run of one graph. It keeps nothing on the nodes, and its context variables don't leak into the caller.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pocket_plug.errors import (
 from pocket_plug.graph.nodes.chain import DEFAULT, Next
 from pocket_plug.graph.observing.host import RunHost
 from pocket_plug.graph.observing.views import NodeCall, Run, RunNotice
-from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, tell, watched_by
+from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, send_event, watched_by
 from pocket_plug.graph.planning.plan import PlannedGraph, refuse_read_only
 from pocket_plug.graph.planning.step import Step, Visiting, Way
 from pocket_plug.primitives.signals import run_loop
@@ -38,23 +38,23 @@ from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreReader
 
 from .context import awaited_to_its_end, idempotency, in_own_context, run_ids
-from .places import name_giver
+from .places import name_source
 from .protocols import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .watched import watched_visit
 
 TURN = 0.001
-"""Seconds after which a run that never suspends gives way to the event loop."""
+"""Seconds after which a run that never suspends yields to the event loop."""
 
 _runs = itertools.count(1)
-"""Numbers them, so that an error's note tells what has come out of a run from what was written before."""
+"""Numbers runs, so that an error's note shows which run has written it: an exception may be raised again in a later run."""
 
 NO_EXITS: Mapping[str, object] = {}
 
 
 class Execution:
-    """One run of one graph over one store. The outermost one keeps the steps that nested ones share.
+    """One run of one graph over one store. The outermost execution counts the steps of all nested ones.
 
-    With a `ledger` it is durable: that says where to begin, and keeps what the run has come to.
+    With a `ledger` the run is durable: the ledger says where to begin, and records the progress.
     """
 
     __slots__ = (
@@ -91,21 +91,21 @@ class Execution:
             self.run = run = Run(run_id or run_ids.next(), graph.name, None, 0, input, self.plan.shape)
         else:
             self.above, self.exits, self.began = parent.outermost, parent.exits, parent.began
-            self.timeout = None  # one is for a whole run
+            self.timeout = None  # only the outermost graph's time-out counts, for the whole run
             self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input, self.plan.shape)
             if run.depth > graph.max_depth:
                 raise StepLimitError(
                     f"graph {graph.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
-                    "does it contain itself? Else raise Graph(…, max_depth=…)"
+                    "does it contain itself? If not, increase Graph(…, max_depth=…)"
                 )
         self.watchers = watched_by(pocket.observers(run))
-        self.visits: dict[str, int] | None = None  # counted only where there may be several to a node
+        self.visits: dict[str, int] | None = None  # counted only if a node may be visited more than once
         if self.plan.repeats or ledger is not None:
             self.visits = defaultdict(int)
 
     @property
     def outermost(self) -> Execution:
-        """The run that this one is nested in, or itself. Kept as an attribute it would be a cycle, and garbage to collect."""
+        """The outermost run around this one, or itself. A property, since an attribute would be a reference cycle."""
         return self.above or self
 
     def visit_of(self, step: Step) -> int:
@@ -114,7 +114,10 @@ class Execution:
 
     # ------------------------------------------------------------ the run
     def go_in_place(self, value: object, is_sync: bool) -> Value:
-        """Run for a caller without `await`: with no event loop if every phase `is_sync`, else on one made for it."""
+        """Run for a caller without `await`: without an event loop if every phase `is_sync`, else on a new one.
+
+        Raises SyncError if it needs an event loop, and one already runs in this thread.
+        """
         stack = self.stack
         if is_sync and not stack.needs_loop and self.timeout is None:
             if stack.is_new:
@@ -126,11 +129,11 @@ class Execution:
             pass
         else:
             raise SyncError(
-                f"graph {self.run.graph!r} has async phases, a timeout or a store, for which it needs an event loop, and one "
-                "runs in this thread already; use `await graph.run(…)`"
+                f"graph {self.run.graph!r} has async phases, a timeout or a store that need an event loop of their own, and one "
+                "already runs in this thread; use `await graph.run(…)`"
             )
         self.loop = True
-        if stack.needs_loop:  # what belongs to a loop can't follow a run from one loop to the next
+        if stack.needs_loop:  # the stack's objects belong to its own loop, so the run must execute there
             self.threads = True
             if stack.is_new:
                 stack.open_sync()
@@ -143,10 +146,10 @@ class Execution:
         return await self.go(value)
 
     async def go(self, value: object) -> Value:
-        """Run from the start, or from where it was left, to the end; give the output of the last node."""
+        """Run from the start, or from the recorded position, to the end; return the output of the last node."""
         ledger = self.ledger
         if ledger is None and self.above is None and idempotency.get() is not None:
-            idempotency.set(None)  # that of a durable run's node which starts this one is for that visit alone
+            idempotency.set(None)  # the key of a durable run's node that starts this run is not for this run's nodes
         try:
             if ledger is not None and (result := await ledger.claim(self, value)) is not MISSING:
                 return result
@@ -157,21 +160,21 @@ class Execution:
             return output
         finally:
             if ledger is not None:
-                ledger.let_go()
+                ledger.unregister()
 
     def _where(self) -> int:
-        """Where `def` phases are called: prep and post in place if the stack reads inline, or if they may block there."""
+        """Where `def` phases are called. All in worker threads if a read may block the caller's event loop."""
         if not (self.stack.inline_read or not (self.threads or self.stack.needs_loop)):
             return ALL_IN_THREADS
         return EXEC_IN_THREADS if self.threads else IN_PLACE
 
     def _kept(self, value: object) -> Coroutine[Any, Any, Value]:
-        """Travel; where the run is durable, it is recorded how that ends."""
+        """Execute the nodes; for a durable run, also record how the run ends."""
         travel = self._travel if self.timeout is None else self._travel_in_time
         return travel(value) if self.ledger is None else self.ledger.hold(self, travel, value)
 
     async def _travel_in_time(self, value: object) -> Value:
-        """Travel, within the graph's time-out."""
+        """Execute the nodes within the graph's time-out. Raises RunTimeoutError."""
         assert self.timeout is not None
         left = self.timeout if self.ledger is None else self.timeout - self.ledger.age
         late = RunTimeoutError(
@@ -189,7 +192,7 @@ class Execution:
             raise
 
     async def _watched(self, value: object) -> Value:
-        """Travel between what the observers do before and after."""
+        """Execute the nodes inside the context managers of the run's observers."""
         run = self.run
         entered: Entered = []
         failed: BaseException | None = None
@@ -214,7 +217,7 @@ class Execution:
         return run.output
 
     async def _travel(self, value: object) -> Value:
-        """From step to step, through each by the way that was found when the plan was made."""
+        """Take the value from step to step, through each by the path that was made with the plan."""
         step: Step | None = self.plan.start
         cancelled: asyncio.CancelledError | None = None
         ledger, counter, where, watched = self.ledger, self.outermost, self.where, self.watchers is not NOBODY
@@ -227,7 +230,7 @@ class Execution:
             while step is not None and cancelled is None:
                 counter.steps = steps = counter.steps + 1
                 if (steps >= counter.look_at or ledger is not None) and self._look(step):
-                    await self.give_way()
+                    await self.yield_to_loop()
                 if visits is not None:
                     visits[step.name] += 1
                 if ledger is not None:
@@ -238,7 +241,7 @@ class Execution:
                 )
         except InputError as error:
             if before is not None and step is not None:
-                name_giver(error, before.step, step, value)
+                name_source(error, before.step, step, value)
             raise
         if ledger is not None and step is None:
             cancelled = await ledger.end(self) or cancelled
@@ -247,7 +250,7 @@ class Execution:
         return value
 
     def _look(self, step: Step) -> bool:
-        """Once in a few steps: is there one too many, and is it the event loop's turn?"""
+        """Called once in a few steps. Raises StepLimitError for too many; is it time to yield to the event loop?"""
         counter = self.outermost
         limit, look_at = counter.max_steps, counter.steps + STEPS_PER_LOOK
         if look_at > limit:
@@ -255,22 +258,22 @@ class Execution:
                 raise self._too_many(step)
             look_at = limit + 1
         counter.look_at = look_at
-        return self.loop and counter.is_late()
+        return self.loop and counter.turn_is_over()
 
     def _too_many(self, step: Step) -> StepLimitError:
         limit = self.outermost.max_steps
         return StepLimitError(
             f"graph {self.run.graph!r} is about to enter {step.name!r} as step {limit + 1}, and may take "
-            f"{limit}: a loop that never ends? Else raise Graph(…, max_steps=…)"
+            f"{limit}: is there a loop that never ends? If not, increase Graph(…, max_steps=…)"
         )
 
-    async def give_way(self) -> bool:
-        """Let the event loop go on where this run has kept it for long enough. Of nested runs the outermost one asks.
+    async def yield_to_loop(self) -> bool:
+        """Yield to the event loop if this run has kept it for longer than TURN. Nested runs use the clock of the outermost one.
 
-        All tasks of a run have one turn together. True if another one has begun it: then ask again soon.
+        All tasks of a run share one turn. Returns True if another task has begun the next turn: then call this again soon.
         """
         outermost = self.outermost
-        if outermost.is_late():
+        if outermost.turn_is_over():
             over = outermost.turn_ends
             await asyncio.sleep(0)
             if outermost.turn_ends != over:
@@ -278,8 +281,8 @@ class Execution:
             outermost.turn_ends = time.perf_counter() + TURN
         return False
 
-    def is_late(self) -> bool:
-        """Has this run, an outermost one, kept the event loop for long enough? When it is first asked its turn begins."""
+    def turn_is_over(self) -> bool:
+        """Has this run, an outermost one, kept the event loop for longer than TURN? The first call begins the first turn."""
         now = time.perf_counter()
         if not self.turn_ends:
             self.turn_ends = now + TURN
@@ -287,29 +290,32 @@ class Execution:
 
     # ------------------------------------------------------------ its nodes
     def visit(self, step: Step, value: object, position: int | None = None) -> Visiting:
-        """Take a value through a node, watched if the run is."""
+        """Take a value through a node, inside the observers of the run if it has any."""
         if self.watchers is NOBODY:
             return step.ways[self.where].take(self, value, None)
         return watched_visit(self, step, value, position)
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
-        """Tell the observers."""
+        """Send an event to the run's observers."""
         if call is not None:
-            tell(self.watchers.observers, name, call, attributes)
+            send_event(self.watchers.observers, name, call, attributes)
 
     def notify(self, notice: RunNotice) -> None:
-        """Tell the plugins."""
+        """Send a notice to the plugins."""
         self.pocket.notify(notice)
 
     async def to_its_end(self, writing: Writing) -> asyncio.CancelledError | None:
-        """Await a write; once begun to its end, and a cancellation that came meanwhile is handed back."""
+        """Await a write to its end once it has begun. A cancellation that comes meanwhile is returned."""
         if self.stack.inline_write or not self.loop:
             await writing
             return None
         return await awaited_to_its_end(writing, begins_here=not self.stack.needs_loop)
 
     async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step] | None) -> Value:
-        """Run a graph as a node of this one, and give what it left with. With None for its exits no action leads out of it."""
+        """Run a graph as a node of this one, and return its output, as a Next unless it left by "default".
+
+        `exits` are the actions for which the node has an edge; None if no action may lead out of it.
+        """
         place = graph.place(StoreReader(self.stack, self.prefix))
         if place[0].is_new:
             await place[0].ensure_open()
@@ -324,25 +330,25 @@ class Execution:
         return self.visit(step, item, position) if self.ledger is None else self.ledger.item(self, step, item, position)
 
     def beside(self, ledger: Ledger) -> Execution:
-        """This run, as it is kept in another ledger: for an item of a fan-out."""
+        """A copy of this execution with another ledger, for an item of a fan-out."""
         beside = copy.copy(self)
         beside.ledger = ledger
         return beside
 
     async def ask(self, step: Step, made: Callable[[], Asking]) -> Value:
-        """The answer to a question of a node."""
-        assert self.ledger is not None  # a graph that asks runs with one only
+        """The answer to a question of a node. Raises RunSuspendedError if there is none yet."""
+        assert self.ledger is not None  # `Graph._execution` refuses other runs of a graph that asks
         return await self.ledger.ask(self, step, made)
 
     async def sleep(self, until: Callable[[], float]) -> None:
-        """Wait until a time: a durable run in no process at all, any other here."""
+        """Wait until a time. A durable run raises RunSuspendedError instead; another run waits here."""
         if self.ledger is not None:
             await self.ledger.sleep(self, until)
         else:
             await pause(max(until() - self.stack.clock(), 0))
 
     async def suspend(self, waiting: Sequence[RunSuspendedError]) -> None:
-        """Items wait: so does the run. Gives where one of them can go on by now."""
-        assert self.ledger is not None  # no other run can wait
+        """Suspend the run, since all its unfinished items wait. Returns only if one of them can continue by now."""
+        assert self.ledger is not None  # items of other runs never wait
         with suppress(ConflictError):
             await self.ledger.suspend(self, [wait for each in waiting for wait in each.waits])

@@ -1,4 +1,4 @@
-"""How one phase of a node is called: async, in place or in a worker thread, watched or not, and `exec` as often as it takes."""
+"""Calls one phase of a node: async, in place or in a worker thread, observed or not; and `exec` with its attempts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AsyncFunction = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def placed(function: Function | None, is_async: bool, in_thread: bool) -> tuple[Any, bool]:
-    """What to call for a phase: the function, or what calls it in a worker thread; and whether what that gives is awaited."""
+    """What to call for a phase: its function, or one that calls it in a worker thread; and whether the call is awaited."""
     if in_thread and function is not None and not is_async:
         return partial(_in_thread, function), True
     return function, is_async
@@ -46,7 +46,7 @@ def _in_thread(function: Function, *arguments: object) -> Coroutine[Any, Any, An
 
 
 async def checked(step: Step, phase: str, function: Function, awaits: bool, *arguments: object) -> Value:
-    """What a phase gives. Raises PhaseError where that is a coroutine that nobody awaits."""
+    """Call a phase, and return its result. Raises PhaseError if the result is a coroutine, which nobody would await."""
     try:
         result = await function(*arguments) if awaits else function(*arguments)
     except StopIteration as error:
@@ -57,24 +57,24 @@ async def checked(step: Step, phase: str, function: Function, awaits: bool, *arg
 
 
 def unawaited(step: Step, phase: str, coroutine: Any) -> PhaseError:
-    """The error for a phase that gives a coroutine."""
+    """The error for a phase that returned a coroutine."""
     coroutine.close()
     name = getattr(coroutine, "__qualname__", "a coroutine")
     return PhaseError(f"{step.title}.{phase} returned a coroutine: a call lacks `await` (probably {name})")
 
 
-_OF_RUNS = (RunSuspendedError, RunCancelledError, RunFencedError, OutcomeUnknownError)
-"""What becomes of a durable run by its commits, by what it waits for, and by the graphs in it: never by a phase."""
+_RUN_ERRORS = (RunSuspendedError, RunCancelledError, RunFencedError, OutcomeUnknownError)
+"""Errors that a durable run raises itself. If a phase raises one of them, it comes from another run."""
 
 
-def as_its_own(run: Running, step: Step, phase: str, error: BaseException) -> BaseException:
-    """What a node raises for an error in a phase. An error of durable runs that comes from there is of another run."""
+def error_of_node(run: Running, step: Step, phase: str, error: BaseException) -> BaseException:
+    """The error that a node raises for an error in a phase. One that belongs to another durable run becomes OtherRunError."""
     if isinstance(error, StopIteration):
         return wrapped(error)
     if isinstance(error, asyncio.CancelledError) and run.ledger is not None and phase in step.phases:
-        return _own_cancellation(run, step, phase, error)
+        return _cancellation_error(run, step, phase, error)
     is_own = not phase or step.perform is not None or run.ledger is None
-    if is_own or not isinstance(error, _OF_RUNS):
+    if is_own or not isinstance(error, _RUN_ERRORS):
         return error
     other = OtherRunError(
         f"{step.title}.{phase} has ended with {type(error).__name__} of another run, not of its own run {run.run.id!r}: {error}. "
@@ -84,11 +84,14 @@ def as_its_own(run: Running, step: Step, phase: str, error: BaseException) -> Ba
     return other
 
 
-def _own_cancellation(run: Running, step: Step, phase: str, error: asyncio.CancelledError) -> BaseException:
-    """The error of a durable run's node where nobody has cancelled the run, which would look as if its process had ended."""
+def _cancellation_error(run: Running, step: Step, phase: str, error: asyncio.CancelledError) -> BaseException:
+    """The error for a CancelledError in a durable run's node: WrappedCancelledError if nobody has cancelled the run's task.
+
+    A plain CancelledError would be taken for the end of the process, and would leave the run stalled.
+    """
     try:
         task = asyncio.current_task()
-    except RuntimeError:  # it goes without a loop
+    except RuntimeError:  # the run has no event loop
         task = None
     if task is not None and task.cancelling():
         return error
@@ -99,13 +102,13 @@ def _own_cancellation(run: Running, step: Step, phase: str, error: asyncio.Cance
     return found
 
 
-# ---------------------------------------------------------------- watched runs
+# ---------------------------------------------------------------- observed runs
 Watched = tuple[Sequence[Part], Time]
 UNWATCHED: Watched = (), None
 
 
-def watching(run: Running, step: Step) -> Watched:
-    """Who watches a node's phases in a watched run; where nobody does they are only measured, from this time on."""
+def phase_observers(run: Running, step: Step) -> Watched:
+    """The observers of a node's phases in an observed run. If there are none, the time from which the phases are measured."""
     observers = run.watchers.of_phases if step.guarded else run.watchers.of_every_phase
     return observers, None if observers else time.perf_counter()
 
@@ -113,7 +116,7 @@ def watching(run: Running, step: Step) -> Watched:
 async def watch(
     observers: Sequence[Part], step: Step, call: Any, phase: Phase, function: Function, awaits: bool, *arguments: object
 ) -> Value:
-    """What a phase gives: measured, between what these observers do before and after."""
+    """Call a phase inside these observers, measure it, and return its result."""
     is_exec = phase == "exec"
     if is_exec:
         call.attempts += 1
@@ -125,7 +128,7 @@ async def watch(
 
 # ---------------------------------------------------------------- exec
 def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunction:
-    """`exec` of a guarded node: as often as its retry allows, then the fallback."""
+    """The function that runs `exec` of a guarded node: attempts as its retry allows, then the fallback."""
     attempt, fall_back = _attempt(step, exec, "exec" in in_threads), _fallback(step, "fallback" in in_threads)
     retry = step.retry
 
@@ -149,7 +152,7 @@ def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunctio
                     if about is not None:
                         about.output = result
                     return result
-            except Exception as error:  # noqa: BLE001 - what exec raises is the fallback's to answer, or raised again
+            except Exception as error:  # noqa: BLE001 - the fallback handles it, or it is raised again
                 if isinstance(error, NodeTimeoutError):
                     run.event("timeout", call, {"attempt": number, "timeout": step.timeout, "error": error})
                 if watching.delay is None:
@@ -171,10 +174,10 @@ def _may_retry(retry: Retry | None, number: int, error: Exception) -> bool:
 
 
 def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
-    """One attempt at `exec`, within the node's time-out."""
+    """The function for one attempt at `exec`, within the node's time-out."""
     timeout = step.timeout
     if step.executor is not None:
-        return _elsewhere(step, step.executor)
+        return _attempt_by_executor(step, step.executor)
     if timeout is None:
         function, awaits = placed(function, step.exec_async, in_thread)
 
@@ -182,7 +185,7 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
             return await checked(step, "exec", function, awaits, prepared)
 
         return attempt_at_once
-    late = _late(step)
+    late = _timeout_message(step)
     beside = partial(checked, step, "exec", *placed(function, step.exec_async, in_thread=True))
 
     def blocking(prepared: Value) -> Value:
@@ -206,8 +209,8 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
     return attempt
 
 
-def _elsewhere(step: Step, executor: Elsewhere) -> AsyncFunction:
-    """One attempt that an executor has done, which also looks at the time-out: it knows when the attempt begins."""
+def _attempt_by_executor(step: Step, executor: Elsewhere) -> AsyncFunction:
+    """The function for one attempt by an executor. The executor applies the time-out, since it knows when the attempt begins."""
 
     def perform(run: Running, prepared: Value) -> Coroutine[Any, Any, Value]:
         work = Work(step.name, step.exec, step.exec_async, prepared, step.address, step.timeout)
@@ -217,17 +220,18 @@ def _elsewhere(step: Step, executor: Elsewhere) -> AsyncFunction:
         try:
             return await perform(run, prepared)
         except WorkerTimeout as error:
-            raise NodeTimeoutError(_late(step)) from error
+            raise NodeTimeoutError(_timeout_message(step)) from error
 
-    return perform if step.timeout is None else attempt  # thousands wait in it at a time, so one coroutine less counts
+    # Thousands may wait in it at a time, so without a time-out it has one coroutine less.
+    return perform if step.timeout is None else attempt
 
 
-def _late(step: Step) -> str:
+def _timeout_message(step: Step) -> str:
     return f"node {step.name!r}: exec took longer than timeout={step.timeout:g} seconds"
 
 
 def _fallback(step: Step, in_thread: bool) -> AsyncFunction:
-    """What answers for an `exec` that is out of attempts."""
+    """The function that is called when `exec` has no attempts left: it calls the fallback, or raises the error."""
     fallback, awaits = placed(step.fallback, step.fallback_async, in_thread)
 
     async def fall_back(run: Running, call: NodeCall | None, prepared: Value, error: Exception) -> Value:

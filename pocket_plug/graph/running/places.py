@@ -1,7 +1,7 @@
-"""Where in a run an error comes from: a note on it that says which node of which graph, and which item.
+"""Notes on an error where in a run it was raised: which node of which graph, and which item.
 
-The note is written as the error leaves a node, and grows with each graph and each item of a fan-out around it: there is
-one, however deep the graphs are nested, and however often the same exception is raised.
+The note is written when the error leaves a node, and extended by each graph and each item of a fan-out around it. So an error
+has one note, however deep the graphs are nested, and however often the same exception is raised.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from .protocols import Running
 
 
 class Place(str):
-    """The note. `began` numbers the run that wrote it, `last` is the id of the step that it was last written for."""
+    """The note. `began` is the number of the run that wrote it, `last` the id of the step that it was last written for."""
 
     began: int
     last: int
     nodes: tuple[str, ...]
-    """The names of the nodes, from the inmost outwards."""
+    """The names of the nodes, from the innermost outwards."""
     visit: int
-    """Of the inmost."""
+    """The number of the innermost node's visit, from 1."""
     item: int | None = None
-    """The position of the inmost item that it comes from."""
+    """The position of the innermost item in which it was raised."""
     attempts: int = 1
-    """How many attempts the inmost has taken."""
+    """How many attempts the innermost node took."""
 
 
 def note_node(error: BaseException, run: Running, step: Step) -> None:
-    """An error leaves a node; an interrupt is none. Never raises: what the exception makes of it is its own affair."""
+    """Note that an error leaves a node; interrupts get no note. Never raises, even if the exception can't take a note."""
     if not isinstance(error, Exception):
         return
     with suppress(Exception):
-        is_around = step.perform is not None  # of other nodes, which may have written it as the error left them
+        is_around = step.perform is not None  # other nodes are inside, which may have written the note already
         known = _known(error, run, is_around)
         if known is None or not is_around or not (step.is_item or known.last == id(step)):
             visit = "" if step.is_item else f" of graph {run.run.graph!r} (visit {run.visit_of(step)})"
@@ -47,35 +47,35 @@ def note_node(error: BaseException, run: Running, step: Step) -> None:
 
 
 def note_item(error: Exception, run: Running, step: Step, position: int) -> None:
-    """An error leaves an item of a fan-out, counted from 0. Never raises."""
+    """Note that an error leaves an item of a fan-out, counted from 0. Never raises."""
     with suppress(Exception):
         text = f"item {position} of node {step.name!r} of graph {run.run.graph!r} (visit {run.visit_of(step)})"
         place = _write(error, run, step, _known(error, run, True), text)
         place.item = position if place.item is None else place.item
 
 
-def name_giver(error: InputError, giver: Step, taker: Step, value: object) -> None:
-    """A node was refused its input: say which node gave that, since the fault is that one's, mostly."""
-    while taker.kind == "graph":
-        taker = taker.inner_graph().plan.start
-    if taker.fits is None or taker.fits(value):
-        return  # the error is another one, from within the node
-    text = f"{error}: node {giver.name!r} returned it"
-    if giver.output_type is not Any and not checker(giver.output_type)(value):
-        text += f", though it declares {type_name(giver.output_type)}"
+def name_source(error: InputError, source: Step, target: Step, value: object) -> None:
+    """Add to an InputError which node has returned the refused value, since the mistake is mostly in that node."""
+    while target.kind == "graph":
+        target = target.inner_graph().plan.start
+    if target.fits is None or target.fits(value):
+        return  # the error is another one, from inside the node
+    text = f"{error}: node {source.name!r} returned it"
+    if source.output_type is not Any and not checker(source.output_type)(value):
+        text += f", though it declares {type_name(source.output_type)}"
         text += "; does it lack a `return`?" if value is None else ""
-    if isinstance(value, str) and value in {*giver.actions, *giver.carried, END.name}:
+    if isinstance(value, str) and value in {*source.actions, *source.carried, END.name}:
         text += f". It is the name of an action: to leave by that, return Next({value!r}, output), or call the Action"
     error.args = (text,)
 
 
 def place_of(error: BaseException) -> Place | None:
-    """What has been noted on an error."""
+    """The note on an error, if it has one."""
     return next((note for note in getattr(error, "__notes__", ()) if isinstance(note, Place)), None)
 
 
 def _known(error: Exception, run: Running, is_around: bool) -> Place | None:
-    """What has been written as the error came here; None where it was raised here, whatever was written some other time."""
+    """The note from inside this node; None if the error was raised here. Notes from earlier runs and nodes don't count."""
     known, began = place_of(error), run.began
     return known if known is not None and (known.began > began or (is_around and known.began == began)) else None
 

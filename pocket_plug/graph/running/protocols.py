@@ -1,4 +1,4 @@
-"""What a run is for its steps, and what a durable one is kept in: all that steps, visits and errors' notes know of it."""
+"""The interfaces of a run, and of a durable run's ledger, for steps, visits and notes on errors. See `docs/architecture.md`."""
 
 from __future__ import annotations
 
@@ -19,72 +19,72 @@ from pocket_plug.store.stack import Stack
 
 Writing = Coroutine[Any, Any, object]
 Travel = Callable[[object], Coroutine[Any, Any, Value]]
-"""Takes a value through a run's graph."""
+"""A function that takes a value through a run's graph."""
 Commit = tuple[Sequence[Change], Mapping[str, int]]
-"""What to write, and the versions that it expects."""
+"""The changes to write, and the versions that they expect."""
 
 FREE_CONFLICTS = 3
-"""How often a node is tried again at once after a conflict; from then on it queues for the keys it lost."""
+"""How often a node is tried again at once after a conflict; after that it queues for the keys in conflict."""
 LATE_CONFLICTS = 10
-"""After so many its `post` gets a turn at the backend, if that has turns: others, in other processes too, wait for it."""
+"""After so many conflicts `post` gets a turn at the backend, if that has turns: other writers, in other processes too, wait."""
 MAX_CONFLICTS = 20
-"""After so many it is an error."""
+"""After so many conflicts the node fails with ConflictError."""
 
 STEPS_PER_LOOK = 16
-"""How often a run that never suspends looks at the clock, to give way to the event loop."""
+"""After so many steps a run that never suspends looks at the clock, to yield to the event loop."""
 
 IN_PLACE, EXEC_IN_THREADS, ALL_IN_THREADS = 0, 1, 2
-"""Where a run calls its `def` phases: its own thread, or worker threads for `exec` or for all of them."""
+"""Where a run calls its `def` phases: all in its own thread, `exec` in a worker thread, or all in worker threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """What a node asks."""
+    """A question that a node asks."""
 
     question: object
     answer_type: str
-    """That of an answer, in words."""
+    """The name of the answer's type."""
     choices: list[Any] | None = None
-    """What may be answered, where that is a few values."""
+    """The possible answers, if the type has only a few values."""
     timeout: float | None = None
-    """Seconds until it goes on without an answer."""
+    """Seconds after which the run continues without an answer."""
 
 
 class Running(Protocol):
-    """One run of one graph."""
+    """One run of one graph: the part of `Execution` that other modules use."""
 
     run: Run
     pocket: RunHost
     stack: Stack
     prefix: str
     ledger: Ledger | None
-    """What a durable run is kept in."""
+    """The ledger of a durable run; None for other runs."""
     loop: bool
-    """Is it driven by an event loop?"""
+    """Does an event loop drive the run?"""
     threads: bool
-    """Are there worker threads beside it, for `def` phases?"""
+    """May `def` phases run in worker threads?"""
     where: int
     """`IN_PLACE`, `EXEC_IN_THREADS` or `ALL_IN_THREADS`."""
     grace: float
-    """Seconds that a hook has to end once the run has been cancelled."""
+    """Seconds that a hook may still take once the run was cancelled."""
     exits: Mapping[str, object]
-    """The actions that graphs around this one take care of."""
+    """The actions for which the graphs around this one have edges."""
     left_by: str
-    """The action by which it has ended."""
+    """The action by which the run has ended."""
     attempts: int
-    """How many attempts the last guarded node has taken that failed; there only then."""
+    """How many attempts the last guarded node took that failed. Not set before a node has failed."""
     plan: Plan
     steps: int
     visits: dict[str, int] | None
-    """How often it has entered each node, where somebody wants to know."""
+    """How often the run has entered each node; None if it isn't counted."""
     began: int
-    """Its number, and that of all graphs nested in it."""
+    """The run's number, which graphs nested in it share."""
     watchers: Watchers
-    """Who watches it."""
+    """The observers of the run."""
 
     @property
     def outermost(self) -> Running:
-        """The run that this one is nested in, or itself. It counts the steps of all."""
+        """The outermost run around this one, or itself. It counts the steps of all nested ones."""
         ...
 
     def visit_of(self, step: Step) -> int:
@@ -92,43 +92,43 @@ class Running(Protocol):
         ...
 
     def visit(self, step: Step, value: object, position: int | None = None) -> Visiting:
-        """Take a value through a node, watched if the run is; an item of a fan-out has a `position` there."""
+        """Take a value through a node, inside the run's observers; an item of a fan-out has a `position`."""
         ...
 
     def event(self, name: str, call: NodeCall | None, attributes: Mapping[str, object]) -> None:
-        """Tell the observers."""
+        """Send an event to the run's observers."""
         ...
 
     def notify(self, notice: RunNotice) -> None:
-        """Tell the plugins."""
+        """Send a notice to the plugins."""
         ...
 
     async def to_its_end(self, writing: Writing) -> asyncio.CancelledError | None:
-        """Await a write; once begun to its end, and a cancellation that came meanwhile is handed back."""
+        """Await a write to its end once it has begun. A cancellation that comes meanwhile is returned."""
         ...
 
-    async def give_way(self) -> bool:
-        """Let the event loop go on where this run has kept it for long enough."""
+    async def yield_to_loop(self) -> bool:
+        """Yield to the event loop if this run has kept it for too long."""
         ...
 
     async def nested(self, graph: PlannedGraph, value: object, exits: Mapping[str, Step] | None) -> Value:
-        """Run a graph as a node of this one, and give what it left with. With None for its exits no action leads out of it."""
+        """Run a graph as a node of this one, and return its output. `exits` None: no action may lead out of it."""
         ...
 
     def beside(self, ledger: Ledger) -> Running:
-        """The same run, kept in another ledger: for an item of a fan-out."""
+        """The same run with another ledger, for an item of a fan-out."""
         ...
 
     async def ask(self, step: Step, made: Callable[[], Asking]) -> Value:
-        """The answer to a question of a node, which is made if it has not been asked before; MISSING once its time is over."""
+        """The answer to a question of a node; MISSING once its time-out is over. `made` is called if it was not asked before."""
         ...
 
     async def sleep(self, until: Callable[[], float]) -> None:
-        """Wait until a time, in epoch seconds; it is asked for if it is not known yet."""
+        """Wait until a time, in epoch seconds. `until` is called if the time is not recorded yet."""
         ...
 
     async def suspend(self, waiting: Sequence[RunSuspendedError]) -> None:
-        """Items wait: so does the run. Gives where one of them can go on by now."""
+        """Suspend the run, since its items wait. Returns only if one of them can continue by now."""
         ...
 
     def item(self, step: Step, item: object, position: int) -> Visiting:
@@ -137,11 +137,11 @@ class Running(Protocol):
 
 
 class Ledger(Protocol):
-    """What a durable run is kept in. It is asked as the run begins, before each node, at each commit, and as the run ends."""
+    """Records a durable run: called when the run begins, before each node, at each commit, and when the run ends."""
 
     @property
     def fence(self) -> Mapping[str, int]:
-        """What every write of the run expects, so that it fails once another execution has taken it over, or it is cancelled."""
+        """The versions that every write of the run expects. So it fails once the run was taken over or cancelled."""
         ...
 
     @property
@@ -150,75 +150,75 @@ class Ledger(Protocol):
         ...
 
     async def refence(self, conflict: ConflictError) -> bool:
-        """After a conflict of such a write: is it only that somebody has left word for the run? Then `fence` is another one."""
+        """After a conflict of such a write: does this execution still own the run? Then `fence` is updated, so try again."""
         ...
 
     async def claim(self, run: Running, value: object) -> Value:
-        """Make the run this execution's own; give its result where it is finished, else MISSING."""
+        """Record this execution as the run's owner. Returns the result of a finished run, else MISSING."""
         ...
 
     async def hold(self, run: Running, travel: Travel, value: object) -> Value:
-        """Take the value through the run's graph by `travel`; record it where that ends otherwise than by the last node."""
+        """Take the value through the run's graph by `travel`. If that doesn't reach the end, record why."""
         ...
 
     async def begin(self, run: Running, value: object) -> Visited:
-        """Where to begin: at the graph's start, or where it was left."""
+        """Where to begin: at the graph's start, or at the recorded position."""
         ...
 
     def stand_at(self, step: Step) -> None:
-        """The run comes to a node."""
+        """Called before each node. Sets the run's position."""
         ...
 
-    def tell_resumed(self, run: Running, call: NodeCall) -> None:
-        """Tell the observers, once, if the run goes on where an earlier execution has left it."""
+    def report_resumed(self, run: Running, call: NodeCall) -> None:
+        """Notify the observers, once, if the run resumes after an earlier execution."""
         ...
 
     async def commit(
         self, run: Running, step: Step, target: Step | None, output: object, commit: Commit | None
     ) -> asyncio.CancelledError | None:
-        """Write what a node has changed, with where the run goes on; a cancellation that comes meanwhile is handed back."""
+        """Write a node's changes, with the next position. A cancellation that comes meanwhile is returned."""
         ...
 
     async def end(self, run: Running) -> asyncio.CancelledError | None:
-        """The last node's hooks are over."""
+        """Called after the last node's hooks. Records that the run has finished."""
         ...
 
-    def let_go(self) -> None:
-        """This execution is at the run no more, however it ended."""
+    def unregister(self) -> None:
+        """Called last, however the execution ended: the process doesn't list it as active any more."""
         ...
 
     async def close(self) -> None:
-        """The run is over."""
+        """Called after a run that has finished."""
         ...
 
     def nested(self) -> Ledger:
-        """The same for a graph that is nested in this one."""
+        """The ledger for a graph that is nested in this one."""
         ...
 
     async def ask(self, run: Running, step: Step, made: Callable[[], Asking]) -> Value:
-        """The answer to a question; MISSING once its time is over. Raises RunSuspendedError where there is none yet."""
+        """The answer to a question; MISSING once its time-out is over. Raises RunSuspendedError if there is none yet."""
         ...
 
     async def sleep(self, run: Running, until: Callable[[], float]) -> None:
-        """Raises RunSuspendedError until that time has come."""
+        """Return once the time has come. Raises RunSuspendedError before."""
         ...
 
     async def suspend(self, run: Running, waits: Sequence[Any]) -> None:
-        """Record what the run's items wait for. Raises RunSuspendedError, ConflictError where that is not so any more."""
+        """Record what the run's items wait for, and raise RunSuspendedError. ConflictError if one of them can continue by now."""
         ...
 
     def in_order(self, items: Iterable[Value]) -> Iterable[Value]:
-        """The items of a fan-out as any process finds them."""
+        """The items of a fan-out, in an order that is the same in each process."""
         ...
 
     def item(self, run: Running, step: Step, item: object, position: int) -> Visiting:
-        """Take one item of a fan-out through its node, under a record of its own."""
+        """Take one item of a fan-out through its node, with a record of its own."""
         ...
 
     def must_end(self, error: Exception) -> bool:
-        """Does an error that left an item end the run even where errors are collected?"""
+        """Does an item's error end the run even if errors are collected?"""
         ...
 
     def collected(self, error: Exception) -> Exception:
-        """The result of an item that raised this error, as it can be stored."""
+        """The error as an item's result: in a form that can be stored."""
         ...

@@ -1,10 +1,11 @@
-"""The one way through a node: the function that takes a value through it, put together as the plan is made.
+"""The one path through a node: an object that takes a value through the node's phases, made with the plan.
 
-By then it is known which phases the node has, which of them are async, and whether it has a retry, hooks or declared keys, so
-no visit asks again. Watched and unwatched runs take the same way; what observers do is put around the phases.
+When the plan is made, it is known which phases the node has, which of them are async, and whether it has a retry, hooks or
+declared keys. So no visit looks this up again. Observed and unobserved runs take the same path; observers are called around the
+phases.
 """
 
-# What drives a node makes its store's views.
+# This module makes the store's views itself, so it sets their private attributes.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from pocket_plug.store.sync import SyncReader, SyncWriter
 from pocket_plug.store.transaction import Transaction
 
 from .clean_up import clean_up
-from .phase_calls import UNWATCHED, as_its_own, attempts, placed, unawaited, watch, watching
+from .phase_calls import UNWATCHED, attempts, error_of_node, phase_observers, placed, unawaited, watch
 from .places import note_node
 from .protocols import FREE_CONFLICTS, LATE_CONFLICTS, MAX_CONFLICTS, Running
 
 NO_TRANSACTION: Any = Transaction.__new__(Transaction)
-"""That of a node which has no store."""
+"""Stands for the transaction of a node that has neither prep nor post."""
 NO_TRANSACTION.seen = NO_TRANSACTION.changes = NO_TRANSACTION.stale = None
 
 
 new_view: Any = object.__new__
-"""Makes a view without a call of its `__init__`: two are made at each visit."""
+"""Makes a view without a call of its `__init__`, to save time: each visit makes two."""
 
 
 def step_of(node: AnyNode) -> Step:
-    """The step for a node of whatever kind, with the ways through it."""
+    """The step for a node of any kind, with the paths through it."""
     step = make_step(node)
     kind = PhasesAndHooks if step.hooks else Phases
     in_threads: Sequence[Collection[str]] = ((), ("exec", "fallback"), PHASES)
@@ -51,7 +52,7 @@ def step_of(node: AnyNode) -> Step:
 
 
 class Phases:
-    """prep, exec, post, the way out and the commit of one node."""
+    """The path through one node: prep, exec, post, the choice of the edge, and the commit."""
 
     __slots__ = (
         *("awaits_exec", "awaits_post", "awaits_prep", "checks", "declares", "exec", "input_class", "post", "prep"),
@@ -72,18 +73,18 @@ class Phases:
         self.declares = step.declares_keys
 
     async def take(self, run: Running, value: object, call: NodeCall | None, lost: Lost = None) -> Visited:
-        """Take a value through the node; after a commit that was `lost`, again, or from post on."""
+        """Take a value through the node. After a conflict (`lost`), take it again: from prep, or only post."""
         step, ready, transaction = self.step, value, NO_TRANSACTION
         if self.checks and value.__class__ is not self.input_class:
             check(run, step, value)
-        observers, began = watching(run, step) if call is not None else UNWATCHED
+        observers, began = phase_observers(run, step) if call is not None else UNWATCHED
         phase, prepped, execed, done = "prep", None, None, None
         try:
             if lost is not None and lost.prep_stands:
                 transaction, ready, done, output = lost.transaction.again(), lost.prepared, lost.result, lost.result
             else:
                 if (prep := self.prep) is not None:
-                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
+                    transaction = await _declared_transaction(run, step) if self.declares else Transaction(run.stack)
                     view = new_view(self.reader)
                     view._source, view._prefix = transaction, run.prefix
                     ready = (
@@ -108,7 +109,7 @@ class Phases:
             if (post := self.post) is not None:
                 phase, execed = "post", time.perf_counter() if began is not None else None
                 if transaction is NO_TRANSACTION:
-                    transaction = await _declared(run, step) if self.declares else Transaction(run.stack)
+                    transaction = await _declared_transaction(run, step) if self.declares else Transaction(run.stack)
                 transaction.in_post = True
                 view = new_view(self.writer)
                 view._source, view._prefix = transaction, run.prefix
@@ -121,20 +122,20 @@ class Phases:
                     raise unawaited(step, phase, output)
             phase, target, transaction.ended = "", step.next, True
             if call is not None or output.__class__ is Next:
-                target, output = _leave(run, step, output, call, began, prepped, execed)
+                target, output = _next_step(run, step, output, call, began, prepped, execed)
             return (
-                await _land(run, self, call, transaction, (value, ready, done), (target, output), lost)
+                await _commit(run, self, call, transaction, (value, ready, done), (target, output), lost)
                 if transaction.changes or transaction.seen or run.ledger is not None
                 else (target, output, None)
             )
-        except BaseException as error:  # noqa: BLE001 - raised again, but for a conflict
+        except BaseException as error:  # noqa: BLE001 - raised again, except for a conflict
             times, made = (began, prepped, execed), (ready, done)
             missed = _failed(run, step, phase, transaction, error, lost is None, call, times, made)
         return await _try_again(run, self, value, call, missed, lost)
 
 
 def check(run: Running, step: Step, value: object) -> None:
-    """Raise InputError unless the node takes the value."""
+    """Raise InputError if the value doesn't have the type of the node's input."""
     if step.fits is not None and not step.fits(value):
         wanted, found = type_name(step.input_type), type(value).__name__
         refused = InputError(f"node {step.name!r} of graph {run.run.graph!r} takes {wanted}, not {found}")
@@ -142,18 +143,18 @@ def check(run: Running, step: Step, value: object) -> None:
         raise refused
 
 
-async def _declared(run: Running, step: Step) -> Transaction:
-    """A transaction for the declared keys alone, with those that are declared to be read, templates aside, read in one go."""
+async def _declared_transaction(run: Running, step: Step) -> Transaction:
+    """A transaction for the declared keys only. The keys in `reads`, except templates, are already read, in one call."""
     transaction = Transaction(run.stack, step.guard(run.prefix))
     if names := [run.prefix + key.full_name() for key in step.reads if key.is_filled]:
         await transaction.read_many(names)
     return transaction
 
 
-def _leave(
+def _next_step(
     run: Running, step: Step, output: Value, call: NodeCall | None, began: Time, prepped: Time, execed: Time
 ) -> tuple[Step | None, Value]:
-    """Where the run goes on from a node, None where it ends, and with what."""
+    """The step that comes next (None: the run ends), and its input."""
     if began is not None and call is not None:
         note_times(call, began, prepped, execed)
     action, target = DEFAULT, step.next
@@ -161,14 +162,14 @@ def _leave(
         action, output = output.action, output.output
         target = step.actions.get(action)
         if target is None:
-            _end(run, step, action)
+            _end_run(run, step, action)
     if call is not None:
         call.action, call.next = action, target.name if target is not None else None
     return target, output
 
 
-def _end(run: Running, step: Step, action: str) -> None:
-    """The run ends here, by this action, or it may not: there is no next step."""
+def _end_run(run: Running, step: Step, action: str) -> None:
+    """End the run by an action for which the node has no edge. Raises RouteError if no outer graph has one either."""
     if action == END.name or action == DEFAULT:
         action = DEFAULT
     elif step.is_item or action not in run.exits:
@@ -187,9 +188,9 @@ def _failed(
     times: tuple[Time, Time, Time],
     made: tuple[Value, Value],
 ) -> CommitConflict:
-    """Raise the node's error for one in a phase; unless it is tried again, with a note that says where.
+    """Raise the node's error for an error in a phase, with a note that says where, unless another try follows.
 
-    Gives the conflict, where a read in the phase has found what the commit would have found.
+    Returns the conflict if a read in the phase has found it already, before the commit.
     """
     transaction.ended = True
     if isinstance(error, ConflictError) and error is transaction.stale:
@@ -199,21 +200,21 @@ def _failed(
         note_times(call, began, prepped, execed)
     if isinstance(error, MissingKeyError) and phase in step.phases and "needed by" not in str(error):
         error.args = (f"{error}, needed by {step.title}.{phase}",)
-    error = as_its_own(run, step, phase, error)
+    error = error_of_node(run, step, phase, error)
     if is_last and not isinstance(error, RunSuspendedError):
         note_node(error, run, step)
     try:
         raise error
     finally:
-        del error  # its traceback has this frame
+        del error  # its traceback refers to this frame: a cycle
 
 
 # ---------------------------------------------------------------- the commit
 class CommitConflict(Exception):
-    """A commit met a conflict: what another try needs to know."""
+    """A commit failed with a conflict; this has what another try needs."""
 
     prep_stands = False
-    """Would prep read the same again, so that post alone has to be tried again?"""
+    """Would prep read the same again, so that only post has to be tried again?"""
 
     def __init__(self, conflict: ConflictError, transaction: Transaction, prepared: Value, result: Value) -> None:
         self.conflict, self.transaction, self.prepared, self.result = conflict, transaction, prepared, result
@@ -222,7 +223,7 @@ class CommitConflict(Exception):
 Lost = CommitConflict | None
 
 
-async def _land(
+async def _commit(
     run: Running,
     way: Phases,
     call: NodeCall | None,
@@ -231,7 +232,7 @@ async def _land(
     left: tuple[Step | None, Value],
     lost: CommitConflict | None,
 ) -> Visited:
-    """Write what the node has changed, on its way out. After a conflict, take the value through it again."""
+    """Write the node's changes. After a conflict, take the value through the node again."""
     step = way.step
     commit = None if transaction is NO_TRANSACTION else transaction.end(serializable=step.serializable)
     target, output = left
@@ -258,8 +259,8 @@ async def _land(
 async def _try_again(
     run: Running, way: Phases, value: object, call: NodeCall | None, lost: CommitConflict, before: Lost
 ) -> Visited:
-    """After a conflict: at once a few times, then in line for the keys that were lost."""
-    if before is not None:  # this was such a try
+    """Try the node again after a conflict: at once a few times, then in a queue for the keys in conflict."""
+    if before is not None:  # inside another try, whose loop continues
         raise lost from lost.conflict
     contested: set[str] = set()
     run.left_by = DEFAULT
@@ -278,7 +279,7 @@ async def _try_again(
                         priority.close()  # plain writes don't wait for an exec
                     elif in_line:
                         priority.enter_context(gates.priority(contested))
-                    # other processes are kept off for a post, which is short as a rule, never for an exec
+                    # The turn blocks writers in other processes: for a post, which is usually short, but never for an exec.
                     kept_off = run.stack.turn(contested) if tries >= LATE_CONFLICTS and lost.prep_stands else None
                     async with kept_off or nullcontext():
                         return await Phases.take(way, run, value, call, lost)
@@ -291,7 +292,7 @@ async def _try_again(
 
 # ---------------------------------------------------------------- hooks
 class PhasesAndHooks(Phases):
-    """The way through a node, and then its hooks. An input that the node doesn't take is no visit of it."""
+    """The path through a node, and then its hooks. They aren't called if the input has the wrong type."""
 
     __slots__ = ()
 
@@ -307,7 +308,7 @@ class PhasesAndHooks(Phases):
                 raise  # the run is being garbage-collected: nothing can be awaited any more; or it only waits
             cancelled = await clean_up(run, step, call, ("on_failure", "on_complete"), error)
             if cancelled is not None and isinstance(error, Exception):
-                raise cancelled from error  # whoever cancelled must not take the run for one that goes on
+                raise cancelled from error  # the caller has cancelled the run, and must see that it has ended
             raise
         late = await clean_up(run, step, call, ("on_success", "on_complete"), output)
         return target, output, cancelled or late

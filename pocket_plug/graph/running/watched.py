@@ -1,22 +1,22 @@
-"""A visit of a node in a run that is watched: what observers are told of it, and what they do around it."""
+"""A visit of a node in a run that has observers: makes its NodeCall, and calls the observers around the visit."""
 
 from __future__ import annotations
 
 from pocket_plug.graph.observing.views import NodeCall, new_call
-from pocket_plug.graph.observing.watching import Entered, enter, fail, keep_pace, leave
+from pocket_plug.graph.observing.watching import Entered, await_pace, enter, fail, leave
 from pocket_plug.graph.planning.step import Step, Visited
 
 from .protocols import Running
 
 
 async def watched_visit(run: Running, step: Step, value: object, position: int | None = None) -> Visited:
-    """Take a value through a node, between what the observers do before and after.
+    """Take a value through a node, inside the observers' context managers.
 
-    Where they want failures only, and there is no retry to be told of, they are asked once there is one.
+    If the observers only want failures, and the node isn't guarded, they are called only after a failure.
     """
     watchers, visits, visit = run.watchers, run.visits, 1
     if watchers.paced and run.loop:
-        await keep_pace(watchers.paced)
+        await await_pace(watchers.paced)
     run.run.steps += 1
     if visits is not None:
         visits[step.name] = visit = visits.get(step.name, 0) + 1
@@ -29,7 +29,7 @@ async def watched_visit(run: Running, step: Step, value: object, position: int |
         if call is not None and watchers.of_nodes:
             enter(entered, watchers.of_nodes, call)
         if call is not None and run.ledger is not None:
-            run.ledger.tell_resumed(run, call)
+            run.ledger.report_resumed(run, call)
         visited = await step.ways[run.where].take(run, value, call)
     except BaseException as error:
         if call is None:

@@ -1,8 +1,8 @@
-"""Threads for `def` phases: our own, daemons, and replaced when a time-out abandons one.
+"""Worker threads for `def` phases: our own daemon threads, replaced when a time-out abandons one.
 
-The loop's default pool would fill up with abandoned threads, and `asyncio.run` would wait for them at its end. And a
-function in a worker that itself runs a workflow would wait for a thread that may never be free: what comes from a worker
-gets a thread at once, beyond the bound if need be.
+The event loop's default pool would fill up with abandoned threads, and `asyncio.run` would wait for them at its end. Also, a
+function in a worker thread may itself run a workflow, and would then wait for a thread that may never be free. So a job from a
+worker thread gets a thread at once, beyond the limit if necessary.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from pocket_plug.primitives.waiting import Waiter, wake_once
 _logger = logging.getLogger("pocket_plug")
 
 MAX_THREADS = 32
-"""How many there are at most, unless `POCKET_PLUG_THREADS` says another number."""
+"""How many threads there are at most, unless `POCKET_PLUG_THREADS` has another number."""
 
 SOON = 0.02
-"""Seconds until a thread without a job sees whether the task that waited for its last one was woken."""
+"""Seconds after which a thread without a new job checks that the task that waited for its last job was woken."""
 
 _in_worker: contextvars.ContextVar[bool] = contextvars.ContextVar("pocket_plug.in_worker", default=False)
-"""Does a worker wait for what goes on here? Tasks, loops and threads of asyncio that it starts take the variable along."""
+"""Does a worker thread wait for this code? Tasks, loops and asyncio's threads that the worker starts inherit the variable."""
 
 
 class _Job:
-    __slots__ = ("arguments", "context", "function", "is_left", "is_over", "thread", "waiter")
+    __slots__ = ("arguments", "caller_has_left", "context", "function", "is_done", "thread", "waiter")
 
     def __init__(self, function: Callable[..., Value], arguments: tuple[object, ...]) -> None:
         self.function, self.arguments = function, arguments
         self.context = contextvars.copy_context()
         self.waiter: Waiter[Value] = Waiter()
         self.thread: threading.Thread | None = None
-        """Where it is being done."""
-        self.is_left = self.is_over = False
+        """The thread that executes the job now."""
+        self.caller_has_left = self.is_done = False
 
     def do(self) -> None:
-        """Call the function, and note what comes of it."""
+        """Call the function, and give its result or its error to the waiter."""
         try:
             self.waiter.give(self.context.run(self._call))
         except StopIteration as error:
@@ -60,36 +60,36 @@ class _Job:
 
 
 class WorkerTimeout(Exception):
-    """The function is not done in time."""
+    """The function has not returned within the time-out."""
 
 
 class Workers:
-    """A pool of daemon threads, started as they are needed and kept; those beyond `most` end with their first job.
+    """A pool of daemon threads. They are started when they are needed, and kept; those beyond `most` end after their first job.
 
-    The exception of a signal's handler may come between any two steps of who calls. So nothing is counted up and down:
-    the jobs and the threads are in sets, and each step can be done again.
+    A signal handler may raise between any two steps of a caller. So there are no counters: jobs and threads are in sets, and
+    each step can be repeated.
     """
 
     def __init__(self, most: int = MAX_THREADS) -> None:
         self._most = most
         self._queue: SimpleQueue[_Job] = SimpleQueue()
         self._lock = new_lock()
-        self._jobs: set[_Job] = set()  # that somebody waits for
-        self._threads: set[threading.Thread] = set()  # that do them, or will
+        self._jobs: set[_Job] = set()  # those that a caller waits for
+        self._threads: set[threading.Thread] = set()  # those that take jobs
         self._abandoned: set[_Job] = set()
         self.is_inherited = False
-        """Is it that of the process that this one was forked from?"""
+        """Is this pool from the process that this one was forked from?"""
 
     @property
     def abandoned(self) -> int:
-        """How many threads still run what nobody waits for any more."""
+        """How many threads still execute a job whose caller has stopped waiting."""
         return len(self._abandoned)
 
     async def call(self, function: Callable[..., Value], *arguments: object) -> Value:
-        """Run it in a thread, with the caller's context variables, and give what it gives.
+        """Call a function in a thread, with the caller's context variables, and return its result.
 
-        Cancelled while it waits, the function is not begun; while it runs, its thread is abandoned: it goes on, its
-        result is dropped, and another thread takes its place.
+        If this is cancelled before the function has begun, it is not called. If it has begun, its thread is abandoned: the
+        function continues, its result is dropped, and another thread replaces its thread.
         """
         job = _Job(function, arguments)
         try:
@@ -99,10 +99,10 @@ class Workers:
             finally:
                 self._leave(job)
         finally:
-            self._leave(job)  # again, for that may have been interrupted
+            self._leave(job)  # again, since a signal may have interrupted the first call
 
     def call_blocking(self, timeout: float, function: Callable[..., Value], *arguments: object) -> Value:
-        """The same for a caller without a loop: it waits `timeout` seconds at most, then raises WorkerTimeout."""
+        """`call` for a caller without an event loop. Raises WorkerTimeout after `timeout` seconds."""
         job = _Job(function, arguments)
         try:
             try:
@@ -125,16 +125,16 @@ class Workers:
         self._queue.put(job)
 
     def _leave(self, job: _Job) -> None:
-        """Nobody waits for it any more."""
-        if job.is_over:
+        """The caller doesn't wait for the job any more. Can be called again."""
+        if job.is_done:
             return
         with self._lock:
-            job.is_left = True
+            job.caller_has_left = True
             self._jobs.discard(job)
             if job.thread is not None:
                 self._abandoned.add(job)
                 self._threads.discard(job.thread)
-            self._start_what_is_needed()  # for those that queue behind it
+            self._start_what_is_needed()  # for the jobs in the queue
 
     def _start_what_is_needed(self) -> None:
         while len(self._jobs) > len(self._threads) < self._most:
@@ -147,7 +147,7 @@ class Workers:
             self._threads.add(thread)
             thread.start()
         except BaseException:
-            self._threads.discard(thread)  # if it has been started all the same, it sees that it isn't one of them
+            self._threads.discard(thread)  # if it was started nevertheless, it sees that it isn't in the set, and ends
             raise
 
     def _work(self, first: _Job | None = None) -> None:
@@ -155,54 +155,54 @@ class Workers:
         with self._lock:
             if me not in self._threads:
                 return
-        told: list[weakref.ref[Waiter[Value]]] = []  # weakly: a result mustn't live on while the next job is done
+        woken: list[weakref.ref[Waiter[Value]]] = []  # weak, so that a result is freed before the next job ends
         ends = False
         while not ends:
-            job, first = first or self._next(told), None
+            job, first = first or self._next(woken), None
             with self._lock:
-                if not job.is_left:
+                if not job.caller_has_left:
                     job.thread = me
             if job.thread is me:
                 job.do()
             if self.is_inherited:
                 _end_child()
             with self._lock:
-                job.is_over, job.thread = True, None
+                job.is_done, job.thread = True, None
                 self._jobs.discard(job)
                 self._abandoned.discard(job)
                 if len(self._threads) > self._most:
                     self._threads.discard(me)
                 ends = me not in self._threads
-            _wake_again(told)
-            if not job.is_left:
-                told.append(weakref.ref(job.waiter))
+            _wake_again(woken)
+            if not job.caller_has_left:
+                woken.append(weakref.ref(job.waiter))
                 wake_once(job.waiter)
-            del job  # don't keep its result alive while waiting for the next one
-        _wake_again(told)
+            del job  # it would keep its result alive while this waits for the next job
+        _wake_again(woken)
 
-    def _next(self, told: list[weakref.ref[Waiter[Value]]]) -> _Job:
-        """The next job; if it doesn't come soon, whoever was `told` last is looked after before."""
-        if told:
+    def _next(self, woken: list[weakref.ref[Waiter[Value]]]) -> _Job:
+        """The next job. If none comes soon, wake the waiters in `woken` again first."""
+        if woken:
             try:
                 return self._queue.get(timeout=SOON)
             except Empty:
-                _wake_again(told)
+                _wake_again(woken)
         return self._queue.get()
 
 
-def _wake_again(told: list[weakref.ref[Waiter[Value]]]) -> None:
-    """Wake those who were told that their job is done, and still wait: once is enough but after an interrupt."""
-    while told:
-        waiter = told.pop()()
+def _wake_again(woken: list[weakref.ref[Waiter[Value]]]) -> None:
+    """Wake the waiters of finished jobs that still wait. Once is enough, except if a signal has interrupted the wake-up."""
+    while woken:
+        waiter = woken.pop()()
         if waiter is not None and not waiter.is_woken:
             wake_once(waiter)
 
 
 def _end_child() -> None:
-    """This process was forked by a function in a worker, which has returned here too: it was all there was to do."""
+    """End a process that a function in a worker thread has forked, once that function has returned in the child."""
     _logger.error(
         "a `def` phase in a worker thread has forked this process, and returned in the child, where nobody waits for its "
-        "result; the child ends. Let it end by os._exit() or os.exec…(), or use multiprocessing"
+        "result; the child ends. Let the child end by os._exit() or os.exec…(), or use multiprocessing"
     )
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
@@ -211,7 +211,7 @@ def _end_child() -> None:
 
 
 def wrapped(error: StopIteration) -> WrappedStopIterationError:
-    """A future can't carry StopIteration: on Python 3.11 the one who waits for it would hang."""
+    """The error for a StopIteration. A future can't carry StopIteration: on Python 3.11, a task that awaits it would hang."""
     found = WrappedStopIterationError(
         "a `def` phase raised StopIteration; a bare next() on an empty iterator does that, "
         "next(iterator, default) does not"
@@ -225,7 +225,7 @@ _making = new_lock()
 
 
 def pool() -> Workers:
-    """The process's pool. Raises ConfigError where the environment gives it a size that can't be."""
+    """The process's pool. Raises ConfigError if the environment has an invalid size for it."""
     global _pool
     made = _pool
     if made is None:
@@ -244,7 +244,7 @@ def _most() -> int:
 
 
 def _forget() -> None:
-    """In a forked child, which has none of its parent's threads but the one that forked."""
+    """Called in a forked child: of its parent's threads it has only the one that forked, so it needs a new pool."""
     global _pool
     if _pool is not None:
         _pool.is_inherited = True

@@ -1,4 +1,4 @@
-"""Durable runs for those who operate them: they are listed, looked at, cancelled, tried again and removed, of any graph."""
+"""Durable runs for operators: list, read, answer, cancel, retry and remove runs of any graph."""
 
 from pocket_plug.graph.durable.states import RunState as RunState
 

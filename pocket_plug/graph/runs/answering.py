@@ -1,4 +1,4 @@
-"""An answer is recorded for one question of a run, which whoever takes pending runs then goes on with."""
+"""Records an answer to a question of a run, which a worker then resumes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import ConflictError, InputError, RunMismatchError, RunStateError
-from pocket_plug.graph.durable.moving import Seen, look_after, move
+from pocket_plug.graph.durable.moving import Seen, move, read_after_failure
 from pocket_plug.graph.durable.waits import (
-    Found,
+    PlacedWait,
     is_same,
     put_wait,
     read_wait,
@@ -30,13 +30,13 @@ from .info import RunInfo, info_of, waits_for
 from .operations import Place, must_see
 
 _PLAIN: Sequence[Hint] = (int, float, str, bytes, list, tuple, dict, set, frozenset)
-"""Types that an answer can be held to without the graph that asks. Those of a few values are told by these."""
+"""Types that can be checked without the graph that asks. For types with only a few values, `Wait.choices` is checked instead."""
 
 
 async def answer(
     place: Place, run_id: str, value: object, question: str | AnyNode | None, graph: PlannedGraph | None
 ) -> RunInfo:
-    """Record an answer. Where the run waits it becomes pending; an execution that is at it finds the answer by itself."""
+    """Record an answer. A waiting run becomes pending; if an execution owns the run, it finds the answer by itself."""
     encoded, stack = default_codec.encode(value), place.stack
     while True:
         seen = await must_see(place, run_id)
@@ -57,16 +57,19 @@ async def answer(
             return info_of(answered)
 
 
-def _refuse_another(run_id: str, asked: Found, encoded: bytes, value: object) -> None:
-    """Raise RunMismatchError where a question has had another answer than this."""
+def _refuse_another(run_id: str, asked: PlacedWait, encoded: bytes, value: object) -> None:
+    """Raise RunMismatchError if a settled question has another answer than this, or none."""
     given = asked.wait.answer
     if given is None or not is_same(given, encoded, value):
         what = "was not answered in time" if given is None else "has had its answer already, and this is another one"
         raise RunMismatchError(f"run {run_id!r} can't take {summary(value)}: its question {asked.place!r} {what}")
 
 
-def _check(run_id: str, asked: Found, value: object, graph: PlannedGraph | None) -> None:
-    """Raise InputError for an answer that is not of the type, or one of the values, that the question asks for."""
+def _check(run_id: str, asked: PlacedWait, value: object, graph: PlannedGraph | None) -> None:
+    """Raise InputError if the answer doesn't have the type, or isn't one of the values, that the question asks for.
+
+    Raises RunMismatchError if the given graph doesn't ask this question.
+    """
     wait = asked.wait
     wanted = wait.asks_for
     if graph is not None:
@@ -83,22 +86,22 @@ def _check(run_id: str, asked: Found, value: object, graph: PlannedGraph | None)
     else:
         plain_types = [each for each in _PLAIN if type_name(each) == wanted]
         fits = any(checker(each)(value) for each in plain_types) or type_name(type(value)) == wanted
-        wanted += "" if plain_types else "; give graph=…, which knows what that is"
+        wanted += "" if plain_types else "; give graph=…, which has that type"
     if not fits:
         raise InputError(
             f"question {asked.place!r} of run {run_id!r} asks for {wanted}, not {summary(value)}; it is still open"
         )
 
 
-async def _leave(stack: Stack, seen: Seen, settled: Put, asked: Found) -> Seen | None:
-    """Record the answer beside an execution; None where somebody was faster."""
+async def _leave(stack: Stack, seen: Seen, settled: Put, asked: PlacedWait) -> Seen | None:
+    """Record the answer while an execution owns the run. Returns None if the run or the question has changed meanwhile."""
     expect: Mapping[str, int] = {settled.key: asked.version, seen.state_key: seen.state_version}
     try:
         await stack.write([settled], expect)
     except ConflictError:
         return None
     except Exception:
-        now = await look_after(seen.run_id, stack.read(settled.key))
+        now = await read_after_failure(seen.run_id, stack.read(settled.key))
         given: Any = None if now is None else read_wait(seen.part, settled.key, now).wait.answer
         if given != settled.value["answer"]:
             raise

@@ -1,6 +1,6 @@
-"""How many durable runs a store keeps in each state, and how long the oldest question and the oldest stalled run have waited.
+"""Metrics of a store's durable runs: their number in each state, and the ages of the oldest question and stalled run.
 
-A look counts keys, not records, and reads no more records than it may: it costs the same with 10⁵ runs as with 10⁷.
+It counts keys instead of reading records, up to limits, and reads a limited number of records: so 10⁷ runs cost as much as 10⁵.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from pocket_plug.store.backend import Backend, Entry
 from .info import RunState
 
 COUNTED: Sequence[RunState] = ("pending", "running", "waiting", "failed", "cancelled", "finished")
-"""The open ones first: where a look has to end early it is the ended ones that are not counted."""
+"""The open states first: if a limit is reached, runs that have ended are not counted."""
 MOST = 10_000
-"""Runs of one graph in one state: so many are counted, and no more."""
+"""How many runs of one graph in one state are counted, at most."""
 MOST_KEYS = 50_000
-"""Keys that one look reads, at most."""
+"""How many keys one look reads, at most."""
 MOST_GRAPHS = 500
 MOST_RECORDS = 1_000
-"""Running runs, and waiting ones, whose records one look reads: those that were begun first."""
+"""The records of how many running runs, and of how many waiting ones, one look reads, at most: those of the oldest runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """What one look has found."""
+    """The result of one look."""
 
     runs: Mapping[tuple[str, RunState], int] = field(default_factory=dict[tuple[str, RunState], int])
-    """How many there are, by graph and state; 10,000 where there are more."""
+    """The number of runs, by graph and state; 10,000 if there are more."""
     questions: Mapping[str, float] = field(default_factory=dict[str, float])
     """Seconds since the oldest open question was asked, by graph; only of graphs that have one."""
     stalled: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Seconds since the stalled run moved that has not for longest, by graph; only of graphs that have one."""
+    """Seconds since a stalled run's record was last written, the longest by graph; only of graphs that have one."""
 
 
 class RunsWatch:
-    """Looks at the runs of a store again and again, by which it learns which of the running ones are stalled."""
+    """Looks at the runs of a store. Stalled runs are found by repeated calls, since that needs two looks, a lease apart."""
 
     def __init__(self, stack: Backend, clock: Callable[[], float] = time.monotonic) -> None:
         self._stack, self._stalls = stack, StallWatch(stack, clock)
 
     async def look(self) -> RunFigures:
-        """Look at them now. Each graph that has any has a number for each open state, be it 0."""
+        """Count the runs now. Each graph that has runs has a number for each open state, which may be 0."""
         counted: dict[tuple[str, RunState], int] = {}
         first: dict[RunState, list[str]] = {"running": [], "waiting": []}
         left = MOST_KEYS
@@ -73,7 +73,7 @@ class RunsWatch:
         return RunFigures(runs, await self._questions(first["waiting"]), {graph: age for graph, _, age in stalled})
 
     async def _stalled(self, keys: Sequence[str]) -> list[tuple[str, int, float]]:
-        """Each graph that has stalled runs, how many of these, and the age of the oldest."""
+        """For each graph with stalled runs: its name, their number, and the age of the oldest."""
         found: dict[str, list[float]] = {}
         for each in await self._stalls.look(keys):
             found.setdefault(each.graph, []).append(each.moved)
@@ -83,7 +83,7 @@ class RunsWatch:
         oldest: dict[str, float] = {}
         for key, entry in (await read_each(self._stack, keys)).items():
             if not isinstance(entry, Entry):
-                continue  # damaged: `runs ls` shows it
+                continue  # damaged; `runs ls` shows it
             try:
                 graph, state = StateKey.parse(key).graph, read_state(key, entry)
             except CorruptRecordError:
@@ -94,12 +94,12 @@ class RunsWatch:
         return {graph: self._since(asked) for graph, asked in oldest.items()}
 
     def _since(self, then: float) -> float:
-        """Another machine's clock may be ahead of this one's."""
+        """Seconds since a time; not less than 0, since another machine's clock may be ahead."""
         return max(self._stack.clock() - then, 0.0)
 
 
 async def graphs_in(stack: Backend, status: str, most: int | None = None) -> list[str]:
-    """The graphs that have runs in a state, `most` at most; each costs one look, however many runs it has."""
+    """The graphs that have runs in a state, at most `most`. Each costs one read, however many runs it has."""
     found: list[str] = []
     after = ""
     while len(found) != most and (keys := [key async for key in stack.scan(states_of(status), after=after, limit=1)]):
@@ -109,5 +109,5 @@ async def graphs_in(stack: Backend, status: str, most: int | None = None) -> lis
             after = keys[0]
         else:
             found.append(graph)
-            after = states_of(status, graph)[:-1] + ";"  # which comes after ":"
+            after = states_of(status, graph)[:-1] + ";"  # the next character after ":", so after all keys of the graph
     return found

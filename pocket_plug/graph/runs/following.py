@@ -1,7 +1,7 @@
-"""A durable run is followed by what is recorded of it, from whatever process: it is looked at again and again.
+"""`Runs.follow`: yields the events of a durable run, in any process, by reading its records again and again.
 
-Between two looks a run may do much. Of its path nothing is missed, since that is kept: each node that it has passed is told
-of, in order. Of what is kept for a time only, such as items, the last look may come too late.
+Between two looks a run may do much. None of its nodes is missed, since its path is recorded: there are events for each node that
+it has passed, in order. Other records, such as those of items, are removed after a time, so their events may be missed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pocket_plug.graph.durable.moving import Seen
 from pocket_plug.graph.durable.reading import read_each
 from pocket_plug.graph.durable.records import Checkpoint, place_of
 from pocket_plug.graph.durable.standing import ITEM, Standing
-from pocket_plug.graph.durable.waits import Found, value_of
+from pocket_plug.graph.durable.waits import PlacedWait, value_of
 from pocket_plug.graph.following.events import (
     Asked,
     Finished,
@@ -35,17 +35,17 @@ from .info import field_in, info_of, waits_for
 from .operations import Place, must_see
 
 PAGE = 1_000
-"""Records that are read at once."""
+"""How many records are read at once."""
 MOST_ITEMS = 10_000
-"""Items of a run that are looked at; of a larger fan-out the others are not told of."""
+"""How many items of a fan-out are read; there are no events for the others."""
 PAUSES = (0.02, 1.0)
-"""Seconds between two looks: the first, and, the longer nothing is new, at most."""
+"""Seconds between two looks: the first pause after something new, and the longest while nothing is new."""
 NodeType = Literal["node", "graph", "fan_out"]
 Pause = Callable[[float], Awaitable[object]]
 
 
 async def follow(place: Place, run_id: str, pause: Pause) -> AsyncGenerator[FollowedEvent]:
-    """The events of a run, from its begin to its end. Nothing is held while somebody has one."""
+    """Yield the events of a run, from its begin to its end. No lock or connection is held between two events."""
     follower = _Follower(place, run_id)
     between, most = PAUSES
     while True:
@@ -60,7 +60,7 @@ async def follow(place: Place, run_id: str, pause: Pause) -> AsyncGenerator[Foll
 
 
 class _Follower:
-    """What was told of one run so far."""
+    """Follows one run, and remembers which events it has yielded."""
 
     def __init__(self, place: Place, run_id: str) -> None:
         self._place, self._stack, self._id = place, place.stack, run_id
@@ -69,14 +69,14 @@ class _Follower:
         self._started: float | None = None
         self._state: tuple[object, ...] | None = None
         self._passed = ""
-        """The key of the last record of its path that was told."""
+        """The key of the last record of the run's path that was read."""
         self._inside: list[NodePlace] = []
-        """Where it is: the nodes that it has entered and not left, from the outermost in."""
-        self._told = set[str]()
-        """The items and the questions of the node where it is that were told of."""
+        """The nodes that the run has entered and not left, the outermost first."""
+        self._yielded = set[str]()
+        """The items and questions of the current node that had an event."""
 
     async def look(self) -> AsyncGenerator[FollowedEvent]:
-        """What is new."""
+        """Read the run, and yield the events that are new."""
         seen = await must_see(self._place, self._id)
         if self._started is None:
             self._started = seen.record["started"]
@@ -105,16 +105,16 @@ class _Follower:
             yield StateChanged(info.state, info.failure)
 
     async def _read_form(self, seen: Seen) -> GraphForm | None:
-        """The form of its graph, which says what the nodes are; None where that can't be read."""
+        """The form of the run's graph, which has the types of its nodes; None if it can't be read."""
         found = (await read_each(self._stack, [f"{seen.part}start"])).get(f"{seen.part}start")
         try:
             return form_before(found.value) if isinstance(found, Entry) else None
         except (CorruptRecordError, KeyError, TypeError):
             return None
 
-    # ------------------------------------------------------------ the nodes that it has passed
+    # ------------------------------------------------------------ the nodes that the run has passed
     async def _path(self, seen: Seen) -> AsyncGenerator[FollowedEvent]:
-        """Those that it had passed by then."""
+        """The events of the nodes that the run had passed when its record was read."""
         prefix = f"{seen.part}path:"
         last = f"{prefix}{seen.checkpoint.commits:09}"
         while keys := [key async for key in self._stack.scan(prefix, after=self._passed, limit=PAGE) if key <= last]:
@@ -129,11 +129,11 @@ class _Follower:
     def _leave(self, place: NodePlace) -> Iterator[FollowedEvent]:
         yield from self._enter(place)
         del self._inside[-1:]
-        self._told.clear()
+        self._yielded.clear()
         yield NodeLeft(place)
 
     def _enter(self, place: NodePlace) -> Iterator[FollowedEvent]:
-        """Come to a place, and to the graphs around it, unless it is there."""
+        """The events of entering a place and the graphs around it, except those that the run is in already."""
         chain: list[NodePlace] = []
         around: NodePlace | None = place
         while around is not None:
@@ -148,16 +148,16 @@ class _Follower:
             yield NodeEntered(each, self._type(each))
 
     def _type(self, place: NodePlace) -> NodeType:
-        """The type of a node, as the form of its graph has it."""
+        """The type of a node, from the form of its graph."""
         graph, kind = self._form, ""
         for name in place.path:
             node = None if graph is None else graph.nodes.get(name)
             graph, kind = (None, "") if node is None else (node.inner, node.kind)
         return "graph" if kind == "graph" else "fan_out" if kind == "fan_out" else "node"
 
-    # ------------------------------------------------------------ where it stands
+    # ------------------------------------------------------------ the node where the run is
     async def _standing(self, seen: Seen) -> AsyncGenerator[FollowedEvent]:
-        """The node that it is at, the items of that which are done, and what is asked there."""
+        """The events of the current node: that it was entered, its items that are done, its questions."""
         frames = seen.checkpoint.frames
         if any(frame.node is None for frame in frames) or (at := _parsed(place_of("", frames, False))) is None:
             return
@@ -166,25 +166,25 @@ class _Follower:
         async for event in self._items(seen, at):
             yield event
         for each in await waits_for(self._stack, seen):
-            is_new = each.wait.is_open and _is_asked(each) and each.place not in self._told
+            is_new = each.wait.is_open and _is_asked(each) and each.place not in self._yielded
             if is_new and (place := _parsed(each.place)) is not None and _is_part(place, at):
-                self._told.add(each.place)
+                self._yielded.add(each.place)
                 yield Asked(place, self._id, _asked(each))
 
     async def _items(self, seen: Seen, at: NodePlace) -> AsyncGenerator[FollowedEvent]:
         prefix = seen.part + ITEM
-        keys = [key async for key in self._stack.scan(prefix, limit=MOST_ITEMS) if key not in self._told]
+        keys = [key async for key in self._stack.scan(prefix, limit=MOST_ITEMS) if key not in self._yielded]
         for start in range(0, len(keys), PAGE):
             for key, entry in (await read_each(self._stack, keys[start : start + PAGE])).items():
                 place = _parsed(unquote(key.removeprefix(prefix)))
                 if place is None or not _is_part(place, at) or (output := _done(key, entry)) is None:
                     continue
-                self._told.add(key)
+                self._yielded.add(key)
                 yield ItemDone(place, value_of(output))
 
 
 def _done(key: str, entry: Any) -> bytes | None:
-    """What an item has left with; None where it has not, or its record is damaged."""
+    """The output of an item; None if it isn't done, or if its record is damaged."""
     if not isinstance(entry, Entry):
         return None
     checkpoint = Checkpoint(key)
@@ -197,15 +197,15 @@ def _done(key: str, entry: Any) -> bytes | None:
 
 
 def _is_part(place: NodePlace, at: NodePlace) -> bool:
-    """Is it of the node where the run was seen? By now it may be further; of that the next look tells."""
+    """Is the place at or inside the node where the run was when it was read? If not, the next look yields its events."""
     return place == at or str(place).startswith((f"{at}[", f"{at}/"))
 
 
-def _is_asked(each: Found) -> bool:
+def _is_asked(each: PlacedWait) -> bool:
     return each.wait.question is not None
 
 
-def _asked(each: Found) -> Any:
+def _asked(each: PlacedWait) -> Any:
     return value_of(each.wait.question)
 
 

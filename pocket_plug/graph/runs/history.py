@@ -1,4 +1,4 @@
-"""All that is kept of a run: its executions, the nodes that it has passed, and its values."""
+"""The history of a run: its executions, the nodes that it has passed, and its values."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pocket_plug.store.stack import Stack
 from .info import PassedNode, RunExecution, RunHistory, RunInfo, field_in, info_of, kept, questions_of, waits_for
 
 BATCH = 1000
-"""Records that are read at once."""
+"""How many records are read at once."""
 
 
 async def history_of(stack: Stack, seen: Seen) -> RunHistory:
-    """What there is to say of a run. What is damaged of its further records is None, and the rest is there."""
+    """The history of a run. If some of its records are damaged, their fields are None, and the rest is complete."""
     part, frames = seen.part, seen.checkpoint.frames
     waits = await waits_for(stack, seen)
     info = info_of(seen, waits if seen.status == "waiting" else ())
@@ -58,7 +58,7 @@ def _passed(found: Found) -> PassedNode:
 
 
 def _executions(run: RunInfo, notes: Mapping[str, Found]) -> tuple[RunExecution, ...]:
-    """Each of them, of the note that it has left, and of how the next one has found the run."""
+    """The run's executions: each is read from its own note, and from the next one's note about the run's former state."""
     numbered = {int(key.rpartition(":")[2]): note for key, note in notes.items() if key[-6:].isdigit()}
     return tuple(_execution(run, number, numbered) for number in range(1, (run.executions or 0) + 1))
 

@@ -1,4 +1,4 @@
-"""What operators are told of a run, and how that is read from what is stored of it."""
+"""What operators see of a run, and how it is made from the run's records."""
 
 from __future__ import annotations
 
@@ -17,39 +17,38 @@ from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import RUN, look_at
 from pocket_plug.graph.durable.states import RunFailure, trace_id
 from pocket_plug.graph.durable.states import RunState as RunState
-from pocket_plug.graph.durable.waits import WAIT, read_wait, waits_in
-from pocket_plug.graph.durable.waits import Found as Waiting
+from pocket_plug.graph.durable.waits import WAIT, PlacedWait, read_wait, waits_in
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
 
 OPEN: tuple[RunState, ...] = ("pending", "running", "stalled", "waiting", "failed")
-"""The states of runs that may go on."""
+"""The states of runs that may still be resumed."""
 ENDED: tuple[RunState, ...] = ("cancelled", "finished")
 
 
 @dataclass(frozen=True, slots=True)
 class RunValue:
-    """A value as a run has kept it. It is decoded when it is asked for, which may need the program's types."""
+    """A value that a run has stored. `load` decodes it, which may need the program's types."""
 
     record: bytes = field(repr=False)
-    """As the codec has written it."""
+    """The bytes that the codec has encoded."""
 
     def load(self) -> Value:
-        """The value. Raises CodecError, UnknownTypeError for one of a type that is not registered here."""
+        """Decode the value. Raises CodecError; UnknownTypeError if its type is not registered here."""
         return default_codec.decode(self.record)
 
 
 @dataclass(frozen=True, slots=True)
 class RunOwner:
-    """The process that executes a run, or that did when it was last seen."""
+    """The process that executes a run; for a stalled run, the one that did."""
 
     host: str
     pid: int
     since: float
-    """When it began, in epoch seconds."""
+    """When this execution began, in epoch seconds."""
     lease: float
-    """Seconds after which it may be taken for dead, unless it moves its run or its process speaks for it."""
+    """Seconds after which the execution may be taken for dead if it has neither a commit nor a heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +60,16 @@ class RunQuestion:
     """The place that asks: `approve#1`, or `review#1[3]/ask#1` in an item of a fan-out."""
     question: RunValue
     asks_for: str
-    """The type of an answer, in words."""
+    """The name of the answer's type."""
     choices: tuple[Value, ...] | None
-    """What may be answered, as plain values, where that is a few of them."""
+    """The possible answers as plain values, if the type has only a few; else None."""
     since: float
     """When it was asked, in epoch seconds."""
     until: float | None
-    """When the run goes on without an answer."""
+    """When the run continues without an answer, in epoch seconds."""
     answer: RunValue | None = None
     settled: float | None = None
-    """When it was answered, or its time was over."""
+    """When it was answered, or when the run continued without an answer, in epoch seconds."""
 
     @property
     def is_open(self) -> bool:
@@ -80,43 +79,44 @@ class RunQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """A durable run at one moment. What is not known of an unreadable one is None."""
+    """A durable run at one moment. For an unreadable run, fields that are not known are None."""
 
     run_id: str
     state: RunState
     graph: str | None = None
     node: str | None = None
-    """The node that comes next: `outer/inner` in a nested graph. None once there is none."""
+    """The node that comes next: `outer/inner` in a nested graph. None if there is none."""
     steps: int | None = None
-    """Nodes that it has entered."""
+    """How many nodes it has entered."""
     executions: int | None = None
-    """How often somebody has begun, or gone on with it."""
+    """How many executions it has had: its start, and each resume."""
     started: float | None = None
     """When it began, or was submitted, in epoch seconds."""
     updated: float | None = None
-    """When its record was last written."""
+    """When its record was last written, in epoch seconds."""
     since: float | None = None
-    """When it came into the state."""
+    """When it entered its state, in epoch seconds."""
     owner: RunOwner | None = None
+    """The process that executes it; None unless it is `running` or `stalled`."""
     is_ending: bool = False
-    """Was it cancelled, and the execution that is at it has not ended yet?"""
+    """Was it cancelled, but its execution has not ended yet?"""
     failure: RunFailure | None = None
-    """What it has failed with; of a `pending` one what it had failed with before."""
+    """The error of a `failed` run; for a `pending` run, the one before it was retried."""
     wake_at: float | None = None
-    """When it goes on by itself, if it waits for a time."""
+    """When it continues by itself, in epoch seconds, if it waits for a time."""
     questions: tuple[RunQuestion, ...] = ()
-    """Those that are open, if it is `waiting`."""
+    """The open questions of a `waiting` run."""
     trace_id: str | None = None
-    """That of its last execution."""
+    """The trace of its last execution."""
     expires_at: float | None = None
-    """When its record expires, which only those of older versions do."""
+    """When its record expires, in epoch seconds. Only records of older versions expire."""
     error: str | None = None
-    """Why it is `unreadable`."""
+    """Why the run is `unreadable`."""
     result: RunValue | None = field(default=None, repr=False)
-    """What it has left with, if it is `finished`."""
+    """The output of a `finished` run."""
 
     def _repr_html_(self) -> str:
-        """In a notebook: how it stands, without its values."""
+        """For a notebook: a table of the run's state, without its values."""
         from pocket_plug.primitives.markup import table
 
         owner = self.owner
@@ -141,22 +141,23 @@ class RunPage:
 
     runs: tuple[RunInfo, ...]
     after: str | None
-    """What `list(after=)` takes for the next page; None where this is the last one."""
+    """The argument of `list(after=…)` for the next page; None if this is the last one."""
 
     def _repr_html_(self) -> str:
-        """In a notebook: a row for each."""
+        """For a notebook: a table with a row for each run."""
         return runs_table(self)
 
 
 @dataclass(frozen=True, slots=True)
 class PassedNode:
-    """A node that a run has passed. What can't be read is None."""
+    """A node that a run has passed. Fields that can't be read are None."""
 
     node: str | None
-    """Which visit of which node: `/outer#1/inner#2`."""
+    """The node and the number of its visit: `/outer#1/inner#2`."""
     next: str | None
     """The node that comes next in its graph."""
     at: float | None
+    """When the run left the node, in epoch seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ class RunExecution:
     pid: int | None
     trace_id: str | None
     left: RunState | None
-    """The state in which it left the run, or in which that is."""
+    """The state of the run when this execution ended; for the last execution, the run's current state."""
     failure: RunFailure | None
 
 
@@ -182,12 +183,12 @@ class RunHistory:
     path: tuple[PassedNode, ...]
     """The nodes that it has passed, in order."""
     visits: Mapping[str, int]
-    """How often it has passed each node of the graphs that it is in."""
+    """How often it has passed each node, for the nodes of the graphs that it is in now."""
     input: RunValue | None
     value: RunValue | None
-    """What the next node takes, or what the last one has left with."""
+    """The input of the next node; if there is none, the output of the last one."""
     questions: tuple[RunQuestion, ...]
-    """All that it has asked, with their answers."""
+    """All questions that it has asked, with their answers."""
 
     @property
     def trace_ids(self) -> tuple[str, ...]:
@@ -196,11 +197,11 @@ class RunHistory:
 
     @property
     def failures(self) -> tuple[RunFailure, ...]:
-        """What its executions have failed with, in order."""
+        """The failures of its executions, in order."""
         return tuple(each.failure for each in self.executions if each.failure is not None)
 
 
-# ---------------------------------------------------------------- as a notebook shows them
+# ---------------------------------------------------------------- for notebooks
 def runs_table(page: RunPage) -> str:
     """HTML for a notebook: a row for each run."""
     from pocket_plug.primitives.markup import table
@@ -218,7 +219,7 @@ def runs_table(page: RunPage) -> str:
         )
         for run in page.runs
     ]
-    return table("runs" if page.after is None else "runs, those that were begun last", columns, rows)
+    return table("runs" if page.after is None else "the newest runs", columns, rows)
 
 
 def _state(run: RunInfo) -> str:
@@ -226,7 +227,7 @@ def _state(run: RunInfo) -> str:
 
 
 def _why(run: RunInfo) -> str:
-    """What keeps it from going on. Not what an exception or a question says: values may be in that."""
+    """Why the run doesn't continue. Without the texts of exceptions and questions, which may contain values."""
     if run.error is not None:
         return run.error
     if run.failure is not None:
@@ -244,14 +245,14 @@ def _time(moment: float | None) -> str:
     return "" if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(" ", "seconds")[:19]
 
 
-# ---------------------------------------------------------------- of what is stored
+# ---------------------------------------------------------------- made from records
 def kept(record: object) -> RunValue | None:
-    """A value that a run has kept; None where it has none."""
+    """The RunValue for a field of a record; None if the field has no value."""
     return RunValue(record) if isinstance(record, bytes) and record else None
 
 
-def info_of(seen: Seen, waits: Iterable[Waiting] = ()) -> RunInfo:
-    """What there is to say of a run, and of what it waits for."""
+def info_of(seen: Seen, waits: Iterable[PlacedWait] = ()) -> RunInfo:
+    """The RunInfo of a run with these waits."""
     record, state, process = seen.record, seen.state, seen.state.process
     is_running = seen.status == "running"
     frames = seen.checkpoint.frames
@@ -279,8 +280,8 @@ def info_of(seen: Seen, waits: Iterable[Waiting] = ()) -> RunInfo:
     )
 
 
-def questions_of(run_id: str, waits: Iterable[Waiting]) -> Iterator[RunQuestion]:
-    """The questions among what a run waits for, or has waited for."""
+def questions_of(run_id: str, waits: Iterable[PlacedWait]) -> Iterator[RunQuestion]:
+    """The questions among a run's waits, open and settled."""
     for each in waits:
         wait = each.wait
         if wait.kind == "question" and wait.question is not None:
@@ -298,32 +299,34 @@ def questions_of(run_id: str, waits: Iterable[Waiting]) -> Iterator[RunQuestion]
 
 
 def unreadable(name: str, error: Exception) -> RunInfo:
-    """What there is to say of a run whose record is damaged, or of a newer version."""
+    """The RunInfo of a run whose record is damaged, or of a newer version."""
     return RunInfo(run_id=unquote(name), state="unreadable", error=str(error))
 
 
-def seen_in(name: str, there: str, found: Mapping[str, Found]) -> Seen | Exception:
-    """A run of what was read, or why it can't be."""
+def seen_in(name: str, state_at: str, found: Mapping[str, Found]) -> Seen | Exception:
+    """A run from these entries, or the error if they can't be read. `state_at` is the key of its state."""
     key = RUN + name
     try:
-        entry, stood = found[key], found.get(there)
-        for each in (entry, stood):
+        entry, state_entry = found[key], found.get(state_at)
+        for each in (entry, state_entry):
             if isinstance(each, CodecError):
                 raise each
         assert isinstance(entry, Entry)
         record, checkpoint = look_at(key, entry)
-        return seen_of(key, entry, record, checkpoint, there, stood if isinstance(stood, Entry) else None)
+        return seen_of(
+            key, entry, record, checkpoint, state_at, state_entry if isinstance(state_entry, Entry) else None
+        )
     except PocketError as error:
         return error
 
 
-async def told(stack: Stack, seen: Seen) -> RunInfo:
-    """What there is to say of a run, with the questions for which it waits."""
+async def info_with_questions(stack: Stack, seen: Seen) -> RunInfo:
+    """The RunInfo of a run, with its open questions if it is waiting."""
     return info_of(seen, await waits_for(stack, seen) if seen.status == "waiting" else ())
 
 
-async def waits_for(stack: Stack, seen: Seen) -> Sequence[Waiting]:
-    """What a run waits for, or has waited for, in the order in which it began to. What is damaged of it is left out."""
+async def waits_for(stack: Stack, seen: Seen) -> Sequence[PlacedWait]:
+    """A run's waits, open and settled, in the order in which they began. Damaged ones are left out."""
     keys = [key async for key in stack.scan(seen.part + WAIT)]
     found = await read_each(stack, keys)
     waits = waits_in(seen.record, seen.part, seen.checkpoint.frames)
@@ -336,6 +339,6 @@ async def waits_for(stack: Stack, seen: Seen) -> Sequence[Waiting]:
 
 
 def field_in(found: Found | None, name: str) -> Any:
-    """A field of one of a run's further records; None where that is none."""
+    """A field of a run's record; None if the record can't be read, or has no such field."""
     value: Value = found.value if isinstance(found, Entry) else None
     return value.get(name) if value.__class__ is dict else None

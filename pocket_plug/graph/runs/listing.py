@@ -1,7 +1,7 @@
-"""Pages of runs, those that were begun last first: ranges of the keys of their states, merged.
+"""Pages of runs, the newest first: merged from ranges of the keys of their states.
 
-There is a range for each state and graph, and within it the keys are in the order in which the runs were begun. A page asks
-each of them for as many keys as it needs, from where the page before ended; so each page costs the same.
+There is a range for each state and graph; its keys are in the order in which the runs began. A page reads only as many keys of
+each range as it needs, from the end of the page before. So each page costs the same.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from pocket_plug.errors import ConfigError, ConflictError
-from pocket_plug.graph.durable.moving import Seen, see, watched
+from pocket_plug.graph.durable.moving import Seen, mark_stalled, see
 from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import RUN
-from pocket_plug.graph.durable.states import State, in_order, plain_state, state_of, states_of
+from pocket_plug.graph.durable.states import State, plain_state, sortable_time, state_of, states_of
 from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.stack import Stack
 
 from .figures import graphs_in
-from .info import RunInfo, RunPage, RunState, seen_in, told, unreadable
+from .info import RunInfo, RunPage, RunState, info_with_questions, seen_in, unreadable
 from .operations import Place
 
 RECORDED: Sequence[RunState] = ("pending", "running", "waiting", "failed", "cancelled", "finished", "unreadable")
-"""The states that keys have, in the order in which a run mostly goes through them: so one that moves while it is listed is
-rather seen twice than not at all."""
+"""The states in keys, in the order in which most runs pass them. So a run that changes its state while it is listed is found
+twice, and not missed."""
 _PLACE = re.compile(r"\d{16}\.\d{6}:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which runs are to be listed."""
+    """Which runs to list."""
 
     states: Collection[RunState]
     graph: str | None = None
@@ -42,7 +42,7 @@ class Wanted:
 
     @property
     def recorded(self) -> Sequence[RunState]:
-        """The states in whose ranges they may be: a record can be damaged in whatever state."""
+        """The recorded states in which they may be. A damaged record, `unreadable` here, may be in any state."""
         if "unreadable" in self.states:
             return RECORDED
         return [each for each in RECORDED if each in self.states or (each == "running" and "stalled" in self.states)]
@@ -50,17 +50,17 @@ class Wanted:
 
 @dataclass(slots=True)
 class _Range:
-    """The keys of one state and graph, from the last one on."""
+    """The keys of one state and graph, read backwards from the newest run."""
 
     prefix: str
     after: str
     size: int
     heads: deque[str] = field(default_factory=deque[str])
-    """What was read of it, without the prefix: `TIME:ID`."""
+    """The keys that were read and not used yet, without the prefix: `TIME:ID`."""
     is_read: bool = False
 
     async def fill(self, stack: Stack) -> None:
-        """Read on, if there is nothing left of what was read."""
+        """Read more keys, if all that were read are used."""
         if self.heads or self.is_read:
             return
         start = len(self.prefix)
@@ -72,10 +72,10 @@ class _Range:
 
 
 async def page_of(place: Place, wanted: Wanted, limit: int, after: str | None) -> RunPage:
-    """The runs of a page. It has the `after` of the next one, unless it is the last."""
+    """A page of runs, with the `after` for the next page."""
     found: list[RunInfo] = []
     async with aclosing(_keys(place.stack, wanted, limit, after)) as keys:
-        while batch := await _some(keys, limit):
+        while batch := await _take(keys, limit):
             for at, info in enumerate(await _infos(place, batch)):
                 if info is None or info.state not in wanted.states:
                     continue
@@ -86,7 +86,7 @@ async def page_of(place: Place, wanted: Wanted, limit: int, after: str | None) -
     return RunPage(tuple(found), None)
 
 
-async def _some(keys: AsyncGenerator[str], number: int) -> list[str]:
+async def _take(keys: AsyncGenerator[str], number: int) -> list[str]:
     found: list[str] = []
     async for key in keys:
         found.append(key)
@@ -96,15 +96,15 @@ async def _some(keys: AsyncGenerator[str], number: int) -> list[str]:
 
 
 def _place(key: str) -> str:
-    """Where a run is among those of all states: `TIME:ID`."""
+    """The position of a run in a list, which is the same in each state: `TIME:ID`."""
     return ":".join(key.split(":")[-2:])
 
 
 async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> AsyncGenerator[str]:
-    """The keys of states of what is wanted, those of runs that were begun last first, and each run once."""
+    """The keys of states of the wanted runs, the newest run first, each run once. Raises ConfigError for an invalid `after`."""
     if after is not None and not _PLACE.match(after):
         raise ConfigError(f"after={after!r:.80} is no place in a list; give the `after` of the page before")
-    start = after if wanted.until is None else min(filter(None, (after, in_order(wanted.until))))
+    start = after if wanted.until is None else min(filter(None, (after, sortable_time(wanted.until))))
     prefixes = [
         states_of(status, graph)
         for status in wanted.recorded
@@ -112,7 +112,7 @@ async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> 
     ]
     size = limit // max(len(prefixes), 1) + 2
     ranges = [_Range(prefix, prefix + start if start else "", size) for prefix in prefixes]
-    since = "" if wanted.since is None else in_order(wanted.since)
+    since = "" if wanted.since is None else sortable_time(wanted.since)
     before = ""
     while True:
         for each in ranges:
@@ -128,14 +128,14 @@ async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> 
 
 
 async def _infos(place: Place, keys: Sequence[str]) -> list[RunInfo | None]:
-    """What there is to say of the run of each of these keys; None where it has gone."""
+    """The RunInfo of the run of each of these keys; None if it was removed."""
     names = [key.rpartition(":")[2] for key in keys]
     read = await read_each(place.stack, [*keys, *(RUN + name for name in names)])
     found = [await _seen(place.stack, key, name, read) for key, name in zip(keys, names, strict=True)]
     running = [each for each in found if isinstance(each, Seen) and each.is_at_work]
-    now = {each.key: each for each in await watched(place.watch, running)} if running else {}
+    now = {each.key: each for each in await mark_stalled(place.watch, running)} if running else {}
     return [
-        await told(place.stack, now.get(each.key, each))
+        await info_with_questions(place.stack, now.get(each.key, each))
         if isinstance(each, Seen)
         else (unreadable(name, each) if each is not None else None)
         for each, name in zip(found, names, strict=True)
@@ -147,20 +147,20 @@ async def _seen(stack: Stack, key: str, name: str, read: Mapping[str, Found]) ->
     if isinstance(seen, Exception) or (seen is not None and state_of(seen.record, name) == key and seen.state_version):
         return seen
     if key in read:
-        await _mend(stack, key, seen)
-    return await see(stack, unquote(name))  # it has moved since its key was read
+        await _correct_key(stack, key, seen)
+    return await see(stack, unquote(name))  # its state has changed since the key was read
 
 
-async def _mend(stack: Stack, key: str, seen: Seen | None) -> None:
-    """Bring a key of a state to where its run is: an older version, which doesn't know of states, has moved or removed that."""
+async def _correct_key(stack: Stack, key: str, seen: Seen | None) -> None:
+    """Correct the key of a state that doesn't fit its run, since an older version, without states, has changed or removed it."""
     name = key.rpartition(":")[2]
-    stood = await stack.read(key)
-    if stood is None:
+    state_entry = await stack.read(key)
+    if state_entry is None:
         return
-    expect, changes = {key: stood.version, RUN + name: 0}, list[Change]([Delete(key)])
+    expect, changes = {key: state_entry.version, RUN + name: 0}, list[Change]([Delete(key)])
     if seen is not None:
-        there = state_of(seen.record, name)
-        changes.append(Put(there, plain_state(State(seen.record["updated"])), seen.entry.expires_at))
-        expect |= {RUN + name: seen.entry.version, there: 0}
-    with suppress(ConflictError):  # somebody else was faster
+        state_at = state_of(seen.record, name)
+        changes.append(Put(state_at, plain_state(State(seen.record["updated"])), seen.entry.expires_at))
+        expect |= {RUN + name: seen.entry.version, state_at: 0}
+    with suppress(ConflictError):  # it was corrected or changed by another process
         await stack.write(changes, expect)

@@ -1,7 +1,7 @@
-"""What operators do to a run: cancel it, and have a failed one tried again.
+"""The operations of operators: cancel a run, and retry a failed one.
 
-Each looks at the run, and writes only if that is still so. Who was overtaken looks again, and finds what the other one has
-done: then it is done as well, or refused with a RunStateError that says so.
+Each reads the run, and its write expects what was read. After a conflict it reads the run again: then either another operator has
+done the same, or the operation is refused with a RunStateError that names the state.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pocket_plug.errors import ConflictError, RunStateError, UnknownRunError
-from pocket_plug.graph.durable.moving import Seen, look_after, move, see, watched
+from pocket_plug.graph.durable.moving import Seen, mark_stalled, move, read_after_failure, see
 from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import plain_state, read_state
@@ -23,23 +23,23 @@ from .info import RunInfo, info_of
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where runs are kept, and what is remembered of those that are under way."""
+    """The store of the runs, and what is remembered to find stalled ones."""
 
     stack: Stack
     watch: StallWatch
 
 
 async def must_see(place: Place, run_id: str) -> Seen:
-    """The run of an id. Raises UnknownRunError, StoreError for a newer format, CorruptRecordError."""
+    """The run with this id. Raises UnknownRunError, StoreError for a newer format, CorruptRecordError."""
     seen = await see(place.stack, run_id)
     if seen is None:
         raise UnknownRunError(f"there is no run {run_id!r} in {place.stack!r}; `pocket-plug runs ls` lists them")
-    (seen,) = await watched(place.watch, [seen])
+    (seen,) = await mark_stalled(place.watch, [seen])
     return seen
 
 
 async def cancel(place: Place, run_id: str) -> RunInfo:
-    """End a run; an execution that is at it finds out."""
+    """Cancel a run. If an execution owns it, request that it ends. Raises RunStateError for a finished run."""
     while True:
         seen = await must_see(place, run_id)
         if seen.status == "cancelled":
@@ -47,18 +47,18 @@ async def cancel(place: Place, run_id: str) -> RunInfo:
         if seen.status == "finished":
             raise RunStateError(run_id, "finished", f"run {run_id!r} can't be cancelled: it has finished")
         if seen.is_at_work:
-            cancelled = await _leave_word(place.stack, seen)
+            cancelled = await _request_cancel(place.stack, seen)
         else:
             cancelled = await move(place.stack, seen, "cancelled")
         if cancelled is None:
             continue
-        if not seen.is_at_work:  # else the execution that is at it says so
+        if not seen.is_at_work:  # otherwise its execution sends the notice
             default_host().notify(RunNotice("cancelled", run_id, str(seen.record["graph"])))
         return info_of(cancelled)
 
 
-async def _leave_word(stack: Stack, seen: Seen) -> Seen | None:
-    """Write into a run's state that it is to end; None where that has changed meanwhile."""
+async def _request_cancel(stack: Stack, seen: Seen) -> Seen | None:
+    """Write the request to cancel into a run's state. Returns None if the state has changed meanwhile."""
     if seen.state.cancelled:
         return seen
     state = replace(seen.state, cancelled=True)
@@ -68,20 +68,20 @@ async def _leave_word(stack: Stack, seen: Seen) -> Seen | None:
     except ConflictError:
         return None
     except Exception:
-        now = await look_after(seen.run_id, stack.read(seen.state_key))
+        now = await read_after_failure(seen.run_id, stack.read(seen.state_key))
         if now is None:
-            return None  # the execution has ended meanwhile: look how
+            return None  # the execution has ended meanwhile; the caller reads the run again
         if not read_state(seen.state_key, now).cancelled:
             raise
         version = now.version
     held = this_process().held.get(state.owner)
     if held is not None:
-        held.hear(Entry(record, version))
+        held.receive_state(Entry(record, version))
     return replace(seen, state=state, state_version=version)
 
 
 async def retry(place: Place, run_id: str) -> RunInfo:
-    """Let whoever takes pending runs go on with one that has failed, or that nobody is at any more."""
+    """Make a failed or a stalled run pending, so that a worker resumes it. Raises RunStateError for another state."""
     while True:
         seen = await must_see(place, run_id)
         if seen.status == "pending":
@@ -95,11 +95,11 @@ async def retry(place: Place, run_id: str) -> RunInfo:
 
 def _not_retried(seen: Seen) -> str:
     why = {
-        "running": "an execution is at it",
+        "running": "it is being executed",
         "waiting": "it has not failed, and waits",
         "cancelled": "it was cancelled; remove it, or give the work another run_id",
         "finished": "it has finished",
     }[seen.status]
     if seen.state.cancelled:
-        why = "it was cancelled while it was running; cancel it again, and it is"
+        why = "it was cancelled while it was running; cancel it again to end it"
     return f"run {seen.run_id!r} can't be tried again: {why}"

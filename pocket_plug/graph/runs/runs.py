@@ -1,6 +1,6 @@
-"""`Runs`: the durable runs of a store, of whatever graphs, for those who operate them; `SyncRuns` is the same without `await`.
+"""`Runs`: the durable runs of a store, of all graphs, for operators. `SyncRuns` is the same without `await`.
 
-Nothing is implemented twice here: each call of the sync one drives the coroutine that the async one makes.
+Nothing is implemented twice: each method of SyncRuns drives the coroutine of the same method of Runs.
 """
 
 from __future__ import annotations
@@ -27,23 +27,34 @@ from pocket_plug.store.sync import SyncScope
 from .answering import answer as record_answer
 from .following import PAUSES, Pause, follow
 from .history import history_of
-from .info import ENDED, RunHistory, RunInfo, RunPage, RunQuestion, RunState, questions_of, runs_table, told, waits_for
+from .info import (
+    ENDED,
+    RunHistory,
+    RunInfo,
+    RunPage,
+    RunQuestion,
+    RunState,
+    info_with_questions,
+    questions_of,
+    runs_table,
+    waits_for,
+)
 from .listing import Wanted, page_of
 from .operations import Place, cancel, must_see, retry
 
 T = TypeVar("T")
 LIMIT = 100
-"""Runs of a page, unless another number is given."""
+"""How many runs a page has by default, at most."""
 SHOWN = 20
-"""Runs that a notebook shows of all."""
+"""How many runs a notebook shows, at most."""
 _STATES: tuple[RunState, ...] = get_args(RunState)
 
 
 class Runs:
-    """The durable runs that a store keeps, of all graphs. Nothing here needs the graphs, nor the program's types.
+    """The durable runs in a store, of all graphs. Its methods need neither the graphs nor the program's types.
 
-    `store` is a Store or a SyncStore, or a scope of one: a store's runs are all in one place. It is opened unless it is open.
-    `pause` is awaited between two looks of `wait` and `follow`; a test gives another one.
+    `store` is a Store, a SyncStore, or a scope of one; the runs of all scopes are listed together. The store is opened if it
+    isn't open. `pause(seconds)` is awaited between two reads of `wait` and `follow`; tests can replace it.
     """
 
     def __init__(self, store: StoreScope | SyncScope, /, *, pause: Pause = pause) -> None:
@@ -55,12 +66,12 @@ class Runs:
         return f"{type(self).__name__}({self.stack!r})"
 
     def _repr_html_(self) -> str | None:
-        """In a notebook: the runs that were begun last, where the store is open and needs no event loop to be read."""
+        """For a notebook: a table of the newest runs, if the store is open and can be read without an event loop."""
         return _newest(self)
 
     @property
     def sync(self) -> SyncRuns:
-        """The same without `await`."""
+        """The same runs without `await`."""
         return SyncRuns(self)
 
     async def _open(self) -> None:
@@ -77,15 +88,16 @@ class Runs:
         limit: int = LIMIT,
         after: str | None = None,
     ) -> RunPage:
-        """A page of runs, those that were begun last first: `page.runs`, and `page.after` for the next one.
+        """A page of runs, the newest first: `page.runs`, and `page.after` for the next page.
 
-        - `state`, `graph`: only runs in this state, or one of these, and of this graph.
-        - `since`, `until`: only those that were begun at or after the one time, and before the other, in epoch seconds.
+        - `state`, `graph`: only runs in this state, or in one of these, and of this graph.
+        - `since`, `until`: only runs that began at or after `since`, and before `until`, in epoch seconds.
         - `limit`: how many at most. Each page costs the same, however many runs there are.
         - `after`: the `after` of the page before.
 
-        A run that can't be read is `unreadable`, and keeps no other back. A list of the unreadable ones looks at all runs. Runs
-        that an older version has begun are found, too: the first list of a store sees to it.
+        A run that can't be read has the state `unreadable`, and doesn't keep others from being listed. A list of unreadable runs
+        reads all runs. Runs of older versions are listed too: the first list of a store creates their keys. Raises ConfigError
+        for an invalid argument.
         """
         if limit < 1:
             raise ConfigError(f"limit={limit}: a page has at least one run")
@@ -97,17 +109,17 @@ class Runs:
         return await page_of(self._place, wanted, limit, after)
 
     async def get(self, run_id: str, /) -> RunInfo:
-        """A run. Raises UnknownRunError, CorruptRecordError for a damaged record, StoreError for one of a newer version."""
+        """A run. Raises UnknownRunError; CorruptRecordError for a damaged record; StoreError for a record of a newer version."""
         await self._open()
-        return await told(self.stack, await must_see(self._place, run_id))
+        return await info_with_questions(self.stack, await must_see(self._place, run_id))
 
     async def history(self, run_id: str, /) -> RunHistory:
-        """All that is kept of a run: its executions with their traces and failures, its path, its values. Raises as `get`."""
+        """All that is recorded of a run: its executions with their traces and failures, its path, its values. Raises as `get`."""
         await self._open()
         return await history_of(self.stack, await must_see(self._place, run_id))
 
     async def questions(self, run_id: str, /) -> tuple[RunQuestion, ...]:
-        """The open questions of a run, whether it waits already or is at work beside them. Raises as `get`."""
+        """The open questions of a run, which may be waiting, or still be executing other items. Raises as `get`."""
         await self._open()
         seen = await must_see(self._place, run_id)
         if seen.status in ENDED:
@@ -123,41 +135,41 @@ class Runs:
         question: str | AnyNode | None = None,
         graph: PlannedGraph | None = None,
     ) -> RunInfo:
-        """Answer a question of a run. One that waits becomes `pending`, so that a worker goes on with it.
+        """Answer a question of a run. A waiting run becomes `pending`, so that a worker resumes it.
 
-        - `question`: its id, or the Ask that asks; not needed where the run has asked one only.
-        - `graph`: the run's graph, for answers of types that a question alone can't tell, such as a model.
+        - `question`: its id, or the Ask that asks; not needed if the run has asked only one.
+        - `graph`: the run's graph, for types of answers that can't be checked without it, such as a model.
 
-        The same answer may be given again. Raises InputError for an answer of another type than the question asks for,
-        RunMismatchError where there is no such question, or it has had another answer, RunStateError for a run that has
-        ended, else as `get`.
+        The same answer may be given again. Raises InputError if the answer has another type than the question asks for,
+        RunMismatchError if there is no such question or if it has another answer, RunStateError for a run that has ended, else
+        as `get`.
         """
         await self._open()
         return await record_answer(self._place, run_id, answer, question, graph)
 
     async def cancel(self, run_id: str, /) -> RunInfo:
-        """End a run for good; what its nodes have written stays.
+        """Cancel a run. It can't be resumed after that; what its nodes have written stays.
 
-        One that nobody is at is `cancelled` at once. An execution that is at it finds out at its next commit or heartbeat, in
-        this process at once: its `exec` is cancelled as asyncio does it, and `on_failure` and `on_complete` run. Until then
-        it is `running`, and `is_ending`. Raises RunStateError for one that has finished, else as `get`.
+        A run that isn't being executed is `cancelled` at once. An execution sees the request at its next commit or heartbeat, and
+        at once in this process: its `exec` is cancelled as asyncio cancels a task, and `on_failure` and `on_complete` run. Until
+        then the run is `running` with `is_ending`. Raises RunStateError for a run that has finished, else as `get`.
         """
         await self._open()
         return await cancel(self._place, run_id)
 
     async def retry(self, run_id: str, /) -> RunInfo:
-        """Let a failed run, or a stalled one, be gone on with: it becomes `pending`, so that a worker takes it.
+        """Retry a failed or a stalled run: it becomes `pending`, so that a worker resumes it.
 
-        It goes on at the node that has failed. Raises RunStateError for one in another state, else as `get`.
+        It resumes at the node that has failed. Raises RunStateError for a run in another state, else as `get`.
         """
         await self._open()
         return await retry(self._place, run_id)
 
     async def remove(self, run_id: str, /, *, force: bool = False) -> bool:
-        """Remove a run, with all that is kept of it: its id is free again. Was it there?
+        """Remove a run with all its records, so that its id is free again. Returns False if there was no such run.
 
-        Raises RunBusyError for one that is running, unless `force`: then an execution that is at it gets RunFencedError at
-        its next commit. What its nodes have written stays.
+        What its nodes have written stays. Raises RunBusyError for a run that is running, unless `force` is given: then its
+        execution gets RunFencedError at its next commit.
         """
         await self._open()
         return await remove_run(self.stack, run_id, force=force)
@@ -171,15 +183,17 @@ class Runs:
         graph: str | None = None,
         dry_run: bool = False,
     ) -> Pruned:
-        """Remove old runs that have ended, some at a time, while others go on; says how many that were.
+        """Remove old runs that have ended, a few at a time, while others continue. Returns how many were removed.
 
-        - `older`: those that ended so long ago, by the clock of this process.
-        - `keep`: but the last so many of each graph and state, in the order in which they were begun. One of both is given.
-        - `state`: of these states: "finished", "cancelled" and, since it could be retried, only where that is said "failed".
-        - `graph`: of this graph only.
-        - `dry_run`: nothing is removed.
+        - `older`: only runs that ended so long ago, by the clock of this process.
+        - `keep`: all but the newest so many of each graph and state, by their start. Give `older`, `keep`, or both.
+        - `state`: only runs in this state, or in one of these: "finished" and "cancelled" by default. "failed" must be given,
+          since failed runs can still be retried.
+        - `graph`: only runs of this graph.
+        - `dry_run`: count the runs, but remove nothing.
 
-        Interrupted, it has removed some. Then the file that the store is in shrinks. Raises ConfigError.
+        At the end, the store's file shrinks. If this is interrupted, some runs are removed. Raises ConfigError for an invalid
+        argument.
         """
         states = (state,) if isinstance(state, str) else tuple(state)
         retention = Retention.of(older=older, keep=keep, states=states, graph=graph)
@@ -187,12 +201,12 @@ class Runs:
         return await prune(self.stack, retention, dry_run=dry_run)
 
     async def follow(self, run_id: str, /) -> AsyncGenerator[FollowedEvent]:
-        """A run's events, by what is recorded of it: `async for event in runs.follow(run_id): …`, from whatever process.
+        """Yield a run's events from its records, in any process: `async for event in runs.follow(run_id): …`.
 
-        They begin with its begin: nodes entered and left, items done, questions, and the states that it comes to. The last
-        one is `Finished`, with the result, or the `StateChanged` of a run that has failed or was cancelled; while it waits it
-        is followed on. It is looked at once a second, and more often while it moves; it doesn't notice, and may be left at any
-        time. Raises as `get`: UnknownRunError also once the run is removed.
+        The events begin with the run's start: nodes entered and left, items done, questions, and changes of the state. The last
+        one is `Finished`, with the result, or `StateChanged` to "failed" or "cancelled"; a waiting run is followed further. The
+        run is read once a second, and more often while it makes progress; this doesn't affect the run, and the loop may be left
+        at any time. Raises as `get`, and UnknownRunError once the run is removed.
         """
         await self._open()
         async for event in follow(self._place, run_id, self._pause):
@@ -203,9 +217,9 @@ class Runs:
         run_id: str,
         /,
         *,
-        timeout: Duration | None = None,  # noqa: ASYNC109 - the sync one has no other way to be ended
+        timeout: Duration | None = None,  # noqa: ASYNC109 - callers of SyncRuns have no other way to end it
     ) -> RunInfo:
-        """Wait until a run is finished, failed or cancelled, whoever is at it. Raises TimeoutError, else as `get`."""
+        """Wait until a run is finished, failed or cancelled, in any process. Raises TimeoutError, else as `get`."""
         last = None if timeout is None else time.monotonic() + seconds(timeout, "timeout")
         between, most = PAUSES
         while (info := await self.get(run_id)).state not in ("finished", "failed", "cancelled"):
@@ -221,17 +235,17 @@ def _newest(runs: Runs) -> str | None:
         return None
     try:
         return runs_table(runs.stack.run(runs.list(limit=SHOWN)))
-    except PocketError:  # to look at a thing never fails; whoever lists them is told
+    except PocketError:  # showing an object must not fail; `list` raises the error
         return None
 
 
 def _states(state: RunState | Collection[RunState] | None) -> Collection[RunState]:
-    """The states that are asked for. Raises ConfigError for what is none."""
+    """The states to list. Raises ConfigError for an unknown state."""
     if state is None:
         return _STATES
     wanted: set[RunState] = {state} if isinstance(state, str) else set(state)
     for each in wanted - set(_STATES):
-        raise ConfigError(f"state={each!r:.80} is none of a run's: {', '.join(_STATES)}.{suggest(each, _STATES)}")
+        raise ConfigError(f"state={each!r:.80} is no state of a run: {', '.join(_STATES)}.{suggest(each, _STATES)}")
     return wanted
 
 
@@ -263,7 +277,7 @@ class SyncRuns:
         limit: int = LIMIT,
         after: str | None = None,
     ) -> RunPage:
-        """A page of runs, those that were begun last first, as on Runs."""
+        """A page of runs, the newest first, as on Runs."""
         page = self._runs.list(state=state, graph=graph, since=since, until=until, limit=limit, after=after)
         return self._run(page)
 
@@ -272,7 +286,7 @@ class SyncRuns:
         return self._run(self._runs.get(run_id))
 
     def history(self, run_id: str, /) -> RunHistory:
-        """All that is kept of a run, as on Runs."""
+        """All that is recorded of a run, as on Runs."""
         return self._run(self._runs.history(run_id))
 
     def questions(self, run_id: str, /) -> tuple[RunQuestion, ...]:
@@ -292,15 +306,15 @@ class SyncRuns:
         return self._run(self._runs.answer(run_id, answer, question=question, graph=graph))
 
     def cancel(self, run_id: str, /) -> RunInfo:
-        """End a run for good, as on Runs."""
+        """Cancel a run, as on Runs."""
         return self._run(self._runs.cancel(run_id))
 
     def retry(self, run_id: str, /) -> RunInfo:
-        """Let a failed run be gone on with, as on Runs."""
+        """Retry a failed or a stalled run, as on Runs."""
         return self._run(self._runs.retry(run_id))
 
     def remove(self, run_id: str, /, *, force: bool = False) -> bool:
-        """Remove a run, as on Runs. Was it there?"""
+        """Remove a run, as on Runs. Returns False if there was no such run."""
         return self._run(self._runs.remove(run_id, force=force))
 
     def prune(
@@ -320,7 +334,7 @@ class SyncRuns:
         return self._run(self._runs.wait(run_id, timeout=timeout))
 
     def follow(self, run_id: str, /) -> Iterator[FollowedEvent]:
-        """A run's events, by what is recorded of it, as on Runs: `for event in runs.follow(run_id): …`."""
+        """Yield a run's events from its records, as on Runs: `for event in runs.follow(run_id): …`."""
         events = self._runs.follow(run_id)
         try:
             while (event := self._run(_next(events))) is not None:

@@ -96,7 +96,7 @@ class DBOSQueue:
             self._take(graph)
         if not self._graphs:
             raise ConfigError(
-                f"queue {name!r} needs a graph at least, whose runs it takes: DBOSQueue({name!r}, [graph])"
+                f"queue {name!r} needs at least one graph, whose runs it takes: DBOSQueue({name!r}, [graph])"
             )
 
     def __repr__(self) -> str:
