@@ -193,7 +193,8 @@ def _matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
 def _fits(value: Any, wanted: Any) -> bool:
     """Is a value what a filter wants: an equal one, one with such fields or items, or one that compares so?"""
     if isinstance(wanted, list | tuple):
-        return isinstance(value, list | tuple) and len(value) == len(wanted) and all(map(_fits, value, wanted))
+        items, each = cast("tuple[list[Any], list[Any]]", (value, wanted))
+        return isinstance(value, list | tuple) and len(items) == len(each) and all(map(_fits, items, each))
     if not isinstance(wanted, dict):
         return bool(value == wanted)
     fields = cast("dict[str, Any]", wanted)
