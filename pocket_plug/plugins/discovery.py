@@ -65,6 +65,8 @@ class Candidate:
             missing = missing_requirements(self.source, extras, self.versions)
             if missing:
                 arguments = " ".join(f'"{requirement}"' for requirement in missing)
+                if any(map(_REQUIRES_US.match, missing)):  # not another version of us: other plugins may need this one
+                    arguments = f"--upgrade {self.record.distribution}"
                 raise PluginError(f"it requires {', '.join(missing)}, which is not there; do: pip install {arguments}")
         loaded: object = point.load()
         return loaded
