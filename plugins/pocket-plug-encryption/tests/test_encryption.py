@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from base64 import b64decode
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from pocket_plug import (
     Store,
     StoreError,
     SyncStore,
+    UnknownTypeError,
     UnregisteredTypeError,
     node,
 )
+from pocket_plug.codec import Codec
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store import parts
 from pocket_plug.testing.layer_contract import LayerContract
@@ -238,6 +240,19 @@ def test_a_record_that_was_cut_off_is_found(size: int) -> None:
             store.get("k")
 
 
+@pytest.mark.parametrize(
+    "changed", [{"nonce": 5}, {"nonce": "x" * 12}, {"data": "x" * 40}, {"data": None}, {"key_id": [1]}]
+)
+def test_a_record_with_other_types_in_it_is_found(changed: Any) -> None:
+    """Somebody made it up: the error is that of any damage, and it can be deleted."""
+    store, backend = pair()
+    store.set("k", VALUE)
+    put(backend, "k", replace(stored(backend, "k"), **changed))
+    with pytest.raises(CorruptRecordError, match="'k' can't be decrypted"):
+        store.get("k")
+    assert store.delete("k")
+
+
 def test_a_record_that_was_moved_to_another_key_is_found() -> None:
     """Also to one that differs in the last letter, or by what stands before it."""
     store, backend = pair()
@@ -421,6 +436,23 @@ def test_an_unregistered_type_is_refused_at_set() -> None:
     store, _ = pair()
     with pytest.raises(UnregisteredTypeError, match="key 'k': "):
         store.set("k", Session())
+
+
+@dataclass
+class Page:
+    text: str
+
+
+def test_a_type_that_is_not_registered_here_is_named_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a backend does for a value that isn't encrypted: of a whole store it says which one."""
+    store, _ = pair()
+    elsewhere = Codec()
+    elsewhere.register(Page, tag="elsewhere.Page")
+    with monkeypatch.context() as patch:
+        patch.setattr("pocket_plug_encryption.default_codec", elsewhere)
+        store.set("k", Page("x"))
+    with pytest.raises(UnknownTypeError, match=r"key 'k': .* type 'elsewhere\.Page'"):
+        store.get("k")
 
 
 def test_a_users_own_marker_comes_back() -> None:

@@ -123,6 +123,8 @@ def _unpacked(key: str, entry: Entry) -> Entry:
     found = entry.value
     if not isinstance(found, Compressed):
         return entry
+    if not (isinstance(found.algorithm, str) and isinstance(found.size, int) and isinstance(found.data, bytes)):
+        raise CorruptRecordError(f"{key!r} is damaged: its fields have other types than those of a compressed value")
     if not 0 <= found.size <= default_codec.max_bytes:
         raise CorruptRecordError(
             f"{key!r} claims to unpack to {found.size} bytes; the limit is {default_codec.max_bytes}"
@@ -134,7 +136,10 @@ def _unpacked(key: str, entry: Entry) -> Entry:
     record = unpack(key, found)
     if record is None:
         raise CorruptRecordError(f"{key!r} is damaged: its {found.algorithm} data is not what was written")
-    return replace(entry, value=default_codec.decode(record))
+    try:
+        return replace(entry, value=default_codec.decode(record))
+    except CodecError as error:
+        raise type(error)(f"key {shown_name(key)!r}: {error}") from error
 
 
 # Neither takes more memory than the size that is claimed, which was checked: a few bytes can stand for gigabytes.
