@@ -59,8 +59,8 @@ class StoreMapping(MutableMapping[str, T]):
     """Entries of a store as a mapping of text to values: what `mapping` of a store, a scope or a typed view gives.
 
     It keeps nothing: each access goes to the store, as one of its `sync` does. Iterating gives the keys in the order of their
-    names, in pages, and goes on while others write. `len` looks at each name; whether there is any costs one. What changes a
-    value in place changes nothing in the store: set it again, or use `store.update`.
+    names, in pages, and goes on while others write. `len` looks at each name; whether there is any costs one. Don't
+    change a value in place, which is not a write: set it again, or use `store.update`.
 
     >>> from pocket_plug import SyncStore
     >>> store = SyncStore()
