@@ -229,6 +229,14 @@ def test_what_can_not_be_declared_is_named_in_the_settings(tmp_path: Path, monke
     assert attributes(seen.one("node count"))[KIND] == "TOOL"
 
 
+def test_a_nested_graph_that_the_settings_name_is_one_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run, and not the node around it too: tools would count the agent twice."""
+    monkeypatch.delenv("POCKET_PLUG_DISABLE", raising=False)
+    seen = chat(pocket=configured(tmp_path, 'kinds = { sum = "agent" }'))
+    assert [span.name for span in seen.spans if attributes(span).get("gen_ai.agent.name") == "sum"] == ["run sum"]
+    assert attributes(seen.one("node sum"))[KIND] == "CHAIN"
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [
