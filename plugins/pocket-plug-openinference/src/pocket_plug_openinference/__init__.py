@@ -139,7 +139,7 @@ class OpenInference:
         return declares
 
     def _kind_of(self, call: NodeCall) -> str:
-        """As it was declared; an `each` around such a node is a chain. Of a graph that settings name, its run is what they say."""
+        """As it was declared; an `each` around such a node is a chain. A graph that settings name is what they say by its run."""
         named = "CHAIN" if call.type == "graph" else self._kinds.get(call.name, "CHAIN")
         return str(call.attributes.get(KIND, named))
 
