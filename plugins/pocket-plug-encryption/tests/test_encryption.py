@@ -37,6 +37,7 @@ from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store import parts
 from pocket_plug.testing.layer_contract import LayerContract
 
+README = Path(__file__).parents[1] / "README.md"
 KEY, FORMER = new_key(), new_key()
 VALUE = {"card": "4711-secret", "numbers": [1, 2.5, {3}]}
 
@@ -173,6 +174,30 @@ def test_the_command_line_shows_runs_with_the_layer_and_says_so_without(tmp_path
         said("", "store", "ls"),
     ):
         assert KEY not in text
+
+
+def test_an_existing_store_is_encrypted_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that it has: values, lists, and durable runs, which a plain export leaves out."""
+    monkeypatch.setenv("STATE_KEY", KEY)
+    with SyncStore(f"sqlite:///{tmp_path}/former.db") as former:
+        former.set("guest", VALUE)
+        former.append("log", "secret")
+        Graph(greet, store=former, name="orders").run_sync("secret-input", run_id="r1")
+    layer = '{ use = "encryption", keys = "${STATE_KEY}" }'
+    (tmp_path / "pocket.toml").write_text(f'[store]\nurl = "sqlite:///state.db"\nlayers = [{layer}]\n')
+    commands = re.findall(r"^\$ pocket-plug (store .*)$", README.read_text("utf-8"), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        arguments, _, file = command.partition(" > ")
+        program = [str(Path(sys.executable).with_name("pocket-plug")), *arguments.split()]
+        done = subprocess.run(program, cwd=tmp_path, check=True, capture_output=True)
+        if file:
+            (tmp_path / file).write_bytes(done.stdout)
+    with SyncStore(f"sqlite:///{tmp_path}/state.db", layers=[Encryption(keys=KEY)]) as store:
+        assert store.get("guest") == VALUE
+        assert store.tail("log", 5) == ["secret"]
+        assert Runs(store).sync.get("r1").state == "finished"
+    assert not [file for file in tmp_path.glob("state.db*") if b"secret" in file.read_bytes()]
 
 
 # ---------------------------------------------------------------- tampering
@@ -481,8 +506,7 @@ def test_found_by_its_entry_point(monkeypatch: Any, tmp_path: Path) -> None:
 
 def test_readme() -> None:
     """What the README shows works."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    snippets = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    snippets = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert len(snippets) == 3
     names: dict[str, Any] = {}
     for snippet in snippets:
