@@ -29,6 +29,7 @@ from pocket_plug import (
     StoreError,
     SyncStore,
     UnknownTypeError,
+    UnreadableRecordError,
     UnregisteredTypeError,
     node,
 )
@@ -174,6 +175,24 @@ def test_the_command_line_shows_runs_with_the_layer_and_says_so_without(tmp_path
         said("", "store", "ls"),
     ):
         assert KEY not in text
+
+
+def test_what_has_another_key_keeps_nothing_else_back(tmp_path: Path) -> None:
+    """It is listed as unreadable beside the others, with the reason, and can be deleted: a lost key doesn't block a store."""
+    url = f"sqlite:///{tmp_path}/state.db?durability=process"
+    for key, name in ((KEY, "mine"), (FORMER, "theirs")):
+        with SyncStore(url, layers=[Encryption(keys=key)]) as store:
+            store.set(name, VALUE)
+            Graph(greet, store=store, name="orders").run_sync("in", run_id=name)
+    with SyncStore(url, layers=[Encryption(keys=KEY)]) as store:
+        runs = Runs(store).sync
+        assert {run.run_id: run.state for run in runs.list().runs} == {"mine": "finished", "theirs": "unreadable"}
+        with pytest.raises(UnreadableRecordError, match="which isn't among `keys`"):
+            runs.get("theirs")
+        assert runs.remove("theirs")
+        assert [run.run_id for run in runs.list().runs] == ["mine"]
+        assert store.delete("theirs")
+        assert dict(store.items()) == {"mine": VALUE}
 
 
 def test_an_existing_store_is_encrypted_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

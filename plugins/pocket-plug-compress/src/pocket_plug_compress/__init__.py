@@ -16,7 +16,7 @@ from pocket_plug import (
     Entry,
     Layer,
     Put,
-    StoreError,
+    UnreadableRecordError,
     hookimpl,
     register_type,
 )
@@ -131,8 +131,9 @@ def _unpacked(key: str, entry: Entry) -> Entry:
         )
     unpack = {"zlib": _from_zlib, "zstd": _from_zstd}.get(found.algorithm)
     if unpack is None:
-        raise StoreError(f"{key!r} was compressed by {found.algorithm!r}, which this version can't read; upgrade "
-                         "pocket-plug-compress")  # fmt: skip
+        raise UnreadableRecordError(
+            f"{key!r} was compressed by {found.algorithm!r}, which this version can't read; upgrade pocket-plug-compress"
+        )
     record = unpack(key, found)
     if record is None:
         raise CorruptRecordError(f"{key!r} is damaged: its {found.algorithm} data is not what was written")
@@ -156,8 +157,9 @@ def _from_zstd(key: str, found: Compressed) -> bytes | None:
     try:
         import zstandard
     except ImportError as error:
-        raise StoreError(f"{key!r} was compressed by zstd, and zstandard is not installed here; do: "
-                         "pip install 'pocket-plug-compress[zstd]'") from error  # fmt: skip
+        raise UnreadableRecordError(
+            f"{key!r} was compressed by zstd, and zstandard is not installed here; do: pip install 'pocket-plug-compress[zstd]'"
+        ) from error
     try:
         if zstandard.frame_content_size(found.data) != found.size:
             return None

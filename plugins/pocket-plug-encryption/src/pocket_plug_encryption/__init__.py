@@ -25,7 +25,7 @@ from pocket_plug import (
     Entry,
     Layer,
     Put,
-    StoreError,
+    UnreadableRecordError,
     hookimpl,
     register_type,
     secret,
@@ -78,7 +78,7 @@ class Encryption(Layer):
     versions are not encrypted, and sizes can be told.
 
     A record that was changed, cut off, or moved to another key raises CorruptRecordError; one of a key that isn't given, and a
-    value that isn't encrypted, StoreError.
+    value that isn't encrypted, UnreadableRecordError.
 
     >>> from pocket_plug import SyncStore
     >>> store = SyncStore(layers=[Encryption(keys=new_key())])
@@ -142,7 +142,7 @@ class Encryption(Layer):
     def _opened(self, key: str, entry: Entry) -> Entry:
         found = entry.value
         if not isinstance(found, Encrypted):
-            raise StoreError(
+            raise UnreadableRecordError(
                 f"{key!r} is not encrypted: it was written without the layer `encryption`, or by somebody who has no key. "
                 "Export it by a store without the layer, and import it by one with it, if it is yours"
             )
@@ -150,7 +150,7 @@ class Encryption(Layer):
             raise _damaged(key)
         cipher = self._ciphers.get(found.key_id)
         if cipher is None:
-            raise StoreError(
+            raise UnreadableRecordError(
                 f"{key!r} is encrypted with the key {_shown(found.key_id)}, which isn't among `keys` of the layer `encryption`: "
                 f"{', '.join(self.key_ids)}; add it behind the current one"
             )
