@@ -100,6 +100,10 @@ class UnknownTypeError(CodecError):
     """A stored record names a type tag that nothing is registered for."""
 
 
+class UnreadableRecordError(StoreError, CodecError):
+    """A layer can't read a stored record here, though it isn't damaged: its key isn't given, or what it needs isn't installed."""
+
+
 class CorruptRecordError(CodecError, ValueError):
     """Bytes that are not a record of pocket_plug, or that exceed a limit of size or depth."""
 

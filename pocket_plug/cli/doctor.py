@@ -163,8 +163,8 @@ def _checks(timeout: float) -> Checks:
     except PocketError as error:
         yield Check("plugins", "all", "wrong", str(error))
     if pocket is not None:
-        yield from map(_plugin, pocket.plugins)
         known = [record.name for record in pocket.plugins]
+        yield from (_plugin(record, known.count(record.name) == 1) for record in pocket.plugins)
         for name in named_by_variable():
             if name not in known:
                 yield Check(
@@ -272,12 +272,14 @@ def _pocket(config: Config) -> Pocket:
     return pocket
 
 
-def _plugin(record: PluginRecord) -> Check:
+def _plugin(record: PluginRecord, has_own_name: bool) -> Check:
     where = f"{record.distribution or record.origin} {record.version or ''}".rstrip()
     verdicts: dict[str, Verdict] = {"active": "ok", "disabled": "ok", "declined": "note", "failed": "wrong"}
     says = f"{where}, {record.verdict}"
     if record.status == "failed":
-        says += f"; fix or uninstall it, or switch it off: POCKET_PLUG_DISABLE={record.name}"
+        says += "; fix or uninstall it"
+        if has_own_name:  # else that would switch off the other one too
+            says += f", or switch it off: POCKET_PLUG_DISABLE={record.name}"
     elif record.status == "declined":
         says += f"; its settings belong in [plugins.{record.name}]"
     if record.failures:

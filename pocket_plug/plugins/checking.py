@@ -20,6 +20,7 @@ from pocket_plug.primitives.files import relative_to
 from pocket_plug.primitives.redaction import variables
 
 from .config import Config, StoreTable, expand, layer_name, option_values, read_config
+from .missing import why_missing
 from .pocket import Pocket
 from .tables import KeyPath, Problem, alternatives
 from .toml_lines import lines_of
@@ -195,7 +196,8 @@ class _Check:
         for name, options in self._config.options.items():
             where = f"{table}.{name}]"
             if name not in known:
-                self._note(("plugins", name), f"{where}: there is no plugin {name!r}{alternatives(name, known)}")
+                why = why_missing("settings", name, ()) or alternatives(name, known)
+                self._note(("plugins", name), f"{where}: there is no plugin {name!r}{why}")
             elif self._pocket.plugin(name).status == "active" and name not in taken:
                 self._note(("plugins", name), f"{where}: this plugin takes no options")
             elif all(

@@ -65,9 +65,9 @@ class Candidate:
             missing = missing_requirements(self.source, extras, self.versions)
             if missing:
                 arguments = " ".join(f'"{requirement}"' for requirement in missing)
-                raise PluginError(
-                    f"it requires {', '.join(missing)}, which is not installed; do: pip install {arguments}"
-                )
+                if any(map(_REQUIRES_US.match, missing)):  # not another version of us: other plugins may need this one
+                    arguments = f"--upgrade {self.record.distribution}"
+                raise PluginError(f"it requires {', '.join(missing)}, which is not installed; do: pip install {arguments}")
         loaded: object = point.load()
         return loaded
 

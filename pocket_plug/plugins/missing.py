@@ -7,7 +7,7 @@ from typing import Literal
 
 from pocket_plug.hookspecs import PluginRecord
 
-Kind = Literal["backend", "layer", "executor"]
+Kind = Literal["backend", "layer", "executor", "settings"]
 
 OFFERED_BY: Mapping[Kind, Mapping[str, str]] = {
     "backend": {
@@ -19,8 +19,9 @@ OFFERED_BY: Mapping[Kind, Mapping[str, str]] = {
     },
     "layer": {"compress": "pocket-plug-compress", "encryption": "pocket-plug-encryption"},
     "executor": {"dask": "pocket-plug-dask", "dask+local": "pocket-plug-dask", "dask+tls": "pocket-plug-dask"},
+    "settings": {"openinference": "pocket-plug-openinference"},
 }
-"""The schemes and layers that our plugins in other distributions offer, by kind."""
+"""What our plugins in other distributions offer: schemes, layers and tables of settings, by kind."""
 
 
 def why_missing(kind: Kind, name: str, plugins: Iterable[PluginRecord]) -> str:

@@ -227,7 +227,8 @@ class Pocket:
         configured = {name: self._table_of(name) for name in self.config.options}
         for name, where in {**configured, **unwanted}.items():
             if name not in known:
-                _logger.warning("%s: there is no plugin %r%s", where, name, alternatives(name, known))
+                why = ("" if name in unwanted else why_missing("settings", name, ())) or alternatives(name, known)
+                _logger.warning("%s: there is no plugin %r%s", where, name, why)
 
     def _check_options(self) -> None:
         for record in self.plugins:

@@ -118,6 +118,14 @@ def test_a_wrong_configuration_is_said_and_the_rest_is_looked_at(doctor: Doctor)
     assert found["plugins", "tracing"][0] == "wrong"
 
 
+def test_of_two_plugins_with_one_name_none_is_to_be_switched_off(doctor: Doctor, install: Install) -> None:
+    """That would switch off the other one too, which is in use."""
+    install("pocket-plug-evil", "", entry_points="bounding = pocket_plug_evil")
+    verdict, says = doctor(1)["plugins", "bounding"]  # the last one of this name
+    assert verdict == "wrong"
+    assert says.endswith("uninstall or rename one of the two; repair or uninstall it")
+
+
 def test_the_verdict_on_each_plugin(doctor: Doctor, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     """In use, waiting for settings, disabled, broken at import, broken when it is asked; and libraries, which are none."""
     install("pocket-plug-bad", "import no_such_module")

@@ -211,6 +211,14 @@ def test_missing_requirement(install, caplog, requirement, missing):
     check_failed(caplog, f'it requires {missing}, which is not installed; do: pip install "{missing}"')
 
 
+@pytest.mark.parametrize("requirement", ["pocket-plug<0.1", "pocket_plug>=99999"])
+def test_a_plugin_of_another_version_of_ours_is_to_be_upgraded(install, caplog, requirement):
+    """Not pocket-plug made older for its sake: others need the one that is there. pip takes along what the upgrade needs."""
+    install("pocket-plug-good", GOOD)
+    install("pocket-plug-bad", "raise AssertionError('imported')", requires=(requirement,))
+    check_failed(caplog, f"it requires {requirement}, which is not there; do: pip install --upgrade pocket-plug-bad")
+
+
 def test_requirements_that_do_not_count_here(install):
     """Requirements of other extras and other platforms, ones that are met, and pocket-plug itself, stand in no way."""
     requires = ("pytest>=1", 'nothing; extra == "other"', 'nothing; sys_platform == "vms"', "pocket-plug>=0.1")

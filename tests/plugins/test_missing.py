@@ -11,6 +11,8 @@ import pytest
 
 from pocket_plug.errors import ConfigError
 from pocket_plug.hookspecs import PluginRecord
+from pocket_plug.plugins.checking import check_config
+from pocket_plug.plugins.discovery import find_plugins
 from pocket_plug.plugins.missing import OFFERED_BY, why_missing
 from pocket_plug.plugins.pocket import Pocket
 
@@ -20,7 +22,7 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 def test_the_table_has_what_our_plugins_offer(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that the distributions in `plugins/` offer, and nothing else; with the names that they are installed by."""
     bare = Pocket(autoload=False).offers
-    found: dict[str, dict[str, str]] = {"backend": {}, "layer": {}, "executor": {}}
+    found: dict[str, dict[str, str]] = {"backend": {}, "layer": {}, "executor": {}, "settings": {}}
     for file in PLUGINS.glob("*/pyproject.toml"):
         project = tomllib.loads(file.read_text("utf-8"))["project"]
         monkeypatch.setattr(sys, "path", [*sys.path, str(file.parent / "src")])
@@ -31,6 +33,7 @@ def test_the_table_has_what_our_plugins_offer(monkeypatch: pytest.MonkeyPatch) -
             found["backend"] |= dict.fromkeys({*offers.backends} - {*bare.backends}, project["name"])
             found["layer"] |= dict.fromkeys({*offers.layers} - {*bare.layers}, project["name"])
             found["executor"] |= dict.fromkeys({*offers.executors} - {*bare.executors}, project["name"])
+            found["settings"] |= dict.fromkeys({*offers.settings} - {*bare.settings}, project["name"])
     assert found == OFFERED_BY
 
 
@@ -49,6 +52,22 @@ def test_a_part_of_a_plugin_that_is_not_installed() -> None:
     for executor in ("dask", "dask://h:1", "dask+tls://h"):
         with pytest.raises(ConfigError, match=r"there is no executor 'dask.*'; do: pip install pocket-plug-dask$"):
             pocket.executor(executor)
+
+
+@pytest.mark.parametrize("disable", [False, True])
+def test_settings_of_a_plugin_that_is_not_installed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, disable: bool
+) -> None:
+    """The program's warning and the check of the file say what to install, unless it is to be switched off."""
+    monkeypatch.setattr("pocket_plug.plugins.pocket.find_plugins", lambda **_: find_plugins(third_party=False))
+    monkeypatch.delenv("POCKET_PLUG_DISABLE", raising=False)
+    file = tmp_path / "pocket.toml"
+    table = '[plugins]\ndisable = ["openinference"]\n' if disable else "[plugins.openinference]\nkinds = {}\n"
+    file.write_text(table, "utf-8")
+    Pocket(file)
+    advice = "there is no plugin 'openinference'; do: pip install pocket-plug-openinference"
+    for found in ([record.getMessage() for record in caplog.records], [str(finding) for finding in check_config(file)]):
+        assert [text.endswith(advice) for text in found] == [not disable]
 
 
 def test_a_part_of_a_plugin_that_is_not_in_use() -> None:

@@ -9,6 +9,7 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import zstandard
@@ -23,10 +24,11 @@ from pocket_plug import (
     Store,
     StoreError,
     SyncStore,
+    UnknownTypeError,
     UnregisteredTypeError,
     register_type,
 )
-from pocket_plug.codec import default_codec
+from pocket_plug.codec import Codec, default_codec
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.testing.layer_contract import LayerContract
 
@@ -196,6 +198,9 @@ RECORD = default_codec.encode(LARGE)
         Compressed("zlib", default_codec.max_bytes + 1, zlib.compress(RECORD)),
         Compressed("zstd", 100, zstandard.compress(bytes(1_000_000))),
         Compressed("zlib", 100, zlib.compress(bytes(1_000_000))),
+        Compressed("zlib", cast(Any, "100"), b"text"),
+        Compressed("zstd", 100, cast(Any, "text")),
+        Compressed(cast(Any, ["zlib"]), 100, b"text"),
     ],
     ids=lambda found: f"{found.algorithm}-{found.size}-{len(found.data)}",
 )
@@ -268,6 +273,17 @@ def test_registered_type():
     store, _ = pair()
     store.set("k", Page("x" * 5_000))
     assert store.get("k") == Page("x" * 5_000)
+
+
+def test_a_type_that_is_not_registered_here_is_named_with_its_key():
+    """As a backend does for a value that isn't compressed: of a whole store it says which one."""
+    elsewhere = Codec()
+    elsewhere.register(Page, tag="elsewhere.Page")
+    record = elsewhere.encode(Page("x"))
+    store, backend = pair()
+    asyncio.run(backend.write([Put("k", Compressed("zlib", len(record), zlib.compress(record)))]))
+    with pytest.raises(UnknownTypeError, match=r"key 'k': .* type 'elsewhere\.Page'"):
+        store.get("k")
 
 
 def test_a_layer_outside_sees_values():

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from base64 import b64decode
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,17 @@ from pocket_plug import (
     Store,
     StoreError,
     SyncStore,
+    UnknownTypeError,
+    UnreadableRecordError,
     UnregisteredTypeError,
     node,
 )
+from pocket_plug.codec import Codec
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store import parts
 from pocket_plug.testing.layer_contract import LayerContract
 
+README = Path(__file__).parents[1] / "README.md"
 KEY, FORMER = new_key(), new_key()
 VALUE = {"card": "4711-secret", "numbers": [1, 2.5, {3}]}
 
@@ -173,6 +177,48 @@ def test_the_command_line_shows_runs_with_the_layer_and_says_so_without(tmp_path
         assert KEY not in text
 
 
+def test_what_has_another_key_keeps_nothing_else_back(tmp_path: Path) -> None:
+    """It is listed as unreadable beside the others, with the reason, and can be deleted: a lost key doesn't block a store."""
+    url = f"sqlite:///{tmp_path}/state.db?durability=process"
+    for key, name in ((KEY, "mine"), (FORMER, "theirs")):
+        with SyncStore(url, layers=[Encryption(keys=key)]) as store:
+            store.set(name, VALUE)
+            Graph(greet, store=store, name="orders").run_sync("in", run_id=name)
+    with SyncStore(url, layers=[Encryption(keys=KEY)]) as store:
+        runs = Runs(store).sync
+        assert {run.run_id: run.state for run in runs.list().runs} == {"mine": "finished", "theirs": "unreadable"}
+        with pytest.raises(UnreadableRecordError, match="which isn't among `keys`"):
+            runs.get("theirs")
+        assert runs.remove("theirs")
+        assert [run.run_id for run in runs.list().runs] == ["mine"]
+        assert store.delete("theirs")
+        assert dict(store.items()) == {"mine": VALUE}
+
+
+def test_an_existing_store_is_encrypted_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that it has: values, lists, and durable runs, which a plain export leaves out."""
+    monkeypatch.setenv("STATE_KEY", KEY)
+    with SyncStore(f"sqlite:///{tmp_path}/former.db") as former:
+        former.set("guest", VALUE)
+        former.append("log", "secret")
+        Graph(greet, store=former, name="orders").run_sync("secret-input", run_id="r1")
+    layer = '{ use = "encryption", keys = "${STATE_KEY}" }'
+    (tmp_path / "pocket.toml").write_text(f'[store]\nurl = "sqlite:///state.db"\nlayers = [{layer}]\n')
+    commands = re.findall(r"^\$ pocket-plug (store .*)$", README.read_text("utf-8"), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        arguments, _, file = command.partition(" > ")
+        program = [str(Path(sys.executable).with_name("pocket-plug")), *arguments.split()]
+        done = subprocess.run(program, cwd=tmp_path, check=True, capture_output=True)
+        if file:
+            (tmp_path / file).write_bytes(done.stdout)
+    with SyncStore(f"sqlite:///{tmp_path}/state.db", layers=[Encryption(keys=KEY)]) as store:
+        assert store.get("guest") == VALUE
+        assert store.tail("log", 5) == ["secret"]
+        assert Runs(store).sync.get("r1").state == "finished"
+    assert not [file for file in tmp_path.glob("state.db*") if b"secret" in file.read_bytes()]
+
+
 # ---------------------------------------------------------------- tampering
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.binary(max_size=20),
@@ -236,6 +282,19 @@ def test_a_record_that_was_cut_off_is_found(size: int) -> None:
         put(backend, "k", replace(found, nonce=found.nonce[:size]))
         with pytest.raises(CorruptRecordError):
             store.get("k")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"nonce": 5}, {"nonce": "x" * 12}, {"data": "x" * 40}, {"data": None}, {"key_id": [1]}]
+)
+def test_a_record_with_other_types_in_it_is_found(changed: Any) -> None:
+    """Somebody made it up: the error is that of any damage, and it can be deleted."""
+    store, backend = pair()
+    store.set("k", VALUE)
+    put(backend, "k", replace(stored(backend, "k"), **changed))
+    with pytest.raises(CorruptRecordError, match="'k' can't be decrypted"):
+        store.get("k")
+    assert store.delete("k")
 
 
 def test_a_record_that_was_moved_to_another_key_is_found() -> None:
@@ -423,6 +482,23 @@ def test_an_unregistered_type_is_refused_at_set() -> None:
         store.set("k", Session())
 
 
+@dataclass
+class Page:
+    text: str
+
+
+def test_a_type_that_is_not_registered_here_is_named_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a backend does for a value that isn't encrypted: of a whole store it says which one."""
+    store, _ = pair()
+    elsewhere = Codec()
+    elsewhere.register(Page, tag="elsewhere.Page")
+    with monkeypatch.context() as patch:
+        patch.setattr("pocket_plug_encryption.default_codec", elsewhere)
+        store.set("k", Page("x"))
+    with pytest.raises(UnknownTypeError, match=r"key 'k': .* type 'elsewhere\.Page'"):
+        store.get("k")
+
+
 def test_a_users_own_marker_comes_back() -> None:
     """An Encrypted that a user stores is a value like any other."""
     store, _ = pair()
@@ -449,8 +525,7 @@ def test_found_by_its_entry_point(monkeypatch: Any, tmp_path: Path) -> None:
 
 def test_readme() -> None:
     """What the README shows works."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    snippets = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    snippets = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert len(snippets) == 3
     names: dict[str, Any] = {}
     for snippet in snippets:

@@ -96,7 +96,15 @@ def test_deadlines_are_the_stores() -> None:
     asyncio.run(test())
 
 
-@pytest.mark.parametrize("ttl", [0, -1, True, float("nan"), float("inf"), "soon"])
+@pytest.mark.parametrize("name", ["", None])
+def test_no_name_for_the_default_collection_is_the_usual_one(name: str | None) -> None:
+    """As in their own stores."""
+    kv = KeyValue(Store(), default_collection=name)
+    asyncio.run(kv.put("a", {"n": 1}))
+    assert asyncio.run(kv.get("a", collection="default_collection")) == {"n": 1}
+
+
+@pytest.mark.parametrize("ttl", [0, -1, True, float("nan"), float("inf"), "soon", "5"])
 def test_a_ttl_that_can_not_be_is_refused(ttl: Any) -> None:
     """As their stores do, and nothing is stored."""
     kv = KeyValue(Store())

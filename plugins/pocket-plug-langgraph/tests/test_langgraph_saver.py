@@ -228,6 +228,15 @@ def test_all_threads_are_listed_newest_first(saver: PocketSaver) -> None:
     assert ids(saver.list(config("thread 1"), limit=0)) == []
 
 
+def test_a_checkpoint_is_listed_by_its_id_alone(saver: PocketSaver) -> None:
+    """In whatever namespace of the thread it is, as with LangGraph's own savers: those of subgraphs too."""
+    for each in (saver, InMemorySaver()):
+        for namespace, number in (("", "01"), ("sub:1", "02"), ("sub:1", "03")):
+            each.put(config("a", checkpoint_ns=namespace), empty_checkpoint() | {"id": number}, {}, {})
+        found = list(each.list({"configurable": {"thread_id": "a", "checkpoint_id": "02"}}))
+        assert [one.config for one in found] == [config("a", checkpoint_ns="sub:1", checkpoint_id="02")]
+
+
 # ---------------------------------------------------------------- writes
 def test_writes_come_in_the_order_in_which_they_apply(saver: PocketSaver) -> None:
     """By the path of their tasks, however they were put."""
@@ -252,6 +261,17 @@ def test_what_a_task_has_written_stays_but_its_errors_are_replaced(saver: Pocket
     assert found is not None
     assert sorted((channel, value) for _, channel, value in found.pending_writes or ()) == [
         *[("__error__", "second"), ("x", 1), ("y", 3)]
+    ]
+
+
+def test_of_two_errors_in_one_call_the_last_stays(saver: PocketSaver) -> None:
+    """A special channel has one value of a task, also where one call gives it two: as in LangGraph's own savers."""
+    placed = put(saver, "a", 1)
+    saver.put_writes(placed, [("__error__", "first"), ("x", 1), ("__error__", "second")], "task")
+    found = saver.get_tuple(placed)
+    assert found is not None
+    assert sorted((channel, value) for _, channel, value in found.pending_writes or ()) == [
+        *[("__error__", "second"), ("x", 1)]
     ]
 
 

@@ -120,6 +120,8 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
     ({"of": {"colour": "red"}, "n": 1}, "a"),
     ({"none": None}, "abc"),
     ({"of": "red"}, ""),
+    ({"tags": ("x", "b")}, "b"),
+    ({"tags": ["x"]}, ""),
 ]
 
 
@@ -128,8 +130,17 @@ def test_a_search_filters_as_langgraphs_own_does(memories: PocketStore, filter: 
     """Equal values, fields of values, comparisons."""
     for each in (memories, InMemoryStore()):
         for number, key in enumerate("abc", 1):
-            each.put(ANN, key, {"n": number, "of": {"colour": "red" if number < 3 else "blue"}})
+            each.put(ANN, key, {"n": number, "of": {"colour": "red" if number < 3 else "blue"}, "tags": ["x", key]})
         assert keys(each.search(("user",), filter=filter)) == list(expected)
+
+
+@pytest.mark.parametrize("other", ["9", None, [9], {"n": 9}])
+def test_one_item_of_another_kind_spoils_no_search(memories: PocketStore, other: Any) -> None:
+    """It is neither more nor less than a number, so it isn't found, and the others are: as in LangGraph's stores in SQL."""
+    memories.put(ANN, "a", {"n": other})
+    memories.put(ANN, "b", {"n": 2})
+    assert keys(memories.search(ANN, filter={"n": {"$gt": 1}})) == ["b"]
+    assert keys(memories.search(ANN, filter={"n": {"$ne": 2}})) == ["a"]
 
 
 def test_a_search_goes_page_by_page_in_the_order_of_names(memories: PocketStore) -> None:

@@ -18,6 +18,7 @@ import pytest
 from openinference.instrumentation.openai import OpenAIInstrumentor
 from openinference.semconv.resource import ResourceAttributes
 from openinference.semconv.trace import OpenInferenceMimeTypeValues, OpenInferenceSpanKindValues, SpanAttributes
+from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
 from pocket_plug_openinference import AGENT, KIND, KINDS, LLM, RETRIEVER, TOOL, OpenInference
@@ -228,6 +229,14 @@ def test_what_can_not_be_declared_is_named_in_the_settings(tmp_path: Path, monke
     assert attributes(seen.one("node count"))[KIND] == "TOOL"
 
 
+def test_a_nested_graph_that_the_settings_name_is_one_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run, and not the node around it too: tools would count the agent twice."""
+    monkeypatch.delenv("POCKET_PLUG_DISABLE", raising=False)
+    seen = chat(pocket=configured(tmp_path, 'kinds = { sum = "agent" }'))
+    assert [span.name for span in seen.spans if attributes(span).get("gen_ai.agent.name") == "sum"] == ["run sum"]
+    assert attributes(seen.one("node sum"))[KIND] == "CHAIN"
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [
@@ -335,3 +344,19 @@ def test_a_node_may_be_the_model_itself() -> None:
         pp.Graph(ask, name="chat").run_sync(1, pocket=pp.Pocket(plugins=[OpenInference], autoload=False))
     own = attributes(seen.one("node ask"))
     assert (own[KIND], own["llm.model_name"]) == ("LLM", "m")
+
+
+@pytest.mark.parametrize(("detail", "name"), [("phase", "exec ask"), ("node", "node ask")])
+def test_what_exec_says_of_a_call_stands_on_one_span(detail: Any, name: str) -> None:
+    """As the README shows it: kind, model and tokens together, or Phoenix can't tell what the call has cost."""
+
+    @pp.node
+    def ask(question: str) -> str:
+        trace.get_current_span().set_attributes({**LLM, "llm.model_name": "m", "llm.token_count.prompt": 20})
+        return question
+
+    with SpanCapture(detail) as seen:
+        pp.Graph(ask, name="chat").run_sync("why", pocket=pp.Pocket(plugins=[OpenInference], autoload=False))
+    own = attributes(seen.one(name))
+    assert (own[KIND], own["llm.model_name"], own["llm.token_count.prompt"]) == ("LLM", "m", 20)
+    assert [span.name for span in seen.spans if attributes(span)[KIND] == "LLM"] == [name]

@@ -16,7 +16,7 @@ from pocket_plug import (
     Entry,
     Layer,
     Put,
-    StoreError,
+    UnreadableRecordError,
     hookimpl,
     register_type,
 )
@@ -123,18 +123,24 @@ def _unpacked(key: str, entry: Entry) -> Entry:
     found = entry.value
     if not isinstance(found, Compressed):
         return entry
+    if not (isinstance(found.algorithm, str) and isinstance(found.size, int) and isinstance(found.data, bytes)):
+        raise CorruptRecordError(f"{key!r} is damaged: its fields have other types than those of a compressed value")
     if not 0 <= found.size <= default_codec.max_bytes:
         raise CorruptRecordError(
             f"{key!r} claims to unpack to {found.size} bytes; the limit is {default_codec.max_bytes}"
         )
     unpack = {"zlib": _from_zlib, "zstd": _from_zstd}.get(found.algorithm)
     if unpack is None:
-        raise StoreError(f"{key!r} was compressed by {found.algorithm!r}, which this version can't read; upgrade "
-                         "pocket-plug-compress")  # fmt: skip
+        raise UnreadableRecordError(
+            f"{key!r} was compressed by {found.algorithm!r}, which this version can't read; upgrade pocket-plug-compress"
+        )
     record = unpack(key, found)
     if record is None:
         raise CorruptRecordError(f"{key!r} is damaged: its {found.algorithm} data is not what was written")
-    return replace(entry, value=default_codec.decode(record))
+    try:
+        return replace(entry, value=default_codec.decode(record))
+    except CodecError as error:
+        raise type(error)(f"key {shown_name(key)!r}: {error}") from error
 
 
 # Neither takes more memory than the size that is claimed, which was checked: a few bytes can stand for gigabytes.
@@ -151,8 +157,9 @@ def _from_zstd(key: str, found: Compressed) -> bytes | None:
     try:
         import zstandard
     except ImportError as error:
-        raise StoreError(f"{key!r} was compressed by zstd, and zstandard is not installed here; do: "
-                         "pip install 'pocket-plug-compress[zstd]'") from error  # fmt: skip
+        raise UnreadableRecordError(
+            f"{key!r} was compressed by zstd, and zstandard is not installed here; do: pip install 'pocket-plug-compress[zstd]'"
+        ) from error
     try:
         if zstandard.frame_content_size(found.data) != found.size:
             return None

@@ -25,7 +25,7 @@ from pocket_plug import (
     Entry,
     Layer,
     Put,
-    StoreError,
+    UnreadableRecordError,
     hookimpl,
     register_type,
     secret,
@@ -78,7 +78,7 @@ class Encryption(Layer):
     versions are not encrypted, and sizes can be told.
 
     A record that was changed, cut off, or moved to another key raises CorruptRecordError; one of a key that isn't given, and a
-    value that isn't encrypted, StoreError.
+    value that isn't encrypted, UnreadableRecordError.
 
     >>> from pocket_plug import SyncStore
     >>> store = SyncStore(layers=[Encryption(keys=new_key())])
@@ -142,13 +142,15 @@ class Encryption(Layer):
     def _opened(self, key: str, entry: Entry) -> Entry:
         found = entry.value
         if not isinstance(found, Encrypted):
-            raise StoreError(
+            raise UnreadableRecordError(
                 f"{key!r} is not encrypted: it was written without the layer `encryption`, or by somebody who has no key. "
                 "Export it by a store without the layer, and import it by one with it, if it is yours"
             )
+        if not (isinstance(found.key_id, str) and isinstance(found.nonce, bytes) and isinstance(found.data, bytes)):
+            raise _damaged(key)
         cipher = self._ciphers.get(found.key_id)
         if cipher is None:
-            raise StoreError(
+            raise UnreadableRecordError(
                 f"{key!r} is encrypted with the key {_shown(found.key_id)}, which isn't among `keys` of the layer `encryption`: "
                 f"{', '.join(self.key_ids)}; add it behind the current one"
             )
@@ -161,7 +163,10 @@ class Encryption(Layer):
         seen = upgraded.get()
         if seen is not None and found.key_id != self.key_ids[0] and not OWN <= key < PAST_OWN:
             seen.append(key)  # the layer `migrate` writes it back, with the current key
-        return replace(entry, value=default_codec.decode(record))
+        try:
+            return replace(entry, value=default_codec.decode(record))
+        except CodecError as error:
+            raise type(error)(f"key {shown_name(key)!r}: {error}") from error
 
 
 def _place(key_id: str, key: str) -> bytes:
@@ -176,10 +181,10 @@ def _damaged(key: str) -> CorruptRecordError:
     )
 
 
-def _shown(found: object) -> str:
+def _shown(found: str) -> str:
     """An id as it may stand in a message: one that was tampered with may hold anything."""
-    is_id = isinstance(found, str) and len(found) == 16 and set(found) <= set("0123456789abcdef")
-    return str(found) if is_id else "of an invalid id"
+    is_id = len(found) == 16 and set(found) <= set("0123456789abcdef")
+    return found if is_id else "of an invalid id"
 
 
 # ---------------------------------------------------------------- keys

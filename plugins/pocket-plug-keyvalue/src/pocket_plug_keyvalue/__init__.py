@@ -37,11 +37,11 @@ class KeyValue(AsyncKeyValue):
     '{"hits": 1}'
     """
 
-    def __init__(self, store: StoreScope, /, *, default_collection: str = "default_collection") -> None:
+    def __init__(self, store: StoreScope, /, *, default_collection: str | None = None) -> None:
         if not isinstance(store, StoreScope):
             raise ConfigError(f"KeyValue is made of a Store or a scope of one, not of a {type(store).__name__}")
         self._store = store
-        self.default_collection = default_collection
+        self.default_collection = default_collection or "default_collection"  # as in their own stores
 
     async def _opened(self) -> StoreScope:
         if self._store.stack.is_new:
@@ -140,7 +140,7 @@ def _seconds(ttl: SupportsFloat | None) -> float | None:
     if ttl is None:
         return None
     try:
-        seconds = math.nan if isinstance(ttl, bool) else float(ttl)
+        seconds = math.nan if isinstance(ttl, bool | str) else float(ttl)
     except (TypeError, ValueError):
         seconds = math.nan
     if not 0 < seconds < math.inf:

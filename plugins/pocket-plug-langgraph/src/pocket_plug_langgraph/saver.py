@@ -100,20 +100,21 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
 
     async def _addresses(self, config: RunnableConfig | None, before: str | None) -> AsyncIterator[Address]:
         """Of one namespace page by page; of several, all names are looked at, since they are merged by their ids."""
+        wanted = None if config is None else get_checkpoint_id(config)
         if config is None:
             found = [_address(name) async for name in self._checkpoints()]
-        elif (checkpoint_id := get_checkpoint_id(config)) is not None:
-            found = [(*_place(config), checkpoint_id)]
-        elif _configurable(config).get("checkpoint_ns") is not None:
+        elif _configurable(config).get("checkpoint_ns") is None:
+            found = [_address(name) async for name in self._checkpoints(below(_place(config)[0]))]
+        elif wanted is not None:
+            found = [(*_place(config), wanted)]
+        else:
             place = _place(config)
             after = "" if before is None else join_name(*place, before, "")
             async for name in self._checkpoints(below(*place), after=after, reverse=True):
                 yield _address(name)
             return
-        else:
-            found = [_address(name) async for name in self._checkpoints(below(_place(config)[0]))]
         for address in sorted(found, key=lambda each: each[2], reverse=True):
-            if before is None or address[2] < before:
+            if (before is None or address[2] < before) and wanted in (None, address[2]):
                 yield address
 
     async def _rows(self, start: str) -> list[tuple[str, Row]]:
@@ -181,10 +182,13 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task has written, in one write. What it wrote before stays, but for errors, interrupts and the like."""
-        rows: list[Row] = [
-            [WRITES_IDX_MAP.get(channel, index), channel, *self.serde.dumps_typed(value), task_path]
-            for index, (channel, value) in enumerate(writes)
-        ]
+        rows = _merged(
+            [],
+            [
+                [WRITES_IDX_MAP.get(channel, index), channel, *self.serde.dumps_typed(value), task_path]
+                for index, (channel, value) in enumerate(writes)
+            ],
+        )
         name = join_name(*_place(config), str(_configurable(config)["checkpoint_id"]), "", task_id)
         if rows and not await self._entries.add(name, rows):
             await self._entries.update(name, lambda before: _merged(before, rows), default=[])

@@ -191,7 +191,10 @@ def _matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    """Is a value what a filter wants: an equal one, one with such fields, or one that compares so?"""
+    """Is a value what a filter wants: an equal one, one with such fields or items, or one that compares so?"""
+    if isinstance(wanted, list | tuple):
+        items, each = cast("tuple[list[Any], list[Any]]", (value, wanted))
+        return isinstance(value, list | tuple) and len(items) == len(each) and all(map(_fits, items, each))
     if not isinstance(wanted, dict):
         return bool(value == wanted)
     fields = cast("dict[str, Any]", wanted)
@@ -201,6 +204,7 @@ def _fits(value: Any, wanted: Any) -> bool:
         )
     if unknown := sorted(fields.keys() - _COMPARISONS.keys()):
         raise ConfigError(f"a filter has no {unknown[0]!r:.80}; it has {', '.join(_COMPARISONS)}")
-    if value is None and not fields.keys() <= {"$eq", "$ne"}:  # nothing is neither more nor less
+    try:
+        return all(_COMPARISONS[how](value, than) for how, than in fields.items())
+    except TypeError:  # a text is neither more nor less than a number, and neither is nothing
         return False
-    return all(_COMPARISONS[how](value, than) for how, than in fields.items())

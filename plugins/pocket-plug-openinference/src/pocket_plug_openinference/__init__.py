@@ -139,8 +139,9 @@ class OpenInference:
         return declares
 
     def _kind_of(self, call: NodeCall) -> str:
-        """As it was declared; an `each` around such a node is a chain."""
-        return str(call.attributes.get(KIND, self._kinds.get(call.name, "CHAIN")))
+        """As it was declared; an `each` around such a node is a chain. A graph that settings name is what they say by its run."""
+        named = "CHAIN" if call.type == "graph" else self._kinds.get(call.name, "CHAIN")
+        return str(call.attributes.get(KIND, named))
 
     def _of_node(self, call: NodeCall, own: SpanAttributes) -> SpanAttributes:
         kind = self._kind_of(call)
