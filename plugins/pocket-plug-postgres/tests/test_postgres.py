@@ -541,6 +541,26 @@ def test_a_version_that_was_never_written_is_not_waited_for(
     run(instances(), scenario)
 
 
+def test_a_word_of_somebody_else_ends_no_subscription(
+    instances: Make, shared_server: Server, data_set: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any role may NOTIFY on any channel. Everything counts as old then, and what is written afterwards is told."""
+
+    async def scenario(backend: PostgreSQL) -> None:
+        watcher = UpTo()
+        await backend.watch(watcher)
+        assert await asyncio.to_thread(watcher.is_back.wait, HANGS)
+        watcher.is_back.clear()
+        rows(shared_server, f"NOTIFY \"pocket_plug_{data_set}\", 'deployed'")
+        assert await asyncio.to_thread(watcher.is_back.wait, HANGS)
+        assert watcher.is_lost
+        version = await backend.write([Put("a", 1)])
+        await asyncio.to_thread(watcher.wait_for, version)
+
+    run(instances(), scenario)
+    assert "reads go to the server" in caplog.text
+
+
 def test_a_subscription_begins_after_writes_that_did_not_see_it(
     instances: Make, shared_server: Server, data_set: str
 ) -> None:

@@ -101,7 +101,7 @@ class Subscription:
                     finally:
                         if not thread.is_closed:
                             self._watcher.lost()
-            except (psycopg.Error, OSError, _SilentServerError) as error:
+            except Exception as error:  # also a word that isn't ours: without this thread nobody would be told again
                 lost += 1
                 if not thread.is_closed:
                     _logger.warning(
@@ -176,7 +176,10 @@ def _versions(word: str) -> Mapping[str, int]:
     {'a': 7, 'b': 7}
     """
     pairs = (each.split(":") for each in word.split(" "))
-    return {bytes.fromhex(key).decode(): int(version) for version, key in pairs}
+    try:
+        return {bytes.fromhex(key).decode(): int(version) for version, key in pairs}
+    except ValueError:
+        raise ValueError("somebody else has notified on its channel") from None
 
 
 class _Told:
