@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,7 @@ from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.resolving import resolve_backend
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.proxy import Proxy
 from pocket_plug.testing.scenarios import HANGS, keys_of
 from pocket_plug.testing.servers import Server
 from pocket_plug.testing.watch_contract import Noted
@@ -559,6 +561,33 @@ def test_a_word_of_somebody_else_ends_no_subscription(
 
     run(instances(), scenario)
     assert "reads go to the server" in caplog.text
+
+
+def test_a_subscription_that_can_not_be_had_is_logged_once_for_each_reason(
+    shared_server: Server, data_set: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the reason, however often it is tried."""
+    tries, are_many = count(), threading.Event()
+
+    def soon(*_: float) -> float:
+        if next(tries) == 10:
+            are_many.set()
+        return 0.0
+
+    monkeypatch.setattr(watching, "uniform", soon)
+    with Proxy(shared_server.port) as proxy:
+
+        async def scenario(backend: PostgreSQL) -> None:
+            watcher = Silent()
+            await backend.watch(watcher)
+            assert await asyncio.to_thread(watcher.is_back.wait, HANGS)
+            proxy.close()
+            assert await asyncio.to_thread(are_many.wait, HANGS)
+
+        run(PostgreSQL(proxy.through(shared_server.url), store=data_set, durability="process"), scenario)
+    reasons = [record.getMessage() for record in caplog.records]
+    assert len(reasons) == len({*reasons}), reasons
+    assert "Connection refused" in reasons[-1]
 
 
 def test_a_subscription_begins_after_writes_that_did_not_see_it(

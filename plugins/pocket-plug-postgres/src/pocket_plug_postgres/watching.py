@@ -88,12 +88,14 @@ class Subscription:
 
     # ------------------------------------------------------------ in the thread
     def _live(self, thread: _Thread) -> None:
-        lost = 0
+        lost, reason = 0, ""
         while not thread.is_closed:
             try:
                 with _Line(thread, self._conninfo, self._timeout) as line:
                     told = self._subscribe(line)
-                    lost = 0
+                    if reason:
+                        _logger.info("%s: what others write is told again", self._data.server)
+                    lost, reason = 0, ""
                     self._watcher.back(told.up_to)
                     try:
                         while self._look(line, told):
@@ -101,13 +103,14 @@ class Subscription:
                     finally:
                         if not thread.is_closed:
                             self._watcher.lost()
-            except Exception as error:  # also a word that isn't ours: without this thread nobody would be told again
+            except (psycopg.Error, OSError, ValueError, _SilentServerError) as error:
                 lost += 1
-                if not thread.is_closed:
+                before, reason = reason, public_url(" ".join(str(error).split()))
+                if reason != before and not thread.is_closed:  # once for each reason, however long it lasts
                     _logger.warning(
                         "%s: what others write is not told just now (%s); until it is, reads go to the server",
                         self._data.server,
-                        public_url(" ".join(str(error).split())),
+                        reason,
                     )
                 thread.pause(uniform(0, min(LONGEST_PAUSE, 0.1 * 2.0 ** min(lost, 10))))  # noqa: S311 - no secret
 
