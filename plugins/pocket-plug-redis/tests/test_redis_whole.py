@@ -12,6 +12,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import redis
 from pocket_plug_redis import Redis, watching
 from pocket_plug_redis.watching import WATCH_EVERY
 
@@ -285,3 +286,19 @@ def test_near_tiers_follow_each_other(fresh_url: Callable[[str], str]) -> None:
             while other.get("a") != n:
                 assert time.monotonic() < until
         assert [one.update("n", lambda n: n + 1, default=0), other.update("n", lambda n: n + 1, default=0)] == [1, 2]
+
+
+def test_a_near_tier_keeps_nothing_from_before_its_server_was_emptied() -> None:
+    """By FLUSHALL, or by a restored copy: versions begin again, so what is near would always be the newer one."""
+    with valkey() as server, SyncStore(layers=[Persistence(to=server.url)]) as near, SyncStore(server.url) as other:
+        other.set_many({"a": "old", "b": "old"})
+        other.set("a", "old")
+        until = time.monotonic() + WAITS
+        while near.get_many(["a", "b"]) != {"a": "old", "b": "old"}:
+            assert time.monotonic() < until
+        with redis.Redis(port=server.port) as client:
+            client.flushall()
+        other.set("a", "new")
+        while near.get("a") != "new":
+            assert time.monotonic() < until
+        assert near.get("b") is None

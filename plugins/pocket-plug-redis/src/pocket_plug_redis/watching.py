@@ -107,7 +107,7 @@ class Watching:
             _logger.info("%s: what others write is told again", self._title)
             self._reason = ""
         self._watcher.back()
-        ask_at, answer_by = monotonic() + WATCH_EVERY, float("inf")
+        ask_at, answer_by, highest = monotonic() + WATCH_EVERY, float("inf"), 0
         while not stopped.is_set():
             now = monotonic()
             if now >= answer_by:
@@ -119,7 +119,12 @@ class Watching:
                 continue
             answer: list[bytes] = connection.read_response()
             if answer[0] == b"message" and answer[-1]:  # `open` publishes an empty one, to see whether it may
-                self._watcher.changed(_versions(answer[-1]))
+                versions = _versions(answer[-1])
+                if max(versions.values()) < highest:  # the counter has begun again: FLUSHALL, or another copy of the data
+                    self._watcher.lost()
+                    self._watcher.back()
+                highest = max(versions.values())
+                self._watcher.changed(versions)
             elif answer[0] == b"pong":
                 ask_at, answer_by = monotonic() + WATCH_EVERY, float("inf")
 
