@@ -324,6 +324,7 @@ class Persistence(Layer):
         """From now on nobody tells what others write."""
         with self._lock:
             self._is_lost = True
+            self._told_up_to = 0  # what comes back may be an older copy
             self._begun += 1
             self._distrust_all()
 
