@@ -107,6 +107,20 @@ def test_a_connection_string_of_libpq_will_do() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("postgresql://one:6000,two/orders", "one:6000,two:5432/orders"),
+        ("postgresql:///orders?host=one,two&port=6000", "one:6000,two:6000/orders"),
+        ("postgresql:///orders?hostaddr=192.0.2.1", "192.0.2.1:5432/orders"),
+    ],
+)
+def test_an_error_names_each_host_that_may_be_meant(url: str, named: str) -> None:
+    """Which of several is the primary now nobody knows beforehand."""
+    with pytest.raises(StoreError, match=rf"^postgresql at {named}, store 'main' is not open"):
+        asyncio.run(PostgreSQL.from_url(url).version())
+
+
+@pytest.mark.parametrize(
     ("url", "said"),
     [
         ("postgresql://db/orders?storr=x", "has no option 'storr'.*store.*Did you mean 'store'"),

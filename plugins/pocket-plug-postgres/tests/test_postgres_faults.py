@@ -230,6 +230,18 @@ def test_a_hot_standby_is_read_and_takes_over(data_set: str) -> None:
                 assert (store.get("size"), store.get("price")) in ((6, 5), (6, 3))  # it followed, not at once
 
 
+def test_of_several_hosts_a_silent_one_leaves_time_for_the_next(shared_server: Server, data_set: str) -> None:
+    """The primary's machine has lost its power: nothing refuses, and the new primary is the second in the URL."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{shared_server.port}"
+        options = f"target_session_attrs=read-write&store={data_set}&durability=process"
+        with SyncStore(f"postgresql://postgres@{hosts}/postgres?{options}&patience=12") as store:
+            store.set("price", 5)
+            assert store.get("price") == 5
+
+
 def test_a_server_without_a_free_connection_is_waited_for(shared_server: Server, data_set: str) -> None:
     """Who has some goes on with them, and nobody fails; who gets none within the patience is told why."""
     with role(shared_server, "crowd", "SUPERUSER", "NOSUPERUSER", "CONNECTION LIMIT 2") as url:

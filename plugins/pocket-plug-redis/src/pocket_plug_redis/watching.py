@@ -120,7 +120,9 @@ class Watching:
             answer: list[bytes] = connection.read_response()
             if answer[0] == b"message" and answer[-1]:  # `open` publishes an empty one, to see whether it may
                 versions = _versions(answer[-1])
-                if max(versions.values()) < highest:  # the counter has begun again: FLUSHALL, or another copy of the data
+                if (
+                    max(versions.values()) < highest
+                ):  # the counter has begun again: FLUSHALL, or another copy of the data
                     self._watcher.lost()
                     self._watcher.back()
                 highest = max(versions.values())
