@@ -411,6 +411,21 @@ def test_a_write_that_is_too_large_is_refused(instances: Make) -> None:
     run(instances(), scenario)
 
 
+def test_a_write_of_too_many_bytes_is_refused(instances: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server would drop the connection, again and again, and nobody would know why."""
+    monkeypatch.setattr("pocket_plug_postgres.backend.MOST_BYTES", 100_000)
+
+    async def scenario(backend: Backend) -> None:
+        with pytest.raises(
+            WriteSizeError, match=r"bytes of values at once, and the limit is 100,000.*nothing was done"
+        ):
+            await backend.write([Put(f"k{n}", "x" * 6_000) for n in range(20)])
+        assert await keys_of(backend) == []
+        await backend.write([Put(f"k{n}", "x" * 4_000) for n in range(20)])
+
+    run(instances(), scenario)
+
+
 class Silent:
     """A watcher that waits for its first word."""
 

@@ -80,6 +80,10 @@ TURN_CONNECTIONS = 2
 MAX_CHANGES = 50_000
 """A write of so many takes about a second of the server, in which nobody else can write to the data set."""
 
+MOST_BYTES = 768 * 1024 * 1024
+"""How many bytes the values of one write may have, with room for its keys: the server drops who sends it 1 GiB at once."""
+ALWAYS_FIT = MOST_BYTES // default_codec.max_bytes - 1
+
 CHECK_TIMEOUT = 3600.0
 """Seconds that `check` may take."""
 
@@ -316,6 +320,8 @@ class PostgreSQL(Backend):
             else:
                 values.append(None)
                 ends.append(None)
+        if len(values) > ALWAYS_FIT:
+            self._check_bytes(sum(map(len, filter(None, values))))
         expected = [key.encode() for key in expect]
         self._unreaped += len(changes)
         reap, self._unreaped = (
@@ -464,6 +470,13 @@ class PostgreSQL(Backend):
             raise WriteSizeError(
                 f"{self._data.server}: {count:,} keys at once, and the limit is {MAX_CHANGES:,}; nothing was done: do it in "
                 "several parts"
+            )
+
+    def _check_bytes(self, count: int) -> None:
+        if count > MOST_BYTES:
+            raise WriteSizeError(
+                f"{self._data.server}: {count:,} bytes of values at once, and the limit is {MOST_BYTES:,}, since the server drops"
+                " who sends it more; nothing was done: do it in several parts"
             )
 
 
