@@ -122,18 +122,20 @@ def test_wrong_passwords_users_and_databases(data_set: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "way_out"),
+    ("option", "way_out"),
     [
-        ("bad%3D1", "isn't one of the server's; correct it"),
-        ("max_connections%3D1", "can't be given by a client"),
-        ("work_mem%3Dx", "an option of the URL is wrong"),
+        ("options=-c%20bad%3D1", "isn't one of the server's; correct it"),
+        ("options=-c%20max_connections%3D1", "can't be given by a client"),
+        ("options=-c%20work_mem%3Dx", "an option of the URL is wrong"),
+        ("connect_timeout=soon", "an option of the URL is wrong"),
+        ("service=orders", "there is no such service"),
     ],
 )
-def test_a_setting_in_the_url_that_the_server_refuses(
-    shared_server: Server, data_set: str, setting: str, way_out: str
+def test_an_option_in_the_url_that_the_server_or_libpq_refuses(
+    shared_server: Server, data_set: str, option: str, way_out: str
 ) -> None:
     """Refused at once: it would be refused for as long as the patience lasts."""
-    url = f"{shared_server.url}{'&' if '?' in shared_server.url else '?'}options=-c%20{setting}"
+    url = f"{shared_server.url}{'&' if '?' in shared_server.url else '?'}{option}"
     said = refusal(PostgreSQL(url, store=data_set, patience=1000.0))
     assert way_out in said
     assert "attempt" not in said

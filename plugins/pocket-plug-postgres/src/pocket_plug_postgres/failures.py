@@ -57,6 +57,8 @@ _REFUSALS = {
     "does not exist": "there is no such database, role or file; create it, or correct the URL",
     "permission denied for database": "the role may not connect to it; GRANT CONNECT ON DATABASE … TO …",
     "invalid": "an option of the URL is wrong",
+    "bad value": "an option of the URL is wrong",
+    "definition of service": "there is no such service in pg_service.conf; correct it, or service= in the URL",
     "unrecognized configuration parameter": "a setting in options= of the URL isn't one of the server's; correct it",
     "cannot be changed": "a setting in options= of the URL can't be given by a client; leave it out, and set it on the server",
     "permission denied to set parameter": "a setting in options= of the URL is for superusers; leave it out",
