@@ -136,6 +136,8 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
             url = url.replace(f":{PASSWORD}@", "")
             with_backend(f"{url}?ssl_ca_certs={good.authority}", lambda backend: backend.write([Put("a", 1)]))
             refused(url.replace("rediss", "redis") + "?timeout=0.5&patience=1")
+            refused(f"{url}?ssl_ca_certs={tmp_path}/gone.pem", f"ssl_ca_certs is '{tmp_path}/gone.pem'", "no such file")
+            refused(f"{url}?ssl_ca_certs={Path(__file__)}", "a file of ssl_ca_certs", "PEM")
         with Proxy(server.port, tls=bad) as proxy:
             url = proxy.through(server.url).replace("redis://", "rediss://")
             refused(f"{url}?ssl_ca_certs={bad.authority}", "certificate", "127.0.0.1")
@@ -520,6 +522,8 @@ def saying(answers: Mapping[bytes, bytes], otherwise: bytes) -> Iterator[int]:
         ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", "down", True),
         ("TRYAGAIN Multiple keys request during rehashing of slot", "TRYAGAIN|rehashing", True),
         ("READONLY You can't write against a read only replica.", "read only", True),
+        ("NOREPLICAS Not enough good replicas to write.", "NOREPLICAS", True),
+        ("UNBLOCKED force unblock from blocking operation, instance state changed", "UNBLOCKED", True),
         ("OOM command not allowed when used memory > 'maxmemory'.", "memory is full", False),
         (
             "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
