@@ -184,7 +184,18 @@ def test_a_role_without_rights_is_told_what_to_grant(shared_server: Server, data
         sql(shared_server.url, 'REVOKE CREATE ON DATABASE postgres FROM "poor"')
         asyncio.run(PostgreSQL(shared_server.url, store=data_set, durability="process").open())
         assert second in refusal(PostgreSQL(url, store=data_set, durability="process"))
-        sql(shared_server.url, second)
+        usage, *others = second.split("; ")
+        sql(shared_server.url, usage, f'GRANT SELECT ON ALL TABLES IN SCHEMA "pocket_plug_{data_set}" TO "poor"')
+        assert second in refusal(PostgreSQL(url, store=data_set, durability="process"))
+        sql(shared_server.url, f'REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA "pocket_plug_{data_set}" FROM PUBLIC')
+        sql(shared_server.url, *others[:-1])
+
+        async def refused(backend: Backend) -> None:
+            with pytest.raises(StoreError, match=r"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA.*function write"):
+                await backend.write([Put("a", 1)])
+
+        run(PostgreSQL(url, store=data_set, durability="process"), refused)
+        sql(shared_server.url, others[-1])
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", 1), Delete("b"), Put("c", 1, version=50)])
