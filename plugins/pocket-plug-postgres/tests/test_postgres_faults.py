@@ -243,6 +243,29 @@ def test_a_hot_standby_is_read_and_takes_over(data_set: str) -> None:
                 assert (store.get("size"), store.get("price")) in ((6, 5), (6, 3))  # it followed, not at once
 
 
+def test_after_a_failover_no_connection_to_the_former_primary_is_kept(shared_server: Server, data_set: str) -> None:
+    """The server's name leads to the new primary, but connections made before that lead to one that is read-only now."""
+
+    async def scenario(backend: Backend) -> None:
+        assert isinstance(backend, PostgreSQL)
+        pools = backend._here(backend._pools), backend._here(backend._turn_pools)
+
+        async def in_turn() -> None:
+            async with backend.turn(["k"]):
+                await backend.write([Put("k", 1)])
+
+        await asyncio.gather(in_turn(), *(backend.write([Put(f"k{n}", n)]) for n in range(20)))
+        for pool in pools:
+            assert pool._idle
+            for link in pool._idle:
+                await link.script("SET default_transaction_read_only = on")
+        await in_turn()
+        for n in range(20):
+            await backend.write([Put(f"k{n}", -n)])
+
+    run(PostgreSQL(shared_server.url, store=data_set, durability="process"), scenario)
+
+
 def test_of_several_hosts_a_silent_one_leaves_time_for_the_next(shared_server: Server, data_set: str) -> None:
     """The primary's machine has lost its power: nothing refuses, and the new primary is the second in the URL."""
     with socket.socket() as silent:

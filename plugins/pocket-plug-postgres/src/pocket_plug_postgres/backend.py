@@ -406,7 +406,11 @@ class PostgreSQL(Backend):
             return None
         attempt.cut = link.close
         with self._explaining():
-            return await send(link, commits=True)
+            try:
+                return await send(link, commits=True)
+            except psycopg.errors.ReadOnlySqlTransaction:  # as in `_with_link`, which tries it next
+                attempt.sent = False
+                return None
 
     # ------------------------------------------------------------ connections
     async def _rows(self, statement: Statement, parameters: list[bytes | None]) -> list[Row]:
@@ -421,7 +425,17 @@ class PostgreSQL(Backend):
             with self._explaining():
                 link = await pool.take(attempt)
                 attempt.cut = link.close
-                return await use(link)
+                is_new = link.is_new
+                try:
+                    return await use(link)
+                except psycopg.errors.ReadOnlySqlTransaction as error:
+                    if is_new:
+                        raise
+                    # a failover has made it a standby, perhaps; by now its name may lead to the new primary
+                    attempt.sent = False
+                    link.close()
+                    pool.forget()
+                    raise ConnectionLostError("it has become read-only") from error
         finally:
             try:
                 pool.leave(attempt)
