@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -297,6 +298,23 @@ def test_a_server_without_a_free_connection_is_waited_for(shared_server: Server,
 
 
 # ---------------------------------------------------------------- what the server says in the middle of a write
+def test_who_gets_none_of_its_own_connections_is_told_so(shared_server: Server, data_set: str) -> None:
+    """Others have them all; it isn't the server that doesn't answer."""
+
+    async def scenario(backend: Backend) -> None:
+        assert isinstance(backend, PostgreSQL)
+        pool, patient = backend._here(backend._pools), backend._retrying
+        await pool.take(pool)
+        backend._retrying = replace(patient, patience=0.2)
+        with pytest.raises(StoreError, match="no free connection of the 1 that this event loop may have"):
+            await backend.read("a")
+        pool.leave(pool)
+        backend._retrying = patient
+        assert await backend.read("a") is None
+
+    run(PostgreSQL(shared_server.url, store=data_set, durability="process", connections=1), scenario)
+
+
 FAILS = """
 CREATE FUNCTION "{schema}".fail() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

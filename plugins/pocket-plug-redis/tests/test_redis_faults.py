@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pocket_plug_redis import Redis
+from pocket_plug_redis import Redis, connections
 
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
 from pocket_plug.errors import AnswerLostError, ConfigError, StoreBusyError, StoreClosedError, WriteSizeError
@@ -116,6 +117,25 @@ def test_a_user_that_lacks_a_permission_is_refused_before_it_matters() -> None:
             assert "right-one" not in refused(url, *words)
         _cli(server, "ACL", "SETUSER", "app", "reset", *rules.split())
         with_backend(url, lambda backend: backend.write([Put("a", 1)]))
+
+
+def test_who_gets_none_of_its_own_connections_is_told_so(
+    fresh_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others have them all; it isn't the server that doesn't answer."""
+    monkeypatch.setattr(connections, "MOST", 1)
+
+    async def use(backend: Redis) -> None:
+        pool, place, patient = backend._opened().here(), connections.Place(), backend.retrying
+        await pool.take(place)
+        backend.retrying = replace(patient, patience=0.2)
+        with pytest.raises(StoreError, match="no free connection of the"):
+            await backend.read("a")
+        pool.leave(place, True)
+        backend.retrying = patient
+        assert await backend.read("a") is None
+
+    with_backend(fresh_url(""), use)
 
 
 def test_an_unknown_database_is_refused() -> None:

@@ -423,8 +423,12 @@ class PostgreSQL(Backend):
         pool = self._here(self._pools)
         try:
             with self._explaining():
+                if pool.is_full:
+                    attempt.awaits = (
+                        f"free connection of the {self.connections} that this event loop may have (connections=…)"
+                    )
                 link = await pool.take(attempt)
-                attempt.cut = link.close
+                attempt.cut, attempt.awaits = link.close, "answer"
                 is_new = link.is_new
                 try:
                     return await use(link)

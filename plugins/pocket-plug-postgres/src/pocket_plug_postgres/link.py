@@ -191,11 +191,16 @@ class Pool:
         self._waiting: deque[tuple[object, asyncio.Future[None]]] = deque()
         self._left: asyncio.Future[None] | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Does who comes now have to wait?"""
+        return bool(self._waiting) or len(self._used) >= self._size
+
     async def take(self, user: object) -> Link:
         """A connection for `user`, who calls `leave` in any case, also if this was interrupted."""
         if self._is_closed:
             raise _closed()
-        if self._waiting or len(self._used) >= self._size:
+        if self.is_full:
             await self._turn(user)
         self._used[user] = None
         while self._idle:

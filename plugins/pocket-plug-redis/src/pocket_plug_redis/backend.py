@@ -26,7 +26,7 @@ from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.store.backend import NO_EXPECTATIONS, ProbeResult, Watcher
 
 from .checking import check_server, look_at
-from .connections import TLS_FILES, Connection, Place, Pool, Server, call, cut, run_script
+from .connections import MOST, TLS_FILES, Connection, Place, Pool, Server, call, cut, run_script
 from .failures import LOST, explained, moved_to
 from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
 from .turns import Turn, had
@@ -398,8 +398,10 @@ class Redis(Backend):
         """One attempt on a connection of this loop's. Raises one of LOST where another one makes sense."""
         place, is_whole = Place(), False
         try:
+            if pool.is_full:
+                this.awaits = f"free connection of the {MOST} that this event loop may have"
             connection = await pool.take(place)
-            this.cut = lambda: cut(connection)
+            this.cut, this.awaits = lambda: cut(connection), "answer"
             if self.server.is_tls and not connection.is_connected:
                 this.awaits = "TLS handshake (does this port speak TLS? without it, write redis://)"
                 await connection.connect()

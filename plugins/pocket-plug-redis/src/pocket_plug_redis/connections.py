@@ -157,9 +157,14 @@ class Pool:
         self._is_closed = False
         self._idle = asyncio.Event()
 
+    @property
+    def is_full(self) -> bool:
+        """Does who comes now have to wait?"""
+        return len(self._taken) >= MOST
+
     async def take(self, place: Place) -> Connection:
         """A connection that nobody else uses until the place is left. Those that wait for one get it in their order."""
-        if len(self._taken) < MOST:
+        if not self.is_full:
             self._taken.add(place)
         else:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
