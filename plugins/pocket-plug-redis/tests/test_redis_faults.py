@@ -16,7 +16,14 @@ import pytest
 from pocket_plug_redis import Redis, connections
 
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
-from pocket_plug.errors import AnswerLostError, ConfigError, StoreBusyError, StoreClosedError, WriteSizeError
+from pocket_plug.errors import (
+    AnswerLostError,
+    ConfigError,
+    StoreBusyError,
+    StoreClosedError,
+    StoreUnreachableError,
+    WriteSizeError,
+)
 from pocket_plug.primitives.waiting import LoopThread, run_on
 from pocket_plug.testing.proxy import Proxy, close_server
 from pocket_plug.testing.scenarios import increment, keys_of
@@ -206,6 +213,21 @@ def test_a_replica_that_was_the_primary_is_left() -> None:
             assert not isinstance(caught.value, AnswerLostError)
             _cli(server, "REPLICAOF", "NO", "ONE")
             await backend.write([Put("a", 3)])
+
+        with_backend(server.url + "?timeout=1&patience=1", use)
+
+
+def test_nothing_is_sent_on_a_connection_that_the_server_has_closed() -> None:
+    """Killed, or after its `timeout`: of a write that was never sent nobody has to find out whether it has landed."""
+    with valkey() as server:
+
+        async def use(backend: Redis) -> None:
+            await asyncio.gather(*(backend.write([Put(f"k{n}", 1)]) for n in range(5)))
+            server.kill()
+            while not all(connections.has_ended(each) for each in backend._opened().here()._free):
+                await asyncio.sleep(0)
+            with pytest.raises(StoreUnreachableError, match=f"127.0.0.1:{server.port}"):
+                await backend.write([Put("a", 2)])
 
         with_backend(server.url + "?timeout=1&patience=1", use)
 
