@@ -419,6 +419,23 @@ def test_what_is_newer_than_all_that_was_told_is_not_mixed_with_what_is_older() 
     assert drive_inline(stack.read_many("ab")) == {"a": Entry("new", 2), "b": Entry("new", 2)}
 
 
+def test_nothing_is_mixed_after_the_server_went_on_with_an_older_copy() -> None:
+    """Its versions begin below those that were told before it was lost."""
+    stack, _, durable = watched()
+    for _ in range(5):
+        drive_inline(durable.write([Put("c", 1)]))
+        stack.changed(durable.words[-1])
+    stack.lost()
+    stack.authority = older = Stepped(can_watch=True)
+    older.is_slow = False
+    drive_inline(older.write([Put("b", "old")]))
+    stack.back()
+    assert drive_inline(stack.read("b")) == Entry("old", 1)
+    drive_inline(older.write([Put("a", "new"), Put("b", "new")]))
+    assert drive_inline(stack.read("a")) == Entry("new", 2)
+    assert drive_inline(stack.read_many("ab")) == {"a": Entry("new", 2), "b": Entry("new", 2)}
+
+
 def test_while_nobody_tells_reads_go_through_and_fill_nothing() -> None:
     """What was read then could be old by the time that it is told again."""
     stack, near, durable = watched()

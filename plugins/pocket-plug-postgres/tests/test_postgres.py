@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,7 @@ from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.resolving import resolve_backend
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.proxy import Proxy
 from pocket_plug.testing.scenarios import HANGS, keys_of
 from pocket_plug.testing.servers import Server
 from pocket_plug.testing.watch_contract import Noted
@@ -102,6 +104,20 @@ def test_a_connection_string_of_libpq_will_do() -> None:
         with pytest.raises(ConfigError, match=r"^postgresql: the connection string: libpq can't read it") as caught:
             PostgreSQL(misspelt)
         assert "hunter" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("postgresql://one:6000,two/orders", "one:6000,two:5432/orders"),
+        ("postgresql:///orders?host=one,two&port=6000", "one:6000,two:6000/orders"),
+        ("postgresql:///orders?hostaddr=192.0.2.1", "192.0.2.1:5432/orders"),
+    ],
+)
+def test_an_error_names_each_host_that_may_be_meant(url: str, named: str) -> None:
+    """Which of several is the primary now nobody knows beforehand."""
+    with pytest.raises(StoreError, match=rf"^postgresql at {named}, store 'main' is not open"):
+        asyncio.run(PostgreSQL.from_url(url).version())
 
 
 @pytest.mark.parametrize(
@@ -395,6 +411,21 @@ def test_a_write_that_is_too_large_is_refused(instances: Make) -> None:
     run(instances(), scenario)
 
 
+def test_a_write_of_too_many_bytes_is_refused(instances: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server would drop the connection, again and again, and nobody would know why."""
+    monkeypatch.setattr("pocket_plug_postgres.backend.MOST_BYTES", 100_000)
+
+    async def scenario(backend: Backend) -> None:
+        with pytest.raises(
+            WriteSizeError, match=r"bytes of values at once, and the limit is 100,000.*nothing was done"
+        ):
+            await backend.write([Put(f"k{n}", "x" * 6_000) for n in range(20)])
+        assert await keys_of(backend) == []
+        await backend.write([Put(f"k{n}", "x" * 4_000) for n in range(20)])
+
+    run(instances(), scenario)
+
+
 class Silent:
     """A watcher that waits for its first word."""
 
@@ -539,6 +570,53 @@ def test_a_version_that_was_never_written_is_not_waited_for(
         assert not watcher.is_lost
 
     run(instances(), scenario)
+
+
+def test_a_word_of_somebody_else_ends_no_subscription(
+    instances: Make, shared_server: Server, data_set: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any role may NOTIFY on any channel. Everything counts as old then, and what is written afterwards is told."""
+
+    async def scenario(backend: PostgreSQL) -> None:
+        watcher = UpTo()
+        await backend.watch(watcher)
+        assert await asyncio.to_thread(watcher.is_back.wait, HANGS)
+        watcher.is_back.clear()
+        rows(shared_server, f"NOTIFY \"pocket_plug_{data_set}\", 'deployed'")
+        assert await asyncio.to_thread(watcher.is_back.wait, HANGS)
+        assert watcher.is_lost
+        version = await backend.write([Put("a", 1)])
+        await asyncio.to_thread(watcher.wait_for, version)
+
+    run(instances(), scenario)
+    assert "reads go to the server" in caplog.text
+
+
+def test_a_subscription_that_can_not_be_had_is_logged_once_for_each_reason(
+    shared_server: Server, data_set: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the reason, however often it is tried."""
+    tries, are_many = count(), threading.Event()
+
+    def soon(*_: float) -> float:
+        if next(tries) == 10:
+            are_many.set()
+        return 0.0
+
+    monkeypatch.setattr(watching, "uniform", soon)
+    with Proxy(shared_server.port) as proxy:
+
+        async def scenario(backend: PostgreSQL) -> None:
+            watcher = Silent()
+            await backend.watch(watcher)
+            assert await asyncio.to_thread(watcher.is_back.wait, HANGS)
+            proxy.close()
+            assert await asyncio.to_thread(are_many.wait, HANGS)
+
+        run(PostgreSQL(proxy.through(shared_server.url), store=data_set, durability="process"), scenario)
+    reasons = [record.getMessage() for record in caplog.records]
+    assert len(reasons) == len({*reasons}), reasons
+    assert "Connection refused" in reasons[-1]
 
 
 def test_a_subscription_begins_after_writes_that_did_not_see_it(

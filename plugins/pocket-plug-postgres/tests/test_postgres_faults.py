@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,18 +123,20 @@ def test_wrong_passwords_users_and_databases(data_set: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "way_out"),
+    ("option", "way_out"),
     [
-        ("bad%3D1", "isn't one of the server's; correct it"),
-        ("max_connections%3D1", "can't be given by a client"),
-        ("work_mem%3Dx", "an option of the URL is wrong"),
+        ("options=-c%20bad%3D1", "isn't one of the server's; correct it"),
+        ("options=-c%20max_connections%3D1", "can't be given by a client"),
+        ("options=-c%20work_mem%3Dx", "an option of the URL is wrong"),
+        ("connect_timeout=soon", "an option of the URL is wrong"),
+        ("service=orders", "there is no such service"),
     ],
 )
-def test_a_setting_in_the_url_that_the_server_refuses(
-    shared_server: Server, data_set: str, setting: str, way_out: str
+def test_an_option_in_the_url_that_the_server_or_libpq_refuses(
+    shared_server: Server, data_set: str, option: str, way_out: str
 ) -> None:
     """Refused at once: it would be refused for as long as the patience lasts."""
-    url = f"{shared_server.url}{'&' if '?' in shared_server.url else '?'}options=-c%20{setting}"
+    url = f"{shared_server.url}{'&' if '?' in shared_server.url else '?'}{option}"
     said = refusal(PostgreSQL(url, store=data_set, patience=1000.0))
     assert way_out in said
     assert "attempt" not in said
@@ -182,7 +185,18 @@ def test_a_role_without_rights_is_told_what_to_grant(shared_server: Server, data
         sql(shared_server.url, 'REVOKE CREATE ON DATABASE postgres FROM "poor"')
         asyncio.run(PostgreSQL(shared_server.url, store=data_set, durability="process").open())
         assert second in refusal(PostgreSQL(url, store=data_set, durability="process"))
-        sql(shared_server.url, second)
+        usage, *others = second.split("; ")
+        sql(shared_server.url, usage, f'GRANT SELECT ON ALL TABLES IN SCHEMA "pocket_plug_{data_set}" TO "poor"')
+        assert second in refusal(PostgreSQL(url, store=data_set, durability="process"))
+        sql(shared_server.url, f'REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA "pocket_plug_{data_set}" FROM PUBLIC')
+        sql(shared_server.url, *others[:-1])
+
+        async def refused(backend: Backend) -> None:
+            with pytest.raises(StoreError, match=r"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA.*function write"):
+                await backend.write([Put("a", 1)])
+
+        run(PostgreSQL(url, store=data_set, durability="process"), refused)
+        sql(shared_server.url, others[-1])
 
         async def scenario(backend: Backend) -> None:
             await backend.write([Put("a", 1), Delete("b"), Put("c", 1, version=50)])
@@ -230,6 +244,41 @@ def test_a_hot_standby_is_read_and_takes_over(data_set: str) -> None:
                 assert (store.get("size"), store.get("price")) in ((6, 5), (6, 3))  # it followed, not at once
 
 
+def test_after_a_failover_no_connection_to_the_former_primary_is_kept(shared_server: Server, data_set: str) -> None:
+    """The server's name leads to the new primary, but connections made before that lead to one that is read-only now."""
+
+    async def scenario(backend: Backend) -> None:
+        assert isinstance(backend, PostgreSQL)
+        pools = backend._here(backend._pools), backend._here(backend._turn_pools)
+
+        async def in_turn() -> None:
+            async with backend.turn(["k"]):
+                await backend.write([Put("k", 1)])
+
+        await asyncio.gather(in_turn(), *(backend.write([Put(f"k{n}", n)]) for n in range(20)))
+        for pool in pools:
+            assert pool._idle
+            for link in pool._idle:
+                await link.script("SET default_transaction_read_only = on")
+        await in_turn()
+        for n in range(20):
+            await backend.write([Put(f"k{n}", -n)])
+
+    run(PostgreSQL(shared_server.url, store=data_set, durability="process"), scenario)
+
+
+def test_of_several_hosts_a_silent_one_leaves_time_for_the_next(shared_server: Server, data_set: str) -> None:
+    """The primary's machine has lost its power: nothing refuses, and the new primary is the second in the URL."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{shared_server.port}"
+        options = f"target_session_attrs=read-write&store={data_set}&durability=process"
+        with SyncStore(f"postgresql://postgres@{hosts}/postgres?{options}&patience=12") as store:
+            store.set("price", 5)
+            assert store.get("price") == 5
+
+
 def test_a_server_without_a_free_connection_is_waited_for(shared_server: Server, data_set: str) -> None:
     """Who has some goes on with them, and nobody fails; who gets none within the patience is told why."""
     with role(shared_server, "crowd", "SUPERUSER", "NOSUPERUSER", "CONNECTION LIMIT 2") as url:
@@ -249,6 +298,23 @@ def test_a_server_without_a_free_connection_is_waited_for(shared_server: Server,
 
 
 # ---------------------------------------------------------------- what the server says in the middle of a write
+def test_who_gets_none_of_its_own_connections_is_told_so(shared_server: Server, data_set: str) -> None:
+    """Others have them all; it isn't the server that doesn't answer."""
+
+    async def scenario(backend: Backend) -> None:
+        assert isinstance(backend, PostgreSQL)
+        pool, patient = backend._here(backend._pools), backend._retrying
+        await pool.take(pool)
+        backend._retrying = replace(patient, patience=0.2)
+        with pytest.raises(StoreError, match="no free connection of the 1 that this event loop may have"):
+            await backend.read("a")
+        pool.leave(pool)
+        backend._retrying = patient
+        assert await backend.read("a") is None
+
+    run(PostgreSQL(shared_server.url, store=data_set, durability="process", connections=1), scenario)
+
+
 FAILS = """
 CREATE FUNCTION "{schema}".fail() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -9,13 +9,21 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pocket_plug_redis import Redis
+from pocket_plug_redis import Redis, connections
 
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
-from pocket_plug.errors import AnswerLostError, ConfigError, StoreBusyError, StoreClosedError, WriteSizeError
+from pocket_plug.errors import (
+    AnswerLostError,
+    ConfigError,
+    StoreBusyError,
+    StoreClosedError,
+    StoreUnreachableError,
+    WriteSizeError,
+)
 from pocket_plug.primitives.waiting import LoopThread, run_on
 from pocket_plug.testing.proxy import Proxy, close_server
 from pocket_plug.testing.scenarios import increment, keys_of
@@ -118,6 +126,25 @@ def test_a_user_that_lacks_a_permission_is_refused_before_it_matters() -> None:
         with_backend(url, lambda backend: backend.write([Put("a", 1)]))
 
 
+def test_who_gets_none_of_its_own_connections_is_told_so(
+    fresh_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others have them all; it isn't the server that doesn't answer."""
+    monkeypatch.setattr(connections, "MOST", 1)
+
+    async def use(backend: Redis) -> None:
+        pool, place, patient = backend._opened().here(), connections.Place(), backend.retrying
+        await pool.take(place)
+        backend.retrying = replace(patient, patience=0.2)
+        with pytest.raises(StoreError, match="no free connection of the"):
+            await backend.read("a")
+        pool.leave(place, True)
+        backend.retrying = patient
+        assert await backend.read("a") is None
+
+    with_backend(fresh_url(""), use)
+
+
 def test_an_unknown_database_is_refused() -> None:
     """With the number that was given."""
     with valkey() as server:
@@ -136,6 +163,8 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
             url = url.replace(f":{PASSWORD}@", "")
             with_backend(f"{url}?ssl_ca_certs={good.authority}", lambda backend: backend.write([Put("a", 1)]))
             refused(url.replace("rediss", "redis") + "?timeout=0.5&patience=1")
+            refused(f"{url}?ssl_ca_certs={tmp_path}/gone.pem", f"ssl_ca_certs is '{tmp_path}/gone.pem'", "no such file")
+            refused(f"{url}?ssl_ca_certs={Path(__file__)}", "a file of ssl_ca_certs", "PEM")
         with Proxy(server.port, tls=bad) as proxy:
             url = proxy.through(server.url).replace("redis://", "rediss://")
             refused(f"{url}?ssl_ca_certs={bad.authority}", "certificate", "127.0.0.1")
@@ -184,6 +213,21 @@ def test_a_replica_that_was_the_primary_is_left() -> None:
             assert not isinstance(caught.value, AnswerLostError)
             _cli(server, "REPLICAOF", "NO", "ONE")
             await backend.write([Put("a", 3)])
+
+        with_backend(server.url + "?timeout=1&patience=1", use)
+
+
+def test_nothing_is_sent_on_a_connection_that_the_server_has_closed() -> None:
+    """Killed, or after its `timeout`: of a write that was never sent nobody has to find out whether it has landed."""
+    with valkey() as server:
+
+        async def use(backend: Redis) -> None:
+            await asyncio.gather(*(backend.write([Put(f"k{n}", 1)]) for n in range(5)))
+            server.kill()
+            while not all(connections.has_ended(each) for each in backend._opened().here()._free):
+                await asyncio.sleep(0)
+            with pytest.raises(StoreUnreachableError, match=f"127.0.0.1:{server.port}"):
+                await backend.write([Put("a", 2)])
 
         with_backend(server.url + "?timeout=1&patience=1", use)
 
@@ -520,6 +564,8 @@ def saying(answers: Mapping[bytes, bytes], otherwise: bytes) -> Iterator[int]:
         ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", "down", True),
         ("TRYAGAIN Multiple keys request during rehashing of slot", "TRYAGAIN|rehashing", True),
         ("READONLY You can't write against a read only replica.", "read only", True),
+        ("NOREPLICAS Not enough good replicas to write.", "NOREPLICAS", True),
+        ("UNBLOCKED force unblock from blocking operation, instance state changed", "UNBLOCKED", True),
         ("OOM command not allowed when used memory > 'maxmemory'.", "memory is full", False),
         (
             "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",

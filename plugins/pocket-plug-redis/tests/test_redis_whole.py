@@ -12,7 +12,8 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from pocket_plug_redis import Redis
+import redis
+from pocket_plug_redis import Redis, watching
 from pocket_plug_redis.watching import WATCH_EVERY
 
 from pocket_plug import Delete, Graph, Put, Runs, Store, SyncStore, node
@@ -20,6 +21,7 @@ from pocket_plug.cli import main
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.testing.scenarios import works_in_a_child
 from pocket_plug.testing.servers import Server, valkey
+from pocket_plug.testing.watch_contract import Noted
 
 POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
 WAITS = 30.0
@@ -227,6 +229,33 @@ def test_a_lost_subscription_is_said_in_time_and_comes_back() -> None:
         asyncio.run(use())
 
 
+def test_a_subscription_that_can_not_be_had_is_logged_once_for_each_reason(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the reason, however often it is tried; and once more when it is there again."""
+    monkeypatch.setattr(watching, "LONGEST_PAUSE", 0.01)
+    caplog.set_level("INFO", "pocket_plug")
+    with valkey() as server:
+
+        async def use() -> None:
+            told, backend = Noted(), Redis.from_url(server.url)
+            await backend.open()
+            await backend.watch(told)
+            await asyncio.to_thread(told.wait_for_back)
+            server.kill()
+            await asyncio.to_thread(told.wait, "20 tries", lambda: told.count > 20)
+            since = told.count
+            server.restart()
+            await asyncio.to_thread(told.wait_for_back, since)
+            await backend.close()
+
+        asyncio.run(use())
+    *reasons, last = [record.getMessage() for record in caplog.records]
+    assert len(reasons) == len({*reasons}), reasons
+    assert last.endswith("what others write is told again")
+    assert f"(ConnectionError: Error 111 connecting to 127.0.0.1:{server.port}. Connection refused.)" in caplog.text
+
+
 def test_a_forked_child_is_told_by_a_subscription_of_its_own(valkey_server: Server) -> None:
     """It begins as lost."""
     told, backend = Told(), Redis.from_url(f"{valkey_server.url}?store=forked-watcher")
@@ -257,3 +286,19 @@ def test_near_tiers_follow_each_other(fresh_url: Callable[[str], str]) -> None:
             while other.get("a") != n:
                 assert time.monotonic() < until
         assert [one.update("n", lambda n: n + 1, default=0), other.update("n", lambda n: n + 1, default=0)] == [1, 2]
+
+
+def test_a_near_tier_keeps_nothing_from_before_its_server_was_emptied() -> None:
+    """By FLUSHALL, or by a restored copy: versions begin again, so what is near would always be the newer one."""
+    with valkey() as server, SyncStore(layers=[Persistence(to=server.url)]) as near, SyncStore(server.url) as other:
+        other.set_many({"a": "old", "b": "old"})
+        other.set("a", "old")
+        until = time.monotonic() + WAITS
+        while near.get_many(["a", "b"]) != {"a": "old", "b": "old"}:
+            assert time.monotonic() < until
+        with redis.Redis(port=server.port) as client:
+            client.flushall()
+        other.set("a", "new")
+        while near.get("a") != "new":
+            assert time.monotonic() < until
+        assert near.get("b") is None

@@ -80,6 +80,10 @@ TURN_CONNECTIONS = 2
 MAX_CHANGES = 50_000
 """A write of so many takes about a second of the server, in which nobody else can write to the data set."""
 
+MOST_BYTES = 768 * 1024 * 1024
+"""How many bytes the values of one write may have, with room for its keys: the server drops who sends it 1 GiB at once."""
+ALWAYS_FIT = MOST_BYTES // default_codec.max_bytes - 1
+
 CHECK_TIMEOUT = 3600.0
 """Seconds that `check` may take."""
 
@@ -129,9 +133,11 @@ class PostgreSQL(Backend):
             raise ConfigError(f"postgresql: connections is {connections!r}; give a whole number, from 1 to 1000")
         self.durability, self.connections = durability, connections
         self._shown = _shown(conninfo)
-        self._conninfo, host, port, database = _parsed(conninfo, self._shown)
+        self._conninfo, hosts, database = _parsed(conninfo, self._shown, timeout)
+        host, port = hosts[0]
         self.address = (host, None if host.startswith("/") else port)
-        self._data = DataSet(f"postgresql at {host}:{port}/{database}, store {store!r}", store)
+        at = ",".join(f"{host}:{port}" for host, port in hosts)
+        self._data = DataSet(f"postgresql at {at}/{database}, store {store!r}", store)
         self._retrying = Retrying(self._data.server, (ConnectionLostError,), timeout, patience)
         self._slots = Slots()
         self._pools: PerLoop[Pool] | None = None
@@ -314,6 +320,8 @@ class PostgreSQL(Backend):
             else:
                 values.append(None)
                 ends.append(None)
+        if len(values) > ALWAYS_FIT:
+            self._check_bytes(sum(map(len, filter(None, values))))
         expected = [key.encode() for key in expect]
         self._unreaped += len(changes)
         reap, self._unreaped = (
@@ -398,7 +406,11 @@ class PostgreSQL(Backend):
             return None
         attempt.cut = link.close
         with self._explaining():
-            return await send(link, commits=True)
+            try:
+                return await send(link, commits=True)
+            except psycopg.errors.ReadOnlySqlTransaction:  # as in `_with_link`, which tries it next
+                attempt.sent = False
+                return None
 
     # ------------------------------------------------------------ connections
     async def _rows(self, statement: Statement, parameters: list[bytes | None]) -> list[Row]:
@@ -411,9 +423,23 @@ class PostgreSQL(Backend):
         pool = self._here(self._pools)
         try:
             with self._explaining():
+                if pool.is_full:
+                    attempt.awaits = (
+                        f"free connection of the {self.connections} that this event loop may have (connections=…)"
+                    )
                 link = await pool.take(attempt)
-                attempt.cut = link.close
-                return await use(link)
+                attempt.cut, attempt.awaits = link.close, "answer"
+                is_new = link.is_new
+                try:
+                    return await use(link)
+                except psycopg.errors.ReadOnlySqlTransaction as error:
+                    if is_new:
+                        raise
+                    # a failover has made it a standby, perhaps; by now its name may lead to the new primary
+                    attempt.sent = False
+                    link.close()
+                    pool.forget()
+                    raise ConnectionLostError("it has become read-only") from error
         finally:
             try:
                 pool.leave(attempt)
@@ -462,6 +488,13 @@ class PostgreSQL(Backend):
             raise WriteSizeError(
                 f"{self._data.server}: {count:,} keys at once, and the limit is {MAX_CHANGES:,}; nothing was done: do it in "
                 "several parts"
+            )
+
+    def _check_bytes(self, count: int) -> None:
+        if count > MOST_BYTES:
+            raise WriteSizeError(
+                f"{self._data.server}: {count:,} bytes of values at once, and the limit is {MOST_BYTES:,}, since the server drops"
+                " who sends it more; nothing was done: do it in several parts"
             )
 
 
@@ -525,11 +558,27 @@ def _split(url: str) -> tuple[str, dict[str, Any]]:
 _LIBPQ = frozenset(each.keyword.decode() for each in Conninfo.get_defaults())
 
 
-def _parsed(conninfo: str, shown: str) -> tuple[str, str, int, str]:
-    """For libpq; the host, the port and the database for errors and telemetry."""
+LEAST_CONNECT = 2
+"""Seconds: the shortest time to connect that libpq knows."""
+
+
+def _parsed(conninfo: str, shown: str, timeout: float) -> tuple[str, list[tuple[str, int]], str]:
+    """For libpq; hosts with their ports, and the database, for errors and telemetry.
+
+    Where there are several hosts, each gets its part of an attempt's time: else one that is silent would take all of it.
+    """
     try:
         given = conninfo_to_dict(conninfo)
-        whole = make_conninfo(conninfo, **{} if "application_name" in given else {"application_name": "pocket_plug"})
+
+        def listed(name: str, default: str) -> list[str]:
+            found = given.get(name) or os.environ.get(f"PG{name.upper()}") or default
+            return str(found).split(",")
+
+        hosts = listed("host", ",".join(listed("hostaddr", "localhost")))
+        ours: dict[str, Any] = {"application_name": "pocket_plug"}
+        if len(hosts) > 1:
+            ours["connect_timeout"] = max(LEAST_CONNECT, int(timeout / len(hosts)))
+        whole = make_conninfo(conninfo, **{name: value for name, value in ours.items() if name not in given})
     except (psycopg.Error, UnicodeDecodeError) as error:
         text = re.sub(r'"[^"]*"', '"…"', str(error)).strip()  # it may quote what was meant as a password
         what = (
@@ -537,13 +586,9 @@ def _parsed(conninfo: str, shown: str) -> tuple[str, str, int, str]:
         )  # any word of it may be the password
         raise ConfigError(f"{what}: libpq can't read it ({text})") from None
 
-    def first(name: str, default: str) -> str:
-        found = given.get(name) or os.environ.get(f"PG{name.upper()}") or default
-        return str(found).partition(",")[0]
-
     database = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "the user's"
-    port = first("port", "5432")
-    return whole, first("host", "localhost"), int(port) if port.isdigit() else 5432, str(database)
+    ports = [int(port) if port.isdigit() else 5432 for port in listed("port", "5432")]
+    return whole, list(zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=False)), str(database)
 
 
 def _shown(conninfo: str) -> str:

@@ -35,7 +35,8 @@ WAYS_OUT = {
     "26000": f"a prepared statement is gone, as behind a pooler in transaction mode; {_POOLER}",
     "42P05": f"a prepared statement of another client is there, as behind a pooler in transaction mode; {_POOLER}",
     "3D000": "there is no such database; create it, or correct the URL",
-    "42501": "the role has not the rights that it needs",
+    "42501": "the role has not the rights that it needs: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA … TO …; "
+    "GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA … TO …; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA … TO …",
     "42883": "the data set's function is gone; close the store and open it again",
     "42P01": "the data set's tables are gone; close the store and open it again",
     "3F000": "the data set's schema is gone; close the store and open it again",
@@ -57,6 +58,8 @@ _REFUSALS = {
     "does not exist": "there is no such database, role or file; create it, or correct the URL",
     "permission denied for database": "the role may not connect to it; GRANT CONNECT ON DATABASE … TO …",
     "invalid": "an option of the URL is wrong",
+    "bad value": "an option of the URL is wrong",
+    "definition of service": "there is no such service in pg_service.conf; correct it, or service= in the URL",
     "unrecognized configuration parameter": "a setting in options= of the URL isn't one of the server's; correct it",
     "cannot be changed": "a setting in options= of the URL can't be given by a client; leave it out, and set it on the server",
     "permission denied to set parameter": "a setting in options= of the URL is for superusers; leave it out",

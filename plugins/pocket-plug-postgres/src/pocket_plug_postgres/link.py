@@ -67,6 +67,11 @@ class Link:
         """Can another statement be run on it, in a transaction of its own?"""
         return self.is_open and self._answer is None and self.pgconn.transaction_status == TransactionStatus.IDLE
 
+    @property
+    def is_new(self) -> bool:
+        """Has it run no statement yet?"""
+        return not self._prepared
+
     async def run(self, statement: Statement, parameters: list[bytes | None], *, commits: bool = False) -> list[Row]:
         """Prepare it, if it is new here, and run it; if it `commits`, with a COMMIT behind it in the same round trip.
 
@@ -186,11 +191,16 @@ class Pool:
         self._waiting: deque[tuple[object, asyncio.Future[None]]] = deque()
         self._left: asyncio.Future[None] | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Does who comes now have to wait?"""
+        return bool(self._waiting) or len(self._used) >= self._size
+
     async def take(self, user: object) -> Link:
         """A connection for `user`, who calls `leave` in any case, also if this was interrupted."""
         if self._is_closed:
             raise _closed()
-        if self._waiting or len(self._used) >= self._size:
+        if self.is_full:
             await self._turn(user)
         self._used[user] = None
         while self._idle:
@@ -224,6 +234,11 @@ class Pool:
     def _drop_closed(self) -> None:
         self._idle = [link for link in self._idle if link.is_idle]
 
+    def forget(self) -> None:
+        """Close those that nobody uses: they lead to a server that isn't the right one any more."""
+        while self._idle:
+            self._idle.pop().close()
+
     def _admit(self) -> None:
         """Let in who waits longest; tell a close that nobody is left."""
         while self._waiting and len(self._used) < self._size:
@@ -244,9 +259,9 @@ class Pool:
         if self._used:
             self._left = asyncio.get_running_loop().create_future()
             await asyncio.wait({self._left}, timeout=patience)
-        for link in [*self._idle, *filter(None, self._used.values())]:
+        for link in filter(None, self._used.values()):
             link.close()
-        self._idle.clear()
+        self.forget()
 
 
 def _closed() -> StoreClosedError:

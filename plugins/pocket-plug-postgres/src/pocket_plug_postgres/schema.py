@@ -100,7 +100,7 @@ def _rights_missing(link: Link, data: DataSet, error: InsufficientPrivilege) -> 
         f'make the data set: CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION "{user}"; or: GRANT CREATE ON DATABASE '
         f'"{database}" TO "{user}"; where another role has made it: GRANT USAGE ON SCHEMA "{schema}" TO "{user}"; GRANT '
         f'SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" TO "{user}"; GRANT USAGE, SELECT, UPDATE ON '
-        f'ALL SEQUENCES IN SCHEMA "{schema}" TO "{user}"'
+        f'ALL SEQUENCES IN SCHEMA "{schema}" TO "{user}"; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA "{schema}" TO "{user}"'
     )
 
 
@@ -114,7 +114,10 @@ async def check_server(link: Link, data: DataSet, durability: str, clock: Clock)
     """Compare what the server has with what is promised. Raises StoreError where that can't be kept."""
     skew, read_only = await _compared(link, data, durability, clock)
     if not read_only:
-        await link.script(data.sql(FORGET_SLOTS))
+        try:
+            await link.script(data.sql(FORGET_SLOTS))
+        except InsufficientPrivilege as error:
+            raise _rights_missing(link, data, error) from error
     if abs(skew) > MOST_SKEW and clock is time.time:  # another one is meant to differ
         _logger.warning(
             "%s: its clock differs from this one by %.1f s; deadlines go by the clocks of the programs, so keep them in time",

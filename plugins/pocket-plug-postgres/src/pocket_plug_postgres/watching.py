@@ -88,12 +88,14 @@ class Subscription:
 
     # ------------------------------------------------------------ in the thread
     def _live(self, thread: _Thread) -> None:
-        lost = 0
+        lost, reason = 0, ""
         while not thread.is_closed:
             try:
                 with _Line(thread, self._conninfo, self._timeout) as line:
                     told = self._subscribe(line)
-                    lost = 0
+                    if reason:
+                        _logger.info("%s: what others write is told again", self._data.server)
+                    lost, reason = 0, ""
                     self._watcher.back(told.up_to)
                     try:
                         while self._look(line, told):
@@ -101,13 +103,14 @@ class Subscription:
                     finally:
                         if not thread.is_closed:
                             self._watcher.lost()
-            except (psycopg.Error, OSError, _SilentServerError) as error:
+            except (psycopg.Error, OSError, ValueError, _SilentServerError) as error:
                 lost += 1
-                if not thread.is_closed:
+                before, reason = reason, public_url(" ".join(str(error).split()))
+                if reason != before and not thread.is_closed:  # once for each reason, however long it lasts
                     _logger.warning(
                         "%s: what others write is not told just now (%s); until it is, reads go to the server",
                         self._data.server,
-                        public_url(" ".join(str(error).split())),
+                        reason,
                     )
                 thread.pause(uniform(0, min(LONGEST_PAUSE, 0.1 * 2.0 ** min(lost, 10))))  # noqa: S311 - no secret
 
@@ -176,7 +179,10 @@ def _versions(word: str) -> Mapping[str, int]:
     {'a': 7, 'b': 7}
     """
     pairs = (each.split(":") for each in word.split(" "))
-    return {bytes.fromhex(key).decode(): int(version) for version, key in pairs}
+    try:
+        return {bytes.fromhex(key).decode(): int(version) for version, key in pairs}
+    except ValueError:
+        raise ValueError("somebody else has notified on its channel") from None
 
 
 class _Told:

@@ -7,6 +7,7 @@ It carries a token, so that it is done once however often it is sent (`pocket_pl
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -25,7 +26,7 @@ from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.store.backend import NO_EXPECTATIONS, ProbeResult, Watcher
 
 from .checking import check_server, look_at
-from .connections import TLS_FILES, Connection, Place, Pool, Server, call, cut, run_script
+from .connections import MOST, TLS_FILES, Connection, Place, Pool, Server, call, cut, run_script
 from .failures import LOST, explained, moved_to
 from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
 from .turns import Turn, had
@@ -119,6 +120,7 @@ class Redis(Backend):
         """Look whether the server can keep what the backend promises. Raises StoreError, with what to set, where it can't."""
         if self._pools is not None:
             return
+        self._check_files()
         self._pools = PerLoop(
             lambda: Pool(lambda: self.server.connection(self._at)), lambda pool: pool.close(self.timeout)
         )
@@ -136,6 +138,7 @@ class Redis(Backend):
 
     async def probe(self, patience: float) -> ProbeResult:
         """The same, but for what `open` writes: it tries the commands of our scripts, and notes the layout."""
+        self._check_files()
         few = replace(self.retrying, timeout=min(patience, self.timeout), patience=patience, attempts=2)
         pool = Pool(lambda: self.server.connection(self._at))
 
@@ -146,6 +149,11 @@ class Redis(Backend):
             return await few(lambda this: self._attempt(this, look, pool))
         finally:
             await pool.close(0)
+
+    def _check_files(self) -> None:
+        for name, path in self.server.files.items():
+            if not os.path.isfile(path):
+                raise StoreError(f"{self._title}: {name} is {path!r}, and there is no such file here; correct the URL")
 
     async def close(self) -> None:
         """Let what is under way end, for one time-out at most, and close the connections of all event loops."""
@@ -390,8 +398,10 @@ class Redis(Backend):
         """One attempt on a connection of this loop's. Raises one of LOST where another one makes sense."""
         place, is_whole = Place(), False
         try:
+            if pool.is_full:
+                this.awaits = f"free connection of the {MOST} that this event loop may have"
             connection = await pool.take(place)
-            this.cut = lambda: cut(connection)
+            this.cut, this.awaits = lambda: cut(connection), "answer"
             if self.server.is_tls and not connection.is_connected:
                 this.awaits = "TLS handshake (does this port speak TLS? without it, write redis://)"
                 await connection.connect()

@@ -123,6 +123,12 @@ class Server:
         )
 
 
+def has_ended(connection: Any) -> bool:
+    """Has the server hung up? What would be sent now could only be lost, and nobody would know whether it has landed."""
+    reader = connection._reader
+    return reader is not None and (reader.at_eof() or reader.exception() is not None)
+
+
 def cut(connection: Any) -> None:
     """Close its socket at once. redis-py's own way would first wait until a server that doesn't read has read what was sent."""
     if connection._writer is not None:
@@ -157,9 +163,14 @@ class Pool:
         self._is_closed = False
         self._idle = asyncio.Event()
 
+    @property
+    def is_full(self) -> bool:
+        """Does who comes now have to wait?"""
+        return len(self._taken) >= MOST
+
     async def take(self, place: Place) -> Connection:
         """A connection that nobody else uses until the place is left. Those that wait for one get it in their order."""
-        if len(self._taken) < MOST:
+        if not self.is_full:
             self._taken.add(place)
         else:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -167,11 +178,13 @@ class Pool:
             await turn
         if self._is_closed:
             raise closed()
-        if self._free:
+        while self._free:
             place.connection = self._free[-1]
             self._free.pop()
-        else:
-            place.connection = self._make()
+            if not has_ended(place.connection):
+                return place.connection
+            cut(place.connection)
+        place.connection = self._make()
         return place.connection
 
     def leave(self, place: Place, is_whole: bool) -> None:

@@ -22,7 +22,7 @@ LOST: tuple[type[Exception], ...] = (LostConnectionError, LateError, InvalidResp
 
 # redis-py takes the code away from some messages, and old servers put it into the middle of a script's.
 _SOON = re.compile(
-    r"\b(LOADING|BUSY|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK)\b"
+    r"\b(LOADING|BUSY|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|NOREPLICAS|UNBLOCKED)\b"
     "|(Moved|Ask|MasterDown|ClusterDown|TryAgain|ReadOnly|BusyLoading)Error|Redis is (loading|busy)"
 )
 
@@ -78,6 +78,8 @@ def _about_tls(error: Exception) -> str | None:
                 f"its certificate isn't valid here ({cause.verify_message}); check the host's name in the URL, or name "
                 "the certificates to trust (ssl_ca_certs=…)"
             )
+        if isinstance(cause, ssl.SSLError) and (cause.library in ("X509", "PEM") or cause.reason == "PEM_LIB"):
+            return f"a file of ssl_ca_certs, ssl_certfile or ssl_keyfile isn't what it should be ({cause.reason}); each is in PEM"
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             return f"it doesn't speak TLS at this port as we do ({cause.reason}); without TLS it is redis://"
     return None

@@ -16,6 +16,7 @@ from redis.exceptions import TimeoutError as LateError
 
 from pocket_plug.errors import is_fault
 from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.redaction import public_url
 from pocket_plug.store.backend import Watcher
 
 from .connections import BlockingConnection, Server
@@ -41,6 +42,7 @@ class Watching:
         self._watcher, self._timeout = watcher, timeout
         self._lock = new_lock()
         self._connection: BlockingConnection | None = None
+        self._reason = ""  # why nothing is told just now
         self._stopped = threading.Event()
         after_fork(self._begin_anew)
         self._start()
@@ -82,11 +84,13 @@ class Watching:
                 self._listen(connection, stopped)
             except BaseException as error:
                 if not stopped.is_set():
-                    _logger.warning(
-                        "%s: the subscription to changes was lost (%s); it is tried again",
-                        self._title,
-                        type(error).__name__,
-                    )
+                    before, self._reason = self._reason, public_url(f"{type(error).__name__}: {error}")
+                    if self._reason != before:  # once for each reason, however long it lasts
+                        _logger.warning(
+                            "%s: what others write is not told just now (%s); until it is, reads go to the server",
+                            self._title,
+                            self._reason,
+                        )
                     if not is_fault(error):
                         raise
             finally:
@@ -99,8 +103,11 @@ class Watching:
         connection.connect()
         connection.send_command("SUBSCRIBE", self._channel, check_health=False)
         connection.read_response()
+        if self._reason:
+            _logger.info("%s: what others write is told again", self._title)
+            self._reason = ""
         self._watcher.back()
-        ask_at, answer_by = monotonic() + WATCH_EVERY, float("inf")
+        ask_at, answer_by, highest = monotonic() + WATCH_EVERY, float("inf"), 0
         while not stopped.is_set():
             now = monotonic()
             if now >= answer_by:
@@ -112,7 +119,14 @@ class Watching:
                 continue
             answer: list[bytes] = connection.read_response()
             if answer[0] == b"message" and answer[-1]:  # `open` publishes an empty one, to see whether it may
-                self._watcher.changed(_versions(answer[-1]))
+                versions = _versions(answer[-1])
+                if (
+                    max(versions.values()) < highest
+                ):  # the counter has begun again: FLUSHALL, or another copy of the data
+                    self._watcher.lost()
+                    self._watcher.back()
+                highest = max(versions.values())
+                self._watcher.changed(versions)
             elif answer[0] == b"pong":
                 ask_at, answer_by = monotonic() + WATCH_EVERY, float("inf")
 
