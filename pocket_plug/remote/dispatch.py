@@ -275,5 +275,5 @@ def _take(job: Job, answer: Answer, worker: str) -> None:
             job.fail(WorkerTimeout())
         else:
             job.give(default_codec.decode(answer.value))
-    except Exception as error:  # noqa: BLE001 - what can't be decoded is this job's failure
+    except BaseException as error:  # noqa: BLE001 - what can't be decoded is this job's failure
         job.fail(error)
