@@ -32,6 +32,8 @@ TRIES = 3
 """So often work is begun whose worker dies: it may be the work that kills it."""
 GRACE = 2.0
 """Seconds that an idle worker has to end by itself, and to send what spans it has."""
+LOOK = 1.0
+"""Seconds between two looks whether a worker that is at work still lives."""
 
 _READY, _DONE, _FAILED = b"r", b"d", b"f"
 
@@ -197,10 +199,18 @@ class _Worker:
                 raise EOFError
             connection.send_bytes(task.function)
             connection.send_bytes(task.request)
+            while not connection.poll(LOOK):  # its end shows only once whatever it has forked has ended too
+                self._look()
             return connection.recv_bytes()
         finally:
             with self._lock:
                 self._task = None
+
+    def _look(self) -> None:
+        """Raises EOFError where the process has ended."""
+        with self._lock:
+            if self._process is None or not self._process.is_alive():
+                raise EOFError
 
     def _start(self) -> Connection:
         here, there = _spawning.Pipe()

@@ -10,10 +10,11 @@ import asyncio
 import os
 import socket
 import time
+import traceback
 from collections.abc import Awaitable
 from contextvars import copy_context
 from types import CoroutineType
-from typing import Final
+from typing import Final, NoReturn
 
 from opentelemetry import context
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -100,12 +101,14 @@ class _Reports:
 def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) -> Answer:
     if item.deadline is not None and time.time() >= item.deadline:
         return _LATE
-    began = time.perf_counter()
+    began, process = time.perf_counter(), os.getpid()
     reports = None if item.place is None else _Reports(item.place)
     try:
         if isinstance(found, WorkerCodeError):
             raise found
         result = copy_context().run(_in_context, found, item, loop, reports)
+        if os.getpid() != process:
+            _end_child(None)
         try:
             record = default_codec.encode(result)
         except CodecError as error:
@@ -114,9 +117,23 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - it is raised where the run is
+        if os.getpid() != process:
+            _end_child(error)
         failure, record = taken_apart(wrapped(error) if isinstance(error, StopIteration) else error), None
     kept = () if reports is None else tuple(reports.kept)
     return Answer(record, failure, time.perf_counter() - began, kept)
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    """End a process that exec has forked, where it comes back from exec: the answer, and the next request, are its parent's."""
+    match error:
+        case None | SystemExit(code=None):
+            os._exit(0)
+        case SystemExit(code=int() as code):
+            os._exit(code & 0xFF)
+        case _:
+            traceback.print_exception(error)
+            os._exit(1)
 
 
 def _in_context(step: Step, item: Item, loop: _Loop, reports: _Reports | None) -> Value:

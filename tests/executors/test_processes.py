@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pocket_plug import ConfigError, Pocket
+from pocket_plug import ConfigError, ExecutorLostError, Pocket
 from pocket_plug.executors import Processes, Threads
 
 SOON = 30.0
@@ -250,6 +250,70 @@ def test_a_worker_that_somebody_else_has_reaped_is_replaced() -> None:
         assert int(executor.submit(pid, b"").result(SOON)) != first
     finally:
         executor.close()
+
+
+FORKING = """
+import os
+from pocket_plug import Graph, each, node
+
+def forked(how):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if how == "returns":
+        return -1
+    raise {"exits": SystemExit(3), "fails": ValueError("a child's")}[how]
+
+@node(executor="processes://?workers=1")
+def fork(how: str) -> int:
+    return forked(how)
+
+@node(executor="processes://?workers=1")
+async def fork_async(how: str) -> int:
+    return forked(how)
+
+plain, awaited = Graph(each(fork)), Graph(each(fork_async))
+"""
+
+
+def test_a_child_that_exec_has_forked_answers_for_nobody(tmp_path: Path) -> None:
+    """It ends where it comes back from exec; its answer would be taken for that of the next item."""
+    script = """
+from app import awaited, plain
+if __name__ == "__main__":
+    for graph in plain, awaited:
+        print(graph.run_sync(["returns", "exits", "fails", "returns"]))
+"""
+    out, said = start(tmp_path, script, FORKING).communicate(timeout=SOON)
+    assert out.split("\n")[:2] == ["[0, 3, 1, 0]"] * 2
+    assert "a child's" in said
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_worker_that_leaves_a_child_behind_is_known_to_have_died(tmp_path: Path) -> None:
+    """The child keeps the connection open. Its slot isn't lost, and nobody waits for ever."""
+    executor = Processes(1)
+    left = tmp_path / "left"
+    try:
+        with pytest.raises(ExecutorLostError, match="signal 9"):
+            executor.submit(leave_a_child, str(left).encode()).result(SOON)
+        assert executor.submit(pid, b"").result(SOON)
+    finally:
+        executor.close()
+        for child in left.read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+
+
+def leave_a_child(file: bytes) -> bytes:
+    """Die, with a child that lives on."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(SOON)
+        os._exit(0)
+    with open(file, "a") as out:
+        print(child, file=out)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 def pid(_: bytes) -> bytes:
