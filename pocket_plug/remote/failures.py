@@ -26,7 +26,7 @@ _OURS = f"{Path(__file__).parent}{os.sep}"
 
 # ---------------------------------------------------------------- the far side
 def taken_apart(error: BaseException) -> Failure:
-    """What goes back of an exception, with the traceback as a note. It is tried whether it can go, or its whole chunk couldn't."""
+    """What goes back of an exception, with the traceback as a note. It is tried whether that can go, or its chunk couldn't."""
     try:
         failure = _taken_apart(error, [capped(_traceback(error))])
         failure_of(to_bytes(failure))

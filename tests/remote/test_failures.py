@@ -179,7 +179,9 @@ def test_an_exception_that_cannot_be_sent_is_a_recorded_error_that_can(error: Ex
     assert any("can't be sent as it is" in note for note in found.__notes__)
 
 
-@pytest.mark.parametrize("made", [lambda: ValueError("x"), lambda: OddError(3), lambda: ExceptionGroup("\udcff", [OddError(3)])])
+@pytest.mark.parametrize(
+    "made", [lambda: ValueError("x"), lambda: OddError(3), lambda: ExceptionGroup("\udcff", [OddError(3)])]
+)
 def test_a_note_with_a_surrogate_does_not_cost_the_class(made: Callable[[], Exception]) -> None:
     """Names of files may have one; a retry is for a class."""
     error = made()
