@@ -181,22 +181,24 @@ class _Worker:
                 task.set_exception(error)
                 return
             else:
-                if answer[:1] == _DONE:
+                if answer is None:
+                    task.set_exception(ExecutorLostError("nobody waits for it any more"))
+                elif answer[:1] == _DONE:
                     task.set_result(answer[1:])
                 else:
                     task.set_exception(ExecutorError(answer[1:].decode()))
                 return
 
-    def _asked(self, task: _Task) -> bytes:
-        """What the process answers. Raises EOFError or OSError where it dies meanwhile."""
+    def _asked(self, task: _Task) -> bytes | None:
+        """What the process answers, None if nobody waits any more. Raises EOFError or OSError where it dies meanwhile."""
         if task.is_left:
-            raise EOFError
+            return None
         connection = self._connection or self._start()
         with self._lock:
             self._task = task
         try:
-            if task.is_left:
-                raise EOFError
+            if task.is_left:  # by now; the process is there for the next one
+                return None
             connection.send_bytes(task.function)
             connection.send_bytes(task.request)
             while not connection.poll(LOOK):  # its end shows only once whatever it has forked has ended too

@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -302,6 +304,31 @@ def test_a_worker_that_leaves_a_child_behind_is_known_to_have_died(tmp_path: Pat
         executor.close()
         for child in left.read_text().split():
             os.kill(int(child), signal.SIGKILL)
+
+
+def test_a_worker_whose_work_is_left_while_it_starts_is_there_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose time-out is shorter than its worker's start would never be done, however often it is tried."""
+    began, may_end = threading.Event(), threading.Event()
+    started: list[SpawnProcess] = []
+    start = SpawnProcess.start
+
+    def slowly(process: SpawnProcess) -> None:
+        started.append(process)
+        began.set()
+        start(process)
+        may_end.wait(SOON)
+
+    monkeypatch.setattr(SpawnProcess, "start", slowly)
+    executor = Processes(1)
+    try:
+        left = executor.submit(pid, b"")
+        assert began.wait(SOON)
+        left.cancel()
+        may_end.set()
+        assert executor.submit(pid, b"").result(SOON)
+        assert len(started) == 1
+    finally:
+        executor.close()
 
 
 def leave_a_child(file: bytes) -> bytes:
