@@ -215,9 +215,12 @@ class _Worker:
                 raise EOFError
 
     def _start(self) -> Connection:
-        here, there = _spawning.Pipe()
-        process = _spawning.Process(target=_work, args=(there,), name=f"{WORKER} {self._number}")
-        process.start()
+        try:
+            here, there = _spawning.Pipe()
+            process = _spawning.Process(target=_work, args=(there,), name=f"{WORKER} {self._number}")
+            process.start()
+        except OSError as error:  # a limit of this process, or of the system; no worker has died
+            raise ExecutorError(f"a worker process can't be started: {describe(error)}") from error
         there.close()
         with self._lock:
             self._process, self._connection = process, here

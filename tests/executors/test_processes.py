@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pocket_plug import ConfigError, ExecutorLostError, Pocket
+from pocket_plug import ConfigError, ExecutorError, ExecutorLostError, Pocket
 from pocket_plug.executors import Processes, Threads
 
 SOON = 30.0
@@ -327,6 +327,23 @@ def test_a_worker_whose_work_is_left_while_it_starts_is_there_for_the_next(monke
         may_end.set()
         assert executor.submit(pid, b"").result(SOON)
         assert len(started) == 1
+    finally:
+        executor.close()
+
+
+def test_a_worker_that_can_not_be_started_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as for want of files or processes: none of them has died. The next one may start."""
+
+    def fail(_: SpawnProcess) -> None:
+        raise OSError(24, "Too many open files")
+
+    executor = Processes(1)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(SpawnProcess, "start", fail)
+            with pytest.raises(ExecutorError, match="can't be started: OSError: .*Too many open files"):
+                executor.submit(pid, b"").result(SOON)
+        assert executor.submit(pid, b"").result(SOON)
     finally:
         executor.close()
 
