@@ -341,7 +341,7 @@ def test_a_worker_that_can_not_be_started_says_why(monkeypatch: pytest.MonkeyPat
     try:
         with monkeypatch.context() as patch:
             patch.setattr(SpawnProcess, "start", fail)
-            with pytest.raises(ExecutorError, match="can't be started: OSError: .*Too many open files"):
+            with pytest.raises(ExecutorError, match=r"can't be started: OSError: .*Too many open files"):
                 executor.submit(pid, b"").result(SOON)
         assert executor.submit(pid, b"").result(SOON)
     finally:
