@@ -174,7 +174,8 @@ class _Worker:
             except (EOFError, OSError):
                 code = self._end()
                 if task.is_left or tried == TRIES:
-                    task.set_exception(ExecutorLostError(f"the worker process died {tried} times at it ({_how(code)})"))
+                    said = f"the worker process died {tried} times at it ({_how(code)})"
+                    task.set_exception(ExecutorLostError(said, workers_died=True))
                     return
             except Exception as error:  # noqa: BLE001 - the one who waits for it gets it
                 self._end()
