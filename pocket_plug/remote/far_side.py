@@ -10,11 +10,10 @@ import asyncio
 import os
 import socket
 import time
-import traceback
 from collections.abc import Awaitable
 from contextvars import copy_context
 from types import CoroutineType
-from typing import Final, NoReturn
+from typing import Final
 
 from opentelemetry import context
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -28,7 +27,7 @@ from pocket_plug.graph.following.reports import AT_ONCE, reporter
 from pocket_plug.graph.planning.step import Step
 from pocket_plug.graph.running.context import idempotency
 from pocket_plug.graph.running.phase_calls import unawaited
-from pocket_plug.graph.running.workers import wrapped
+from pocket_plug.graph.running.workers import end_child, wrapped
 from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.values import Value
 from pocket_plug.propagation import context_of
@@ -108,7 +107,7 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
             raise found
         result = copy_context().run(_in_context, found, item, loop, reports)
         if os.getpid() != process:
-            _end_child(None)
+            end_child()
         try:
             record = default_codec.encode(result)
         except CodecError as error:
@@ -118,22 +117,10 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
         raise
     except BaseException as error:  # noqa: BLE001 - it is raised where the run is
         if os.getpid() != process:
-            _end_child(error)
+            end_child()
         failure, record = taken_apart(wrapped(error) if isinstance(error, StopIteration) else error), None
     kept = () if reports is None else tuple(reports.kept)
     return Answer(record, failure, time.perf_counter() - began, kept)
-
-
-def _end_child(error: BaseException | None) -> NoReturn:
-    """End a process that exec has forked, where it comes back from exec: the answer, and the next request, are its parent's."""
-    match error:
-        case None | SystemExit(code=None):
-            os._exit(0)
-        case SystemExit(code=int() as code):
-            os._exit(code & 0xFF)
-        case _:
-            traceback.print_exception(error)
-            os._exit(1)
 
 
 def _in_context(step: Step, item: Item, loop: _Loop, reports: _Reports | None) -> Value:
