@@ -2,7 +2,7 @@
 
 Each worker has a thread here, which hands it one request at a time. So a worker that dies takes one with it, not all, as it
 would in a ProcessPoolExecutor, and one whose work nobody waits for any more can be killed. Workers are started fresh (spawn),
-end with this process, however that ends, and leave Ctrl-C to it.
+end with this process, however that ends, and leave Ctrl-C and SIGTERM to it.
 """
 
 from __future__ import annotations
@@ -271,6 +271,7 @@ def _how(code: int | None) -> str:
 def _work(connection: Connection) -> None:
     """Do what comes, until the process that it is for ends it, or has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # systemd sends it to all; not SIG_IGN, which children of exec inherit
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, name="pocket_plug parent", daemon=True).start()

@@ -110,17 +110,18 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> N
     assert ("KeyboardInterrupt" in err) is (how is signal.SIGINT)
 
 
-def test_a_ctrl_c_that_the_program_survives_leaves_its_workers_alone(tmp_path: Path) -> None:
-    """It is for the program to decide."""
-    started = start(
-        tmp_path, "import signal\nsignal.signal(signal.SIGINT, lambda *_: print('caught', flush=True))\n" + SCRIPT
-    )
-    worker_of(tmp_path, started)
-    os.killpg(started.pid, signal.SIGINT)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+def test_a_signal_that_the_program_survives_leaves_its_workers_alone(tmp_path: Path, how: signal.Signals) -> None:
+    """It is for the program to decide: Ctrl-C goes to all of them, and so does the SIGTERM of systemd."""
+    caught = f"    signal.signal({how.value}, lambda *_: print('caught', flush=True))\n"  # which the worker doesn't do as well
+    started = start(tmp_path, "import signal\n" + SCRIPT.replace("__main__':\n", "__main__':\n" + caught))
+    worker = worker_of(tmp_path, started)
+    os.killpg(started.pid, how)
     assert started.stdout is not None
     assert started.stdout.readline() == "caught\n"
     (tmp_path / "go").touch()
     assert started.communicate(timeout=SOON)[0] == "1\n"
+    assert int((tmp_path / "worker").read_text()) == worker, "it began anew"
 
 
 def test_a_graph_of_the_script_itself(tmp_path: Path) -> None:
