@@ -271,7 +271,7 @@ def _how(code: int | None) -> str:
 def _work(connection: Connection) -> None:
     """Do what comes, until the process that it is for ends it, or has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # systemd sends it to all; not SIG_IGN, which children of exec inherit
+    signal.signal(signal.SIGTERM, lambda *_: None)  # systemd sends it to all; children inherit SIG_IGN
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, name="pocket_plug parent", daemon=True).start()
