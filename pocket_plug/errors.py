@@ -187,8 +187,13 @@ class ExecutorError(PocketError):
 class ExecutorLostError(ExecutorError, ConnectionError):
     """Workers died repeatedly while they ran an `exec`, or the executor can't be reached: the `exec` may have run, or not.
 
-    It is a ConnectionError, hence an OSError: `Retry(on=(OSError,))` retries it.
+    It is a ConnectionError, hence an OSError: `Retry(on=(OSError,))` retries it. `workers_died` is True if workers died: then the
+    work itself may be what kills them.
     """
+
+    def __init__(self, message: str = "", *, workers_died: bool = False) -> None:
+        self.workers_died = workers_died
+        super().__init__(message)
 
 
 class WorkerCodeError(ExecutorError):

@@ -2,7 +2,7 @@
 
 Each worker has a thread here, which hands it one request at a time. So a worker that dies takes one with it, not all, as it
 would in a ProcessPoolExecutor, and one whose work nobody waits for any more can be killed. Workers are started fresh (spawn),
-end with this process, however that ends, and leave Ctrl-C to it.
+end with this process, however that ends, and leave Ctrl-C and SIGTERM to it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ TRIES = 3
 """So often work is begun whose worker dies: it may be the work that kills it."""
 GRACE = 2.0
 """Seconds that an idle worker has to end by itself, and to send what spans it has."""
+LOOK = 1.0
+"""Seconds between two looks whether a worker that is at work still lives."""
 
 _READY, _DONE, _FAILED = b"r", b"d", b"f"
 
@@ -172,40 +174,54 @@ class _Worker:
             except (EOFError, OSError):
                 code = self._end()
                 if task.is_left or tried == TRIES:
-                    task.set_exception(ExecutorLostError(f"the worker process died {tried} times at it ({_how(code)})"))
+                    said = f"the worker process died {tried} times at it ({_how(code)})"
+                    task.set_exception(ExecutorLostError(said, workers_died=True))
                     return
             except Exception as error:  # noqa: BLE001 - the one who waits for it gets it
                 self._end()
                 task.set_exception(error)
                 return
             else:
-                if answer[:1] == _DONE:
+                if answer is None:
+                    task.set_exception(ExecutorLostError("nobody waits for it any more"))
+                elif answer[:1] == _DONE:
                     task.set_result(answer[1:])
                 else:
                     task.set_exception(ExecutorError(answer[1:].decode()))
                 return
 
-    def _asked(self, task: _Task) -> bytes:
-        """What the process answers. Raises EOFError or OSError where it dies meanwhile."""
+    def _asked(self, task: _Task) -> bytes | None:
+        """What the process answers, None if nobody waits any more. Raises EOFError or OSError where it dies meanwhile."""
         if task.is_left:
-            raise EOFError
+            return None
         connection = self._connection or self._start()
         with self._lock:
             self._task = task
         try:
-            if task.is_left:
-                raise EOFError
+            if task.is_left:  # by now; the process is there for the next one
+                return None
             connection.send_bytes(task.function)
             connection.send_bytes(task.request)
+            while not connection.poll(LOOK):  # its end shows only once whatever it has forked has ended too
+                self._look()
             return connection.recv_bytes()
         finally:
             with self._lock:
                 self._task = None
 
+    def _look(self) -> None:
+        """Raises EOFError where the process has ended."""
+        with self._lock:
+            if self._process is None or not self._process.is_alive():
+                raise EOFError
+
     def _start(self) -> Connection:
-        here, there = _spawning.Pipe()
-        process = _spawning.Process(target=_work, args=(there,), name=f"{WORKER} {self._number}")
-        process.start()
+        try:
+            here, there = _spawning.Pipe()
+            process = _spawning.Process(target=_work, args=(there,), name=f"{WORKER} {self._number}")
+            process.start()
+        except OSError as error:  # a limit of this process, or of the system; no worker has died
+            raise ExecutorError(f"a worker process can't be started: {describe(error)}") from error
         there.close()
         with self._lock:
             self._process, self._connection = process, here
@@ -255,6 +271,7 @@ def _how(code: int | None) -> str:
 def _work(connection: Connection) -> None:
     """Do what comes, until the process that it is for ends it, or has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # systemd sends it to all; children inherit SIG_IGN
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, name="pocket_plug parent", daemon=True).start()

@@ -44,6 +44,7 @@ class Job(Waiter[Value]):
         "carrier",
         "chunk",
         "deadline",
+        "goes_alone",
         "is_left",
         "key",
         "node",
@@ -74,6 +75,8 @@ class Job(Waiter[Value]):
         """Epoch seconds; known once it is sent."""
         self.chunk: _Sent | None = None
         self.is_left = False
+        self.goes_alone = False
+        """Was it in a chunk that workers died at?"""
 
 
 class _Sent:
@@ -180,11 +183,16 @@ class Dispatch:
     def _drawn(self, most: int) -> list[Job]:
         jobs: list[Job] = []
         size = 0
-        while self._queue and len(jobs) < most and (not jobs or size + len(self._queue[0].value) <= MOST_BYTES):
-            job = self._queue.popleft()
+        while self._queue and len(jobs) < most:
+            job = self._queue[0]
+            if jobs and (job.goes_alone or size + len(job.value) > MOST_BYTES):
+                break
+            self._queue.popleft()
             if not job.is_left:
                 jobs.append(job)
                 size += len(job.value)
+                if job.goes_alone:
+                    break
         return jobs
 
     def _send(self, sent: _Sent) -> None:
@@ -224,13 +232,20 @@ class Dispatch:
             self.send_what_goes()
 
     def _over(self, sent: _Sent, found: str | BaseException, answers: Sequence[Answer]) -> None:
-        """Give each job what came for it, and wake all at once. Jobs without an answer weren't begun: they are the next to go."""
+        """Give each job what came for it, and wake all at once. Jobs without an answer weren't begun: they are the next to go.
+
+        So are those of a chunk that workers died at, each by itself, since one of them is enough for that.
+        """
         jobs, given_back = sent.jobs, list[Job]()
         if isinstance(found, str):
             jobs, given_back = jobs[: len(answers)], jobs[len(answers) :]
             for job, answer in zip(jobs, answers, strict=True):
                 _take(job, answer, found)
             self._measure(answers)
+        elif len(jobs) > 1 and isinstance(found, ExecutorLostError) and found.workers_died:
+            jobs, given_back = [], jobs
+            for job in given_back:
+                job.goes_alone = True
         else:
             for job in jobs:
                 job.fail(self._failure(found, job))
@@ -275,5 +290,5 @@ def _take(job: Job, answer: Answer, worker: str) -> None:
             job.fail(WorkerTimeout())
         else:
             job.give(default_codec.decode(answer.value))
-    except Exception as error:  # noqa: BLE001 - what can't be decoded is this job's failure
+    except BaseException as error:  # noqa: BLE001 - what can't be decoded is this job's failure
         job.fail(error)

@@ -15,19 +15,27 @@ from pathlib import Path
 
 from pocket_plug.codec import default_codec
 from pocket_plug.codec.error_values import storable
-from pocket_plug.errors import CodecError, RecordedError
-from pocket_plug.primitives.failures import MAX_FRAMES, ON_WORKER, capped, error_text
+from pocket_plug.errors import CodecError, RecordedError, is_fault
+from pocket_plug.primitives.failures import MAX_FRAMES, ON_WORKER, capped, describe, error_text, error_type
 from pocket_plug.primitives.values import Value
 
-from .wire import Failure
+from .wire import Failure, failure_of, to_bytes
 
 _OURS = f"{Path(__file__).parent}{os.sep}"
 
 
 # ---------------------------------------------------------------- the far side
 def taken_apart(error: BaseException) -> Failure:
-    """What goes back of an exception, with the traceback as a note."""
-    return _taken_apart(error, [capped(_traceback(error))])
+    """What goes back of an exception, with the traceback as a note. It is tried whether that can go, or its chunk couldn't."""
+    try:
+        failure = _taken_apart(error, [capped(_traceback(error))])
+        failure_of(to_bytes(failure))
+    except BaseException as broken:  # what an exception holds, and what its class does, may be anything
+        if not is_fault(broken):
+            raise
+        plain = RecordedError(error_type(error), error_text(error), "")
+        return _taken_apart(plain, [f"it can't be sent as it is: {describe(broken)}"])
+    return failure
 
 
 def _taken_apart(error: BaseException, trace: list[str]) -> Failure:
@@ -56,15 +64,20 @@ def _taken_apart(error: BaseException, trace: list[str]) -> Failure:
     return Failure(
         module=kind.__module__,
         name=kind.__qualname__,
-        text=error.message if isinstance(error, ExceptionGroup) else error_text(error),
+        text=_as_text(error.message) if isinstance(error, ExceptionGroup) else error_text(error),
         where=where,
         record=record,
         arguments=arguments,
         state=state,
         left_out=left_out,
-        notes=([] if record is not None else [str(note) for note in getattr(held, "__notes__", ())]) + trace,
+        notes=([] if record is not None else [_as_text(str(note)) for note in getattr(held, "__notes__", ())]) + trace,
         members=members,
     )
+
+
+def _as_text(text: str) -> str:
+    """Without lone surrogates, which names of files may have."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _record_of(value: Value) -> bytes | None:
@@ -106,7 +119,9 @@ def _put_together(failure: Failure) -> Exception:
                 return error
         elif (kind := _loaded(failure.module, failure.name)) is not None:
             return _made(kind, failure)
-    except Exception as broken:  # noqa: BLE001 - what its class does with it may be anything; then it is a RecordedError
+    except BaseException as broken:  # what its class does with it may be anything; then it is a RecordedError
+        if not is_fault(broken):
+            raise
         failure.notes.insert(0, f"it can't be made again here: {type(broken).__name__}")
     return RecordedError(_title(failure), failure.text, failure.where)
 

@@ -27,7 +27,7 @@ from pocket_plug.graph.following.reports import AT_ONCE, reporter
 from pocket_plug.graph.planning.step import Step
 from pocket_plug.graph.running.context import idempotency
 from pocket_plug.graph.running.phase_calls import unawaited
-from pocket_plug.graph.running.workers import wrapped
+from pocket_plug.graph.running.workers import end_child, wrapped
 from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.values import Value
 from pocket_plug.propagation import context_of
@@ -100,12 +100,14 @@ class _Reports:
 def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) -> Answer:
     if item.deadline is not None and time.time() >= item.deadline:
         return _LATE
-    began = time.perf_counter()
+    began, process = time.perf_counter(), os.getpid()
     reports = None if item.place is None else _Reports(item.place)
     try:
         if isinstance(found, WorkerCodeError):
             raise found
         result = copy_context().run(_in_context, found, item, loop, reports)
+        if os.getpid() != process:
+            end_child()
         try:
             record = default_codec.encode(result)
         except CodecError as error:
@@ -114,6 +116,8 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - it is raised where the run is
+        if os.getpid() != process:
+            end_child()
         failure, record = taken_apart(wrapped(error) if isinstance(error, StopIteration) else error), None
     kept = () if reports is None else tuple(reports.kept)
     return Answer(record, failure, time.perf_counter() - began, kept)

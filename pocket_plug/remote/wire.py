@@ -99,9 +99,11 @@ class Answers(msgspec.Struct, array_like=True, frozen=True):
 _encode = msgspec.msgpack.Encoder().encode
 _chunk = msgspec.msgpack.Decoder(Chunk).decode
 _answers = msgspec.msgpack.Decoder(Answers).decode
+failure_of = msgspec.msgpack.Decoder(Failure).decode
+"""A failure, as the other side will read it."""
 
 
-def to_bytes(message: Chunk | Answers) -> bytes:
+def to_bytes(message: Chunk | Answers | Failure) -> bytes:
     """A message as it goes over."""
     return _encode(message)
 

@@ -123,7 +123,7 @@ def test_of_two_plugins_with_one_name_none_is_to_be_switched_off(doctor: Doctor,
     install("pocket-plug-evil", "", entry_points="bounding = pocket_plug_evil")
     verdict, says = doctor(1)["plugins", "bounding"]  # the last one of this name
     assert verdict == "wrong"
-    assert says.endswith("uninstall or rename one of the two; repair or uninstall it")
+    assert says.endswith("uninstall or rename one of the two; fix or uninstall it")
 
 
 def test_the_verdict_on_each_plugin(doctor: Doctor, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 
-from pocket_plug import ConfigError, Pocket
+from pocket_plug import ConfigError, ExecutorError, ExecutorLostError, Pocket
 from pocket_plug.executors import Processes, Threads
 
 SOON = 30.0
@@ -108,17 +110,18 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> N
     assert ("KeyboardInterrupt" in err) is (how is signal.SIGINT)
 
 
-def test_a_ctrl_c_that_the_program_survives_leaves_its_workers_alone(tmp_path: Path) -> None:
-    """It is for the program to decide."""
-    started = start(
-        tmp_path, "import signal\nsignal.signal(signal.SIGINT, lambda *_: print('caught', flush=True))\n" + SCRIPT
-    )
-    worker_of(tmp_path, started)
-    os.killpg(started.pid, signal.SIGINT)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+def test_a_signal_that_the_program_survives_leaves_its_workers_alone(tmp_path: Path, how: signal.Signals) -> None:
+    """It is for the program to decide: Ctrl-C goes to all of them, and so does the SIGTERM of systemd."""
+    caught = f"    signal.signal({how.value}, lambda *_: print('caught', flush=True))\n"  # which the worker doesn't do as well
+    started = start(tmp_path, "import signal\n" + SCRIPT.replace("__main__':\n", "__main__':\n" + caught))
+    worker = worker_of(tmp_path, started)
+    os.killpg(started.pid, how)
     assert started.stdout is not None
     assert started.stdout.readline() == "caught\n"
     (tmp_path / "go").touch()
     assert started.communicate(timeout=SOON)[0] == "1\n"
+    assert int((tmp_path / "worker").read_text()) == worker, "it began anew"
 
 
 def test_a_graph_of_the_script_itself(tmp_path: Path) -> None:
@@ -250,6 +253,112 @@ def test_a_worker_that_somebody_else_has_reaped_is_replaced() -> None:
         assert int(executor.submit(pid, b"").result(SOON)) != first
     finally:
         executor.close()
+
+
+FORKING = """
+import os
+from pocket_plug import Graph, each, node
+
+def forked(how):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if how == "returns":
+        return -1
+    raise {"exits": SystemExit(3), "fails": ValueError("a child's")}[how]
+
+@node(executor="processes://?workers=1")
+def fork(how: str) -> int:
+    return forked(how)
+
+@node(executor="processes://?workers=1")
+async def fork_async(how: str) -> int:
+    return forked(how)
+
+plain, awaited = Graph(each(fork)), Graph(each(fork_async))
+"""
+
+
+def test_a_child_that_exec_has_forked_answers_for_nobody(tmp_path: Path) -> None:
+    """It ends where it comes back from exec; its answer would be taken for that of the next item."""
+    script = """
+from app import awaited, plain
+if __name__ == "__main__":
+    for graph in plain, awaited:
+        print(graph.run_sync(["returns", "exits", "fails", "returns"]))
+"""
+    out, said = start(tmp_path, script, FORKING).communicate(timeout=SOON)
+    assert out.split("\n")[:2] == ["[1, 1, 1, 1]"] * 2
+    assert said.count("has forked this process, and returned in the child") == 8
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_worker_that_leaves_a_child_behind_is_known_to_have_died(tmp_path: Path) -> None:
+    """The child keeps the connection open. Its slot isn't lost, and nobody waits for ever."""
+    executor = Processes(1)
+    left = tmp_path / "left"
+    try:
+        with pytest.raises(ExecutorLostError, match="signal 9"):
+            executor.submit(leave_a_child, str(left).encode()).result(SOON)
+        assert executor.submit(pid, b"").result(SOON)
+    finally:
+        executor.close()
+        for child in left.read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+
+
+def test_a_worker_whose_work_is_left_while_it_starts_is_there_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose time-out is shorter than its worker's start would never be done, however often it is tried."""
+    began, may_end = threading.Event(), threading.Event()
+    started: list[SpawnProcess] = []
+    start = SpawnProcess.start
+
+    def slowly(process: SpawnProcess) -> None:
+        started.append(process)
+        began.set()
+        start(process)
+        may_end.wait(SOON)
+
+    monkeypatch.setattr(SpawnProcess, "start", slowly)
+    executor = Processes(1)
+    try:
+        left = executor.submit(pid, b"")
+        assert began.wait(SOON)
+        left.cancel()
+        may_end.set()
+        assert executor.submit(pid, b"").result(SOON)
+        assert len(started) == 1
+    finally:
+        executor.close()
+
+
+def test_a_worker_that_can_not_be_started_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as for want of files or processes: none of them has died. The next one may start."""
+
+    def fail(_: SpawnProcess) -> None:
+        raise OSError(24, "Too many open files")
+
+    executor = Processes(1)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(SpawnProcess, "start", fail)
+            with pytest.raises(ExecutorError, match=r"can't be started: OSError: .*Too many open files"):
+                executor.submit(pid, b"").result(SOON)
+        assert executor.submit(pid, b"").result(SOON)
+    finally:
+        executor.close()
+
+
+def leave_a_child(file: bytes) -> bytes:
+    """Die, with a child that lives on."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(SOON)
+        os._exit(0)
+    with open(file, "a") as out:
+        print(child, file=out)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 def pid(_: bytes) -> bytes:

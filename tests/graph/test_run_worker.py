@@ -670,6 +670,44 @@ def test_a_run_without_progress_has_failed_after_some_executions(url: str) -> No
     asyncio.run(main())
 
 
+def test_once_leaves_no_stalled_run_behind(url: str) -> None:
+    """Also if there are more of them than it may execute at a time: one that cron starts is the only one to come."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            for number in range(5):
+                await left_running(store, f"d-{number}", process=this_process().record)
+            await Worker([graph], store=store, concurrency=2).run(once=True)
+            assert await keys(store, "running") == []
+
+    asyncio.run(main())
+
+
+def test_runs_that_may_have_ended_their_process_are_executed_by_themselves(url: str) -> None:
+    """One that ends each process takes down whatever is executed beside it: those would be given up with it."""
+    under_way, beside = set[str](), dict[str, int]()
+
+    def report(report: WorkerReport) -> None:
+        (under_way.add if report.became == "taken" else under_way.discard)(report.run_id)
+        beside.update((each, max(beside.get(each, 0), len(under_way) - 1)) for each in under_way)
+
+    async def main() -> None:
+        async with Store(url) as store:
+            for number in range(3):
+                await graph.submit(number, run_id=f"new-{number}", store=store)
+            for number in range(3):
+                await left_running(store, f"once-{number}", process=this_process().record, tries=1)
+            for number in range(3):
+                await left_running(store, f"often-{number}", process=this_process().record, tries=3)
+            await Worker([graph], store=store, report=report).run(once=True)
+            assert await keys(store, "running") == []
+            assert len(await keys(store, "finished")) == len(beside) == 9
+            assert [beside[f"often-{number}"] for number in range(3)] == [0, 0, 0]
+            assert max(beside.values()) > 0
+
+    asyncio.run(main())
+
+
 def test_progress_in_an_item_is_progress(url: str) -> None:
     """Items don't move their run's record; an execution that has done one was not in vain, so its run isn't given up."""
 

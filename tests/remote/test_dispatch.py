@@ -257,6 +257,35 @@ def test_each_item_of_a_failed_chunk_has_an_error_of_its_own(
     run(main())
 
 
+def test_an_item_that_kills_its_workers_fails_alone() -> None:
+    """Not with those that were in its chunk: they go again, each by itself."""
+
+    async def main() -> None:
+        executor = Manual()
+        tasks = await begun(executor, [*range(100)])
+        for position in range(6):
+            executor.answer(position, 0.000_001)
+        dead = ExecutorLostError("died", workers_died=True)
+        (deadly, *others) = executor.sent[6][0].items
+        assert others
+        position = 6
+        while position < len(executor.sent):
+            chunk, future = executor.sent[position]
+            if deadly in chunk.items:
+                future.set_exception(dead)
+            elif not future.done():
+                executor.answer(position, 0.000_001)
+            position += 1
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        (error,) = [each for each in found if isinstance(each, BaseException)]
+        assert isinstance(error, ExecutorLostError)
+        assert error.workers_died
+        assert "node 'half': executor Manual: died" in str(error)
+        assert executor.sizes().count(1) >= 1 + len(others)
+
+    run(main())
+
+
 def test_an_executor_that_refuses_fails_each_item_without_nesting() -> None:
     """However many there are: at once, or by a future that has failed already."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from pocket_plug import MissingKeyError, RecordedError, WorkerCodeError
 from pocket_plug.remote.failures import put_together, taken_apart
+from pocket_plug.remote.wire import failure_of, to_bytes
 from pocket_plug.testing.executor_graphs import OddError, Unknown
 
 
@@ -134,3 +136,56 @@ class Choosy(Exception):
 
     def __init__(self, text: str, *, really: bool) -> None:
         super().__init__(text)
+
+
+class Quits(Exception):
+    """Whoever asks for its text ends the process."""
+
+    def __str__(self) -> str:
+        sys.exit(3)
+
+
+def test_an_exception_that_quits_when_it_is_asked_for_its_text_is_a_recorded_error() -> None:
+    """It would end the thread that all the workers' answers come by."""
+    found = there_and_back(raised(Quits()))
+    assert isinstance(found, RecordedError)
+    assert found.type.endswith("Quits")
+
+
+def held(name: object, value: object) -> Exception:
+    error = OddError(3)
+    vars(error)[name] = value  # type: ignore[index]  # which no str is
+    return error
+
+
+def nested(depth: int) -> Exception:
+    error: Exception = OddError(3)
+    for _ in range(depth):
+        error = ExceptionGroup("a group", [error])
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [held("__notes__", 5), held("__notes__", [Quits()]), held(5, 5), held("\udcff", 5), nested(5_000)],
+    ids=["notes", "note", "number", "surrogate", "deep"],
+)
+def test_an_exception_that_cannot_be_sent_is_a_recorded_error_that_can(error: Exception) -> None:
+    """Not what fails its whole chunk, with the items in it that have succeeded."""
+    failure = taken_apart(raised(error))
+    found = put_together(failure_of(to_bytes(failure)), "far:1")
+    assert isinstance(found, RecordedError)
+    assert found.type.endswith(type(error).__name__)
+    assert any("can't be sent as it is" in note for note in found.__notes__)
+
+
+@pytest.mark.parametrize(
+    "made", [lambda: ValueError("x"), lambda: OddError(3), lambda: ExceptionGroup("\udcff", [OddError(3)])]
+)
+def test_a_note_with_a_surrogate_does_not_cost_the_class(made: Callable[[], Exception]) -> None:
+    """Names of files may have one; a retry is for a class."""
+    error = made()
+    error.add_note("no such file: \udcff")
+    found = put_together(failure_of(to_bytes(taken_apart(raised(error)))), "far:1")
+    assert type(found) is type(error)
+    assert found.__notes__[0] == "no such file: ?"

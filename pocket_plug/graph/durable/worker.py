@@ -53,6 +53,8 @@ DUTY = 3
 """After a poll that takes long, the pause is this many times as long as the poll."""
 MAX_TRIES = 5
 """After so many executions without progress a run fails. Otherwise a run that ends its process would end all workers in turn."""
+SUSPECT = 3
+"""After so many executions without progress a run is executed alone. Otherwise it would end, with its process, the runs beside it."""
 CONCURRENCY = 10
 
 Became = Literal["taken", "finished", "waiting", "failed", "cancelled", "released", "lost", "refused"]
@@ -131,6 +133,10 @@ class Worker:
         self._journals: dict[tuple[Finder, str], Journal] = {}
         """The journals of the runs that it executes, or is about to claim."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._suspect: asyncio.Task[None] | None = None
+        """Of a run that may end this process: nothing is begun beside it."""
+        self._makes_way = False
+        """Is nothing begun because there is such a run, and others have to end before?"""
         self._is_stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
@@ -155,8 +161,9 @@ class Worker:
             while not self._is_stopping:
                 self._woken.clear()
                 began = self._loop.time()
+                is_review = began >= self._review_at
                 try:
-                    taken = await self._take(pocket)
+                    taken = await self._take(pocket, is_review)
                     failures = 0
                 except StoreError as error:
                     if once:
@@ -164,6 +171,9 @@ class Worker:
                     taken, failures = 0, failures + 1
                     log_failure(logging.WARNING, "a worker could not look for runs; it tries again", error)
                 if once and not taken and not self._tasks:
+                    if not is_review and self._unreachable is None:
+                        self._review_at = began  # more may be stalled than the last review had room for
+                        continue
                     await pruning
                     if self._unreachable is not None:
                         raise self._unreachable
@@ -235,14 +245,13 @@ class Worker:
             await asyncio.sleep(min(rests) if pruners else 0)
 
     # ------------------------------------------------------------ the runs
-    async def _take(self, pocket: RunHost) -> int:
+    async def _take(self, pocket: RunHost, is_review: bool) -> int:
         """Start executions of ready runs, as many as there is room for; return their number."""
         assert self._loop is not None
         room = self.concurrency - len(self._tasks)
-        if room <= 0:
+        if room <= 0 or self._suspect in self._tasks or (self._makes_way and not is_review):
             return 0
         found: list[tuple[Finder, Ready]] = []
-        is_review = self._loop.time() >= self._review_at
         if is_review:
             self._review_at = self._loop.time() + min(REVIEW, self.lease / 4)
         for finder in self._finders:
@@ -250,11 +259,18 @@ class Worker:
             found += [(finder, ready) for ready in [*stalled, *await finder.find(room + len(self._tasks))]]
         random.shuffle(found)
         free = [(finder, ready) for finder, ready in found if (finder, ready.run_id) not in self._journals]
+        suspects = [each for each in free if each[1].left is not None and each[1].left.tries >= SUSPECT]
+        self._makes_way = bool(suspects)
+        if suspects and self._tasks:
+            return 0
+        if suspects:
+            self._suspect = self._begin(*suspects[0], pocket)
+            return 1
         for finder, ready in free[:room]:
             self._begin(finder, ready, pocket)
         return len(free[:room])
 
-    def _begin(self, finder: Finder, ready: Ready, pocket: RunHost) -> None:
+    def _begin(self, finder: Finder, ready: Ready, pocket: RunHost) -> asyncio.Task[None]:
         wanted = Wanted(ready.run_id, lease=self.lease, seen=ready.seen, max_tries=MAX_TRIES)
         journal = Journal(wanted, finder.graph, finder.place)
         self._journals[finder, ready.run_id] = journal
@@ -263,6 +279,7 @@ class Worker:
         task = asyncio.create_task(self._execute(finder, ready, journal, pocket), name=f"run {ready.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import NoReturn
 
 from pocket_plug.errors import ConfigError, WrappedStopIterationError
 from pocket_plug.primitives.forking import after_fork, new_lock
@@ -165,7 +166,7 @@ class Workers:
             if job.thread is me:
                 job.do()
             if self.is_inherited:
-                _end_child()
+                end_child()
             with self._lock:
                 job.is_done, job.thread = True, None
                 self._jobs.discard(job)
@@ -198,10 +199,10 @@ def _wake_again(woken: list[weakref.ref[Waiter[Value]]]) -> None:
             wake_once(waiter)
 
 
-def _end_child() -> None:
-    """End a process that a function in a worker thread has forked, once that function has returned in the child."""
+def end_child() -> NoReturn:
+    """End a process that a function in a worker has forked, once that function has returned in the child."""
     _logger.error(
-        "a `def` phase in a worker thread has forked this process, and returned in the child, where nobody waits for its "
+        "a phase in a worker has forked this process, and returned in the child, where nobody waits for its "
         "result; the child ends. Let the child end by os._exit() or os.exec…(), or use multiprocessing"
     )
     for stream in (sys.stdout, sys.stderr):

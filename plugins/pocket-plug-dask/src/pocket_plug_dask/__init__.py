@@ -254,7 +254,7 @@ async def _result_of(future: Any) -> bytes:
         answer: bytes = await future
         return answer
     except (KilledWorker, CancelledError) as error:
-        raise ExecutorLostError(str(error)) from error
+        raise ExecutorLostError(str(error), workers_died=isinstance(error, KilledWorker)) from error
     except RuntimeError as error:
         if "deserialization" not in str(error):
             raise
