@@ -43,11 +43,11 @@ from pocket_plug.graph.durable.ready import AHEAD, Finder
 from pocket_plug.graph.durable.records import keys_of
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import State, plain_state, read_state, states_of
-from pocket_plug.graph.durable.worker import MAX_TRIES
+from pocket_plug.graph.durable.worker import ALONE, MAX_TRIES, SUSPECT
 from pocket_plug.hookspecs import RunNotice
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer
-from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.clock import FakeClock, run_virtual
 
 ELSEWHERE = {"id": "elsewhere", "host": "another machine", "pid": 7, "machine": "another boot", "began": "1"}
 
@@ -706,6 +706,43 @@ def test_runs_that_may_have_ended_their_process_are_executed_by_themselves(url: 
             assert max(beside.values()) > 0
 
     asyncio.run(main())
+
+
+def test_a_run_that_may_end_its_process_holds_up_others_for_a_while_only(url: str) -> None:
+    """Beside a run that takes hours it is executed, and so is what was submitted meanwhile, once the worker has waited."""
+
+    @node
+    async def hours(n: int) -> int:
+        await asyncio.sleep(2 * 3600)
+        return n
+
+    async def main() -> None:
+        time, slow = asyncio.get_running_loop().time, Graph(hours, name="slow")
+        began, ended = asyncio.Event(), asyncio.Event()
+        seen: dict[tuple[str, str], float] = {}
+
+        def report(report: WorkerReport) -> None:
+            seen[report.run_id, report.became] = time()
+            began.set()
+            if {("often", "finished"), ("new", "finished")} <= seen.keys():
+                ended.set()
+
+        async with Store(url) as store:
+            await slow.submit(1, run_id="slow", store=store)
+            worker = Worker([graph, slow], store=store, report=report)
+            running = asyncio.create_task(worker.run())
+            await began.wait()
+            await left_running(store, "often", process=this_process().record, tries=SUSPECT)
+            await asyncio.sleep(2)  # in virtual time: the worker has seen it
+            await graph.submit(1, run_id="new", store=store)
+            await ended.wait()
+            worker.stop()
+            await running
+        assert ALONE <= seen["often", "taken"] < 2 * ALONE
+        assert ALONE <= seen["new", "taken"] < 2 * ALONE
+        assert seen["slow", "finished"] == 2 * 3600
+
+    run_virtual(main())
 
 
 def test_progress_in_an_item_is_progress(url: str) -> None:

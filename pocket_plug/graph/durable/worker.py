@@ -55,6 +55,8 @@ MAX_TRIES = 5
 """After so many executions without progress a run fails. Otherwise a run that ends its process would end all workers in turn."""
 SUSPECT = 3
 """After so many executions without progress a run is executed alone. Otherwise it would end, with its process, the runs beside it."""
+ALONE = 30.0
+"""Seconds for which a worker starts no run so that such a run is alone, at most: runs may take hours, and others wait."""
 CONCURRENCY = 10
 
 Became = Literal["taken", "finished", "waiting", "failed", "cancelled", "released", "lost", "refused"]
@@ -134,9 +136,9 @@ class Worker:
         """The journals of the runs that it executes, or is about to claim."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._suspect: asyncio.Task[None] | None = None
-        """Of a run that may end this process: nothing is begun beside it."""
-        self._makes_way = False
-        """Is nothing begun because there is such a run, and others have to end before?"""
+        """The execution of a run that may end this process."""
+        self._alone_until: float | None = None
+        """Until when no other run is started: such a run is executed, or waits for the others to end."""
         self._is_stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
@@ -248,24 +250,26 @@ class Worker:
     async def _take(self, pocket: RunHost, is_review: bool) -> int:
         """Start executions of ready runs, as many as there is room for; return their number."""
         assert self._loop is not None
-        room = self.concurrency - len(self._tasks)
-        if room <= 0 or self._suspect in self._tasks or (self._makes_way and not is_review):
+        room, now = self.concurrency - len(self._tasks), self._loop.time()
+        is_alone = self._alone_until is not None and now < self._alone_until
+        if room <= 0 or (is_alone and (self._suspect in self._tasks or (self._tasks and not is_review))):
             return 0
         found: list[tuple[Finder, Ready]] = []
         if is_review:
-            self._review_at = self._loop.time() + min(REVIEW, self.lease / 4)
+            self._review_at = now + min(REVIEW, self.lease / 4)
         for finder in self._finders:
             stalled = await finder.review() if is_review else []
             found += [(finder, ready) for ready in [*stalled, *await finder.find(room + len(self._tasks))]]
         random.shuffle(found)
         free = [(finder, ready) for finder, ready in found if (finder, ready.run_id) not in self._journals]
         suspects = [each for each in free if each[1].left is not None and each[1].left.tries >= SUSPECT]
-        self._makes_way = bool(suspects)
-        if suspects and self._tasks:
-            return 0
-        if suspects:
-            self._suspect = self._begin(*suspects[0], pocket)
+        if suspects and not self._tasks:
+            self._suspect, self._alone_until = self._begin(*suspects[0], pocket), now + ALONE
             return 1
+        if is_review:
+            self._alone_until = (self._alone_until or now + ALONE) if suspects else None
+        if suspects and now < (self._alone_until or 0):
+            return 0
         for finder, ready in free[:room]:
             self._begin(finder, ready, pocket)
         return len(free[:room])
