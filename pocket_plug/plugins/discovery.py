@@ -67,7 +67,9 @@ class Candidate:
                 arguments = " ".join(f'"{requirement}"' for requirement in missing)
                 if any(map(_REQUIRES_US.match, missing)):  # not another version of us: other plugins may need this one
                     arguments = f"--upgrade {self.record.distribution}"
-                raise PluginError(f"it requires {', '.join(missing)}, which is not installed; do: pip install {arguments}")
+                raise PluginError(
+                    f"it requires {', '.join(missing)}, which is not installed; do: pip install {arguments}"
+                )
         loaded: object = point.load()
         return loaded
 

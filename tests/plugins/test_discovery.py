@@ -216,7 +216,9 @@ def test_a_plugin_of_another_version_of_ours_is_to_be_upgraded(install, caplog, 
     """Not pocket-plug made older for its sake: others need the one that is there. pip takes along what the upgrade needs."""
     install("pocket-plug-good", GOOD)
     install("pocket-plug-bad", "raise AssertionError('imported')", requires=(requirement,))
-    check_failed(caplog, f"it requires {requirement}, which is not installed; do: pip install --upgrade pocket-plug-bad")
+    check_failed(
+        caplog, f"it requires {requirement}, which is not installed; do: pip install --upgrade pocket-plug-bad"
+    )
 
 
 def test_requirements_that_do_not_count_here(install):

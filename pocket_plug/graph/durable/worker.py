@@ -54,7 +54,7 @@ DUTY = 3
 MAX_TRIES = 5
 """After so many executions without progress a run fails. Otherwise a run that ends its process would end all workers in turn."""
 SUSPECT = 3
-"""After so many executions without progress a run is executed alone. Otherwise it would end, with its process, the runs beside it."""
+"""After so many executions without progress a run is executed alone: it may end its process, and other runs with that."""
 ALONE = 30.0
 """Seconds for which a worker starts no run so that such a run is alone, at most: runs may take hours, and others wait."""
 CONCURRENCY = 10
