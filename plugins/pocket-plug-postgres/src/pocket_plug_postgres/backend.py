@@ -451,7 +451,9 @@ class PostgreSQL(Backend):
         try:
             if end is not None and end <= now:
                 if not is_whole(record or b"", place):
-                    raise CorruptRecordError("the record's checksum does not match: it was damaged, or belongs to another place")
+                    raise CorruptRecordError(
+                        "the record's checksum does not match: it was damaged, or belongs to another place"
+                    )
                 return None
             return Entry(default_codec.decode(record or b"", place), integer(version or b""), end)
         except CodecError as error:

@@ -190,7 +190,9 @@ class Redis(Backend):
             record, place = data[HEAD.size : -TAIL.size], place_of(key, 0, expires_at)
             if expires_at is not None and expires_at <= now:
                 if not is_whole(record, place):  # damage is no end
-                    raise CorruptRecordError("the record's checksum does not match: it was damaged, or belongs to another place")
+                    raise CorruptRecordError(
+                        "the record's checksum does not match: it was damaged, or belongs to another place"
+                    )
                 return None
             return Entry(default_codec.decode(record, place), version, expires_at)
         except CodecError as error:
