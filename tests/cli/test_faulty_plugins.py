@@ -43,27 +43,27 @@ FAULTY = {  # fail while they watch: source of pocket_observe, where, and what t
     "in_run": (
         "def part(run): raise RuntimeError('boom')\n    return Observer(run=part)",
         "pocket_observe (enter)",
-        "RuntimeError (said once",
+        "RuntimeError (logged once",
     ),
     "in_node": (
         "def part(call): raise SystemExit('boom')\n    return Observer(node=part)",
         "pocket_observe (enter)",
-        "SystemExit (said once",
+        "SystemExit (logged once",
     ),
     "in_enter": (
         "class M(Manager):\n        def __enter__(self): raise KeyError('boom')\n    return Observer(phase=lambda call: M())",
         "pocket_observe (enter)",
-        "KeyError (said once",
+        "KeyError (logged once",
     ),
     "in_exit": (
         "return Observer(node=lambda call: FailingExit())",
         "pocket_observe (exit)",
-        "ValueError (said once",
+        "ValueError (logged once",
     ),
     "in_event": (
         "def part(*about): raise ValueError('boom')\n    return Observer(event=part)",
         "pocket_observe (event)",
-        "ValueError (said once",
+        "ValueError (logged once",
     ),
     "no_manager": (
         "return Observer(run=lambda run: 3)",

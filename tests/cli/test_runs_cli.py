@@ -288,7 +288,7 @@ def test_show_links_the_traces_of_all_executions(here: Any) -> None:
     assert all(trace in kept for trace in traces)
     shown = here("runs", "show", "order").out
     assert all(trace in shown for trace in traces)
-    command = re.search(r"^pocket-plug (trace show order) draws all of them", shown, re.MULTILINE)
+    command = re.search(r"^pocket-plug (trace show order) draws them", shown, re.MULTILINE)
     assert command is not None
     drawn = here(*command[1].split(), "--json").json
     assert {each["trace_id"] for each in drawn} == set(traces)
@@ -372,7 +372,7 @@ def test_a_graph_that_asks_needs_an_id(here: Any) -> None:
     """Which the command line calls --run-id."""
     refused = elsewhere("run", "shop.py:nap", "--input", "x")
     assert refused.code == 2
-    assert "graph 'nap' asks, so its run may have to wait; give it an id: --run-id ID" in refused.err
+    assert "graph 'nap' asks or sleeps, so its run may wait; give it an id: --run-id ID" in refused.err
 
 
 def test_an_answer_to_no_question(here: Any) -> None:

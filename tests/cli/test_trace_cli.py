@@ -655,7 +655,7 @@ def test_one_execution_of_a_run_is_named_by_its_number(file: Path, says: Says) -
     assert f"trace {C}" in says("show", "mail#2")[1]
     code, _, err = says("show", "abd-2#3")
     assert code == 1
-    assert "run 'abd-2' has 2 executions in .pocket_plug/traces.jsonl, and none is #3" in err
+    assert "run 'abd-2' has 2 executions in .pocket_plug/traces.jsonl, but no #3" in err
     file.write_text(file.read_text() + line(run("e" * 32, 1, 0, 1, "abd-2#1", "g", "success")))
     assert f"trace {'e' * 32}" in says("show", "abd-2#1")[1]
 

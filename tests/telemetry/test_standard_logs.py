@@ -307,6 +307,6 @@ def test_a_failure_that_our_own_records_quote_is_told_by_its_type(exported: InMe
     logging.getLogger("pocket_plug").warning("it failed: %s", told)
     said = [str(body) for body in bodies(exported)]
     assert [body for body in said if "secret" in body] == []
-    assert any("failed at pocket_observe: ValueError (said once" in body for body in said)
+    assert any("failed at pocket_observe: ValueError (logged once" in body for body in said)
     assert "'db' refuses what is queued: pocket_plug.errors.StoreError" in said
     assert "it failed: ConfigError: no option 'x'" in said

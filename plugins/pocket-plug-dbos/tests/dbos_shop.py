@@ -68,7 +68,7 @@ async def main(folder: Path, executor: str, count: int) -> None:
         if executor != "a":
             left = await DBOS.list_workflows_async(executor_id="a", status="PENDING")
             await DBOS.resume_workflows_async([each.workflow_id for each in left], queue_name="orders")
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
