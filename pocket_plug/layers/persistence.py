@@ -114,6 +114,11 @@ class Persistence(Layer):
                 f"persistence over {self.inner!r}, which is read-only: the cache could not be filled; put readonly around "
                 "persistence: layers=[Readonly(), Persistence(…)]"
             )
+        if self.inner.encrypts:
+            raise ConfigError(
+                f"persistence over {self.inner!r}: only the cache would be encrypted, and `to` would not; put encryption around "
+                "persistence: layers=[Encryption(…), Persistence(…)]"
+            )
         if self.inner.survives:
             raise ConfigError(
                 f"persistence over {self.inner!r}: the stack inside it is a cache, which must not outlive the "

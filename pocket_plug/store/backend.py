@@ -162,6 +162,9 @@ class Backend:
     evicts: bool = False
     """Does it remove entries by itself, to stay within bounds? Then some items of a list may be missing."""
 
+    encrypts: bool = False
+    """Are values encrypted here? A layer around it that stores values elsewhere too, where they are not, is refused."""
+
     can_watch: bool = False
     """Can it notify of the writes of other instances and processes, by `watch`?"""
 

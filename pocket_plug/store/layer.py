@@ -71,7 +71,7 @@ class Layer(Recipe):
         layer.__dict__["inner"] = inner
         layer.clock, layer.survives, layer.buffered = inner.clock, inner.survives, inner.buffered
         layer.can_watch, layer.max_changes, layer.read_only = inner.can_watch, inner.max_changes, inner.read_only
-        layer.evicts = inner.evicts
+        layer.evicts, layer.encrypts = inner.evicts, inner.encrypts
         own = type(layer)
         changed = {name for name in _DERIVED_FROM if getattr(own, name) is not getattr(Layer, name)}
         for name, sources in _DERIVED_FROM.items():

@@ -34,6 +34,7 @@ from pocket_plug import (
     node,
 )
 from pocket_plug.codec import Codec
+from pocket_plug.layers import Persistence
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store import parts
 from pocket_plug.testing.layer_contract import LayerContract
@@ -454,6 +455,13 @@ def test_all_that_a_store_does(tmp_path: Path) -> None:
             tx.set("k", {**tx.get("k"), "more": 2})
     with SyncStore(url, layers=[Encryption(keys=KEY)]) as store:
         assert store.get("k") == {**VALUE, "more": 2}
+
+
+def test_persistence_outside_of_encryption_is_refused(tmp_path: Path) -> None:
+    """Its file would hold the values as they are, and nobody would notice; also with a layer in between."""
+    for inside in ([Encryption(keys=KEY)], ["metrics", Encryption(keys=KEY)]):
+        with pytest.raises(ConfigError, match="only the cache would be encrypted"):
+            Store(layers=[Persistence(to=f"sqlite:///{tmp_path}/state.db"), *inside])
 
 
 def test_many_threads_and_tasks() -> None:

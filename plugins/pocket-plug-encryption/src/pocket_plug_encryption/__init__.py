@@ -95,6 +95,7 @@ class Encryption(Layer):
 
     def on_build(self) -> None:
         """Read the keys. Raises ConfigError where one of them is none; it is not quoted."""
+        self.encrypts = True
         ciphers: dict[str, AESGCM] = {}
         for key in _keys_of(self.keys):
             ciphers.setdefault(key_id(key), AESGCM(key))
