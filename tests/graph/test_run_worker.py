@@ -43,7 +43,7 @@ from pocket_plug.graph.durable.ready import AHEAD, Finder
 from pocket_plug.graph.durable.records import keys_of
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import State, plain_state, read_state, states_of
-from pocket_plug.graph.durable.worker import ALONE, MAX_TRIES, SUSPECT
+from pocket_plug.graph.durable.worker import ALONE, MAX_TRIES, SUSPECT, Became
 from pocket_plug.hookspecs import RunNotice
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer
@@ -685,11 +685,12 @@ def test_once_leaves_no_stalled_run_behind(url: str) -> None:
 
 def test_runs_that_may_have_ended_their_process_are_executed_by_themselves(url: str) -> None:
     """One that ends each process takes down whatever is executed beside it: those would be given up with it."""
-    under_way, beside = set[str](), dict[str, int]()
+    beside = dict[str, int]()
 
-    def report(report: WorkerReport) -> None:
-        (under_way.add if report.became == "taken" else under_way.discard)(report.run_id)
-        beside.update((each, max(beside.get(each, 0), len(under_way) - 1)) for each in under_way)
+    class Counting(Worker):
+        def _tell(self, became: Became, journal: Journal, error: Exception | None = None) -> None:
+            if became == "taken":
+                beside[journal.id] = len(self._tasks) - 1
 
     async def main() -> None:
         async with Store(url) as store:
@@ -699,7 +700,7 @@ def test_runs_that_may_have_ended_their_process_are_executed_by_themselves(url: 
                 await left_running(store, f"once-{number}", process=this_process().record, tries=1)
             for number in range(3):
                 await left_running(store, f"often-{number}", process=this_process().record, tries=3)
-            await Worker([graph], store=store, report=report).run(once=True)
+            await Counting([graph], store=store).run(once=True)
             assert await keys(store, "running") == []
             assert len(await keys(store, "finished")) == len(beside) == 9
             assert [beside[f"often-{number}"] for number in range(3)] == [0, 0, 0]
