@@ -271,7 +271,7 @@ def _how(code: int | None) -> str:
 def _work(connection: Connection) -> None:
     """Do what comes, until the process that it is for ends it, or has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # systemd sends it to all; children inherit SIG_IGN
+    signal.signal(signal.SIGTERM, _continue)  # systemd sends it to all; SIG_IGN would be inherited by children
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, name="pocket_plug parent", daemon=True).start()
@@ -287,6 +287,10 @@ def _work(connection: Connection) -> None:
         except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
             answer = _FAILED + describe(error).encode()
         connection.send_bytes(answer)
+
+
+def _continue(signum: int, frame: object) -> None:
+    """Do nothing at a signal: the parent ends this process."""
 
 
 def _end_with_parent() -> None:
