@@ -331,7 +331,7 @@ class Persistence(Layer):
         """From now on notifications may be missing."""
         with self._lock:
             self._is_lost = True
-            self._told_up_to = 0  # what comes back may be an older copy
+            self._known_up_to = 0  # what comes back may be an older copy
             self._begun += 1
             self._distrust_all()
 
