@@ -50,7 +50,7 @@ def test_the_old_ways_of_importing_work() -> None:
 
 def test_a_layers_method_by_its_old_name_is_called() -> None:
     """It watches what is below it as before, with a warning at the line of its class."""
-    with pytest.warns(DeprecationWarning, match=r"Watching.beneath is called wrap_inner now") as said:
+    with pytest.warns(DeprecationWarning, match=r"Watching.beneath is now called wrap_inner") as said:
 
         class Watching(pocket_plug.Layer):
             def beneath(self, part: pocket_plug.Backend) -> pocket_plug.Backend:
