@@ -18,6 +18,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
+from types import FrameType
 
 from pocket_plug.errors import ConfigError, ExecutorError, ExecutorLostError
 from pocket_plug.graph.nodes.options import check_count
@@ -271,7 +272,7 @@ def _how(code: int | None) -> str:
 def _work(connection: Connection) -> None:
     """Do what comes, until the process that it is for ends it, or has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _continue)  # systemd sends it to all; SIG_IGN would be inherited by children
+    signal.signal(signal.SIGTERM, _leave_to_parent)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, name="pocket_plug parent", daemon=True).start()
@@ -289,8 +290,8 @@ def _work(connection: Connection) -> None:
         connection.send_bytes(answer)
 
 
-def _continue(signum: int, frame: object) -> None:
-    """Do nothing at a signal: the parent ends this process."""
+def _leave_to_parent(number: int, frame: FrameType | None) -> None:
+    """systemd sends SIGTERM to all. Not SIG_IGN, which what exec starts would inherit."""
 
 
 def _end_with_parent() -> None:
