@@ -1,4 +1,4 @@
-"""Locks for `with` that never stay locked, whatever a signal's handler raises.
+"""Locks for `with`, and a flag to wait for, that never stay locked, whatever a signal's handler raises.
 
 Python's own locks are such, except in 3.14: there a handler may run between `__enter__` and the body of the `with`, and what
 it raises skips `__exit__` (CPython's issue 148874; fixed in 3.15). So Python 3.14 gets the locks below. A lock that one
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 _BLOCKING = (True,)
@@ -58,3 +59,32 @@ if TYPE_CHECKING or sys.version_info[:2] != (3, 14):
     Lock, RLock = threading.Lock, threading.RLock
 else:
     Lock, RLock = GuardedLock, GuardedRLock
+
+
+class Flag:
+    """Wakes a thread that waits for it. `wait` takes the flag down, so that the thread can wait for the next time.
+
+    A `threading.Event` stays locked if a signal's handler raises within its `set` or `wait`, since `Condition.__enter__` is a
+    Python function; then the next thread that touches it hangs.
+
+    >>> flag = Flag()
+    >>> flag.set()
+    >>> flag.wait(0), flag.wait(0)
+    (True, False)
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # locked while the flag is down
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Put the flag up. Any thread may call it."""
+        if self._lock.locked():
+            with suppress(RuntimeError):  # another thread was faster
+                self._lock.release()
+
+    def wait(self, timeout: float = -1) -> bool:
+        """Wait for the flag, at most `timeout` seconds, and take it down; returns whether it was up."""
+        return self._lock.acquire(timeout=timeout)

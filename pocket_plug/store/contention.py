@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +17,7 @@ from typing import Any
 
 from pocket_plug.errors import CodecError, ConflictError, StoreError, SyncError, WriteSizeError
 from pocket_plug.primitives.forking import after_fork, new_lock
-from pocket_plug.primitives.waiting import Waiter, blocked_loop, may_block, pause, wake
+from pocket_plug.primitives.waiting import Waiter, blocked_loop, pause, wake
 
 from .backend import Backend, Change, Entry, Put
 
@@ -281,24 +280,22 @@ class _Priority:
     def __init__(self) -> None:
         self._loop = asyncio._get_running_loop()
         self.is_over = False
-        self._over = threading.Event()
         self._waiting: list[Waiter[None]] = []
 
     def end(self) -> None:
-        self._over.set()
+        """Let those that wait continue. Called once it `is_over`."""
         wake(waiter.give(None) for waiter in self._waiting)
 
     async def ended(self, in_place: bool) -> None:
         if blocked_loop() is not None and blocked_loop() is self._loop:
             return  # the update can't continue before this call is over
-        if in_place or may_block():
-            self._over.wait(PRIORITY_WAIT)
-            return
-        waiter: Waiter[None] = Waiter()
+        waiter: Waiter[None] = Waiter(blocks=in_place)
         self._waiting.append(waiter)
-        if self._over.is_set():
+        if self.is_over:
             return
-        assert waiter.loop is not None
+        if waiter.loop is None:
+            waiter.block(PRIORITY_WAIT)
+            return
         timer = waiter.loop.call_later(PRIORITY_WAIT, wake, [waiter.give(None)])
         try:
             await waiter

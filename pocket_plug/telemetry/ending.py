@@ -20,6 +20,7 @@ from types import FrameType
 
 from pocket_plug.otel import open_runs
 from pocket_plug.primitives.forking import after_fork, around_forks
+from pocket_plug.primitives.locks import Flag
 from pocket_plug.primitives.noted_signals import insist
 
 from .logs import put_logging_back
@@ -163,7 +164,7 @@ class _Standby:
 
     def __init__(self) -> None:
         self._work: Callable[[], object] | None = None
-        self._needed = threading.Event()
+        self._needed = Flag()
         self.thread = threading.Thread(target=self._wait, name="pocket_plug telemetry", daemon=True)
         self.thread.start()
 

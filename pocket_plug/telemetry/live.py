@@ -21,7 +21,7 @@ from pocket_plug.errors import is_fault
 from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.files import make_folder, private
 from pocket_plug.primitives.forking import after_fork
-from pocket_plug.primitives.locks import Lock
+from pocket_plug.primitives.locks import Flag, Lock
 from pocket_plug.traces.open_spans import files_beside
 from pocket_plug.traces.recorded import NO_RUN
 
@@ -56,7 +56,7 @@ class OpenSpans(SpanProcessor):
         self._changed = False
         self._touched = 0.0
         self._lock = Lock()
-        self._awake, self._ended = threading.Event(), threading.Event()
+        self._awake, self._ending, self._has_ended = Flag(), Flag(), False
         self._thread: threading.Thread | None = None
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -67,15 +67,14 @@ class OpenSpans(SpanProcessor):
         with self._lock:
             self._open[span.get_span_context().span_id] = span
             self._changed = True
-            if self._thread is None and not self._ended.is_set():
+            if self._thread is None and not self._has_ended:
                 thread = threading.Thread(target=self._work, name="pocket_plug open spans", daemon=True)
                 try:
                     thread.start()
                     self._thread = thread
                 except RuntimeError:  # Python 3.12 can't start a thread while the process ends
-                    self._ended.set()
-        if not self._awake.is_set():
-            self._awake.set()
+                    self._has_ended = True
+        self._awake.set()
 
     def on_end(self, span: ReadableSpan) -> None:
         """The span is no longer open."""
@@ -86,16 +85,18 @@ class OpenSpans(SpanProcessor):
 
     def shutdown(self) -> None:
         """Stop, and remove the file."""
-        self._ended.set()
+        self._has_ended = True
+        self._ending.set()
         self._awake.set()
         if self._thread is not None:
             self._thread.join()
         self._remove()
 
     def _work(self) -> None:
-        while not self._ended.is_set():
-            self._awake.wait()
-            if not self._ended.wait(INTERVAL):
+        while not self._has_ended:
+            if not self._open:
+                self._awake.wait()
+            if not self._ending.wait(INTERVAL):
                 try:
                     self.write()
                 except BaseException as error:  # neither a full disk nor an odd attribute may stop this thread
@@ -108,8 +109,6 @@ class OpenSpans(SpanProcessor):
         with self._lock:
             changed, self._changed = self._changed, False
             spans = [*self._open.values()]
-            if not spans:
-                self._awake.clear()
         if not spans:
             self._remove()
         elif changed or self._path is None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from pocket_plug.primitives.locks import GuardedLock, GuardedRLock, Lock, RLock
-from pocket_plug.testing.interrupts import Interrupted
+from pocket_plug.primitives.locks import Flag, GuardedLock, GuardedRLock, Lock, RLock
+from pocket_plug.testing.interrupts import Interrupted, Interrupter
 
 every = pytest.mark.parametrize("make", [Lock, RLock, GuardedLock, GuardedRLock])
 
@@ -106,3 +108,17 @@ def test_a_lock_can_be_referred_to_weakly(make: Callable[[], Any]) -> None:
     del lock
     gc.collect()
     assert reference() is None
+
+
+@pytest.mark.parametrize("use", [Flag.set, lambda flag: flag.wait(0)], ids=["set", "wait"])
+def test_a_flag_works_after_an_interrupt(use: Callable[[Flag], Any]) -> None:
+    """At each place of `set` and `wait` in which a handler may raise. A `threading.Event` stays locked there."""
+    for place in itertools.count(1):
+        flag, interrupter = Flag(), Interrupter(place)
+        with suppress(Interrupted), interrupter:
+            use(flag)
+        elsewhere(flag.set)
+        assert elsewhere(lambda flag=flag: flag.wait(0))
+        assert not elsewhere(lambda flag=flag: flag.wait(0))
+        if not interrupter.where:
+            return

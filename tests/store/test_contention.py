@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import random
 import sys
 import threading
@@ -42,6 +43,7 @@ from pocket_plug.layers.persistence import Persistence
 from pocket_plug.primitives.waiting import drive, pause
 from pocket_plug.store.contention import FREE_TRIES, TRIES, Backoff, Gates
 from pocket_plug.store.layer import parts
+from pocket_plug.testing.interrupts import Interrupted, Interrupter
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 PATIENCE = 30  # seconds until a hang is called a hang
@@ -1140,3 +1142,32 @@ def test_a_bounded_store_under_fire(over: str) -> None:
     assert counted == 8 * 60 + 100 * 6
     assert told["size"] > 100
     assert not told["expired"]
+
+
+# Where an interrupt comes in a coroutine that is being closed, Python only reports it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupted_write_holds_up_no_update_with_priority() -> None:
+    """A plain write waits for its end in the main thread. Wherever Ctrl-C comes there, the update ends."""
+    store = Store().sync
+    gates = store.stack.gates
+
+    def update(has_priority: threading.Event, is_over: threading.Event) -> None:
+        with gates.priority(("key",)):
+            has_priority.set()
+            while not gates._priorities["key"]._waiting and not is_over.wait(0.001):
+                pass
+
+    for place in itertools.count(1):
+        has_priority, is_over = threading.Event(), threading.Event()
+        updating = threading.Thread(target=update, args=(has_priority, is_over), daemon=True)
+        updating.start()
+        has_priority.wait()
+        interrupter = Interrupter(place)
+        with suppress(Interrupted), interrupter:
+            store.set("key", place)
+        is_over.set()
+        updating.join(30)
+        assert not updating.is_alive(), interrupter.where
+        if not interrupter.where:
+            break
+    assert store.get("key") == place

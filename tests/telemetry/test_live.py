@@ -300,7 +300,7 @@ def test_an_odd_attribute_or_a_full_disk_breaks_nothing(
     """It is said once, and the next time it is tried again."""
 
     def full(*_: object) -> None:
-        traced.open._ended.set()
+        traced.open._has_ended = True
         raise OSError("the disk is full")
 
     monkeypatch.setattr(traced.open, "write", full)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.locks import Flag
 from pocket_plug.store.backend import Put
 from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.stack import Stack
@@ -40,7 +41,7 @@ class Heart:
     def __init__(self) -> None:
         self._lock = new_lock()
         self._seen: dict[str, int] = {}
-        self._sooner = threading.Event()
+        self._sooner = Flag()
         self.renew()
 
     def renew(self) -> None:
@@ -72,7 +73,6 @@ class Heart:
                     self._thread = thread
             self._pause = min(leases, default=0.0) / 3
             self._sooner.wait(self._pause)
-            self._sooner.clear()
             self.look()
 
     def unmoved(self) -> dict[Stack, list[Held]]:
