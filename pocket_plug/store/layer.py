@@ -60,9 +60,7 @@ class Layer(Recipe):
         if "read_many" in cls.__dict__ and cls.read is Layer.read:
             raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would bypass it")
         if "beneath" in cls.__dict__:
-            warn(
-                f"{cls.__name__}.beneath is now called wrap_inner; 0.3 will remove the old name", DeprecationWarning, 2
-            )
+            warn(f"{cls.__name__}.beneath is now called wrap_inner; 0.3 removes the old name", DeprecationWarning, 2)
             setattr(cls, "wrap_inner", cls.__dict__["beneath"])  # noqa: B010 - for a type checker a class has no such attribute
 
     def build(self, inner: Backend, /) -> Backend:

@@ -322,34 +322,27 @@ class Lock:
 
 
 class Flag:
-    """A `threading.Event` for simulated threads."""
+    """That of `primitives.locks` for simulated threads."""
 
     def __init__(self) -> None:
-        self._is_set = False
+        self._is_up = False
         self._waiting: list[asyncio.Future[None]] = []
 
-    def is_set(self) -> bool:
-        """Is it?"""
-        return self._is_set
-
     def set(self) -> None:
-        """Let all go on that wait."""
-        self._is_set = True
+        """Put it up."""
+        self._is_up = True
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
-    def clear(self) -> None:
-        """It is not set any more."""
-        self._is_set = False
-
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set, at most so long. Is it?"""
+        """Wait until it is up, at most so long, and take it down. Was it up?"""
         thread = _here.thread
         assert thread is not None
-        if not self._is_set:
+        if not self._is_up:
             future = thread.create_future()
             self._waiting.append(future)
             thread.wait(future, timeout)
-        return self._is_set
+        was_up, self._is_up = self._is_up, False
+        return was_up

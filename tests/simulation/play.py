@@ -21,7 +21,6 @@ from pocket_plug.graph.durable import heartbeat, ledger, processes, waking, work
 from pocket_plug.graph.following import streaming
 from pocket_plug.graph.running import context, execution
 from pocket_plug.primitives import waiting
-from pocket_plug.store import contention
 from pocket_plug.store.contention import Gates
 
 from .graphs import stage
@@ -55,12 +54,12 @@ def determined() -> Iterator[None]:
         mock.patch.object(worker, "POLL", 1.0),  # many looks find nothing
         mock.patch.object(Gates, "refuse_to_overtake", _refuse_to_overtake),
         mock.patch.object(ledger, "keep_beating", lambda lease: stage.world.beating(lease)),
-        mock.patch.object(heartbeat, "threading", SimpleNamespace(Thread=_Starting, Event=Flag)),
+        mock.patch.object(heartbeat, "threading", SimpleNamespace(Thread=_Starting)),
+        mock.patch.object(heartbeat, "Flag", Flag),
         mock.patch.object(waiting, "threading", SimpleNamespace(Lock=Lock)),
         mock.patch.object(waiting, "time", SimpleNamespace(sleep=_sleep)),
         mock.patch.object(waiting, "_going", set()),  # what a kill has left half done never leaves them
         mock.patch.object(streaming, "_tasks", set()),
-        mock.patch.object(contention, "threading", SimpleNamespace(Event=Flag)),
     ):
         context.run_ids.renew()
         yield
