@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import random
 import signal
@@ -70,13 +69,15 @@ _record_file, _longest = "", 0.0
 class Effect(Node[int, int], name="effect"):
     """Records its execution in a file, counts its key in the store, and adds its input to a sum."""
 
-    async def prep(self, store: StoreReader, input: int) -> tuple[str, int, float, int]:
-        return _record_file, os.getpid(), random.uniform(0, _longest), input  # noqa: S311 - no secret
+    async def prep(self, store: StoreReader, input: int) -> tuple[str, str, float, int]:
+        # When exec was requested: an executor may begin it after the process has lost the run.
+        requested = f"{os.getpid()} {time.monotonic()}"
+        return _record_file, requested, random.uniform(0, _longest), input  # noqa: S311 - no secret
 
-    async def exec(self, prepared: tuple[str, int, float, int]) -> int:
+    async def exec(self, prepared: tuple[str, str, float, int]) -> int:
         # no globals: exec may run in a process that has none of them set
-        record_file, asked_by, takes, result = prepared
-        _record(record_file, f"{asked_by} {time.monotonic()} {idempotency_key()}\n")
+        record_file, requested, takes, result = prepared
+        _record(record_file, f"{requested} {idempotency_key()}\n")
         await asyncio.sleep(takes)
         return result
 
@@ -337,7 +338,7 @@ class Campaign:
         if kind == "kill":
             process.kill()
             process.wait()
-            self._disturbed[process.pid].append(math.inf)  # an executor may still begin work that the process has sent
+            self._disturbed[process.pid].append(time.monotonic())
             child.start()
             self.outcome.kills += 1
         else:
@@ -404,7 +405,7 @@ class Campaign:
         self._check_executions()
 
     def _check_executions(self) -> None:
-        """Check that `exec` was repeated only if its process was killed, stopped or not scheduled after its start."""
+        """Check that `exec` was repeated only if its process was killed, stopped or not scheduled after it was requested."""
         executed: dict[str, list[tuple[float, int]]] = defaultdict(list)
         for line in self._record_file.read_text().splitlines():
             pid, at, key = line.split(" ", 2)
@@ -415,8 +416,8 @@ class Campaign:
         for key, times in executed.items():
             times.sort()
             self.outcome.redone += len(times) - 1
-            for begun, process in times[:-1]:
-                if not any(moment >= begun for moment in self._disturbed[process]):
+            for requested, process in times[:-1]:
+                if not any(moment >= requested for moment in self._disturbed[process]):
                     self.outcome.faults.append(
                         f"exec of {key} was repeated, although process {process} was not disturbed"
                     )
