@@ -6,9 +6,9 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from pocket_plug.errors import ConfigError, PluginError, PocketError, is_fault
+from pocket_plug.errors import ConfigError, PluginError, PocketError, StoreUnreachableError, is_fault
 
-from .redaction import conceal
+from .redaction import conceal, public_url
 from .terminal import escaped
 
 MAX_BYTES = 4096
@@ -23,6 +23,9 @@ ON_WORKER = "on worker "
 _FRAME_OF_WORKER = re.compile(r'^  File "([^"\n]+\.py|<[\w-]+>)", line (\d+), in ([\w.<>]+)$', re.MULTILINE)
 
 _logger = logging.getLogger("pocket_plug")
+
+_QUOTES_NOTHING = (ConfigError, PluginError, StoreUnreachableError)
+"""Errors whose messages name a plugin, an option or a server, and quote no keys and no values. So they may be logged."""
 
 
 def capped(text: str) -> str:
@@ -162,20 +165,24 @@ def _frames(error: BaseException, most: int) -> list[str]:
 
 
 def log_failure(level: int, what: str, error: BaseException | None) -> None:
-    """Log that user code failed and the program continues, with the stack and without the message.
+    """Log that something failed and the program continues, with the stack and without the message.
 
-    A message may contain private data, so it is logged at level debug only.
+    A message may contain private data, so it is logged at level debug only, unless it is one of ours that quotes none.
     """
-    stack = "" if error is None else f". {stack_of(error, lambda _: None)}"
+    stack = "" if error is None else f". {stack_of(error, _public_text)}"
     _logger.log(level, "%s%s", what, stack)
     if error is not None:
         _logger.debug("%s", what, exc_info=error)
 
 
+def _public_text(error: BaseException) -> str | None:
+    return public_url(error_text(error)) if isinstance(error, _QUOTES_NOTHING) else None
+
+
 class Told:
     """An exception in a log record: its text for logs on this machine, and only its `type` for records that leave it.
 
-    Errors of plugins and configurations are ours and quote no values: for these `type` is the text too.
+    For an error of ours that quotes no values, such as a PluginError, `type` is the text too.
 
     >>> said = Told(ValueError("no 'card 4711'"), "ValueError: no 'card 4711'")
     >>> f"it failed: {said}", said.type
@@ -183,7 +190,7 @@ class Told:
     """
 
     def __init__(self, error: BaseException, text: str) -> None:
-        self.type = text if isinstance(error, PluginError | ConfigError) else error_type(error)
+        self.type = text if isinstance(error, _QUOTES_NOTHING) else error_type(error)
         self._text = text
 
     def __str__(self) -> str:

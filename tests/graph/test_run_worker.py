@@ -27,6 +27,7 @@ from pocket_plug import (
     Sleep,
     Store,
     StoreError,
+    StoreUnreachableError,
     StoreWriter,
     Worker,
     WorkerReport,
@@ -971,3 +972,33 @@ def test_once_tells_of_a_store_that_fails_at_a_claim(tmp_path: Path) -> None:
                 await Worker([graph], store=store).run(once=True)
 
     asyncio.run(main())
+
+
+def test_a_worker_says_which_server_it_can_not_reach(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever is paged for it reads what to do in the warning; of other errors only the type, since they may quote values."""
+    errors = [
+        StoreUnreachableError(
+            "redis at db.example:6379 can't be reached; check that it runs redis://:hunter2@db.example"
+        ),
+        StoreError("entry 'card 4711' is damaged"),
+    ]
+
+    class Down(Layer):
+        name = "down"
+
+        async def scan(
+            self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
+        ) -> AsyncGenerator[str]:
+            if errors:
+                raise errors.pop(0)
+            worker.stop()
+            async for key in self.inner.scan(prefix, after=after, reverse=reverse, limit=limit):
+                yield key
+
+    worker = Worker([graph], store=Store(url, layers=[Down()]))
+    asyncio.run(worker.run())
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert "StoreUnreachableError: redis at db.example:6379 can't be reached; check that it runs" in warnings[0]
+    assert "hunter2" not in warnings[0]
+    assert "4711" not in warnings[1]
