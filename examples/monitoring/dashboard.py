@@ -240,7 +240,7 @@ ROWS: dict[str, list[Panel]] = {
             f"({total(rate(runs(f'{RUNS}_count', FAILED)))} or vector(0)) / {total(rate(runs(f'{RUNS}_count')))}",
             steps=(0.01, 0.05),
         ),
-        number("Active runs", "Runs that go on.", "short", total(runs("pocket_plug_run_active"))),
+        number("Active runs", "Runs that are being executed.", "short", total(runs("pocket_plug_run_active"))),
         lines(
             "Duration of runs",
             "Half, 95 % and 99 % of the runs took no longer. A dot is one run, with a link to its trace.",
@@ -300,7 +300,7 @@ ROWS: dict[str, list[Panel]] = {
     "Nodes": [
         bars(
             "Where the time goes",
-            "Seconds spent in each node per second, visits that go on at the same time together. The ten most.",
+            "Seconds spent in each node per second, with concurrent visits added up. The ten highest.",
             "s",
             {"{graph}.{node}": f"topk(10, {total(rate(runs(f'{NODES}_sum')), GRAPH, NODE)})"},
         ),
@@ -409,7 +409,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         lines(
             "Evictions",
-            "Entries that had to go: for their number, their bytes, or their age.",
+            "Evicted entries, by reason: too many entries, too many bytes, expired.",
             "ops",
             {"{store}: {reason}": total(rate(stores("pocket_plug_store_evictions_total")), STORE, REASON)},
             width=6,
@@ -461,7 +461,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         lines(
             "Active runs by instance",
-            "Runs that go on.",
+            "Runs that are being executed.",
             "short",
             {"{instance}": total(runs("pocket_plug_run_active"), "instance")},
             width=6,

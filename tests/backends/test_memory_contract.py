@@ -1,4 +1,4 @@
-"""Memory keeps every promise of the waist."""
+"""Memory keeps the contract of backends."""
 
 from __future__ import annotations
 

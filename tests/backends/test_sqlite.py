@@ -1,4 +1,4 @@
-"""The SQLite backend keeps every promise of the waist, and its own: durability, sharing, errors that name the file."""
+"""The SQLite backend keeps the contract of backends, and its own promises: durability, sharing, errors that name the file."""
 
 from __future__ import annotations
 

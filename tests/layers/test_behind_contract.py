@@ -1,4 +1,4 @@
-"""What writes behind keeps every promise of the waist: the queue by itself, and stacks of which it is a part."""
+"""What writes behind keeps the contract of backends: the queue by itself, and stacks of which it is a part."""
 
 from __future__ import annotations
 

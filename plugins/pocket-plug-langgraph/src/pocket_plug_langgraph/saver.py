@@ -118,7 +118,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
                 yield address
 
     async def _rows(self, start: str) -> list[tuple[str, Row]]:
-        """All whose names begin so, in their order. Read by the waist: of the 24 µs of a get, `items` would take 3."""
+        """All whose names begin so, in their order. Read from the stack: of the 24 µs of a get, `items` would take 3."""
         stack, scope = self._entries.place
         found = page = await stack.read_page(scope + start, limit=PAGE)
         while len(page) == PAGE:
