@@ -1,13 +1,12 @@
-"""What backends over a network share: a client for each event loop, deadlines and new attempts, and writes whose
-answer was lost.
+"""What backends over a network share: a client for each event loop, deadlines and retries, and writes that are sent again
+without taking effect twice.
 
 - `PerLoop`: one client (a pool of connections, say) for each event loop that uses the backend, and new ones in a
   forked child.
-- `Retrying`: runs an attempt again when its connection was lost. Each attempt has a deadline, and so have all together.
-- `Slots`: what a write carries, so that the server knows it again and does it once, however often it is sent.
+- `Retrying`: tries an operation again after its connection was lost. Each attempt has a deadline, and so has the operation.
+- `Slots`: tokens by which a server recognises a write, so that it is done once, however often it is sent.
 
-A backend of one's own imports them as those of the plugins do; docs/howto/write-a-backend.md shows how they go
-together.
+Backends of plugins import them; docs/howto/write-a-backend.md shows how they are used together.
 """
 
 from __future__ import annotations
@@ -38,12 +37,11 @@ from pocket_plug.primitives.waiting import Waiter, to_its_end, wake
 T = TypeVar("T")
 
 LONGEST_CLOSE = 5.0
-"""Seconds that `PerLoop.close` waits, at most, for clients of other event loops: one of them may be blocked, even by
-the caller."""
+"""The most seconds that `PerLoop.close` waits for clients of other event loops: one may be blocked, even by the caller."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
-"""Seconds: the longest pause after the first lost attempt, and after many. Each is random, from 0 on ("full jitter"),
-so that all who lost the same server don't come back at the same moments."""
+"""The longest pauses in seconds, after the first lost attempt and after many. Each pause is random, from 0 on ("full jitter"),
+so that clients of the same server don't return at the same moments."""
 
 DEFAULT_STORE = "main"
 _STORE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
@@ -60,18 +58,17 @@ def check_store(system: str, store: str) -> None:
 
 # ---------------------------------------------------------------- one client for each event loop
 _left_alone: list[object] = []
-"""In a forked child: what belongs to its parent. It is kept, since to collect it could close what the two share: a
-driver would say goodbye on the parent's connection, and a loop would take the connection out of the epoll set that
-the parent waits on."""
+"""In a forked child: the parent's clients. They are kept, since their finalizers could close what both processes share: a driver
+would end the parent's session, and a loop would remove the connection from the epoll set that the parent waits on."""
 
 
 class _Life(Generic[T]):
-    """A client's life on its loop: an asynchronous generator, since an event loop ends those that have begun on it
-    before it closes."""
+    """Owns a client on its event loop. It is an asynchronous generator, since an event loop ends its generators before it
+    closes."""
 
     def __init__(self, client: Callable[[], T], close: Callable[[T], Awaitable[object]]) -> None:
         self.waiters: list[Waiter[None]] = []
-        """Who waits for its end."""
+        """They are woken once the client is closed."""
         self._generator = self._live(client, close)
 
     async def _live(self, make: Callable[[], T], close: Callable[[T], Awaitable[object]]) -> AsyncGenerator[T]:
@@ -81,14 +78,14 @@ class _Life(Generic[T]):
         finally:
             try:
                 await close(client)
-            except asyncio.CancelledError:  # with all tasks, as the loop ends; it waits for what they still do
+            except asyncio.CancelledError:  # the loop ends: it has cancelled all tasks, and waits for their cleanup
                 await close(client)
                 raise
             finally:
                 wake([waiter.give(None) for waiter in self.waiters])
 
     def begin(self) -> T:
-        """Make the client, on the running loop. By hand: nothing is awaited before the generator yields."""
+        """Make the client on the running loop. The generator is driven by hand, since it awaits nothing before it yields."""
         try:
             self._generator.__anext__().send(None)
         except StopIteration as begun:
@@ -102,11 +99,11 @@ class _Life(Generic[T]):
 
 
 class PerLoop(Generic[T]):
-    """A client for each event loop that uses the backend, made by `make` on the loop that first asks for it.
+    """A client for each event loop that uses the backend. `make` is called on the loop that needs a client.
 
-    A loop that ends takes its client along: `asyncio.run`, and whoever else calls `loop.shutdown_asyncgens()`, awaits
-    `close(client)` before the loop is closed. In a forked child the parent's clients are left alone, and new ones are
-    made. A `close` that is cancelled is called again.
+    When a loop ends, its client is closed: `asyncio.run`, and all others that call `loop.shutdown_asyncgens()`, await
+    `close(client)` before the loop is closed. In a forked child the parent's clients are not touched, and new ones are
+    made. If `close` is cancelled, it is called again.
 
         self._pools = PerLoop(lambda: Pool(url), lambda pool: pool.close())
         …
@@ -123,8 +120,8 @@ class PerLoop(Generic[T]):
         after_fork(self._leave_alone)
 
     def here(self) -> T:
-        """The running loop's client. Raises StoreClosedError after `close`, RuntimeError where no loop runs, and what
-        `make` raises."""
+        """The running loop's client. Raises StoreClosedError after `close`, RuntimeError if no loop runs, and the errors of
+        `make`."""
         client = self._clients.get(asyncio._get_running_loop())
         return self._made() if client is None else client
 
@@ -133,7 +130,7 @@ class PerLoop(Generic[T]):
         life: _Life[T] = _Life(self._make, partial(self._end_of, loop))
         client = None if self._is_closed else life.begin()
         with self._lock:
-            if client is None or self._is_closed:  # closed meanwhile: collected, it ends on its loop
+            if client is None or self._is_closed:  # closed meanwhile; the collected generator closes its client
                 raise StoreClosedError("the store is closed; open it again: with SyncStore(…), async with Store(…)")
             self._forget_closed_loops()
             self._lives[loop] = life
@@ -141,7 +138,7 @@ class PerLoop(Generic[T]):
         return client
 
     def _forget_closed_loops(self) -> None:
-        """Of loops that were closed without an end of their generators nothing can be closed any more."""
+        """Forget the clients of loops that were closed without ending their generators: they can't be closed any more."""
         for loop in [loop for loop in self._lives if loop.is_closed()]:
             self._forget(loop, self._clients.get(loop))
 
@@ -155,10 +152,10 @@ class PerLoop(Generic[T]):
         await self._close(client)
 
     async def close(self) -> None:
-        """Close all clients: this loop's here, those of other loops there, and those of a loop that doesn't run just
-        now at its end.
+        """Close all clients: the running loop's here, those of other running loops on these, and those of loops that don't run
+        now when these end.
 
-        Clients of other loops are waited for, `LONGEST_CLOSE` seconds at most. It may be called again.
+        It waits for clients of other loops, `LONGEST_CLOSE` seconds at most. It may be called again.
         """
         here = asyncio.get_running_loop()
         with self._lock:
@@ -183,20 +180,20 @@ class PerLoop(Generic[T]):
         return task
 
     def _end_there(self, loop: asyncio.AbstractEventLoop, life: _Life[T]) -> Waiter[None]:
-        """End it from another loop's thread; the waiter is woken at its end."""
+        """End it from another loop's thread; the waiter is woken once the client is closed."""
         waiter = Waiter[None]()
         life.waiters.append(waiter)
-        with suppress(RuntimeError):  # the loop is closed by now, and its client with it
+        with suppress(RuntimeError):  # the loop is closed, and its client with it
             loop.call_soon_threadsafe(self._end_here, life)
         return waiter
 
     def _leave_alone(self) -> None:
-        """In a forked child."""
+        """In a forked child: keep the parent's clients without touching them."""
         _left_alone.extend((self._clients, self._lives, self._ending))
         self._clients, self._lives, self._ending = {}, {}, set()
 
 
-# ---------------------------------------------------------------- deadlines, and new attempts
+# ---------------------------------------------------------------- deadlines and retries
 def _nothing() -> None: ...
 
 
@@ -209,33 +206,32 @@ class Attempt:
         self.number = number
         """1 for the first."""
         self.cut: Callable[[], object] = _nothing
-        """Closes the attempt's socket at once, without a goodbye. Set it once there is a connection: it is called at
-        the deadline, before the attempt is cancelled, since a driver may want to tell the server of a cancellation,
-        and that one doesn't answer."""
+        """Closes the attempt's socket at once, without a message to the server. Set it once there is a connection. It is called
+        at the deadline, before the attempt is cancelled: a driver may tell the server of a cancellation, and wait for an answer
+        that doesn't come."""
         self.sent = False
-        """May the server have been told to write? Set it before a write is sent."""
+        """May the server have got a write? Set it before a write is sent."""
         self.is_over = False
-        """Is its time over?"""
+        """Has its deadline passed?"""
         self.awaits = "answer"
-        """What has not come when its time is over, in the words of the error."""
+        """What it waits for, for the error at its deadline."""
 
 
 @dataclass(frozen=True)
 class Retrying:
-    """Runs an operation, and again after a lost connection, after pauses at random, until `patience` seconds are over.
+    """Runs an operation. After a lost connection it tries again, after random pauses, until `patience` seconds have passed.
 
-    `server` is what errors call it: kind, host, port and data set, never a password. `lost` are the exceptions by
-    which the driver says that the connection is lost or can't be made; all others are raised at once. `timeout` is
-    the deadline for each attempt, in seconds; `attempts` is how many there are at most, for those who only want to
-    know whether the server is there. The driver's own retries have to be switched off: it would send a write
-    again, and meet its own conflict.
+    `server` is its name in errors: kind, host, port and data set, never a password. `lost` are the driver's exceptions for a
+    connection that is lost or can't be made; all others are raised at once. `timeout` is the deadline for each attempt, in
+    seconds. `attempts` is the highest number of attempts, for callers that only want to know whether the server is there.
+    Switch the driver's own retries off: it would send a write again, and be in conflict with itself.
 
         entry = await retrying(lambda attempt: self._get(attempt, key))
         with slots.token() as token:
             version = await retrying.write(lambda attempt: self._put(attempt, token, changes))
 
-    A read is simply done again. A write carries a token of `Slots`; it goes on to its end through cancellations.
-    Raises StoreUnreachableError if the patience is over; of a write that may have landed AnswerLostError.
+    A read is simply done again. A write carries a token of `Slots`, and continues to its end if its caller is cancelled. Raises
+    StoreUnreachableError after `patience`, but AnswerLostError if a write may have been stored.
     """
 
     server: str
@@ -246,7 +242,7 @@ class Retrying:
     now: Callable[[], float] = time.monotonic
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep
     public: Callable[[str], str] = public_url
-    """Makes of a driver's message what may be shown: without passwords."""
+    """Removes passwords from a driver's message."""
 
     async def __call__(self, attempt: Callable[[Attempt], Awaitable[T]]) -> T:
         until = self.now() + self.patience
@@ -265,7 +261,7 @@ class Retrying:
                 sent = sent or this.sent
                 if (
                     failure is None or seconds == self.timeout
-                ):  # else what was left of the patience: the failure before says more
+                ):  # otherwise the attempt was cut short by the patience, and the failure before says more
                     failure = error
             pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (number - 1)))  # noqa: S311 - no secret
             if self.now() + pause >= until or number == self.attempts:
@@ -273,23 +269,23 @@ class Retrying:
             await self.pause(pause)
 
     async def write(self, attempt: Callable[[Attempt], Awaitable[T]]) -> T:
-        """The same for a write: once begun it goes on when the caller is cancelled, for `timeout` seconds at most.
+        """The same for a write. Once begun, it continues if the caller is cancelled, for `timeout` seconds at most.
 
-        So nothing lands after the caller was told that it did not.
+        So nothing is stored after the caller was told that it wasn't.
         """
         begun: list[asyncio.Task[Any] | None] = []
         try:
             task, cancelled = await to_its_end(self._begun(attempt, begun), self.timeout)
-        except GeneratorExit:  # closed: nobody waits for it
+        except GeneratorExit:  # the coroutine was closed: nobody waits for the result
             raise
-        except BaseException:  # interrupted; it may have been in the middle of waiting
+        except BaseException:  # interrupted, perhaps while it waited for the task
             if begun:
                 await asyncio.wait({task for task in begun if task is not None})
             begun.append(None)
             raise
         if cancelled is not None:
             if not task.cancelled():
-                task.exception()  # seen
+                task.exception()  # mark it as retrieved
             raise cancelled
         return task.result()
 
@@ -310,8 +306,8 @@ class Retrying:
         except (Exception, asyncio.CancelledError) as error:
             if not this.is_over:
                 raise
-            # whatever the driver makes of a closed socket, or of the cancellation
-            if task.cancelling() - 1 > before:  # the caller was cancelled, too
+            # the driver may raise anything for a closed socket or a cancellation
+            if task.cancelling() - 1 > before:  # the caller was cancelled as well
                 raise asyncio.CancelledError from error
             raise _OutOfTimeError(this.awaits, seconds) from error
         finally:
@@ -350,27 +346,26 @@ def _expire(attempt: Attempt, task: asyncio.Task[Any]) -> None:
         task.cancel()
 
 
-# ---------------------------------------------------------------- writes whose answer was lost
+# ---------------------------------------------------------------- writes that are sent again
 class Token(NamedTuple):
-    """What a write carries: `slot`, 32 letters, and its `sequence` there, from 1 on."""
+    """Identifies a write: `slot`, 32 letters, and its `sequence` number in the slot, from 1 on."""
 
     slot: str
     sequence: int
 
 
 class Slots:
-    """Slots for writes: each is used by one write at a time, and gives each of them the next number.
+    """Slots for writes. A slot is used by one write at a time, and gives each write the next number.
 
-    The server keeps for each slot the last number with what came of it, written in the transaction (or script) of the
-    write itself:
+    For each slot the server stores the last number and its result, in the transaction (or script) of the write itself:
 
-    - a higher number is done, and noted with the version that it got;
-    - the same number again is not done again: it is answered with what was noted;
-    - a lower one is refused: a copy of an earlier write that comes late.
+    - a write with a higher number is done, and its number is stored with the version that it got;
+    - a write with the same number is not done again: the answer is the stored result;
+    - a write with a lower number is refused: it is a late copy of an earlier write.
 
-    So a write may be sent until it is answered, and lands once. A conflict has to be noted as well when an attempt
-    sends a write again (`attempt.number > 1`): else the copy that was lost could land after the caller was told of
-    the conflict. The server may forget a slot that was not used for a day.
+    So a write may be sent until it is answered, and is done once. If an attempt sends a write again (`attempt.number > 1`), the
+    server has to store a conflict as well: otherwise the copy that was lost could be stored after the caller was told of the
+    conflict. The server may forget a slot that was not used for a day.
     """
 
     def __init__(self) -> None:
@@ -393,5 +388,5 @@ class Slots:
         self._free.append(token)
 
     def _begin_anew(self) -> None:
-        """In a forked child: its parent uses them."""
+        """In a forked child: the parent uses the slots."""
         self._free = []

@@ -1,8 +1,8 @@
-"""The executor `processes`: worker processes on this machine, for `exec` that would keep a core, and the GIL, to itself.
+"""The executor `processes`: worker processes on this machine, for an `exec` that uses a whole core and holds the GIL.
 
-Each worker has a thread here, which hands it one request at a time. So a worker that dies takes one with it, not all, as it
-would in a ProcessPoolExecutor, and one whose work nobody waits for any more can be killed. Workers are started fresh (spawn),
-end with this process, however that ends, and leave Ctrl-C and SIGTERM to it.
+Each worker has a thread here, which sends it one request at a time. So a worker that dies loses one request, and not all, as in a
+ProcessPoolExecutor; and a worker can be killed once nobody waits for its result. Workers are started by spawn, end with this
+process, however it ends, and ignore Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from pocket_plug.remote import Executor, close_at_exit
 from pocket_plug.remote.urls import number, parted
 
 TRIES = 3
-"""So often work is begun whose worker dies: it may be the work that kills it."""
+"""How often a request is tried whose worker dies: the request may be what kills it."""
 GRACE = 2.0
-"""Seconds that an idle worker has to end by itself, and to send what spans it has."""
+"""Seconds that an idle worker has to end by itself, and to export its spans."""
 LOOK = 1.0
-"""Seconds between two looks whether a worker that is at work still lives."""
+"""Seconds between two checks whether a busy worker is still alive."""
 
 _READY, _DONE, _FAILED = b"r", b"d", b"f"
 
 
 class Processes(Executor):
-    """Worker processes, as many as there are cores unless `workers` says otherwise; started as they are needed.
+    """`workers` processes, by default as many as there are cores; each is started when it is needed.
 
-    They import what they run. So the graph lies in a module, or in a script whose main part stands below
+    They import the code that they run. So the graph must be in a module, or in a script whose main part is below
     `if __name__ == "__main__":`.
     """
 
@@ -56,13 +56,13 @@ class Processes(Executor):
         close_at_exit(self)  # before multiprocessing does, which would wait for idle workers
 
     def _begin(self) -> None:
-        """No worker is there: at first, after `close`, and in a forked child, which leaves its parent's alone."""
+        """Begin without workers: at first, after `close`, and in a forked child, which doesn't touch its parent's."""
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
         self._tasks: set[Future[bytes]] = set()
         self._workers: list[_Worker] = []
 
     def __del__(self) -> None:
-        """Nobody can use it any more; its workers end by themselves, and nothing waits for them at the end of the process."""
+        """Nobody can use it any more: its workers end by themselves, and the process doesn't wait for them at its end."""
         for _ in getattr(self, "_workers", ()):
             self._queue.put(None)
 
@@ -101,7 +101,7 @@ class Processes(Executor):
             self._tasks.discard(task)
 
     def close(self) -> None:
-        """End all workers: an idle one by itself, one that is at work at once."""
+        """End all workers: an idle one ends by itself, a busy one is killed."""
         with self._lock:
             queue, tasks, workers = self._queue, self._tasks, self._workers
             self._begin()
@@ -123,7 +123,7 @@ class _Task(Future[bytes]):
         self.is_left = False
 
     def cancel(self) -> bool:
-        """If it has begun, its worker is killed: nothing else makes it stop."""
+        """Cancel it. If it has begun, its worker is killed: nothing else would stop it."""
         if super().cancel():
             return True
         self.is_left = True
@@ -133,7 +133,7 @@ class _Task(Future[bytes]):
 
 
 class _Worker:
-    """One process, and the thread that hands it its work. The process is started anew when it has died."""
+    """One process, and the thread that sends it requests. If the process dies, another one is started."""
 
     def __init__(self, queue: SimpleQueue[_Task | None], number: int) -> None:
         self._queue, self._number = queue, number
@@ -145,7 +145,7 @@ class _Worker:
         self._thread.start()
 
     def kill(self, task: _Task) -> None:
-        """Stop it, if it is at work at this."""
+        """Kill the process if it executes this task."""
         with self._lock:
             if self._task is task and self._process is not None:
                 self._process.kill()
@@ -155,7 +155,7 @@ class _Worker:
         self._thread.join(2 * GRACE)
 
     def _serve(self) -> None:
-        if hasattr(signal, "pthread_sigmask"):  # the process inherits that: a Ctrl-C is for this one alone
+        if hasattr(signal, "pthread_sigmask"):  # the process inherits this mask: Ctrl-C is for the parent only
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         while (task := self._queue.get()) is not None:
             if task.set_running_or_notify_cancel():
@@ -163,7 +163,7 @@ class _Worker:
             del task
         try:
             self._end()
-        except Exception:  # as the interpreter ends, its modules do so under this thread
+        except Exception:  # while the interpreter ends, modules that this thread uses are torn down
             if threading.main_thread().is_alive():
                 raise
 
@@ -178,7 +178,7 @@ class _Worker:
                     said = f"the worker process died {tried} times at it ({_how(code)})"
                     task.set_exception(ExecutorLostError(said, workers_died=True))
                     return
-            except Exception as error:  # noqa: BLE001 - the one who waits for it gets it
+            except Exception as error:  # noqa: BLE001 - whoever waits for the task raises it
                 self._end()
                 task.set_exception(error)
                 return
@@ -192,18 +192,18 @@ class _Worker:
                 return
 
     def _asked(self, task: _Task) -> bytes | None:
-        """What the process answers, None if nobody waits any more. Raises EOFError or OSError where it dies meanwhile."""
+        """The answer of the process; None if nobody waits for it. Raises EOFError or OSError if the process dies."""
         if task.is_left:
             return None
         connection = self._connection or self._start()
         with self._lock:
             self._task = task
         try:
-            if task.is_left:  # by now; the process is there for the next one
+            if task.is_left:  # meanwhile; the new process stays for the next task
                 return None
             connection.send_bytes(task.function)
             connection.send_bytes(task.request)
-            while not connection.poll(LOOK):  # its end shows only once whatever it has forked has ended too
+            while not connection.poll(LOOK):  # the pipe stays open while a process lives that it has forked
                 self._look()
             return connection.recv_bytes()
         finally:
@@ -211,7 +211,7 @@ class _Worker:
                 self._task = None
 
     def _look(self) -> None:
-        """Raises EOFError where the process has ended."""
+        """Raise EOFError if the process has ended."""
         with self._lock:
             if self._process is None or not self._process.is_alive():
                 raise EOFError
@@ -221,7 +221,7 @@ class _Worker:
             here, there = _spawning.Pipe()
             process = _spawning.Process(target=_work, args=(there,), name=f"{WORKER} {self._number}")
             process.start()
-        except OSError as error:  # a limit of this process, or of the system; no worker has died
+        except OSError as error:  # a limit of this process or of the system; no worker has died
             raise ExecutorError(f"a worker process can't be started: {describe(error)}") from error
         there.close()
         with self._lock:
@@ -242,7 +242,7 @@ class _Worker:
         return here
 
     def _end(self) -> int | None:
-        """Let the process end; give its exit code."""
+        """End the process, and return its exit code."""
         with self._lock:
             process, connection, self._process, self._connection = self._process, self._connection, None, None
         if connection is not None:
@@ -254,7 +254,7 @@ class _Worker:
             process.kill()
             process.join()
         code = process.exitcode
-        with suppress(ValueError):  # another thread, which looks for children that have ended, has just found it
+        with suppress(ValueError):  # another thread is just waiting for this child
             process.close()
         return code
 
@@ -270,7 +270,7 @@ def _how(code: int | None) -> str:
 
 # ---------------------------------------------------------------- the worker process
 def _work(connection: Connection) -> None:
-    """Do what comes, until the process that it is for ends it, or has ended."""
+    """Execute requests until the parent closes the connection, or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_to_parent)
     if hasattr(signal, "pthread_sigmask"):
@@ -285,17 +285,17 @@ def _work(connection: Connection) -> None:
             return
         try:
             answer = _DONE + getattr(import_module(module), name)(request)
-        except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
+        except Exception as error:  # noqa: BLE001 - it is raised in the parent
             answer = _FAILED + describe(error).encode()
         connection.send_bytes(answer)
 
 
 def _leave_to_parent(number: int, frame: FrameType | None) -> None:
-    """systemd sends SIGTERM to all. Not SIG_IGN, which what exec starts would inherit."""
+    """Do nothing: systemd sends SIGTERM to all processes. SIG_IGN would be inherited by processes that exec starts."""
 
 
 def _end_with_parent() -> None:
-    """However it ends, killed too: nobody would ever stop this process."""
+    """End with the parent, also if that is killed: nobody else would end this process."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

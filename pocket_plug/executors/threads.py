@@ -1,4 +1,4 @@
-"""The executor `threads`: a `def exec` runs in a worker thread of this process, wherever its run would have called it."""
+"""The executor `threads`: a `def exec` runs in a worker thread of this process, also under `run_sync`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Threads(Executor):
 
     @classmethod
     def from_url(cls, url: str) -> Threads:
-        """`threads://`, which has no options; how many there are says `POCKET_PLUG_THREADS`. Raises ConfigError."""
+        """`threads://`, without options; POCKET_PLUG_THREADS sets the number of threads. Raises ConfigError."""
         address, _ = parted(url, ())
         if address:
             raise ConfigError(f"{public_url(url)!r}: nothing may follow threads://")
@@ -42,11 +42,11 @@ class Threads(Executor):
 
     @property
     def room(self) -> int:
-        """As many as without an executor."""
+        """The same number as without an executor."""
         return 10
 
     async def perform(self, work: Work) -> Value:
-        """Call it in a thread; after a time-out that is abandoned, and goes on."""
+        """Call it in a thread. After a time-out the thread is abandoned, and continues by itself."""
         if work.timeout is not None and may_block() and not work.awaits:
             return pool().call_blocking(work.timeout, work.function, work.prepared)
         called = work.function(work.prepared) if work.awaits else pool().call(work.function, work.prepared)

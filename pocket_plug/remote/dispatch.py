@@ -1,8 +1,8 @@
-"""How items get to workers: a few chunks at a time, and what has queued up meanwhile as the next ones.
+"""How items are sent to workers: a few chunks at a time. Items that are added meanwhile are queued for the next chunks.
 
-A chunk holds several items only where these are short: so many as take about `WORTH` seconds, by what the last ones took. So a
-long exec goes alone, and to a worker that is free; one that dies takes little with it, and a time-out doesn't run out in a line.
-Where items take longer than the last ones did, a worker gives back those of its chunk that it hasn't begun; they go again.
+A chunk has several items only if these are short: as many as take about `WORTH` seconds, judging by the last ones. So a long
+exec is sent alone, to a free worker; a worker that dies loses few items, and no time-out passes while its item waits in a chunk.
+If items take longer than the last ones did, a worker returns the items of its chunk that it hasn't begun; they are sent again.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from .failures import put_together
 from .wire import FORMAT, Answer, Chunk, Item, Node, Report, answers_of, to_bytes
 
 MOST = 500
-"""Items of one chunk."""
+"""The most items in one chunk."""
 MOST_BYTES = 1 << 20
-"""Bytes of the values of one chunk that has more than one item."""
+"""The most bytes of values in a chunk that has more than one item."""
 WORTH = 0.1
-"""Seconds of work that make a chunk."""
+"""Seconds of work in a full chunk."""
 LEAST = 0.005
-"""Seconds of work below which the last items aren't shared out any more: a chunk's way costs an executor some milliseconds."""
+"""The least seconds of work in a chunk when the last items are shared out: to send a chunk costs an executor milliseconds."""
 
 Submit = Callable[[bytes], "Future[bytes]"]
 
 
 class Job(Waiter[Value]):
-    """One item on its way. Await what becomes of it."""
+    """One item that is queued or sent. Await its result."""
 
     __slots__ = (
         "carrier",
@@ -68,19 +68,19 @@ class Job(Waiter[Value]):
         self.node, self.value, self.carrier, self.key, self.timeout = node, value, carrier, key, timeout
         self.place = place
         self.reports: Sequence[Report] = ()
-        """What it has reported; known with what came of it."""
+        """What it has reported with `emit` and `progress`; known with its result."""
         self.sent: Waiter[None] | None = None if timeout is None else Waiter()
-        """Woken as its time begins."""
+        """Woken when it is sent: its time-out begins then."""
         self.deadline: float | None = None
         """Epoch seconds; known once it is sent."""
         self.chunk: _Sent | None = None
         self.is_left = False
         self.goes_alone = False
-        """Was it in a chunk that workers died at?"""
+        """Was it in a chunk whose workers died? Then it is sent in a chunk of its own."""
 
 
 class _Sent:
-    """A chunk on its way."""
+    """A chunk that was sent and isn't answered yet."""
 
     __slots__ = ("future", "is_handed_over", "jobs", "left")
 
@@ -92,7 +92,7 @@ class _Sent:
 
 
 class Dispatch:
-    """The queue of one executor, and what is on its way. Any thread and any loop may add to it."""
+    """The queue of one executor, and the chunks that are sent. Any thread and any loop may add to it."""
 
     def __init__(self, title: Callable[[], str], submit: Submit, window: Callable[[], int]) -> None:
         self._title, self._submit, self._window = title, submit, window
@@ -101,20 +101,20 @@ class Dispatch:
         after_fork(self._begin)
 
     def _begin(self) -> None:
-        """Nothing is on its way: at first, and in a forked child, where nobody waits for what the parent has sent."""
+        """Begin empty: at first, and in a forked child, where nobody waits for what the parent has sent."""
         self._queue: deque[Job] = deque()
         self._on_their_way: set[_Sent] = set()
-        self._sender: asyncio.AbstractEventLoop | None = None  # which is about to send what queues
-        self._seconds = WORTH  # of one item, on the average of the last ones: at first one goes at a time
+        self._sender: asyncio.AbstractEventLoop | None = None  # the loop that is about to send what is queued
+        self._seconds = WORTH  # for one item, on the average of the last ones; so at first a chunk has one item
 
     def add(self, job: Job) -> None:
-        """Send it, as soon as there is room; together with what tasks of the same loop add at the same time."""
+        """Queue it, and send it as soon as a chunk may be sent, together with items that tasks of the same loop add now."""
         with self._lock:
             self._queue.append(job)
         self._send_from(job.loop)
 
     def leave(self, job: Job) -> None:
-        """Nobody waits for it any more. What isn't sent isn't done; a chunk that nobody waits for at all is cancelled."""
+        """Nobody waits for it any more. An item that isn't sent never will be; a chunk is cancelled once all its items are left."""
         future = None
         with self._lock:
             sent = job.chunk
@@ -129,10 +129,10 @@ class Dispatch:
             future = sent.future
         if future is not None:
             future.cancel()
-        self._send_from(job.loop)  # once all that are cancelled together have left
+        self._send_from(job.loop)  # later, once all items that are cancelled together have left
 
     def _send_from(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Send what goes, once that loop has taken the steps that are at hand."""
+        """Send what may be sent, once the loop has run the tasks that are ready now: they may add items."""
         if loop is None or not loop.is_running():
             self.send_what_goes()
         elif self._sender is not loop:
@@ -140,7 +140,7 @@ class Dispatch:
             loop.call_soon(self._send_soon, loop, 0)
 
     def _send_soon(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
-        """Send what goes, unless the queue has grown since it was looked at and could yet fill more: a fan-out is starting."""
+        """Send what may be sent, unless a fan-out is starting: the queue has grown since the last call, and isn't full yet."""
         queued = len(self._queue)
         if seen < queued < self._size() * self._wanted():
             loop.call_soon(self._send_soon, loop, queued)
@@ -149,12 +149,12 @@ class Dispatch:
         self.send_what_goes()
 
     def send_what_goes(self) -> None:
-        """Send what there is room for."""
+        """Send as many chunks as may be sent now."""
         while (sent := self._next()) is not None:
             self._send(sent)
 
     def _next(self) -> _Sent | None:
-        """The next chunk, if there is room for it on the way, and something to send."""
+        """The next chunk, if another one may be sent and an item is queued."""
         with self._lock:
             wanted = self._wanted()
             if len(self._on_their_way) >= wanted:
@@ -170,14 +170,14 @@ class Dispatch:
         return sent
 
     def _wanted(self) -> int:
-        """So many chunks may be on their way: of short items twice as many as there are workers.
+        """How many chunks may be sent and unanswered: of short items twice as many as there are workers.
 
-        So a worker finds the next one at hand. A long one would wait there, and might be done elsewhere.
+        So a worker has its next chunk at hand. A long item would wait there, while another worker might be free.
         """
         return max(self._window(), 1) * (2 if self._seconds < WORTH / 2 else 1)
 
     def _size(self) -> int:
-        """So many items make a full chunk."""
+        """The number of items in a full chunk."""
         return max(1, min(MOST, int(WORTH / self._seconds)))
 
     def _drawn(self, most: int) -> list[Job]:
@@ -208,15 +208,15 @@ class Dispatch:
         wake([job.sent.give(None) for job in sent.jobs if job.sent is not None])
         try:
             sent.future = future = self._submit(to_bytes(Chunk(FORMAT, list(nodes), items)))
-        except Exception as error:  # noqa: BLE001 - an executor is a plugin's; the jobs get it
+        except Exception as error:  # noqa: BLE001 - of an executor, which may be a plugin's; the jobs raise it
             self._over(sent, error, [])
             return
-        if sent.left == len(sent.jobs):  # by then nobody could cancel it
+        if sent.left == len(sent.jobs):  # `leave` had no future to cancel yet
             future.cancel()
         future.add_done_callback(lambda done: self._done(sent, done))
         sent.is_handed_over = True
 
-    # ------------------------------------------------------------ what comes back, in any thread
+    # ------------------------------------------------------------ answers, in any thread
     def _done(self, sent: _Sent, future: Future[bytes]) -> None:
         if sent not in self._on_their_way:  # nobody waits for it any more
             return
@@ -224,17 +224,17 @@ class Dispatch:
             answers = answers_of(future.result())
             if not 0 < len(answers.answers) <= len(sent.jobs):
                 raise CodecError(f"{len(answers.answers)} answers for {len(sent.jobs)} items")
-        except (Exception, CancelledError) as error:  # noqa: BLE001 - whatever it is, somebody waits for it
+        except (Exception, CancelledError) as error:  # noqa: BLE001 - whatever it is, the jobs raise it
             self._over(sent, error, [])
         else:
             self._over(sent, answers.worker, answers.answers)
-        if sent.is_handed_over:  # else its sender goes on to the next one, without nesting
+        if sent.is_handed_over:  # otherwise `_send` is still running, and its loop sends the next one
             self.send_what_goes()
 
     def _over(self, sent: _Sent, found: str | BaseException, answers: Sequence[Answer]) -> None:
-        """Give each job what came for it, and wake all at once. Jobs without an answer weren't begun: they are the next to go.
+        """Give each job its answer, and wake all at once. Jobs without an answer weren't begun: they are sent next.
 
-        So are those of a chunk that workers died at, each by itself, since one of them is enough for that.
+        If workers have died, one of the items may kill them: all items of the chunk are sent again, each in a chunk of its own.
         """
         jobs, given_back = sent.jobs, list[Job]()
         if isinstance(found, str):
@@ -261,7 +261,7 @@ class Dispatch:
             self._seconds = max(mean, (self._seconds + mean) / 2, 1e-9)
 
     def _failure(self, error: BaseException, job: Job) -> Exception:
-        """What a job raises whose chunk has failed as a whole; one of its own, since each gets notes of its own."""
+        """The error of a job whose whole chunk has failed. Each job gets its own, since each gets its own notes."""
         title = f"node {job.node.name!r}: executor {self._title()}"
         if isinstance(error, ExecutorError):
             found = copy(error)
@@ -290,5 +290,5 @@ def _take(job: Job, answer: Answer, worker: str) -> None:
             job.fail(WorkerTimeout())
         else:
             job.give(default_codec.decode(answer.value))
-    except BaseException as error:  # noqa: BLE001 - what can't be decoded is this job's failure
+    except BaseException as error:  # noqa: BLE001 - a value that can't be decoded fails only this job
         job.fail(error)

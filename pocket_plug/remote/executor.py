@@ -1,4 +1,4 @@
-"""`Executor`: what runs `exec` elsewhere. A plugin's subclass has one method to write, `submit`."""
+"""`Executor`, the base class of what runs `exec` elsewhere. A plugin's subclass has to write one method, `submit`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from .wire import Node, Report
 class Executor:
     """Runs `exec` elsewhere, for all nodes that name it.
 
-    A subclass writes `submit`, and `close` if it holds anything. It opens nothing before the first `submit`, begins anew with the
-    next one after a `close`, and keeps to this:
+    A subclass writes `submit`, and `close` if it holds anything. It opens nothing before the first `submit`; after a `close` the
+    next `submit` starts again. The rules:
 
-    - `submit` may be called by any thread, also one whose event loop runs: it must not block. What it gives is a Future of
+    - `submit` must not block: any thread may call it, also one with a running event loop. It returns a Future of
       `concurrent.futures`, which any thread may complete.
-    - Work that is lost with its worker is begun again; if that is in vain, the future gets an ExecutorLostError.
-    - A future that is cancelled is not begun any more; one that has begun is stopped, if that is possible.
-    - In a forked child it begins anew, and leaves alone what is its parent's.
+    - Work whose worker dies is started again; if that fails too, the future gets an ExecutorLostError.
+    - A future that is cancelled is not started. If it has started, it is stopped, if that is possible.
+    - In a forked child it starts again, and doesn't touch what belongs to its parent.
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> class Beside(Executor):
@@ -53,48 +53,48 @@ class Executor:
     """
 
     in_process: bool = False
-    """Does `exec` run in this process? Such a one overrides `perform` instead of `submit`."""
+    """Does `exec` run in this process? Then the executor overrides `perform` instead of `submit`."""
     maps_main: bool = False
     """Do its workers know the script that this process was started with, as their `__main__`?"""
 
     @property
     def title(self) -> str:
-        """How errors and logs call it; without passwords."""
+        """Its name in errors and logs, without passwords."""
         return type(self).__name__
 
     @property
     def window(self) -> int:
-        """How many workers there are: so many long items are on their way at a time, and twice as many chunks of short ones.
+        """The number of workers. So many long items are sent at a time, and twice as many chunks of short ones.
 
-        It may change; `grown` says that it did.
+        It may change: call `grown` when it has increased.
         """
         return 8
 
     @property
     def room(self) -> int:
-        """How many items of a fan-out it takes at a time: what may be on its way.
+        """How many items of a fan-out it takes at a time: as many as may be sent.
 
-        More would only queue here, and Python's garbage collector looks through all of them again and again.
+        More would only be queued here, and Python's garbage collector would traverse all of them again and again.
         """
         return 2 * max(self.window, 2) * dispatch.MOST
 
     def submit(self, function: Callable[[bytes], bytes], request: bytes) -> Future[bytes]:
-        """Have a function of bytes called by a worker. `function` is a module's global, so that its name says what it is."""
+        """Let a worker call `function(request)`. The function is a module's global, so its module and name identify it."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Release what is held, without waiting for what is still being worked at. It may be used again after that."""
+        """Release what it holds, without waiting for work in progress. It may be used again afterwards."""
 
     # ------------------------------------------------------------ derived
     def grown(self) -> None:
-        """There are more workers than before: send what goes by now."""
+        """Call it when there are more workers than before: sends what may be sent now."""
         self._dispatch().send_what_goes()
 
     async def perform(self, work: Work) -> Value:
-        """Have one attempt at an `exec` done, and give what it gives or raise what it raises.
+        """Let a worker make one attempt at an `exec`; return its result, or raise its error.
 
-        Raises WorkerTimeout once the attempt's time is over; CodecError, naming the node, for a value that can't be encoded;
-        ExecutorError where it can't be done.
+        Raises WorkerTimeout after the attempt's time-out; CodecError, which names the node, if a value can't be encoded; and
+        ExecutorError if the attempt can't be made.
         """
         node = self._node(work)  # first: it declares the types that the codec then meets
         try:
@@ -117,7 +117,7 @@ class Executor:
                 await _report(job.reports, here)
 
     def _dispatch(self) -> Dispatch:
-        """Its queue. Made here, since a subclass need not call our `__init__`."""
+        """Its queue. It is made here, since a subclass need not call our `__init__`."""
         own: dict[str, Value] = self.__dict__
         if "__dispatch" not in own:
             new = Dispatch(lambda: self.title, lambda request: self.submit(perform, request), lambda: self.window)
@@ -125,7 +125,7 @@ class Executor:
         return own["__dispatch"]  # type: ignore[no-any-return]  # what stands there is one
 
     def _node(self, work: Work) -> Node:
-        """Which node it is; made once for each."""
+        """The node, as workers find it; made once for each address."""
         address = work.address
         if address is None:  # validated in a Pocket whose executor needs none
             raise ExecutorError(
@@ -158,7 +158,7 @@ def _close_all() -> None:
 
 
 async def _report(reports: Sequence[Report], here: Reporter) -> None:
-    """Hand on what was reported there, to whoever follows the run."""
+    """Pass on what the exec has reported to those who follow the run."""
     for each in reports:
         if each.value is None:
             here.progress(each.done, each.total)
@@ -167,7 +167,7 @@ async def _report(reports: Sequence[Report], here: Reporter) -> None:
 
 
 async def _in_time(job: Job, seconds: float) -> Value:
-    """What comes of a job that has been sent. Raises WorkerTimeout."""
+    """The result of a job that was sent. Raises WorkerTimeout after `seconds`."""
     if may_block():
         if not job.block(seconds):
             raise WorkerTimeout

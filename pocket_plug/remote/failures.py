@@ -1,8 +1,8 @@
-"""How an exception comes back from a worker: of its own class, so that `Retry(on=…)` and `except` mean what they say.
+"""How an exception comes back from a worker: with its own class, so that `Retry(on=…)` and `except` work as in one process.
 
-The codec's own and registered exceptions come back as they were. Of any other the class is looked up among the modules that are
-loaded here already; none is imported for it. It is put together as pickle would do it, without a call of its `__init__`: that may
-take anything. Where the class isn't there, it is a RecordedError.
+Exceptions that the codec knows come back as they were. The class of any other one is looked up among the modules that are loaded
+here; no module is imported for it. The exception is restored as pickle would do it, without a call of its `__init__`, which may
+take any arguments. If the class isn't loaded here, it becomes a RecordedError.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _OURS = f"{Path(__file__).parent}{os.sep}"
 
 # ---------------------------------------------------------------- the far side
 def taken_apart(error: BaseException) -> Failure:
-    """What goes back of an exception, with the traceback as a note. It is tried whether that can go, or its chunk couldn't."""
+    """An exception as it is sent back, with its traceback as a note. It is encoded here to see whether it can be: its chunk
+    would fail otherwise."""
     try:
         failure = _taken_apart(error, [capped(_traceback(error))])
         failure_of(to_bytes(failure))
-    except BaseException as broken:  # what an exception holds, and what its class does, may be anything
+    except BaseException as broken:  # an exception may hold anything, and its class may do anything
         if not is_fault(broken):
             raise
         plain = RecordedError(error_type(error), error_text(error), "")
@@ -83,12 +84,12 @@ def _as_text(text: str) -> str:
 def _record_of(value: Value) -> bytes | None:
     try:
         return default_codec.encode(value)
-    except Exception:  # noqa: BLE001 - what an exception holds may be anything; it is left out, and that is said
+    except Exception:  # noqa: BLE001 - an exception may hold anything; a note says what is left out
         return None
 
 
 def _traceback(error: BaseException) -> str:
-    """The innermost frames, without ours, and of what it was caused by."""
+    """The innermost frames, without ours, and those of its causes."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
         trace = trace.tb_next
@@ -98,7 +99,7 @@ def _traceback(error: BaseException) -> str:
 
 # ---------------------------------------------------------------- this side
 def put_together(failure: Failure, worker: str) -> Exception:
-    """The exception, with a note of where it was raised."""
+    """The exception, with a note that says where it was raised."""
     error = _put_together(failure)
     for note in failure.notes[:-1]:
         error.add_note(note)
@@ -119,7 +120,7 @@ def _put_together(failure: Failure) -> Exception:
                 return error
         elif (kind := _loaded(failure.module, failure.name)) is not None:
             return _made(kind, failure)
-    except BaseException as broken:  # what its class does with it may be anything; then it is a RecordedError
+    except BaseException as broken:  # its class may do anything; then it becomes a RecordedError
         if not is_fault(broken):
             raise
         failure.notes.insert(0, f"it can't be made again here: {type(broken).__name__}")
@@ -141,14 +142,14 @@ def _loaded(module: str, name: str) -> type[Exception] | None:
 def _made(kind: type[Exception], failure: Failure) -> Exception:
     arguments = (failure.text,) if failure.arguments is None else tuple(default_codec.decode(failure.arguments))
     error = kind.__new__(kind, *arguments)
-    _built_in(kind).__init__(error, *arguments)  # which notes what its own attributes are, such as errno
+    _built_in(kind).__init__(error, *arguments)  # it sets its own attributes, such as errno
     _state(error).update({name: default_codec.decode(record) for name, record in failure.state.items()})
     str(error)
     return error
 
 
 def _built_in(kind: type[BaseException]) -> Value:
-    """The class of Python's own that it is derived from."""
+    """The built-in exception class that it is derived from."""
     return next(base for base in kind.__mro__ if base.__module__ == "builtins")
 
 

@@ -1,7 +1,7 @@
-"""What a worker does: one function of bytes, which finds the nodes, runs their `exec`, and answers for each item.
+"""What a worker calls: one function from bytes to bytes, which finds the nodes, runs their `exec`, and answers for each item.
 
-It needs no run, no store and no Pocket. Spans that `exec` makes belong to the trace of the run; they go where this process sends
-its own, by whatever provider it has set up.
+It needs no run, no store and no Pocket. Spans that `exec` makes belong to the trace of the run; this process sends them with the
+provider that it has set up.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from .versions import declare, fingerprint, is_same
 from .wire import Answer, Answers, Item, Node, Report, chunk_of, to_bytes
 
 ENOUGH = 0.5
-"""Seconds after which a worker begins nothing more of a chunk: its items take longer than was thought, and others may be free."""
+"""Seconds after which a worker begins no more items of a chunk: they take longer than expected, and other workers may be free."""
 
 _LATE: Final = Answer()
 _BAGGAGE = W3CBaggagePropagator()
 
 
 def perform(request: bytes) -> bytes:
-    """Do what a request asks for, and answer. What an item raises is its answer; what is no request of ours is a CodecError.
+    """Execute a request, and return the answers. An item's error is its answer. Raises CodecError for bytes that are no request.
 
-    Where it takes too long, only the first items have an answer; the others weren't begun.
+    If it takes too long, only the first items have an answer; the others weren't begun.
     """
     chunk = chunk_of(request)
     worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -62,7 +62,7 @@ def perform(request: bytes) -> bytes:
 
 
 class _Loop:
-    """An event loop for the `async def` ones of a chunk, made for the first of them."""
+    """An event loop for the `async def` execs of a chunk, made for the first one."""
 
     def __init__(self) -> None:
         self._runner: asyncio.Runner | None = None
@@ -75,13 +75,13 @@ class _Loop:
             self._runner.close()
 
     def run(self, coroutine: Value) -> Value:
-        """Run it to its end, in the context of the caller."""
+        """Run it to its end, in a copy of the caller's context."""
         self._runner = self._runner or asyncio.Runner()
         return self._runner.run(coroutine, context=copy_context())
 
 
 class _Reports:
-    """What an exec reports, kept for its answer: nobody follows the run from here."""
+    """Keeps what an exec reports for its answer: whoever follows the run is in the other process."""
 
     def __init__(self, place: str) -> None:
         self.place = NodePlace.parse(place)
@@ -115,7 +115,7 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
         failure = None
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001 - it is raised where the run is
+    except BaseException as error:  # noqa: BLE001 - it is raised in the process of the run
         if os.getpid() != process:
             end_child()
         failure, record = taken_apart(wrapped(error) if isinstance(error, StopIteration) else error), None
@@ -140,11 +140,11 @@ def _in_context(step: Step, item: Item, loop: _Loop, reports: _Reports | None) -
 
 # ---------------------------------------------------------------- the node
 _codes: dict[tuple[str, tuple[str, ...]], tuple[Value, str]] = {}
-"""The fingerprint of each node's exec, and of which function it is."""
+"""By node: the function of its exec, and that function's fingerprint."""
 
 
 def _found(node: Node, worker: str) -> Step | WorkerCodeError:
-    """The node's step, or why there is none: the code isn't there, or it is another version."""
+    """The node's step, or an error that says why there is none: its code isn't here, or is another version."""
     module = node.reference.partition(":")[0]
     title = f"node {node.name!r} ({'/'.join((node.reference, *node.path))})"
     expected = f"version {node.version}, code {node.code}"
@@ -154,7 +154,7 @@ def _found(node: Node, worker: str) -> Step | WorkerCodeError:
             raise LookupError("it has no exec")
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001 - importing a module runs the user's code; it is said there
+    except BaseException as error:  # noqa: BLE001 - importing a module runs the user's code; the error is raised in the process of the run
         why = describe(error)
         advice = "Install the code there, or put it on the worker's PYTHONPATH"
         if module == MAIN:

@@ -1,7 +1,7 @@
-"""How a worker sees that it has the same code: a fingerprint of an `exec` and of what it uses of its own module.
+"""How a worker checks that it has the same code: by a fingerprint of an `exec` and of the functions of its module that it uses.
 
-It is made of the code that is loaded, not of files: a worker that has loaded an older version goes on with that, whatever lies
-on its disk by now. Names of files and numbers of lines aren't part of it, so a module may lie elsewhere.
+The fingerprint is made from the loaded code, not from files: a worker that has loaded an older version still uses that, whatever
+is on its disk now. File names and line numbers aren't part of it, so the module may be in another folder.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pocket_plug.primitives.typechecks import declared_types
 from pocket_plug.primitives.values import Value
 
 PYTHON = ".".join(map(str, sys.version_info[:2]))
-"""The bytecode of another one is different."""
+"""The version of Python. The bytecode of another one is different."""
 
 
 def fingerprint(function: Value) -> str:
-    """`3.11:5be0…` of an exec: the Python, and a digest of its code."""
+    """The fingerprint of an exec, `3.11:5be0…`: the version of Python, and a digest of the code."""
     digest = hashlib.sha256()
     for name, code in sorted(_codes(function).items()):
         digest.update(repr((name, *_parts(code))).encode("utf-8", "surrogatepass"))
@@ -30,12 +30,12 @@ def fingerprint(function: Value) -> str:
 
 
 def is_same(expected: str, found: str) -> bool:
-    """Is it the same code, or can't that be known, since the other side runs another Python?"""
+    """Is it the same code? Also True if that can't be known, since the other side runs another Python."""
     return expected == found or expected.partition(":")[0] != found.partition(":")[0]
 
 
 def _codes(function: Value) -> dict[str, CodeType]:
-    """The code of a function, of those of its node's class, and of those that they name in their own modules."""
+    """The code of a function, of the methods of its node's class, and of what these use from their own modules, by name."""
     owner: Value = getattr(function, "__self__", None)
     pending: list[FunctionType] = [*_functions(function)]
     if issubclass(type(owner), Node):
@@ -68,7 +68,7 @@ def _methods(kind: type) -> Iterator[FunctionType]:
 
 
 def _named(function: FunctionType) -> Iterator[FunctionType]:
-    """The functions, and those of the classes, that a function names, as far as its own module defines them."""
+    """The functions, and the methods of the classes, that a function names and that its own module defines."""
     for name in _names(function.__code__):
         value = function.__globals__.get(name)
         if getattr(value, "__module__", None) == function.__module__:
@@ -90,11 +90,11 @@ def _parts(code: CodeType) -> tuple[object, ...]:
 def _constant(value: Value) -> object:
     if isinstance(value, CodeType):
         return _parts(value)
-    if value.__class__ is frozenset:  # whose order is another one in each process
+    if value.__class__ is frozenset:  # its order differs from process to process
         return sorted(map(repr, value))
     return repr(value)
 
 
 def declare(function: Value) -> None:
-    """Let the codec register the types that an exec is annotated with, when it first meets one."""
+    """Declare the types in an exec's annotations: the codec registers each when it first needs it."""
     declared_types.extend(hints(function).values())

@@ -1,7 +1,7 @@
-"""What goes to a worker and what comes back: a chunk of items, and an answer for each, as MessagePack.
+"""The messages to a worker and back: a chunk of items, and an answer for each, as MessagePack.
 
-Values in them are records of the codec. A request names what has to be imported: it comes from the process whose work this is,
-over the executor's own connection, and never out of a store.
+Their values are records of the codec. A request names a module to import. So it must come from the process that wants the work
+done, over the executor's own connection, and never out of a store.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import msgspec
 from pocket_plug.errors import CodecError
 
 FORMAT = 2
-"""Both sides must speak the same."""
+"""Both sides must use the same format."""
 
 
 class Node(msgspec.Struct, array_like=True, frozen=True):
-    """Which node, and which version of its code."""
+    """A node, and the version of its code."""
 
     name: str
     reference: str
@@ -30,20 +30,20 @@ class Item(msgspec.Struct, array_like=True, frozen=True):
     """One attempt at an exec."""
 
     node: int
-    """Which of the chunk's nodes."""
+    """Its index in the chunk's nodes."""
     value: bytes
     carrier: dict[str, str]
     """The trace context, the session and the baggage."""
     deadline: float | None
-    """Epoch seconds, after which it isn't begun any more."""
+    """Epoch seconds; after them it is not begun."""
     key: str | None
-    """What `idempotency_key()` gives."""
+    """The result of `idempotency_key()`."""
     place: str | None = None
-    """Where in the run it is, if somebody follows that: what it reports is wanted."""
+    """Its place in the run, if the run is followed: then its reports are sent back."""
 
 
 class Chunk(msgspec.Struct, array_like=True, frozen=True):
-    """What goes over in one piece."""
+    """The items of one request."""
 
     format: int
     nodes: list[Node]
@@ -51,7 +51,7 @@ class Chunk(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """An exception, so that it can be raised here."""
+    """An exception, in parts from which it can be restored."""
 
     module: str
     name: str
@@ -59,27 +59,27 @@ class Failure(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     where: str
     """Where the user's code raised it."""
     record: bytes | None = None
-    """Itself, where the codec knows its class."""
+    """The whole exception, if the codec knows its class."""
     arguments: bytes | None = None
     state: dict[str, bytes] = {}
-    """Its attributes, those that can be encoded."""
+    """Its attributes that can be encoded."""
     left_out: list[str] = []
     notes: list[str] = []
     members: list[Failure] | None = None
-    """Those of a group."""
+    """The exceptions of a group."""
 
 
 class Report(msgspec.Struct, array_like=True, frozen=True):
-    """What `emit` or `progress` was called with."""
+    """The arguments of one call of `emit` or `progress`."""
 
     value: bytes | None
-    """Of `emit`."""
+    """The encoded value of `emit`; None for `progress`."""
     done: float = 0.0
     total: float | None = None
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True):
-    """What became of one item: it has a value, has failed, or came too late to be begun."""
+    """The result of one item: a value, a failure, or neither if it came too late to be begun."""
 
     value: bytes | None = None
     failure: Failure | None = None
@@ -88,28 +88,28 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Answers(msgspec.Struct, array_like=True, frozen=True):
-    """What became of a chunk."""
+    """The results of a chunk."""
 
     worker: str
-    """Who did it: `host:pid`."""
+    """The worker process: `host:pid`."""
     answers: list[Answer]
-    """One for each item, in their order; fewer where the last ones weren't begun, and at least one."""
+    """One for each item, in their order. Fewer if the last ones weren't begun, but at least one."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _chunk = msgspec.msgpack.Decoder(Chunk).decode
 _answers = msgspec.msgpack.Decoder(Answers).decode
 failure_of = msgspec.msgpack.Decoder(Failure).decode
-"""A failure, as the other side will read it."""
+"""Decodes a failure, as the other side does."""
 
 
 def to_bytes(message: Chunk | Answers | Failure) -> bytes:
-    """A message as it goes over."""
+    """Encode a message."""
     return _encode(message)
 
 
 def chunk_of(request: bytes) -> Chunk:
-    """A request. Raises CodecError for what is none, or is of another version of pocket_plug."""
+    """Decode a request. Raises CodecError for bytes that are none, and for a request of another version of pocket_plug."""
     try:
         chunk = _chunk(request)
     except msgspec.DecodeError as error:
@@ -120,7 +120,7 @@ def chunk_of(request: bytes) -> Chunk:
 
 
 def answers_of(answer: bytes) -> Answers:
-    """An answer. Raises CodecError for what is none."""
+    """Decode the answers of a chunk. Raises CodecError for bytes that are none."""
     try:
         return _answers(answer)
     except msgspec.DecodeError as error:
