@@ -114,7 +114,7 @@ class Dispatch:
         self._send_from(job.loop)
 
     def leave(self, job: Job) -> None:
-        """Nobody waits for it any more. An item that isn't sent never will be; a chunk is cancelled once all its items are left."""
+        """Nobody waits for it any more. A queued item is not sent then; a chunk that nobody waits for at all is cancelled."""
         future = None
         with self._lock:
             sent = job.chunk
