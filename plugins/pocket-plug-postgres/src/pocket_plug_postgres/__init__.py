@@ -1,7 +1,7 @@
 """The backend `postgresql://…`: entries in PostgreSQL, which any number of programs on any number of machines may
 share.
 
-Importing this loads no driver: that is done when a URL of it is used.
+Importing this module loads no driver: the first use of such a URL, or of the class `PostgreSQL`, does.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ def _from_url(url: str) -> Backend:
 
 @hookimpl
 def pocket_backends() -> Mapping[str, Callable[[str], Backend]]:
-    """The schemes `postgresql` and `postgres`."""
+    """Register the URL schemes `postgresql` and `postgres`."""
     return {"postgresql": _from_url, "postgres": _from_url}

@@ -1,9 +1,10 @@
 """The backend in PostgreSQL, which any number of programs on any number of machines may share.
 
 A read is one statement. A write is one call of a function in the database: one round trip and one transaction, which
-locks the keys that it changes or expects something of, in an order that is the same for all, checks, and writes. What
-is read behind the locks stays so until the commit, so whoever expects what he has read is serialisable. Reads and
-pure checks need no lock: each is one statement, which sees everything that was committed before it and nothing else.
+locks the keys that it changes or has expectations for, in an order that is the same for all, checks, and writes. What
+the function reads under the locks stays unchanged until the commit, so a write that expects the versions that its caller
+has read is serialisable. Reads and mere checks need no lock: each is one statement, which sees everything that was
+committed before it and nothing else.
 """
 
 from __future__ import annotations
@@ -65,45 +66,45 @@ T = TypeVar("T")
 Durability = Literal["power", "process", "none"]
 
 PAGE = 256
-"""How many keys a scan reads at a time, at most."""
+"""The most keys that a scan reads at a time."""
 
 REAP_EVERY, MOST_REAPED = 16, 1000
-"""After so many changes, up to twice as many expired entries are removed; never more than the latter at once."""
+"""After `REAP_EVERY` changes, up to twice as many expired entries are removed, and never more than `MOST_REAPED` at once."""
 
 MOST_LOCKS = 60
-"""A write of more keys locks the whole data set instead. The server has room for 64 locks per connection, if all
-take so many."""
+"""A write of more keys locks the whole data set instead. By default the server has room for 64 locks per connection, if
+all take so many."""
 
 TURN_CONNECTIONS = 2
-"""So many connections for turns each event loop makes at most: those who wait there must not stop the others."""
+"""The most connections for turns of each event loop. They are separate: waiting for a turn must not block other operations."""
 
 MAX_CHANGES = 50_000
-"""A write of so many takes about a second of the server, in which nobody else can write to the data set."""
+"""A write of so many changes takes the server about a second, in which nobody else can write to the data set."""
 
 MOST_BYTES = 768 * 1024 * 1024
-"""How many bytes the values of one write may have, with room for its keys: the server drops who sends it 1 GiB at once."""
+"""The most bytes of values in one write, with room for its keys: the server closes a connection that sends 1 GiB at once."""
 ALWAYS_FIT = MOST_BYTES // default_codec.max_bytes - 1
 
 CHECK_TIMEOUT = 3600.0
-"""Seconds that `check` may take."""
+"""The most seconds that `check` may take."""
 
 _OWN_VERSION = 0
-"""What a record is bound to in place of its version, which the server gives it only when it is written."""
+"""Records are bound to this number in place of their version, which the server gives them only when they are written."""
 
 
 class PostgreSQL(Backend):
-    """Entries in the PostgreSQL database at `conninfo`, a URL or libpq's `key=value …`; its tables are made where
+    """Entries in the PostgreSQL database at `conninfo`, a URL or libpq's `key=value …`; its tables are made if
     there are none.
 
     `store` names a data set within the database: a schema of its own. `durability` names the failure that an
-    acknowledged write survives: "power" (of the server's machine), "process" (a crash of any process, the server's
-    too), or "none" (only this program's own: a crashed server loses up to a second of writes). `timeout` is how many
-    seconds one attempt may take, `patience` how many all together, and `connections` how many each event loop makes
-    at most.
+    acknowledged write survives: "power" (a power failure of the server's machine), "process" (a crash of any process, the
+    server's too), or "none" (only a crash of this program: a crashed server loses up to a second of writes). `timeout` is
+    the most seconds for one attempt, `patience` for all attempts together, and `connections` the most connections of
+    each event loop.
 
     As a URL: `postgresql://user@host/database?store=main&durability=power&timeout=5&patience=30&connections=8`, with
-    libpq's own parameters beside them. Raises ConfigError for invalid options; `open` raises StoreError where the
-    server refuses.
+    libpq's own parameters beside them. Raises ConfigError for invalid options; `open` raises StoreError if the server
+    refuses.
 
     >>> PostgreSQL.from_url("postgresql://app:secret@db.example/orders?durability=process")
     PostgreSQL('postgresql://app:***@db.example/orders', store='main', durability='process')
@@ -152,7 +153,7 @@ class PostgreSQL(Backend):
 
     @classmethod
     def from_url(cls, url: str) -> PostgreSQL:
-        """The backend that a URL names. Raises ConfigError, with the option that was probably meant."""
+        """The backend that a URL names. Raises ConfigError for an invalid one, with a suggestion for a misspelt option."""
         conninfo, options = _split(url)
         return cls(conninfo, **options)
 
@@ -161,8 +162,8 @@ class PostgreSQL(Backend):
 
     # ------------------------------------------------------------ opening and closing
     async def open(self) -> None:
-        """Find the data set, or make it. Raises StoreError where the server can't be reached, refuses, or can't
-        keep what is promised."""
+        """Find the data set, or make it. Raises StoreError if the server can't be reached, refuses, or can't keep what
+        `durability` promises."""
         if self._pools is not None:
             return
         timeout = self._retrying.timeout
@@ -178,7 +179,7 @@ class PostgreSQL(Backend):
             self._subscription.start()
 
     def _new_pool(self) -> Pool:
-        """For a loop that uses it for the first time; in a forked child that begins a subscription, too."""
+        """Make the pool of a loop that uses the backend for the first time. In a forked child, also start the subscription."""
         if self._subscription is not None and self._is_prepared:
             self._subscription.start()
         return Pool(self._connect, self.connections)
@@ -197,7 +198,7 @@ class PostgreSQL(Backend):
         await check_server(link, self._data, self.durability, self.clock)
 
     async def probe(self, patience: float) -> ProbeResult:
-        """The same, but for what `open` makes: schema, tables and function. Whether the role may make them isn't tried."""
+        """Check what `open` checks, but make no schema, tables and function. Whether the role may make them isn't checked."""
         few = replace(self._retrying, timeout=min(patience, self._retrying.timeout), patience=patience, attempts=2)
 
         async def look(attempt: Attempt) -> ProbeResult:
@@ -212,7 +213,7 @@ class PostgreSQL(Backend):
         return await few(look)
 
     async def close(self) -> None:
-        """Let what is under way come to its end, and close all connections."""
+        """Wait for running operations, at most `timeout` seconds for each pool, and close all connections."""
         pools, self._pools, self._turn_pools = (self._pools, self._turn_pools), None, None
         subscription, self._subscription, self._is_prepared = self._subscription, None, False
         for each in pools:
@@ -222,7 +223,7 @@ class PostgreSQL(Backend):
             await asyncio.to_thread(subscription.close)
 
     async def watch(self, watcher: Watcher) -> None:
-        """Tell it of each write; what is not told within WATCH_EVERY and `timeout` seconds is told as lost."""
+        """Notify the watcher of each write within WATCH_EVERY plus `timeout` seconds (or 1, if that is more), or call `lost`."""
         self._subscription = Subscription(
             watcher, self._data, self._conninfo, self._whole, max(1.0, self._retrying.timeout)
         )
@@ -231,12 +232,12 @@ class PostgreSQL(Backend):
 
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
-        """One statement."""
+        """Read an entry, in one statement."""
         rows = await self._rows(self._read, [key.encode()])
         return self._entry(key, rows[0], self.clock()) if rows else None
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """One statement, so all are as they were at one moment."""
+        """Read entries in one statement, so all are as they were at one moment."""
         names = {key.encode(): str(key) for key in keys}
         if not names:
             self._here(self._pools)
@@ -252,7 +253,7 @@ class PostgreSQL(Backend):
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        """Page by page, so that a slow reader keeps nothing open at the server."""
+        """Read keys page by page, so that a slow reader keeps no transaction open at the server."""
         given, size = 0, PAGE if limit is None else min(limit, PAGE)
         low, high = _bounds(prefix.encode(), after.encode(), reverse)
         while given != limit:
@@ -271,25 +272,25 @@ class PostgreSQL(Backend):
             low, high = (low, last) if reverse else (last + b"\0", high)
 
     async def version(self) -> int:
-        """The last one given, by whichever program."""
+        """The last version given to a write, of any program."""
         [[version]] = await self._rows(self._version, [])
         return integer(version or b"")
 
     async def check(self) -> list[str]:
-        """A counter that has gone back, and an index that differs from its table. It takes as long as reading all
-        keys twice."""
+        """Find a version counter below the version of an entry, and an index that differs from its table. It takes as long
+        as reading all keys twice."""
         patient = replace(self._retrying, timeout=CHECK_TIMEOUT, patience=CHECK_TIMEOUT)
         return await patient(lambda attempt: self._with_link(attempt, lambda link: find_faults(link, self._data)))
 
     async def compact(self, size: int) -> int:
-        """0: PostgreSQL's autovacuum makes the room of removed entries usable again, and gives it back from the
-        files' ends."""
+        """Return 0: PostgreSQL's autovacuum makes the space of removed entries usable again, and gives free space at the
+        files' ends back."""
         return 0
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """One call of the data set's function, which is one transaction, whatever happens to the connection
-        meanwhile."""
+        """Call the data set's function. The call is one transaction: if the connection is lost, all of it is committed, or
+        nothing."""
         if not changes:
             return await self._checked(expect)
         self._check_size(len(changes) + len(expect))
@@ -298,7 +299,7 @@ class PostgreSQL(Backend):
             return await self._retrying.write(lambda attempt: self._written(attempt, token, request))
 
     async def _checked(self, expect: Mapping[str, int]) -> int:
-        """One statement: what it sees is what was committed before it."""
+        """Check expectations in one statement, which sees what was committed before it."""
         self._check_size(len(expect))
         names = array(BYTEA, [key.encode() for key in expect])
         rows = await self._rows(self._checks, [names, array_of_integers(expect.values()), pack_float(self.clock())])
@@ -335,10 +336,10 @@ class PostgreSQL(Backend):
         return _Request(expect, before, [*asked, array(BYTEA, values), array(DOUBLE, ends), array_of_integers(owns)])
 
     def _locks(self, keys: Sequence[bytes], expected: Sequence[bytes], has_versions: bool) -> list[int]:
-        """The data set's lock first, then those of keys in order; an odd number is exclusive. Two keys with one lock
-        take it once.
+        """The data set's lock, then those of the keys in ascending order; an odd number is an exclusive lock. Two keys with
+        the same lock take it once.
 
-        A write with versions may raise the sequence, which nobody may use meanwhile.
+        A write with versions of its own locks the data set: it may raise the sequence, which nobody may use meanwhile.
         """
         if has_versions or len(keys) + len(expected) > MOST_LOCKS:
             return [self._whole + 1]
@@ -349,7 +350,7 @@ class PostgreSQL(Backend):
         return [self._whole, *sorted(locks)]
 
     def _lock_of(self, key: bytes) -> int:
-        """An even number of 64 bits: the advisory lock of a key. All programs must come to the same."""
+        """The advisory lock of a key: an even number of 64 bits. All programs must compute the same one."""
         hash = self._hash.copy()
         hash.update(key)
         return int.from_bytes(hash.digest(), "big", signed=True) & ~1
@@ -386,7 +387,7 @@ class PostgreSQL(Backend):
 
     # ------------------------------------------------------------ turns
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
-        """A transaction that locks these keys; those who want one wait in the server's queue. One second at most."""
+        """A transaction that locks these keys; others wait in the server's queue. Its write has to begin within 1 second."""
 
         async def begun(begin: Callable[[Attempt], Awaitable[Link]]) -> Link:
             async def explained_begin(attempt: Attempt) -> Link:
@@ -399,7 +400,8 @@ class PostgreSQL(Backend):
         return Turn(lambda: self._here(self._turn_pools), locks, begun)
 
     async def _in_turn(self, attempt: Attempt, send: Callable[..., Awaitable[list[Row]]]) -> list[Row] | None:
-        """Send it in the transaction of the turn that the caller has. None where it has none, or has written in it."""
+        """Send a write in the transaction of the caller's turn. None if it has to be sent without one: there is no turn, it was
+        used or lost, the server is read-only, or this attempt is not the first."""
         turn = had.get()
         link = None if turn is None or attempt.number > 1 else turn.use(self._here(self._turn_pools))
         if link is None:
@@ -408,7 +410,7 @@ class PostgreSQL(Backend):
         with self._explaining():
             try:
                 return await send(link, commits=True)
-            except psycopg.errors.ReadOnlySqlTransaction:  # as in `_with_link`, which tries it next
+            except psycopg.errors.ReadOnlySqlTransaction:  # `_with_link` sends it next, and handles this error
                 attempt.sent = False
                 return None
 
@@ -435,7 +437,7 @@ class PostgreSQL(Backend):
                 except psycopg.errors.ReadOnlySqlTransaction as error:
                     if is_new:
                         raise
-                    # a failover has made it a standby, perhaps; by now its name may lead to the new primary
+                    # perhaps a failover has made this server a standby; its name may lead to the new primary now
                     attempt.sent = False
                     link.close()
                     pool.forget()
@@ -469,8 +471,8 @@ class PostgreSQL(Backend):
             raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
 
     def _entry(self, key: str, row: Row, now: float) -> Entry | None:
-        """What a row holds; None where it has expired. Raises CorruptRecordError where it is damaged: that is no
-        end."""
+        """The entry of a row; None if it has expired. Raises CorruptRecordError if the row is damaged, also if it seems to have
+        expired."""
         record, version, ends = row[:3]
         end = number(ends)
         place = place_of(key, _OWN_VERSION, end)
@@ -501,8 +503,8 @@ class PostgreSQL(Backend):
 
 
 class _Request:
-    """What is asked of the function `write`, but for the attempt and the time; and whether it may have been told
-    already."""
+    """The parameters of the function `write`, except those of the attempt and the time; and whether they may have been sent
+    before."""
 
     __slots__ = ("asked", "before", "expect", "was_sent")
 
@@ -520,7 +522,7 @@ def _conflict(expect: Mapping[str, int], numbers: Iterable[int]) -> ConflictErro
 
 
 def _bounds(prefix: bytes, after: bytes, reverse: bool) -> tuple[bytes, bytes]:
-    """The first key of a scan, and what all of its keys come before. No byte of UTF-8 is FF."""
+    """The bounds of a scan: its keys are not below the first, and below the second. No byte of UTF-8 is FF."""
     if reverse:
         is_within = after and (after < prefix or after.startswith(prefix))
         return prefix, after if is_within else prefix + b"\xff"
@@ -538,7 +540,7 @@ _OPTIONS: Mapping[str, type] = {
 
 
 def _split(url: str) -> tuple[str, dict[str, Any]]:
-    """A URL without our options, which has libpq's still, and our options."""
+    """Split a URL into one that has only libpq's options, and our options."""
     address, _, query = url.partition("?")
     login = address.partition("://")[2].rpartition("@")[0]
     if {*login} & {*"@/"} or any("@" in part.partition("=")[0] for part in query.split("&")):
@@ -561,13 +563,13 @@ _LIBPQ = frozenset(each.keyword.decode() for each in Conninfo.get_defaults())
 
 
 LEAST_CONNECT = 2
-"""Seconds: the shortest time to connect that libpq knows."""
+"""The shortest `connect_timeout` that libpq applies, in seconds."""
 
 
 def _parsed(conninfo: str, shown: str, timeout: float) -> tuple[str, list[tuple[str, int]], str]:
-    """For libpq; hosts with their ports, and the database, for errors and telemetry.
+    """The connection string for libpq; and for errors and telemetry, the hosts with their ports, and the database.
 
-    Where there are several hosts, each gets its part of an attempt's time: else one that is silent would take all of it.
+    If there are several hosts, each gets a part of an attempt's time: otherwise one that doesn't answer would take all of it.
     """
     try:
         given = conninfo_to_dict(conninfo)
@@ -582,10 +584,10 @@ def _parsed(conninfo: str, shown: str, timeout: float) -> tuple[str, list[tuple[
             ours["connect_timeout"] = max(LEAST_CONNECT, int(timeout / len(hosts)))
         whole = make_conninfo(conninfo, **{name: value for name, value in ours.items() if name not in given})
     except (psycopg.Error, UnicodeDecodeError) as error:
-        text = re.sub(r'"[^"]*"', '"…"', str(error)).strip()  # it may quote what was meant as a password
+        text = re.sub(r'"[^"]*"', '"…"', str(error)).strip()  # libpq may quote a part of the password
         what = (
             repr(shown) if "://" in shown else "postgresql: the connection string"
-        )  # any word of it may be the password
+        )  # any word of the string may be the password
         raise ConfigError(f"{what}: libpq can't read it ({text})") from None
 
     database = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "the user's"

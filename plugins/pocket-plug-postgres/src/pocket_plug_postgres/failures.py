@@ -1,4 +1,4 @@
-"""What PostgreSQL and libpq say, as our own exceptions: with the server's name, what was found, and the way out."""
+"""Our own exceptions for errors of PostgreSQL and libpq, with the server's name, what was found, and what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRY_AGAIN = {
     "57P05": "the connection was idle for longer than the server's idle_session_timeout",
     "25P03": "the connection was idle for longer than the server lets it be",
 }
-"""What passes by itself: it is tried again until the patience is over."""
+"""Errors that pass by themselves, by SQLSTATE: the operation is tried again until `patience` seconds have passed."""
 
 _POOLER = (
     "let PgBouncer keep prepared statements (1.21 or newer, max_prepared_statements above 0) or pool sessions, or connect to the "
@@ -64,23 +64,23 @@ _REFUSALS = {
     "cannot be changed": "a setting in options= of the URL can't be given by a client; leave it out, and set it on the server",
     "permission denied to set parameter": "a setting in options= of the URL is for superusers; leave it out",
 }
-"""Of a connection that was refused libpq gives no code. What is said in another language is tried again, and then
-shown."""
+"""What to do, by a part of libpq's message: it gives no SQLSTATE for a refused connection. If the message is in another
+language, the connection is tried again, and then the message is shown."""
 
 
 _NAMES = re.compile(r"""(?<!\w)(["'])[^"']*\1""")
-"""What it quotes, of hosts and databases: `db.invalid` says nothing of the URL."""
+"""Quoted names in libpq's messages, of hosts and databases: the host `db.invalid` doesn't mean that the URL is invalid."""
 
 
 def explained(server: str, error: psycopg.Error) -> Exception:
-    """What is raised for it: StoreError, or ConnectionLostError where it makes sense to try again."""
-    # it would keep the connection's options, the password among them
+    """The exception to raise for an error: StoreError, or ConnectionLostError if it makes sense to try again."""
+    # the error would keep the connection's options, with the password
     error._pgconn = None  # pyright: ignore[reportPrivateUsage] - there is no public way
     code = error.sqlstate
     if code is None:
         return _of_connection(server, str(error))
     text = error.diag.message_primary or type(error).__name__
-    if error.diag.severity_nonlocalized == "PANIC":  # as it writes its log: a commit may be there after its recovery
+    if error.diag.severity_nonlocalized == "PANIC":  # say, at writing its log: after recovery the commit may be there
         return ConnectionLostError(f"it has crashed ({code}: {text})")
     if code in TRY_AGAIN:
         return ConnectionLostError(f"{TRY_AGAIN[code]} ({code}: {text})")

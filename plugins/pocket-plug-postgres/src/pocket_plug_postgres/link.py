@@ -1,8 +1,8 @@
-"""Connections: one that runs a statement at a time, and the pool of an event loop.
+"""Connections: `Link`, which runs one statement at a time, and `Pool`, the connections of an event loop.
 
-psycopg connects; after that libpq is spoken to directly, by psycopg's `pq`. So no statement is parsed or adapted
-here, the socket may be closed at any moment, and what the server says of itself (that it is shut down, say) is heard
-when it comes.
+psycopg connects; after that this module calls libpq directly, through `psycopg.pq`. So no statement is parsed or adapted
+here, the socket may be closed at any moment, and a message of the server (that it is shut down, say) is read when it
+arrives.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FAILED = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
 
 
 class ConnectionLostError(Exception):
-    """The connection was lost or can't be made, or the server asks to try again: what `Retrying` does."""
+    """The connection was lost or can't be made, or the server's error passes by itself. `Retrying` tries again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Statement:
 
     @classmethod
     def of(cls, name: str, sql: str) -> Statement:
-        """One whose parameters are $1 to $n, all in the binary format."""
+        """A statement with parameters $1 to $n, all in the binary format."""
         count = next(n for n in range(100) if f"${n + 1}" not in sql)
         return cls(f"pocket_plug_{name}".encode(), sql.encode(), [Format.BINARY] * count)
 
@@ -51,7 +51,7 @@ class Link:
     """One connection, on one event loop."""
 
     def __init__(self, connection: AsyncConnection) -> None:
-        self.connection = connection  # kept, since it closes what it is collected with
+        self.connection = connection  # kept, since psycopg warns when an open one is collected
         self.pgconn = connection.pgconn
         self._socket = self.pgconn.socket
         self._loop = asyncio.get_running_loop()
@@ -69,13 +69,13 @@ class Link:
 
     @property
     def is_new(self) -> bool:
-        """Has it run no statement yet?"""
+        """Has it prepared no statement yet?"""
         return not self._prepared
 
     async def run(self, statement: Statement, parameters: list[bytes | None], *, commits: bool = False) -> list[Row]:
-        """Prepare it, if it is new here, and run it; if it `commits`, with a COMMIT behind it in the same round trip.
+        """Run a statement, and prepare it first if it is new here. If `commits`, send a COMMIT after it in the same round trip.
 
-        Raises psycopg's errors; interrupted, the connection is of no more use.
+        Raises psycopg's errors. If it is interrupted, the connection can't be used any more.
         """
         pgconn = self.pgconn
         name, formats = statement.name, statement.formats
@@ -99,8 +99,8 @@ class Link:
         return [[get(row, column) for column in columns] for row in range(result.ntuples)]
 
     async def script(self, sql: str) -> list[list[str]]:
-        """Run several statements without parameters as one transaction; gives the rows of the last one that has
-        some, as text."""
+        """Run statements without parameters in one round trip, as one transaction unless they contain BEGIN or COMMIT. Returns
+        the rows of the last query among them, as text."""
         results = await self._sent(lambda: self.pgconn.send_query(sql.encode()))
         *_, last = [result for result in results if result.nfields] or results
         return [
@@ -133,7 +133,7 @@ class Link:
             self._lose(error)
 
     def _ready(self) -> None:
-        """The socket can be read."""
+        """Read from the socket. Called when it is readable."""
         pgconn = self.pgconn
         try:
             pgconn.consume_input()
@@ -156,7 +156,7 @@ class Link:
             self._answer.set_result(self._results)
 
     def _lose(self, error: psycopg.Error) -> None:
-        """The connection is gone. What the server has said last tells more than that it has hung up."""
+        """Close a lost connection. The server's last error, if there is one, says more than that the connection was lost."""
         error = _failure(self._results) or error
         answer = self._answer
         self.close()
@@ -164,7 +164,7 @@ class Link:
             answer.set_exception(error)
 
     def close(self) -> None:
-        """Close the socket at once; what waits for an answer gets none. Can be called again."""
+        """Close the socket at once; a caller that waits for an answer is not woken. Can be called again."""
         if not self.is_open:
             return
         self.is_open = False
@@ -174,14 +174,14 @@ class Link:
 
 
 def _failure(results: Iterable[PGresult]) -> psycopg.Error | None:
-    """What the server has said of the last statement that it could not run."""
+    """The server's error for the last statement that failed."""
     failed = [result for result in results if result.status in _FAILED]
     return error_from_result(failed[-1]) if failed else None
 
 
 class Pool:
-    """The connections of one event loop: at most `size`, made when they are needed. Who waits for one gets it in a
-    fair order."""
+    """The connections of one event loop: at most `size`, made when they are needed. Callers that wait get them in a fair
+    order."""
 
     def __init__(self, connect: Callable[[], Awaitable[Link]], size: int) -> None:
         self._connect, self._size = connect, size
@@ -193,11 +193,11 @@ class Pool:
 
     @property
     def is_full(self) -> bool:
-        """Does who comes now have to wait?"""
+        """Does a new caller have to wait?"""
         return bool(self._waiting) or len(self._used) >= self._size
 
     async def take(self, user: object) -> Link:
-        """A connection for `user`, who calls `leave` in any case, also if this was interrupted."""
+        """A connection for `user`. The caller has to call `leave` in any case, also if this was interrupted."""
         if self._is_closed:
             raise _closed()
         if self.is_full:
@@ -216,7 +216,7 @@ class Pool:
         await turn
 
     def leave(self, user: object) -> None:
-        """Give back what `user` has, or was about to get. Can be called again."""
+        """Give back the connection that `user` has, or end its wait for one. Can be called again."""
         link = self._used.get(user)
         if link is not None and link not in self._idle:
             if link.is_idle:
@@ -235,12 +235,12 @@ class Pool:
         self._idle = [link for link in self._idle if link.is_idle]
 
     def forget(self) -> None:
-        """Close those that nobody uses: they lead to a server that isn't the right one any more."""
+        """Close the idle connections, say because they lead to a server that isn't the primary any more."""
         while self._idle:
             self._idle.pop().close()
 
     def _admit(self) -> None:
-        """Let in who waits longest; tell a close that nobody is left."""
+        """Admit the callers that have waited longest; wake `close` if no connection is in use."""
         while self._waiting and len(self._used) < self._size:
             user, turn = self._waiting.popleft()
             if not turn.done():
@@ -250,7 +250,7 @@ class Pool:
             self._left.set_result(None)
 
     async def close(self, patience: float) -> None:
-        """Refuse who waits, let what runs come to its end for so many seconds, and close all connections."""
+        """Refuse waiting callers, wait for connections in use (`patience` seconds at most), and close all connections."""
         self._is_closed = True
         while self._waiting:
             _, turn = self._waiting.popleft()
