@@ -1,5 +1,5 @@
-"""What is done at the first connection: the data set is found or made, and the server is asked whether it keeps
-what is promised."""
+"""What the backend does when it opens: find or make the data set, and check that the server keeps what `durability`
+promises. And what `probe` and `check` read."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .link import Link
 from .statements import FORGET_SLOTS, OLDEST_SERVER, SCHEMA_VERSION, TABLES, WRITE_FUNCTION
 
 MOST_SKEW = 1.0
-"""Seconds by which the server's clock may differ from ours before that is a warning."""
+"""Seconds by which the server's clock may differ from ours before a warning is logged."""
 
 REAP_SLACK = 60
-"""Seconds for which an expired entry is kept, by our clock and by the server's: another client's may be behind."""
+"""Seconds for which an expired entry is kept, by our clock and by the server's: another client's clock may be behind."""
 
-_MAKING = 0x706F636B65745F70  # the advisory lock of whoever makes a data set
+_MAKING = 0x706F636B65745F70  # the advisory lock for making a data set
 
 _logger = logging.getLogger("pocket_plug")
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set within a database: its schema has all that belongs to it."""
+    """A data set within a database: one schema contains all of it."""
 
     server: str
-    """What errors call it."""
+    """Its name in errors."""
     name: str
 
     @property
@@ -40,12 +40,12 @@ class DataSet:
         return "pocket_plug" if self.name == "main" else f"pocket_plug_{self.name}"
 
     def sql(self, statement: str, **more: object) -> str:
-        """A statement for this data set."""
+        """A statement with the names of this data set filled in."""
         return statement.format(s=f'"{self.schema}"', channel=self.schema, **more)
 
 
 async def find_or_make(link: Link, data: DataSet) -> None:
-    """Make the data set where there is none. Raises StoreError for a newer one, and where rights are missing."""
+    """Make the data set if there is none. Raises StoreError for a newer one, for an older server, and if rights are missing."""
     _check_age(link, data)
     try:
         if not await _exists(link, data):
@@ -74,8 +74,8 @@ async def _check_version(link: Link, data: DataSet) -> None:
         )
 
 
-# Asked of the tables and not by to_regclass, which within a transaction goes on by what the connection knew before
-# the lock.
+# These read the catalog and don't use to_regclass, which within a transaction still answers from what the connection
+# knew before the lock.
 _HAS_SCHEMA = "SELECT 1 FROM pg_namespace WHERE nspname = '{channel}'"
 _HAS_TABLES = """
 SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = '{channel}' AND c.relname = 'about'
@@ -87,7 +87,7 @@ async def _exists(link: Link, data: DataSet) -> bool:
 
 
 async def _make(link: Link, data: DataSet) -> None:
-    if not await link.script(data.sql(_HAS_SCHEMA)):  # else no right to make one is needed
+    if not await link.script(data.sql(_HAS_SCHEMA)):  # if there is one, the right to make schemas is not needed
         await link.script(data.sql("CREATE SCHEMA {s}"))
     await link.script(data.sql(TABLES, version=SCHEMA_VERSION))
     await link.script(data.sql(WRITE_FUNCTION, slack=REAP_SLACK))
@@ -111,14 +111,14 @@ SELECT current_setting('fsync'), current_setting('full_page_writes'), current_se
 
 
 async def check_server(link: Link, data: DataSet, durability: str, clock: Clock) -> None:
-    """Compare what the server has with what is promised. Raises StoreError where that can't be kept."""
+    """Check that the server can keep what `durability` promises, or raise StoreError; delete old slots; warn of a wrong clock."""
     skew, read_only = await _compared(link, data, durability, clock)
     if not read_only:
         try:
             await link.script(data.sql(FORGET_SLOTS))
         except InsufficientPrivilege as error:
             raise _rights_missing(link, data, error) from error
-    if abs(skew) > MOST_SKEW and clock is time.time:  # another one is meant to differ
+    if abs(skew) > MOST_SKEW and clock is time.time:  # another clock is meant to differ
         _logger.warning(
             "%s: its clock differs from this one by %.1f s; deadlines go by the clocks of the programs, so keep them in time",
             data.server,
@@ -127,7 +127,7 @@ async def check_server(link: Link, data: DataSet, durability: str, clock: Clock)
 
 
 async def look_at(link: Link, data: DataSet, durability: str, clock: Clock) -> ProbeResult:
-    """All of it that only reads. Raises StoreError for what opening the store would refuse."""
+    """The checks of `find_or_make` and `check_server` that only read. Raises StoreError for what `open` would refuse."""
     _check_age(link, data)
     is_new = not await _exists(link, data)
     try:
@@ -142,7 +142,7 @@ async def look_at(link: Link, data: DataSet, durability: str, clock: Clock) -> P
 
 
 async def _compared(link: Link, data: DataSet, durability: str, clock: Clock) -> tuple[float, bool]:
-    """The skew of the server's clock, ahead of ours, and whether it takes no writes. Raises StoreError."""
+    """Seconds that the server's clock is ahead of ours, and whether it is read-only. Raises StoreError for unfit settings."""
     [[fsync, full_pages, isolation, read_only, there]] = await link.script(_FOUND)
     found = {"fsync": fsync, "full_page_writes": full_pages}
     if durability == "power" and "off" in found.values():
@@ -165,7 +165,7 @@ _COUNTER = "SELECT last_value, (SELECT coalesce(max(version), 0) FROM {s}.entrie
 
 
 async def find_faults(link: Link, data: DataSet) -> list[str]:
-    """What reading doesn't show, all as it was at one moment."""
+    """The faults that reads don't show. All entries are read as they were at one moment."""
     await link.script("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0")
     [[counter, highest]] = await link.script(data.sql(_COUNTER))
     await link.script(

@@ -1,7 +1,7 @@
 """The tables of one data set, the function that writes, and every statement that is run on them: SQL, and nothing else.
 
-`{s}` stands for the data set's schema. Keys are UTF-8 in `bytea`, whose order is that of code points, and which may
-hold a NUL.
+`{s}` stands for the data set's schema. Keys are stored as UTF-8 in `bytea`, which sorts them by code points, and may
+contain NUL.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 SCHEMA_VERSION = 1
 OLDEST_SERVER = 13
 
-# Once per connection. Plans are kept, and one that was made while the table was small must not read all of it later
-# on. Who asked has gone by the end of the time-out, so the server shall go on with something else.
+# Run once per connection. Plans are cached, and a plan that was made while the table was small must not scan all of it
+# later. At the timeout the client has given up its attempt, so the server should stop working on it too.
 SESSION = """
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
 SET statement_timeout = {milliseconds}
 """
 
-# The sequence begins at 0, which nobody gets. By `watched_until` the last watcher has to have said again that it is there.
+# The sequence begins at 0, which no write gets. Writes notify until `watched_until`, which each watcher keeps renewing.
 TABLES = """
 CREATE TABLE {s}.about (schema_version integer NOT NULL, watched_until timestamptz NOT NULL DEFAULT '-infinity');
 INSERT INTO {s}.about VALUES ({version});
@@ -31,10 +31,10 @@ CREATE TABLE {s}.slots (
 ) WITH (fillfactor = 50);
 """
 
-# Each statement within sees what was committed before it began. So the locks come first: what is read behind them stays
-# so until the commit. Their order is that of the caller, the same for all: nobody waits for somebody who waits for him.
+# Each statement in the function sees what was committed before it began. So the locks come first: what is read under them
+# stays unchanged until the commit. All callers pass the locks in the same order, so that there are no deadlocks.
 #
-# Gives {version}; {0, number of an expectation, …} where these are not met; {-1} where a later write of the slot has landed.
+# Returns {version}; {0, number of an expectation, …} if these are not met; {-1} if the slot has a later sequence number.
 WRITE_FUNCTION = """
 CREATE FUNCTION {s}.write(
     _slot uuid, _sequence bigint, _again boolean, _durable boolean, _locks bigint[], _now double precision, _reap integer,
@@ -148,7 +148,7 @@ SELECT v.last_value, (
 ) FROM {s}.versions v
 """
 VERSION = "SELECT last_value FROM {s}.versions"
-# The bounds: no byte of UTF-8 is FF, so a prefix followed by it comes after all that begins with the prefix.
+# The bounds: no byte of UTF-8 is FF, so a prefix followed by FF sorts after all keys that begin with the prefix.
 SCAN = """
 SELECT key, expires_at FROM {s}.entries WHERE key >= $1::bytea AND key < $2::bytea ORDER BY key LIMIT $3::integer
 """

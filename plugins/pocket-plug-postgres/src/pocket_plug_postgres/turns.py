@@ -1,7 +1,7 @@
 """A turn: a transaction that holds the locks of some keys for one caller, from before it reads until it has written.
 
-Those who want one, and other writes of these keys, wait in the server's queue for the locks, in the order in which they
-came; reads don't.
+Other callers that want a turn, and other writes of these keys, wait for the locks in the server's queue, in the order in
+which they came; reads don't wait.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pocket_plug.backends.network import Attempt
 from .link import Link, Pool
 
 LONGEST_TURN = 1.0
-"""Seconds from when a turn is given to when its write has to be under way. Then the server ends the connection."""
+"""Seconds from the start of a turn until its write has to begin. After that the server ends the connection."""
 
 _BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; {locks}"
 _SHARED, _EXCLUSIVE = "SELECT pg_advisory_xact_lock_shared({lock})", "SELECT pg_advisory_xact_lock({lock})"
@@ -26,10 +26,10 @@ Retried = Callable[[Callable[[Attempt], Awaitable[Link]]], Awaitable[Link]]
 
 
 class Turn:
-    """`async with` it. The next write of the data set in the block is that of the turn, and ends it."""
+    """A context for `async with`. The next write to the data set in its block is part of the turn's transaction, and ends it."""
 
     def __init__(self, pool: Callable[[], Pool], locks: Iterable[int], retried: Retried) -> None:
-        """`locks` in the order of all; odd ones are exclusive."""
+        """`locks` are in the order that all callers use; odd ones are exclusive."""
         self._find_pool, self._retried = pool, retried
         each = "; ".join((_EXCLUSIVE if lock & 1 else _SHARED).format(lock=lock & ~1) for lock in locks)
         self._begin_sql = _BEGIN.format(milliseconds=int(1000 * LONGEST_TURN), locks=each)
@@ -57,7 +57,7 @@ class Turn:
             raise
 
     def use(self, pool: Pool) -> Link | None:
-        """The connection, for a write on the pool's loop; None where there was one already, or the time is over."""
+        """The turn's connection, for a write on the pool's loop. None if it was used already, or was lost."""
         if pool is not self._pool:
             return None
         link, self._link = self._link, None
@@ -70,7 +70,7 @@ class Turn:
             if self._link is not None and self._link.is_open:
                 await self._link.script("ROLLBACK")
         except psycopg.Error:
-            pass  # lost, and the turn with it
+            pass  # the connection is lost, and the turn with it
         finally:
             try:
                 self._leave()
@@ -79,7 +79,7 @@ class Turn:
                 raise
 
     def _leave(self) -> None:
-        """Give the connection back, or close it where it isn't at rest. Can be called again."""
+        """Give the connection back to the pool, which closes it if it isn't idle. Can be called again."""
         had.set(self._before)
         if self._pool is not None:
             self._pool.leave(self)

@@ -1,10 +1,12 @@
-"""What others write, told by LISTEN and NOTIFY, in a thread with a connection of its own: the program's loops may be blocked.
+"""Notifies of each write to a data set, by LISTEN and NOTIFY. It uses a thread with a connection of its own, since the program's
+loops may be blocked.
 
-NOTIFY costs whoever writes: of all that notify, one commits at a time. So a write does it only while somebody watches, which the
-subscription says in the data set's table `about`. It then locks the data set for a moment: whoever wrote without having seen that
-has committed by then, and whoever comes later sees it.
+NOTIFY makes writes slower: of all transactions that notify, one commits at a time. So a write notifies only while somebody
+watches, which the subscription stores in the data set's table `about`. It then locks the data set for a moment: writes that
+didn't see this have committed by then, and later writes see it.
 
-Words come in the order of the commits, in which versions aren't given. So it counts up to which version all were told (`_Told`).
+Notifications ("words") arrive in the order of the commits, which isn't the order of versions. So `_Told` tracks the version up to
+which all writes were notified.
 """
 
 from __future__ import annotations
@@ -30,19 +32,19 @@ from pocket_plug.store.backend import Watcher
 from .schema import DataSet
 
 WATCH_EVERY = 1.0
-"""Seconds from one look at the server to the next. This and `timeout` after a write it is told, or everything is old."""
+"""Seconds between two checks of the server. A write is notified within this plus `timeout`; otherwise `lost` is called."""
 
 LONGEST_HOLD = 0.1
-"""Seconds that writers are held up, at most, where a version was drawn and never written."""
+"""The most seconds that writers are blocked if the notification of a version is missing: it was never written, say."""
 
 LONGEST_PAUSE = 2.0
-"""Seconds between two tries to subscribe, at most."""
+"""The most seconds between two attempts to subscribe."""
 
 _WATCHED = "UPDATE {s}.about SET watched_until = greatest(watched_until, clock_timestamp() + interval '60 s')"
 _IS_WATCHED = (
     "SELECT watched_until > clock_timestamp(), watched_until > clock_timestamp() + interval '30 s' FROM {s}.about"
 )
-# Whoever has drawn a version has the lock until he has committed, so all up to the last one drawn are there.
+# A write that has drawn a version holds the lock until its commit, so all writes up to the last version drawn are committed.
 _SINCE_NOW = (
     "SET LOCAL lock_timeout = {milliseconds}; SELECT pg_advisory_xact_lock({lock}); SELECT last_value FROM {s}.versions"
 )
@@ -54,11 +56,11 @@ _logger = logging.getLogger("pocket_plug")
 
 
 class _SilentServerError(Exception):
-    """No answer in time, or no notification of one's own."""
+    """The server didn't answer in time, or didn't deliver the subscription's own notification, or its clock has jumped."""
 
 
 class Subscription:
-    """Tells a watcher what is written to a data set, from `start` to `close`. In a forked child it has to be started anew."""
+    """Notifies a watcher of writes to a data set, from `start` to `close`. In a forked child it has to be started again."""
 
     def __init__(self, watcher: Watcher, data: DataSet, conninfo: str, lock: int, timeout: float) -> None:
         self._watcher, self._data, self._conninfo, self._timeout = watcher, data, conninfo, timeout
@@ -68,14 +70,14 @@ class Subscription:
         after_fork(self._begin_anew)
 
     def start(self) -> None:
-        """Start the thread, unless it runs."""
+        """Start the thread, unless it is running."""
         with self._lock:
             if self._thread is None:
                 self._thread = _Thread(self._live, f"pocket_plug watch {self._data.schema}")
                 self._thread.start()
 
     def close(self) -> None:
-        """End the thread and wait for it. Nothing is told afterwards."""
+        """End the thread and wait for it. The watcher is not notified afterwards."""
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.close(self._timeout + LONGEST_PAUSE)
@@ -115,15 +117,15 @@ class Subscription:
                 thread.pause(uniform(0, min(LONGEST_PAUSE, 0.1 * 2.0 ** min(lost, 10))))  # noqa: S311 - no secret
 
     def _subscribe(self, line: _Line) -> _Told:
-        """From its end on, every write is told. A word to itself shows that words come: through some poolers they don't."""
+        """Subscribe to all writes after its return. It also sends itself a word, since some poolers don't pass words on."""
         line.ask(f'LISTEN "{self._data.schema}"')
         line.ask(self._data.sql(_WATCHED))
         return _Told(self._landed(line, self._timeout, lambda words: None))
 
     def _landed(self, line: _Line, hold: float, tell: Callable[[list[str]], None]) -> int:
-        """A version: all writes up to it have landed, and their words have been told.
+        """Return a version up to which all writes are committed, and pass their words to `tell`.
 
-        Writers wait until those that are under way have landed, but for no more than `hold` seconds: LockNotAvailable.
+        New writes wait until running ones have committed, but no more than `hold` seconds: then it raises LockNotAvailable.
         """
         word = f"?{uuid4().hex}"
         milliseconds = max(1, int(1000 * hold))
@@ -140,7 +142,7 @@ class Subscription:
         return int(version)
 
     def _look(self, line: _Line, told: _Told) -> bool:
-        """Tell what has come within WATCH_EVERY; then ask the server whether it is still there. False once closed."""
+        """Pass on what arrives within WATCH_EVERY; then check the server, and close a gap that has lasted. False once closed."""
         before, until = told.up_to, monotonic() + WATCH_EVERY
         while line.wait(until - monotonic()):
             self._tell(line.told(), told)
@@ -162,7 +164,7 @@ class Subscription:
         for word in words:
             if word.startswith("?"):
                 continue
-            if not word:  # more keys than a word can have
+            if not word:  # the write has more keys than fit into a word
                 told.has_gap = True
                 self._watcher.lost()
                 self._watcher.back(told.up_to)
@@ -173,7 +175,7 @@ class Subscription:
 
 
 def _versions(word: str) -> Mapping[str, int]:
-    """What the function `write` says: `version:key …`, each key in hexadecimal.
+    """Parse a word from the function `write`: `version:key …`, each key in hexadecimal.
 
     >>> _versions("7:61 7:62")
     {'a': 7, 'b': 7}
@@ -186,8 +188,8 @@ def _versions(word: str) -> Mapping[str, int]:
 
 
 class _Told:
-    """Up to which version all writes were told. A gap closes soon, but for a version that was drawn and never written, or not
-    told with the others: the connection was lost, or the write had versions of its own, or too many keys for a word.
+    """Tracks the version up to which all writes were notified. A gap closes soon, unless its version was never written (the
+    connection was lost, say), or isn't in a word (the write had versions of its own, or too many keys for a word).
 
     >>> told = _Told(4)
     >>> told.add([6])
@@ -204,7 +206,7 @@ class _Told:
         self._behind_gap = set[int]()
 
     def add(self, versions: Iterable[int]) -> None:
-        """These were told."""
+        """Note that these versions were notified."""
         self._behind_gap.update(version for version in versions if version > self.up_to)
         while self.up_to + 1 in self._behind_gap:
             self.up_to += 1
@@ -212,14 +214,14 @@ class _Told:
         self.has_gap = bool(self._behind_gap)
 
     def skip_to(self, version: int) -> None:
-        """All up to this one are told."""
+        """Note that no version up to this one is missing."""
         self.up_to = max(self.up_to, version)
         self._behind_gap = {each for each in self._behind_gap if each > self.up_to}
         self.add(())
 
 
 class _Thread(threading.Thread):
-    """The thread, which a pipe wakes when it is to end."""
+    """The subscription's thread. A pipe wakes it when it has to end."""
 
     def __init__(self, live: Callable[[_Thread], None], name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -235,23 +237,23 @@ class _Thread(threading.Thread):
             os.close(self.wake_up)
 
     def pause(self, seconds: float) -> None:
-        """Wait, unless it is closed meanwhile."""
+        """Wait so many seconds, or until `close` is called."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.wake_up, selectors.EVENT_READ)
             selector.select(seconds)
 
     def close(self, patience: float) -> None:
         self.is_closed = True
-        os.close(self._wake)  # the other end can be read then
+        os.close(self._wake)  # this makes the other end readable
         self.join(patience)
 
 
 class _Line:
-    """A connection whose every wait has an end; psycopg connects, then libpq is spoken to directly."""
+    """A connection with a deadline for each wait. psycopg connects; after that libpq is called directly."""
 
     def __init__(self, thread: _Thread, conninfo: str, timeout: float) -> None:
         self._thread, self._timeout = thread, timeout
-        # at least 2 seconds, libpq's own least
+        # at least 2 seconds, libpq's minimum
         thread.connection = psycopg.Connection.connect(conninfo, autocommit=True, connect_timeout=max(2, int(timeout)))
         self._pgconn = thread.connection.pgconn
         self._pgconn.nonblocking = 1
@@ -269,11 +271,11 @@ class _Line:
 
     @property
     def is_closed(self) -> bool:
-        """Is the thread to end?"""
+        """Does the thread have to end?"""
         return self._thread.is_closed
 
     def wait(self, seconds: float) -> bool:
-        """Wait until something has come from the server. False if nothing has in so many seconds, or if the thread is to end."""
+        """Wait until something arrives from the server. False if nothing does in so many seconds, or if the thread has to end."""
         events = self._selector.select(max(0.0, seconds))
         if self.is_closed or not events:
             return False
@@ -281,14 +283,14 @@ class _Line:
         return True
 
     def told(self) -> list[str]:
-        """The words that have come."""
+        """The words that have arrived."""
         words = list[str]()
         while (told := self._pgconn.notifies()) is not None:
             words.append(told.extra.decode())
         return words
 
     def ask(self, sql: str) -> list[list[str]]:
-        """Run a statement; its rows, as text."""
+        """Run statements, and return the rows of the last one, as text."""
         until = monotonic() + self._timeout
         pgconn, rows, failure = self._pgconn, list[list[str]](), None
         pgconn.send_query(sql.encode())
