@@ -198,7 +198,7 @@ class PostgreSQL(Backend):
         await check_server(link, self._data, self.durability, self.clock)
 
     async def probe(self, patience: float) -> ProbeResult:
-        """Check what `open` checks, but make no schema, tables and function. Whether the role may make them isn't checked."""
+        """Check what `open` checks, but make no schema, tables or function. Whether the role may make them isn't checked."""
         few = replace(self._retrying, timeout=min(patience, self._retrying.timeout), patience=patience, attempts=2)
 
         async def look(attempt: Attempt) -> ProbeResult:

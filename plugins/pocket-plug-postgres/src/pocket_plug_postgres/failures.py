@@ -80,7 +80,8 @@ def explained(server: str, error: psycopg.Error) -> Exception:
     if code is None:
         return _of_connection(server, str(error))
     text = error.diag.message_primary or type(error).__name__
-    if error.diag.severity_nonlocalized == "PANIC":  # say, at writing its log: after recovery the commit may be there
+    # a server that can't write its log panics, say: the commit may be there after its recovery
+    if error.diag.severity_nonlocalized == "PANIC":
         return ConnectionLostError(f"it has crashed ({code}: {text})")
     if code in TRY_AGAIN:
         return ConnectionLostError(f"{TRY_AGAIN[code]} ({code}: {text})")

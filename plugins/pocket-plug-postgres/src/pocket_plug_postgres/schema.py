@@ -1,5 +1,5 @@
 """What the backend does when it opens: find or make the data set, and check that the server keeps what `durability`
-promises. And what `probe` and `check` read."""
+promises. Also the reads of `probe` and `check`."""
 
 from __future__ import annotations
 

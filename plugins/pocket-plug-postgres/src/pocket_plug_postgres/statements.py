@@ -10,7 +10,7 @@ SCHEMA_VERSION = 1
 OLDEST_SERVER = 13
 
 # Run once per connection. Plans are cached, and a plan that was made while the table was small must not scan all of it
-# later. At the timeout the client has given up its attempt, so the server should stop working on it too.
+# later. At the timeout the client has given up its attempt, so the server should stop its statement too.
 SESSION = """
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
 SET statement_timeout = {milliseconds}

@@ -2,7 +2,7 @@
 loops may be blocked.
 
 NOTIFY makes writes slower: of all transactions that notify, one commits at a time. So a write notifies only while somebody
-watches, which the subscription stores in the data set's table `about`. It then locks the data set for a moment: writes that
+watches, which the subscription stores in the data set's table `about`. Then it locks the data set for a moment: writes that
 didn't see this have committed by then, and later writes see it.
 
 Notifications ("words") arrive in the order of the commits, which isn't the order of versions. So `_Told` tracks the version up to
@@ -44,7 +44,7 @@ _WATCHED = "UPDATE {s}.about SET watched_until = greatest(watched_until, clock_t
 _IS_WATCHED = (
     "SELECT watched_until > clock_timestamp(), watched_until > clock_timestamp() + interval '30 s' FROM {s}.about"
 )
-# A write that has drawn a version holds the lock until its commit, so all writes up to the last version drawn are committed.
+# A write that has drawn a version holds the lock until it ends, so no write up to the last version drawn is still running.
 _SINCE_NOW = (
     "SET LOCAL lock_timeout = {milliseconds}; SELECT pg_advisory_xact_lock({lock}); SELECT last_value FROM {s}.versions"
 )
