@@ -166,7 +166,10 @@ class Redis(Backend):
             await pools.close()
 
     async def watch(self, watcher: Watcher) -> None:
-        """Subscribe, in a thread of its own. Writes are notified within `WATCH_EVERY` (1 s) and the timeout, else it is lost."""
+        """Subscribe, in a thread of its own.
+
+        Writes are notified within `WATCH_EVERY` (1 s) plus the timeout, or `watcher.lost` is called.
+        """
         self._watching = Watching(self._title, self.server, self._changes, watcher, self.timeout)
 
     # ------------------------------------------------------------ reading
