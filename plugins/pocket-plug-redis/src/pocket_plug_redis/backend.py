@@ -139,7 +139,7 @@ class Redis(Backend):
             raise
 
     async def probe(self, patience: float) -> ProbeResult:
-        """Make the checks of `open` that only read: it also tries the commands of our scripts, and stores the layout's number."""
+        """Make the checks of `open` that only read. `open` also tries the commands of scripts, and stores the layout's number."""
         self._check_files()
         few = replace(self.retrying, timeout=min(patience, self.timeout), patience=patience, attempts=2)
         pool = Pool(lambda: self.server.connection(self._at))
@@ -363,7 +363,7 @@ class Redis(Backend):
         return Turn(self, names)
 
     def turn_keys(self, name: str) -> tuple[bytes, bytes, bytes]:
-        """The server's keys of the state, of the turn for an entry's key, and of the line of callers that wait for that turn."""
+        """Three keys on the server: the state, the turn for this name, and the line of callers that wait for that turn."""
         return self._state, self._state + b"/turn/" + name.encode(), self._state + b"/line/" + name.encode()
 
     def _arguments_of(self, change: Change) -> tuple[str | bytes, str, str]:

@@ -37,7 +37,7 @@ had: ContextVar[Turn | None] = ContextVar("pocket_plug_redis.turn", default=None
 class Turn:
     """A context in which nobody else writes these keys, until this caller has written them or a second has passed.
 
-    Raises StoreBusyError if others still have the turn after `patience`.
+    Raises StoreBusyError if others still have the turn after the backend's `patience`.
     """
 
     def __init__(self, host: Host, names: Iterable[str]) -> None:
