@@ -1,7 +1,7 @@
 """The executor `dask://`: `exec` runs on the workers of a Dask cluster. The whole plugin: an executor, and one hook.
 
-A client of distributed lives in an event loop in a thread of its own, whatever loop, thread or process uses the executor. It is
-made anew once its scheduler doesn't answer any more.
+The client of distributed uses an event loop in a thread of its own, so that any loop, thread or process can use the executor. If
+its scheduler doesn't answer any more, a new client is made.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pocket_plug.remote.urls import number, parted
 TIMEOUT = 10
 """Seconds that the scheduler has to answer, unless the URL says otherwise."""
 LOOK = 1.0
-"""Seconds between two looks at the scheduler: does it answer, and how many workers has it?"""
+"""Seconds between two checks of the scheduler: does it answer, and how many threads do its workers have?"""
 CLOSING = 5.0
-"""Seconds that the end may take."""
+"""Seconds that closing may take."""
 
 
 @hookimpl
@@ -38,11 +38,11 @@ def pocket_executors() -> Mapping[str, Callable[[str], Executor]]:
 class DaskExecutor(Executor):
     """The workers of a Dask cluster.
 
-    `address` is the scheduler's, as Dask has it: `tcp://host:8786`, `tls://host:8786`. Without one it stands in the file
-    `scheduler_file`; else a cluster of `workers` processes is started on this machine, and ended with the executor.
-    The scheduler has `timeout` seconds to answer.
+    `address` is the scheduler's, in Dask's notation: `tcp://host:8786`, `tls://host:8786`. Without one, it is read from the
+    file `scheduler_file`. Without either, a cluster of `workers` processes is started on this machine, and ended with the
+    executor. The scheduler has `timeout` seconds to answer.
 
-    What Dask itself can be told, TLS's files above all, comes from its configuration: `DASK_…` of the environment.
+    Dask's own options, such as TLS's files, are read from its configuration: environment variables `DASK_…`, for example.
     """
 
     def __init__(
@@ -55,13 +55,14 @@ class DaskExecutor(Executor):
         close_at_exit(self)
 
     def _begin(self) -> None:
-        """Nothing is open: at first, after `close`, and in a forked child, which leaves its parent's connection alone."""
+        """Begin without a client: at first, and in a forked child, which leaves its parent's client alone."""
         self._home: _Home | None = None
 
     @classmethod
     def from_url(cls, url: str) -> DaskExecutor:
-        """Of `dask://host:8786`, `dask+tls://host:8786`, `dask://?scheduler_file=…`, `dask+local://?workers=2`. Raises
-        ConfigError.
+        """`dask://host:8786`, `dask+tls://host:8786`, `dask://?scheduler_file=…` or `dask+local://?workers=2`.
+
+        Raises ConfigError.
         """
         scheme = url.partition("://")[0].lower()
         is_local = scheme == "dask+local"
@@ -94,7 +95,7 @@ class DaskExecutor(Executor):
 
     @property
     def window(self) -> int:
-        """As many as the workers have threads; the cluster may grow. What goes first finds out."""
+        """How many threads the workers have, as last checked; the cluster may grow. Known once a request has connected."""
         home = self._home
         return 1 if home is None else home.threads
 
@@ -113,16 +114,16 @@ class DaskExecutor(Executor):
 
 
 class _Home:
-    """The loop, in a thread of its own, in which the client lives."""
+    """The client, and the event loop that it uses, in a thread of its own."""
 
     def __init__(self, executor: DaskExecutor) -> None:
         self._executor = executor
         self.threads = 0
-        """Of all workers."""
+        """How many threads all workers have."""
         self._client: Any = None  # distributed has no types
         self._cluster: Any = None
         self._lost: asyncio.Future[str] | None = None
-        """Done once the client is lost, with the reason."""
+        """Its result is the reason, once the client is lost."""
         self._connecting: asyncio.Task[tuple[Any, asyncio.Future[str]]] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         self._prefix, self._numbers = f"pocket_plug-{uuid4().hex}", count()
@@ -131,7 +132,7 @@ class _Home:
 
     def close(self) -> None:
         """Close the client, and end the loop."""
-        with suppress(Exception):  # the scheduler may be gone, or the interpreter about to be
+        with suppress(Exception):  # the scheduler may be gone, or the interpreter ends
             asyncio.run_coroutine_threadsafe(self._close(), self.thread.loop).result(CLOSING)
         self.thread.close()
 
@@ -144,7 +145,7 @@ class _Home:
 
     # ------------------------------------------------------------ one request
     async def do(self, function: Callable[[bytes], bytes], request: bytes) -> bytes:
-        """Have a worker call it. If this is cancelled, so is that, unless it has begun."""
+        """Call the function on a worker. If the request is cancelled, so is the call, unless it has begun."""
         client, lost = await self._connected()
         future = client.submit(function, request, key=f"{self._prefix}-{next(self._numbers)}", pure=False)
         result = asyncio.ensure_future(_result_of(future))
@@ -162,10 +163,10 @@ class _Home:
 
     # ------------------------------------------------------------ the client
     async def _connected(self) -> tuple[Any, asyncio.Future[str]]:
-        """The client, made anew where there is none that is connected. Raises ExecutorLostError."""
+        """The client, and the future of its loss; a new client if none is connected. Raises ExecutorLostError."""
         if self._lost is not None and not self._lost.done() and self._client.status == "running":
             return self._client, self._lost
-        if self._connecting is None or self._connecting.done():  # all that wait for it fail together, if it does
+        if self._connecting is None or self._connecting.done():  # all requests wait for one attempt, and fail together
             self._drop("the connection to the scheduler was lost")
             self._connecting = asyncio.ensure_future(self._connect())
         return await asyncio.shield(self._connecting)
@@ -179,7 +180,7 @@ class _Home:
     async def _new_client(self) -> Any:
         import distributed
 
-        client: Any = distributed.Client  # it has no types
+        client: Any = distributed.Client  # distributed has no types
         executor, made = self._executor, None
         try:
             if executor.workers is not None and self._cluster is None:
@@ -189,17 +190,16 @@ class _Home:
                 made = client(scheduler_file=executor.scheduler_file, **options)
             else:
                 made = client(self._cluster or executor.address, **options)
-            async with asyncio.timeout(
-                executor.timeout
-            ):  # its own is not for a scheduler that accepts and says nothing
+            # The client's own timeout doesn't cover a scheduler that accepts the connection and doesn't answer.
+            async with asyncio.timeout(executor.timeout):
                 return await made
-        except (OSError, ValueError) as error:  # a scheduler's file that isn't whole yet is no JSON
+        except (OSError, ValueError) as error:  # ValueError: a scheduler file that is still being written
             if made is not None:
                 self._do_beside(made.close, CLOSING)
             raise ExecutorLostError(f"the scheduler can't be reached: {str(error) or 'no answer in time'}") from error
 
     async def _watch(self, client: Any, lost: asyncio.Future[str]) -> None:
-        """Look at the scheduler now and then: one that is stopped, or cut off, says nothing by itself."""
+        """Check the scheduler every `LOOK` seconds: without that, a scheduler that is stopped or cut off is not noticed."""
         while not lost.done():
             try:
                 async with asyncio.timeout(self._executor.timeout):
@@ -214,20 +214,20 @@ class _Home:
             await asyncio.wait({lost}, timeout=LOOK)
 
     def _drop(self, why: str) -> None:
-        """Use this client no longer; what waits for it fails."""
+        """Stop using this client; requests that wait for it fail."""
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(why)
             self._do_beside(self._client.close, CLOSING)
 
     def _do_beside(self, do: Callable[..., Awaitable[object]], *arguments: object) -> None:
-        """Nobody waits for it."""
+        """Run it as a task; only `_close` waits for it, and its errors are ignored."""
         task = asyncio.ensure_future(_quietly(do, arguments))
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
 
 async def _quietly(do: Callable[..., Awaitable[object]], arguments: tuple[object, ...]) -> None:
-    """What becomes of a connection that is left doesn't matter any more."""
+    """Run it, and ignore its errors: no request waits for it."""
     with suppress(Exception):
         await do(*arguments)
 
@@ -247,7 +247,9 @@ async def _local_cluster(workers: int) -> Any:
 
 
 async def _result_of(future: Any) -> bytes:
-    """What a worker gives. Raises ExecutorLostError where it is lost, WorkerCodeError where nobody there can read it."""
+    """The worker's answer. Raises ExecutorLostError if workers died at it or it was cancelled, WorkerCodeError if the scheduler
+    or a worker can't deserialize the request.
+    """
     from distributed import KilledWorker
 
     try:

@@ -1,4 +1,4 @@
-"""A backend that keeps a store in Redis or Valkey. Here is its hook alone: the driver is imported once a URL asks for it."""
+"""A backend that keeps a store in Redis or Valkey. This module has only the hook: the driver is imported when a URL needs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _backend(url: str) -> Backend:
 
 @hookimpl
 def pocket_backends() -> Mapping[str, Callable[[str], Backend]]:
-    """The schemes `redis`, `rediss` (TLS) and `unix` (a socket in the file system), as redis-py has them."""
+    """The schemes `redis`, `rediss` (TLS) and `unix` (a socket in the file system), as in redis-py."""
     return dict.fromkeys(("redis", "rediss", "unix"), _backend)
 
 

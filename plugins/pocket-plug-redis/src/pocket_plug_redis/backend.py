@@ -1,7 +1,8 @@
 """The backend in Redis or Valkey: any number of programs on any number of machines share a data set there.
 
-A read is one GET or MGET. A write is one script, which compares, counts, changes and publishes: all of it or nothing.
-It carries a token, so that it is done once however often it is sent (`pocket_plug.backends.network`).
+A read is one GET or MGET. A write is one script, which checks the expected versions, increments the counter, stores the changes
+and publishes them, atomically. It carries a token, so that it is done once, however often it is sent
+(`pocket_plug.backends.network`).
 """
 
 from __future__ import annotations
@@ -37,25 +38,26 @@ Durability = Literal["power", "process", "none"]
 Do = Callable[[Connection], Awaitable[T]]
 
 LONGEST_PAUSE = 0.01
-"""Seconds between two tries of a write while another caller has the turn, at most: random, so that all who wait are equals."""
+"""The longest pause in seconds between two tries of a write while another caller has the turn. Each pause is random, so that no
+caller that waits is preferred."""
 
 PAGE = 256
-"""How many names a scan, a check and a look into the index take from the server at a time, at most."""
+"""How many names a scan, or a check of the index, reads from the server at a time, at most. For the command SCAN it is a hint."""
 
 MOST_BYTES = 512 * 1024 * 1024
-"""How many bytes the entries of one write may have. The server drops who sends it 1 GiB at once."""
+"""How many bytes the entries of one write may have. The server closes a connection that sends 1 GiB at once."""
 ALWAYS_FIT = MOST_BYTES // default_codec.max_bytes - 1
 
 MOST_CHANGES = 10_000
-"""How many changes and expectations one write may have: some 100 ms, in which the server does nothing else."""
+"""How many changes and expectations one write may have: they take some 100 ms, in which the server does nothing else."""
 
 
 class Redis(Backend):
     """Entries of the data set `store` on a server that speaks Redis's protocol.
 
     `durability` names the failure that an acknowledged write must survive: "power" (also a crash of the server's machine),
-    "process" (a crash of the server), or "none". `open` looks whether the server is configured for it, and raises
-    StoreError where it isn't. `timeout` is the deadline for one attempt, in seconds, and `patience` that for all attempts
+    "process" (a crash of the server), or "none". `open` checks whether the server is configured for it, and raises
+    StoreError if it isn't. `timeout` is the deadline for one attempt, in seconds, and `patience` that for all attempts
     at one operation.
 
     As a URL: `redis://host:6379/0?store=orders`, `rediss://user:password@host:6379/0` (TLS; `ssl_ca_certs=`,
@@ -89,7 +91,7 @@ class Redis(Backend):
         self.timeout, self.patience = timeout, patience
         self.server = server
         self.address = server.address
-        self._at: tuple[str, int] | None = None  # where the cluster keeps this data set, if it has said so
+        self._at: tuple[str, int] | None = None  # the cluster's node with this data set, if it has redirected us
         tag = f"{{pocket:{store}}}"
         self._state = tag.encode()
         self._entry = f"{tag}:".encode()
@@ -98,15 +100,15 @@ class Redis(Backend):
         )
         self._changes = f"{tag}/changes".encode()
         self._title = f"redis at {server}, store {store!r}"
-        self._pools: PerLoop[Pool] | None = None  # while it is open
+        self._pools: PerLoop[Pool] | None = None  # None unless it is open
         self.retrying = Retrying(self._title, LOST, timeout, patience)
         self._tokens = Slots()
-        self._renewed: dict[str, float] = {}  # when each slot was, by the monotonic clock
+        self._renewed: dict[str, float] = {}  # when each slot was renewed, by the monotonic clock
         self._watching: Watching | None = None
 
     @classmethod
     def from_url(cls, url: str) -> Redis:
-        """The backend that a URL names. Raises ConfigError, with the option that was probably meant."""
+        """The backend that a URL names. Raises ConfigError, which names the option that was probably meant."""
         texts = dict.fromkeys(("store", "durability", *TLS_FILES), str)
         address, options = url_options(url, "redis", {**texts, "timeout": float, "patience": float, "db": int})
         files = {name: options.pop(name) for name in TLS_FILES if name in options}
@@ -117,7 +119,7 @@ class Redis(Backend):
 
     # ------------------------------------------------------------ opening and closing
     async def open(self) -> None:
-        """Look whether the server can keep what the backend promises. Raises StoreError, with what to set, where it can't."""
+        """Check whether the server can keep what the backend promises. Raises StoreError, with the settings to change, if not."""
         if self._pools is not None:
             return
         self._check_files()
@@ -137,7 +139,7 @@ class Redis(Backend):
             raise
 
     async def probe(self, patience: float) -> ProbeResult:
-        """The same, but for what `open` writes: it tries the commands of our scripts, and notes the layout."""
+        """Make the checks of `open` that only read. `open` also tries the commands of scripts, and stores the layout's number."""
         self._check_files()
         few = replace(self.retrying, timeout=min(patience, self.timeout), patience=patience, attempts=2)
         pool = Pool(lambda: self.server.connection(self._at))
@@ -156,7 +158,7 @@ class Redis(Backend):
                 raise StoreError(f"{self._title}: {name} is {path!r}, and there is no such file here; correct the URL")
 
     async def close(self) -> None:
-        """Let what is under way end, for one time-out at most, and close the connections of all event loops."""
+        """Wait for operations in progress, for one timeout at most, and close the connections of all event loops."""
         pools, self._pools = self._pools, None
         if self._watching is not None:
             self._watching.stop()
@@ -164,17 +166,20 @@ class Redis(Backend):
             await pools.close()
 
     async def watch(self, watcher: Watcher) -> None:
-        """A subscription in a thread of its own. What is told is at most `WATCH_EVERY` (1 s) and the time-out old."""
+        """Subscribe, in a thread of its own.
+
+        Writes are notified within `WATCH_EVERY` (1 s) plus the timeout, or `watcher.lost` is called.
+        """
         self._watching = Watching(self._title, self.server, self._changes, watcher, self.timeout)
 
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
-        """One GET."""
+        """Read by one GET."""
         data = await self.call("GET", self._entry + key.encode())
         return None if data is None else self._entry_of(str(key), data, self.clock())
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """One MGET, so all are as they were at one moment."""
+        """Read by one MGET, so that all entries are as of one moment."""
         names = [*dict.fromkeys(map(str, keys))]
         if not names:
             self._opened()
@@ -189,7 +194,7 @@ class Redis(Backend):
         }
 
     def _entry_of(self, key: str, data: bytes, now: float) -> Entry | None:
-        """An entry as it was stored; None where it has expired."""
+        """The entry in these bytes; None if it has expired. Raises CodecError if it is damaged."""
         try:
             if len(data) < HEAD.size + TAIL.size or data[: TAIL.size] != data[-TAIL.size :]:
                 raise CorruptRecordError("its version does not stand at both of its ends: it was damaged or cut off")
@@ -197,7 +202,7 @@ class Redis(Backend):
             expires_at = None if deadline != deadline else deadline
             record, place = data[HEAD.size : -TAIL.size], place_of(key, 0, expires_at)
             if expires_at is not None and expires_at <= now:
-                if not is_whole(record, place):  # damage is no end
+                if not is_whole(record, place):  # a damaged deadline must not hide the entry
                     raise CorruptRecordError(
                         "the record's checksum does not match: it was damaged, or belongs to another place"
                     )
@@ -209,7 +214,7 @@ class Redis(Backend):
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
-        """Page by page of the index."""
+        """Read the index page by page."""
         given, size = 0, PAGE if limit is None else min(limit, PAGE)
         first, last = _range(prefix.encode(), after.encode(), reverse)
         command = "ZREVRANGEBYLEX" if reverse else "ZRANGEBYLEX"
@@ -228,7 +233,7 @@ class Redis(Backend):
             first, size = b"(" + found[0], PAGE
 
     async def check(self) -> list[str]:
-        """Entries that the index lacks, names without an entry, deadlines that differ, and a counter that has gone back."""
+        """Find entries that the index lacks, names without an entry, deadlines that differ, and versions above the counter."""
         faults: list[str] = []
         cursor = b"0"
         while True:
@@ -252,12 +257,12 @@ class Redis(Backend):
         return [f"key {names[place]!r} {_FAULTS[what]}" for what, place in pairs]
 
     async def version(self) -> int:
-        """The counter."""
+        """Read the counter."""
         return int(await self.call("HGET", self._state, b"") or 0)
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """One script. If its connection is lost the same write is sent again, by another one; it is done once."""
+        """Run one script. If the connection is lost, the same write is sent again on another connection; it is done once."""
         size = len(changes) + len(expect)
         if size > MOST_CHANGES:
             raise WriteSizeError(
@@ -314,7 +319,7 @@ class Redis(Backend):
         raise ConflictError(str(expected[place - 1]) for place in places)
 
     async def _written(self, send: Callable[[Connection, Token, bool], Awaitable[Any]]) -> Any:
-        """Send a write until it is answered, and nobody else has the turn."""
+        """Send a write until it is answered, and again while another caller has the turn."""
         was_sent = False
 
         async def attempt(this: Attempt) -> Any:
@@ -325,7 +330,7 @@ class Redis(Backend):
                 again, was_sent, this.sent = was_sent, True, True
                 try:
                     return await send(connection, token, again)
-                except (ResponseError, BusyLoadingError):  # refused: nothing was done
+                except (ResponseError, BusyLoadingError):  # the server refused it: nothing was done
                     was_sent = this.sent = again
                     raise
 
@@ -354,15 +359,15 @@ class Redis(Backend):
                 ) from error
 
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
-        """A lease of a second at most for each key; whoever waits longest for one is next."""
+        """A lease of a second at most for each key; the caller that has waited longest is next."""
         return Turn(self, names)
 
     def turn_keys(self, name: str) -> tuple[bytes, bytes, bytes]:
-        """The state's, that of the turn for a key, and that of the line for it."""
+        """Three keys on the server: the state, the turn for this name, and the line of callers that wait for that turn."""
         return self._state, self._state + b"/turn/" + name.encode(), self._state + b"/line/" + name.encode()
 
     def _arguments_of(self, change: Change) -> tuple[str | bytes, str, str]:
-        """The entry, a version of its own and a deadline; empty where there is none."""
+        """The script's arguments for a change: the entry, its own version and the deadline, each empty if there is none."""
         own = "" if change.version is None else str(change.version)
         if change.version is not None and change.version > LAST_VERSION:
             raise StoreError(
@@ -381,7 +386,7 @@ class Redis(Backend):
 
     # ------------------------------------------------------------ attempts
     def _opened(self) -> PerLoop[Pool]:
-        if self._pools is None:  # nobody has looked whether the server keeps what is promised
+        if self._pools is None:  # `open` has not checked the server
             raise StoreClosedError(
                 f"{self._title} is not open: it was closed, or not opened yet (with SyncStore(…), async with Store(…))"
             )
@@ -397,7 +402,7 @@ class Redis(Backend):
         return await self._read(lambda connection: run_script(connection, script, *arguments))
 
     async def _attempt(self, this: Attempt, do: Do[T], pool: Pool) -> T:
-        """One attempt on a connection of this loop's. Raises one of LOST where another one makes sense."""
+        """Make one attempt, on a connection of the pool. Raises one of LOST if another attempt may succeed."""
         place, is_whole = Place(), False
         try:
             if pool.is_full:
@@ -422,13 +427,13 @@ class Redis(Backend):
                 raise
             self._at = None
             found = self._explained(error, pool)
-            if found is error:  # not its own cause: who follows the causes would never end
+            if found is error:  # it must not be its own cause: a loop over causes would never end
                 raise
             raise found from error
         finally:
             try:
                 pool.leave(place, is_whole)
-            except BaseException:  # interrupted
+            except BaseException:  # interrupted by a signal handler
                 pool.leave(place, False)
                 raise
 
@@ -442,7 +447,10 @@ class Redis(Backend):
 
 
 def _range(prefix: bytes, after: bytes, reverse: bool) -> tuple[bytes, bytes]:
-    """Where a scan begins and ends, as ZRANGEBYLEX has it. No byte of UTF-8 is 0xFF: it stands behind all with the prefix."""
+    """The first and the last bound of a scan, as ZRANGEBYLEX (in reverse: ZREVRANGEBYLEX) takes them.
+
+    UTF-8 has no byte 0xFF, so the prefix with 0xFF sorts after all names with the prefix.
+    """
     low, high = (b"[" + prefix, b"(" + prefix + b"\xff") if prefix else (b"-", b"+")
     if not reverse:
         return (b"(" + after if after and after >= prefix else low), high

@@ -1,4 +1,4 @@
-"""What `open` looks for: can this server keep what the backend promises? What is wrong is told with what sets it right."""
+"""What `open` checks: can this server keep what the backend promises? Each error says how to correct the configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .connections import Connection, call, run_script
 from .scripts import LAYOUT, TRY
 
 LOWEST = (6, 0)
-"""The lowest version of Redis."""
+"""The lowest version of Redis that is supported."""
 
 LARGEST_SKEW = 1.0
 """Seconds by which the server's clock may differ from ours without a warning."""
@@ -31,20 +31,20 @@ async def check_server(
     clock: Callable[[], float],
     keys: tuple[bytes, bytes, bytes],
 ) -> None:
-    """Raise StoreError for a server that can't keep its promises. `keys`: the layout's, one to try, and the channel."""
+    """Raise StoreError if the server can't keep what is promised. `keys`: the layout's, one to try commands with, the channel."""
     layout, attempt, channel = keys
     found = await look_at(connection, server, durability, clock, layout)
     level = logging.WARNING if abs(found.skew or 0) > LARGEST_SKEW and clock is time.time else logging.DEBUG
     _logger.log(level, "%s: its clock is %.3f s ahead of this program's, by which entries expire", server, found.skew)
     await run_script(connection, TRY, 2, attempt, attempt + b"2", channel)
-    if await call(connection, "SET", layout, LAYOUT, "NX") is None:  # somebody was faster
+    if await call(connection, "SET", layout, LAYOUT, "NX") is None:  # it exists, perhaps only since `look_at`
         _check_layout(server, await call(connection, "GET", layout))
 
 
 async def look_at(
     connection: Connection, server: str, durability: str, clock: Callable[[], float], layout: bytes
 ) -> ProbeResult:
-    """All of it that only reads."""
+    """Make all checks that only read, and return what they found. Raises StoreError."""
     about = _fields(await call(connection, "INFO"))
     _check_kind(server, about)
     _check_memory(server, about)
@@ -57,7 +57,7 @@ async def look_at(
 
 
 def _named(about: Mapping[str, str]) -> str:
-    """Which server it is. Valkey tells Redis's version for those who ask for that, and its own beside."""
+    """The server's name and version. Valkey reports a version of Redis too, for programs that ask for it."""
     own = about.get("valkey_version")
     return f"Valkey {own}" if own else f"Redis {about.get('redis_version')}"
 
@@ -95,7 +95,7 @@ def _check_memory(server: str, about: Mapping[str, str]) -> None:
 
 
 async def _settings(connection: Connection) -> dict[str, str] | None:
-    """The server's settings for its append-only file; None where it doesn't say."""
+    """The server's settings for its append-only file; None if it refuses CONFIG GET."""
     try:
         found: list[bytes] = await call(connection, "CONFIG", "GET", "*append*")
     except (NoPermissionError, ResponseError):
@@ -108,7 +108,7 @@ _WANTED: Mapping[str, Mapping[str, Sequence[str]]] = {
     "power": {"appendonly": ("yes",), "appendfsync": ("always",), "no-appendfsync-on-rewrite": ("no",)},
     "process": {"appendonly": ("yes",), "appendfsync": ("always", "no")},
 }
-"""What the server has to be set to for each durability."""
+"""For each durability: the settings that the server must have, and the allowed values. Errors recommend the last of them."""
 
 
 def _check_durability(server: str, durability: str, about: Mapping[str, str], has: Mapping[str, Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""redis-py's connections, used by one operation at a time: those of one event loop, and how a URL says to make them."""
+"""Connections of redis-py: how they are made from a URL, and the pool of one event loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pocket_plug.primitives.redaction import public_url
 from .scripts import Script
 
 MOST = 32
-"""How many connections an event loop has, at most. More operations than that wait for one."""
+"""How many connections an event loop has, at most. Further operations wait for one."""
 
 EXAMPLES = "redis://host:6379/0, rediss://user:password@host:6379/0 (TLS), unix:///path/to/socket"
 
@@ -29,7 +29,7 @@ TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 class Connection(Protocol):
-    """What is used of one of redis-py's, whose own types say little."""
+    """The part of redis-py's connection that is used; its own types are too vague."""
 
     @property
     def is_connected(self) -> bool: ...
@@ -39,7 +39,7 @@ class Connection(Protocol):
 
 
 class BlockingConnection(Protocol):
-    """The same of one that blocks its thread."""
+    """The part of redis-py's blocking connection that is used."""
 
     def connect(self) -> object: ...
     def disconnect(self) -> object: ...
@@ -49,7 +49,7 @@ class BlockingConnection(Protocol):
 
 
 class Server:
-    """Where a server is and how to log in, read from a URL without its options. Raises ConfigError if the URL says it badly."""
+    """A server's address and login, read from a URL without its options. Raises ConfigError if the URL is invalid."""
 
     def __init__(self, url: str, database: int | None = None, files: Mapping[str, str] = NO_FILES) -> None:
         shown = public_url(url)
@@ -57,7 +57,7 @@ class Server:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            why = PERCENT if "@" in url else str(error)  # which may quote a piece of the password
+            why = PERCENT if "@" in url else str(error)  # the error may quote a part of the password
             raise ConfigError(f"{shown!r} is no URL of a server ({why}); write {EXAMPLES}") from None
         path = unquote(parts.path)
         self.is_unix, self.is_tls = parts.scheme == "unix", parts.scheme == "rediss"
@@ -83,7 +83,7 @@ class Server:
 
     @property
     def address(self) -> tuple[str, int | None]:
-        """What OpenTelemetry calls server.address and server.port."""
+        """What OpenTelemetry calls `server.address` and `server.port`."""
         return self.host, self.port or None
 
     def __str__(self) -> str:
@@ -91,12 +91,12 @@ class Server:
         return f"{at}, database {self.database}"
 
     def connection(self, at: tuple[str, int] | None = None) -> Connection:
-        """A connection that isn't made yet; `at` another address, to which the cluster has referred."""
-        made: Connection = self._made(driver, at, None)  # each attempt has a deadline of ours
+        """A connection that isn't connected yet. `at`: another address, to which the cluster has redirected."""
+        made: Connection = self._made(driver, at, None)  # no timeout of the driver: `Retrying` has one
         return made
 
     def blocking_connection(self, timeout: float) -> BlockingConnection:
-        """One that blocks; each of its steps takes so many seconds at most."""
+        """A blocking connection; `timeout` is the most seconds that each of its steps takes."""
         made: BlockingConnection = self._made(blocking_driver, None, timeout)
         return made
 
@@ -111,7 +111,7 @@ class Server:
         if self.is_tls:
             make = module.SSLConnection
             where |= {**self.files, "ssl_check_hostname": True}
-        # The second protocol needs no greeting, and nothing of the third is used. No retry is configured, so there is none.
+        # Protocol 2 needs no HELLO command, and nothing of protocol 3 is used. Without `retry=` the driver doesn't retry.
         return make(
             **where,
             db=self.database,
@@ -124,35 +124,35 @@ class Server:
 
 
 def has_ended(connection: Any) -> bool:
-    """Has the server hung up? What would be sent now could only be lost, and nobody would know whether it has landed."""
+    """Has the server closed the connection? A write sent now would be lost, and its outcome would be unknown."""
     reader = connection._reader
     return reader is not None and (reader.at_eof() or reader.exception() is not None)
 
 
 def cut(connection: Any) -> None:
-    """Close its socket at once. redis-py's own way would first wait until a server that doesn't read has read what was sent."""
+    """Close its socket at once. redis-py's `disconnect` would first wait until the server has read all that was sent."""
     if connection._writer is not None:
         connection._writer.transport.abort()
-    connection._close()  # without `await`, since an interrupt must not leave it half done
+    connection._close()  # without `await`: an interrupt must not leave it half closed
 
 
 def closed() -> StoreClosedError:
-    """What operations raise after `close`."""
+    """The error that operations raise after `close`."""
     return StoreClosedError("the store is closed; open it again: with SyncStore(…), async with Store(…)")
 
 
 class Place:
-    """What an operation holds of a pool: the right to a connection, and once it has one, that."""
+    """An operation's place in a pool: its right to a connection, and the connection, once it has one."""
 
     def __init__(self) -> None:
         self.connection: Connection | None = None
 
 
 class Pool:
-    """The connections of one event loop. Each is used by one operation at a time, the one that was used last first.
+    """The connections of one event loop. Each is used by one operation at a time; the one that was used last is taken first.
 
-    A signal's handler may raise between any two steps. So whoever takes a place leaves it whatever happens, and `leave` can be
-    called again.
+    A signal handler may raise between any two steps. So an operation that takes a place leaves it in any case, and `leave` can
+    be called again.
     """
 
     def __init__(self, make: Callable[[], Connection]) -> None:
@@ -165,11 +165,11 @@ class Pool:
 
     @property
     def is_full(self) -> bool:
-        """Does who comes now have to wait?"""
+        """Must a new operation wait?"""
         return len(self._taken) >= MOST
 
     async def take(self, place: Place) -> Connection:
-        """A connection that nobody else uses until the place is left. Those that wait for one get it in their order."""
+        """Take a connection for one operation, until it leaves the place. Waiting operations get one in order of arrival."""
         if not self.is_full:
             self._taken.add(place)
         else:
@@ -188,7 +188,7 @@ class Pool:
         return place.connection
 
     def leave(self, place: Place, is_whole: bool) -> None:
-        """Give the connection back; close it, unless it has answered all that it was asked."""
+        """Put the connection back, or close it unless it `is_whole`: it has answered all commands."""
         if place not in self._taken:
             return
         if place.connection is not None:
@@ -206,12 +206,12 @@ class Pool:
             self._idle.set()
 
     def forget(self) -> None:
-        """Drop those that nobody uses: they lead to a server that isn't the right one any more."""
+        """Close the connections that are free: their server may be gone, or no longer the right one."""
         while self._free:
             cut(self._free.pop())
 
     async def close(self, patience: float) -> None:
-        """Refuse what comes from now on, let what is under way end, for so many seconds, and close all."""
+        """Refuse new operations, wait `patience` seconds at most for those in progress, and close all connections."""
         self._is_closed = True
         try:
             if self._taken:
@@ -230,7 +230,7 @@ _packed: Callable[[tuple[str | bytes | int, ...]], bytes] = getattr(hiredis, "pa
 
 
 async def call(connection: Connection, *command: str | bytes | int) -> Any:
-    """What the server answers. Raises what redis-py makes of an error."""
+    """Send a command, and return the server's answer. Raises redis-py's exceptions."""
     if not connection.is_connected:
         await connection.connect()
     await connection.send_packed_command(_packed(command), check_health=False)
@@ -238,7 +238,7 @@ async def call(connection: Connection, *command: str | bytes | int) -> Any:
 
 
 async def run_script(connection: Connection, script: Script, *arguments: str | bytes | int) -> Any:
-    """What a script gives; its text is sent only where the server doesn't know it yet."""
+    """Run a script, and return its result; its text is sent only if the server doesn't know it yet."""
     try:
         return await call(connection, "EVALSHA", script.name, *arguments)
     except NoScriptError:

@@ -1,4 +1,4 @@
-"""What the server and the driver raise, as our own exceptions that name the server and say what to do there."""
+"""Translates exceptions of the driver into our own, which name the server and say what to do there."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pocket_plug import PocketError, StoreError
 
 
 class NotNowError(Exception):
-    """The server can't do it at the moment; it may be able to soon."""
+    """The server can't execute a command at the moment, but may be able to soon."""
 
 
 LOST: tuple[type[Exception], ...] = (LostConnectionError, LateError, InvalidResponse, NotNowError, OSError)
-"""After these another attempt makes sense."""
+"""After these exceptions another attempt may succeed."""
 
-# redis-py takes the code away from some messages, and old servers put it into the middle of a script's.
+# redis-py removes the error code from some messages, and old servers put it into the middle of a script's message.
 _SOON = re.compile(
     r"\b(LOADING|BUSY|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|NOREPLICAS|UNBLOCKED)\b"
     "|(Moved|Ask|MasterDown|ClusterDown|TryAgain|ReadOnly|BusyLoading)Error|Redis is (loading|busy)"
@@ -43,7 +43,7 @@ _WAYS_OUT = {
 
 
 def explained(error: Exception, server: str) -> Exception:
-    """What to raise for what the driver has raised: one of LOST, or a StoreError that says what to do."""
+    """The exception to raise for this one: one of LOST, or a StoreError that says what to do; others unchanged."""
     if isinstance(error, PocketError):
         return error
     text = f"{type(error).__name__}: {error}"
@@ -65,13 +65,13 @@ def explained(error: Exception, server: str) -> Exception:
 
 
 def moved_to(error: Exception) -> tuple[str, int] | None:
-    """The host ("" for the same one) and port to which a cluster refers, if that is what it says."""
+    """The host ("" for the same one) and port to which a cluster redirects; None if the error is no redirection."""
     found = _MOVED.search(f"{type(error).__name__}: {error}")
     return None if found is None else (found[1] or found[3] or "", int(found[2] or found[4]))
 
 
 def _about_tls(error: Exception) -> str | None:
-    """What is wrong with the encryption, if that is why there is no connection."""
+    """What is wrong with TLS, if that is why the connection failed."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return (
@@ -86,7 +86,7 @@ def _about_tls(error: Exception) -> str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and all it came from."""
+    """Yield an exception, its cause, the cause of that, and so on."""
     found: set[int] = set()
     at: BaseException | None = error
     while at is not None and id(at) not in found:

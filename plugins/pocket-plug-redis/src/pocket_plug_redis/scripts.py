@@ -1,20 +1,21 @@
-"""What the server does: one script for each operation, all of it or nothing.
+"""The scripts that the server executes: one for each operation, each of them atomic.
 
-A data set's keys begin with one hash tag, so they lie in one slot of a cluster:
+A data set's keys begin with the same hash tag, so they are in the same hash slot of a cluster:
 
-    {pocket:main}         a hash: at '' the counter, the last version given; at each slot its last write's number and version;
-                          at 'turn' until when somebody may have a turn (milliseconds of the server's clock)
+    {pocket:main}         a hash: field '' is the counter, the last version given; a field for each slot (of
+                          `pocket_plug.backends.network.Slots`) is its last write's number and version; field 'turn' is the time
+                          until which a caller may have a turn (milliseconds of the server's clock)
     {pocket:main}:NAME    an entry: version, deadline (8 bytes each), the codec's record, and the version again
     {pocket:main}/names   a sorted set of all names, each with score 0: so they are ordered by their bytes
     {pocket:main}/ends    a sorted set of the names of entries that have a deadline, by deadline
     {pocket:main}/slots   a sorted set of the slots, by the hour in which they were renewed
-    {pocket:main}/turn/NAME  who has the turn for a key; it ends by itself
-    {pocket:main}/line/NAME  a list: those who wait for that are blocked on it, and who gets the one element is next
+    {pocket:main}/turn/NAME  the caller that has the turn for a key; it expires
+    {pocket:main}/line/NAME  a list: callers that wait for the turn block on it, and the one that gets its element is next
     {pocket:main}/layout  the layout's number
     {pocket:main}/changes the channel on which each write's keys are published
 
-The version stands in an entry twice. The record's checksum binds it to its key and deadline; the version is given here,
-where no checksum can be made.
+An entry contains its version twice, in place of a checksum: the record's checksum covers its key and deadline, but the version
+is given by the script, which can't compute that checksum.
 """
 
 from __future__ import annotations
@@ -31,33 +32,34 @@ HEAD = struct.Struct(">Qd")
 TAIL = struct.Struct(">Q")
 
 LAST_VERSION = 2**53
-"""Lua counts in doubles."""
+"""The highest version: Lua's numbers are doubles, which are exact up to it."""
 
 SLACK = 60.0
-"""Seconds after its deadline before an entry is removed: others' clocks may be behind."""
+"""Seconds that an entry is kept after its deadline, at least: the clocks of other programs may be behind."""
 
 REAP_EVERY = 16
-"""After so many writes, or at once after a long one, twice as many expired entries are removed."""
+"""About one in so many writes, and each write of more than half as many changes, removes expired entries:
+`2 * (REAP_EVERY + changes)` at most."""
 
 HOURS = 25
-"""A slot that was not renewed for so long is forgotten."""
+"""Hours after which a slot that was not renewed is removed."""
 
 RENEW_EVERY = 3600.0
 """Seconds after which a slot is renewed by its next write."""
 
 CHANGE = struct.Struct(">QI")
-"""What is published of each change: its version, and how many bytes its name has, which follows."""
+"""What is published for each change: its version and the number of bytes of its name, before the name itself."""
 
 
 class Script:
-    """A script and the name by which the server knows it."""
+    """A script, and its SHA-1, by which the server knows it."""
 
     def __init__(self, text: str) -> None:
         self.text = text.strip()
         self.name = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-# An own helper of each script that looks at entries: the version of one, 0 where there is none or it has expired.
+# A function for WRITE: the version of an entry, 0 if there is none or it has expired.
 _SEEN = """
 local function seen(key, now)
   local head = redis.call('GETRANGE', key, 0, 15)
@@ -69,16 +71,16 @@ end
 """
 
 LATE = -2
-"""What comes of a copy of an earlier write that comes late."""
+"""The answer to a late copy of an earlier write."""
 
 HELD = -3
-"""What comes of a write while another one has the turn; with the milliseconds until that is over, at most."""
+"""The answer to a write while another caller has the turn; with the milliseconds until that turn ends, at most."""
 
 LONGEST_TURN = 1000
-"""Milliseconds for which nobody else writes, at most."""
+"""Milliseconds that a turn lasts, at most."""
 
-# Ends the turn for a key, and lets the one in that waits longest. A turn that is handed over is nobody's ('') until its
-# taker has said so, for as long as a turn may last.
+# `end_turn` ends the turn for a key, and wakes the caller that has waited longest. Until that caller takes the turn, for as
+# long as a turn may last, the turn is nobody's ('').
 _TURNS = f"""
 local function now_ms()
   local time = redis.call('TIME')
@@ -91,8 +93,8 @@ local function end_turn(turn, line)
 end
 """
 
-# KEYS: state, turn, line. ARGV: who, has it come out of the line? Gives 0 to who has the turn now, else the milliseconds
-# until it is over, at most.
+# KEYS: state, turn, line. ARGV: the caller, has it got the line's element (1) or not (0)? Returns 0 if the caller has the turn
+# now, else the milliseconds until the turn ends, at most.
 TAKE = Script(
     _TURNS
     + f"""
@@ -108,7 +110,7 @@ return 0
 """
 )
 
-# KEYS: turn, line. ARGV: who. Ends the turn, if it has it.
+# KEYS: turn, line. ARGV: the caller. Ends the turn, if the caller has it.
 LEAVE = Script(
     _TURNS
     + """
@@ -118,9 +120,9 @@ return 0
 )
 
 # KEYS: state, names, ends, slots, then entries: those expected, those changed. ARGV: slot, number, is it sent
-# again?, is the slot to be renewed?, who has a turn, now, how many are expected, how many changes, the expected versions,
-# then for each change its entry (empty: delete), a version of its own and a deadline ('' for none).
-# Gives the version; or {-1, …} with the places of the keys that differ; or {LATE}; or {HELD, milliseconds}.
+# again?, is the slot to be renewed?, the caller in its turn ('' without one), now, how many are expected, how many changes, the
+# expected versions, then for each change its entry (empty: delete), a version of its own and a deadline ('' for none).
+# Returns the version; or {-1, …} with the numbers (from 1) of the expected keys that differ; or {LATE}; or {HELD, milliseconds}.
 WRITE = Script(
     _SEEN
     + _TURNS
@@ -218,8 +220,8 @@ return version
 """
 )
 
-# KEYS: names, ends. ARGV: the command, from, to, how many, now. Gives the last name that it has looked at ('' where there
-# are no more), then the live ones.
+# KEYS: names, ends. ARGV: the command, first and last bound, how many, now. Returns the last name that it has read ('' if
+# there are no more), then the names that have not expired.
 SCAN = Script(
     """
 local page, now = redis.call(ARGV[1], KEYS[1], ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4]), tonumber(ARGV[5])
@@ -232,7 +234,7 @@ return found
 """
 )
 
-# KEYS: state, names, ends, then entries. Gives a word for each fault, and the place of its entry.
+# KEYS: state, names, ends, then entries. Returns for each fault its name, and the number (from 0) of its entry.
 CHECK = Script(
     """
 local last, found = tonumber(redis.call('HGET', KEYS[1], '') or '0'), {}
@@ -257,7 +259,7 @@ return found
 """
 )
 
-# KEYS: two names to try. ARGV: the channel. It calls what the others call: so what a user may not do is known in time.
+# KEYS: two for trials. ARGV: the channel. Calls the commands that other scripts call: so `open` finds missing permissions.
 TRY = Script(
     """
 local key, set = KEYS[1], KEYS[2]

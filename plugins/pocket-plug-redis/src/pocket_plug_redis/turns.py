@@ -1,7 +1,7 @@
-"""Turns: a time in which one caller alone writes certain keys, of all programs that share a data set.
+"""Turns: in a turn one caller alone, of all programs that share a data set, writes certain keys.
 
-Those that want one are blocked on a list at the server, which lets them in in the order in which they came. A turn is a
-lease: whoever has it and stalls, or is killed, keeps others off for a second at most.
+Callers that wait for a turn block on a list at the server, which serves them in the order of arrival. A turn is a lease: a
+caller that stalls in it, or is killed, keeps others from writing for a second at most.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .scripts import LEAVE, TAKE, Script
 
 
 class Host(Protocol):
-    """What a turn needs of its backend."""
+    """The part of the backend that a turn uses."""
 
     retrying: Retrying
 
@@ -35,21 +35,21 @@ had: ContextVar[Turn | None] = ContextVar("pocket_plug_redis.turn", default=None
 
 
 class Turn:
-    """`async with` it: nobody else writes these keys until this caller has, or for a second.
+    """A context in which nobody else writes these keys, until this caller has written them or a second has passed.
 
-    Raises StoreBusyError if it never comes.
+    Raises StoreBusyError if others still have the turn after the backend's `patience`.
     """
 
     def __init__(self, host: Host, names: Iterable[str]) -> None:
         self.host = host
         self.who = uuid4().hex
         self.names = {str(name) for name in names}
-        """Those keys that no write of its own has ended it for."""
+        """The keys for which the caller's write has not ended the turn yet."""
 
     async def __aenter__(self) -> None:
         self._before = had.get()
         try:
-            for name in sorted(self.names):  # so that two never wait for each other
+            for name in sorted(self.names):  # so that no two callers wait for each other
                 await self._take(name)
             had.set(self)
         except BaseException as error:
@@ -73,12 +73,12 @@ class Turn:
 
     async def _end(self, error: BaseException | None) -> None:
         had.set(self._before)
-        if isinstance(error, GeneratorExit):  # nothing can be awaited any more: it ends by itself
+        if isinstance(error, GeneratorExit):  # nothing can be awaited any more; the turn expires
             return
         while self.names:
             _, turn, line = self.host.turn_keys(self.names.pop())
             leaving = self.host.run_script(LEAVE, 2, turn, line, self.who)
-            with suppress(StoreError):  # it ends by itself
+            with suppress(StoreError):  # the turn expires
                 task, cancelled = await to_its_end(leaving, self.host.retrying.timeout)
                 if cancelled is not None:
                     raise cancelled

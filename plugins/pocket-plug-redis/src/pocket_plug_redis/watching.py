@@ -1,7 +1,7 @@
-"""Tells a watcher what others write: a subscription in a thread of its own, over one of redis-py's blocking connections.
+"""Notifies a watcher of writes: a subscription in a thread of its own, over a blocking connection of redis-py.
 
-It is no task, since the event loop that opened the store may be blocked or gone. The server is asked for a sign of life every
-`WATCH_EVERY` seconds; its answer comes after all that was published before.
+It is no task, since the event loop that opened the store may be blocked or gone. `WATCH_EVERY` seconds after each PONG the next
+PING is sent; its answer comes after all messages that were published before.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from .connections import BlockingConnection, Server
 from .scripts import CHANGE
 
 WATCH_EVERY = 1.0
-"""Seconds between two signs of life that are asked for. A server that has stopped is noticed after these and the time-out."""
+"""Seconds between a PONG and the next PING. That a server has stopped is noticed within these and the timeout."""
 
 LONGEST_PAUSE = 1.0
-"""Seconds before a new subscription is tried, at most: random, so that not all come back at one moment."""
+"""The longest pause in seconds before a new subscription is tried. It is random, so that clients don't return all at once."""
 
 _logger = logging.getLogger("pocket_plug")
 
 _left_alone: list[object] = []
-"""In a forked child: the parent's subscriptions, which must not be closed here."""
+"""In a forked child: the parent's connections, which must not be closed here."""
 
 
 class Watching:
-    """One subscription to what is published on a channel, until `stop`; a forked child has one of its own."""
+    """A subscription to a channel, until `stop`; a forked child gets one of its own."""
 
     def __init__(self, title: str, server: Server, channel: bytes, watcher: Watcher, timeout: float) -> None:
         self._title, self._server, self._channel = title, server, channel
         self._watcher, self._timeout = watcher, timeout
         self._lock = new_lock()
         self._connection: BlockingConnection | None = None
-        self._reason = ""  # why nothing is told just now
+        self._reason = ""  # why the watcher gets no notifications now
         self._stopped = threading.Event()
         after_fork(self._begin_anew)
         self._start()
@@ -54,7 +54,7 @@ class Watching:
         self._thread.start()
 
     def _begin_anew(self) -> None:
-        """In a forked child: the thread is the parent's, and so is the connection."""
+        """In a forked child: leave the parent's connection alone, and subscribe in a thread of our own."""
         _left_alone.append(self._connection)
         self._connection = None
         if self._stopped.is_set():
@@ -64,12 +64,12 @@ class Watching:
         self._start()
 
     def stop(self) -> None:
-        """End it, and wait for its end for a moment."""
+        """End the subscription, and wait a second at most for its thread."""
         self._stopped.set()
         with self._lock:
             connection = self._connection
         if connection is not None:
-            with suppress(Exception):  # its thread uses it, and notices
+            with suppress(Exception):  # the thread uses it, and notices that it is closed
                 connection.disconnect()
         if self._thread is not threading.current_thread():
             self._thread.join(LONGEST_PAUSE)
@@ -85,7 +85,7 @@ class Watching:
             except BaseException as error:
                 if not stopped.is_set():
                     before, self._reason = self._reason, public_url(f"{type(error).__name__}: {error}")
-                    if self._reason != before:  # once for each reason, however long it lasts
+                    if self._reason != before:  # a warning once for each reason, however long it lasts
                         _logger.warning(
                             "%s: what others write is not told just now (%s); until it is, reads go to the server",
                             self._title,
@@ -118,11 +118,11 @@ class Watching:
             if not connection.can_read(timeout=max(0.0, min(ask_at, answer_by) - now)):
                 continue
             answer: list[bytes] = connection.read_response()
-            if answer[0] == b"message" and answer[-1]:  # `open` publishes an empty one, to see whether it may
+            if answer[0] == b"message" and answer[-1]:  # `open` publishes an empty message, to check its permission
                 versions = _versions(answer[-1])
                 if (
                     max(versions.values()) < highest
-                ):  # the counter has begun again: FLUSHALL, or another copy of the data
+                ):  # the counter has decreased: after FLUSHALL, or with another copy of the data
                     self._watcher.lost()
                     self._watcher.back()
                 highest = max(versions.values())
@@ -132,7 +132,7 @@ class Watching:
 
 
 def _versions(message: bytes) -> dict[str, int]:
-    """The keys and versions of what a write has published."""
+    """The keys and versions in the message of one write."""
     versions: dict[str, int] = {}
     at = 0
     while at < len(message):
