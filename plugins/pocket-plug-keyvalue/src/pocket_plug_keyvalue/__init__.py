@@ -84,7 +84,10 @@ class KeyValue(AsyncKeyValue):
     async def put(
         self, key: str, value: Mapping[str, Any], *, collection: str | None = None, ttl: SupportsFloat | None = None
     ) -> None:
-        """Store a value, for `ttl` seconds. Raises SerializationError if JSON can't have it, InvalidTTLError unless 0 < ttl < inf."""
+        """Store a value, for `ttl` seconds.
+
+        Raises SerializationError if JSON can't represent it, and InvalidTTLError if `ttl` isn't a finite number above 0.
+        """
         await self.put_many([key], [value], collection=collection, ttl=ttl)
 
     async def put_many(

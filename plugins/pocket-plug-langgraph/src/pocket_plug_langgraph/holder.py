@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Holder:
-    """Opens and closes the store if it was given as a URL. A store that was given as an object is opened and closed by its owner."""
+    """Opens and closes the store if it was given as a URL; a store given as an object is opened and closed by its owner."""
 
     def _hold(self, store: str | StoreScope | SyncScope) -> None:
         self._own: Store | None = None

@@ -99,7 +99,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
                 yield name
 
     async def _addresses(self, config: RunnableConfig | None, before: str | None) -> AsyncIterator[Address]:
-        """The addresses of checkpoints. One namespace is read page by page; of several, all names are read, to sort them by id."""
+        """The addresses of checkpoints. One namespace is read page by page; of several, all names are read and sorted by id."""
         wanted = None if config is None else get_checkpoint_id(config)
         if config is None:
             found = [_address(name) async for name in self._checkpoints()]
@@ -118,7 +118,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
                 yield address
 
     async def _rows(self, start: str) -> list[tuple[str, Row]]:
-        """All entries below `start`, in order. This reads from the stack, since `items` would take 3 of the 24 µs of a `get_tuple`."""
+        """All entries below `start`, in order. Read from the stack, since `items` would take 3 of the 24 µs of `get_tuple`."""
         stack, scope = self._entries.place
         found = page = await stack.read_page(scope + start, limit=PAGE)
         while len(page) == PAGE:
@@ -194,7 +194,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
             await self._entries.update(name, lambda before: _merged(before, rows), default=[])
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Remove a thread's entries. In each namespace the newest are removed last, so that an interrupted call leaves the latest."""
+        """Remove a thread's entries, in each namespace the newest last, so that an interrupted call leaves the latest."""
         await self._entries.delete_prefix(below(str(thread_id)))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
