@@ -1,7 +1,8 @@
 """Attributes on the spans of pocket-plug, by which Arize Phoenix, MLflow and tools for GenAI show runs and nodes.
 
 They follow two conventions: OpenInference's span kinds, inputs and outputs, and OpenTelemetry's `gen_ai.*` for agents, tools and
-retrievals. A node declares its kind: `@pp.node(trace=TOOL)`. Every other span is a CHAIN. Spans keep their names.
+retrievals. A node declares its kind, `@pp.node(trace=TOOL)`, or the option `kinds` does. All other spans are a
+CHAIN. Spans keep their names.
 """
 
 from __future__ import annotations
@@ -115,7 +116,10 @@ class OpenInference:
         )
 
     def _of_run(self, run: Run, own: SpanAttributes) -> SpanAttributes:
-        """The kind that `kinds` has for the graph, or CHAIN. An outermost run whose graph declares kinds is also a workflow."""
+        """The kind that `kinds` has for the graph, or CHAIN.
+
+        The outermost run of a graph whose nodes have kinds is also a workflow, unless it is an AGENT.
+        """
         kind = self._kinds.get(run.graph, "CHAIN")
         found: dict[str, str | bool | int | float] = {KIND: kind}
         session = own.get(SESSION)
@@ -139,7 +143,10 @@ class OpenInference:
         return declares
 
     def _kind_of(self, call: NodeCall) -> str:
-        """The declared kind, else the one that `kinds` has, else CHAIN. A nested graph is a CHAIN: its run has the kind."""
+        """The declared kind, else the one that `kinds` has for the name, else CHAIN.
+
+        A fan-out (`each`) declares none: its items have their node's kind. A nested graph takes none from `kinds`: its run does.
+        """
         named = "CHAIN" if call.type == "graph" else self._kinds.get(call.name, "CHAIN")
         return str(call.attributes.get(KIND, named))
 
