@@ -194,7 +194,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
             await self._entries.update(name, lambda before: _merged(before, rows), default=[])
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Remove a thread's entries, in each namespace the newest last, so that an interrupted call leaves the latest."""
+        """Remove a thread's entries, in each namespace the oldest first: an interrupted call leaves only newer ones, if any."""
         await self._entries.delete_prefix(below(str(thread_id)))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
