@@ -1,4 +1,4 @@
-"""A layer that keeps large values compressed. The whole plugin: a layer, its marker in the store, one hook."""
+"""A layer that stores large values compressed. This is the whole plugin: the layer, the type that it stores, and one hook."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ LEVELS = {"zlib": range(1, 10), "zstd": range(1, 23)}
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """What stands in the store instead of a large value: its record, compressed."""
+    """What is stored instead of a large value: its record, compressed."""
 
     algorithm: str
     size: int
-    """Bytes of the record before it was compressed."""
+    """The number of bytes of the record before compression."""
     data: bytes
 
 
@@ -40,11 +40,11 @@ register_type(Compressed, tag="pocket_plug_compress.Compressed")
 
 
 class Compress(Layer):
-    """Keeps values compressed whose record has at least `min_bytes`, if that makes them smaller.
+    """Stores a value compressed if its record has at least `min_bytes` and compression makes it smaller.
 
-    `algorithm` is "zlib", "zstd" (with zstandard installed), or "auto": zstd where it can be had. `level` is 1 to 9 for
-    zlib and 1 to 22 for zstd; without it, the algorithm's own default. What either algorithm wrote is read. Values
-    pass the codec: one of an unregistered type raises UnregisteredTypeError when it is set.
+    `algorithm` is "zlib", "zstd" (needs zstandard), or "auto": zstd if zstandard is installed, else zlib. `level` is 1 to 9 for
+    zlib and 1 to 22 for zstd; the default is the algorithm's own. Records of both algorithms can be read. The layer encodes
+    values by the codec: a value of an unregistered type raises UnregisteredTypeError when it is set.
 
     >>> from pocket_plug import SyncStore
     >>> store = SyncStore(layers=[Compress(level=9)])
@@ -60,7 +60,7 @@ class Compress(Layer):
     inline_read = inline_write = True
 
     def on_build(self) -> None:
-        """Settle on an algorithm. Raises ConfigError where it isn't installed, or has no such level."""
+        """Choose the algorithm. Raises ConfigError if it isn't installed, or doesn't have the level."""
         best = "zstd" if _has_zstandard() else "zlib"
         self.using = best if self.algorithm == "auto" else self.algorithm
         levels = LEVELS[self.using]
@@ -89,7 +89,7 @@ class Compress(Layer):
             record = default_codec.encode(change.value)
         except CodecError as error:
             raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
-        is_marker = isinstance(change.value, Compressed)  # a user's own, which must come back as it is
+        is_marker = isinstance(change.value, Compressed)  # the user's own value: if not wrapped, a read would unpack it
         if len(record) < self.min_bytes and not is_marker:
             return change
         data = _compress(record, self.using, self.level)
@@ -98,7 +98,7 @@ class Compress(Layer):
         return replace(change, value=Compressed(self.using, len(record), data))
 
     def _is_small(self, value: Any) -> bool:
-        """Is it for certain too small, so that it need not be encoded?"""
+        """Is the value certainly too small to compress? Then it need not be encoded to find out."""
         if isinstance(value, str | bytes):
             return len(value) * 4 < self.min_bytes
         return value is None or isinstance(value, bool | float)
@@ -107,7 +107,7 @@ class Compress(Layer):
 def _has_zstandard() -> bool:
     try:
         return find_spec("zstandard") is not None
-    except ValueError:  # it was made impossible to import
+    except ValueError:  # sys.modules has a stand-in for it, which has no spec
         return False
 
 
@@ -143,7 +143,7 @@ def _unpacked(key: str, entry: Entry) -> Entry:
         raise type(error)(f"key {shown_name(key)!r}: {error}") from error
 
 
-# Neither takes more memory than the size that is claimed, which was checked: a few bytes can stand for gigabytes.
+# Both limit the output to the record's claimed size, which was checked: a few bytes can decompress to gigabytes.
 def _from_zlib(key: str, found: Compressed) -> bytes | None:
     stream = zlib.decompressobj()
     try:

@@ -1,8 +1,8 @@
 """A queue of DBOS whose workflows are durable runs.
 
-A workflow is a turn: it goes on with a run until that is finished or has to wait. The first one has the run's id, the next ones
-the id and a number. All that a turn needs is in the store, so it may be begun any number of times: whoever claims the run goes on
-with it. What was never begun is what must not happen: so a run that is pending, or will be, has a turn that has not begun yet.
+A workflow is a turn: it executes a run until the run finishes or has to wait. The first turn has the run's id, later ones the
+id and a number. All that a turn needs is in the store, so it may start any number of times: the executor that claims the run
+continues it. But a run must not be left without a turn, so one that is pending, or will be, has a turn that has not started.
 """
 
 from __future__ import annotations
@@ -42,33 +42,33 @@ T = TypeVar("T")
 AnyGraph = Graph[Any, Any]
 
 LOOK = 1.0
-"""Seconds between two looks for workflows that were cancelled, and at a run whose executor has died."""
+"""Seconds between two checks for cancelled workflows, and between two checks of a run that another executor holds."""
 LONGEST_PAUSE = 30.0
-"""Seconds between two tries of a turn whose store can't be reached, at most."""
+"""The most seconds between two tries of a turn if its store can't be reached."""
 _NOT_BEGUN: Final = ("ENQUEUED", "DELAYED")
 
 
 class QueueRateLimit(TypedDict):
-    """At most `limit` turns are begun in `period` seconds, by all executors together. As DBOS has it."""
+    """At most `limit` turns start in `period` seconds, on all executors together. It has the fields of DBOS's own."""
 
     limit: int
     period: float
 
 
 class RunFailedError(PocketError):
-    """What a workflow ends with whose run has failed: of its error the type and the place, as nothing more is DBOS's to keep."""
+    """The error of a workflow whose run has failed. It names the type and the node only, so that DBOS stores nothing more."""
 
 
 class DBOSQueue:
     """A queue of DBOS for the runs of some graphs. Make it in each process before `DBOS.launch()`, and call `register` after it.
 
-    - `name`: the queue's in DBOS. `graphs`: whose runs it takes, found by their names.
+    - `name`: the queue's name in DBOS. `graphs`: the graphs whose runs it takes; it finds a run's graph by name.
     - `store`: for graphs that have no store of their own, as for a `Worker`.
-    - `concurrency`: how many of its runs are gone on with at one time by all executors, `worker_concurrency` by each of them.
-    - `limiter`: how many turns may begin in a time: `{"limit": 50, "period": 1}`.
-    - `poll`: seconds between two looks of an executor for what is queued.
+    - `concurrency`: how many of its runs all executors together execute at a time, `worker_concurrency`: how many each.
+    - `limiter`: how many turns may start in a period: `{"limit": 50, "period": 1}`.
+    - `poll`: seconds between two checks of an executor for queued workflows.
 
-    Raises ConfigError for what is no graph, and for two of one name.
+    Raises ConfigError for anything that isn't a graph, for two graphs of the same name, and if there is none.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class DBOSQueue:
     def _workflow(self, graph: AnyGraph) -> str:
         return f"{self.name}/{graph.name}"
 
-    # ------------------------------------------------------------ once DBOS is launched
+    # ------------------------------------------------------------ after DBOS is launched
     async def register(self) -> None:
-        """Tell DBOS of the queue's limits and of its schedules; call it in each process, once DBOS is launched.
+        """Register the queue's limits and schedules with DBOS. Call it in each process, after DBOS is launched.
 
-        The limits count for all executors from then on, if this process has the latest version of the application.
+        The limits apply to all executors from then on, if this process has the latest version of the application.
         """
         await DBOS.register_queue_async(self.name, polling_interval_sec=self._poll, **self._limits)
         if self._schedules:
@@ -143,8 +143,9 @@ class DBOSQueue:
     ) -> None:
         """Submit a run at the times of a crontab (with seconds, if it has six fields). Call it before `DBOS.launch()`.
 
-        A run's id is the schedule's `name` (by default the graph's) and the time, so each time has one run, by whichever
-        executor. `input` is the run's, or gives it for the time. Raises ConfigError for a graph that the queue doesn't have.
+        A run's id is the schedule's `name` (by default the graph's) and the time, so each time has one run, whichever executor
+        submits it. `input` is the run's input, or a function that returns it for the time in UTC. Raises ConfigError for a
+        graph that the queue doesn't have.
         """
         self._check(graph)
         name = name or graph.name
@@ -163,10 +164,10 @@ class DBOSQueue:
 
     # ------------------------------------------------------------ runs
     async def submit(self, graph: AnyGraph, input: object, /, *, run_id: str, priority: int | None = None) -> str:
-        """Record a run in the graph's store, and queue it; give its state. The workflow has the run's id.
+        """Record a run in the graph's store, and queue it; return its state. The first workflow has the run's id.
 
-        `priority` is DBOS's: 1 is before 2, and without one it is before all others. The same id with the same input may be
-        submitted again, and should be if this raises: it is recorded and queued once. Raises as `Graph.submit` does, and
+        `priority` is DBOS's: 1 is before 2, and a run without one is before all others. If this raises, submit the same id with
+        the same input again: the run is recorded and queued only once. Raises the errors of `Graph.submit`, and
         ConfigError for a graph that the queue doesn't have.
         """
         return await self._submit(graph, input, run_id, priority, inject())
@@ -181,19 +182,19 @@ class DBOSQueue:
         return state
 
     async def answer(self, run_id: str, answer: object, /, *, question: str | None = None) -> RunInfo:
-        """`Runs.answer`, and the run is queued to go on. May be done again, if it raises in between."""
+        """Answer as `Runs.answer` does, and queue the run to continue. If this raises, it may be called again."""
         graph, runs = await self._find(run_id)
         await runs.answer(run_id, answer, question=question, graph=graph)
         return await self._queued(graph, await runs.get(run_id))
 
     async def retry(self, run_id: str, /) -> RunInfo:
-        """`Runs.retry`, and the run is queued to go on at the node that has failed."""
+        """Retry as `Runs.retry` does, and queue the run to continue at the node that has failed."""
         graph, runs = await self._find(run_id)
         await runs.retry(run_id)
         return await self._queued(graph, await runs.get(run_id))
 
     async def cancel(self, run_id: str, /) -> RunInfo:
-        """`Runs.cancel`. Workflows of the run that have not begun are cancelled too; one that is at it ends as cancelled."""
+        """Cancel as `Runs.cancel` does. Workflows that have not started are cancelled too; a running one ends as cancelled."""
         _, runs = await self._find(run_id)
         info = await runs.cancel(run_id)
         ids = [_turn_id(run_id, number) for number in range(1, (info.executions or 0) + 3)]
@@ -203,9 +204,9 @@ class DBOSQueue:
         return info
 
     async def catch_up(self) -> int:
-        """Queue what others have made ready: submitted, answered or retried without this queue, as by `pocket-plug runs answer`.
+        """Queue runs that were submitted, answered or retried without this queue, for example by `pocket-plug runs answer`.
 
-        Gives how many runs were looked at. Call it at a program's start, or by a schedule of DBOS.
+        Returns how many runs were checked. Call it when a program starts, or by a schedule of DBOS.
         """
         count = 0
         for graph in self._graphs.values():
@@ -223,7 +224,7 @@ class DBOSQueue:
 
     # ------------------------------------------------------------ turns
     async def _queued(self, graph: AnyGraph, info: RunInfo) -> RunInfo:
-        """The same run, after it was seen to; as important as its first turn, and in its trace unless the caller has one."""
+        """Queue the run's next turn, with the first turn's priority, and its trace if the caller has none; return `info`."""
         first = await DBOS.get_workflow_status_async(info.run_id)
         priority: int | None = None
         carrier: dict[str, str] = {}
@@ -235,7 +236,10 @@ class DBOSQueue:
     async def see_to(
         self, graph: AnyGraph, info: RunInfo, priority: int | None, carrier: Mapping[str, str], *, after: int = 0
     ) -> None:
-        """Have a turn queued for a run that nobody is at, unless one is that has not begun; `after` is one that has."""
+        """Queue a turn for a run that is ready, or a delayed one if it waits for a time, unless one is queued already.
+
+        `after` is the number of a turn that has started; the queued one has a higher number.
+        """
         if info.state not in ("pending", "stalled") and (info.state != "waiting" or info.wake_at is None):
             return
         number = max((info.executions or 0) + 1, after + 1)
@@ -279,11 +283,11 @@ class DBOSQueue:
             )
 
     def runs(self, graph: AnyGraph) -> Runs:
-        """The runs of the store that the graph's are in."""
+        """The runs of the store that contains the graph's runs."""
         return Runs(StoreScope(*graph.own_place(default_host(), self.store)))
 
     async def _find(self, run_id: str) -> tuple[AnyGraph, Runs]:
-        """The graph of a run, and the runs of its store. Raises UnknownRunError, ConfigError for one of another graph."""
+        """The graph of a run, and the runs of its store. Raises UnknownRunError; ConfigError if the queue has no such graph."""
         unknown: UnknownRunError | None = None
         for runs in (self.runs(graph) for graph in self._graphs.values()):
             try:
@@ -299,7 +303,7 @@ class DBOSQueue:
 
 
 class _Turn:
-    """One workflow: goes on with a run, says what has become of it, and sees to the next turn."""
+    """One workflow: it resumes a run, returns the run's state, and queues the next turn."""
 
     def __init__(
         self, queue: DBOSQueue, graph: AnyGraph, run_id: str, priority: int | None, carrier: dict[str, str]
@@ -311,7 +315,7 @@ class _Turn:
         self._takes_over = False
 
     async def go(self) -> dict[str, str]:
-        """Until the run is finished, or waits. Raises RunFailedError, or what tells DBOS that the run was cancelled."""
+        """Execute the run until it finishes or waits. Raises RunFailedError, or DBOS's error for a cancelled workflow."""
         pause = LOOK
         with self._queue.cancellations.watching(self._workflow_id, self._cancel):
             while True:
@@ -328,7 +332,7 @@ class _Turn:
                 except RunBusyError:
                     if not await self._is_left():
                         return self._said("elsewhere")
-                except Exception as error:  # noqa: BLE001 - the run's own, or the store's
+                except Exception as error:  # noqa: BLE001 - an error of the run, or of the store
                     await self._failed(error)
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
@@ -346,16 +350,16 @@ class _Turn:
         )
 
     async def _wait(self) -> dict[str, str]:
-        """The run waits: for an answer, which queues it; for a time, until which the next turn is delayed."""
+        """Queue the next turn, delayed, if the run waits for a time. If it waits for an answer, `answer` queues the turn."""
         info = await self._runs.get(self._run_id)
         number = int(self._workflow_id.removeprefix(self._run_id).removeprefix("~") or 1)
         await _outside(self._queue.see_to(self._graph, info, self._priority, self._carrier, after=number))
         return self._said("waiting")
 
     async def _is_left(self) -> bool:
-        """Wait for whoever is at the run: may it be gone on with here? After some more than a lease he is alive, and goes on.
+        """Wait until nobody executes the run; may this turn continue it? No, if an executor is alive after 1.5 leases.
 
-        He may be an executor that was killed: then this workflow is his, recovered, and there is no other one.
+        If the executor was killed, DBOS may have recovered its workflow as this one: then no other turn would continue the run.
         """
         until: float | None = None
         while (info := await self._runs.get(self._run_id)).state == "running":
@@ -368,7 +372,7 @@ class _Turn:
         return True
 
     async def _failed(self, error: Exception) -> None:
-        """Raise what the workflow ends with, unless the store can't be reached: then the turn is tried again."""
+        """Raise the workflow's error. If the store can't be reached, log it and return, so that the turn is tried again."""
         try:
             info = await self._runs.get(self._run_id)
         except StoreError as unreachable:
@@ -385,12 +389,12 @@ class _Turn:
         _logger.warning("run %r can't go on (%s); it is tried again", self._run_id, type(error).__name__)
 
     async def _cancel(self) -> None:
-        with suppress(RunStateError, UnknownRunError):  # it has ended
+        with suppress(RunStateError, UnknownRunError):  # the run has ended
             await self._runs.cancel(self._run_id)
 
 
 class _Cancellations:
-    """Looks which workflows under way here were cancelled in DBOS, and cancels their runs: no step of theirs would notice."""
+    """Cancels the runs of workflows that were cancelled in DBOS. It polls, since DBOS stops a workflow only at a step."""
 
     def __init__(self) -> None:
         self._turns: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -398,7 +402,7 @@ class _Cancellations:
 
     @contextmanager
     def watching(self, workflow_id: str, cancel: Callable[[], Awaitable[None]]) -> Generator[None]:
-        """Call `cancel` if the workflow is cancelled while the block goes on."""
+        """Call `cancel` if the workflow is cancelled while the block runs."""
         self._turns[workflow_id] = cancel
         if self._looking is None:
             self._looking = asyncio.create_task(self._look(), context=Context())
@@ -409,7 +413,7 @@ class _Cancellations:
                 del self._turns[workflow_id]
             if not self._turns:
                 self._looking.cancel()
-                self._looking = None  # it ends later, and the next turn may begin before
+                self._looking = None  # the task ends later, and the next turn may start before that
 
     async def _look(self) -> None:
         while True:
@@ -420,15 +424,15 @@ class _Cancellations:
                 ):
                     if (cancel := self._turns.pop(each.workflow_id, None)) is not None:
                         await cancel()
-            except Exception as error:  # noqa: BLE001 - whatever DBOS's database raises, the next look may go well
+            except Exception as error:  # noqa: BLE001 - whatever DBOS's database raises, the next check may succeed
                 _logger.warning("can't look for cancelled workflows (%s); it is tried again", type(error).__name__)
 
 
 async def _outside(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Do it as no part of the workflow: DBOS would record it as a step, and expect the same steps when it recovers."""
+    """Await it outside the workflow: DBOS would record it as a step, and expect the same steps at a recovery."""
     return await asyncio.create_task(coroutine, context=Context())
 
 
 def _turn_id(run_id: str, number: int) -> str:
-    """The id of a turn's workflow: the first one's is the run's."""
+    """The id of a turn's workflow; that of the first turn is the run's id."""
     return run_id if number == 1 else f"{run_id}~{number}"

@@ -1,4 +1,4 @@
-"""pocket_plug's codec in the place of pickle, for whatever DBOS stores by its default."""
+"""pocket_plug's codec in place of pickle, for everything that DBOS stores with its default serializer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pocket_plug.codec.error_values import storable
 
 
 class PocketSerializer(Serializer):
-    """For `DBOSConfig["serializer"]`: values as a store keeps them, so that nothing read from the database is executed.
+    """For `DBOSConfig["serializer"]`: encodes values as a store does, so that nothing read from the database is executed.
 
-    Types must be known to the codec, as in a store. Of an exception that isn't Python's own its type and text come back.
+    The codec must know the types, as in a store. An exception that can't be restored becomes a RecordedError: its type and text.
 
     >>> serializer = PocketSerializer()
     >>> serializer.deserialize(serializer.serialize({"args": (1, "two"), "kwargs": {}}))
@@ -22,14 +22,14 @@ class PocketSerializer(Serializer):
     """
 
     def name(self) -> str:
-        """What DBOS writes beside each value, and refuses to read another one by."""
+        """The name that DBOS stores with each value; it refuses to read a value with another name."""
         return "pocket_plug"
 
     def serialize(self, data: Any) -> str:
-        """As text, since that is what DBOS's columns have. Raises CodecError for a type that is not registered."""
+        """Encode a value as text, as DBOS's columns need it. Raises CodecError for a type that is not registered."""
         value = storable(data) if isinstance(data, Exception) else data
         return base64.b64encode(default_codec.encode(value)).decode("ascii")
 
     def deserialize(self, serialized_data: str) -> Any:
-        """The value. Raises CorruptRecordError for what was changed, or written by another serializer."""
+        """Decode a value. Raises CorruptRecordError if it was changed or isn't a record, binascii.Error if it isn't base64."""
         return default_codec.decode(base64.b64decode(serialized_data))

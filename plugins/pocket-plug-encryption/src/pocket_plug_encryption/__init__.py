@@ -1,7 +1,7 @@
-"""A layer that keeps values encrypted. The whole plugin: a layer, its marker in the store, one hook.
+"""A layer that stores values encrypted. This is the whole plugin: the layer, the type that it stores, and one hook.
 
-A value is encoded by the codec and encrypted by AES-256-GCM, with the name of its key as associated data. So what was changed,
-cut off or moved to another key is an error.
+A value is encoded by the codec and encrypted by AES-256-GCM, with the name of its key as associated data. So reading a record
+that was changed, truncated or moved to another key is an error.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ from pocket_plug.primitives.shown_names import shown_name
 KEY_SIZE = 32
 _NONCE_SIZE, _TAG_SIZE = 12, 16
 _CONTEXT = b"pocket_plug_encryption 1\0"
-"""Begins what a record is bound to, so that no other use of the same key makes a record that is taken for one of ours."""
+"""Begins the associated data, so that nothing encrypted with the same key elsewhere can be taken for a record of this layer."""
 
 Keys = str | tuple[str, ...] | Callable[[], str | Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Encrypted:
-    """What stands in the store instead of a value."""
+    """What is stored instead of a value."""
 
     key_id: str
-    """Which key it is encrypted with: `key_id` of it."""
+    """The id of the key that encrypted it; see the function `key_id`."""
     nonce: bytes
     data: bytes
-    """The record of the value, encrypted, and the tag."""
+    """The encrypted record of the value, and the authentication tag."""
 
 
 register_type(Encrypted, tag="pocket_plug_encryption.Encrypted")
 
 
 def new_key() -> str:
-    """A new key, of 256 random bits, as the option `keys` takes it: in base64.
+    """A new key of 256 random bits, in base64, for the option `keys`.
 
     >>> len(new_key())
     44
@@ -66,19 +66,19 @@ def new_key() -> str:
 
 
 def key_id(key: bytes) -> str:
-    """What names a key in records and messages: a digest, which says nothing of a random key."""
+    """The id of a key, for records and messages: a digest, which reveals nothing about a random key."""
     return hashlib.sha256(_CONTEXT + b"key id\0" + key).hexdigest()[:16]
 
 
 class Encryption(Layer):
-    """Keeps values encrypted by AES-256-GCM, each bound to the name of its key.
+    """Stores values encrypted by AES-256-GCM, each bound to the name of its key.
 
-    `keys` are the current key, which encrypts, and after it those of before, which only decrypt: each 32 random bytes in
-    base64, as `new_key` makes them. Or a function that gives them, called once for each stack. Names of keys, deadlines and
-    versions are not encrypted, and sizes can be told.
+    `keys` are encryption keys: first the current one, which encrypts, then older ones, which only decrypt. Each is 32 random
+    bytes in base64, as `new_key` makes them. `keys` may be a function that returns them; it is called once for each stack.
+    Names of keys, expiry times and versions are not encrypted, and the sizes of values are visible.
 
-    A record that was changed, cut off, or moved to another key raises CorruptRecordError; one of a key that isn't given, and a
-    value that isn't encrypted, UnreadableRecordError.
+    A record that was changed, truncated, or moved to another key raises CorruptRecordError. A record whose encryption key isn't
+    in `keys`, and a value that isn't encrypted, raise UnreadableRecordError.
 
     >>> from pocket_plug import SyncStore
     >>> store = SyncStore(layers=[Encryption(keys=new_key())])
@@ -94,7 +94,7 @@ class Encryption(Layer):
     inline_read = inline_write = True
 
     def on_build(self) -> None:
-        """Read the keys. Raises ConfigError where one of them is none; it is not quoted."""
+        """Read the keys. Raises ConfigError if one of them is invalid; the message doesn't quote it."""
         self.encrypts = True
         ciphers: dict[str, AESGCM] = {}
         for key in _keys_of(self.keys):
@@ -104,23 +104,23 @@ class Encryption(Layer):
         self._ciphers = ciphers
 
     async def read(self, key: str) -> Entry | None:
-        """The inner one's entry, decrypted."""
+        """The entry of the inner layer, decrypted."""
         entry = await self.inner.read(key)
         return entry if entry is None else self._opened(key, entry)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The inner one's entries, each decrypted."""
+        """The entries of the inner layer, decrypted."""
         entries = await self.inner.read_many(keys)
         return {key: self._opened(key, entry) for key, entry in entries.items()}
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
-        """The same changes, with encrypted values."""
+        """Write the changes to the inner layer, with encrypted values."""
         return await self.inner.write([self._closed(change) for change in changes], expect)
 
     async def used(self) -> Counter[str]:
-        """How many entries there are of each key's id: those of no key that isn't current are as good as gone.
+        """The number of entries by the id of their encryption key. An older key that no entry uses can be removed from `keys`.
 
-        It reads all of the store. What isn't encrypted is counted as "".
+        This reads the whole store. Entries that aren't encrypted are counted as "".
         """
         found: Counter[str] = Counter()
         async for name in self.inner.scan():
@@ -163,7 +163,7 @@ class Encryption(Layer):
             raise _damaged(key) from None
         seen = upgraded.get()
         if seen is not None and found.key_id != self.key_ids[0] and not OWN <= key < PAST_OWN:
-            seen.append(key)  # the layer `migrate` writes it back, with the current key
+            seen.append(key)  # the layer `migrate` writes it back, encrypted with the current key
         try:
             return replace(entry, value=default_codec.decode(record))
         except CodecError as error:
@@ -171,7 +171,7 @@ class Encryption(Layer):
 
 
 def _place(key_id: str, key: str) -> bytes:
-    """What a record is bound to; an id has no NUL."""
+    """The associated data of a record. An id contains no NUL, so its end is unambiguous."""
     return _CONTEXT + key_id.encode() + b"\0" + key.encode()
 
 
@@ -183,7 +183,7 @@ def _damaged(key: str) -> CorruptRecordError:
 
 
 def _shown(found: str) -> str:
-    """An id as it may stand in a message: one that was tampered with may hold anything."""
+    """The id of a key for a message. An invalid id isn't shown: a record that was tampered with may contain anything."""
     is_id = len(found) == 16 and set(found) <= set("0123456789abcdef")
     return found if is_id else "of an invalid id"
 

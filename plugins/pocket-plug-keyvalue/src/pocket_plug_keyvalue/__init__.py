@@ -1,4 +1,4 @@
-"""A pocket_plug store as py-key-value's `AsyncKeyValue`, which FastMCP and others keep state in; not the other way round."""
+"""A pocket_plug store as py-key-value's `AsyncKeyValue`, in which FastMCP and others keep state. The reverse isn't possible."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pocket_plug import ConfigError, Key, StoreScope
 from .reasons import reason_against
 
 LONGEST = 150
-"""Bytes of a collection's or a key's name; of longer ones a digest is in the store, where names have a limit."""
+"""The most bytes of a collection's or key's name. Longer ones are stored under a digest, since a store limits its names."""
 
 ENTRY = Key("{collection}:{key?}", str)
-HASHED = Key(":{digest}", str)  # never an ENTRY: no collection is called ""
+HASHED = Key(":{digest}", str)  # never the name of an ENTRY: no collection is called ""
 
 
 class KeyValue(AsyncKeyValue):
     """A store, or a scope of one, as an `AsyncKeyValue`.
 
-    A value is kept as JSON text, so it comes back as JSON has it, and is nobody else's. A collection is a scope: whatever is in
-    its name and in a key's, no two of them meet. What the store can do besides holds here too: `put_many` lands whole or not
-    at all. A store that nobody has opened is opened by the first call; whoever made it closes it.
+    A value is stored as JSON text, so each read returns a new object, with JSON's types. A collection is a scope: whatever
+    characters its name and its keys contain, two entries never share a name. The store's guarantees hold here too: `put_many`
+    is atomic. The first call opens a store that wasn't opened yet; the caller who made the store closes it.
 
     >>> import asyncio
     >>> from pocket_plug import Store
@@ -41,7 +41,7 @@ class KeyValue(AsyncKeyValue):
         if not isinstance(store, StoreScope):
             raise ConfigError(f"KeyValue is made of a Store or a scope of one, not of a {type(store).__name__}")
         self._store = store
-        self.default_collection = default_collection or "default_collection"  # as in their own stores
+        self.default_collection = default_collection or "default_collection"  # as in py-key-value's own stores
 
     async def _opened(self) -> StoreScope:
         if self._store.stack.is_new:
@@ -57,17 +57,17 @@ class KeyValue(AsyncKeyValue):
         return HASHED(sha256(json.dumps([collection, key]).encode()).hexdigest())
 
     async def get(self, key: str, *, collection: str | None = None) -> dict[str, Any] | None:
-        """The value; None where there is none."""
+        """The value; None if there is none."""
         return _value(await (await self._opened()).get(self._key(key, collection)))
 
     async def get_many(self, keys: Sequence[str], *, collection: str | None = None) -> list[dict[str, Any] | None]:
-        """The values in the order of their keys, all of one moment."""
+        """The values in the order of their keys, all as of the same moment."""
         wanted = [self._key(key, collection) for key in keys]
         found = await (await self._opened()).get_many(wanted)
         return [_value(found.get(str(key))) for key in wanted]
 
     async def ttl(self, key: str, *, collection: str | None = None) -> tuple[dict[str, Any] | None, float | None]:
-        """The value and the seconds until it expires; None for never, and for both where there is nothing."""
+        """The value, and the seconds until it expires or None if it never does. Both are None if there is no value."""
         store = await self._opened()
         entry = await store.entry(self._key(key, collection))
         if entry is None:
@@ -78,13 +78,16 @@ class KeyValue(AsyncKeyValue):
     async def ttl_many(
         self, keys: Sequence[str], *, collection: str | None = None
     ) -> list[tuple[dict[str, Any] | None, float | None]]:
-        """The same of several, one after the other."""
+        """What `ttl` returns, for several keys; they are read one after the other."""
         return [await self.ttl(key, collection=collection) for key in keys]
 
     async def put(
         self, key: str, value: Mapping[str, Any], *, collection: str | None = None, ttl: SupportsFloat | None = None
     ) -> None:
-        """Store it, for `ttl` seconds. Raises SerializationError for what JSON doesn't have, InvalidTTLError for 0 and below."""
+        """Store a value, for `ttl` seconds.
+
+        Raises SerializationError if JSON can't represent it, and InvalidTTLError if `ttl` isn't a finite number above 0.
+        """
         await self.put_many([key], [value], collection=collection, ttl=ttl)
 
     async def put_many(
@@ -95,18 +98,18 @@ class KeyValue(AsyncKeyValue):
         collection: str | None = None,
         ttl: SupportsFloat | None = None,
     ) -> None:
-        """Store several in one write: all or none."""
+        """Store several values in one write: all or none."""
         if len(keys) != len(values):
             raise ValueError(f"put_many was called with {len(keys)} keys and {len(values)} values")
         texts = {self._key(key, collection): _text(key, value) for key, value in zip(keys, values, strict=True)}
         await (await self._opened()).set_many(texts, ttl=_seconds(ttl))
 
     async def delete(self, key: str, *, collection: str | None = None) -> bool:
-        """Remove it; was it there?"""
+        """Remove a value; return whether it was there."""
         return await (await self._opened()).delete(self._key(key, collection))
 
     async def delete_many(self, keys: Sequence[str], *, collection: str | None = None) -> int:
-        """Remove several; how many were there?"""
+        """Remove several values; return how many were there."""
         return await (await self._opened()).delete_many([self._key(key, collection) for key in keys])
 
 

@@ -1,6 +1,6 @@
-"""Why none of py-key-value's stores can be a backend of pocket_plug: what its contract needs, and what each of them has.
+"""Why none of py-key-value's stores can be a backend of pocket_plug: what a backend needs, and what each of them lacks.
 
-Looked up in the sources of py-key-value-aio 0.5.0, of `put` and `put_many` and of how keys are listed.
+This was read in the sources of py-key-value-aio 0.5.0: of `put`, of `put_many`, and of the listing of keys.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ PROTOCOL = (
     "AsyncKeyValue has no compare-and-set, so of two that change a key at once one is lost, in its transactions, updates and "
     "durable runs"
 )
-"""What holds for all of them, whatever is behind."""
+"""What all these stores lack, whatever database they use."""
 
 _EACH = "put_many writes one after the other"
 _UNLISTED = "keys can't be listed"
@@ -46,11 +46,11 @@ LACKS: dict[str, tuple[str, str]] = {
     "VaultStore": (_ALONE, SERVER),
     "WindowsRegistryStore": (_ALONE, SQLITE),
 }
-"""What else a store lacks, and the URL of a backend that keeps the contract at the same place, or at one that is like it."""
+"""What else a store lacks, and the URL of a pocket_plug backend that uses the same database or a similar one."""
 
 
 def reason_against(store: object) -> str:
-    """Why this one can't be a backend, in words."""
+    """The message why this store can't be a backend, and what to use instead."""
     lacks, instead = LACKS.get(type(store).__name__, ("", SQLITE))
     besides = f"; besides, {lacks}" if lacks else ""
     return f'{PROTOCOL}{besides}. Use Store("{instead}"); KeyValue(store) is an AsyncKeyValue over it'

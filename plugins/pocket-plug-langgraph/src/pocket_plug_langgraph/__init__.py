@@ -1,6 +1,6 @@
-"""LangGraph's memory in a store of pocket_plug: `PocketSaver` keeps the checkpoints of graphs, `PocketStore` what they remember.
+"""LangGraph's memory in a pocket_plug store: `PocketSaver` keeps the checkpoints of graphs, `PocketStore` their long-term memory.
 
-Both live in the store under `langgraph:`, each in scopes of its own, so one store may have both.
+Both use names under `langgraph:`, each in a scope of its own, so one store can serve both.
 """
 
 from .saver import PocketSaver as PocketSaver

@@ -1,4 +1,4 @@
-"""What the checkpointer and the store share: the store of ours that they live in, for callers with and without a loop."""
+"""What `PocketSaver` and `PocketStore` share: access to the pocket_plug store behind them, for async and sync callers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Holder:
-    """Opens and closes a store that it was given by its URL; one that was given as a store is its owner's to open and close."""
+    """Opens and closes the store if it was given as a URL; a store given as an object is opened and closed by its owner."""
 
     def _hold(self, store: str | StoreScope | SyncScope) -> None:
         self._own: Store | None = None
@@ -24,11 +24,11 @@ class Holder:
         self._scope = StoreScope(*store.place).scope("langgraph")
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run what is written once, with `await`, for a caller without a loop: in place, or on the store's own loop."""
+        """Run an async method for a sync caller: in the caller's thread, or on the store's own event loop."""
         return self._scope.stack.run(coroutine)
 
     def _read(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The same of what only reads."""
+        """Run an async method that only reads, for a sync caller."""
         return self._scope.stack.run_read(coroutine)
 
     async def __aenter__(self) -> Self:
@@ -51,5 +51,5 @@ class Holder:
 
 
 def below(*parts: str) -> str:
-    """How all names begin that have these parts first."""
+    """The prefix of all names whose first parts are these."""
     return join_name(*parts, "") if parts else ""

@@ -1,10 +1,10 @@
-"""The checkpointer. A checkpoint is one entry, and what a task has written of it is another: each `put` is one small write.
+"""The checkpointer. A checkpoint is one entry, and the pending writes of a task are another: each `put` is one small write.
 
     checkpoint:THREAD:NAMESPACE:ID:          [parent's id, type, bytes, type of the metadata, their bytes]
     checkpoint:THREAD:NAMESPACE:ID::TASK     [[index, channel, type, bytes, path of the task], …]
 
-The bytes are LangGraph's serializer's. Ids rise with time, so the order of the names is the order of the checkpoints. What tasks
-have written of one stands right behind it, so all of it is read at once.
+The bytes come from LangGraph's serializer. Ids increase with time, so the order of the names is the order of the checkpoints. The
+pending writes of a checkpoint directly follow it, so they are read together.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from pocket_plug import ConfigError, StoreScope, SyncScope, join_name, split_nam
 from .holder import Holder, below
 
 Row = list[Any]
-"""What is stored, as the codec gives it back."""
+"""A stored value, as the codec returns it."""
 
 PAGE = 100
-"""So many entries are read in one look: a checkpoint, and what almost as many tasks have written of it."""
+"""The number of entries in one read: a checkpoint, and the pending writes of up to 99 tasks."""
 
 Address = tuple[str, str, str]
-"""Of a checkpoint: its thread, its namespace, its id."""
+"""The thread, the namespace and the id of a checkpoint."""
 
 
 class PocketSaver(Holder, BaseCheckpointSaver[int]):
-    """Keeps checkpoints in a store: `PocketSaver("sqlite:///state.db")`, or of one that is open, or of a scope of it.
+    """Keeps checkpoints in a store: that of a URL, `PocketSaver("sqlite:///state.db")`, or a given store, or a scope of one.
 
-    Give it to `compile(checkpointer=…)`. With a URL it is a context manager, sync and async, that opens and closes the store.
-    `serde` is LangGraph's JsonPlusSerializer, without pickle, unless another one is given.
+    Pass it to `compile(checkpointer=…)`. As a context manager, sync or async, it opens and closes the store of a URL. The default
+    `serde` is LangGraph's JsonPlusSerializer, without pickle.
 
     >>> from pocket_plug import SyncStore
     >>> saver = PocketSaver(SyncStore())
@@ -61,7 +61,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
 
     # ---------------------------------------------------------------- reading
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """The checkpoint that the config names, or the thread's latest; None where there is none."""
+        """The checkpoint that the config names, or the latest of its thread and namespace; None if there is none."""
         thread, namespace = _place(config)
         checkpoint_id = get_checkpoint_id(config)
         if checkpoint_id is not None:
@@ -70,7 +70,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
         async for last in self._entries.keys(start, reverse=True, limit=1):
             if (found := await self._tuple(_address(last))) is not None:
                 return found
-            async for name in self._checkpoints(start, reverse=True):  # a task has written of one that isn't there
+            async for name in self._checkpoints(start, reverse=True):  # the last entry belongs to a missing checkpoint
                 return await self._tuple(_address(name))
         return None
 
@@ -82,7 +82,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        """Those of a thread, or of all threads, newest first; `filter` compares the metadata, key by key."""
+        """The checkpoints of a thread, or of all threads, newest first. `filter` compares the metadata, key by key."""
         left = limit
         async for address in self._addresses(config, get_checkpoint_id(before) if before else None):
             if left is not None and left <= 0:
@@ -93,13 +93,13 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
                 yield found
 
     async def _checkpoints(self, start: str = "", *, after: str = "", reverse: bool = False) -> AsyncIterator[str]:
-        """The names of checkpoints, without those of what belongs to them."""
+        """The names of checkpoints, without those of their pending writes."""
         async for name in self._entries.keys(start, after=after, reverse=reverse):
             if _is_checkpoint(name):
                 yield name
 
     async def _addresses(self, config: RunnableConfig | None, before: str | None) -> AsyncIterator[Address]:
-        """Of one namespace page by page; of several, all names are looked at, since they are merged by their ids."""
+        """The addresses of checkpoints. One namespace is read page by page; of several, all names are read and sorted by id."""
         wanted = None if config is None else get_checkpoint_id(config)
         if config is None:
             found = [_address(name) async for name in self._checkpoints()]
@@ -118,7 +118,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
                 yield address
 
     async def _rows(self, start: str) -> list[tuple[str, Row]]:
-        """All whose names begin so, in their order. Read from the stack: of the 24 µs of a get, `items` would take 3."""
+        """All entries below `start`, in order. Read from the stack, since `items` would take 3 of the 24 µs of `get_tuple`."""
         stack, scope = self._entries.place
         found = page = await stack.read_page(scope + start, limit=PAGE)
         while len(page) == PAGE:
@@ -128,9 +128,9 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
         return [(name[skipped:], entry.value) for name, entry in found if entry is not None]
 
     async def _tuple(self, address: Address, filter: dict[str, Any] | None = None) -> CheckpointTuple | None:
-        """What is stored there; None where nothing is, or where the metadata aren't what the filter wants.
+        """The checkpoint at an address; None if there is none, or if its metadata don't match the filter.
 
-        What tasks have written of it comes in the order in which LangGraph applies it.
+        Its pending writes are in the order in which LangGraph applies them.
         """
         start = join_name(*address, "")
         checkpoint: Row | None = None
@@ -168,7 +168,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Store a checkpoint, in one write; gives the config that names it."""
+        """Store a checkpoint, in one write; return the config that names it."""
         thread, namespace = _place(config)
         row: Row = [
             get_checkpoint_id(config),
@@ -181,7 +181,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Store what a task has written, in one write. What it wrote before stays, but for errors, interrupts and the like."""
+        """Store the writes of a task. Its earlier writes stay; only special ones, such as errors and interrupts, are replaced."""
         rows = _merged(
             [],
             [
@@ -194,11 +194,11 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
             await self._entries.update(name, lambda before: _merged(before, rows), default=[])
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Remove all of a thread. Its newest checkpoint goes last, so what an interrupted call leaves is as it was."""
+        """Remove a thread's entries, in each namespace the oldest first: an interrupted call leaves only newer ones, if any."""
         await self._entries.delete_prefix(below(str(thread_id)))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Remove the checkpoints whose metadata have one of these as `run_id`. All threads are searched for them."""
+        """Remove the checkpoints whose metadata have one of these as `run_id`. This searches all threads."""
         runs = set(run_ids)
         async for name, row in self._entries.items():
             if _is_checkpoint(name):
@@ -207,17 +207,17 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
                     await self._entries.delete_prefix(name)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy all checkpoints of a thread and what was written of them; the bytes are copied as they are."""
-        for of_checkpoints in (False, True):  # so that a checkpoint is there only with what was written of it
+        """Copy all checkpoints of a thread and their pending writes; their bytes are copied unchanged."""
+        for of_checkpoints in (False, True):  # pending writes first: no checkpoint appears without them
             async for name, row in self._entries.items(below(str(source_thread_id))):
                 if _is_checkpoint(name) is of_checkpoints:
                     _, *rest = split_name(name)
                     await self._entries.set(join_name(str(target_thread_id), *rest), row)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Remove a thread's checkpoints: all ("delete"), or all but the latest of each namespace ("keep_latest").
+        """Remove the checkpoints of threads: all ("delete"), or all but the latest of each namespace ("keep_latest").
 
-        Ancestors that a delta channel of the latest needs for its value are kept too.
+        Ancestors from which a delta channel of the latest gets its value are kept too.
         """
         if strategy not in ("keep_latest", "delete"):
             raise ConfigError(f"aprune has the strategies 'keep_latest' and 'delete', not {strategy!r:.80}")
@@ -233,7 +233,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
                     await self._entries.delete_prefix(join_name(*address, ""))
 
     async def _needed(self, address: Address) -> AsyncIterator[Address]:
-        """The address of a checkpoint and of those before it, until each of its delta channels has its value in one."""
+        """The addresses of a checkpoint and its ancestors, back to where a value of each of its delta channels is found."""
         missing: set[str] | None = None
         found = await self._tuple(address)
         while found is not None:
@@ -245,7 +245,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
                 return
             found = await self._tuple(_address_in(found.parent_config))
 
-    # ---------------------------------------------------------------- the same without a loop
+    # ---------------------------------------------------------------- the same for sync callers
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         return self._read(self.aget_tuple(config))
 
@@ -293,7 +293,7 @@ def _configurable(config: RunnableConfig) -> dict[str, Any]:
 
 
 def _place(config: RunnableConfig) -> tuple[str, str]:
-    """The thread and the namespace."""
+    """The thread and the namespace of a config."""
     configurable = _configurable(config)
     return str(configurable["thread_id"]), configurable.get("checkpoint_ns") or ""
 
@@ -307,18 +307,18 @@ def _address_in(config: RunnableConfig) -> Address:
 
 
 def _address(name: str) -> Address:
-    """Of the checkpoint that an entry is, or belongs to."""
+    """The address of the checkpoint that an entry is, or belongs to."""
     thread, namespace, checkpoint_id, *_ = split_name(name)
     return thread, namespace, checkpoint_id
 
 
 def _is_checkpoint(name: str) -> bool:
-    """Is it a checkpoint's own name, and not that of what a task has written?"""
+    """Is this the name of a checkpoint, and not of pending writes?"""
     return name.count(":") == 3
 
 
 def _merged(before: list[Row], rows: list[Row]) -> list[Row]:
-    """Those that were there, and the new ones: of an index that both have the first stays, unless it is of a special channel."""
+    """Earlier and new rows. Of two with the same index the first stays; but a special channel (index below 0) keeps the last."""
     merged = {row[0]: row for row in before}
     for row in rows:
         if row[0] < 0 or row[0] not in merged:

@@ -1,8 +1,8 @@
-"""The long-term store. An item is one entry; its namespace and its key are its name.
+"""The long-term store. An item is one entry, named by its namespace and its key.
 
-    item:LABEL:LABEL::KEY                [value, when it was made, when it was changed, minutes to live]
+    item:LABEL:LABEL::KEY                [value, created at, updated at, minutes to live]
 
-No label is empty, so the empty part tells where the key begins. A search scans the names below a namespace, in their order.
+No label is empty, so the empty part marks where the key begins. A search scans the items below a namespace, in order of names.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 class PocketStore(Holder, BaseStore):
-    """Keeps items in a store: `PocketStore("sqlite:///state.db")`, or of one that is open, or of a scope of it.
+    """Keeps items in a store: that of a URL, `PocketStore("sqlite:///state.db")`, or a given store, or a scope of one.
 
-    Give it to `compile(store=…)`. With a URL it is a context manager, sync and async, that opens and closes the store. Values
-    are what our codec knows; others raise UnregisteredTypeError. It has no semantic search: a `query` or an `index` raises
-    NotImplementedError.
+    Pass it to `compile(store=…)`. As a context manager, sync or async, it opens and closes the store of a URL. Values must have
+    types that pocket_plug's codec knows; others raise UnregisteredTypeError. There is no semantic search: a `query` or an
+    `index` raises NotImplementedError.
 
     >>> from pocket_plug import SyncStore
     >>> memories = PocketStore(SyncStore())
@@ -66,7 +66,7 @@ class PocketStore(Holder, BaseStore):
         return self._run(self.abatch(ops))
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
-        """Answer in order: what is asked is looked up before anything is written; all that is put lands in one write."""
+        """Do the operations; return their results in order. All reads come before the puts, which are one atomic write."""
         results: list[Result] = []
         puts: dict[str, PutOp] = {}
         for op in ops:
@@ -144,13 +144,13 @@ class PocketStore(Holder, BaseStore):
         return list(islice(sorted(found), op.offset, op.offset + op.limit))
 
     async def _all_namespaces(self) -> AsyncIterator[tuple[str, ...]]:
-        """Each once; from one to the next it leaps over the items."""
+        """Each namespace once. The items of a namespace, after the first, are skipped."""
         after = ""
         while True:
             async for name in self._items.keys(after=after, limit=1):
                 namespace = _taken_apart(name)[0]
                 yield namespace
-                after = below(*namespace) + ";"  # what comes next behind all that begins with "::" there
+                after = below(*namespace) + ";"  # ";" follows ":", so this is behind all its items
                 break
             else:
                 return
@@ -191,7 +191,7 @@ def _matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    """Is a value what a filter wants: an equal one, one with such fields or items, or one that compares so?"""
+    """Does a value match a filter: is it equal, do its fields or items match, or are all comparisons true?"""
     if isinstance(wanted, list | tuple):
         items, each = cast("tuple[list[Any], list[Any]]", (value, wanted))
         return isinstance(value, list | tuple) and len(items) == len(each) and all(map(_fits, items, each))
@@ -206,5 +206,5 @@ def _fits(value: Any, wanted: Any) -> bool:
         raise ConfigError(f"a filter has no {unknown[0]!r:.80}; it has {', '.join(_COMPARISONS)}")
     try:
         return all(_COMPARISONS[how](value, than) for how, than in fields.items())
-    except TypeError:  # a text is neither more nor less than a number, and neither is nothing
+    except TypeError:  # values such as a str and an int, or None, have no order
         return False

@@ -1,7 +1,8 @@
-"""Runs and nodes as Arize Phoenix, MLflow and tools for GenAI show them, by attributes on the spans of pocket-plug.
+"""Attributes on the spans of pocket-plug, by which Arize Phoenix, MLflow and tools for GenAI show runs and nodes.
 
-Two conventions: OpenInference's kinds, inputs and outputs, and OpenTelemetry's `gen_ai.*` for agents, tools and retrievals.
-What a node is, is declared on it: `@pp.node(trace=TOOL)`. All else is a CHAIN. Spans keep their names.
+They follow two conventions: OpenInference's span kinds, inputs and outputs, and OpenTelemetry's `gen_ai.*` for agents, tools and
+retrievals. A node declares its kind, `@pp.node(trace=TOOL)`, or the option `kinds` does. All other spans are a
+CHAIN. Spans keep their names.
 """
 
 from __future__ import annotations
@@ -43,36 +44,36 @@ def _kind(kind: Kind) -> SpanAttributes:
 AGENT: Final = _kind("AGENT")
 """Reasons, and calls models and tools."""
 CHAIN: Final = _kind("CHAIN")
-"""A step between others; what each node is that declares nothing."""
+"""A step between others. A node that declares no kind is a CHAIN."""
 DECISION: Final = _kind("DECISION")
-"""Chooses what is done next."""
+"""Chooses the next step."""
 EMBEDDING: Final = _kind("EMBEDDING")
-"""Makes embeddings."""
+"""Computes embeddings."""
 EVALUATOR: Final = _kind("EVALUATOR")
-"""Judges what a model gave."""
+"""Evaluates the output of a model."""
 GUARDRAIL: Final = _kind("GUARDRAIL")
-"""Refuses or changes what must not go in or out."""
+"""Rejects or changes inputs or outputs that aren't allowed."""
 LLM: Final = _kind("LLM")
-"""Calls a model. Where an instrumentation traces the client, its span is the LLM, and the node around it none."""
+"""Calls a model. If an instrumentation traces the client, its span has this kind; then don't declare it on the node as well."""
 PROMPT: Final = _kind("PROMPT")
 """Renders a prompt."""
 RERANKER: Final = _kind("RERANKER")
-"""Puts documents in another order."""
+"""Sorts documents by their relevance."""
 RETRIEVER: Final = _kind("RETRIEVER")
 """Finds documents."""
 TOOL: Final = _kind("TOOL")
-"""Is called on behalf of a model or an agent."""
+"""A function that a model or an agent calls."""
 
 
 class Options(TypedDict, total=False):
     """The table `[plugins.openinference]`."""
 
     kinds: Mapping[str, str]
-    """Kinds by the name of a node or of a graph, where the declaration can't be written on it: `{chat = "agent"}`."""
+    """Kinds by the name of a node or a graph, if the kind can't be declared in the code: `{chat = "agent"}`."""
 
 
 class OpenInference:
-    """The plugin, of which each Pocket has its own.
+    """The plugin. Each Pocket has its own instance.
 
     >>> import pocket_plug as pp
     >>> from pocket_plug.testing.spans import SpanCapture
@@ -93,7 +94,7 @@ class OpenInference:
 
     @hookimpl
     def pocket_configure(self, options: Options) -> None:
-        """The table. Raises ConfigError for what is no option of ours, and for what is no kind."""
+        """Read the table of options. Raises ConfigError for an unknown option, and for an unknown kind."""
         if unknown := options.keys() - {"kinds"}:
             raise ConfigError(f"openinference has no option {min(unknown)!r}; it has: kinds")
         given = options.get("kinds", {})
@@ -104,7 +105,7 @@ class OpenInference:
 
     @hookimpl
     def pocket_span_additions(self) -> SpanAdditions:
-        """What spans have besides."""
+        """The functions that return additional attributes, for each sort of span."""
         return SpanAdditions(
             run=self._of_run,
             node=self._of_node,
@@ -115,7 +116,10 @@ class OpenInference:
         )
 
     def _of_run(self, run: Run, own: SpanAttributes) -> SpanAttributes:
-        """A chain, or what its graph's name was given; the outermost one of a graph that declares something a workflow."""
+        """The kind that `kinds` has for the graph, or CHAIN.
+
+        The outermost run of a graph whose nodes have kinds is also a workflow, unless it is an AGENT.
+        """
         kind = self._kinds.get(run.graph, "CHAIN")
         found: dict[str, str | bool | int | float] = {KIND: kind}
         session = own.get(SESSION)
@@ -128,7 +132,7 @@ class OpenInference:
         return found
 
     def _declares(self, shape: Shape) -> bool:
-        """Is one of its nodes, nested ones too, something else than a chain? Looked up once for each."""
+        """Does a node of the graph, or of a nested one, have a kind, declared or by name? The answer is cached for each shape."""
         declares = self._declaring.get(shape)
         if declares is None:
             declares = self._declaring[shape] = (
@@ -139,7 +143,10 @@ class OpenInference:
         return declares
 
     def _kind_of(self, call: NodeCall) -> str:
-        """As it was declared; an `each` around such a node is a chain. A graph that settings name is what they say by its run."""
+        """The declared kind, else the one that `kinds` has for the name, else CHAIN.
+
+        A fan-out (`each`) declares none: its items have their node's kind. A nested graph takes none from `kinds`: its run does.
+        """
         named = "CHAIN" if call.type == "graph" else self._kinds.get(call.name, "CHAIN")
         return str(call.attributes.get(KIND, named))
 
@@ -160,7 +167,7 @@ class OpenInference:
     def _of_value(
         self, call: Run | NodeCall | PhaseCall | None, way: Literal["input", "output"], text: str, mime_type: str
     ) -> SpanAttributes:
-        """Where these tools look for it."""
+        """The input or output, under the names that these tools read."""
         found = {f"{way}.value": text, f"{way}.mime_type": mime_type}
         if isinstance(call, NodeCall) and self._kind_of(call) == "TOOL":
             found["gen_ai.tool.call.arguments" if way == "input" else "gen_ai.tool.call.result"] = text
@@ -168,7 +175,7 @@ class OpenInference:
 
 
 def _known(name: str, given: object) -> Kind:
-    """A kind as it is called. Raises ConfigError."""
+    """The kind of this name, in any case. Raises ConfigError if there is none."""
     for kind in KINDS:
         if isinstance(given, str) and kind == given.upper():
             return kind
@@ -189,15 +196,15 @@ def _agent(name: str, session: str | bool | int | float | None) -> dict[str, str
 
 
 def _of_phase(call: PhaseCall, own: SpanAttributes) -> SpanAttributes:
-    """A phase is a part of what its node is."""
+    """CHAIN: a phase is only a part of its node, which has the kind."""
     return CHAIN
 
 
 def _of_store(own: SpanAttributes) -> SpanAttributes:
-    """State is no document: nothing that a store does retrieves anything."""
+    """CHAIN, and never RETRIEVER: a store reads state, not documents."""
     return CHAIN
 
 
 def _project(own: SpanAttributes) -> SpanAttributes:
-    """Where Phoenix files traces: as `PHOENIX_PROJECT_NAME` says, else as the service is called."""
+    """The project in which Phoenix shows the traces: `PHOENIX_PROJECT_NAME`, else the service's name."""
     return {"openinference.project.name": os.environ.get("PHOENIX_PROJECT_NAME") or own["service.name"]}
