@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import sqlite3
 import struct
@@ -1498,3 +1499,25 @@ def test_a_probe_refuses_what_opening_would(tmp_path: Path) -> None:
     for path, why in ((other, "the SQLite file of another program"), (text, "this is no SQLite file")):
         with pytest.raises(StoreError, match=why):
             asyncio.run(SQLite(path).probe(1.0))
+
+
+def test_a_check_of_a_file_in_use_finds_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another instance writes before each of its looks: what they find is not of one moment."""
+
+    async def main() -> None:
+        backend, other = SQLite(tmp_path / "state.db"), SQLite(tmp_path / "state.db")
+        await backend.open()
+        await other.open()
+        rows, written = backend._rows, itertools.count()
+
+        def after_a_write(*look: Any) -> Any:
+            drive(other.write([Put(f"k{next(written)}", 1)]))
+            return rows(*look)
+
+        monkeypatch.setattr(backend, "_rows", after_a_write)
+        assert await backend.check() == []
+        assert next(written) > 2
+        await backend.close()
+        await other.close()
+
+    asyncio.run(main())

@@ -195,8 +195,8 @@ class SQLite(Backend):
         faults = [line for (line,) in self._rows("PRAGMA integrity_check", ((),)) if line != "ok"]
         for statement, what in STRAY.items():
             faults += [f"key {key!r} {what}" for (key,) in self._rows(statement, ((),))]
-        counter = self._stored()
         ((highest,),) = self._rows("SELECT max(version) FROM entries", ((),))
+        counter = self._stored()  # after the entries: others may write in between, and the counter never decreases
         if type(highest) is int and highest > counter:
             faults.append(f"the counter is at {counter:,}, and an entry has version {highest:,}")
         return faults
