@@ -9,6 +9,7 @@ from dbos import Serializer
 
 from pocket_plug.codec import default_codec
 from pocket_plug.codec.error_values import storable
+from pocket_plug.errors import CorruptRecordError
 
 
 class PocketSerializer(Serializer):
@@ -31,5 +32,9 @@ class PocketSerializer(Serializer):
         return base64.b64encode(default_codec.encode(value)).decode("ascii")
 
     def deserialize(self, serialized_data: str) -> Any:
-        """Decode a value. Raises CorruptRecordError if it was changed or isn't a record, binascii.Error if it isn't base64."""
-        return default_codec.decode(base64.b64decode(serialized_data))
+        """Decode a value. Raises CorruptRecordError if it was changed, or isn't a record."""
+        try:
+            record = base64.b64decode(serialized_data, validate=True)
+        except ValueError as error:
+            raise CorruptRecordError(f"no record of this codec: it is no base64 ({error})") from error
+        return default_codec.decode(record)
