@@ -285,7 +285,7 @@ _escaped: ContextVar[deque[BaseException] | None] = ContextVar("escaped", defaul
 class _RunLog:
     """Binds the run's id and graph for all that is logged inside, and logs its start and its end."""
 
-    __slots__ = ("log", "run", "span", "started", "tokens")
+    __slots__ = ("__weakref__", "log", "run", "span", "started", "tokens")
 
     def __init__(self, log: Methods, run: Run) -> None:
         self.log, self.run = log, run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final, Protocol
+from weakref import WeakKeyDictionary
 
 from pocket_plug.errors import is_fault
 from pocket_plug.primitives.failures import say_once
@@ -20,13 +21,14 @@ class Interruptible(Protocol):
         ...
 
 
-_open: dict[Interruptible, bool] = {}  # in the order in which they began
+# In the order in which they began. Weak, since Ctrl-C may come between any two steps, also before the end of a run is noted.
+_open: WeakKeyDictionary[Interruptible, bool] = WeakKeyDictionary()
 _interrupted: set[Interruptible] = set()
 after_fork(_open.clear)  # the parent ends its runs
 
 
 def begun(part: Interruptible) -> None:
-    """Remember a run that has begun; `part` reports its end."""
+    """Remember a run that has begun, as long as it exists; `part` reports its end."""
     _open[part] = True
 
 
@@ -38,8 +40,8 @@ def ended(part: Interruptible) -> bool:
 
 def interrupt(reason: str) -> None:
     """Report all running runs as interrupted, the innermost first, since the process is about to die."""
-    for part in reversed([*_open]):
-        if _open.pop(part, False):
+    for reference in reversed(_open.keyrefs()):
+        if (part := reference()) is not None and _open.pop(part, False):
             _interrupted.add(part)
             try:
                 part.interrupt(reason)

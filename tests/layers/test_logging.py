@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -113,10 +114,8 @@ def test_a_processor_that_raises_does_not_fail_the_store(caplog: pytest.LogCaptu
         "logging a store operation failed: RuntimeError"]  # fmt: skip
 
 
-def test_a_run_whose_beginning_cannot_be_logged_is_not_kept_as_open(
-    caplog: pytest.LogCaptureFixture, logs: LogCapture
-) -> None:
-    """Nobody would close it: it would be said to be interrupted when the process is ended by a signal, and kept until then."""
+def test_a_run_whose_beginning_cannot_be_logged_goes_on(caplog: pytest.LogCaptureFixture, logs: LogCapture) -> None:
+    """And it is not kept as open: nobody would note its end."""
 
     def broken(logger: object, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError("no such renderer")
@@ -124,8 +123,23 @@ def test_a_run_whose_beginning_cannot_be_logged_is_not_kept_as_open(
     structlog.configure(processors=[broken])
     graph = pp.Graph(pp.node(lambda number: number, name="same"), name="shop")
     assert graph.run_sync(1) == 1
+    gc.collect()
     assert not open_runs._open
     assert "failed at pocket_observe (enter): ValueError" in caplog.text
+
+
+def test_a_run_that_was_interrupted_before_its_end_was_noted_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come between any two steps, and in a notebook the process goes on."""
+
+    def interrupted(part: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(open_runs, "ended", interrupted)
+    graph = pp.Graph(pp.node(lambda number: number, name="same"), name="shop")
+    with pytest.raises(KeyboardInterrupt):
+        graph.run_sync(1)
+    gc.collect()
+    assert not open_runs._open
 
 
 def test_a_level_that_does_not_exist_is_refused() -> None:

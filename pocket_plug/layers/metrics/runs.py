@@ -17,7 +17,7 @@ from .instruments import Instruments, about, failure
 class RunTimer:
     """Counts a run as active, and measures how long it takes."""
 
-    __slots__ = ("active", "context", "graph", "instruments", "run", "started")
+    __slots__ = ("__weakref__", "active", "context", "graph", "instruments", "run", "started")
 
     def __init__(self, instruments: Instruments, run: Run) -> None:
         self.instruments, self.run = instruments, run
