@@ -88,4 +88,4 @@ def test_a_module_that_is_not_there_is_an_error_that_names_those_that_are(capsys
     """As is every wrong use of the command."""
     with pytest.raises(SystemExit):
         main(["--only", "stor"])
-    assert "there is no module stor; there are codec/adapters, codec/codec" in capsys.readouterr().err
+    assert "there is no module stor; there are backends/network, backends/sqlite/backend" in capsys.readouterr().err
