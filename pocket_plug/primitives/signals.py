@@ -69,7 +69,8 @@ def raised_by_handler(error: BaseException) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for interrupted, frame in pairwise(frames):
         for given in frame.f_locals.values():
-            if any(each is interrupted for each in (given if type(given) is tuple else (given,))):
+            parts = cast("tuple[object, ...]", given if type(given) is tuple else (given,))  # it may take `*arguments`
+            if any(part is interrupted for part in parts):
                 return True
     return False
 
