@@ -58,6 +58,7 @@ from .errors import (
     WorkerCodeError,
     WrappedCancelledError,
     WrappedStopIterationError,
+    WrappedSystemExitError,
     WriteSizeError,
 )
 from .primitives.default_pocket import use_default_pocket
@@ -319,6 +320,7 @@ __all__ = [
     "WorkerReport",
     "WrappedCancelledError",
     "WrappedStopIterationError",
+    "WrappedSystemExitError",
     "WriteSizeError",
     "each",
     "emit",

@@ -179,6 +179,10 @@ class WrappedCancelledError(PocketError, RuntimeError):
     """A phase of a durable run raised CancelledError although nobody has cancelled the run: what it awaited was cancelled."""
 
 
+class WrappedSystemExitError(PocketError, RuntimeError):
+    """A node of a run that a worker executes raised SystemExit: the run has failed, and the worker continues."""
+
+
 # ---------------------------------------------------------------- exec elsewhere
 class ExecutorError(PocketError):
     """An executor could not run an `exec` elsewhere, or its answer can't be read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import IO, Any
 
 import click
@@ -25,21 +25,31 @@ MANY = 1000
 """For more things than this, a terminal shows a progress bar."""
 
 
-def _write(text: str | bytes, *, nl: bool = True, err: bool = False, color: bool | None = None) -> None:
+@contextmanager
+def only_json(as_json: bool) -> Generator[IO[str]]:
+    """With `--json`, what user code prints in the block goes to stderr, since stdout is for JSON. Yields the former stdout."""
+    out = sys.stdout
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield out
+
+
+def _write(
+    text: str | bytes, *, nl: bool = True, err: bool = False, color: bool | None = None, file: IO[str] | None = None
+) -> None:
     """Print to stdout or stderr. Raises ClickException if that fails, as on a full disk; not for a closed pipe."""
-    with said_if_unwritable("stderr" if err else "stdout"):
-        click.echo(text, nl=nl, err=err, color=color)
+    with said_if_unwritable("stderr" if err else "stdout", file):
+        click.echo(text, file, nl=nl, err=err, color=color)
 
 
 @contextmanager
-def said_if_unwritable(stream: str) -> Generator[None]:
+def said_if_unwritable(stream: str, file: IO[str] | None = None) -> Generator[None]:
     """Raise ClickException if a write to stdout or stderr fails within the block, as on a full disk; not for a closed pipe."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        _drop(getattr(sys, stream))
+        _drop(file or getattr(sys, stream))
         raise click.ClickException(
             f"{stream} can't be written to: {error.strerror}; the output is incomplete"
         ) from error
@@ -71,8 +81,8 @@ def echo_drawn(drawn: str) -> None:
     _write(drawn, nl=False, color=True)
 
 
-def echo_json(value: object, *, is_compact: bool = False) -> None:
-    """Print a JSON document. Values of types that JSON doesn't have are printed as text."""
+def echo_json(value: object, *, is_compact: bool = False, file: IO[str] | None = None) -> None:
+    """Print a JSON document, by default on stdout. Values of types that JSON doesn't have are printed as text."""
     import json
 
     import msgspec  # here, since the help needs neither
@@ -83,7 +93,7 @@ def echo_json(value: object, *, is_compact: bool = False) -> None:
         document = json.dumps(msgspec.to_builtins(value, enc_hook=str)).encode()
     if not is_compact:
         document = msgspec.json.format(document, indent=2)
-    _write(escaped_json(document.decode()))
+    _write(escaped_json(document.decode()), file=file)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -17,7 +17,7 @@ from pocket_plug.primitives.signals import run_loop
 
 from .given import input_of, value_of
 from .loading import load
-from .output import as_json, echo, echo_json, echo_value
+from .output import as_json, echo, echo_json, echo_value, only_json
 
 if TYPE_CHECKING:
     from pocket_plug.layers.tracing import Capture
@@ -110,7 +110,8 @@ def run(
 
     The input is JSON, read as the input type of the graph. For a str or a Path, plain text is enough.
     """
-    title, found = load(target, ("main", "graph"))
+    with only_json(as_json):
+        title, found = load(target, ("main", "graph"))
     with traced(trace, capture, in_default=is_graph(found)):
         if not is_graph(found):
             for option, value in (("--input", given), ("--run-id", run_id)):
@@ -120,7 +121,9 @@ def run(
         if arguments:
             hint = "; --debug belongs before `run`" if "--debug" in arguments else ""
             raise click.UsageError(f"{title} is a graph; it takes --input, not {' '.join(arguments)}{hint}")
-        print_result(_run_graph(found, given, run_id), as_json)
+        with only_json(as_json):
+            result = _run_graph(found, given, run_id)
+        print_result(result, as_json)
         return 0
 
 
@@ -189,7 +192,8 @@ def graph(target: str, as_svg: bool, as_json: bool) -> None:
     It also prints what is wrong with the graph. TARGET is a Python file or a folder that defines `graph`; TARGET:name
     names another object.
     """
-    _, found = load_graph(target)
+    with only_json(as_json):
+        _, found = load_graph(target)
     if as_json:
         charts = {"svg": found.svg()} if as_svg else {"mermaid": found.mermaid()}
         echo_json({"name": found.name, **charts}, is_compact=True)

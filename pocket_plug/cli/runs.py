@@ -30,7 +30,7 @@ from pocket_plug.store.store import StoreScope
 from .entries import sealing, text_of
 from .given import value_of
 from .jsonlines import is_json, type_in
-from .output import as_json, echo, echo_json, in_units, print_table
+from .output import as_json, echo, echo_json, in_units, only_json, print_table
 from .run import load_graph, print_result, trace_options, traced
 from .runs_check import check
 from .runs_prune import prune
@@ -316,7 +316,9 @@ def resume(
     async def resumed(graph: Graph[Any, Any], pocket: Pocket) -> object:
         return await graph.resume(run_id, pocket=pocket, allow_changed=allow_changed, takeover=takeover)
 
-    print_result(_with_graph(target, graph, resumed, trace, capture), as_json)
+    with only_json(as_json):
+        result = _with_graph(target, graph, resumed, trace, capture)
+    print_result(result, as_json)
 
 
 @runs.command(context_settings={"ignore_unknown_options": True})  # -1 is an answer
@@ -351,7 +353,8 @@ def answer(
             return await runs.answer(run_id, given, question=question, graph=graph)
         return await graph.resume(run_id, answer=given, question=question, pocket=pocket, allow_changed=allow_changed)
 
-    result = _with_graph(target, graph, answered, trace, capture)
+    with only_json(as_json):
+        result = _with_graph(target, graph, answered, trace, capture)
     if isinstance(result, RunInfo) and leave:
         _print_state(result, as_json)
         if not as_json and result.state == "pending":

@@ -10,7 +10,7 @@ from pocket_plug.graph.durable import RunCheck
 from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.primitives.signals import run_loop
 
-from .output import as_json, echo, echo_json, print_table
+from .output import as_json, echo, echo_json, only_json, print_table
 from .run import load_graph
 from .target import Target
 
@@ -25,7 +25,8 @@ def check(target: Target, graph: str, as_json: bool) -> int:
     TARGET is the graph, as for `run`. No run is executed, and nothing is written. The exit code is 0 if all can resume,
     and 1 if any can't.
     """
-    found = _checked(target, graph)
+    with only_json(as_json):
+        found = _checked(target, graph)
     refused = [each for each in found if not each.can_go_on]
     if as_json:
         echo_json([asdict(each) for each in found])

@@ -18,6 +18,7 @@ from pocket_plug.primitives.lists import place_of
 from pocket_plug.primitives.names import ITEMS
 from pocket_plug.primitives.terminal import escaped_json
 from pocket_plug.store.backend import Backend, Put
+from pocket_plug.store.keys import RESERVED
 
 from .entries import BATCH, count, found_entries, names_of, readable_name
 from .jsonlines import entries_of, line_of
@@ -41,11 +42,12 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
     """
     out, on_terminal, encode = sys.stdout.buffer, sys.stdout.isatty(), msgspec.json.Encoder().encode
 
-    async def exported() -> tuple[int, int]:
+    async def exported() -> tuple[int, int, int]:
         number = damaged = 0
         async with target.opened() as stack:
             before = await stack.version()
-            names = without_items(await names_of(stack, prefix, show_all))
+            there = without_items(await names_of(stack, prefix, show_all=True))
+            names = [name for name in there if show_all or not name.startswith(RESERVED)]
             with progress("exporting", 0 if on_terminal else len(names)) as advance:
                 async for name, entry in with_items(stack, found_entries(stack, names)):
                     if isinstance(entry, CodecError):
@@ -59,10 +61,11 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
             out.flush()
             if await stack.version() != before:
                 echo("the store was changed meanwhile: the export is not a consistent snapshot", err=True)
-        return number, damaged
+        return number, damaged, len(there) - len(names)
 
-    number, damaged = asyncio.run(exported())
-    echo(f"exported {count(number)}", err=True)
+    number, damaged, own = asyncio.run(exported())
+    left_out = f"; left out {own:,} of pocket_plug's own, such as durable runs: --all exports them too" if own else ""
+    echo(f"exported {count(number)}{left_out}", err=True)
     return int(damaged > 0)
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +22,7 @@ from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.signals import run_loop
 
-from .output import as_json, echo, echo_json
+from .output import as_json, echo, echo_json, only_json
 from .run import load_graph, trace_options, traced
 from .target import Target, by_name, by_url
 
@@ -75,10 +75,11 @@ def worker(
     """
     target = Target(url, name)
     target.make_default()
-    graphs = [load_graph(each)[1] for each in targets]
-    printer = _Printer(as_json)
-    with traced(trace, capture):
-        run_loop(_serve(graphs, target, printer, concurrency, lease, once))
+    with only_json(as_json) as out:
+        graphs = [load_graph(each)[1] for each in targets]
+        printer = _Printer(out if as_json else None)
+        with traced(trace, capture):
+            run_loop(_serve(graphs, target, printer, concurrency, lease, once))
     return int(once and printer.counts["failed"] > 0)
 
 
@@ -126,18 +127,17 @@ def _say_stopping() -> None:
 
 
 class _Printer:
-    """Prints a line for each report of the worker: what a run has become."""
+    """Prints a line for each report of the worker: what a run has become. As JSON to `json_to`, if that is given."""
 
-    def __init__(self, as_json: bool) -> None:
-        self._as_json = as_json
+    def __init__(self, json_to: IO[str] | None) -> None:
+        self._json_to = json_to
         self.counts: Counter[str] = Counter()
 
     def __call__(self, report: WorkerReport) -> None:
         self.counts[report.became] += 1
         kind = None if report.error is None else error_type(report.error)
-        if self._as_json:
-            echo_json(
-                {"became": report.became, "run": report.run_id, "graph": report.graph, "error": kind}, is_compact=True
-            )
+        if self._json_to is not None:
+            about = {"became": report.became, "run": report.run_id, "graph": report.graph, "error": kind}
+            echo_json(about, is_compact=True, file=self._json_to)
         else:
             echo(f"{report.became:9}  {report.run_id}  {report.graph}" + (f"  {kind}" if kind else ""))

@@ -30,6 +30,12 @@ bound to its place, as older versions have written them, adds `UNBOUND`."""
 
 UNBOUND = "an unbound record"
 
+WRITTEN_BY: Mapping[str, str] = {
+    "pocket_plug_compress.Compressed": "pocket-plug-compress",
+    "pocket_plug_encryption.Encrypted": "pocket-plug-encryption",
+}
+"""What layers of ours in other distributions store: the tag, and the distribution."""
+
 
 @dataclass(frozen=True, slots=True)
 class Registered:
@@ -99,8 +105,7 @@ class Registry:
             entry = self.tags.get(tag)
         if entry is None:
             raise UnknownTypeError(
-                f"the record holds an object of type {tag!r:.80}, which is not registered here; "
-                f"import the module that declares it, or call register_type(…, tag={tag!r:.80})"
+                f"the record holds an object of type {tag!r:.80}, which is not registered here; {_way_out(tag)}"
             )
         return entry
 
@@ -209,6 +214,15 @@ def upgraded_state(entry: Registered, version: int, state: Value) -> Value:
     if (seen := upgraded.get()) is not None:
         seen.append(entry.tag)
     return state
+
+
+def _way_out(tag: Any) -> str:
+    """How a tag becomes known. Recommends nothing to install that the tag itself names: anybody may have forged it."""
+    if (distribution := WRITTEN_BY.get(tag)) is not None:
+        return f"a layer wrote it; do: pip install {distribution}, and name the layer in the store's layers"
+    if str(tag).startswith("numpy."):
+        return "import numpy; if that fails, do: pip install 'pocket-plug[numpy]'"
+    return f"import the module that declares it, or call register_type(…, tag={tag!r:.80})"
 
 
 def _text(error: Exception) -> str:

@@ -12,8 +12,10 @@ import functools
 import inspect
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar, cast
@@ -57,6 +59,20 @@ def run_loop(
         return cast("T", result)
     finally:
         handlers.raised = ended = None  # their tracebacks hold this frame
+
+
+def raised_by_handler(error: BaseException) -> bool:
+    """Was an exception raised by a signal's handler, as by one that calls `sys.exit` at SIGTERM?
+
+    A handler is known by its arguments: one of them is the frame that it has interrupted.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for interrupted, frame in pairwise(frames):
+        for given in frame.f_locals.values():
+            parts = cast("tuple[object, ...]", given if type(given) is tuple else (given,))  # it may take `*arguments`
+            if any(part is interrupted for part in parts):
+                return True
+    return False
 
 
 class _Handlers:

@@ -318,6 +318,34 @@ def test_run_a_graph(capsys):
     assert json.loads(capsys.readouterr().out) == {"id": "o-1", "total": 42.0}
 
 
+def test_what_a_graph_prints_is_no_part_of_its_json(capsys):
+    """It goes to stderr with --json, also what its module prints; otherwise to stdout, as in any program."""
+    write(
+        "flow.py",
+        """
+        import pocket_plug as pp
+        print("imported")
+        @pp.node
+        async def here(n: int) -> int:
+            print("in the loop")
+            return n
+        @pp.node(timeout="60s")
+        def there(n: int) -> int:
+            print("in a thread")
+            return n
+        graph = pp.Graph(here >> there, name="flow")
+    """,
+    )
+    assert main(["run", "flow.py", "--input", "7", "--json"]) == 0
+    assert capsys.readouterr() == ("7\n", "imported\nin the loop\nin a thread\n")
+    assert main(["run", "flow.py", "--input", "7"]) == 0
+    assert capsys.readouterr() == ("in the loop\nin a thread\n7\n", "")
+    del sys.modules["flow"]
+    assert main(["graph", "flow.py", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["name"], err) == ("flow", "imported\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

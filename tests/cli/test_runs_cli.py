@@ -183,6 +183,28 @@ def test_an_approval_is_submitted_in_one_process_and_answered_in_another(here: A
     assert here("runs", "ls", "--json").json[0]["state"] == "finished"
 
 
+def test_what_a_run_prints_is_no_part_of_its_json() -> None:
+    """Of `runs resume`, `answer` and `check`: with --json it goes to stderr."""
+    with Path("shop.py").open("a") as program:
+        program.write(
+            dedent("""
+            print("imported")
+            @pp.node
+            def loud(answered: pp.Answered[str, bool]) -> str:
+                print("at work")
+                return answered.input
+            loudly = pp.Graph(pp.Ask[str, bool](bool, question="sure?", name="sure") >> loud, name="loudly")
+            """)
+        )
+    assert elsewhere("run", "shop.py:loudly", "--run-id", "l", "--input", "x", "--json").out == ""
+    checked = elsewhere("runs", "check", "shop.py:loudly", "--json")
+    assert ([each["run_id"] for each in checked.json], checked.err) == (["l"], "imported\n")
+    answered = elsewhere("runs", "answer", "shop.py:loudly", "l", "true", "--json")
+    assert (answered.code, answered.out, answered.err) == (0, '"x"\n', "imported\nat work\n")
+    resumed = elsewhere("runs", "resume", "shop.py:loudly", "l", "--json")
+    assert (resumed.code, resumed.out, resumed.err) == (0, '"x"\n', "imported\n")
+
+
 def test_what_goes_on_is_traced_as_what_began_was() -> None:
     """--trace and --capture of `run` and `runs answer`: one run, an execution for each, and the command that shows them all."""
     approval = str(EXAMPLES / "approval.py")

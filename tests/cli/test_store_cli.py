@@ -435,10 +435,14 @@ def test_a_server_that_refuses_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_reserved_entries_come_through_if_both_say_so() -> None:
-    """Without --all an export has none, and an import refuses them."""
+    """Without --all an export has none, which it says, and an import refuses them."""
     fill({"a": 1, "pocket:run": 2})
-    assert "pocket:run" not in run("export")[0]
-    Path("all.jsonl").write_text(run("export", "--all")[0])
+    exported, said = run("export")
+    assert "pocket:run" not in exported
+    assert said == "exported 1 entry; left out 1 of pocket_plug's own, such as durable runs: --all exports them too\n"
+    exported, said = run("export", "--all")
+    assert said == "exported 2 entries\n"
+    Path("all.jsonl").write_text(exported)
     refused = run("import", "all.jsonl", url="sqlite:///to.db", code=1)[1]
     assert "all.jsonl, line 2: 'pocket:run' is one of pocket_plug's own entries" in refused
     assert "--all" in refused

@@ -141,6 +141,15 @@ def test_json_is_a_line_for_each() -> None:
     assert ran.returncode == 0
 
 
+def test_what_nodes_print_is_no_part_of_the_json() -> None:
+    """It goes to stderr; each line of stdout is a report."""
+    submit("wait")
+    Path("go").touch()
+    ran = worker("shop.py", "--url", URL, "--once", "--json")
+    assert [json.loads(line)["became"] for line in ran.stdout.splitlines()] == ["taken", "finished"]
+    assert ran.stderr == "at work\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains(number: signal.Signals) -> None:
     """The node at work ends and lands, the run is released, and the exit code is 0."""

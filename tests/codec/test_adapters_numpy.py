@@ -297,6 +297,6 @@ print(codec.decode({record!r}))
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines() == [
         "the record holds an object of type 'numpy.ndarray', which is not registered here; "
-        "import the module that declares it, or call register_type(…, tag='numpy.ndarray')",
+        "import numpy; if that fails, do: pip install 'pocket-plug[numpy]'",
         "[0 1 2]",
     ]

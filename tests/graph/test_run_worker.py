@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -309,6 +311,77 @@ def test_a_cancelled_item_that_was_not_its_own_is_collected(url: str) -> None:
             assert one.type == "pocket_plug.errors.WrappedCancelledError"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async def", "def"])
+@pytest.mark.parametrize("is_item", [False, True], ids=["node", "item"])
+def test_a_node_that_exits_has_failed_and_its_worker_goes_on(url: str, is_async: bool, is_item: bool) -> None:
+    """Else the process would end with its other runs, and then the process of the worker that takes the run over."""
+
+    @node
+    async def exits(n: int) -> int:
+        sys.exit(f"no {n}")
+
+    @node
+    def exits_in_thread(n: int) -> int:
+        sys.exit(f"no {n}")
+
+    at = (exits if is_async else exits_in_thread).with_options(name="exits")
+
+    async def main() -> None:
+        leaving = Graph(each(at), name="leaving") if is_item else Graph(at, name="leaving")
+        async with Store(url) as store:
+            said = Said()
+            await leaving.submit([1, 2] if is_item else 1, run_id="out", store=store)
+            await graph.submit(1, run_id="on", store=store)
+            await Worker([leaving, graph], store=store, report=said).run(once=True)
+            assert said.of("on") == ["taken", "finished"]
+            assert said.of("out") == ["taken", "failed"]
+            info = await Runs(store).get("out")
+            assert info.failure is not None
+            assert (info.failure.type, info.failure.node) == (
+                "pocket_plug.errors.WrappedSystemExitError",
+                "each_exits/exits" if is_item else "exits",
+            )
+            assert info.failure.message.startswith("a node of run 'out' raised SystemExit: no 1: in a worker")
+            with pytest.raises(SystemExit):  # this process executes it itself
+                await leaving.resume("out", store=store)
+
+    asyncio.run(main())
+
+
+def test_a_signal_that_ends_the_process_fails_no_run(url: str) -> None:
+    """Its handler may raise SystemExit while a node is at work. Another worker takes the run over."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a second one is ignored
+        sys.exit(3)
+
+    @node
+    async def at_work(n: int) -> int:
+        signal.raise_signal(signal.SIGUSR1)
+        return n
+
+    async def main() -> None:
+        async with Store(url) as store:
+            await Worker([Graph(at_work, name="work")], store=store).run(once=True)
+
+    async def state() -> str:
+        async with Store(url) as store:
+            return (await Runs(store).get("w")).state
+
+    async def submit() -> None:
+        async with Store(url) as store:
+            await Graph(at_work, name="work").submit(1, run_id="w", store=store)
+
+    asyncio.run(submit())
+    former = signal.signal(signal.SIGUSR1, end)
+    try:
+        with pytest.raises(SystemExit):
+            asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert asyncio.run(state()) == "stalled"
 
 
 def test_several_workers_share_a_store(url: str) -> None:

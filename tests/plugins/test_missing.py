@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.codec import Codec, default_codec
+from pocket_plug.codec.registry import WRITTEN_BY
+from pocket_plug.errors import ConfigError, UnknownTypeError
 from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.plugins.checking import check_config
 from pocket_plug.plugins.discovery import find_plugins
@@ -22,6 +26,7 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 def test_the_table_has_what_our_plugins_offer(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that the distributions in `plugins/` offer, and nothing else; with the names that they are installed by."""
     bare = Pocket(autoload=False).offers
+    written: dict[str, str] = {}
     found: dict[str, dict[str, str]] = {"backend": {}, "layer": {}, "executor": {}, "settings": {}}
     for file in PLUGINS.glob("*/pyproject.toml"):
         project = tomllib.loads(file.read_text("utf-8"))["project"]
@@ -29,12 +34,34 @@ def test_the_table_has_what_our_plugins_offer(monkeypatch: pytest.MonkeyPatch) -
         for point in project.get("entry-points", {}).get("pocket_plug", {}).values():
             module, _, name = point.partition(":")
             plugin = import_module(module)
+            types = [each for each in vars(plugin).values() if isinstance(each, type) and each.__module__ == module]
+            written |= {default_codec.tag_of(each): project["name"] for each in types if default_codec.knows(each)}
             offers = Pocket(autoload=False, plugins=[getattr(plugin, name) if name else plugin]).offers
             found["backend"] |= dict.fromkeys({*offers.backends} - {*bare.backends}, project["name"])
             found["layer"] |= dict.fromkeys({*offers.layers} - {*bare.layers}, project["name"])
             found["executor"] |= dict.fromkeys({*offers.executors} - {*bare.executors}, project["name"])
             found["settings"] |= dict.fromkeys({*offers.settings} - {*bare.settings}, project["name"])
     assert found == OFFERED_BY
+    assert written == WRITTEN_BY
+
+
+@dataclass
+class Written:
+    """What a layer stores in place of a value."""
+
+    data: bytes
+
+
+@pytest.mark.parametrize(("tag", "distribution"), [*WRITTEN_BY.items(), ("pocket_plug_forged.Written", None)])
+def test_an_entry_of_a_layer_whose_plugin_is_not_installed(tag: str, distribution: str | None) -> None:
+    """The error says what to install. Nothing is recommended that a tag names: anybody may have forged it."""
+    with_it, without = Codec(), Codec()
+    with_it.register(Written, tag=tag)
+    with pytest.raises(UnknownTypeError, match=re.escape(tag)) as refused:
+        without.decode(with_it.encode(Written(b"")))
+    way_out = f"a layer wrote it; do: pip install {distribution}, and name the layer in the store's layers"
+    assert (way_out in str(refused.value)) == (distribution is not None)
+    assert ("pip" in str(refused.value)) == (distribution is not None)
 
 
 def test_a_part_of_a_plugin_that_is_not_installed() -> None:

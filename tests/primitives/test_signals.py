@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from pocket_plug import Node, SyncStore
 from pocket_plug.graph.graph import Graph
-from pocket_plug.primitives.signals import run_loop
+from pocket_plug.primitives.signals import raised_by_handler, run_loop
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.interrupts import Interrupted
 
@@ -39,6 +40,37 @@ def handle() -> Iterator[Callable[[Handler], None]]:
 
 def stop(number: int, frame: FrameType | None) -> None:
     raise Interrupted
+
+
+class Handles:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        raise Interrupted
+
+    def as_method(self, *given: object) -> None:
+        signal.signal(SIGNAL, signal.SIG_IGN)
+        raise Interrupted
+
+
+def stop_deeper(number: int, frame: FrameType | None) -> None:
+    stop(number, frame)
+
+
+# ---------------------------------------------------------------- by whom it is raised
+@pytest.mark.parametrize("handler", [stop, stop_deeper, Handles(), Handles().as_method, partial(stop_deeper)])
+@pytest.mark.parametrize("run", [asyncio.run, run_loop])
+def test_what_a_handler_has_raised_is_known(
+    handle: Callable[[Handler], None], handler: Handler, run: Callable[[Any], None]
+) -> None:
+    """Whatever kind of function it is; and what is raised without one isn't taken for it."""
+    handle(handler)
+
+    async def main() -> None:
+        for raised, is_handlers in (partial(signal.raise_signal, SIGNAL), True), (partial(stop, SIGNAL, None), False):
+            with pytest.raises(Interrupted) as caught:
+                raised()
+            assert raised_by_handler(caught.value) == is_handlers
+
+    run(main())
 
 
 # ---------------------------------------------------------------- where it is raised

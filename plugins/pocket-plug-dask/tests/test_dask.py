@@ -12,7 +12,7 @@ from typing import Any
 import pocket_plug_dask
 import pytest
 from dask import config
-from pocket_plug_dask import DaskExecutor
+from pocket_plug_dask import LOOKS_WITHOUT_WORKERS, DaskExecutor, _Home
 
 from pocket_plug import ConfigError, ExecutorLostError, Pocket
 from pocket_plug.remote import Executor
@@ -86,6 +86,44 @@ def test_a_scheduler_that_is_stopped_or_killed_is_an_error_and_then_used_again(t
     finally:
         executor.close()
         cluster.close()
+
+
+def test_a_cluster_without_workers_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only while work waits for one, and with the command that starts one; then the work is done."""
+    monkeypatch.setattr(pocket_plug_dask, "LOOK", 0.01)
+    found, looks = _Home._found, list[int]()
+    monkeypatch.setattr(_Home, "_found", lambda home, threads: looks.append(threads) or found(home, threads))
+
+    async def looks_without_workers(number: int) -> None:
+        before = looks.count(0)
+        while looks.count(0) < before + number:
+            await asyncio.sleep(0.01)
+
+    with DaskCluster(1) as cluster:
+        executor = DaskExecutor(cluster.url)
+        pocket = Pocket(plugins=[Offering(executor)], autoload=False)
+
+        async def main() -> None:
+            assert await graphs.halving.run(2, pocket=pocket) == 1
+            cluster.workers[0].kill()
+            await looks_without_workers(3 * LOOKS_WITHOUT_WORKERS)
+            assert "no workers" not in caplog.text
+            waiting = asyncio.create_task(graphs.halving.run(4, pocket=pocket))
+            await looks_without_workers(3 * LOOKS_WITHOUT_WORKERS)
+            await asyncio.to_thread(cluster.workers[0].restart)
+            assert await waiting == 2
+
+        try:
+            run(main())
+        finally:
+            executor.close()
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "pocket_plug"]
+    assert said == (
+        f"executor {cluster.url}: the cluster has no workers, so the nodes that it is to execute wait; "
+        f"start one: dask worker {cluster.url}"
+    )
 
 
 def test_a_cluster_of_this_machine_and_a_scheduler_file(cluster: DaskCluster) -> None:

@@ -126,6 +126,24 @@ def test_a_user_that_lacks_a_permission_is_refused_before_it_matters() -> None:
         with_backend(url, lambda backend: backend.write([Put("a", 1)]))
 
 
+def test_a_write_that_can_not_be_told_is_not_done() -> None:
+    """The user has lost its right to the channel while the program runs: what is an error has changed nothing."""
+    with valkey() as server:
+
+        async def use(backend: Redis) -> None:
+            version = await backend.write([Put("a", 1)])
+            _cli(server, "ACL", "SETUSER", "default", "resetchannels")
+            with pytest.raises(StoreError, match="ACL"):
+                await backend.write([Put("a", 2), Put("b", 2)])
+            assert await backend.read_many(["a", "b"]) == {"a": Entry(1, version)}
+            assert await keys_of(backend) == ["a"]
+            assert await backend.version() == version
+            _cli(server, "ACL", "SETUSER", "default", "allchannels")
+            assert await backend.write([Put("b", 2)]) == version + 1
+
+        with_backend(server.url, use)
+
+
 def test_who_gets_none_of_its_own_connections_is_told_so(
     fresh_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +347,27 @@ def test_a_turn_keeps_others_off_its_keys_only(fresh_url: Callable[[str], str], 
         await other.close()
 
     with_backend(fresh_url(""), use)
+
+
+def test_a_write_without_a_turn_calls_nobody(fresh_url: Callable[[str], str], valkey_server: Server) -> None:
+    """The next caller of the line is called already. A second one would find the turn taken, and go to the line's end."""
+    url = fresh_url("")
+    tag = "{pocket:" + url.rpartition("=")[2] + "}"
+
+    async def use(backend: Redis) -> None:
+        import redis
+
+        with redis.Redis.from_url(valkey_server.url) as raw:
+            raw.hset(tag, "turn", (2**60).to_bytes(8, "big"))
+            raw.set(f"{tag}/turn/n", "")  # a turn that has ended, as `end_turn` leaves it, but it doesn't expire
+            raw.rpush(f"{tag}/line/n", "")
+            await backend.write([Put("n", 1)])
+            assert raw.llen(f"{tag}/line/n") == 1
+            await backend.turn(("n",)).__aenter__()
+            await backend.write([Put("n", 2)])  # ends the turn
+            assert raw.llen(f"{tag}/line/n") == 1
+
+    with_backend(url, use)
 
 
 def test_a_copy_that_comes_after_later_writes_does_nothing(

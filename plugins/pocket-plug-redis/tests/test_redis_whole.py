@@ -16,7 +16,7 @@ import redis
 from pocket_plug_redis import Redis, watching
 from pocket_plug_redis.watching import WATCH_EVERY
 
-from pocket_plug import Delete, Graph, Put, Runs, Store, SyncStore, node
+from pocket_plug import Delete, Graph, Put, Runs, Store, StoreError, SyncStore, node
 from pocket_plug.cli import main
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.testing.scenarios import works_in_a_child
@@ -204,6 +204,28 @@ def test_a_watcher_is_told_of_each_write(fresh_url: Callable[[str], str]) -> Non
         assert len(told.words) == 4
 
     asyncio.run(use())
+
+
+def test_a_watcher_is_told_of_no_write_that_is_refused() -> None:
+    """The next write gets the version that it would have had: a cache would believe that it knows of that one already."""
+    with valkey() as server:
+
+        async def use() -> None:
+            told, backend = Told(), Redis.from_url(server.url)
+            await backend.open()
+            await backend.watch(told)
+            await asyncio.to_thread(told.wait, "back")
+            with redis.Redis(port=server.port) as client:
+                client.config_set("maxmemory", 1)
+                with pytest.raises(StoreError, match="memory is full"):
+                    await backend.write([Put("a", 1)])
+                client.config_set("maxmemory", 0)
+            version = await backend.write([Put("b", 1)])
+            await asyncio.to_thread(told.wait_for_last, {"b": version})
+            assert told.words == ["back", {"b": version}]
+            await backend.close()
+
+        asyncio.run(use())
 
 
 def test_a_lost_subscription_is_said_in_time_and_comes_back() -> None:

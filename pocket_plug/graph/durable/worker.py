@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 from pocket_plug.errors import (
@@ -18,6 +19,7 @@ from pocket_plug.errors import (
     RunStuckError,
     RunSuspendedError,
     StoreError,
+    WrappedSystemExitError,
 )
 from pocket_plug.graph.nodes.options import check_count
 from pocket_plug.graph.observing.host import RunHost, default_host
@@ -25,10 +27,12 @@ from pocket_plug.graph.observing.views import RunNotice
 from pocket_plug.graph.planning.plan import Plan, PlannedGraph
 from pocket_plug.graph.retention import Retention
 from pocket_plug.graph.running.execution import Execution
+from pocket_plug.graph.running.places import place_of
 from pocket_plug.graph.running.protocols import Running, Travel
 from pocket_plug.primitives.durations import Duration, seconds
-from pocket_plug.primitives.failures import error_type, log_failure
+from pocket_plug.primitives.failures import describe, error_type, log_failure
 from pocket_plug.primitives.redaction import named
+from pocket_plug.primitives.signals import raised_by_handler
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import MISSING, StoreScope
@@ -359,7 +363,21 @@ class _WorkerLedger(RunLedger):
     async def hold(self, run: Running, travel: Travel, value: object) -> Value:
         self.is_taken = True
         self._taken()
-        return await super().hold(run, travel, value)
+        return await super().hold(run, partial(self._contained, travel), value)
+
+    async def _contained(self, travel: Travel, value: object) -> Value:
+        """Take the value through the graph. A SystemExit of a node is the run's failure, and doesn't end the worker."""
+        try:
+            return await travel(value)
+        except SystemExit as error:
+            if raised_by_handler(error):  # the process was told to end, and this node happened to be at work
+                raise
+            failed = WrappedSystemExitError(
+                f"a node of run {self.journal.id!r} raised {describe(error)}: in a worker that is the run's failure"
+            )
+            if (place := place_of(error)) is not None:
+                failed.add_note(place)
+            raise failed from error
 
 
 def _became(error: Exception, status: Status) -> Became:

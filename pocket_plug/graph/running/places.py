@@ -33,8 +33,11 @@ class Place(str):
 
 
 def note_node(error: BaseException, run: Running, step: Step) -> None:
-    """Note that an error leaves a node; interrupts get no note. Never raises, even if the exception can't take a note."""
-    if not isinstance(error, Exception):
+    """Note that an error leaves a node; other interrupts than SystemExit get no note, for nobody records them.
+
+    Never raises, even if the exception can't take a note.
+    """
+    if not isinstance(error, Exception | SystemExit):
         return
     with suppress(Exception):
         is_around = step.perform is not None  # other nodes are inside, which may have written the note already
@@ -74,13 +77,13 @@ def place_of(error: BaseException) -> Place | None:
     return next((note for note in getattr(error, "__notes__", ()) if isinstance(note, Place)), None)
 
 
-def _known(error: Exception, run: Running, is_around: bool) -> Place | None:
+def _known(error: BaseException, run: Running, is_around: bool) -> Place | None:
     """The note from inside this node; None if the error was raised here. Notes from earlier runs and nodes don't count."""
     known, began = place_of(error), run.began
     return known if known is not None and (known.began > began or (is_around and known.began == began)) else None
 
 
-def _write(error: Exception, run: Running, step: Step, known: Place | None, text: str) -> Place:
+def _write(error: BaseException, run: Running, step: Step, known: Place | None, text: str) -> Place:
     place = Place(f"at {text}" if known is None else f"{known}, in {text}")
     place.began, place.last = run.began, id(step)
     if known is None:

@@ -7,6 +7,7 @@ its scheduler doesn't answer any more, a new client is made.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -25,8 +26,12 @@ TIMEOUT = 10
 """Seconds that the scheduler has to answer, unless the URL says otherwise."""
 LOOK = 1.0
 """Seconds between two checks of the scheduler: does it answer, and how many threads do its workers have?"""
+LOOKS_WITHOUT_WORKERS = 5
+"""After so many of these checks in a row that find no worker while work waits for one, a warning is logged."""
 CLOSING = 5.0
 """Seconds that closing may take."""
+
+_logger = logging.getLogger("pocket_plug")
 
 
 @hookimpl
@@ -120,6 +125,10 @@ class _Home:
         self._executor = executor
         self.threads = 0
         """How many threads all workers have."""
+        self._requests = 0
+        """How many requests wait for their answers."""
+        self._looks_without_workers = 0
+        """How many checks in a row have found no worker while requests waited."""
         self._client: Any = None  # distributed has no types
         self._cluster: Any = None
         self._lost: asyncio.Future[str] | None = None
@@ -149,12 +158,14 @@ class _Home:
         client, lost = await self._connected()
         future = client.submit(function, request, key=f"{self._prefix}-{next(self._numbers)}", pure=False)
         result = asyncio.ensure_future(_result_of(future))
+        self._requests += 1
         try:
             await asyncio.wait((result, lost), return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
                 raise ExecutorLostError(lost.result())
             return result.result()
         finally:
+            self._requests -= 1
             if not result.done():
                 result.cancel()
                 if not lost.done():
@@ -208,10 +219,17 @@ class _Home:
                 if not lost.done():
                     self._drop(f"the scheduler doesn't answer any more: {str(error) or type(error).__name__}")
                 return
-            has_grown, self.threads = threads > self.threads, threads
-            if has_grown:
-                self._executor.grown()
+            self._found(threads)
             await asyncio.wait({lost}, timeout=LOOK)
+
+    def _found(self, threads: int) -> None:
+        """Note what a check has found. Dask waits for workers in silence, so a cluster without any is logged."""
+        has_grown, self.threads = threads > self.threads, threads
+        if has_grown:
+            self._executor.grown()
+        self._looks_without_workers = 0 if threads or not self._requests else self._looks_without_workers + 1
+        if self._looks_without_workers == LOOKS_WITHOUT_WORKERS:
+            _logger.warning("executor %s: %s", self._executor.title, _without_workers(self._executor))
 
     def _drop(self, why: str) -> None:
         """Stop using this client; requests that wait for it fail."""
@@ -224,6 +242,14 @@ class _Home:
         task = asyncio.ensure_future(_quietly(do, arguments))
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
+
+
+def _without_workers(executor: DaskExecutor) -> str:
+    """What is logged while work waits in a cluster without workers."""
+    said = "the cluster has no workers, so the nodes that it is to execute wait"
+    if executor.workers is not None:
+        return f"{said}: its processes have ended; what they print says why"
+    return f"{said}; start one: dask worker {executor.address or f'--scheduler-file {executor.scheduler_file}'}"
 
 
 async def _quietly(do: Callable[..., Awaitable[object]], arguments: tuple[object, ...]) -> None:

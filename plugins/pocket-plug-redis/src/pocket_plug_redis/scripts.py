@@ -145,10 +145,9 @@ if changes > 0 and had[3] then -- somebody may have a turn
   for i = 1, changes do
     local name = string.sub(KEYS[4 + expected + i], #state + 2)
     local whose = call('GET', state .. '/turn/' .. name)
-    if whose == turn then
+    if whose and whose ~= '' then
+      if whose ~= turn then return {{{HELD}, math.max(call('PTTL', state .. '/turn/' .. name), 1)}} end
       ended[#ended + 1] = name
-    elseif whose and whose ~= '' then
-      return {{{HELD}, math.max(call('PTTL', state .. '/turn/' .. name), 1)}}
     end
   end
 end
@@ -158,6 +157,19 @@ for i = 1, expected do
   if there ~= wanted and not (wanted == -1 and there > 0) then conflict[#conflict + 1] = i end
 end
 if changes == 0 then return #conflict > 1 and conflict or version end
+local highest, stamps = version + 1, {{}}
+if #conflict == 1 and not was_noted then -- it will land: what may fail comes before the first change
+  version = version + 1
+  local told, skipped = {{}}, #state + 2
+  for i = 1, changes do
+    local own, name = tonumber(ARGV[7 + expected + 3 * i]), string.sub(KEYS[4 + expected + i], skipped)
+    stamps[i] = pack('>I8', own or version)
+    if own and own > highest then highest = own end
+    told[i] = stamps[i] .. pack('>I4', #name) .. name
+  end
+  call('HSET', state, '', had[1] or '0') -- changes nothing; fails if the server takes no writes now
+  call('PUBLISH', state .. '/changes', table.concat(told)) -- fails without a right to the channel
+end
 for _, name in ipairs(ended) do end_turn(state .. '/turn/' .. name, state .. '/line/' .. name) end
 if ARGV[4] == '1' then
   local hour = math.floor(tonumber(call('TIME')[1]) / 3600)
@@ -177,18 +189,12 @@ if #conflict > 1 then
   end
   return conflict
 end
-version = version + 1
-local highest, skipped, told = version, #state + 2, {{}}
-local bytes = pack('>I8', version)
 for i = 1, changes do
-  local at = 6 + expected + 3 * i
-  local key, entry, own, deadline = KEYS[4 + expected + i], ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local name, mine, stands = string.sub(key, skipped), bytes, true
+  local at, key, stamp, stands = 6 + expected + 3 * i, KEYS[4 + expected + i], stamps[i], true
+  local entry, own, deadline = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local name = string.sub(key, #state + 2)
   if own ~= '' then
-    local given = tonumber(own)
-    mine = pack('>I8', given)
-    if given > highest then highest = given end
-    local head = call('GETRANGE', key, 0, 7)
+    local given, head = tonumber(own), call('GETRANGE', key, 0, 7)
     if #head == 8 and head == call('GETRANGE', key, -8, -1) then -- a damaged one is replaced
       local there = unpack_('>I8', head)
       stands = there < given or (there == given and entry == '')
@@ -200,11 +206,10 @@ for i = 1, changes do
     call('ZREM', names, name)
     call('ZREM', ends, name)
   else
-    call('SET', key, mine .. entry .. mine)
+    call('SET', key, stamp .. entry .. stamp)
     call('ZADD', names, 0, name)
     if deadline == '' then call('ZREM', ends, name) else call('ZADD', ends, deadline, name) end
   end
-  told[i] = mine .. pack('>I4', #name) .. name
 end
 if changes > {REAP_EVERY // 2} or version % {REAP_EVERY} == 0 then
   local most = 2 * (changes + {REAP_EVERY})
@@ -215,7 +220,6 @@ if changes > {REAP_EVERY // 2} or version % {REAP_EVERY} == 0 then
   end
 end
 call('HSET', state, '', string.format('%.0f', highest), slot, pack('>I8I8', number, version))
-call('PUBLISH', state .. '/changes', table.concat(told))
 return version
 """
 )
