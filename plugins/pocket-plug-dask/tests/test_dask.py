@@ -121,11 +121,11 @@ def test_tls_is_as_dask_is_configured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("dask://", "names a scheduler"),
-        ("dask://host:1?scheduler_file=x", "names a scheduler"),
+        ("dask://", "give either a scheduler"),
+        ("dask://host:1?scheduler_file=x", "give either a scheduler"),
         ("dask://host:1?time=3", "Did you mean 'timeout'"),
         ("dask://host:1?timeout=soon", "whole number"),
-        ("dask+local://host?workers=2", "nothing but options"),
+        ("dask+local://host?workers=2", "only options"),
         ("dask+local://?workers=0", "whole number"),
         ("dask://me:hunter2@host:1", "only host:port"),
     ],

@@ -457,5 +457,5 @@ def test_the_serializer_keeps_errors_and_refuses_pickles() -> None:
     assert (type(error), error.args) == (ValueError, ("x",))
     with pytest.raises(pp.CodecError):
         serializer.deserialize("gASVBQAAAAAAAABLAS4=")
-    with pytest.raises(pp.CorruptRecordError, match="it is no base64"):
+    with pytest.raises(pp.CorruptRecordError, match="it is not base64"):
         serializer.deserialize("no base64 at all")

@@ -398,12 +398,12 @@ def test_keys_come_from_a_function() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ("hunter2!", r"keys\[0\] is no base64"),
+        ("hunter2!", r"keys\[0\] is not base64"),
         ("aHVudGVyMg==", r"keys\[0\] is base64 of 7 bytes, and a key is base64 of 32 bytes; make one"),
-        ((KEY, "hunter2!"), r"keys\[1\] is no base64"),
+        ((KEY, "hunter2!"), r"keys\[1\] is not base64"),
         ((), "`keys` is empty"),
-        (lambda: [5], r"keys\[0\] is no base64"),
-        (lambda: None, r"keys\[0\] is no base64"),
+        (lambda: [5], r"keys\[0\] is not base64"),
+        (lambda: None, r"keys\[0\] is not base64"),
         (5, "'keys' must be"),
     ],
 )

@@ -54,7 +54,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Callable[[K
 def test_it_is_what_the_protocol_says() -> None:
     """Also at run time."""
     assert isinstance(KeyValue(Store()), AsyncKeyValue)
-    with pytest.raises(ConfigError, match="made of a Store or a scope of one, not of a SyncStore"):
+    with pytest.raises(ConfigError, match="needs a Store or a scope of a Store, not a SyncStore"):
         KeyValue(SyncStore())  # type: ignore[arg-type]
 
 

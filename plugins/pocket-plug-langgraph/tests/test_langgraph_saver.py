@@ -386,5 +386,5 @@ def test_nothing_is_pickled(saver: PocketSaver) -> None:
 @pytest.mark.parametrize("kind", [PocketSaver, PocketStore])
 def test_what_is_no_store_is_refused(kind: Any) -> None:
     """With what it is made of."""
-    with pytest.raises(ConfigError, match=f"{kind.__name__} is made of a Store, .* or a URL, not of int"):
+    with pytest.raises(ConfigError, match=f"{kind.__name__} needs a Store, .* or a URL, not int"):
         kind(5)

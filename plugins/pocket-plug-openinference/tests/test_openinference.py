@@ -242,7 +242,7 @@ def test_a_nested_graph_that_the_settings_name_is_one_agent(tmp_path: Path, monk
     [
         ('kinds = { chat = "agnet" }', r"kinds\.chat is 'agnet'; it is one of: agent, .*, tool\. Did you mean 'agent'"),
         ("kinds = { chat = 3 }", r"kinds\.chat is 3; it is one of"),
-        ('kinds = "agent"', "kinds is str; give a table"),
+        ('kinds = "agent"', "kinds is a str; give a table"),
         ('kind = "agent"', "openinference has no option 'kind'; it has: kinds"),
     ],
 )

@@ -464,5 +464,7 @@ def test_a_clock_that_differs_is_said(
             "pocket_plug_postgres.schema.time", SimpleNamespace(time=backend.clock if is_systems else now)
         )
         asyncio.run(backend.open())
-        said = [record for record in caplog.records if "its clock differs from this one by -5.0 s" in record.message]
+        said = [
+            record for record in caplog.records if "its clock differs from this machine's by -5.0 s" in record.message
+        ]
         assert len(said) == warnings

@@ -252,7 +252,7 @@ def test_a_subscription_that_can_not_be_had_is_logged_once_for_each_reason(
         asyncio.run(use())
     *reasons, last = [record.getMessage() for record in caplog.records]
     assert len(reasons) == len({*reasons}), reasons
-    assert last.endswith("what others write is told again")
+    assert last.endswith("other programs' writes are notified again")
     assert f"(ConnectionError: Error 111 connecting to 127.0.0.1:{server.port}. Connection refused.)" in caplog.text
 
 
