@@ -1,4 +1,4 @@
-"""What goes wrong below a run: it fails with what is wrong, leaves nothing by half, and goes on once the cause is gone."""
+"""Failures below a run: it fails with the cause, leaves nothing half done, and continues once the cause is gone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Faults = dict[int, Callable[[], object]]
 
 
 def counting(store: pp.Store, faults: Faults | None = None) -> pp.Graph[None, int]:
-    """A loop that goes on from where the store says it is: each visit writes a number's page and raises two sums."""
+    """A loop that continues from the store's state: each visit writes a number's page and increases two sums."""
 
     class Count(pp.Node[None, int, int]):
         again = pp.Action[None]()
@@ -52,7 +52,7 @@ def counting(store: pp.Store, faults: Faults | None = None) -> pp.Graph[None, in
 
 
 def state(store: pp.SyncStore) -> int:
-    """How far it came, after checking that every visit until then is there whole and no other is."""
+    """How many visits were made, after checking that each of them is complete and no other exists."""
     count = store.get("count", 0)
     assert list(store.keys("page:")) == [f"page:{n:02}" for n in range(1, count + 1)]
     assert store.get("sum", 0) == sum(range(count + 1))
@@ -60,12 +60,12 @@ def state(store: pp.SyncStore) -> int:
 
 
 def has_failed_then_goes_on(store: pp.Store, graph: pp.Graph[None, int], said: str, mend: Callable[[], None]) -> int:
-    """Run it into the fault, look at what is left, mend it, run it to its end; gives how far it came at first."""
+    """Run into the fault, check the state, repair it, run to the end; returns the number of visits before the fault."""
     with store.sync as sync:
         with pytest.raises(pp.StoreError, match=said):
             graph.run_sync(None)
         reached = state(sync)
-        with pytest.raises(pp.StoreError, match=said):  # nor does it get any further by trying again
+        with pytest.raises(pp.StoreError, match=said):  # trying again doesn't get any further
             graph.run_sync(None)
         assert state(sync) == reached
         mend()

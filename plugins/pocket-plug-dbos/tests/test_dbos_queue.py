@@ -447,7 +447,7 @@ def test_a_queue_refuses_what_it_does_not_have(world: World) -> None:
     assert world.workflow("g-1").status == "ERROR"
     with pytest.raises(ConfigError, match="has no such graph"):
         world.do(world.narrow.retry("g-1"))
-    for graphs, why in [([], "at least"), ([orders, orders], "two graphs"), ([book], "takes the runs of graphs")]:
+    for graphs, why in [([], "at least"), ([orders, orders], "two graphs"), ([book], "is not a Graph")]:
         with pytest.raises(ConfigError, match=why):
             DBOSQueue("refused", graphs)  # type: ignore[arg-type]
 
