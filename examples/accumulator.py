@@ -1,6 +1,7 @@
-"""Collect along the way, sum up at the end: several nodes, or many items at a time, add to one list.
+"""Collect values during a run and sum them up at the end: several nodes, or many items at a time, append to one list.
 
-`update` is atomic, and `post` lands whole or not at all, so nothing is lost however many add at once.
+`update` is atomic, and all writes of `post` are committed together or not at all. So no value is lost, however many nodes append
+concurrently.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ async def collect(store: StoreWriter, reading: Reading) -> Reading:
 
 
 class Summarise(Node[object, str]):
-    """Takes whatever came before: what it needs stands in the store."""
+    """Accepts any input: everything that it needs is in the store."""
 
     async def prep(self, store: StoreReader, _: object) -> list[Reading]:
         return await store.get(READINGS, default=[])

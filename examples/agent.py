@@ -1,6 +1,6 @@
-"""An agent: a model that answers or asks for a tool, in a loop until it answers; flaky calls are tried again.
+"""An agent: a loop in which a model answers or asks for a tool, until it answers. A failed call of the model is retried.
 
-The model here is a script, so that nothing is fetched; a real one would stand in the same place.
+The model here is a script, so the example needs no network. A real model would be used in the same place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ FACTS = {"population of Iceland": "390000", "area of Iceland": "103000"}
 
 @dataclass
 class Model:
-    """Wants to know the facts, one by one, then divides. Its second call fails, as calls over networks do."""
+    """Asks for two facts, one after the other, then for a division. Its second call fails, as calls over a
+    network sometimes do.
+    """
 
     calls: int = 0
 
@@ -48,7 +50,7 @@ TOOL_CALLS = Key("agent:tool_calls", list[str])
 
 @dataclass
 class Think(Node[Chat, str, "str | ToolCall"], retry=Retry(attempts=3, on=(ConnectionError,)), timeout=30):
-    """A dataclass, so that it takes its model as an argument; options of the node stand apart from its fields."""
+    """A dataclass, so that the node takes its model as an argument. The node's options are class arguments, not fields."""
 
     model: Model
     act = Action[ToolCall]()

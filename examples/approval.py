@@ -1,6 +1,6 @@
-"""A person has the last word, days later and in another process: a run that is suspended until somebody answers.
+"""A person approves a draft, perhaps days later and in another process: the run is suspended until somebody answers.
 
-`approval.py FILE submit TEXT` and `approval.py FILE answer yes` drive it; without arguments both are shown.
+`approval.py FILE submit TEXT` starts the run, `approval.py FILE answer yes` answers. Without arguments it shows both.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def decide(store: SyncWriter, answered: Answered[Draft, bool]) -> Draft | Next[D
 
 @node.post
 def send(store: SyncWriter, draft: Draft) -> str:
-    sent = store.update(SENT, lambda sent: [*sent, draft.text], default=[])  # lands with the checkpoint: once
+    sent = store.update(
+        SENT, lambda sent: [*sent, draft.text], default=[]
+    )  # committed with the checkpoint, so exactly once
     return f"sent, as number {len(sent)}"
 
 
@@ -54,12 +56,12 @@ def workflow(store: SyncStore | None = None) -> Graph[str, str]:
     return Graph(count >> approve >> decide >> send, decide.on(DROPPED) >> drop, store=store, name="approval")
 
 
-graph = workflow()  # for `pocket-plug run` and `pocket-plug runs`, over the store that they are given
+graph = workflow()  # for `pocket-plug run` and `pocket-plug runs`, which give it their store
 
 
 def submit(store: SyncStore, text: str) -> None:
     try:
-        print(" ", workflow(store).run_sync(text, run_id="mail"))  # the same line goes on after a crash, too
+        print(" ", workflow(store).run_sync(text, run_id="mail"))  # after a crash, the same call resumes the run
     except RunSuspendedError as suspended:
         print(f"  waiting: {suspended.question}")
 

@@ -1,6 +1,6 @@
-"""A store by itself: set, get, delete, lifetimes, and an update of which no concurrent caller gets lost.
+"""A store by itself: set, get, delete, time to live, and an update that is atomic among concurrent callers.
 
-A plain string names anything; a `Key` also knows what stands there, and then type checkers know it too.
+A key can be any string. A `Key` also declares the type of the value, which type checkers then know.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ async def main() -> None:
     if (user := await store.get(USER(123))) is not None:  # user: User | None
         print(f"{user.name} stands at {USER(123)}, for at most 300 seconds: {await store.ttl(USER(123)) or 0:.0f}")
 
-    await store.set("nickname", None)  # a stored None is something
+    await store.set("nickname", None)  # a stored None is a value
     for name in ("nickname", "surname"):
         print(name, "is", "not there" if await store.get(name, MISSING) is MISSING else "there")
 

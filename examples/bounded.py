@@ -1,6 +1,6 @@
-"""Bounded stores: a cache that forgets what is used least, sessions that end by themselves, a rate limit.
+"""Bounded stores: a cache that evicts the least recently used entries, sessions that expire, a rate limit.
 
-The clock is handed in, so that half an hour passes at once.
+The clock is passed in, so the example doesn't wait for half an hour.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pocket_plug.layers import Bounding
 
 @dataclass
 class Clock:
-    """Epoch seconds that pass when told to."""
+    """Epoch seconds that advance only when the example says so."""
 
     now: float = 1_800_000_000.0
 
@@ -37,7 +37,7 @@ HITS = Key("hits:{}:{}", int)
 
 
 async def cache() -> None:
-    """The page that nobody has asked for longest makes room."""
+    """If the cache is full, the least recently used page is evicted."""
     store = Store(
         layers=[Bounding(max_entries=3, on_evict=lambda key, _, reason: print("   evicted", key, "for", reason))]
     )
@@ -49,7 +49,7 @@ async def cache() -> None:
 
 
 async def sessions(clock: Clock) -> None:
-    """What an expired session holds is let go of."""
+    """Expired sessions are removed, so their memory is free again."""
 
     def end(key: str, session: Session, reason: str) -> None:
         session.close()
@@ -61,11 +61,11 @@ async def sessions(clock: Clock) -> None:
     clock.now += 11 * 60
     print("   Alice is", "known" if await store.has(SESSION("a1")) else "a stranger again")
     print("   Bob is", "known" if await store.has(SESSION("b2")) else "a stranger again")
-    await store.set(SESSION("c3"), Session("Carol"))  # writes clean up
+    await store.set(SESSION("c3"), Session("Carol"))  # writes remove expired entries
 
 
 async def rate_limit(clock: Clock) -> None:
-    """So many requests a minute for each client; yesterday's minutes are forgotten by themselves."""
+    """At most a number of requests per minute for each client. The counters of past minutes expire."""
     store = Store(layers=[Bounding(max_entries=100_000, ttl="2m")], clock=clock)
 
     async def allowed(client: str) -> bool:

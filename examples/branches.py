@@ -1,6 +1,6 @@
-"""Several ways out of a node: declared as actions, each with the type it carries, joined to nodes in the graph.
+"""A node with several ways out: each is declared as an action with the type it passes on, and joined to a node in the graph.
 
-An action that leads nowhere is an error when the graph is validated, not a run that ends in silence.
+An action without an edge is an error when the graph is validated; the run doesn't end silently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Charge(Node[Order, Order]):
 
 @node.post
 def inspect(store: SyncWriter, order: Order) -> Order | Next[str]:
-    """Ends the run from the middle of the graph, where there is something to object to."""
+    """Ends the run early if there is a reason to reject the input."""
     return END(f"{order.id}: held back") if order.total == 6_666 else order
 
 

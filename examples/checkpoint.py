@@ -1,6 +1,6 @@
-"""Save what was hard to get, so that the next attempt need not get it again: checkpoints, read by the first node.
+"""Save results that took long, so that the next attempt need not compute them again: a checkpoint, which the first node reads.
 
-The store is a SQLite file, so the next attempt may well be made by another process.
+The store is a SQLite file, so the next attempt can be made by another process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LATEST = Key("checkpoint:{}:latest", Checkpoint)
 
 
 class Recover(Node[str, str, "Checkpoint | None"]):
-    """Goes on with what an earlier attempt left, if any did."""
+    """Continues from the checkpoint of an earlier attempt, if there is one."""
 
     resume = Action[Scan]()
 

@@ -1,6 +1,6 @@
-"""Temporary data goes away: in post together with the result, in on_complete whatever happened.
+"""Remove temporary data: in `post` together with the result, and in `on_complete` also after an error.
 
-A lock that is not let go of after an error would keep everybody else out.
+If a lock was not released after an error, all others would be locked out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PUBLISHED = Key("published:{}", str)
 @node.post
 async def draft(store: StoreWriter, title: str) -> str:
     await store.set(DRAFT(title), f"{title}: a first draft")
-    await store.set(LOCK("press"), title, ttl="1h")  # should even the process die, it frees itself
+    await store.set(LOCK("press"), title, ttl="1h")  # if the process dies, the lock expires
     return title
 
 
@@ -29,7 +29,7 @@ class Publish(Node[str, str]):
 
     async def post(self, store: StoreWriter, title: str, _: str, text: str) -> str:
         await store.set(PUBLISHED(title), text)
-        await store.delete(DRAFT(title))  # lands in the same moment
+        await store.delete(DRAFT(title))  # in the same commit
         return text
 
     async def on_failure(self, store: StoreWriter, error: BaseException) -> None:

@@ -1,6 +1,6 @@
-"""Stores from a TOML file: which backend, and which layers around it, is for those to say who run the program.
+"""Stores from a TOML file: the operators of a program choose the backend and the layers.
 
-A mistake in the file is an error that says where it is and what was meant.
+A mistake in the file raises an error that says where the mistake is, and suggests the right word.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
         file = Path(folder, "pocket.toml")
         file.write_text(POCKET_TOML)
 
-        with Pocket(file) as pocket:  # opens all stores; `async with` does it where there is an event loop
+        with Pocket(file) as pocket:  # opens all stores; with an event loop, use `async with`
             store, cache = pocket.store.sync, pocket.stores["cache"].sync
             print("store:", repr(store).replace(folder, "…"))
             print("cache:", cache)

@@ -1,6 +1,6 @@
-"""A backend of one's own: read, write, scan and a version make one; all that a store can do comes along.
+"""Your own backend: implement read, write, scan and version, and all operations of a store work with it.
 
-This one forgets nothing: it is a ledger of every value that a key has had.
+This backend is a ledger: it keeps every value that a key has had.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ History = tuple[Entry | None, ...]
 
 
 class Ledger(Backend):
-    """Every version of every key, in memory; None where it was deleted."""
+    """Every version of every key, in memory; None means deleted."""
 
-    inline_read = inline_write = True  # nothing in here waits, so sync callers are served in place
+    inline_read = inline_write = True  # no operation waits, so sync callers run them in their own thread
     needs_loop = False
 
     def __init__(self) -> None:
         self.entries: dict[str, History] = {}
         self._version = 0
-        self._lock = new_lock()  # one that nobody holds at the moment of a fork
+        self._lock = new_lock()  # so that a fork waits until nobody holds it
         self._is_closed = False
 
     async def read(self, key: str) -> Entry | None:
@@ -41,13 +41,13 @@ class Ledger(Backend):
             if changed := [key for key in expect if not is_expected(found[key], expect[key])]:
                 raise ConflictError(changed)
             self._version += bool(changes)
-            new: dict[str, History] = {}  # made ready first: a reader, or Ctrl-C, may come between any two steps
+            new: dict[str, History] = {}  # prepared first: a reader, or Ctrl-C, may come between any two steps
             for change in changes:
                 history = new.get(change.key) or self.entries.get(change.key, ())
                 if self._supersedes(change, history):
                     self._version = max(self._version, change.version or 0)
                     new[change.key] = (*history, self._entry(change))
-            self.entries |= new  # and this is one step
+            self.entries |= new  # a single step
             return self._version
 
     async def scan(
@@ -59,7 +59,7 @@ class Ledger(Backend):
         ):  # with many keys, keep them sorted
             if given == limit:
                 return
-            if await self.read(key):  # so that only those count which are there
+            if await self.read(key):  # only existing keys count
                 yield key
                 given += 1
 
@@ -82,7 +82,7 @@ class Ledger(Backend):
         return entry if entry and (entry.expires_at is None or self.clock() < entry.expires_at) else None
 
     def _supersedes(self, change: Change, history: History) -> bool:
-        """A change with a version comes from another tier, and must not undo what is newer here."""
+        """A change with a version of its own comes from another tier; it must not replace a newer entry."""
         last = history[-1] if history else None
         if change.version is None or last is None or last.version < change.version:
             return True

@@ -1,6 +1,6 @@
-"""What a node needs of the store and what it leaves there, declared: read by people, drawn, and held to.
+"""A node declares what it reads from the store and what it writes. The graph's picture shows it, and the store enforces it.
 
-`reads` are fetched in one go before prep; a key that was not declared is refused.
+The keys of `reads` are read together before prep. Access to a key that was not declared raises an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SOLD = Key("metrics:items_sold", int)
 
 
 class PriceOrder(Node[Order, Order], reads=(PRICE, DISCOUNT), writes=(ORDER, SOLD)):
-    """Prices an order and books it."""
+    """Prices an order, and stores it."""
 
     async def prep(self, store: StoreReader, order: Order) -> tuple[Order, float]:
         discount = await store.get(DISCOUNT(order.user), 0.0)

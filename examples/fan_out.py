@@ -1,6 +1,6 @@
-"""Many items at a time: `each` makes a node of a node for single items, `fan_out` does it without a graph.
+"""Many items at a time: `each` turns a node for one item into a node for many, and `fan_out` does it without a graph.
 
-Results come in the items' order. The first error cancels the rest, unless errors are collected.
+Results have the order of the items. The first error cancels the other items, unless errors are collected.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pocket_plug import Graph, Node, each, fan_out, node
 
 @dataclass
 class Fetch(Node[str, bytes]):
-    """Pretends to fetch a page, and notes how many it fetches at a time."""
+    """Pretends to fetch a page, and counts how many are fetched at the same time."""
 
     running: int = 0
     most: int = 0

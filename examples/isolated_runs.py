@@ -1,6 +1,6 @@
-"""Each run in a scope of its own: runs at the same time don't meet, and one is thrown away as a whole.
+"""A scope for each run: concurrent runs don't see each other's data, and the data of a run can be deleted as a whole.
 
-One graph, many stores: nodes and chains belong to no graph, so a graph for each run costs next to nothing.
+Nodes and chains belong to no graph, so you can create a graph for each run, each with another store, at almost no cost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _numbers = count(1)
 
 
 class Halve(Node[int, int]):
-    """Halves until nothing is left, and keeps the way in the store."""
+    """Halves a number until it is 1, and stores each step."""
 
     again = Action[int]()
 

@@ -1,6 +1,6 @@
-"""Nothing there: take a default where one will do, fail with a message where none will.
+"""If an entry is missing: use a default if there is a sensible one, or raise an error.
 
-`MISSING` tells a stored None from nothing stored; a backend that fails is an error, never "nothing there".
+`MISSING` distinguishes a stored None from no entry. If a backend fails, it raises an error, which never looks like no entry.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ API_KEY = Key("secret:api_key", str)
 
 class Connect(Node[str, str]):
     async def prep(self, store: StoreReader, host: str) -> str:
-        config = await store.get(CONFIG, default=Config())  # a default will do
-        api_key = await store.require(API_KEY)  # without it there is no point in going on
+        config = await store.get(CONFIG, default=Config())  # there is a sensible default
+        api_key = await store.require(API_KEY)  # the program can't work without it
         return f"{host} with {len(api_key)} characters of key, {config.retries} retries"
 
 

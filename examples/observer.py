@@ -1,6 +1,6 @@
-"""A plugin that watches runs: asked once for each, it answers with context managers to be entered around each part.
+"""A plugin that observes runs: it is asked once for each run, and returns context managers that are entered around its parts.
 
-A `finally` is all it takes to see every end, errors included; and whatever the plugin does, the result is the same.
+The `finally` of a context manager sees every end, errors included. The plugin can't change the result of a run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pocket_plug.hookspecs import NodeCall, Observer, Run
 
 
 class Narrator:
-    """Tells what happens in the runs of some graphs."""
+    """Prints what happens in the runs of some graphs."""
 
     def __init__(self, *graphs: str) -> None:
         self._graphs = graphs

@@ -1,6 +1,6 @@
-"""Memory in front, a database behind: reads are served from a small cache, writes land in SQLite first.
+"""Memory in front of a database: reads come from a small cache, and writes go to SQLite first.
 
-The layers are listed from the outside in, as a call passes them.
+Layers are listed from the outermost to the innermost, in the order in which a call passes them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A node's phases: prep reads, exec works without the store, post writes; as a class or as functions, async or not.
+"""A node's phases: prep reads, exec works without the store, post writes. As a class or as functions, async or not.
 
-A prep that writes does not type-check, and at run time its store has no `set`.
+A prep that writes is a type error, and at run time its store has no `set`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LAST = Key("last:{}", str)
 
 
 class Greet(Node[str, str, str]):
-    """A class, async: for nodes that wait for something."""
+    """An async class: for nodes that await something."""
 
     async def prep(self, store: StoreReader, name: str) -> tuple[Tone, str]:
         return await store.get(TONE, Tone()), name
@@ -36,7 +36,7 @@ class Greet(Node[str, str, str]):
 
 
 class GreetSync(Node[str, str]):
-    """The same without `await`: its store is a sync one."""
+    """The same without `await`: its store is sync."""
 
     def prep(self, store: SyncReader, name: str) -> tuple[Tone, str]:
         return store.get(TONE, Tone()), name
@@ -69,7 +69,7 @@ greet_by_functions = node.of(prep=look_up, exec=phrase, post=remember, name="gre
 
 @node
 def greet_plainly(name: str) -> str:
-    """Only exec, so a plain function will do. It can still be called as one."""
+    """Only exec, so a plain function is enough. You can still call it as a function."""
     return f"Hi, {name}."
 
 

@@ -1,6 +1,6 @@
-"""A typed store, and a repository on top of it: what is no `User` gets neither in nor out.
+"""A typed store, and a repository that uses it: only values of the type `User` can be stored and read.
 
-Type checkers refuse the wrong type where they can see it, the store refuses it where they can't.
+Type checkers report a wrong type if they can see it; otherwise the store raises an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class User:
 
 
 class UserRepository:
-    """Users by id. The rest of the program needs to know of no key."""
+    """Users by id. The rest of the program doesn't use keys."""
 
     def __init__(self, store: Store) -> None:
         self._users = store.scope("user").typed(User)
@@ -42,7 +42,7 @@ async def main() -> None:
     print(await users.find("1"), "/", await users.find("2"))
     print(await users.rename("1", "Alicia"))
 
-    await store.set("user:3", json.loads('{"id": "3", "name": "Mallory"}'))  # somebody passed the repository by
+    await store.set("user:3", json.loads('{"id": "3", "name": "Mallory"}'))  # written without the repository
     try:
         await users.find("3")
     except ValueTypeError as error:

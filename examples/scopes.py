@@ -1,6 +1,6 @@
-"""Scopes: a part of a store in which names need no prefix; for components, for tenants, for whole graphs.
+"""Scopes: a part of a store, in which names need no prefix. For components, for tenants, for whole graphs.
 
-What fills a `Key` is escaped, so a tenant called "acme:admin" stays out of the admin part of "acme".
+The parts that fill a `Key` are escaped, so a tenant called "acme:admin" can't reach the scope "admin" of "acme".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REVENUE = Key("revenue", int)
 
 @node.post
 async def book(store: StoreWriter, order: Order) -> int:
-    """Knows nothing of tenants: the store that it is handed is the tenant's."""
+    """Doesn't depend on tenants: its store is the tenant's scope."""
     await store.set(LAST, order)
     return await store.update(REVENUE, lambda total: total + order.amount, default=0)
 

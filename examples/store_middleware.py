@@ -1,6 +1,6 @@
-"""A layer of one's own: a class around whatever is inside, whose fields are its options.
+"""Your own layer: a class around the inner layers, whose fields are its options.
 
-Batches, transactions and updates all pass `read` and `write`, so these two miss nothing.
+Batches, transactions and updates all use `read` and `write`, so these two methods see every operation.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pocket_plug.layers import Bounding
 
 
 class Journal(Layer):
-    """Says what is read and written."""
+    """Prints each read and write."""
 
     prefix: str = "store"
 
-    inline_read = inline_write = True  # it waits for nothing itself, so sync callers are served in place
+    inline_read = inline_write = True  # it doesn't wait itself, so sync callers run it in their own thread
 
     async def read(self, key: str) -> Entry | None:
         entry = await self.inner.read(key)

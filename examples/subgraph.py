@@ -1,6 +1,6 @@
-"""A graph is a node: what works on its own works inside of another one, in a scope of the outer store.
+"""A graph is a node: you can use it inside another graph, in a scope of the outer graph's store.
 
-Its last action is the way by which the outer graph's node is left.
+The last action of the inner graph decides which edge of the outer graph is taken.
 """
 
 from __future__ import annotations

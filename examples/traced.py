@@ -1,6 +1,6 @@
-"""One line, and every run is traced: a tree in the terminal, a file beside it, or a collector that `OTEL_*` names.
+"""One line traces every run: to a tree in the terminal, to a file, or to a collector that `OTEL_*` variables name.
 
-Spans nest as the calls do: a nested graph in its node, an attempt at exec in its node's visit.
+Spans are nested like the calls: a nested graph is below its node, an attempt at exec below the visit of its node.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def main() -> None:
     survey = Graph(poll >> add_up, store=Store(layers=["tracing"]), name="survey")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "traces.jsonl")
-        with observe(file=file, terminal=True):  # in a program just: observe()
+        with observe(file=file, terminal=True):  # in your own program: observe()
             print("votes:", survey.run_sync(["Alice", "Bob"]))
-        if file.exists():  # not where it is traced already, as by `pocket-plug run --trace`
+        if file.exists():  # not if it is traced already, as by `pocket-plug run --trace`
             print("lines in the file:", len(file.read_text().splitlines()))
 
 

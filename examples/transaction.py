@@ -1,6 +1,6 @@
-"""All or nothing: a post that raises leaves no trace, and `store.transaction()` does the same outside of graphs.
+"""All or nothing: if a `post` raises, none of its writes is stored. `store.transaction()` does the same outside of graphs.
 
-Each transfer is also a record of its own, whose status says what became of it.
+Each transfer is also an entry of its own, with a status that shows its outcome.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Move(Node[Transfer, Transfer]):
         await store.update(BALANCE(transfer.payer), lambda balance: balance - transfer.amount, default=0)
         await store.update(BALANCE(transfer.payee), lambda balance: balance + transfer.amount, default=0)
         if transfer.payee == "nobody":
-            raise LookupError(f"{transfer.id}: there is no account 'nobody'")  # both updates are gone
+            raise LookupError(f"{transfer.id}: there is no account 'nobody'")  # neither update is stored
         return transfer
 
 

@@ -1,6 +1,6 @@
-"""Two processes, one trace: an order is taken in one, and shipped in another that hears of it through a queue.
+"""Two processes, one trace: one process takes an order, the other ships it after a message from a queue.
 
-The message carries what `inject()` gave; the worker hands that to `run(…, traceparent=…)`, in its own time.
+The message contains the result of `inject()`; the worker passes it to `run(…, traceparent=…)` later.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check(order: str) -> str:
 
 class Enqueue(Node[str, str, Message]):
     def exec(self, order: str) -> Message:
-        return Message(order, inject())  # what is current here: the worker's run is a child of this attempt
+        return Message(order, inject())  # the current context: the worker's run becomes a child of this attempt
 
     def post(self, store: SyncWriter, order: str, prepared: str, message: Message) -> str:
         store.update(QUEUE, lambda queue: [*queue, message], default=[])
@@ -48,7 +48,7 @@ def take(folder: Path, order: str) -> None:
         print("taken:", taken, flush=True)
 
 
-# ---------------------------------------------------------------- another ships them
+# ---------------------------------------------------------------- another one ships them
 @node
 def pack(order: str) -> str:
     return f"a parcel with {order}"
@@ -67,13 +67,13 @@ def work(folder: Path) -> None:
         store.delete(QUEUE)
 
 
-# ---------------------------------------------------------------- both, and what they leave
+# ---------------------------------------------------------------- both, and their trace
 def queue(folder: Path) -> SyncStore:
     return SyncStore(f"sqlite:///{folder / 'queue.db'}")
 
 
 def draw(file: Path) -> None:
-    """In earnest: `pocket-plug trace show --file FILE`; here each span is shown with the process that it comes from."""
+    """In production: `pocket-plug trace show --file FILE`. Here each span is shown with its process."""
     spans: list[dict[str, Any]] = []
     for resource in (found for line in file.read_text().splitlines() for found in json.loads(line)["resourceSpans"]):
         about = {each["key"]: each["value"].get("stringValue") for each in resource["resource"]["attributes"]}

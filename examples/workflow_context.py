@@ -1,4 +1,4 @@
-"""What all nodes of a workflow should know, written once by the first one: who asked, when, and what they prefer.
+"""Data that all nodes of a workflow need, written once by the first node: who asked, when, and what they prefer.
 
 The nodes in between need not pass it on.
 """

@@ -1,7 +1,7 @@
-"""Memory at once, a database in the background: the guide's persistent adapter, without what it may lose in silence.
+"""Writes go to memory at once and to a database in the background, and none is lost silently.
 
-A write is done when it is queued. A thread writes all that is queued as one, so the file is always as the store was at
-some moment; closing the store, or the end of the program, waits for the rest.
+A write returns once it is queued. A thread writes all queued writes as one, so the file always has a state that the store had at
+some moment. Closing the store, or the end of the program, waits until the queue is empty.
 """
 
 from __future__ import annotations

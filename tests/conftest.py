@@ -1,4 +1,4 @@
-"""What tests of several files share: distributions that are installed for one test, and stores of every kind."""
+"""Fixtures of several test files: distributions that are installed for one test, and stores of every kind."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from pocket_plug.primitives.waiting import Waiter, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry
 from pocket_plug.testing.layer_contract import FaultyMemory
 
-# A shell starts its background jobs with Ctrl-C ignored. What is ignored stays so in the processes that tests start and
-# interrupt, which would never end; a handler of Python's doesn't.
+# A shell starts its background jobs with Ctrl-C ignored. Child processes inherit this, so tests that start and
+# interrupt processes would never end; a handler of Python's isn't inherited.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A busy machine is no failure. In CI the examples are the same each time, so that a change is judged by what it changes;
-# elsewhere they vary.
+# A busy machine must not fail a test. In CI the examples are the same each time, so that a failure comes from the
+# change; elsewhere they vary.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("patient"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "patient")
 
 
-# Nor is what the shell of whoever runs the tests says of its terminal, or of our telemetry, a test's concern.
+# The terminal and the telemetry variables of the shell that starts the tests must not matter.
 for _name in [*os.environ]:
     if _name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR") or _name.startswith(("OTEL_", "POCKET_PLUG_")):
         del os.environ[_name]
 
-# A plugin that is installed adds to spans wherever no Pocket is named. What these tests say of spans is without it; its own
-# tests name a Pocket with it.
+# An installed plugin adds to spans if no Pocket is named. Tests of spans run without it; its own tests name a Pocket
+# with it.
 os.environ["POCKET_PLUG_DISABLE"] = "openinference"
 
 
@@ -55,7 +55,7 @@ class Install(Protocol):
 
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, of the test's own, with a default Pocket of its own."""
+    """A current folder for the test, with a default Pocket of its own."""
     place = tmp_path / "project"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -66,9 +66,9 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts a distribution with one module where an installer would: `install("pocket-plug-x", "…source…")`.
+    """Installs a distribution with one module, as an installer would: `install("pocket-plug-x", "…source…")`.
 
-    Its module is `pocket_plug_x`, and its entry point `x = pocket_plug_x` unless told otherwise.
+    Its module is `pocket_plug_x`, and its entry point `x = pocket_plug_x` unless given otherwise.
     """
     site = tmp_path / "site-packages"
     site.mkdir()
@@ -103,9 +103,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 @pytest.fixture
 def new_threads() -> Callable[[], list[threading.Thread]]:
-    """Gives the threads that have begun since the test has, and go on; but for the heartbeat of durable runs, which may end.
+    """Returns the threads that have started since the test has, and are still alive; except the heartbeat of durable runs, which
+    may end.
 
-    Those of earlier tests may end at any time, so nothing can be said of how many there are in all.
+    Threads of earlier tests may end at any time, so their total number says nothing.
     """
     before = {*threading.enumerate()}
 
@@ -117,7 +118,7 @@ def new_threads() -> Callable[[], list[threading.Thread]]:
 
 # ---------------------------------------------------------------- stores of every kind
 class ThreadedMemory(Memory):
-    """A Memory that suspends in each operation until another thread wakes it: it needs no event loop, as SQLite."""
+    """A Memory that suspends in each operation until another thread wakes it: like SQLite, it needs no event loop."""
 
     inline_read = inline_write = False
 
@@ -126,7 +127,7 @@ class ThreadedMemory(Memory):
         waking = threading.Thread(target=wake, args=([waiter.give(None)],))
         waking.start()
         await waiter
-        waking.join()  # it has nothing more to do; but a test might end before it
+        waking.join()  # it has nothing more to do; but a test might end before it does
 
     async def read(self, key: str) -> Entry | None:
         await self._elsewhere()

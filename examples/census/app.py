@@ -1,9 +1,9 @@
-"""A census of the Python distributions around this interpreter: their size, licence and requirements.
+"""A census of the Python distributions in this environment: their size, licence and requirements.
 
     pocket-plug run examples/census --trace
 
-Totals are kept in a store on SQLite, in the same transaction as what they count, so it may be killed at any moment: the
-next run goes on with what was recorded, and skips what has not changed.
+Totals are stored in SQLite, in the same transaction as the record that they count. So the program may be killed at any moment:
+the next run continues with what was recorded, and skips distributions that have not changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ log = logging.getLogger("census")
 
 @node
 def find(_: None) -> list[Found]:
-    """Every distribution on the path, the first of each name. One that can't even be named is said and left out."""
+    """Every distribution on the path; of several with one name, the first. A distribution without a name
+    is reported and skipped.
+    """
     found: dict[str, Found] = {}
     for dist in distributions():
         try:
@@ -41,13 +43,13 @@ def find(_: None) -> list[Found]:
 
 
 async def count(store: StoreWriter, facts: Facts, sign: int) -> None:
-    """Add one distribution to the totals, or take it off again."""
+    """Add a distribution to the totals, or subtract it."""
     for key in (TOTAL, BY_LICENCE(facts.licence)):
         await store.update(key, lambda total: total.plus(facts, sign), default=Total())
 
 
 class Forget(Node[list[Found], list[Found]]):
-    """Takes what is not installed any more, or not as it was, off the totals."""
+    """Subtracts distributions from the totals if they are no longer installed, or have changed."""
 
     async def post(
         self, store: StoreWriter, input: list[Found], prepared: list[Found], result: list[Found]
@@ -62,7 +64,7 @@ class Forget(Node[list[Found], list[Found]]):
 
 
 class Recall(Node[Found, Facts, bool]):
-    """Is it recorded already, as it is now? Then there is nothing to do."""
+    """Has this distribution been recorded, and not changed since? Then nothing has to be done."""
 
     async def prep(self, store: StoreReader, found: Found) -> bool:
         recorded = await store.get(RECORD(found.name))
@@ -73,15 +75,15 @@ class Recall(Node[Found, Facts, bool]):
 
 
 class Reading(Node[Facts, Facts]):
-    """Reads what others wrote. Where that is broken the record says so, and the survey goes on with the rest."""
+    """Reads metadata that other tools wrote. If it is broken, the record says so, and the survey continues with the others."""
 
     def fallback(self, facts: Facts, error: Exception) -> Facts:
-        faults = dict.fromkeys([*facts.faults, f"{type(error).__name__}: {error}"])  # each once
+        faults = dict.fromkeys([*facts.faults, f"{type(error).__name__}: {error}"])  # each fault once
         return replace(facts, faults=tuple(faults))
 
 
 class Measure(Reading):
-    """How many files, and how large."""
+    """Counts the files and their bytes."""
 
     def exec(self, facts: Facts) -> Facts:
         found = sizes(facts.found.name)
@@ -89,7 +91,7 @@ class Measure(Reading):
 
 
 class Classify(Reading):
-    """The licence as the metadata states it; what it leaves open goes another way."""
+    """Takes the licence from the metadata; if the metadata don't name it, the action leads to the next node."""
 
     unclear = Action[Facts]()
 
@@ -109,7 +111,7 @@ class Classify(Reading):
 
 
 class ReadLicence(Reading):
-    """Recognises the licence by its text, in the files of that name."""
+    """Recognizes the licence by its text, in files with a name such as LICENSE."""
 
     def exec(self, facts: Facts) -> Facts:
         text = licence_text(facts.found.name)
@@ -117,7 +119,7 @@ class ReadLicence(Reading):
 
 
 class ListRequirements(Reading):
-    """What it requires on this interpreter, without extras."""
+    """Lists the requirements that apply to this interpreter, without extras."""
 
     def exec(self, facts: Facts) -> Facts:
         wanted = [Requirement(line) for line in distribution(facts.found.name).requires or ()]
@@ -127,7 +129,7 @@ class ListRequirements(Reading):
 
 @node.post
 async def record(store: StoreWriter, facts: Facts) -> Found:
-    """Writes the record and the totals together: whatever happens, they agree."""
+    """Writes the record and the totals in one transaction, so they always agree."""
     before = await store.get(RECORD(facts.found.name))
     if before is not None:
         await count(store, before, -1)
@@ -137,7 +139,7 @@ async def record(store: StoreWriter, facts: Facts) -> Found:
 
 
 class Report(Node[list[Found], Summary]):
-    """Writes what the store knows, as Markdown and JSON."""
+    """Writes the report from the store's data, as Markdown and JSON."""
 
     async def prep(self, store: StoreReader, input: list[Found]) -> Summary:
         records = [await store.require(RECORD(found.name)) for found in input]
@@ -160,7 +162,7 @@ graph = Graph(whole, name="census")
 
 
 async def census() -> Summary:
-    """One census, over a store below the current folder."""
+    """One census, with a store below the current folder."""
     async with (
         Store(f"sqlite:///{STATE}/census.db", layers=["tracing", "metrics"]) as store,
         Pocket(plugins=[Progress()]) as pocket,
@@ -171,7 +173,7 @@ async def census() -> Summary:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def main(as_json: bool) -> None:
-    """Count the Python distributions around this interpreter."""
+    """Count the Python distributions in this environment."""
     try:
         summary = asyncio.run(census())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the census keeps: a record for each distribution, and the totals that they add up to."""
+"""What the census stores: a record for each distribution, and the totals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Found:
-    """A distribution that is there; the fingerprint changes when anything in it does."""
+    """An installed distribution. The fingerprint changes when any of its files changes."""
 
     name: str
     version: str
@@ -21,7 +21,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the census knows of one distribution."""
+    """What the census knows about a distribution."""
 
     found: Found
     files: int = 0
@@ -34,14 +34,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Total:
-    """What many distributions add up to."""
+    """The total of several distributions."""
 
     distributions: int = 0
     files: int = 0
     bytes: int = 0
 
     def plus(self, facts: Facts, sign: int = 1) -> Total:
-        """This total with one distribution more, or one less."""
+        """This total plus a distribution, or minus one."""
         return Total(self.distributions + sign, self.files + sign * facts.files, self.bytes + sign * facts.bytes)
 
 
@@ -52,7 +52,7 @@ BY_LICENCE = Key("census:licence:{}", Total)
 
 @dataclass(frozen=True)
 class Summary:
-    """What a census comes to."""
+    """The result of a census."""
 
     total: Total
     licences: dict[str, Total]
@@ -60,7 +60,7 @@ class Summary:
     missing: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
 
-# how classifiers and free texts spell what SPDX has one name for
+# spellings in classifiers and free text, and the SPDX name for them
 _SPDX = {
     "MIT License": "MIT",
     "MIT license": "MIT",
@@ -77,7 +77,7 @@ _SPDX = {
     "The Unlicense (Unlicense)": "Unlicense",
 }
 
-# sentences that only one licence has
+# sentences that occur in one licence only
 MARKS = {
     "Apache-2.0": "Apache License Version 2.0",
     "MPL-2.0": "Mozilla Public License Version 2.0",

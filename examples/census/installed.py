@@ -1,4 +1,4 @@
-"""Reading what installers wrote: the fields of a distribution, its files, and whether what it requires is there."""
+"""Reads the files that installers wrote: a distribution's metadata, its files, and whether its requirements are met."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .facts import Found
 
 
 def field(dist: Distribution, name: str) -> str:
-    """One field of the metadata, in one line; "" where it has none."""
+    """A field of the metadata, as one line; "" if there is none."""
     return " ".join(next(iter(dist.metadata.get_all(name) or ()), "").split())
 
 
 def look_at(dist: Distribution) -> Found:
-    """Which one it is. The fingerprint is of its metadata and of the list of its files with their hashes."""
+    """Identify a distribution. The fingerprint is computed from its metadata and from the list of its files with their hashes."""
     name, version = canonicalize_name(field(dist, "Name")), field(dist, "Version")
     if not (name and version):
         raise ValueError("its metadata gives no name or no version")
@@ -30,20 +30,20 @@ def look_at(dist: Distribution) -> Found:
 
 
 def sizes(name: str) -> list[int]:
-    """Of its files, in bytes. Where RECORD gives none the file is asked; 0 if it is not there, as compiled ones may be."""
+    """The size of each file, in bytes. If RECORD has none, it is read from the file system; 0 if the file doesn't exist."""
     files = [(file.size, Path(str(file.locate()))) for file in distribution(name).files or ()]
     return [path.stat().st_size if size is None and path.is_file() else size or 0 for size, path in files]
 
 
 def licence_text(name: str) -> str:
-    """What its licence files say, in one line."""
+    """The text of its licence files, as one line."""
     files = distribution(name).files or ()
     paths = [Path(str(file.locate())) for file in files if re.match(r"LICEN[CS]E|COPYING", file.name, re.IGNORECASE)]
     return " ".join(" ".join(path.read_text("utf-8", "replace").split()) for path in paths if path.is_file())
 
 
 def is_met(requirement: str, versions: Mapping[str, str]) -> bool:
-    """Is it among the installed ones, in a version that fits?"""
+    """Is the requirement installed, in a version that fits?"""
     wanted = Requirement(requirement)
     version = versions.get(canonicalize_name(wanted.name))
     try:

@@ -1,4 +1,4 @@
-"""What people see of the census: a progress bar while it runs, a report in two formats, a table at its end."""
+"""The output of the census: a progress bar while it runs, a report in two formats, and a table at its end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .facts import Facts, Summary, Total
 
 
 class Progress:
-    """A plugin: it watches the census and moves a bar, on a terminal."""
+    """A plugin that observes the census and moves a progress bar, if stdout is a terminal."""
 
     def __init__(self) -> None:
         self._bar = Bar(
@@ -36,7 +36,7 @@ class Progress:
 
     @hookimpl
     def pocket_observe(self, run: Run) -> Observer | None:
-        """Runs of the whole census know how many there are; each run of a survey is one done."""
+        """The run of the whole census sets the bar's total; each run of a survey is one step."""
         return Observer(run=self._advance) if run.graph == "survey" else Observer(run=self._show, node=self._begin)
 
     @contextmanager
@@ -57,7 +57,7 @@ class Progress:
 
 
 def write(summary: Summary, folder: Path) -> Summary:
-    """The report, as census.md and census.json in a folder."""
+    """Write the report to a folder, as census.md and census.json."""
     folder.mkdir(exist_ok=True)
     (folder / "census.json").write_text(json.dumps(asdict(summary), indent=1), "utf-8")
     (folder / "census.md").write_text("\n".join(_markdown(summary)) + "\n", "utf-8")
@@ -99,7 +99,7 @@ def _largest_first(summary: Summary) -> list[tuple[str, Total]]:
 
 
 def show(summary: Summary, as_json: bool) -> None:
-    """The totals on stdout: a table on a terminal, plain lines when piped, or JSON."""
+    """Print the totals to stdout: as a table on a terminal, as plain lines in a pipe, or as JSON."""
     if as_json:
         print(
             json.dumps(

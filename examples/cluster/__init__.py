@@ -1,1 +1,1 @@
-"""A census on a cluster that fits on one machine: `make cluster`."""
+"""A census on a cluster on this machine: `make cluster`."""

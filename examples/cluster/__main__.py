@@ -1,8 +1,8 @@
-"""The census on a cluster that fits on this machine: `make cluster`, or, in the folder above, `python -m cluster [FOLDER …]`.
+"""The census on a cluster on this machine: `make cluster`, or in the parent folder `python -m cluster [FOLDER …]`.
 
 It starts a PostgreSQL server, a Dask scheduler with two workers, and two workers of pocket_plug. It submits a run for each
-folder. In the middle it kills all of them but one, and starts others in their places, as an operator's tools would. At the end it
-checks that each folder was recorded once and counted right, and shows the trace.
+folder. In the middle it kills all of these processes except one, and starts them again, as a service manager would. At the end it
+checks that each folder was recorded once and counted correctly, and shows the trace.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HANGS = 300.0
 
 
 class Submit(Node[Path, str], name="submit"):
-    """Leaves one folder to the workers. Its run goes on with the trace that this is in."""
+    """Leaves a folder to the workers. Its run continues the current trace."""
 
     def __init__(self, pocket: Pocket) -> None:
         self._pocket = pocket
@@ -50,7 +50,7 @@ class Submit(Node[Path, str], name="submit"):
 
 
 class Process:
-    """A command that is killed, and started again."""
+    """A process that is killed and started again."""
 
     def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
         self.name, self._command, self._folder = name, command, folder
@@ -61,7 +61,7 @@ class Process:
             self._process = subprocess.Popen(self._command, cwd=self._folder, stdout=log, stderr=log)  # noqa: S603 - ours
 
     def check(self) -> None:
-        """Raise RuntimeError, with the end of its log, where it has ended."""
+        """Raise RuntimeError if it has ended, with the end of its log."""
         if self._process.poll() is not None:
             log = (self._folder / f"{self.name}.log").read_text("utf-8", "replace")
             raise RuntimeError(f"{self.name} has ended:\n{log[-2000:]}")
@@ -80,13 +80,13 @@ class Process:
 
 @contextmanager
 def cluster(folder: Path, server: Server) -> Generator[list[Process]]:
-    """Dask's scheduler, its workers and those of pocket_plug, with the environment in which they find each other."""
+    """Dask's scheduler, its workers, and the workers of pocket_plug, with the environment by which they find each other."""
     at = f"127.0.0.1:{free_port()}"
     os.environ |= {
         "CENSUS_STORE": server.url,
         "CENSUS_CLUSTER": f"dask://{at}",
         "POCKET_PLUG_CONFIG": str(HERE / "pocket.toml"),
-        "PYTHONPATH": str(HERE.parent),  # Dask's workers import the graph as the others do
+        "PYTHONPATH": str(HERE.parent),  # Dask's workers import the graph by its module's name
     }
     local = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
     dask_worker = (
@@ -123,7 +123,7 @@ def cluster(folder: Path, server: Server) -> Generator[list[Process]]:
 
 
 def folders_of(given: Sequence[str]) -> list[Path]:
-    """Those that are asked for; else the packages that are installed beside pocket_plug's requirements."""
+    """The folders that were given; by default, installed packages that pocket_plug doesn't require."""
     if given:
         return [Path(each).resolve() for each in given]
     installed = Path(rich.__file__).parents[1]
@@ -133,7 +133,7 @@ def folders_of(given: Sequence[str]) -> list[Path]:
 def watch(
     runs: SyncRuns, number: int, processes: Sequence[Process], disturb: Callable[[], None], console: Console
 ) -> None:
-    """Draw how far the runs have come until all have ended; as soon as the first has, disturb."""
+    """Draw the progress of the runs until all have ended. As soon as the first has ended, call `disturb`."""
     columns = (TextColumn("counting"), BarColumn(), MofNCompleteColumn(), TextColumn("folders"))
     until, is_disturbed = time.monotonic() + HANGS, False
     with Progress(*columns, console=console) as progress:
@@ -152,7 +152,7 @@ def watch(
 
 
 def faults(store: SyncStore, folders: Sequence[Path]) -> list[str]:
-    """What was not counted, counted wrongly, or more than once: compared with a count in this process."""
+    """Folders that were not counted, counted wrongly, or recorded more than once, compared with a count in this process."""
     found, sum_of_all = list[str](), Counted()
     for folder in map(str, folders):
         wanted = sum((count(batch).counted for batch in find(folder)), Counted())
@@ -165,7 +165,9 @@ def faults(store: SyncStore, folders: Sequence[Path]) -> list[str]:
 
 
 def show(traces: Sequence[Trace], folders: Sequence[Path], console: Console) -> None:
-    """What the spans of all processes come to; a worker's look for runs, and ours for what was counted, are no part of a run."""
+    """Show the spans of all processes. Store operations by which a worker looks for runs are left out, and
+    our own reads as well.
+    """
     ours = [trace for trace in traces if trace.runs]
     table = Table(
         "span", "how many", "failed", title=f"Traces: {len(ours)}, of {len(folders)} folders", title_justify="left"
@@ -177,7 +179,7 @@ def show(traces: Sequence[Trace], folders: Sequence[Path], console: Console) -> 
 
 
 def main(given: Sequence[str]) -> int:
-    """Exit code 1 where the cluster has counted wrongly."""
+    """Exit code 1 if the cluster has counted wrongly."""
     console, folders = Console(highlight=False), folders_of(given)
     with tempfile.TemporaryDirectory(prefix="census-") as name, postgres() as server:
         folder = Path(name)

@@ -1,7 +1,7 @@
 """A census of many folders: each is a durable run, whose files are counted in batches on a Dask cluster.
 
-Where the store is, and where `heavy` work is done, stands in `pocket.toml`; nothing here knows of a server. `__main__.py` runs
-it on one machine, and kills what it can in the middle.
+`pocket.toml` says where the store is and which executor `heavy` is; this file doesn't depend on it. `__main__.py` runs it on one
+machine, and kills processes in the middle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Counted:
-    """How many files, and what is in them."""
+    """The number of files, and of their lines and bytes."""
 
     files: int = 0
     bytes: int = 0
@@ -36,7 +36,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Folder:
-    """One folder as it was counted."""
+    """The counts of one folder."""
 
     path: str
     counted: Counted
@@ -50,7 +50,7 @@ TIMES = Key("census:times:{}", int)
 
 @node
 def find(folder: str) -> list[Batch]:
-    """The folder's files, in batches; at least one, so that an empty folder is counted too."""
+    """The folder's files, in batches. There is at least one batch, so an empty folder is counted too."""
     files = sorted(str(path) for path in Path(folder).rglob("*.py") if path.is_file())
     batches = range(0, max(len(files), 1), FILES_PER_BATCH)
     return [Batch(folder, tuple(files[at : at + FILES_PER_BATCH])) for at in batches]
@@ -58,14 +58,14 @@ def find(folder: str) -> list[Batch]:
 
 @node(executor="heavy", retry=Retry(attempts=10, delay="1s"))
 def count(batch: Batch) -> Folder:
-    """Read every file. This is what goes to the cluster: it needs no store. Tried again where the cluster is lost."""
+    """Count every file. This runs on the cluster, since it needs no store; it is retried if the cluster is lost."""
     contents = [Path(file).read_bytes() for file in batch.files]
     counted = Counted(len(contents), sum(map(len, contents)), sum(content.count(b"\n") for content in contents))
     return Folder(batch.folder, counted)
 
 
 class Record(Node[list[Folder], Folder]):
-    """Writes the folder and adds it to the total, both at once and once."""
+    """Writes the folder's counts and adds them to the total, in one commit."""
 
     def exec(self, parts: list[Folder]) -> Folder:
         return Folder(parts[0].path, sum((part.counted for part in parts), Counted()))

@@ -1,6 +1,6 @@
-"""Writes `dashboard.json`, which Grafana imports. Change this file, not that one: `python examples/monitoring/dashboard.py`.
+"""Writes `dashboard.json`, which Grafana imports. Change this file, not the JSON: `python examples/monitoring/dashboard.py`.
 
-Grafana's own library knows what a dashboard is made of: `pip install 'grafana-foundation-sdk==1769699379!11.6.0'`.
+It needs Grafana's library for dashboards: `pip install 'grafana-foundation-sdk==1769699379!11.6.0'`.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ ANY = '{__name__=~"pocket_plug_(run_active|store_lookups_total)"'
 Panel = timeseries.Panel | stat.Panel | heatmap.Panel | bargauge.Panel
 
 
-# ---------------------------------------------------------------- questions to Prometheus
+# ---------------------------------------------------------------- Prometheus queries
 def runs(metric: str, *matchers: str) -> str:
-    """A metric of runs or nodes, of what is chosen."""
+    """A metric of runs or nodes, filtered by the variables at the top."""
     return _chosen(metric, 'pocket_plug_graph_name=~"$graph"', *matchers)
 
 
 def stores(metric: str, *matchers: str) -> str:
-    """A metric of stores, of what is chosen."""
+    """A metric of stores, filtered by the variables at the top."""
     return _chosen(metric, 'db_namespace=~"$namespace"', *matchers)
 
 
@@ -85,20 +85,20 @@ def quantile(share: float, buckets: str, *labels: str) -> str:
 
 
 def quantiles(buckets: str, *labels: str) -> dict[str, str]:
-    """Half, 95 % and 99 % of what a histogram counts, each with its line's name."""
+    """The median, and the 95th and 99th percentile of a histogram, each with a name for its line."""
     suffix = "".join(f" {{{name}}}" for name, label in LABELS.items() if label in labels)
     return {f"p{share * 100:g}{suffix}": quantile(share, buckets, *labels) for share in (0.5, 0.95, 0.99)}
 
 
 def recorded(*labels: str, state: str = "") -> str:
-    """Durable runs that are kept. Each process that watches a store counts the same ones, so they are not added up."""
+    """Stored durable runs. Every process that watches a store reports all of its runs, so the processes aren't added up."""
     matchers = [f'{STATE}=~"{state}"'] if state else []
     return total(oldest(runs("pocket_plug_run_recorded", *matchers), "job", STORE, GRAPH, STATE), *labels)
 
 
 # ---------------------------------------------------------------- links to traces
 def traces(by: str, *, failed: bool = False) -> list[build.DashboardLink]:
-    """From a line to its traces, in Tempo and in Jaeger: those of the graph or node that the line is of."""
+    """Links from a line to its traces in Tempo and in Jaeger: traces of the line's graph or node."""
     name, value = by.replace("pocket_plug_", "pocket_plug.").replace("_name", ".name"), f"${{__field.labels.{by}}}"
     traceql = f'{{ span.{name} = "{value}"{" && status = error" if failed else ""} }}'
     tags = f'{name}="{value}"{" error=true" if failed else ""}'
@@ -113,7 +113,7 @@ def traces(by: str, *, failed: bool = False) -> list[build.DashboardLink]:
 
 
 def explore(place: str, query: Mapping[str, str]) -> str:
-    """The address of Grafana's page Explore with a query to a kind of data source, for the time that is looked at."""
+    """The address of Grafana's page Explore, with a query to a data source of this type, for the dashboard's time range."""
     source = {"type": place, "uid": f"${{{place}}}"}
     pane = {
         "datasource": source["uid"],
@@ -135,7 +135,7 @@ def lines(
     exemplars: bool = False,
     to: Sequence[build.DashboardLink] = (),
 ) -> Panel:
-    """Lines over time, each query with the names of its lines, each line with links."""
+    """A time series panel: each query with the names of its lines, each line with links."""
     panel = (
         timeseries.Panel()
         .min(0)
@@ -157,7 +157,7 @@ def lines(
 
 
 def number(title: str, about: str, unit: str, expression: str, *, steps: tuple[float, float] | None = None) -> Panel:
-    """One number, orange and red from the steps on."""
+    """A panel with one number, which is orange and red above these thresholds."""
     panel = (
         stat.Panel()
         .min(0)
@@ -176,7 +176,7 @@ def number(title: str, about: str, unit: str, expression: str, *, steps: tuple[f
 
 
 def bars(title: str, about: str, unit: str, queries: Mapping[str, str]) -> Panel:
-    """A bar for each, as it is now."""
+    """A panel with a bar for each value, as of now."""
     panel = (
         bargauge.Panel()
         .min(0)
@@ -188,7 +188,7 @@ def bars(title: str, about: str, unit: str, queries: Mapping[str, str]) -> Panel
 
 
 def heat(title: str, about: str, unit: str, expression: str) -> Panel:
-    """How many were how large, from buckets that Prometheus has counted."""
+    """A heat map of a histogram's buckets."""
     linear = parts.ScaleDistributionConfig().type(common.ScaleDistribution.LINEAR)
     panel = heatmap.Panel().calculate(False).y_axis(heatmap.YAxisConfig().unit(unit)).scale_distribution(linear)
     return _shown(panel, title, about, unit, {"{le}": expression}, 8, exemplars=True, form=PromQueryFormat.HEATMAP)
@@ -471,7 +471,7 @@ ROWS: dict[str, list[Panel]] = {
 
 
 def variables() -> Iterator[build.DatasourceVariable | build.QueryVariable]:
-    """The choices at the top."""
+    """The variables at the top."""
     yield build.DatasourceVariable("datasource").label("Data source").type("prometheus")
     yield build.DatasourceVariable("tempo").label("Traces (Tempo)").type("tempo")
     yield build.DatasourceVariable("jaeger").label("Traces (Jaeger)").type("jaeger")

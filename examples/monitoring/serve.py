@@ -1,7 +1,7 @@
-"""A small shop that Prometheus can watch: orders go through a graph, and the figures are served at /metrics, or sent
-to wherever `OTEL_METRICS_EXPORTER=otlp` and its like say.
+"""A small shop for Prometheus to monitor: orders go through a graph, and metrics are served at /metrics, or sent to where
+variables such as `OTEL_METRICS_EXPORTER=otlp` say.
 
-It takes orders until it is stopped: `python examples/monitoring/serve.py`. With `--trouble` little goes well.
+It takes orders until it is stopped: `python examples/monitoring/serve.py`. With `--trouble` most things fail.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ RECEIPT = Key("receipt:{}")
 
 @dataclass
 class Charge(Node[Order, Order], retry=Retry(attempts=3, delay="1ms")):
-    """Asks the bank, whose first answer about every fifth order is lost, and adds to the revenue, as other runs do, too."""
+    """Asks the bank, which doesn't answer the first request for about every fifth order, and adds to the revenue, as other runs
+    do.
+    """
 
     trouble: bool
     lost: set[int] = field(default_factory=set[int])
@@ -98,8 +100,8 @@ PATIENCE: ContextVar[asyncio.Timeout] = ContextVar("patience")
 
 
 def shop(state: Store, archive: Store, desk: Store, *, trouble: bool) -> Graph[Order, str]:
-    """An order's way. In trouble the bank never answers every second one, nothing can be filed of the others, and the
-    printer hangs. Somebody has to agree to a voucher, for which durable runs wait at the desk.
+    """The graph of an order. In trouble, the bank never answers for every second order, the others can't be filed, and the
+    printer hangs. A voucher needs an approval: such durable runs wait at the desk.
     """
 
     @node
@@ -115,10 +117,10 @@ def shop(state: Store, archive: Store, desk: Store, *, trouble: bool) -> Graph[O
     @node
     async def apologise(order: Order) -> str:
         voucher = f"voucher-{order.number % 5}"
-        with contextlib.suppress(TimeoutError):  # given up, the run is stalled
+        with contextlib.suppress(TimeoutError):  # abandoned, so the run is stalled
             async with asyncio.timeout(None) as patience:
                 PATIENCE.set(patience)
-                with contextlib.suppress(RunSuspendedError):  # it waits for somebody, and the customer doesn't
+                with contextlib.suppress(RunSuspendedError):  # it waits for an answer, but the customer doesn't
                     await vouchers.run(order.amount, run_id=voucher)
                 if trouble:
                     await vouchers.resume(voucher, answer=True, question=agree)
@@ -135,7 +137,7 @@ def shop(state: Store, archive: Store, desk: Store, *, trouble: bool) -> Graph[O
 
 
 async def take_orders(graph: Graph[Order, str], orders: int | None, every: float) -> Counter[str]:
-    """Take so many (None: without end) through the graph, one from each customer every so many seconds."""
+    """Run `count` orders through the graph (None: without end): one from each customer every `pause` seconds."""
     numbers = itertools.count() if orders is None else iter(range(orders))
     outcomes: Counter[str] = Counter()
 
@@ -177,7 +179,7 @@ if __name__ == "__main__":
     parser.add_argument("--trouble", action="store_true", help="the bank and the archive fail")
     parser.add_argument("--stay", action="store_true", help="serve the figures on when all orders are taken")
     options = parser.parse_args()
-    os.environ.setdefault("OTEL_METRICS_EXPORTER", "prometheus")  # else one says so outside
+    os.environ.setdefault("OTEL_METRICS_EXPORTER", "prometheus")  # unless the environment says otherwise
     os.environ["OTEL_EXPORTER_PROMETHEUS_PORT"] = str(options.port)
     with setup(log_level="critical"), contextlib.suppress(KeyboardInterrupt):
         if os.environ["OTEL_METRICS_EXPORTER"] == "prometheus":

@@ -1,10 +1,10 @@
-"""A web application that shows each run while it goes, as server-sent events. A client that leaves cancels its run.
+"""A web application that shows each run while it is executed, by server-sent events. If a client leaves, its run is cancelled.
 
-`python examples/streaming/app.py`, and open the page that it names. `curl -N 'http://127.0.0.1:8000/write?topic=tea'` shows
-what goes over the wire. It needs Starlette and uvicorn.
+`python examples/streaming/app.py`, and open the page that it names. `curl -N 'http://127.0.0.1:8000/write?topic=tea'` shows the
+events. It needs Starlette and uvicorn.
 
-With `--store sqlite:///runs.db` it also shows durable runs of that store, whatever process is at them: `/follow?run=ID`, or the
-page with `/?run=ID`. They go on when a client leaves.
+With `--store sqlite:///runs.db` it also shows durable runs of that store, whichever process executes them: `/follow?run=ID`, or
+the page with `/?run=ID`. They continue when a client leaves.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def outline(topic: str) -> list[str]:
 
 @dataclass
 class Write(Node[list[str], list[str]]):
-    """Writes one chapter after the other, word by word, as a model would."""
+    """Writes one chapter after the other, word by word, as a model does."""
 
     pause: float
     words: int
@@ -94,7 +94,7 @@ def writing(pause: float, words: int) -> Graph[str, int]:
 
 
 def as_text(event: RunEvent[int] | FollowedEvent) -> str:
-    """An event as the page is sent it: its kind, and what the page shows of it, as JSON."""
+    """The event that the page receives: its type, and the data that the page shows, as JSON."""
     match event:
         case NodeEntered() | NodeLeft():
             data: dict[str, object] = {"node": "/".join(event.path)}
@@ -126,7 +126,7 @@ def application(pause: float, words: int, store: Store | None = None) -> Starlet
 
     async def events(topic: str) -> AsyncIterator[str]:
         try:
-            async with graph.stream(topic) as stream:  # left when the client is gone: Starlette cancels this
+            async with graph.stream(topic) as stream:  # left when the client disconnects: Starlette cancels this
                 async for event in stream:
                     yield as_text(event)
         except Exception as error:  # noqa: BLE001 - the client is told; whoever operates this has the trace

@@ -1,4 +1,4 @@
-"""A backend of three methods and a counter keeps every promise; what is derived from them is of one moment too."""
+"""A backend with three methods and a counter passes the backend contract; `read_many`, which is derived, shows one moment too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pocket_plug.testing.contracts import BackendContract
 
 
 class Plain(Backend):
-    """What the manual asks of a backend, and no more."""
+    """The methods that the manual requires of a backend, and no more."""
 
     def __init__(self, clock: FakeClock) -> None:
         self._memory = Memory()
@@ -47,7 +47,7 @@ class Plain(Backend):
 
 
 class TestPlain(BackendContract):
-    """Inherits the whole suite."""
+    """Passes the whole contract."""
 
     @pytest.fixture
     def make_backend(self, clock: FakeClock) -> Callable[[], Backend]:
@@ -55,7 +55,7 @@ class TestPlain(BackendContract):
 
 
 class Rewritten(Memory):
-    """Each read of "b" finds that somebody has written "a" meanwhile, so many times."""
+    """During the first reads of "b", another caller writes "a"."""
 
     left = 0
     reads = 0
@@ -69,7 +69,7 @@ class Rewritten(Memory):
 
 
 def test_what_was_changed_between_the_reads_is_read_again() -> None:
-    """And only that."""
+    """And no other key."""
     memory = Rewritten()
     drive(memory.write([Put(key, "old") for key in "abcd"]))
     memory.left = 1
@@ -78,8 +78,8 @@ def test_what_was_changed_between_the_reads_is_read_again() -> None:
     assert memory.reads == 4 + 1
 
 
-def test_one_that_never_gets_them_together_says_so() -> None:
-    """An error that names the keys and the way out: neither half of a write, nor a read that never ends."""
+def test_a_batch_that_never_reads_one_moment_is_an_error() -> None:
+    """The error names the keys and the way out: never half of a write, and never a read without end."""
 
     class Restless(Memory):
         async def read(self, key: str) -> Entry | None:
@@ -94,7 +94,7 @@ def test_one_that_never_gets_them_together_says_so() -> None:
 
 @pytest.mark.parametrize("kind", [Memory, SQLite])
 def test_a_class_that_overrides_read_alone_is_not_passed_by(kind: type[Backend], tmp_path: Path) -> None:
-    """Its batches are made of its own reads, whatever the class that it inherits from has."""
+    """Its batches use its own `read`, whatever its base class has."""
 
     class Doubled(kind):  # type: ignore[misc, valid-type]
         async def read(self, key: str) -> Entry | None:
@@ -109,7 +109,7 @@ def test_a_class_that_overrides_read_alone_is_not_passed_by(kind: type[Backend],
 
 
 def test_a_layer_that_overrides_read_alone_is_not_passed_by() -> None:
-    """Nor one that inherits a batch from a layer that has both."""
+    """Nor is a layer that inherits `read_many` from a layer with both."""
 
     class Both(Layer):
         async def read(self, key: str) -> Entry | None:

@@ -1,4 +1,4 @@
-"""Memory keeps the contract of backends."""
+"""Memory passes the backend contract."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TestMemory(BackendContract):
 
 
 def sorts_during(use: Callable[[], object]) -> int:
-    """How often it sorts anything."""
+    """How often it sorts."""
     sorts = 0
 
     def note(_frame: FrameType, event: str, called: object) -> None:
@@ -40,7 +40,9 @@ def sorts_during(use: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("bounds", [(), (Bounding(max_entries=5_000),)], ids=["memory", "bounded"])
 def test_names_that_come_and_go_cost_no_sort_of_all(bounds: tuple[Bounding, ...]) -> None:
-    """The first scan sorts. Then a page is found, whatever was put, deleted and evicted before it: in a queue, too."""
+    """The first scan sorts. Afterwards a page is found without a sort, whatever was put, deleted or evicted before; in a queue
+    too.
+    """
     memory: Backend = Memory()
     for bounding in bounds:
         memory = bounding.build(memory)
@@ -59,7 +61,7 @@ def test_names_that_come_and_go_cost_no_sort_of_all(bounds: tuple[Bounding, ...]
 
 @pytest.mark.parametrize("many", [10, 1_000])
 def test_the_order_of_names_has_no_dead_ones(many: int) -> None:
-    """Few that come and go are put in their places, many are sorted in: a scan then has no removed names to pass."""
+    """A few new names are inserted, many are sorted in; a scan never has to skip removed names."""
     table = EntryTable()
     table.apply([Put(f"{n:04}", 0) for n in range(4_000)], 1, 0.0)
     assert table.names() == sorted(table.entries)
@@ -70,8 +72,8 @@ def test_the_order_of_names_has_no_dead_ones(many: int) -> None:
     assert not table.moved
 
 
-def test_what_nobody_scans_is_not_noted_for_ever() -> None:
-    """Names that come and go after the last scan are forgotten when there are many; the next scan sorts them all."""
+def test_names_that_nobody_scans_take_no_memory() -> None:
+    """Names that are added and removed after the last scan are forgotten once there are many; the next scan sorts all names."""
     table = EntryTable()
     table.apply([Put("staying", 0)], 1, 0.0)
     assert table.names() == ["staying"]

@@ -1,4 +1,4 @@
-"""What backends over a network share: a client per event loop, attempts with deadlines, tokens of writes."""
+"""What backends over a network share: a client per event loop, attempts with deadlines, tokens for writes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pocket_plug.testing.scenarios import works_in_a_child
 
 
 class Client:
-    """Belongs to the loop that made it, and notes where it was closed."""
+    """Belongs to the event loop that made it, and notes where it was closed."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -64,7 +64,7 @@ class Clients:
 
 # ---------------------------------------------------------------- a client for each loop
 def test_each_loop_has_its_own_client_and_takes_it_along() -> None:
-    """Twenty runs over one instance: each has a client of its own, closed on its own loop at its end; nothing is kept."""
+    """Twenty runs over one instance: each has a client of its own, closed on its own loop at the loop's end; nothing is left."""
     clients = Clients()
     for _ in range(20):
         asyncio.run(clients.use())
@@ -74,12 +74,12 @@ def test_each_loop_has_its_own_client_and_takes_it_along() -> None:
 
 
 def test_loops_in_threads_have_clients_of_their_own() -> None:
-    """Loops that run at the same time share none, and each one closes its own."""
+    """Loops that run at the same time share no client, and each closes its own."""
     clients, together = Clients(), threading.Barrier(8)
 
     async def use() -> None:
         await clients.use()
-        together.wait(60)  # all have theirs, and none has ended
+        together.wait(60)  # all have a client, and no loop has ended
         await clients.use()
 
     threads = [threading.Thread(target=lambda: asyncio.run(use())) for _ in range(8)]
@@ -92,7 +92,7 @@ def test_loops_in_threads_have_clients_of_their_own() -> None:
 
 
 def test_close_closes_each_client_on_its_own_loop() -> None:
-    """Called on one loop while another runs: both clients are closed when it returns, each at home."""
+    """Called on one loop while another runs: both clients are closed when it returns, each on its own loop."""
     clients, ready, over = Clients(), threading.Event(), threading.Event()
 
     async def other() -> None:
@@ -117,7 +117,7 @@ def test_close_closes_each_client_on_its_own_loop() -> None:
 
 
 def test_close_of_a_loop_that_stands_still_waits_for_its_end() -> None:
-    """A loop that doesn't run just now closes its client when it ends; `close` doesn't wait for that."""
+    """A loop that isn't running now closes its client when it ends; `close` doesn't wait for that."""
     clients = Clients()
     with asyncio.Runner() as runner:
         runner.run(clients.use())
@@ -126,8 +126,8 @@ def test_close_of_a_loop_that_stands_still_waits_for_its_end() -> None:
     assert clients.made[0].is_closed_at_home
 
 
-def test_a_blocked_loop_keeps_close_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that is blocked, perhaps by the caller of `close`, can't close its client yet: it does so once it goes on."""
+def test_close_waits_for_a_blocked_loop_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that is blocked, perhaps by the caller of `close`, can't close its client yet: it does so when it continues."""
     monkeypatch.setattr("pocket_plug.backends.network.LONGEST_CLOSE", 0.05)
     clients = Clients()
 
@@ -164,8 +164,8 @@ def test_after_close_there_is_no_client() -> None:
     assert len(clients.made) == 1
 
 
-def test_a_close_that_is_cancelled_is_carried_out() -> None:
-    """The client is closed all the same, and closed once."""
+def test_a_cancelled_close_is_completed() -> None:
+    """The client is closed all the same, and only once."""
     clients = Clients()
 
     async def main() -> None:
@@ -182,23 +182,23 @@ def test_a_close_that_is_cancelled_is_carried_out() -> None:
 
 
 def test_a_loop_that_is_closed_without_an_end_is_forgotten() -> None:
-    """Who calls `loop.close()` alone gives nothing a chance; the next loop's client drops what was kept of it."""
+    """`loop.close()` alone gives no chance to close the client; the next loop's client drops it."""
     clients = Clients()
     loop = asyncio.new_event_loop()
     loop.run_until_complete(clients.use())
     loop.close()
     asyncio.run(clients.use())
-    assert clients.per_loop._lives == {}  # there is nothing else to see it by
+    assert clients.per_loop._lives == {}  # nothing else shows it
 
 
 def test_without_a_loop_there_is_no_client() -> None:
-    """It is a mistake of the backend's, and named as asyncio does."""
+    """It is a bug of the backend, with asyncio's own error."""
     with pytest.raises(RuntimeError, match="no running event loop"):
         Clients().per_loop.here()
 
 
 def test_what_make_raises_is_raised() -> None:
-    """Each time: a failure leaves nothing behind."""
+    """Each time: a failed attempt leaves nothing behind."""
 
     def make() -> Client:
         raise StoreError("no address")
@@ -214,7 +214,7 @@ def test_what_make_raises_is_raised() -> None:
 
 
 class Stream:
-    """A connection of asyncio's own to a server, with the sockets that a fork would share."""
+    """A connection of asyncio to a server, with sockets that a forked child would share."""
 
     def __init__(self, ours: socket.socket) -> None:
         self._ours = ours
@@ -232,7 +232,7 @@ class Stream:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_leaves_the_parents_client_alone() -> None:
-    """The child makes one of its own; the parent's connection goes on to be waited for, and to work, after the child's end."""
+    """The child makes a client of its own; the parent's connection still works after the child has ended."""
     pairs = [socket.socketpair(), socket.socketpair()]
     free = [ours for ours, _ in reversed(pairs)]
     streams = PerLoop(lambda: Stream(free.pop()), Stream.close)
@@ -247,7 +247,7 @@ def test_a_forked_child_leaves_the_parents_client_alone() -> None:
     async def main() -> None:
         await use(pairs[0][1])
         assert works_in_a_child(lambda: use(pairs[1][1]))
-        await asyncio.wait_for(use(pairs[0][1]), 60)  # in epoll's set still
+        await asyncio.wait_for(use(pairs[0][1]), 60)  # still registered with epoll
         await streams.close()
 
     asyncio.run(main())
@@ -258,13 +258,13 @@ def test_a_forked_child_leaves_the_parents_client_alone() -> None:
 
 # ---------------------------------------------------------------- attempts
 class LostError(Exception):
-    """What a driver raises where its connection is lost."""
+    """What a driver raises if its connection is lost."""
 
 
 def retrying(
     clock: FakeClock, *, timeout: float = 5.0, patience: float = 30.0, attempts: int | None = None
 ) -> Retrying:
-    """With pauses that move the clock."""
+    """With pauses that advance the clock."""
 
     async def pause(seconds: float) -> None:
         clock.advance(seconds)
@@ -273,7 +273,7 @@ def retrying(
 
 
 def failing(times: int, error: Exception, *, sent: bool = False) -> Callable[[Attempt], Awaitable[int]]:
-    """An attempt that fails so often; it gives the number of the one that didn't."""
+    """An attempt that fails this often; returns the number of the attempt that succeeds."""
 
     async def attempt(this: Attempt) -> int:
         this.sent = sent
@@ -289,8 +289,8 @@ def test_a_lost_connection_is_tried_again() -> None:
     assert asyncio.run(retrying(FakeClock())(failing(3, LostError()))) == 4
 
 
-def test_what_is_no_lost_connection_is_raised_at_once() -> None:
-    """A refusal is an answer."""
+def test_other_errors_are_raised_at_once() -> None:
+    """A refusal is an answer, so there is no retry."""
     seen: list[int] = []
 
     async def attempt(this: Attempt) -> None:
@@ -303,7 +303,9 @@ def test_what_is_no_lost_connection_is_raised_at_once() -> None:
 
 
 def test_patience_ends_and_the_error_names_the_server_and_no_password() -> None:
-    """Which server, for how long, how often, what it said last; passwords of the driver's message are masked."""
+    """The error says which server, for how long, how many attempts, and the last error; passwords in the driver's message are
+    masked.
+    """
     clock = FakeClock()
     before = clock()
     with pytest.raises(StoreUnreachableError) as caught:
@@ -317,14 +319,16 @@ def test_patience_ends_and_the_error_names_the_server_and_no_password() -> None:
 
 
 def test_a_few_attempts_end_before_the_patience() -> None:
-    """For who only asks whether the server is there: what the last one met is told, and what was awaited."""
+    """For a caller that only checks whether the server is reachable: the error of the last attempt is raised, and what it waited
+    for.
+    """
     clock = FakeClock()
     with pytest.raises(StoreUnreachableError, match=r"redis at cache:6379 can't be reached \(2 attempts; .*refused\)"):
         asyncio.run(retrying(clock, patience=8, attempts=2)(failing(10**9, LostError("refused"))))
 
 
-def test_a_write_that_may_have_landed_says_so() -> None:
-    """AnswerLostError, also if later attempts didn't get as far as sending it."""
+def test_a_write_with_an_unknown_outcome_says_so() -> None:
+    """AnswerLostError, also if later attempts failed before they sent it."""
 
     async def attempt(this: Attempt) -> None:
         this.sent = this.number == 1
@@ -335,7 +339,7 @@ def test_a_write_that_may_have_landed_says_so() -> None:
 
 
 def test_at_the_deadline_the_socket_is_cut_before_the_attempt_is_cancelled() -> None:
-    """A driver that tells its server of a cancellation would wait for it. The next attempt then works."""
+    """A driver that sends a cancellation to its server would wait for it. The next attempt then works."""
     story: list[str] = []
 
     async def attempt(this: Attempt) -> int:
@@ -346,7 +350,7 @@ def test_at_the_deadline_the_socket_is_cut_before_the_attempt_is_cancelled() -> 
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             story.append("cancelled")
-            raise LostError from None  # as a driver may
+            raise LostError from None  # as a driver may raise it
         raise AssertionError
 
     async def main() -> None:
@@ -360,7 +364,7 @@ def test_at_the_deadline_the_socket_is_cut_before_the_attempt_is_cancelled() -> 
 
 
 def test_all_attempts_together_end_with_the_patience() -> None:
-    """A server that never answers: the last attempt's deadline is what is left of it."""
+    """If a server never answers, the last attempt's deadline is the time that is left of `patience`."""
 
     async def attempt(this: Attempt) -> None:
         await asyncio.Event().wait()
@@ -376,7 +380,7 @@ def test_all_attempts_together_end_with_the_patience() -> None:
 
 
 def test_a_cancellation_of_the_caller_is_no_lost_connection() -> None:
-    """It ends the operation, and is raised, also where the deadline comes while the driver is still ending."""
+    """The cancellation ends the operation and is raised, also if the deadline comes while the driver is still ending."""
 
     async def attempt(this: Attempt) -> None:
         try:
@@ -394,8 +398,8 @@ def test_a_cancellation_of_the_caller_is_no_lost_connection() -> None:
     run_virtual(main())
 
 
-def test_a_cancelled_write_goes_on_to_its_end() -> None:
-    """The caller is told once it is known; a second cancellation changes nothing."""
+def test_a_cancelled_write_is_completed() -> None:
+    """The caller is notified once the outcome is known; a second cancellation changes nothing."""
     landed: list[bool] = []
 
     async def attempt(this: Attempt) -> int:
@@ -417,7 +421,7 @@ def test_a_cancelled_write_goes_on_to_its_end() -> None:
 
 # ---------------------------------------------------------------- tokens
 def test_a_slot_gives_its_writes_rising_numbers() -> None:
-    """One after the other they share a slot; at the same time they don't."""
+    """Consecutive writes share a slot; concurrent writes don't."""
     slots = Slots()
     with slots.token() as first, slots.token() as beside:
         assert beside.slot != first.slot
@@ -428,7 +432,7 @@ def test_a_slot_gives_its_writes_rising_numbers() -> None:
 
 
 def test_a_conflict_keeps_its_slot_and_an_unknown_outcome_gives_it_up() -> None:
-    """After a conflict the next write has the next number there; after a lost answer the slot is never seen again."""
+    """After a conflict the next write gets the next number in the slot; after a lost answer the slot is never used again."""
     slots = Slots()
     with pytest.raises(ConflictError), slots.token() as refused:
         raise ConflictError(["k"])
@@ -443,7 +447,7 @@ def test_a_conflict_keeps_its_slot_and_an_unknown_outcome_gives_it_up() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_slots_of_its_own() -> None:
-    """Both would write under one slot otherwise, and the server would take the one's write for the other's."""
+    """Otherwise both would write under one slot, and the server would take one process's write for the other's."""
     slots = Slots()
     with slots.token() as ours:
         pass
@@ -460,8 +464,8 @@ def test_a_forked_child_has_slots_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "{tag}", "a:b", "-x", "x" * 41, "ü", "a\n"])
-def test_a_data_sets_name_is_plain(name: str) -> None:
-    """It becomes part of keys and schemas on any server."""
+def test_a_data_sets_name_has_plain_characters(name: str) -> None:
+    """It becomes part of keys and schema names on the server."""
     check_store("redis", "main.2_b-C")
     with pytest.raises(ConfigError, match="redis: store is"):
         check_store("redis", name)

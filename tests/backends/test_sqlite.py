@@ -1,4 +1,6 @@
-"""The SQLite backend keeps the contract of backends, and its own promises: durability, sharing, errors that name the file."""
+"""The SQLite backend passes the backend contract, and keeps its own guarantees: durability, sharing,
+errors that name the file.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ class TestProcess(SharedBackendContract):
 
 
 class Traced(SQLite):
-    """Notes each statement with the thread that ran it, and lets a test prepare every connection."""
+    """Records each statement with its thread, and lets a test prepare every connection."""
 
     prepare = ""
 
@@ -89,30 +91,32 @@ def run(backend: SQLite, scenario: Callable[[], Awaitable[None]]) -> None:
 
 
 async def opened_then(backend: SQLite, scenario: Callable[[], Awaitable[None]]) -> None:
-    """As `run`, but for the close."""
+    """Like `run`, but leaves the backend open."""
     await backend.open()
     await scenario()
 
 
 @contextmanager
 def another_writer(path: Path) -> Iterator[sqlite3.Connection]:
-    """Another connection in the middle of a write, as a second process would be; it can end it by a commit."""
+    """Another connection in the middle of a write, as a second process would be; the test ends it by a commit."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield connection
 
 
 async def settle(turns: int = 20) -> None:
-    """Let everything on this loop that can go on do so."""
+    """Let all tasks of this loop run until they wait."""
     for _ in range(turns):
         await asyncio.sleep(0)
 
 
-# ---------------------------------------------------------------- how it is read
+# ---------------------------------------------------------------- reading
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("after", ["", "k:0500"])
 def test_a_page_is_found_by_the_index(tmp_path: Path, after: str, reverse: bool) -> None:
-    """It begins where the index leads, between two bounds, and reads as many rows as it gives: nothing is sorted or passed."""
+    """It starts at the right place of the index, between two bounds, and reads as many rows as it returns: nothing is sorted or
+    skipped.
+    """
     backend = Traced(tmp_path / "state.db", durability="process")
 
     async def scenario() -> None:
@@ -130,9 +134,9 @@ def test_a_page_is_found_by_the_index(tmp_path: Path, after: str, reverse: bool)
     run(backend, scenario)
 
 
-# ---------------------------------------------------------------- how it is named
+# ---------------------------------------------------------------- URLs
 def test_a_url_names_the_file_and_the_options() -> None:
-    """Three slashes are relative, four absolute; escapes are undone; options are typed."""
+    """Three slashes are relative, four absolute; percent escapes are decoded; options have types."""
     relative = SQLite.from_url("sqlite:///folder/state%20one.db?durability=process&timeout=2.5")
     assert (relative.path, relative.durability, relative.timeout) == ("folder/state one.db", "process", 2.5)
     absolute = SQLite.from_url("sqlite:////var/lib/state.db")
@@ -162,15 +166,15 @@ def test_a_url_names_the_file_and_the_options() -> None:
         ("sqlite:///:memory:", "memory:// for memory"),
     ],
 )
-def test_what_a_url_cant_mean_is_refused(url: str, said: str) -> None:
-    """The message names what was found, what is allowed, and what was probably meant."""
+def test_an_invalid_url_is_refused(url: str, said: str) -> None:
+    """The message says what was found and what is allowed, and suggests an option."""
     with pytest.raises(ConfigError) as caught:
         SQLite.from_url(url)
     assert said in str(caught.value)
 
 
 def test_it_is_registered_by_the_hook() -> None:
-    """The module is a plugin that gives the scheme `sqlite`."""
+    """The module is a plugin that registers the scheme `sqlite`."""
     made = sqlite.pocket_backends()["sqlite"]("sqlite:///state.db")
     assert isinstance(made, SQLite)
 
@@ -186,7 +190,7 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cant_be_made_is_named(tmp_path: Path) -> None:
-    """Where a file stands in the way, the error names the store and the cause."""
+    """If there is a file in its place, the error names the store and the cause."""
     (tmp_path / "file").write_text("in the way")
     backend = SQLite(tmp_path / "file" / "state.db")
     with pytest.raises(StoreError, match=r"state\.db: its folder can't be made.*file"):
@@ -194,14 +198,14 @@ def test_a_folder_that_cant_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
-    """What can't be opened is an error that names it."""
+    """The error names what can't be opened."""
     with pytest.raises(StoreError, match="can't be opened") as caught:
         drive(SQLite(tmp_path).open())
     assert str(tmp_path) in str(caught.value)
 
 
 def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later chdir leads neither reads nor writes to another file."""
+    """After a chdir, reads and writes still use the same file."""
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -225,7 +229,7 @@ def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_a_foreign_file_is_refused_untouched(tmp_path: Path, make: str | None, said: str) -> None:
-    """Another program's file, a newer schema, no database at all: named, and not a byte of it changed."""
+    """Another program's file, a newer schema, or no database at all: the error names it, and not a byte is changed."""
     path = tmp_path / "state.db"
     if make is None:
         path.write_bytes(b"Dear diary, " * 500)
@@ -241,8 +245,8 @@ def test_a_foreign_file_is_refused_untouched(tmp_path: Path, make: str | None, s
     assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
 
 
-def test_two_that_make_the_same_file_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Overtaken between looking and making, it takes what the other one has made."""
+def test_two_processes_that_create_the_same_file_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If another process makes the file between the check and the creation, it is used."""
     path = tmp_path / "state.db"
     is_new = schema.is_new
 
@@ -263,8 +267,8 @@ def test_two_that_make_the_same_file_agree(tmp_path: Path, monkeypatch: pytest.M
     assert entry is not None
 
 
-def test_open_waits_for_another_one_that_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the file is not yet in WAL mode, SQLite refuses at once where another connection is writing."""
+def test_open_waits_for_another_process_that_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the file is not yet in WAL mode, SQLite refuses at once if another connection is writing."""
     path = tmp_path / "state.db"
     made = SQLite(path)
     drive(made.open())
@@ -290,7 +294,7 @@ def test_open_waits_for_another_one_that_opens(tmp_path: Path, monkeypatch: pyte
 
 
 def test_it_can_be_opened_again(tmp_path: Path) -> None:
-    """A closed backend that is opened again goes on with the same data; opening an open one changes nothing."""
+    """A backend that was closed and is opened again has the same data; opening an open one does nothing."""
     backend = SQLite(tmp_path / "state.db")
     for n in range(3):
         drive(backend.open())
@@ -303,7 +307,7 @@ def test_it_can_be_opened_again(tmp_path: Path) -> None:
 
 
 def test_close_leaves_one_file(tmp_path: Path) -> None:
-    """After a close the log is in the file, so that copying it copies everything."""
+    """After a close the log is part of the file, so copying the file copies everything."""
     backend = SQLite(tmp_path / "state.db")
 
     async def scenario() -> None:
@@ -315,7 +319,7 @@ def test_close_leaves_one_file(tmp_path: Path) -> None:
 
 
 def test_before_open_everything_is_refused(tmp_path: Path) -> None:
-    """Neither a read nor a write makes a file by accident; the message says what to do."""
+    """Neither a read nor a write creates a file by accident; the message says what to do."""
     backend = SQLite(tmp_path / "state.db")
     for use in (backend.read("a"), backend.write([Put("a", 1)]), backend.write([])):
         with pytest.raises(StoreError, match=r"not opened yet\. `with SyncStore\(…\) as store:` opens it"):
@@ -323,7 +327,7 @@ def test_before_open_everything_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# ---------------------------------------------------------------- who commits, and where
+# ---------------------------------------------------------------- commits, and their thread
 def test_power_syncs_and_process_does_not(tmp_path: Path) -> None:
     """`power` commits with synchronous=FULL, which syncs the log before a commit returns; `process` with NORMAL."""
     found = {}
@@ -336,7 +340,7 @@ def test_power_syncs_and_process_does_not(tmp_path: Path) -> None:
 
 
 def test_writes_that_wait_together_share_a_commit(tmp_path: Path) -> None:
-    """A hundred tasks pay for a few commits, each still with its own version and its own outcome."""
+    """A hundred tasks need only a few commits; each write has its own version and its own outcome."""
     backend = Traced(tmp_path / "state.db")
 
     async def scenario() -> None:
@@ -348,7 +352,7 @@ def test_writes_that_wait_together_share_a_commit(tmp_path: Path) -> None:
 
 
 def test_no_write_is_acknowledged_before_its_commit(tmp_path: Path) -> None:
-    """While the transaction is open, nobody who is part of it has been told."""
+    """While the transaction is open, none of its callers is notified."""
     backend = SQLite(tmp_path / "state.db")
     with Gate(backend) as gate:
 
@@ -366,7 +370,7 @@ def test_no_write_is_acknowledged_before_its_commit(tmp_path: Path) -> None:
 
 
 def test_a_lone_sync_caller_commits_in_its_own_thread(tmp_path: Path) -> None:
-    """Nobody is stopped by it, so no thread hop is paid; a task's write goes to the writer thread instead."""
+    """It blocks nobody, so it needs no other thread; a task's write goes to the writer thread."""
     backend = Traced(tmp_path / "state.db", durability="power")
     here = threading.current_thread().name
     drive(backend.open())
@@ -377,7 +381,7 @@ def test_a_lone_sync_caller_commits_in_its_own_thread(tmp_path: Path) -> None:
 
 
 class Busy:
-    """A lock that somebody has, and gives back to whoever waits for it."""
+    """A lock that is held, and released for a caller that waits."""
 
     def __init__(self) -> None:
         self.asked: list[bool] = []
@@ -387,17 +391,17 @@ class Busy:
         return blocking
 
     def release(self) -> None:
-        """Nobody else wants it."""
+        """Nobody else waits for it."""
 
     def __enter__(self) -> None:
-        """As the writer thread takes it."""
+        """Acquired, as the writer thread does."""
 
     def __exit__(self, *_: object) -> None:
-        """As it gives it back."""
+        """Released, as the writer thread does."""
 
 
 def test_a_thread_waits_for_another_ones_commit_rather_than_for_the_writer_thread(tmp_path: Path) -> None:
-    """Without a wait for the disk that is shorter: two threads that write by turns are no slower than one."""
+    """If no commit waits for the disk, this is faster: two threads that write in turn are as fast as one."""
     backend = Traced(tmp_path / "state.db", durability="process")
     here = threading.current_thread().name
     drive(backend.open())
@@ -405,13 +409,13 @@ def test_a_thread_waits_for_another_ones_commit_rather_than_for_the_writer_threa
     drive(backend.write([Put("a", 1)]))
     assert busy.asked == [False, True]
     assert set(backend.threads_of("BEGIN IMMEDIATE")) == {here}
-    asyncio.run(write_and_close(backend))  # a task stops its loop for nobody
+    asyncio.run(write_and_close(backend))  # a task must not block its loop
     assert busy.asked == [False, True, False]
     assert backend.threads_of("BEGIN IMMEDIATE")[-1].startswith("writer of ")
 
 
 def test_process_writes_in_place(tmp_path: Path) -> None:
-    """A task's write is done in its own thread, without a suspension, while nobody else is writing."""
+    """A task's write is done in its own thread, without suspension, while nobody else is writing."""
     backend = Traced(tmp_path / "state.db", durability="process")
     drive(backend.open())
     asyncio.run(write_and_close(backend))
@@ -425,7 +429,7 @@ async def write_and_close(backend: Backend) -> None:
 
 @pytest.mark.parametrize("durability", MODES)
 def test_another_writer_never_stops_the_loop(tmp_path: Path, durability: sqlite.Durability) -> None:
-    """While another process is writing, tasks go on and reads are answered; the write lands when its turn comes."""
+    """While another process writes, tasks continue and reads are answered; the write is done when it can be."""
     backend = Traced(tmp_path / "state.db", durability=durability)
 
     async def scenario() -> None:
@@ -451,7 +455,7 @@ def test_another_writer_never_stops_the_loop(tmp_path: Path, durability: sqlite.
 
 @pytest.mark.parametrize("durability", MODES)
 def test_a_file_that_stays_busy_is_an_error(tmp_path: Path, durability: sqlite.Durability) -> None:
-    """After the time-out StoreBusyError names the file and the option, to tasks and threads; then it works again."""
+    """After the timeout, StoreBusyError names the file and the option, for tasks and for threads; later writes work again."""
     backend = SQLite(tmp_path / "state.db", durability=durability, timeout=0.02)
 
     async def scenario() -> None:
@@ -466,7 +470,7 @@ def test_a_file_that_stays_busy_is_an_error(tmp_path: Path, durability: sqlite.D
 
 
 def test_a_commit_of_another_process_is_seen_at_once(tmp_path: Path) -> None:
-    """Two backends on one file read each other's writes, and conflict where they should."""
+    """Two backends on one file read each other's writes, and get conflicts when they should."""
     one, other = SQLite(tmp_path / "state.db"), SQLite(tmp_path / "state.db", durability="process")
     drive(one.open())
     drive(other.open())
@@ -483,8 +487,8 @@ def test_a_commit_of_another_process_is_seen_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("durability", MODES)
-def test_two_in_turn_count_on(tmp_path: Path, durability: sqlite.Durability) -> None:
-    """Each write's version is the next one, whoever wrote before; what conflicts takes none."""
+def test_two_processes_that_alternate_have_consecutive_versions(tmp_path: Path, durability: sqlite.Durability) -> None:
+    """Each write's version is the next number, whoever wrote before; a conflict uses none."""
     one, other = (SQLite(tmp_path / "state.db", durability=durability) for _ in range(2))
     drive(one.open())
     drive(other.open())
@@ -499,8 +503,8 @@ def test_two_in_turn_count_on(tmp_path: Path, durability: sqlite.Durability) -> 
     drive(other.close())
 
 
-def test_who_writes_alone_does_not_write_the_counter_each_time(tmp_path: Path) -> None:
-    """It reserves versions, which then count on without a gap; what was reserved when it ended is never given."""
+def test_a_single_writer_does_not_write_the_counter_each_time(tmp_path: Path) -> None:
+    """It reserves versions, which are then used without a gap; versions still reserved at its end are never used."""
     backend, given = Traced(tmp_path / "state.db", durability="process"), list[int]()
 
     async def scenario() -> None:
@@ -527,8 +531,8 @@ def test_who_writes_alone_does_not_write_the_counter_each_time(tmp_path: Path) -
     run(backend, again)
 
 
-def test_reserved_versions_are_given_up_once_another_one_writes(tmp_path: Path) -> None:
-    """Of two instances each goes on above what the other one has given, whatever it had reserved."""
+def test_reserved_versions_are_given_up_when_another_instance_writes(tmp_path: Path) -> None:
+    """Of two instances, each continues above the other's versions, whatever it had reserved."""
     one, other = (SQLite(tmp_path / "state.db", durability="process") for _ in range(2))
     drive(one.open())
     drive(other.open())
@@ -550,8 +554,8 @@ def test_reserved_versions_are_given_up_once_another_one_writes(tmp_path: Path) 
     drive(other.close())
 
 
-def test_a_look_at_the_version_of_an_owned_file_is_no_intrusion(tmp_path: Path) -> None:
-    """The owner's versions are consecutive, whoever asks for the last one meanwhile, and wherever the counter stands."""
+def test_reading_the_version_of_an_owned_file_changes_nothing(tmp_path: Path) -> None:
+    """The owner's versions are consecutive, whoever reads the last version meanwhile, and whatever the counter's value is."""
     owner, other = (SQLite(tmp_path / "state.db", durability="process") for _ in range(2))
     drive(owner.open())
     drive(owner.own())
@@ -566,8 +570,8 @@ def test_a_look_at_the_version_of_an_owned_file_is_no_intrusion(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("why", ["locked", "read-only"])
-def test_who_cannot_write_can_ask_for_the_version(tmp_path: Path, why: str) -> None:
-    """Where another one has reserved some it is at least as high as that of each write."""
+def test_a_reader_without_write_access_can_read_the_version(tmp_path: Path, why: str) -> None:
+    """If another instance has reserved versions, it is at least as high as the version of each write."""
     one, other = SQLite(tmp_path / "state.db"), SQLite(tmp_path / "state.db", timeout=0)
     drive(one.open())
     drive(other.open())
@@ -586,7 +590,7 @@ def test_who_cannot_write_can_ask_for_the_version(tmp_path: Path, why: str) -> N
 
 
 class Refusing(Traced):
-    """Refuses the statements that begin with `refused`."""
+    """Refuses statements that begin with `refused`."""
 
     refused = "nothing"
 
@@ -606,7 +610,7 @@ class Refusing(Traced):
 
 @pytest.mark.parametrize("refused", ["SELECT version", "INSERT INTO entries", "UPDATE counter", "COMMIT"])
 def test_a_write_that_fails_gives_no_version_twice(tmp_path: Path, refused: str) -> None:
-    """At whichever statement it fails; nor where it would have reserved versions, and another one then reserves the same."""
+    """Whichever statement fails; also if it would have reserved versions, and another instance then reserves the same."""
     one, other = (Refusing(tmp_path / "state.db", durability="process") for _ in range(2))
     drive(one.open())
     drive(other.open())
@@ -636,7 +640,9 @@ def test_a_write_that_fails_gives_no_version_twice(tmp_path: Path, refused: str)
 
 
 def test_of_two_that_would_reserve_the_same_versions_one_does(tmp_path: Path) -> None:
-    """A commit that reserves some fails, and another one reserves just these: the first goes on above what that has given."""
+    """A commit that reserves versions fails, and another instance reserves the same: the first continues above the other's
+    versions.
+    """
     one, other = (Refusing(tmp_path / "state.db", durability="process") for _ in range(2))
     drive(one.open())
     drive(other.open())
@@ -655,7 +661,7 @@ def test_of_two_that_would_reserve_the_same_versions_one_does(tmp_path: Path) ->
 
 
 def test_of_a_shared_commit_conflicts_take_no_version(tmp_path: Path) -> None:
-    """Of writes that wait together some conflict: the others are counted, and only they."""
+    """Of writes in one commit some conflict: only the others use a version."""
     backend = SQLite(tmp_path / "state.db")
 
     async def scenario() -> None:
@@ -675,7 +681,7 @@ def test_of_a_shared_commit_conflicts_take_no_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("durability", MODES)
 def test_a_turn_locks_other_processes_out(tmp_path: Path, durability: sqlite.Durability) -> None:
-    """Until its write, its end, or until it has taken too long; others wait meanwhile."""
+    """Until its write, its end, or a time limit; others wait meanwhile."""
     one, other = (SQLite(tmp_path / "state.db", durability=durability, timeout=60) for _ in range(2))
     drive(one.open())
     drive(other.open())
@@ -706,7 +712,7 @@ def test_a_turn_locks_other_processes_out(tmp_path: Path, durability: sqlite.Dur
 
 
 def test_a_turn_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who takes too long for it meets a conflict, as without one; two turns within each other end so, too."""
+    """A caller that takes too long gets a conflict, as without a turn; two nested turns end so, too."""
     monkeypatch.setattr(writer, "LONGEST_TURN", 0.01)
     one, other = (SQLite(tmp_path / "state.db", durability="process", timeout=60) for _ in range(2))
     drive(one.open())
@@ -727,7 +733,7 @@ def test_a_turn_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_turn_that_waits_for_another_process_ends(tmp_path: Path) -> None:
-    """Cancelled, with StoreBusyError after the time-out, and by a close: nothing is left of it."""
+    """By cancellation, by StoreBusyError after the timeout, and by a close: nothing is left of it."""
     backend = SQLite(tmp_path / "state.db", timeout=0.02)
 
     async def in_turn() -> None:
@@ -761,7 +767,7 @@ def test_a_turn_that_waits_for_another_process_ends(tmp_path: Path) -> None:
 
 
 def test_a_read_holds_no_old_state(tmp_path: Path) -> None:
-    """Once a value was read, its connection stands in the way of nobody who clears the log."""
+    """After a read, its connection doesn't keep others from truncating the log."""
     backend = SQLite(tmp_path / "state.db", durability="process")
     drive(backend.open())
     drive(backend.write([Put("a", 1)]))
@@ -774,7 +780,7 @@ def test_a_read_holds_no_old_state(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- cancellation and the end
 class Gate:
-    """Holds the writer thread inside a transaction that it has begun, by the clock that it asks there."""
+    """Holds the writer thread inside a transaction, by the clock that the thread reads there."""
 
     def __init__(self, backend: SQLite) -> None:
         self._begun, self._go = threading.Event(), threading.Event()
@@ -801,7 +807,7 @@ class Gate:
 
 @pytest.mark.parametrize("cancels", [1, 3])
 def test_cancelled_in_the_queue_it_is_withdrawn(tmp_path: Path, cancels: int) -> None:
-    """Behind a write under way, and behind another process, a cancelled write is taken back at once."""
+    """Behind a running write, and behind another process: a cancelled write is withdrawn at once."""
     backend = SQLite(tmp_path / "state.db")
 
     async def scenario() -> None:
@@ -822,7 +828,7 @@ def test_cancelled_in_the_queue_it_is_withdrawn(tmp_path: Path, cancels: int) ->
 
 @pytest.mark.parametrize("cancels", [1, 3])
 def test_cancelled_in_the_transaction_its_outcome_comes_first(tmp_path: Path, cancels: int) -> None:
-    """Begun, it is awaited through any number of cancellations: when the caller is told, it has landed."""
+    """Once it has begun, it is awaited through any number of cancellations: when the caller is notified, it is committed."""
     backend = SQLite(tmp_path / "state.db")
     with Gate(backend) as gate:
 
@@ -842,7 +848,7 @@ def test_cancelled_in_the_transaction_its_outcome_comes_first(tmp_path: Path, ca
 
 
 def test_a_sync_write_given_up_in_the_queue_is_withdrawn(tmp_path: Path) -> None:
-    """What a keyboard interrupt does to a blocked thread: its coroutine is closed, and the write never lands."""
+    """As a keyboard interrupt does to a blocked thread: its coroutine is closed, and the write is never done."""
     backend = SQLite(tmp_path / "state.db")
     drive(backend.open())
     with another_writer(tmp_path / "state.db"):
@@ -854,7 +860,7 @@ def test_a_sync_write_given_up_in_the_queue_is_withdrawn(tmp_path: Path) -> None
     drive(backend.close())
 
 
-def test_a_sync_write_interrupted_in_the_transaction_has_landed(tmp_path: Path) -> None:
+def test_a_sync_write_interrupted_in_the_transaction_is_committed(tmp_path: Path) -> None:
     """A keyboard interrupt that comes while the writer thread commits is raised once the outcome is known."""
     backend = SQLite(tmp_path / "state.db")
     drive(backend.open())
@@ -873,7 +879,7 @@ def test_a_sync_write_interrupted_in_the_transaction_has_landed(tmp_path: Path) 
 
 
 def test_an_interrupt_inside_a_transaction_rolls_it_back(tmp_path: Path) -> None:
-    """A keyboard interrupt in a commit in place leaves no transaction open, and no lock held."""
+    """A keyboard interrupt during a commit in place leaves no open transaction and no lock."""
     backend = SQLite(tmp_path / "state.db")
     drive(backend.open())
 
@@ -890,7 +896,7 @@ def test_an_interrupt_inside_a_transaction_rolls_it_back(tmp_path: Path) -> None
 
 
 def test_close_does_what_is_queued_first(tmp_path: Path) -> None:
-    """Writes accepted before the close are done and acknowledged, whoever else is writing; later ones are refused."""
+    """Writes that were accepted before the close are done and acknowledged, whoever else is writing; later ones are refused."""
     backend = SQLite(tmp_path / "state.db")
 
     async def scenario() -> None:
@@ -912,7 +918,7 @@ def test_close_does_what_is_queued_first(tmp_path: Path) -> None:
 
 
 def test_a_cancelled_close_still_closes(tmp_path: Path) -> None:
-    """The queue is done and the file let go of before the cancellation is raised."""
+    """The queue is written and the file closed before the cancellation is raised."""
     backend = SQLite(tmp_path / "state.db")
     with Gate(backend) as gate:
 
@@ -933,8 +939,8 @@ def test_a_cancelled_close_still_closes(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- what goes wrong
-def test_one_write_that_cant_be_done_spoils_no_other(tmp_path: Path) -> None:
-    """Of a batch that shares a commit only the impossible write fails, with its own error."""
+def test_one_write_that_fails_spoils_no_other(tmp_path: Path) -> None:
+    """In a batch that shares a commit only the invalid write fails, with its own error."""
     backend = SQLite(tmp_path / "state.db")
 
     async def scenario() -> None:
@@ -952,8 +958,10 @@ def test_one_write_that_cant_be_done_spoils_no_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("durability", MODES)
-def test_a_full_disk_loses_nothing_and_passes(tmp_path: Path, durability: sqlite.Durability) -> None:
-    """All writes that no longer fit fail with an error that says so, none by half; with room again they work."""
+def test_a_full_disk_loses_nothing_and_writes_work_again_with_space(
+    tmp_path: Path, durability: sqlite.Durability
+) -> None:
+    """All writes that don't fit fail with an error that says so, none by half; once there is space again, writes work."""
 
     class Small(Traced):
         prepare = "PRAGMA max_page_count = 40"
@@ -987,7 +995,7 @@ def test_a_full_disk_loses_nothing_and_passes(tmp_path: Path, durability: sqlite
 
 
 def test_a_damaged_file_is_an_error_not_a_miss(tmp_path: Path) -> None:
-    """Reads and writes name the file and the way out; none says that the key is absent."""
+    """Reads and writes name the file and the way out; none says that the key is missing."""
     path = tmp_path / "state.db"
     backend = SQLite(path)
     drive(backend.open())
@@ -1004,12 +1012,12 @@ def test_a_damaged_file_is_an_error_not_a_miss(tmp_path: Path) -> None:
 
 
 class Unregistered:
-    """A type that the codec has never heard of."""
+    """A type that the codec doesn't know."""
 
 
 @pytest.mark.parametrize("durability", MODES)
 def test_a_value_that_cant_be_encoded_is_refused_at_once(tmp_path: Path, durability: sqlite.Durability) -> None:
-    """The error names the key, and nothing of the write was done."""
+    """The error names the key, and nothing of the write was stored."""
     backend = SQLite(tmp_path / "state.db", durability=durability)
 
     async def scenario() -> None:
@@ -1021,7 +1029,7 @@ def test_a_value_that_cant_be_encoded_is_refused_at_once(tmp_path: Path, durabil
 
 
 def test_a_record_that_cant_be_decoded_names_its_key(tmp_path: Path) -> None:
-    """A damaged value is an error with file and key; the others are readable, and it can be overwritten."""
+    """A damaged value is an error with file and key; the other values are readable, and it can be overwritten."""
     backend = SQLite(tmp_path / "state.db")
     drive(backend.open())
     drive(backend.write([Put("bad", "x" * 50), Put("good", 1)]))
@@ -1038,7 +1046,7 @@ def test_a_record_that_cant_be_decoded_names_its_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("in_transaction", [False, True])
 def test_a_record_that_cant_be_decoded_can_be_deleted(tmp_path: Path, in_transaction: bool) -> None:
-    """As its error advises: by `delete`, as by `delete_many` and `delete_prefix`; and it was there."""
+    """As its error advises: by `delete`, `delete_many` and `delete_prefix`; and it counts as having existed."""
     with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
         store.set_many({"bad": 1, "good": 2})
         with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as connection:
@@ -1119,8 +1127,10 @@ print("works again")
     [(LIMITED, "the disk reports an error"), (READ_ONLY, "check the permissions of it and its folder")],
     ids=["file size limit", "read only"],
 )
-def test_what_the_system_refuses_is_an_error_that_passes(program: str, said: str, durability: str) -> None:
-    """A write error and a read-only file: named with the way out, nothing half-applied; then it works again."""
+def test_a_failure_of_the_system_is_an_error_and_later_writes_work(program: str, said: str, durability: str) -> None:
+    """A write error and a read-only file: the error names the way out, and nothing is written by half;
+    later writes work again.
+    """
     with tempfile.TemporaryDirectory() as folder:  # pytest's own lets nobody else in
         path = Path(folder) / "state.db"
         command = [sys.executable, "-c", program, str(path), durability]
@@ -1133,8 +1143,8 @@ def test_what_the_system_refuses_is_an_error_that_passes(program: str, said: str
 
 
 # ---------------------------------------------------------------- housekeeping
-def test_expired_entries_are_cleared_away_little_by_little(tmp_path: Path) -> None:
-    """Writes remove them, faster than they can be made, so that a store of short-lived entries doesn't grow."""
+def test_expired_entries_are_removed_a_few_at_a_time(tmp_path: Path) -> None:
+    """Writes remove them faster than new ones can be added, so a store of short-lived entries doesn't grow."""
     backend = SQLite(tmp_path / "state.db", durability="process")
     now = 1_700_000_000.0
     backend.clock = lambda: now
@@ -1150,7 +1160,7 @@ def test_expired_entries_are_cleared_away_little_by_little(tmp_path: Path) -> No
 
 
 def test_many_threads_read_what_was_committed(tmp_path: Path) -> None:
-    """A thread that was told of a write sees it, or a newer one, whatever connection it reads with."""
+    """A thread that knows of a write reads its value, or a newer one, whichever connection it uses."""
     backend = SQLite(tmp_path / "state.db", durability="process")
     drive(backend.open())
     told = [drive(backend.write([Put("n", 0)]))]
@@ -1176,12 +1186,12 @@ def test_many_threads_read_what_was_committed(tmp_path: Path) -> None:
     assert stale == []
 
 
-# ---------------------------------------------------------------- nothing left open, nothing written beside
+# ---------------------------------------------------------------- nothing left open, no other files written
 def open_files(folder: Path) -> list[str]:
-    """What this process has open there."""
+    """The files of this process that are open there."""
     found: list[str] = []
     for number in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # that of the listing itself
+        with suppress(OSError):  # the descriptor of the listing itself
             if (path := os.readlink(f"/proc/self/fd/{number}")).startswith(str(folder)):
                 found.append(path)
     return found
@@ -1214,7 +1224,7 @@ FAULTS: dict[str, Callable[[Path], object]] = {
 def test_after_an_error_close_leaves_nothing_open(
     tmp_path: Path, fault: str, durability: sqlite.Durability, when: str
 ) -> None:
-    """Whatever failed, and though the errors are kept and no garbage is collected."""
+    """Whatever has failed, also while the errors are referenced and no garbage is collected."""
     path = tmp_path / "state.db"
     backend = SQLite(path, durability=durability)
     drive(backend.open())
@@ -1244,16 +1254,16 @@ def test_after_an_error_close_leaves_nothing_open(
             except StoreError as error:
                 kept.append(error)
         drive(backend.close())
-        assert kept or (fault, when) == ("deleted", "before open")  # then it is made anew
+        assert kept or (fault, when) == ("deleted", "before open")  # then it is created again
         assert open_files(tmp_path) == []
-        assert backend._connections.rest()  # nor is a fork held up
+        assert backend._connections.rest()  # it doesn't block a fork either
     finally:
         gc.enable()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed by Linux only")
 def test_what_a_thread_still_has_open_is_closed_before_a_fork(tmp_path: Path) -> None:
-    """A backend that nobody has any more is freed at once. Its writer thread goes on, and no child inherits its connections."""
+    """A backend without references is freed at once. Its writer thread continues, and no child inherits its connections."""
     backend = SQLite(tmp_path / "state.db")
     drive(backend.open())
     asyncio.run(_written(backend, 1))
@@ -1300,10 +1310,12 @@ GONE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("gone", GONE)
 @pytest.mark.parametrize("durability", MODES)
 @pytest.mark.parametrize("loop", [False, True], ids=["sync", "async"])
-def test_a_file_that_is_gone_acknowledges_nothing(
+def test_a_deleted_file_acknowledges_no_write(
     tmp_path: Path, gone: str, durability: sqlite.Durability, loop: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reads and writes name it and the way out, until it is closed; opened again it works with what is there."""
+    """Reads and writes name the file and the way out, until it is closed; opened again, the backend works
+    with the present file.
+    """
     monkeypatch.setattr(opened, "LOOK_EVERY", 0)
     folder = tmp_path / "folder"
     path = folder / "state.db"
@@ -1338,8 +1350,8 @@ def test_a_file_that_is_gone_acknowledges_nothing(
     asyncio.run(scenario()) if loop else drive(scenario())
 
 
-def test_a_log_that_is_deleted_acknowledges_nothing(tmp_path: Path) -> None:
-    """With `power`: what is only in the log would be gone with the last connection."""
+def test_a_deleted_log_acknowledges_no_write(tmp_path: Path) -> None:
+    """With `power`: writes that are only in the log would be lost with the last connection."""
     backend = SQLite(tmp_path / "state.db")
     drive(backend.open())
     drive(backend.write([Put("a", 1)]))
@@ -1350,10 +1362,10 @@ def test_a_log_that_is_deleted_acknowledges_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", [*GONE, "log deleted"])
-def test_a_folder_that_has_not_changed_for_long_tells_of_a_change(
+def test_an_old_time_stamp_of_the_folder_shows_any_change(
     tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A write then looks at the folder only, until something comes or goes there: a file of somebody else's, or its own."""
+    """A write then checks the folder only, until a file is created or removed there: another program's, or its own."""
     monkeypatch.setattr(files, "FINE", -1e9)
     looks: list[str] = []
     monkeypatch.setattr(opened, "is_at", lambda path, file: looks.append(path) or files.is_at(path, file))
@@ -1375,8 +1387,8 @@ def test_a_folder_that_has_not_changed_for_long_tells_of_a_change(
     drive(backend.close())
 
 
-def test_a_folder_that_has_just_changed_is_not_believed(tmp_path: Path) -> None:
-    """Of two changes in a row the second may leave the same time stamps: until they are old, files are looked at themselves."""
+def test_a_young_time_stamp_of_the_folder_is_not_trusted(tmp_path: Path) -> None:
+    """The second of two changes in a row may leave the same time stamps: until they are old, the files themselves are checked."""
     (tmp_path / "file").touch()
     folder = files.Folder(str(tmp_path))
     assert not folder.is_as_known()
@@ -1385,10 +1397,8 @@ def test_a_folder_that_has_just_changed_is_not_believed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stamp", "settles"), [(1_700_000_000_000_000_000, 3.0), (1_700_000_000_123_456_789, 0.1)])
-def test_how_long_a_folder_is_not_believed_depends_on_its_stamps(
-    stamp: int, settles: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where they show whole seconds a second change may leave the same for seconds, else for one tick of a clock."""
+def test_a_coarse_time_stamp_is_trusted_later(stamp: int, settles: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If time stamps are whole seconds, a second change may leave the same for seconds, otherwise for one tick of a clock."""
     status = SimpleNamespace(st_dev=1, st_ino=2, st_mtime_ns=stamp, st_ctime_ns=stamp)
     folder = files.Folder("somewhere")
     for age, is_believed in ((0.99 * settles, False), (1.01 * settles, True)):
@@ -1400,7 +1410,7 @@ def test_how_long_a_folder_is_not_believed_depends_on_its_stamps(
 
 
 def test_reads_look_for_the_file_now_and_then(tmp_path: Path) -> None:
-    """Not each time, which would cost a third of a read; but a write does, and a read soon after."""
+    """Not at each read, which would take a third longer; but at each write, and at a read soon after."""
     backend = SQLite(tmp_path / "state.db")
     drive(backend.open())
     drive(backend.write([Put("a", 1)]))
@@ -1416,7 +1426,7 @@ def test_reads_look_for_the_file_now_and_then(tmp_path: Path) -> None:
 
 
 def test_a_link_to_the_file_leads_to_it(tmp_path: Path) -> None:
-    """A store opened by a symbolic link works, and notices when that leads to another file."""
+    """A store opened by a symbolic link works, and notices when the link leads to another file."""
     (tmp_path / "link.db").symlink_to(tmp_path / "state.db")
     drive(_made(tmp_path / "state.db"))
     drive(_made(tmp_path / "other.db"))
@@ -1431,12 +1441,12 @@ def test_a_link_to_the_file_leads_to_it(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_wake_up_leaves_the_writer_awake(tmp_path: Path) -> None:
-    """An interrupted `Condition.notify` keeps a waiter that has gone; whoever writes next wakes the writer all the same."""
+    """An interrupted `Condition.notify` keeps a waiter that is gone; the next writer wakes the writer thread all the same."""
     backend = SQLite(tmp_path / "state.db")
     drive(backend.open())
 
     def write(value: int) -> None:
-        """By the writer thread, as a task's write is."""
+        """Write by the writer thread, as a task does."""
         asyncio.run(_written(backend, value))
 
     write(1)
@@ -1447,7 +1457,7 @@ def test_an_interrupted_wake_up_leaves_the_writer_awake(tmp_path: Path) -> None:
             threading.Event().wait(0.001)
         with condition:
             gone = waiters[0]
-            gone.release()  # and here the interrupt comes
+            gone.release()  # and now the interrupt comes
         while len(waiters) < 2:  # it has found nothing to do, and waits again
             threading.Event().wait(0.001)
         thread = threading.Thread(target=write, args=(2,), daemon=True)
@@ -1463,9 +1473,9 @@ async def _written(backend: SQLite, value: int) -> None:
     await backend.write([Put("k", value)])
 
 
-# ---------------------------------------------------------------- looking without opening
+# ---------------------------------------------------------------- probing
 def test_a_probe_makes_no_file(tmp_path: Path) -> None:
-    """Of one that isn't there it says so; of one that is there, that it is ours: no log appears beside it."""
+    """It says that a missing file is missing, and that an existing one is ours; no log appears beside it."""
     path = tmp_path / "new" / "state.db"
     found = asyncio.run(SQLite(path).probe(1.0))
     assert (found.is_new, found.durability) == (True, "power")
@@ -1479,7 +1489,7 @@ def test_a_probe_makes_no_file(tmp_path: Path) -> None:
 
 
 def test_a_probe_of_a_file_in_use_leaves_its_locks(tmp_path: Path) -> None:
-    """A store that is open in this process goes on, and others still can't own what it owns."""
+    """A store that is open in this process still works, and others still can't lock what it has locked."""
     path = tmp_path / "state.db"
     with SyncStore(SQLite(path)) as store:
         store.set("a", 1)
@@ -1490,7 +1500,7 @@ def test_a_probe_of_a_file_in_use_leaves_its_locks(tmp_path: Path) -> None:
 
 
 def test_a_probe_refuses_what_opening_would(tmp_path: Path) -> None:
-    """A file of another program, and one that is no SQLite file."""
+    """Another program's file, and a file that isn't SQLite's."""
     other, text = tmp_path / "other.db", tmp_path / "text.db"
     connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE t (x)")
@@ -1502,7 +1512,7 @@ def test_a_probe_refuses_what_opening_would(tmp_path: Path) -> None:
 
 
 def test_a_check_of_a_file_in_use_finds_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another instance writes before each of its looks: what they find is not of one moment."""
+    """Another instance writes before each read of the check, so the reads show different moments."""
 
     async def main() -> None:
         backend, other = SQLite(tmp_path / "state.db"), SQLite(tmp_path / "state.db")

@@ -1,4 +1,4 @@
-"""A backup of an open SQLite store: as it was at one moment, whole or not there, and nobody has to wait for it."""
+"""A backup of an open SQLite store: it shows one moment, is complete or doesn't exist, and nobody waits for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SyncStore]:
-    """One of some hundred pages, whose last writes are in the log beside the file."""
+    """A store of some hundred pages, whose last writes are in the log."""
     with SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process") as store:
         store.set_many({f"page:{number}": "x" * 2000 for number in range(MANY)})
         yield store
@@ -41,8 +41,9 @@ def sqlite_of(store: SyncStore) -> SQLite:
 
 
 def test_a_backup_is_of_one_moment_while_others_write(store: SyncStore, tmp_path: Path) -> None:
-    """Two entries that are always written together are the same in it, however much is written meanwhile, by another connection
-    too; it doesn't begin anew with each write, and its writers never wait."""
+    """Two entries that are always written together are equal in it, however much is written meanwhile, also by another
+    connection. It doesn't restart with each write, and writers never wait.
+    """
     store.set_many({"left": 0, "right": 0})
     steps: list[int] = []
     with SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process") as other:
@@ -63,7 +64,7 @@ def test_a_backup_is_of_one_moment_while_others_write(store: SyncStore, tmp_path
 
 
 def test_a_backup_is_one_file_for_its_owner_alone(store: SyncStore, tmp_path: Path) -> None:
-    """Nothing beside it belongs to it, and nobody else can read it."""
+    """No other file belongs to it, and nobody else can read it."""
     (tmp_path / "kept").mkdir()
     sqlite_of(store).backup(tmp_path / "kept" / "backup.db")
     (file,) = (tmp_path / "kept").iterdir()
@@ -72,7 +73,7 @@ def test_a_backup_is_one_file_for_its_owner_alone(store: SyncStore, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["backup.db", "backup.db-wal", "backup.db-journal"])
 def test_nothing_is_overwritten(store: SyncStore, tmp_path: Path, name: str) -> None:
-    """Neither a file of that name, nor what SQLite would take for a part of it: a log left there would be played into it."""
+    """Neither a file of that name, nor a file that SQLite would take for its log: it would be applied to the backup."""
     (tmp_path / name).write_text("somebody's")
     with pytest.raises(StoreError, match=f"{name} exists.*nothing is overwritten"):
         sqlite_of(store).backup(tmp_path / "backup.db")
@@ -81,10 +82,10 @@ def test_nothing_is_overwritten(store: SyncStore, tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("can_link", [True, False])
-def test_a_name_that_is_taken_meanwhile_is_left_alone(
+def test_a_file_that_appears_meanwhile_is_left_alone(
     store: SyncStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_link: bool
 ) -> None:
-    """By two backups at once, say; also on a file system without hard links."""
+    """For example by two backups at once; also on a file system without hard links."""
     if not can_link:
         monkeypatch.delattr(os, "link")
     with pytest.raises(StoreError, match="exists"):
@@ -96,7 +97,7 @@ def test_a_name_that_is_taken_meanwhile_is_left_alone(
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_backup_leaves_nothing(store: SyncStore, tmp_path: Path, interrupt: type[BaseException]) -> None:
-    """Its file is not there, nothing lies beside it, and the store can be written."""
+    """The file doesn't exist, no other file is left, and the store can be written."""
     steps = 0
 
     def stop(_pages: int, _total: int) -> None:
@@ -113,8 +114,8 @@ def test_an_interrupted_backup_leaves_nothing(store: SyncStore, tmp_path: Path, 
     assert sqlite_of(store).backup(tmp_path / "kept" / "backup.db") > 0
 
 
-def test_a_killed_backup_has_no_name(store: SyncStore, tmp_path: Path) -> None:
-    """Killed in the middle, there is no file of that name; what was written has a ~ in its name."""
+def test_a_killed_backup_leaves_no_file_of_that_name(store: SyncStore, tmp_path: Path) -> None:
+    """If it is killed in the middle, no file has that name; the partial file has a ~ in its name."""
     program = (
         "import os, signal, sys; from pocket_plug.backends.sqlite import SQLite; "
         "SQLite(sys.argv[1]).backup(sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))"
@@ -127,14 +128,14 @@ def test_a_killed_backup_has_no_name(store: SyncStore, tmp_path: Path) -> None:
     assert all("~" in name for name in left)
 
 
-def test_a_place_that_cant_be_written_is_named(store: SyncStore, tmp_path: Path) -> None:
-    """The error names the folder that isn't there."""
+def test_a_backup_to_a_missing_folder_names_it(store: SyncStore, tmp_path: Path) -> None:
+    """The error names the folder that doesn't exist."""
     with pytest.raises(StoreError, match=r"there is no folder .*nowhere; make it"):
         sqlite_of(store).backup(tmp_path / "nowhere" / "backup.db")
 
 
 def test_a_backup_of_a_removed_file_is_refused(store: SyncStore, tmp_path: Path) -> None:
-    """What is in the place of an open store's file is another store, or none."""
+    """The file in the place of an open store's file is another store, or missing."""
     (tmp_path / "state.db").rename(tmp_path / "gone.db")
     with pytest.raises(StoreError, match=r"state\.db"):
         sqlite_of(store).backup(tmp_path / "backup.db")

@@ -51,7 +51,7 @@ def serializers(value: Any) -> dict[str, tuple[Callable[[Any], Any], Callable[[A
     """What writes such a value and what reads it, of each."""
     from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-    logging.getLogger("langgraph").setLevel(logging.ERROR)  # it says that one had better name one's classes
+    logging.getLogger("langgraph").setLevel(logging.ERROR)  # it advises to name one's classes
     ours, langgraph = Codec(declared=[Order, Small]), JsonPlusSerializer()
     return {
         "pocket_plug": (ours.encode, ours.decode),

@@ -1,4 +1,4 @@
-"""Durable runs: what a node costs whose checkpoint is kept, and whether a long run goes on as fast as a short one."""
+"""Durable runs: the cost of a node with a checkpoint, and whether a long run is resumed as fast as a short one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LESS = 0.5
 
 
 class Writes(pp.Node[int, int]):
-    """Its post writes one key, each time with another value."""
+    """Its post writes one key, with a new value each time."""
 
     async def exec(self, n: int) -> int:
         return n + 1
@@ -46,7 +46,7 @@ class SyncWrites(pp.Node[int, int]):
 
 
 def chain(bench: Bench, node: pp.Node[int, int], path: Path, durability: str) -> pp.Graph[int, int]:
-    """A graph of copies of a node in a row, whose store is a new file."""
+    """A graph of a node's copies in a row, whose store is a new file."""
     joined: Any = node.with_options(name="node_0")
     for n in range(1, NODES):
         joined = joined >> node.with_options(name=f"node_{n}")
@@ -54,7 +54,7 @@ def chain(bench: Bench, node: pp.Node[int, int], path: Path, durability: str) ->
 
 
 def ours(bench: Bench, path: Path, durability: str, *, durable: bool = True) -> Body:
-    """Under run()."""
+    """By run()."""
     graph, ids = chain(bench, Writes(), path, durability), map(str, itertools.count())
 
     async def body(times: int) -> None:
@@ -65,7 +65,7 @@ def ours(bench: Bench, path: Path, durability: str, *, durable: bool = True) -> 
 
 
 def ours_sync(bench: Bench, path: Path, durability: str) -> Body:
-    """Under run_sync()."""
+    """By run_sync()."""
     graph, ids = chain(bench, SyncWrites(), path, durability), map(str, itertools.count())
 
     def body(times: int) -> None:
@@ -76,7 +76,7 @@ def ours_sync(bench: Bench, path: Path, durability: str) -> Body:
 
 
 def node_cases(bench: Bench, durability: str) -> None:
-    """All of them write to a log (WAL), and wait for the disk alike."""
+    """All of them write to a log (WAL), and wait for the disk in the same way."""
     at, synchronous = folder(bench), {"process": "NORMAL", "power": "FULL"}[durability]
     langgraph = bench.enter(peers.langgraph_sqlite(NODES, at / "LangGraph, sync", synchronous))
     alanggraph = bench.enter(peers.langgraph_sqlite_async(NODES, at / "LangGraph, async", synchronous))
@@ -117,16 +117,16 @@ def node_power(bench: Bench) -> None:
     node_cases(bench, "power")
 
 
-# ---------------------------------------------------------------- going on
+# ---------------------------------------------------------------- resuming
 VISITS = (10, 1_000, 10_000)
 
 
 class Stop(Exception):
-    """What a run is left with, so that it can be resumed again and again."""
+    """Stops a run, so that it can be resumed again and again."""
 
 
 class Round(pp.Node[int, int]):
-    """It goes around, and gets no further than so many visits."""
+    """A loop that stops after this many visits."""
 
     def __init__(self, visits: int) -> None:
         self.visits = visits
@@ -143,7 +143,7 @@ class Round(pp.Node[int, int]):
 
 @row
 def resume(bench: Bench) -> None:
-    """a resume of a run with so many visits done, up to the node that it stands at"""
+    """resume a run that stands at a node after this many visits"""
     at = folder(bench)
     for visits in VISITS:
         bench.case(f"{visits:,} visits", resumed(bench, at / str(visits), visits))
@@ -152,7 +152,7 @@ def resume(bench: Bench) -> None:
 
 
 def resumed(bench: Bench, path: Path, visits: int) -> Body:
-    """A run that has got so far."""
+    """A run that has made this many visits."""
     node = Round(visits)
     store = bench.enter(pp.Store(f"sqlite:///{path}?durability=process"))
     graph = pp.Graph(node >> node, store=store, name="round", max_steps=10 * visits)

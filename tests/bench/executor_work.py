@@ -1,4 +1,4 @@
-"""What `executors.py` has done elsewhere: workers import it from here."""
+"""The functions that `executors.py` executes elsewhere: workers import this module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pocket_plug import node
 
 @node
 def nothing(n: int) -> int:
-    """What takes no time: all that is measured is the way there and back."""
+    """Takes no time: what is measured is only the way there and back."""
     return n
 
 
@@ -33,6 +33,6 @@ def millisecond_plain(n: int) -> int:
 
 
 def of_chunk(name: str, chunk: list[int]) -> list[int]:
-    """The same for Dask's own map, which has to be handed chunks."""
+    """The same for Dask's own map, which gets chunks."""
     work = {"nothing": nothing, "millisecond": millisecond}[name]
     return [work(n) for n in chunk]

@@ -1,4 +1,4 @@
-"""A fan-out through executors, per item, by turns with Dask's own map over chunks made by hand, and with no executor.
+"""The cost per item of a fan-out through executors, compared with Dask's own map over chunks, and with no executor.
 
     python tests/bench/executors.py [ITEMS [ROUNDS]]
 
@@ -32,7 +32,7 @@ OWN, ALONE = f"Dask's map, by {CHUNK}", "Dask's map, alone"
 
 
 def measure(items: int, rounds: int) -> None:
-    """Print the microseconds per item of each way, and what we take in relation to Dask."""
+    """Print the microseconds per item of each way, and the ratio of ours to Dask's."""
     from distributed import Client, LocalCluster
     from pocket_plug_dask import DaskExecutor
 

@@ -1,6 +1,6 @@
-"""What the benchmark is made of: rows of cases, measured by turns in one process, and the ratios that are to be reached.
+"""The benchmark: rows of cases, measured in turn in one process, and target ratios.
 
-No row asserts anything: figures depend on the machine, and on who else uses it.
+No row asserts anything: figures depend on the machine, and on its other users.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Body = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure. Of a case's samples in a round the least counts, of its rounds the median."""
+    """How long to measure. Of a case's samples in a round the lowest counts; of its rounds the median."""
 
     rounds: int = 7
     samples: int = 3
@@ -43,7 +43,7 @@ QUICK = Effort(rounds=3, samples=2, seconds=0.005, budget=1.0, many=100_000)
 
 @dataclass
 class Case:
-    """One contender: what it does, and what it took in each round, per unit of work."""
+    """One contender: what it does, and its time in each round, per unit of work."""
 
     name: str
     body: Body
@@ -56,9 +56,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Target:
-    """`case` takes at most `limit` times what `of` take together; without `of`, at most `limit`.
+    """`case` may take at most `limit` times the sum of `of`; without `of`, at most `limit`.
 
-    With `beyond` two cases, it may take as much more as the second takes more than the first.
+    With `beyond` two cases, it may also take as much more as the second takes more than the first.
     """
 
     case: str
@@ -79,7 +79,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Result:
-    """What a row gave: a value for each case, in the order of the table, and what was to be reached."""
+    """The result of a row: a value for each case, in the order of the table, and the targets."""
 
     row: str
     title: str
@@ -88,7 +88,7 @@ class Result:
     targets: Sequence[Target]
 
     def reached(self) -> list[tuple[Target, float, bool]]:
-        """Each target, what was reached, and whether that is enough."""
+        """Each target, the result, and whether the target is met."""
         ratios = [(target, target.ratio(self.values)) for target in self.targets]
         return [(target, ratio, ratio <= target.limit) for target, ratio in ratios]
 
@@ -98,7 +98,7 @@ class Result:
 
 
 class Bench:
-    """A row while it is set up and measured. A row's function is handed one and names its cases."""
+    """A row while it is set up and measured. A row's function gets a Bench and names its cases."""
 
     def __init__(self, effort: Effort) -> None:
         self.effort = effort
@@ -110,7 +110,7 @@ class Bench:
         self._cleanup = ExitStack()
 
     def case(self, name: str, work: str | Body, /, *, per: int = 1, wall: bool = False, **names: Any) -> None:
-        """Measure `work`: a statement, given its names, in which `i` counts on; or a function of how often to do it.
+        """Measure `work`: a statement with its names, in which `i` counts up; or a function of the number of repetitions.
 
         It is awaited if it is async, and stands for `per` units. Measured is the CPU time of all threads, or `wall` time.
         """
@@ -119,15 +119,15 @@ class Bench:
         self.values[name] = 0.0
 
     def value(self, name: str, value: float) -> None:
-        """A value that the row measured itself."""
+        """A value that the row has measured itself."""
         self.values[name] = value
 
     def target(self, case: str, limit: float, *of: str, beyond: tuple[str, str] | None = None) -> None:
-        """What is to be reached: see `Target`."""
+        """A target: see `Target`."""
         self.targets.append(Target(case, limit, of, beyond))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a step of the set-up on the loop that the async cases run on."""
+        """Run a set-up step on the event loop of the async cases."""
         return self._loop.run(coroutine)
 
     def enter(self, manager: Any) -> Any:
@@ -139,7 +139,7 @@ class Bench:
         return entered
 
     def measure(self) -> None:
-        """Give the cases their turns."""
+        """Measure the cases in turn."""
         for case in self._cases:
             self._calibrate(case)
         for _ in range(self.effort.rounds):
@@ -154,7 +154,9 @@ class Bench:
             self.values[case.name] = median(case.least) / (case.times * case.per) * 1e6
 
     def _calibrate(self, case: Case) -> None:
-        """Warm it up, and see how often to repeat it for one sample. What has spent its budget by then is measured."""
+        """Warm up, and find out how many repetitions one sample needs. If the budget is used up by then, the
+        measurement is done.
+        """
         seconds = self._sample(case)
         while case.spent < self.effort.budget and (seconds := self._sample(case)) < self.effort.seconds:
             case.times = max(case.times * 2, int(case.times * self.effort.seconds / max(seconds, 1e-7)))
@@ -192,7 +194,7 @@ async def _timed(body: Body, times: int, clock: Callable[[], float]) -> float:
 
 
 def _compiled(statement: str, names: dict[str, Any]) -> Body:
-    """The loop around a statement, as timeit makes it: with no call in between, and its names as local variables."""
+    """The loop around a statement, as timeit makes it: without a call in between, and with its names as local variables."""
     namespace = {**names, "count": itertools.count(), "islice": itertools.islice}
     colour = "async " if "await " in statement else ""
     source = f"{colour}def body({', '.join(['times', *(f'{name}={name}' for name in namespace)])}):\n"
@@ -204,7 +206,7 @@ def _compiled(statement: str, names: dict[str, Any]) -> Body:
 # ---------------------------------------------------------------- rows
 @dataclass(frozen=True)
 class Row:
-    """A function that sets up the cases of one row. It is called as its file and it are: `store.get`."""
+    """A function that sets up the cases of one row. Its name is that of its file and of the function: `store.get`."""
 
     function: Callable[[Bench], None]
 
@@ -221,18 +223,18 @@ ROWS: list[Row] = []
 
 
 def row(function: Callable[[Bench], None]) -> Callable[[Bench], None]:
-    """Take a function into the benchmark. The first line of its docstring is what the table says above it."""
+    """Register a function as a row. The first line of its docstring is the heading in the table."""
     ROWS.append(Row(function))
     return function
 
 
 def select(pattern: str) -> list[Row]:
-    """The rows whose name holds the pattern, in which * stands for anything."""
+    """The rows whose name contains the pattern; * stands for any text."""
     return [row for row in ROWS if fnmatch(row.name, f"*{pattern}*")]
 
 
 def measure(row: Row, effort: Effort) -> Result:
-    """Set a row up and measure it, here and now."""
+    """Set up and measure a row in this process."""
     silenced = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

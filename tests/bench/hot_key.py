@@ -1,8 +1,8 @@
 """Several processes on one key of one store: `python tests/bench/hot_key.py [SECONDS] [FOLDER]`, or `… [SECONDS] --url URL …`.
 
-Some update the key as fast as they can, some only set it. A row tells how many updates were done and how they were shared
-out, how many conflicts were raised, and how long an update took. Without a URL it is done over SQLite's files in `FOLDER`: in
-one in memory (/dev/shm) the disk doesn't count. A URL is that of a server; each row has a data set of its own there.
+Some update the key as fast as they can, some only set it. A row shows how many updates were done and how they were shared, how
+many conflicts were raised, and how long an update took. Without a URL the store is a SQLite file in `FOLDER`; in memory
+(/dev/shm) the disk doesn't count. A URL is that of a server; each row has a data set of its own there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(durability: str, updating: int, setting: int, seconds: float, folder
 
 
 def measure_url(url: str, updating: int, setting: int, seconds: float) -> dict[str, Any]:
-    """One row. Raises where an acknowledged update is not there."""
+    """One row. Raises an error if an acknowledged update is missing."""
     context = multiprocessing.get_context("spawn")
     answers, ready = context.Queue(), context.Barrier(updating + setting)
     kinds = ["update"] * updating + ["set"] * setting
@@ -83,7 +83,7 @@ def measure_url(url: str, updating: int, setting: int, seconds: float) -> dict[s
 
 
 def rows(urls: list[str], seconds: float, folder: str | None) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
-    """Each with what it is over, and how many processes there were of both kinds."""
+    """The rows: the store, and the number of processes of both kinds."""
     for number, (updating, setting) in enumerate(WORLDS):
         for url in urls:
             own = f"{url}{'&' if '?' in url else '?'}store=hot-{os.getpid()}-{number}"

@@ -1,4 +1,4 @@
-"""What `import pocket_plug` and the command line's help cost, in interpreters of their own."""
+"""The cost of `import pocket_plug` and of the command line's help, each in an interpreter of its own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNWANTED = (
 
 @cache
 def without_plugins() -> dict[str, str]:
-    """An environment whose interpreters, without `site`, find what is installed but for plugins, which other rows need."""
+    """An environment whose interpreters, without `site`, find the installed packages except plugins, which other rows need."""
     folder = Path(mkdtemp())
     atexit.register(shutil.rmtree, folder)
     for installed in Path(sysconfig.get_path("purelib")).iterdir():
@@ -55,7 +55,7 @@ def seconds(code: str) -> float:
 
 
 def against_floor(bench: Bench, code: str, limit: float | None = None) -> None:
-    """Measure a statement in turns with the import of the two libraries that nobody can do without."""
+    """Measure a statement in turn with the import of the two libraries that are always needed."""
     floor = "import pluggy, opentelemetry.trace"
     effort = bench.effort
     taken: dict[str, list[float]] = {code: [], floor: []}
@@ -111,7 +111,7 @@ BROKEN = ("import no_such_module", "raise RuntimeError", PLUGIN.replace("pocket_
 
 
 def install_plugins(site: Path, count: int) -> None:
-    """Put so many plugins where an installer would, the first three of them broken in different ways."""
+    """Install plugins as an installer would; the first three are broken in different ways."""
     for n in range(count):
         info = site / f"pocket_plug_p{n}-1.0.dist-info"
         info.mkdir()

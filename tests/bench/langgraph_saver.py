@@ -23,10 +23,10 @@ METADATA = {"source": "loop", "step": 1, "parents": {}}
 
 
 def savers(bench: Bench, durability: str) -> tuple[Any, Any, Any, Any]:
-    """Ours and theirs, and those for `await`, each with a file of its own.
+    """Our savers and LangGraph's, sync and async, each with a file of its own.
 
-    Their logs have grown before: while a file grows, each wait for the disk takes several times as long, and whoever writes more
-    would have that behind him sooner.
+    Their logs have reached their size before: while a file grows, each wait for the disk takes several times as long, and the
+    saver that writes more would finish this phase earlier.
     """
     from pocket_plug_langgraph import PocketSaver
 
@@ -43,7 +43,7 @@ def savers(bench: Bench, durability: str) -> tuple[Any, Any, Any, Any]:
 
 
 class Thread:
-    """A thread whose checkpoints come one after the other, each with what its task has written."""
+    """A thread with one checkpoint after the other, each with the writes of its task."""
 
     def __init__(self, saver: Any, value: object = 1) -> None:
         from langgraph.checkpoint.base import empty_checkpoint
@@ -55,7 +55,7 @@ class Thread:
         self.checkpoint = empty_checkpoint() | {"channel_values": values, "channel_versions": versions}
 
     def next(self) -> tuple[Any, ...]:
-        """What is to be put."""
+        """The next checkpoint to put."""
         number = next(self.numbers)
         return self.config, {**self.checkpoint, "id": f"1f0a{number:032}"}, METADATA, {}
 
@@ -92,7 +92,7 @@ class Thread:
 
 
 def calls(bench: Bench, durability: str) -> None:
-    """A checkpoint with its writes is two commits. Its read back is the last one's, with its writes."""
+    """A checkpoint with its writes is two commits. The last one is read back, with its writes."""
     ours, theirs, async_ours, async_theirs = (Thread(saver) for saver in savers(bench, durability))
     for name, body in (("PocketSaver", ours.body), ("SqliteSaver", theirs.body)):
         bench.case(name, body, wall=True)

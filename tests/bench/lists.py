@@ -1,4 +1,4 @@
-"""Append-only lists: an append costs the same at any length, beside a list that an update rewrites."""
+"""Append-only lists: an append costs the same at any length, compared with a list that an update rewrites."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAMPLE = 150
 
 
 async def fill(store: Store, length: int) -> None:
-    """Begin a list, and let it have so many items."""
+    """Make a list of this many items."""
     for _ in range(min(length, FEW)):
         await store.append("l", PAYLOAD)
     entry = await store.stack.read("l")
@@ -66,7 +66,7 @@ def append_sqlite(bench: Bench) -> None:
 
 
 def written(path: Path, store: SyncStore, number: int, work: Any) -> float:
-    """By how many bytes the write-ahead log grows with each of so many."""
+    """By how many bytes the write-ahead log grows per call."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     for _ in range(number):
@@ -91,7 +91,7 @@ def bytes_written(bench: Bench) -> None:
             f"pages, set beside it at {length:,}",
             written(path, store.sync, SAMPLE, lambda sync: sync.set(f"new:{next(names):09}", PAYLOAD)),
         )
-        # the head's page more; 1.3 while a set wrote the counter's page besides
+        # plus the head's page; it was 1.3 while a set also wrote the counter's page
         bench.target(f"pages, append at {length:,}", 1.4, f"pages, set beside it at {length:,}")
     bench.value("payload", len(PAYLOAD))
     bench.target(f"entries, append at {MANY:,}", 1.3, "payload")
@@ -104,7 +104,7 @@ def bytes_written(bench: Bench) -> None:
 
 
 def entries_of(length: int) -> float:
-    """Names and records of what an append hands to the backend."""
+    """Names and records that an append passes to the backend."""
     head = ListHead("c0ffee00", 0, length)
     pairs: list[tuple[str, object]] = [("l", head), (item_of("l", head.generation, length), PAYLOAD)]
     return float(sum(len(name.encode()) + len(default_codec.encode(value)) for name, value in pairs))

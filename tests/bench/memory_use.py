@@ -1,4 +1,4 @@
-"""What an entry takes besides its key and value, and that a fan-out takes no more for more items."""
+"""The memory of an entry in addition to its key and value; and a fan-out takes no more for more items."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENTRIES = 100_000
 
 
 def bytes_per_entry(make: Callable[[], Callable[[list[str]], object]]) -> float:
-    """What that makes takes when it is filled; keys and value are there before."""
+    """The memory that it takes when it is filled; keys and value exist before."""
     keys = [f"key:{n}" for n in range(ENTRIES)]
     gc.collect()
     tracemalloc.start()
@@ -93,7 +93,7 @@ def fan_out(bench: Bench) -> None:
             tracemalloc.stop()
 
     many = bench.effort.many
-    peak(1000)  # what is loaded for a first run stays
+    peak(1000)  # what a first run loads stays
     fewer, more = peak(many // 10), peak(many)
     bench.unit = "B"
     bench.value(f"each item beyond {many // 10:,}, to {many:,}", (more - fewer) / (many - many // 10))

@@ -1,4 +1,4 @@
-"""The modules that have rows: importing them registers these. `make bench` measures them, and the tests look at them."""
+"""The modules with rows: importing them registers the rows. `make bench` measures them, and the tests read them."""
 
 from __future__ import annotations
 

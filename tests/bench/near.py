@@ -1,8 +1,8 @@
-"""How long another process's write takes to be seen in a near tier: `python tests/bench/near.py [COUNT]`.
+"""How long it takes until a near tier shows another process's write: `python tests/bench/near.py [COUNT]`.
 
-Over Valkey and PostgreSQL from wheels, on this machine. One process has a near tier and reads a key over and over; another one
-sets it, at times that have nothing to do with the first's, and says when. A row tells how long after the set was acknowledged
-the new value was read, and what a read from the near tier costs meanwhile.
+Over Valkey and PostgreSQL from wheels, on this machine. One process has a near tier and reads a key over and over; another
+process sets it, at random times, and reports when. A row shows how long after the acknowledgement the new value was read, and the
+cost of a read from the near tier meanwhile.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pocket_plug.testing.servers import Server, postgres, valkey
 
 
 def write(url: str, count: int, answers: Any, seen: Any) -> None:
-    """The other process: sets the key, and tells when that was acknowledged."""
+    """The other process: sets the key, and reports when that was acknowledged."""
     with pp.SyncStore(url) as store:
         for n in range(1, count + 1):
             time.sleep(random.uniform(0.01, 0.03))
             store.set("n", n)
-            answers.put(time.monotonic())  # one clock for all processes of a machine
+            answers.put(time.monotonic())  # all processes of a machine have the same clock
             seen.get()
 
 
@@ -41,7 +41,7 @@ async def measure(system: str, server: Server, count: int) -> dict[str, Any]:
     async with pp.Store(layers=[Persistence(to=server.url)]) as store:
         await store.set("n", 0)
         until = time.monotonic() + 2
-        while time.monotonic() < until:  # so long that it is told
+        while time.monotonic() < until:  # until the notification has come
             await store.get("n")
         began, reads = time.perf_counter(), 100_000
         for _ in range(reads):

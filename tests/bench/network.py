@@ -1,4 +1,6 @@
-"""A store on a server, beside that server's bare driver: one caller, and fifty at once. Wall time: most of it is waiting."""
+"""A store on a server, compared with the server's bare driver: one caller, and fifty at once. Wall time, since most of it is
+waiting.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ Call = Callable[[int], Awaitable[object]]
 
 
 def at_once(call: Call) -> Callable[[int], Awaitable[None]]:
-    """So many calls by fifty callers, each of which waits for its own."""
+    """Calls by fifty callers, each of which waits for its own."""
 
     async def caller(first: int, times: int) -> None:
         for number in range(first, first + times):
@@ -37,7 +39,7 @@ def at_once(call: Call) -> Callable[[int], Awaitable[None]]:
 
 
 def compared(bench: Bench, limit: float, cases: dict[str, Call]) -> None:
-    """Measure calls, by one caller and by fifty. The first case is ours, the second one's time is the measure."""
+    """Measure calls, by one caller and by fifty. The first case is ours; the second is the reference."""
     ours, bare, *_ = cases
     for name, call in cases.items():
         bench.case(name, "await call(i)", call=call, wall=True)
@@ -53,7 +55,7 @@ SET_AND_COUNT = "local version = redis.call('INCR', KEYS[2]) redis.call('SET', K
 
 
 def redis(bench: Bench) -> tuple[Store, Any]:
-    """A store and redis-py's own client, on a Valkey that writes nothing to a disk, each with all keys in it."""
+    """A store and redis-py's own client, on a Valkey that writes nothing to disk, with the same keys."""
     from redis.asyncio import BlockingConnectionPool, Redis
 
     from pocket_plug.testing.servers import valkey
@@ -104,7 +106,7 @@ NODES = 20
 
 
 def postgresql(bench: Bench, durability: str, **options: str) -> tuple[Store, Any]:
-    """A store and psycopg's own pool, on one server, with as many connections each and all keys in both."""
+    """A store and psycopg's own pool, on one server, with the same number of connections and the same keys."""
     from psycopg_pool import AsyncConnectionPool
 
     from pocket_plug.testing.servers import postgres
@@ -155,7 +157,7 @@ def postgres_get(bench: Bench) -> None:
 
 
 def postgres_sets(bench: Bench, durability: str) -> None:
-    """The other side is an upsert: without versions that rise, tokens of writes and expectations."""
+    """The reference is an upsert, without increasing versions, tokens and expectations."""
     store, pool = postgresql(bench, durability)
 
     async def bare(number: int) -> object:

@@ -1,4 +1,4 @@
-"""Nodes and runs while nothing listens: what pocket_plug itself costs around the user's code."""
+"""Nodes and runs without observers: the cost of pocket_plug itself around the user's code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FEW = 50
 
 
 class Phases(pp.Node[int, int]):
-    """prep, exec and post, none of which does anything."""
+    """prep, exec and post, each of which does nothing."""
 
     async def prep(self, store: pp.StoreReader, n: int) -> int:
         return n
@@ -57,14 +57,14 @@ class SyncPhases(pp.Node[int, int]):
 
 
 class SyncExec(pp.Node[int, int]):
-    """One plain function, which a run takes to a thread."""
+    """A plain exec, which a run calls in a thread."""
 
     def exec(self, n: int) -> int:
         return n
 
 
 def chain(node: pp.Node[int, int], length: int, store: pp.Store | None = None) -> pp.Graph[int, int]:
-    """A graph of so many copies of a node in a row."""
+    """A graph of a node's copies in a row."""
     nodes = [node.with_options(name=f"node_{n}") for n in range(length)]
     joined: Any = nodes[0]
     for each in nodes[1:]:
@@ -73,7 +73,7 @@ def chain(node: pp.Node[int, int], length: int, store: pp.Store | None = None) -
 
 
 class Watching:
-    """A plugin whose observer watches nodes and does nothing."""
+    """A plugin whose observer observes nodes and does nothing."""
 
     @staticmethod
     @pp.hookimpl
@@ -138,7 +138,7 @@ def node_sync(bench: Bench) -> None:
 
 @contextmanager
 def on_one_processor() -> Iterator[None]:
-    """Keep all threads on one: on two, it is the kernel's wake-ups of the other one that are measured, 20 or 90 µs by turns."""
+    """Keep all threads on one processor: with two, the kernel's wake-ups of the other one would be measured, 20 or 90 µs."""
     if not sys.platform.startswith("linux"):
         yield
         return
@@ -174,7 +174,7 @@ def run_of_one_node(bench: Bench) -> None:
 
 @row
 def node_of_peers(bench: Bench) -> None:
-    """a node of the peers, and a run of one; in a row of its own, for some of them import an SDK that listens to nobody"""
+    """node of the peers, and a run of one; in a row of its own, since some of them import an SDK"""
     for name, body in peers.workflows(FEW).items():
         bench.case(f"{name}, a node", body, per=FEW)
     for name, body in peers.workflows(1).items():
@@ -198,7 +198,7 @@ async def suspending_item(n: int) -> int:
 
 
 async def workers(function: Any, items: range, wide: int) -> list[Any]:
-    """So many tasks that draw from one iterator: the least that keeps to a width."""
+    """Tasks that take items from one iterator: the minimum to limit the width."""
     results: list[Any] = [None] * len(items)
     positions: Iterator[tuple[int, int]] = iter(enumerate(items))
 
@@ -213,7 +213,7 @@ async def workers(function: Any, items: range, wide: int) -> list[Any]:
 
 
 async def with_semaphore(function: Any, items: range, wide: int) -> list[Any]:
-    """What is often written instead: a task for each item."""
+    """The usual way: a task for each item."""
     semaphore = asyncio.Semaphore(wide)
 
     async def work(each: int) -> Any:

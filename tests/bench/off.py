@@ -54,7 +54,7 @@ def sampled_out(body: Body) -> Body:
 
 
 def read_bodies(bench: Bench) -> tuple[Body, Body]:
-    """Of a stack with the layer and of one without."""
+    """With the layer and without."""
     store, without = stack(Tracing()), stack()
     for each in (store, without):
         bench.run(each.set("key", 1))
@@ -62,7 +62,7 @@ def read_bodies(bench: Bench) -> tuple[Body, Body]:
 
 
 def node_bodies() -> tuple[Body, Body]:
-    """With the plugin and without it. Logging and metrics are out of it in both."""
+    """With the plugin and without. Logging and metrics are off in both."""
     graph = chain(Phases(), NODES)
     others = ["logging", "metrics"]
     return runs(graph, Pocket(block=others)), runs(graph, Pocket(block=[*others, "tracing"]))

@@ -1,7 +1,7 @@
-"""The other workflow frameworks, doing what our nodes do: so many nodes in a row, each handing on a number; and a fan-out.
+"""The other workflow frameworks, doing what our nodes do: nodes in a row, each passing on a number; and a fan-out.
 
-Each is imported where it is used, so that a row loads only those that it compares. (They look at annotations as the classes
-are made, so here these are no strings.)
+Each is imported when it is used, so that a row loads only those that it compares. (They read annotations when the classes are
+made, so annotations are no strings here.)
 """
 
 import itertools
@@ -71,7 +71,7 @@ class Number(TypedDict):
 
 
 def burr(length: int, *hooks: Any) -> Body:
-    """A ring of actions, run once around."""
+    """A ring of actions, executed once."""
     from burr.core import ApplicationBuilder, State, action
 
     @action(reads=["n"], writes=["n"])
@@ -134,7 +134,7 @@ def langgraph(length: int) -> Body:
 
 
 def llama_index(length: int) -> Body:
-    """One step that goes on so many times."""
+    """One step that continues this often."""
     from workflows import Workflow, step
     from workflows.events import Event, StartEvent, StopEvent
 
@@ -156,7 +156,7 @@ def llama_index(length: int) -> Body:
 
 
 def workflows(length: int) -> dict[str, Body]:
-    """Each of them with so many nodes."""
+    """Each framework with this many nodes."""
     return {
         "Burr": burr(length),
         "pydantic-graph": pydantic_graph(length),
@@ -167,7 +167,7 @@ def workflows(length: int) -> dict[str, Body]:
 
 # ---------------------------------------------------------------- fan-outs
 class Items(TypedDict):
-    """LangGraph's state, with what the items gave."""
+    """LangGraph's state, with the results of the items."""
 
     items: range
     results: Annotated[list[int], operator.add]
@@ -258,7 +258,7 @@ def llama_index_fan_out(items: int, wide: int) -> Body:
 
 
 def fan_outs(items: int, wide: int) -> dict[str, Body]:
-    """Each of them with so many items, so many at a time."""
+    """Each framework with this many items, at most `width` at a time."""
     return {
         "LangGraph": langgraph_fan_out(items, wide),
         "pydantic-graph": pydantic_graph_fan_out(items),
@@ -275,12 +275,12 @@ class NumberAndText(TypedDict):
 
 
 def text(n: int) -> dict[str, Any]:
-    """What a node writes: a value of some hundred bytes at most, another one for each number."""
+    """What a node writes: a value of at most some hundred bytes, a different one for each number."""
     return {"n": n, "text": f"{n} " * 10}
 
 
 def langgraph_over(length: int, saver: Any) -> Body:
-    """A chain whose checkpoints are written before it goes on; each run is a new thread."""
+    """A chain whose checkpoints are written before it continues; each run is a new thread."""
 
     def step(state: NumberAndText) -> NumberAndText:
         return {"n": state["n"] + 1, "key": text(state["n"])}
@@ -375,9 +375,9 @@ def _langgraph_chain(length: int, step: Any, saver: Any) -> tuple[Any, Iterator[
 
 @contextmanager
 def dbos(length: int, path: Path, synchronous: str) -> Iterator[tuple[Body, Body]]:
-    """A workflow of so many steps, and an async one. There is one DBOS in a process, so they share its file.
+    """A workflow of steps, and an async one. There is one DBOS in a process, so they share its file.
 
-    The file gets a log, as those of the others have: DBOS itself leaves SQLite's default, which is slower.
+    The file gets a write-ahead log, as the others' files have: DBOS itself leaves SQLite's default, which is slower.
     """
     import sqlalchemy
     from dbos import DBOS

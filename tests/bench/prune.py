@@ -1,10 +1,10 @@
-"""What a durable node takes while a million finished runs are pruned: its p99 without and with, by turns.
+"""The time of a durable node while a million finished runs are pruned: its p99 without and with pruning, in turn.
 
     python -m tests.bench.prune [RUNS] [power|process] [FOLDER]
 
-The runs are copies of one, written in batches. Then durable runs go on and on in this process; in every second round, runs are
-pruned beside them: as a worker does in the same loop, and by another process. The first pass over a store looks through all
-keys, for runs that older versions have left: that is measured by itself. Given a folder, the file is left there.
+The runs are copies of one, written in batches. Then durable runs are executed in this process; in every second round, runs are
+pruned at the same time: by a worker in the same loop, and by another process. The first pass over a store scans all keys, for
+runs that older versions have left: that is measured separately. Given a folder, the file is left there.
 """
 
 from __future__ import annotations

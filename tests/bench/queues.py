@@ -1,10 +1,10 @@
-"""What it takes until a submitted run starts, and how many a second: workers over one SQLite file, against DBOS's queue.
+"""The time until a submitted run starts, and the throughput: workers over one SQLite file, compared with DBOS's queue.
 
     python -m tests.bench.queues [--workers 1 4] [--runs 300] [--only ours|dbos|often]
 
-Each worker is a process. A run is one node (of DBOS a workflow of one step) that notes when it starts. The latency is that of
-runs that are submitted one by one, with a random pause between them, by a process that is none of the workers; the throughput
-that of many that are submitted at once. Files are as durable as each system has them by itself, DBOS's with a log as ours.
+Each worker is a process. A run is one node (of DBOS a workflow of one step) that notes when it starts. Latency is measured for
+runs that are submitted one by one, with random pauses, by another process; throughput for many runs submitted at once. Files have
+each system's default durability; DBOS's has a write-ahead log, as ours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONCURRENCY = 10
 
 
 def note(folder: str, run_id: str) -> None:
-    """Called where a run starts."""
+    """Called when a run starts."""
     with (Path(folder) / "started").open("a") as file:
         file.write(f"{run_id} {time.monotonic()}\n")
 
@@ -40,7 +40,7 @@ def started(folder: str) -> dict[str, float]:
 
 
 def wait_for(folder: str, run_ids: list[str]) -> dict[str, float]:
-    """Until all these have started."""
+    """Wait until all of these have started."""
     while not set(run_ids) <= (found := started(folder)).keys():
         time.sleep(0.01)
     return found
@@ -60,14 +60,14 @@ def our_graph(folder: str) -> Any:
 
 
 def our_worker(folder: str) -> None:
-    """A process that takes them."""
+    """A worker process."""
     import pocket_plug as pp
 
     asyncio.run(pp.Worker([our_graph(folder)], concurrency=CONCURRENCY).run())
 
 
 def our_submitter(folder: str) -> Callable[[str], object]:
-    """What submits a run."""
+    """A process that submits a run."""
     graph = our_graph(folder)
     return lambda run_id: graph.submit_sync(run_id, run_id=run_id)
 
@@ -87,7 +87,7 @@ def _dbos(folder: str) -> Any:
 
 
 def dbos_worker(folder: str, polling: float = 1.0) -> None:
-    """A process that takes them. It looks each second, as DBOS has it by default."""
+    """A worker process. It polls every second, DBOS's default."""
     kit = _dbos(folder)
 
     @kit.step()
@@ -106,12 +106,12 @@ def dbos_worker(folder: str, polling: float = 1.0) -> None:
 
 
 def dbos_often(folder: str) -> None:
-    """The same, which looks as often as our workers do."""
+    """The same, polling as often as our workers."""
     dbos_worker(folder, 0.05)
 
 
 def dbos_submitter(folder: str) -> Callable[[str], object]:
-    """What submits a run."""
+    """A process that submits a run."""
     import sqlalchemy
     from dbos import DBOSClient
 
@@ -140,7 +140,7 @@ def measure(system: str, workers: int, runs: int, folder: str) -> str:
     command = [sys.executable, "-m", "tests.bench.queues", "--work", system, "--folder", folder]
     processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL)]
     try:
-        time.sleep(4)  # the first one makes the tables
+        time.sleep(4)  # the first worker creates the tables
         processes += [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(workers - 1)]
         submit = SYSTEMS[system][1](folder)
         warm = [f"warm-{number}" for number in range(4 * workers)]

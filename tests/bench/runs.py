@@ -1,4 +1,4 @@
-"""What it takes to list runs among a hundred and among a hundred thousand finished ones: the median of some tries.
+"""The time to list runs among a hundred and among a hundred thousand finished ones: the median of some tries.
 
     python -m tests.bench.runs [RUNS …]
 
@@ -33,7 +33,7 @@ async def fails(n: int) -> int:
 
 
 async def fill(store: pp.Store, runs: int) -> None:
-    """So many finished runs, begun a second after each other, and the open ones among them."""
+    """Finished runs, begun one second after the other, and open ones among them."""
     await pp.Graph(pp.node(lambda n: n, name="one"), store=store, name="done").run(1, run_id="sample")
     run = await store.stack.read(f"{RUN}sample")
     (key,) = [key async for key in store.stack.scan(STATE)]

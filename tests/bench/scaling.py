@@ -1,4 +1,4 @@
-"""As work grows tenfold, a unit of it costs what it did."""
+"""If there is ten times as much work, a unit of it costs the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pair = tuple[str, str]
 
 
 def grow(bench: Bench, name: str, unit: str, many: int, body: Callable[[int], Body], *, per: int | None = None) -> Pair:
-    """The same with a tenth and with all of so many, per unit; or per so many, where it should not depend on all."""
+    """The same case with a tenth and with all, per unit; or in total, if the cost should not depend on the number."""
     fewer, more = f"{name}, {many // 10:,} {unit}", f"{name}, {many:,} {unit}"
     bench.case(fewer, body(many // 10), per=per or many // 10)
     bench.case(more, body(many), per=per or many)
@@ -27,7 +27,9 @@ def grow(bench: Bench, name: str, unit: str, many: int, body: Callable[[int], Bo
 
 
 def linear(bench: Bench, pair: Pair, *, beyond: Pair | None = None) -> None:
-    """It is linear if the unit costs the same. What outgrows the processor's caches takes longer by that alone: see `beyond`."""
+    """It is linear if the unit costs the same. Data that exceeds the processor's caches takes longer for that reason alone: see
+    `beyond`.
+    """
     bench.target(pair[1], LINEAR, pair[0], beyond=beyond)
 
 
@@ -48,7 +50,7 @@ def nodes(bench: Bench) -> None:
                 await graph.run(1)
 
         graph = chain(Phases(), length)
-        bench.run(graph.run(1))  # the first run validates it, which is "made"
+        bench.run(graph.run(1))  # the first run validates the graph
         return body
 
     linear(bench, grow(bench, "made", "nodes", 10_000, make))

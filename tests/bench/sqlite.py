@@ -1,4 +1,4 @@
-"""A store in an SQLite file, on a disk: what is acknowledged is there after a crash of the process, or of the machine."""
+"""A store in a SQLite file, on a disk: acknowledged writes survive a crash of the process, or of the machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pocket_plug import Store
 
 from .harness import Bench, row
 
-# SQLite writes no page whose bytes stay as they are, so no key is given the value it had.
+# SQLite doesn't write a page whose bytes don't change, so each write sets a new value.
 KEYS = [f"key:{n}" for n in range(1000)]
 VALUES = [{"n": n, "text": f"{n} " * 10} for n in range(4099)]
 ENCODED = [msgspec.msgpack.encode(value) for value in VALUES]
@@ -28,7 +28,7 @@ KEY, VALUE = f"keys[i % {len(KEYS)}]", f"values[i % {len(VALUES)}]"
 
 
 def folder(bench: Bench) -> Path:
-    """A new one on a disk: what is kept in memory has no power failure to fear, and no time to lose."""
+    """A new folder on a disk: in memory no time would be lost to syncing."""
     place = Path(__file__).parents[2] / ".pocket_plug"
     place.mkdir(exist_ok=True)
     made = Path(bench.enter(TemporaryDirectory(dir=place, prefix="bench-")))
@@ -41,7 +41,7 @@ def folder(bench: Bench) -> Path:
 
 
 class Raw:
-    """The least that SQLite's own module takes."""
+    """The minimum with SQLite's own module."""
 
     def __init__(self, path: Path, synchronous: str) -> None:
         self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -58,7 +58,7 @@ class Raw:
         )
 
     def set_counted(self, key: str, value: bytes) -> None:
-        """The same, and a row that counts the writes goes along."""
+        """The same, with a row that counts the writes."""
         self.execute("BEGIN IMMEDIATE")
         self.set(key, value)
         self.execute("UPDATE counter SET version = version + 1")
@@ -79,7 +79,7 @@ class Raw:
 
 
 def raw(bench: Bench, path: Path, synchronous: str) -> Raw:
-    """One that is filled, and seen to write each of its changes."""
+    """A filled table, checked to write each of its changes."""
     made: Raw = bench.enter(closing(Raw(path, synchronous)))
     made.set_many(zip(KEYS, ENCODED, strict=False))
     with writing(path):
@@ -88,7 +88,7 @@ def raw(bench: Bench, path: Path, synchronous: str) -> Raw:
 
 
 def ours(bench: Bench, path: Path, durability: str) -> Store:
-    """One that is filled, and seen to write each of its changes."""
+    """A filled store, checked to write each of its changes."""
     store: Store = bench.enter(Store(f"sqlite:///{path}?durability={durability}"))
     bench.run(store.set_many(dict(zip(KEYS, VALUES, strict=False))))
     with writing(path):
@@ -97,7 +97,7 @@ def ours(bench: Bench, path: Path, durability: str) -> Store:
 
 
 class writing:
-    """Within the block, the log of an SQLite file must grow."""
+    """Within the block, the log of a SQLite file must grow."""
 
     def __init__(self, path: Path) -> None:
         self.log = Path(f"{path}-wal")
@@ -218,7 +218,7 @@ async def running_loop() -> asyncio.AbstractEventLoop:
 
 
 def batches(values: list[Any]) -> Iterator[list[tuple[str, Any]]]:
-    """Pairs of keys and values, for ever, so many at a time."""
+    """Pairs of keys and values, without end, this many at a time."""
     while True:
         for first in range(0, len(KEYS), TOGETHER):
             start = random.randrange(len(values) - TOGETHER)

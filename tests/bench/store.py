@@ -17,7 +17,7 @@ TTL = 300.0
 
 
 class HandWritten:
-    """The least that keeps so many entries, each for so long, and is safe for threads."""
+    """The minimum that stores a limited number of entries, each with an expiry, and is safe for threads."""
 
     def __init__(self, entries: int, ttl: float) -> None:
         self.entries, self.ttl = entries, ttl
@@ -44,23 +44,23 @@ class HandWritten:
 
 
 class Idle1(Layer):
-    """Leaves every operation alone, as the next three do."""
+    """Overrides all operations and changes nothing, as do the next three."""
 
 
 class Idle2(Layer):
-    """Leaves every operation alone."""
+    """Changes nothing."""
 
 
 class Idle3(Layer):
-    """Leaves every operation alone."""
+    """Changes nothing."""
 
 
 class Idle4(Layer):
-    """Leaves every operation alone."""
+    """Changes nothing."""
 
 
 def stack(*outer: Layer) -> Store:
-    """What the rows mean by a stack: four layers that are idle here, and the last one bounds."""
+    """The stack of these rows: four layers that do nothing, and `bounding`."""
     return Store(layers=[*outer, Idle1(), Idle2(), Idle3(), Idle4(), Bounding(max_entries=ENTRIES, ttl=TTL)])
 
 

@@ -1,4 +1,4 @@
-"""The store's whole surface, over few names and over many: none of it may cost more for what it doesn't touch."""
+"""All operations of a store, with few names and with many: none may cost more for names that it doesn't touch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REORDERS = "set of two, then delete_prefix"
 
 
 def cases(bench: Bench, open_store: Callable[[int], SyncStore], *, growing: str | None = None) -> None:
-    """Each operation at both sizes; at the greater one it may cost as little more as a deeper tree does, but for `growing`."""
+    """Each operation at both sizes; the larger may cost a little more, as a deeper tree does, except for `growing`."""
     many = max(FEW, bench.effort.many)
     operations = {
         "has": "store.has('few:1')",

@@ -1,4 +1,4 @@
-"""What a row gave as a table: each case, and beside it what it was to reach. Framed on a terminal, plain elsewhere."""
+"""The result of a row as a table: each case with its targets. With a frame on a terminal, plain otherwise."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def number(value: float) -> str:
 
 
 def summary(results: Sequence[Result], failed: Sequence[str]) -> str:
-    """How many targets were met, and which were not."""
+    """How many targets were met, and which were missed."""
     reached = [(result.row, *each) for result in results for each in result.reached()]
     missed = [
         f"{row}: {target.case} {ratio:.2f}, to reach {target.limit:g}" for row, target, ratio, met in reached if not met

@@ -1,4 +1,4 @@
-"""The benchmark itself, on rows that need no peers. What it measures is no test's business."""
+"""The benchmark itself, on rows that need no peers. No test depends on its figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def made(function: Callable[[Bench], None]) -> Result:
 
 
 def test_every_kind_of_case_is_measured() -> None:
-    """Statements and functions, sync and async, by CPU or wall time, and values that the row measured by itself."""
+    """Statements and functions, sync and async, by CPU or wall time, and values that the row has measured itself."""
 
     async def three(times: int) -> None:
         for _ in range(3 * times):
@@ -49,14 +49,14 @@ def test_every_kind_of_case_is_measured() -> None:
 
 
 def test_no_two_turns_of_a_statement_are_alike() -> None:
-    """`i` counts on from one sample to the next, else a database would be given what it has already."""
+    """`i` counts on from one sample to the next; otherwise a database would get values that it has already."""
     items: list[int] = []
     made(lambda bench: bench.case("statement", "items.append(i)", items=items))
     assert items == list(range(len(items)))
 
 
 def test_what_a_row_entered_is_left_on_the_loop_that_its_cases_ran_on() -> None:
-    """Async context managers too, once all is measured."""
+    """Async context managers too, after the measurement."""
     loops: list[asyncio.AbstractEventLoop] = []
 
     class Resource:
@@ -76,7 +76,7 @@ def test_what_a_row_entered_is_left_on_the_loop_that_its_cases_ran_on() -> None:
 
 
 def test_what_takes_longer_than_its_budget_has_no_further_turn() -> None:
-    """One very slow peer does not hold up the benchmark."""
+    """One very slow peer does not delay the benchmark."""
     turns: list[int] = []
     row = Row(lambda bench: bench.case("slow", turns.append))
     result = measure(row, Effort(rounds=9, samples=9, seconds=0, budget=0))
@@ -85,7 +85,7 @@ def test_what_takes_longer_than_its_budget_has_no_further_turn() -> None:
 
 
 def test_what_only_the_first_time_takes_is_not_measured() -> None:
-    """Imports and the like: a first turn of a whole sample's length does not make it one turn for each sample."""
+    """Imports and the like: a slow first turn does not reduce the number of repetitions of the later ones."""
     turns: list[int] = []
 
     def slow_at_first(times: int) -> None:
@@ -100,7 +100,7 @@ def test_what_only_the_first_time_takes_is_not_measured() -> None:
 
 
 def test_a_target_is_a_ratio_to_others_together_or_a_limit() -> None:
-    """The table says beside each case what it reached, and the summary which targets were missed."""
+    """The table shows each case's result, and the summary the targets that were missed."""
 
     def targets(bench: Bench) -> None:
         for name, value in {"ours": 3.0, "theirs": 1.5, "floor": 0.5}.items():
@@ -147,7 +147,7 @@ def test_rows_are_found_by_a_part_of_their_name() -> None:
 
 
 def test_a_span_is_compared_with_one_of_the_same_attributes() -> None:
-    """Rows of tracing refuse to compare others: an attribute that is new on our spans belongs on the bare ones, too."""
+    """Rows of tracing refuse other comparisons: if our spans get a new attribute, the bare spans have to get it too."""
     for name in ("node_exported", "run_of_one_node_traced"):
         command = [sys.executable, "-m", "tests.bench", "--only", f"tracing.{name}", "--quick"]
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -155,7 +155,7 @@ def test_a_span_is_compared_with_one_of_the_same_attributes() -> None:
 
 
 def test_make_bench_prints_tables_and_writes_json(tmp_path: Path) -> None:
-    """`python -m tests.bench`, a row in a process of its own; plain text where no terminal is."""
+    """`python -m tests.bench`, with each row in a process of its own; plain text without a terminal."""
     file = tmp_path / "bench.json"
     command = [sys.executable, "-m", "tests.bench", "--only", "import_time.imported", "--quick", "--json", str(file)]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What a recorded span costs, against a bare one of OpenTelemetry's SDK with the same attributes. Nothing is exported."""
+"""The cost of a recorded span, compared with a bare span of OpenTelemetry's SDK with the same attributes. Nothing is exported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USER = Key("user:{}")
 
 
 def listening(processor: SpanProcessor | None = None) -> TracerProvider:
-    """A provider that takes every span; by default its processor does nothing with them."""
+    """A provider that records every span; by default its processor does nothing."""
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
     provider = TracerProvider()
@@ -34,7 +34,7 @@ def listening(processor: SpanProcessor | None = None) -> TracerProvider:
 
 
 def kept() -> tuple[TracerProvider, InMemorySpanExporter]:
-    """A provider whose spans are kept, and where."""
+    """A provider whose spans are kept, and the exporter that keeps them."""
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -43,7 +43,7 @@ def kept() -> tuple[TracerProvider, InMemorySpanExporter]:
 
 
 def spans_of(bench: Bench, body: Body, spans: InMemorySpanExporter) -> list[tuple[str, list[str]]]:
-    """The name and the attributes' names of every span that a case makes when done once, in the order of their ends."""
+    """The name and the attributes' names of every span that a case makes in one call, in the order of their ends."""
     spans.clear()
     bench.run(body(1))
     found: tuple[ReadableSpan, ...] = spans.get_finished_spans()
@@ -82,7 +82,7 @@ def get_recorded(bench: Bench) -> None:
 
 @row
 def many_keys(bench: Bench) -> None:
-    """a traced get by a key that nobody has used before, made of a template; and after 100,000 others"""
+    """a traced get by a key that was never used before, made of a template; and after 100,000 others"""
 
     def getting() -> Body:
         store, numbers = stack(Tracing()), count()
@@ -161,7 +161,7 @@ def node_exported(bench: Bench) -> None:
         "pocket_plug.run.resumed": False,
     }
     graph = chain(ReadsAndWrites(), FEW, stack(Tracing()))
-    bench.run(graph.run(1))  # from then on the get is a hit
+    bench.run(graph.run(1))  # from now on the get is a hit
     recording, spans = kept()
     assert spans_of(bench, ours_to(recording), spans) == spans_of(bench, bare_to(recording), spans)
     fan = SpanFan()
@@ -175,7 +175,7 @@ def node_exported(bench: Bench) -> None:
 
 
 def at_start(name: str) -> Attributes:
-    """What a node's span is begun with."""
+    """The attributes with which a node's span is started."""
     return {
         "pocket_plug.node.name": name,
         "pocket_plug.node.type": "node",
@@ -206,7 +206,7 @@ def bare_node(tracer: Tracer, name: str, end: Attributes) -> None:
 
 # ---------------------------------------------------------------- a node
 def traced(graph: Graph[int, int], provider: TracerProvider, detail: Literal["node", "phase"]) -> Body:
-    """Runs of a graph, so traced."""
+    """Runs of a graph, traced."""
 
     async def body(times: int) -> None:
         tracing.configure(tracer_provider=provider, detail=detail)

@@ -1,4 +1,4 @@
-"""The census, as people run it: over made-up distributions whose every fact is known, beside those of this interpreter."""
+"""The census, run as users run it: over made-up distributions whose facts are known, and those of this interpreter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIT_TEXT = "MIT or so\n\nPermission is hereby\n  granted, free of charge, to any
 
 
 class Site:
-    """A folder of installed distributions, as an installer leaves it; their names begin with `fake-`."""
+    """A folder of installed distributions, as an installer writes them; their names begin with `fake-`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,7 +40,7 @@ class Site:
         raw: bytes | None = None,
         record: str | None = None,
     ) -> None:
-        """`raw` is the whole METADATA, `record` the whole RECORD, where they are not to be what they should be."""
+        """`raw` is the whole METADATA, `record` the whole RECORD, for distributions that are broken on purpose."""
         self.remove(name)
         info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
@@ -60,7 +60,7 @@ class Site:
 
 
 def environment(*paths: Path, **env: str) -> dict[str, str]:
-    """Ours without what would change a run, with the sites on the path, the first first."""
+    """Our environment without variables that would change a run, with the sites on the path, in this order."""
     ours = ("OTEL_", "POCKET_PLUG_", "PYTHON", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONIOENCODING": "utf-8"} | env
@@ -84,7 +84,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The made-up ones, by what comes after `fake-`."""
+    """The made-up ones, by the part of their name after `fake-`."""
     return {
         name.removeprefix("fake-"): each
         for each in report(folder)["records"]
@@ -93,7 +93,7 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def assert_adds_up(folder: Path) -> None:
-    """The totals are the sums of the records: those of all, and those of each licence."""
+    """The totals are the sums of the records: of all records, and for each licence."""
     found = report(folder)
     total, by_licence = Counter[str](), dict[str, Counter[str]]()
     for each in found["records"]:
@@ -105,7 +105,7 @@ def assert_adds_up(folder: Path) -> None:
 
 
 def spans_of_latest_run(folder: Path) -> Counter[str]:
-    """How many of each name its trace has."""
+    """How many spans of each name its trace has."""
     lines = (folder / ".pocket_plug" / "traces.jsonl").read_text().splitlines()
     spans = [
         span
@@ -120,7 +120,7 @@ def spans_of_latest_run(folder: Path) -> Counter[str]:
 
 @dataclass
 class Story:
-    """Three runs over one folder: all new, nothing changed, and one upgraded, one removed, one added."""
+    """Three runs over one folder: all new; nothing changed; one upgraded, one removed, one added."""
 
     folder: Path
     done: list[subprocess.CompletedProcess[str]]
@@ -188,17 +188,17 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     return story
 
 
-# ---------------------------------------------------------------- what it finds out
+# ---------------------------------------------------------------- facts
 def test_each_distribution_is_measured_by_its_record(story: Story) -> None:
-    """Files and bytes as RECORD has them; where it lacks a size the file is asked."""
+    """Files and bytes as RECORD says; if it lacks a size, the size is read from the file system."""
     found = {name: (each["files"], each["bytes"]) for name, each in story.records[0].items()}
     assert found["expression"] == (1, 1000)
-    assert found["sizeless"][1] == 300  # what is listed and not there counts as a file before Python 3.12 only
+    assert found["sizeless"][1] == 300  # a listed file that doesn't exist counts before Python 3.12 only
     assert found["unknown"] == (0, 0)
 
 
-def test_licences_come_from_wherever_they_are_stated(story: Story) -> None:
-    """An SPDX expression, classifiers (all of them), a short text, the licence file; else it is unknown."""
+def test_licences_are_found_in_several_places(story: Story) -> None:
+    """An SPDX expression, classifiers (all of them), a short text, the licence file; otherwise the licence is unknown."""
     licences = {name: each["licence"] for name, each in story.records[0].items()}
     assert {name: licences[name] for name in ("expression", "classifier", "two", "text", "odd", "unknown")} == {
         "expression": "MIT AND Apache-2.0",
@@ -212,11 +212,15 @@ def test_licences_come_from_wherever_they_are_stated(story: Story) -> None:
 
 
 def test_what_is_required_and_missing_is_listed(story: Story) -> None:
-    """Not there, or in another version; what is for an extra or another Python is not missed."""
+    """A requirement that isn't installed, or in another version; requirements of an extra or another Python don't count."""
     found = report(story.folder)["missing"]
-    assert found["fake-incomplete"] == ["fake-nowhere>=2", "fake-two>7", "fake-gone<7"]  # by now it is gone
+    assert found["fake-incomplete"] == [
+        "fake-nowhere>=2",
+        "fake-two>7",
+        "fake-gone<7",
+    ]  # fake-gone is no longer installed
     assert "fake-gone" not in story.markdown[0].partition("fake-incomplete")[2].splitlines()[0]
-    assert found["fake-records"] == ["fake-records>=1"]  # its version is none; "any version" is met by it
+    assert found["fake-records"] == ["fake-records>=1"]  # it has no version; "any version" is satisfied by it
     assert {"fake-incomplete", "fake-records"} == {name for name in found if name.startswith("fake-")}
 
 
@@ -227,7 +231,7 @@ def test_of_two_with_one_name_the_first_on_the_path_counts(story: Story) -> None
 
 
 def test_a_distribution_that_can_not_be_read_is_named_and_the_rest_is_counted(story: Story) -> None:
-    """What is readable of a broken one is recorded, with what is not; one without a name is said and left out."""
+    """The readable facts of a broken one are recorded, with the faults; a distribution without a name is reported and skipped."""
     broken = story.records[0]["badly"]
     assert (broken["licence"], broken["bytes"], broken["requires"]) == ("MIT", 9, [])
     assert [fault.partition(":")[0] for fault in broken["faults"]] == ["InvalidRequirement"]
@@ -243,12 +247,12 @@ def test_a_distribution_that_can_not_be_read_is_named_and_the_rest_is_counted(st
     assert "gives no name or no version" in story.done[0].stderr
 
 
-# ---------------------------------------------------------------- again
+# ---------------------------------------------------------------- the second run
 def test_a_second_run_surveys_nothing_and_reports_the_same(story: Story) -> None:
-    """Every distribution is recalled, none is measured, classified or recorded again."""
+    """Every distribution is skipped: none is measured, classified or recorded again."""
     first, second = story.names[:2]
     everything = story.totals[0]["distributions"]
-    traced = min(everything, 100)  # of a fan-out the first 100 items have spans, and of those beyond some
+    traced = min(everything, 100)  # of a fan-out the first 100 items have spans, and some of the others
     assert traced <= first["node measure"] == first["node record"] == first["node recall"] <= everything
     assert traced <= second["node recall"] <= everything
     assert not {"node measure", "node classify", "node list_requirements", "node record"} & set(second)
@@ -258,7 +262,7 @@ def test_a_second_run_surveys_nothing_and_reports_the_same(story: Story) -> None
 
 
 def test_only_what_changed_is_surveyed_again(story: Story) -> None:
-    """One upgraded and one new: two are measured; the removed one is off the totals."""
+    """One is upgraded and one is new: two are measured; the removed one is subtracted from the totals."""
     third = story.names[2]
     assert third["node measure"] == third["node record"] == 2
     assert "gone" not in story.records[2]
@@ -270,7 +274,7 @@ def test_only_what_changed_is_surveyed_again(story: Story) -> None:
 
 
 def test_two_at_once_count_nothing_twice(tmp_path: Path) -> None:
-    """Two processes over one folder: totals are the sums of the records, as after one."""
+    """Two processes over one folder: the totals are the sums of the records, as after one process."""
     site = Site(tmp_path / "site")
     for number in range(20):
         site.add(f"fake-{number}", metadata="License-Expression: MIT\n", files={f"fake/{number}.py": "x" * number})
@@ -286,7 +290,7 @@ def test_two_at_once_count_nothing_twice(tmp_path: Path) -> None:
     assert sum(each["bytes"] for each in records(tmp_path).values()) == sum(range(20))
 
 
-# ---------------------------------------------------------------- what it looks like
+# ---------------------------------------------------------------- output
 def test_the_report_is_markdown_that_renders(story: Story) -> None:
     """A heading with the totals, and tables whose rows have as many cells as their heads, whatever a licence is called."""
     text = story.markdown[0]
@@ -303,7 +307,9 @@ def test_the_report_is_markdown_that_renders(story: Story) -> None:
 
 
 def test_piped_it_is_plain_text(story: Story) -> None:
-    """A line for each licence, the largest first, then the totals and where the report lies: no colour, bar or frame."""
+    """A line for each licence, the largest first, then the totals and the path of the report: no colour,
+    progress bar or frame.
+    """
     done, total = story.done[1], story.totals[1]
     *licences, totals, faults, where = done.stdout.splitlines()
     assert all(len(line.split("\t")) == 3 for line in licences)
@@ -330,7 +336,7 @@ def test_json_is_all_that_is_printed(tmp_path: Path) -> None:
 
 
 def on_a_terminal(folder: Path, *paths: Path, **env: str) -> tuple[int, str]:
-    """Exit code, and what a terminal of 100 columns got to show."""
+    """The exit code, and what a terminal of 100 columns shows."""
     ours, theirs = pty.openpty()
     shown = b""
     with subprocess.Popen(
@@ -345,19 +351,19 @@ def on_a_terminal(folder: Path, *paths: Path, **env: str) -> tuple[int, str]:
         try:
             while data := os.read(ours, 65_536):
                 shown += data
-        except OSError:  # how Linux says that the other side is gone
+        except OSError:  # on Linux, this means that the other end was closed
             pass
     os.close(ours)
     return run.returncode, shown.decode()
 
 
 def plain(text: str) -> str:
-    """Without what colours it and moves the cursor."""
+    """Without escape sequences for colours and for the cursor."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 def test_on_a_terminal_there_are_a_bar_a_tree_and_a_table(story: Story) -> None:
-    """The bar while it works, then the trace as a tree and where it lies, the table and where the report lies."""
+    """The bar while it works, then the trace as a tree and its path, the table, and the path of the report."""
     code, shown = on_a_terminal(story.folder, story.folder / "first", story.folder / "second")
     assert code == 0, shown
     text = plain(shown)
@@ -391,9 +397,9 @@ def test_no_color_is_honoured(story: Story) -> None:
     assert not re.search(r"\x1b\[[0-9;]*(3[0-7]|38|4[0-7]|9[0-7])[;m]", shown)
 
 
-# ---------------------------------------------------------------- where it can't work
+# ---------------------------------------------------------------- failures
 def nowhere(folder: Path) -> Path:
-    """A folder in which nothing can be made, for the superuser either."""
+    """A folder in which nothing can be created, not even by the superuser."""
     if os.getuid() == 0:
         return Path("/proc")
     folder.chmod(0o500)
@@ -401,7 +407,7 @@ def nowhere(folder: Path) -> Path:
 
 
 def obstacles(folder: Path, kind: str) -> tuple[Path, str]:
-    """Where to run it, and what is to be said."""
+    """Where to run it, and the expected message."""
     state = folder / ".pocket_plug"
     if kind == "read-only folder":
         return nowhere(folder), "StoreError: .pocket_plug/census.db: its folder can't be made: "
@@ -430,7 +436,7 @@ def obstacles(folder: Path, kind: str) -> tuple[Path, str]:
     ],
 )
 def test_where_it_can_not_work_it_says_why(tmp_path: Path, kind: str) -> None:
-    """One message that names the file and the cause, no traceback, exit code 1, and nothing of the other's is touched."""
+    """One message that names the file and the cause, no traceback, exit code 1; other programs' files are unchanged."""
     folder, message = obstacles(tmp_path, kind)
     before = sorted((path, path.stat().st_size) for path in tmp_path.rglob("*") if path.is_file())
     done = census(folder, arguments=("--trace",) if kind != "census.md is a folder" else ())
@@ -443,7 +449,7 @@ def test_where_it_can_not_work_it_says_why(tmp_path: Path, kind: str) -> None:
         assert after == before
 
 
-def test_an_option_that_is_not_there_is_usage() -> None:
+def test_an_unknown_option_is_a_usage_error() -> None:
     """Exit code 2, and the option's name."""
     done = subprocess.run([*RUN, "--bogus"], env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 2

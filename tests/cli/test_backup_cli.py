@@ -1,4 +1,4 @@
-"""`pocket-plug store backup`: a store's file, copied while it is in use; and restored by the same command."""
+"""`pocket-plug store backup`: copies a store's file while it is in use; the same command restores it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def backup(*arguments: str, url: str = URL, code: int = 0) -> None:
 
 
 def test_an_open_store_is_backed_up_and_restored(capsys: pytest.CaptureFixture[str]) -> None:
-    """What it had at that moment is in the new file, and comes back by the same command, once the old files are gone."""
+    """The new file has what the store had at that moment, and the same command restores it once the old files are removed."""
     with SyncStore(URL) as store:
         store.set("a", 1)
         backup("backup.db")
@@ -40,8 +40,8 @@ def test_an_open_store_is_backed_up_and_restored(capsys: pytest.CaptureFixture[s
         assert store.get("a") == 1
 
 
-def test_a_log_left_behind_is_no_part_of_what_is_restored(capsys: pytest.CaptureFixture[str]) -> None:
-    """SQLite would play it into the file, so it has to be removed first, which the message says."""
+def test_a_log_left_behind_has_to_be_removed_before_a_restore(capsys: pytest.CaptureFixture[str]) -> None:
+    """SQLite would apply it to the restored file, so it has to be removed first; the message says so."""
     with SyncStore(URL) as store:
         store.set("a", 1)
         backup("backup.db")
@@ -61,7 +61,7 @@ def test_a_log_left_behind_is_no_part_of_what_is_restored(capsys: pytest.Capture
     ],
 )
 def test_a_server_has_tools_of_its_own(url: str, tools: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """They are named, and the way that every store has; the server is not even asked."""
+    """The message names them, and the way that works with every store; no request is sent to the server."""
     backup("backup.db", url=url, code=2)
     said = capsys.readouterr().err
     assert "is not a file that can be copied" in said
@@ -70,8 +70,8 @@ def test_a_server_has_tools_of_its_own(url: str, tools: str, capsys: pytest.Capt
     assert not Path("backup.db").exists()
 
 
-def test_what_waits_in_a_queue_is_said_to_be_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    """A store that writes behind has the last writes in its process; after a flush they are in the backup."""
+def test_queued_writes_are_reported_as_missing_in_the_backup(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last writes of a write-behind store are in its process only; after a flush they are in the backup."""
     with SyncStore(layers=[Persistence(to=URL, mode="behind")]) as store:
         store.set("a", 1)
         store.flush()
@@ -82,13 +82,13 @@ def test_what_waits_in_a_queue_is_said_to_be_missing(capsys: pytest.CaptureFixtu
 
 
 def test_a_store_in_memory_has_nothing_to_back_up(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its entries are in another process, if anywhere."""
+    """Its entries are in another process's memory."""
     backup("backup.db", url="memory://", code=2)
     assert "is in memory" in capsys.readouterr().err
 
 
-def test_a_folder_is_no_file_to_back_up_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody is told to remove the folder that an empty name means; one that is missing is named."""
+def test_a_folder_as_target_of_a_backup_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty name means the current folder, which nobody should be told to remove; a missing folder is named."""
     with SyncStore(URL) as store:
         store.set("a", 1)
     backup("", code=1)

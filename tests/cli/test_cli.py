@@ -1,4 +1,4 @@
-"""`pocket-plug`: results on stdout, one clear message on stderr, and an exit code that scripts can trust."""
+"""`pocket-plug`: results on stdout, one clear message on stderr, and a reliable exit code."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ORDERS = """
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Each test in a folder of its own, with a default Pocket and imports of its own."""
+    """Each test has a folder, a default Pocket and imports of its own."""
     place = tmp_path / "project"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -77,7 +77,7 @@ def write(path: str, source: str) -> str:
 
 # ---------------------------------------------------------------- plugins
 def test_plugins_as_text(capsys):
-    """Piped, it is a line for each plugin under a heading, without colour or frames."""
+    """In a pipe it prints a line for each plugin under a heading, without colour or frames."""
     assert main(["plugins"]) == 0
     heading, *lines = capsys.readouterr().out.splitlines()
     assert heading.split() == ["name", "status", "from", "hooks", "reason"]
@@ -86,7 +86,7 @@ def test_plugins_as_text(capsys):
 
 
 def test_plugins_as_json(install, capsys):
-    """For machines: all that is known of each plugin, a broken one with its reason."""
+    """For machines: all that is known about each plugin; for a broken one the reason."""
     install("pocket-plug-bad", "import no_such_module")
     assert main(["plugins", "--json"]) == 0
     plugins = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
@@ -110,7 +110,7 @@ def test_plugins_as_json(install, capsys):
     ],
 )
 def test_plugins_whatever_the_configuration(capsys, file, text, said):
-    """The command that tells what is wrong works however broken the configuration is, and says that it is."""
+    """The command that reports mistakes works with any broken configuration, and reports it."""
     write(file, text)
     assert main(["plugins", "--json"]) == 0
     out, err = capsys.readouterr()
@@ -119,7 +119,7 @@ def test_plugins_whatever_the_configuration(capsys, file, text, said):
 
 
 def test_plugins_whatever_the_environment(capsys, monkeypatch):
-    """Nor does a switch in the environment that can't be meant keep it from working."""
+    """An invalid switch in the environment doesn't keep it from working either."""
     monkeypatch.setenv("POCKET_PLUG_AUTOLOAD", "perhaps")
     assert main(["plugins"]) == 0
     out, err = capsys.readouterr()
@@ -128,7 +128,7 @@ def test_plugins_whatever_the_environment(capsys, monkeypatch):
 
 
 def on_a_terminal(*arguments: str, **environment: str) -> str:
-    """What a command prints to a terminal."""
+    """What a command prints on a terminal."""
     ours, theirs = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
     with subprocess.Popen([*POCKET_PLUG, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env):
@@ -137,14 +137,14 @@ def on_a_terminal(*arguments: str, **environment: str) -> str:
         try:
             while data := os.read(ours, 65_536):
                 shown += data
-        except OSError:  # how Linux says that the other side is gone
+        except OSError:  # on Linux, this means that the other end was closed
             pass
     os.close(ours)
     return shown.decode()
 
 
 def test_plugins_on_a_terminal():
-    """On a terminal it is a table with highlighting; NO_COLOR takes the colour away."""
+    """On a terminal it is a table with highlighting; NO_COLOR removes the colours."""
     shown = on_a_terminal("plugins")
     assert "─" in shown
     assert "bounding" in shown
@@ -162,7 +162,7 @@ STACKS = """
 
 
 def test_stack_is_drawn(capsys, monkeypatch, tmp_path):
-    """Outermost first, with the options as they are written: variables by name, so no secret is shown."""
+    """Outermost first, with the options as written: variables by name, so no secret is shown."""
     monkeypatch.setenv("STATE", str(tmp_path))
     write("pocket.toml", STACKS)
     assert main(["stack"]) == 0
@@ -187,7 +187,7 @@ def test_stack_is_drawn(capsys, monkeypatch, tmp_path):
 
 
 def test_stack_without_configuration(capsys):
-    """Without a configuration it is the store in memory that one gets, and it is said that there is none."""
+    """Without a configuration it is the default store in memory, and the output says that there is no configuration."""
     assert main(["stack"]) == 0
     assert capsys.readouterr() == (
         "store\n  memory://\n",
@@ -196,7 +196,7 @@ def test_stack_without_configuration(capsys):
 
 
 def test_stack_says_which_configuration_it_took(capsys, monkeypatch, folder):
-    """The nearest one, upwards from the current folder; else the one that the environment names, wherever that is."""
+    """The nearest one, in the current folder or above; or the one that the environment names, wherever it is."""
     write("pocket.toml", "[store]\nlayers = ['tracing']")
     write("other.toml", "")
     (folder / "a" / "b").mkdir(parents=True)
@@ -214,8 +214,8 @@ def test_stack_says_which_configuration_it_took(capsys, monkeypatch, folder):
         assert out.startswith(f"store  ({said} [store])\n")
 
 
-def test_a_relative_path_counts_from_the_configurations_folder(capsys, monkeypatch, folder):
-    """Not from the folder in which the command is called: that would be another database, made in silence. Layers' too."""
+def test_a_relative_path_is_relative_to_the_configurations_folder(capsys, monkeypatch, folder):
+    """Not to the folder in which the command is called: that would silently create another database. Layers' paths too."""
     write(
         "pocket.toml", "[store]\nurl='sqlite:///a.db'\n[stores.far]\nlayers=[{use='persistence', to='sqlite:///b.db'}]"
     )
@@ -227,12 +227,14 @@ def test_a_relative_path_counts_from_the_configurations_folder(capsys, monkeypat
     set_default_pocket(None)
     assert main(["store", "get", "key"]) == 0
     assert capsys.readouterr().out.strip() == "1"
-    with Pocket("../pocket.toml") as pocket:  # a program's own as well
+    with Pocket("../pocket.toml") as pocket:  # also in a program's own Pocket
         assert pocket.store.sync.get("key") == 1
 
 
 def test_an_application_has_the_configuration_of_the_command_line(capsys, monkeypatch, folder):
-    """What `pocket-plug run` runs uses the default Pocket that the command has found; elsewhere it finds none."""
+    """A target of `pocket-plug run` uses the default Pocket, with the configuration that the command has found; elsewhere there
+    is none.
+    """
     write("pocket.toml", "[stores.cache]\n")
     app = write(
         "below/app.py",
@@ -277,7 +279,7 @@ def test_stack_hides_passwords(capsys, install):
         ("[", [], "pocket.toml is not valid TOML"),
     ],
 )
-def test_stack_that_can_not_be_meant(capsys, text, arguments, message):
+def test_an_invalid_stack_is_an_error(capsys, text, arguments, message):
     """A stack that can't be built is one message on stderr, nothing on stdout, and exit code 2."""
     write("pocket.toml", text)
     assert main(["stack", *arguments]) == 2
@@ -300,7 +302,7 @@ def test_graph_as_mermaid(capsys):
 
 
 def test_graph_with_faults(capsys):
-    """A graph that can't run is drawn, then every fault is said, with exit code 1."""
+    """An invalid graph is drawn, then every fault is reported, with exit code 1."""
     write("flow.py", ORDERS)
     assert main(["graph", "flow.py:broken"]) == 1
     out, err = capsys.readouterr()
@@ -310,7 +312,7 @@ def test_graph_with_faults(capsys):
 
 # ---------------------------------------------------------------- run: a graph
 def test_run_a_graph(capsys):
-    """A graph is run with --input, taken as the type that its first node declares, and its result is printed."""
+    """A graph is run with --input, converted to the type that its first node declares, and its result is printed."""
     write("flow.py", ORDERS)
     assert main(["run", "flow.py", "--input", '{"id": "o-1", "total": 42}']) == 0
     assert capsys.readouterr().out == "o-1: paid 42.0\n"
@@ -356,7 +358,7 @@ def test_what_a_graph_prints_is_no_part_of_its_json(capsys):
     ],
 )
 def test_input_that_does_not_fit(capsys, arguments, message):
-    """Input of another type, no JSON, or arguments that a graph has no use for: usage, exit code 2."""
+    """Input of another type, invalid JSON, or arguments that a graph can't use: a usage error, exit code 2."""
     write("flow.py", ORDERS)
     assert main(["run", "flow.py", *arguments]) == 2
     assert message in capsys.readouterr().err
@@ -425,8 +427,8 @@ INPUTS = """
         ("nested", "[1]", "[\n  2\n]"),
     ],
 )
-def test_input_becomes_what_the_graph_takes(capsys, name, given, shown):
-    """Models, dataclasses, Structs and paths, nested and in unions too; for a str or a Path the bare text will do."""
+def test_input_is_converted_to_the_graphs_type(capsys, name, given, shown):
+    """Models, dataclasses, Structs and paths, nested and in unions too; for a str or a Path plain text is accepted."""
     write("inputs.py", INPUTS)
     assert main(["run", f"inputs.py:{name}", *(() if given is None else ("--input", given))]) == 0
     assert capsys.readouterr().out == f"{shown}\n"
@@ -459,7 +461,7 @@ def test_input_becomes_what_the_graph_takes(capsys, name, given, shown):
     ],
 )
 def test_input_that_the_graph_cannot_take(capsys, name, given, message):
-    """Usage, exit code 2: it names where it came from, what is wrong, and the type; a model's values are not quoted."""
+    """Usage error, exit code 2: it names the source of the input, the mistake and the type; a model's values are not quoted."""
     write("inputs.py", INPUTS)
     write("other.json", '{"z": 1}')
     Path("latin.json").write_bytes(b"\xff")
@@ -470,7 +472,7 @@ def test_input_that_the_graph_cannot_take(capsys, name, given, message):
 
 
 def test_input_from_a_file_and_from_stdin(capsys, monkeypatch):
-    """`@FILE` and `-`, as JSON or, for a str, as the text that it is."""
+    """`@FILE` and `-`, as JSON, or for a str as plain text."""
     write("inputs.py", INPUTS)
     write("given.json", '{"n": 3}')
     write("page.txt", "three words here")
@@ -483,7 +485,7 @@ def test_input_from_a_file_and_from_stdin(capsys, monkeypatch):
 
 
 def test_run_with_the_configured_stores(capsys):
-    """While a graph runs, the stores of the configuration are open, for its nodes to use by name."""
+    """While a graph runs, the stores of the configuration are open, and its nodes can use them by name."""
     write("pocket.toml", "[stores.state]\nurl = 'sqlite:///state.db'")
     write(
         "flow.py",
@@ -504,7 +506,7 @@ def test_run_with_the_configured_stores(capsys):
 
 # ---------------------------------------------------------------- run: an application
 def test_run_a_click_command(capsys):
-    """`main` may be a click command: it gets the arguments that are left, its own options too, and --json with them."""
+    """`main` may be a click command: it gets the remaining arguments, its own options too, and --json with them."""
     write(
         "tool.py",
         """
@@ -527,7 +529,7 @@ def test_run_a_click_command(capsys):
 
 
 def test_run_a_function(capsys):
-    """`main` may be a function of the list of arguments or of none, `async def` too; an int is the exit code."""
+    """`main` may be a function of the list of arguments or of none, also `async def`; an int is the exit code."""
     write("one.py", "def main(arguments):\n    print(arguments)\n    return len(arguments)")
     write("two.py", "async def main():\n    print('two')")
     assert main(["run", "one.py", "a", "-b"]) == 2
@@ -540,7 +542,7 @@ def test_run_a_function(capsys):
 
 
 def test_run_a_folder(capsys):
-    """A folder means its app.py, else its __init__.py; in a package relative imports work."""
+    """A folder means its app.py, or else its __init__.py; in a package relative imports work."""
     write("census/__init__.py", "")
     write("census/words.py", "WORD = 'relative'")
     write("census/app.py", "from .words import WORD\ndef main():\n    print(WORD)")
@@ -564,8 +566,8 @@ def test_run_a_folder(capsys):
         ("json.py", "can't be imported as 'json', which is"),
     ],
 )
-def test_target_that_is_none(capsys, target, message):
-    """What can't be run is said in the user's terms, with exit code 2."""
+def test_an_invalid_target_is_a_usage_error(capsys, target, message):
+    """The message uses the user's terms, with exit code 2."""
     Path("empty").mkdir()
     write("notes.txt", "")
     write("json.py", "")
@@ -575,7 +577,7 @@ def test_target_that_is_none(capsys, target, message):
 
 
 def test_trace(capsys, monkeypatch):
-    """--trace observes the run, and has ended by the time the command returns, whatever became of the run."""
+    """--trace observes the run, and the trace is complete when the command returns, also after an error."""
     write("flow.py", ORDERS)
     log: list[str] = []
 
@@ -603,14 +605,14 @@ def test_trace(capsys, monkeypatch):
     assert main(["run", "flow.py", "--trace", "--input", '{"id": "o-1", "total": 1}']) == 0
     said = capsys.readouterr().err.splitlines()
     assert "trace: traces.jsonl" in said, "without a run there is nothing to open"
-    for unsent in (0, 5):  # a file that was never made, and one on a disk that is full
+    for unsent in (0, 5):  # a file that was never made, and a file on a full disk
         monkeypatch.setattr(Handle, "unsent", unsent)
         Path("traces.jsonl").unlink(missing_ok=True) if not unsent else Path("traces.jsonl").write_text("")
         assert main(["run", "flow.py", "--trace", "--input", '{"id": "o-1", "total": 1}']) == 0
         assert "trace:" not in capsys.readouterr().err, "what couldn't be written isn't pointed to"
 
 
-# ---------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------- errors
 FAILING = """
     from pocket_plug import StoreError
     def main(arguments):
@@ -619,7 +621,7 @@ FAILING = """
 
 
 def test_an_error_is_one_message(capsys):
-    """An error of ours is one message without a traceback and exit code 1; --debug shows the traceback."""
+    """An error of pocket_plug is one message without a traceback and exit code 1; --debug shows the traceback."""
     write("failing.py", FAILING)
     assert main(["run", "failing.py"]) == 1
     assert capsys.readouterr().err == "StoreError: the disk is full\n"
@@ -628,7 +630,7 @@ def test_an_error_is_one_message(capsys):
 
 
 def test_a_users_error_is_a_short_traceback(capsys):
-    """Of the user's own frames, what caused it too, with the note of where it comes from; --debug shows all frames."""
+    """The user's own frames, the cause too, with the note of where in the run it comes from; --debug shows all frames."""
     write(
         "shop.py",
         """
@@ -671,7 +673,7 @@ def test_a_users_error_is_a_short_traceback(capsys):
 
 
 def test_a_bug_keeps_its_traceback():
-    """An exception of the user's code is a bug of theirs: its traceback is shown, exit code 1."""
+    """An exception of the user's code is a bug in it: its traceback is shown, exit code 1."""
     write("failing.py", FAILING)
     result = subprocess.run([*POCKET_PLUG, "run", "failing.py", "x"], capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -699,8 +701,8 @@ def test_interrupt():
     assert err.strip() == "interrupted"
 
 
-def test_an_interrupted_durable_run_goes_on_with_the_same_command():
-    """That is said, too: whoever presses Ctrl-C may think that all is lost."""
+def test_an_interrupted_durable_run_is_resumed_by_the_same_command():
+    """The message says so: a user who presses Ctrl-C may think that everything is lost."""
     write(
         "long.py",
         """
@@ -751,7 +753,7 @@ def test_usage(capsys):
 
 
 def test_help_whatever_the_configuration(capsys):
-    """The help works however broken the configuration is."""
+    """The help works with any broken configuration."""
     write("pocket.toml", "[")
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
@@ -780,7 +782,9 @@ GREETING = '''
 
 
 def test_command_of_a_plugin(install, capsys, caplog):
-    """A plugin's command is there as ours are; one that takes the name of ours is reported and ours stays."""
+    """A plugin's command works like a built-in one; if it has the name of a built-in one, it is reported, and the built-in one is
+    kept.
+    """
     install("pocket-plug-greet", GREETING)
     assert main(["greet"]) == 0
     assert capsys.readouterr().out == "hello\n"
@@ -798,7 +802,7 @@ def test_command_of_a_plugin(install, capsys, caplog):
 
 
 def test_failing_commands_of_a_plugin(install, capsys, caplog):
-    """A plugin whose hook fails is reported; the other commands work."""
+    """A plugin with a failing hook is reported; the other commands work."""
     install("pocket-plug-greet", GREETING.replace("return [greet, ours]", "raise RuntimeError('boom')"))
     assert main(["greet"]) == 2
     assert main(["plugins"]) == 0
@@ -820,10 +824,8 @@ def test_failing_commands_of_a_plugin(install, capsys, caplog):
     ],
     ids=["full", "closed"],
 )
-def test_where_nothing_can_be_printed_it_is_said(
-    tmp_path: Path, command: str, shell: str, code: int, said: str
-) -> None:
-    """A full disk is an error without a traceback; who has closed stdout wants nothing printed."""
+def test_a_failure_to_print_is_reported(tmp_path: Path, command: str, shell: str, code: int, said: str) -> None:
+    """A full disk is an error without a traceback; if the reader has closed stdout, there is no error."""
     (tmp_path / "app.py").write_text(
         "import pocket_plug as pp\n@pp.node\ndef work(x: str) -> str:\n    return x\ngraph = pp.Graph(work)\n"
     )
@@ -842,8 +844,8 @@ def test_where_nothing_can_be_printed_it_is_said(
     assert "Traceback" not in done.stderr
 
 
-def test_where_an_error_can_not_be_said_the_exit_code_is_its_own(tmp_path: Path) -> None:
-    """A full disk under stderr: wrong usage is still 2, and nothing of it is on stdout."""
+def test_the_exit_code_is_right_although_the_error_can_not_be_printed(tmp_path: Path) -> None:
+    """With a full disk under stderr a usage error still has exit code 2, and nothing of it goes to stdout."""
     program = "import sys; from pocket_plug.cli import main; sys.exit(main())"
     done = subprocess.run(
         ["sh", "-c", 'ulimit -f 0; exec "$@" 2> err', "sh", sys.executable, "-c", program, "no-command"],

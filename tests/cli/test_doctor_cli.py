@@ -1,4 +1,6 @@
-"""`pocket-plug doctor`: what is there, whether it works together, and what to do where it doesn't; in time, and nothing stays."""
+"""`pocket-plug doctor`: checks what is installed and configured, and says what to do; within a time limit, and it leaves nothing
+behind.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ Doctor = Callable[..., dict[tuple[str, str], tuple[str, str]]]
 
 @pytest.fixture
 def doctor(capsys: pytest.CaptureFixture[str]) -> Doctor:
-    """Runs it, and gives its checks by section and name: the verdict and the words. What is expected is its exit code."""
+    """Run it, and return its checks by section and name: verdict and text. `expected` is its exit code."""
 
     def run(code: int = 0, *arguments: str) -> dict[tuple[str, str], tuple[str, str]]:
         assert main(["doctor", "--json", *arguments]) == code
@@ -49,7 +51,7 @@ def configured(text: str) -> None:
     Path("pocket.toml").write_text(dedent(text))
 
 
-# ---------------------------------------------------------------- what is there
+# ---------------------------------------------------------------- what is installed
 def test_all_is_well(doctor: Doctor) -> None:
     """Without a configuration: interpreter, versions, plugins, and that nothing is configured; exit code 0."""
     found = doctor()
@@ -63,7 +65,7 @@ def test_all_is_well(doctor: Doctor) -> None:
 
 
 def test_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line for each check, its verdict first, and the count on stderr; usage errors have exit code 2."""
+    """A line for each check, with its verdict first, and the count on stderr; usage errors have exit code 2."""
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "nowhere")
     assert main(["doctor"]) == 1
     out, err = capsys.readouterr()
@@ -78,7 +80,7 @@ def test_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
 
 
 def test_which_configuration_and_why(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, own_folder: Path) -> None:
-    """The nearest file, one above, or the one that the variable names; that programs don't search is noted."""
+    """The nearest file, in a folder above, or the one that the variable names; a note says that programs don't search."""
     configured("")
     assert doctor()["configuration", "file"] == ("ok", "pocket.toml: the nearest one, in this folder")
     below = own_folder / "below"
@@ -118,8 +120,8 @@ def test_a_wrong_configuration_is_said_and_the_rest_is_looked_at(doctor: Doctor)
     assert found["plugins", "tracing"][0] == "wrong"
 
 
-def test_of_two_plugins_with_one_name_none_is_to_be_switched_off(doctor: Doctor, install: Install) -> None:
-    """That would switch off the other one too, which is in use."""
+def test_of_two_plugins_with_one_name_none_is_suggested_to_be_disabled(doctor: Doctor, install: Install) -> None:
+    """Disabling by name would disable the other plugin too, which is in use."""
     install("pocket-plug-evil", "", entry_points="bounding = pocket_plug_evil")
     verdict, says = doctor(1)["plugins", "bounding"]  # the last one of this name
     assert verdict == "wrong"
@@ -127,7 +129,7 @@ def test_of_two_plugins_with_one_name_none_is_to_be_switched_off(doctor: Doctor,
 
 
 def test_the_verdict_on_each_plugin(doctor: Doctor, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In use, waiting for settings, disabled, broken at import, broken when it is asked; and libraries, which are none."""
+    """In use, waiting for settings, disabled, broken at import, broken in a hook; and libraries, which are no plugins."""
     install("pocket-plug-bad", "import no_such_module")
     install("pocket-plug-off", "raise RuntimeError")
     install("pocket-plug-shy", "from pocket_plug import NotConfiguredError\nraise NotConfiguredError('no server')")
@@ -152,7 +154,7 @@ def test_the_verdict_on_each_plugin(doctor: Doctor, install: Install, monkeypatc
 
 
 def test_libraries_are_listed(install: Install, doctor: Doctor, capsys: pytest.CaptureFixture[str]) -> None:
-    """What requires pocket_plug and has no entry point is no plugin, and isn't hidden either; nor is it with an extra alone."""
+    """A package that requires pocket_plug and has no entry point is listed as a library; but not if only an extra requires it."""
     site = install("pocket-plug-library", "", entry_points="", requires=("pocket_plug>=0.1",))
     (site / "pocket_plug_library-1.0.dist-info" / "entry_points.txt").unlink()
     site = install("perhaps", "", entry_points="", requires=("pocket-plug; extra == 'state'", "pocket-plug-redis"))
@@ -170,7 +172,9 @@ def test_libraries_are_listed(install: Install, doctor: Doctor, capsys: pytest.C
 
 # ---------------------------------------------------------------- stores
 def test_servers_that_are_well_stopped_and_gone(doctor: Doctor) -> None:
-    """Reachable, durable as declared, in time; or why not. Nothing is made on a server, and passwords are not shown."""
+    """Reachable, with the declared durability, in time; or the reason. Nothing is created on a server, and passwords are not
+    shown.
+    """
     with valkey(password=WORD) as redis, postgres() as postgresql, valkey(options={"appendfsync": "no"}) as lax:
         configured(
             f"""
@@ -203,7 +207,7 @@ def test_servers_that_are_well_stopped_and_gone(doctor: Doctor) -> None:
         assert "store='other'" in found["stores.cached"][1]
         assert "refuses the user or the password" in found["stores.refused"][1]
         assert "can't be reached" in found["stores.nowhere"][1]
-        with SyncStore(f"{redis.url}?store=x") as store:  # both servers are as they were
+        with SyncStore(f"{redis.url}?store=x") as store:  # both servers are unchanged
             assert [*store.keys()] == []
         redis.stop()
         try:
@@ -216,7 +220,7 @@ def test_servers_that_are_well_stopped_and_gone(doctor: Doctor) -> None:
 
 
 def test_no_file_is_made(doctor: Doctor, own_folder: Path) -> None:
-    """Of SQLite: neither the database nor its folder, nor a log beside one that is there."""
+    """For SQLite: neither the database nor its folder, nor a log beside an existing one."""
     with SyncStore(SQLite("there.db")) as store:
         store.set("a", 1)
     configured('[store]\nurl = "sqlite:///there.db"\n[stores.new]\nurl = "sqlite:///new/state.db"')
@@ -262,7 +266,9 @@ PROBED = """
 
 
 def test_clocks_standbys_and_backends_that_do_not_say(doctor: Doctor, install: Install) -> None:
-    """A skew above a second and a server without writes are wrong; a backend without `probe` is noted, not opened."""
+    """A clock that differs by more than a second and a read-only server are errors; a backend without `probe` is noted, not
+    opened.
+    """
     install("pocket-plug-probed", PROBED)
     names = ("fine", "skewed", "standby", "unknown", "raises")
     configured("".join(f'[stores.{name}]\nurl = "probed://{name}"\n' for name in names))
@@ -290,7 +296,7 @@ def run_alone(*arguments: str, **environment: str) -> tuple[int, Mapping[str, An
 
 
 def test_it_never_hangs(install: Install) -> None:
-    """Whatever blocks: making a backend, its probe, its loop, a thread that looks up a host; the process ends as well."""
+    """Whatever blocks: creating a backend, its probe, its event loop, a thread that looks up a host; the process ends too."""
     site = install("pocket-plug-probed", PROBED)
     names = ("blocks", "awaits", "resolves", "fine", "made")
     configured("".join(f'[stores.{name}]\nurl = "probed://{name}"\n' for name in names[:-1]))
@@ -309,8 +315,8 @@ def test_it_never_hangs(install: Install) -> None:
     assert "no answer within 0.2 s" in says["stores", "store"]
 
 
-def test_plugins_that_hang_at_import_are_given_up(install: Install) -> None:
-    """It is said how to find which, and what doesn't need them is looked at."""
+def test_plugins_that_hang_at_import_are_reported(install: Install) -> None:
+    """The output says how to find the plugin, and checks that don't need plugins go on."""
     site = install("pocket-plug-stuck", "import threading\nthreading.Event().wait()")
     code, told = run_alone("--timeout", "0.2", PYTHONPATH=str(site))
     found = {(each["section"], each["name"]): each for each in told["checks"]}
@@ -322,7 +328,7 @@ def test_plugins_that_hang_at_import_are_given_up(install: Install) -> None:
 
 # ---------------------------------------------------------------- telemetry
 def test_a_span_arrives(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the endpoint that the environment names, also where it samples nothing; the rest of the signals are only named."""
+    """At the endpoint that the environment names, also if sampling is off; the other signals are only named."""
     with Sink() as sink:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url)
         monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
@@ -358,7 +364,9 @@ def test_a_span_that_is_refused_or_not_answered(doctor: Doctor, monkeypatch: pyt
     "given", ["127.0.0.1:4399", "localhost:4399", "collector", "ftp://collector", f"me:{WORD}@h:1"]
 )
 def test_an_endpoint_that_is_no_url(given: str, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said of each signal, with one that would do, and nothing is sent; what may be a password isn't shown. gRPC takes it."""
+    """Reported for each signal, with a valid example, and nothing is sent; text that may be a password isn't shown. gRPC accepts
+    it.
+    """
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", given)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc")
     found = doctor(1)
@@ -371,8 +379,8 @@ def test_an_endpoint_that_is_no_url(given: str, doctor: Doctor, monkeypatch: pyt
     assert ("telemetry", "span") not in found
 
 
-def test_telemetry_that_is_off_or_can_not_be_followed(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said without sending anything."""
+def test_telemetry_that_is_off_or_invalid_is_reported(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reported, and nothing is sent."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     with monkeypatch.context() as without:
         for name in ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "requests", "google.protobuf"):
@@ -386,7 +394,7 @@ def test_telemetry_that_is_off_or_can_not_be_followed(doctor: Doctor, monkeypatc
 
 
 def test_variables_that_the_sdk_refuses_as_it_is_imported() -> None:
-    """The variable is named, by `doctor` among its other checks and by `run --trace`; nobody sees a traceback."""
+    """The variable is named, by `doctor` among its other checks and by `run --trace`; there is no traceback."""
     limit = {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "abc"}
     code, told = run_alone("--timeout", "10", **limit)
     assert code == 1
@@ -403,10 +411,10 @@ def test_variables_that_the_sdk_refuses_as_it_is_imported() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("SIZE", "many"), ("SIZE", "9" * 5000), ("SIZE", "0"), ("AGE", "-1")])
-def test_limits_of_the_trace_file_that_can_not_be_followed(
+def test_invalid_limits_of_the_trace_file_are_reported(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    """`observe` and `--trace` would refuse to begin, so it is said before, by the variable's name."""
+    """`observe` and `--trace` would fail, so the variable is reported by its name."""
     monkeypatch.setenv(f"POCKET_PLUG_TRACES_{name}", value)
     verdict, says = doctor(1)["telemetry", "trace file"]
     assert verdict == "wrong"

@@ -1,4 +1,4 @@
-"""Plugins with every fault there is, installed beside a program: it goes on as if they were not there, and they are named."""
+"""Installed plugins with every kind of fault: a program works as if they were not installed, and they are reported by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FailingExit(Manager):
     def __exit__(self, *error): raise ValueError("boom")
 """
 
-BROKEN = {  # never come into use: source, and the reason given
+BROKEN = {  # never used: source, and the reason that is shown
     "absent": ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
     "exits": ("raise SystemExit('goodbye')", "SystemExit: goodbye"),
     "misspelt": (
@@ -37,7 +37,7 @@ BROKEN = {  # never come into use: source, and the reason given
     ),
 }
 
-FAULTY = {  # fail while they watch: source of pocket_observe, where, and what they raise
+FAULTY = {  # fail while they observe: source of pocket_observe, where, and what they raise
     "raises": ("raise RuntimeError('boom')", "pocket_observe", "RuntimeError: boom"),
     "answers": ("return 'hello'", "pocket_observe", "TypeError: it returned str, not an Observer or None"),
     "in_run": (
@@ -72,7 +72,7 @@ FAULTY = {  # fail while they watch: source of pocket_observe, where, and what t
     ),
 }
 
-# says nothing, since nothing of it fails: it only can't do what it means to
+# reports nothing, since nothing of it fails: it only can't do what it intends
 SWALLOWS = """
     class M(Manager):
         def __exit__(self, *error): return True
@@ -103,7 +103,7 @@ graph = pp.Graph(Half() >> pp.Graph(Keep(), name="inner"), name="outer")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program, and beside it all of the plugins in `site`."""
+    """A program, with all of these plugins in `site`."""
     folder = tmp_path_factory.mktemp("faulty")
     (folder / "flow.py").write_text(FLOW)
     sources = {name: source for name, (source, _) in BROKEN.items()}
@@ -132,7 +132,7 @@ def warnings(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_they_are_listed_with_what_is_wrong(folder: Path) -> None:
-    """`pocket-plug plugins --json` works, and tells status and cause of each; the others are in use."""
+    """`pocket-plug plugins --json` works, and reports status and cause of each; the others are in use."""
     done = pocket_plug(folder, "plugins", "--json")
     assert done.returncode == 0
     listed = {each["name"]: each for each in json.loads(done.stdout)}
@@ -143,7 +143,7 @@ def test_they_are_listed_with_what_is_wrong(folder: Path) -> None:
         assert (listed[name]["status"], listed[name]["reason"]) == ("active", "")
 
 
-def test_they_are_warned_of_by_name_and_cause(folder: Path) -> None:
+def test_they_are_reported_with_name_and_cause(folder: Path) -> None:
     """One line each on stderr, with plugin, distribution, version, where it failed and why."""
     said = warnings(pocket_plug(folder, "run", "flow.py", "--input", "9"))
     expected = [
@@ -158,7 +158,7 @@ def test_they_are_warned_of_by_name_and_cause(folder: Path) -> None:
 
 
 def test_debug_says_where_they_failed(folder: Path) -> None:
-    """Their tracebacks, which nobody else wants to see: of an import, and of what fails in a run."""
+    """--debug shows their tracebacks: of an import, and of failures in a run."""
     for options, there in ((["--debug"], True), ([], False)):
         said = pocket_plug(folder, *options, "run", "flow.py", "--input", "9").stderr
         for file in ("pocket_plug_absent.py", "pocket_plug_in_run.py"):
@@ -167,7 +167,7 @@ def test_debug_says_where_they_failed(folder: Path) -> None:
 
 @pytest.mark.parametrize("value", ["9", "-9"], ids=["well", "failing"])
 def test_a_run_ends_as_it_does_without_them(folder: Path, value: str) -> None:
-    """The same result, the same error, the same exit code: none of them can end it, fail it or swallow its error."""
+    """The same result, the same error, the same exit code: none of them can end or fail the run, or hide its error."""
     without, beside = [
         pocket_plug(folder, "run", "flow.py", "--input", value, plugins=plugins) for plugins in (False, True)
     ]
@@ -180,7 +180,7 @@ def test_a_run_ends_as_it_does_without_them(folder: Path, value: str) -> None:
 
 @pytest.mark.parametrize("arguments", [("stack",), ("graph", "flow.py"), ("--help",)])
 def test_the_other_commands_work_beside_them(folder: Path, arguments: tuple[str, ...]) -> None:
-    """With the same output as without them."""
+    """With the same output as without the plugins."""
     without, beside = [pocket_plug(folder, *arguments, plugins=plugins) for plugins in (False, True)]
     assert beside.returncode == 0
     assert beside.stdout == without.stdout

@@ -1,4 +1,4 @@
-"""A terminal obeys no text that the commands print: each is handed what would rewrite the screen, there and into a pipe."""
+"""Terminals execute escape sequences in printed text: no command prints any from data, on a terminal or into a pipe."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ named = pp.Graph(say.with_options(name=HOSTILE) >> pack.with_options(name="x" + 
 
 
 class Odd(Layer):
-    """An option that may hold anything."""
+    """An option that accepts any text."""
 
     text: str = ""
 
 
 class Plugin:
-    """Offers a layer whose options are shown."""
+    """Registers a layer whose options are shown."""
 
     @hookimpl
     def pocket_layers(self) -> list[type[Layer]]:
@@ -88,7 +88,7 @@ class Plugin:
 
 
 class Broken:
-    """A plugin that says what it can't."""
+    """A plugin that says what is missing."""
 
     @hookimpl
     def pocket_configure(self) -> None:
@@ -103,7 +103,7 @@ class Said(NamedTuple):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A program, a store and a configuration whose texts give orders to terminals."""
+    """A program, a store and a configuration with escape sequences in their texts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -171,7 +171,7 @@ TRACED = [
 
 @contextmanager
 def terminal() -> Iterator[tuple[TextIO, Callable[[], str]]]:
-    """A raw pseudo-terminal, and what it was sent once everybody has closed it."""
+    """A raw pseudo-terminal, and the bytes it has received when all writers have closed it."""
     ours, theirs = pty.openpty()
     tty.setraw(theirs, termios.TCSANOW)
     shown: list[bytes] = []
@@ -180,7 +180,7 @@ def terminal() -> Iterator[tuple[TextIO, Callable[[], str]]]:
         try:
             while data := os.read(ours, 65_536):
                 shown.append(data)
-        except OSError:  # how Linux says that the other side is gone
+        except OSError:  # on Linux, this means that the other end was closed
             pass
 
     reader = threading.Thread(target=read)
@@ -227,13 +227,13 @@ def traced(arguments: list[str]) -> str:
 
 
 def prepare(arguments: list[str]) -> None:
-    """What each command finds: a configuration with a plugin that can be used, and one that can't."""
+    """The state that each command finds: a configuration with a plugin that works, and one that doesn't."""
     config = "odd.toml" if arguments[0] == "stack" else "pocket.toml"
     set_default_pocket(Pocket(config, plugins=[Plugin(), Broken()], autoload=False))
 
 
 def orders_in(shown: str) -> list[str]:
-    """What a terminal would obey, but for rich's own colours and the ends of lines."""
+    """The escape sequences in the output, except those of rich's own colours and line ends."""
     shown = re.sub(r"\x1b\[(?!38;5;201)[\d;]*m", "", shown)
     return [char for char in shown if char in {*ORDERS, "\x1b", "\u2028", "\u2029"} - {"\n", "\t"}]
 
@@ -248,20 +248,22 @@ def printed(arguments: list[str], capfdbinary: Any) -> Said:
 
 
 @pytest.mark.parametrize("commands", COMMANDS)
-def test_a_terminal_obeys_nothing(commands: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is in keys, values, names, questions, results, errors, notes and options is escaped, and said all the same."""
+def test_no_escape_sequence_of_data_reaches_a_terminal(
+    commands: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All text of keys, values, names, questions, results, errors, notes and options is escaped, and still shown."""
     said = {"traced": "".join(traced(arguments) for arguments in TRACED)} if commands == "trace" else {}
     said |= {" ".join(arguments): on_a_terminal(arguments, monkeypatch) for arguments in COMMANDS[commands]}
     for arguments, text in said.items():
         assert orders_in(text) == [], arguments
     assert r"<\x1b[2J" in "".join(said.values())
     assert "[bold]b[/bold][link=http://x]l[/link]" in "".join(said.values()) or commands == "others"
-    assert orders_in(SHORT)  # what a terminal would have been sent
+    assert orders_in(SHORT)  # without escaping there would be some
 
 
 @pytest.mark.parametrize("commands", ["store", "run", "runs", "others"])
 def test_what_is_printed_into_a_pipe(commands: str, folder: Path, capfdbinary: Any) -> None:
-    """Lines for people are escaped there too; a text that was asked for is what it is; JSON says the same in either form."""
+    """Lines for people are escaped there too; a text that was asked for is unchanged; JSON means the same in either form."""
     exact = {
         tuple(["store", "get", HOSTILE]): f"{HOSTILE}\n",
         tuple(["run", "hostile_app.py:said", "--input", '"x"']): f"{HOSTILE}\n",
@@ -285,7 +287,7 @@ def test_what_is_printed_into_a_pipe(commands: str, folder: Path, capfdbinary: A
 
 
 def test_a_trace_that_is_watched(folder: Path, capfdbinary: Any) -> None:
-    """Line by line, where there is no terminal to draw it on again and again."""
+    """Line by line if there is no terminal, where the tree would be redrawn."""
     traced(TRACED[0])
     watched = printed(["trace", "show", f"{SHORT}1", "--watch"], capfdbinary)
     assert r"<\x1b[2J" in watched.out.decode()
@@ -293,14 +295,14 @@ def test_a_trace_that_is_watched(folder: Path, capfdbinary: Any) -> None:
 
 
 def test_a_value_into_what_is_no_file() -> None:
-    """As those have it who call the command line from a program."""
+    """For programs that call the command line in their own process."""
     with redirect_stdout(io.StringIO()) as out:
         print_result(HOSTILE, as_json=False)
     assert out.getvalue().startswith("<")
 
 
-def test_every_character_that_a_terminal_obeys_is_escaped() -> None:
-    """As Python writes it; all others stay. A JSON document means the same afterwards."""
+def test_every_control_character_is_escaped() -> None:
+    """As Python writes it; all other characters stay. A JSON document still means the same."""
     for character in f"{ORDERS}\0\u2028\u2029\ud800\udfff":
         assert escaped(character) == character.encode("unicode_escape").decode()
         assert escaped(character, keep=character) == character
@@ -309,15 +311,15 @@ def test_every_character_that_a_terminal_obeys_is_escaped() -> None:
     assert escaped(fine) == escaped_json(fine) == fine
 
 
-def test_half_a_character_is_shown(capfdbinary: Any) -> None:
-    """A result that no encoding has a form for is escaped, where it is text and where it is JSON."""
+def test_a_lone_surrogate_is_escaped(capfdbinary: Any) -> None:
+    """A result that can't be encoded is escaped, in text and in JSON."""
     print_result("a\ud800", as_json=False)
     print_result(["a\ud800"], as_json=True)
     assert capfdbinary.readouterr().out == b'a\\ud800\n["a\\ud800"]\n'
 
 
 def test_commands_print_through_one_module() -> None:
-    """No command prints by itself, past the escaping."""
+    """No command bypasses the escaping."""
     own = Path(pocket_plug.cli.__file__).parent
     for file in own.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -327,7 +329,7 @@ def test_commands_print_through_one_module() -> None:
             ), f"{file.name}, line {node.lineno}"
 
 
-# ---------------------------------------------------------------- what isn't a command's
+# ---------------------------------------------------------------- other output
 LOGS = f"""
 import logging, sys
 import structlog

@@ -1,4 +1,4 @@
-"""`pocket-plug runs check TARGET`: a deploy's pipeline finds out which open runs could not go on, before it is one."""
+"""`pocket-plug runs check TARGET`: before a deployment, a pipeline finds out which open runs could not be resumed after it."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command, as in a process of its own: with a Pocket of its own, which looks for the configuration."""
+    """Run a command as in a process of its own: with a Pocket of its own, which looks for the configuration."""
     set_default_pocket(None)
     sys.modules.pop("shop", None)
     return main(arguments)
 
 
 def begin(name: str, *ids: str) -> None:
-    """Begin runs of a graph, which don't end."""
+    """Start runs of a graph that don't end."""
     sys.path.insert(0, str(Path.cwd()))
     import shop
 
@@ -103,8 +103,8 @@ def stored() -> dict[str, Any]:
         return stack.run(everything())
 
 
-def test_all_can_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the graph, or what lies ahead in it, is what it was: exit code 0, and why."""
+def test_all_runs_can_be_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    """If the graph is unchanged, or at least the part ahead of the run: exit code 0, with the reason."""
     begin("graph", "a", "b")
     before = stored()
     assert run(["runs", "check", "shop.py"]) == 0
@@ -122,8 +122,8 @@ def test_all_can_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert stored() == before, "nothing is written"
 
 
-def test_some_can_not(capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 1; each says why, and how many there are is said at the end."""
+def test_some_runs_can_not_be_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1; each such run is listed with the reason, and the last line has their number."""
     begin("graph", "a")
     assert run(["runs", "check", "shop.py:renamed"]) == 1
     out, err = capsys.readouterr()
@@ -143,7 +143,7 @@ def test_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_only_open_runs_of_that_graph(capsys: pytest.CaptureFixture[str]) -> None:
-    """Those that are over, and other graphs', are none of its; those that wait are."""
+    """Ended runs and other graphs' runs are not checked; waiting runs are."""
     begin("graph", "a", "done")
     begin("asking", "waits")
     Path("open").touch()
@@ -157,7 +157,7 @@ def test_only_open_runs_of_that_graph(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("damage", ["run", "start", "no start", "newer"])
 def test_a_run_whose_records_are_damaged(damage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It can't go on, and is said with the others."""
+    """It can't be resumed, and is listed with the others."""
     begin("graph", "a", "b")
     key, part = keys_of("a")
     with SyncStore(URL) as store:
@@ -189,13 +189,13 @@ def test_a_run_whose_records_are_damaged(damage: str, capsys: pytest.CaptureFixt
     ],
 )
 def test_what_can_not_be_checked(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Is wrong usage, with exit code 2, so that a pipeline tells it from runs that can't go on."""
+    """A usage error, with exit code 2, so that a pipeline can tell it from runs that can't be resumed."""
     assert run(["runs", "check", *arguments]) == 2
     assert says in capsys.readouterr().err
 
 
 def test_a_graph_with_a_store_of_its_own_and_another_one_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """Is refused: its runs aren't there."""
+    """A usage error: its runs aren't in that store."""
     begin("graph", "a")
     assert run(["runs", "--url", URL, "check", "shop.py:own"]) == 2
     assert "has a store of its own" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`pocket-plug runs`: durable runs are listed, shown, gone on with, answered and removed, without the program's types."""
+"""`pocket-plug runs`: durable runs are listed, shown, resumed, answered and removed, without the program's types."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 class Ran:
-    """What a command has printed, and its exit code."""
+    """The output of a command, and its exit code."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
@@ -99,7 +99,7 @@ class Ran:
 
 @pytest.fixture
 def here(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command in this process, which knows none of the program's types: what loads it is run elsewhere."""
+    """Run a command in this process, which knows none of the program's types; commands that load the program run elsewhere."""
 
     def run(*arguments: str) -> Ran:
         set_default_pocket(None)
@@ -125,7 +125,7 @@ def fill(values: dict[str, Any]) -> None:
 
 def keys(prefix: str = "") -> list[str]:
     async def names() -> list[str]:
-        return [name async for name in backend.scan(prefix) if name != INDEXED]  # which stays once runs were listed
+        return [name async for name in backend.scan(prefix) if name != INDEXED]  # the index stays once runs were listed
 
     backend = SQLite("state.db", durability="process")
     drive(backend.open())
@@ -143,7 +143,7 @@ def overwrite(key: str, record: bytes) -> None:
 
 
 def finish(*run_ids: str) -> None:
-    """Durable runs that have come to their end."""
+    """Durable runs that have ended."""
 
     @node
     def upper(word: str) -> str:
@@ -205,7 +205,7 @@ def test_what_a_run_prints_is_no_part_of_its_json() -> None:
     assert (resumed.code, resumed.out, resumed.err) == (0, '"x"\n', "imported\n")
 
 
-def test_what_goes_on_is_traced_as_what_began_was() -> None:
+def test_each_execution_of_a_run_is_traced() -> None:
     """--trace and --capture of `run` and `runs answer`: one run, an execution for each, and the command that shows them all."""
     approval = str(EXAMPLES / "approval.py")
     submitted = elsewhere("run", approval, "--run-id", "mail", "--input", '"All is well"', "--trace")
@@ -223,7 +223,7 @@ def test_what_goes_on_is_traced_as_what_began_was() -> None:
 
 # ---------------------------------------------------------------- ls
 def test_ls_has_a_line_for_each_run(here: Any) -> None:
-    """Id, state, graph, node, age, steps and what to know of it: the open ones first, the newest at the top; ids as given."""
+    """Id, state, graph, node, age, steps and details: open runs first, the newest at the top; ids unchanged."""
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     finish("z:1%", "a")
     heading, *lines = here("runs", "ls").out.splitlines()
@@ -236,7 +236,7 @@ def test_ls_has_a_line_for_each_run(here: Any) -> None:
 
 
 def test_ls_of_a_state(here: Any) -> None:
-    """--state leaves out the others, in JSON too."""
+    """--state filters the list, in JSON too."""
     finish("done")
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     assert [each["run"] for each in here("runs", "ls", "--state", "failed", "--json").json] == ["order"]
@@ -244,8 +244,8 @@ def test_ls_of_a_state(here: Any) -> None:
     assert here("runs", "ls", "--state", "dead").code == 2
 
 
-def test_ls_survives_records_that_are_none(here: Any) -> None:
-    """A damaged record, a foreign value and a newer format are listed as unreadable, and keep no other run back."""
+def test_ls_lists_runs_with_damaged_records(here: Any) -> None:
+    """A damaged record, a foreign value and a newer format are listed as unreadable; all other runs are listed."""
     finish("good", "damaged", "newer")
     fill({f"{RUN}foreign": [1], f"{RUN}newer": {"format": 2}})
     overwrite(f"{RUN}damaged", b"\xff\x00")
@@ -260,7 +260,7 @@ def test_ls_survives_records_that_are_none(here: Any) -> None:
 
 # ---------------------------------------------------------------- show
 def test_show_shows_types_it_does_not_know(here: Any) -> None:
-    """A value of the program's own type is shown as it is stored, without its module being loaded."""
+    """A value of the program's own type is shown as it is stored; the module isn't imported."""
     assert elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"').code == 1
     shown = here("runs", "show", "order")
     assert "shop" not in sys.modules
@@ -272,8 +272,8 @@ def test_show_shows_types_it_does_not_know(here: Any) -> None:
     assert [(each["node"], each["next"]) for each in found["path"]] == [("/nested#1/price#1", "deliver")]
 
 
-def test_show_survives_damaged_parts(here: Any) -> None:
-    """What can't be read of a run's further records is said so, and the rest is shown."""
+def test_show_works_with_damaged_parts(here: Any) -> None:
+    """A further record of the run that can't be read is reported, and the rest is shown."""
     finish("r")
     _, part = keys_of("r")
     for key in keys(part):
@@ -287,7 +287,7 @@ def test_show_survives_damaged_parts(here: Any) -> None:
 
 
 def test_show_names_the_trace(here: Any) -> None:
-    """The trace that the run was begun in is the one in which its spans lie."""
+    """The trace in which the run was started contains its spans."""
     traced = elsewhere("run", "shop.py", "--trace", "--run-id", "order", "--input", '"hello"')
     assert traced.code == 1
     trace_id = here("runs", "show", "order", "--json").json["trace_id"]
@@ -296,7 +296,7 @@ def test_show_names_the_trace(here: Any) -> None:
 
 
 def test_show_links_the_traces_of_all_executions(here: Any) -> None:
-    """Each with what it has failed with, the first as well as the last; all lie in the file of traces."""
+    """Each with its error, first and last; all are in the trace file."""
     assert elsewhere("run", "shop.py", "--trace", "--run-id", "order", "--input", '"hello"').code == 1
     assert elsewhere("runs", "resume", "shop.py", "order", "--trace").code == 1
     executions = here("runs", "show", "order", "--json").json["executions"]
@@ -317,7 +317,7 @@ def test_show_links_the_traces_of_all_executions(here: Any) -> None:
 
 
 def test_show_of_no_run(here: Any) -> None:
-    """It says that there is none, and where it has looked."""
+    """The error says that there is no such run, and where the command has looked."""
     finish("r")
     shown = here("runs", "show", "q")
     assert shown.code == 1
@@ -328,8 +328,8 @@ def test_show_of_no_run(here: Any) -> None:
 
 
 # ---------------------------------------------------------------- resume and answer
-def test_resume_goes_on_and_prints_the_result(here: Any) -> None:
-    """Over the store that --url names, once what made the run fail is gone; the result comes as `run` prints it."""
+def test_resume_continues_a_run_and_prints_the_result(here: Any) -> None:
+    """With the store that --url names, once the cause of the failure is removed; the result is printed as by `run`."""
     assert elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"').code == 1
     Path("pocket.toml").unlink()
     assert "RuntimeError: closed" in elsewhere("runs", "--url", URL, "resume", "shop.py", "order").err
@@ -339,7 +339,7 @@ def test_resume_goes_on_and_prints_the_result(here: Any) -> None:
 
 
 def test_resume_over_a_named_store(here: Any) -> None:
-    """--name means the store of that table, to look into and to go on in."""
+    """--name means the store of that table, for reading and for resuming."""
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     Path("pocket.toml").write_text(f'[stores.orders]\nurl = "{URL}"\n')
     Path("open").touch()
@@ -366,8 +366,8 @@ def test_resume_of_a_changed_graph_has_to_be_allowed(here: Any) -> None:
     assert elsewhere("runs", "resume", "shop.py", "order", "--allow-changed").out == "delivered for 5, wrapped\n"
 
 
-def test_an_answer_is_read_as_the_type_that_is_asked_for(here: Any) -> None:
-    """In a nested graph too: JSON becomes the object; what can't is refused, and the run still waits."""
+def test_an_answer_is_converted_to_the_type_of_the_question(here: Any) -> None:
+    """In a nested graph too: JSON is converted; invalid input is refused, and the run still waits."""
     assert elsewhere("run", "shop.py:haggle", "--run-id", "h", "--input", '"hello"').code == 3
     for wrong in ("7", '{"amount": "much"}', "{", '{"price": 1}'):
         refused = elsewhere("runs", "answer", "shop.py:haggle", "h", wrong)
@@ -379,7 +379,7 @@ def test_an_answer_is_read_as_the_type_that_is_asked_for(here: Any) -> None:
 
 
 def test_a_run_that_sleeps_says_until_when(here: Any) -> None:
-    """As the date with its zone, with what goes on with it; a question that isn't there is not said."""
+    """As a date with its time zone, and with the way to continue the run; there is no question to show."""
     assert elsewhere("run", "shop.py:nap", "--run-id", "n", "--input", "x").code == 3
     until = datetime.fromtimestamp(1e10).astimezone().isoformat(" ")
     for command in (("runs", "answer", "shop.py:nap", "n", "true"), ("runs", "resume", "shop.py:nap", "n")):
@@ -391,14 +391,14 @@ def test_a_run_that_sleeps_says_until_when(here: Any) -> None:
 
 
 def test_a_graph_that_asks_needs_an_id(here: Any) -> None:
-    """Which the command line calls --run-id."""
+    """The error suggests --run-id, the command line's name for it."""
     refused = elsewhere("run", "shop.py:nap", "--input", "x")
     assert refused.code == 2
     assert "graph 'nap' asks or sleeps, so its run may wait; give it an id: --run-id ID" in refused.err
 
 
 def test_an_answer_to_no_question(here: Any) -> None:
-    """A run that isn't suspended, with its state and the way out, and one that isn't there, are refused."""
+    """A run that isn't suspended is refused with its state and the way out, and so is an unknown run."""
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     assert (
         "RunMismatchError: run 'order' can't take the answer: no question is open; it has failed; try it again by "
@@ -422,7 +422,7 @@ def test_an_answer_to_no_question(here: Any) -> None:
     ],
 )
 def test_wrong_usage(here: Any, arguments: tuple[str, ...], said: str) -> None:
-    """Exit code 2, a message that says what to do, and no file made."""
+    """Exit code 2, a message that says what to do, and no file is created."""
     finish("r")
     ran = here("runs", *arguments)
     assert ran.code == 2
@@ -446,11 +446,11 @@ OWN = """
 
 @pytest.fixture
 def own(here: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Run a command in this process, that may load own.py, whose graph has a store of its own and knows Python's types only."""
+    """Run a command in this process that may load own.py, whose graph has a store of its own and uses built-in types only."""
     Path("own.py").write_text(dedent(OWN))
     monkeypatch.setattr(sys, "path", list(sys.path))
 
-    def close() -> None:  # at the end of its process, which this one is not
+    def close() -> None:  # at the end of its process; but this process goes on
         if own := sys.modules.pop("own", None):
             own.store.sync.close()
 
@@ -465,7 +465,7 @@ def own(here: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("url", [URL, "sqlite:///folder/../state.db", "sqlite:////{}/state.db", "sqlite:///link.db"])
 def test_the_store_that_is_named_may_be_the_graphs_own(own: Any, folder: Path, url: str) -> None:
-    """However its file is named: its runs are there."""
+    """However its file is written: the runs are found."""
     Path("folder").mkdir()
     Path("link.db").symlink_to("state.db")
     url = url.format(str(folder).lstrip("/"))
@@ -477,7 +477,7 @@ def test_the_store_that_is_named_may_be_the_graphs_own(own: Any, folder: Path, u
 
 @pytest.mark.parametrize("run_id", ["--help", "--trace", "-x", "--", "-1", "--url"])
 def test_ids_that_look_like_options(own: Any, run_id: str) -> None:
-    """They are ids behind `--`, and as the value of --run-id; each command that takes a run takes them."""
+    """After `--`, and as the value of --run-id; in every command that takes a run."""
     asked = own("run", "own.py", "--run-id", run_id, "--input", '"hello"')
     assert (asked.code, asked.out) == (3, ""), asked.err
     assert f"run {run_id!r} waits" in asked.err
@@ -490,13 +490,13 @@ def test_ids_that_look_like_options(own: Any, run_id: str) -> None:
 
 
 def test_a_run_id_is_for_graphs(here: Any) -> None:
-    """`run --run-id` of an application is refused rather than ignored."""
+    """`run --run-id` of an application is an error, and not ignored."""
     Path("app.py").write_text("def main():\n    pass\n")
     assert "--run-id is for a graph" in here("run", "app.py", "--run-id", "r").err
 
 
-def test_run_with_an_id_goes_on_and_gives_the_result_again(here: Any) -> None:
-    """The same line, after the failure, and after the end; another input is refused."""
+def test_run_with_an_id_resumes_and_repeats_the_result(here: Any) -> None:
+    """The same command, after a failure and after the end; another input is refused."""
     line = ("run", "shop.py", "--run-id", "order", "--input")
     assert elsewhere(*line, '"hello"').code == 1
     Path("open").touch()
@@ -508,7 +508,9 @@ def test_run_with_an_id_goes_on_and_gives_the_result_again(here: Any) -> None:
 
 # ---------------------------------------------------------------- rm
 def test_rm_removes_all_of_a_run_and_nothing_else(here: Any) -> None:
-    """Its checkpoint and its parts, not those of a run whose id begins alike, nor entries; what isn't there is said."""
+    """Its checkpoint and its parts; not those of a run whose id starts with the same text, nor entries. An unknown run is
+    reported.
+    """
     finish("r", "r:2", "r2", "s")
     fill({"mine": 1})
     removed = here("runs", "rm", "r", "nobody", "s", "s")
@@ -522,8 +524,8 @@ def test_rm_removes_all_of_a_run_and_nothing_else(here: Any) -> None:
     assert here("runs", "show", "r:2", "--json").json["input"] == {"value": "r:2"}
 
 
-def test_rm_removes_what_would_have_removed_it(here: Any) -> None:
-    """The note of when to look at a finished run again goes with it, and no other run's."""
+def test_rm_removes_the_scheduled_removal_too(here: Any) -> None:
+    """The schedule for removing a finished run is removed too, and no other run's."""
     with SyncStore(URL) as store:
         kept = Graph(node(lambda word: word, name="say"), store=store, name="g", keep_finished="7d")
         for run_id in ("a:b", "b"):
@@ -535,7 +537,7 @@ def test_rm_removes_what_would_have_removed_it(here: Any) -> None:
 
 
 def test_rm_of_a_running_run_needs_force(here: Any) -> None:
-    """Without it nothing of it is touched, and the run goes on."""
+    """Without --force nothing of the run is changed, and it continues."""
     refused: list[tuple[Ran, bool]] = []
 
     @node
@@ -553,8 +555,8 @@ def test_rm_of_a_running_run_needs_force(here: Any) -> None:
     assert keys("pocket:") == []
 
 
-def test_rm_fences_off_who_is_at_the_run(here: Any) -> None:
-    """An execution whose run is removed under it commits nothing any more, and leaves no records behind."""
+def test_rm_fences_off_a_running_execution(here: Any) -> None:
+    """If a run is removed while it is executed, that execution commits nothing more, and leaves no records."""
 
     @node
     def removed_meanwhile(word: str) -> str:
@@ -574,7 +576,7 @@ def test_rm_fences_off_who_is_at_the_run(here: Any) -> None:
 
 
 def test_rm_takes_a_run_over_before_it_removes_its_parts(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No item of an execution that is still at it can land once its parts are being removed."""
+    """No item of a running execution can be committed once its parts are being removed."""
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     checkpoint, part = keys_of("order")
     write, owners, versions = SQLite.write, [], [here("store", "get", checkpoint, "--json").json["version"]]
@@ -623,10 +625,10 @@ def test_rm_in_many_writes_ends_with_the_checkpoint(here: Any, monkeypatch: pyte
     assert keys() == []
 
 
-def test_ids_are_shown_as_they_are_on_a_terminal(
+def test_ids_are_shown_unchanged_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What looks like markup of the library that draws the table is no markup, and what a terminal obeys is quoted."""
+    """Text that looks like rich's markup isn't treated as markup, and control characters are escaped."""
     ids = ["[red]", "[/x]", "a\x1b[2J"]
     finish(*ids)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -640,7 +642,7 @@ def test_ids_are_shown_as_they_are_on_a_terminal(
     assert "\x1b[2J" not in capsys.readouterr().out
 
 
-# ---------------------------------------------------------------- operating
+# ---------------------------------------------------------------- failures, answers and cancellation
 def fail(run_id: str) -> None:
     """A run that has failed."""
 
@@ -653,8 +655,8 @@ def fail(run_id: str) -> None:
     set_default_pocket(None)
 
 
-def test_ls_shows_so_many_and_says_that_there_are_more(here: Any) -> None:
-    """The open ones come before those that have ended, however old they are."""
+def test_ls_shows_a_limited_number_and_says_that_there_are_more(here: Any) -> None:
+    """Open runs come before ended ones, however old they are."""
     fail("old")
     finish(*(f"done{number}" for number in range(4)))
     listed = here("runs", "ls", "--limit", "3")
@@ -668,8 +670,8 @@ def test_ls_shows_so_many_and_says_that_there_are_more(here: Any) -> None:
     assert [each["run"] for each in several.json] == ["old"]
 
 
-def test_a_failure_is_shown_and_tried_again(here: Any) -> None:
-    """What it was and where, and the executions; retry leaves it to a worker, and says so."""
+def test_a_failure_is_shown_and_retried(here: Any) -> None:
+    """The error and its place, and the executions; retry leaves the run to a worker, and says so."""
     fail("r")
     fail("s")
     shown = here("runs", "show", "r")
@@ -687,7 +689,7 @@ def test_a_failure_is_shown_and_tried_again(here: Any) -> None:
 
 
 def test_cancel_ends_runs(own: Any) -> None:
-    """One that waits is cancelled at once; one that isn't there, or has ended, is said, with those before it in JSON."""
+    """A waiting run is cancelled at once; an unknown or ended one is reported, with the ones before it in JSON."""
     for run_id in ("r", "s"):
         assert own("run", "own.py", "--run-id", run_id, "--input", '"hello"').code == 3
     assert own("runs", "cancel", "r").out == "r  cancelled\n"
@@ -702,7 +704,7 @@ def test_cancel_ends_runs(own: Any) -> None:
 
 
 def test_an_answer_can_be_left_to_a_worker(own: Any) -> None:
-    """The question stands in the list; the answer makes the run pending, and nothing is executed."""
+    """The question is in the list; the answer makes the run pending, and nothing is executed."""
     assert own("run", "own.py", "--run-id", "r", "--input", '"hello"').code == 3
     assert own("runs", "ls").out.splitlines()[1].split()[-1] == "'hello'"
     assert re.search(r"questions   ask#1: 'hello'\n +waits for str\n", own("runs", "show", "r").out)
@@ -713,7 +715,7 @@ def test_an_answer_can_be_left_to_a_worker(own: Any) -> None:
 
 
 def test_ls_watches(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The list comes again and again, with what has changed, until Ctrl-C, which is no failure."""
+    """The list is printed again and again, with the changes, until Ctrl-C, which is no failure."""
     finish("a")
     looks: list[float] = []
 
@@ -744,7 +746,9 @@ HANGS = """
 
 
 def test_a_run_whose_process_was_killed_is_stalled_at_once(here: Any) -> None:
-    """While the process lives the run is its own, cancelling leaves it word; once it is killed, anybody's."""
+    """While the process lives, the run is its own, and a cancellation is left in the store; once it is killed, anybody may take
+    the run.
+    """
     Path("hangs.py").write_text(dedent(HANGS))
     command = [*POCKET_PLUG, "run", "hangs.py", "--run-id", "r", "--input", '"hello"']
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

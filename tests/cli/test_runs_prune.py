@@ -1,4 +1,4 @@
-"""`pocket-plug runs prune`: what it removes, what it says, and what [runs] of the configuration has to do with it."""
+"""`pocket-plug runs prune`: what it removes and prints, and how it uses [runs] of the configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ graph = pp.Graph(pp.node(lambda word: word, name="say"), name="say")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test in a folder with a store, in which there are 30 finished runs of long ago, and 3 of today."""
+    """A folder with a store that has 30 old finished runs, and 3 of today."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     configure("")
@@ -62,7 +62,7 @@ def prune(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_it_says_what_it_has_removed(prune: Any) -> None:
-    """A dry run first, which removes nothing; then what was said, and then there is nothing more."""
+    """A dry run first, which removes nothing; then the same runs are removed; then there are none left."""
     assert prune("--older", "30d", "--keep", "5", "--dry-run") == "28 runs (112 records) would be removed\n"
     assert json.loads(prune("--older", "30d", "--json", "--dry-run"))["runs"] == 30
     assert prune("--older", "30d", "--keep", "5").startswith("removed 28 runs (112 records)")
@@ -72,8 +72,10 @@ def test_it_says_what_it_has_removed(prune: Any) -> None:
     assert prune("--keep", "2").startswith("removed 1 run (4 records)")
 
 
-def test_without_options_the_configuration_counts(prune: Any) -> None:
-    """It has a policy; an option for the state narrows it, one for the age replaces it; without one it has to be said."""
+def test_without_options_the_policy_of_the_configuration_is_used(prune: Any) -> None:
+    """Its policy is used; an option for the state restricts it, one for the age replaces it; without a policy, options are
+    required.
+    """
     assert "give --older, --keep or both, or configure [runs]" in prune(code=2)
     configure('[runs]\nolder = "30d"\nkeep = 10\nstates = ["finished"]\n')
     assert prune("--dry-run").startswith("23 runs")
@@ -90,7 +92,7 @@ def test_without_options_the_configuration_counts(prune: Any) -> None:
         (["--keep", "1", "--state", "waiting"], "Invalid value for '--state'"),
     ],
 )
-def test_what_can_not_be_meant_is_refused(prune: Any, arguments: list[str], message: str) -> None:
+def test_invalid_options_are_refused(prune: Any, arguments: list[str], message: str) -> None:
     """With exit code 2."""
     assert message in prune(*arguments, code=2)
 
@@ -106,21 +108,21 @@ def test_what_can_not_be_meant_is_refused(prune: Any, arguments: list[str], mess
         ("[runs]\nyounger = 1\n", "pocket.toml [runs]: there is no 'younger' here"),
     ],
 )
-def test_a_policy_that_can_not_be_meant_is_refused(prune: Any, runs: str, message: str) -> None:
-    """With the file and the table."""
+def test_an_invalid_policy_is_refused(prune: Any, runs: str, message: str) -> None:
+    """The error names the file and the table."""
     configure(runs)
     assert message in prune(code=2)
 
 
-def test_damaged_runs_are_said(prune: Any) -> None:
-    """They stay, and no other one is kept back."""
+def test_damaged_runs_are_reported(prune: Any) -> None:
+    """They stay, and all others are pruned."""
     with SyncStore(URL) as store:
         drive(store.stack.write([Put("pocket:run:old 7", None)]))
     assert json.loads(prune("--older", "30d", "--json"))["unreadable"] == 1
 
 
-def test_a_worker_carries_the_policy_out(capsys: pytest.CaptureFixture[str]) -> None:
-    """With --once in one pass, once no run is ready."""
+def test_a_worker_applies_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    """With --once in one pass, when no run is ready."""
     configure('[runs]\nolder = "30d"\n')
     Path("app.py").write_text(PROGRAM)
     set_default_pocket(None)

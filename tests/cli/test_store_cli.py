@@ -1,4 +1,4 @@
-"""`pocket-plug store`: entries of any backend are listed, read, changed, counted, and moved without a loss."""
+"""`pocket-plug store`: entries of any backend are listed, read, changed, counted, and moved without loss."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def run(*arguments: str, code: int = 0, url: str | None = URL) -> tuple[str, str]:
-    """What a command says on stdout and stderr."""
+    """The stdout and stderr of a command."""
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         got = main(["store", *(("--url", url) if url else ()), *arguments])
@@ -97,7 +97,7 @@ def run(*arguments: str, code: int = 0, url: str | None = URL) -> tuple[str, str
 
 
 def fill(values: dict[str, Any], path: str = "state.db", **expiries: float) -> None:
-    """Entries in a file, through the backend, so with any key."""
+    """Entries in a file, written by the backend, so with any key."""
     backend = SQLite(path, durability="process")
     drive(backend.open())
     drive(backend.write([Put(key, value, expiries.get(key)) for key, value in values.items()]))
@@ -105,7 +105,7 @@ def fill(values: dict[str, Any], path: str = "state.db", **expiries: float) -> N
 
 
 def content(path: str = "state.db") -> dict[str, tuple[bytes, float | None]]:
-    """The records that a file holds, freed from the places that they are bound to, with when they expire."""
+    """The records in a file, without the binding to their place, and their expiry times."""
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute("SELECT key, value, version, expires_at FROM entries").fetchall()
     records: dict[str, tuple[bytes, float | None]] = {}
@@ -130,7 +130,7 @@ def overwrite(key: str, record: bytes) -> None:
 
 # ---------------------------------------------------------------- ls
 def test_ls_lists_keys_in_order() -> None:
-    """One a line, those with the prefix, without pocket_plug's own unless they are asked for."""
+    """One per line, filtered by prefix, without pocket_plug's own keys unless they are asked for."""
     fill({"user:2": 1, "user:1": 1, "order": 1, "pocket:run:1": 1})
     assert run("ls")[0] == "order\nuser:1\nuser:2\n"
     assert run("ls", "user:")[0] == "user:1\nuser:2\n"
@@ -139,7 +139,7 @@ def test_ls_lists_keys_in_order() -> None:
 
 
 def test_ls_long_shows_type_size_and_time() -> None:
-    """A registered type by its tag, an unknown one too; bytes are those of the record."""
+    """A registered type by its tag, an unknown one too; sizes are those of the records."""
     now = time.time()
     fill({"a": 1, "b": Order("o", Decimal(1)), "c": [Decimal(1)]}, a=now + 3630, c=now + 90_000 + 5)
     fill_foreign("d", Foreign(Decimal(2)))
@@ -155,7 +155,7 @@ def test_ls_long_shows_type_size_and_time() -> None:
 
 
 def test_ls_as_json() -> None:
-    """For machines: all that is known of each entry."""
+    """For machines: all that is known about each entry."""
     fill({"a": (1,)}, a=4e9)
     assert json.loads(run("ls", "--json")[0]) == [
         {"key": "a", "type": "tuple", "bytes": len(default_codec.encode((1,))), "version": 1, "expires_at": 4e9}
@@ -168,8 +168,8 @@ def test_a_key_never_breaks_a_line() -> None:
     assert run("ls")[0].splitlines() == [r"a\nb", r"c\x1b[31m", "ü"]
 
 
-def test_ls_ends_where_its_reader_ends() -> None:
-    """`| head` is no error with a traceback."""
+def test_ls_ends_when_its_reader_ends() -> None:
+    """`| head` is no error, and there is no traceback."""
     fill({f"{n:05}": 1 for n in range(20_000)})
     with subprocess.Popen(
         [*POCKET_PLUG, "store", "--url", URL, "ls"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -198,7 +198,7 @@ def test_ls_ends_where_its_reader_ends() -> None:
     ],
 )
 def test_get_shows_what_is_there(value: Any, shown: str) -> None:
-    """Text as it is, JSON where that is exact, else what Python would write."""
+    """Text unchanged, JSON if that is exact, otherwise Python's repr."""
     fill({"k": value})
     assert run("get", "k") == (shown, "")
 
@@ -219,7 +219,7 @@ def test_get_as_json() -> None:
 
 
 def test_get_of_an_unknown_type_shows_what_is_stored() -> None:
-    """Tag and state on stdout; which type is unknown, and the way out, on stderr. Nothing of it is decoded."""
+    """Tag and state on stdout; the unknown type and the way out on stderr. Nothing of it is decoded."""
     fill_foreign("order:1", [Foreign(Decimal("2.50"))])
     out, err = run("get", "order:1")
     assert out == "[<foreign {'amount': Decimal('2.50')}>]\n"
@@ -231,7 +231,7 @@ def test_get_of_an_unknown_type_shows_what_is_stored() -> None:
 
 
 def test_get_of_nothing() -> None:
-    """A key that isn't there is an error that names it, exit code 1, nothing on stdout."""
+    """A missing key is an error that names it, exit code 1, nothing on stdout."""
     fill({"a": 1})
     assert run("get", "b", code=1) == (
         "",
@@ -240,7 +240,7 @@ def test_get_of_nothing() -> None:
 
 
 def test_set_takes_json_or_text() -> None:
-    """The value is JSON; --text takes it as it is; --ttl says how long it lasts."""
+    """The value is JSON; with --text it is taken unchanged; --ttl sets its time to live."""
     run("set", "a", '{"n": [1, 2.0, null]}')
     run("set", "b", "{not json", "--text")
     run("set", "c", "18446744073709551616", "--ttl", "1h")
@@ -277,8 +277,8 @@ def test_set_takes_json_or_text() -> None:
         (["import", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
-def test_what_can_not_be_meant_changes_nothing(arguments: list[str], said: str) -> None:
-    """Wrong usage is one message and exit code 2; not even a file is made."""
+def test_invalid_arguments_change_nothing(arguments: list[str], said: str) -> None:
+    """A usage error is one message and exit code 2; no file is created."""
     out, err = run(*arguments, code=2)
     assert out == ""
     assert said in err
@@ -286,8 +286,8 @@ def test_what_can_not_be_meant_changes_nothing(arguments: list[str], said: str) 
 
 
 # ---------------------------------------------------------------- rm
-def test_rm_removes_and_says_what_was_not_there() -> None:
-    """Each key once; one that isn't there is named, and the exit code is 1."""
+def test_rm_removes_and_names_missing_keys() -> None:
+    """Each key is removed once; a missing one is named, and the exit code is 1."""
     fill({"a": 1, "ab": 2, "c": 3})
     assert run("rm", "a", "c", "a")[1] == "removed 2 entries\n"
     assert run("rm", "a", "ab", code=1)[1] == "nothing at 'a'\nremoved 1 entry\n"
@@ -295,7 +295,7 @@ def test_rm_removes_and_says_what_was_not_there() -> None:
 
 
 def test_rm_by_prefix_needs_a_yes() -> None:
-    """Without it, it says how many would go; pocket_plug's own entries stay in any case."""
+    """Without --yes it prints how many would be removed; pocket_plug's own entries are never removed."""
     fill({f"user:{n}": n for n in range(2500)} | {"usher": 1, "pocket:run": 1})
     assert "2,500 entries would be removed" in run("rm", "--prefix", "user:", code=2)[1]
     assert len(content()) == 2502
@@ -342,7 +342,7 @@ values = st.recursive(
 
 
 def exact(value: Any) -> Any:
-    """Equal only for what is equal and of the same types all through; NaN equals NaN."""
+    """Equal only if values and types are equal at every level; NaN equals NaN."""
     if isinstance(value, list | tuple):
         return type(value), [exact(item) for item in value]
     if isinstance(value, set | frozenset):
@@ -356,8 +356,8 @@ def exact(value: Any) -> Any:
 
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.text("abc:ü\n", min_size=1, max_size=4), values, min_size=1, max_size=6))
-def test_every_value_comes_through(values: dict[str, Any]) -> None:
-    """Whatever the codec knows is the same, of the same types, behind export and import."""
+def test_every_value_survives_export_and_import(values: dict[str, Any]) -> None:
+    """Any value that the codec knows has the same value and types after export and import."""
     for file in ("from.db", "to.db"):
         Path(file).unlink(missing_ok=True)
     fill(values, "from.db")
@@ -371,8 +371,8 @@ def test_every_value_comes_through(values: dict[str, Any]) -> None:
     assert {key: exact(value) for key, value in found.items()} == {key: exact(value) for key, value in values.items()}
 
 
-def test_an_export_is_for_people_too() -> None:
-    """JSON where that is exact, a named type where it isn't, the deadline as absolute time: as the reference says."""
+def test_an_export_is_readable_for_people() -> None:
+    """JSON if that is exact, a named type if not, the deadline as absolute time: as the reference says."""
     fill({"a": {"n": [1, 2.5, "ü"]}, "b": (1, 2), "c": Order("o", Decimal(1)), "d": 2**64}, a=4e9)
     lines = [json.loads(line) for line in run("export")[0].splitlines()]
     assert lines[0] == {"key": "a", "value": {"n": [1, 2.5, "ü"]}, "expires_at": 4e9}
@@ -384,8 +384,8 @@ def test_an_export_is_for_people_too() -> None:
     assert base64.b64decode(lines[1]["record"]) == default_codec.encode((1, 2))
 
 
-def test_an_unknown_type_comes_through_byte_for_byte() -> None:
-    """Neither its class nor its module need be there; it is exported with its tag."""
+def test_an_unknown_type_is_moved_byte_for_byte() -> None:
+    """The class and its module need not exist; the value is exported with its tag."""
     record = fill_foreign("order", {"x": [Foreign(Decimal(1)), {3, 1, 2}]})
     Path("all.jsonl").write_text(run("export")[0])
     run("import", "all.jsonl", url="sqlite:///to.db")
@@ -393,8 +393,8 @@ def test_an_unknown_type_comes_through_byte_for_byte() -> None:
     assert not default_codec.seals, "it ends with the command"
 
 
-def test_deadlines_come_through() -> None:
-    """They are absolute: what has expired by the time of the import is left out, and said."""
+def test_deadlines_survive_export_and_import() -> None:
+    """They are absolute: an entry that has expired by the time of the import is skipped, and reported."""
     fill({"a": 1, "b": 2}, a=4_000_000_000.25)
     text = run("export")[0] + '{"key": "old", "value": 1, "expires_at": 5}\n\n'
     Path("all.jsonl").write_text(text)
@@ -407,7 +407,7 @@ def test_deadlines_come_through() -> None:
 
 
 def test_a_server_that_goes_in_the_middle_of_a_check_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said once; the other entries are not asked for, each with all of its patience."""
+    """It is reported once; the other entries are not read, which would take `patience` each."""
     fill({"a": 1, "b": 2, "c": 3})
     asked: list[str] = []
 
@@ -423,7 +423,7 @@ def test_a_server_that_goes_in_the_middle_of_a_check_is_no_damage(monkeypatch: p
 
 
 def test_a_server_that_refuses_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong password, say: an error with exit code 1, and nothing on stdout that a script could take for a finding."""
+    """For example a wrong password: an error with exit code 1, and nothing on stdout that a script could take for a finding."""
 
     async def refuse(self: SQLite) -> None:
         raise StoreError("the password is wrong")
@@ -434,8 +434,8 @@ def test_a_server_that_refuses_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> 
     assert run("check", code=1) == ("", "StoreError: the password is wrong\n")
 
 
-def test_reserved_entries_come_through_if_both_say_so() -> None:
-    """Without --all an export has none, which it says, and an import refuses them."""
+def test_reserved_entries_are_moved_if_both_commands_say_so() -> None:
+    """Without --all an export has none and says so, and an import refuses them."""
     fill({"a": 1, "pocket:run": 2})
     exported, said = run("export")
     assert "pocket:run" not in exported
@@ -477,7 +477,7 @@ def in_base64(value: Any) -> str:
     ],
 )
 def test_a_malformed_line_is_refused(line: str, said: str) -> None:
-    """File and line are named, exit code 1, and nothing at all is stored: every line is looked at first."""
+    """File and line are named, exit code 1, and nothing is stored: all lines are checked first."""
     Path("bad.jsonl").write_text('{"key": "good", "value": 1}\n\n' + line + "\n")
     out, err = run("import", "bad.jsonl", code=1)
     assert out == ""
@@ -487,7 +487,7 @@ def test_a_malformed_line_is_refused(line: str, said: str) -> None:
 
 
 def test_a_long_import_is_chunked() -> None:
-    """Entries are written a thousand at a time, or with --atomic all at once, as their versions show."""
+    """A thousand entries per write, or with --atomic all at once, as their versions show."""
     Path("many.jsonl").write_text("".join(f'{{"key": "{n:04}", "value": {n}}}\n' for n in range(2500)))
     assert run("import", "many.jsonl")[1] == "imported 2,500 entries\n"
     run("import", "--atomic", "many.jsonl", url="sqlite:///one.db")
@@ -496,8 +496,8 @@ def test_a_long_import_is_chunked() -> None:
             assert [v for (v,) in connection.execute("SELECT DISTINCT version FROM entries ORDER BY 1")] == versions
 
 
-def test_an_import_that_fails_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was written stays and is counted; importing again does the rest."""
+def test_an_import_that_fails_reports_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written stays and is counted; another import writes the rest."""
     Path("many.jsonl").write_text("".join(f'{{"key": "{n:04}", "value": {n}}}\n' for n in range(2500)))
     fill({"x": 1})
     with closing(sqlite3.connect("state.db", isolation_level=None)) as other:
@@ -529,7 +529,7 @@ def test_import_reads_a_pipe() -> None:
     assert content("to.db") == content()
 
 
-def test_a_damaged_record_keeps_no_other_back() -> None:
+def test_a_damaged_record_hides_no_other() -> None:
     """It is listed, counted, left out of an export with exit code 1, and can be removed."""
     fill({"a": 1, "b": 2, "c": 3})
     overwrite("b", b"\x01nonsense")
@@ -548,7 +548,7 @@ def test_a_damaged_record_keeps_no_other_back() -> None:
 
 
 def test_an_export_during_which_something_changed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not a snapshot, so it must not look like one."""
+    """It isn't a snapshot, and the message says so."""
     fill({"a": 1})
     line_of = transfer.line_of
 
@@ -561,7 +561,7 @@ def test_an_export_during_which_something_changed_says_so(monkeypatch: pytest.Mo
 
 
 def test_progress_is_shown_on_a_terminal() -> None:
-    """Of a long import, to people only, and on stderr."""
+    """For a long import, only on a terminal, and on stderr."""
     Path("many.jsonl").write_text("".join(f'{{"key": "{n:04}", "value": {n}}}\n' for n in range(1001)))
     ours, theirs = pty.openpty()
     command = [*POCKET_PLUG, "store", "--url", URL, "import", "many.jsonl"]
@@ -572,7 +572,7 @@ def test_progress_is_shown_on_a_terminal() -> None:
         try:
             while data := os.read(ours, 65_536):
                 shown += data
-        except OSError:  # how Linux says that the other side is gone
+        except OSError:  # on Linux, this means that the other end was closed
             pass
         assert importing.stdout is not None
         assert importing.stdout.read() == b""
@@ -584,7 +584,7 @@ def test_progress_is_shown_on_a_terminal() -> None:
 
 # ---------------------------------------------------------------- stats
 def test_stats_count_what_there_is() -> None:
-    """Live entries with their bytes, those that have expired but are still there, the version, the file."""
+    """Live entries with their bytes, expired entries that still exist, the version, the file."""
     values = {"a": "x" * 100, "b": Order("o", Decimal(1)), "pocket:run": 1}
     fill(values)
     fill({"old": 1, "older": 2}, old=5.0, older=4.0)
@@ -608,7 +608,7 @@ def alter(statement: str, *parameters: Any) -> None:
 
 
 def test_a_store_without_damage_passes_the_check() -> None:
-    """Values of other programs' types, reserved and expired entries included; the exit code is 0."""
+    """Values of other programs' types, reserved and expired entries too; the exit code is 0."""
     fill_foreign("foreign", Foreign(Decimal(1)))
     fill({"a": 1, "pocket:run": 2, "old": 3}, old=5.0)
     assert run("check") == (
@@ -620,7 +620,7 @@ def test_a_store_without_damage_passes_the_check() -> None:
 
 
 def test_the_check_lists_damaged_keys() -> None:
-    """Cut off, of another key, of another version, and of a deadline that would hide it: each with the reason."""
+    """Truncated, of another key, of another version, and with a deadline that would hide it: each with the reason."""
     fill({key: key for key in ("cut", "fine", "hidden", "moved", "older")})
     alter("UPDATE entries SET value = substr(value, 1, 8) WHERE key = 'cut'")
     alter("UPDATE entries SET value = (SELECT value FROM entries WHERE key = 'fine') WHERE key = 'moved'")
@@ -642,8 +642,8 @@ def test_the_check_lists_damaged_keys() -> None:
     run("check")
 
 
-def test_the_check_finds_what_an_index_has_lost() -> None:
-    """A bit in a page of the index: a read can't know that the key is there, and the check names it."""
+def test_the_check_finds_keys_that_the_index_lacks() -> None:
+    """A flipped bit in a page of the index: a read can't find the key, and the check names it."""
     fill({"lost-key": 1, "other": 2})
     data = Path("state.db").read_bytes()
     pages = [data[start : start + 4096] for start in range(0, len(data), 4096)]
@@ -657,8 +657,8 @@ def test_the_check_finds_what_an_index_has_lost() -> None:
     assert err.startswith("checked 2 entries: 1 damaged, ")
 
 
-def test_the_check_finds_a_counter_that_has_gone_back() -> None:
-    """A version would be given twice."""
+def test_the_check_finds_a_decreased_counter() -> None:
+    """Otherwise a version could be given twice."""
     fill({"a": 1})
     fill({"b": 1})
     alter("UPDATE counter SET version = 1")
@@ -666,7 +666,7 @@ def test_the_check_finds_a_counter_that_has_gone_back() -> None:
 
 
 def test_the_check_of_what_is_no_store() -> None:
-    """Another program's file and a damaged header are faults; no file is a usage error."""
+    """Another program's file and a damaged header are faults; a missing file is a usage error."""
     run("check", code=2)
     fill({"a": 1})
     alter("PRAGMA application_id = 5")
@@ -702,8 +702,8 @@ def test_the_configured_stores_by_name() -> None:
         assert said in run(*arguments, url=None, code=2)[1]
 
 
-def test_a_layer_of_a_plugin_is_undone(install: Any) -> None:
-    """What a configured layer did to the values is undone on the way out, and done on the way in."""
+def test_a_layer_of_a_plugin_is_applied(install: Any) -> None:
+    """Values are decoded by the configured layers when they are read, and encoded when they are written."""
     install(
         "pocket-plug-shout",
         """
@@ -728,7 +728,7 @@ def test_a_layer_of_a_plugin_is_undone(install: Any) -> None:
 
 
 def test_a_backend_of_a_plugin(install: Any) -> None:
-    """Any scheme that a plugin offers will do, and the types that it registers are known."""
+    """Any scheme that a plugin registers works, and the types that it registers are known."""
     install(
         "pocket-plug-shelf",
         """
@@ -754,8 +754,8 @@ def test_a_backend_of_a_plugin(install: Any) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["ls"], ["get", "a"], ["rm", "a"], ["export"], ["stats"]])
-def test_a_file_that_is_not_there_is_not_made(arguments: list[str]) -> None:
-    """A misspelt path is said, exit code 2; only what writes makes a file."""
+def test_a_missing_file_is_not_created(arguments: list[str]) -> None:
+    """A misspelt path is an error, exit code 2; only writes create a file."""
     assert "there is no file state.db" in run(*arguments, code=2)[1]
     assert not Path("state.db").exists()
 
@@ -769,7 +769,7 @@ def test_a_file_that_is_not_there_is_not_made(arguments: list[str]) -> None:
     ],
 )
 def test_a_store_that_is_none(url: str, code: int, said: str) -> None:
-    """What can't be opened is one message and an exit code, no traceback."""
+    """A store that can't be opened is one message and an exit code, no traceback."""
     Path("foreign.db").write_text("no database " * 100)
     out, err = run("ls", url=url, code=code)
     assert out == ""
@@ -778,5 +778,5 @@ def test_a_store_that_is_none(url: str, code: int, said: str) -> None:
 
 
 def test_no_store_at_all() -> None:
-    """Without a configuration the default store is in memory; the way out is said."""
+    """Without a configuration the default store is in memory; the message says what to do."""
     assert "name another store, such as --url sqlite:///state.db" in run("ls", url=None, code=2)[1]

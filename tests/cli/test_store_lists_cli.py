@@ -1,4 +1,4 @@
-"""`pocket-plug store` tells the truth about append-only lists: shown, checked, moved and removed with their items."""
+"""`pocket-plug store` handles append-only lists: shown, checked, moved and removed with their items."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def run(*arguments: str, code: int = 0, url: str = URL) -> tuple[str, str]:
-    """What a command says on stdout and stderr."""
+    """The stdout and stderr of a command."""
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         got = main(["store", "--url", url, *arguments])
@@ -50,7 +50,7 @@ def names() -> list[str]:
 
 
 def test_a_list_is_one_entry_of_a_listing() -> None:
-    """`ls` has its key, with its length in the long form; its items are pocket_plug's own names, shown with --all."""
+    """`ls` shows its key, with its length in the long form; names of its items are pocket_plug's own, shown with --all."""
     assert run("ls")[0].split() == ["a", "log", "zoo"]
     assert len(run("ls", "--all")[0].split()) == 7
     assert "pocket:list of 3" in run("ls", "-l")[0]
@@ -59,7 +59,7 @@ def test_a_list_is_one_entry_of_a_listing() -> None:
 
 
 def test_a_list_is_shown_by_its_items() -> None:
-    """`get` prints them, the oldest one first; as JSON it says how many there are."""
+    """`get` prints them, the oldest first; JSON has their number too."""
     shown = run("get", "log")[0]
     assert [json.loads(text) for text in shown.replace("}\n{", "}\n\n{").split("\n\n")] == [{"n": n} for n in (2, 3, 4)]
     assert run("get", "zoo")[0] == "(1, 2)\n"
@@ -68,7 +68,7 @@ def test_a_list_is_shown_by_its_items() -> None:
 
 
 def test_lists_come_through_an_export_and_an_import() -> None:
-    """With all items and the deadline, by prefix too, over a list that is there; a list that has expired is left out whole."""
+    """With all items and the deadline, by prefix too, over an existing list; a list that has expired is skipped completely."""
     Path("out.jsonl").write_text(run("export")[0])
     with SyncStore(TO) as store:
         store.append("log", "other")
@@ -79,7 +79,7 @@ def test_lists_come_through_an_export_and_an_import() -> None:
         assert store.tail("zoo", 9) == [(1, 2)]
         assert store.ttl("zoo") == pytest.approx(
             source.ttl("zoo"), abs=60
-        )  # of one deadline, asked one after the other
+        )  # with one deadline, read one after the other
         assert store.append("log", "next") == 4
     lines = run("export", "zoo")[0].splitlines()
     assert len(lines) == 2
@@ -99,7 +99,7 @@ def test_removing_a_list_removes_its_items() -> None:
 
 
 def test_the_check_counts_items() -> None:
-    """A list that lacks items is a fault; items of lists that are gone are none, but are said."""
+    """A list that lacks items is a fault; items of deleted lists are no fault, but are reported."""
     assert run("check") == ("", "checked 7 entries: 0 damaged, 0 faults\n")
     with SyncStore(URL) as store:
         store.set("zoo", "a value")

@@ -28,7 +28,7 @@ BEGIN = 1_700_000_000 * S
 def span(
     trace: str, number: int, parent: int, name: str, begin: float, end: float, error: str = "", **said: Any
 ) -> Any:
-    """One of OTLP/JSON, times in seconds; attributes of pocket_plug's own, `_` for `.`."""
+    """A span in OTLP/JSON, times in seconds; pocket_plug's own attributes, with `_` for `.`."""
     kinds = {str: "stringValue", int: "intValue", bool: "boolValue"}
     attributes = {
         f"pocket_plug.{name.replace('_', '.', 1).replace('fan.out_', 'fan_out.')}": value
@@ -61,7 +61,9 @@ def run(trace: str, number: int, begin: float, end: float, run_id: str, graph: s
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Four traces: a failed run, a request with two runs, a run suspended and resumed in one of its own, a foreign one."""
+    """Four traces: a failed run, a request with two runs, a run suspended and resumed in a trace of its
+    own, one of another tool.
+    """
     monkeypatch.chdir(tmp_path)
     path = tmp_path / ".pocket_plug" / "traces.jsonl"
     path.parent.mkdir()
@@ -86,7 +88,7 @@ Says = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def says(capsys: pytest.CaptureFixture[str]) -> Says:
-    """What a command gives: exit code, stdout, stderr."""
+    """The result of a command: exit code, stdout, stderr."""
 
     def says(*arguments: str) -> tuple[int, str, str]:
         code = main(["trace", *arguments])
@@ -98,7 +100,7 @@ def says(capsys: pytest.CaptureFixture[str]) -> Says:
 
 # ---------------------------------------------------------------- ls
 def test_runs_are_listed_newest_first(file: Path, says: Says) -> None:
-    """With what is theirs of a trace that several share; an execution of a resumed run each by itself."""
+    """If several runs share a trace, each with its own spans; each execution of a resumed run separately."""
     code, out, err = says("ls")
     assert (code, err) == (0, "")
     rows = [re.split(r"  +", line) for line in out.splitlines()]
@@ -111,8 +113,8 @@ def test_runs_are_listed_newest_first(file: Path, says: Says) -> None:
     ]
 
 
-def test_runs_are_chosen(file: Path, says: Says) -> None:
-    """By graph, by failure, and not too many; for machines, with all that is known."""
+def test_runs_are_filtered(file: Path, says: Says) -> None:
+    """By graph, by failure, and up to a limit; for machines, with all that is known."""
     assert [each["run_id"] for each in json.loads(says("ls", "--graph", "mail", "--json")[1])] == ["abd-2", "abd-2"]
     assert [each["run_id"] for each in json.loads(says("ls", "--limit", "2", "--json")[1])] == ["abd-2", "xyz-3"]
     assert json.loads(says("ls", "--failed", "--json")[1]) == [
@@ -120,8 +122,8 @@ def test_runs_are_chosen(file: Path, says: Says) -> None:
          "duration": S, "spans": 2, "errors": 1, "retries": 2, "trace_id": A}]  # fmt: skip
 
 
-def test_a_run_of_which_the_end_is_missing_is_unfinished(file: Path, says: Says) -> None:
-    """Known from its nodes, where its process was killed."""
+def test_a_run_without_an_end_is_unfinished(file: Path, says: Says) -> None:
+    """It is known from its nodes, after its process was killed."""
     node = {"node_name": "charge", "run_id": "gone-5", "graph_name": "shop"}
     file.write_text(line(span("e" * 32, 2, 1, "node charge", 0, 1, **node)))
     (found,) = json.loads(says("ls", "--json")[1])
@@ -129,15 +131,15 @@ def test_a_run_of_which_the_end_is_missing_is_unfinished(file: Path, says: Says)
 
 
 def test_a_run_that_another_process_began_counts_for_both(file: Path, says: Says) -> None:
-    """What is below two runs of one trace, as where a traceparent was handed on, is of both."""
+    """If two runs share a trace, as after passing a traceparent on, the spans below both count for both."""
     outer, inner = run(A, 1, 0, 9, "r-1", "front", "success"), run(A, 3, 1, 2, "r-2", "back", "success", parent=2)
     file.write_text(line(span(A, 4, 3, "node b", 1, 2), inner) + line(span(A, 2, 1, "node a", 0, 9), outer))
     found = json.loads(says("ls", "--json")[1])
     assert [(each["run_id"], each["spans"]) for each in found] == [("r-2", 2), ("r-1", 4)]
 
 
-def test_what_was_tried_again_is_no_error(file: Path, says: Says) -> None:
-    """In the list and below the tree, as on the page: errors are what failed for good."""
+def test_a_retried_failure_is_no_error(file: Path, says: Says) -> None:
+    """In the list and below the tree, as on the page: errors are final failures only."""
     file.write_text(
         line(
             run(A, 1, 0, 3, "r-1", "g", "success"),
@@ -151,8 +153,8 @@ def test_what_was_tried_again_is_no_error(file: Path, says: Says) -> None:
     assert "4 spans, 0 errors, 1 retry, " in says("show")[1]
 
 
-def test_ids_in_a_circle_are_survived(file: Path, says: Says) -> None:
-    """A file may hold anything."""
+def test_parents_that_form_a_circle_are_accepted(file: Path, says: Says) -> None:
+    """A file may contain anything."""
     file.write_text(
         line(span(A, 1, 2, "a", 0, 1), span(A, 2, 1, "b", 0, 1), run(A, 3, 0, 1, "r", "g", "success", parent=3))
     )
@@ -163,7 +165,9 @@ def test_ids_in_a_circle_are_survived(file: Path, says: Says) -> None:
     assert [len(re.findall(rf"(?m)^\W*{name} ", out)) for name in ("a", "b", "run g")] == [1, 1, 1]
 
 
-def test_no_file_and_no_runs_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says) -> None:
+def test_a_missing_file_and_a_file_without_runs_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
+) -> None:
     """With the way out; exit code 1."""
     monkeypatch.chdir(tmp_path)
     for command in ("ls", "show"):
@@ -180,10 +184,10 @@ def test_no_file_and_no_runs_are_said(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("command", [["ls"], ["show"], ["show", "--watch"]])
-def test_what_is_no_file_is_said(
+def test_a_path_that_is_not_a_file_is_reported(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
 ) -> None:
-    """A folder in the place of the file, or a file in that of its folder: no traceback, and exit code 2."""
+    """A folder in the place of the file, or a file in the place of its folder: no traceback, exit code 2."""
     monkeypatch.chdir(tmp_path)
     Path(".pocket_plug").write_text("")
     code, _, err = says(*command)
@@ -203,7 +207,7 @@ def shown(out: str) -> list[str]:
 
 
 def test_a_run_is_drawn(file: Path, says: Says) -> None:
-    """By its id, by how that begins, or its graph: the tree, and what the run is."""
+    """By its id, by the start of the id, or by its graph: the tree, and a line about the run."""
     drawn = ["run shop ✗ ValueError", "└─ node charge ✗ ValueError", "run abc-1"]
     for name in ("abc-1", "abc", "shop"):
         code, out, err = says("show", name)
@@ -213,7 +217,7 @@ def test_a_run_is_drawn(file: Path, says: Says) -> None:
 
 
 def test_a_run_may_be_called_like_a_trace(file: Path, says: Says) -> None:
-    """Ids made by uuid4().hex are as long as those of traces."""
+    """Ids made by uuid4().hex are as long as ids of traces."""
     name = "0123456789abcdef" * 2
     file.write_text(line(run(A, 1, 0, 1, name, "g", "success")))
     for wanted in ([name], [A], []):
@@ -222,7 +226,7 @@ def test_a_run_may_be_called_like_a_trace(file: Path, says: Says) -> None:
 
 
 def test_without_runs_the_newest_trace_is_shown(file: Path, says: Says) -> None:
-    """As after a program that only uses a store."""
+    """For programs that only use a store."""
     file.write_text(line(span(B, 1, 0, "get b", 5, 6)) + line(span(A, 1, 0, "get a", 0, 9)))
     code, out, err = says("show")
     assert (code, err) == (0, "")
@@ -230,7 +234,7 @@ def test_without_runs_the_newest_trace_is_shown(file: Path, says: Says) -> None:
 
 
 def test_all_executions_of_a_resumed_run_are_shown(file: Path, says: Says) -> None:
-    """The newest run, in the order of its executions, each with its whole trace; `--json` gives every span."""
+    """The newest run, in the order of its executions, each with its whole trace; `--json` has every span."""
     code, out, _ = says("show")
     assert code == 0
     assert shown(out) == ["GET /", "├─ run mail", "└─ run ship", "└─ run sub", "run abd-2", "run mail", "run abd-2"]
@@ -239,7 +243,7 @@ def test_all_executions_of_a_resumed_run_are_shown(file: Path, says: Says) -> No
 
 
 def test_any_trace_is_shown_by_its_id(file: Path, says: Says) -> None:
-    """Though it has no run."""
+    """Also if it has no run."""
     code, out, _ = says("show", D)
     assert code == 0
     assert shown(out)[0] == "GET /other"
@@ -248,8 +252,8 @@ def test_any_trace_is_shown_by_its_id(file: Path, says: Says) -> None:
     assert "there is no trace 9999" in err
 
 
-def test_a_run_that_is_not_there_is_said(file: Path, says: Says) -> None:
-    """With what may have been meant, or the choices where a beginning isn't enough."""
+def test_an_unknown_run_is_reported(file: Path, says: Says) -> None:
+    """With a suggestion, or with the candidates if the start of an id isn't unique."""
     code, _, err = says("show", "shpo")
     assert code == 1
     assert "there is no run 'shpo' in .pocket_plug/traces.jsonl" in err
@@ -261,7 +265,7 @@ def test_a_run_that_is_not_there_is_said(file: Path, says: Says) -> None:
 
 # ---------------------------------------------------------------- the page
 def test_the_page_is_written(file: Path, says: Says, tmp_path: Path) -> None:
-    """To a file, of which the path is said, or to stdout."""
+    """To a file, whose path is printed, or to stdout."""
     code, out, err = says("show", "shop", "--html", "deep/page.html")
     assert (code, out, err) == (0, "", "page: deep/page.html\n")
     assert "node charge" in Path("deep/page.html").read_text("utf-8")
@@ -287,7 +291,7 @@ def test_two_runs_are_on_one_page(file: Path, says: Says) -> None:
 
 
 def test_the_page_is_opened(file: Path, says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the browser, from a cache if nobody said where to; without a browser the path is all there is."""
+    """In the browser, from a cache if no path was given; without a browser the path is printed."""
     opened: list[str] = []
     there = True
 
@@ -308,7 +312,7 @@ def test_the_page_is_opened(file: Path, says: Says, tmp_path: Path, monkeypatch:
     assert "no browser" in err
 
 
-def test_what_cannot_be_meant_is_refused(file: Path, says: Says) -> None:
+def test_invalid_arguments_are_refused(file: Path, says: Says) -> None:
     """Before anything is done."""
     assert says("show", "--watch", "--json")[0] == 2
     assert says("show", "--open", "--html", "-")[0] == 2
@@ -334,7 +338,7 @@ graph = pp.Graph(work, name="flow")
     ("number", "code", "outcome"), [("1", 0, "success"), ("0", 1, "✗ failure: ZeroDivisionError flow.py:6")]
 )
 def test_a_traced_run_says_how_to_open_it(tmp_path: Path, number: str, code: int, outcome: str) -> None:
-    """Also where it failed; the command that is said shows that run."""
+    """Also if it failed; the command that is printed shows that run."""
     (tmp_path / "flow.py").write_text(FLOW)
     command = [*POCKET_PLUG, "run", "flow.py", "--trace", "--input", number]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
@@ -350,10 +354,10 @@ def test_a_traced_run_says_how_to_open_it(tmp_path: Path, number: str, code: int
     assert row.startswith(f"{found[1]}  flow   {outcome}")
 
 
-def test_what_is_captured_is_chosen_for_a_trace(
+def test_capture_needs_a_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without one it says nothing, and a level that there isn't is refused."""
+    """Without a trace it is refused, and so is an unknown level."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "captured.py").write_text(FLOW)
     assert main(["run", "captured.py", "--input", "1", "--capture", "full"]) == 2
@@ -380,7 +384,7 @@ OWN = MAIN.replace(
 def test_a_trace_without_the_plugin_that_makes_it_is_refused(
     tmp_path: Path, settings: dict[str, str], why: str, main: str
 ) -> None:
-    """As any wrong configuration, and nobody is told of a trace. Of a graph it is known before it is run."""
+    """Like any invalid configuration, and no trace is announced. For a graph this is found before it is run."""
     (tmp_path / "pocket.toml").write_text('[plugins.tracing]\ncapture = "nonsense"\n')
     (tmp_path / "flow.py").write_text(FLOW + main)
     command = [*POCKET_PLUG, "run", "flow.py", "--trace", *(["--input", "1"] if not main else [])]
@@ -393,7 +397,7 @@ def test_a_trace_without_the_plugin_that_makes_it_is_refused(
 
 
 def test_a_program_may_trace_in_a_pocket_of_its_own(tmp_path: Path) -> None:
-    """What the default one would have been makes no difference then."""
+    """Then the default Pocket makes no difference."""
     (tmp_path / "pocket.toml").write_text('[plugins.tracing]\ncapture = "nonsense"\n')
     (tmp_path / "flow.py").write_text(FLOW + OWN)
     done = subprocess.run(
@@ -410,8 +414,8 @@ def test_a_program_may_trace_in_a_pocket_of_its_own(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- stats, rm
-def test_runs_are_chosen_by_time_error_and_attribute(file: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each one narrows it down; what can't be meant is refused."""
+def test_runs_are_filtered_by_time_error_and_attribute(file: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each filter restricts the list; invalid filters are refused."""
 
     def ids(*options: str) -> list[str]:
         return [each["run_id"] for each in json.loads(says("ls", "--json", *options)[1])]
@@ -473,7 +477,7 @@ def test_an_error_counts_where_it_arose_and_what_failed_by_it_is_called_failed(f
 
 
 def test_traces_are_removed(file: Path, says: Says) -> None:
-    """By a run's name, by age, or all of them; a run that isn't there is said."""
+    """By a run's name, by age, or all of them; an unknown run is reported."""
     assert says("rm", "abc-1") == (0, "", "removed 1 run, 2 spans\n")
     assert [each["run_id"] for each in json.loads(says("ls", "--json")[1])] == ["abd-2", "xyz-3", "abd-2"]
     code, _, err = says("rm", "abd-2", "nobody")
@@ -499,7 +503,9 @@ def test_traces_are_removed(file: Path, says: Says) -> None:
     ],
 )
 def test_an_empty_name_is_no_run(file: Path, says: Says, arguments: list[str], title: str) -> None:
-    """Every id begins with it: a variable that isn't set must not remove the only run. With a number behind it it is as empty."""
+    """Every id starts with it: a variable that isn't set must not remove the only run. With a number after
+    it, it is still empty.
+    """
     before = line(run(A, 1, 0, 1, "abc-1", "shop", "success"))
     file.write_text(before)
     code, _, err = says(*arguments)
@@ -508,16 +514,16 @@ def test_an_empty_name_is_no_run(file: Path, says: Says, arguments: list[str], t
     assert file.read_text() == before
 
 
-def test_numbers_without_end_are_as_large_as_any(file: Path, says: Says) -> None:
-    """A time before the epoch is the beginning, a limit above all is none."""
+def test_huge_numbers_are_accepted(file: Path, says: Says) -> None:
+    """A time before the epoch is the beginning; a limit above the number of runs is no limit."""
     age, number = f"{'9' * 15}d", "9" * 30
     assert says("stats", "--since", age) == says("stats")
     assert says("ls", "--since", age, "--limit", number) == says("ls")
     assert says("rm", "--older", age) == (0, "", "removed 0 runs, 0 spans\n")
 
 
-def test_what_keeps_traces_from_being_removed_is_said(file: Path, says: Says) -> None:
-    """Somebody who writes just then, or a file that can't be written: nothing is removed, and it isn't about reading."""
+def test_a_failed_removal_of_traces_is_reported(file: Path, says: Says) -> None:
+    """Another program is writing, or the file can't be written: nothing is removed, and the message doesn't speak of reading."""
     before = file.read_bytes()
     with appending(file):
         code, _, err = says("rm", "--all")
@@ -534,7 +540,7 @@ STACK = 'Traceback (most recent call last):\n  File "/app/shop/orders.py", line 
 
 
 def failing(each: Any, line: int = 41, message: str = "") -> Any:
-    """A span with the event of its error."""
+    """A span with the event of its exception."""
     kind = next(said["value"]["stringValue"] for said in each["attributes"] if said["key"] == "error.type")
     said = {"exception.type": kind, "exception.stacktrace": STACK.format(line, kind)}
     said |= {"exception.message": message} if message else {}
@@ -559,8 +565,8 @@ def broken(file: Path) -> Path:
     return file
 
 
-def test_errors_are_shown_with_what_leads_to_them(broken: Path, says: Says) -> None:
-    """Those that are alike as one, with the number, where it happened first, and its message; nothing that went well."""
+def test_errors_are_shown_with_their_ancestors(broken: Path, says: Says) -> None:
+    """Equal errors are one line, with the number, the place of the first, and its message; successful spans are left out."""
     code, out, err = says("show", "abc-1", "--errors")
     lines = [re.split(r" +[\d.]+ m?s  |: failure", line)[0].strip("│├└─ ") for line in out.splitlines()]
     assert (code, err) == (0, "")
@@ -580,14 +586,14 @@ def test_errors_are_shown_with_what_leads_to_them(broken: Path, says: Says) -> N
 
 
 def test_without_errors_there_is_the_last_line_only(file: Path, says: Says) -> None:
-    """Which says that there are none; it is no error to ask."""
+    """The line says that there are none; the exit code is 0."""
     code, out, _ = says("show", "xyz-3", "--errors")
     assert (code, len(out.splitlines())) == (0, 1)
     assert "0 errors" in out
 
 
 def test_errors_of_other_tools_have_their_type_everywhere(file: Path, says: Says) -> None:
-    """It stands on the exception's event only, and the last one counts; what a span has handled is no error."""
+    """It is only in the exception's event, and the last one counts; an exception that the span has handled is no error."""
     events = [
         {"name": "exception", "attributes": [{"key": "exception.type", "value": {"stringValue": kind}}]}
         for kind in ("shop.Handled", "shop.Boom")
@@ -613,7 +619,7 @@ def test_errors_of_other_tools_have_their_type_everywhere(file: Path, says: Says
 
 
 def test_with_all_nothing_is_summed_up(broken: Path, says: Says) -> None:
-    """A line for each span, and messages as long as they are."""
+    """A line for each span, and messages in full."""
     long = "why " * 100
     broken.write_text(broken.read_text().replace('no funds for 3"', f'{long}"'))
     folded, whole = says("show", "abc-1")[1], says("show", "abc-1", "--all")[1]
@@ -624,7 +630,7 @@ def test_with_all_nothing_is_summed_up(broken: Path, says: Says) -> None:
 
 
 def test_spans_are_summed_up_by_their_name(broken: Path, says: Says) -> None:
-    """A table, those first that took longest by themselves."""
+    """A table, sorted by self time."""
     code, out, _ = says("show", "abc-1", "--stats")
     rows = [re.split(r"  +", line.strip()) for line in out.splitlines()]
     assert code == 0
@@ -635,22 +641,22 @@ def test_spans_are_summed_up_by_their_name(broken: Path, says: Says) -> None:
 
 @pytest.mark.parametrize("view", ["--errors", "--all", "--stats"])
 @pytest.mark.parametrize("other", [["--json"], ["--watch"], ["--html", "page.html"], ["--open"]])
-def test_a_view_is_for_the_terminal(file: Path, says: Says, view: str, other: list[str]) -> None:
-    """It has no say in what is for machines, for the browser or live."""
+def test_a_view_is_for_the_terminal_only(file: Path, says: Says, view: str, other: list[str]) -> None:
+    """It doesn't apply to machine-readable output, to the browser or to a live trace."""
     code, out, err = says("show", view, *other)
     assert (code, out) == (2, "")
     assert f"{view} is for the terminal; leave it out with --watch, --html, --open and --json" in err
 
 
-def test_only_one_view_is_shown(file: Path, says: Says) -> None:
-    """Rather than the last one that was asked for."""
+def test_only_one_view_is_accepted(file: Path, says: Says) -> None:
+    """Two are refused; the last one doesn't win."""
     code, out, err = says("show", "--errors", "--stats")
     assert (code, out) == (2, "")
     assert "--errors and --stats can't be combined" in err
 
 
 def test_one_execution_of_a_run_is_named_by_its_number(file: Path, says: Says) -> None:
-    """As they began; a run that is called so itself comes first."""
+    """In the order of their start; a run whose id looks like that has priority."""
     assert f"trace {B}" in says("show", "abd-2#1")[1]
     assert f"trace {C}" in says("show", "mail#2")[1]
     code, _, err = says("show", "abd-2#3")
@@ -663,7 +669,7 @@ def test_one_execution_of_a_run_is_named_by_its_number(file: Path, says: Says) -
 # ---------------------------------------------------------------- diff
 @pytest.fixture
 def two(file: Path) -> Path:
-    """Three runs of a graph, the last of which was resumed and failed, and one of another."""
+    """Three runs of a graph, the last of which was resumed and failed, and one run of another graph."""
     file.write_text(
         line(run(A, 1, 0, 2, "r-1", "shop", "success"), span(A, 2, 1, "node charge", 0, 1, node_name="charge"))
         + line(
@@ -680,8 +686,8 @@ def compared(out: str) -> list[list[str]]:
     return [re.split(r"  +", text.strip()) for text in out.splitlines()]
 
 
-def test_a_run_is_compared_with_the_one_before(two: Path, says: Says) -> None:
-    """Of its graph: outcome and duration, then the spans by name, that first which changed most."""
+def test_a_run_is_compared_with_the_previous_one(two: Path, says: Says) -> None:
+    """Of the same graph: outcome and duration, then the spans by name, the largest change first."""
     code, out, err = says("diff", "r-2")
     rows = compared(out)
     assert (code, err) == (0, "")
@@ -699,8 +705,8 @@ def test_a_run_is_compared_with_the_one_before(two: Path, says: Says) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["success", "suspended", "failure", "cancelled"])
-def test_an_outcome_reads_the_same_wherever_it_stands(file: Path, says: Says, outcome: str) -> None:
-    """In the list and in a comparison; the error's type only where the run did not end well."""
+def test_an_outcome_has_the_same_words_everywhere(file: Path, says: Says, outcome: str) -> None:
+    """In the list and in a comparison; the error's type only if the run failed."""
     file.write_text(
         line(run(A, 1, 0, 2, "r-1", "g", "success")) + line(run(B, 1, 5, 6, "r-2", "g", outcome, error="a.Odd"))
     )
@@ -710,7 +716,7 @@ def test_an_outcome_reads_the_same_wherever_it_stands(file: Path, says: Says, ou
 
 
 def test_two_executions_are_compared(two: Path, says: Says) -> None:
-    """By their number, each with the one before it, or by the ids of their traces; and any two runs that are named."""
+    """By their number, each with the previous one, or by the ids of their traces; and any two runs that are named."""
     assert says("diff", "r-2#2") == says("diff", "r-2#2", "r-2#1") == says("diff", C, B)
     found = json.loads(says("diff", "r-2#2", "--json")[1])
     assert [found[side]["outcome"] for side in ("before", "after")] == ["suspended", "failure"]
@@ -725,7 +731,7 @@ def test_two_executions_are_compared(two: Path, says: Says) -> None:
     assert [found[side]["graph"] for side in ("before", "after")] == ["shop", "other"]
 
 
-def test_what_there_is_nothing_to_compare_with_is_said(two: Path, says: Says) -> None:
+def test_a_comparison_without_a_partner_is_refused(two: Path, says: Says) -> None:
     """A graph's first run, also by default; a trace without a run; a file without runs."""
     for arguments in ([], ["r-1"]):
         code, _, err = says("diff", *arguments)
@@ -740,10 +746,8 @@ def test_what_there_is_nothing_to_compare_with_is_said(two: Path, says: Says) ->
 
 
 @pytest.mark.parametrize(("silence", "outcome"), [(0, "running"), (60, "unfinished")])
-def test_a_run_that_has_not_ended_is_compared_as_far_as_it_got(
-    two: Path, says: Says, silence: int, outcome: str
-) -> None:
-    """Its open spans count so far; nothing of it is new or gone, neither what it has not come to."""
+def test_a_run_that_has_not_ended_is_compared_up_to_now(two: Path, says: Says, silence: int, outcome: str) -> None:
+    """Its open spans count up to now; none of its spans is reported as new or missing, nor the nodes that it hasn't reached."""
     began = time.time() - silence - 10
     left = two.with_name(f"{two.name}.open-1")
     spans = [

@@ -1,4 +1,4 @@
-"""`pocket-plug worker`: takes what was submitted, says what becomes of it, and stops when it is told to."""
+"""`pocket-plug worker`: takes submitted runs, reports what becomes of them, and stops on a signal."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def worker(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A worker that goes on, with the signals of a terminal's foreground."""
+    """A worker that keeps running, with the signals of a terminal's foreground process."""
     command = [*POCKET_PLUG, "worker", *arguments]
     process = subprocess.Popen(
         command,
@@ -108,8 +108,8 @@ def in_state(state: str) -> list[str]:
         return store.stack.run(names())
 
 
-def test_once_takes_what_is_there_and_says_what_becomes_of_it() -> None:
-    """A line for each thing: what, which run, of which graph. The exit code says that a run has failed."""
+def test_once_takes_ready_runs_and_reports_them() -> None:
+    """A line for each event: what, which run, of which graph. The exit code says whether a run has failed."""
     submit("apple", "fig")
     ran = worker("shop.py", "--url", URL, "--once", "--concurrency", "1")
     assert sorted(ran.stdout.splitlines()) == [
@@ -152,7 +152,7 @@ def test_what_nodes_print_is_no_part_of_the_json() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains(number: signal.Signals) -> None:
-    """The node at work ends and lands, the run is released, and the exit code is 0."""
+    """The running node ends and is committed, the run is released, and the exit code is 0."""
     submit("wait")
     with running("shop.py", "--url", URL) as process:
         assert process.stdout is not None
@@ -169,7 +169,7 @@ def test_a_signal_drains(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_second_signal_ends_at_once(number: signal.Signals, code: int) -> None:
-    """The node is cancelled; the run is taken by the next worker at once, since its process is gone."""
+    """The node is cancelled; the next worker takes the run at once, since its process is gone."""
     submit("wait")
     with running("shop.py", "--url", URL) as process:
         assert process.stdout is not None
@@ -187,7 +187,7 @@ def test_a_second_signal_ends_at_once(number: signal.Signals, code: int) -> None
 
 
 def test_a_run_whose_node_blocks_the_loop_for_longer_than_its_lease_is_not_stalled() -> None:
-    """By the observer's clock four leases pass, and the heartbeats of the process, which names the run, keep it."""
+    """By the observer's clock four leases pass; the heartbeats of the process, which name the run, keep it."""
     submit("long", graph="blocking")
     clock = FakeClock()
 
@@ -218,7 +218,7 @@ def test_a_run_whose_node_blocks_the_loop_for_longer_than_its_lease_is_not_stall
 
 
 def test_a_stopped_workers_run_is_taken_over_and_it_finds_that_out() -> None:
-    """SIGSTOP for longer than the lease: another worker goes on with the run; after SIGCONT nothing of the first one lands."""
+    """SIGSTOP for longer than the lease: another worker continues the run; after SIGCONT the first one commits nothing."""
     submit("wait")
     with running("shop.py", "--url", URL, "--lease", "300ms") as process:
         assert process.stdout is not None
@@ -246,7 +246,7 @@ def test_a_stopped_workers_run_is_taken_over_and_it_finds_that_out() -> None:
         (["shop.py"], "is durable, but its store"),
     ],
 )
-def test_what_it_can_not_serve_is_said(arguments: list[str], said: str) -> None:
+def test_invalid_targets_are_refused(arguments: list[str], said: str) -> None:
     """Exit code 2, and the reason."""
     submit("apple")
     ran = worker(*arguments, "--once")

@@ -1,4 +1,4 @@
-"""Arrays and scalars of numpy in records: dtype, shape, order and bytes come back; what holds objects is refused."""
+"""Arrays and scalars of numpy in records: dtype, shape, order and bytes are restored; arrays of objects are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def again(value: Any, codec: Codec = SHARED) -> Any:
 
 
 def same(made: Any, value: Any) -> bool:
-    """Equal to the last bit, of the same type, dtype (byte order, offsets and all), shape and order."""
+    """Equal to the last bit, with the same type, dtype (byte order, offsets and all), shape and order."""
     if type(made) is not type(value):
         return False
     if isinstance(value, np.str_ | np.bytes_):
@@ -49,7 +49,7 @@ dtypes = plain | npst.array_dtypes(plain, max_size=3) | npst.nested_dtypes(plain
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_array_comes_back_as_it_was(data: st.DataObject) -> None:
-    """Every dtype without objects, both byte orders, 0 to 3 dimensions, empty ones, in C's order and Fortran's."""
+    """Every dtype without objects, both byte orders, 0 to 3 dimensions, empty ones, in C order and Fortran order."""
     dtype = data.draw(dtypes)
     shape = data.draw(npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
     size = int(np.prod(shape)) * dtype.itemsize
@@ -72,8 +72,8 @@ def test_any_scalar_comes_back_as_it_was(data: st.DataObject) -> None:
     assert same(SHARED.private(value), value)
 
 
-def test_a_scalar_with_a_lone_surrogate_is_no_text() -> None:
-    """It is refused, as any such str; an array keeps it, since its bytes are what is stored."""
+def test_a_scalar_with_a_lone_surrogate_is_refused() -> None:
+    """It is refused, as in any str; an array may contain it, since its bytes are stored."""
     with pytest.raises(CodecError, match="has a lone surrogate, which is no text"):
         SHARED.encode(np.str_("a\ud800"))
     assert same(again(np.array(["a\ud800"])), np.array(["a\ud800"]))
@@ -98,14 +98,14 @@ def test_a_scalar_with_a_lone_surrogate_is_no_text() -> None:
     ids=repr,
 )  # fmt: skip
 def test_arrays_and_scalars_of_each_kind(value: Any) -> None:
-    """The cases that a conversion to lists, or to bytes without more, would lose."""
+    """The cases that a conversion to lists or to plain bytes would lose."""
     made = again(value)
     assert same(made, value)
     assert getattr(made.dtype, "isalignedstruct", None) == value.dtype.isalignedstruct
 
 
-def test_an_array_is_ones_own() -> None:
-    """What is read can be written to, and shares nothing with the record or with what was stored."""
+def test_an_array_that_was_read_is_writable_and_shared_with_nobody() -> None:
+    """The array that was read is writable, and shares nothing with the record or with the stored array."""
     value = np.arange(3)
     value.flags.writeable = False
     made = again(value)
@@ -117,7 +117,7 @@ def test_an_array_is_ones_own() -> None:
 
 
 def test_arrays_in_containers_and_in_declared_types() -> None:
-    """They stand wherever a value does; annotations that name them do no harm."""
+    """They may stand wherever a value may; annotations that name them are no problem."""
     from dataclasses import dataclass
 
     @dataclass
@@ -152,7 +152,9 @@ def test_arrays_in_containers_and_in_declared_types() -> None:
     ],
     ids=["objects", "structured", "masked", "constant", "recarray", "record", "metadata", "record dtype", "strings", "dtype"],
 )  # fmt: skip
-def test_what_is_more_than_bytes_is_refused_with_the_way_out(value: Any, error: type[Exception], message: str) -> None:
+def test_arrays_that_are_more_than_bytes_are_refused_with_the_way_out(
+    value: Any, error: type[Exception], message: str
+) -> None:
     """Arrays of objects would need pickle; masks, attributes and metadata would be lost."""
     with pytest.raises(error, match=message) as caught:
         SHARED.encode({"a": [value]})
@@ -175,7 +177,7 @@ def test_a_subclass_can_be_registered_with_functions() -> None:
 
 
 def test_a_private_copy_of_an_array() -> None:
-    """Memory may hold any array, so a transaction on memory copies any: objects and masks too."""
+    """Memory may hold any array, so a transaction in memory copies any array: with objects and masks too."""
     for value in (np.arange(3), np.array([[1], [2]], object), np.ma.array([1, 2], mask=[True, False])):
         mine = SHARED.private([value])[0]
         assert type(mine) is type(value)
@@ -193,7 +195,7 @@ def test_a_private_copy_of_an_array() -> None:
 
 # ---------------------------------------------------------------- records
 def record_of(tag: str, state: Any) -> bytes:
-    """A record with a right checksum, as somebody would make who means harm."""
+    """A record with a valid checksum, as an attacker would make it."""
     inner = msgspec.msgpack.encode([tag, 1, state])
     payload = msgspec.msgpack.encode(msgspec.msgpack.Ext(1, inner))
     return struct.pack(">BBI", 1, 2, zlib.crc32(payload, 2)) + payload
@@ -216,14 +218,14 @@ STRUCTURE = {"names": ["a"], "formats": ["<i4"], "offsets": [0], "titles": [None
     ids=repr,
 )  # fmt: skip
 def test_a_made_up_record_is_an_error_of_ours(state: Any) -> None:
-    """Never an array of pointers, of bytes that are not there, or an allocation that was only claimed."""
+    """Never an array of pointers or of missing bytes, and no allocation of a size that is only claimed."""
     SHARED.knows(np.ndarray)
     with pytest.raises(CodecError):
         SHARED.decode(record_of("numpy.ndarray", state))
 
 
 def test_items_of_no_size_take_no_time() -> None:
-    """A few bytes may claim any number of them: a few come back, many are refused on both sides."""
+    """A few bytes may claim any number of such items: a few are restored, many are refused for writing and for reading."""
     SHARED.knows(np.ndarray)
     for dtype in ("|V0", "<U0", "|S0"):
         assert SHARED.decode(record_of("numpy.ndarray", [dtype, "C", b"", 4096])).shape == (4096,)
@@ -244,7 +246,7 @@ def test_items_of_no_size_take_no_time() -> None:
     ids=repr,
 )  # fmt: skip
 def test_a_record_of_a_few_bytes_takes_no_memory(tag: str, state: Any) -> None:
-    """What stands where bytes, an itemsize or a shape should: no constructor is handed a number in place of bytes."""
+    """A number in place of bytes, an item size or a shape: it is passed to no constructor."""
     SHARED.knows(np.ndarray)
     record = record_of(f"numpy.{tag}", state)
     tracemalloc.start()
@@ -266,7 +268,7 @@ def test_a_record_of_a_scalar_of_another_type_is_refused() -> None:
 
 
 def test_a_record_of_today_stays_readable() -> None:
-    """These bytes are in people's files."""
+    """Users' files contain these bytes."""
     value = [np.array([[1, 2], [3, 4]], ">i2", order="F"), np.float32(0.5), np.str_("a"), np.zeros(1, [("a", "<i4")])]
     record = bytes.fromhex(
         "010432e5830994c7230193ad6e756d70792e6e6461727261790195a33e6932a146c40800010003000200040202c71b0193ad6e756d70792e"
@@ -279,7 +281,7 @@ def test_a_record_of_today_stays_readable() -> None:
 
 
 def test_numpy_is_imported_by_the_program_only() -> None:
-    """Reading an array without numpy is an error that says what is missing; once it is imported, the array is there."""
+    """Without numpy, reading an array is an error that says what is missing; once numpy is imported, the array is restored."""
     record = SHARED.encode(np.arange(3))
     code = f"""
 import sys

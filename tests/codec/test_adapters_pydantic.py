@@ -1,4 +1,4 @@
-"""Models of pydantic in records: all that they hold comes back, nothing is validated again."""
+"""Models of pydantic in records: all their state is restored, and nothing is validated again."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Box(BaseModel, Generic[T]):
 
 
 class Strict(BaseModel):
-    """Its validators change what they are given, so a second pass would show."""
+    """Its validators change their input, so a second validation would be visible."""
 
     amount: int
     runs: int = 0
@@ -141,7 +141,7 @@ def full_codec() -> Codec:
 
 
 def all_of(value: Any) -> Any:
-    """Everything that a model is, all through, with the types: pydantic's == leaves some of it out."""
+    """All state of a model, at every level, with the types: pydantic's == ignores a part of it."""
     if isinstance(value, BaseModel):
         private = getattr(value, "__pydantic_private__", None)
         extra = getattr(value, "__pydantic_extra__", None)
@@ -202,20 +202,20 @@ def test_any_model_comes_back_equal_and_of_the_same_types(value: Any) -> None:
 
 
 def test_no_validator_runs_when_a_model_is_read() -> None:
-    """They have done their work; neither they nor `model_post_init` see the value again."""
+    """They have run before; neither they nor `model_post_init` see the value again."""
     value = Strict(amount=3)
     assert (value.amount, value.runs) == (6, 101)
     assert all_of(again(value)) == all_of(value)
     assert again(Checked(3)).amount == 6
 
 
-def test_a_value_that_would_not_pass_validation_comes_back_too() -> None:
-    """What was assigned or made without validation is what is stored."""
+def test_a_value_that_would_not_pass_validation_is_restored_too() -> None:
+    """A value that was assigned or made without validation is stored."""
     value = Tag.model_construct(name=5, weight="heavy", mood=[Tag(name="x")])
     assert all_of(again(value)) == all_of(value)
 
 
-def test_what_was_set_and_what_is_a_default_are_told_apart() -> None:
+def test_set_fields_and_defaults_are_distinguished() -> None:
     """`exclude_unset` gives the same before and after."""
     value = Article(id=1, tags=[Tag(name="a")])
     made = again(value)
@@ -226,7 +226,7 @@ def test_what_was_set_and_what_is_a_default_are_told_apart() -> None:
 
 
 def test_extra_fields_come_back() -> None:
-    """Those that the class allows, and those that one call allowed."""
+    """Those that the class allows, and those that one call has allowed."""
     values: list[Any] = [Open(id=1, more=[2], _odd=3), Open(id=1)]
     if "extra" in inspect.signature(Tag.model_validate).parameters:  # since pydantic 2.12
         values.append(Tag.model_validate({"name": "n", "x": 1}, extra="allow"))
@@ -235,7 +235,7 @@ def test_extra_fields_come_back() -> None:
 
 
 def test_private_attributes_come_back() -> None:
-    """Set, changed, or not set yet; they are the object's own."""
+    """Set, changed, or not set yet; each object has its own."""
     value = Hidden(id=1)
     value._seen.append(Tag(name="t"))
     made = again(value)
@@ -250,7 +250,7 @@ def test_private_attributes_come_back() -> None:
 
 
 def test_a_cached_property_is_no_state() -> None:
-    """It is made again; what else stands in the object and is no field is refused rather than lost."""
+    """It is computed again; any other attribute that is no field is refused, rather than lost."""
     value = Area(side=3)
     assert value.area == 9
     assert again(value) == value
@@ -260,7 +260,7 @@ def test_a_cached_property_is_no_state() -> None:
 
 
 def test_a_field_that_is_not_set_is_refused() -> None:
-    """A model that was made without its fields, or that lost one, can't be told from one of an older class."""
+    """A model without some of its fields can't be distinguished from a model of an older class."""
     removed = Article(id=1)
     del removed.title
     for value, name in [(Tag.model_construct(), "name"), (removed, "title")]:
@@ -269,7 +269,7 @@ def test_a_field_that_is_not_set_is_refused() -> None:
 
 
 def test_a_subclass_never_passes_for_its_base() -> None:
-    """Nor one specialisation of a generic for another."""
+    """Nor one specialization of a generic class for another."""
     codec = Codec(declared=[Article, Box[int]])
     for value in (Special(id=1), Box[str](content="a"), Box(content=1)):
         with pytest.raises(UnregisteredTypeError, match=rf"{type(value).__name__.split('[')[0]}.* is not registered"):
@@ -278,7 +278,7 @@ def test_a_subclass_never_passes_for_its_base() -> None:
 
 
 def test_a_model_is_known_with_all_that_its_fields_hold() -> None:
-    """Whatever stands in annotations of fields and private attributes needs no declaration of its own."""
+    """Types in annotations of fields and private attributes need no declaration of their own."""
 
     class Deep(BaseModel):
         boxes: dict[str, list[Box[Article]]]
@@ -290,7 +290,7 @@ def test_a_model_is_known_with_all_that_its_fields_hold() -> None:
 
 
 def test_a_field_of_an_unknown_type_is_named() -> None:
-    """The path leads into the model, and a class without fields is registered with functions."""
+    """The path leads into the model; a class without fields is registered with functions."""
 
     class Login(BaseModel):
         name: str
@@ -306,8 +306,8 @@ def test_a_field_of_an_unknown_type_is_named() -> None:
     assert again(value, codec) == value
 
 
-def test_a_model_with_more_than_a_model_has_needs_functions() -> None:
-    """State in slots of its own would be lost."""
+def test_a_model_with_other_state_needs_functions() -> None:
+    """The state in slots of its own would be lost."""
 
     class Both(BaseModel):
         __slots__ = ("secret",)
@@ -318,7 +318,7 @@ def test_a_model_with_more_than_a_model_has_needs_functions() -> None:
 
 
 def test_a_model_may_gain_fields_with_defaults_but_not_lose_any() -> None:
-    """A field that was not stored gets its default, and was not set."""
+    """A field that was not stored gets its default, and counts as not set."""
     old, new = Codec(), Codec()
 
     def older() -> type[BaseModel]:
@@ -353,7 +353,7 @@ def test_a_model_may_gain_fields_with_defaults_but_not_lose_any() -> None:
 
 
 def test_a_private_copy_of_a_model() -> None:
-    """Changes to it don't reach the original, whether the model is registered or not; a frozen one is shared."""
+    """Changes of the copy don't reach the original, whether the model is registered or not; a frozen model is shared."""
     for codec in (full_codec(), Codec()):
         value = Article(id=1, tags=[Tag(name="a")])
         mine = codec.private(value)
@@ -363,8 +363,8 @@ def test_a_private_copy_of_a_model() -> None:
     assert full_codec().private(fixed) is fixed
 
 
-def test_a_model_with_a_lock_is_copied_and_refused() -> None:
-    """What can't be stored is named; a store in memory, which doesn't need to, is not kept from it."""
+def test_a_model_with_a_lock_can_be_copied_but_not_stored() -> None:
+    """The error names what can't be stored; a store in memory, which needn't encode it, accepts the model."""
 
     class Guarded(BaseModel):
         id: int
@@ -378,7 +378,7 @@ def test_a_model_with_a_lock_is_copied_and_refused() -> None:
 
 
 def test_pydantic_is_imported_by_the_program_only() -> None:
-    """The codec reads, writes and refuses without it."""
+    """The codec works without it."""
     code = """
 import sys
 from pocket_plug.codec import Codec
@@ -396,8 +396,8 @@ print([name for name in ("pydantic", "numpy") if name in sys.modules])
     assert answer.stdout.strip() == "[]"
 
 
-def test_a_pydantic_too_old_for_us_is_as_any_other_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can't be imported of it is no error of the program that uses something else."""
+def test_a_pydantic_that_is_too_old_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If something can't be imported from it, programs that don't use it aren't affected."""
     monkeypatch.setitem(sys.modules, "pocket_plug.codec.adapters_pydantic", None)  # importing it raises ImportError
     with pytest.raises(UnregisteredTypeError, match="Tag is not registered"):
         Codec(declared=[Tag]).encode(Tag(name="x"))

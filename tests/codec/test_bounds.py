@@ -1,4 +1,4 @@
-"""What a record that somebody made up may take: memory, time and items, counted rather than timed."""
+"""Limits for made-up records: memory, time and items. The tests count, and don't measure time."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Point:
 
 
 def record(payload: bytes, depth: int = 4) -> bytes:
-    """A record with a right checksum, as somebody would make who means harm."""
+    """A record with a valid checksum, as an attacker would make it."""
     return struct.pack(">BBI", 1, depth, zlib.crc32(payload, depth)) + payload
 
 
 def many(item: bytes, number: int) -> bytes:
-    """A list of so many."""
+    """A list of this many items."""
     return b"\xdd" + struct.pack(">I", number) + item * number
 
 
@@ -49,7 +49,7 @@ def peak_of(decode: Callable[[], Any]) -> int:
         tracemalloc.stop()
 
 
-# ---------------------------------------------------------------- how much there is
+# ---------------------------------------------------------------- the number of items
 ITEMS = {
     "lists": (b"\x90", 1), "dicts": (b"\x80", 1), "a pair": (b"\x81\0\0", 2), "decimals": (b"\xd4\x111", 1),
     "bytearrays": (b"\xc7\0\x08", 1), "tuples": (b"\xd4\x02\x90", 1), "sets": (b"\xd4\x03\x90", 2),
@@ -61,7 +61,7 @@ ITEMS = {
 
 @pytest.mark.parametrize("name", ITEMS)
 def test_items_of_a_record_are_counted_before_they_are_made(name: str) -> None:
-    """`max_items` are allowed; one more is refused without any of them being there."""
+    """`max_items` are allowed; one more is refused before any item is made."""
     item, each = ITEMS[name]
     number = 5_000
     codec = Codec(max_items=number * each + 1)
@@ -77,7 +77,7 @@ def test_items_of_a_record_are_counted_before_they_are_made(name: str) -> None:
 
 
 def test_a_value_with_more_items_is_refused_where_it_is_written() -> None:
-    """What couldn't be read isn't written, on the same count; numbers and texts in a list don't count."""
+    """A value that couldn't be read isn't written, with the same count; numbers and texts in a list don't count."""
     codec = Codec(max_items=1000)
     for value in ([[]] * 1000, [{"a": 1}] * 500, {i: i for i in range(1000)}, set(range(1000)), [Decimal(1)] * 1000):
         with pytest.raises(CodecError, match=r"more than 1,000 containers, pairs and objects \(max_items\)"):
@@ -86,8 +86,8 @@ def test_a_value_with_more_items_is_refused_where_it_is_written() -> None:
         assert codec.decode(codec.encode(value)) == value
 
 
-def test_what_cannot_be_counted_is_left_to_the_decoder() -> None:
-    """Cut off, or no MessagePack: an error of the codec's as ever."""
+def test_a_record_that_can_not_be_counted_is_left_to_the_decoder() -> None:
+    """Truncated, or not MessagePack: the codec's usual error."""
     codec = Codec(max_items=10)
     whole = many(b"\xd4\x111", 9)
     for payload in (whole[:-1], b"\xdd\0\0", b"\xc1" * 20, b"\xc7" * 20, b"\xdf\0\0\0\x02" + b"\xc4" * 20):
@@ -95,7 +95,7 @@ def test_what_cannot_be_counted_is_left_to_the_decoder() -> None:
             codec.decode(record(payload))
 
 
-# ---------------------------------------------------------------- keys that collide
+# ---------------------------------------------------------------- keys with colliding hashes
 def big(number: int) -> Ext:
     return Ext(6, (number * MODULUS).to_bytes(12, "big"))
 
@@ -129,9 +129,9 @@ COLLIDING = {
 
 @pytest.mark.parametrize("name", COLLIDING)
 def test_keys_made_to_collide_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever they stand: each takes as many steps as there are others, and the steps of a record have an end."""
+    """In any container: each key takes a step per colliding key, and the steps of a record are limited."""
     ticks = iter(range(10**9))
-    monkeypatch.setattr(bounds, "_clock", lambda: next(ticks))  # as if all were slow
+    monkeypatch.setattr(bounds, "_clock", lambda: next(ticks))  # as if all steps were slow
     monkeypatch.setattr(bounds, "COLLISIONS", 300_000)
     codec = Codec(declared=[Point])
     with pytest.raises(CorruptRecordError, match="has keys that collide: a hash table of them takes more than 300,000"):
@@ -150,8 +150,8 @@ HONEST: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_honest_keys_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the machine is so slow that each part is looked at: no time refuses anything."""
+def test_ordinary_keys_are_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the machine is so slow that each part is checked: time alone refuses nothing."""
     ticks = iter(range(10**9))
     monkeypatch.setattr(bounds, "_clock", lambda: next(ticks))
     codec = Codec(declared=[Point])
@@ -162,7 +162,7 @@ def test_honest_keys_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_map_of_many_numbers_of_an_older_record_is_read() -> None:
-    """Until now such a dict was written as a map, whose keys are looked at before it is made."""
+    """Older versions wrote such a dict as a map, whose keys are checked before it is made."""
     value = {number * 7: str(number) for number in range(2000)}
     older = record(to_msgpack(value))
     codec = Codec()
@@ -172,7 +172,7 @@ def test_a_map_of_many_numbers_of_an_older_record_is_read() -> None:
 
 
 def test_steps_are_those_that_cpython_takes() -> None:
-    """The count against the real thing: keys of one hash are compared as often as it says."""
+    """The count compared with CPython: keys with one hash are compared as often as the count says."""
     compared = 0
 
     class Same:
@@ -189,11 +189,11 @@ def test_steps_are_those_that_cpython_takes() -> None:
         compared = 0
         make(keys)
         counted = steps_of([7] * 400, 10**6, is_set=is_set) + 64 * 400
-        assert compared <= counted <= 3 * compared  # what is moved to a larger table is not compared, and counted
+        assert compared <= counted <= 3 * compared  # moving a key to a larger table is counted, but needs no comparison
 
 
 def test_the_next_record_has_steps_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one record took is not counted against another."""
+    """The steps of one record don't count for another."""
     monkeypatch.setattr(bounds, "_SUSPICIOUS", -1.0)
     monkeypatch.setattr(bounds, "COLLISIONS", 200_000)
     codec = Codec()
@@ -203,7 +203,9 @@ def test_the_next_record_has_steps_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_is_no_record_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A private copy is never refused, nor is a short record for those before it; one after a refused record is read."""
+    """A private copy is never refused, nor a short record because of earlier ones; after a refused record
+    the next one is read.
+    """
     monkeypatch.setattr(bounds, "_SUSPICIOUS", -1.0)
     monkeypatch.setattr(bounds, "COLLISIONS", 10_000)
     poor = {Decimal(number * MODULUS) for number in range(300)}
@@ -221,7 +223,7 @@ def test_what_is_no_record_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_keys_that_collide_are_refused_where_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class with a poor hash: what couldn't be read isn't written, and the message says where it stands."""
+    """A class with a bad hash: a value that couldn't be read isn't written, and the message says where it is."""
     monkeypatch.setattr(bounds, "_SUSPICIOUS", -1.0)
     monkeypatch.setattr(bounds, "COLLISIONS", 10_000)
     poor = {Decimal(number * MODULUS) for number in range(400)}

@@ -1,4 +1,4 @@
-"""The codec: exact, closed, and safe to point at any bytes."""
+"""The codec: exact, limited to registered types, and safe for any bytes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Keywords:
 
 @dataclass
 class Derived:
-    """`total` is made by `__post_init__`, which must not run again when the object is read."""
+    """`__post_init__` computes `total`, and must not run again when the object is read."""
 
     base: Any
     factor: InitVar[int] = 2
@@ -115,7 +115,7 @@ class Counting(msgspec.Struct):
 
 
 class Text(str):
-    """A subclass that must not become its base."""
+    """A subclass that must not become its base class."""
 
 
 class Shift(tzinfo):
@@ -148,7 +148,7 @@ def full_codec() -> Codec:
 
 
 def canonical(value: Any) -> Any:
-    """A form that is equal only for values that are equal and of the same types all through; NaN equals NaN."""
+    """Equal only for values that are equal and have the same types at every level; NaN equals NaN."""
     kind = type(value)
     if kind is float:
         return kind, struct.pack(">d", value)
@@ -190,7 +190,7 @@ def same(codec: Codec, value: Any) -> bool:
 
 # ---------------------------------------------------------------- exact round trips
 def named(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """The strategy with a short repr: Hypothesis builds that often, and warns where it grows long."""
+    """The strategy with a short repr: Hypothesis builds it often, and warns if it is long."""
     return st.composite(lambda draw: draw(strategy))()
 
 
@@ -260,7 +260,7 @@ SHARED = full_codec()
 @settings(max_examples=400, deadline=None)
 @given(values)
 def test_any_nesting_comes_back_equal_and_of_the_same_types(value: Any) -> None:
-    """Whatever is built of the known types is the same after a round trip, all through."""
+    """Any value made of known types is the same after encoding and decoding, at every level."""
     assert same(SHARED, value)
 
 
@@ -281,8 +281,8 @@ def test_any_nesting_comes_back_equal_and_of_the_same_types(value: Any) -> None:
     ],
     ids=repr,
 )  # fmt: skip
-def test_values_that_plain_formats_change_come_back_as_they_were(codec: Codec, value: Any) -> None:
-    """The cases that JSON and plain MessagePack change in silence are kept."""
+def test_values_that_other_formats_change_are_restored(codec: Codec, value: Any) -> None:
+    """The cases that JSON and plain MessagePack change silently."""
     assert same(codec, value)
 
 
@@ -298,7 +298,7 @@ def test_utc_is_still_the_one_utc(codec: Codec) -> None:
 
 
 def test_a_record_of_today_stays_readable(codec: Codec) -> None:
-    """These bytes are in people's files; a change that can't read them needs a new format byte."""
+    """Users' files contain these bytes; a change that can't read them needs a new format byte."""
     record = bytes.fromhex(
         "010439b9a9c1c801090598a1619501cbc004000000000000c0c3c40162d5029101c70d0391c70906010000000000000000a1649bc71a0932"
         "3032342d30312d30325430333a30343a30352e303030303036c7260b93b3323032342d30312d30325430303a30303a303000c70d10457572"
@@ -330,7 +330,7 @@ RANGES = [range(0), range(5), range(5, 0, -2), range(-(10**30), 10**30, 7), rang
 
 @pytest.mark.parametrize("value", [*PATHS, *RANGES], ids=repr)
 def test_paths_and_ranges_come_back_exactly(value: Any) -> None:
-    """Of the same class and with the same parts; as keys and members, too, and shared by private copies."""
+    """With the same class and parts; as keys and members too. Private copies share them."""
     codec = Codec()
     made = again(codec, value)
     assert (type(made), made, repr(made)) == (type(value), value, repr(value))
@@ -342,7 +342,7 @@ def test_paths_and_ranges_come_back_exactly(value: Any) -> None:
 
 
 def test_a_path_of_another_system_is_an_error_that_says_what_could_be_read() -> None:
-    """A concrete path opens files, so none of another system is made; pure ones are read anywhere."""
+    """A concrete path opens files, so none of another system is made; pure paths are read anywhere."""
     codec = Codec()
     there = WindowsPath if type(Path()) is PosixPath else PosixPath
     inner = msgspec.msgpack.encode([f"pathlib.{there.__name__}", 1, "a/b"])
@@ -357,7 +357,7 @@ def test_a_path_of_another_system_is_an_error_that_says_what_could_be_read() -> 
     "state", [2**31, b"\xff", None, ["a"], {"a": 1}, (0, 1), (0, 1, 0), (0, 1.5, 1), (0, "a", 1), "a\0" * 9]
 )
 def test_made_up_paths_and_ranges_are_errors(state: Any) -> None:
-    """Nothing is handed to a constructor that wasn't stored; what is a path's text makes a path."""
+    """Only stored values are passed to a constructor; a path is made only from a path's text."""
     codec = Codec()
     codec.knows(range)
     for tag in ("range", "pathlib.PurePosixPath", "pathlib.PureWindowsPath"):
@@ -371,7 +371,7 @@ def test_made_up_paths_and_ranges_are_errors(state: Any) -> None:
 
 
 def test_functions_of_a_users_own_for_a_class_known_here_hold() -> None:
-    """Who registered `range` or a path before it was built in goes on with those, and with the records that there are."""
+    """If a program registered `range` or a path before these were built in, its functions and its records are still used."""
     codec = Codec()
     codec.register(
         range, tag="my range", encode=lambda value: [*value], decode=lambda items: range(items[0], items[-1] + 1)
@@ -392,7 +392,7 @@ SECRET = "4111 1111 1111 1111"  # noqa: S105 - of a card
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_no_value_stands_in_a_message(value: Any) -> None:
-    """What can't be stored is named by path, type and size; also where a user's own function quotes it."""
+    """The error names path, type and size; also if a user's own function quotes the value."""
 
     def quote(text: Text) -> str:
         raise ValueError(f"{text} is not a card")
@@ -406,7 +406,7 @@ def test_no_value_stands_in_a_message(value: Any) -> None:
 
 @pytest.mark.parametrize("code", [9, 10, 11, 13, 16, 17])
 def test_no_value_of_a_record_stands_in_a_message(code: int) -> None:
-    """Nor of what somebody made up: neither in the error nor in what caused it."""
+    """Nor of a made-up record: neither in the error nor in its cause."""
     with pytest.raises(CodecError) as caught:
         Codec().decode(sealed(msgspec.msgpack.encode(msgspec.msgpack.Ext(code, SECRET.encode()))))
     assert SECRET not in str(caught.value)
@@ -435,7 +435,7 @@ class Fields(dict[str, int]):
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_an_unregistered_type_is_refused_wherever_it_stands(value: Any) -> None:
-    """A subclass never passes for its base: alone, in a list, as a value or key of a dict, in a tuple."""
+    """A subclass is never taken for its base class: alone, in a list, as a value or key of a dict, in a tuple."""
     codec = Codec()
     places: list[Any] = [value, [value], {"k": value}, (value,), [{"a": [value]}]]
     if type(value).__hash__ is not None and not isinstance(value, (Plain, Row, memoryview)):
@@ -447,7 +447,7 @@ def test_an_unregistered_type_is_refused_wherever_it_stands(value: Any) -> None:
 
 
 def test_the_error_names_the_path_the_type_and_the_way_out() -> None:
-    """What can't be stored is found inside the value, and the message says what to call."""
+    """The error names the place inside the value, and the function to call."""
     codec = Codec()
     codec.register(Plain)
     codec.register(Text, encode=lambda text: [str(text), Slotted(1)], decode=lambda parts: Text(parts[0]))
@@ -470,8 +470,8 @@ def test_the_error_names_the_path_the_type_and_the_way_out() -> None:
         assert str(caught.value).startswith(path), str(caught.value)
 
 
-def test_a_type_that_needs_functions_is_told_so() -> None:
-    """The way out in the message is one that works."""
+def test_a_type_that_needs_functions_gets_this_advice() -> None:
+    """The advice in the message works."""
     with pytest.raises(UnregisteredTypeError, match=r"call register_type\(Fraction, encode=…, decode=…\)$"):
         Codec().encode([Fraction(3)])
     with pytest.raises(CodecError, match=r"give register_type\(…, encode=…, decode=…\)"):
@@ -479,7 +479,7 @@ def test_a_type_that_needs_functions_is_told_so() -> None:
 
 
 def test_subclasses_registered_with_functions_come_back_exactly(codec: Codec) -> None:
-    """With a registration, subclasses of built-in types keep their type and what they hold."""
+    """A registered subclass of a built-in type is restored with its type and its state."""
     codec.register(OrderedDict, encode=lambda value: list(value.items()), decode=OrderedDict)
     codec.register(Shift, encode=lambda _: None, decode=lambda _: Shift())
     value = again(codec, [OrderedDict([((1,), 2)]), datetime(2024, 1, 1, tzinfo=Shift())])
@@ -489,17 +489,17 @@ def test_subclasses_registered_with_functions_come_back_exactly(codec: Codec) ->
 
 
 def test_a_lone_surrogate_is_refused_by_path(codec: Codec) -> None:
-    """Such a str is no text that any store can write; the message says where it is."""
+    """Such a str can't be written by any store; the message says where it is."""
     for value, path in [("\ud800", "value:"), ({"a": ["x\udfff"]}, "value['a'][0]:"), (Plain("\ud800"), "value.name:"),
                         ({"\ud800": 1}, "value[key <str[1]>]:"), ({"\ud800"}, "value{…}:")]:  # fmt: skip
         with pytest.raises(CodecError, match="lone surrogate") as caught:
             codec.encode(value)
         assert str(caught.value).startswith(path), str(caught.value)
-        str(caught.value).encode()  # it can be printed
+        str(caught.value).encode()  # the message can be printed
 
 
 def test_a_zone_without_a_key_is_refused(codec: Codec) -> None:
-    """A ZoneInfo made of a file has no name to be found again by."""
+    """A ZoneInfo made from a file has no name by which it could be found again."""
     import importlib.resources
     import zoneinfo
 
@@ -520,7 +520,7 @@ def test_a_zone_without_a_key_is_refused(codec: Codec) -> None:
 
 # ---------------------------------------------------------------- objects of registered types
 def test_no_initialiser_runs_when_an_object_is_read(codec: Codec) -> None:
-    """`__post_init__` has done its work; done again, it would change the object or refuse it."""
+    """`__post_init__` has run before; if it ran again, it would change the object or refuse it."""
     original = Derived(3, factor=5)
     original.total = "changed since"
     assert again(codec, original) == original
@@ -529,7 +529,7 @@ def test_no_initialiser_runs_when_an_object_is_read(codec: Codec) -> None:
 
 
 def test_a_field_that_is_not_set_stays_unset(codec: Codec) -> None:
-    """A field with `init=False` may be absent, and a reader must see the same."""
+    """A field with `init=False` may be unset, and is unset after reading."""
     original = Derived(3)
     del original.total
     copied = again(codec, original)
@@ -542,7 +542,7 @@ def test_a_field_that_is_not_set_stays_unset(codec: Codec) -> None:
 
 
 def test_an_attribute_that_is_no_field_is_refused_rather_than_lost(codec: Codec) -> None:
-    """What would not come back is an error; caches, which are made again, are left out."""
+    """Other attributes would be lost, so they are an error; caches, which are computed again, are left out."""
 
     @dataclass
     class Circle(Generic[T]):
@@ -562,7 +562,7 @@ def test_an_attribute_that_is_no_field_is_refused_rather_than_lost(codec: Codec)
 
 
 def test_structs_and_named_tuples_lose_no_attribute_either() -> None:
-    """A Struct with a `__dict__` and a subclass of a named tuple can hold more than fields, too."""
+    """A Struct with a `__dict__` and a subclass of a named tuple can have more than fields, too."""
 
     class Open(msgspec.Struct, dict=True):
         x: int
@@ -581,7 +581,7 @@ def test_structs_and_named_tuples_lose_no_attribute_either() -> None:
 
 
 def test_a_dataclass_that_holds_more_than_fields_needs_functions() -> None:
-    """A dict or a slot beside the fields would be lost, so such a class is not taken without functions."""
+    """A dict or a slot beside the fields would be lost, so such a class is refused without functions."""
 
     class Hidden:
         __slots__ = ("secret",)
@@ -596,7 +596,7 @@ def test_a_dataclass_that_holds_more_than_fields_needs_functions() -> None:
 
 
 def test_a_class_may_gain_fields_with_defaults_but_not_lose_any() -> None:
-    """Old records are read by a class that has grown; nothing stored is dropped, nothing missing made up."""
+    """A class with new fields reads old records; no stored field is dropped, and no missing one is invented."""
     old, new = Codec(), Codec()
     old_cls = make_dataclass("Item", ["a", "b"])
     old.register(old_cls, tag="item")
@@ -611,8 +611,8 @@ def test_a_class_may_gain_fields_with_defaults_but_not_lose_any() -> None:
             other.decode(record)
 
 
-def test_a_member_that_an_enum_has_no_more_is_an_error() -> None:
-    """It names the class and the member."""
+def test_an_unknown_enum_member_is_an_error() -> None:
+    """The error names the class and the member."""
     old, new = Codec(), Codec()
     old_colour = enum.Enum("Colour", ["RED", "GREY"])
     old.register(old_colour, tag="colour")
@@ -624,7 +624,7 @@ def test_a_member_that_an_enum_has_no_more_is_an_error() -> None:
 
 
 def test_a_named_tuple_of_another_length_is_an_error() -> None:
-    """A named tuple is its items; another number of them makes none."""
+    """A named tuple needs exactly its number of items."""
     old, new = Codec(), Codec()
     old.register(Pair)
     new.register(NamedTuple("Pair", [("a", int)]), tag="Pair")
@@ -632,8 +632,8 @@ def test_a_named_tuple_of_another_length_is_an_error() -> None:
         new.decode(old.encode(Pair(1, 2)))
 
 
-def test_what_a_users_function_raises_is_a_codec_error_with_its_cause() -> None:
-    """The type, the path and the cause are named."""
+def test_an_error_in_a_users_function_is_a_codec_error_with_its_cause() -> None:
+    """The error names the type, the path and the cause."""
 
     def fail(value: Any) -> Any:
         raise OSError("no luck")
@@ -664,7 +664,7 @@ def test_a_tag_belongs_to_one_class() -> None:
 
 
 def test_registering_again_is_allowed_and_older_tags_stay_readable() -> None:
-    """A class may be renamed in records without losing those that are there."""
+    """A class may get a new tag; records with the old tag stay readable."""
     codec = Codec()
     codec.register(Plain)
     old = codec.encode(Plain("x"))
@@ -673,8 +673,8 @@ def test_registering_again_is_allowed_and_older_tags_stay_readable() -> None:
     assert b"plain.v2" in codec.encode(Plain("x"))
 
 
-def test_what_cannot_be_registered_is_refused_with_the_reason() -> None:
-    """Built-in types, half a pair of functions, a version below one."""
+def test_an_invalid_registration_is_refused_with_the_reason() -> None:
+    """Built-in types, only one of two functions, a version below 1."""
     codec = Codec()
     for cls in (int, dict, datetime, type(None)):
         with pytest.raises(CodecError, match=f"{cls.__name__} is built into the codec"):
@@ -686,7 +686,7 @@ def test_what_cannot_be_registered_is_refused_with_the_reason() -> None:
 
 
 def test_a_record_of_a_newer_version_is_an_error() -> None:
-    """An older program doesn't guess at what a newer one wrote."""
+    """An older program doesn't guess what a newer one has written."""
     old, new = Codec(), Codec()
     old.register(Plain, version=1)
     new.register(Plain, version=2)
@@ -695,7 +695,7 @@ def test_a_record_of_a_newer_version_is_an_error() -> None:
 
 
 def test_an_unknown_tag_is_named_with_the_way_out(codec: Codec) -> None:
-    """Reading what this program has no class for is not corruption, and nothing is imported for it."""
+    """A type that this program lacks is no corruption, and nothing is imported for it."""
     record = codec.encode([Plain("x")])
     with pytest.raises(UnknownTypeError) as caught:
         Codec().decode(record)
@@ -706,7 +706,7 @@ def test_an_unknown_tag_is_named_with_the_way_out(codec: Codec) -> None:
 
 
 def test_no_module_is_imported_for_a_tag() -> None:
-    """A tag is looked up and nothing else, even where it is the name of something importable."""
+    """A tag is only looked up, also if it is the name of an importable module."""
     import sys
 
     writer = Codec()
@@ -741,8 +741,8 @@ class Box(Generic[T]):
     content: T
 
 
-def test_a_declared_type_is_known_with_all_that_its_fields_hold() -> None:
-    """`Key("bill:{}", Bill)` is enough: no call to register the classes inside."""
+def test_a_declared_type_is_registered_with_its_fields_types() -> None:
+    """`Key("bill:{}", Bill)` is enough: the classes inside need no registration."""
     codec = Codec(declared=[list[Bill | None], Box[Slotted], Any, "Unknown", socket.socket, int, None])
     bill = Bill([Line("a", Decimal(1), Access.READ)], {"p": Pair(1), "f": Frozen(2)}, {"row": Row(1)}, None)
     bill.next = Bill([], {}, {"row": Row(2)})
@@ -753,8 +753,8 @@ def test_a_declared_type_is_known_with_all_that_its_fields_hold() -> None:
     assert not codec.knows(socket.socket)
 
 
-def test_declarations_that_cannot_be_resolved_do_no_harm() -> None:
-    """An alias of itself, one of what does not exist, hints of what can't be imported: the rest is registered."""
+def test_declarations_that_cannot_be_resolved_are_skipped() -> None:
+    """A type alias of itself or of a missing name, hints that can't be imported: the other types are registered."""
 
     class Alias:
         @property
@@ -776,8 +776,8 @@ def test_declarations_that_cannot_be_resolved_do_no_harm() -> None:
         assert codec.knows(cls)
 
 
-def test_a_type_declared_later_is_taken_when_it_is_first_met() -> None:
-    """At an unregistered type and at an unknown tag, the codec looks what has been declared meanwhile."""
+def test_a_type_declared_later_is_registered_when_it_is_needed() -> None:
+    """At an unregistered type or an unknown tag, the codec looks for types declared meanwhile."""
     declared: list[Any] = []
     writer, reader = Codec(declared=declared), Codec(declared=declared)
     with pytest.raises(UnregisteredTypeError):
@@ -787,7 +787,7 @@ def test_a_type_declared_later_is_taken_when_it_is_first_met() -> None:
 
 
 def test_a_key_registers_its_type_with_the_default_codec() -> None:
-    """The default codec reads what keys declare; `register_type` is its `register`."""
+    """The default codec reads values of declared keys; `register_type` is its `register`."""
 
     @dataclass
     class OnlyHere:
@@ -806,8 +806,10 @@ def definitions(module: str = "m", field: str = "x") -> Any:
     return made
 
 
-def test_of_a_class_defined_twice_the_later_one_holds() -> None:
-    """A reloaded module, or a class made by a function: what is read is of the new class, what former objects stored too."""
+def test_of_a_class_defined_twice_the_later_one_is_used() -> None:
+    """A reloaded module, or a class made by a function: values are read as the new class, also values that
+    the old class stored.
+    """
     old, new, other = definitions(), definitions(), definitions(field="y")
     declared = [old]
     codec = Codec(declared=declared)
@@ -826,7 +828,7 @@ def test_of_a_class_defined_twice_the_later_one_holds() -> None:
 
 
 def test_two_declared_classes_with_one_tag_are_an_error_where_the_second_is_used() -> None:
-    """It names both and the way out, which works; the first, and what else is declared, are not disturbed."""
+    """The error names both and the way out, which works; the first class and other declarations still work."""
     first, second = definitions("one"), definitions("two")
     codec = Codec(declared=[first, second, Plain])
     assert again(codec, [first(1), Plain("x")]) == [first(1), Plain("x")]
@@ -842,7 +844,7 @@ def test_two_declared_classes_with_one_tag_are_an_error_where_the_second_is_used
 
 
 def test_threads_that_meet_a_declared_type_together_all_know_it() -> None:
-    """While one thread takes the declared types in, or just has, another must not find them missing."""
+    """While one thread registers the declared types, or just has, another must not miss them."""
     threads = 4
     for _ in range(100):
         codec = Codec(declared=[Bill, Plain])
@@ -857,8 +859,8 @@ def test_threads_that_meet_a_declared_type_together_all_know_it() -> None:
             assert len({meeting.result() for meeting in meetings}) == 1
 
 
-def test_a_type_that_another_thread_takes_in_at_that_very_moment_is_known() -> None:
-    """Between looking a type up and looking for new declarations, another thread may have dealt with them."""
+def test_a_type_that_another_thread_registers_at_that_moment_is_found() -> None:
+    """Another thread may register a type between the lookup of the type and the search for new declarations."""
 
     class Racing(dict[type, Any]):
         raced = False
@@ -879,7 +881,7 @@ def test_a_type_that_another_thread_takes_in_at_that_very_moment_is_known() -> N
 
 # ---------------------------------------------------------------- hostile bytes and limits
 def sealed(payload: bytes, depth: int = 1) -> bytes:
-    """A record with a right checksum, as somebody would make who means harm."""
+    """A record with a valid checksum, as an attacker would make it."""
     return struct.pack(">BBI", 1, depth, zlib.crc32(payload, depth)) + payload
 
 
@@ -915,8 +917,8 @@ def mutate(chance: random.Random, data: bytes) -> bytes:
     return bytes(mutated)
 
 
-def test_any_damage_to_a_record_is_noticed(codec: Codec) -> None:
-    """A damaged record is an error, never another value: each byte changed, each length cut, and random changes."""
+def test_any_damage_to_a_record_is_detected(codec: Codec) -> None:
+    """Each byte changed, each length truncated, and random changes: an error, never another value."""
     chance = random.Random(7)
     for record in records():
         damaged = [record[:length] for length in range(len(record))]
@@ -930,7 +932,7 @@ def test_any_damage_to_a_record_is_noticed(codec: Codec) -> None:
 
 
 def test_random_bytes_are_no_record(codec: Codec) -> None:
-    """Whatever the bytes, the error is a CorruptRecordError."""
+    """For any bytes, the error is a CorruptRecordError."""
     chance = random.Random(8)
     for _ in range(2000):
         data = chance.randbytes(chance.randrange(60))
@@ -940,7 +942,7 @@ def test_random_bytes_are_no_record(codec: Codec) -> None:
 
 
 def test_made_up_records_raise_codec_errors_only(codec: Codec) -> None:
-    """Bytes with a right checksum give a value or an error of the codec, whatever is in them."""
+    """Bytes with a valid checksum give a value or an error of the codec, whatever they contain."""
     chance = random.Random(9)
     refused = 0
     originals = [record[6:] for record in records()]
@@ -961,7 +963,7 @@ WRONG = [
 
 @pytest.mark.parametrize("code", range(-128, 128))
 def test_no_extension_code_breaks_the_reader(codec: Codec, code: int) -> None:
-    """Every code, with contents that are right for some and wrong for most."""
+    """Every code, with contents that are valid for some codes and invalid for most."""
     for content in WRONG:
         try:
             codec.decode(sealed(msgspec.msgpack.encode(msgspec.msgpack.Ext(code, content))))
@@ -970,7 +972,7 @@ def test_no_extension_code_breaks_the_reader(codec: Codec, code: int) -> None:
 
 
 def test_a_time_zone_is_no_way_to_read_files_or_modules(codec: Codec) -> None:
-    """A key goes to zoneinfo only if it looks like one, and an unknown one says what to install."""
+    """A key is passed to zoneinfo only if it looks like one; for an unknown one the error says what to install."""
     for key in (b"../Europe/Berlin", b"/etc/passwd", b"os.path", b"", b"a//b"):
         with pytest.raises(CorruptRecordError, match="no key of a time zone"):
             codec.decode(sealed(msgspec.msgpack.encode(msgspec.msgpack.Ext(16, key))))
@@ -979,7 +981,7 @@ def test_a_time_zone_is_no_way_to_read_files_or_modules(codec: Codec) -> None:
 
 
 def test_a_claimed_length_takes_no_memory(codec: Codec) -> None:
-    """A few bytes that claim four thousand million items are refused without room being made for them."""
+    """A few bytes that claim 4,000 million items are refused without any allocation."""
     for head in (b"\xdd", b"\xdf", b"\xdb", b"\xc6", b"\xc9", b"\x91\xdd", b"\xc7\x05\x02\xdd"):
         tracemalloc.start()
         try:
@@ -1010,8 +1012,8 @@ def nested(depth: int, wrap: Any = lambda value: [value]) -> Any:
     ],
     ids=["list", "dict", "tuple", "pairs", "dataclass", "namedtuple"],
 )
-def test_the_depth_limit_holds_on_both_sides(codec: Codec, wrap: Any) -> None:
-    """`max_depth` containers may nest; one more is an error when writing, and when reading what another codec wrote."""
+def test_the_depth_limit_applies_to_writing_and_reading(codec: Codec, wrap: Any) -> None:
+    """`max_depth` containers may nest; one more is an error for writing, and for reading records of another codec."""
     deep = full_codec_of(max_depth=255)
     allowed, beyond = nested(100, wrap), nested(101, wrap)
     assert canonical(again(codec, allowed)) == canonical(allowed)
@@ -1029,7 +1031,7 @@ def full_codec_of(**limits: int) -> Codec:
 
 
 def test_nesting_without_end_is_an_error_on_both_sides(codec: Codec) -> None:
-    """A list in itself, once or twice, an `encode` that never ends, and bytes that lie about their depth."""
+    """A list in itself, once or twice, an `encode` that never ends, and bytes with a wrong depth."""
     loop: list[Any] = []
     loop.append(loop)
     fork: list[Any] = []
@@ -1046,8 +1048,8 @@ def test_nesting_without_end_is_an_error_on_both_sides(codec: Codec) -> None:
             codec.decode(sealed(payload))
 
 
-def test_the_size_limit_holds_on_both_sides() -> None:
-    """`max_bytes` is that of a whole record; both sides say how much there was and what is allowed."""
+def test_the_size_limit_applies_to_writing_and_reading() -> None:
+    """`max_bytes` is the limit of a whole record; the error says the size and the limit, for writing and for reading."""
     small, large = Codec(max_bytes=100), Codec()
     assert again(small, b"x" * 92) == b"x" * 92
     with pytest.raises(CodecError, match=r"takes 101 bytes; 100 are allowed \(max_bytes\)"):
@@ -1060,7 +1062,7 @@ def test_the_size_limit_holds_on_both_sides() -> None:
 
 
 def test_records_of_another_kind_are_told_apart(codec: Codec) -> None:
-    """Another format and a damaged record have messages of their own."""
+    """Another format and a damaged record have different messages."""
     record = codec.encode({"a": 1})
     with pytest.raises(CorruptRecordError, match="first byte is 0x03, not 0x01 or 0x02"):
         codec.decode(b"\x03" + record[1:])
@@ -1072,7 +1074,7 @@ def test_records_of_another_kind_are_told_apart(codec: Codec) -> None:
 @settings(max_examples=150, deadline=None)
 @given(values)
 def test_a_private_copy_is_exact(value: Any) -> None:
-    """It equals the original and is of the same types, all through."""
+    """It equals the original, with the same types at every level."""
     assert canonical(SHARED.private(value)) == canonical(value)
 
 
@@ -1083,8 +1085,8 @@ def test_a_private_copy_is_exact(value: Any) -> None:
      Color.RED, Access.READ, Frozen(Slotted(Pair(1)))],
     ids=repr,
 )  # fmt: skip
-def test_what_cannot_change_is_not_copied(codec: Codec, value: Any) -> None:
-    """Atoms, and frozen things that hold nothing else, come back as they are."""
+def test_immutable_values_are_not_copied(codec: Codec, value: Any) -> None:
+    """Atoms, and frozen objects that contain nothing else, are returned unchanged."""
     assert codec.private(value) is value
 
 
@@ -1115,7 +1117,7 @@ def test_what_cannot_change_is_not_copied(codec: Codec, value: Any) -> None:
     ids=lambda value: repr(value) if not callable(value) else "",
 )
 def test_a_change_to_the_copy_does_not_reach_the_original(codec: Codec, value: Any, change: Any) -> None:
-    """Registered or not, at any depth."""
+    """Whether registered or not, at any depth."""
     before = repr(value)
     copied = codec.private(value)
     assert type(copied) is type(value)
@@ -1126,7 +1128,7 @@ def test_a_change_to_the_copy_does_not_reach_the_original(codec: Codec, value: A
 
 
 def test_objects_registered_with_functions_are_copied_for_each_reader() -> None:
-    """Whatever `encode` makes of them, a text that can't change too: the object itself may change all the same."""
+    """Also if `encode` gives an immutable value such as a text: the object itself may change."""
 
     class Label:
         def __init__(self, text: str) -> None:
@@ -1144,7 +1146,7 @@ def test_objects_registered_with_functions_are_copied_for_each_reader() -> None:
 
 
 def test_what_cannot_be_copied_is_shared(codec: Codec) -> None:
-    """Objects that the codec does not know and what deepcopy fails on are handed out as they are."""
+    """Objects that the codec doesn't know and deepcopy can't copy are returned unchanged."""
 
     class Session:
         pass
@@ -1162,7 +1164,7 @@ def test_what_cannot_be_copied_is_shared(codec: Codec) -> None:
 
 
 def test_a_value_that_contains_itself_has_a_private_copy(codec: Codec) -> None:
-    """Memory can hold such a value, so a transaction on memory can too."""
+    """Memory can hold such a value, so a transaction in memory can too."""
     loop: list[Any] = [1]
     loop.append(loop)
     copied = codec.private(loop)
@@ -1171,7 +1173,7 @@ def test_a_value_that_contains_itself_has_a_private_copy(codec: Codec) -> None:
 
 
 def test_a_codec_and_its_values_can_be_collected() -> None:
-    """A codec that nobody uses any more leaves nothing behind."""
+    """A codec without references can be garbage-collected."""
     codec = full_codec()
     value = again(codec, Plain("x", [1]))
     dead = weakref.ref(codec), weakref.ref(value)
@@ -1180,8 +1182,8 @@ def test_a_codec_and_its_values_can_be_collected() -> None:
     assert [ref() for ref in dead] == [None, None]
 
 
-def test_an_interrupt_as_types_are_taken_in_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are taken in when one is first asked for: by whoever comes next, where that was interrupted (Ctrl-C in a notebook)."""
+def test_an_interrupt_during_a_registration_loses_no_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are registered when one is first needed: after an interrupt (Ctrl-C in a notebook), the next caller registers them."""
 
     @dataclass
     class Declared:

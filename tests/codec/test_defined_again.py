@@ -1,4 +1,4 @@
-"""A class that is defined anew, as by a notebook's cell that runs twice: what was stored of the former one is the newest's."""
+"""A class that is defined again, as by a notebook's cell that runs twice: values of the old class are read as the newest one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CHANGED = CELL.replace("n: int\n", "m: int\n    def double(self):\n        retur
 
 @pytest.fixture
 def cell(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The namespace of a module, in which the cell has run once."""
+    """The namespace of a module in which the cell has run once."""
     module = ModuleType("notebook_anew")  # one name for all tests: a tag belongs to one module
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(CELL, vars(module))  # noqa: S102 - as a notebook does
@@ -89,7 +89,7 @@ def test_what_was_stored_is_read_as_the_newest_class(store: pp.SyncStore, cell: 
 
 
 def test_objects_of_the_former_class_are_stored_as_the_newest(store: pp.SyncStore, cell: dict[str, Any]) -> None:
-    """What the program still has of it is no trap: at a typed key, in a list, at a plain one."""
+    """Objects of the old class still work: at a typed key, in a list, at an untyped one."""
     former = cell["CellJob"](1, cell["CellKind"].TWO)
     exec(CELL, cell)  # noqa: S102
     store.set(cell["JOB"], former)
@@ -101,7 +101,7 @@ def test_objects_of_the_former_class_are_stored_as_the_newest(store: pp.SyncStor
 
 
 def test_another_class_of_that_name_is_an_error_that_names_both(store: pp.SyncStore, cell: dict[str, Any]) -> None:
-    """Other fields: nothing is guessed. The message says which class was defined where."""
+    """With other fields, nothing is guessed. The message says where each class was defined."""
     former = cell["CellJob"](1)
     module = cell["__name__"]
     exec(compile(CHANGED, "cell-2", "exec"), cell)  # noqa: S102
@@ -116,7 +116,7 @@ def test_another_class_of_that_name_is_an_error_that_names_both(store: pp.SyncSt
 
 
 def test_an_object_of_another_class_of_that_name_cannot_be_stored(cell: dict[str, Any]) -> None:
-    """Nor at a plain key, as its fields are not those that are read."""
+    """Nor at an untyped key, since its fields aren't the ones that are read."""
     codec = Codec(declared=[cell["CellJob"]])
     former = cell["CellJob"](1)
     assert codec.decode(codec.encode(former)) == former
@@ -129,7 +129,7 @@ def test_an_object_of_another_class_of_that_name_cannot_be_stored(cell: dict[str
 
 
 def test_a_module_that_is_reloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same by `importlib.reload`."""
+    """The same with `importlib.reload`."""
     (tmp_path / "notebook_anew.py").write_text(CELL)
     monkeypatch.syspath_prepend(tmp_path)
     module: Any = importlib.import_module("notebook_anew")

@@ -1,4 +1,4 @@
-"""Exceptions as values of durable runs: Python's own come back as they were, of others it is kept what they were."""
+"""Exceptions as values of durable runs: Python's own are restored, of others the type, text and place are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pocket_plug.errors import RecordedError
 
 
 class Refused(Exception):
-    """A user's, that knows more than its text."""
+    """A user's exception with more state than its text."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"refused with {code}")
@@ -29,7 +29,7 @@ class Textless(ValueError):
 
 
 class Ours(Exception):
-    """One that its program has registered."""
+    """An exception that its program has registered."""
 
 
 register_type(Ours, tag="test_error_values.Ours", encode=str, decode=Ours)
@@ -56,7 +56,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize("kind", BUILT_IN, ids=lambda kind: kind.__name__)
 def test_pythons_own_come_back_as_they_were(kind: type[Exception]) -> None:
-    """Class, arguments, attributes and notes; and nothing of them had to be registered."""
+    """Class, arguments, attributes and notes; none of them has to be registered."""
     error = kind(*ARGUMENTS.get(kind.__name__, ("text", (17, b"x"))))
     error.add_note("while packing")
     error.order = [17]  # type: ignore[attr-defined]
@@ -69,7 +69,7 @@ def test_pythons_own_come_back_as_they_were(kind: type[Exception]) -> None:
 
 
 def test_of_others_type_text_place_and_notes_are_kept() -> None:
-    """As an error of ours: no class is looked up by a name that stands in data."""
+    """As a RecordedError: no class is looked up by a name from data."""
     error = raised(Refused(402))
     error.add_note("order 17")
     back = through_a_record(error)
@@ -83,7 +83,7 @@ def test_of_others_type_text_place_and_notes_are_kept() -> None:
 
 
 def test_where_from_is_the_users_line_not_the_librarys() -> None:
-    """What the standard library raises comes from whoever called it."""
+    """An error that the standard library raises points to the caller's line."""
     try:
         json.loads("{")
     except json.JSONDecodeError as error:
@@ -93,7 +93,7 @@ def test_where_from_is_the_users_line_not_the_librarys() -> None:
 
 
 def test_where_from_is_the_users_line_not_ours() -> None:
-    """What pocket_plug raises comes from whoever called it; where nobody's code called it, nothing is known."""
+    """An error that pocket_plug raises points to the caller's line; if no user's code has called it, no place is recorded."""
     with pytest.raises(pp.ValueTypeError) as called:
         pp.Key("n", int).checked("one")
     kept: Any = storable(called.value)
@@ -112,7 +112,7 @@ def test_where_from_is_the_users_line_not_ours() -> None:
 
 
 def test_of_a_group_member_by_member() -> None:
-    """A group is still one, and holds of each what can be kept."""
+    """A group is restored as a group, with what can be kept of each member."""
     group = ExceptionGroup("several", [Refused(1), ValueError(2), ExceptionGroup("inner", [Ours("x")])])
     group.add_note("all at once")
     back = through_a_record(group)
@@ -126,8 +126,8 @@ def test_of_a_group_member_by_member() -> None:
     ValueError(object()), ValueError("\ud800"), Textless(), KeyError({1: object}), Refused(1),
     ValueError("x" * 10**5, object()),
 ], ids=range(6))  # fmt: skip
-def test_whatever_an_exception_holds_something_of_it_is_kept(error: Exception) -> None:
-    """Arguments that can't be stored, texts that can't be had or written: never an error of ours."""
+def test_something_of_every_exception_is_kept(error: Exception) -> None:
+    """Arguments that can't be stored, texts that can't be read or written: never an error of pocket_plug."""
     error.add_note("\ud800")
     back = through_a_record(error)
     assert type(back) is RecordedError
@@ -147,18 +147,18 @@ def _lists(depth: int) -> list[Any]:
     _groups(150, ValueError(1)), _groups(25, Refused(1)), _groups(10, ValueError(_lists(70))), ValueError(_lists(95)),
 ], ids=range(4))  # fmt: skip
 def test_what_is_nested_too_deep_for_a_record_is_kept_in_part(error: Exception) -> None:
-    """Among results, which stand in a record themselves, and may be collected by an `each` around."""
+    """Results are nested in a record themselves, and may be collected by an outer `each`."""
     kept = {"results": [[storable(error)], [storable(error)]]}
     assert repr(default_codec.decode(default_codec.encode(kept))) == repr(kept)
 
 
 def test_a_form_that_the_program_gives_holds() -> None:
-    """An exception that is registered is stored as the program says, one of Python's own too."""
+    """A registered exception is stored by the program's functions, also one of Python's own."""
     assert repr(through_a_record(Ours("x"))) == "Ours('x')"
 
 
 def test_hostile_records_of_exceptions_are_refused() -> None:
-    """Arguments that a class doesn't take, attributes that it doesn't have: an error of ours."""
+    """Arguments that a class doesn't accept, attributes that it doesn't have: an error of pocket_plug."""
     for parts in (1, ((1,),), ((1, 2), 3), ((), {"__class__": 1}), (1, {}), ((), {1: 2}), ((), {"__traceback__": 1})):
         codec = Codec()
         codec.register(ValueError, tag="builtins.ValueError", encode=lambda _, parts=parts: parts, decode=ValueError)
@@ -167,7 +167,9 @@ def test_hostile_records_of_exceptions_are_refused() -> None:
 
 
 def test_a_durable_run_hands_on_the_same_before_and_after_a_crash(tmp_path: Path) -> None:
-    """What `errors="collect"` has collected: the node that gets it sees no difference, nor do those that hand it on."""
+    """Results of `errors="collect"`: the next node gets the same before and after, and so do the nodes
+    that it passes them on to.
+    """
     seen: list[list[str]] = []
 
     @pp.node

@@ -1,4 +1,4 @@
-"""Through a store: every value that is built of the listed types comes back equal and of the same types, all through."""
+"""Through a store: every value of the listed types is restored with equal values and the same types, at every level."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ DECLARED = [Key(f"exact:{cls.__name__}", cls) for cls in (Colour, Access, Pair, 
 
 
 def exactly(value: Any) -> Any:
-    """What is equal only for values that are equal and of the same types all through; NaN equals NaN."""
+    """Equal only for values that are equal and have the same types at every level; NaN equals NaN."""
     kind = type(value)
     if isinstance(value, np.ndarray):
         return kind, str(value.dtype), value.shape, value.tobytes()
@@ -83,11 +83,11 @@ def exactly(value: Any) -> Any:
         return kind, exactly(vars(value))
     if isinstance(value, Row):
         return kind, exactly(value.id), exactly(value.cells)
-    return kind, repr(value)  # of the rest, repr shows all that there is
+    return kind, repr(value)  # for all others, repr shows everything
 
 
 def named(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """The strategy with a short repr: Hypothesis builds that often, and warns where it grows long."""
+    """The strategy with a short repr: Hypothesis builds it often, and warns if it is long."""
     return st.composite(lambda draw: draw(strategy))()
 
 
@@ -153,7 +153,7 @@ values = st.recursive(
 
 @pytest.fixture(params=["sqlite", "through", "behind"])
 def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[SyncStore, SyncStore]]:
-    """One that is written to, and one that reads the file, where the cache of the first has no say."""
+    """One store that is written to, and one that reads the file without the first one's cache."""
     path = tmp_path / "state.db"
     file = SQLite(path, durability="process")
     match request.param:
@@ -168,7 +168,7 @@ def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Syn
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values)
 def test_any_value_comes_back_equal_and_of_the_same_types(stores: tuple[SyncStore, SyncStore], value: Any) -> None:
-    """Out of the file, as another process would read it; and as part of a transaction."""
+    """Read from the file, as another process would read it; and as part of a transaction."""
     writer, reader = stores
     writer.set("value", value)
     writer.flush()

@@ -1,4 +1,4 @@
-"""Records whose types this process doesn't know: moved byte for byte by those who ask for it, looked into without code."""
+"""Records with types that this process doesn't know: moved byte for byte by those who ask for it, and inspected without code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def theirs(version: int = 1) -> Codec:
 
 
 def ours() -> Codec:
-    """One that knows none of its types, and is asked to keep them."""
+    """A codec that knows none of their types, and is asked to keep them sealed."""
     codec = Codec()
     codec.seals = True
     return codec
@@ -40,7 +40,7 @@ def ours() -> Codec:
 
 @pytest.mark.parametrize("value", [Money(Decimal("1.50"), "EUR"), {"a": [1, {Money(Decimal(1), "x")}]}, (Colour.RED,)])
 def test_an_unknown_type_passes_byte_for_byte(value: Any) -> None:
-    """What is read as sealed is stored again as the very same record, wherever in it the unknown type stands."""
+    """A value that is read as sealed is written as the very same record, wherever in it the unknown type is."""
     record = theirs().encode(value)
     sealed = ours().decode(record)
     assert type(sealed) is Sealed
@@ -50,7 +50,7 @@ def test_an_unknown_type_passes_byte_for_byte(value: Any) -> None:
 
 
 def test_a_newer_version_passes_too() -> None:
-    """As does what is registered here in an older version."""
+    """So is a type that is registered here in an older version."""
     codec = theirs(version=1)
     codec.seals = True
     record = theirs(version=2).encode(Money(Decimal(1), "EUR"))
@@ -60,8 +60,8 @@ def test_a_newer_version_passes_too() -> None:
     assert codec.encode(sealed) == record
 
 
-def test_what_is_known_is_not_sealed() -> None:
-    """Nothing else changes: known values are values."""
+def test_known_types_are_not_sealed() -> None:
+    """Known values are decoded as usual."""
     codec = theirs()
     codec.seals = True
     value = Money(Decimal(1), "EUR")
@@ -69,13 +69,13 @@ def test_what_is_known_is_not_sealed() -> None:
 
 
 def test_only_those_who_ask_get_a_sealed_record() -> None:
-    """A program would take it for its value: without `seals` it is the error that it was."""
+    """A program would take it for its value: without `seals` it is an error, as before."""
     with pytest.raises(UnknownTypeError, match="'money'"):
         Codec().decode(theirs().encode(Money(Decimal(1), "EUR")))
 
 
 def test_damage_is_never_sealed() -> None:
-    """Bytes that are no record are not moved on as if they were."""
+    """Bytes that are no record are not moved."""
     record = theirs().encode(Money(Decimal(1), "EUR"))
     for damaged in (record[:-1], record + b"x", b"\x02" + record[1:], b""):
         with pytest.raises(CorruptRecordError):
@@ -83,13 +83,13 @@ def test_damage_is_never_sealed() -> None:
 
 
 def test_a_sealed_record_is_no_part_of_a_value() -> None:
-    """In a list it would be an object of an unknown type, which is refused as any other."""
+    """In a list it would be an object of an unknown type, which is refused like any other."""
     sealed = ours().decode(theirs().encode(Colour.RED))
     with pytest.raises(UnregisteredTypeError, match="Sealed"):
         ours().encode([sealed])
 
 
-def test_a_record_is_looked_into_without_its_types() -> None:
+def test_a_record_is_inspected_without_its_types() -> None:
     """Objects are seen by tag, version and state, nested in any way; no decode function is called."""
 
     def explode(_: Any) -> Any:
@@ -105,7 +105,7 @@ def test_a_record_is_looked_into_without_its_types() -> None:
 
 
 def test_a_made_up_record_is_an_error_of_ours() -> None:
-    """Looking into one follows the same limits as reading it."""
+    """Inspecting has the same limits as reading."""
     record = bytearray(theirs().encode(Colour.RED))
     record[-1] ^= 1
     with pytest.raises(CodecError):

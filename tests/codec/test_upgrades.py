@@ -1,4 +1,4 @@
-"""Versions of a type: records of older ones are upgraded, function by function, when they are read."""
+"""Versions of a type: records of older versions are upgraded, step by step, when they are read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_country(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def program(version: int, *names: str, **options: Any) -> tuple[Codec, Any]:
-    """A codec of a time when the class had just these fields."""
+    """A codec from a time when the class had just these fields."""
     cls = make_dataclass("User", names)
     codec = Codec()
     codec.register(cls, tag="user", version=version, **options)
@@ -50,7 +50,7 @@ SECOND, SecondUser = program(2, "first", "last")
 
 
 def test_a_record_is_upgraded_step_by_step() -> None:
-    """From whatever version it has, through all that follow; one of today passes untouched."""
+    """From any older version, through all later ones; a record of the current version is unchanged."""
     codec = today({1: split, 2: add_country})
     assert codec.decode(FIRST.encode(FirstUser("Ada Byron"))) == User("Ada", "Byron", "unknown")
     assert codec.decode(SECOND.encode(SecondUser("Ada", "Byron"))) == User("Ada", "Byron", "unknown")
@@ -59,7 +59,7 @@ def test_a_record_is_upgraded_step_by_step() -> None:
 
 
 def test_objects_are_upgraded_wherever_they_stand() -> None:
-    """In containers, and in objects of other types; what is inside is upgraded before what is around it."""
+    """In containers, and in objects of other types; the inner object is upgraded before the outer one."""
 
     @dataclass
     class Team:
@@ -80,7 +80,7 @@ def test_objects_are_upgraded_wherever_they_stand() -> None:
 
 
 def test_a_missing_step_is_an_error_with_the_way_out() -> None:
-    """It names the versions; what is still readable is read."""
+    """It names the versions; other records are still read."""
     codec = today({2: add_country})
     with pytest.raises(CodecError) as caught:
         codec.decode(FIRST.encode(FirstUser("Ada Byron")))
@@ -103,7 +103,7 @@ def test_a_missing_step_is_an_error_with_the_way_out() -> None:
     ids=["raises", "forgets to return", "gives an object"],
 )
 def test_an_upgrade_that_fails_names_the_step(step: Any, message: str) -> None:
-    """Whatever the function raises is the cause."""
+    """The function's exception is the cause."""
     codec = today({1: step, 2: add_country})
     with pytest.raises(CodecError, match=rf"upgrading a .*User from version 1 to 2 failed{message}") as caught:
         codec.decode(FIRST.encode(FirstUser("Ada Byron")))
@@ -111,7 +111,7 @@ def test_an_upgrade_that_fails_names_the_step(step: Any, message: str) -> None:
 
 
 def test_an_upgrade_to_other_fields_than_the_class_has_is_an_error() -> None:
-    """Neither what is left over nor what is missing passes."""
+    """Neither additional nor missing fields are accepted."""
     for result, message in [({"first": "a", "last": "b", "country": "c", "name": "d"}, "that the class doesn't have: name"),
                             ({"first": "a", "last": "b"}, "without field 'country'")]:  # fmt: skip
         codec = today({1: lambda _, result=result: result, 2: lambda fields: fields})
@@ -121,13 +121,13 @@ def test_an_upgrade_to_other_fields_than_the_class_has_is_an_error() -> None:
 
 @pytest.mark.parametrize("wrong", [{3: split}, {0: split}, {1: split, 7: add_country}])
 def test_an_upgrade_from_a_version_that_is_not_older_is_refused(wrong: dict[int, Any]) -> None:
-    """Where it is registered, not when a record turns up."""
+    """The error comes at the registration, not when a record is read."""
     with pytest.raises(CodecError, match=r"User: upgrade has [037]; it is from versions below 3"):
         today(wrong)
 
 
-def test_a_type_with_functions_upgrades_what_encode_makes() -> None:
-    """The step sees the stored value, of whatever type it is, and gives what `decode` takes today."""
+def test_upgrades_of_a_type_with_functions_get_the_encoded_value() -> None:
+    """The step gets the stored value, of any type, and returns what the current `decode` accepts."""
     old, new = Codec(), Codec()
     old.register(range, encode=lambda r: (r.start, r.stop), decode=lambda parts: range(*parts))
     new.register(
@@ -141,7 +141,7 @@ def test_a_type_with_functions_upgrades_what_encode_makes() -> None:
 
 
 def test_named_tuples_and_models_are_upgraded_too() -> None:
-    """A named tuple's state is its items; a model's its fields, with private attributes and extra fields beside them."""
+    """The state of a named tuple is its items; of a model its fields, with private attributes and extra fields."""
 
     class Point(NamedTuple):
         x: int
@@ -180,7 +180,7 @@ def test_named_tuples_and_models_are_upgraded_too() -> None:
 
 
 def test_a_class_that_a_key_declares_keeps_the_version_it_was_registered_with() -> None:
-    """Whichever comes first."""
+    """In either order."""
     declared: list[Any] = [User]
     for first in (True, False):
         codec = Codec(declared=declared)
@@ -194,8 +194,8 @@ def test_a_class_that_a_key_declares_keeps_the_version_it_was_registered_with() 
         assert codec.decode(old.encode(cls("a", "b"))) == User("a", "b", "X")
 
 
-def test_whoever_asks_is_told_that_a_record_was_upgraded() -> None:
-    """By the tags, once for each object, in this context only; nobody else is."""
+def test_a_reader_can_learn_that_a_record_was_upgraded() -> None:
+    """With the tags, once for each object, in this context only."""
     codec = today({1: split, 2: add_country})
     record = FIRST.encode([FirstUser("Ada Byron"), FirstUser("Bob Ross")])
     codec.decode(record)
@@ -210,7 +210,7 @@ def test_whoever_asks_is_told_that_a_record_was_upgraded() -> None:
 
 
 def test_made_up_versions_are_errors_of_ours() -> None:
-    """Versions below one, far away, or no numbers at all."""
+    """Versions below 1, huge ones, or no numbers."""
     import struct
     import zlib
 

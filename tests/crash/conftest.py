@@ -1,4 +1,4 @@
-"""A disk that loses what was not synced: SQLite writes through it, and what a power failure would leave is made of it."""
+"""A disk that loses unsynced data: SQLite writes through it, and it can produce the files that a power failure would leave."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WRITING = apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_C
 
 @dataclass
 class Write:
-    """Bytes that a file was given, not yet synced."""
+    """Bytes written to a file, not yet synced."""
 
     offset: int
     data: bytes
@@ -32,7 +32,7 @@ class Write:
 
 @dataclass
 class Truncate:
-    """The same of a file that was cut off."""
+    """A truncation, not yet synced."""
 
     size: int
 
@@ -42,14 +42,14 @@ class Truncate:
 
 @dataclass
 class File:
-    """What the disk has for certain, and what it was asked to write since."""
+    """The content that the disk has for certain, and the later writes."""
 
     synced: bytearray = field(default_factory=bytearray)
     pending: list[Write | Truncate] = field(default_factory=list)
 
 
 class Cursor(apsw.Cursor):
-    """One that has what the backend uses of the standard library's besides."""
+    """With the methods of the standard library's cursor that the backend uses."""
 
     @property
     def rowcount(self) -> int:
@@ -64,10 +64,10 @@ class Connection(apsw.Connection):
 
 
 class LosingDisk:
-    """Records all that SQLite does to its files, by a VFS, and says what may be left of them at any moment.
+    """Records everything that SQLite does to its files, by a VFS, and produces what may be left of them at any moment.
 
-    The backend's own code runs over it, with its statements and pragmas, but by apsw: that brings a SQLite of its own,
-    into which a VFS in Python can be put.
+    The backend's own code runs over it, with its statements and pragmas, but by apsw: it has a SQLite of its own, which accepts a
+    VFS in Python.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class LosingDisk:
 
     @contextmanager
     def recording(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        """What is opened in the block lies on this disk."""
+        """Files that are opened in the block are on this disk."""
         log = self.log
 
         class Recorded(apsw.VFSFile):
@@ -121,9 +121,9 @@ class LosingDisk:
                 vfs.unregister()
 
     def power_failures(self, folder: Path, moments: set[int], chance: random.Random) -> Iterator[list[Any]]:
-        """For each moment, a position in the log: what was noted until then, with `folder` as the failure left it.
+        """For each moment, a position in the log: what was noted until then, with `folder` as the failure leaves it.
 
-        Of what was not synced all is lost, or some of it, in any order, the last write perhaps by half.
+        Of the unsynced writes all are lost, or some, in any order, and the last one perhaps by half.
         """
         files: dict[str, File] = {}
         noted: list[Any] = []
@@ -165,5 +165,5 @@ def _left_of(file: File, chance: random.Random) -> bytes:
 
 @pytest.fixture
 def losing_disk() -> LosingDisk:
-    """A disk of one test's own."""
+    """A disk for one test."""
     return LosingDisk()

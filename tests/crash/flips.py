@@ -1,8 +1,8 @@
-"""Single bits of a store's SQLite file flipped: `python tests/crash/flips.py [COUNT] [SEED]`.
+"""Flips single bits of a store's SQLite file: `python tests/crash/flips.py [COUNT] [SEED]`.
 
-After each flip the file is opened, every key is read and all are listed. A read must give what was stored, or an error of ours.
-Where SQLite can't know, a key is not found: such silent misses are counted by the kind of page that was hit. What `check`
-finds of the damage is counted, too.
+After each flip the file is opened, every key is read and all are listed. A read must give the stored value, or raise an error of
+pocket_plug. SQLite can't detect some flips, and then a key is not found: such silent misses are counted by the kind of page. It
+is also counted how much of the damage `check` finds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SILENT = ("a silent miss", "missing from the list", "unknown in the list")
 
 
 def entries() -> dict[str, tuple[Any, float | None]]:
-    """What is stored: small and large, with and without deadline, over several pages of table and index."""
+    """The stored entries: small and large, with and without deadline, over several pages of table and index."""
     chance = random.Random(0)
     return {
         f"key:{chance.randrange(10**6)}:{number}": (
@@ -39,7 +39,7 @@ def entries() -> dict[str, tuple[Any, float | None]]:
 
 
 def made(path: Path) -> dict[str, Entry]:
-    """The file, and what each key of it must give."""
+    """The file, and the value of each of its keys."""
     backend = SQLite(path, durability="process")
     drive(backend.open())
     for key, (value, deadline) in entries().items():
@@ -57,7 +57,7 @@ def kind_of_page(data: bytes, number: int, size: int) -> str:
 
 
 def outcomes(path: Path, stored: dict[str, Entry]) -> set[str]:
-    """What became of it."""
+    """The result of each read."""
     backend = SQLite(path, durability="process")
     seen: set[str] = set()
     try:
@@ -104,7 +104,7 @@ def compared(found: Entry | None, wanted: Entry) -> set[str]:
 
 
 def main(count: int, seed: int) -> None:
-    """Try so many flips, and say what became of them. Exits with 1 where one gave what was never stored."""
+    """Try COUNT flips, and print the results. Exits with 1 if a read gave a value that was never stored."""
     chance = random.Random(seed)
     table: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def main(count: int, seed: int) -> None:
 
 
 def has_found(path: Path) -> bool:
-    """Does `check` find it?"""
+    """Does `check` find the damage?"""
     backend = SQLite(path, durability="process")
     try:
         drive(backend.open())

@@ -1,11 +1,11 @@
-"""Forks at random moments, of a process that is busy.
+"""Forks a busy process at random moments.
 
     python tests/crash/forks.py [--seed N] [--forks N] [NAME …]
 
-For each stack: threads of the parent write all the time, and now and then one of them, the main thread or a task forks. The
-child uses the store that it inherits, opens one of its own on the same file, or forks again and ends, as a daemon does. What
-it reads must be whole, what it writes must be there, or StoreError says why it can't; and it must come to its end. At the end
-nothing of what was acknowledged, to the parent or to a child, is missing.
+For each stack: threads of the parent write all the time, and now and then one of them, the main thread or a task forks. The child
+uses the store that it inherits, opens one of its own on the same file, or forks again and ends, as a daemon does. Its reads must
+be complete, its writes must be stored, or StoreError says why not; and it must end. At the end no write that was acknowledged, to
+the parent or to a child, is missing.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ def count(store: pp.SyncWriter, n: int) -> int:
     return n
 
 
-# ---------------------------------------------------------------- what is done, here and in children
+# ---------------------------------------------------------------- operations, in the parent and in children
 class Case:
-    """A stack. `step` is what a thread does all the time, `use` what a child does."""
+    """A stack. `step` is what a thread does repeatedly, `use` what a child does."""
 
     def __init__(self, folder: Path) -> None:
         self.url = f"sqlite:///{folder}/state.db"
         self.store = self.make()
         self.steps = [0] * THREADS
-        self.used = 0  # by children, where they share what is stored
+        self.used = 0  # by children, if they share the stored data
 
     def make(self) -> pp.SyncStore:
         return pp.SyncStore()
 
     def own(self) -> pp.SyncStore | None:
-        """Another store on what is shared with other processes, if anything is."""
+        """Another store over the data that processes share, if there is any."""
         return None
 
     def step(self, n: int) -> None:
@@ -134,7 +134,7 @@ class Observed(Process):
 
 
 class Runs(Process):
-    """Workflows with `def` nodes, whose threads a child lacks."""
+    """Workflows with `def` nodes, whose threads don't exist in a child."""
 
     def make(self) -> pp.SyncStore:
         store = pp.Store(self.url)
@@ -171,8 +171,8 @@ CASES["memory"] = CASES.pop("case")
 
 # ---------------------------------------------------------------- children
 def child(case: Case, chance: random.Random) -> None:
-    """What a child does; it ends with 0 where it worked, 1 where StoreError said why not, 2 else."""
-    faulthandler.register(signal.SIGALRM, chain=True)  # says where, and ends the child
+    """The program of a child; its exit code is 0 if it worked, 1 if StoreError said why not, 2 otherwise."""
+    faulthandler.register(signal.SIGALRM, chain=True)  # prints the stacks, and ends the child
     signal.alarm(HANG)
     try:
         own = case.own() if chance.random() < 0.3 else None
@@ -199,7 +199,7 @@ def plain(case: Case, chance: random.Random) -> int:
 
 
 def twice(case: Case, chance: random.Random) -> int:
-    """The child forks again and waits, as somebody who makes a daemon doesn't; so that the outcome is known."""
+    """The child forks again and waits for the grandchild, unlike a daemon, so that the result is known."""
     if (number := os.fork()) == 0:
         os._exit(plain(case, chance) & 0xFF)
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
@@ -248,7 +248,7 @@ WAYS: tuple[Callable[[Case, random.Random], int], ...] = (
 
 # ---------------------------------------------------------------- the parent
 def campaign(name: str, forks: int, chance: random.Random) -> Counter[str]:
-    """Fork so many times beside busy threads; gives how the children ended."""
+    """Fork this often beside busy threads; returns how the children ended."""
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         case = CASES[name](Path(folder))
@@ -284,13 +284,13 @@ def campaign(name: str, forks: int, chance: random.Random) -> Counter[str]:
 
 
 def main() -> None:
-    """Each stack in turn."""
+    """All stacks in turn."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; all unless given")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--forks", type=int, default=100, help="of each stack")
     options = parser.parse_args()
-    warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+    warnings.simplefilter("ignore", DeprecationWarning)  # about a fork beside threads
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     print(f"seed {options.seed}", flush=True)
     for name in options.names or CASES:

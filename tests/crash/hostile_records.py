@@ -1,9 +1,8 @@
 """Hostile bytes in every field of SQLite's records: `make fuzz`, or `python tests/crash/hostile_records.py [CASES] [SEED]`.
 
-Another connection alters a record's value, version and deadline, its key, and the counter, to what a program of ours would never
-write; then the store is used. Each use must end in an answer or in an error of ours. An audit hook ends the process where
-a module is imported, code compiled or a program started; the memory is limited, and so is the time. What was taken is said at
-the end.
+Another connection changes a record's value, version and deadline, its key, and the counter, to data that pocket_plug would never
+write; then the store is used. Each operation must return or raise an error of pocket_plug. An audit hook ends the process if a
+module is imported, code compiled or a program started; memory and time are limited. The figures are printed at the end.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ for each in (Order, Pair, Row, Colour, Access, Frozen, Model):
 
 
 class Nest:
-    """An extension that holds MessagePack, opened."""
+    """An extension that contains MessagePack, decoded."""
 
     def __init__(self, code: int, inside: Any) -> None:
         self.code, self.inside = code, inside
@@ -130,7 +129,7 @@ CLAIMS = [
 
 
 def mutated(chance: random.Random, data: bytes) -> bytes:
-    """One to three bytes changed, left out or put in, or a length claimed that isn't there."""
+    """One to three bytes changed, removed or inserted, or a claimed length that is wrong."""
     found = bytearray(data)
     for _ in range(chance.randint(1, 3)):
         place = chance.randrange(len(found) + 1)
@@ -147,7 +146,9 @@ def mutated(chance: random.Random, data: bytes) -> bytes:
 
 
 def opened(value: Any) -> Any:
-    """What msgspec gives of a payload, with extensions opened and maps as lists of pairs, so that all can be altered."""
+    """The result of msgspec for a payload, with extensions decoded and maps as lists of pairs, so that
+    everything can be changed.
+    """
     if isinstance(value, msgspec.msgpack.Ext):
         if value.code in NESTING:
             return Nest(value.code, opened(msgspec.msgpack.decode(value.data)))
@@ -172,7 +173,7 @@ def closed(value: Any) -> bytes:
 
 
 def altered(chance: random.Random, value: Any) -> Any:
-    """One part of it made another: of another type, huge, many times itself, or under another code."""
+    """One part of it changed: to another type, to a huge one, to many copies of itself, or to another extension code."""
     inside = value.inside if isinstance(value, Nest) else value
     if isinstance(inside, list) and inside and chance.random() < 0.85:
         place = chance.randrange(len(inside))
@@ -197,7 +198,7 @@ def altered(chance: random.Random, value: Any) -> Any:
 
 
 def hostile_value(chance: random.Random) -> Any:
-    """A record, damaged, or made up with a checksum that is right; or something that is no blob at all."""
+    """A damaged record, or a made-up one with a valid checksum; or no blob at all."""
     record = chance.choice(RECORDS)
     match chance.randrange(10):
         case 0:
@@ -220,7 +221,7 @@ def hostile_value(chance: random.Random) -> Any:
 
 
 def alter(chance: random.Random, other: sqlite3.Connection) -> str:
-    """Write one record, and perhaps the counter, as nobody of ours would; says how."""
+    """Write one record, and perhaps the counter, with data that pocket_plug would never write; returns a description."""
     key = chance.choice(TEXTS) if chance.random() < 0.1 else b"k"
     value = hostile_value(chance)
     version = chance.choice(SCALARS) if chance.random() < 0.3 else 1
@@ -241,7 +242,7 @@ async def keys_of(backend: SQLite) -> list[str]:
 
 
 def uses(backend: SQLite, store: pp.SyncStore) -> list[Callable[[], Any]]:
-    """What a program does with a record."""
+    """The operations of a program on a record."""
     return [
         lambda: store.get("k"),
         lambda: drive(backend.read_many(["k", "there"])),
@@ -266,7 +267,7 @@ watching = False
 
 
 def refuse_code(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook: while the store is used, nothing is imported, compiled or started."""
+    """An audit hook: while the store is used, nothing may be imported, compiled or started."""
     if watching and (event in FORBIDDEN or (event == "import" and not str(arguments[0]).startswith("tzdata"))):
         raise SystemExit(f"code ran: {event} {arguments!r:.200}")
 
@@ -277,7 +278,7 @@ def used_memory() -> int:
 
 
 def attempt(case: int, store: pp.SyncStore, backend: SQLite, other: sqlite3.Connection, ended: Counter[str]) -> None:
-    """One case: a record is altered, and used in every way. Raises SystemExit where that ends otherwise than it should."""
+    """One case: a record is changed, and used in every way. Raises SystemExit for any other result than the allowed ones."""
     global watching
     chance = random.Random(case)
     restore(other)
@@ -296,7 +297,7 @@ def attempt(case: int, store: pp.SyncStore, backend: SQLite, other: sqlite3.Conn
 
 
 def main(cases: int, seed: int) -> None:
-    """Try so many cases."""
+    """Try this many cases."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.db"
         backend = SQLite(path, durability="process")
@@ -306,7 +307,9 @@ def main(cases: int, seed: int) -> None:
             other.execute("PRAGMA synchronous = OFF")
             with suppress(ZoneInfoNotFoundError):
                 ZoneInfo("Mars/Base")
-            for case in range(seed, seed + 300):  # what is imported when it is first needed has been, from here on
+            for case in range(
+                seed, seed + 300
+            ):  # from here on, modules that are imported on first use have been imported
                 attempt(case, store, backend, other, ended)
             sys.addaudithook(refuse_code)
             before = used_memory()

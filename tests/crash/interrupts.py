@@ -1,11 +1,11 @@
-"""An exception of a signal's handler at every place where one can come, and at random moments.
+"""A signal handler raises an exception at every possible place, and at random moments.
 
     python tests/crash/interrupts.py [--seed N] [--random N] [--steps N] [NAME …]
 
-For each stack and each use of it: first at every single point at which CPython looks for signals in the main thread (the
-entry of a Python function, the end of a call of a C function, the turn of a loop), one after the other; then N times by a
-real timer. After each one the write must be there as a whole or not at all, and the store must work on, from that thread
-and from others. `--steps N` tries only N of the places, drawn by the seed.
+For each stack and each use of it: first at every place at which CPython checks for signals in the main thread (the entry of a
+Python function, the end of a call of a C function, the jump back of a loop), one after the other; then N times by a real timer.
+After each, the write must be there as a whole or not at all, and the store must still work, in that thread and in others.
+`--steps N` tries only N of the places, chosen by the seed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HANG = 20.0
 # ---------------------------------------------------------------- what is interrupted
 @dataclass
 class Place:
-    """A stack, made anew, and what has to be known to look into it."""
+    """A new stack, and what is needed to check it."""
 
     store: pp.SyncStore
     most: int = sys.maxsize
@@ -202,13 +202,13 @@ NEEDS_A_FILE = {"work": work, "durable_fan_out": durable_fan_out}
 NAMES = ["a", "b", "c", *(f"n{n}" for n in range(6))]
 
 
-# ---------------------------------------------------------------- what must hold afterwards
+# ---------------------------------------------------------------- checks afterwards
 class Broken(Exception):
-    """What must never be seen."""
+    """A guarantee was broken."""
 
 
 def in_thread(work: Callable[[], object]) -> None:
-    """Do it in another thread; Broken where that raises or hangs."""
+    """Do it in another thread; Broken if that raises or hangs."""
     failed: list[BaseException] = []
 
     def run() -> None:
@@ -228,14 +228,14 @@ def in_thread(work: Callable[[], object]) -> None:
 
 
 def check_whole(place: Place, use: str, done: bool) -> None:
-    """All or nothing; all where it was acknowledged. What is bounded may lack entries, and never has an older one."""
+    """All or nothing; all if the write was acknowledged. A bounded store may lack entries, but never has an older one."""
     seen = place.store.get_many(NAMES)
     after = AFTER.get(use, START)
     allowed = [after] if done else [after, START]
-    if "fan_out" in use or use == "work":  # several writes, each whole
+    if "fan_out" in use or use == "work":  # several writes, each complete
         seen = {"a": 0, "b": 0} | seen
         halves = sum(seen.get(f"n{n}") != seen.get(f"n{n + 1}") for n in (0, 2, 4))
-        fine = seen["a"] == seen["b"] and halves <= (place.most < sys.maxsize)  # what evicts goes entry by entry
+        fine = seen["a"] == seen["b"] and halves <= (place.most < sys.maxsize)  # eviction works entry by entry
         fine = fine and (not done or place.most < sys.maxsize or seen == after)
     elif place.most < sys.maxsize or "bytes" in place.store.stack.__repr__():
         fine = any(all(name in state and state[name] == seen[name] for name in seen) for state in allowed)
@@ -246,7 +246,7 @@ def check_whole(place: Place, use: str, done: bool) -> None:
 
 
 def check_works(store: pp.SyncStore, most: int, round: int) -> None:
-    """Every use of it does what it should."""
+    """Every use of the store works."""
     store.delete_many(NAMES)
     store.set_many({"a": round, "b": round})
     assert store.get_many(["a", "b"]) == {"a": round, "b": round}
@@ -268,7 +268,7 @@ def check_works(store: pp.SyncStore, most: int, round: int) -> None:
 
 
 def inside(place: Place) -> None:
-    """What is kept beside the entries agrees with them."""
+    """Internal data agrees with the entries."""
     for part in parts(place.store.stack):
         index: Any = getattr(part, "_index", None) or getattr(part, "_table", None)
         if index is not None and hasattr(index, "_bytes"):
@@ -285,7 +285,7 @@ def inside(place: Place) -> None:
 
 
 def try_once(stack: str, use: str, interrupt: Callable[[Callable[[], object]], bool]) -> None:
-    """One interrupt, by `interrupt`, which does what it is given and says whether it came to its end. Raises Broken."""
+    """One interrupt, by `interrupt`, which executes its argument and returns whether that reached its end. Raises Broken."""
     with tempfile.TemporaryDirectory(dir=TEMPORARY) as folder:
         place = STACKS[stack](Path(folder))
         store = place.store
@@ -309,7 +309,7 @@ def try_once(stack: str, use: str, interrupt: Callable[[Callable[[], object]], b
                 place.most = sys.maxsize
                 store.__enter__()
             in_thread(lambda: check_whole(place, use, done))
-            if use in NEEDS_A_FILE and place.most == sys.maxsize:  # continued, it does what is left
+            if use in NEEDS_A_FILE and place.most == sys.maxsize:  # if it is continued, it does the rest
                 in_thread(lambda: NEEDS_A_FILE[use](store))
                 assert store.get_many(NAMES) == AFTER[use]
             in_thread(lambda: check_works(store, place.most, 1))
@@ -344,7 +344,7 @@ def at_place(
         except BaseException as other:
             if interrupter.where:
                 found.append(interrupter.where)
-                return False  # it was taken for that failure: nothing was acknowledged
+                return False  # the interrupt was taken for such a failure: nothing was acknowledged
             raise Broken(f"{other!r} without an interrupt") from other
         if interrupter.where:
             found.append(interrupter.where + ", swallowed")
@@ -371,7 +371,8 @@ def at_random(draw: random.Random, in_loop: bool) -> Callable[[Callable[[], obje
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 is_armed = False
         except (Interrupted, KeyboardInterrupt, asyncio.CancelledError):
-            # asyncio's runner forgets a Ctrl-C that comes before it begins to count them, and hands on what that has cancelled
+            # asyncio's runner forgets a Ctrl-C that comes before it starts to count them, and passes on the
+            # cancellation
             signal.setitimer(signal.ITIMER_REAL, 0)
             is_armed = False
         except Exception as error:
@@ -383,7 +384,7 @@ def at_random(draw: random.Random, in_loop: bool) -> Callable[[Callable[[], obje
 
 
 def _press_ctrl_c(number: int, _: object) -> None:
-    """Where a loop runs: asyncio cancels its main task then. What else is raised within asyncio may break that itself."""
+    """If a loop runs: asyncio cancels its main task then. Any other exception within asyncio may break asyncio itself."""
     if is_armed:
         stops.append(number)
         signal.raise_signal(signal.SIGINT)
@@ -417,7 +418,7 @@ def main() -> int:
     unknown = {part for name in given.names for part in name.split("/")} - STACKS.keys() - USES.keys()
     if unknown:
         options.error(f"{sorted(unknown)}: the stacks are {', '.join(STACKS)}, the uses {', '.join(USES)}")
-    warnings.simplefilter("ignore")  # a coroutine that was never begun, since the interrupt came first
+    warnings.simplefilter("ignore")  # a coroutine that was never started, since the interrupt came first
     logging.disable()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(open(os.devnull, "w")))  # noqa: SIM115
     draw = random.Random(given.seed)
@@ -459,7 +460,7 @@ def _uninterrupted(work: Callable[[], object]) -> bool:
 
 
 def _places(stack: str, use: str, most: int, draw: random.Random) -> Iterator[tuple[type[BaseException], int]]:
-    """All places of a use, each for an Exception or a KeyboardInterrupt in turn."""
+    """All places of a use, for an Exception and for a KeyboardInterrupt in turn."""
     counting = interrupter_for(use, 0)
 
     def count(work: Callable[[], object]) -> bool:

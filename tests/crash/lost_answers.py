@@ -1,9 +1,8 @@
-"""Writes of a durable run that go wrong in every way there is: `python tests/crash/lost_answers.py [WORLDS] [SEED] [STEP]`.
+"""Writes of a durable run that fail in every possible way: `python tests/crash/lost_answers.py [WORLDS] [SEED] [STEP]`.
 
-A store fails before a write or after it, says ConflictError of what has landed, can't be reached by the look that follows, lets
-a write land late, is cancelled, its process dies, or another one takes the run over. The run is begun again until it ends.
-Each node's writes must have taken effect once by then: none is lost, none is done twice, and every node has been gone
-through.
+A store fails before a write or after it, raises ConflictError for a write that was committed, can't be read afterwards, commits a
+write late, is cancelled, its process dies, or another process takes the run over. The run is started again until it ends. By then
+each node's writes must have taken effect once: none is lost, none is done twice, and every node was visited.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ LOOKS = (0, 1, 3)
 
 
 class Killed(BaseException):
-    """The process is dead: nothing of it goes on."""
+    """The process is dead: nothing of it continues."""
 
 
 class Shelf(pp.Memory):
-    """Memory that plays a file: what is here has survived."""
+    """Memory that stands for a file: its data survives."""
 
     survives = True
 
@@ -51,14 +50,14 @@ class Shelf(pp.Memory):
         self.on_the_way: list[tuple[Sequence[Change], Mapping[str, int]]] = []
 
     async def _overtake(self) -> None:
-        """Another process, to which nothing happens."""
+        """Another process, without faults."""
         plan, self.plan = self.plan, []
         with suppress(pp.RunSuspendedError):
             await graph_over(pp.Store(self), 1, "collect").run(0, run_id="r", takeover=True)
         self.plan = plan
 
     def begin_again(self) -> None:
-        """Another process comes; what was on the way lands before it looks, or never."""
+        """Another process starts; a write that is under way is committed before its first read, or never."""
         self.dead, self.unreachable = False, 0
 
     async def read(self, key: str) -> Entry | None:
@@ -119,7 +118,7 @@ class Shelf(pp.Memory):
 
 
 class InlineShelf(Shelf):
-    """One that never suspends, as a file of the process's own."""
+    """A Shelf that never suspends, as a file that the process owns."""
 
     inline_read = inline_write = True
 
@@ -167,7 +166,7 @@ async def divide(n: int) -> float:
 
 
 class Refused(Exception):
-    """One that is not stored as it is."""
+    """A value that is not stored as it is."""
 
 
 @pp.node
@@ -209,7 +208,7 @@ RESULT = 33
 
 
 async def world(shelf: Shelf, plan: Iterable[tuple[str, int]], concurrency: int, errors: str) -> Counter[str]:
-    """Let everything of the plan happen to a run, begin it again until it has ended, and look at what there is."""
+    """Apply the plan to a run, start the run again until it has ended, and check the result."""
     shelf.plan = list(plan)
     ended: Counter[str] = Counter()
     async with pp.Store(shelf, clock=FakeClock()) as store:
@@ -228,7 +227,7 @@ async def world(shelf: Shelf, plan: Iterable[tuple[str, int]], concurrency: int,
                 ended["RunSuspendedError"] += 1
             except (pp.StoreError, pp.RunFencedError, pp.UnknownRunError, asyncio.CancelledError, Killed) as error:
                 ended[type(error).__name__] += 1
-            except pp.RunMismatchError:  # the answer was taken, or the run had not come as far as to ask
+            except pp.RunMismatchError:  # the answer was accepted before, or the run had not asked yet
                 ended["RunMismatchError"] += 1
                 answer = pp.MISSING
         else:
@@ -248,7 +247,7 @@ async def world(shelf: Shelf, plan: Iterable[tuple[str, int]], concurrency: int,
 
 
 def shelves() -> tuple[type[Shelf], ...]:
-    """The kinds of store that there are."""
+    """The kinds of store."""
     return Shelf, InlineShelf
 
 
@@ -277,7 +276,7 @@ def random_plan(seed: int) -> tuple[type[Shelf], list[tuple[str, int]], int, str
 def attempt(
     case: object, kind: type[Shelf], plan: list[tuple[str, int]], concurrency: int, errors: str
 ) -> Counter[str]:
-    """One world; what goes wrong in it names it."""
+    """One world; an error in it gets its description."""
     try:
         return run_virtual(world(kind(), plan, concurrency, errors))
     except Exception as error:
@@ -288,8 +287,10 @@ def attempt(
 
 
 def main(worlds: int, seed: int, step: int) -> None:
-    """Every single fault (or every `step`-th), then so many worlds of any."""
-    logging.getLogger("pocket_plug").setLevel(logging.CRITICAL)  # hooks of whoever was overtaken fail, and say so
+    """Every single fault (or every `step`-th), then random worlds."""
+    logging.getLogger("pocket_plug").setLevel(
+        logging.CRITICAL
+    )  # hooks of executions that were overtaken fail, and log it
     ended: Counter[str] = Counter()
     single = list(every_single_fault())[::step]
     for number, case in enumerate(single):

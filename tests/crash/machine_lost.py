@@ -1,7 +1,7 @@
-"""A machine is lost in the middle of runs, and a backup put in its place: `python tests/crash/machine_lost.py SEED RUNS`.
+"""A machine is lost in the middle of runs, and replaced by a backup: `python tests/crash/machine_lost.py SEED RUNS`.
 
-A worker's process goes on with runs, of which each node does something outside (a line in a file) and writes to the
-store. A backup is made while it works; later the process is killed and the store's files are removed.
+A worker's process executes runs; each node has an effect outside (a line in a file) and writes to the store. A backup is made
+while it works; later the process is killed and the store's files are removed.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ LEFT = ("state.db", "state.db-wal", "state.db-shm")
 
 
 class Effect(Node[int, int], name="effect"):
-    """Does something outside, and says in the store that it was done."""
+    """Has an effect outside, and notes in the store that it was done."""
 
     async def exec(self, prepared: int) -> int:
-        os.read(0, 1)  # may it? So the process is killed in the middle, however fast it is
-        print(idempotency_key(), flush=True)  # the effect outside: its reader sees it, whatever becomes of this process
+        os.read(0, 1)  # wait for permission: so the process is killed in the middle, however fast it is
+        print(idempotency_key(), flush=True)  # the effect outside: its reader sees it, whatever happens to this process
         return prepared
 
     async def post(self, store: StoreWriter, input: int, prepared: int, result: int) -> int:
@@ -51,7 +51,7 @@ GRAPH = Graph(first >> second >> third, name="order")
 
 
 def work(url: str, runs: int) -> None:
-    """A worker's process: it goes on until all runs have ended."""
+    """A worker's process: it works until all runs have ended."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -67,7 +67,7 @@ def work(url: str, runs: int) -> None:
 
 @dataclass
 class Lost:
-    """What has come of it."""
+    """The result of one loss."""
 
     finished_before: set[str]
     """The runs that had finished before the backup was begun."""
@@ -84,7 +84,7 @@ class Lost:
 
 
 def lose(folder: Path, seed: int, runs: int) -> Lost:
-    """Back up while a worker works, kill it somewhat later, lose its store, and go on with the backup."""
+    """Back up while a worker works, kill it somewhat later, lose its store, and continue with the backup."""
     chance = random.Random(seed)
     effects = runs * len(STEPS)
     backed_up_at = chance.randrange(effects // 4, effects // 2)
@@ -127,13 +127,13 @@ def _worker(url: str, runs: int, stdin: int) -> subprocess.Popen[str]:
 
 
 def _let(stdin: IO[str], effects: int) -> None:
-    """Let a worker do so many effects more."""
+    """Let a worker do this many more effects."""
     stdin.write("." * effects)
     stdin.flush()
 
 
 def _back_up(url: str, file: Path) -> set[str]:
-    """Gives the runs that had finished before."""
+    """Returns the runs that had finished before."""
     with SyncStore(url) as store:
         finished = {run.run_id for run in SyncRuns(store).list(state="finished", limit=10_000).runs}
         backend = parts(store.stack)[-1]
@@ -143,7 +143,7 @@ def _back_up(url: str, file: Path) -> set[str]:
 
 
 def _restore(backup: Path, to: Path) -> None:
-    """As the documentation says: by the same command, the other way round."""
+    """As the documentation says: by the same command, with source and target exchanged."""
     with redirect_stderr(io.StringIO()):
         assert main_of_command(["store", "--url", f"sqlite:///{backup}", "backup", str(to)]) == 0
 
@@ -153,7 +153,7 @@ def _effects(store: SyncStore) -> dict[str, int]:
 
 
 def faults(lost: Lost, runs: int) -> list[str]:
-    """What is wrong; nothing should be."""
+    """The guarantees that were broken; there should be none."""
     keys = {f"r{number}/{name}#1" for number in range(runs) for name in STEPS}
     found: list[str] = []
     if lost.states != {"finished": runs}:
@@ -175,7 +175,7 @@ def faults(lost: Lost, runs: int) -> list[str]:
 
 
 def main(seed: int = 0, runs: int = 500) -> int:
-    """Say what has come of it; exit code 1 where something is wrong."""
+    """Print the result; exit code 1 if a guarantee was broken."""
     with tempfile.TemporaryDirectory() as folder:
         lost = lose(Path(folder), seed, runs)
     wrong = faults(lost, runs)

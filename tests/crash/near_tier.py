@@ -1,4 +1,6 @@
-"""More walks of a near tier over a backend that tells what others write: `python tests/crash/near_tier.py SEED COUNT`."""
+"""More random walks of a near tier over a backend that notifies of others' writes: `python
+tests/crash/near_tier.py SEED COUNT`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What writing behind survives: killed at any moment, the file is as it was after one of the writes, or as of a flush."""
+"""What write-behind keeps in a crash: if it is killed at any moment, the file has the state after one of the writes, or of a
+flush.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from pocket_plug.primitives.waiting import drive
 
 pytestmark = pytest.mark.crash
 
-# Each write is of three keys. One of them is its number, so that the file says up to which of them it has come.
+# Each write has three keys. One of them is its number, so that the file shows which write was the last.
 COUNTING = """
 import asyncio, os, sys
 from pocket_plug import Store
@@ -45,7 +47,7 @@ asyncio.run(main())
 
 
 def state_after(number: int) -> dict[str, int]:
-    """What so many writes make of an empty store."""
+    """The result of this many writes to an empty store."""
     state: dict[str, int] = {}
     for n in range(1, number + 1):
         state |= {"number": n, f"k{n % 7}": n, f"d{n % 3}": n}
@@ -57,7 +59,7 @@ def state_after(number: int) -> dict[str, int]:
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("max_pending", [6, 10_000])
 def test_a_killed_process_loses_at_most_the_queue(tmp_path: Path, durability: str, max_pending: int) -> None:
-    """Never a part of a write, never one without all those before it, never what was flushed; and it goes on from there."""
+    """Never a part of a write, never one without all earlier ones, never a flushed one; the store continues from there."""
     url = f"sqlite:///{tmp_path}/state.db?durability={durability}"
     moments = random.Random(23)
     highest = 0

@@ -1,4 +1,4 @@
-"""The census, stopped at any moment: what was recorded stays, whole, and the next run goes on from there."""
+"""The census, stopped at any moment: records stay, complete, and the next run continues from there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUN = [
 ]
 MANY = 150
 
-# Tells the test of each distribution that is recorded: its commit is done by then.
+# Notifies the test of each distribution that is recorded: its commit is done by then.
 TELLER = """
 import os
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ def tell(call):
         os.write(int(os.environ["TELL"]), f"{call.output.name}\\n".encode())
 """
 
-# What is in the store, as the census left it: the totals, and each record with its version.
+# The store's content, as the census left it: the totals, and each record with its version.
 READ = """
 import json, sys
 from dataclasses import asdict
@@ -67,7 +67,7 @@ print(json.dumps(drive(main())))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where to run it; beside the distributions of this interpreter there are many made-up ones."""
+    """Where to run it; there are many made-up distributions besides those of this interpreter."""
     site = tmp_path / "site"
     (site / "fake").mkdir(parents=True)
     for file in range(3):
@@ -103,7 +103,7 @@ def environment(folder: Path, **env: str) -> dict[str, str]:
 
 
 def census(folder: Path, *arguments: str, stop: signal.Signals | None = None, after: int = 0) -> Ended:
-    """Run it; send it a signal as soon as so many are recorded."""
+    """Run it; send it a signal as soon as this many are recorded."""
     ours, theirs = os.pipe()
     recorded: list[str] = []
     with subprocess.Popen(
@@ -126,7 +126,7 @@ def census(folder: Path, *arguments: str, stop: signal.Signals | None = None, af
 
 
 def state(folder: Path) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-    """Of each record its version; the records. The totals are the sums of these, or the test fails."""
+    """Each record with its version. Fails if the totals aren't the sums of the records."""
     done = subprocess.run(
         [sys.executable, "-c", READ], cwd=folder, env=environment(folder), capture_output=True, text=True, check=True
     )
@@ -147,7 +147,7 @@ def state(folder: Path) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
 
 
 def assert_finished(folder: Path) -> None:
-    """Everything is recorded, the made-up ones as they were made, and the report says the same."""
+    """Everything is recorded, the made-up distributions with their facts, and the report agrees."""
     _, records = state(folder)
     assert {f"fake-{number}" for number in range(MANY)} <= set(records)
     for number in range(MANY):
@@ -158,8 +158,8 @@ def assert_finished(folder: Path) -> None:
     assert report["total"]["bytes"] == sum(each["bytes"] for each in records.values())
 
 
-def test_killed_again_and_again_it_goes_on_with_what_was_recorded(folder: Path) -> None:
-    """kill -9 in the middle: nothing that was recorded is lost or surveyed again, no total is ever off."""
+def test_after_kills_it_continues_with_what_was_recorded(folder: Path) -> None:
+    """kill -9 in the middle: no record is lost or surveyed again, and the totals are always right."""
     moments = random.Random(17)
     before: dict[str, int] = {}
     for _ in range(4):
@@ -194,21 +194,21 @@ def attributes(span: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_traced(folder: Path, ended: Ended) -> list[dict[str, Any]]:
-    """The trace has what was done until then."""
+    """The trace shows what was done until then."""
     found = spans(folder)
     done = [
         span
         for span in found
         if span["name"] == "node record" and attributes(span).get("pocket_plug.node.outcome") == "ok"
     ]
-    assert len(done) >= len(ended.recorded) - 1  # the span around what told of the last one may have been open still
+    assert len(done) >= len(ended.recorded) - 1  # the span around the last notification may have been open still
     assert {span["traceId"] for span in found} == {found[0]["traceId"]}
     assert all(span["endTimeUnixNano"] >= span["startTimeUnixNano"] for span in found)
     return found
 
 
 def test_interrupted_it_says_so_and_its_trace_is_whole(folder: Path) -> None:
-    """Ctrl-C: exit code 130, where the trace is and one word, no traceback; the run is cancelled; the next one finishes."""
+    """Ctrl-C: exit code 130, the trace's path and one word, no traceback; the run is cancelled; the next one finishes."""
     ended = census(folder, "--trace", stop=signal.SIGINT, after=20)
     assert ended.code == 130
     assert ended.out == ""
@@ -230,11 +230,11 @@ def test_interrupted_it_says_so_and_its_trace_is_whole(folder: Path) -> None:
 
 
 def test_terminated_its_trace_is_flushed(folder: Path) -> None:
-    """SIGTERM ends it as that signal does, after what was traced is written; the next run finishes."""
+    """SIGTERM ends it by that signal, after the spans are written; the next run finishes."""
     ended = census(folder, "--trace", stop=signal.SIGTERM, after=20)
     assert ended.code == -signal.SIGTERM
     assert ended.out == ""
-    # the signal may come in the middle of handing over a span: that one is lost, counted, and said
+    # a signal while a span is passed on loses that span; it is counted, and reported
     assert ended.err in ("", "telemetry: 1 spans were not exported\n")
     assert_traced(folder, ended)
     versions, _ = state(folder)

@@ -1,4 +1,4 @@
-"""Durable runs in processes that are killed or stopped: every effect exactly once, and none of whoever was overtaken."""
+"""Durable runs in processes that are killed or stopped: every effect exactly once, and none of an overtaken process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pocket_plug import SyncStore
 
 pytestmark = pytest.mark.crash
 
-# Loops in loops, two ways through a nested graph, accumulators, a fan-out over graphs. Each exec says which visit it is,
-# and each post leaves that in the store, with what it adds up.
+# Loops in loops, two ways through a nested graph, accumulators, a fan-out over graphs. Each exec prints its visit, and
+# each post stores the visit and the sums.
 RUNNING = """
 import asyncio, os, sys
 from pocket_plug import Graph, Next, Node, Retry, Store, StoreWriter, each, idempotency_key, node
@@ -117,7 +117,7 @@ def outcome(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
-    """What the graph comes to, and the visits it says that it makes."""
+    """The graph's result, and the visits that it prints."""
     path = tmp_path_factory.mktemp("undisturbed") / "state.db"
     said, errors = start(path).communicate()
     assert said.endswith("done 43\n"), errors
@@ -125,7 +125,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
 
 
 @pytest.mark.parametrize("durability", ["power", "process"])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+def test_a_killed_run_is_resumed_with_each_effect_once(
     tmp_path: Path, undisturbed: tuple[dict[str, Any], list[str]], durability: str
 ) -> None:
     """Killed at 25 random moments: every effect is there exactly once, and the state is that of an undisturbed run."""
@@ -152,7 +152,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 
 
 def test_a_stopped_process_finds_itself_fenced(tmp_path: Path, undisturbed: tuple[dict[str, Any], list[str]]) -> None:
-    """Stopped before a commit, and continued once another process has taken the run over and done it: it writes nothing more."""
+    """Stopped before a commit, and continued after another process has taken the run over and finished it: it writes nothing
+    more.
+    """
     path, visits = tmp_path / "state.db", undisturbed[1]
     with start(path, waits_at=visits[len(visits) // 2]) as stopped:
         assert stopped.stdout is not None

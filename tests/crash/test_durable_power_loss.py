@@ -1,4 +1,4 @@
-"""Durable runs on a disk that loses power: what is found goes on, and checkpoint and state are always of one moment."""
+"""Durable runs on a disk that loses power: they can be resumed, and checkpoint and state always belong together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stumble(Exception):
 
 
 def rounds(store: Store, reach: Reach) -> Graph[int, int]:
-    """A loop around a nested graph, in which one way is a node and the other a loop; each visit leaves its key."""
+    """A loop around a nested graph, in which one way is a node and the other a loop; each visit writes a key of its own."""
 
     class Step(Node[int, int]):
         async def exec(self, prepared: int) -> int:
@@ -74,7 +74,7 @@ async def state_of(store: Store) -> State:
 
 
 def undisturbed(path: Path) -> State:
-    """What the graph comes to where nothing happens."""
+    """The graph's result without failures."""
 
     async def main() -> State:
         async with Store(f"sqlite:///{path}?durability=process") as store:
@@ -85,7 +85,7 @@ def undisturbed(path: Path) -> State:
 
 
 async def work(path: Path, durability: Durability, disk: LosingDisk) -> None:
-    """One run in several executions; the disk's log has each visit that is reached, and the end, noted in it."""
+    """One run in several executions; the disk's log notes each visit, and the end."""
     to_come = list(STUMBLES)
 
     def reach(visit: str) -> None:
@@ -104,7 +104,7 @@ async def work(path: Path, durability: Durability, disk: LosingDisk) -> None:
 
 
 async def check_agreement(store: Store, state: State) -> None:
-    """The checkpoint and what is told of the run's path say that the nodes whose effects are found were passed, no other."""
+    """The checkpoint and the run's recorded path name exactly the nodes whose effects are found."""
     effects: list[str] = state.get("effects", [])
     passed: list[str] = []
     async for key in store.stack.scan("pocket:run-part:r:path:"):
@@ -125,7 +125,7 @@ async def check_agreement(store: Store, state: State) -> None:
 
 
 async def go_on(path: Path) -> tuple[State, State]:
-    """The state as the failure left it, and as it is once the run has been gone on with by an ordinary SQLite."""
+    """The state after the failure, and the state after the run was resumed with an ordinary SQLite."""
     async with Store(f"sqlite:///{path}?durability=process") as store:
         found = await state_of(store)
         await check_agreement(store, found)
@@ -138,7 +138,7 @@ async def go_on(path: Path) -> tuple[State, State]:
 def fail_often(
     folder: Path, durability: Durability, disk: LosingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, int]:
-    """At every moment. How many failures there were, and after how many of them an acknowledged node's effect was missing."""
+    """A failure at every moment. Returns the number of failures, and after how many an acknowledged node's effect was missing."""
     live, left = folder / "live", folder / "left"
     left.mkdir()
     expected = undisturbed(folder / "undisturbed.db")
@@ -159,7 +159,7 @@ def fail_often(
 def test_power_a_run_loses_no_acknowledged_node(
     tmp_path: Path, losing_disk: LosingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`power`: at whatever moment it fails, each node that was passed has its effect, once, and the run ends as ever."""
+    """`power`: whenever the power fails, each acknowledged node has its effect, once, and the run ends as usual."""
     failures, missing = fail_often(tmp_path, "power", losing_disk, monkeypatch)
     assert failures > 250
     assert missing == 0
@@ -168,6 +168,6 @@ def test_power_a_run_loses_no_acknowledged_node(
 def test_process_a_run_may_lose_the_tail_and_ends_the_same(
     tmp_path: Path, losing_disk: LosingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`process`: the last nodes may be as if not passed (here they are); checkpoint and state agree, and the run ends as ever."""
+    """`process`: the last nodes may be undone (here they are); checkpoint and state agree, and the run ends as usual."""
     failures, missing = fail_often(tmp_path, "process", losing_disk, monkeypatch)
     assert missing > failures / 4

@@ -1,4 +1,4 @@
-"""What goes wrong below a run: it fails with what is wrong, leaves nothing by half, and goes on once the cause is gone."""
+"""Failures below a run: it fails with the cause, leaves nothing half done, and continues once the cause is gone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Faults = dict[int, Callable[[], object]]
 
 
 def counting(store: pp.Store, faults: Faults | None = None) -> pp.Graph[None, int]:
-    """A loop that goes on from where the store says it is: each visit writes a number's page and raises two sums."""
+    """A loop that continues from the store's state: each visit writes a number's page and increases two sums."""
 
     class Count(pp.Node[None, int, int]):
         again = pp.Action[None]()
@@ -52,7 +52,7 @@ def counting(store: pp.Store, faults: Faults | None = None) -> pp.Graph[None, in
 
 
 def state(store: pp.SyncStore) -> int:
-    """How far it came, after checking that every visit until then is there whole and no other is."""
+    """How many visits were made, after checking that each of them is complete and no other exists."""
     count = store.get("count", 0)
     assert list(store.keys("page:")) == [f"page:{n:02}" for n in range(1, count + 1)]
     assert store.get("sum", 0) == sum(range(count + 1))
@@ -60,12 +60,12 @@ def state(store: pp.SyncStore) -> int:
 
 
 def has_failed_then_goes_on(store: pp.Store, graph: pp.Graph[None, int], said: str, mend: Callable[[], None]) -> int:
-    """Run it into the fault, look at what is left, mend it, run it to its end; gives how far it came at first."""
+    """Run into the fault, check the state, repair it, run to the end; returns the number of visits before the fault."""
     with store.sync as sync:
         with pytest.raises(pp.StoreError, match=said):
             graph.run_sync(None)
         reached = state(sync)
-        with pytest.raises(pp.StoreError, match=said):  # nor does it get any further by trying again
+        with pytest.raises(pp.StoreError, match=said):  # trying again doesn't get any further
             graph.run_sync(None)
         assert state(sync) == reached
         mend()
@@ -76,7 +76,7 @@ def has_failed_then_goes_on(store: pp.Store, graph: pp.Graph[None, int], said: s
 
 @pytest.mark.parametrize("durability", MODES)
 def test_a_run_that_fills_the_disk(tmp_path: Path, durability: Durability, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The node that no longer fits fails with 'the disk is full'; with room again the run does the rest."""
+    """The node that doesn't fit fails with 'the disk is full'; once there is space again, the run does the rest."""
 
     prepared: list[sqlite3.Connection] = []
 
@@ -97,7 +97,7 @@ def test_a_run_that_fills_the_disk(tmp_path: Path, durability: Durability, monke
 
 @pytest.mark.parametrize("durability", MODES)
 def test_a_run_whose_file_is_locked_for_too_long(tmp_path: Path, durability: Durability) -> None:
-    """Another program that never lets go is a StoreBusyError within the time-out; later the run does the rest."""
+    """Another program that never releases the file: StoreBusyError within the timeout; later the run does the rest."""
     path = tmp_path / "state.db"
     store = pp.Store(SQLite(path, durability=durability, timeout=0.05))
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
@@ -130,8 +130,8 @@ CUT_OFF = r"state\.db: (the file is damaged|the disk reports an error)"
 
 
 @pytest.mark.parametrize("visit", [None, 20, 22])
-def test_a_run_whose_file_is_cut_off(tmp_path: Path, visit: int | None) -> None:
-    """Before a run or in the middle: an error that names the file, never a miss; with a copy put back it goes on."""
+def test_a_run_whose_file_is_truncated(tmp_path: Path, visit: int | None) -> None:
+    """Before a run or in the middle: an error that names the file, never a miss; with a copy of the file the run continues."""
     path = tmp_path / "state.db"
     run_up_to(path, 20)
     copy = shutil.copy(path, tmp_path / "copy.db")
@@ -165,7 +165,7 @@ def test_a_run_whose_file_is_cut_off(tmp_path: Path, visit: int | None) -> None:
     ],
 )
 def test_a_run_over_a_file_that_is_not_ours(tmp_path: Path, statement: str | None, said: str) -> None:
-    """No node runs, the file stays as it was byte for byte, and once ours is back the run goes on."""
+    """No node runs, the file is unchanged byte for byte, and once our file is back the run continues."""
     path = tmp_path / "state.db"
     run_up_to(path, 20)
     ours = path.read_bytes()
@@ -189,7 +189,7 @@ def test_a_run_over_a_file_that_is_not_ours(tmp_path: Path, statement: str | Non
     store.sync.close()
 
 
-# ---------------------------------------------------------------- what only a process of its own can be denied
+# ---------------------------------------------------------------- limits that need a process of their own
 DENIED = """
 import os, resource, sys
 sys.path.insert(0, sys.argv[1])
@@ -247,7 +247,7 @@ print("goes on")
     [("space", "the disk reports an error"), ("writing", "check the permissions of it and its folder")],
 )
 def test_a_run_that_the_system_denies_its_file(denied: str, said: str, durability: str) -> None:
-    """No room in the middle of a run, and a file that can't be written: said each time it is tried, and it passes."""
+    """No space in the middle of a run, and a file that can't be written: an error at each attempt, until the cause is gone."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own lets nobody else in
         path = Path(folder) / "state.db"
         command = [sys.executable, "-c", DENIED, str(Path(__file__).parent), str(path), durability, denied]
@@ -298,7 +298,9 @@ print(lost)
 
 
 def test_processes_that_count_and_transfer_are_exact(tmp_path: Path) -> None:
-    """Eight processes on one file: no update is lost, no money made or gone, nobody fails because it was busy."""
+    """Eight processes on one file: no update is lost, no money appears or disappears, no process fails
+    because the file was busy.
+    """
     path = tmp_path / "state.db"
     with pp.SyncStore(f"sqlite:///{path}") as store:
         store.set_many({f"account:{n}": 100 for n in range(5)})

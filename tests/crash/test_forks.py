@@ -1,4 +1,4 @@
-"""A process that forks at random moments while it is busy: its children come to their end, and nothing is lost."""
+"""A busy process that forks at random moments: its children end, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.crash
 
 
 def test_forks_at_random_moments() -> None:
-    """A few of each stack; `python tests/crash/forks.py` tries some hundred."""
+    """A few forks of each stack; `python tests/crash/forks.py` tries some hundred."""
     script = Path(__file__).parent / "forks.py"
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(script), "--forks", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -1,4 +1,4 @@
-"""A file that somebody else has written into: whatever stands there, the store answers or raises an error of ours."""
+"""A file with content that pocket_plug hasn't written: the store answers, or raises an error of pocket_plug."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ SCRIPT = Path(__file__).parent / "hostile_records.py"
 
 
 def test_hostile_bytes_in_every_field() -> None:
-    """Thousands of altered values, versions, deadlines, keys and counters: no other error, no code, no hang, no memory."""
+    """Thousands of changed values, versions, deadlines, keys and counters: no other error, no code execution, no hang, no large
+    allocation.
+    """
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "4000"], capture_output=True, text=True, timeout=600, check=False
     )
@@ -47,8 +49,8 @@ def test_hostile_bytes_in_every_field() -> None:
         ("expires_at", b"x"),
     ],
 )
-def test_a_field_of_the_wrong_type_is_named_and_can_be_mended(tmp_path: Path, column: str, value: Any) -> None:
-    """File and key stand in the error, by every way of reading; overwriting and removing both help."""
+def test_a_field_of_the_wrong_type_is_named_and_can_be_repaired(tmp_path: Path, column: str, value: Any) -> None:
+    """The error names file and key, for every way of reading; overwriting and deleting both repair it."""
     path = tmp_path / "state.db"
     with pp.SyncStore(f"sqlite:///{path}") as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         for mend in (lambda: store.set("k", 2), lambda: store.delete_many(["k"])):
@@ -63,7 +65,7 @@ def test_a_field_of_the_wrong_type_is_named_and_can_be_mended(tmp_path: Path, co
 
 @pytest.mark.parametrize("version", ["seven", b"7", -1, 2**63 - 1, 0.5, None])
 def test_a_damaged_counter_stops_all_writes(tmp_path: Path, version: Any) -> None:
-    """No version is given from a counter that is none; once it is mended, writes go on."""
+    """With an invalid counter no version is given; once it is repaired, writes work again."""
     path = tmp_path / "state.db"
     with pp.SyncStore(f"sqlite:///{path}") as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         store.set("k", 1)
@@ -80,14 +82,14 @@ def test_a_damaged_counter_stops_all_writes(tmp_path: Path, version: Any) -> Non
         assert store.get("k") == 3
 
 
-def test_a_version_from_nowhere_does_not_keep_an_entry(tmp_path: Path) -> None:
-    """It is damage, to readers. A write of a version, as one written behind, is newer all the same; so is a removal."""
+def test_an_invalid_version_does_not_keep_an_entry(tmp_path: Path) -> None:
+    """Readers report it as damage. A write-behind write with a version replaces it all the same; so does a delete."""
     path = tmp_path / "state.db"
     backend = SQLite(path)
     with pp.SyncStore(backend) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         for change in (Put("k", 2, None, 5), Delete("k", 5)):
             drive(backend.write([Put("k", 1, None, 1)]))
-            drive(backend.write([Put("k", 0, None, 1)]))  # older than what is there: it stays
+            drive(backend.write([Put("k", 0, None, 1)]))  # older than the present entry, which stays
             assert store.get("k") == 1
             other.execute("UPDATE entries SET version = ?", (2**63 - 1,))
             with pytest.raises(pp.CorruptRecordError, match="it was damaged or cut off, or belongs to another place"):
@@ -101,8 +103,8 @@ def test_a_version_from_nowhere_does_not_keep_an_entry(tmp_path: Path) -> None:
     ("column", "value"), [("key", "l"), ("version", 3), ("expires_at", 5.0), ("expires_at", 4e9), ("value", b"other")]
 )
 def test_a_record_in_a_wrong_place_is_an_error(tmp_path: Path, column: str, value: Any) -> None:
-    """Another key, another version, another deadline, the value of another key: for every way of reading, and of writing
-    what expects something of it. Nothing is taken for expired, and so for absent.
+    """Another key, another version, another deadline, the value of another key: for every way of reading, and for every write
+    with an expectation. Nothing counts as expired, and so as missing.
     """
     path = tmp_path / "state.db"
     with pp.SyncStore(f"sqlite:///{path}") as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -132,7 +134,7 @@ def test_a_record_in_a_wrong_place_is_an_error(tmp_path: Path, column: str, valu
 
 @pytest.mark.parametrize("occurrence", [0, 1])
 def test_a_damaged_deadline_removes_nothing(tmp_path: Path, occurrence: int) -> None:
-    """It stands in the table and in an index, which have to agree when expired entries are cleared away."""
+    """It is in the table and in an index, which must agree before an expired entry is removed."""
     path = tmp_path / "state.db"
     deadline = struct.pack(">d", 4e9 + 0.5)
     with pp.SyncStore(f"sqlite:///{path}") as store:
@@ -147,8 +149,8 @@ def test_a_damaged_deadline_removes_nothing(tmp_path: Path, occurrence: int) -> 
         assert other.execute("SELECT count(*) FROM entries WHERE key = 'k'").fetchone() == (1,)
 
 
-def test_a_stack_passes_the_check_of_its_backends_on(tmp_path: Path) -> None:
-    """Through every layer, tier and queue: whoever asks the stack hears of the file."""
+def test_a_stack_passes_on_the_check_of_its_backend(tmp_path: Path) -> None:
+    """Through every layer, tier and queue: a check of the stack reports faults of the file."""
     path = tmp_path / "state.db"
     for layers in (
         ["metrics"],
@@ -166,7 +168,7 @@ def test_a_stack_passes_the_check_of_its_backends_on(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_never_gives_what_was_not_stored() -> None:
-    """Some hundred bits anywhere in a file: each read is right or an error; what an index hides is found by the check."""
+    """Some hundred bits anywhere in a file: each read is right or an error; `check` finds what a damaged index hides."""
     flips = SCRIPT.with_name("flips.py")
     done = subprocess.run(
         [sys.executable, str(flips), "300", "7"], capture_output=True, text=True, timeout=120, check=False
@@ -178,7 +180,7 @@ def test_a_flipped_bit_never_gives_what_was_not_stored() -> None:
 
 
 def test_older_records_are_read_and_bound_as_they_are_written(tmp_path: Path) -> None:
-    """A file of an older version goes on: each write binds its record, and the layer `migrate` does so as it reads."""
+    """A file of an older version still works: each write binds its record, and the layer `migrate` does so when it reads."""
     path = tmp_path / "state.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
 
@@ -200,8 +202,8 @@ def test_older_records_are_read_and_bound_as_they_are_written(tmp_path: Path) ->
         assert set(formats().values()) == {2}
 
 
-def test_no_room_is_made_for_an_entry_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the codec would refuse for its size is refused before it is in memory; it can be removed."""
+def test_no_memory_is_allocated_for_an_entry_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record above the codec's size limit is refused before it is read into memory; it can be deleted."""
     monkeypatch.setattr(default_codec, "max_bytes", 100_000)
     path = tmp_path / "state.db"
     with pp.SyncStore(f"sqlite:///{path}") as store, closing(sqlite3.connect(path, isolation_level=None)) as other:

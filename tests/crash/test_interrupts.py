@@ -1,4 +1,4 @@
-"""An exception of a signal's handler, wherever it comes: the store works on, and holds all of the write or nothing."""
+"""A signal handler raises an exception, at any place: the store still works, and has all of the write or nothing."""
 
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ def campaign(*arguments: str) -> None:
     ids=lambda names: names[0].split("/")[0],
 )
 def test_an_interrupt_leaves_the_store_whole_and_working(names: list[str]) -> None:
-    """Some of the places of each use, and some moments that a timer chose; all of them by hand, as the script says."""
+    """Some of the places of each use, and some moments by a timer; the script tries all."""
     campaign("--steps", "6", "--random", "2", *names)
 
 
 def test_no_run_hangs_where_a_handler_raises_within_asyncio() -> None:
-    """`run_sync` makes the loop, so it ends wherever in asyncio's code the exception comes; a durable run goes on afterwards."""
+    """`run_sync` makes the loop, so it ends at whatever place of asyncio's code the exception comes; a durable run can be
+    resumed.
+    """
     campaign("--steps", "50", "--random", "5", "memory/run_in_loop", "power/fan_out_sync", "power/durable_fan_out")

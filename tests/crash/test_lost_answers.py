@@ -1,4 +1,4 @@
-"""Writes of a durable run that go wrong in every way there is: some of what `lost_answers.py` does at length."""
+"""Writes of a durable run that fail in every possible way: a part of what `lost_answers.py` tries."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 SCRIPT = Path(__file__).parent / "lost_answers.py"
 
 
-def test_whatever_becomes_of_a_write_each_effect_is_there_once() -> None:
-    """A fault at each write of a run, then many of any kind in one run; it is begun again until it has ended."""
+def test_each_effect_takes_place_once_whatever_happens_to_a_write() -> None:
+    """A fault at each write of a run, then many of any kind in one run; the run is started again until it has ended."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "60", "1", "7"], capture_output=True, text=True, timeout=120, check=False
     )

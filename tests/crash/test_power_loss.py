@@ -1,4 +1,4 @@
-"""What an acknowledged write survives when the machine loses power: each durability's promise, no more and no less."""
+"""What an acknowledged write survives if the machine loses power: exactly what each `durability` guarantees."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ async def work(path: Path, durability: Durability, disk: LosingDisk, told: list[
             ballast = Put(f"ballast:{name}:{number % 4}", chance.randbytes(150_000))
             version = await backend.write([Put(f"left:{name}", number), ballast, Put(f"right:{name}", number)])
             told.append((name, number, version))
-            disk.log.append(len(told))  # so many have been told by now
+            disk.log.append(len(told))  # this many have been acknowledged by now
 
     await asyncio.gather(*(count(name, 25) for name in "abc"))
     await backend.close()
 
 
 def state_of(path: Path) -> tuple[dict[str, Any], int]:
-    """What is found after the failure, by an ordinary SQLite, and the version of the last write there; that it is sound, and can
-    be written."""
+    """The state after the failure, read by an ordinary SQLite, and the version of its last write; the file is intact and
+    writable.
+    """
     backend = SQLite(path)
     drive(backend.open())
     names = [f"{side}:{name}" for side in ("left", "right") for name in "abc"]
@@ -60,7 +61,7 @@ def state_of(path: Path) -> tuple[dict[str, Any], int]:
 def fail_often(
     folder: Path, durability: Durability, disk: LosingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, int]:
-    """How many failures there were, and after how many of them something acknowledged was missing."""
+    """The number of failures, and after how many of them something acknowledged was missing."""
     live, left = folder / "live", folder / "left"
     left.mkdir()
     told: list[Told] = []
@@ -68,13 +69,13 @@ def fail_often(
         asyncio.run(work(live / "state.db", durability, disk, told))
     chance = random.Random(5)
     steps = len(disk.log)
-    moments = {*chance.sample(range(steps), 200), *chance.sample(range(40), 20)}  # in the making of the file, too
+    moments = {*chance.sample(range(steps), 200), *chance.sample(range(40), 20)}  # also while the file is created
     moved = [what for file, what in (each for each in disk.log if isinstance(each, tuple)) if file == "state.db"]
     assert moved.count("sync") > 3, "the log must have been moved into the file"
     missing = 0
     for noted in disk.power_failures(left, moments, chance):
         found, version = state_of(left / "state.db")
-        # No write is there by half, or without one that came before it: it is the state of some moment.
+        # No write is there in part, or without an earlier one: it is the state of some moment.
         expected = {
             f"{side}:{name}": max(numbers)
             for name in "abc"
@@ -90,7 +91,7 @@ def fail_often(
 def test_power_loses_nothing_acknowledged(
     tmp_path: Path, losing_disk: LosingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`power`: whatever was not synced is lost at any moment, and no write that somebody was told of is missing."""
+    """`power`: at any moment all unsynced data may be lost, and no acknowledged write is missing."""
     failures, missing = fail_often(tmp_path, "power", losing_disk, monkeypatch)
     assert failures > 200
     assert missing == 0
@@ -99,6 +100,6 @@ def test_power_loses_nothing_acknowledged(
 def test_process_may_lose_the_tail_and_stays_whole(
     tmp_path: Path, losing_disk: LosingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`process`: the last writes may be missing (here they are), but what is found is whole, and of one moment."""
+    """`process`: the last writes may be missing (here they are), but the file shows the state of one moment."""
     failures, missing = fail_often(tmp_path, "process", losing_disk, monkeypatch)
     assert missing > failures / 4

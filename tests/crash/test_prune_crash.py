@@ -1,4 +1,4 @@
-"""Pruning that is killed at any moment: what is open is as it was, what has ended is whole or gone."""
+"""Pruning that is killed at any moment: open runs are unchanged, ended runs are complete or gone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ asyncio.run(main())
 
 
 class Boom(Exception):
-    """What the failing node raises."""
+    """The error of the failing node."""
 
 
 def paying(store: Store, broken: list[bool]) -> Graph[list[int], int]:
@@ -72,7 +72,7 @@ def paying(store: Store, broken: list[bool]) -> Graph[list[int], int]:
 
 
 def saying(store: Store) -> Graph[list[int], list[int]]:
-    """Some nodes in a row, so that a run has more records than go in one write."""
+    """Some nodes in a row, so that a run has more records than fit into one write."""
     joined: Any = node(lambda words: words, name="say 0")
     for number in range(1, 5):
         joined = joined >> node(lambda words: words, name=f"say {number}")
@@ -80,7 +80,7 @@ def saying(store: Store) -> Graph[list[int], list[int]]:
 
 
 async def fill(path: Path) -> None:
-    """Runs that have ended, have failed, or wait amid them, all of long ago."""
+    """Runs that have ended, have failed, or are waiting, all of them old."""
     async with Store(f"sqlite:///{path}?durability=process", clock=FakeClock()) as store:
         graph, broken = paying(store, [False]), paying(store, [True])
         say = saying(store)
@@ -94,7 +94,7 @@ async def fill(path: Path) -> None:
 
 
 def test_pruning_that_is_killed_touches_no_open_run(tmp_path: Path) -> None:
-    """Killed in some write, again and again, until it comes to its end: then the open runs are there, and they go on."""
+    """Killed during a write, again and again, until it is complete: the open runs still exist, and can be resumed."""
     path, draw, kills = tmp_path / "state.db", random.Random(7), 0
     asyncio.run(fill(path))
     while True:

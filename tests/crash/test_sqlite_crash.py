@@ -15,7 +15,7 @@ from pocket_plug.store.backend import Put
 
 pytestmark = pytest.mark.crash
 
-# Eight tasks count, each on two keys that are written together, and say so once the write is acknowledged.
+# Eight tasks count, each on two keys that are written together, and print each acknowledged write.
 COUNTING = """
 import asyncio, os, sys
 from pocket_plug.store.backend import Put
@@ -42,7 +42,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("durability", ["power", "process"])
 def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path, durability: str) -> None:
-    """Killed at random moments: every acknowledged write is there, whole, and versions go on from above it."""
+    """Killed at random moments: every acknowledged write is there, complete, and later versions are higher."""
     path = tmp_path / "state.db"
     moments = random.Random(17)
     acknowledged: dict[str, int] = {}
@@ -100,7 +100,7 @@ drive(backend.close())
 
 
 def test_processes_that_share_a_file_lose_no_update(tmp_path: Path) -> None:
-    """Four processes make a new file at the same moment and count on one key: the sum is exact."""
+    """Four processes create a file at the same moment and increment one key: the sum is exact."""
     path = tmp_path / "state.db"
     children = [
         subprocess.Popen(

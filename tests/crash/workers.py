@@ -2,8 +2,8 @@
 
     python tests/crash/workers.py SEED RUNS MOMENTS [sqlite|redis|postgres [dask]]
 
-With `dask` the effects run on Dask. Where there are servers, the store's or Dask's scheduler and its two workers, every third
-moment is one of theirs, by turns: it is killed and started again, or stopped for a while.
+With `dask` the effects run on Dask. If there are servers (the store's, or Dask's scheduler and its two workers), every third
+moment affects one of them, in turn: it is killed and started again, or stopped for a while.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SERVERS: Mapping[str, Callable[[], Server]] = {"redis": valkey, "postgres": post
 
 
 def main(seed: int = 0, runs: int = 300, moments: int = 200, over: str = "sqlite", through: str = "") -> int:
-    """Say what a campaign has come to; exit code 1 where something is wrong."""
+    """Print the result of a campaign; exit code 1 if a guarantee was broken."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
         url, servers, executor = f"sqlite:///{folder}/state.db?durability=process", list[Disturbed](), ""
         if over in SERVERS:

@@ -1,6 +1,7 @@
-"""An agent as its owner writes it: two calls of a model, a fan-out of retrievals, tools, a failure. The model is made up.
+"""An agent as a user writes it: two calls of a model, a fan-out of retrievals, tools, a failure. The model is made up.
 
-Its client is OpenAI's, traced by OpenInference's instrumentation, and asks a server in this process that answers as the API does.
+Its client is OpenAI's, traced by OpenInference's instrumentation, and sends requests to a server in this process that answers as
+the API does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ANSWERS = {"plan": "black, green, white", "answer": "There are three kinds of te
 
 
 class Model(BaseHTTPRequestHandler):
-    """OpenAI's API, as far as it is used here: what it answers is known by the system's message."""
+    """The part of OpenAI's API that is used here: the system message decides the answer."""
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -46,7 +47,7 @@ server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
 
 
 async def ask(task: str, text: str) -> str:
-    """What the model says to a text."""
+    """The model's answer to a text."""
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
         messages: list[openai.types.chat.ChatCompletionMessageParam] = [

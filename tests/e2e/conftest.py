@@ -1,4 +1,4 @@
-"""A browser, and what it sees: pictures, which are kept in docs/pictures if `make pictures` asks for it."""
+"""A browser, and pictures of its pages, which are written to docs/pictures for `make pictures`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ Picture = Callable[..., None]
 
 @pytest.fixture
 def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Picture:
-    """Takes a picture of what is seen, or of its left part: `picture(page, "phoenix", 800)`. A small file of few colours."""
+    """Takes a picture of the page, or of its left part: `picture(page, "phoenix", 800)`. A small file with few colours."""
     folder = PICTURES if request.config.getoption("pictures") else tmp_path
 
     def picture(page: Page, name: str, width: int = SIZE[0]) -> None:

@@ -1,7 +1,7 @@
 """Unpacks programs of a newer Debian into a folder, beside the system's own: `python debian.py FOLDER SUITE PACKAGE…`.
 
-It asks the mirror that this machine's apt uses, needs no root, and installs nothing. The programs are Go's, and bring along what
-they need but for the C library.
+It uses the mirror of this machine's apt, needs no root, and installs nothing. The programs are written in Go, and need only the C
+library.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(folder: Path, suite: str, packages: list[str]) -> None:
         "Dir::Etc::SourceParts=-",
         f"Dir::State::Lists={folder / 'lists'}",
         f"Dir::Cache={folder / 'cache'}",
-        "APT::Sandbox::User=",  # the folder may be root's
+        "APT::Sandbox::User=",  # root may own the folder
     ]
     options = [word for option in own for word in ("--option", option)]
     _run("apt-get", *options, "update")

@@ -24,7 +24,7 @@ DEADLINE = 180.0
 
 
 def program(name: str, package: str) -> str:
-    """Where a program of a Debian package lies; without it the test fails, and says what to install."""
+    """The path of a Debian package's program; if it is missing, the test fails and says what to install."""
     if (found := shutil.which(name)) is None:
         pytest.fail(f"there is no {name} here; install the Debian package: apt-get install -y {package}")
     return found
@@ -39,14 +39,14 @@ def installed(server: str) -> Path:
 
 
 def free_port() -> int:
-    """One that nobody listens at."""
+    """A port at which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
 
 
 def until(what: str, look: Callable[[], T | None]) -> T:
-    """What `look` gives once it gives something; polled, and an error after the deadline."""
+    """The first result of `look` that isn't empty; polled, and an error after the deadline."""
     end = time.monotonic() + DEADLINE
     while (found := look()) is None:
         assert time.monotonic() < end, f"waited {DEADLINE:g} seconds for {what}"
@@ -55,7 +55,7 @@ def until(what: str, look: Callable[[], T | None]) -> T:
 
 
 def ask(url: str, question: Any = None) -> Any:
-    """The JSON that a server answers to a GET, or to a POST of the question; None for 404."""
+    """The JSON of a server's answer to a GET, or to a POST of the question; None for 404."""
     body = None if question is None else json.dumps(question).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 - our own server
     try:
@@ -79,7 +79,7 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def running(command: Sequence[str | Path], folder: Path, health: str, environment: Mapping[str, str]) -> Iterator[None]:
-    """A server, from the time on that `health` answers. Its log is shown if it ends before, and lies in the folder."""
+    """A server, once `health` answers. Its log is in the folder, and is shown if the server ends before."""
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)

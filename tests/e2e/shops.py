@@ -1,4 +1,4 @@
-"""The example's shop in processes of its own, and what its dashboard asks."""
+"""The example's shop in processes of its own, and the queries of its dashboard."""
 
 from __future__ import annotations
 
@@ -42,33 +42,33 @@ MAY_BE_ZERO = {  # at any moment
 
 
 class Reader:
-    """Whoever has the figures and answers to Prometheus' own API."""
+    """A server with the metrics that answers Prometheus' API."""
 
     url: str
 
     def ask(self, path: str, **arguments: str) -> Any:
-        """The data of an answer of its API; an error where it refuses."""
+        """The data of an answer of its API; an error if it refuses."""
         return ask(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(arguments)}")["data"]
 
     def values(self, expression: str) -> list[float]:
-        """The values that an expression has now."""
+        """The current values of an expression."""
         answer = self.ask("query", query=expression)
         return [float(sample["value"][1]) for sample in answer["result"]]
 
     def shown(self, title: str, expression: str) -> list[float] | None:
-        """What a panel shows with all variables at "All"; None as long as that is nothing, or zero where it is not to be."""
+        """What a panel shows with all variables at "All"; None as long as it is empty, or zero if that isn't allowed."""
         found = [value for value in self.values(_with_all_chosen(expression)) if not math.isnan(value)]
         return (found or None) if title in MAY_BE_ZERO else (found if any(found) else None)
 
     def offered(self, name: str) -> list[str]:
-        """What there is to choose from at the top of the dashboard."""
+        """The choices at the top of the dashboard."""
         [query] = [each["query"]["query"] for each in DASHBOARD["templating"]["list"] if each["name"] == name]
         series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()  # type: ignore[union-attr]
         found: list[str] = self.ask(f"label/{label}/values", **{"match[]": re.sub(r"\$\w+", ".*", series)})
         return found
 
     def traces(self, expression: str) -> set[str]:
-        """The ids of the traces that the dots of a panel lead to."""
+        """The trace ids of a panel's exemplars."""
         asked = _with_all_chosen(expression)
         found = self.ask("query_exemplars", query=asked, start="1970-01-01T00:00:00Z", end="2100-01-01T00:00:00Z")
         return {dot["labels"]["trace_id"] for series in found for dot in series["exemplars"]}
@@ -79,7 +79,7 @@ def _with_all_chosen(expression: str) -> str:
 
 
 class Traces:
-    """Whoever gets the traces: it keeps what comes by OTLP."""
+    """A collector for traces: it keeps what it receives by OTLP."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -105,7 +105,7 @@ class Traces:
         }
 
     def has(self, trace: str) -> bool:
-        """Has a span of the trace come?"""
+        """Has a span of the trace arrived?"""
         return any(bytes.fromhex(trace) in body for body in self.bodies)
 
     def close(self) -> None:
@@ -114,13 +114,13 @@ class Traces:
 
 
 def rules_in_a_hurry(file: Path) -> None:
-    """Write the alerts as they are, but for times of a few seconds."""
+    """Write the alerts unchanged, except that their times are a few seconds."""
     rules = re.sub(r"for: \d+m", "for: 2s", (MONITORING / "alerts.yml").read_text("utf-8"))
     file.write_text(re.sub(r"\[5m\]", "[20s]", rules))
 
 
 def firing(alerts: list[dict[str, Any]]) -> set[tuple[str, str]]:
-    """The names of the alerts that fire, each with the graph, store or instance that it is about."""
+    """The names of the firing alerts, each with its graph, store or instance."""
     about = ("pocket_plug_graph_name", "db_namespace", "instance")
     return {
         (alert["labels"]["alertname"], next((alert["labels"][name] for name in about if name in alert["labels"]), ""))
@@ -130,7 +130,7 @@ def firing(alerts: list[dict[str, Any]]) -> set[tuple[str, str]]:
 
 
 class Shop:
-    """The example's program, in a process of its own, which serves its figures or sends them where the environment says."""
+    """The example's program, in a process of its own, which serves its metrics or sends them where the environment says."""
 
     def __init__(self, *options: str, port: int, environment: Mapping[str, str]) -> None:
         command = [sys.executable, str(MONITORING / "serve.py"), "--port", str(port), *options]
@@ -142,7 +142,7 @@ class Shop:
             assert self.said() == f"http://localhost:{port}/metrics"
 
     def said(self) -> str:
-        """Its next line."""
+        """Its next line of output."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 

@@ -24,14 +24,14 @@ BEFORE = ("nested", "failed", "cancelled", "conflict", "threads", "sync", "suspe
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """Ours, without what says where telemetry goes, and with this."""
+    """Our environment, without the variables that say where telemetry goes, and with these."""
     prefixes = ("OTEL_", "POCKET_PLUG_", "PHOENIX_", "MLFLOW_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
     return {**kept, "PATH": f"{COMMANDS}{os.pathsep}{kept['PATH']}", **environment}
 
 
 def told(backend: str, port: int) -> dict[str, str]:
-    """The variables that the how-to says to set for a backend, which listens at this port rather than at its usual one."""
+    """The variables that the how-to says to set for a backend, which here listens at this port rather than its usual one."""
     [block] = re.findall(rf"^```sh {backend}\n(.*?)^```$", HOWTO.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     variables = dict(re.findall(r"^export (\w+)=(\S+)$", block, re.MULTILINE))
     assert len(variables) == len(block.splitlines()), f"not all of it is read: {block}"
@@ -41,7 +41,7 @@ def told(backend: str, port: int) -> dict[str, str]:
 
 
 def play(folder: Path, environment: Mapping[str, str], capture: str = "none") -> None:
-    """Play the workflow in this folder; a second process resumes what the first one left."""
+    """Run the workflow in this folder; a second process resumes what the first one has left."""
     for parts in (BEFORE, ("resumed",)):
         run(folder, environment, capture, WORKFLOW, "tea", "reference.db", *parts)
 
@@ -52,7 +52,7 @@ def answer(folder: Path, environment: Mapping[str, str]) -> None:
 
 
 def run(folder: Path, environment: Mapping[str, str], capture: str, *command: str | Path) -> None:
-    """Run a program that reads its configuration from there."""
+    """Run a program that reads its configuration from this folder."""
     (folder / "pocket.toml").write_text(
         f'[plugins.tracing]\ncapture = "{capture}"\n[plugins.openinference]\nkinds = {{ research = "agent" }}\n'
     )
@@ -86,7 +86,7 @@ class Shown:
 
 
 def trees(spans: Iterable[Shown]) -> dict[str, str]:
-    """Each trace, by the name of its root: a span is a line, with its kind, its events, and ERROR where it failed."""
+    """Each trace, by the name of its root: a line for each span, with its kind, its events, and ERROR if it failed."""
     spans = sorted(spans, key=lambda span: span.start)
     known = {span.span_id for span in spans}
     assert [span.name for span in spans if span.parent_id and span.parent_id not in known] == [], "orphans"
@@ -251,5 +251,5 @@ ANSWERS = sum(tree.count("\n") for tree in ANSWERED.values())
 
 
 def names(tree: str) -> list[str]:
-    """Of an expected tree's spans, from top to bottom."""
+    """The names of an expected tree's spans, from top to bottom."""
     return re.findall(r"^ *(.*?) (?:AGENT|CHAIN|LLM|RETRIEVER|TOOL)", (EXPECTED | ANSWERED)[tree], re.MULTILINE)

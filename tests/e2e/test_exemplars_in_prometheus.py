@@ -1,4 +1,4 @@
-"""A real Prometheus fetches from `setup()`, and keeps the traces that its figures lead to.
+"""A real Prometheus scrapes the metrics of `setup()`, and keeps the exemplars' traces.
 
 It needs the Debian package `prometheus`: `apt-get install -y prometheus`. Run by `make e2e`.
 """
@@ -30,8 +30,8 @@ with setup():
 """
 
 
-def test_a_figure_leads_to_its_trace(tmp_path: Path) -> None:
-    """The exemplars that it keeps of a run's and a node's duration are the ids of spans that a collector has got."""
+def test_an_exemplar_leads_to_its_trace(tmp_path: Path) -> None:
+    """The exemplars of a run's and a node's duration are the ids of spans that a collector has received."""
     port, metrics = free_port(), free_port()
     url = f"http://127.0.0.1:{port}"
     targets = f"[{{job_name: shop, static_configs: [{{targets: ['127.0.0.1:{metrics}']}}]}}]"

@@ -1,7 +1,7 @@
-"""The example's dashboard and alerts with other readers than Debian's Prometheus: Prometheus 3, and VictoriaMetrics, which
-scrapes the shop or gets its figures by OTLP.
+"""The example's dashboard and alerts with other servers than Debian's Prometheus: Prometheus 3, and VictoriaMetrics, which
+scrapes the shop or receives its metrics by OTLP.
 
-Their programs are those of Debian's unstable; `make e2e` unpacks them into a folder.
+Their programs come from Debian unstable; `make e2e` unpacks them into a folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUNS = 'pocket_plug_run_duration_seconds_count{pocket_plug_graph_name="orders"%s
 
 
 class Watched(Reader):
-    """A reader, and two shops that it has the figures of: one has taken all its orders, the other is in trouble and goes on."""
+    """A server, and two shops whose metrics it has: one has taken all its orders, the other is in trouble and goes on."""
 
     keeps_exemplars = False
 
@@ -35,7 +35,7 @@ class Watched(Reader):
         self.url = f"http://127.0.0.1:{self.port}"
         self.alerts_at = self.url
         self.job = "pocket_plug"
-        self.shops: dict[str, str] = {}  # what their environment has besides
+        self.shops: dict[str, str] = {}  # additional variables of their environment
 
     def scraping(self, **replaced: str) -> str:
         """Write the example's file with the shops as targets."""
@@ -59,11 +59,11 @@ class Watched(Reader):
             yield
 
     def servers(self) -> Sequence[str | Path]:
-        """The command of the reader."""
+        """The command that starts the server."""
         raise NotImplementedError
 
     def judges(self) -> Sequence[str | Path]:
-        """The command of who evaluates the alerts, if that is another program."""
+        """The command of the program that evaluates the alerts, if that is another one."""
         return ()
 
 
@@ -83,14 +83,14 @@ class Prometheus3(Watched):
 
 
 class Victoria(Watched):
-    """It scrapes, by Prometheus' own file."""
+    """It scrapes, with Prometheus' own file."""
 
     def servers(self) -> Sequence[str | Path]:
         return [
             installed("debian") / "victoria-metrics",
             "-storageDataPath=data",
             f"-httpListenAddr=127.0.0.1:{self.port}",
-            "-search.latencyOffset=1s",  # it answers of 30 seconds ago else
+            "-search.latencyOffset=1s",  # otherwise it answers for 30 seconds ago
             *self.options(),
         ]
 
@@ -111,7 +111,7 @@ class Victoria(Watched):
 
 
 class VictoriaByOtlp(Victoria):
-    """It is sent the figures."""
+    """It receives the metrics."""
 
     def __init__(self, folder: Path, well: int, ill: int) -> None:
         super().__init__(folder, well, ill)
@@ -159,7 +159,7 @@ def _shop(stack: ExitStack, *options: str, port: int, environment: dict[str, str
 
 
 def test_it_has_what_the_shop_did(reader: Watched) -> None:
-    """Exactly so many runs that ended well, from the one shop; the other's failures are told apart by `instance`."""
+    """Exactly the number of successful runs of the one shop; the other's failures have another `instance`."""
     success = RUNS % ',pocket_plug_run_outcome="success"'
     until("all orders", lambda: True if ORDERS in reader.values(f"sum by (instance) ({success})") else None)
     failing = RUNS % ',pocket_plug_run_outcome="failure"'
@@ -170,13 +170,13 @@ def test_it_has_what_the_shop_did(reader: Watched) -> None:
 
 @pytest.mark.parametrize(("title", "expression"), EXPRESSIONS, ids=[title for title, _ in EXPRESSIONS])
 def test_a_panel_shows_what_happened_in_it(reader: Watched, title: str, expression: str) -> None:
-    """The names and labels that the dashboard asks for are those that it has; its functions do what Prometheus' do."""
+    """The metrics and labels that the dashboard uses exist; its functions do the same as Prometheus'."""
     until(f"something to show: {expression}", lambda: reader.shown(title, expression))
 
 
 @pytest.mark.parametrize(("title", "expression"), WITH_DOTS, ids=[title for title, _ in WITH_DOTS])
-def test_a_dot_of_it_leads_to_a_trace(reader: Watched, traces: Traces, title: str, expression: str) -> None:
-    """Prometheus has exemplars of durations; VictoriaMetrics keeps none, and says so to nobody."""
+def test_its_exemplars_lead_to_a_trace(reader: Watched, traces: Traces, title: str, expression: str) -> None:
+    """Prometheus has exemplars of durations; VictoriaMetrics drops them silently."""
     del title
     if reader.keeps_exemplars:
         until("a dot whose trace has come", lambda: any(map(traces.has, reader.traces(expression))) or None)
@@ -185,7 +185,7 @@ def test_a_dot_of_it_leads_to_a_trace(reader: Watched, traces: Traces, title: st
 
 
 def test_the_choices_offer_what_there_is(reader: Watched) -> None:
-    """Jobs, instances, graphs and stores, also where nothing is scraped."""
+    """Jobs, instances, graphs and stores, also if nothing is scraped."""
     assert reader.offered("job") == [reader.job]
     assert len(reader.offered("instance")) == 2
     assert reader.offered("graph") == ["orders", "vouchers"]
@@ -193,7 +193,7 @@ def test_the_choices_offer_what_there_is(reader: Watched) -> None:
 
 
 def test_the_alerts_are_raised_for_trouble_only(reader: Watched) -> None:
-    """What fails is told of. That nothing is scraped, where figures are sent, is no silence."""
+    """Failures raise alerts. If metrics are sent, the missing scrape is no alert."""
     trouble = {
         ("PocketPlugRunsFail", "orders"),
         ("PocketPlugRetryStorm", "orders"),
@@ -213,7 +213,7 @@ def test_the_alerts_are_raised_for_trouble_only(reader: Watched) -> None:
 
 
 def test_the_alerts_mean_the_same_to_victoria_metrics() -> None:
-    """Its own tool finds each alert fire when it should and not before, as Prometheus' does."""
+    """Its own tool finds that each alert fires when it should and not before, as Prometheus' tool does."""
     done = subprocess.run(
         [installed("debian") / "vmalert-tool", "unittest", "-disableAlertgroupLabel", "--files", "alerts_test.yml"],
         cwd=MONITORING,

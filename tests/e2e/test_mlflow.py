@@ -1,4 +1,4 @@
-"""The reference workflow and an agent in a real MLflow: by its API exactly what was sent, links too, and its page of a trace.
+"""The reference workflow and an agent in a real MLflow: its API shows exactly what was sent, with links, and so does its page.
 
 `make e2e` installs the server; the page is opened in the Debian package chromium: `apt-get install -y chromium`.
 """
@@ -18,37 +18,37 @@ from shown import ANSWERED, ANSWERS, EXPECTED, SPANS, Shown, answer, clean, name
 
 
 def hexadecimal(given: str) -> str:
-    """An id, of which MLflow gives the bytes as base64."""
+    """An id, which MLflow returns as base64."""
     return base64.b64decode(given).hex()
 
 
 def value_of(value: Mapping[str, Any]) -> Any:
-    """OTLP's, whatever its type; of a list its values."""
+    """The value of an OTLP attribute, of any type; for a list its values."""
     [(kind, found)] = value.items()
     return [value_of(part) for part in found.get("values", ())] if kind == "array_value" else found
 
 
 class MLflow:
-    """A server of our own, and what it answers."""
+    """A server for the tests, and its answers."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
 
     def create(self, experiment: str) -> str:
-        """The id of a new one."""
+        """The id of a new experiment."""
         answer: dict[str, str] = ask(f"{self.url}/api/2.0/mlflow/experiments/create", {"name": experiment})
         return answer["experiment_id"]
 
     def traces(self, experiment: str) -> list[dict[str, Any]]:
-        """All of an experiment, as its list shows them."""
+        """All traces of an experiment, as its list shows them."""
         place = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}
         answer = ask(f"{self.url}/api/3.0/mlflow/traces/search", {"locations": [place], "max_results": 100})
         found: list[dict[str, Any]] = answer.get("traces", [])
         return found
 
     def spans(self, experiment: str, number: int = SPANS) -> list[Shown]:
-        """All spans of an experiment, once so many have come."""
+        """All spans of an experiment, once this many have arrived."""
 
         def come() -> list[Shown] | None:
             found = [
@@ -96,7 +96,7 @@ def sent(mlflow: MLflow, tmp_path_factory: pytest.TempPathFactory) -> list[Shown
 
 @pytest.fixture(scope="module")
 def experiment(mlflow: MLflow) -> str:
-    """The agent's own."""
+    """The agent's own experiment."""
     return mlflow.create("agent")
 
 
@@ -115,7 +115,7 @@ def test_mlflow_has_exactly_what_was_sent(sent: list[Shown]) -> None:
 
 
 def test_a_resumed_run_is_linked_to_the_one_that_was_suspended(sent: list[Shown]) -> None:
-    """MLflow keeps links: the resumed run's leads to the span of the suspended one, in another trace."""
+    """MLflow keeps links: the resumed run's link leads to the span of the suspended one, in another trace."""
     former, later = sorted((span for span in sent if span.name == "run approval"), key=lambda span: int(span.start))
     assert later.trace_id != former.trace_id
     assert later.links == [(former.trace_id, former.span_id)]
@@ -123,7 +123,7 @@ def test_a_resumed_run_is_linked_to_the_one_that_was_suspended(sent: list[Shown]
 
 
 def test_mlflow_lists_state_session_input_and_output(mlflow: MLflow, sent: list[Shown]) -> None:
-    """In its list a trace that failed is an error, a durable run a session, and what was captured is previewed."""
+    """In its list a failed trace is an error, a durable run a session, and captured values have a preview."""
     ids = {f"tr-{span.trace_id}": span.name for span in sent if not span.parent_id and span.name.startswith("run ")}
     listed = [trace for trace in mlflow.traces("0") if trace["trace_id"] in ids]
     assert {ids[trace["trace_id"]] for trace in listed if trace["state"] == "ERROR"} == {"run failing"}
@@ -134,7 +134,7 @@ def test_mlflow_lists_state_session_input_and_output(mlflow: MLflow, sent: list[
 
 
 def test_a_file_that_is_sent_later_is_the_same(mlflow: MLflow, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """`pocket-plug trace send` with MLflow's header brings the same spans, with links and types."""
+    """`pocket-plug trace send` with MLflow's header sends the same spans, with links and types."""
     folder, experiment = tmp_path_factory.mktemp("replayed"), mlflow.create("replayed")
     play(folder, {"OTEL_SERVICE_NAME": "shop"})
     done = subprocess.run(["pocket-plug", "trace", "send", ".pocket_plug/traces.jsonl", "--to", mlflow.url, "--header",
@@ -148,12 +148,12 @@ def test_a_file_that_is_sent_later_is_the_same(mlflow: MLflow, tmp_path_factory:
 
 
 def test_an_agent_is_shown_as_what_it_is(answered: list[Shown]) -> None:
-    """Agents, models, retrievals and tools are what was declared or instrumented; what failed is an error."""
+    """Agents, models, retrievals and tools have the declared or instrumented type; failures are errors."""
     assert trees(answered) == ANSWERED
 
 
 def test_mlflow_counts_the_tokens_of_a_trace(mlflow: MLflow, experiment: str, answered: list[Shown]) -> None:
-    """All that the model was asked in a run, in its session, with its input and output."""
+    """All requests to the model in a run, in its session, with input and output."""
     [run] = [trace for trace in mlflow.traces(experiment) if trace["state"] == "OK"]
     about = run["trace_metadata"]
     usage = json.loads(about["mlflow.trace.tokenUsage"])
@@ -168,7 +168,7 @@ def test_mlflow_counts_the_tokens_of_a_trace(mlflow: MLflow, experiment: str, an
 def test_the_page_of_a_trace_shows_what_went_wrong(
     mlflow: MLflow, experiment: str, answered: list[Shown], look: Look, picture: Picture
 ) -> None:
-    """The tree has our names in their order; an attempt that failed says by what."""
+    """The tree has our names in their order; a failed attempt shows its error."""
     [run] = [span for span in answered if span.name == "run research"]
     page = look(f"{mlflow.url}/#/experiments/{experiment}/traces?selectedEvaluationId=tr-{run.trace_id}")
     lines = page.locator("[data-testid^=span-title-row]")

@@ -1,4 +1,4 @@
-"""The page of traces in a real browser: what it shows, how it is used by mouse and keys, and that it does nothing else."""
+"""The page of traces in a real browser: what it shows, how mouse and keys work, and that it does nothing else."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from pocket_plug.traces.page import page as html_of
 from pocket_plug.traces.recorded import Event, RecordedSpan, Trace, read_traces
 
 AXE = Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js"
-ITEMS = 150  # more than have spans
+ITEMS = 150  # more than get spans
 TOTAL = pp.Key("total:{}", int)
 
 
-# ---------------------------------------------------------------- what is traced
+# ---------------------------------------------------------------- the traced programs
 @pp.node
 def find(number: int) -> list[int]:
-    """Gives the items."""
+    """Returns the items."""
     return list(range(number))
 
 
 class Price(pp.Node[int, int], retry=pp.Retry(attempts=2)):
-    """The fourth item is tried again."""
+    """The fourth item is retried."""
 
     def __init__(self) -> None:
         self.refused = False
@@ -47,7 +47,7 @@ class Price(pp.Node[int, int], retry=pp.Retry(attempts=2)):
 
 
 class Rate(pp.Node[list[int], int]):
-    """Always falls back."""
+    """Always uses the fallback."""
 
     async def exec(self, prices: list[int]) -> int:
         raise ConnectionError("no rates")
@@ -57,7 +57,7 @@ class Rate(pp.Node[list[int], int]):
 
 
 class Check(pp.Node[int, int]):
-    """Sends the run back once; what it could refuse is never refused."""
+    """Sends the run back once; its action `refuse` is never taken."""
 
     again = pp.Action[list[int]]()
     refused = pp.Action[int]()
@@ -139,7 +139,7 @@ def span(number: int, parent: int | None, **changes: Any) -> RecordedSpan:
 
 # ---------------------------------------------------------------- the browser
 class Opened:
-    """A page in the browser, and whatever it did that it must not do."""
+    """A page in the browser, and everything it did that it must not do."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -153,7 +153,7 @@ class Opened:
 
 @pytest.fixture
 def show(browser, tmp_path) -> Iterator[Callable[..., Page]]:
-    """Opens the page of traces; at the end none of the pages has run a script of the data, failed, or asked for anything."""
+    """Opens the page of traces; at the end, no page has executed a script from the data, failed, or sent a request."""
     opened: list[Opened] = []
 
     def open_page(traces: list[Trace], address: str | None = None, **options: Any) -> Page:
@@ -175,7 +175,7 @@ def show(browser, tmp_path) -> Iterator[Callable[..., Page]]:
 def recorded(tmp_path_factory) -> list[Trace]:
     """The run with some of everything."""
     file = tmp_path_factory.mktemp("orders") / "traces.jsonl"
-    with ThreadPoolExecutor() as pool:  # the browser's event loop runs in this thread
+    with ThreadPoolExecutor() as pool:  # this thread runs the browser's event loop
         pool.submit(orders, file).result()
     return read_traces(file)
 
@@ -190,14 +190,14 @@ def page(show, recorded) -> Page:
 
 
 def names(page: Page) -> list[str]:
-    """The names in the rows that are in sight, from the top."""
+    """The names in the visible rows, from the top."""
     rows = page.locator(".row").all()
     texts = [(int(row.get_attribute("aria-rowindex") or 0), row.locator(".name").inner_text()) for row in rows]
     return [text for _, text in sorted(texts)]
 
 
 def bar(page: Page, name: str) -> Any:
-    """Where the bar of a row is, and how wide: looked up at once, since rows may be drawn anew meanwhile."""
+    """The position and width of a row's bar: read in one step, since rows may be redrawn meanwhile."""
     found = """name => {
         const row = [...document.querySelectorAll(".row")].find(row => row.querySelector(".name").innerText === name);
         const {x, width} = row.querySelector(".bar").getBoundingClientRect();
@@ -207,13 +207,13 @@ def bar(page: Page, name: str) -> Any:
 
 
 def row(page: Page, name: str) -> Any:
-    """The first row of that name."""
+    """The first row with that name."""
     return page.locator(".row").filter(has=page.locator(".name", has_text=re.compile(rf"^{re.escape(name)}$"))).first
 
 
-# ---------------------------------------------------------------- what is seen
+# ---------------------------------------------------------------- what it shows
 def test_head(page, recorded):
-    """At the top: the graph, how the run went, its id, steps, spans, errors, what was tried again, and the service."""
+    """At the top: the graph, the run's outcome, its id, steps, spans, errors, retries, and the service."""
     head = page.locator("#head")
     for text in ("orders", "✗ failure", recorded[0].run_id, f"{len(recorded[0].spans):,}"):
         expect(head).to_contain_text(text)
@@ -226,7 +226,7 @@ def test_head(page, recorded):
 
 
 def test_waterfall(page):
-    """Spans in tree order, with levels, marks for what went wrong, and bars at their place in time."""
+    """Spans in tree order, with levels, marks for failures, and bars at their place in time."""
     assert names(page)[:4] == ["run orders", "node find", "exec find", "node each_price"]
     assert [row(page, name).get_attribute("aria-level") for name in ("run orders", "node find", "exec find")] == [
         "1",
@@ -248,7 +248,7 @@ def test_waterfall(page):
 
 
 def test_path_in_the_graph(page):
-    """Ways taken and not taken, how often, the outcome of each node, retries, items, and where it ended."""
+    """Edges that were taken or not, how often, the outcome of each node, retries, items, and the end."""
     ways = {
         way.get_attribute("data-way"): way.get_attribute("data-times") for way in page.locator("path[data-way]").all()
     }
@@ -281,11 +281,11 @@ def test_path_in_the_graph(page):
     boxes = {name: page.locator(f"[data-node={name}] .box").bounding_box() for name in classes}
     assert (
         boxes["find"]["x"] < boxes["rate"]["x"] < boxes["check"]["x"] < boxes["ship"]["x"]
-    )  # the way back counts for nothing
+    )  # the edge back doesn't count
 
 
 def test_graph_and_waterfall_go_together(page):
-    """A node that is clicked selects its visits, one after another; a span that is selected shows its node."""
+    """A click on a node selects its visits, one after another; a selected span shows its node."""
     node = page.locator("[data-node=check]")
     node.click()
     first = page.locator(".row.selected").get_attribute("data-span")
@@ -300,7 +300,7 @@ def test_graph_and_waterfall_go_together(page):
 
 
 def test_nested_graph(page):
-    """A nested run has a graph of its own, which follows the selected span; the way back is in the crumbs."""
+    """A nested run has a graph of its own, which follows the selected span; the breadcrumbs lead back."""
     page.locator("[data-node=billing]").dblclick()
     expect(page.locator(".place")).to_have_count(1)
     expect(page.locator("#crumbs")).to_have_text(re.compile("orders.billing"))
@@ -326,9 +326,9 @@ def test_details(page):
     expect(details).to_be_hidden()
 
 
-# ---------------------------------------------------------------- what failed
+# ---------------------------------------------------------------- failures
 def test_it_opens_at_the_failure(show, recorded):
-    """What the run failed of is selected and in sight, and its details begin with the error: type, the user's frame, the rest."""
+    """The error of the run is selected and visible, and its details begin with the error: type, the user's frame, the rest."""
     page = show(recorded)
     expect(page.locator(".row.selected .name")).to_have_text("exec ship")
     expect(page.locator(".row.selected")).to_be_in_viewport()
@@ -340,13 +340,13 @@ def test_it_opens_at_the_failure(show, recorded):
     expect(error.locator(".frame").nth(1)).to_be_visible()
     error.get_by_text("copy the error").click()
     expect(error.locator(".copy")).to_have_text(re.compile("^(not )?copied$"))
-    page.locator("#rows").press("Home")  # the run says where its error arose
+    page.locator("#rows").press("Home")  # the run shows where its error arose
     page.get_by_text("arose in exec ship").click()
     expect(page.locator(".row.selected .name")).to_have_text("exec ship")
 
 
 def test_an_error_without_a_frame_of_the_user(show):
-    """Of a time-out, say: the place to look at first is where the node is written."""
+    """For a timeout, for example: the place to look at first is the definition of the node."""
     file = "/x/site-packages/pocket_plug/graph/running/phase_calls.py"
     stack = f'Traceback:\n  File "{file}", line 170, in attempt\nNodeTimeoutError: slow'
     event = Event("exception", span(1, 0).end, {"exception.type": "NodeTimeoutError", "exception.stacktrace": stack})
@@ -359,7 +359,7 @@ def test_an_error_without_a_frame_of_the_user(show):
 
 
 def test_it_opens_where_the_address_says(show, recorded):
-    """An address that names a span is stronger than a failure."""
+    """An address that names a span has priority over a failure."""
     page = show(recorded)
     root = recorded[0].root
     address = f"{page.url.split('#')[0]}#{root.trace_id}/{root.span_id}"
@@ -369,7 +369,7 @@ def test_it_opens_where_the_address_says(show, recorded):
 
 
 def test_errors_by_type_and_place(page):
-    """The number of errors opens a list of them, what the run failed of first; each click on a group goes to its next one."""
+    """The number of errors opens a list of them, the run's own error first; each click on a group goes to its next error."""
     page.locator("#figures .bad button").click()
     problems = page.locator(".problem")
     expect(problems.locator("b")).to_have_text(["KeyError", "ConnectionError", "TimeoutError"])
@@ -389,13 +389,13 @@ def test_errors_by_type_and_place(page):
 
 # ---------------------------------------------------------------- the table
 def column(page: Page, name: str) -> list[str]:
-    """The cells of a column of the table; its first one is "name"."""
+    """The cells of a column of the table; the first column is "name"."""
     cells = "#by-name tbody th" if name == "name" else f'#by-name [data-of="{name}"]'
     return page.locator(cells).all_inner_texts()
 
 
 def test_table_by_name(page, recorded):
-    """Each name with its number, p50, p95, maximum, total, self time and errors; each column sorts; a click filters."""
+    """Each name with its number, p50, p95, maximum, total, self time and errors; a click on a column sorts, on a name filters."""
     page.get_by_role("tab", name="Table").click()
     counts, errors = (dict(zip(column(page, "name"), column(page, each), strict=True)) for each in ("count", "errors"))
     assert (counts["node rate"], errors["node rate"]) == ("2", "0")
@@ -414,7 +414,7 @@ def test_table_by_name(page, recorded):
 
 
 def test_figures_of_the_table(show):
-    """p50 and p95 are those of `trace stats`; the time of its own is what no child covers."""
+    """p50 and p95 are those of `trace stats`; self time is the time that no child covers."""
     spans = [span(0, None, name="run r", end=span(100, 0).end)]
     spans += [span(number, 0, name="node n", end=span(number, 0).start + number * 1000) for number in range(1, 101)]
     page = show([Trace("7" * 32, tuple(spans))])
@@ -424,7 +424,7 @@ def test_figures_of_the_table(show):
 
 
 def handed_up() -> Trace:
-    """An error that went through three spans, one that was tried again, one name in two scopes, and a span that goes on."""
+    """An error that went through three spans, one that was retried, one name in two scopes, and a span that hasn't ended."""
     error = {"error.type": "KeyError"}
     spans = [
         span(0, None, name="run r", end=span(9, 0).end, status="error", attributes=error),
@@ -441,7 +441,7 @@ def handed_up() -> Trace:
 
 @pytest.mark.parametrize("what", ["recorded", "made up"])
 def test_the_figures_are_those_of_the_terminal(show, recorded, what):
-    """The table has the names and figures that `trace show --stats` prints, the head and the list its number of errors."""
+    """The table has the names and figures that `trace show --stats` prints, the head and the list the same number of errors."""
     trace = recorded[0] if what == "recorded" else handed_up()
     page = show([trace])
     page.get_by_role("tab", name="Table").click()
@@ -459,7 +459,7 @@ def test_the_figures_are_those_of_the_terminal(show, recorded, what):
 
 # ---------------------------------------------------------------- time
 def spread_out() -> Trace:
-    """A run of 100 µs: `a` for 40, then `c` for 50 with `d` in it for 30, and `b` beside both."""
+    """A run of 100 µs: `a` for 40, then `c` for 50 with `d` in it for 30, and `b` at the same time as both."""
     times = {
         "run r": (0, 100, None),
         "node a": (0, 40, 0),
@@ -474,7 +474,9 @@ def spread_out() -> Trace:
 
 
 def test_critical_path(show):
-    """What the run's duration is made of is marked, with each span's own part; in sum it is the duration, in the table too."""
+    """The spans that determine the run's duration are marked, each with its own part; the sum is the
+    duration, in the table too.
+    """
     page = show([spread_out()])
     expect(page.locator(".row.critical")).to_have_count(0)
     page.keyboard.press("c")
@@ -489,7 +491,7 @@ def test_critical_path(show):
 
 
 def test_sorted_and_filtered_by_duration(show):
-    """`>40us` keeps what took that long, with what is above it; children by duration are the longest first."""
+    """`>40us` keeps spans that took longer, and their ancestors; sorted by duration, the longest child is first."""
     page = show([spread_out()])
     assert names(page) == ["run r", "node a", "node b", "node c", "exec d"]
     page.locator("#by-duration").click()
@@ -504,7 +506,7 @@ def test_sorted_and_filtered_by_duration(show):
 
 
 def test_two_traces_compared(show):
-    """Beside another trace of the page: by name, what each has and what this one has more, the largest difference first."""
+    """With another trace of the page: by name, the figures of each and the differences, the largest first."""
     before = visits(10, odd=0)
     *later, last = (
         replace(each, trace_id="8" * 32, start=each.start + 1, end=each.end + 1) for each in visits(20, odd=3).spans
@@ -526,14 +528,14 @@ def test_two_traces_compared(show):
     expect(page.locator("#by-name thead th")).to_have_count(9)
 
 
-# ---------------------------------------------------------------- for everybody
+# ---------------------------------------------------------------- accessibility
 LONG = "node a_rather_long_name_of_a_node_that_somebody_gave_it_for_a_reason"
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_axe_finds_nothing(show, recorded, width, colours):
-    """No view breaks a rule of accessibility that axe knows, wide or narrow, light or dark."""
+    """No view breaks a rule of accessibility that axe checks, wide or narrow, light or dark."""
     model = Trace("7" * 32, (span(0, None, name="run r"), span(1, 0, name="chat", scope="llm", attributes=GEN_AI)))
     page = show([*recorded, model], color_scheme=colours, viewport={"width": width, "height": 850})
     page.evaluate(AXE.read_text(encoding="utf-8"))
@@ -563,7 +565,7 @@ def test_axe_finds_nothing(show, recorded, width, colours):
 
 
 def test_narrow_hides_no_name(show, recorded):
-    """At 390 px each name is there in full, with marks beside it or deep in the tree."""
+    """At 390 px each name is shown in full, also with marks beside it or deep in the tree."""
     deep = [span(number, number - 1 if number else None, name=LONG, status="error") for number in range(12)]
     for trace in (recorded[0], Trace("7" * 32, tuple(deep))):
         page = show([trace], viewport={"width": 390, "height": 780})
@@ -580,7 +582,7 @@ def test_narrow_hides_no_name(show, recorded):
         assert page.evaluate(cut) == []
 
 
-# ---------------------------------------------------------------- calls of models
+# ---------------------------------------------------------------- model calls
 CALL = {"city": "Oslo <b>"}
 OPENINFERENCE = {
     "llm.model_name": "gemma-3", "llm.token_count.prompt": 1200, "llm.token_count.completion": 34,
@@ -610,7 +612,7 @@ STRUCTURED = GEN_AI | {
 
 @pytest.mark.parametrize("said", [OPENINFERENCE, GEN_AI, STRUCTURED], ids=["openinference", "gen_ai", "structured"])
 def test_conversation_of_a_model(show, said):
-    """Model, tokens and messages with their roles and tool calls, whichever convention says them; totals at the head."""
+    """Model, tokens and messages with their roles and tool calls, by either convention; totals at the top."""
     agent = {"gen_ai.usage.input_tokens": 2400, "gen_ai.usage.output_tokens": 68}  # repeats the sum of its calls
     calls = [span(number, 1, name="chat gemma-3", scope="llm", kind=3, attributes=said) for number in (2, 3)]
     page = show([Trace("7" * 32, (span(0, None, name="run r"), span(1, 0, name="agent", attributes=agent), *calls))])
@@ -630,8 +632,8 @@ def test_conversation_of_a_model(show, said):
     assert not [name for name in details.locator("th").all_inner_texts() if "messages" in name]
 
 
-def test_messages_that_are_none(show):
-    """What says to be messages and is cut off, or something else, stands with the attributes as it is."""
+def test_invalid_messages(show):
+    """Text that claims to be messages but is truncated, or something else, is shown unchanged with the attributes."""
     odd = {"gen_ai.input.messages": '[{"role": "us', "gen_ai.output.messages": "7", "gen_ai.usage.input_tokens": "many",
            "llm.input_messages.x.message.role": "user"}  # fmt: skip
     mixed = {
@@ -647,7 +649,7 @@ def test_messages_that_are_none(show):
 
 
 def test_input_and_output(show):
-    """Where they were captured, they stand above the attributes, once, however many names they have."""
+    """If they were captured, they are above the attributes, once, whatever names they have."""
     value = '{"amount":9.5}'
     said = {
         "pocket_plug.node.input": value,
@@ -665,9 +667,9 @@ def test_input_and_output(show):
     assert page.locator("#details th").all_inner_texts()[:1] == ["input.mime_type"]
 
 
-# ---------------------------------------------------------------- what one does
+# ---------------------------------------------------------------- interaction
 def test_folding(page):
-    """By mouse, by the arrow keys, all at once, and to a level; what is folded says how much is in it."""
+    """By mouse, by the arrow keys, all at once, and to a level; a folded row says how many spans it has."""
     fan_out = row(page, "node each_price")
     fan_out.locator(".twisty").click()
     expect(fan_out).to_have_attribute("aria-expanded", "false")
@@ -690,7 +692,7 @@ def test_folding(page):
 
 
 def test_filters(page):
-    """Text finds names and attributes and keeps what is above; errors only; a scope that is off hands its children up."""
+    """Text matches names and attributes and keeps ancestors; errors only; if a scope is off, its children move up."""
     page.locator("#search").fill("total:{}")
     expect(page.locator("#found")).to_contain_text(re.compile(r"^\d+ of "))
     found = names(page)
@@ -746,7 +748,7 @@ def test_keys_alone(page):
 
 
 def test_zoom(page):
-    """A span can fill the width, a part of the time can be chosen by dragging, and all of it comes back."""
+    """A span can fill the width, a part of the time can be selected by dragging, and the whole can be restored."""
     row(page, "node find").click()
     page.keyboard.press("z")
     assert 0.8 < bar(page, "node find")["width"] / bar(page, "node find")["whole"] < 1
@@ -762,7 +764,7 @@ def test_zoom(page):
 
 
 def test_executions_of_one_run(show, tmp_path):
-    """A suspended run and its resumption stand together: one goes from one to the other, also by the link."""
+    """A suspended run and its resumption are shown together, and linked to each other."""
     file = tmp_path / "traces.jsonl"
     approval(file, tmp_path / "approval.db")
     page = show([trace for trace in reversed(read_traces(file)) if trace.runs])  # in any order
@@ -780,7 +782,7 @@ def test_executions_of_one_run(show, tmp_path):
 
 
 def test_light_and_dark(show, recorded):
-    """As the system is set, until the reader says otherwise, which is remembered."""
+    """As the system is set, until the reader chooses, which is remembered."""
     page = show(recorded, color_scheme="dark")
     ground = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(ground)
@@ -794,7 +796,7 @@ def test_light_and_dark(show, recorded):
 
 
 def visits(number: int, odd: int) -> Trace:
-    """A run that visits a node so many times; one visit failed."""
+    """A run that visits a node this often; one visit failed."""
     spans = [span(0, None, name="run r", end=span(number + 1, 0).end)]
     for visit in range(1, number + 1):
         said = {"pocket_plug.node.name": "step", "pocket_plug.node.visit": visit}
@@ -806,7 +808,7 @@ def visits(number: int, odd: int) -> Trace:
 
 
 def test_repeated_visits_are_one_row(show):
-    """The first visit and what failed have rows of their own; the rest is one row with its figures, which unfolds."""
+    """The first visit and failures have rows of their own; the others are one row with their figures, which unfolds."""
     page = show([visits(40, odd=7)])
     expect(page.locator(".row")).to_have_count(4)
     assert names(page) == ["run r", "node step", "node step visits 2\u201340", "node step"]
@@ -825,14 +827,14 @@ def test_repeated_visits_are_one_row(show):
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     expect(page.locator(".row")).to_have_count(4)
-    page.locator("#details .jump").nth(1).click()  # what is in it comes into sight where one goes to it
+    page.locator("#details .jump").nth(1).click()  # the list scrolls to the target
     expect(page.locator(".row.selected")).to_contain_text("visit 39")
     page.locator("#search").fill("node.visit=12")
     assert names(page) == ["run r", "node step"]
 
 
 def test_a_nested_graph_and_its_node_are_one_row(page):
-    """The node's row says that it is a graph, and what is below it is the run's; the run's details are one click away."""
+    """The node's row says that it is a graph, and the rows below are the run's; the run's details are one click away."""
     page.locator("#search").fill("billing")
     expect(row(page, "node billing")).to_contain_text("graph")
     expect(row(page, "run billing")).to_have_count(0)
@@ -847,7 +849,7 @@ def test_a_nested_graph_and_its_node_are_one_row(page):
 
 
 def test_narrow(show, recorded):
-    """On a telephone nothing is wider than the screen but the drawing, and the details lie above the rest."""
+    """On a telephone only the drawing is wider than the screen, and the details are above the rows."""
     page = show(recorded, viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.get_by_label("close the details").click()
@@ -858,7 +860,7 @@ def test_narrow(show, recorded):
 
 
 def test_print(page, recorded):
-    """On paper stand all rows that are unfolded; a nested graph and its node are one."""
+    """Printed, all unfolded rows are shown; a nested graph and its node are one row."""
     page.keyboard.press("+")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     groups = page.locator(".bar.alike").count()
@@ -866,7 +868,7 @@ def test_print(page, recorded):
 
 
 def test_many_spans(show):
-    """Of 10,000 spans only those in sight are in the document, wherever one scrolls; all of them are found."""
+    """Of 10,000 spans only the visible ones are in the document, at any scroll position; all of them are found."""
     spans = [span(0, None, name="run big", end=span(10_000, 0).end)]
     spans += [span(number, number - number % 10 if number % 10 else 0) for number in range(1, 10_000)]
     page = show([Trace("7" * 32, tuple(spans))])
@@ -892,7 +894,7 @@ HOSTILE = ["</script ></script><script>alert(1)</script>", "<img src=x onerror=a
 
 
 def test_hostile_texts(show):
-    """What a trace says is shown as it is: no script of it runs, nothing is fetched, no element of it is made."""
+    """Text of a trace is shown unchanged: none of it is executed as a script, fetched, or parsed as an element."""
     odd = []
     for number, text in enumerate(HOSTILE):
         ours = ("node.name", "node.type", "node.next", "node.action", "node.attempts", "graph.name", "run.id")
@@ -918,7 +920,7 @@ def test_hostile_texts(show):
 
 
 def walked(edges: list[tuple[str, str, str]], *steps: tuple[str, str, str], fails: bool = False) -> Trace:
-    """A made-up run that goes these steps over a graph of these edges, and fails in the last node if so."""
+    """A made-up run that takes these steps over a graph with these edges, and fails in the last node if so."""
     ours = "pocket_plug."
     begun = {
         f"{ours}run.id": "r",
@@ -936,8 +938,8 @@ def walked(edges: list[tuple[str, str, str]], *steps: tuple[str, str, str], fail
     return Trace("7" * 32, tuple(spans))
 
 
-def test_ways_between_the_same_nodes(show):
-    """Each is seen whole, with its label; the one that was taken is straight."""
+def test_several_edges_between_the_same_nodes(show):
+    """Each edge is visible with its label; the one that was taken is straight."""
     actions = ["slow", "fast", "default", "a_long_name_of_an_action"]
     page = show([walked([("a", action, "b") for action in actions], ("a", "fast", "b"))])
     whole = page.locator("#drawing svg").bounding_box()
@@ -946,12 +948,12 @@ def test_ways_between_the_same_nodes(show):
         assert whole["y"] <= box["y"]
         assert box["y"] + box["height"] <= whole["y"] + whole["height"]
     heights = sorted(box["height"] for box in seen.values())
-    assert heights[0] == seen["fast"]["height"] < 12  # as high as its tip
+    assert heights[0] == seen["fast"]["height"] < 12  # only as high as its arrow head
     assert all(lower + 5 < higher for lower, higher in pairwise(heights))
 
 
 def test_a_large_graph(show):
-    """Its text can be read, and the node that failed is in sight, as is one that is chosen."""
+    """Its text is readable, and the failed node is visible, as is a selected one."""
     edges = [(f"n{number}", "default", f"n{number + 1}") for number in range(40)]
     page = show([walked(edges, *edges[:25], fails=True)])
     expect(page.locator("[data-node=n25]")).to_be_in_viewport(ratio=0.9)
@@ -962,7 +964,7 @@ def test_a_large_graph(show):
 
 
 def test_n_leads_to_the_errors(show):
-    """One after the other, in a trace of which not all is unfolded; what is below the top is always seen."""
+    """One after the other, in a trace that is partly folded; the row of the error is always visible."""
     wrong = {4567: "error", 8765: "error"}
     spans = [span(0, None, name="run big", end=span(9_999, 0).end)]
     spans += [span(number, 0, status=wrong.get(number, "unset")) for number in range(1, 9_999)]
@@ -977,7 +979,7 @@ def test_n_leads_to_the_errors(show):
 
 
 def test_odd_trees(show):
-    """Parents that form a ring, that are elsewhere, that are their own; a deep chain; what still goes on: all have a row."""
+    """Parents that form a circle, that are missing, that are their own; a deep chain; running spans: all have a row."""
     ring = [span(1, 2), span(2, 1), span(3, 3), span(4, 99), span(5, 4, end=0), span(6, None, scope="", name="")]
     page = show([Trace("7" * 32, tuple(ring))])
     expect(page.locator(".row")).to_have_count(6)

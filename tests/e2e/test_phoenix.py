@@ -1,4 +1,4 @@
-"""The reference workflow and an agent in a real Arize Phoenix: by its API exactly what was sent, on its page what one looks for.
+"""The reference workflow and an agent in a real Arize Phoenix: its API and its page show exactly what was sent.
 
 `make e2e` installs the server; the page is opened in the Debian package chromium: `apt-get install -y chromium`.
 """
@@ -18,7 +18,7 @@ from shown import ANSWERED, ANSWERS, EXPECTED, SPANS, Shown, answer, clean, name
 
 
 class Phoenix:
-    """A server of our own, and what it answers."""
+    """A server for the tests, and its answers."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -30,7 +30,7 @@ class Phoenix:
         return found["data"] if found else []
 
     def spans(self, project: str, number: int = SPANS) -> list[Shown]:
-        """All spans of a project, once so many have come."""
+        """All spans of a project, once this many have arrived."""
 
         def come() -> list[dict[str, Any]] | None:
             found = self._answer(project)
@@ -98,7 +98,7 @@ def answered(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> list
 
 @pytest.fixture(scope="module")
 def replayed(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Shown], list[dict[str, Any]]]:
-    """The same from a local file by `pocket-plug trace send`; and the spans of the file, as they stand there."""
+    """The same from a local file by `pocket-plug trace send`; and the spans of that file."""
     folder = tmp_path_factory.mktemp("replayed")
     play(folder, {"OTEL_SERVICE_NAME": "replayed"})
     file = folder / ".pocket_plug" / "traces.jsonl"
@@ -130,7 +130,7 @@ def test_phoenix_has_exactly_what_was_sent(sent: list[Shown]) -> None:
 
 
 def test_phoenix_knows_the_session(sent: list[Shown]) -> None:
-    """Suspended or resumed, a durable run is one session, named by the run's id."""
+    """Suspended or resumed, a durable run is one session with the run's id."""
     sessions = {span.attributes.get("session.id") for span in sent if span.name == "run approval"}
     assert sessions == {"reference-order"}
 
@@ -144,12 +144,12 @@ def test_what_was_tried_again_says_which_attempt_it_was(sent: list[Shown]) -> No
 
 
 def test_nothing_is_captured_unless_asked_for(sent: list[Shown]) -> None:
-    """No input, no output, in no span."""
+    """Neither inputs nor outputs are in any span."""
     assert [span.name for span in sent if any("put" in name for name in span.attributes)] == []
 
 
-def test_phoenix_has_inputs_and_outputs_where_captured(captured: list[Shown]) -> None:
-    """As JSON, where its columns `input` and `output` look for them."""
+def test_phoenix_has_captured_inputs_and_outputs(captured: list[Shown]) -> None:
+    """As JSON, in its columns `input` and `output`."""
     [run] = [span for span in captured if span.name == "run checkout"]
     wanted = {
         "input.value": '"tea"',
@@ -164,7 +164,7 @@ def test_phoenix_has_inputs_and_outputs_where_captured(captured: list[Shown]) ->
 def test_a_file_that_is_sent_later_is_the_same(
     replayed: tuple[list[Shown], list[dict[str, Any]]],
 ) -> None:
-    """Each span of the file has come once, with its ids, parent, name and kind."""
+    """Each span of the file has arrived once, with its ids, parent, name and kind."""
     shown, written = replayed
     assert len(shown) == len(written) == SPANS
     assert {(span["traceId"], span["spanId"], span.get("parentSpanId", ""), span["name"]) for span in written} == {
@@ -174,12 +174,12 @@ def test_a_file_that_is_sent_later_is_the_same(
 
 
 def test_an_agent_is_shown_as_what_it_is(answered: list[Shown]) -> None:
-    """Agents, models, retrievals and tools are what was declared or instrumented; what failed is an error."""
+    """Agents, models, retrievals and tools have the declared or instrumented type; failures are errors."""
     assert trees(answered) == ANSWERED
 
 
 def test_the_calls_of_a_model_have_their_tokens_and_messages(answered: list[Shown]) -> None:
-    """As the client's instrumentation says; the session is the run's."""
+    """By the client's instrumentation; the session is the run's."""
     calls = [span for span in answered if span.kind == "LLM"]
     assert [span.attributes["llm.token_count.total"] for span in calls] == [25, 25]
     assert {span.attributes["llm.model_name"] for span in calls} == {"tea-1"}
@@ -189,7 +189,7 @@ def test_the_calls_of_a_model_have_their_tokens_and_messages(answered: list[Show
 
 
 def test_phoenix_counts_the_tokens_of_a_session(phoenix: Phoenix, answered: list[Shown]) -> None:
-    """Both runs are one conversation, with all that the model was asked."""
+    """Both runs are one conversation, with all requests to the model."""
     found = ask(f"{phoenix.url}/v1/projects/agent/sessions")["data"]
     assert [(each["session_id"], len(each["traces"])) for each in found] == [("chat-17", 2)]
 
@@ -197,7 +197,7 @@ def test_phoenix_counts_the_tokens_of_a_session(phoenix: Phoenix, answered: list
 def test_the_page_of_a_trace_shows_what_went_wrong(
     phoenix: Phoenix, answered: list[Shown], look: Look, picture: Picture
 ) -> None:
-    """The tree has our names; an attempt that failed is marked, and says by what."""
+    """The tree has our names; a failed attempt is marked, and shows its error."""
     [run] = [span for span in answered if span.name == "run research"]
     page = look(phoenix.page("agent", run.trace_id))
     lines = page.locator(".span-node-wrap")

@@ -1,4 +1,4 @@
-"""What the page of traces looks like, of the reference workflow: `pocket-plug trace show --html`, opened from its file."""
+"""The page of traces for the reference workflow: `pocket-plug trace show --html`, opened from its file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_the_page_shows_the_run_at_a_glance(shop: Path, look: Look, picture: Picture, colours: str) -> None:
-    """Light or dark as the system is: the nodes' names, and what was tried again or failed, on one screen."""
+    """Light or dark as the system is: the nodes' names, and retries and failures, on one screen."""
     page = look(shop.as_uri(), dark=colours == "dark")
     for name in ("run shop", "fetch", "hurry", "each_pack"):
         page.get_by_text(name).filter(visible=True).first.wait_for()

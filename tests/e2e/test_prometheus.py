@@ -1,4 +1,4 @@
-"""The example's dashboard and alerts in a real Prometheus, which watches the example's shop while it trades.
+"""The example's dashboard and alerts in a real Prometheus, which scrapes the example's shop while it runs.
 
 It needs the Debian package `prometheus`: `apt-get install -y prometheus`. Run by `make e2e`.
 """
@@ -28,7 +28,7 @@ PACKAGE = "prometheus"  # of Debian
 
 
 class Prometheus(Reader):
-    """A server of our own: its folder, its targets, and what it answers."""
+    """A server for the tests: its folder, its targets, and its answers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +61,7 @@ class Prometheus(Reader):
 
 
 def commands() -> list[str]:
-    """The commands of the how-to that the tests of the docs leave to this one."""
+    """The commands of the how-to that the tests of the docs don't run."""
     page = (ROOT / "docs" / "howto" / "monitor-with-prometheus.md").read_text("utf-8")
     return [line.partition("  #")[0].strip() for line in re.findall(r"^\$ (?!OTEL_)(.+)$", page, re.MULTILINE)]
 
@@ -82,7 +82,7 @@ def traces() -> Iterator[Traces]:
 
 @pytest.fixture(scope="module")
 def shop(prometheus: Prometheus, traces: Traces) -> Iterator[Shop]:
-    """One that is well: all orders are taken, and Prometheus has seen the last of them."""
+    """A shop without trouble: all orders are taken, and Prometheus has scraped the last."""
     shop = Shop(
         "--orders", str(ORDERS), "--every", "0.1", "--stay", port=prometheus.well, environment=traces.environment
     )
@@ -97,7 +97,7 @@ def shop(prometheus: Prometheus, traces: Traces) -> Iterator[Shop]:
 
 @pytest.fixture(scope="module")
 def troubled(prometheus: Prometheus, shop: Shop, traces: Traces) -> Iterator[Shop]:
-    """A second one, which is not well and goes on."""
+    """A second shop, which is in trouble and goes on."""
     troubled = Shop("--trouble", "--every", "0.05", port=prometheus.ill, environment=traces.environment)
     prometheus.watch_too(prometheus.ill)
     try:
@@ -106,12 +106,12 @@ def troubled(prometheus: Prometheus, shop: Shop, traces: Traces) -> Iterator[Sho
         troubled.stop()
 
 
-# In the order of a bad day: all is well, then comes trouble, then silence.
+# In the order of a bad day: all is well, then trouble, then a program that is gone.
 @pytest.mark.parametrize(
     "arguments", ["check config prometheus.yml", "check rules alerts.yml", "test rules alerts_test.yml"]
 )
 def test_promtool_finds_nothing_wrong(arguments: str) -> None:
-    """The files are as Prometheus wants them, and each alert fires when it should and not before."""
+    """The files are valid for Prometheus, and each alert fires when it should and not before."""
     done = subprocess.run(
         [program("promtool", PACKAGE), *arguments.split()], cwd=MONITORING, capture_output=True, text=True, check=False
     )
@@ -120,7 +120,7 @@ def test_promtool_finds_nothing_wrong(arguments: str) -> None:
 
 
 def test_the_commands_of_the_how_to_are_those_that_run_here() -> None:
-    """They name files and options there are: Prometheus takes its file, promtool its tests, the shop its options."""
+    """The files and options in the commands exist: Prometheus accepts its file, promtool its tests, the shop its options."""
     newer = installed("debian")
     tried: dict[str, Callable[[list[str]], list[str | Path]]] = {
         "python": lambda arguments: [sys.executable, *arguments, "--help"],
@@ -163,12 +163,12 @@ def test_the_commands_of_the_how_to_are_those_that_run_here() -> None:
     ],
 )
 def test_prometheus_has_what_the_shop_did(prometheus: Prometheus, shop: Shop, expression: str, expected: int) -> None:
-    """Exactly so many runs, visits, items, retries, writes, lookups and entries."""
+    """The exact numbers of runs, visits, items, retries, writes, lookups and entries."""
     assert prometheus.values(expression % f'instance="{shop.instance}"') == [expected]
 
 
 def test_no_alert_fires_while_all_is_well(prometheus: Prometheus, shop: Shop) -> None:
-    """Every rule is evaluated without an error, and none has anything to say."""
+    """Every rule is evaluated without an error, and none fires."""
 
     def evaluated() -> list[dict[str, Any]] | None:
         rules: list[dict[str, Any]] = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
@@ -186,21 +186,21 @@ def test_no_alert_fires_while_all_is_well(prometheus: Prometheus, shop: Shop) ->
     ids=lambda alert: alert[0],
 )
 def test_trouble_raises_an_alert(prometheus: Prometheus, troubled: Shop, alert: tuple[str, str]) -> None:
-    """A bank that does not answer and a store that refuses what it gets are told of, by the graph's or the store's name."""
+    """A bank that does not answer and a store that refuses values raise alerts, with the graph's or the store's name."""
     until(f"{alert} to fire", lambda: True if alert in prometheus.firing() else None)
 
 
 @pytest.mark.parametrize(("title", "expression"), EXPRESSIONS, ids=[title for title, _ in EXPRESSIONS])
 def test_a_panel_shows_what_happened(prometheus: Prometheus, troubled: Shop, title: str, expression: str) -> None:
-    """All variables at "All", each question of the dashboard has an answer; after the trouble, one other than zero."""
+    """With all variables at "All", each query of the dashboard has a result; after the trouble, each error query isn't zero."""
     until(f"something to show: {expression}", lambda: prometheus.shown(title, expression))
 
 
 @pytest.mark.parametrize(("title", "expression"), WITH_DOTS, ids=[title for title, _ in WITH_DOTS])
-def test_a_dot_leads_to_a_trace(
+def test_an_exemplar_of_a_panel_leads_to_a_trace(
     prometheus: Prometheus, troubled: Shop, traces: Traces, title: str, expression: str
 ) -> None:
-    """A panel of durations has exemplars, scraped by Prometheus, and their traces are those that the backend got."""
+    """A panel of durations has exemplars, scraped by Prometheus, and the collector has received their traces."""
     del title
     until("a dot whose trace has come", lambda: any(map(traces.has, prometheus.traces(expression))) or None)
 
@@ -220,7 +220,7 @@ def test_a_choice_offers_what_there_is(prometheus: Prometheus, troubled: Shop, n
 def test_a_picture_of_the_alerts(
     prometheus: Prometheus, troubled: Shop, look: Callable[[str], Page], picture: Callable[[Page, str], None]
 ) -> None:
-    """As Prometheus itself shows them; Debian's has the classic pages only."""
+    """As Prometheus shows them; Debian's package has the classic pages only."""
     until("the shop's alert", lambda: True if ("PocketPlugRunsFail", "orders") in prometheus.firing() else None)
     page = look(f"{prometheus.url}/classic/alerts")
     page.get_by_text("Show annotations").click()
@@ -229,8 +229,8 @@ def test_a_picture_of_the_alerts(
     picture(page, "prometheus-alerts")
 
 
-def test_silence_raises_an_alert(prometheus: Prometheus, shop: Shop, troubled: Shop) -> None:
-    """A program that is gone is told of by its address; the one that is still there is not."""
+def test_a_program_that_is_gone_raises_an_alert(prometheus: Prometheus, shop: Shop, troubled: Shop) -> None:
+    """A program that is gone raises an alert with its address; the one that is still there doesn't."""
     shop.stop()
     gone = ("PocketPlugTelemetryAbsent", shop.instance)
     until(f"{gone} to fire", lambda: True if gone in prometheus.firing() else None)

@@ -1,4 +1,4 @@
-"""The executors that pocket_plug brings along keep what the contract says."""
+"""The built-in executors pass the contract of executors."""
 
 from __future__ import annotations
 

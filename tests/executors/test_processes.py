@@ -1,4 +1,6 @@
-"""Worker processes: they end with the process that has started them, leave Ctrl-C to it, and have the same code or say so."""
+"""Worker processes: they end with the process that has started them, ignore Ctrl-C, and have the same code or report that they
+don't.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,7 @@ def _nothing_is_left() -> Generator[None]:
 
 
 def is_there(pid: int) -> bool:
-    """Does the process run, and is it no zombie?"""
+    """Does the process run, and isn't a zombie?"""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
@@ -68,7 +70,7 @@ def until(true: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + SOON
     while not true():
         assert time.monotonic() < end, what
-        time.sleep(0.01)  # it is another process that does it
+        time.sleep(0.01)  # another process does it
 
 
 def start(folder: Path, script: str = SCRIPT, graph: str = GRAPH) -> subprocess.Popen[str]:
@@ -87,7 +89,7 @@ def start(folder: Path, script: str = SCRIPT, graph: str = GRAPH) -> subprocess.
 
 
 def worker_of(folder: Path, started: subprocess.Popen[str]) -> int:
-    """The worker's id, once it is at work."""
+    """The worker's id, once it executes."""
     file = folder / "worker"
     until(lambda: started.poll() is not None or (file.exists() and bool(file.read_text())), "no worker begins")
     assert started.poll() is None, started.communicate()
@@ -96,7 +98,7 @@ def worker_of(folder: Path, started: subprocess.Popen[str]) -> int:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
 def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> None:
-    """However that ends, while the worker is at work."""
+    """However the parent ends, while the worker executes."""
     started = start(tmp_path)
     worker = worker_of(tmp_path, started)
     if how is signal.SIGINT:
@@ -111,9 +113,9 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> N
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
-def test_a_signal_that_the_program_survives_leaves_its_workers_alone(tmp_path: Path, how: signal.Signals) -> None:
-    """It is for the program to decide: Ctrl-C goes to all of them, and so does the SIGTERM of systemd."""
-    caught = f"    signal.signal({how.value}, lambda *_: print('caught', flush=True))\n"  # which the worker doesn't do as well
+def test_a_signal_that_the_program_handles_leaves_its_workers_alone(tmp_path: Path, how: signal.Signals) -> None:
+    """The program decides: Ctrl-C goes to all of the processes, and so does systemd's SIGTERM."""
+    caught = f"    signal.signal({how.value}, lambda *_: print('caught', flush=True))\n"  # but the worker doesn't
     started = start(tmp_path, "import signal\n" + SCRIPT.replace("__main__':\n", "__main__':\n" + caught))
     worker = worker_of(tmp_path, started)
     os.killpg(started.pid, how)
@@ -125,7 +127,7 @@ def test_a_signal_that_the_program_survives_leaves_its_workers_alone(tmp_path: P
 
 
 def test_a_graph_of_the_script_itself(tmp_path: Path) -> None:
-    """Workers know the script, below whose `if __name__ == "__main__":` the run stands."""
+    """Workers import the script, in which the run is below `if __name__ == "__main__":`."""
     (tmp_path / "go").touch()
     main = "if __name__ == '__main__':\n    print(graph.run_sync(sys.argv[1]))\n"
     out, err = start(tmp_path, GRAPH + main).communicate(timeout=SOON)
@@ -133,7 +135,7 @@ def test_a_graph_of_the_script_itself(tmp_path: Path) -> None:
 
 
 def test_a_script_without_a_guard_says_what_it_lacks(tmp_path: Path) -> None:
-    """Its workers run it once more as they import it; they say nothing of that, so that the one error stands alone."""
+    """Its workers would run it again when they import it; they print nothing about it, so there is only one error."""
     started = start(tmp_path, GRAPH + "print(graph.run_sync(sys.argv[1]))\n")
     _, err = started.communicate(timeout=SOON)
     assert started.returncode == 1
@@ -142,7 +144,7 @@ def test_a_script_without_a_guard_says_what_it_lacks(tmp_path: Path) -> None:
 
 
 def test_a_script_that_fails_in_its_workers_alone_says_why(tmp_path: Path) -> None:
-    """What they print on stderr is theirs."""
+    """What they print on stderr is shown."""
     worker_only = "if __name__ == '__mp_main__':\n    raise ValueError('only there')\n"
     main = "if __name__ == '__main__':\n    print(graph.run_sync(sys.argv[1]))\n"
     started = start(tmp_path, GRAPH + worker_only + main)
@@ -168,8 +170,8 @@ def test_an_executor_that_is_dropped_ends_its_workers(tmp_path: Path) -> None:
     until(lambda: not is_there(int((tmp_path / "worker").read_text())), "the worker is still there")
 
 
-def test_a_graph_below_the_guard_says_where_it_has_to_be(tmp_path: Path) -> None:
-    """Workers import the script, but not what it does as the main program."""
+def test_a_graph_below_the_guard_is_an_error_that_says_where_it_has_to_be(tmp_path: Path) -> None:
+    """Workers import the script, but don't execute its main part."""
     imports, _, rest = GRAPH.partition("RATE")
     below = "".join(f"    {line}\n" for line in f"RATE{rest}\nprint(graph.run_sync(sys.argv[1]))".splitlines())
     _, err = start(tmp_path, f"{imports}if __name__ == '__main__':\n{below}").communicate(timeout=SOON)
@@ -177,8 +179,8 @@ def test_a_graph_below_the_guard_says_where_it_has_to_be(tmp_path: Path) -> None
     assert 'It has to be made above `if __name__ == "__main__":`' in err
 
 
-def test_a_graph_of_no_file_is_refused_before_the_run(tmp_path: Path) -> None:
-    """Such as that of an interactive session."""
+def test_a_graph_without_a_file_is_refused_before_the_run(tmp_path: Path) -> None:
+    """For example one of an interactive session."""
     (tmp_path / "app.py").write_text("")
     code = GRAPH + "graph.validate()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -199,7 +201,7 @@ def test_a_graph_of_no_file_is_refused_before_the_run(tmp_path: Path) -> None:
     ids=["exec", "a function that it calls", "lines", "the graph's version", "another name", "broken"],
 )
 def test_a_worker_with_another_version_of_the_code_says_so(tmp_path: Path, changed: str, is_same: bool) -> None:
-    """The module has changed on the disk since this process has loaded it."""
+    """The module's file has changed since this process has imported it."""
     (tmp_path / "go").touch()
     (tmp_path / "changed.py").write_text(changed)
     script = (
@@ -222,7 +224,7 @@ def test_a_worker_with_another_version_of_the_code_says_so(tmp_path: Path, chang
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_workers_of_its_own() -> None:
-    """And leaves its parent's alone."""
+    """The parent's workers are left alone."""
     executor = Processes(1)
     try:
         parents = executor.submit(pid, b"").result(SOON)
@@ -244,7 +246,7 @@ def test_a_forked_child_has_workers_of_its_own() -> None:
 
 
 def test_a_worker_that_somebody_else_has_reaped_is_replaced() -> None:
-    """As another thread does that looks for children which have ended: the work is done by another worker, and nobody hangs."""
+    """As by another thread that waits for any child: another worker does the work, and nobody hangs."""
     executor = Processes(1)
     try:
         first = int(executor.submit(pid, b"").result(SOON))
@@ -279,8 +281,8 @@ plain, awaited = Graph(each(fork)), Graph(each(fork_async))
 """
 
 
-def test_a_child_that_exec_has_forked_answers_for_nobody(tmp_path: Path) -> None:
-    """It ends where it comes back from exec; its answer would be taken for that of the next item."""
+def test_a_child_that_exec_has_forked_sends_no_answer(tmp_path: Path) -> None:
+    """It ends when it returns from exec; otherwise its answer would be taken for the next item's."""
     script = """
 from app import awaited, plain
 if __name__ == "__main__":
@@ -294,7 +296,7 @@ if __name__ == "__main__":
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_worker_that_leaves_a_child_behind_is_known_to_have_died(tmp_path: Path) -> None:
-    """The child keeps the connection open. Its slot isn't lost, and nobody waits for ever."""
+    """The child keeps the connection open. The worker's slot isn't lost, and nobody waits without end."""
     executor = Processes(1)
     left = tmp_path / "left"
     try:
@@ -307,8 +309,8 @@ def test_a_worker_that_leaves_a_child_behind_is_known_to_have_died(tmp_path: Pat
             os.kill(int(child), signal.SIGKILL)
 
 
-def test_a_worker_whose_work_is_left_while_it_starts_is_there_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node whose time-out is shorter than its worker's start would never be done, however often it is tried."""
+def test_a_worker_whose_work_times_out_during_its_start_serves_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a node with a timeout shorter than its worker's start would never succeed, however often it is retried."""
     began, may_end = threading.Event(), threading.Event()
     started: list[SpawnProcess] = []
     start = SpawnProcess.start
@@ -333,7 +335,7 @@ def test_a_worker_whose_work_is_left_while_it_starts_is_there_for_the_next(monke
 
 
 def test_a_worker_that_can_not_be_started_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as for want of files or processes: none of them has died. The next one may start."""
+    """For example for lack of files or processes: no worker has died. The next one may start."""
 
     def fail(_: SpawnProcess) -> None:
         raise OSError(24, "Too many open files")
@@ -350,7 +352,7 @@ def test_a_worker_that_can_not_be_started_says_why(monkeypatch: pytest.MonkeyPat
 
 
 def leave_a_child(file: bytes) -> bytes:
-    """Die, with a child that lives on."""
+    """Die, with a child that stays alive."""
     child = os.fork()
     if child == 0:
         time.sleep(SOON)
@@ -362,7 +364,7 @@ def leave_a_child(file: bytes) -> bytes:
 
 
 def pid(_: bytes) -> bytes:
-    """What a worker is asked for."""
+    """The worker's process id."""
     return str(os.getpid()).encode()
 
 
@@ -378,13 +380,13 @@ def pid(_: bytes) -> bytes:
     ],
 )
 def test_a_url_that_is_invalid_is_refused(url: str, said: str) -> None:
-    """It says what is allowed."""
+    """The error says what is allowed."""
     with pytest.raises(ConfigError, match=said):
         Pocket(autoload=False).executor(url)
 
 
 def test_names_and_urls_of_a_pocket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One executor for all that name the same; names are those of the file, and of schemes."""
+    """One executor for all nodes that name the same; names come from the file, and from schemes."""
     file = tmp_path / "pocket.toml"
     file.write_text('[executors]\nheavy = "processes://?workers=${CORES}"\nbroken = "nowhere://"\n')
     monkeypatch.setenv("CORES", "3")

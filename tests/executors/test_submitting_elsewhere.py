@@ -1,4 +1,4 @@
-"""What a graph whose `exec` runs elsewhere needs of the process that only submits, and of values of the user's classes."""
+"""A graph whose `exec` runs elsewhere: what a process that only submits needs, and how values of the user's classes are sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pocket_plug.executors import Processes
 
 @dataclass(frozen=True)
 class Parcel:
-    """Registered with no codec; only the annotation of `weigh` says that it is sent."""
+    """Registered with no codec; only the annotation of `weigh` shows that it is sent."""
 
     grams: int
 
@@ -24,8 +24,8 @@ async def far(n: int) -> int:
     return n
 
 
-def test_who_only_submits_needs_no_executor(tmp_path: Path) -> None:
-    """A run is submitted and looked at where the executor isn't installed; to execute it there is an error at once."""
+def test_a_process_that_only_submits_needs_no_executor(tmp_path: Path) -> None:
+    """A run can be submitted and inspected without the executor's plugin; executing it there is an error at once."""
     graph = pp.Graph(far, name="far")
     with pp.SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
         assert graph.submit_sync(1, run_id="r", store=store) == "pending"
@@ -34,8 +34,8 @@ def test_who_only_submits_needs_no_executor(tmp_path: Path) -> None:
             graph.run_sync(1, run_id="r", store=store)
 
 
-def test_who_only_submits_is_told_of_a_graph_that_cannot_run(tmp_path: Path) -> None:
-    """Its other faults are found as ever."""
+def test_a_process_that_only_submits_gets_the_faults_of_a_graph(tmp_path: Path) -> None:
+    """All other faults of the graph are found as usual."""
     graph = pp.Graph(far >> pp.node(lambda n: n).with_options(name="far"), name="twice")
     with pp.SyncStore(f"sqlite:///{tmp_path}/state.db") as store, pytest.raises(pp.GraphError, match="far"):
         graph.submit_sync(1, run_id="r", store=store)
@@ -54,6 +54,6 @@ def weigh(parcel: Parcel) -> Parcel:
 
 
 def test_values_of_annotated_classes_are_sent_in_a_run_that_is_not_durable(processes: Processes) -> None:
-    """The annotations of exec declare them, as they do for durable runs."""
+    """The annotations of exec declare them, as for durable runs."""
     graph = pp.Graph(pp.each(weigh, executor=processes), name="sent")
     assert graph.run_sync([Parcel(1)]) == [Parcel(2)]

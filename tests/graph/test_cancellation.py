@@ -1,4 +1,4 @@
-"""Cancellation at every moment of a run: the store, the hooks, the observers and the error that is raised agree."""
+"""Cancellation at every moment of a run: the store, the hooks, the observers and the raised error agree."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ current: contextvars.ContextVar[int] = contextvars.ContextVar("current")
 
 
 class Work(Node[int, int]):
-    """Suspends in all that it does; `hooks` has what was called for each input, in order."""
+    """Suspends in each phase; `hooks` has the hooks called for each input, in order."""
 
     def __init__(self) -> None:
         self.hooks: dict[int, list[str]] = {}
@@ -70,7 +70,7 @@ class Work(Node[int, int]):
 
 
 class Watch:
-    """A plugin that keeps what was entered and left, and how."""
+    """A plugin that records what was entered and left, and how."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -97,7 +97,7 @@ class Watch:
 
 
 class World:
-    """A graph over a store, and whether everything in it agrees once a run is over."""
+    """A graph over a store, and a check after a run that everything agrees."""
 
     def __init__(self, shape: str, backend: Backend, watched: bool) -> None:
         self.work = work = Work()
@@ -128,7 +128,7 @@ class World:
         self.graph = graph
 
     async def cancel_at(self, ticks: tuple[int, ...], clock: FakeClock) -> bool:
-        """Run it, cancel at those turns of the event loop; did the run see it?"""
+        """Run it, cancel it at these turns of the event loop; returns whether the run was cancelled."""
         task = asyncio.create_task(self.graph.run(self.input, pocket=self.pocket))
         turn = 0
         while not task.done():
@@ -146,7 +146,7 @@ class World:
         entered = self.work.hooks
         landed = {n for n in entered if await self.store.has(f"posted:{n}")}
         for n, hooks in entered.items():
-            called = list(dict.fromkeys(hooks))  # a hook whose commit met a conflict was called again
+            called = list(dict.fromkeys(hooks))  # a hook is called again if its commit had a conflict
             assert called == ["on_success" if n in landed else "on_failure", "on_complete"], (n, entered)
         counted = await self.store.get_many(["succeeded", "failed", "completed"])
         assert counted.get("succeeded", 0) == len(landed)
@@ -181,7 +181,7 @@ def _negate(n: int) -> int:
 
 
 def _interfering(write: Any) -> Any:
-    """The first commit of a node loses: somebody else has been at a key that only post has read."""
+    """The first commit of a node conflicts: another caller has written a key that only post has read."""
     lost = False
 
     async def interfering(changes: Any, expect: Any = types.MappingProxyType({})) -> int:
@@ -195,7 +195,7 @@ def _interfering(write: Any) -> Any:
 
 
 class Begun(FaultyMemory):
-    """Its writes are begun in the run's own task, and go on in another one where they wait."""
+    """Its writes start in the run's own task, and continue in another task if they wait."""
 
     needs_loop = False
 
@@ -207,12 +207,12 @@ SHAPES = ["plain", "two nodes", "retried", "nested", "contended", "each"]
 @pytest.mark.parametrize("backend", [Memory, FaultyMemory, Begun], ids=["memory", "suspending", "begun"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cancelled_at_any_moment_everything_agrees(shape: str, backend: type[Backend], watched: bool) -> None:
-    """Either a node's writes landed, its on_success ran, it is ok and the run is cancelled after it; or nothing did.
+    """Either a node's writes are committed, its on_success ran, it is ok and the run is cancelled after it; or nothing of this.
 
-    At each turn of the event loop in turn, until the run is through before.
+    At each turn of the event loop in turn, until the run ends before it.
     """
     if shape == "two nodes" and backend is Memory:
-        backend = FaultyMemory  # a thread between, so once is enough
+        backend = FaultyMemory  # another thread takes part, so once is enough
     seen = 0
     for tick in range(1_000):
         clock = FakeClock()
@@ -242,7 +242,7 @@ def test_cancelled_twice_everything_agrees(shape: str, backend: type[Backend]) -
 
 
 async def _turns(shape: str, backend: type[Backend], tick: int) -> int:
-    """How many turns of the loop a run takes that is cancelled at one."""
+    """The number of turns of a run that is cancelled at one turn."""
     world = World(shape, backend(), watched=False)
     task = asyncio.create_task(world.graph.run(world.input, pocket=world.pocket))
     turn = 0
@@ -256,7 +256,7 @@ async def _turns(shape: str, backend: type[Backend], tick: int) -> int:
 
 # ---------------------------------------------------------------- `def` phases, in worker threads
 class Gate:
-    """Holds a worker thread in one phase until the test lets it go."""
+    """Holds a worker thread in one phase until the test releases it."""
 
     def __init__(self, phase: str) -> None:
         self.phase, self.loop = phase, asyncio.get_running_loop()
@@ -301,7 +301,7 @@ class DefWork(Node[int, int]):
 
 @pytest.mark.parametrize("phase", ["prep", "exec", "post", "on_success", "on_complete"])
 def test_cancelled_while_a_thread_is_in_a_phase(phase: str) -> None:
-    """A thread can't be stopped, but what it does in the end changes nothing: before the commit nothing lands any more."""
+    """A thread can't be stopped, but its result is ignored: if it was cancelled before the commit, nothing is written."""
 
     async def main() -> None:
         gate = Gate(phase)
@@ -346,7 +346,7 @@ class Sleep(Node[int, int]):
 
 
 def test_a_timeout_around_a_run() -> None:
-    """`asyncio.timeout` and `wait_for` raise TimeoutError; the task goes on uncancelled, the node has cleaned up."""
+    """`asyncio.timeout` and `wait_for` raise TimeoutError; the task itself isn't cancelled, and the node has cleaned up."""
 
     async def main() -> None:
         store, sleep = Store(FaultyMemory()), Sleep()
@@ -366,8 +366,8 @@ def test_a_timeout_around_a_run() -> None:
     run_virtual(main())
 
 
-def test_a_timeout_that_comes_during_the_commit_lets_it_land() -> None:
-    """The caller gets the TimeoutError, and the writes are there: late, but never half."""
+def test_a_timeout_during_the_commit_lets_it_complete() -> None:
+    """The caller gets the TimeoutError, and the writes are stored: late, but never half."""
 
     class SlowWrites(FaultyMemory):
         async def write(self, changes: Any, expect: Any = types.MappingProxyType({})) -> int:
@@ -384,7 +384,7 @@ def test_a_timeout_that_comes_during_the_commit_lets_it_land() -> None:
     run_virtual(main())
 
 
-def test_a_commit_that_fails_while_the_run_is_cancelled_did_not_land() -> None:
+def test_a_commit_that_fails_while_the_run_is_cancelled_is_not_done() -> None:
     """Then the node counts as cancelled: the hooks say so, and the cancellation is raised."""
 
     class Breaks(FaultyMemory):
@@ -406,7 +406,7 @@ def test_a_commit_that_fails_while_the_run_is_cancelled_did_not_land() -> None:
 
 
 def test_runs_in_a_task_group() -> None:
-    """One that fails cancels the others, each of which cleans up before the group ends."""
+    """A run that fails cancels the others, each of which cleans up before the group ends."""
 
     class Fails(Sleep):
         async def exec(self, n: int) -> int:
@@ -441,7 +441,7 @@ class FailsSlowlyCleaned(Node[int, int]):
 
 
 def test_a_cancellation_while_a_failed_node_cleans_up_is_raised() -> None:
-    """The hook ends, and whoever cancelled gets the cancellation, with the node's error as its cause."""
+    """The hook ends, and the canceller gets the cancellation, with the node's error as its cause."""
 
     async def main() -> None:
         store = Store()
@@ -460,7 +460,7 @@ def test_a_cancellation_while_a_failed_node_cleans_up_is_raised() -> None:
 
 
 def test_a_cancelled_fan_out_stops_though_it_collects_errors() -> None:
-    """A cancellation is not one of the errors that `errors="collect"` collects, in whatever moment it comes."""
+    """`errors="collect"` never collects a cancellation, at whatever moment it comes."""
     begun: list[int] = []
 
     class Item(FailsSlowlyCleaned):
@@ -481,7 +481,7 @@ def test_a_cancelled_fan_out_stops_though_it_collects_errors() -> None:
 
 
 def test_a_run_that_is_closed_leaves_its_observers() -> None:
-    """What nobody awaits any more can't clean up with `await`, but what watches it is closed, as cancelled."""
+    """Without a caller that awaits it, the run can't clean up with `await`; but its observers are closed, as cancelled."""
     watch = Watch()
     pocket = Pocket(plugins=[watch], autoload=False)
     hooks: list[str] = []
@@ -551,8 +551,7 @@ def test_an_interrupted_run_sync_can_be_run_again() -> None:
 
 
 def test_a_write_that_waits_keeps_the_context_that_it_began_in() -> None:
-    """What a layer sets for a write it can take back after it, though that goes on in another task; and none of it is seen by
-    the run."""
+    """A layer can reset what it sets during a write, although the write continues in another task; the run sees none of it."""
 
     class Marks(Layer):
         needs_loop = False
@@ -578,20 +577,20 @@ def test_a_write_that_waits_keeps_the_context_that_it_began_in() -> None:
     assert seen == [0, 0]
 
 
-def test_a_write_that_has_begun_lands_also_where_all_tasks_are_cancelled_at_once() -> None:
-    """As a loop's end does it, be it before the task's first step that goes on with the write."""
+def test_a_write_that_has_begun_is_done_also_if_all_tasks_are_cancelled() -> None:
+    """As at a loop's end, even before the first step of the task that continues the write."""
     assert [asyncio.run(_all_cancelled_after(turns)) for turns in range(1, 6)] == [(True, True)] * 5
 
 
 async def _all_cancelled_after(turns: int) -> tuple[bool, bool]:
-    """Was a write told of, and has it landed?"""
+    """Was a write acknowledged, and was it done?"""
     landed: list[bool] = []
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def write() -> None:
         try:
             await asyncio.shield(answer)
-        except asyncio.CancelledError:  # begun, so it can't be withdrawn
+        except asyncio.CancelledError:  # it has begun, so it can't be withdrawn
             await answer
         finally:
             landed.append(answer.done())

@@ -1,7 +1,7 @@
-"""A graph is edited while a run of it is under way: the run goes on where what lies ahead of it is what it was, and only there.
+"""A graph is edited while one of its runs is open: the run is resumed only if the part of the graph ahead of it is unchanged.
 
-Each case makes a run stop somewhere in one graph, and goes on with it in another. What goes on has each effect exactly once;
-what is refused has changed nothing, and goes on in the graph that it was begun by.
+Each case stops a run somewhere in one graph, and resumes it in another. A resumed run has each effect exactly once; a refused one
+has changed nothing, and can be resumed in the original graph.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ UNTYPED: Any = Any
 
 
 class Stumble(Exception):
-    """What a node raises where the run is to stop."""
+    """Raised by a node where the run is to stop."""
 
 
 class Stop(BaseException):
-    """What a hook raises there."""
+    """Raised by a hook."""
 
 
 class Kept(Memory):
-    """A store that is as good as a file, for as long as a test lasts."""
+    """A store that lasts as long as a test, as a file would."""
 
     survives = True
 
@@ -60,7 +60,7 @@ class World:
         """The ids of those at which the run has stopped."""
 
     async def effects(self, store: Store) -> list[str]:
-        """The effects that nodes have had, in order: `name`, of items `name(value)`, and `name!` of hooks."""
+        """The effects of nodes, in order: `name`, for items `name(value)`, and `name!` for hooks."""
         return await store.get("effects", [])  # type: ignore[no-any-return]
 
 
@@ -72,7 +72,7 @@ async def have_effect(store: StoreWriter, name: str) -> None:
 
 
 def step(name: str, takes: Any = int, gives: Any = int, by: str = "", shows: bool = False) -> Node[Any, Any]:
-    """A node that leaves an effect. `shows`: with its input, as for items; then it stops at `name(input)`."""
+    """A node with an effect. `shows`: with its input, as for items; then it stops at `name(input)`."""
 
     async def work(store: StoreWriter, value: Any) -> Any:
         me = f"{name}({value})" if shows else name
@@ -91,7 +91,7 @@ def step(name: str, takes: Any = int, gives: Any = int, by: str = "", shows: boo
 
 
 def hooked(name: str, gives: Any = int, by: str = "") -> Node[Any, Any]:
-    """The same with an on_success, which leaves an effect too; the run stops in it at `name!`."""
+    """The same with an on_success, which has an effect too; the run stops in it at `name!`."""
 
     class Hooked(Node[Any, gives], name=name):  # type: ignore[valid-type]
         async def post(self, store: StoreWriter, input: int, prepared: Any, result: Any) -> Any:
@@ -148,7 +148,7 @@ def edits(before: Made, stops: str, stays: str, cases: dict[str, tuple[Made, str
         CASES[name] = Case(before, stops, after, goes, stays, says, **more)
 
 
-# ---------------------------------------------------------------- a chain, the run stands at its second node
+# ---------------------------------------------------------------- a chain; the run is at its second node
 edits(
     lambda: (a >> b >> c,),
     "b",
@@ -734,7 +734,8 @@ for within in (False, True):
     )
 
 
-# ---------------------------------------------------------------- allow_changed: what lies ahead may differ, where it stands not
+# ---------------------------------------------------------------- allow_changed: what is ahead may differ, but not the
+# run's node
 edits(
     lambda: (a >> b >> c,),
     "b",
@@ -820,7 +821,7 @@ async def everything(store: Store) -> dict[str, tuple[int, Any]]:
 
 
 async def go_on(case: Case, graph: Graph[Any, Any]) -> None:
-    """Go on with the run, and answer all that it asks."""
+    """Resume the run, and answer all its questions."""
     questions = list(world.questions)
     while True:
         options: dict[str, Any] = {"answer": True, "question": questions[0]} if questions else {}
@@ -849,8 +850,8 @@ def _new_world() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_goes_on_where_what_lies_ahead_is_unchanged(name: str) -> None:
-    """With each effect exactly once; else it is refused, nothing has changed, and the former graph goes on with it."""
+def test_a_run_is_resumed_if_what_is_ahead_is_unchanged(name: str) -> None:
+    """With each effect exactly once; otherwise it is refused, nothing has changed, and the original graph continues it."""
     case = CASES[name]
 
     async def main() -> None:
@@ -874,7 +875,7 @@ def test_a_run_goes_on_where_what_lies_ahead_is_unchanged(name: str) -> None:
                 ] or case.allowed
                 assert not any(check.can_go_on for check in checked)
             else:
-                assert checked == []  # runs of other graphs are none of its own
+                assert checked == []  # runs of other graphs aren't checked
             await go_on(replace(case, allowed=False), built(case.before, store))
             assert order(case, await world.effects(store)) == case.stays.split()
 
@@ -895,7 +896,7 @@ OLDER = [
 
 
 @pytest.mark.parametrize("name", OLDER)
-def test_a_record_of_an_older_version_is_judged_by_what_it_says(name: str) -> None:
+def test_a_record_of_an_older_version_is_compared_by_what_it_has(name: str) -> None:
     """It has no types and no scopes; nodes, edges and questions are compared all the same."""
     case = CASES[name]
 
@@ -923,12 +924,12 @@ def test_a_record_of_an_older_version_is_judged_by_what_it_says(name: str) -> No
 
 
 def order(case: Case, effects: list[str]) -> list[str]:
-    """Of items that go on at once the order is any."""
+    """Items that run at the same time may have any order."""
     return sorted(effects) if case.crowd else effects
 
 
-def test_a_run_that_goes_on_in_spite_of_changes_is_one_of_the_new_graph() -> None:
-    """With allow_changed, which is so asked for once; one that goes on by itself may go on in either graph, at any time."""
+def test_a_run_resumed_with_allow_changed_belongs_to_the_new_graph() -> None:
+    """With allow_changed, which is needed once; a run that is resumed without it may use either graph, at any time."""
 
     async def main() -> None:
         async with Store(Kept()) as store:
@@ -951,6 +952,6 @@ def test_a_run_that_goes_on_in_spite_of_changes_is_one_of_the_new_graph() -> Non
 
 
 def test_there_are_enough_edits() -> None:
-    """Some that go on, and some that are refused."""
+    """Some edits allow a resume, and some are refused."""
     assert len(CASES) >= 60
     assert 20 <= sum(not case.goes for case in CASES.values()) <= len(CASES) - 20

@@ -1,4 +1,4 @@
-"""Many items through one node: order, bounds, errors, and what is left of a fan-out that ends early."""
+"""Many items through one node: order, limits, errors, and the end of a fan-out that stops early."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def double_async(n: int) -> int:
 
 
 class Gauge(Node[int, int]):
-    """Takes so many seconds for an item, and knows how many it had at once."""
+    """Takes some seconds for an item, and knows how many items it had at the same time."""
 
     def __init__(self, seconds: float = 1) -> None:
         self.seconds = seconds
@@ -66,7 +66,7 @@ class Gauge(Node[int, int]):
 @pytest.mark.parametrize("how", ["run", "run_sync", "fan_out"])
 @pytest.mark.parametrize("items", [[], [1], [3, 1, 2], range(50)], ids=["empty", "one", "some", "many"])
 def test_results_are_in_the_items_order(item: Any, how: str, items: Iterable[int]) -> None:
-    """Whatever colour the node has, and however it is run; no items give an empty list."""
+    """Whether the node is async or not, and however it is run; no items give an empty list."""
     graph = Graph(each(item))
     if how == "run_sync":
         results = graph.run_sync(items)
@@ -75,8 +75,8 @@ def test_results_are_in_the_items_order(item: Any, how: str, items: Iterable[int
     assert results == [2 * n for n in items]
 
 
-def test_order_is_kept_though_items_end_in_another() -> None:
-    """The last to begin may be the first to end."""
+def test_results_keep_the_order_though_items_end_in_another() -> None:
+    """The last item to start may be the first to end."""
 
     @node
     async def slow(n: int) -> int:
@@ -87,8 +87,8 @@ def test_order_is_kept_though_items_end_in_another() -> None:
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 7, CONCURRENCY, 500])
-def test_the_bound_is_reached_and_never_exceeded(concurrency: int) -> None:
-    """So many at a time, no fewer while there are items, in as many rounds as that takes."""
+def test_the_limit_is_reached_and_never_exceeded(concurrency: int) -> None:
+    """Exactly this many at a time while there are items, in as many rounds as needed."""
     gauge, clock = Gauge(), FakeClock()
     assert run_virtual(fan_out(gauge, range(100), concurrency=concurrency), clock) == list(range(100))
     assert gauge.most == min(concurrency, 100)
@@ -96,7 +96,7 @@ def test_the_bound_is_reached_and_never_exceeded(concurrency: int) -> None:
 
 
 def test_no_more_workers_start_than_there_are_items() -> None:
-    """A wide fan-out of few items costs few tasks."""
+    """A wide fan-out with few items starts few tasks."""
 
     made = 0
 
@@ -113,8 +113,8 @@ def test_no_more_workers_start_than_there_are_items() -> None:
     assert made < 10
 
 
-def test_run_sync_takes_one_item_after_the_other() -> None:
-    """Also where the items' phases are async."""
+def test_run_sync_executes_one_item_after_the_other() -> None:
+    """Also if the items' phases are async."""
     gauge = Gauge(0)
     assert Graph(each(gauge, concurrency=5)).run_sync(range(5)) == list(range(5))
     assert gauge.most == 1
@@ -122,8 +122,8 @@ def test_run_sync_takes_one_item_after_the_other() -> None:
 
 # ---------------------------------------------------------------- input
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_items_are_drawn_as_workers_become_free(concurrency: int) -> None:
-    """A generator is never further ahead than there are workers, so its length doesn't matter."""
+def test_items_are_read_as_workers_become_free(concurrency: int) -> None:
+    """A generator is never further ahead than the number of workers, so its length doesn't matter."""
     gauge, drawn = Gauge(), 0
 
     def endless() -> Iterator[int]:
@@ -138,8 +138,8 @@ def test_items_are_drawn_as_workers_become_free(concurrency: int) -> None:
 
 @pytest.mark.parametrize("errors", ["raise", "collect"])
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_an_input_that_fails_is_an_error_of_its_own(errors: Any, concurrency: int) -> None:
-    """It is raised as it is, never collected; what was begun is cancelled and waited for."""
+def test_an_error_of_the_items_iterator_is_never_collected(errors: Any, concurrency: int) -> None:
+    """It is raised unchanged, never collected; items that have started are cancelled and awaited."""
     gauge = Gauge()
 
     def broken() -> Iterator[int]:
@@ -152,8 +152,8 @@ def test_an_input_that_fails_is_an_error_of_its_own(errors: Any, concurrency: in
     assert gauge.begun == list(range(6))
 
 
-def test_anything_that_can_be_iterated_will_do() -> None:
-    """Sets, dicts, strings, generators; what can't be is an InputError that names the node."""
+def test_any_iterable_is_accepted() -> None:
+    """Sets, dicts, strings, generators; anything else is an InputError that names the node."""
     assert asyncio.run(fan_out(double, {3})) == [6]
     assert asyncio.run(fan_out(double, {1: "a", 2: "b"})) == [2, 4]
     assert asyncio.run(fan_out(node(str.upper), "ab")) == ["A", "B"]  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def test_anything_that_can_be_iterated_will_do() -> None:
 
 
 def test_a_hundred_thousand_items_are_not_kept() -> None:
-    """Each input is let go once its item is done: there are never more than a few of them."""
+    """Each input is released once its item is done: there are never more than a few of them."""
     living = 0
 
     class Item:
@@ -189,10 +189,10 @@ class Surviving(Memory):
 
 
 @pytest.mark.parametrize("run_id", [None, "r"], ids=["plain", "durable"])
-def test_all_workers_of_a_fan_out_have_one_turn_of_the_event_loop_together(
+def test_all_workers_of_a_fan_out_share_one_turn_of_the_event_loop(
     run_id: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not each of them one: others of the loop would wait ten times as long, where the items write in place, say."""
+    """Not one turn each: other tasks of the loop would wait ten times as long, for example if the items write in place."""
     now, longest = 0.0, execution.TURN
     step = longest / 4
     monkeypatch.setattr(execution, "time", SimpleNamespace(perf_counter=lambda: now))
@@ -220,8 +220,8 @@ def test_all_workers_of_a_fan_out_have_one_turn_of_the_event_loop_together(
     assert max(gaps) <= longest + (2 * STEPS_PER_LOOK + CONCURRENCY) * step
 
 
-def test_a_fan_out_that_never_suspends_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tasks go on beside it, and a deadline around it is kept."""
+def test_a_fan_out_that_never_suspends_yields_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tasks run meanwhile, and a deadline around it is kept."""
     monkeypatch.setattr("pocket_plug.graph.running.execution.TURN", 0.0)
 
     @node
@@ -247,7 +247,7 @@ def test_a_fan_out_that_never_suspends_gives_way(monkeypatch: pytest.MonkeyPatch
 # ---------------------------------------------------------------- errors
 @pytest.mark.parametrize("concurrency", [1, 3, 100])
 def test_the_first_error_cancels_the_rest_and_is_raised_itself(concurrency: int) -> None:
-    """No exception group around it; nothing more is begun, and what was begun has ended when it is raised."""
+    """Not in an exception group; no further item starts, and the started ones have ended when it is raised."""
     gauge = Gauge()
     with pytest.raises(ValueError, match="-1") as caught:
         run_virtual(fan_out(gauge, [1, 2, -1, *range(3, 100)], concurrency=concurrency))
@@ -258,7 +258,7 @@ def test_the_first_error_cancels_the_rest_and_is_raised_itself(concurrency: int)
 
 
 def test_an_error_at_once_and_an_error_of_an_item_that_is_a_group() -> None:
-    """Before other workers have begun; and a group that an item raised stays that group."""
+    """An error before other workers have started; and a group that an item has raised stays that group."""
 
     @node
     async def fails(n: int) -> int:
@@ -271,8 +271,8 @@ def test_an_error_at_once_and_an_error_of_an_item_that_is_a_group() -> None:
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
-def test_what_caused_an_items_error_is_kept(concurrency: int) -> None:
-    """`raise … from …` and what was being handled are as the item left them."""
+def test_the_cause_and_context_of_an_items_error_are_kept(concurrency: int) -> None:
+    """`raise … from …` and the exception that was being handled are unchanged."""
 
     @node
     async def fails(n: int) -> int:
@@ -287,7 +287,7 @@ def test_what_caused_an_items_error_is_kept(concurrency: int) -> None:
 
 
 def test_errors_can_be_collected() -> None:
-    """They stand among the results, in order; the others are as they would be."""
+    """They are in the list of results, in order; the other results are unchanged."""
     gauge = Gauge()
     results = run_virtual(fan_out(gauge, [1, -2, 3, -4], errors="collect", concurrency=2))
     assert (results[0], results[2]) == (1, 3)
@@ -310,8 +310,8 @@ def test_interrupts_are_never_collected(error: BaseException, concurrency: int) 
 
 @pytest.mark.parametrize("how", ["run", "fan_out"])
 @pytest.mark.parametrize("stop", ["SystemExit(3)", "KeyboardInterrupt()"])
-def test_an_item_that_ends_the_program_says_nothing_of_tasks(how: str, stop: str) -> None:
-    """Its exit code is the program's, and asyncio has no exception left over that nobody retrieved."""
+def test_an_item_that_ends_the_program_leaves_no_unretrieved_exception(how: str, stop: str) -> None:
+    """Its exit code is the program's, and asyncio doesn't report an exception that nobody retrieved."""
     script = f"""
 import asyncio, pocket_plug as pp
 @pp.node
@@ -331,8 +331,8 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("errors", ["raise", "collect"])
-def test_an_item_that_is_cancelled_by_what_it_awaits_is_not_passed_over(errors: Any) -> None:
-    """It awaited a task that somebody has cancelled: the fan-out is cancelled as any node is, and no result is missing."""
+def test_an_item_cancelled_by_what_it_awaits_cancels_the_fan_out(errors: Any) -> None:
+    """It awaited a task that was cancelled: the fan-out is cancelled as any node is, and no result is missing."""
 
     @node
     async def awaits(n: int) -> int:
@@ -347,7 +347,7 @@ def test_an_item_that_is_cancelled_by_what_it_awaits_is_not_passed_over(errors: 
 
 
 def test_an_items_retry_and_fallback_are_its_own() -> None:
-    """Each item has all its attempts, whatever the others need."""
+    """Each item has all its attempts, whatever other items need."""
     attempts: dict[int, int] = {}
 
     class Flaky(Node[int, int], retry=Retry(attempts=3, delay=1)):
@@ -366,7 +366,7 @@ def test_an_items_retry_and_fallback_are_its_own() -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_cancelling_a_fan_out_waits_for_its_workers(concurrency: int) -> None:
-    """When the cancellation is raised no worker goes on, and none is left behind."""
+    """When the cancellation is raised, no worker runs, and none is left."""
     gauge = Gauge(5)
 
     async def main() -> None:
@@ -384,7 +384,7 @@ def test_cancelling_a_fan_out_waits_for_its_workers(concurrency: int) -> None:
 
 # ---------------------------------------------------------------- as part of graphs
 def test_each_within_each_over_a_graph_and_between_nodes() -> None:
-    """It is a node as any other: it nests, takes a graph for its items, and hands its list on."""
+    """It is a node like any other: it nests, accepts a graph for its items, and passes its list on."""
 
     @node
     def total(numbers: list[int]) -> int:
@@ -405,7 +405,7 @@ def test_each_within_each_over_a_graph_and_between_nodes() -> None:
 
 
 def test_an_item_may_end_early() -> None:
-    """END gives the item's result and ends nothing else."""
+    """END is the item's result and ends nothing else."""
 
     @node.post
     def first(store: SyncWriter, n: int) -> Any:
@@ -415,7 +415,7 @@ def test_an_item_may_end_early() -> None:
     assert Graph(each(Graph(first >> double, name="g"))).run_sync([1, 2, 3]) == [2, 2, 3]
 
 
-def test_two_fan_outs_of_one_node_stand_in_one_graph_under_other_names() -> None:
+def test_two_fan_outs_of_one_node_are_in_one_graph_with_different_names() -> None:
     """Their names come from the node's; with_options gives another."""
     other = each(double).with_options(name="again")
     assert Graph(each(double) >> other).run_sync([1]) == [4]
@@ -424,7 +424,7 @@ def test_two_fan_outs_of_one_node_stand_in_one_graph_under_other_names() -> None
 @pytest.mark.parametrize("backend", [Memory, FaultyMemory], ids=["memory", "suspending"])
 @pytest.mark.parametrize("colour", ["async", "def"])
 def test_items_update_shared_totals_without_loss(backend: type[Backend], colour: str) -> None:
-    """Each item's writes are a transaction of its own; a hundred at once lose none."""
+    """Each item's writes are a transaction of their own; a hundred at once lose none."""
 
     class Add(Node[int, int]):
         async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
@@ -451,8 +451,8 @@ def test_items_update_shared_totals_without_loss(backend: type[Backend], colour:
     asyncio.run(main())
 
 
-def test_items_that_landed_stay_when_a_later_one_fails() -> None:
-    """A fan-out is no transaction: what an item committed is committed."""
+def test_committed_items_stay_if_a_later_one_fails() -> None:
+    """A fan-out is no transaction: an item's commit stays."""
     store = SyncStore()
 
     class Keep(Node[int, int]):
@@ -471,7 +471,7 @@ def test_items_that_landed_stay_when_a_later_one_fails() -> None:
 
 
 def test_deep_fan_outs_keep_to_the_recursion_limit() -> None:
-    """Thirty levels of `each` within `each` run, far from Python's limit."""
+    """Thirty levels of `each` within `each` stay far below Python's recursion limit."""
     nested: Any = double
     value: Any = 1
     for _ in range(30):

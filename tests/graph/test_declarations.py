@@ -1,4 +1,4 @@
-"""What can't work is refused where it is written, or by `validate()`, in our words: it names what is meant."""
+"""Mistakes in nodes are refused when they are written, or by `validate()`, with an error that suggests the right form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pocket_plug.store.sync import SyncStore, SyncWriter
 
 
 def findings(main: Any) -> tuple[str, ...]:
-    """What `validate()` has against a graph of this node."""
+    """What `validate()` finds in a graph of this node."""
     with pytest.raises(GraphError) as error:
         Graph(main, name="g").validate()
     return error.value.findings
@@ -49,7 +49,7 @@ def a_node(*methods: str, **more: Any) -> Node[Any, Any]:
      ("exce(self)", "exec")],
 )  # fmt: skip
 def test_a_misspelt_phase_is_a_finding(method: str, meant: str) -> None:
-    """It would never be called, and the node do nothing: the finding names class, method and what was meant."""
+    """It would never be called, and the node would do nothing: the finding names class, method and the suggestion."""
     name = method.partition("(")[0]
     (found,) = findings(a_node(method))
     assert found.startswith(f"Charge.{name} is no phase and no hook, so nobody calls it. Did you mean {meant!r}?")
@@ -57,7 +57,7 @@ def test_a_misspelt_phase_is_a_finding(method: str, meant: str) -> None:
 
 
 def test_a_misspelt_phase_beside_others_is_a_finding() -> None:
-    """Also in a node that does something, in a base class, in an item of a fan-out, and each of several."""
+    """Also in a node with other phases, in a base class, in an item of a fan-out, and each of several."""
     both = a_node("exec(self, n)", "pots(self, store, n, prepared, result)", "on_sucess(self, store, output)")
     assert [found.split()[0] for found in findings(both)] == ["Charge.pots", "Charge.on_sucess"]
     derived: Any = type("Derived", (type(both),), {})
@@ -73,12 +73,12 @@ def test_a_misspelt_phase_beside_others_is_a_finding() -> None:
      ("exec(self, n)", "_exce(self, n)"), ("post(self, store, n, prepared, result)", "process(self, n)"), ()],
 )  # fmt: skip
 def test_helpers_keep_their_names(helpers: tuple[str, ...]) -> None:
-    """What a phase doesn't take, another first letter, an underscore, a helper beside the phase itself: no finding."""
+    """Another first letter, an underscore, a helper beside the phase itself: no finding."""
     Graph(a_node(*helpers)).validate()
 
 
 def test_methods_of_a_node_without_phases_are_a_finding() -> None:
-    """Nobody calls `run`: the finding lists what there is to override. Its own class's properties and values are free."""
+    """Nobody calls `run`: the finding lists what can be overridden. Properties and values of the class are allowed."""
     (found,) = findings(a_node("run(self, n)"))
     assert found == "Charge overrides no phase, so nobody calls its run; the phases are: prep, exec, fallback, post"
     Graph(a_node(limit=5, kind=int, total=property(lambda self: 5))).validate()
@@ -99,7 +99,7 @@ def test_methods_of_a_node_without_phases_are_a_finding() -> None:
      ("on_complete(self)", "Charge.on_complete takes nothing, but is called with 1: (store)")],
 )  # fmt: skip
 def test_a_phase_with_other_parameters_is_a_finding(method: str, says: str) -> None:
-    """It would raise when the run gets there: the finding shows what it takes, and what to write."""
+    """It would raise when it is called: the finding shows the right parameters, and what to write."""
     answered_for = ("exec(self, n)",) if method.startswith("fallback") else ()
     (found,) = findings(a_node(method, *answered_for))
     assert says in found
@@ -137,8 +137,8 @@ def test_phases_may_be_static_and_class_methods() -> None:
     assert findings(Wrong())[0].startswith("Wrong.exec takes self, n, but is called with 1: (prepared)")
 
 
-def test_functions_as_nodes_are_held_to_the_same() -> None:
-    """`@node`, `@node.post` and `node.of`: each finding names the phase and the node. Python's own callables are fine."""
+def test_functions_as_nodes_have_the_same_rules() -> None:
+    """`@node`, `@node.post` and `node.of`: each finding names the phase and the node. Python's own callables are accepted."""
 
     def two(a: int, b: int) -> int:
         return a
@@ -163,18 +163,18 @@ def test_functions_as_nodes_are_held_to_the_same() -> None:
 
 
 def test_a_phase_that_is_no_function_is_a_finding() -> None:
-    """A value in a phase's place, of whatever type."""
+    """A value in a phase's place, of any type."""
     assert findings(a_node(exec=5)) == ("Charge.exec is int, not a function",)
 
 
 def test_an_action_without_brackets_is_a_finding() -> None:
-    """`declined = Action[str]` is a class: called, it would make an Action, and the node leave by "default"."""
+    """`declined = Action[str]` is a class: if it is called, it makes an Action, and the node would leave by "default"."""
     (found,) = findings(a_node("exec(self, n)", declined=Action[str]))
     assert found == "Charge.declined is the class Action, not an instance; write declined = Action[str]()"
     assert findings(a_node("exec(self, n)", declined=Action))[0].endswith("write declined = Action()")
 
 
-# ---------------------------------------------------------------- what is refused where it is written
+# ---------------------------------------------------------------- refused when it is written
 @node
 def plus(n: int) -> int:
     return n + 1
@@ -233,15 +233,15 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("written", WRITTEN)
-def test_what_newcomers_mistype_is_refused_where_it_is_written(written: str) -> None:
-    """With an error of ours that says what is meant, or how it is written."""
+def test_common_mistakes_are_refused_when_they_are_written(written: str) -> None:
+    """With an error of pocket_plug that says what to write."""
     make, says = WRITTEN[written]
     with pytest.raises((PocketError, TypeError), match=says):
         make()
 
 
 def test_a_question_may_be_a_text(tmp_path: Path) -> None:
-    """It is asked as it is, whatever the input."""
+    """It is asked unchanged, whatever the input."""
     with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
         graph = Graph(Ask(bool, question="Ready?"), store=store)
         with pytest.raises(RunSuspendedError) as suspended:
@@ -266,8 +266,8 @@ misspelt_graph: Any = Graph
 
 
 @pytest.mark.parametrize("written", MISSPELT)
-def test_a_misspelt_option_is_named_with_what_was_meant(written: str) -> None:
-    """In the same words for a node's class, what is made of functions, and a graph."""
+def test_a_misspelt_option_gets_a_suggestion(written: str) -> None:
+    """With the same words for a node's class, a node made of functions, and a graph."""
     make, says = MISSPELT[written]
     with pytest.raises(TypeError) as error:
         make()
@@ -275,7 +275,7 @@ def test_a_misspelt_option_is_named_with_what_was_meant(written: str) -> None:
 
 
 def test_an_async_question_is_refused() -> None:
-    """It is asked between two writes, where nothing is awaited."""
+    """It is computed between two writes, and can't be awaited."""
 
     async def question(n: int) -> str:
         return "Sure?"
@@ -284,8 +284,8 @@ def test_an_async_question_is_refused() -> None:
         Ask(bool, question=question)
 
 
-def test_what_is_left_by_is_a_name() -> None:
-    """`Next` with an action in place of its name is a RouteError that says how it is written."""
+def test_next_takes_a_name() -> None:
+    """`Next` with an action in place of its name is a RouteError that says how to write it."""
 
     class Leaves(Node[int, int]):
         declined = Action[str]()
@@ -299,7 +299,7 @@ def test_what_is_left_by_is_a_name() -> None:
 
 
 def test_types_of_every_kind_can_be_declared() -> None:
-    """Classes, and what typing makes of them, are checked at a Key."""
+    """Classes, and typing's forms of them, are checked at a Key."""
     store = SyncStore()
     for declared, right, wrong in [(int | None, None, "x"), (list[int], [1], ["x"]), (Literal["a", "b"], "a", "c"),
                                    (dict[str, int] | str, "x", 5), (Any, 5, None)]:  # fmt: skip
@@ -311,7 +311,7 @@ def test_types_of_every_kind_can_be_declared() -> None:
 
 
 def test_a_fallback_without_an_exec_is_a_finding() -> None:
-    """Nobody would call it: it answers for an exec that is out of attempts."""
+    """It would never be called: it replaces the result of an exec that is out of attempts."""
 
     class Saved(Node[int, int]):
         def fallback(self, prepared: int, error: Exception) -> int:

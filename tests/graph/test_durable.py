@@ -1,4 +1,4 @@
-"""Durable runs: state effects exactly once, whatever fails in between, and nothing of whoever was overtaken."""
+"""Durable runs: each effect exactly once, whatever fails in between, and none by an execution that was overtaken."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ async def records(store: Store, prefix: str = "pocket:run") -> list[str]:
 
 
 class Stumble(Exception):
-    """What is raised where a test wants it."""
+    """Raised where a test wants it."""
 
 
 class Worker:
-    """A graph's nodes, which count what they do and stumble when told to."""
+    """A graph's nodes, which count their calls and raise when told to."""
 
     def __init__(self, stumble_at: int = -1, concurrency: int = 1) -> None:
         self.stumble_at, self.concurrency, self.visits = stumble_at, concurrency, 0
@@ -92,7 +92,7 @@ class Worker:
         self.keys: list[str] = []
 
     def reach(self, name: str) -> None:
-        """Called in exec: stumbles at the visit that was chosen."""
+        """Called in exec: raises at the chosen visit."""
         self.visits += 1
         self.execs.append(name)
         self.keys.append(idempotency_key())
@@ -148,10 +148,10 @@ async def state(store: Store) -> dict[str, Any]:
 UNDISTURBED = {"counted": 3, "items": [0, 1, 2], "ended": 1}
 
 
-# ---------------------------------------------------------------- going on
+# ---------------------------------------------------------------- resuming
 @pytest.mark.parametrize("stumble_at", range(1, 11))
-def test_a_run_that_stumbled_goes_on_where_it_was_left(tmp_path: Path, stumble_at: int) -> None:
-    """Failed at any exec and started by the same line: no effect is lost or done twice, and only that exec is repeated."""
+def test_a_failed_run_is_resumed_where_it_stopped(tmp_path: Path, stumble_at: int) -> None:
+    """It failed at any exec and was started by the same call: no effect is lost or done twice, and only that exec is repeated."""
 
     async def main() -> None:
         worker = Worker(stumble_at)
@@ -171,8 +171,8 @@ def test_a_run_that_stumbled_goes_on_where_it_was_left(tmp_path: Path, stumble_a
     asyncio.run(main())
 
 
-def test_another_process_can_go_on(tmp_path: Path) -> None:
-    """All that is needed stands in the store: another graph object over another connection goes on, without the input."""
+def test_another_process_can_resume_a_run(tmp_path: Path) -> None:
+    """All that is needed is in the store: another graph object over another connection resumes the run, without the input."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -186,7 +186,7 @@ def test_another_process_can_go_on(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_gives_its_result(tmp_path: Path) -> None:
-    """The same line again, and resume, run nothing."""
+    """The same call again, and resume, execute nothing."""
 
     async def main() -> None:
         worker = Worker()
@@ -202,7 +202,7 @@ def test_a_finished_run_gives_its_result(tmp_path: Path) -> None:
 
 
 def test_in_a_scope_of_a_key(tmp_path: Path) -> None:
-    """The scope's name carries the template of its Key; the record has the name alone."""
+    """The scope's name has the template of its Key; the record has only the name."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -215,7 +215,7 @@ def test_in_a_scope_of_a_key(tmp_path: Path) -> None:
 
 
 def test_without_await(tmp_path: Path) -> None:
-    """run_sync and resume_sync do the same, with no event loop where every phase is `def`."""
+    """run_sync and resume_sync do the same, without an event loop if every phase is `def`."""
     failing = True
 
     @node
@@ -248,7 +248,7 @@ def test_without_await(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_does_not_grow(tmp_path: Path) -> None:
-    """However often a loop went round, the record is as large as after a few rounds, and so is what a resume reads."""
+    """However often a loop is repeated, the record stays as large as after a few rounds, and so does what a resume reads."""
 
     async def main() -> None:
         @node
@@ -278,7 +278,7 @@ def test_the_checkpoint_does_not_grow(tmp_path: Path) -> None:
 
 
 def test_max_steps_counts_across_resumes(tmp_path: Path) -> None:
-    """A loop that stumbles now and then is stopped after as many nodes as one that doesn't."""
+    """A loop that fails now and then is stopped after as many nodes as one that doesn't."""
     entered: list[int] = []
 
     async def main() -> None:
@@ -307,7 +307,7 @@ def test_max_steps_counts_across_resumes(tmp_path: Path) -> None:
 
 
 def test_ends_retries_and_fallbacks(tmp_path: Path) -> None:
-    """END leaves a nested graph by default, also after a resume; retry and fallback work as ever."""
+    """END leaves a nested graph by default, also after a resume; retry and fallback work as usual."""
     tries: list[str] = []
 
     class Shaky(Node[int, int], name="shaky", retry=Retry(attempts=2)):
@@ -346,7 +346,7 @@ def test_ends_retries_and_fallbacks(tmp_path: Path) -> None:
 
 
 def test_nested_graphs_that_begin_with_graphs(tmp_path: Path) -> None:
-    """The innermost node is found again, however many graphs begin at once, in a scope of its own and by which way it left."""
+    """The innermost node is found again, however many graphs begin at once, in its own scope, and its action is known."""
     stumbles = [Stumble(), Stumble()]
 
     @node.post
@@ -381,7 +381,7 @@ def test_nested_graphs_that_begin_with_graphs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["refuse", "cancel"])
 @pytest.mark.parametrize("at", range(6))
-def test_the_way_out_of_a_nested_graph_is_kept(tmp_path: Path, fault: str, at: int) -> None:
+def test_the_action_of_a_nested_graph_is_kept(tmp_path: Path, fault: str, at: int) -> None:
     """Stopped between the inner graph's last commit and the outer graph's, it is still left by the same action."""
 
     @node.post
@@ -410,7 +410,7 @@ def test_the_way_out_of_a_nested_graph_is_kept(tmp_path: Path, fault: str, at: i
 
 # ---------------------------------------------------------------- fan-out
 def test_finished_items_are_not_done_again(tmp_path: Path) -> None:
-    """Of a fan-out that failed a resume does the rest only, in a graph for each item from where that was left."""
+    """After a fan-out failed, a resume executes only the rest, in a graph for each item from where that one stopped."""
     done: list[str] = []
     broken = {3}
 
@@ -464,7 +464,7 @@ asyncio.run(main())
 
 
 def test_fan_out_as_a_durable_run(tmp_path: Path) -> None:
-    """fan_out takes a run_id, too; the members of a set keep their places in a process that orders them in another way."""
+    """fan_out accepts a run_id, too; the members of a set keep their positions in a process that orders them in another way."""
     for seed, mode, code, said in (("1", "stumble", 3, ""), ("2", "finish", 0, "['aa', 'bb', 'cc', 'dd']\n")):
         ran = subprocess.run([sys.executable, "-c", SPREADING, tmp_path, mode], env={**os.environ, "PYTHONHASHSEED": seed},
                              capture_output=True, text=True, check=False)  # fmt: skip
@@ -475,7 +475,7 @@ def test_fan_out_as_a_durable_run(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- how long names may be
 def deepest(store: Store, names: str) -> Graph[int, object]:
-    """Items of a graph, each of which passes a node and asks; the nodes are called so."""
+    """Items of a graph, each of which passes a node and asks; these are the nodes' names."""
 
     @node
     async def passed(n: int) -> int:
@@ -486,7 +486,7 @@ def deepest(store: Store, names: str) -> Graph[int, object]:
 
 
 def test_no_key_of_a_run_is_too_long_for_a_backend(tmp_path: Path) -> None:
-    """The longest names that are allowed, escaped, make keys of 2 KiB at most; all states and kinds of records."""
+    """The longest names that are allowed, escaped, make keys of at most 2 KiB; all states and kinds of records."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -508,7 +508,7 @@ def test_no_key_of_a_run_is_too_long_for_a_backend(tmp_path: Path) -> None:
 
 
 def test_names_that_make_too_long_keys_are_refused_before_the_run(tmp_path: Path) -> None:
-    """Of a run, of its graph, and of nodes with the graphs around them; other runs may have any names."""
+    """Names of a run, of its graph, and of nodes with the graphs around them; other runs may have any names."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -531,7 +531,7 @@ def test_names_that_make_too_long_keys_are_refused_before_the_run(tmp_path: Path
 
 # ---------------------------------------------------------------- what is refused
 def test_another_input_is_refused(tmp_path: Path) -> None:
-    """Equal inputs are the same one, whatever the order of their sets; others, other graphs and scopes are a mismatch."""
+    """Equal inputs count as the same, whatever the order of their sets; other inputs, graphs and scopes are a mismatch."""
 
     @node
     async def same(value: Any) -> Any:
@@ -555,7 +555,7 @@ def test_another_input_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
-    """Of another graph, with another input, with a wrong answer or none, at a node that is gone: each record is as before."""
+    """Of another graph, with another input, with a wrong answer or none, at a node that is gone: each record is unchanged."""
     asked = Ask[Any, int](int, question=lambda value: "how many?", name="asked")
 
     @node
@@ -613,7 +613,7 @@ def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_store_that_does_not_survive_is_refused(tmp_path: Path) -> None:
+def test_a_store_that_is_not_durable_is_refused(tmp_path: Path) -> None:
     """So is a nested graph with another store, an empty id, and allow_changed without an id."""
 
     @node
@@ -649,8 +649,10 @@ def test_a_store_that_does_not_survive_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["run", "run_sync", "durable"])
-def test_a_run_that_a_node_starts_has_no_key_of_that_node_s(tmp_path: Path, how: str) -> None:
-    """Its nodes would all have one key, and a service would take the second for the first; a durable one has its own."""
+def test_a_run_that_a_node_starts_does_not_use_that_nodes_idempotency_key(tmp_path: Path, how: str) -> None:
+    """Otherwise its nodes would all have one key, and a service would take the second for the first; a
+    durable run has its own.
+    """
 
     @node
     async def first(n: int) -> list[str]:
@@ -688,7 +690,7 @@ class Known:
 
 
 def test_a_value_that_can_not_be_stored_is_an_error(tmp_path: Path) -> None:
-    """It names the node and the path; nothing of the node's landed. Annotated types need no registration."""
+    """It names the node and the path; nothing of the node was committed. Annotated types need no registration."""
 
     class Unknown:
         pass
@@ -718,7 +720,7 @@ def test_a_value_that_can_not_be_stored_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_changed_graph_is_refused_with_what_changed(tmp_path: Path) -> None:
-    """Unless that is allowed; where the node is gone at which the run stands, it always is."""
+    """Unless changes are allowed; if the run's current node is gone, it is always refused."""
     failing = True
 
     @node
@@ -754,8 +756,8 @@ def test_a_changed_graph_is_refused_with_what_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("errors", ["raise", "collect"])
-def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path, errors: Any) -> None:
-    """Even if changes are allowed: the node at which an item stands has to be there. That is no result of the item's."""
+def test_a_changed_graph_is_refused_if_an_items_node_is_gone(tmp_path: Path, errors: Any) -> None:
+    """Even if changes are allowed: the item's current node has to exist. The refusal isn't recorded as the item's result."""
 
     @node
     async def first(n: int) -> int:
@@ -787,7 +789,7 @@ def test_a_changed_graph_of_items_is_refused_where_an_item_stands(tmp_path: Path
 
 # ---------------------------------------------------------------- fencing
 class Faulty(Layer):
-    """Does to a write what it is told."""
+    """Fails writes as it is told."""
 
     name = "faulty"
     inline_write = False
@@ -812,7 +814,9 @@ class Faulty(Layer):
 @pytest.mark.parametrize("fault", ["lose", "repeat"])
 @pytest.mark.parametrize("at", range(12))
 def test_a_lost_answer_is_no_failure(tmp_path: Path, fault: str, at: int) -> None:
-    """A commit that landed although its write failed, or met itself when repeated, counts: the run goes on."""
+    """A commit that was done although its write failed, or that conflicted with itself when repeated,
+    counts: the run continues.
+    """
 
     async def main() -> None:
         plan = [""] * at + [fault]
@@ -828,8 +832,10 @@ def test_a_lost_answer_is_no_failure(tmp_path: Path, fault: str, at: int) -> Non
 
 @pytest.mark.parametrize("fault", ["refuse", "cancel"])
 @pytest.mark.parametrize("at", range(12))
-def test_a_failed_or_cancelled_commit_can_be_gone_on_from(tmp_path: Path, fault: str, at: int) -> None:
-    """Nothing landed, or all did and the run was cancelled then: the same line goes on, and no effect is lost or twice."""
+def test_a_run_is_resumed_after_a_failed_or_cancelled_commit(tmp_path: Path, fault: str, at: int) -> None:
+    """Nothing was committed, or all of it and the run was cancelled then: the same call resumes, and no effect is lost or
+    doubled.
+    """
 
     async def main() -> None:
         plan = [""] * at + [fault]
@@ -844,7 +850,7 @@ def test_a_failed_or_cancelled_commit_can_be_gone_on_from(tmp_path: Path, fault:
 
 
 class Unsure(Layer):
-    """Loses the answer to a write, or has it met itself, and can't be asked for a while."""
+    """Loses the answer to a write, or makes it conflict with itself, and can't be read for a while."""
 
     name = "unsure"
     inline_write = False
@@ -869,8 +875,8 @@ class Unsure(Layer):
 
 @pytest.mark.parametrize("answer", [StoreError("the answer is lost"), ConflictError(["x"])], ids=["lost", "met itself"])
 @pytest.mark.parametrize("looks", [0, 1, 2, 3])
-def test_what_is_not_known_is_an_error_that_says_so(tmp_path: Path, answer: Exception, looks: int) -> None:
-    """No look succeeds after a lost answer: it is neither a node's conflict nor taken for landed, and a resume finds out."""
+def test_an_unknown_outcome_is_an_error_that_says_so(tmp_path: Path, answer: Exception, looks: int) -> None:
+    """After a lost answer no read succeeds: this is neither a node's conflict nor a commit, and a resume finds out."""
     posts: list[int] = []
 
     class Ticket(Node[int, int], name="ticket"):
@@ -907,8 +913,8 @@ def test_what_is_not_known_is_an_error_that_says_so(tmp_path: Path, answer: Exce
 @pytest.mark.parametrize("errors", ["raise", "collect"])
 @pytest.mark.parametrize("fault", ["refuse", "lose"])
 @pytest.mark.parametrize("at", range(5))
-def test_what_keeps_an_item_from_being_recorded_is_no_result(tmp_path: Path, errors: Any, fault: str, at: int) -> None:
-    """The store fails as an item's checkpoint is written: that ends the execution, and a resume does the item."""
+def test_a_failure_to_record_an_item_is_not_its_result(tmp_path: Path, errors: Any, fault: str, at: int) -> None:
+    """The store fails as an item's checkpoint is written: that ends the execution, and a resume executes the item."""
 
     async def main() -> None:
         async with stored(tmp_path, layers=[Faulty(plan=[""] * at + [fault])]) as store:
@@ -923,7 +929,7 @@ def test_what_keeps_an_item_from_being_recorded_is_no_result(tmp_path: Path, err
 
 
 class Unreachable(Layer):
-    """Can't read some keys, for once."""
+    """Can't read some keys, once."""
 
     name = "unreachable"
     keys: Any = ()
@@ -936,8 +942,8 @@ class Unreachable(Layer):
 
 
 @pytest.mark.parametrize("phase", ["prep", "post", "prefetch"])
-def test_a_stores_failure_to_read_is_no_result(tmp_path: Path, phase: str) -> None:
-    """The run's own store can't be read by an item: that ends the execution; another store's failure is the item's."""
+def test_a_failure_to_read_the_runs_store_is_not_an_items_result(tmp_path: Path, phase: str) -> None:
+    """If an item can't read the run's own store, the execution ends; another store's failure is the item's result."""
 
     class Reads(Node[int, int], name="reads"):
         async def prep(self, store: StoreReader, n: int) -> int:
@@ -972,7 +978,7 @@ def test_a_stores_failure_to_read_is_no_result(tmp_path: Path, phase: str) -> No
 
 @pytest.mark.parametrize("result", [object(), Stumble("as a result")])
 def test_an_item_that_can_not_be_stored_ends_the_execution(tmp_path: Path, result: object) -> None:
-    """It is the program that has to be mended: nothing of the item has landed, and a resume takes it again."""
+    """The program has to be corrected: nothing of the item was committed, and a resume executes it again."""
     results = [result]
 
     class Odd(Node[int, object], name="odd"):
@@ -994,8 +1000,8 @@ def test_an_item_that_can_not_be_stored_ends_the_execution(tmp_path: Path, resul
 
 
 @pytest.mark.parametrize("at", range(1, 10))
-def test_whoever_is_overtaken_is_fenced(tmp_path: Path, at: int) -> None:
-    """The run is taken over during any exec and done: the first execution writes nothing more and gets RunFencedError."""
+def test_an_overtaken_execution_is_fenced(tmp_path: Path, at: int) -> None:
+    """The run is taken over during any exec and finished: the first execution writes nothing more and gets RunFencedError."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -1028,7 +1034,7 @@ def _in_thread(work: Callable[[], Any]) -> Any:
 
 
 class Slow(Layer):
-    """Lets others go first before each operation."""
+    """Lets other tasks run before each operation."""
 
     name = "slow"
 
@@ -1042,7 +1048,7 @@ class Slow(Layer):
 
 
 def test_two_that_race_for_one_run(tmp_path: Path) -> None:
-    """Started at once, any number of times: one of them ends it, the others are told that it is under way, or get the result.
+    """Started at once, any number of times: one of them ends the run, the others get RunBusyError or the result.
 
     Those that take it over fence the others.
     """
@@ -1061,8 +1067,8 @@ def test_two_that_race_for_one_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stumble_at", [-1, 1, 5])
-def test_a_claim_that_comes_late_takes_nothing_back(tmp_path: Path, stumble_at: int) -> None:
-    """Between the look at a run and the claim another execution begins it, or goes on with it: it is looked at again."""
+def test_a_late_claim_undoes_nothing(tmp_path: Path, stumble_at: int) -> None:
+    """Between the read of a run and the claim, another execution starts or continues it: the run is read again."""
 
     async def main() -> None:
         async def other() -> None:
@@ -1083,7 +1089,7 @@ def test_a_claim_that_comes_late_takes_nothing_back(tmp_path: Path, stumble_at: 
 
 
 def test_over_a_cache_that_is_behind(tmp_path: Path) -> None:
-    """Two stores that cache one file: what the other one has made of a run is found, however old one's own cache is."""
+    """Two stores that cache one file: the other store's changes of a run are found, however old the own cache is."""
 
     async def main() -> None:
         def through() -> Store:
@@ -1109,7 +1115,7 @@ def test_over_a_cache_that_is_behind(tmp_path: Path) -> None:
 
 
 def test_a_removed_run_is_fenced(tmp_path: Path) -> None:
-    """Whoever removes the records stops the run at its next commit."""
+    """If the records are removed, the run stops at its next commit."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -1127,8 +1133,8 @@ def test_a_removed_run_is_fenced(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_ordinary_conflicts_are_tried_again(tmp_path: Path) -> None:
-    """A conflict over the user's keys is the node's as ever, and the checkpoint's version is still the one expected."""
+def test_ordinary_conflicts_are_retried(tmp_path: Path) -> None:
+    """A conflict over the user's keys is handled as usual, and the checkpoint's version is still the expected one."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -1151,7 +1157,7 @@ def test_ordinary_conflicts_are_tried_again(tmp_path: Path) -> None:
 
 
 def test_hostile_records_are_refused(tmp_path: Path) -> None:
-    """A record that lacks a field, or has one of another kind, is an error of ours which names it; nothing runs."""
+    """A record that lacks a field, or has one of another type, is an error of pocket_plug that names it; nothing is executed."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -1191,7 +1197,9 @@ def test_hostile_records_are_refused(tmp_path: Path) -> None:
        st.lists(st.integers(1, 12), max_size=5), st.sampled_from([1, 3]))  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_any_mixture_of_faults(plan: list[str], stumbles: list[int], concurrency: int) -> None:
-    """Writes that fail, land unseen or are cancelled, and nodes that raise, in any order: the end is the undisturbed one."""
+    """Writes that fail, are done unseen or are cancelled, and nodes that raise, in any order: the result
+    is the undisturbed one.
+    """
 
     async def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -1212,7 +1220,7 @@ def test_any_mixture_of_faults(plan: list[str], stumbles: list[int], concurrency
 
 # ---------------------------------------------------------------- hooks
 def test_hooks_run_at_least_once(tmp_path: Path) -> None:
-    """What was committed and whose on_success did not end has it run by whoever goes on, the last node's too."""
+    """If a commit was done and its on_success did not end, the resume calls on_success, also for the last node."""
     log: list[str] = []
 
     class Hooked(Node[int, int], name="hooked"):
@@ -1240,7 +1248,7 @@ def test_hooks_run_at_least_once(tmp_path: Path) -> None:
 
 
 def test_hooks_of_items_run_at_least_once(tmp_path: Path) -> None:
-    """An item's, too: again only where they were cut off, and never once they have ended."""
+    """An item's, too: again only if they were interrupted, and never after they have ended."""
     log: list[str] = []
 
     class Hooked(Node[int, int], name="hooked"):
@@ -1262,8 +1270,8 @@ def test_hooks_of_items_run_at_least_once(tmp_path: Path) -> None:
         assert store.get("posted") == 7
 
 
-def test_hooks_of_whoever_is_fenced_write_nothing(tmp_path: Path) -> None:
-    """on_failure runs, for what it has to let go of; its writes do not land."""
+def test_hooks_of_a_fenced_execution_write_nothing(tmp_path: Path) -> None:
+    """on_failure runs, to release resources; its writes are not committed."""
     called: list[BaseException] = []
 
     async def main() -> None:
@@ -1318,7 +1326,7 @@ def approval(store: Store | SyncStore) -> Graph[Draft, str]:
 
 
 def test_a_run_waits_for_an_answer(tmp_path: Path) -> None:
-    """It is suspended with the question, in no process at all; an answer of the right type lets it go on."""
+    """It is suspended with the question, and no process waits; an answer of the right type lets it continue."""
 
     async def main() -> None:
         for answer, result in ((True, "sent hi"), (False, "dropped hi")):
@@ -1346,7 +1354,7 @@ def test_a_run_waits_for_an_answer(tmp_path: Path) -> None:
 
 
 def test_an_answer_is_kept(tmp_path: Path) -> None:
-    """Given and then stumbled: whoever goes on needs no answer; the next question is another one's."""
+    """If a run fails after the answer, resuming needs no answer; the next question needs its own."""
 
     async def main() -> None:
         stumbles = [Stumble()]
@@ -1367,7 +1375,7 @@ def test_an_answer_is_kept(tmp_path: Path) -> None:
             graph = Graph(one >> Between() >> two >> both, store=store)
             with pytest.raises(RunSuspendedError):
                 await graph.run("x", run_id="r")
-            plan[:] = ["", "refuse"]  # the answer is taken, the node that asked fails
+            plan[:] = ["", "refuse"]  # the answer is taken, and the node that asked fails
             with pytest.raises(StoreError, match="gone"):
                 await graph.resume("r", answer=1)
             with pytest.raises(Stumble):
@@ -1375,7 +1383,7 @@ def test_an_answer_is_kept(tmp_path: Path) -> None:
             with pytest.raises(RunSuspendedError):
                 await graph.run("x", run_id="r")
             with pytest.raises(RunMismatchError, match=r"which question is it for.*Open: 'two#1'"):
-                await graph.resume("r", answer=1)  # the line that gave the first answer, once more
+                await graph.resume("r", answer=1)  # the call that gave the first answer, once more
             with pytest.raises(RunMismatchError, match="has had its answer to 'one#1' already"):
                 await graph.resume("r", answer=2, question=one)
             assert await graph.resume("r", answer=2, question=two) == (1, 2)
@@ -1395,7 +1403,7 @@ def test_asking_needs_a_durable_run(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- retention and observers
 class Pay(Node[int, int], name="pay"):
-    """Pays, and can be told to lose the power."""
+    """Pays, and can be told to simulate a power failure."""
 
     async def post(self, store: StoreWriter, amount: int, prepared: int, paid: int) -> int:
         await store.update("paid", lambda total: total + paid, default=0)
@@ -1407,14 +1415,14 @@ def paying(store: Store, **options: Any) -> Graph[list[int], list[int]]:
 
 
 async def end_another(store: Store, number: int) -> None:
-    """Let another run end, as the removal of finished ones needs it."""
+    """Let another run end, since finished runs are removed then."""
     await Graph(node(lambda n: n), store=store, name="other", keep_finished="9999d").run(
         number, run_id=f"other {number}"
     )
 
 
-def test_finished_runs_are_kept_as_long_as_told(tmp_path: Path) -> None:
-    """With keep_finished all records of a run go, at the earliest that long after its end; then the id is free."""
+def test_finished_runs_are_kept_for_keep_finished(tmp_path: Path) -> None:
+    """With keep_finished all records of a run are removed, at the earliest that long after its end; then the id is free."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -1437,8 +1445,8 @@ def test_finished_runs_are_kept_as_long_as_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", ["finisher", "first", "second", "both"])
 @pytest.mark.parametrize("ahead", [7200, -7200, 86_400 * 365])
-def test_no_clock_alone_lets_a_finished_run_go(tmp_path: Path, wrong: str, ahead: int) -> None:
-    """However wrong one client's clock is, whether it ended the run or looks after it: it isn't done again too early."""
+def test_one_wrong_clock_removes_no_finished_run(tmp_path: Path, wrong: str, ahead: int) -> None:
+    """However wrong one client's clock is, whether it ended the run or checks it later: the run isn't removed too early."""
 
     async def main() -> None:
         clock = FakeClock(2_000_000_000.0)
@@ -1460,8 +1468,8 @@ def test_no_clock_alone_lets_a_finished_run_go(tmp_path: Path, wrong: str, ahead
 
 
 @pytest.mark.parametrize("fault", ["refuse", "lose"])
-def test_a_run_that_ends_late_has_lost_none_of_its_items(tmp_path: Path, fault: str) -> None:
-    """The write that ends it fails, and it is gone on with when it was long to be over: nothing is done again."""
+def test_a_run_that_ends_late_still_has_its_items(tmp_path: Path, fault: str) -> None:
+    """The write that ends it fails, and it is resumed long after: nothing is done again."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -1479,10 +1487,10 @@ def test_a_run_that_ends_late_has_lost_none_of_its_items(tmp_path: Path, fault: 
 
 @pytest.mark.parametrize("at", range(4))
 @pytest.mark.parametrize("fault", ["refuse", "lose"])
-def test_a_removal_that_stops_half_way_is_gone_on_with(
+def test_an_interrupted_removal_is_completed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: int, fault: str
 ) -> None:
-    """Till its last write the run is a finished one that gives its result; the next end removes what is left."""
+    """Until its last write the run is a finished one that gives its result; the next end removes the rest."""
     monkeypatch.setattr("pocket_plug.graph.durable.removal.CHUNK", 1)
 
     async def main() -> None:
@@ -1495,7 +1503,7 @@ def test_a_removal_that_stops_half_way_is_gone_on_with(
                 plan[:] = [""] * (2 + at) + [fault] if number else []
                 await end_another(store, number)
             left = [key for key in await records(store) if key.endswith(":r") or ":r:" in key]
-            if plan:  # it had not so many writes
+            if plan:  # it had fewer writes
                 assert left == []
                 return
             assert "removing finished runs failed" in caplog.text
@@ -1508,8 +1516,8 @@ def test_a_removal_that_stops_half_way_is_gone_on_with(
     asyncio.run(main())
 
 
-def test_an_old_look_removes_no_new_run(tmp_path: Path) -> None:
-    """A run that was removed by hand and begun anew is kept from its own end on; damaged looks are in nobody's way."""
+def test_an_old_schedule_removes_no_new_run(tmp_path: Path) -> None:
+    """A run that was removed by hand and started again is kept from its own end on; damaged entries do no harm."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -1537,7 +1545,7 @@ def test_an_old_look_removes_no_new_run(tmp_path: Path) -> None:
 
 
 class Watcher:
-    """A plugin that notes runs and nodes with their outcomes, and events."""
+    """A plugin that records runs and nodes with their outcomes, and events."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Any, ...]] = []
@@ -1569,7 +1577,7 @@ class Watcher:
 
 
 def test_what_observers_see(tmp_path: Path) -> None:
-    """A suspended run has that outcome and no error; one that goes on has the same id, and says so once."""
+    """A suspended run has that outcome and no error; a resumed one has the same id, and one event that says so."""
     watcher = Watcher()
 
     async def main() -> None:
@@ -1592,8 +1600,8 @@ def test_what_observers_see(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_looking_for_a_durable_run_begins_no_trace(tmp_path: Path) -> None:
-    """Its records are read and claimed before there is a span to hang it under; under one of the user's it is seen."""
+def test_reading_a_durable_run_starts_no_trace(tmp_path: Path) -> None:
+    """Its records are read and claimed before its span exists; if there is a current span of the user's, they are below it."""
 
     @node.post
     async def keep(inside: StoreWriter, n: int) -> int:
@@ -1614,8 +1622,8 @@ def test_looking_for_a_durable_run_begins_no_trace(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_run_that_goes_on_is_linked_to_what_it_goes_on_from(tmp_path: Path) -> None:
-    """Each execution is a trace of its own, of the same run id, with a link to the one before, whatever process that was in."""
+def test_a_resumed_run_is_linked_to_its_previous_execution(tmp_path: Path) -> None:
+    """Each execution is a trace of its own, with the same run id and a link to the previous one, in whatever process that was."""
 
     async def main() -> None:
         pocket = Pocket(autoload=False)

@@ -1,4 +1,4 @@
-"""A durable run is followed from another process, by what is recorded of it."""
+"""A durable run is followed from another process, by its records."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def said(event: Any) -> str:
 
 
 class Paused:
-    """In place of a pause: what is done between two looks, step by step."""
+    """Replaces a pause: does something between two reads, step by step."""
 
     def __init__(self, *steps: Callable[[], Any]) -> None:
         self.steps, self.pauses = list(steps), list[float]()
@@ -81,7 +81,7 @@ async def fail(n: int) -> int:
 
 
 def checking(done: asyncio.Event, go_on: asyncio.Event) -> pp.Node[int, int]:
-    """A node for items, of which the one that is 2 says that the others before it are done, and waits."""
+    """A node for items; item 2 reports that the items before it are done, and waits."""
 
     @pp.node
     async def check(n: int) -> int:
@@ -93,7 +93,7 @@ def checking(done: asyncio.Event, go_on: asyncio.Event) -> pp.Node[int, int]:
     return check
 
 
-def test_the_path_of_a_finished_run_is_told_from_its_begin(tmp_path: Path) -> None:
+def test_the_path_of_a_finished_run_is_reported_from_its_start(tmp_path: Path) -> None:
     """Nested graphs are entered and left around their nodes; a node's type is known without the graph."""
 
     async def main() -> None:
@@ -119,8 +119,8 @@ def test_the_path_of_a_finished_run_is_told_from_its_begin(tmp_path: Path) -> No
     asyncio.run(main())
 
 
-def test_a_run_is_followed_while_it_goes(tmp_path: Path) -> None:
-    """Pending, taken, at a node, waiting with its question, answered, and finished; each told once."""
+def test_a_run_is_followed_while_it_is_executed(tmp_path: Path) -> None:
+    """Pending, taken, at a node, waiting with its question, answered, and finished; each is reported once."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -172,8 +172,8 @@ def test_a_run_is_followed_while_it_goes(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_items_are_told_of_as_they_are_done(tmp_path: Path) -> None:
-    """With what they left with; a question of an item is told of while others go on."""
+def test_items_are_reported_as_they_end(tmp_path: Path) -> None:
+    """With their actions; an item's question is reported while others continue."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -204,8 +204,8 @@ def test_items_are_told_of_as_they_are_done(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_questions_of_items_are_told_of_each(tmp_path: Path) -> None:
-    """By the places that ask; one that has been answered is not told of again."""
+def test_questions_of_items_are_reported_separately(tmp_path: Path) -> None:
+    """By the nodes that ask; an answered one is not reported again."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -232,7 +232,7 @@ def test_questions_of_items_are_told_of_each(tmp_path: Path) -> None:
 
 
 def test_a_failure_and_a_cancellation_end_it(tmp_path: Path) -> None:
-    """By a last event that says so, with the failure."""
+    """By a last event with the failure."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -254,8 +254,8 @@ def test_a_failure_and_a_cancellation_end_it(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_run_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
-    """Never there, removed meanwhile, or begun anew since: UnknownRunError each time."""
+def test_a_removed_run_is_reported(tmp_path: Path) -> None:
+    """Never there, removed meanwhile, or started again since: UnknownRunError each time."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -281,8 +281,8 @@ def test_a_run_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_it_looks_less_often_the_longer_nothing_is_new(tmp_path: Path) -> None:
-    """Up to a second apart, and at once again after something was."""
+def test_it_polls_less_often_the_longer_nothing_is_new(tmp_path: Path) -> None:
+    """Up to a second apart, and at once again after something new."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -308,8 +308,8 @@ def test_it_looks_less_often_the_longer_nothing_is_new(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_run_that_moves_during_a_look_is_told_of_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What came after the run was read is left for the next look: no node is left before the run has come to it."""
+def test_a_run_that_moves_during_a_read_is_reported_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happened after the run was read is left for the next read: no node is left before the run has reached it."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -340,10 +340,10 @@ def test_a_run_that_moves_during_a_look_is_told_of_in_order(tmp_path: Path, monk
     asyncio.run(main())
 
 
-def test_items_of_a_node_that_it_comes_to_during_a_look_are_told_of_once(
+def test_items_of_a_node_reached_during_a_read_are_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the next look, after the node itself was entered. (The simulation found them told twice: seed 4548.)"""
+    """By the next read, after the node itself was entered. (The simulation found them reported twice: seed 4548.)"""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -391,7 +391,7 @@ def test_items_of_a_node_that_it_comes_to_during_a_look_are_told_of_once(
 
 
 def test_a_long_path_is_read_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each node once, in order; leaving the loop early holds nothing."""
+    """Each node once, in order; leaving the loop early leaves nothing open."""
     monkeypatch.setattr(following, "PAGE", 2)
 
     async def main() -> None:
@@ -418,8 +418,8 @@ def test_a_long_path_is_read_in_pages(tmp_path: Path, monkeypatch: pytest.Monkey
     asyncio.run(main())
 
 
-def test_what_is_damaged_is_left_out(tmp_path: Path) -> None:
-    """A record of its path, of an item or of its start that can't be read keeps nothing else back."""
+def test_damaged_records_are_skipped(tmp_path: Path) -> None:
+    """A damaged record of its path, of an item or of its start is skipped, and all others are reported."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -457,7 +457,7 @@ except pp.RunSuspendedError:
 
 
 def test_another_process_is_followed_without_await(tmp_path: Path) -> None:
-    """By a SyncRuns, with neither the graph nor its types at hand."""
+    """By a SyncRuns, with neither the graph nor its types."""
     url = f"sqlite:///{tmp_path}/state.db?durability=process"
     with pp.SyncStore(url) as store:
         done = subprocess.run([sys.executable, "-c", RUNNING, url], check=False, timeout=60)

@@ -1,4 +1,4 @@
-"""A node that is refused its input: the error names the node that gave it, whose fault it is."""
+"""If a node refuses its input, the error names the node that gave it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Decides(Node[int, Any]):
 
 
 def refused(*chains: Any) -> str:
-    """The message of the error that a run ends with, watched or not, with `await` or without it the same."""
+    """The message of the error that ends a run; the same with and without observers, with and without `await`."""
     graph: Any = Graph(*chains, name="g", store=SyncStore())
     with pytest.raises(InputError) as error:
         graph.run_sync(1)
@@ -54,7 +54,7 @@ def refused(*chains: Any) -> str:
 
 
 def test_a_refused_input_names_the_node_that_gave_it() -> None:
-    """With the type that it declares, where that is another one; a nested graph's first node takes it as well."""
+    """With its declared type, if that differs; also if a nested graph's first node refuses it."""
     takes = "node 'inc' of graph 'g' takes int, not "
     assert refused(bad >> inc) == f"{takes}str: node 'bad' returned it, though it declares int"
     assert refused(forgets >> inc) == (
@@ -66,8 +66,8 @@ def test_a_refused_input_names_the_node_that_gave_it() -> None:
     )
 
 
-def test_a_text_that_names_an_action_is_told_so() -> None:
-    """A newcomer returns the name of a way; the value itself stands in no other message."""
+def test_a_text_that_is_an_actions_name_gets_a_hint() -> None:
+    """A newcomer returns the name of an action as a text, and gets a hint; the value itself stands in no other message."""
     decides = Decides()
     message = refused(decides >> inc, decides.again >> inc)
     assert message.endswith(
@@ -76,8 +76,8 @@ def test_a_text_that_names_an_action_is_told_so() -> None:
     assert "seven" not in refused(bad >> inc)
 
 
-def test_an_error_from_within_a_node_is_left_as_it_is() -> None:
-    """An InputError of another run that a node drives, and that of a run's own input."""
+def test_an_error_from_within_a_node_is_unchanged() -> None:
+    """An InputError of another run that a node executes, and one of the run's own input."""
 
     @node
     def drives(x: int) -> int:

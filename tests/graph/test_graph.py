@@ -1,4 +1,4 @@
-"""Graphs: where a run goes, what is found before it starts, graphs within graphs, the picture, and running without await."""
+"""Graphs: the path of a run, faults found before it starts, nested graphs, the picture, and running without await."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def double(n: int) -> int:
 
 
 class Leave(Node[Any, Any]):
-    """Leaves by whatever Next it is handed, and notes that it was there."""
+    """Leaves by the Next that it gets, and notes that it was called."""
 
     def post(self, store: SyncWriter, n: Any, prepared: Any, result: Any) -> Any:
         store.set("was here", n)
@@ -76,21 +76,21 @@ def test_default_without_an_edge_ends_the_run() -> None:
 
 
 def test_what_an_action_carries_is_the_next_nodes_input() -> None:
-    """Each way out leads where its edge says, with its own output."""
+    """Each action leads where its edge says, with its own output."""
     fork = Fork()
     graph = Graph(fork, fork.act >> plus, fork.stop >> double)
     assert (graph.run_sync(5), graph.run_sync(-5)) == (6, -10)
 
 
 def test_next_default_is_the_default_way() -> None:
-    """`Next("default", x)` is what returning x is."""
+    """`Next("default", x)` means the same as returning x."""
     leave = Leave()
     assert Graph(leave >> plus).run_sync(Next("default", 1)) == 2
     assert Graph(leave).run_sync(Next("default", 1)) == 1
 
 
 def test_end_ends_from_anywhere() -> None:
-    """`END(x)` ends the run with x, past nodes that would have followed."""
+    """`END(x)` ends the run with x; following nodes are skipped."""
     store = SyncStore()
     assert Graph(double >> Leave() >> plus, store=store).run_sync(1) == 3
     assert Graph(Leave() >> plus, store=store).run_sync(END("out")) == "out"
@@ -99,8 +99,8 @@ def test_end_ends_from_anywhere() -> None:
 
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
 @pytest.mark.parametrize("colour", ["async", "def"])
-def test_a_way_that_leads_nowhere_is_an_error_and_nothing_is_committed(sync: bool, colour: str) -> None:
-    """RouteError names node, graph, what there is, and what was probably meant; the node's writes are gone."""
+def test_an_action_without_an_edge_is_an_error_and_nothing_is_committed(sync: bool, colour: str) -> None:
+    """RouteError names node, graph, the existing actions, and a suggestion; the node's writes are rolled back."""
 
     class Think(Node[int, int]):
         act = Action[int]()
@@ -127,7 +127,7 @@ def test_a_way_that_leads_nowhere_is_an_error_and_nothing_is_committed(sync: boo
 
 
 def test_a_loop_runs_until_it_is_left() -> None:
-    """An edge back is an edge as any other; each visit commits."""
+    """An edge back is an edge like any other; each visit commits."""
 
     class Count(Node[int, int]):
         again = Action[int]()
@@ -142,7 +142,7 @@ def test_a_loop_runs_until_it_is_left() -> None:
 
 
 def test_max_steps_stops_a_loop_that_never_ends() -> None:
-    """StepLimitError names the setting and the node; exactly so many nodes were entered."""
+    """StepLimitError names the setting and the node; exactly this many nodes were entered."""
     store = SyncStore()
 
     @node.post
@@ -190,7 +190,7 @@ def test_every_fault_is_found_at_once() -> None:
 
 
 def test_three_faults_are_three_findings() -> None:
-    """A misfit, an action without an edge, two nodes of one name: each is said once, with the way out."""
+    """A type mismatch, an action without an edge, two nodes with one name: each is reported once, with the way out."""
     fork = Fork()
     other = double.with_options(name="plus")
 
@@ -206,7 +206,7 @@ def test_three_faults_are_three_findings() -> None:
 
 
 def test_two_nodes_of_one_name_are_a_finding_that_shows_both() -> None:
-    """Names address nodes, so they must differ within a graph; the same node twice is no fault."""
+    """Nodes are addressed by name, so names must differ within a graph; the same node twice is no fault."""
     other = double.with_options(name="plus")
     (found,) = findings(Graph(plus >> other))
     assert re.match(
@@ -225,7 +225,7 @@ def test_two_nodes_of_one_name_are_a_finding_that_shows_both() -> None:
 
 
 def test_an_edge_given_twice_is_a_finding_unless_it_is_the_same() -> None:
-    """Two targets for one action are an error naming both; saying one edge twice is fine."""
+    """Two targets for one action are an error that names both; the same edge twice is accepted."""
     (found,) = findings(Graph(plus >> double, plus >> plus))
     assert found == "node 'plus' has two edges for 'default': to 'double' and to 'plus'"
     assert Graph(plus >> double, plus >> double).run_sync(1) == 4
@@ -238,8 +238,8 @@ def test_an_edge_given_twice_is_a_finding_unless_it_is_the_same() -> None:
      (None, str, False), (Any, str, True), (int, Any, True), (int, object, True), (UserId, int, True),
      (dict[str, int], Mapping[str, int], True)],
 )  # fmt: skip
-def test_types_at_joints_must_fit(given: Any, wanted: Any, fit: bool) -> None:
-    """As for a type checker; where a type says nothing, anything fits."""
+def test_types_along_an_edge_must_fit(given: Any, wanted: Any, fit: bool) -> None:
+    """The same rules as a type checker's; a missing or unclear type fits everything."""
 
     def source(n: int) -> Any: ...
 
@@ -266,7 +266,7 @@ def test_what_an_action_carries_must_fit_too() -> None:
 
 
 def test_a_node_without_phases_between_different_types_is_a_finding() -> None:
-    """It could only hand on what it got; between the same types that is fine."""
+    """It could only pass on its input; between equal types that is fine."""
 
     class Idle(Node[int, str]):
         pass
@@ -279,8 +279,8 @@ def test_a_node_without_phases_between_different_types_is_a_finding() -> None:
     assert Graph(Pass()).run_sync(3) == 3
 
 
-def test_a_store_of_the_other_colour_is_a_finding() -> None:
-    """`def` with an async store, `async def` with a sync one: in prep, post and hooks, each naming the way out."""
+def test_an_async_store_in_a_def_phase_and_a_sync_store_in_an_async_one_are_findings() -> None:
+    """`def` with an async store, `async def` with a sync one: in prep, post and hooks, each with the way out."""
 
     class Charge(Node[int, int]):
         def prep(self, store: StoreReader, n: int) -> int:
@@ -326,7 +326,7 @@ def test_a_generator_is_a_finding() -> None:
                 {"isolation": "serializable"}],
 )  # fmt: skip
 def test_options_for_an_exec_are_refused_where_there_is_none(options: Any) -> None:
-    """On a graph, an `each` and an `Ask`, whose nodes work or wait: it names the option, and those that there are."""
+    """On a graph, an `each` and an `Ask`: the error names the option, and the allowed ones."""
     (option,) = options
     nodes = {"inner": Graph(plus, name="inner"), "each_plus": each(plus), "ask": Ask[int, bool](bool, question="Sure?")}
     for name, made in nodes.items():
@@ -338,7 +338,7 @@ def test_options_for_an_exec_are_refused_where_there_is_none(options: Any) -> No
 
 
 def test_faults_of_nested_graphs_and_items_are_found_from_outside() -> None:
-    """With the way there; an action that the outer graph takes care of is none."""
+    """With the path to the node; an action for which the outer graph has an edge is no fault."""
     fork = Fork()
     inner = Graph(fork, fork.act >> plus, name="inner")
     (found,) = findings(Graph(inner >> double))
@@ -352,7 +352,7 @@ def test_faults_of_nested_graphs_and_items_are_found_from_outside() -> None:
 
 
 def test_what_a_nested_graph_leaves_by_an_action_with_must_fit() -> None:
-    """As for a node's own: also from two graphs deep, and from several nodes of one graph by the same action."""
+    """As a node's own actions: also from two graphs deep, and from several nodes of one graph by the same action."""
 
     @node
     def shout(text: str) -> str:
@@ -372,7 +372,7 @@ def test_what_a_nested_graph_leaves_by_an_action_with_must_fit() -> None:
 
 
 def test_an_ask_without_an_edge_for_its_action_is_a_finding() -> None:
-    """Else it would be found when the question's time is over, days later."""
+    """Otherwise it would be found when the question's time is over, days later."""
     ask = Ask[int, bool](bool, question="Really?", timeout="2d", action="too_late")
     (found,) = findings(Graph(ask >> str_of))
     assert found == "node 'ask' declares the action 'too_late', which leads nowhere; add node.on('too_late') >> other"
@@ -387,7 +387,7 @@ def test_an_ask_without_an_edge_for_its_action_is_a_finding() -> None:
 
 
 def test_of_hints_that_cannot_be_resolved_the_others_are_known() -> None:
-    """One name that leads nowhere takes none of the others along: those that are no text are checked as before."""
+    """One name that can't be resolved doesn't affect the others: hints that aren't strings are checked as before."""
 
     def work(n: int) -> str:
         return str(n)
@@ -419,7 +419,7 @@ def test_hints_that_cannot_be_resolved_are_unchecked() -> None:
 
 # ---------------------------------------------------------------- at run time
 def test_an_input_of_another_type_is_an_error_that_names_the_node() -> None:
-    """InputError, whether the type is a class or needs a closer look, and before any phase has run."""
+    """InputError, whether the type is a class or needs a deeper check, before any phase runs."""
     called: list[Any] = []
 
     class Sum(Node[list[int], int]):
@@ -486,7 +486,7 @@ def _async_method(function: Any) -> Any:
 def test_a_missing_await_is_an_error_that_names_node_and_phase(
     phase: str, colour: str, options: Any, sync: bool
 ) -> None:
-    """PhaseError, not retried, without a warning of a coroutine that was never awaited; no later phase sees it."""
+    """PhaseError, not retried, without a warning about a coroutine that was never awaited; later phases aren't called."""
     graph: Graph[Any, Any] = Graph(forgetful(phase, colour).with_options(**options))
     with warnings.catch_warnings(record=True) as caught, pytest.raises(PhaseError) as error:
         warnings.simplefilter("always")
@@ -498,7 +498,7 @@ def test_a_missing_await_is_an_error_that_names_node_and_phase(
 
 # ---------------------------------------------------------------- graphs within graphs
 class Mark(Node[int, int]):
-    """Counts its visits in the store at the key that it was made for."""
+    """Counts its visits in the store, at the key that it was made for."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -509,7 +509,7 @@ class Mark(Node[int, int]):
 
 
 def test_a_nested_graph_shares_its_parents_store() -> None:
-    """Unless told otherwise; also if it ran alone before, with a store of its own."""
+    """Unless it has its own; also if it ran alone before, with a store of its own."""
     inner = Graph(Mark("a"), name="inner")
     asyncio.run(inner.run(1))
     store = SyncStore()
@@ -518,7 +518,7 @@ def test_a_nested_graph_shares_its_parents_store() -> None:
 
 
 def test_a_nested_graph_can_have_a_scope_of_its_parents_store() -> None:
-    """`scope=` is below whatever scope the parent has."""
+    """`scope=` is relative to the parent's scope."""
     store = SyncStore()
     inner = Graph(Mark("a"), name="inner", scope=Key("tenant:{}")("x:y"))
     asyncio.run(Graph(inner, store=store, scope="outer").run(1))
@@ -528,7 +528,7 @@ def test_a_nested_graph_can_have_a_scope_of_its_parents_store() -> None:
 
 
 def test_a_nested_graph_can_bring_its_own_store() -> None:
-    """Its nodes read and write there, and the parent's in the parent's."""
+    """Its nodes read and write there, and the parent's nodes in the parent's store."""
     own, outer = SyncStore(), SyncStore()
     inner = Graph(Mark("a"), name="inner", store=own)
     asyncio.run(Graph(inner >> Mark("b"), store=outer).run(1))
@@ -536,7 +536,7 @@ def test_a_nested_graph_can_bring_its_own_store() -> None:
 
 
 def test_a_graph_without_a_store_keeps_one_of_its_own() -> None:
-    """In memory, and the same one from run to run."""
+    """In memory, and the same one in each run."""
     mark = Mark("a")
     graph = Graph(mark)
 
@@ -549,7 +549,7 @@ def test_a_graph_without_a_store_keeps_one_of_its_own() -> None:
 
 
 def test_the_inner_graphs_last_action_is_the_graph_nodes_own() -> None:
-    """An action that leads nowhere inside is routed outside; "default" and END go on by the outer default."""
+    """An action without an edge inside is routed outside; "default" and END continue with the outer default edge."""
     fork = Fork()
     inner = Graph(fork, fork.act >> plus, name="inner")
     graph = Graph(inner >> double, inner.on("stop") >> plus)
@@ -559,7 +559,7 @@ def test_the_inner_graphs_last_action_is_the_graph_nodes_own() -> None:
 
 
 def test_actions_pass_through_several_graphs() -> None:
-    """Two levels deep, and only as far as somebody has an edge for them."""
+    """Two levels deep, up to a graph that has an edge for them."""
     fork = Fork()
     middle = Graph(Graph(fork, fork.act >> plus, name="inner"), name="middle")
     outer = Graph(middle >> double, middle.on("stop") >> plus)
@@ -570,7 +570,7 @@ def test_actions_pass_through_several_graphs() -> None:
 
 
 def test_an_item_cannot_leave_the_graph_around_it() -> None:
-    """An action of an `each` item leads nowhere, even where the outer graph has such an edge; END ends the item."""
+    """An action of an `each` item has no edge, even if the outer graph has such an edge; END ends the item."""
     inner = Graph(each(Leave()), name="inner")
     graph: Graph[Any, Any] = Graph(inner, inner.on("off") >> plus)
     assert graph.run_sync([1, END(2)]) == [1, 2]
@@ -579,7 +579,7 @@ def test_an_item_cannot_leave_the_graph_around_it() -> None:
 
 
 def test_a_graph_as_an_item_cannot_leave_the_graph_around_it_either() -> None:
-    """So nothing of the node within it that tries is written."""
+    """If its node tries, nothing of that node is written."""
 
     class Note(Node[int, int]):
         def post(self, store: SyncWriter, n: int, prepared: int, result: int) -> Next[int]:
@@ -596,7 +596,7 @@ def test_a_graph_as_an_item_cannot_leave_the_graph_around_it_either() -> None:
 
 
 def test_steps_are_counted_over_nested_graphs() -> None:
-    """The budget is the outermost graph's, whatever the inner one would allow."""
+    """The outermost graph's limit counts, whatever the inner one would allow."""
     inner = Graph(plus >> double, name="inner", max_steps=100_000)
     loop = Graph(inner >> inner, name="outer", max_steps=30)
     with pytest.raises(StepLimitError, match=r"may take 30.*max_steps"):
@@ -624,7 +624,7 @@ def test_depth_is_bounded() -> None:
 
 # ---------------------------------------------------------------- the picture
 def test_a_graph_draws_itself() -> None:
-    """Nodes by their kind, edges by their action, declared keys under the name; the same text each time."""
+    """Nodes by their kind, edges by their action, declared keys below the name; the same text each time."""
 
     class Charge(Node[int, int], reads=(Key("price:{}"),), writes=(Key("order"),)):
         declined = Action[str]()
@@ -658,7 +658,7 @@ def test_a_graph_draws_itself() -> None:
 
 # ---------------------------------------------------------------- without await
 class LoopBound(Memory):
-    """A backend that lives on the event loop that opened it, and says so when it is used on another."""
+    """A backend that belongs to the event loop that opened it, and reports a use on another loop."""
 
     inline_read = inline_write = False
     needs_loop = True
@@ -688,7 +688,7 @@ class Def(Node[int, int]):
 @pytest.mark.parametrize("mark", [Mark("n"), Def()], ids=["async", "def"])
 @pytest.mark.parametrize("opened", [True, False], ids=["opened", "new"])
 def test_run_sync_over_a_backend_that_is_bound_to_a_loop(mark: Node[int, int], opened: bool) -> None:
-    """Run after run stays on the backend's own loop, opened by the user or by the first run."""
+    """Each run uses the backend's own loop, whether the user or the first run has opened it."""
     store = SyncStore(LoopBound())
     graph = Graph(mark, store=store)
     if opened:
@@ -702,7 +702,7 @@ def test_run_sync_over_a_backend_that_is_bound_to_a_loop(mark: Node[int, int], o
 
 
 def test_run_sync_of_a_nested_store_that_needs_a_loop() -> None:
-    """What only an inner graph's store needs is found before the run, not in it."""
+    """If only an inner graph's store needs a loop, this is found before the run, not during it."""
 
     class Waits(Layer):
         async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -715,7 +715,7 @@ def test_run_sync_of_a_nested_store_that_needs_a_loop() -> None:
 
 
 def test_run_sync_of_async_phases_where_a_loop_runs_is_refused() -> None:
-    """SyncError with the way out, instead of a loop that waits for itself; `def` graphs run there."""
+    """SyncError with the way out, instead of a loop that waits for itself; graphs with `def` phases run there."""
 
     @node
     async def later(n: int) -> int:
@@ -732,7 +732,7 @@ def test_run_sync_of_async_phases_where_a_loop_runs_is_refused() -> None:
 
 
 def test_run_sync_keeps_to_the_callers_thread() -> None:
-    """`def exec` runs in place there, where `run` gives it to a worker."""
+    """`def exec` runs in the caller's thread; `run` passes it to a worker thread."""
     import threading
 
     @node
@@ -746,7 +746,7 @@ def test_run_sync_keeps_to_the_callers_thread() -> None:
 
 # ---------------------------------------------------------------- size
 def test_a_chain_of_ten_thousand_nodes() -> None:
-    """Joined, validated, run and drawn in linear time; no recursion limit is met."""
+    """Joined, validated, run and drawn in linear time, without recursion."""
     chain: Any = plus.with_options(name="n0")
     for number in range(1, 10_000):
         chain = chain >> plus.with_options(name=f"n{number}")
@@ -756,7 +756,7 @@ def test_a_chain_of_ten_thousand_nodes() -> None:
 
 
 def test_a_thousand_runs_at_once() -> None:
-    """Each has its own way and its own result, and updates of one key by all of them are all there."""
+    """Each has its own path and its own result, and no update of a shared key is lost."""
     store = SyncStore()
 
     class Add(Node[int, int]):
@@ -794,8 +794,8 @@ def test_recursion_by_running_a_graph_in_exec_ends() -> None:
     assert store.get("depth") == 21
 
 
-def test_what_prep_reads_is_the_scopes() -> None:
-    """A graph with `scope=` sees nothing of what lies outside."""
+def test_prep_reads_within_the_scope() -> None:
+    """A graph with `scope=` sees nothing outside of it."""
     store = SyncStore()
     store.set("a", "outside")
     store.set("inside:a", "inside")

@@ -1,4 +1,4 @@
-"""Runs that stand alike are judged once, whatever values they have; those that stand otherwise are judged by themselves."""
+"""Runs in the same position are checked once, whatever their values are; runs in other positions are checked separately."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pocket_plug.graph.durable import judging
 
 
 def deploy(store: Store, gives: type = str, broken: int | None = None) -> Graph[list[int], str]:
-    """A fan-out whose item of that number fails, and what it gives is of this type."""
+    """A fan-out whose item with this number fails, and whose result has this type."""
 
     async def work(n: int) -> object:
         if n == broken:
@@ -27,8 +27,10 @@ def deploy(store: Store, gives: type = str, broken: int | None = None) -> Graph[
     return Graph(each(node(work), concurrency=1) >> node(join), store=store, name="g")
 
 
-def test_half_done_fan_outs_that_stand_alike_are_judged_once(tmp_path: Path) -> None:
-    """So ten thousand are judged fast. Where items are done, results would be mixed; where none is, nothing is in the way."""
+def test_fan_outs_in_the_same_position_are_checked_once(tmp_path: Path) -> None:
+    """So ten thousand are checked quickly. If items are done, results of two types would be mixed; if none is done, any change is
+    fine.
+    """
 
     async def main() -> None:
         async with Store(f"sqlite:///{tmp_path}/state.db?durability=process") as store:

@@ -1,4 +1,4 @@
-"""Ten thousand traced runs that fail, are cancelled, run out of time, are abandoned or go well: nothing of them is left."""
+"""Ten thousand traced runs that fail, are cancelled, time out, are abandoned or succeed: nothing of them is left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROUNDS, RUNS = 100, 100
 
 
 class OpenSpans(SpanProcessor):
-    """Counts the spans that began and have not ended, and keeps none."""
+    """Counts the spans that have started and not ended, and keeps none."""
 
     began = ended = 0
     tracer: trace.Tracer
@@ -97,7 +97,7 @@ STORE = pp.Store(layers=["tracing"])
 
 @pp.node.post
 async def look_through(store: pp.StoreReader, n: int) -> int:
-    """Leaves a scan in the midst of it."""
+    """Leaves a scan before its end."""
     async for _ in store.keys("leak:"):
         return n
     raise AssertionError("there is a key")
@@ -124,7 +124,7 @@ async def outcome(run: Awaitable[object]) -> str:
 
 
 async def cancelled(graph: pp.Graph[Any, Any], turns: int, input: object = 1) -> str:
-    """Run it, and cancel it after so many turns of the loop."""
+    """Run it, and cancel it after some turns of the loop."""
     run = asyncio.create_task(graph.run(input))
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -139,7 +139,7 @@ async def results(n: int) -> AsyncGenerator[str]:
 
 
 async def abandoned(wanted: int) -> str:
-    """Take so many of a generator's results, and close it where it stands: in a task of its own, as servers do."""
+    """Take some results of a generator, and close it before its end: in a task of its own, as servers do."""
     generator = results(1)
     for _ in range(wanted):
         taken = await anext(generator)
@@ -156,7 +156,7 @@ def in_place(graph: pp.Graph[int, int]) -> str:
 
 
 async def a_round() -> Counter[str]:
-    """A hundred runs, most of them at once."""
+    """A hundred runs, most of them at the same time."""
     ended = Counter(await asyncio.gather(
         *(outcome(GRAPHS["well"].run(n)) for n in range(13)),
         *(outcome(GRAPHS["listing"].run(n)) for n in range(5)),
@@ -169,7 +169,7 @@ async def a_round() -> Counter[str]:
         *(cancelled(GRAPHS["late"], turns) for turns in range(14)),
         *(outcome(GRAPHS["late"].run(n)) for n in range(10)),
     ))  # fmt: skip
-    for n in range(5):  # one after the other: there is no timer now that virtual time could jump to
+    for n in range(5):  # one after the other: there is no timer now to which virtual time could jump
         ended[await outcome(GRAPHS["thread"].run(n))] += 1
         ended[await outcome(GRAPHS["thread error"].run(n))] += 1
         ended[in_place(GRAPHS["thread error"])] += 1
@@ -187,9 +187,9 @@ def test_nothing_is_left_of_ten_thousand_runs(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No span is open, and the current one is what it was; no context variable, thread, task or object is left.
+    """No span is open, the current span is unchanged; no context variable, thread, task or object is left.
 
-    Nobody had to complain either, as OpenTelemetry does of a span that was left in a "different Context".
+    Nothing was logged either, such as OpenTelemetry's error about a span of a "different Context".
     """
 
     async def main() -> Counter[str]:
@@ -204,12 +204,12 @@ def test_nothing_is_left_of_ten_thousand_runs(
         assert not trace.get_current_span().get_span_context().is_valid
         return ended
 
-    # that runs failed is logged as it should be, and pytest would keep all records
+    # failed runs are logged as they should be, and pytest would keep all log records
     monkeypatch.setattr(
         logging.getLogger("pocket_plug"), "filters", [lambda record: " run_id=" not in record.getMessage()]
     )
     measures: list[Callable[[], object]] = [lambda: len(new_threads()), lambda: pool().abandoned]
-    run_virtual(a_round())  # what is made once is made by now
+    run_virtual(a_round())  # objects that are made once exist now
     counted, found = objects(), [measure() for measure in measures]
 
     ended = run_virtual(main())
@@ -225,7 +225,7 @@ def test_nothing_is_left_of_ten_thousand_runs(
 
 
 class Input:
-    """What a run is given, and others wait for to be gone."""
+    """The input of a run; the test waits until it is garbage-collected."""
 
 
 @pp.node
@@ -235,14 +235,14 @@ async def forget(given: Input) -> None:
 
 @pp.node
 def drop(given: Input) -> None:
-    """It takes it and keeps nothing."""
+    """It keeps no reference to its input."""
 
 
 @pytest.mark.parametrize("node", [forget, drop], ids=["async", "def"])
-def test_what_a_run_was_given_is_let_go_of_as_it_ends(node: pp.Node[Input, None]) -> None:
-    """No run refers to itself, so nothing of it waits for the garbage collector."""
+def test_the_input_of_a_run_is_released_when_it_ends(node: pp.Node[Input, None]) -> None:
+    """No run refers to itself, so nothing waits for the garbage collector."""
     graph = pp.Graph(pp.Graph(node, name="inner"), name="outer")
-    graph.run_sync(Input())  # what is made once is made
+    graph.run_sync(Input())  # objects that are made once exist now
     given = Input()
     left = weakref.ref(given)
     gc.disable()
@@ -254,8 +254,8 @@ def test_what_a_run_was_given_is_let_go_of_as_it_ends(node: pp.Node[Input, None]
         gc.enable()
 
 
-def test_a_durable_run_lets_go_of_its_store_as_it_ends(tmp_path: Path) -> None:
-    """The thread of the heartbeats keeps no execution while it waits, nor the store that this is over."""
+def test_a_durable_run_releases_its_store_when_it_ends(tmp_path: Path) -> None:
+    """While it waits, the heartbeat thread references no execution, nor the store of an ended one."""
 
     def run() -> weakref.ref[object]:
         with pp.SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process") as store:

@@ -1,4 +1,4 @@
-"""How executions leave their runs where the store fails: what is said of it is true, whatever others have done since."""
+"""How executions end if the store fails: what they report is true, whatever other executions have done since."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ REFUSED = StoreError("the server is gone")
 
 
 class Leaving(Layer):
-    """Something happens to the write by which a run comes into one state, and to what is asked afterwards."""
+    """Something happens to the write by which a run reaches a state, and to the read that follows."""
 
     name = "leaving"
     inline_write = False
@@ -85,7 +85,7 @@ def url(tmp_path: Path) -> str:
 
 
 class Told:
-    """What a worker reports, and what plugins are told."""
+    """What a worker reports, and the notifications of plugins."""
 
     def __init__(self) -> None:
         self.reports: list[WorkerReport] = []
@@ -126,10 +126,10 @@ async def answered_and_resumed(store: Store) -> None:
 @pytest.mark.parametrize("answer", [LOST, ConflictError(["x"])], ids=["lost", "met itself"])
 @pytest.mark.parametrize("by", ["run", "worker"])
 @pytest.mark.parametrize("others", [answered, cancelled, resumed, answered_and_resumed])
-def test_who_has_suspended_a_run_is_told_so_though_others_have_gone_on_with_it(
+def test_an_execution_that_suspended_its_run_says_so_though_others_have_continued_it(
     url: str, others: Callable[[Store], Awaitable[None]], by: str, answer: Exception
 ) -> None:
-    """Only the answer to that write was lost. Nobody has taken the run from it, and it was waiting."""
+    """Only the answer to that write was lost. Nobody has taken the run from this execution, and it was waiting."""
     happened, told = list[bool](), Told()
 
     async def main() -> None:
@@ -150,10 +150,12 @@ def test_who_has_suspended_a_run_is_told_so_though_others_have_gone_on_with_it(
 
 
 @pytest.mark.parametrize("operators_follow", [False, True])
-def test_who_was_overtaken_before_it_could_suspend_its_run_is_told_that(url: str, operators_follow: bool) -> None:
-    """The other execution has come to the same question; what the first one has written did not land.
+def test_an_execution_that_was_overtaken_before_it_could_suspend_its_run_says_so(
+    url: str, operators_follow: bool
+) -> None:
+    """The other execution has reached the same question; the first one's write was not done.
 
-    Operators keep in the record which write of an execution was the last one, and that was none of this one's.
+    The record contains which write of an execution was the last one, and that was none of the first one's.
     """
     happened: list[bool] = []
 
@@ -178,8 +180,8 @@ def test_who_was_overtaken_before_it_could_suspend_its_run_is_told_that(url: str
 
 @pytest.mark.parametrize("lands", [True, False])
 @pytest.mark.parametrize("look", [None, REFUSED], ids=["it can be looked for", "no look succeeds"])
-def test_a_worker_says_failed_only_of_what_is_recorded(url: str, lands: bool, look: Exception | None) -> None:
-    """Else it has lost the run, by the error that the run had: that stalls, and is tried again by whoever takes it over."""
+def test_a_worker_reports_failed_only_if_it_is_recorded(url: str, lands: bool, look: Exception | None) -> None:
+    """Otherwise it reports that it has lost the run, with the run's error: the run stalls, and another execution retries it."""
     happened, told, tries = list[bool](), Told(), list[int]()
 
     @node
@@ -228,8 +230,8 @@ def test_a_worker_says_failed_only_of_what_is_recorded(url: str, lands: bool, lo
 
 @pytest.mark.parametrize("lands", [True, False])
 @pytest.mark.parametrize("look", [None, REFUSED], ids=["it can be looked for", "no look succeeds"])
-def test_a_worker_says_released_only_of_what_is_recorded(url: str, lands: bool, look: Exception | None) -> None:
-    """Else it has lost the run, by the store's error: that stalls, and others take it over."""
+def test_a_worker_reports_released_only_if_it_is_recorded(url: str, lands: bool, look: Exception | None) -> None:
+    """Otherwise it reports that it has lost the run, with the store's error: the run stalls, and others take it over."""
     happened, told, done = list[bool](), Told(), list[str]()
 
     @node
@@ -275,7 +277,7 @@ def test_a_worker_says_released_only_of_what_is_recorded(url: str, lands: bool, 
 
 
 class Slow(Layer):
-    """The write by which a run comes into a state takes ten seconds to answer."""
+    """The write by which a run reaches a state takes ten seconds to answer."""
 
     inline_write = False
     status: str = "waiting"
@@ -290,8 +292,8 @@ class Slow(Layer):
         return version
 
 
-def test_a_run_whose_time_is_over_as_it_comes_to_wait_is_in_one_state(tmp_path: Path) -> None:
-    """It waits, and whoever goes on with it finds its time over: no note of its waiting is left then."""
+def test_a_run_that_times_out_as_it_starts_to_wait_is_in_one_state(tmp_path: Path) -> None:
+    """It waits, and the next execution finds that its time is over: then no record of its waiting is left."""
     clock = FakeClock()
 
     async def main() -> None:
@@ -317,7 +319,7 @@ async def greeting(name: str) -> str:
 
 
 class Greeting(Node[str, str]):
-    """A node with a hook, after which a run's end is a write of its own."""
+    """A node with a hook, after which the end of a run is a write of its own."""
 
     async def post(self, store: StoreWriter, name: str, prepared: str, result: str) -> str:
         return f"Hello, {name}!"
@@ -328,8 +330,8 @@ class Greeting(Node[str, str]):
 
 @pytest.mark.parametrize("last", [greeting, Greeting()], ids=["without", "hook"])
 @pytest.mark.parametrize("by", ["run", "worker"])
-def test_a_run_whose_time_is_over_as_its_end_lands_has_finished(tmp_path: Path, by: str, last: AnyNode) -> None:
-    """Its end stays, in one state, and whoever waits for it gets the result."""
+def test_a_run_that_times_out_as_its_end_is_written_has_finished(tmp_path: Path, by: str, last: AnyNode) -> None:
+    """Its end is recorded in one state, and callers that wait for it get the result."""
     clock, told = FakeClock(), Told()
 
     async def main() -> None:

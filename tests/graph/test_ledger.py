@@ -1,4 +1,4 @@
-"""A run asks its ledger at each of its turns, and a kind of node brings its own step."""
+"""A run calls its ledger at each step, and a kind of node has its own step function."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, Put
 
 
 class Notebook:
-    """A ledger that keeps nothing: it notes what it is asked, and writes what nodes have changed."""
+    """A ledger that stores nothing: it records its calls, and writes what nodes have changed."""
 
     def __init__(self, notes: list[str], begins_at: str = "", result: Any = MISSING, indent: str = "") -> None:
         self.notes, self.begins_at, self.result, self.indent = notes, begins_at, result, indent
@@ -48,7 +48,7 @@ class Notebook:
         self.note(f"at {step.name}")
 
     def report_resumed(self, run: Running, call: NodeCall) -> None:
-        pass  # said where somebody watches, as logging does under pytest
+        pass  # logged if somebody observes, as pytest's logging does
 
     async def commit(self, run: Running, step: Step, target: Step | None, output: Any, commit: Commit | None) -> None:
         changes, expect = commit or ((), NO_EXPECTATIONS)
@@ -112,8 +112,8 @@ async def fails(n: int) -> int:
     raise ValueError(n)
 
 
-def test_a_run_asks_its_ledger_at_each_turn() -> None:
-    """As it begins, before each node, at each commit, and as it ends; nested graphs have a ledger of their own."""
+def test_a_run_calls_its_ledger_at_each_step() -> None:
+    """At the start, before each node, at each commit, and at the end; nested graphs have a ledger of their own."""
     notes: list[str] = []
     inner = Graph(keep, name="inner")
     assert run_with(Notebook(notes), Graph(plus >> inner), 1) == 2
@@ -127,7 +127,7 @@ def test_a_run_asks_its_ledger_at_each_turn() -> None:
     ]  # fmt: skip
 
 
-def test_the_ledger_says_where_a_run_begins_and_what_it_has_come_to() -> None:
+def test_the_ledger_says_where_a_run_starts_and_what_result_it_has() -> None:
     """At a node in the middle; or nowhere, since there is a result."""
     notes: list[str] = []
     graph = Graph(plus >> keep)
@@ -139,7 +139,7 @@ def test_the_ledger_says_where_a_run_begins_and_what_it_has_come_to() -> None:
 
 
 def test_a_fan_out_asks_the_ledger_for_its_items() -> None:
-    """For their order, for each of them, and for what becomes of an error that is collected."""
+    """For their order, for each of them, and for an error that is collected."""
     notes: list[str] = []
     assert run_with(Notebook(notes), Graph(each(plus, concurrency=1)), {3, 1}) == [2, 4]
     assert [note for note in notes if "item" in note] == ["item 1 at 0", "item 3 at 1"]
@@ -149,7 +149,7 @@ def test_a_fan_out_asks_the_ledger_for_its_items() -> None:
 
 # ---------------------------------------------------------------- steps
 class Twice(Node[int, int]):
-    """A kind of node of its own."""
+    """A new kind of node."""
 
 
 class TwiceStep(Step):
@@ -165,7 +165,7 @@ def twice() -> Twice:
 
 @pytest.mark.parametrize("how", ["run", "run_sync", "item"])
 def test_a_kind_of_node_brings_its_step(how: str, twice: Twice) -> None:
-    """It is registered once, and runs as any node does, as an item of a fan-out too."""
+    """It is registered once, and runs like any node, as an item of a fan-out too."""
     if how == "item":
         assert Graph(each(twice)).run_sync([1, 2]) == [2, 4]
     else:
@@ -173,8 +173,8 @@ def test_a_kind_of_node_brings_its_step(how: str, twice: Twice) -> None:
         assert (graph.run_sync(1) if how == "run_sync" else asyncio.run(graph.run(1))) == 4
 
 
-def test_steps_of_async_nodes_have_one_way_for_all_places() -> None:
-    """A graph keeps as little per node as it can: only a `def` phase is called in another way in a worker thread."""
+def test_steps_of_async_nodes_are_the_same_everywhere() -> None:
+    """A graph stores as little per node as it can: only a `def` phase in a worker thread is called in another way."""
 
     @node
     def blocks(n: int) -> int:
@@ -185,8 +185,8 @@ def test_steps_of_async_nodes_have_one_way_for_all_places() -> None:
     assert ways == {"plus": 1, "blocks": 3}
 
 
-def test_records_of_version_0_1_are_read_on(tmp_path: Path) -> None:
-    """As they lie in a file: where the run stands, its input, its visits."""
+def test_records_of_version_0_1_are_still_read(tmp_path: Path) -> None:
+    """As they are in a file: the run's position, its input, its visits."""
     start = {"graph": "old", "scope": "", "input": bytes.fromhex("0100a505df1b01"), "started": 1e9,
              "shape": ["edge plus -default-> keep", "node keep", "node plus", "start plus"]}  # fmt: skip
     frame = {"node": "keep", "value": bytes.fromhex("01003c0c8ea102"), "visits": {"plus": 1}, "action": "default",

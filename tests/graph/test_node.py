@@ -1,4 +1,4 @@
-"""Nodes and chains as values: what they are made of, how they are named, that using them in a graph leaves no mark."""
+"""Nodes and chains as values: their parts and names; using them in a graph doesn't change them."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def of_functions() -> Any:
 
 @pytest.mark.parametrize("make", [AsyncAll, DefAll, Mixed, MixedOtherWay, of_functions], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
-def test_phases_of_any_colour_hand_on_what_they_give(make: Callable[[], Any], sync: bool) -> None:
-    """prep gets the input, exec what prep gave, post all three; `run` and `run_sync` agree, whatever is async."""
+def test_async_and_def_phases_pass_on_their_results(make: Callable[[], Any], sync: bool) -> None:
+    """prep gets the input, exec the result of prep, post all three; `run` and `run_sync` agree, whichever phases are async."""
     store = SyncStore()
     store.set("base", 1)
     graph = Graph(make(), store=store)
@@ -93,7 +93,7 @@ def test_phases_of_any_colour_hand_on_what_they_give(make: Callable[[], Any], sy
 
 
 def test_a_phase_that_is_not_overridden_passes_on_what_it_gets() -> None:
-    """Without exec, post gets what prep gave as the result; without post, the result is the output."""
+    """Without exec, post gets the result of prep; without post, the result is the output."""
 
     class PrepAndPost(Node[int, Any]):
         def prep(self, store: SyncReader, n: int) -> str:
@@ -112,7 +112,7 @@ def test_a_phase_that_is_not_overridden_passes_on_what_it_gets() -> None:
 
 # ---------------------------------------------------------------- functions as nodes
 def test_a_function_node_can_still_be_called() -> None:
-    """`@node` leaves the function callable, with its name and docstring; `@node.post` with (store, input)."""
+    """The function of `@node` stays callable, with its name and docstring; that of `@node.post` with (store, input)."""
 
     @node
     def double(n: int) -> int:
@@ -140,7 +140,7 @@ def test_a_function_node_can_still_be_called() -> None:
 
 
 def test_post_functions_can_leave_by_an_action() -> None:
-    """`Next` from a `@node.post` function routes as it does from a class."""
+    """`Next` from a `@node.post` function is routed like one from a class."""
 
     @node.post
     def gate(store: SyncWriter, n: int) -> Next[int] | int:
@@ -155,7 +155,7 @@ def test_post_functions_can_leave_by_an_action() -> None:
 
 
 def test_pythons_own_callables_can_be_nodes() -> None:
-    """A builtin, a type, a partial or an object with `__call__` is as good as a function."""
+    """A builtin, a type, a partial or an object with `__call__` works like a function."""
 
     class Adder:
         async def __call__(self, n: int) -> int:
@@ -183,7 +183,7 @@ def test_a_class_is_named_in_snake_case(class_name: str, name: str) -> None:
 
 
 def test_names_can_be_given() -> None:
-    """By class keyword, decorator, `of` and `with_options`; without one a function's is its own."""
+    """By class keyword, decorator, `of` and `with_options`; without one a function's name is used."""
 
     class Charge(Node[int, int], name="pay"):
         pass
@@ -202,7 +202,7 @@ def test_names_can_be_given() -> None:
 
 
 def test_options_are_inherited_and_a_subclass_changes_only_what_it_names() -> None:
-    """Class keywords go down to subclasses; a name does not."""
+    """Class keywords are inherited by subclasses; a name is not."""
 
     class Base(Node[int, int], retry=Retry(attempts=7), timeout="2m", reads=(Key("a"),), isolation="serializable"):
         pass
@@ -218,7 +218,7 @@ def test_options_are_inherited_and_a_subclass_changes_only_what_it_names() -> No
 
 
 def test_with_options_copies() -> None:
-    """The copy has the options, the original is untouched, and so is what the user keeps on the node."""
+    """The copy has the options, the original is unchanged, and so are the user's attributes of the node."""
 
     @dataclass(frozen=True)
     class Charge(Node[int, int]):
@@ -236,7 +236,7 @@ def test_with_options_copies() -> None:
     assert Graph(charge >> patient).run_sync(1) == 7
 
 
-def test_options_do_not_meet_the_users_own_fields() -> None:
+def test_options_do_not_collide_with_the_users_own_fields() -> None:
     """A node may have fields called name, timeout, retry, reads: they are the user's."""
 
     class Clash(Node[int, tuple[Any, ...]], timeout=9):
@@ -259,8 +259,8 @@ def test_options_do_not_meet_the_users_own_fields() -> None:
      ({"trace": "yes"}, ConfigError, "it is True, False, or a mapping"),
      ({"timeout": math.nan}, ConfigError, "timeout of node '.*' can't be nan")],
 )  # fmt: skip
-def test_options_that_cannot_be_meant_are_refused(options: Any, kind: type[Exception], says: str) -> None:
-    """At the class statement and by `with_options` alike, naming what was given or what is allowed."""
+def test_invalid_options_are_refused(options: Any, kind: type[Exception], says: str) -> None:
+    """At the class statement and by `with_options`: the error says what was given and what is allowed."""
     with pytest.raises(kind, match=says):
         type("Broken", (Node,), {}, **options)
     with pytest.raises(kind, match=says):
@@ -269,7 +269,7 @@ def test_options_that_cannot_be_meant_are_refused(options: Any, kind: type[Excep
 
 # ---------------------------------------------------------------- Retry
 def test_pauses_grow_up_to_their_maximum() -> None:
-    """delay x backoff to the power of the attempts so far, at most max_delay, for any number of attempts."""
+    """delay times backoff to the power of the attempts so far, at most max_delay, for any number of attempts."""
     retry = Retry(attempts=10_000, delay="500ms", backoff=2, max_delay=5)
     assert [retry.pause(attempt) for attempt in range(1, 6)] == [0.5, 1.0, 2.0, 4.0, 5.0]
     assert retry.pause(9_999) == 5.0
@@ -278,7 +278,7 @@ def test_pauses_grow_up_to_their_maximum() -> None:
 
 
 def test_by_default_there_are_three_attempts_and_no_pause() -> None:
-    """As the reference states them: no delay, no growth, no chance, and a minute at most."""
+    """As the reference says: no delay, no backoff, no jitter, and a minute at most."""
     assert (Retry().attempts, Retry().jitter, Retry().on) == (3, 0, (Exception,))
     assert [Retry().pause(attempt) for attempt in (1, 2, 99)] == [0, 0, 0]
     assert [Retry(delay=2).pause(attempt) for attempt in (1, 2, 99)] == [2, 2, 2]
@@ -286,7 +286,7 @@ def test_by_default_there_are_three_attempts_and_no_pause() -> None:
 
 
 def test_jitter_adds_up_to_its_part() -> None:
-    """A random part of up to `jitter` of the pause is added, from the generator that was given."""
+    """A random part of up to `jitter` of the pause is added, by the given random generator."""
     retry = Retry(delay=2, jitter=0.5, _random=random.Random(7))
     pauses = [retry.pause(1) for _ in range(200)]
     assert all(2 <= pause <= 3 for pause in pauses)
@@ -301,8 +301,8 @@ def test_jitter_adds_up_to_its_part() -> None:
      ("max_delay", (-1, math.nan, math.inf, "1 minute", True, None)),
      ("on", ("OSError", ["OSError"], (OSError, 5), int, 5, None, OSError(), [], (), KeyboardInterrupt, (lambda: True)))],
 )  # fmt: skip
-def test_a_retry_that_cannot_be_meant_is_refused(option: str, values: tuple[Any, ...]) -> None:
-    """Where it is written: the error names the option, and what may be given."""
+def test_an_invalid_retry_is_refused(option: str, values: tuple[Any, ...]) -> None:
+    """When it is written: the error names the option, and what is allowed."""
     for value in values:
         with pytest.raises(ConfigError, match=rf"Retry: .*{option}|Retry: KeyboardInterrupt .* leave it out of on"):
             Retry(**{option: value})
@@ -315,7 +315,7 @@ def test_a_retry_that_cannot_be_meant_is_refused(option: str, values: tuple[Any,
 
 
 def test_pauses_are_durations() -> None:
-    """As any other: text, timedelta or seconds, and 0 for none at all."""
+    """As any other duration: text, timedelta or seconds, and 0 for none."""
     retry = Retry(delay="200ms", backoff=100, max_delay="1m")
     assert [retry.pause(1), retry.pause(2), retry.pause(9)] == [0.2, 20.0, 60.0]
     assert Retry(delay=timedelta(seconds=2), max_delay=timedelta(seconds=1)).pause(1) == 1
@@ -336,7 +336,7 @@ class HTTPError(Exception):
 
 
 def test_a_function_may_say_which_errors_are_worth_a_retry() -> None:
-    """It is asked about each error, of a group about each leaf, and only while there are attempts left."""
+    """It is called for each error, for a group with each leaf, and only while there are attempts left."""
     asked: list[int] = []
 
     def busy(error: HTTPError) -> bool:
@@ -367,8 +367,8 @@ def test_a_function_may_say_which_errors_are_worth_a_retry() -> None:
     [(lambda error: error.status == 429, "raised AttributeError"), (lambda error: None, "returned NoneType"),
      (lambda error: 1, "returned int")],
 )  # fmt: skip
-def test_a_function_that_does_not_say_fails_the_node(on: Any, says: str) -> None:
-    """With a PhaseError that no fallback answers: neither "try again" nor "don't" is guessed. The first error stays in sight."""
+def test_a_retry_function_that_returns_no_bool_fails_the_node(on: Any, says: str) -> None:
+    """With a PhaseError that no fallback handles: neither True nor False is guessed. The first error is the context."""
 
     class Fails(Node[int, int], retry=Retry(on=on)):
         def exec(self, n: int) -> int:
@@ -384,8 +384,8 @@ def test_a_function_that_does_not_say_fails_the_node(on: Any, says: str) -> None
     assert "the first" in "".join(traceback.format_exception(raised.value))
 
 
-def test_a_group_is_worth_a_retry_if_all_its_leaves_are() -> None:
-    """Groups in groups too; one other leaf is enough not to."""
+def test_a_group_is_retried_if_all_its_leaves_are() -> None:
+    """Also for nested groups; a single other leaf prevents the retry."""
     retry = Retry(on=(OSError, ValueError))
     inner = ExceptionGroup("inner", [ValueError(), ConnectionError()])
     assert retry.covers(ExceptionGroup("all", [OSError(), inner]))
@@ -413,7 +413,7 @@ def minus(n: int) -> int:
 
 
 def test_a_chain_is_an_immutable_value() -> None:
-    """`>>` makes a new chain each time; neither the nodes nor the chains it was made of change."""
+    """`>>` makes a new chain each time; neither the nodes nor the original chains change."""
     before = dict(plus.__dict__)
     short = plus >> minus
     edges = short.edges
@@ -435,14 +435,14 @@ def test_joining_chains_keeps_all_their_edges() -> None:
 
 
 def test_one_node_may_stand_in_many_graphs() -> None:
-    """Its edges are each graph's own, at the same time."""
+    """Each graph has its own edges for it."""
     first, second = Graph(plus >> minus), Graph(plus >> plus.with_options(name="more"))
     alone = Graph(plus)
     assert (first.run_sync(1), second.run_sync(1), alone.run_sync(1)) == (1, 3, 2)
 
 
 def test_an_actions_name_is_its_attributes_unless_given() -> None:
-    """`x = Action()` is "x"; from the class it is the Action, from an instance the way out."""
+    """`x = Action()` has the name "x"; the class attribute is the Action, the instance attribute makes a Next."""
     assert (Gate.high.name, Gate.named.name, END.name) == ("high", "quite-low", "END")
     assert Gate().high(3) == Next("high", 3)
     assert repr(Gate.high) == "Action('high')"
@@ -452,7 +452,7 @@ def test_an_actions_name_is_its_attributes_unless_given() -> None:
 
 
 def test_actions_of_a_base_class_are_the_subclasss_too() -> None:
-    """They are declared, so they need an edge, and they route."""
+    """They count as declared, so they need an edge, and they route."""
 
     class Derived(Gate):
         pass
@@ -465,7 +465,7 @@ def test_actions_of_a_base_class_are_the_subclasss_too() -> None:
 
 @pytest.mark.parametrize("wrong", [AsyncAll, 3, None, len], ids=str)
 def test_only_nodes_can_be_chained(wrong: Any) -> None:
-    """A class, a bare function or anything else is refused where it is written, with a hint for a class."""
+    """A class, a bare function or anything else is refused at once, with a hint for a class."""
     with pytest.raises(TypeError, match="no node"):
         plus >> wrong
     with pytest.raises(TypeError, match="no node"):
@@ -475,7 +475,7 @@ def test_only_nodes_can_be_chained(wrong: Any) -> None:
 
 
 def test_each_takes_one_node() -> None:
-    """A chain is refused with the way out, and so are options that can't be meant."""
+    """A chain is refused with the way out, and so are invalid options."""
     with pytest.raises(TypeError, match=r"each\(Graph"):
         each(plus >> minus)  # type: ignore[call-overload]
     for concurrency in (0, "3", 2.0, True):
@@ -487,15 +487,15 @@ def test_each_takes_one_node() -> None:
 
 # ---------------------------------------------------------------- declared types
 class Labelled(Node[str, T], Generic[T]):
-    """A base whose only parameter is not the input."""
+    """A base class whose only parameter is not the input."""
 
 
 class Listed(Node[list[T], T], Generic[T]):
-    """A base that has its parameter within another type."""
+    """A base class that has its parameter within another type."""
 
 
 def test_types_are_found_through_generic_bases() -> None:
-    """The input is what Node's first parameter becomes, wherever the subclass's own parameters stand."""
+    """The input is what Node's first parameter becomes, in whatever order the subclass has its own parameters."""
 
     class Length(Labelled[int]):
         def exec(self, text: str) -> int:
@@ -516,7 +516,7 @@ def test_types_are_found_through_generic_bases() -> None:
 
 
 def test_nodes_keep_no_state_of_a_run() -> None:
-    """Runs of one graph side by side don't meet, and leave the node as it was."""
+    """Concurrent runs of one graph don't interfere, and don't change the node."""
     arrived = 0
 
     class Meet(Node[int, int]):

@@ -1,4 +1,4 @@
-"""What plugins see of a run, in which order and context; and that nothing they do changes what the run does."""
+"""What plugins see of a run, in which order and context; and nothing they do changes what the run does."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pocket_plug.testing.layer_contract import FaultyMemory
 
 
 class Plugin:
-    """Gives one observer for every run."""
+    """Returns one observer for every run."""
 
     def __init__(self, **parts: Any) -> None:
         self.parts = parts
@@ -49,7 +49,7 @@ def a_pocket(*plugins: object) -> Pocket:
 
 
 class Journal:
-    """Notes everything that it is told, as lines."""
+    """Records all its notifications, as lines."""
 
     def __init__(self, name: str = "", *, parts: str = "run node phase event", **more: Any) -> None:
         self.name, self.lines = name, []
@@ -105,10 +105,10 @@ class Full(Node[int, int]):
         return self.low(n) if n < 0 else n
 
 
-# ---------------------------------------------------------------- what is seen
+# ---------------------------------------------------------------- notifications
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
 def test_run_nodes_and_phases_nest(sync: bool) -> None:
-    """Each is entered before and left after; only phases that a node overrides are told of."""
+    """Each is entered before and left after; only phases that a node overrides are reported."""
     journal = Journal()
     full = Full()
     graph = Graph(full >> plus, full.low >> plus, name="g")
@@ -124,7 +124,7 @@ def test_run_nodes_and_phases_nest(sync: bool) -> None:
 
 @pytest.mark.parametrize("parts", ["run node phase event", "node"])
 def test_what_a_call_holds(parts: str) -> None:
-    """Name, kind, visit, input and output, way and next node, attempts, outcome, phases: complete once it is left."""
+    """Name, kind, visit, input and output, action and next node, attempts, outcome, phases: complete when it is left."""
     journal = Journal(parts=parts)
     full = Full()
     inner = Graph(plus, name="inner")
@@ -151,7 +151,7 @@ def test_what_a_call_holds(parts: str) -> None:
 
 
 def test_visits_are_counted_for_each_run() -> None:
-    """A loop's second visit is 2; the next run begins with 1 again; `action` names the way taken."""
+    """A loop's second visit is 2; the next run starts with 1 again; `action` is the action taken."""
     journal = Journal()
 
     class Loop(Node[int, int]):
@@ -169,7 +169,7 @@ def test_visits_are_counted_for_each_run() -> None:
 
 
 def test_a_run_and_its_parents() -> None:
-    """A nested run has the outer one as parent, a depth, an id of its own; each counts its own steps."""
+    """A nested run has the outer one as parent, a depth, and an id of its own; each counts its own steps."""
     runs: list[Run] = []
 
     def keep(run: Run) -> None:
@@ -197,8 +197,8 @@ def test_a_run_and_its_parents() -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )  # fmt: skip
 @pytest.mark.parametrize("parts", ["run node phase event", "run node"])
-def test_outcomes_of_what_went_wrong(error: BaseException, outcome: str, node_outcome: str, parts: str) -> None:
-    """Node and run say the same, and have the error that is raised."""
+def test_outcomes_of_failures(error: BaseException, outcome: str, node_outcome: str, parts: str) -> None:
+    """Node and run have the same outcome, and the error that is raised."""
     runs: list[Run] = []
 
     @node
@@ -220,7 +220,7 @@ def test_outcomes_of_what_went_wrong(error: BaseException, outcome: str, node_ou
                              or ("exec" in line and "phase" in parts)]  # fmt: skip
 
 
-def test_a_wrong_input_and_a_wrong_way_are_seen_at_the_node() -> None:
+def test_a_wrong_input_and_a_missing_edge_are_seen_at_the_node() -> None:
     """Both happen within the node's context manager; the step limit within the run's."""
     journal = Journal(parts="run node")
 
@@ -241,7 +241,7 @@ def test_a_wrong_input_and_a_wrong_way_are_seen_at_the_node() -> None:
 
 
 def test_a_retry_is_decided_before_the_attempt_is_left() -> None:
-    """`will_retry` and `delay` are there when the context manager exits, and the event follows."""
+    """`will_retry` and `delay` are set when the context manager exits, and the event follows."""
     left: list[tuple[Any, ...]] = []
 
     @contextmanager
@@ -274,7 +274,7 @@ def test_a_retry_is_decided_before_the_attempt_is_left() -> None:
 
 @pytest.mark.parametrize("parts", ["node", "node phase"])
 def test_durations_by_phase(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds for each phase that ran, of all attempts together, without the pauses between them."""
+    """Seconds for each phase that ran, the sum of all attempts, without the pauses between them."""
     clock = FakeClock()
     monkeypatch.setattr("pocket_plug.graph.running.execution.time.perf_counter", lambda: clock.elapsed)
 
@@ -309,7 +309,7 @@ def test_durations_by_phase(parts: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("parts", ["node", "node phase"])
 def test_durations_of_a_plain_node(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a guarded one, whichever parts watch it."""
+    """As for a node with retries, whichever parts are observed."""
     clock = FakeClock()
     monkeypatch.setattr("pocket_plug.graph.running.execution.time.perf_counter", lambda: clock.elapsed)
 
@@ -332,7 +332,7 @@ def test_durations_of_a_plain_node(parts: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("parts", ["node", "node phase"])
 @pytest.mark.parametrize("hooked", [False, True])
 def test_a_phase_that_fails_is_measured_too(at: str, parts: str, hooked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to its error, in each way that a node may be driven; what follows has no duration."""
+    """Up to its error, in each way of executing a node; later phases have no duration."""
     clock = FakeClock()
     monkeypatch.setattr("pocket_plug.graph.running.execution.time.perf_counter", lambda: clock.elapsed)
 
@@ -366,8 +366,8 @@ def test_a_phase_that_fails_is_measured_too(at: str, parts: str, hooked: bool, m
     assert call.attempts == (0 if at == "prep" else 1)
 
 
-def test_what_goes_into_a_phase_and_comes_out() -> None:
-    """prep and post have the node's input, exec and fallback what prep gave; what failed gave nothing."""
+def test_input_and_output_of_phases() -> None:
+    """prep and post have the node's input, exec and fallback the result of prep; a failed phase has no output."""
 
     class All(Node[int, int]):
         def prep(self, store: SyncReader, n: int) -> int:
@@ -393,7 +393,7 @@ def test_what_goes_into_a_phase_and_comes_out() -> None:
 
 
 def test_conflicts_and_failing_hooks_are_events(caplog: pytest.LogCaptureFixture) -> None:
-    """Each told with the node it happened at."""
+    """Each is reported with its node."""
     store = SyncStore()
 
     class Add(Node[int, int]):
@@ -418,7 +418,7 @@ def test_conflicts_and_failing_hooks_are_events(caplog: pytest.LogCaptureFixture
 
 
 def test_hooks_run_within_the_nodes_context_manager() -> None:
-    """So what they log or write is under the node in a trace."""
+    """So what they log or write is below the node in a trace."""
     journal = Journal(parts="node")
 
     class Hooked(Node[int, int]):
@@ -434,7 +434,7 @@ def test_hooks_run_within_the_nodes_context_manager() -> None:
 
 # ---------------------------------------------------------------- order, context, cost
 def test_the_outermost_observer_comes_first() -> None:
-    """It is entered before the others and left after them; of those, the plugin that was registered last comes first."""
+    """It is entered before the others and left after them; of the others, the plugin that was registered last comes first."""
     lines: list[str] = []
 
     def named(name: str, **more: Any) -> Journal:
@@ -450,8 +450,8 @@ def test_the_outermost_observer_comes_first() -> None:
         "b< run g", "a< run g", "tracing< run g"]  # fmt: skip
 
 
-def test_a_plugin_can_stay_silent_for_a_run() -> None:
-    """None from `pocket_observe`, or from a part, and nothing more is asked."""
+def test_a_plugin_can_skip_a_run() -> None:
+    """None from `pocket_observe`, or from a part, means that it gets nothing more."""
     asked: list[str] = []
 
     class Choosy:
@@ -467,7 +467,7 @@ def test_a_plugin_can_stay_silent_for_a_run() -> None:
 
 
 class Erring(Node[int, int]):
-    """A node without a retry, which fails after another one that doesn't, and after one that is tried again."""
+    """A node without a retry that fails, after one that succeeds, and after one that is retried."""
 
     async def exec(self, n: int) -> int:
         raise LookupError
@@ -484,8 +484,10 @@ class Twice(Node[int, int], retry=Retry(attempts=2)):
 
 
 @pytest.mark.parametrize("others", [True, False], ids=["with another", "alone"])
-def test_a_plugin_that_wants_failures_only_is_spared_the_other_visits(others: bool) -> None:
-    """Its node manager is entered when a visit has failed; retries are told as ever. Beside one that watches all, it does too."""
+def test_a_plugin_that_wants_failures_only_sees_no_other_visits(others: bool) -> None:
+    """Its node manager is entered when a visit has failed; retries are reported as usual. Beside a plugin
+    that observes all, too.
+    """
     journal, other = Journal(parts="run node event", failures_only=True), Journal("other")
     pocket = a_pocket(journal, *([other] if others else []))
     with pytest.raises(LookupError):
@@ -499,8 +501,8 @@ def test_a_plugin_that_wants_failures_only_is_spared_the_other_visits(others: bo
     assert (type(call.error), call.run.steps) == (LookupError, 3)
 
 
-def test_a_plugin_that_wants_failures_only_is_told_which_visit_failed() -> None:
-    """Those that it was spared count: of a loop, and of a fan-out with the item's position."""
+def test_a_plugin_that_wants_failures_only_gets_the_number_of_the_visit() -> None:
+    """The visits that it doesn't see count: of a loop, and of a fan-out with the item's position."""
 
     class UntilThree(Node[int, int]):
         again = Action[int]()
@@ -522,8 +524,8 @@ def test_a_plugin_that_wants_failures_only_is_told_which_visit_failed() -> None:
 
 
 @pytest.mark.parametrize("others", [True, False], ids=["with another", "alone"])
-def test_a_plugin_can_fall_silent_as_the_run_is_entered(others: bool) -> None:
-    """A run manager that gives SILENT is left as ever; nothing else of that run, retries and failures included, is for it."""
+def test_a_plugin_can_skip_the_rest_of_a_run_when_it_is_entered(others: bool) -> None:
+    """A run manager that returns SILENT is left as usual; it gets nothing else of that run, retries and failures included."""
     left: list[str | None] = []
 
     class Unsampled:
@@ -553,7 +555,7 @@ def test_a_plugin_can_fall_silent_as_the_run_is_entered(others: bool) -> None:
 
 @pytest.mark.parametrize("colour", ["def", "async"])
 def test_run_sync_asks_once(colour: str) -> None:
-    """One run is one `pocket_observe`, whether it needs an event loop or not."""
+    """One run calls `pocket_observe` once, whether it needs an event loop or not."""
     asked: list[str] = []
 
     class Asks:
@@ -573,7 +575,7 @@ def test_run_sync_asks_once(colour: str) -> None:
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
 @pytest.mark.parametrize("part", ["run", "node", "phase"])
 def test_what_an_observer_sets_in_a_context_variable_is_seen_in_the_nodes_code(part: str, sync: bool) -> None:
-    """In phases of either colour, in threads, items and hooks; it is taken back in the context where it was set."""
+    """In async and def phases, threads, items and hooks; it is reset in the context in which it was set."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="outside")
     seen: list[tuple[str, str]] = []
 
@@ -620,7 +622,7 @@ def test_what_an_observer_sets_in_a_context_variable_is_seen_in_the_nodes_code(p
 
 
 def test_observers_do_not_change_what_a_run_does() -> None:
-    """The same results, errors, texts and writes, watched in every part, in some, or not at all."""
+    """The same results, errors, texts and writes, with observers of all parts, of some, or without observers."""
 
     class Odd(Node[int, int], retry=Retry(attempts=2)):
         async def prep(self, store: StoreReader, n: int) -> int:
@@ -724,7 +726,9 @@ FAULTS: dict[str, Callable[[Any], Any]] = {
 def test_a_broken_observer_changes_nothing(
     fault: str, part: str, fails: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Result and error stay; it is said once, naming the plugin; those around it are entered and left as ever."""
+    """Result and error are unchanged; the failure is logged once with the plugin's name; other observers are entered and left as
+    usual.
+    """
     journal = Journal(parts="run node phase")
     after = Journal(parts="run node phase")
     broken = Plugin(**{part: FAULTS[fault]})
@@ -753,7 +757,7 @@ def test_a_broken_observer_changes_nothing(
 
 @pytest.mark.parametrize("part", ["run", "node", "phase"])
 def test_no_observer_can_swallow_an_error(part: str) -> None:
-    """What `__exit__` returns is ignored, and so is an error that it raises in place of the node's."""
+    """The return value of `__exit__` is ignored, and so is an error that it raises in place of the node's."""
 
     def instead() -> Any:
         raise RuntimeError("instead")
@@ -771,7 +775,7 @@ def test_no_observer_can_swallow_an_error(part: str) -> None:
             assert not isinstance(caught.value.__context__, RuntimeError)
 
 
-def test_a_broken_event_or_hook_is_said_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_event_or_hook_is_logged_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     """Events and `pocket_observe` itself, with an exception that can't even be printed."""
 
     def unprintable(*_: Any) -> None:
@@ -807,7 +811,7 @@ def test_a_broken_event_or_hook_is_said_once_and_counted(caplog: pytest.LogCaptu
 
 
 def test_a_failing_node_manager_of_one_plugin_leaves_the_others_entered() -> None:
-    """The one that fails to enter is left out; it is not left, and the others are, in reverse order."""
+    """The failing one is not left; the others are, in reverse order."""
     left: list[str] = []
     plugins = [
         Plugin(node=lambda call: Manager(leave=lambda: left.append("first"))),

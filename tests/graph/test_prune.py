@@ -1,4 +1,4 @@
-"""Pruning: old runs that have ended go, some at a time; nothing else does, whatever happens meanwhile."""
+"""Pruning: old runs that have ended are removed, a few at a time; nothing else is, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOLD = Told()
 
 
 class Meanwhile(Layer):
-    """Lets something happen before a write."""
+    """Does something before a write."""
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         if TOLD.before is not None and changes:
@@ -47,7 +47,7 @@ def undisturbed() -> Generator[None]:
 
 
 class Boom(Exception):
-    """What a failing node raises."""
+    """The error of a failing node."""
 
 
 def stored(folder: Path, clock: Callable[[], float]) -> Store:
@@ -80,7 +80,7 @@ def paying(store: Store, broken: list[bool]) -> Graph[list[int], int]:
 
 
 async def kept(store: Store) -> set[str]:
-    """The runs that are there, by their records and by their states, which are the same."""
+    """The existing runs, by their records and by their states, which agree."""
     runs = {key.removeprefix("pocket:run:") async for key in store.stack.scan("pocket:run:")}
     assert runs == {key.rpartition(":")[2] async for key in store.stack.scan("pocket:run-state:")}
     assert runs >= {key.split(":")[2] async for key in store.stack.scan("pocket:run-part:")}
@@ -123,8 +123,10 @@ async def remove_key(store: Store, key: str) -> None:
         (("finished", "cancelled", "failed"), {"finished", "cancelled", "failed"}),
     ],
 )
-def test_only_what_has_ended_and_was_named_goes(tmp_path: Path, states: tuple[str, ...], gone: set[str]) -> None:
-    """Of the named states, and never a run that is pending, running or waiting; a dry run says the same and removes nothing."""
+def test_only_ended_runs_in_the_named_states_are_removed(
+    tmp_path: Path, states: tuple[str, ...], gone: set[str]
+) -> None:
+    """Runs in the named states, and never a pending, running or waiting one; a dry run reports the same and removes nothing."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -143,7 +145,7 @@ def test_only_what_has_ended_and_was_named_goes(tmp_path: Path, states: tuple[st
 
 
 def test_age_counts_from_the_end(tmp_path: Path) -> None:
-    """A run that was begun long ago and has ended lately stays, and keeps none back that was begun after it."""
+    """A run that started long ago and ended recently stays, and doesn't protect runs that started after it."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -166,8 +168,8 @@ def test_age_counts_from_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, SLICE, 3 * SLICE - 1, 3 * SLICE, 3 * SLICE + 1])
-def test_the_newest_of_each_graph_stay(tmp_path: Path, keep: int) -> None:
-    """However many there are to a slice; what is old and among them stays too, and graphs whose names begin alike are others."""
+def test_the_newest_runs_of_each_graph_stay(tmp_path: Path, keep: int) -> None:
+    """However many there are per slice; old runs among them stay too, and graphs whose names start alike are separate."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -188,8 +190,8 @@ def test_the_newest_of_each_graph_stay(tmp_path: Path, keep: int) -> None:
     asyncio.run(main())
 
 
-def test_a_failed_run_that_is_retried_meanwhile_goes_on(tmp_path: Path) -> None:
-    """Somebody resumes it right before its removal: it has its items' results, and is not removed."""
+def test_a_failed_run_that_is_resumed_meanwhile_continues(tmp_path: Path) -> None:
+    """It is resumed right before its removal: it has its items' results, and is not removed."""
 
     async def main() -> None:
         clock, broken = FakeClock(), [True]
@@ -211,8 +213,8 @@ def test_a_failed_run_that_is_retried_meanwhile_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_open", [True, False])
-def test_a_run_that_is_begun_anew_meanwhile_stays(tmp_path: Path, is_open: bool) -> None:
-    """It was removed and begun again under its id before the last write: none of the new one's records goes, the others' do."""
+def test_a_run_that_is_started_again_meanwhile_stays(tmp_path: Path, is_open: bool) -> None:
+    """It was removed and started again with its id before the last write: none of the new run's records is removed."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -241,7 +243,7 @@ def test_a_run_that_is_begun_anew_meanwhile_stays(tmp_path: Path, is_open: bool)
     asyncio.run(main())
 
 
-def test_damaged_records_keep_no_others_back(tmp_path: Path) -> None:
+def test_damaged_records_do_not_stop_the_pruning_of_others(tmp_path: Path) -> None:
     """They are counted and left, whether the run's record, its state or a key is damaged; `remove_run` removes them."""
 
     async def main() -> None:
@@ -269,8 +271,10 @@ def test_damaged_records_keep_no_others_back(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_no_clock_that_is_ahead_lets_a_policy_remove_what_is_young(tmp_path: Path) -> None:
-    """A worker's time goes up to the begin of the newest run, whoever began it; then what is old goes, once in a while."""
+def test_a_clock_that_is_ahead_removes_no_young_runs(tmp_path: Path) -> None:
+    """A worker's time never exceeds the start of the newest run, whoever started it, so young runs stay; old runs are removed
+    then.
+    """
 
     async def main() -> None:
         clock, ahead = FakeClock(), [0.0]
@@ -294,7 +298,7 @@ def test_no_clock_that_is_ahead_lets_a_policy_remove_what_is_young(tmp_path: Pat
 
 
 async def slices(pruner: Pruner) -> float:
-    """A whole pass; the longest pause that it asked for between slices."""
+    """A whole pass; returns the longest pause between slices."""
     longest = 0.0
     while (rest := await pruner.slice()) < EVERY:
         longest = max(longest, rest)
@@ -302,7 +306,7 @@ async def slices(pruner: Pruner) -> float:
 
 
 def test_slices_are_short_and_yield_to_others(tmp_path: Path) -> None:
-    """Each looks at a few runs; while others write it asks for a pause between them, alone for none."""
+    """Each slice reads a few runs; while others write there is a pause between slices, otherwise none."""
 
     async def main() -> None:
         clock, writes = FakeClock(), list[int]()
@@ -330,8 +334,8 @@ def test_slices_are_short_and_yield_to_others(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_run_of_many_records_goes_in_several_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that none is long; till the last one it is a finished run that gives its result."""
+def test_a_run_of_many_records_is_removed_in_several_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So no write takes long; until the last one it is a finished run that gives its result."""
     monkeypatch.setattr("pocket_plug.graph.durable.removal.CHUNK", 4)
 
     async def main() -> None:
@@ -351,9 +355,7 @@ def test_a_run_of_many_records_goes_in_several_writes(tmp_path: Path, monkeypatc
             long: Graph[int, int] = Graph(joined, store=store, name="long")
             assert await long.run(0, run_id="r") == 0
             clock.advance(DAY)
-            assert (
-                await prune(store.stack, Retention.of(keep=1)) == Pruned()
-            )  # which notes that no run is without a state
+            assert await prune(store.stack, Retention.of(keep=1)) == Pruned()  # notes that no run is without a state
             TOLD.before = look
             assert (await prune(store.stack, Retention.of(older="1h"))).runs == 1
             TOLD.before = None
@@ -365,7 +367,7 @@ def test_a_run_of_many_records_goes_in_several_writes(tmp_path: Path, monkeypatc
 
 
 def test_the_file_shrinks(tmp_path: Path) -> None:
-    """What the removed runs had taken of it is given back, up to what others still need."""
+    """Space of removed runs is returned to the file system, except what is still needed."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -384,7 +386,7 @@ def test_the_file_shrinks(tmp_path: Path) -> None:
 
 
 def test_graphs_are_found_whatever_their_names(tmp_path: Path) -> None:
-    """Each once, with a look for each."""
+    """Each graph is found once, with one read."""
 
     async def main() -> None:
         async with stored(tmp_path, FakeClock()) as store:
@@ -415,8 +417,8 @@ def test_graphs_are_found_whatever_their_names(tmp_path: Path) -> None:
         ({"keep": 1, "states": ["finish"]}, "Did you mean 'finished'?"),
     ],
 )
-def test_what_can_not_be_meant_is_refused(options: Any, message: str) -> None:
-    """With what is allowed."""
+def test_an_invalid_retention_is_refused(options: Any, message: str) -> None:
+    """The error says what is allowed."""
     with pytest.raises(ConfigError) as refused:
         Retention.of(**options)
     assert message in str(refused.value)
@@ -427,8 +429,8 @@ def test_a_retention_can_be_changed_as_any_dataclass() -> None:
     assert replace(Retention.of(older=1), graph="g") == Retention(older=1.0, graph="g")
 
 
-def test_the_first_look_at_a_store_lets_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks through all keys for runs of older versions: a few at a time, and rests after each batch, once for each store."""
+def test_the_first_scan_of_a_store_lets_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It scans all keys for runs of older versions: a few at a time, with a pause after each batch, once for each store."""
     rests: list[float] = []
 
     async def rest(seconds: float) -> None:

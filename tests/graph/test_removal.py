@@ -1,4 +1,4 @@
-"""Removing runs: all of a run goes or it is still there, and nothing of one that goes on or was begun anew."""
+"""Removing runs: all of a run is removed or none, and nothing of one that is resumed or started again meanwhile."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TOLD = Told()
 
 
 class Meanwhile(Layer):
-    """Lets something happen before a write."""
+    """Does something before a write."""
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         if TOLD.before is not None and changes:
@@ -63,7 +63,7 @@ async def records(store: Store) -> list[str]:
 
 
 class Boom(Exception):
-    """What the failing node raises."""
+    """The error of the failing node."""
 
 
 def failing(store: Store, broken: list[bool]) -> Graph[list[int], int]:
@@ -84,8 +84,10 @@ def failing(store: Store, broken: list[bool]) -> Graph[list[int], int]:
 
 
 @pytest.mark.parametrize("state", ["finished", "kept", "failed", "waiting", "sleeping"])
-def test_all_of_a_run_goes(tmp_path: Path, state: str) -> None:
-    """Whatever state it is in, none of its records is left; those of a run whose id begins alike are; once more there is none."""
+def test_all_records_of_a_run_are_removed(tmp_path: Path, state: str) -> None:
+    """In any state, none of its records is left; those of a run whose id starts with the same text are; removing it again finds
+    nothing.
+    """
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -114,7 +116,9 @@ def test_all_of_a_run_goes(tmp_path: Path, state: str) -> None:
 def test_a_run_that_could_go_on_is_removed_whole_or_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """A removal of a failed run stops at any write: the run goes on with each effect once, or not at all; it can be removed."""
+    """A removal of a failed run stops at any write: the run is resumed with each effect once, or not at
+    all; it can be removed.
+    """
     monkeypatch.setattr("pocket_plug.graph.durable.removal.CHUNK", 2)
 
     async def main() -> None:
@@ -148,8 +152,8 @@ def test_a_run_that_could_go_on_is_removed_whole_or_cancelled(
     asyncio.run(main())
 
 
-def test_a_run_that_is_gone_on_with_meanwhile_loses_nothing(tmp_path: Path) -> None:
-    """Somebody resumes a failed run before the removal's first write: that is not done, and the removal looks again."""
+def test_a_run_that_is_resumed_meanwhile_loses_nothing(tmp_path: Path) -> None:
+    """A failed run is resumed before the removal's first write: that write is not done, and the removal reads again."""
 
     async def main() -> None:
         broken = [True]
@@ -170,8 +174,8 @@ def test_a_run_that_is_gone_on_with_meanwhile_loses_nothing(tmp_path: Path) -> N
     asyncio.run(main())
 
 
-def test_a_running_run_is_removed_by_force_only(tmp_path: Path) -> None:
-    """Else it is an error that says so; with force the execution that is at it is fenced off, and leaves nothing behind."""
+def test_a_running_run_is_removed_only_with_force(tmp_path: Path) -> None:
+    """Otherwise it is an error; with force the running execution is fenced off, and leaves nothing behind."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:

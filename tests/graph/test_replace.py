@@ -1,4 +1,4 @@
-"""`graph.replace`: a copy of a graph with other nodes of fitting types. And a phase that is patched too late is said."""
+"""`graph.replace`: a copy of a graph with other nodes of fitting types. And a phase that is patched too late is reported."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Fake(Node[int, str]):
         return self.declined("no cover") if amount > 100 else f"receipt for {amount}"
 
 
-def test_a_fake_takes_the_place_and_the_edges():
-    """Those of other actions too; what it writes is there."""
+def test_a_fake_gets_the_edges_of_the_node():
+    """Edges of other actions too; what the fake writes is stored."""
     store = Store()
     faked = shop.replace(charge=Fake())
     assert faked.run_sync("7", store=store) == "noted: receipt for 7"
@@ -55,8 +55,8 @@ def test_a_fake_takes_the_place_and_the_edges():
     assert faked.run_sync("700") == "sorry: no cover"
 
 
-def test_the_graph_itself_stays_as_it_is():
-    """It fails as before, and its shape, by which traces and durable runs know it, is the copy's too."""
+def test_the_original_graph_is_unchanged():
+    """It fails as before; the copy has the same shape, by which traces and durable runs identify it."""
     faked = shop.replace(charge=Fake())
     with pytest.raises(ConnectionError):
         shop.run_sync("7")
@@ -64,7 +64,7 @@ def test_the_graph_itself_stays_as_it_is():
     assert (faked.name, repr(faked)) == (shop.name, repr(shop))
 
 
-def test_a_function_or_a_graph_may_stand_for_it():
+def test_a_function_or_a_graph_can_replace_a_node():
     """Any node of fitting types; a graph is left by its last node."""
 
     @node
@@ -75,8 +75,8 @@ def test_a_function_or_a_graph_may_stand_for_it():
     assert shop.replace(charge=Graph(receipt, name="other")).run_sync("7") == "noted: receipt for 7"
 
 
-def test_several_at_once_the_first_too():
-    """And a fake that stands for two nodes is one node for each."""
+def test_several_nodes_are_replaced_at_once():
+    """A fake that replaces two nodes becomes one node for each."""
 
     @node
     def same(text: str) -> str:
@@ -114,8 +114,8 @@ def test_a_node_that_stands_in_several_chains_is_replaced_in_all():
     assert loop.replace(count=by_five).run_sync(1) == 11
 
 
-def test_what_an_each_takes_items_through_is_replaced():
-    """By its own name; the graph's one of that name comes first."""
+def test_the_node_of_an_each_is_replaced():
+    """By its own name; a node of the graph with that name has priority."""
 
     @node
     def double(number: int) -> int:
@@ -129,13 +129,13 @@ def test_what_an_each_takes_items_through_is_replaced():
 
 
 def test_a_nested_graphs_node_is_replaced_in_that():
-    """The copy of the inner one takes its place in the outer one."""
+    """The copy of the inner graph replaces it in the outer one."""
     outer = Graph(shop, name="outer")
     assert outer.replace(shop=shop.replace(charge=Fake())).run_sync("7") == "noted: receipt for 7"
 
 
 def test_a_copy_has_a_store_of_its_own():
-    """Where none is named: what one of them keeps in memory, the other one doesn't see."""
+    """If no store is named: each has its own store in memory."""
 
     @node
     async def visit(number: int) -> int:
@@ -162,7 +162,7 @@ def test_a_copy_has_a_store_of_its_own():
     ],
 )
 def test_types_that_do_not_fit_are_refused(fake, said):
-    """With both nodes and both types."""
+    """The error names both nodes and both types."""
 
     @node
     def takes(text: str) -> str:
@@ -183,8 +183,8 @@ def test_types_that_do_not_fit_are_refused(fake, said):
     assert said in str(refused.value)
 
 
-def test_a_node_that_takes_more_and_gives_less_fits():
-    """As a function may stand for another one; what isn't annotated is not refused."""
+def test_a_node_with_a_wider_input_and_a_narrower_output_fits():
+    """As one function can replace another; a type that isn't annotated is accepted."""
 
     @node
     def wide(number: int | str) -> str:
@@ -199,7 +199,7 @@ def test_a_node_that_takes_more_and_gives_less_fits():
 
 
 def test_a_name_that_several_nodes_have_is_refused():
-    """An item's node may be called as another one: a fake that stands for one of them only would let the other do its work."""
+    """An item's node may have the name of another node: a fake for only one of them would let the other one run."""
 
     @node
     def fetch(url: str) -> str:
@@ -215,7 +215,7 @@ def test_a_name_that_several_nodes_have_is_refused():
 
 
 def test_unknown_names_are_refused_all_at_once():
-    """With the names that there are."""
+    """With the existing names."""
     with pytest.raises(GraphError) as refused:
         shop.replace(chrge=Fake(), notes=note)
     said = str(refused.value)
@@ -224,7 +224,7 @@ def test_unknown_names_are_refused_all_at_once():
 
 
 def test_a_node_of_a_nested_graph_is_refused_with_the_way_to_it():
-    """Also where it is what the items of an `each` go through."""
+    """Also if it is the node of an `each`."""
     inner = Graph(note, name="inner")
     for outer in (Graph(inner, name="outer"), Graph(each(inner), name="outer")):
         with pytest.raises(
@@ -234,14 +234,14 @@ def test_a_node_of_a_nested_graph_is_refused_with_the_way_to_it():
 
 
 @pytest.mark.parametrize(("other", "said"), [(lambda n: "", "put @node before"), (Fake, "make an instance of it")])
-def test_what_is_no_node_is_refused(other, said):
-    """With what to write."""
+def test_anything_but_a_node_is_refused(other, said):
+    """The error says what to write."""
     with pytest.raises(TypeError, match=said):
         shop.replace(charge=other)
 
 
 def test_a_chain_is_refused():
-    """Its first node alone would not be what was meant."""
+    """Only its first node would be used."""
     with pytest.raises(TypeError, match="make a graph of the chain"):
         shop.replace(charge=Fake() >> note)
 
@@ -249,14 +249,14 @@ def test_a_chain_is_refused():
 # ---------------------------------------------------------------- patched too late
 @pytest.fixture
 def each_run_is_validated(monkeypatch):
-    """As the testing kit's fixtures have it."""
+    """As the testing kit's fixtures do."""
     monkeypatch.setattr(validation, "is_kept", False)
 
 
 @pytest.mark.parametrize("target", ["class", "object"])
 @pytest.mark.parametrize("phase", ["exec", "prep", "on_success"])
-def test_a_phase_that_is_patched_too_late_is_said(each_run_is_validated, monkeypatch, target, phase):
-    """The graph has looked its phases up, and would go on calling what it found. Also one that the node didn't have."""
+def test_a_phase_that_is_patched_too_late_is_reported(each_run_is_validated, monkeypatch, target, phase):
+    """The graph has looked its phases up, and would call the old ones. Also a phase that the node didn't have."""
 
     class Pay(Node[int, int]):
         async def exec(self, amount: int) -> int:
@@ -269,7 +269,7 @@ def test_a_phase_that_is_patched_too_late_is_said(each_run_is_validated, monkeyp
     graph = Graph(pay, name="paying")
     assert graph.run_sync(7) == 7
     if phase == "on_success" and target == "object":
-        monkeypatch.setattr(Pay, phase, lambda *_: None)  # an object alone can't get one
+        monkeypatch.setattr(Pay, phase, lambda *_: None)  # a single object can't get a phase
     monkeypatch.setattr(Pay if target == "class" else pay, phase, lambda *_: 0)
     with pytest.raises(GraphError, match=rf"Pay\.{phase} was changed after the graph was made.*graph\.replace\(pay="):
         graph.run_sync(7)
@@ -279,8 +279,8 @@ def test_a_phase_that_is_patched_too_late_is_said(each_run_is_validated, monkeyp
     assert graph.run_sync(7) == 7
 
 
-def test_without_the_kit_it_is_said_by_the_first_run_and_by_validate(monkeypatch):
-    """A run that was validated already costs nothing more, and so doesn't look."""
+def test_without_the_kit_it_is_reported_by_the_first_run_and_by_validate(monkeypatch):
+    """A run of a validated graph does no further check, for speed."""
 
     class Pay(Node[int, int]):
         async def exec(self, amount: int) -> int:
@@ -309,8 +309,8 @@ def test_a_phase_that_is_patched_before_is_called(each_run_is_validated, monkeyp
     assert Graph(Pay()).run_sync(7) == 2
 
 
-def test_a_phase_that_is_made_anew_each_time_is_no_patch(each_run_is_validated):
-    """A partialmethod, say, is another object whenever it is looked up."""
+def test_a_phase_that_is_a_new_object_at_each_lookup_is_no_patch(each_run_is_validated):
+    """A partialmethod, for example, is another object at each lookup."""
 
     class Times(Node[int, int]):
         def times(self, factor: int, number: int) -> int:

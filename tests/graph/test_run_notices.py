@@ -1,4 +1,4 @@
-"""Plugins are notified, and logs tell, of what becomes of durable runs, once it is recorded."""
+"""Plugins are notified of changes of durable runs, and logs show them, once they are recorded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MESSAGE = "the customer's number"
 
 
 class Told:
-    """A plugin that keeps what it is told of, with the state that the run is in by then."""
+    """A plugin that records its notifications, with the run's state at that moment."""
 
     def __init__(self) -> None:
         self.notices: list[RunNotice] = []
@@ -63,8 +63,8 @@ def asking(store: Store) -> Graph[Any, Any]:
     return Graph(Ask[int, bool](bool, question="Really?"), store=store, name="asking")
 
 
-def test_a_failure_is_told_of_once_it_is_recorded(tmp_path: Path) -> None:
-    """By its type and place, without its message; whoever is told finds the run failed."""
+def test_a_failure_is_notified_once_it_is_recorded(tmp_path: Path) -> None:
+    """By its type and place, without its message; a plugin that reads the run finds it failed."""
     told, states = Told(), list[str]()
 
     class Looking:
@@ -103,8 +103,8 @@ def test_an_item_that_fails_its_run_is_named(tmp_path: Path) -> None:
     assert (what, about["item"]) == ("failed", 2)
 
 
-def test_what_is_no_failure_of_the_run_is_not_told_as_one(tmp_path: Path) -> None:
-    """It waits, it goes on, it is finished, or its program stops it: then it is still `running`."""
+def test_other_ends_of_an_execution_are_not_notified_as_failures(tmp_path: Path) -> None:
+    """It waits, it continues, it is finished, or its program stops it: then it is still `running`."""
     told = Told()
 
     async def main() -> None:
@@ -127,14 +127,14 @@ def test_what_is_no_failure_of_the_run_is_not_told_as_one(tmp_path: Path) -> Non
             with pytest.raises(asyncio.CancelledError):
                 await run
             with pytest.raises(ValueError, match=MESSAGE):
-                await Graph(fail).run(1, pocket=pocket)  # which is no durable run
+                await Graph(fail).run(1, pocket=pocket)  # no durable run
 
     asyncio.run(main())
     assert told.said() == []
 
 
-def test_a_cancellation_is_told_of_by_whoever_records_it(tmp_path: Path) -> None:
-    """The operator where nobody is at the run, else the execution that was; once, however often it is cancelled."""
+def test_a_cancellation_is_notified_by_the_process_that_records_it(tmp_path: Path) -> None:
+    """By the operator if no execution is running, otherwise by the execution; once, however often it is cancelled."""
     told = Told()
 
     async def main() -> None:
@@ -170,7 +170,7 @@ def test_a_cancellation_is_told_of_by_whoever_records_it(tmp_path: Path) -> None
 
 
 def test_logs_tell_of_failed_and_cancelled_runs(tmp_path: Path) -> None:
-    """A failure at warning, with its type and place; a cancellation at info; no value in either."""
+    """A failure at level warning, with its type and place; a cancellation at info; neither with a value."""
     (tmp_path / "pocket.toml").write_text("[plugins.logging]\nevents = true\n")
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""`Graph(version=2, upgrade={1: …})`: a run that an older version has begun is moved as it is claimed, once, or not at all."""
+"""`Graph(version=2, upgrade={1: …})`: a run of an older version is upgraded when it is claimed, once, or not at all."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from pocket_plug.testing.clock import FakeClock
 
 
 class Kept(Memory):
-    """A store that is as good as a file, for as long as a test lasts."""
+    """A store that lasts as long as a test, as a file would."""
 
     survives = True
 
 
 class Stumble(Exception):
-    """What a node raises where the run is to stop."""
+    """Raised by a node where the run is to stop."""
 
 
 broken: set[str] = set()
@@ -61,7 +61,9 @@ def _whole() -> None:
 
 
 def step(name: str, takes: Any = Any, gives: Any = Any, adds: Any = None) -> Node[Any, Any]:
-    """A node that leaves its name and input as an effect; it raises while its name, or that with its input, is in `broken`."""
+    """A node that stores its name and input as an effect; it raises while its name, or its name with its
+    input, is in `broken`.
+    """
 
     async def work(store: StoreWriter, value: Any) -> Any:
         if name in broken or f"{name}({value})" in broken:
@@ -96,9 +98,9 @@ def renamed(position: RunPosition) -> RunPosition:
     return position.renamed("b", "b2")
 
 
-# ---------------------------------------------------------------- what an upgrade takes care of
+# ---------------------------------------------------------------- what an upgrade can do
 def test_a_renamed_node() -> None:
-    """The run goes on at its new name; from then on it is one of the new version, which the former one refuses."""
+    """The run continues at the new name; from then on it belongs to the new version, and the old version refuses it."""
 
     async def main() -> None:
         async with Store(Kept()) as store:
@@ -127,7 +129,7 @@ class Order:
 
 
 def test_another_value() -> None:
-    """The upgrade gives the pending value as the new version's node takes it."""
+    """The upgrade converts the pending value for the new version's node."""
 
     async def main() -> None:
         async with Store(Kept()) as store:
@@ -147,7 +149,7 @@ def test_another_value() -> None:
 
 
 def test_several_versions_at_once() -> None:
-    """Each upgrade is given what the one before has made of it; a run of the middle version has the last one only."""
+    """Each upgrade gets the result of the previous one; a run of the middle version needs only the last."""
     seen: list[tuple[str, ...]] = []
 
     def again(position: RunPosition) -> RunPosition:
@@ -172,7 +174,7 @@ def test_several_versions_at_once() -> None:
 
 
 def test_a_node_of_a_nested_graph() -> None:
-    """It is named by its path. How often nodes were visited goes along, so that idempotency keys go on counting."""
+    """It is named by its path. The numbers of visits are kept, so that idempotency keys continue."""
     keys: list[str] = []
 
     def charge(name: str) -> Node[Any, Any]:
@@ -204,8 +206,8 @@ def test_a_node_of_a_nested_graph() -> None:
     asyncio.run(main())
 
 
-def test_a_node_that_is_nested_now_and_one_that_is_not_any_more() -> None:
-    """The path that the upgrade gives may be longer or shorter."""
+def test_a_node_that_becomes_nested_and_one_that_no_longer_is() -> None:
+    """The path that the upgrade returns may be longer or shorter."""
 
     def into(position: RunPosition) -> RunPosition:
         return replace(position, path=("deep", "b"))
@@ -229,7 +231,7 @@ def test_a_node_that_is_nested_now_and_one_that_is_not_any_more() -> None:
 
 
 def test_a_question() -> None:
-    """A run that waits goes on waiting where the question is now; the answer is held to what that asks for."""
+    """A waiting run waits at the question's new place; the answer must have the type that is asked for there."""
 
     def move(position: RunPosition) -> RunPosition:
         assert position.waits
@@ -254,7 +256,7 @@ def test_a_question() -> None:
 
 
 def test_an_answer_that_was_given_before() -> None:
-    """It is taken by the node that asks now, unless that asks for another type."""
+    """The node that asks now gets it, unless it asks for another type."""
 
     async def main() -> None:
         fails: list[str] = []
@@ -278,7 +280,7 @@ def test_an_answer_that_was_given_before() -> None:
 
 
 def test_questions_of_items() -> None:
-    """Each moves with its item, open or answered, and an answer may name it by the id that it was asked under."""
+    """Each moves with its item, open or answered, and an answer may use the id under which it was asked."""
     seen: list[RunPosition] = []
 
     def move(position: RunPosition) -> RunPosition:
@@ -320,7 +322,7 @@ def test_questions_of_items() -> None:
 
 
 def test_a_sleep() -> None:
-    """It goes on sleeping until the time that it had, where it is now; moved elsewhere it is awake."""
+    """It keeps sleeping until its time, at the new place; if it is moved to another node, it is awake."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -348,7 +350,7 @@ NUMBERS = step("numbers", int, list[int], adds=[1, 2, 3])
 
 
 def test_items_of_a_fan_out() -> None:
-    """Those that have been begun are moved too: where they stand, what they stand with, what they are done with."""
+    """Items that have started are upgraded too: their node, their value, their result."""
     seen: list[Mapping[int, RunPosition]] = []
 
     def move(position: RunPosition) -> RunPosition:
@@ -378,7 +380,7 @@ def test_items_of_a_fan_out() -> None:
 
 
 def test_items_of_items_whose_own_records_are_not_there_yet() -> None:
-    """An item in its first node has no record; where that is a fan-out itself, the upgrade is given what the item began with."""
+    """An item in its first node has no record; if it is a fan-out itself, the upgrade gets the item's input."""
     seen: list[RunPosition] = []
 
     def move(position: RunPosition) -> RunPosition:
@@ -405,7 +407,7 @@ def test_items_of_items_whose_own_records_are_not_there_yet() -> None:
 
 
 def test_hooks_that_are_still_to_be_called() -> None:
-    """They are the renamed node's."""
+    """The renamed node's hooks are called."""
 
     class Stop(BaseException):
         pass
@@ -442,7 +444,7 @@ def test_hooks_that_are_still_to_be_called() -> None:
 
 
 def test_a_run_that_was_only_submitted() -> None:
-    """It begins in the graph as it is now, from its start, if that takes its input: nothing of it has been done."""
+    """It starts in the current graph, from its first node, if that accepts its input: nothing of it was done before."""
 
     async def main() -> None:
         async with Store(Kept()) as store:
@@ -473,9 +475,9 @@ def test_a_run_that_was_only_submitted() -> None:
     asyncio.run(main())
 
 
-# ---------------------------------------------------------------- what it doesn't
+# ---------------------------------------------------------------- what an upgrade can't do
 def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
-    """One that fails, or gives what can't be, is a refusal that says which; the former version goes on."""
+    """If it fails, or returns something invalid, the run is refused with the reason; the old version can continue it."""
 
     def wrong(position: RunPosition) -> Any:
         return "b2"
@@ -517,7 +519,7 @@ def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
 
 
 def test_a_version_that_nothing_upgrades() -> None:
-    """Is judged by what lies ahead where there is no upgrade at all; where there are others, it is an error."""
+    """It is compared with the graph if there are no upgrades at all; if there are others, it is an error."""
 
     async def main() -> None:
         async with Store(Kept()) as store:
@@ -543,15 +545,15 @@ def test_a_version_that_nothing_upgrades() -> None:
         ({"version": 2, "upgrade": [renamed]}, r"upgrade can't be list\[1\]; give a dict"),
     ],
 )
-def test_a_version_or_an_upgrade_that_can_not_be(options: Any, says: str) -> None:
-    """It is refused where it is written."""
+def test_an_invalid_version_or_upgrade_is_refused(options: Any, says: str) -> None:
+    """It is refused when it is written."""
     with pytest.raises(ConfigError, match=says):
         Graph(A, **options)
 
 
 # ---------------------------------------------------------------- once
 class Failing(Layer):
-    """Does to writes, one after the other, what it is told: refuses one, loses its answer, or has it meet itself."""
+    """Fails writes as it is told: refuses one, loses its answer, or makes it conflict with itself."""
 
     inline_write = False
     fails: Any = ()
@@ -571,7 +573,9 @@ class Failing(Layer):
 @pytest.mark.parametrize("fault", ["refuse", "lose", "repeat"])
 @pytest.mark.parametrize("at", range(4))
 def test_an_upgrade_takes_effect_exactly_once(fault: str, at: int) -> None:
-    """It is written with the claim: whatever becomes of that write, the run is of one version or the other, never in between."""
+    """It is written with the claim: whatever happens to that write, the run belongs to one version or the other, never in
+    between.
+    """
 
     def add(position: RunPosition) -> RunPosition:
         return replace(renamed(position), value=position.value + 1)
@@ -593,8 +597,8 @@ def test_an_upgrade_takes_effect_exactly_once(fault: str, at: int) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
-def test_an_item_that_lands_after_the_judgement_is_judged_too(position: int) -> None:
-    """The claim expects the items to be as they were: one that another execution adds meanwhile makes it look again."""
+def test_an_item_committed_after_the_check_is_checked_too(position: int) -> None:
+    """The claim expects the items to be unchanged: if another execution adds one meanwhile, it reads again."""
 
     def made(last: str, **options: Any) -> Graph[Any, Any]:
         way = Graph(step("p") >> step(last), name="way")
@@ -610,7 +614,7 @@ def test_an_item_that_lands_after_the_judgement_is_judged_too(position: int) -> 
 
             def move(run: RunPosition) -> RunPosition:
                 seen.append(list(run.items))
-                if len(seen) == 1:  # another execution is at it yet
+                if len(seen) == 1:  # another execution is still running
                     landed = Put(key.replace("[0]", f"[{position}]"), entry.value)
                     drive_inline(store.stack.write([landed]))
                 return run.renamed(("all", "way", "q"), "q2")
@@ -623,8 +627,8 @@ def test_an_item_that_lands_after_the_judgement_is_judged_too(position: int) -> 
     asyncio.run(main())
 
 
-def test_an_answer_that_comes_after_the_judgement_is_not_lost() -> None:
-    """The claim that moves a question expects it as it was read."""
+def test_an_answer_after_the_check_is_not_lost() -> None:
+    """The claim that moves a question expects it to be unchanged."""
 
     async def main() -> None:
         async with Store(Kept()) as store:
@@ -654,7 +658,7 @@ def test_an_answer_that_comes_after_the_judgement_is_not_lost() -> None:
 
 
 def test_an_upgrade_is_not_asked_for_runs_of_its_own_version() -> None:
-    """Nor for one that is finished: its result stands."""
+    """Nor for a finished run: its result is kept."""
 
     def never(position: RunPosition) -> RunPosition:
         raise AssertionError

@@ -1,4 +1,4 @@
-"""Workers: they take what is pending, stalled or due, each run by one of them, and leave what they can't go on with."""
+"""Workers: they take pending, stalled or due runs, each run by one of them, and leave the ones that they can't continue."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def url(tmp_path: Path) -> str:
 
 
 class Said:
-    """What a worker has reported."""
+    """The reports of a worker."""
 
     def __init__(self) -> None:
         self.reports: list[WorkerReport] = []
@@ -104,7 +104,7 @@ class Said:
 
 
 class Idle(Worker):
-    """A worker that tells when it sleeps, and looks by itself in an hour only."""
+    """A worker that signals when it sleeps, and polls only once an hour."""
 
     is_asleep = False
 
@@ -116,7 +116,7 @@ class Idle(Worker):
         self.is_asleep = False
 
     async def until_asleep(self) -> None:
-        """Until it has nothing to do, and knows."""
+        """Wait until it has nothing to do, and knows it."""
         async with asyncio.timeout(20):
             while self._tasks or self._woken.is_set() or not self.is_asleep:
                 await asyncio.sleep(0.001)
@@ -124,7 +124,7 @@ class Idle(Worker):
 
 @asynccontextmanager
 async def working(worker: Worker) -> AsyncGenerator[asyncio.Task[None]]:
-    """A worker that goes on beside the test, and is stopped at its end."""
+    """A worker that runs beside the test, and is stopped at its end."""
     task = asyncio.create_task(worker.run())
     try:
         yield task
@@ -138,7 +138,7 @@ async def keys(store: Store, state: str) -> list[str]:
 
 
 async def left_running(store: Store, run_id: str = "d-1", process: Mapping[str, Any] = ELSEWHERE, **facts: Any) -> str:
-    """A run that an execution elsewhere is at, as far as the store says; the key of its state."""
+    """A run that is executed elsewhere, by its records; returns the key of its state."""
     await graph.submit(1, run_id=run_id, store=store)
     key, _ = keys_of(run_id)
     (pending,) = [key for key in await keys(store, "pending") if key.endswith(f":{run_id}")]
@@ -160,7 +160,7 @@ async def left_running(store: Store, run_id: str = "d-1", process: Mapping[str, 
 
 # ---------------------------------------------------------------- taking
 def test_a_submitted_run_is_taken_and_told(url: str) -> None:
-    """A worker goes on with it, says so, and its result is there for whoever asks."""
+    """A worker executes it and reports that, and its result can be read."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -175,7 +175,7 @@ def test_a_submitted_run_is_taken_and_told(url: str) -> None:
 
 
 def test_a_run_submitted_in_the_same_process_wakes_its_worker(url: str) -> None:
-    """It doesn't wait for the worker's next look, which here would come in an hour."""
+    """It doesn't wait for the worker's next poll, which here would come in an hour."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -190,7 +190,7 @@ def test_a_run_submitted_in_the_same_process_wakes_its_worker(url: str) -> None:
 
 
 def test_a_run_that_ends_makes_room_for_the_next_one_at_once(url: str) -> None:
-    """A worker that is at as many runs as it may doesn't look; when one ends it does."""
+    """A worker with its maximum number of runs doesn't poll; when one ends, it does."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -204,7 +204,7 @@ def test_a_run_that_ends_makes_room_for_the_next_one_at_once(url: str) -> None:
 
 
 def test_an_answer_and_a_retry_wake_the_workers_of_their_process(url: str) -> None:
-    """What becomes pending by an operator of the same process is taken at once, as what is submitted there is."""
+    """A run that becomes pending by an operation in the same process is taken at once, as a submitted one is."""
     broken = True
 
     @node
@@ -234,7 +234,7 @@ def test_an_answer_and_a_retry_wake_the_workers_of_their_process(url: str) -> No
 
 
 def test_a_run_that_sleeps_is_woken_when_its_time_has_come(url: str) -> None:
-    """By the store's clock; before, nobody takes it, and no process waits."""
+    """By the store's clock; before that nobody takes it, and no process waits."""
     clock = FakeClock()
     napping = Graph(double >> Sleep[int]("1h", name="nap") >> count, name="napping")
 
@@ -257,8 +257,8 @@ def test_a_run_that_sleeps_is_woken_when_its_time_has_come(url: str) -> None:
 
 
 @pytest.mark.parametrize("phase", ["exec", "post"])
-def test_a_node_that_raises_a_cancellation_of_something_else_has_failed(url: str, phase: str) -> None:
-    """What it awaits was cancelled, not the run: that is an error as any other, with its place, and not the end of a process."""
+def test_a_node_that_raises_the_cancellation_of_another_task_has_failed(url: str, phase: str) -> None:
+    """The awaited task was cancelled, not the run: that is an ordinary error, with its place, and not the end of a process."""
 
     async def await_what_is_cancelled() -> None:
         future = asyncio.get_running_loop().create_future()
@@ -294,8 +294,8 @@ def test_a_node_that_raises_a_cancellation_of_something_else_has_failed(url: str
     asyncio.run(main())
 
 
-def test_a_cancelled_item_that_was_not_its_own_is_collected(url: str) -> None:
-    """By `errors="collect"`, as what it is; the other items are done."""
+def test_an_item_that_raises_the_cancellation_of_another_task_is_collected(url: str) -> None:
+    """By `errors="collect"`; the other items are done."""
 
     @node
     async def fetch(number: int) -> int:
@@ -403,7 +403,7 @@ def test_several_workers_share_a_store(url: str) -> None:
 
 
 def test_once_ends_when_nothing_is_ready(url: str) -> None:
-    """What has failed is recorded as such; what waits for an answer is left; the worker's own run ends without an error."""
+    """A failed run is recorded as failed; a run that waits for an answer is left; the worker itself ends without an error."""
 
     async def main() -> None:
 
@@ -428,7 +428,7 @@ def test_once_ends_when_nothing_is_ready(url: str) -> None:
 
 @pytest.mark.parametrize("became", ["taken", "finished"])
 def test_a_report_that_raises_stops_no_run(url: str, became: str, caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged, and the run goes on as if nobody had been told."""
+    """The error is logged, and the run continues."""
 
     def report(report: WorkerReport) -> None:
         if report.became == became:
@@ -452,7 +452,7 @@ def test_a_report_that_raises_stops_no_run(url: str, became: str, caplog: pytest
 
 
 def test_a_cancelled_worker_ends_its_runs_and_others_take_them_at_once(url: str) -> None:
-    """The way of a second Ctrl-C: nobody is at the run any more, so no lease has to end before another worker takes it."""
+    """As after a second Ctrl-C: nobody executes the run any more, so another worker takes it without waiting for a lease."""
 
     async def main() -> None:
         started, go_on = asyncio.Event(), asyncio.Event()
@@ -481,7 +481,9 @@ def test_a_cancelled_worker_ends_its_runs_and_others_take_them_at_once(url: str)
 
 # ---------------------------------------------------------------- stopping
 def test_a_stopped_worker_releases_its_runs_between_two_nodes(url: str) -> None:
-    """The node at work is done and lands, the next one is not begun; the run is pending, and another worker goes on with it."""
+    """The running node is completed and committed, the next one isn't started; the run is pending, and another worker continues
+    it.
+    """
 
     async def main() -> None:
         started, go_on, done = asyncio.Event(), asyncio.Event(), list[str]()
@@ -521,8 +523,8 @@ def test_a_stopped_worker_releases_its_runs_between_two_nodes(url: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["node", "graph", "collected"])
-def test_items_at_work_are_done_when_a_worker_stops_and_no_others_are_begun(url: str, kind: str) -> None:
-    """Of a fan-out too nothing is done twice because a worker stops; nested ones wait for those around."""
+def test_running_items_are_completed_when_a_worker_stops_and_no_others_start(url: str, kind: str) -> None:
+    """Nothing of a fan-out is done twice because a worker stops; nested fan-outs are completed too."""
 
     async def main() -> None:
         begun, done, go_on, several = list[int](), list[int](), asyncio.Event(), asyncio.Event()
@@ -558,7 +560,7 @@ def test_items_at_work_are_done_when_a_worker_stops_and_no_others_are_begun(url:
 
 
 def test_hooks_that_have_ended_are_not_called_again_after_a_release(url: str) -> None:
-    """The run is released after them, and its record says that they are done with."""
+    """The run is released after them, and its record says that they have ended."""
 
     async def main() -> None:
         called: list[str] = []
@@ -586,7 +588,7 @@ def test_hooks_that_have_ended_are_not_called_again_after_a_release(url: str) ->
 
 # ---------------------------------------------------------------- stalled
 def test_a_run_is_stalled_when_nothing_has_moved_for_its_lease_by_the_observers_clock(url: str) -> None:
-    """However old it is by anybody's clock: a lease from the first look on, and anew from each move."""
+    """Whatever its age by other clocks: a lease from the first observation on, and again from each progress."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -601,7 +603,7 @@ def test_a_run_is_stalled_when_nothing_has_moved_for_its_lease_by_the_observers_
             assert (stalled.run_id, stalled.graph, stalled.seen.keys()) == (
                 "d-1",
                 "doubling",
-                {running, keys_of("d-1")[0], "pocket:run-beat:elsewhere"},  # which isn't there yet
+                {running, keys_of("d-1")[0], "pocket:run-beat:elsewhere"},  # it doesn't exist yet
             )
             for key in (running, keys_of("d-1")[0]):  # its state, its record
                 entry = await store.stack.read(key)
@@ -615,7 +617,9 @@ def test_a_run_is_stalled_when_nothing_has_moved_for_its_lease_by_the_observers_
 
 
 def test_a_heartbeat_counts_for_the_executions_that_it_names(url: str) -> None:
-    """One that names another execution keeps nothing alive; one that names this one does, and is part of what is expected."""
+    """A heartbeat with another execution's id keeps nothing alive; one with this id does, and is part of
+    the expected versions.
+    """
 
     async def main() -> None:
         clock = FakeClock()
@@ -635,8 +639,8 @@ def test_a_heartbeat_counts_for_the_executions_that_it_names(url: str) -> None:
     asyncio.run(main())
 
 
-def test_a_heartbeat_counts_though_clocks_are_apart_by_a_day(url: str) -> None:
-    """It is kept for longer than that: for an observer whose clock is ahead it must not have expired."""
+def test_a_heartbeat_counts_if_clocks_differ_by_a_day(url: str) -> None:
+    """It is stored for longer than that: for an observer whose clock is ahead it must not have expired."""
 
     async def main() -> None:
         ahead, ticking = FakeClock(), FakeClock()
@@ -655,7 +659,7 @@ def test_a_heartbeat_counts_though_clocks_are_apart_by_a_day(url: str) -> None:
 
 
 def test_a_run_of_a_process_that_has_ended_is_stalled_at_once(url: str) -> None:
-    """Of this machine that is known: here an execution of this very process that isn't there any more."""
+    """On the same machine that is known: here an execution of this process that no longer exists."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -665,8 +669,8 @@ def test_a_run_of_a_process_that_has_ended_is_stalled_at_once(url: str) -> None:
     asyncio.run(main())
 
 
-def test_a_takeover_expects_what_was_seen(url: str) -> None:
-    """Whatever has moved since the look, the run, its state or the heartbeat: the run isn't taken. Unmoved, it is."""
+def test_a_takeover_expects_the_versions_that_were_read(url: str) -> None:
+    """If the run, its state or the heartbeat has changed since it was read, the run isn't taken. If not, it is."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -700,8 +704,8 @@ def test_a_takeover_expects_what_was_seen(url: str) -> None:
     asyncio.run(main())
 
 
-def test_a_worker_takes_over_what_is_stalled(url: str) -> None:
-    """Nobody has moved it for its lease, here a short one: the worker goes on with it."""
+def test_a_worker_takes_over_a_stalled_run(url: str) -> None:
+    """Its lease, here a short one, has passed without progress: the worker continues it."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -715,7 +719,7 @@ def test_a_worker_takes_over_what_is_stalled(url: str) -> None:
 
 
 def test_a_run_without_progress_has_failed_after_some_executions(url: str) -> None:
-    """A node that ends its process would end one worker after the other. Who goes on with it by hand may."""
+    """A node that ends its process would end one worker after the other. It can still be resumed by hand."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -745,7 +749,7 @@ def test_a_run_without_progress_has_failed_after_some_executions(url: str) -> No
 
 
 def test_once_leaves_no_stalled_run_behind(url: str) -> None:
-    """Also if there are more of them than it may execute at a time: one that cron starts is the only one to come."""
+    """Also if there are more of them than it may execute at the same time: a worker that cron starts is the only one."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -757,8 +761,8 @@ def test_once_leaves_no_stalled_run_behind(url: str) -> None:
     asyncio.run(main())
 
 
-def test_runs_that_may_have_ended_their_process_are_executed_by_themselves(url: str) -> None:
-    """One that ends each process takes down whatever is executed beside it: those would be given up with it."""
+def test_runs_that_may_have_ended_their_process_are_executed_alone(url: str) -> None:
+    """A run that ends each process also ends those executed beside it, and they would be given up too."""
     beside = dict[str, int]()
 
     class Counting(Worker):
@@ -783,8 +787,8 @@ def test_runs_that_may_have_ended_their_process_are_executed_by_themselves(url: 
     asyncio.run(main())
 
 
-def test_a_run_that_may_end_its_process_holds_up_others_for_a_while_only(url: str) -> None:
-    """Beside a run that takes hours it is executed, and so is what was submitted meanwhile, once the worker has waited."""
+def test_a_run_that_may_end_its_process_delays_others_for_a_limited_time(url: str) -> None:
+    """It is executed even beside a run that takes hours, and so are new runs, once the worker has waited for a while."""
 
     @node
     async def hours(n: int) -> int:
@@ -821,7 +825,7 @@ def test_a_run_that_may_end_its_process_holds_up_others_for_a_while_only(url: st
 
 
 def test_progress_in_an_item_is_progress(url: str) -> None:
-    """Items don't move their run's record; an execution that has done one was not in vain, so its run isn't given up."""
+    """Items don't change their run's record; an execution that has completed one has made progress, so its run isn't given up."""
 
     async def main() -> None:
         stumble = True
@@ -840,7 +844,7 @@ def test_progress_in_an_item_is_progress(url: str) -> None:
             with suppress(Stop):
                 await wide.run([0, 1, 2], run_id="w", store=store)
             (running,) = await keys(store, "running")
-            for expected in (1, 2, 3):  # the first one follows an execution that has done an item
+            for expected in (1, 2, 3):  # the first one follows an execution that has completed an item
                 entry = await store.stack.read(running)
                 assert entry is not None
                 with suppress(Stop):
@@ -852,8 +856,8 @@ def test_progress_in_an_item_is_progress(url: str) -> None:
     asyncio.run(main())
 
 
-def test_plugins_are_told_of_what_no_execution_shows(url: str) -> None:
-    """That a run was submitted, once; that a stalled one is taken over, and whose it was; that one is given up."""
+def test_plugins_are_notified_of_changes_without_an_execution(url: str) -> None:
+    """A submitted run, once; a stalled run that is taken over, with its former owner; a run that is given up."""
     told: list[tuple[str, str, dict[str, Any]]] = []
 
     class Told:
@@ -880,8 +884,8 @@ def test_plugins_are_told_of_what_no_execution_shows(url: str) -> None:
     asyncio.run(main())
 
 
-def test_logs_tell_of_it(url: str, tmp_path: Path, fresh_structlog: None) -> None:
-    """Submitted at info, stalled at warning, by structlog, where events are wanted."""
+def test_these_changes_are_logged(url: str, tmp_path: Path, fresh_structlog: None) -> None:
+    """Submitted at info, stalled at warning, by structlog, if events are enabled."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -912,9 +916,9 @@ def test_logs_tell_of_it(url: str, tmp_path: Path, fresh_structlog: None) -> Non
     ]
 
 
-# ---------------------------------------------------------------- what is left
-def test_a_run_that_this_graph_cannot_go_on_with_is_left_and_said_once(url: str) -> None:
-    """Its graph is another one by now: said once until its record changes, others are taken, and it is not touched."""
+# ---------------------------------------------------------------- runs that can't be continued
+def test_a_run_that_does_not_fit_the_graph_is_left_and_reported_once(url: str) -> None:
+    """Its graph has changed: reported once until its record changes; other runs are taken, and it isn't changed."""
 
     async def main() -> None:
 
@@ -942,8 +946,8 @@ def test_a_run_that_this_graph_cannot_go_on_with_is_left_and_said_once(url: str)
     asyncio.run(main())
 
 
-def test_many_that_are_left_keep_no_other_back(url: str) -> None:
-    """More than a look would find at the front of the list: those behind them are found, and a changed one is found again."""
+def test_many_such_runs_do_not_hide_others(url: str) -> None:
+    """More than one poll reads: the runs behind them are found, and a changed one is found again."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -968,7 +972,7 @@ def test_many_that_are_left_keep_no_other_back(url: str) -> None:
     asyncio.run(main())
 
 
-def test_runs_of_graphs_that_a_worker_was_not_given_are_not_its_own(url: str) -> None:
+def test_runs_of_other_graphs_are_left_alone(url: str) -> None:
     """They stay pending, for a worker that has their graph."""
 
     async def main() -> None:
@@ -984,7 +988,7 @@ def test_runs_of_graphs_that_a_worker_was_not_given_are_not_its_own(url: str) ->
 
 
 def test_a_damaged_record_stops_no_worker(url: str) -> None:
-    """It is said once, others are taken."""
+    """It is reported once, and others are taken."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -1007,14 +1011,14 @@ def test_a_damaged_record_stops_no_worker(url: str) -> None:
         ([graph, Graph(double, name="doubling")], "two of the graphs for this worker are called 'doubling'"),
     ],
 )
-def test_what_a_worker_can_not_serve_is_refused(graphs: Any, why: str) -> None:
-    """No graph, a node, two of one name: each with its reason."""
+def test_invalid_graphs_are_refused(graphs: Any, why: str) -> None:
+    """No graph, a node, two graphs with one name: each with its reason."""
     with pytest.raises(ConfigError, match=why):
         Worker(graphs)
 
 
-def test_a_store_that_does_not_survive_is_refused_before_anything_is_taken() -> None:
-    """As for `run`: a worker over memory would find nothing that others have submitted."""
+def test_a_store_that_is_not_durable_is_refused_before_anything_is_taken() -> None:
+    """As by `run`: a worker over memory would never find runs that others submit."""
 
     async def main() -> None:
         async with Store() as store:
@@ -1024,8 +1028,8 @@ def test_a_store_that_does_not_survive_is_refused_before_anything_is_taken() -> 
     asyncio.run(main())
 
 
-def test_once_tells_of_a_store_that_fails_at_a_claim(tmp_path: Path) -> None:
-    """It ends by that error, so that whoever starts it by a timer hears that runs are left."""
+def test_once_raises_a_stores_failure_at_a_claim(tmp_path: Path) -> None:
+    """It ends with that error, so that a timer that starts it reports that runs are left."""
 
     full: list[bool] = []
 
@@ -1047,8 +1051,8 @@ def test_once_tells_of_a_store_that_fails_at_a_claim(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_worker_says_which_server_it_can_not_reach(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever is paged for it reads what to do in the warning; of other errors only the type, since they may quote values."""
+def test_a_worker_names_the_server_that_it_can_not_reach(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The warning says what to do; of other errors it has only the type, since their texts may quote values."""
     errors = [
         StoreUnreachableError(
             "redis at db.example:6379 can't be reached; check that it runs redis://:hunter2@db.example"

@@ -1,4 +1,4 @@
-"""One visit of a node: retries, time-outs, fallback, hooks, what its transaction promises, what it leaves behind."""
+"""One visit of a node: retries, timeouts, fallback, hooks, what its transaction guarantees, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class FlakyDef(Flaky):
 
 # ---------------------------------------------------------------- retry and fallback
 @pytest.mark.parametrize("flaky", [Flaky, FlakyDef])
-def test_exec_is_tried_again_after_its_pauses(flaky: type[Flaky]) -> None:
-    """As often as it takes, with the pauses of the Retry between the attempts."""
+def test_exec_is_retried_after_its_pauses(flaky: type[Flaky]) -> None:
+    """As often as needed, with the pauses of the Retry between the attempts."""
     clock = FakeClock()
     charge = flaky(OSError(), OSError(), OSError())
     patient = charge.with_options(retry=Retry(attempts=4, delay=1, backoff=2))
@@ -74,7 +74,7 @@ def test_exec_is_tried_again_after_its_pauses(flaky: type[Flaky]) -> None:
 
 @pytest.mark.parametrize("flaky", [Flaky, FlakyDef])
 def test_run_sync_pauses_too(flaky: type[Flaky], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On its own loop, or by sleeping where there is none."""
+    """On its own loop, or by sleeping if there is none."""
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -89,7 +89,7 @@ def test_run_sync_pauses_too(flaky: type[Flaky], monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
 def test_the_last_error_is_the_nodes_own(sync: bool) -> None:
-    """Out of attempts, the error of the last one is raised itself, after exactly so many."""
+    """The error of the last attempt is raised itself, after exactly this many attempts."""
     last = OSError("third")
     charge = Flaky(OSError("first"), OSError("second"), last, OSError("never")).with_options(retry=Retry(attempts=3))
     with pytest.raises(OSError, match="third") as caught:
@@ -103,8 +103,8 @@ def test_the_last_error_is_the_nodes_own(sync: bool) -> None:
     [(ConnectionError(), 3), (ValueError(), 1), (ExceptionGroup("g", [OSError(), ConnectionError()]), 3),
      (ExceptionGroup("g", [OSError(), ValueError()]), 1)],
 )  # fmt: skip
-def test_only_errors_worth_it_are_retried(error: Exception, attempts: int) -> None:
-    """`on` decides; of a group all leaves must be worth it."""
+def test_only_errors_of_on_are_retried(error: Exception, attempts: int) -> None:
+    """`on` decides; all leaves of a group must qualify."""
     charge = Flaky(*[error] * 9).with_options(retry=Retry(attempts=3, on=(OSError,)))
     with pytest.raises(type(error)):
         asyncio.run(Graph(charge).run(1))
@@ -112,8 +112,8 @@ def test_only_errors_worth_it_are_retried(error: Exception, attempts: int) -> No
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), asyncio.CancelledError(), GeneratorExit()])
-def test_interrupts_are_neither_retried_nor_answered_by_the_fallback(error: BaseException) -> None:
-    """They are not errors of the work, whatever `on` says."""
+def test_interrupts_are_neither_retried_nor_handled_by_the_fallback(error: BaseException) -> None:
+    """Whatever `on` says: they are no errors of the work."""
     called: list[str] = []
 
     class Answer(Flaky, retry=Retry(attempts=3, on=(BaseException,))):
@@ -128,8 +128,8 @@ def test_interrupts_are_neither_retried_nor_answered_by_the_fallback(error: Base
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
-def test_the_fallback_answers_for_an_exec_out_of_attempts(sync: bool) -> None:
-    """It gets what prep gave and the last error; post gets its answer."""
+def test_the_fallback_replaces_an_exec_that_is_out_of_attempts(sync: bool) -> None:
+    """It gets the result of prep and the last error; post gets its result."""
     store = SyncStore()
 
     class Charge(Node[int, Any], retry=Retry(attempts=2)):
@@ -152,8 +152,8 @@ def test_the_fallback_answers_for_an_exec_out_of_attempts(sync: bool) -> None:
     assert store.get("result") == expected
 
 
-def test_a_fallback_without_a_retry_answers_the_first_error_and_may_raise() -> None:
-    """Its own error is then the node's, with the one it was to answer as context."""
+def test_a_fallback_without_a_retry_handles_the_first_error_and_may_raise() -> None:
+    """Its own error is then the node's, with the original error as context."""
 
     class Answer(Flaky):
         async def fallback(self, n: int, error: Exception) -> int:
@@ -178,7 +178,7 @@ class Slow(Node[int, int], timeout=10):
 
 
 def test_a_timeout_is_per_attempt() -> None:
-    """Two attempts that take too long and one that doesn't: each has the whole time, the pauses have their own."""
+    """Two attempts that take too long and one that doesn't: each has the full time, and pauses don't count."""
     clock = FakeClock()
     slow = Slow(11, 999, 9).with_options(retry=Retry(attempts=3, delay=5))
     assert run_virtual(Graph(slow).run(1), clock) == 1
@@ -193,7 +193,7 @@ def test_a_node_timeout_is_a_timeout_error_that_names_node_and_limit() -> None:
     assert isinstance(caught.value, OSError)
 
 
-def test_an_execs_own_timeout_error_stays_what_it_is() -> None:
+def test_a_timeout_error_raised_by_exec_is_unchanged() -> None:
     """A TimeoutError that the work raised is not the node's."""
 
     class Own(Node[int, int], timeout=10):
@@ -209,7 +209,7 @@ def test_an_execs_own_timeout_error_stays_what_it_is() -> None:
 
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
 def test_a_def_exec_is_timed_out_and_its_late_result_dropped(sync: bool) -> None:
-    """Its thread goes on; what it gives in the end reaches nobody."""
+    """Its thread continues; its result is ignored."""
     started, release, finished = threading.Event(), threading.Event(), threading.Event()
     store = SyncStore()
 
@@ -229,7 +229,7 @@ def test_a_def_exec_is_timed_out_and_its_late_result_dropped(sync: bool) -> None
     async def main() -> None:
         task = asyncio.create_task(graph.run(1))
         while not started.is_set():
-            await asyncio.sleep(0)  # which leaves the virtual time as it is
+            await asyncio.sleep(0)  # this doesn't move the virtual time
         await task
 
     try:
@@ -242,7 +242,7 @@ def test_a_def_exec_is_timed_out_and_its_late_result_dropped(sync: bool) -> None
 
 
 def test_a_def_exec_in_time_gives_its_result() -> None:
-    """A time-out that is not reached changes nothing, with and without a loop."""
+    """A timeout that is not reached changes nothing, with and without a loop."""
 
     class Quick(Node[int, int], timeout=600):
         def exec(self, n: int) -> int:
@@ -253,7 +253,7 @@ def test_a_def_exec_in_time_gives_its_result() -> None:
 
 
 def test_cancelling_a_node_with_a_timeout_is_no_timeout() -> None:
-    """Whoever cancels sees a cancellation, and a TimeoutError of their own deadline only."""
+    """The canceller gets a cancellation, and a TimeoutError only for its own deadline."""
 
     async def main() -> None:
         task = asyncio.create_task(Graph(Slow(5)).run(1))
@@ -271,7 +271,7 @@ def test_cancelling_a_node_with_a_timeout_is_no_timeout() -> None:
 
 # ---------------------------------------------------------------- hooks
 class Hooked(Node[int, int]):
-    """Notes its hooks, and raises in the phase that it is told to."""
+    """Records its hooks, and raises in the phase that it is told to."""
 
     def __init__(self, where: str = "", error: BaseException | None = None) -> None:
         self.where, self.error = where, error
@@ -339,7 +339,7 @@ class HookedDef(Node[int, int]):
 @BACKENDS
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
 def test_hooks_run_after_the_commit_in_order(backend: type[Backend], sync: bool) -> None:
-    """on_success(output), then on_complete(), each with a store that sees the commit; what they write lands."""
+    """on_success(output), then on_complete(), each with a store that sees the commit; their writes are stored."""
     store = SyncStore(backend())
     hooked = Hooked()
     graph = Graph(hooked, store=store)
@@ -355,7 +355,9 @@ def test_hooks_run_after_the_commit_in_order(backend: type[Backend], sync: bool)
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(1), asyncio.CancelledError()],
                          ids=lambda error: type(error).__name__)  # fmt: skip
 def test_hooks_run_whatever_a_phase_raises(sync: bool, phase: str, error: BaseException) -> None:
-    """on_failure(error), then on_complete(); the node's writes are gone, the hooks' own land, the error is raised."""
+    """on_failure(error), then on_complete(); the node's writes are rolled back, the hooks' own are stored,
+    the error is raised.
+    """
     store = SyncStore()
     hooked = Hooked(phase, error)
     graph = Graph(hooked, store=store)
@@ -368,8 +370,8 @@ def test_hooks_run_whatever_a_phase_raises(sync: bool, phase: str, error: BaseEx
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
-def test_def_hooks_are_as_good(sync: bool) -> None:
-    """With a sync store, under `run` and `run_sync`."""
+def test_def_hooks_work_the_same(sync: bool) -> None:
+    """With a sync store, with `run` and `run_sync`."""
     hooked, store = HookedDef(), SyncStore()
     graph = Graph(hooked, store=store)
 
@@ -383,8 +385,8 @@ def test_def_hooks_are_as_good(sync: bool) -> None:
     assert store.get("completed") is True
 
 
-def test_hooks_run_for_timeouts_wrong_inputs_aside_and_for_ways_that_lead_nowhere() -> None:
-    """A time-out and a route that is not there are failures of the node; an input it can't take is no visit."""
+def test_hooks_run_for_timeouts_and_missing_edges_but_not_for_wrong_inputs() -> None:
+    """A timeout and a missing edge are failures of the node; an input that it can't accept is no visit."""
 
     class Lost(Hooked, timeout=5):
         async def exec(self, n: int) -> int:
@@ -409,7 +411,7 @@ def test_hooks_run_for_timeouts_wrong_inputs_aside_and_for_ways_that_lead_nowher
 
 @pytest.mark.parametrize("hook", ["on_success", "on_complete"])
 def test_a_failing_hook_does_not_fail_a_committed_node(hook: str, caplog: pytest.LogCaptureFixture) -> None:
-    """It is reported with the node's name; the other hook runs; what the failing one wrote is gone."""
+    """It is reported with the node's name; the other hook runs; the failing hook's writes are rolled back."""
     store = SyncStore()
     hooked = Hooked(hook, RuntimeError("hook is broken"))
     with caplog.at_level(logging.DEBUG, "pocket_plug"):
@@ -418,7 +420,9 @@ def test_a_failing_hook_does_not_fail_a_committed_node(hook: str, caplog: pytest
     record, whole = (record for record in caplog.records if record.levelno in (logging.ERROR, logging.DEBUG))
     assert f"Hooked.{hook}" in record.getMessage()
     assert "RuntimeError" in record.getMessage()
-    assert "hook is broken" not in caplog.messages[0]  # a message may hold anything: it is for who asks for all
+    assert (
+        "hook is broken" not in caplog.messages[0]
+    )  # a message may contain anything: it is only for those who ask for it
     assert (record.exc_info, whole.levelno) == (None, logging.DEBUG)
     assert whole.exc_info
     assert whole.exc_info[1] is hooked.error
@@ -428,7 +432,7 @@ def test_a_failing_hook_does_not_fail_a_committed_node(hook: str, caplog: pytest
 
 @pytest.mark.parametrize("hook", ["on_failure", "on_complete"])
 def test_a_failing_hook_never_hides_the_nodes_error(hook: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The node's own is raised, the hook's is reported, and the other hook runs."""
+    """The node's error is raised, the hook's is reported, and the other hook runs."""
 
     class Both(Hooked):
         async def exec(self, n: int) -> int:
@@ -444,8 +448,8 @@ def test_a_failing_hook_never_hides_the_nodes_error(hook: str, caplog: pytest.Lo
     ]
 
 
-def test_a_hook_has_a_grace_once_the_run_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
-    """It may go on for `clean_up_grace` seconds from the cancellation, is then cut off and reported; not before."""
+def test_a_hook_has_a_grace_period_once_the_run_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+    """It may continue for `clean_up_grace` seconds after the cancellation, then it is cancelled and reported; not before."""
     clock, ends = FakeClock(), []
 
     class Tidy(Node[int, int]):
@@ -482,8 +486,8 @@ def test_a_hook_has_a_grace_once_the_run_is_cancelled(caplog: pytest.LogCaptureF
 
 # ---------------------------------------------------------------- the transaction of a node
 @BACKENDS
-def test_post_reads_its_own_writes_and_all_land_at_once(backend: type[Backend]) -> None:
-    """Before the commit nobody else sees any of it, after it everything."""
+def test_post_reads_its_own_writes_and_all_are_committed_at_once(backend: type[Backend]) -> None:
+    """Before the commit nobody else sees any of it, afterwards everything."""
 
     async def main() -> None:
         store = Store(backend())
@@ -506,7 +510,7 @@ def test_post_reads_its_own_writes_and_all_land_at_once(backend: type[Backend]) 
 
 @BACKENDS
 def test_a_raise_in_post_rolls_everything_back(backend: type[Backend]) -> None:
-    """Nothing that the node wrote is there, nor is what an earlier node wrote gone."""
+    """None of the node's writes is stored; earlier nodes' writes stay."""
 
     class First(Node[int, int]):
         async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
@@ -523,7 +527,7 @@ def test_a_raise_in_post_rolls_everything_back(backend: type[Backend]) -> None:
 
 
 class Counting(Node[int, int]):
-    """Counts the calls of its phases, and lets somebody else in between."""
+    """Counts the calls of its phases, and lets another caller write in between."""
 
     def __init__(self, between: Callable[[], Any]) -> None:
         self.between = between
@@ -538,8 +542,8 @@ class Counting(Node[int, int]):
 
 @pytest.mark.parametrize("colour", ["async", "def"])
 @pytest.mark.parametrize("watched", [False, True])
-def test_what_prep_read_and_post_writes_must_be_unchanged(colour: str, watched: bool) -> None:
-    """Else the node runs again from prep: no update is lost."""
+def test_a_key_that_prep_read_and_post_writes_must_be_unchanged(colour: str, watched: bool) -> None:
+    """Otherwise the node runs again from prep: no update is lost."""
     store = SyncStore()
     store.set("n", 10)
 
@@ -577,7 +581,7 @@ def test_what_prep_read_and_post_writes_must_be_unchanged(colour: str, watched: 
 
 
 def test_a_conflict_on_what_only_post_read_runs_post_alone_again() -> None:
-    """exec, which holds the side effects, is not repeated for it."""
+    """exec, which has the side effects, is not repeated for it."""
     store = SyncStore()
 
     class Total(Counting):
@@ -594,8 +598,8 @@ def test_a_conflict_on_what_only_post_read_runs_post_alone_again() -> None:
     assert total.calls == {"prep": 0, "exec": 1, "post": 2}
 
 
-def test_a_repeated_post_finds_the_values_of_prep_as_prep_did() -> None:
-    """A list of prep's that the lost try has changed in place is not changed twice."""
+def test_a_repeated_post_gets_the_original_values_of_prep() -> None:
+    """A list of prep's result that the failed try has changed in place is not changed twice."""
     store = SyncStore()
     store.set("list", [1])
 
@@ -621,8 +625,8 @@ def test_a_repeated_post_finds_the_values_of_prep_as_prep_did() -> None:
 
 
 @pytest.mark.parametrize("changes_it", [True, False])
-def test_what_prep_hands_to_post_is_not_changed_twice(changes_it: bool) -> None:
-    """The list that prep has read and given is read anew, where the lost try has changed it; else post alone runs again."""
+def test_values_that_prep_passes_to_post_are_not_changed_twice(changes_it: bool) -> None:
+    """If the failed try has changed the list that prep read and returned, it is read again; otherwise only post runs again."""
     store = SyncStore()
     store.set("list", [1])
 
@@ -649,7 +653,7 @@ def test_what_prep_hands_to_post_is_not_changed_twice(changes_it: bool) -> None:
     assert append.calls == {"prep": 1 + changes_it, "exec": 1 + changes_it, "post": 2}
 
 
-def test_what_prep_read_only_to_read_may_change() -> None:
+def test_a_key_that_prep_only_reads_may_change() -> None:
     """By default it is no conflict; with isolation="serializable" the node runs again."""
     store = SyncStore()
 
@@ -676,8 +680,8 @@ def test_what_prep_read_only_to_read_may_change() -> None:
 
 @BACKENDS
 @pytest.mark.parametrize("in_prep", [True, False], ids=["read in prep", "read in post"])
-def test_contended_runs_lose_nothing_and_do_not_try_for_ever(backend: type[Backend], in_prep: bool) -> None:
-    """50 runs at once add to one key: the sum is exact, and the tries are a few per run, not one per pair of runs."""
+def test_contended_runs_lose_nothing_with_few_tries(backend: type[Backend], in_prep: bool) -> None:
+    """50 concurrent runs add to one key: the sum is exact, and there are a few tries per run, not one per pair of runs."""
     tries = 0
 
     class Add(Node[int, int]):
@@ -706,13 +710,13 @@ def test_contended_runs_lose_nothing_and_do_not_try_for_ever(backend: type[Backe
     assert tries <= 50 * 6
 
 
-def test_a_key_that_never_holds_still_is_an_error() -> None:
-    """After 20 tries, as the reference states, ConflictError is raised, naming the key; hooks see it as a failure."""
+def test_a_key_that_always_conflicts_is_an_error() -> None:
+    """After 20 tries, as the reference says, ConflictError is raised with the key; hooks see it as a failure."""
     failed: list[BaseException] = []
     posts: list[int] = []
 
     class Racing(Memory):
-        """Somebody else is always faster."""
+        """Another caller is always faster."""
 
         async def read(self, key: str) -> Entry | None:
             entry = await super().read(key)
@@ -735,8 +739,8 @@ def test_a_key_that_never_holds_still_is_an_error() -> None:
     assert len(posts) == 20
 
 
-def test_a_hook_whose_key_never_holds_still_is_reported_after_as_many_tries(caplog: pytest.LogCaptureFixture) -> None:
-    """20 of them; the run itself has succeeded, and is not undone."""
+def test_a_hook_whose_key_always_conflicts_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """After 20 tries; the run itself has succeeded, and is not undone."""
     calls: list[int] = []
 
     class Racing(Memory):
@@ -763,8 +767,8 @@ def _touch(key: str) -> Any:
 
 @pytest.mark.parametrize("ending", ["ok", "raise in post", "nowhere", "raise in exec"])
 @pytest.mark.parametrize("options", [{}, {"retry": Retry()}], ids=["plain", "guarded"])
-def test_a_store_kept_beyond_the_node_raises(ending: str, options: Any) -> None:
-    """Whatever became of the node: nothing is read from it, or buffered for nobody."""
+def test_a_store_used_after_its_node_raises(ending: str, options: Any) -> None:
+    """Whatever the node's outcome is: nothing can be read from it, or buffered without a commit."""
     kept: list[Any] = []
 
     class Keep(Node[int, Any]):
@@ -820,7 +824,7 @@ class Declared(Node[Any, Any], reads=(PRICE, TAX), writes=(ORDER,)):
      lambda s: s.scope("order").set("7", 1), lambda s: s.get_many(["price", "tax"])],
 )  # fmt: skip
 def test_declared_keys_may_be_used(use: Callable[[Any], Any]) -> None:
-    """What is written may be read too; by Key, by plain name, and through a scope."""
+    """A key in `writes` may be read too; by Key, by plain name, and through a scope."""
     asyncio.run(Graph(Declared(use)).run(None))
     asyncio.run(Graph(Declared(use), scope="deep").run(None))
 
@@ -846,8 +850,8 @@ def test_other_keys_are_refused(use: Callable[[Any], Any], says: str, scope: str
     assert list(store.keys()) == []
 
 
-def test_declared_keys_hold_in_prep_and_hooks_too() -> None:
-    """Each of a node's stores is guarded."""
+def test_declared_keys_apply_to_prep_and_hooks_too() -> None:
+    """Each of a node's stores checks them."""
     problems: list[BaseException] = []
 
     class Strict(Node[int, int], reads=(PRICE,)):
@@ -867,7 +871,7 @@ def test_declared_keys_hold_in_prep_and_hooks_too() -> None:
 
 
 @pytest.mark.parametrize("phase", ["prep", "post"])
-def test_declared_reads_are_fetched_in_one_go(phase: str) -> None:
+def test_declared_reads_are_read_together(phase: str) -> None:
     """Plain keys, not templates, by one `read_many`, for the first phase that has a store; telemetry may show them."""
     batches: list[list[str]] = []
     shown: list[str] = []
@@ -903,7 +907,7 @@ def test_declared_reads_are_fetched_in_one_go(phase: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"retry": Retry(attempts=1)}], ids=["plain", "guarded"])
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
-def test_a_missing_key_says_who_needed_it(options: Any, sync: bool) -> None:
+def test_a_missing_key_names_the_node_that_needs_it(options: Any, sync: bool) -> None:
     """Key, scope, node and phase; once, though the error passes nested graphs; functions by their own name."""
 
     class Charge(Node[int, int]):
@@ -930,8 +934,10 @@ def test_a_missing_key_says_who_needed_it(options: Any, sync: bool) -> None:
 
 
 # ---------------------------------------------------------------- what a run leaves behind
-def test_nothing_a_run_sets_reaches_the_caller() -> None:
-    """Its context is its own, in `run` and `run_sync`, ended well or not; within it, later nodes see what was set."""
+def test_context_variables_of_a_run_do_not_reach_the_caller() -> None:
+    """Its context is its own, with `run` and `run_sync`, after success and failure; within it, later nodes
+    see earlier changes.
+    """
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
     class SetIt(Node[int, int]):
@@ -970,7 +976,7 @@ def test_nothing_a_run_sets_reaches_the_caller() -> None:
     assert variable.get() == "unset"
 
 
-def test_a_run_is_driven_in_the_callers_task() -> None:
+def test_a_run_is_executed_in_the_callers_task() -> None:
     """So `asyncio.timeout` and cancellation reach the node itself."""
 
     @node
@@ -991,7 +997,7 @@ def alive() -> dict[str, int]:
 
 
 def test_ten_thousand_runs_leave_nothing_behind() -> None:
-    """With errors, cancellations, conflicts, hooks and time-outs: no thread, task, run or transaction stays."""
+    """With errors, cancellations, conflicts, hooks and timeouts: no thread, task, run or transaction is left."""
 
     class Mixed(Node[int, int], timeout=5):
         async def prep(self, store: StoreReader, n: int) -> int:
@@ -1052,8 +1058,8 @@ def test_ten_thousand_runs_leave_nothing_behind() -> None:
     run_virtual(main())
 
 
-def test_a_run_that_never_suspends_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tasks make progress beside it, and a deadline around an endless one is kept."""
+def test_a_run_that_never_suspends_yields_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tasks make progress meanwhile, and a deadline around an endless run is kept."""
     monkeypatch.setattr("pocket_plug.graph.running.execution.TURN", 0.0)
 
     @node
@@ -1085,7 +1091,7 @@ def test_a_run_that_never_suspends_gives_way(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_deadline_ends_an_endless_run() -> None:
-    """`asyncio.timeout` fires though no node ever suspends, in steps of any number."""
+    """`asyncio.timeout` fires though no node ever suspends, with any number of steps."""
 
     @node
     async def spin(n: int) -> int:
@@ -1094,7 +1100,7 @@ def test_a_deadline_ends_an_endless_run() -> None:
     chain: Any = spin.with_options(name="n0")
     for number in range(1, 15):
         chain = chain >> spin.with_options(name=f"n{number}")
-    fifteen = Graph(chain, name="fifteen")  # with the graph's own step it is just the runner's stride
+    fifteen = Graph(chain, name="fifteen")  # with the graph's own step it is exactly the runner's interval
 
     async def main(graph: Graph[int, int]) -> None:
         with pytest.raises(TimeoutError):
@@ -1106,7 +1112,7 @@ def test_a_deadline_ends_an_endless_run() -> None:
 
 
 def test_phase_errors_are_never_retried() -> None:
-    """A missing `await` does not get better by waiting, and the fallback doesn't answer for it."""
+    """A missing `await` is a bug, which waiting doesn't fix, and the fallback doesn't handle it."""
     attempts = 0
 
     class Forgets(Node[int, Any], retry=Retry(attempts=5)):

@@ -1,4 +1,4 @@
-"""`Runs`: what a store's durable runs are, and what may be done to them; the promises over SQLite, and those of details."""
+"""`Runs`: the durable runs of a store, and the operations on them; the common contract over SQLite, and details."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def stored(folder: Path, kind: type[SQLite] = SQLite) -> AsyncGenerator[St
 
 
 class Faulty(SQLite):
-    """Does to the next write, and the reads that follow, what it is told."""
+    """Fails the next write, and the reads that follow, as it is told."""
 
     fault = ""
     reads = True
@@ -83,7 +83,7 @@ class Faulty(SQLite):
 
 
 class Counting(SQLite):
-    """Counts what is asked of it."""
+    """Counts the operations."""
 
     scans = keys = reads = 0
 
@@ -128,7 +128,7 @@ async def told(answered: Answered[str, bool]) -> str:
 
 
 async def begun(store: Store, kind: Any, run_id: str, name: str = "g") -> None:
-    """A run that has come as far as it can."""
+    """A run that has got as far as it can."""
     with suppress(RuntimeError, RunSuspendedError, KeyboardInterrupt):
         graph: Graph[Any, Any] = Graph(kind, store=store, name=name)
         await graph.run("word", run_id=run_id)
@@ -149,7 +149,7 @@ async def keep_alive(store: Store, run_id: str) -> None:
 
 # ---------------------------------------------------------------- looking
 def test_a_page_costs_what_the_first_page_costs(tmp_path: Path) -> None:
-    """However many runs there are, and however far one has come in the list: the keys and the reads are counted."""
+    """However many runs there are, and however many pages were read: keys and reads are counted."""
 
     async def main() -> None:
         async with stored(tmp_path, Counting) as store:
@@ -175,7 +175,7 @@ def test_a_page_costs_what_the_first_page_costs(tmp_path: Path) -> None:
 
 
 class Moving(SQLite):
-    """Does something right before the runs of a state are looked at."""
+    """Does something right before the runs of a state are read."""
 
     state = ""
     before: Callable[[], Awaitable[object]]
@@ -191,7 +191,7 @@ class Moving(SQLite):
 
 
 def test_a_run_that_moves_while_it_is_listed_is_listed_once(tmp_path: Path) -> None:
-    """As what it has become, whether its former state has been looked at or its next one."""
+    """With its new state, whether its former state or its new one is read first."""
 
     async def main() -> None:
         async with stored(tmp_path, Moving) as store:
@@ -202,7 +202,7 @@ def test_a_run_that_moves_while_it_is_listed_is_listed_once(tmp_path: Path) -> N
                 await begun(store, ask >> told, run_id)
             await graph.resume("first", answer=True)
             moving.before = lambda: graph.resume("a", answer=True)
-            moving.state = "finished"  # after it was seen among those that wait
+            moving.state = "finished"  # after it was seen among the waiting runs
             assert sorted((each.run_id, each.state) for each in (await runs.list()).runs) == [
                 *(("a", "finished"), ("b", "waiting"), ("c", "waiting"), ("first", "finished")),
             ]
@@ -219,7 +219,7 @@ def test_a_run_that_moves_while_it_is_listed_is_listed_once(tmp_path: Path) -> N
 
 
 def test_names_that_look_like_keys(tmp_path: Path) -> None:
-    """Graphs and ids with the marks that keys are made of are listed as they are, each graph by itself."""
+    """Graphs and ids with the separators of keys are listed unchanged, each graph separately."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -235,8 +235,8 @@ def test_names_that_look_like_keys(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_what_can_not_be_meant_is_refused(tmp_path: Path) -> None:
-    """A state that there is not, a page of nothing, a place that no page gave; a store that is none."""
+def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
+    """An unknown state, an empty page, a cursor that no page has returned; anything but a store."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -254,8 +254,8 @@ def test_what_can_not_be_meant_is_refused(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_runs_that_cannot_be_read_hide_no_other(tmp_path: Path) -> None:
-    """Damaged ones and those of a newer version are listed as unreadable; looking at one says why."""
+def test_unreadable_runs_hide_no_other(tmp_path: Path) -> None:
+    """Damaged ones and those of a newer version are listed as unreadable; reading one says why."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -284,7 +284,7 @@ def test_runs_that_cannot_be_read_hide_no_other(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- runs of older versions
 async def make_old(store: Store, run_id: str, status: str, **fields: Any) -> None:
-    """Let the run be as a version left it that knew no states."""
+    """Change the run to the format of a version that had no states."""
     entry = await store.stack.read(RUN + run_id)
     assert entry is not None
     old = {
@@ -301,8 +301,8 @@ async def make_old(store: Store, run_id: str, status: str, **fields: Any) -> Non
     await store.stack.write([Put(RUN + run_id, old), *(Delete(key) for key in keys)])
 
 
-def test_runs_of_older_versions_are_found_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are listed with the others once the store was looked through, which is done once; their questions are answered."""
+def test_runs_of_older_versions_are_found_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are listed with the others once the store was scanned, which happens once; their questions can be answered."""
 
     async def main() -> None:
         from pocket_plug.codec import default_codec
@@ -337,8 +337,8 @@ def test_runs_of_older_versions_are_found_and_gone_on_with(tmp_path: Path, monke
     asyncio.run(main())
 
 
-def test_an_older_version_beside_this_one_moves_runs_unseen(tmp_path: Path) -> None:
-    """A run that it has finished, or removed, is listed as it is; its key is put right."""
+def test_changes_of_an_older_version_beside_this_one_are_found(tmp_path: Path) -> None:
+    """A run that the older version has finished or removed is listed correctly; its key is corrected."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -361,7 +361,7 @@ def test_an_older_version_beside_this_one_moves_runs_unseen(tmp_path: Path) -> N
 
 # ---------------------------------------------------------------- stalled
 def test_a_run_whose_execution_has_ended_is_stalled(tmp_path: Path) -> None:
-    """Not running, failed or lost: it can be gone on with, tried again or cancelled; its history has what became of it."""
+    """Not running, failed or lost: it can be resumed, retried or cancelled; its history has the outcome."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -381,8 +381,8 @@ def test_a_run_whose_execution_has_ended_is_stalled(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_run_that_nobody_moves_is_stalled(tmp_path: Path) -> None:
-    """Of a process that nothing is known of: once it has been unmoved for its lease, by the clock of whoever looks."""
+def test_a_run_without_progress_is_stalled(tmp_path: Path) -> None:
+    """The run of an unknown process, without progress for its lease, by the observer's clock."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -406,9 +406,9 @@ def test_a_run_that_nobody_moves_is_stalled(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-# ---------------------------------------------------------------- cancelling what goes on
+# ---------------------------------------------------------------- cancelling a running run
 def test_cancelling_takes_effect_at_once_in_this_process(tmp_path: Path) -> None:
-    """A node that would wait for ever is cancelled as asyncio does; its hook runs, nothing of it lands."""
+    """A node that would wait without end is cancelled as asyncio does; its hook runs, and nothing of it is committed."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -441,7 +441,7 @@ def test_cancelling_takes_effect_at_once_in_this_process(tmp_path: Path) -> None
     asyncio.run(main())
 
 
-def test_a_cancellation_that_a_node_got_over_is_not_taken_for_the_programs(tmp_path: Path) -> None:
+def test_a_cancellation_that_a_node_has_handled_is_not_taken_for_the_programs(tmp_path: Path) -> None:
     """Its count stays with the task, as a TaskGroup that has failed leaves one before Python 3.13 (simulation, seed 16487)."""
 
     async def main() -> None:
@@ -470,8 +470,8 @@ def test_a_cancellation_that_a_node_got_over_is_not_taken_for_the_programs(tmp_p
     asyncio.run(main())
 
 
-def test_a_run_of_another_computer_is_left_word(tmp_path: Path) -> None:
-    """It is ending until its execution finds out; it is neither tried again nor taken for stalled meanwhile."""
+def test_a_run_of_another_computer_is_cancelled_by_a_request_in_the_store(tmp_path: Path) -> None:
+    """It is marked as ending until its execution finds out; meanwhile it can't be retried, and isn't taken for stalled."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -505,8 +505,8 @@ OPERATIONS: dict[str, tuple[Any, Operation, RunState]] = {
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("fault", ["lose", "refuse", "lose look", "refuse look"])
-def test_what_a_store_loses_is_told_as_it_is(tmp_path: Path, operation: str, fault: str) -> None:
-    """Landed, and the answer lost: done. Refused: the store's error. Where that can't be found out: OutcomeUnknownError."""
+def test_outcomes_of_writes_are_reported_correctly(tmp_path: Path, operation: str, fault: str) -> None:
+    """Committed, with a lost answer: done. Refused: the store's error. If that can't be found out: OutcomeUnknownError."""
 
     async def main() -> None:
         async with stored(tmp_path, Faulty) as store:
@@ -536,8 +536,8 @@ def test_what_a_store_loses_is_told_as_it_is(tmp_path: Path, operation: str, fau
 
 
 @pytest.mark.parametrize("fault", ["lose", "refuse", "lose look", "refuse look"])
-def test_a_removal_is_told_as_it_is(tmp_path: Path, fault: str) -> None:
-    """The run is there, or all of it has gone; it can be repeated."""
+def test_the_outcome_of_a_removal_is_reported_correctly(tmp_path: Path, fault: str) -> None:
+    """The run is still there, or all of it is removed; it can be repeated."""
 
     async def main() -> None:
         async with stored(tmp_path, Faulty) as store:
@@ -559,8 +559,8 @@ def test_a_removal_is_told_as_it_is(tmp_path: Path, fault: str) -> None:
     asyncio.run(main())
 
 
-def test_an_answer_beside_an_execution_is_found_by_it(tmp_path: Path) -> None:
-    """An item's question is answered while another item is at work: the run ends without waiting."""
+def test_an_answer_during_an_execution_is_found_by_it(tmp_path: Path) -> None:
+    """An item's question is answered while another item is executed: the run ends without waiting."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -595,7 +595,7 @@ def test_an_answer_beside_an_execution_is_found_by_it(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- waiting, and without await
 def test_waiting_for_a_run(tmp_path: Path) -> None:
-    """It ends when the run does, with its result at hand; else TimeoutError says what state that is in."""
+    """It ends with the run, and returns its result; otherwise TimeoutError names the run's state."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -613,7 +613,7 @@ def test_waiting_for_a_run(tmp_path: Path) -> None:
 
 
 def test_without_await(tmp_path: Path) -> None:
-    """SyncRuns gives the same, of a store of either kind; it opens what is not open yet."""
+    """SyncRuns does the same, with a store of either kind; it opens a store that isn't open."""
     url = f"sqlite:///{tmp_path}/state.db?durability=process"
     store = SyncStore(url)
     graph: Graph[Any, Any] = Graph(ask >> told, store=store, name="g")

@@ -1,4 +1,4 @@
-"""What a durable run says of itself: its state, who is at it, what it failed with, what it waits for."""
+"""The record of a durable run: its state, the process that executes it, its failure, the questions that it waits for."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def stored(folder: Path, clock: FakeClock | None = None) -> AsyncGenerator
 
 
 async def states(store: Store) -> list[tuple[StateKey, State]]:
-    """All that there are, in the order of their keys."""
+    """All states, in the order of their keys."""
     keys = [key async for key in store.stack.scan(STATE)]
     entries = await store.stack.read_many(keys)
     return [(StateKey.parse(key), read_state(key, entries[key])) for key in keys]
@@ -69,7 +69,7 @@ async def state(store: Store) -> tuple[str, State]:
 
 
 async def cancel(store: Store) -> None:
-    """Leave word for the owner of the only run that it is to end."""
+    """Request the only run's cancellation in the store, for its execution."""
     (key,) = [key async for key in store.stack.scan(STATE)]
     entry = await store.stack.read(key)
     assert entry is not None
@@ -83,7 +83,7 @@ async def same(n: Any) -> Any:
 
 # ---------------------------------------------------------------- states
 def test_a_run_has_one_state_at_a_time(tmp_path: Path) -> None:
-    """While it goes on, running with its owner; then finished; the key says graph, begin and id."""
+    """While it is executed, running with its owner; then finished; the key has graph, start and id."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -107,8 +107,8 @@ def test_a_run_has_one_state_at_a_time(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_failed_run_says_with_what(tmp_path: Path) -> None:
-    """The exception's class, the node within its graphs, the visit, the item, the attempts; and the same line goes on with it."""
+def test_a_failed_run_records_its_error(tmp_path: Path) -> None:
+    """The exception's class, the node within its graphs, the visit, the item, the attempts; the same call resumes it."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -136,8 +136,10 @@ def test_a_failed_run_says_with_what(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_run_that_its_program_stops_is_left_as_it_is(tmp_path: Path) -> None:
-    """A cancellation of the caller's is no failure: the run is nobody's any more, and goes on at once in the same process."""
+def test_a_run_that_its_program_stops_can_be_resumed(tmp_path: Path) -> None:
+    """A cancellation by the caller is no failure: nobody owns the run any more, and it can be resumed at once in the same
+    process.
+    """
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -165,8 +167,8 @@ def test_a_run_that_its_program_stops_is_left_as_it_is(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_executions_that_do_not_move_their_run_are_counted(tmp_path: Path) -> None:
-    """So that one which kills its process each time can be told from one that goes on."""
+def test_executions_without_progress_are_counted(tmp_path: Path) -> None:
+    """So a run that kills its process each time can be distinguished from one that makes progress."""
 
     class Death(BaseException):
         pass
@@ -194,7 +196,7 @@ def test_executions_that_do_not_move_their_run_are_counted(tmp_path: Path) -> No
 # ---------------------------------------------------------------- cancel
 @pytest.mark.parametrize("told", ["before a commit", "at work", "in an item"])
 def test_a_cancelled_run_ends_and_its_hooks_are_called(tmp_path: Path, told: str) -> None:
-    """At the next commit, or while exec is at work once its process looks; what had landed stays, nothing goes on with it."""
+    """At the next commit, or during exec when its process polls; what was committed stays, and nothing continues it."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -248,8 +250,10 @@ def test_a_cancelled_run_ends_and_its_hooks_are_called(tmp_path: Path, told: str
     asyncio.run(main())
 
 
-def test_word_that_is_left_costs_no_second_post(tmp_path: Path) -> None:
-    """Something else than a cancellation stands in the state: the commit is sent again as it is, and nothing is done twice."""
+def test_another_change_of_the_state_repeats_no_post(tmp_path: Path) -> None:
+    """If the state was changed by something else than a cancellation, the commit is sent again unchanged, and nothing is done
+    twice.
+    """
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -272,9 +276,9 @@ def test_word_that_is_left_costs_no_second_post(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-# ---------------------------------------------------------------- who is at it
-def test_a_process_speaks_for_executions_that_do_not_move(tmp_path: Path) -> None:
-    """By a thread, so that a loop which is blocked for long is no reason to take its run."""
+# ---------------------------------------------------------------- owners and heartbeats
+def test_a_process_sends_heartbeats_for_executions_without_progress(tmp_path: Path) -> None:
+    """By a thread, so that a loop which is blocked for long doesn't lose its run."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -284,7 +288,7 @@ def test_a_process_speaks_for_executions_that_do_not_move(tmp_path: Path) -> Non
 
             def look() -> None:
                 heart.look()  # it sees the execution
-                heart.look()  # which has not moved since
+                heart.look()  # which hasn't changed since
                 blocked.set()
 
             @node
@@ -304,8 +308,8 @@ def test_a_process_speaks_for_executions_that_do_not_move(tmp_path: Path) -> Non
     asyncio.run(main())
 
 
-def test_a_process_that_has_ended_is_known() -> None:
-    """By its number and its begin, on this machine, in this namespace; of others nothing is known."""
+def test_a_process_that_has_ended_is_recognized() -> None:
+    """By its pid and its start time, on this machine, in this namespace; about others nothing is known."""
     import subprocess
     import sys
 
@@ -316,9 +320,9 @@ def test_a_process_that_has_ended_is_known() -> None:
     assert here.knows_ended("x", ended)
     assert not here.knows_ended("x", {**ended, "machine": "another"})
     assert not here.knows_ended("x", {**ended, "machine": ""})
-    assert not here.knows_ended("x", another.record)  # of the same number and begin: it is at work
-    assert here.knows_ended("x", here.record)  # it would be held
-    assert here.knows_ended("x", {**another.record, "began": "1"})  # the number was given again
+    assert not here.knows_ended("x", another.record)  # with the same pid and start time: it is alive
+    assert here.knows_ended("x", here.record)  # its lock would be held
+    assert here.knows_ended("x", {**another.record, "began": "1"})  # the pid was reused
 
 
 # ---------------------------------------------------------------- questions
@@ -327,7 +331,7 @@ class Colour(Enum):
     BLUE = "blue"
 
 
-def test_choices_are_known() -> None:
+def test_the_choices_of_a_question_are_recorded() -> None:
     """Of types that have a few values."""
     assert choices(bool) == [True, False]
     assert choices(Literal["a", 1]) == ["a", 1]
@@ -336,7 +340,7 @@ def test_choices_are_known() -> None:
 
 
 def test_items_ask_and_are_answered_in_any_order(tmp_path: Path) -> None:
-    """Those that don't wait are done meanwhile; each question has an id; each item goes on once."""
+    """Items that don't wait are completed meanwhile; each question has an id; each item continues once."""
 
     async def main() -> None:
         done: list[str] = []
@@ -376,8 +380,8 @@ def test_items_ask_and_are_answered_in_any_order(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_question_of_an_item_that_is_an_ask_itself_is_named_by_the_ask_too(tmp_path: Path) -> None:
-    """As where the Ask stands in a graph; where several are open, it is said that the node alone doesn't tell."""
+def test_a_question_of_an_item_that_is_an_ask_can_be_answered_by_the_asks_name(tmp_path: Path) -> None:
+    """As if the Ask was in a graph; if several are open, the error says that the node alone isn't unique."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -394,8 +398,8 @@ def test_a_question_of_an_item_that_is_an_ask_itself_is_named_by_the_ask_too(tmp
     asyncio.run(main())
 
 
-def test_an_answer_that_comes_while_other_items_are_at_work_is_taken(tmp_path: Path) -> None:
-    """The run is not suspended then: the item goes on in the same execution."""
+def test_an_answer_while_other_items_run_is_accepted(tmp_path: Path) -> None:
+    """The run is not suspended then: the item continues in the same execution."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -403,7 +407,7 @@ def test_an_answer_that_comes_while_other_items_are_at_work_is_taken(tmp_path: P
 
             @node
             async def answers(n: int) -> int:
-                """An item beside the one that asks: an operator answers meanwhile."""
+                """An item beside the one that asks: meanwhile an operator answers."""
                 part = "pocket:run-part:r:"
                 while not (waits := await waits_of(store.stack, part)):
                     await asyncio.sleep(0)
@@ -433,8 +437,10 @@ def test_an_answer_that_comes_while_other_items_are_at_work_is_taken(tmp_path: P
 
 
 @pytest.mark.parametrize("way", ["default", "action"])
-def test_a_question_has_an_end(tmp_path: Path, way: str) -> None:
-    """When its time is over the run goes on, with the default or by the action; before that it waits; a late one is refused."""
+def test_a_question_has_a_timeout(tmp_path: Path, way: str) -> None:
+    """When its time is over the run continues, with the default or by the action; before that it waits; a
+    late answer is refused.
+    """
 
     async def main() -> None:
         clock = FakeClock()
@@ -462,8 +468,8 @@ def test_a_question_has_an_end(tmp_path: Path, way: str) -> None:
     asyncio.run(main())
 
 
-def test_a_default_is_each_run_s_own(tmp_path: Path) -> None:
-    """What a node does to the answer that nobody gave changes no other run's."""
+def test_each_run_has_its_own_default(tmp_path: Path) -> None:
+    """If a node changes the default answer in place, no other run is affected."""
     ask = Ask[int, list[int]](list[int], question="Which?", timeout="1h", default=[])
 
     class Adds(Node[Answered[int, list[int]], list[int]]):
@@ -484,7 +490,7 @@ def test_a_default_is_each_run_s_own(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_what_an_ask_may_not_be() -> None:
+def test_an_invalid_ask_is_refused() -> None:
     """A timeout without an outcome, an outcome without a timeout, both outcomes, a default of another type."""
     for options in (
         {"timeout": "1h"},
@@ -499,7 +505,9 @@ def test_what_an_ask_may_not_be() -> None:
 
 # ---------------------------------------------------------------- sleep
 def test_a_durable_run_sleeps_in_no_process(tmp_path: Path) -> None:
-    """It is suspended until its time has come, nodes around the sleep are done once, and whoever comes too early is told when."""
+    """It is suspended until its time has come, nodes around the sleep are executed once, and a resume that is too early says
+    until when.
+    """
 
     async def main() -> None:
         clock = FakeClock()
@@ -534,7 +542,7 @@ def test_a_durable_run_sleeps_in_no_process(tmp_path: Path) -> None:
 
 
 def test_items_sleep_side_by_side(tmp_path: Path) -> None:
-    """The run wakes for the first of them, and each goes on when its own time has come."""
+    """The run wakes for the first of them, and each continues when its own time has come."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -551,8 +559,8 @@ def test_items_sleep_side_by_side(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_what_a_sleep_may_not_be() -> None:
-    """Neither a duration nor a moment, both, a moment without a time zone, one that never comes."""
+def test_an_invalid_sleep_is_refused() -> None:
+    """Neither a duration nor a time, both, a time without a time zone, one that never comes."""
     moment = datetime(2030, 1, 1, tzinfo=UTC)
     Sleep[Any](until=moment)
     for until in (datetime(2030, 1, 1), math.nan, math.inf):
@@ -566,8 +574,8 @@ def test_what_a_sleep_may_not_be() -> None:
 
 
 # ---------------------------------------------------------------- who is at work
-def test_executions_are_counted_while_others_begin_and_end() -> None:
-    """The heartbeat's thread looks at them at any time: it must not end by what other threads do meanwhile."""
+def test_executions_are_read_while_others_begin_and_end() -> None:
+    """The heartbeat's thread reads them at any time: changes by other threads must not end it."""
 
     class Execution:
         pass
@@ -596,7 +604,7 @@ def test_executions_are_counted_while_others_begin_and_end() -> None:
         sys.setswitchinterval(interval)
 
 
-# ---------------------------------------------------------------- word of another run
+# ---------------------------------------------------------------- exceptions of another run
 OF_ANOTHER_RUN = [
     RunSuspendedError("child", {"ask#1": "Really?"}),
     RunCancelledError("child was cancelled"),
@@ -606,7 +614,7 @@ OF_ANOTHER_RUN = [
 
 
 class Begins(Node[int, int], name="begins"):
-    """A node whose work is another run, of which it raises this."""
+    """A node that executes another run, and raises its exception."""
 
     def __init__(self, error: Exception) -> None:
         self.error, self.hooks = error, list[str]()
@@ -620,8 +628,8 @@ class Begins(Node[int, int], name="begins"):
 
 @pytest.mark.parametrize("error", OF_ANOTHER_RUN, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("how", ["node", "raise", "collect"])
-def test_what_a_node_learns_of_another_run_is_no_word_of_its_own(tmp_path: Path, error: Exception, how: Any) -> None:
-    """The run doesn't wait with that one, nor was it cancelled or overtaken: its node has failed, and that is recorded."""
+def test_an_exception_of_another_run_fails_the_node(tmp_path: Path, error: Exception, how: Any) -> None:
+    """The run doesn't wait with that other run, nor was it cancelled or overtaken: its node has failed, and that is recorded."""
 
     async def main() -> None:
         async with stored(tmp_path) as store:
@@ -645,8 +653,8 @@ def test_what_a_node_learns_of_another_run_is_no_word_of_its_own(tmp_path: Path,
 
 
 @pytest.mark.parametrize("errors", ["raise", "collect"])
-def test_in_a_run_that_is_not_durable_it_is_an_error_as_any_other(errors: Any) -> None:
-    """Its caller gets it, and may answer the other run; items of a fan-out wait for nothing."""
+def test_in_a_run_that_is_not_durable_it_is_an_ordinary_error(errors: Any) -> None:
+    """The caller gets it, and may answer the other run; items of a fan-out don't wait."""
     begins = Begins(OF_ANOTHER_RUN[0])
     graph = Graph(each(begins, errors=errors))
     if errors == "collect":
@@ -658,8 +666,8 @@ def test_in_a_run_that_is_not_durable_it_is_an_error_as_any_other(errors: Any) -
 
 
 # ---------------------------------------------------------------- a store's clock
-def test_a_clock_may_know_whole_seconds_only(tmp_path: Path) -> None:
-    """What it gives is a time as any other: a run of it can be read and gone on with."""
+def test_a_clock_may_return_whole_seconds_only(tmp_path: Path) -> None:
+    """Its values are times like any others: its runs can be read and resumed."""
 
     async def main() -> None:
         async with Store(f"sqlite:///{tmp_path}/state.db", clock=lambda: 1_000_000_000) as store:
@@ -672,8 +680,8 @@ def test_a_clock_may_know_whole_seconds_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("never", [float("nan"), float("inf")])
-def test_a_moment_that_never_comes_is_refused(tmp_path: Path, never: float) -> None:
-    """Given at once, or made of the input: the run fails, in place of waiting for ever."""
+def test_a_time_that_never_comes_is_refused(tmp_path: Path, never: float) -> None:
+    """Given directly, or computed from the input: the run fails, rather than wait without end."""
     with pytest.raises(ConfigError, match=r"Sleep: until can't be (nan|inf)"):
         Sleep[Any](until=never)
 
@@ -687,8 +695,8 @@ def test_a_moment_that_never_comes_is_refused(tmp_path: Path, never: float) -> N
 
 # ---------------------------------------------------------------- a whole run's time
 @pytest.mark.parametrize("is_durable", [True, False])
-def test_a_whole_run_has_a_time_out(is_durable: bool) -> None:
-    """A node that is at work then is cancelled, its hooks are called, and the run has failed."""
+def test_a_whole_run_has_a_timeout(is_durable: bool) -> None:
+    """The running node is cancelled, its hooks are called, and the run has failed."""
     called: list[str] = []
 
     class Lasting(Memory):
@@ -720,7 +728,7 @@ def test_a_whole_run_has_a_time_out(is_durable: bool) -> None:
     run_virtual(main())
 
 
-def test_waits_count_for_the_time_out_of_a_durable_run(tmp_path: Path) -> None:
+def test_waits_count_for_the_timeout_of_a_durable_run(tmp_path: Path) -> None:
     """The run wakes when its time is over, and fails: an answer comes too late."""
 
     async def main() -> None:
@@ -738,8 +746,8 @@ def test_waits_count_for_the_time_out_of_a_durable_run(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_run_without_a_loop_has_a_time_out() -> None:
-    """Nodes with `def` phases that never wait: the run gives way to its loop now and then, and ends there."""
+def test_a_sync_run_has_a_timeout() -> None:
+    """With `def` phases that never wait: the run yields to its loop now and then, and ends there."""
 
     @node
     def again(n: int) -> Any:

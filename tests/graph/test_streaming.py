@@ -1,4 +1,4 @@
-"""A run that is followed while it goes: what it tells, in which order, and that its reader holds it in hand."""
+"""A run is followed while it is executed: its events, their order, and that the reader controls it."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ async def count(n: int) -> list[int]:
     return list(range(n))
 
 
-# ---------------------------------------------------------------- what it tells
-def test_a_chain_tells_of_each_node_as_it_goes() -> None:
-    """Each node is entered and left, with what it left with; the run's output comes last."""
+# ---------------------------------------------------------------- events
+def test_a_chain_has_events_for_each_node() -> None:
+    """Each node is entered and left, with its action; the run's output comes last."""
     graph = pp.Graph(add >> double)
     assert asyncio.run(all_of(graph.stream(1))) == ["> add#1", "< add#1: 2", "> double#1", "< double#1: 4", "= 4"]
 
 
-def test_events_come_while_the_run_goes() -> None:
-    """The first node's events are there while the second one waits for the reader."""
+def test_events_come_while_the_run_is_executed() -> None:
+    """The first node's events come while the second node waits for the reader."""
 
     async def main() -> None:
         go_on = asyncio.Event()
@@ -100,7 +100,7 @@ def test_events_come_while_the_run_goes() -> None:
     asyncio.run(asyncio.wait_for(main(), 10))
 
 
-def test_a_branch_tells_of_the_way_that_was_taken() -> None:
+def test_a_branch_has_events_of_the_edge_that_was_taken() -> None:
     """Nodes that were not entered have no events; a second visit has its number."""
 
     class Halve(pp.Node[int, int]):
@@ -124,8 +124,8 @@ def test_a_branch_tells_of_the_way_that_was_taken() -> None:
     ]
 
 
-def test_a_fan_out_tells_of_each_item() -> None:
-    """Position, and output or error; with `collect` the run goes on."""
+def test_a_fan_out_has_events_for_each_item() -> None:
+    """Position, and output or error; with `collect` the run continues."""
 
     @pp.node
     async def inverse(n: int) -> float:
@@ -141,8 +141,8 @@ def test_a_fan_out_tells_of_each_item() -> None:
     ]
 
 
-def test_an_item_says_its_position_whichever_is_done_first() -> None:
-    """Items that overtake each other keep theirs, within and without a store for the run."""
+def test_an_items_events_have_its_position() -> None:
+    """In whatever order items end, with and without a store for the run."""
 
     async def main() -> None:
         @pp.node
@@ -156,8 +156,8 @@ def test_an_item_says_its_position_whichever_is_done_first() -> None:
     run_virtual(main())
 
 
-def test_nodes_of_nested_graphs_say_their_path() -> None:
-    """From the outermost graph in; an item stands where its fan-out does, and nodes within it know it."""
+def test_events_of_nested_graphs_have_the_path() -> None:
+    """From the outermost graph inwards; an item has the place of its fan-out, and nodes within it know the item."""
     inner = pp.Graph(add >> double, name="inner")
     middle = pp.Graph(count >> pp.each(inner, concurrency=1), name="middle")
 
@@ -177,7 +177,7 @@ def test_nodes_of_nested_graphs_say_their_path() -> None:
     assert [said(event) for event in events[-2:]] == ["< middle#1: [2, 4]", "= [2, 4]"]
 
 
-def test_items_of_items_say_both_positions() -> None:
+def test_items_of_items_have_both_positions() -> None:
     """A fan-out may be the item of another one."""
     lines = asyncio.run(all_of(pp.Graph(pp.each(pp.each(add, concurrency=1), concurrency=1)).stream([[1, 2], [3]])))
     assert [line for line in lines if line.startswith("*")] == [
@@ -189,13 +189,13 @@ def test_items_of_items_say_both_positions() -> None:
     ]
 
 
-def test_a_place_in_words_is_never_that_of_another() -> None:
-    """Marks in a node's name are escaped."""
+def test_two_places_never_have_the_same_text() -> None:
+    """Separators in a node's name are escaped."""
     assert str(pp.NodePlace("a/b#1[0]")) == "a%2Fb%231%5B0]#1"
 
 
-def test_retries_are_told_and_then_the_fallback() -> None:
-    """Each failed attempt that another one follows, with the pause before that one."""
+def test_retries_and_fallbacks_have_events() -> None:
+    """Each failed attempt before a retry, with the pause."""
 
     class Flaky(pp.Node[int, int], retry=pp.Retry(attempts=3, delay=2, backoff=1, jitter=0)):
         async def exec(self, n: int) -> int:
@@ -218,7 +218,7 @@ def test_retries_are_told_and_then_the_fallback() -> None:
 
 
 def test_an_error_of_the_run_is_raised_out_of_the_loop() -> None:
-    """After the events that came before it; the node that failed says so, and the graph around it."""
+    """After the events before it; the failed node and the graph around it have events with the error."""
 
     async def main() -> list[str]:
         lines: list[str] = []
@@ -236,8 +236,8 @@ def test_an_error_of_the_run_is_raised_out_of_the_loop() -> None:
     ]
 
 
-def test_what_is_refused_is_refused_at_once() -> None:
-    """A graph that can't run, and an invalid buffer, by the call; a wrong input by the loop."""
+def test_invalid_arguments_are_refused_at_once() -> None:
+    """An invalid graph and an invalid buffer by the call itself, a wrong input by the loop."""
     with pytest.raises(pp.GraphError, match="can't run"):
         pp.Graph(add >> double, fail >> add).stream(1)
     with pytest.raises(pp.ConfigError, match="buffer can't be 0; give a whole number from 1 up"):
@@ -248,7 +248,7 @@ def test_what_is_refused_is_refused_at_once() -> None:
 
 
 def test_a_stream_that_nobody_reads_starts_nothing() -> None:
-    """Nor needs it an event loop."""
+    """Nor does it need an event loop."""
     entered: list[int] = []
 
     @pp.node
@@ -268,8 +268,8 @@ def file(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'state.db'}"
 
 
-def test_a_durable_run_is_followed_from_where_it_was_left(file: str) -> None:
-    """The same line: what is passed is not told again, items neither, and a finished run gives its output alone."""
+def test_a_resumed_durable_run_has_events_from_where_it_stopped(file: str) -> None:
+    """The same call: completed nodes and items have no events, and a finished run gives only its output."""
     broken = {2}
 
     @pp.node
@@ -317,8 +317,8 @@ def test_a_question_ends_the_stream(file: str) -> None:
     asyncio.run(main())
 
 
-def test_a_durable_run_whose_reader_has_left_can_be_gone_on_with(file: str) -> None:
-    """Leaving the loop is no operator's cancel: what has landed stays, and the same line goes on from there."""
+def test_a_durable_run_whose_reader_has_left_can_be_resumed(file: str) -> None:
+    """Leaving the loop doesn't cancel the durable run: commits stay, and the same call resumes it."""
     go_on = asyncio.Event()
 
     @pp.node
@@ -339,8 +339,8 @@ def test_a_durable_run_whose_reader_has_left_can_be_gone_on_with(file: str) -> N
     asyncio.run(main())
 
 
-def test_items_may_ask_and_each_is_told(file: str) -> None:
-    """As it comes to its question; the others go on meanwhile. What is open stands in the last event."""
+def test_questions_of_items_have_events(file: str) -> None:
+    """When it reaches its question; the others continue meanwhile. The last event has the open questions."""
     ask = pp.Ask[int, bool](bool, question=lambda n: f"{n}?", name="ok")
 
     async def main() -> None:
@@ -372,8 +372,8 @@ def test_a_run_that_sleeps_says_until_when(file: str) -> None:
     asyncio.run(main())
 
 
-def test_a_place_is_what_the_idempotency_key_names(file: str) -> None:
-    """So what is told of a durable run can be compared with its records."""
+def test_a_place_has_the_text_of_the_idempotency_key(file: str) -> None:
+    """So events of a durable run can be compared with its records."""
     keys: list[str] = []
 
     @pp.node
@@ -409,7 +409,7 @@ async def async_work(n: int) -> int:
     return n
 
 
-def test_work_reports_from_where_it_is() -> None:
+def test_reports_of_the_work_have_its_place() -> None:
     """In `def exec`, in its worker thread, and in `async def`: in nested graphs and items too."""
     inner = pp.Graph(sync_work >> async_work, name="inner")
     lines = asyncio.run(all_of(pp.Graph(pp.each(inner, concurrency=1)).stream([7])))
@@ -421,8 +421,8 @@ def test_work_reports_from_where_it_is() -> None:
     ]
 
 
-def test_reports_of_items_at_the_same_time_say_whose_they_are() -> None:
-    """Ten items in ten threads at once."""
+def test_reports_of_concurrent_items_have_their_positions() -> None:
+    """Ten items in ten threads at the same time."""
     barrier = threading.Barrier(10)
 
     @pp.node
@@ -439,8 +439,8 @@ def test_reports_of_items_at_the_same_time_say_whose_they_are() -> None:
     asyncio.run(main())
 
 
-def test_where_nobody_follows_reports_do_nothing() -> None:
-    """Outside of runs, in a run without a stream, and in a run that a streamed one's reader starts."""
+def test_without_a_reader_reports_do_nothing() -> None:
+    """Outside of runs, in a run without a stream, and in a run that the reader of a stream starts."""
 
     async def main() -> None:
         await pp.emit(1)
@@ -454,7 +454,7 @@ def test_where_nobody_follows_reports_do_nothing() -> None:
 
 
 def test_a_run_within_a_node_reports_for_that_node() -> None:
-    """A run of its own is work of the node that started it."""
+    """A run that a node starts is part of the node's work."""
 
     @pp.node
     async def outer(n: int) -> int:
@@ -463,8 +463,8 @@ def test_a_run_within_a_node_reports_for_that_node() -> None:
     assert "! outer#1: async 1" in asyncio.run(all_of(pp.Graph(outer).stream(1)))
 
 
-def test_of_progress_only_the_newest_is_kept() -> None:
-    """At its own place among the other events, one for each node or item; nothing else is dropped."""
+def test_only_the_newest_progress_is_kept() -> None:
+    """At its own place among the other events, one for each node or item; no other event is dropped."""
 
     @pp.node
     async def work(n: int) -> int:
@@ -483,8 +483,8 @@ def test_of_progress_only_the_newest_is_kept() -> None:
     ]
 
 
-def test_what_outlives_its_attempt_reports_nothing_any_more() -> None:
-    """As the thread of an attempt that has timed out: what comes next in that node is the node's."""
+def test_a_thread_that_outlives_its_attempt_reports_nothing_any_more() -> None:
+    """For example the thread of an attempt that has timed out: later events of that node are the node's own."""
     threads: list[threading.Thread] = []
     go_on = threading.Event()
 
@@ -510,8 +510,8 @@ def test_what_outlives_its_attempt_reports_nothing_any_more() -> None:
 
 # ---------------------------------------------------------------- back-pressure
 @pytest.mark.parametrize("buffer", [1, 3, 20])
-def test_the_run_stays_near_its_reader(buffer: int) -> None:
-    """It is `buffer` events ahead at most, and those of the node that it was in."""
+def test_the_run_is_only_buffer_events_ahead_of_its_reader(buffer: int) -> None:
+    """It is at most `buffer` events ahead, plus those of its current node."""
     ahead: list[int] = []
     entered = 0
 
@@ -530,7 +530,7 @@ def test_the_run_stays_near_its_reader(buffer: int) -> None:
         async for event in pp.Graph(loop, loop.again >> loop).stream(100, buffer=buffer):
             left += isinstance(event, pp.NodeLeft)
             for _ in range(5):
-                await asyncio.sleep(0)  # the run could go on
+                await asyncio.sleep(0)  # the run could continue
             ahead.append(2 * (entered - left))
 
     asyncio.run(main())
@@ -554,14 +554,14 @@ def test_a_fan_out_waits_between_its_items() -> None:
                 await asyncio.sleep(0)
                 if isinstance(event, pp.ItemDone) and event.item == 20:
                     break
-        # those at the same time, too, of which the other nine may not have begun yet what they have taken
+        # concurrent items too: the other nine may not have started yet
         assert 20 - 9 < begun <= 20 + 5 + 10 + 1
 
     asyncio.run(main())
 
 
-def test_a_reader_that_waits_holds_nobody_back() -> None:
-    """Items go on at the same time, as many as their fan-out allows, however small the buffer is."""
+def test_a_waiting_reader_delays_no_item() -> None:
+    """Items run at the same time, as many as their fan-out allows, however small the buffer is."""
 
     async def main() -> None:
         begun = asyncio.Barrier(10)
@@ -575,14 +575,14 @@ def test_a_reader_that_waits_holds_nobody_back() -> None:
         async for _ in pp.Graph(count >> pp.each(meet, concurrency=10)).stream(10, buffer=1):
             told += 1
             for _ in range(30):
-                await asyncio.sleep(0)  # all others come to wait for this reader
+                await asyncio.sleep(0)  # all others start to wait for this reader
         assert told == 15
 
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
-def test_who_waits_for_the_reader_is_not_passed() -> None:
-    """No item stays behind while newer ones go on."""
+def test_items_that_wait_for_the_reader_keep_their_order() -> None:
+    """No item is overtaken by newer ones."""
 
     async def main() -> None:
         done: list[int] = []
@@ -595,7 +595,7 @@ def test_who_waits_for_the_reader_is_not_passed() -> None:
     asyncio.run(main())
 
 
-def test_who_gives_up_waiting_leaves_nothing_behind() -> None:
+def test_a_cancelled_wait_leaves_nothing_behind() -> None:
     """Neither a reader nor a node whose time was over."""
 
     async def main() -> None:
@@ -627,10 +627,10 @@ def test_who_gives_up_waiting_leaves_nothing_behind() -> None:
     run_virtual(main())
 
 
-def test_an_event_that_can_not_be_told_is_said_and_changes_nothing(
+def test_a_failure_to_make_an_event_is_logged_and_changes_nothing(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault of ours in what watches the run isn't silent, and the run goes on."""
+    """A bug in the code that makes events isn't silent, and the run continues."""
     monkeypatch.setattr(streaming, "NodeLeft", None)
     with caplog.at_level(logging.ERROR, "pocket_plug"):
         assert asyncio.run(all_of(pp.Graph(add).stream(1))) == ["> add#1", "= 2"]
@@ -638,8 +638,8 @@ def test_an_event_that_can_not_be_told_is_said_and_changes_nothing(
     assert "the stream of a run (pocket_observe (exit)) failed" in record.message
 
 
-def test_a_reader_of_many_events_leaves_others_their_turns() -> None:
-    """Where there is always one more event to read, other tasks go on all the same."""
+def test_a_reader_of_many_events_yields_to_other_tasks() -> None:
+    """Even if there is always one more event to read, other tasks run."""
     turns = 0
 
     @pp.node
@@ -664,7 +664,7 @@ def test_a_reader_of_many_events_leaves_others_their_turns() -> None:
 
 
 def test_a_worker_thread_waits_in_emit_until_there_is_room() -> None:
-    """And goes on as the reader does: all values come, in order."""
+    """It continues when the reader reads: all values come, in order."""
     emitted = 0
 
     @pp.node
@@ -686,8 +686,8 @@ def test_a_worker_thread_waits_in_emit_until_there_is_room() -> None:
 
 
 @pytest.mark.parametrize("waits", [True, False], ids=["awaited", "not awaited"])
-def test_an_async_node_waits_where_it_awaits_emit(waits: bool) -> None:
-    """Else it goes on, and what it has emitted is kept all the same."""
+def test_an_async_node_waits_if_it_awaits_emit(waits: bool) -> None:
+    """Without the await it doesn't wait, and the emitted value is kept all the same."""
     most = 0
 
     @pp.node
@@ -719,7 +719,7 @@ HITS = pp.Key("hits", int)
 
 
 class Contended(pp.Node[int, int]):
-    """Loses its commit five times, so that it comes to hold the gate of its key."""
+    """Conflicts at its commit five times, so that it gets the gate of its key."""
 
     def __init__(self, store: pp.Store) -> None:
         self.store, self.lost = store, 0
@@ -745,8 +745,8 @@ async def hit(writer: pp.StoreWriter, n: int) -> int:
     return await writer.update(HITS, lambda hits: hits + 1, default=0)
 
 
-def test_the_run_never_waits_for_a_reader_who_waits_for_it() -> None:
-    """A node that is tried again holds gates. Its reader wants the same key, so it emits and goes on beyond the buffer."""
+def test_the_run_never_waits_for_a_reader_that_waits_for_it() -> None:
+    """A node that is retried holds gates. Its reader wants the same key, so the node emits beyond the buffer and doesn't wait."""
 
     async def main() -> None:
         store = pp.Store()
@@ -761,7 +761,7 @@ def test_the_run_never_waits_for_a_reader_who_waits_for_it() -> None:
 
 
 def test_nor_does_a_graph_within_it_wait() -> None:
-    """The nodes of a nested graph that has a `post` of its own are within its tries."""
+    """The nodes of a nested graph with a `post` of its own are within its tries."""
 
     class Total(pp.Graph[int, int]):
         async def prep(self, reader: pp.StoreReader, n: int) -> int:
@@ -792,7 +792,7 @@ def test_nor_does_a_graph_within_it_wait() -> None:
 
 # ---------------------------------------------------------------- leaving
 class Work(pp.Node[int, int]):
-    """Goes on for ever; notes what its hooks are called for."""
+    """Runs without end; records the calls of its hooks."""
 
     def __init__(self) -> None:
         self.hooks: list[str] = []
@@ -837,7 +837,7 @@ def test_leaving_the_loop_cancels_the_run() -> None:
 
 
 def test_the_end_of_async_with_is_the_end_of_the_run() -> None:
-    """By `break`, by the reader's own error, and by the end of the block: what is raised is the reader's."""
+    """By `break`, by the reader's own error, and at the end of the block: the exception is the reader's."""
 
     async def main() -> None:
         for way in ("break", "raise", "end"):
@@ -874,7 +874,7 @@ def test_an_error_in_the_loop_cancels_the_run() -> None:
 
 
 def test_a_dropped_stream_cancels_its_run_whichever_thread_collects_it() -> None:
-    """Also in a cycle of garbage."""
+    """Also in a reference cycle."""
 
     async def main() -> None:
         work = Work()
@@ -914,7 +914,7 @@ def test_a_time_limit_of_the_reader_ends_the_run() -> None:
 
 
 def test_a_wait_that_is_cancelled_loses_no_event() -> None:
-    """`wait_for(anext(stream))`, as for a sign of life, leaves the stream as it was."""
+    """`wait_for(anext(stream))`, for example to detect silence, leaves the stream unchanged."""
 
     async def main() -> None:
         @pp.node
@@ -937,8 +937,8 @@ def test_a_wait_that_is_cancelled_loses_no_event() -> None:
     run_virtual(main())
 
 
-def test_whoever_cancels_the_task_of_a_run_ends_its_stream() -> None:
-    """Even before its first step: a reader elsewhere doesn't wait for ever."""
+def test_cancelling_the_task_of_a_run_ends_its_stream() -> None:
+    """Even before its first step: a reader elsewhere doesn't wait without end."""
 
     async def main() -> None:
         for steps in (0, 5):
@@ -957,7 +957,7 @@ def test_whoever_cancels_the_task_of_a_run_ends_its_stream() -> None:
 
 
 def test_a_worker_that_waits_for_room_goes_on_when_the_reader_leaves() -> None:
-    """No thread waits for ever for a reader who has gone."""
+    """No thread waits without end for a reader that has left."""
     over = threading.Event()
 
     @pp.node
@@ -979,8 +979,8 @@ def test_a_worker_that_waits_for_room_goes_on_when_the_reader_leaves() -> None:
     assert over.wait(30)
 
 
-def test_a_closed_stream_gives_nothing_more() -> None:
-    """Not even what had happened before."""
+def test_a_closed_stream_returns_nothing_more() -> None:
+    """Not even earlier events."""
 
     async def main() -> None:
         stream = pp.Graph(add >> double).stream(1)
@@ -994,8 +994,8 @@ def test_a_closed_stream_gives_nothing_more() -> None:
     asyncio.run(main())
 
 
-def test_what_a_run_raises_after_its_reader_has_gone_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """It has nobody to be raised to. Values are not in the log."""
+def test_errors_of_a_run_after_its_reader_has_left_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """There is no caller to which it could be raised. The log has no values."""
 
     @pp.node
     async def stubborn(n: int) -> int:
@@ -1021,7 +1021,7 @@ def test_what_a_run_raises_after_its_reader_has_gone_is_logged(caplog: pytest.Lo
 
 
 def test_an_error_that_was_not_read_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The run had failed, and the reader left before it came to that."""
+    """The run had failed, and the reader left before it got the error."""
 
     async def main() -> None:
         async with pp.Graph(add >> fail).stream(1) as events:
@@ -1038,9 +1038,9 @@ def test_an_error_that_was_not_read_is_logged(caplog: pytest.LogCaptureFixture) 
     ]
 
 
-# ---------------------------------------------------------------- beside others
-def test_two_streams_at_once_keep_apart() -> None:
-    """Each has the events of its own run, also where one's reader starts the other, and one's node."""
+# ---------------------------------------------------------------- two streams, context variables and plugins
+def test_two_streams_at_once_are_separate() -> None:
+    """Each has the events of its own run, also if one's reader or one's node starts the other."""
 
     @pp.node
     async def follow(n: int) -> int:
@@ -1068,8 +1068,8 @@ async def sum_of(numbers: list[int]) -> int:
     return sum(numbers)
 
 
-def test_context_variables_go_in_and_not_out() -> None:
-    """The run sees what its reader has set when it starts; the reader sees nothing of what nodes set."""
+def test_context_variables_reach_the_run_but_not_the_reader() -> None:
+    """The run sees the variables of the caller that starts it; the caller sees nothing that nodes set."""
     name: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="nobody")
 
     @pp.node
@@ -1089,7 +1089,7 @@ def test_context_variables_go_in_and_not_out() -> None:
 
 
 def test_plugins_watch_a_followed_run_as_any_other() -> None:
-    """Those of the Pocket that it was given, or of the default one."""
+    """Plugins of the given Pocket, or of the default one."""
     seen: list[str] = []
 
     class Plugin:
@@ -1105,7 +1105,7 @@ def test_plugins_watch_a_followed_run_as_any_other() -> None:
 
 
 def test_a_plugin_may_set_the_pace_and_a_failing_one_changes_nothing() -> None:
-    """`pace` is awaited before each node and item; what it raises is counted as any failure of a plugin."""
+    """`pace` is awaited before each node and item; its errors are counted like any failure of a plugin."""
     told: list[str] = []
 
     class Slow:
@@ -1127,8 +1127,8 @@ def test_a_plugin_may_set_the_pace_and_a_failing_one_changes_nothing() -> None:
         assert record.failures == {"pocket_observe (pace)": 3}
 
 
-def test_no_value_that_is_told_gets_into_telemetry(caplog: pytest.LogCaptureFixture, file: str) -> None:
-    """Neither what is emitted, nor progress, nor a question: spans and logs have none of them."""
+def test_no_value_of_an_event_gets_into_telemetry(caplog: pytest.LogCaptureFixture, file: str) -> None:
+    """Neither emitted values, nor progress, nor a question: spans and logs have none of them."""
 
     @pp.node
     async def tell(n: int) -> int:
@@ -1152,7 +1152,7 @@ def test_no_value_that_is_told_gets_into_telemetry(caplog: pytest.LogCaptureFixt
 
 
 def test_nothing_of_a_stream_is_left() -> None:
-    """However it ends: read to its end, left, dropped, failed, out of time, never read, or its loop ended before it."""
+    """However it ends: read to the end, left, dropped, failed, timed out, never read, or after its loop has ended."""
 
     async def leave(work: pp.Graph[int, int], way: str) -> object:
         stream = work.stream(1, buffer=2)

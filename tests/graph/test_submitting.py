@@ -1,4 +1,4 @@
-"""Submitting: a run is recorded once, and left to whoever takes it."""
+"""Submitting: a run is recorded once, and left to a worker."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ async def pending(store: Store) -> list[str]:
     return [StateKey.parse(key).run_id async for key in store.stack.scan(states_of("pending", "doubling"))]
 
 
-def test_a_submitted_run_waits_for_others_and_does_nothing(url: str) -> None:
-    """It is `pending`, under its graph's name, nothing of it has been done, and whoever goes on with it needs no input."""
+def test_a_submitted_run_is_only_recorded(url: str) -> None:
+    """It is `pending`, under its graph's name, nothing of it is done, and the executing process needs no input."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -60,8 +60,8 @@ def test_a_submitted_run_waits_for_others_and_does_nothing(url: str) -> None:
     asyncio.run(main())
 
 
-def test_submitting_again_records_nothing_and_gives_the_state_by_now(url: str) -> None:
-    """The same line as often as one likes, before and after the run; another input, or another graph, is refused."""
+def test_submitting_again_records_nothing_and_returns_the_current_state(url: str) -> None:
+    """The same call any number of times, before and after the run; another input, or another graph, is refused."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -79,8 +79,8 @@ def test_submitting_again_records_nothing_and_gives_the_state_by_now(url: str) -
     asyncio.run(main())
 
 
-def test_of_two_that_submit_at_once_one_records_it(url: str) -> None:
-    """A hundred that submit the same id at the same time: one run, and all are told its state."""
+def test_of_concurrent_submits_one_records_the_run(url: str) -> None:
+    """A hundred callers submit the same id at the same time: there is one run, and all get its state."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -91,8 +91,8 @@ def test_of_two_that_submit_at_once_one_records_it(url: str) -> None:
     asyncio.run(main())
 
 
-def test_what_could_never_run_is_refused_where_it_is_submitted(url: str) -> None:
-    """An input of another type, an id that is none, a store that does not survive; the nested graph's first node counts."""
+def test_a_run_that_could_never_be_executed_is_refused(url: str) -> None:
+    """An input of another type, an invalid id, a store that isn't durable; a nested graph's first node counts."""
 
     async def main() -> None:
         async with Store(url) as store:
@@ -111,14 +111,14 @@ def test_what_could_never_run_is_refused_where_it_is_submitted(url: str) -> None
 
 
 def test_submitting_without_await(url: str) -> None:
-    """`submit_sync` is the same for callers without a loop, over a store of either kind."""
+    """`submit_sync` does the same for callers without a loop, with a store of either kind."""
     with SyncStore(url) as store:
         assert graph.submit_sync(21, run_id="d-1", store=store) == "pending"
         assert graph.resume_sync("d-1", store=store) == 42
         assert graph.submit_sync(21, run_id="d-1", store=store) == "finished"
 
 
-def test_a_graph_without_a_store_of_its_own_goes_on_over_the_one_given(url: str) -> None:
+def test_a_graph_without_a_store_of_its_own_uses_the_given_one(url: str) -> None:
     """`store=` for run, resume, submit and check_runs; a graph that has one refuses another."""
 
     async def main() -> None:
@@ -136,8 +136,8 @@ def test_a_graph_without_a_store_of_its_own_goes_on_over_the_one_given(url: str)
     asyncio.run(main())
 
 
-def test_the_trace_of_who_submitted_is_kept(url: str) -> None:
-    """What `traceparent` names stands in the run's record, so that its first execution is linked to it."""
+def test_the_trace_of_the_submitter_is_recorded(url: str) -> None:
+    """The run's record has the context of `traceparent`, so that its first execution is linked to it."""
 
     async def main() -> None:
         trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

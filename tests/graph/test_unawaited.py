@@ -1,4 +1,4 @@
-"""A call of the store that a phase forgets to await is found before the first run: else its write is lost, and the run done."""
+"""A store's method that a phase calls without await is found before the first run: otherwise its write would be lost silently."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def called_with_a_list(store: Any, x: int) -> int:
     ids=lambda given: getattr(given, "__name__", ""),
 )  # fmt: skip
 def test_a_write_that_is_not_awaited_is_a_finding(function: Any, call: str) -> None:
-    """It names the node, the phase, the call and its line; no run begins, so none is done without the write."""
+    """It names the node, the phase, the call and its line; no run starts, so no write is lost."""
     with pytest.raises(GraphError) as error:
         Graph(node.post(function), name="g").validate()
     (found,) = error.value.findings
@@ -59,8 +59,8 @@ def test_a_write_that_is_not_awaited_is_a_finding(function: Any, call: str) -> N
     )
 
 
-def test_methods_and_hooks_are_held_to_the_same() -> None:
-    """The store is the first parameter after `self`, whatever it is called."""
+def test_methods_and_hooks_are_checked_too() -> None:
+    """The store is the first parameter after `self`, whatever its name."""
 
     class Charge(Node[int, int]):
         async def prep(self, db: Any, n: int) -> int:
@@ -99,13 +99,13 @@ async def of_another(store: Any, x: Any) -> Any:
 
 
 @pytest.mark.parametrize("function", [all_is_well, another_store, of_another, print, len, str.join])
-def test_what_is_no_call_of_the_store_is_left_alone(function: Any) -> None:
-    """A coroutine that is kept, a view that isn't async, a variable of the same name, and functions without code of Python."""
+def test_other_calls_are_accepted(function: Any) -> None:
+    """A coroutine that is assigned, a view that isn't async, a variable of the same name, and functions without Python code."""
     assert unawaited_calls(function) == []
 
 
-def test_a_typed_view_awaits_what_a_store_does() -> None:
-    """Else a call of one of them would be taken for what it isn't."""
+def test_a_typed_view_has_the_same_async_methods_as_a_store() -> None:
+    """Otherwise the check would misjudge calls of a view."""
     awaited = {name for name, _ in inspect.getmembers(StoreWriter, inspect.iscoroutinefunction)}
     plain = {name for name, _ in inspect.getmembers(TypedStore, inspect.isfunction)} & awaited
     assert all(inspect.iscoroutinefunction(getattr(TypedStore, name)) for name in plain)

@@ -1,4 +1,4 @@
-"""Worker threads: results, errors and context go through; abandoned ones are counted, replaced, and waited for by nobody."""
+"""Worker threads: they pass on results, errors and context; abandoned threads are counted, replaced, and never awaited."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pocket_plug.testing.interrupts import Interrupted, Interrupter, under
 
 @pytest.fixture
 def own_pool(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Workers]:
-    """Makes a small pool and puts it in the place of the process's."""
+    """Makes a small pool, and uses it instead of the process's."""
 
     def make(most: int) -> Workers:
         made = Workers(most)
@@ -42,7 +42,7 @@ def own_pool(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Workers]:
 
 
 class Holding:
-    """Functions that stay in their thread until the test is over."""
+    """Functions that stay in their thread until the test ends."""
 
     def __init__(self) -> None:
         self.release = threading.Event()
@@ -55,7 +55,7 @@ class Holding:
         return n
 
     async def has_begun(self) -> None:
-        """Turns the loop until one more has begun, without moving virtual time."""
+        """Run the loop until one more has started, without moving virtual time."""
         while not self.begun.acquire(blocking=False):
             await asyncio.sleep(0)
 
@@ -68,8 +68,8 @@ def holding() -> Iterator[Holding]:
 
 
 # ---------------------------------------------------------------- calls
-def test_results_and_errors_go_through() -> None:
-    """A call gives what the function gives, or raises just what it raised."""
+def test_results_and_errors_are_passed_on() -> None:
+    """A call returns what the function returns, or raises exactly its exception."""
     error = ValueError("from the thread")
 
     def fail() -> None:
@@ -88,7 +88,7 @@ def test_results_and_errors_go_through() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_interrupts_go_through_and_the_thread_lives(error: type[BaseException]) -> None:
+def test_interrupts_are_passed_on_and_the_thread_lives(error: type[BaseException]) -> None:
     """SystemExit in a thread ends the caller's run, not the thread."""
     threads = Workers(1)
 
@@ -105,7 +105,7 @@ def test_interrupts_go_through_and_the_thread_lives(error: type[BaseException]) 
 )
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
 def test_stop_iteration_does_not_hang_the_run(options: Any, sync: bool) -> None:
-    """A bare `next()` in a `def exec` is an error that says what it is; no future could carry StopIteration."""
+    """A bare `next()` in a `def exec` is an error that explains it; no future can carry StopIteration."""
 
     @node(**options)
     def take(n: int) -> int:
@@ -119,8 +119,8 @@ def test_stop_iteration_does_not_hang_the_run(options: Any, sync: bool) -> None:
 
 @pytest.mark.parametrize("phase", ["prep", "post"])
 @pytest.mark.parametrize("options", [{}, {"retry": Retry(attempts=2)}], ids=["plain", "guarded"])
-def test_stop_iteration_of_a_phase_that_is_called_in_place_says_what_it_is(phase: str, options: Any) -> None:
-    """Of prep and post too, which no thread runs: no coroutine could carry it either."""
+def test_stop_iteration_of_a_phase_without_a_thread_is_explained(phase: str, options: Any) -> None:
+    """Also of prep and post, which run in no thread: no coroutine can carry it either."""
 
     class Take(Node[int, int], **options):
         def prep(self, store: Any, n: int) -> int:
@@ -135,8 +135,8 @@ def test_stop_iteration_of_a_phase_that_is_called_in_place_says_what_it_is(phase
         assert isinstance(caught.value.__cause__, StopIteration)
 
 
-def test_context_variables_go_along_and_do_not_come_back() -> None:
-    """A thread sees what the node's task sees; what it sets stays its own, and is gone with the next call."""
+def test_context_variables_reach_the_thread_but_do_not_come_back() -> None:
+    """A thread sees the variables of the node's task; what it sets stays in its own context, and is gone at the next call."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
     def swap(value: str) -> str:
@@ -164,9 +164,7 @@ def test_context_variables_go_along_and_do_not_come_back() -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1], ids=["nothing more to do", "another job"])
-def test_a_result_that_a_signals_handler_keeps_from_its_task_comes_again(
-    after: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wake_up_that_a_signal_handler_interrupts_is_repeated(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the thread does next, the task is woken once more. asyncio only reports the exception."""
     lost: list[object] = []
 
@@ -189,8 +187,8 @@ def test_a_result_that_a_signals_handler_keeps_from_its_task_comes_again(
     assert len(lost) == 1
 
 
-def test_a_result_does_not_live_on_while_its_thread_does_the_next_job(holding: Holding) -> None:
-    """Who has it may drop it, however long that job takes."""
+def test_a_thread_keeps_no_reference_to_its_last_result(holding: Holding) -> None:
+    """The caller can drop it, however long the next job takes."""
 
     class Large:
         pass
@@ -203,7 +201,7 @@ def test_a_result_does_not_live_on_while_its_thread_does_the_next_job(holding: H
         result = weakref.ref(await first)
         del first
         await holding.has_begun()
-        await asyncio.sleep(0)  # the loop lets go of the first task
+        await asyncio.sleep(0)  # the loop drops the first task
         gc.collect()
         assert result() is None
         holding.release.set()
@@ -212,8 +210,8 @@ def test_a_result_does_not_live_on_while_its_thread_does_the_next_job(holding: H
     asyncio.run(main())
 
 
-def test_threads_are_kept_and_bounded() -> None:
-    """One after the other uses one thread; at once, no more than the bound; all are daemons with our name."""
+def test_threads_are_reused_and_limited() -> None:
+    """Consecutive calls use one thread; concurrent ones no more than the limit; all are daemons with our name."""
     threads = Workers(4)
     names: set[str] = set()
     barrier = threading.Barrier(4)
@@ -239,7 +237,7 @@ def test_threads_are_kept_and_bounded() -> None:
 
 
 def test_two_event_loops_share_the_pool() -> None:
-    """Each result comes back to the loop that waits for it."""
+    """Each result is returned on the loop that waits for it."""
     threads = Workers(2)
     results: dict[int, list[int]] = {}
 
@@ -261,7 +259,7 @@ def test_two_event_loops_share_the_pool() -> None:
 def test_a_hundred_timeouts_in_a_row_do_not_starve_the_pool(
     own_pool: Callable[[int], Workers], holding: Holding
 ) -> None:
-    """Each abandoned thread is replaced and counted; other nodes go on, and the count falls as the threads end."""
+    """Each abandoned thread is replaced and counted; other nodes continue, and the count falls as the threads end."""
     threads = own_pool(4)
 
     @node(timeout=5)
@@ -291,7 +289,7 @@ def test_a_hundred_timeouts_in_a_row_do_not_starve_the_pool(
 
 
 def test_run_sync_abandons_threads_as_well(own_pool: Callable[[int], Workers], holding: Holding) -> None:
-    """More time-outs than there may be threads, and the next call has one."""
+    """There are more timeouts than allowed threads, and the next call still gets one."""
     threads = own_pool(2)
     for _ in range(6):
         with pytest.raises(WorkerTimeout):
@@ -300,10 +298,8 @@ def test_run_sync_abandons_threads_as_well(own_pool: Callable[[int], Workers], h
     assert threads.call_blocking(60, len, "ab") == 2
 
 
-def test_what_queues_behind_abandoned_threads_gets_new_ones(
-    own_pool: Callable[[int], Workers], holding: Holding
-) -> None:
-    """Jobs that wait for a thread are not lost with those who had one; nothing else needs to be submitted first."""
+def test_jobs_behind_abandoned_threads_get_new_ones(own_pool: Callable[[int], Workers], holding: Holding) -> None:
+    """Jobs that wait for a thread are not lost; no other job has to be submitted first."""
     threads = own_pool(2)
 
     async def main() -> None:
@@ -320,8 +316,8 @@ def test_what_queues_behind_abandoned_threads_gets_new_ones(
     asyncio.run(main())
 
 
-def test_a_call_cancelled_while_it_queues_is_never_begun(own_pool: Callable[[int], Workers], holding: Holding) -> None:
-    """And costs no thread."""
+def test_a_call_cancelled_in_the_queue_is_never_started(own_pool: Callable[[int], Workers], holding: Holding) -> None:
+    """And needs no thread."""
     threads = own_pool(1)
     called: list[int] = []
 
@@ -343,7 +339,7 @@ def test_a_call_cancelled_while_it_queues_is_never_begun(own_pool: Callable[[int
 
 
 def test_the_late_result_of_an_abandoned_thread_is_dropped(holding: Holding) -> None:
-    """It reaches nobody, and breaks no loop: not one that goes on, not one that is closed."""
+    """Nobody gets it, and it breaks no loop, neither a running nor a closed one."""
     threads = Workers(2)
 
     async def main() -> None:
@@ -361,7 +357,7 @@ def test_the_late_result_of_an_abandoned_thread_is_dropped(holding: Holding) -> 
 
 
 def test_asyncio_run_and_the_process_end_at_once() -> None:
-    """Neither waits for a thread that nobody waits for: it would never end."""
+    """Neither waits for an abandoned thread, which might never end."""
     script = """
 import asyncio, threading
 from pocket_plug import Graph, NodeTimeoutError, node
@@ -384,7 +380,7 @@ for run in (lambda: asyncio.run(Graph(stuck).run(1)), lambda: Graph(stuck).run_s
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own() -> None:
-    """Its parent's are not there; it makes new ones instead of waiting for those."""
+    """The parent's don't exist in it; it makes new ones instead of waiting for them."""
     assert pool().call_blocking(60, len, "abc") == 3
     child = os.fork()
     if child == 0:
@@ -392,8 +388,8 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
 
 
-def test_a_child_forked_by_a_worker_goes_on() -> None:
-    """In the child its function goes on, and workflows work there; once it returns, the child says so and ends."""
+def test_a_child_forked_by_a_worker_continues() -> None:
+    """The function continues in the child, and workflows work there; once it returns, the child reports it and ends."""
     script = """
 import asyncio, os, sys, warnings
 from pocket_plug import Graph, node
@@ -420,7 +416,7 @@ print("parent:", asyncio.run(Graph(forks).run(1)), flush=True)
 
 # ---------------------------------------------------------------- interrupts
 def check_pool(threads: Workers, most: int, where: str) -> None:
-    """It does so many jobs at once, which need each other to end, and has no more threads than that."""
+    """It executes several jobs that need each other, and has no more threads than that."""
     together, done = threading.Barrier(most, timeout=30), list[int]()
     callers = [
         threading.Thread(target=lambda: done.append(threads.call_blocking(30, together.wait)), daemon=True)
@@ -431,7 +427,7 @@ def check_pool(threads: Workers, most: int, where: str) -> None:
     for caller in callers:
         caller.join(60)
     assert sorted(done) == list(range(most)), where
-    for _ in range(30_000):  # until what was left has ended
+    for _ in range(30_000):  # until the remaining threads have ended
         if threads.abandoned == 0:
             break
         threading.Event().wait(0.001)
@@ -439,7 +435,7 @@ def check_pool(threads: Workers, most: int, where: str) -> None:
 
 
 def end_threads(threads: Workers) -> None:
-    """So that a test that makes many pools doesn't leave their threads behind."""
+    """So a test that makes many pools doesn't leave their threads behind."""
     threads._most, ending = 0, list(threads._threads)
     for _ in ending:
         threads._queue.put(workers._Job(len, ("",)))
@@ -448,12 +444,12 @@ def end_threads(threads: Workers) -> None:
         assert not thread.is_alive()
 
 
-# a thread that is interrupted while Python starts it, or what a weak reference calls: Python says that it was lost
+# an interrupt while Python starts a thread, or in a weak reference's callback, is only reported by Python
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize("sync", [False, True], ids=["run", "run_sync"])
 def test_an_interrupted_run_leaves_the_pool_as_it_was(own_pool: Callable[[int], Workers], sync: bool) -> None:
-    """Wherever the exception of a signal's handler comes: as many jobs run at once as before, and none is left over."""
+    """Wherever the exception of a signal handler comes: as many jobs run at once as before, and no thread is left over."""
 
     @node(timeout=600)
     def add(n: int) -> int:
@@ -467,7 +463,7 @@ def test_an_interrupted_run_leaves_the_pool_as_it_was(own_pool: Callable[[int], 
         with interrupter:
             return graph.run_sync(1)
 
-    assert run(Interrupter(0)) == 2  # what is looked up but once is left out
+    assert run(Interrupter(0)) == 2  # one-time lookups are left out
     for place in count(1):
         threads = own_pool(2)
         interrupter = Interrupter(place, (Interrupted, KeyboardInterrupt)[place % 2])
@@ -479,14 +475,14 @@ def test_an_interrupted_run_leaves_the_pool_as_it_was(own_pool: Callable[[int], 
         check_pool(threads, 2, interrupter.where)
         end_threads(threads)
         if not interrupter.where:
-            gc.collect()  # while warnings of what was never awaited are ignored
+            gc.collect()  # while warnings about coroutines that were never awaited are ignored
             break
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize("blocking", [False, True], ids=["call", "call_blocking"])
-def test_an_interrupt_as_a_thread_is_abandoned_loses_nothing_that_queues_behind_it(
+def test_an_interrupt_while_a_thread_is_abandoned_loses_no_job(
     own_pool: Callable[[int], Workers], blocking: bool
 ) -> None:
     """Wherever it comes, the thread is replaced, and counted until it ends."""
@@ -512,7 +508,7 @@ def test_an_interrupt_as_a_thread_is_abandoned_loses_nothing_that_queues_behind_
         except BaseException as error:
             if not isinstance(error, WorkerTimeout | TimeoutError) and not interrupter.where:
                 raise
-        if threads.abandoned:  # else `stay` was never begun
+        if threads.abandoned:  # otherwise `stay` was never started
             assert behind.begun.wait(60), interrupter.where
             behind.join(60)
             assert behind.done, interrupter.where
@@ -520,12 +516,12 @@ def test_an_interrupt_as_a_thread_is_abandoned_loses_nothing_that_queues_behind_
         check_pool(threads, 1, interrupter.where)
         end_threads(threads)
         if not interrupter.where:
-            gc.collect()  # while warnings of what was never awaited are ignored
+            gc.collect()  # while warnings about coroutines that were never awaited are ignored
             break
 
 
 class Behind(threading.Thread):
-    """Calls something in the pool."""
+    """Calls a function in the pool."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -536,9 +532,9 @@ class Behind(threading.Thread):
         self.done = pool().call_blocking(30, len, "ab") == 2
 
 
-# ---------------------------------------------------------------- what workers wait for
+# ---------------------------------------------------------------- jobs that workers submit
 @pytest.mark.parametrize("depth", [1, 3])
-def test_what_comes_from_a_worker_waits_for_none(own_pool: Callable[[int], Workers], depth: int) -> None:
+def test_a_job_of_a_worker_waits_for_no_worker(own_pool: Callable[[int], Workers], depth: int) -> None:
     """As many nodes as there are threads, each of which runs a workflow of its own, and so on: none waits for a thread."""
     made = own_pool(2)
     together = threading.Barrier(2, timeout=60)
@@ -568,8 +564,8 @@ def test_what_comes_from_a_worker_waits_for_none(own_pool: Callable[[int], Worke
     assert pool() is made
 
 
-def test_threads_beyond_the_bound_end_with_their_job(own_pool: Callable[[int], Workers]) -> None:
-    """A later burst has no more threads than the bound says: those that a worker needed are gone."""
+def test_threads_above_the_limit_end_with_their_job(own_pool: Callable[[int], Workers]) -> None:
+    """A later burst uses no more threads than the limit: the additional ones are gone."""
     own_pool(1)
 
     def names(prefix: str = "pocket_plug-") -> set[str]:
@@ -591,7 +587,7 @@ def test_threads_beyond_the_bound_end_with_their_job(own_pool: Callable[[int], W
 
 @pytest.mark.parametrize(("said", "most"), [("", 32), (" 3 ", 3), ("100", 100)])
 def test_the_number_of_threads_is_a_setting(monkeypatch: pytest.MonkeyPatch, said: str, most: int) -> None:
-    """`POCKET_PLUG_THREADS` says how many run at once."""
+    """`POCKET_PLUG_THREADS` is the maximum number."""
     monkeypatch.setenv("POCKET_PLUG_THREADS", said)
     monkeypatch.setattr(workers, "_pool", None)
     gate, inside = threading.Event(), threading.Semaphore(0)
@@ -613,16 +609,16 @@ def test_the_number_of_threads_is_a_setting(monkeypatch: pytest.MonkeyPatch, sai
 
 
 @pytest.mark.parametrize("said", ["0", "-1", "many", "1.5", "²"])
-def test_a_number_of_threads_that_cant_be_is_refused(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    """The error names the variable, what it is, and what it may be."""
+def test_an_invalid_number_of_threads_is_refused(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """The error names the variable, its value, and the allowed values."""
     monkeypatch.setenv("POCKET_PLUG_THREADS", said)
     monkeypatch.setattr(workers, "_pool", None)
     with pytest.raises(ConfigError, match=rf"POCKET_PLUG_THREADS is '{said}'; give a whole number from 1 up"):
         pool()
 
 
-def test_a_def_node_keeps_the_loop_free() -> None:
-    """While a `def exec` blocks, other tasks go on: it is they that let it end."""
+def test_a_def_node_does_not_block_the_loop() -> None:
+    """While a `def exec` blocks, other tasks run: here they let it end."""
     go = threading.Event()
 
     @node

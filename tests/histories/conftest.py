@@ -1,4 +1,4 @@
-"""The checker and the recorder are modules that scripts use too."""
+"""The checker and the recorder are modules that scripts import too."""
 
 from __future__ import annotations
 

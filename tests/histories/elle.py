@@ -28,7 +28,7 @@ Outcome = Literal["ok", "fail", "info"]
 
 @dataclass(frozen=True)
 class Read:
-    """A list as it was read; () where there was none."""
+    """A list as it was read; () if there was none."""
 
     key: str
     seen: tuple[int, ...]
@@ -36,7 +36,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Append:
-    """An element that was put at the end of a list."""
+    """An element appended to a list."""
 
     key: str
     element: int
@@ -44,7 +44,7 @@ class Append:
 
 @dataclass
 class Txn:
-    """A transaction, and when it began and ended, by a clock that all of the history share."""
+    """A transaction, with its start and end by a clock that all transactions share."""
 
     ops: Sequence[Read | Append]
     start: float
@@ -63,20 +63,20 @@ REALTIME = tuple(f"{name}-realtime" for name in CYCLES)
 """The same where it takes the order in time to close the cycle: serializable, but not strictly."""
 
 OTHERS = (
-    "G1a",  # an element was read whose transaction failed
-    "G1b",  # a list was read as it was in the middle of another's transaction
+    "G1a",  # an element of a failed transaction was read
+    "G1b",  # an intermediate state of another transaction was read
     "internal",  # a transaction doesn't see its own appends, or what it saw before
     "unwritten",  # an element was read that nobody appended
-    "duplicate",  # an element stands in a list twice
-    "incompatible",  # two reads of a list are such that neither is the beginning of the other
-    "lost-update",  # two that read the same list both appended to it
-    "lost-append",  # an element was acknowledged, and is not in the list as it was read at the end
+    "duplicate",  # an element is in a list twice
+    "incompatible",  # neither of two reads of a list is a prefix of the other
+    "lost-update",  # two transactions read the same list and both appended to it
+    "lost-append",  # an element was acknowledged, and is not in the final list
 )
 
 AFTER_A_CRASH = (
     "torn",  # half of a transaction is left
-    "hole",  # a transaction is left, and one that came before it is lost
-    "lost-flush",  # one is lost that was acknowledged before a flush that was acknowledged too
+    "hole",  # a transaction is left, and an earlier one is lost
+    "lost-flush",  # a transaction is lost that was acknowledged before an acknowledged flush
 )
 
 Edges = dict[int, set[int]]
@@ -84,7 +84,7 @@ Edges = dict[int, set[int]]
 
 @dataclass
 class Findings:
-    """The anomalies, and for each the names of the transactions and keys that show it."""
+    """The anomalies, each with the names of the transactions and keys that show it."""
 
     found: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -92,12 +92,12 @@ class Findings:
         self.found[anomaly].append(" ".join(map(str, what)))
 
     def beyond(self, allowed: Iterable[str]) -> dict[str, list[str]]:
-        """What is not allowed, a few examples of each."""
+        """The anomalies that are not allowed, with a few examples of each."""
         return {name: examples[:3] for name, examples in self.found.items() if name not in {*allowed}}
 
 
 def check(history: Sequence[Txn], final: Mapping[str, Sequence[int]] | None = None) -> Findings:
-    """Find the anomalies. `final` has the lists as they were when all was over, if somebody has read them then."""
+    """Find the anomalies. `final` has the lists at the end, if they were read then."""
     findings = Findings()
     writer = _writers(history)
     reads = _external_reads(history, findings)
@@ -113,9 +113,9 @@ def check(history: Sequence[Txn], final: Mapping[str, Sequence[int]] | None = No
 
 
 def check_recovery(history: Sequence[Txn], left: Mapping[str, Sequence[int]], flushed: float = -inf) -> Findings:
-    """Is what a crash has left of a history a beginning of it? `flushed`: when the last flush began that was acknowledged.
+    """Is the state after a crash a prefix of the history? `flushed`: when the last acknowledged flush started.
 
-    The history must be strictly serializable; that is for `check`. So what comes before what is known by all edges.
+    The history must be strictly serializable; `check` tests that. So the order of the transactions is known by all edges.
     """
     findings = Findings()
     writer = _writers(history)
@@ -158,7 +158,7 @@ def _writers(history: Sequence[Txn]) -> dict[tuple[str, int], int]:
 
 
 def _landed(history: Sequence[Txn], orders: Mapping[str, Sequence[int]]) -> set[int]:
-    """Those that are known to have landed: somebody was told so, or has seen it."""
+    """The transactions that are known to be committed: acknowledged, or seen by a read."""
     return {
         number
         for number, txn in enumerate(history)
@@ -171,7 +171,7 @@ def _landed(history: Sequence[Txn], orders: Mapping[str, Sequence[int]]) -> set[
 
 
 def _external_reads(history: Sequence[Txn], findings: Findings) -> list[tuple[str, int, tuple[int, ...]]]:
-    """(key, transaction, list as others had left it) of those that landed; its own appends are checked and taken off."""
+    """(key, transaction, list without its own appends) of committed transactions; its own appends are checked and removed."""
     reads: list[tuple[str, int, tuple[int, ...]]] = []
     for number, txn in enumerate(history):
         if txn.outcome != "ok":
@@ -191,7 +191,7 @@ def _external_reads(history: Sequence[Txn], findings: Findings) -> list[tuple[st
 
 
 def _order(key: str, lists: Iterable[tuple[int, ...]], findings: Findings) -> tuple[int, ...]:
-    """The order of a key's elements: the longest list, of which the others must be beginnings."""
+    """The order of a key's elements: the longest list; the other lists must be prefixes of it."""
     longest = max(lists, key=len, default=())
     for each in {*lists}:
         if longest[: len(each)] != each:
@@ -256,7 +256,7 @@ def _edges(
     orders: Mapping[str, tuple[int, ...]],
     writer: Mapping[tuple[str, int], int],
 ) -> tuple[Edges, Edges, Edges]:
-    """Who depends on whom: ww, wr, rw."""
+    """The dependencies: ww, wr, rw."""
     ww, wr, rw = (defaultdict[int, set[int]](set) for _ in range(3))
 
     def edge(edges: Edges, one: int | None, other: int | None) -> None:
@@ -272,14 +272,16 @@ def _edges(
         if found:
             edge(wr, writer.get((key, found[-1])), number)
         if len(found) < len(order):
-            # what comes next and isn't the reader's own: an append of its own overwrites what it read, and harms nobody
+            # the next append that isn't the reader's own: its own one overwrites what it has read, which is no anomaly
             following = (writer.get((key, element)) for element in order[len(found) :])
             edge(rw, number, next((other for other in following if other != number), None))
     return ww, wr, rw
 
 
 def _in_time(history: Sequence[Txn], landed: set[int]) -> Edges:
-    """Edges from what had ended to what began later, by way of one node for each end: a line, not a square of edges."""
+    """Edges from transactions that had ended to later ones, by one node for each end: so their number is
+    linear, not quadratic.
+    """
     ends = sorted((history[number].end, number) for number in landed if history[number].outcome == "ok")
     times = [end for end, _ in ends]
     edges: Edges = defaultdict(set)
@@ -296,7 +298,7 @@ def _in_time(history: Sequence[Txn], landed: set[int]) -> Edges:
 
 
 def _named(ww: Edges, wr: Edges, rw: Edges, time: Mapping[int, set[int]] | None = None) -> dict[str, list[int]]:
-    """The kinds of cycles that there are, with an example of each."""
+    """The kinds of cycles, with an example of each."""
     found: dict[str, list[int]] = {}
     if cycle := _shortest(_joined(ww, time)):
         found["G0"] = cycle
@@ -335,7 +337,7 @@ def _joined(*graphs: Mapping[int, set[int]] | None) -> Edges:
 
 
 def _shortest(edges: Mapping[int, set[int]]) -> list[int]:
-    """A cycle, else nothing."""
+    """A shortest path, with both ends."""
     for component in _components(edges):
         members = {*component}
         inner = {one: edges.get(one, set()) & members for one in component}
@@ -365,7 +367,7 @@ def _path(edges: Mapping[int, set[int]], start: int, target: int) -> list[int] |
 
 
 def _components(edges: Mapping[int, set[int]]) -> list[list[int]]:
-    """The strongly connected components of more than one node (Tarjan, without recursion)."""
+    """The strongly connected components with more than one node (Tarjan, without recursion)."""
     index: dict[int, int] = {}
     low: dict[int, int] = {}
     on_stack: set[int] = set()

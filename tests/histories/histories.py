@@ -1,11 +1,10 @@
-"""Histories of transactions on every kind of stack, checked by `elle`: `make histories`, or
-`python tests/histories/histories.py [TRANSACTIONS] [SEED] [STACK …]`.
+"""Histories of transactions on every kind of stack, checked by `elle`: `make histories`, or `python tests/histories/histories.py
+[TRANSACTIONS] [SEED] [STACK …]`.
 
-Threads, and tasks of two event loops, append to lists and read them, by every way there is to use a store; at random,
-tasks are cancelled. On SQLite several processes do so too, of which some are killed and some are stopped for a while.
-Whoever takes the place of a killed one goes on with its durable fan-outs. Of a store that writes behind one process after
-the other has the use: most are killed, and what is left is checked. What a stack promises of each use is written down
-here: `PROMISED`.
+Threads, and tasks of two event loops, append to lists and read them, in every way in which a store can be used; at random, tasks
+are cancelled. On SQLite several processes do so too, some of which are killed and some stopped for a while. The process that
+replaces a killed one resumes its durable fan-outs. A write-behind store is used by one process after the other: most are killed,
+and the remaining state is checked. The guarantees of each stack are in `PROMISED`.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ _gone: list[Server] = []
 
 
 def served(stack: str, folder: Path) -> str:
-    """A data set of its own on the stack's server."""
+    """A data set for the stack on its server."""
     return f"{_serving[stack].url}?store={folder.name.replace('_', '-')}&timeout=1&patience=60"
 
 
@@ -132,13 +131,13 @@ LIVES: dict[str, Mixes] = {
 # ---------------------------------------------------------------- recording
 @dataclass
 class Running:
-    """A transaction that goes on, and what each of its tries has done by the time it wants to commit."""
+    """A running transaction, and what each of its tries had done when it wanted to commit."""
 
     name: str
     start: float
     write: Callable[[dict[str, Any]], None] | None = None
     tries: list[Ops] = field(default_factory=list)
-    tasks: list[Any] | None = None  # of a durable fan-out, in the record of its run
+    tasks: list[Any] | None = None  # of a durable fan-out, from the record of its run
     end: float = 0.0
     outcome: Outcome = "info"
 
@@ -160,7 +159,7 @@ class Running:
         return self.tasks is not None and self.name.startswith("durable") and not self.end
 
     def txns(self) -> list[Txn]:
-        """Each try is a transaction of its own: of one that landed, the others were lost."""
+        """Each try is a transaction of its own: if one was committed, the other tries were lost."""
         if self.outcome != "ok" or not self.tries:
             return [Txn(ops, self.start, self.end, self.outcome, self.name) for ops in self.tries]
         *lost, landed = self.tries
@@ -175,7 +174,7 @@ def _plain(op: Read | Append) -> list[Any]:
 
 
 class Recorder:
-    """Gives out elements, and keeps what was done with them; of one process."""
+    """Gives out elements, and records what one process does with them."""
 
     def __init__(self, number: int = 0, path: Path | None = None) -> None:
         self._elements = itertools.count(number << 32)
@@ -188,7 +187,7 @@ class Recorder:
         return next(self._elements)
 
     def begin(self, use: str, name: str | None = None) -> Running:
-        """`name`: of what somebody else has begun who was killed."""
+        """`name`: that of a transaction that another process has started, which was killed."""
         name = name or f"{use} {self._number}.{next(self._names)}"
         running = Running(name, time.monotonic(), self._write if self._file else None)
         self.runnings.append(running)
@@ -196,11 +195,11 @@ class Recorder:
 
     def _write(self, line: dict[str, Any]) -> None:
         assert self._file is not None
-        os.write(self._file, json.dumps(line).encode() + b"\n")  # kept if this process is killed
+        os.write(self._file, json.dumps(line).encode() + b"\n")  # survives a kill of this process
 
 
 def keys_in_use(chance: random.Random, elements: int) -> list[str]:
-    """In any order. After so many elements others come into use, so that lists stay short."""
+    """In any order. After a number of elements new keys are used, so that lists stay short."""
     first = elements // LENGTH * 4
     keys = [f"k{first + n}" for n in range(4)]
     chance.shuffle(keys)
@@ -208,10 +207,10 @@ def keys_in_use(chance: random.Random, elements: int) -> list[str]:
 
 
 def recorded(path: Path) -> list[Running]:
-    """What a process wrote down, to its end or until it was killed."""
+    """What a process recorded, up to its end or until it was killed."""
     runnings: dict[str, Running] = {}
     for line in path.read_text().splitlines():
-        with suppress(json.JSONDecodeError):  # the last one, cut off
+        with suppress(json.JSONDecodeError):  # the last line, truncated
             what = json.loads(line)
             running = runnings.setdefault(what["name"], Running(what["name"], what["start"]))
             if "tasks" in what:
@@ -225,7 +224,7 @@ def recorded(path: Path) -> list[Running]:
     return [*runnings.values()]
 
 
-# ---------------------------------------------------------------- the uses of a store
+# ---------------------------------------------------------------- ways to use a store
 class Now:
     """A sync view, for code that awaits."""
 
@@ -240,7 +239,7 @@ class Now:
 
 
 async def do(view: Any, steps: Steps, recorder: Recorder, known: dict[str, tuple[int, ...]] | None = None) -> Ops:
-    """Do the steps. What is `known` is not read again before something is appended to it."""
+    """Execute the steps. A `known` list is not read again before something is appended to it."""
     ops: Ops = []
     known = {**(known or {})}
     for kind, key in steps:
@@ -332,7 +331,7 @@ async def fan_out(
         await graphs[use].run(tasks, run_id=run.name if use == "durable fan-out" else None)
         how = "ok"
     except (asyncio.CancelledError, pp.StoreBusyError, pp.ConflictError):
-        pass  # of one item, or of none: nobody is told of the others
+        pass  # an error of one item, or of none: the others' results are unknown
     except pp.StoreError:
         if not _gone:
             raise
@@ -343,7 +342,7 @@ async def fan_out(
 
 
 def some(chance: random.Random, keys: Sequence[str], use: str) -> tuple[list[str], Steps]:
-    """What to read first, and the steps that follow."""
+    """The keys to read first, and the following steps."""
     steps: Steps = [(chance.choice("ra"), chance.choice(keys)) for _ in range(chance.randint(1, 4))]
     first = [] if use == "post" else chance.sample(keys, chance.randint(1, 3))
     return first, steps
@@ -423,7 +422,7 @@ def appending(running: Running, recorder: Recorder, key: str) -> Callable[[list[
 
 @contextmanager
 def outcome(running: Running) -> Any:
-    """Note how it ended."""
+    """Record how it ended."""
     try:
         yield
     except pp.ConflictError:
@@ -433,16 +432,16 @@ def outcome(running: Running) -> Any:
     except pp.StoreError:
         if not _gone:
             raise
-        running.ended("info")  # the server was gone for too long
+        running.ended("info")  # the server was unreachable for too long
     else:
         running.ended("ok")
 
 
 @dataclass
 class History:
-    """What was done, and the lists as they were at the end; of a process that came after another one also as that has left them.
+    """The transactions, and the lists at the end; for a process that follows another one also the lists at its start.
 
-    `flushed`: of a process that was killed, when its last flush began that was acknowledged.
+    `flushed`: for a killed process, when its last acknowledged flush started.
     """
 
     runnings: list[Running]
@@ -451,7 +450,7 @@ class History:
     flushed: float | None = None
 
     def judged(self, uses: Sequence[str]) -> tuple[Findings, dict[str, list[str]]]:
-        """What was found, and what of it nobody was told to expect."""
+        """The anomalies, and those of them that aren't allowed."""
         txns = [txn for running in self.runnings for txn in running.txns()]
         if self.before:
             txns.append(
@@ -464,7 +463,7 @@ class History:
         return findings, findings.beyond(frozenset().union(*(PROMISED[use] for use in uses)))
 
     def _count(self, findings: Findings) -> None:
-        """Each is done once, whoever goes on with it after a kill."""
+        """Each item is executed once, whichever process continues the fan-out after a kill."""
         there = {element for elements in self.final.values() for element in elements}
         landed, acknowledged = Counter[str](), set[str]()
         for running in self.runnings:
@@ -491,7 +490,7 @@ def in_one_process(stack: str, uses: Sequence[str], transactions: int, seed: int
     errors: list[BaseException] = []
 
     def more(chance: random.Random) -> list[str] | None:
-        """The keys of the next transaction; none when it is enough."""
+        """The keys of the next transaction; none when there are enough."""
         done = next(left)
         if done >= transactions:
             return None
@@ -511,7 +510,7 @@ def in_one_process(stack: str, uses: Sequence[str], transactions: int, seed: int
                     for _ in range(chance.randint(0, 8)):
                         await asyncio.sleep(0)
                     disturbances["cancelled"] += doing.cancel()
-                (ended,) = await asyncio.gather(doing, return_exceptions=True)  # cancelled perhaps before it began
+                (ended,) = await asyncio.gather(doing, return_exceptions=True)  # cancelled perhaps before it started
                 if isinstance(ended, Exception):
                     raise ended
 
@@ -543,14 +542,14 @@ def lists_in(store: pp.SyncStore) -> dict[str, list[int]]:
     return {key: store.get(key) for key in store.keys() if key.startswith("k")}
 
 
-# ---------------------------------------------------------------- in several
+# ---------------------------------------------------------------- in several processes
 WORKERS = 8
 disturbances = Counter[str]()
 """How many processes were stopped and killed, how many tasks cancelled before they were done, and what came of it."""
 
 
 def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path) -> list[History]:
-    """Processes with two threads each, of which now and then one is killed and replaced, and one is stopped for a while."""
+    """Processes with two threads each; now and then one is killed and replaced, and one is stopped for a while."""
     with STACKS[stack](folder).sync:
         pass  # the file is there
     chance = random.Random(f"{seed} kills")
@@ -603,7 +602,7 @@ def in_processes(stack: str, uses: Sequence[str], transactions: int, seed: int, 
 
 
 def disturb_server(server: Server, chance: random.Random) -> None:
-    """Kill it, or stop it for a while."""
+    """Kill the server, or stop it for a while."""
     if chance.random() < 0.5:
         server.kill()
         server.restart()
@@ -616,7 +615,7 @@ def disturb_server(server: Server, chance: random.Random) -> None:
 
 
 def in_lives(stack: str, uses: Sequence[str], transactions: int, seed: int, folder: Path) -> list[History]:
-    """One process after the other, each with two threads; most of them are killed, the others end. A history for each."""
+    """One process after the other, each with two threads; most are killed, the others end. Returns a history for each."""
     chance = random.Random(f"{seed} kills")
     until = folder / "go on"
     began = time.monotonic()
@@ -667,7 +666,7 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def end_well(pid: int) -> None:
-    """Wait for the end of a worker. Raises RuntimeError if that was an error."""
+    """Wait for a worker's end. Raises RuntimeError if it has failed."""
     _, status = os.waitpid(pid, 0)
     if status:
         raise RuntimeError(f"a worker ended with {os.waitstatus_to_exitcode(status)}")
@@ -675,7 +674,7 @@ def end_well(pid: int) -> None:
 
 def _worker(stack: str, uses: Sequence[str], seed: str, recorder: Recorder, folder: Path, until: Path,
             began: float, runs: Sequence[Running] = (), speed: int = 200) -> None:  # fmt: skip
-    """`runs` are those that a process has left which was killed; `speed`: about so many elements are appended per second."""
+    """`runs` are those that a killed process has left; `speed`: about so many elements are appended per second."""
     made = STACKS[stack](folder)
     errors: list[BaseException] = []
 
@@ -683,7 +682,7 @@ def _worker(stack: str, uses: Sequence[str], seed: str, recorder: Recorder, fold
         chance = random.Random(f"{seed} {number}")
         graphs = {use: graph_of(made, WorkInThread, use) for use in uses}
         while until.exists() and not errors:
-            keys = keys_in_use(chance, int((time.monotonic() - began) * speed))  # which all processes know
+            keys = keys_in_use(chance, int((time.monotonic() - began) * speed))  # all processes compute the same
             try:
                 use_sync(made, chance.choice(uses), keys, chance, recorder, graphs)
             except BaseException as error:  # noqa: BLE001 - raised below
@@ -704,7 +703,7 @@ def _worker(stack: str, uses: Sequence[str], seed: str, recorder: Recorder, fold
 
 # ---------------------------------------------------------------- the campaign
 def campaign(transactions: int, seed: int, stacks: Sequence[str], rounds: int) -> int:
-    """Every stack and mix, in rounds with a store of its own each. How many histories broke a promise?"""
+    """Every stack and mix, in rounds, each with a new store. Returns how many histories broke a guarantee."""
     places: list[tuple[str, str, Callable[..., Any], Mixes]] = [
         *(
             (stack, "", in_one_process, DURABLE if stack.startswith("sqlite") or stack in SERVERS else MIXES)
@@ -725,7 +724,7 @@ def campaign(transactions: int, seed: int, stacks: Sequence[str], rounds: int) -
                 with tempfile.TemporaryDirectory() as folder, ExitStack() as usual:
                     interval = sys.getswitchinterval()
                     usual.callback(sys.setswitchinterval, interval)
-                    sys.setswitchinterval(interval if turn % 2 else 1e-5)  # threads take turns often, at times
+                    sys.setswitchinterval(interval if turn % 2 else 1e-5)  # sometimes threads switch often
                     histories: list[History] = record(stack, uses, each, seed + turn, Path(folder))
                 for history in histories:
                     findings, beyond = history.judged(uses)

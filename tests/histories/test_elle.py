@@ -1,4 +1,4 @@
-"""The checker of histories finds what is planted, each kind of anomaly, and nothing in histories that are serial."""
+"""The checker of histories finds planted anomalies of each kind, and finds none in serial histories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def a(key: str, element: int) -> Append:
 
 
 def txn(*ops: Read | Append, start: float = 0, end: float = 100, outcome: str = "ok") -> Txn:
-    """All at the same time, unless it is said when."""
+    """All at the same time, unless start and end are given."""
     return Txn(ops, start, end, outcome, str(ops))  # type: ignore[arg-type]
 
 
@@ -53,13 +53,13 @@ PLANTED: dict[str, tuple[list[Txn], dict[str, list[int]] | None]] = {
 
 
 def test_there_is_one_of_each_kind() -> None:
-    """No kind of anomaly goes without a test."""
+    """Each kind of anomaly is tested."""
     assert PLANTED.keys() == {*CYCLES, *REALTIME, *OTHERS}
 
 
 @pytest.mark.parametrize("anomaly", PLANTED)
 def test_a_planted_anomaly_is_found(anomaly: str) -> None:
-    """By its name, and of the cycles no other one: a serializable history is not called a read skew."""
+    """With its name, and no other cycle: a serializable history is not reported as a read skew."""
     history, final = PLANTED[anomaly]
     found = {*check(history, final).found}
     assert anomaly in found
@@ -69,8 +69,8 @@ def test_a_planted_anomaly_is_found(anomaly: str) -> None:
 
 @pytest.mark.parametrize("anomaly", [name for name in PLANTED if name not in REALTIME])
 @pytest.mark.parametrize("seed", range(3))
-def test_it_is_found_in_a_crowd(anomaly: str, seed: int) -> None:
-    """Among a hundred transactions of other keys that are in order."""
+def test_it_is_found_among_many_transactions(anomaly: str, seed: int) -> None:
+    """Among a hundred transactions of other keys without anomalies."""
     crowd = serial([[("r", f"k{n % 7}"), ("a", f"k{n % 5}")] for n in range(100)], [seed] * 100)
     history, final = PLANTED[anomaly]
     at = 30 * (seed + 1)
@@ -79,23 +79,23 @@ def test_it_is_found_in_a_crowd(anomaly: str, seed: int) -> None:
 
 
 def test_skews_of_longer_cycles_are_found() -> None:
-    """A write skew of three, and a read skew by way of another transaction."""
+    """A write skew of three transactions, and a read skew through another transaction."""
     skew = [txn(r("x"), a("y", 1)), txn(r("y"), a("z", 1)), txn(r("z"), a("x", 1))]
     assert {*check([*skew, txn(r("x", 1), r("y", 1), r("z", 1))]).found} == {"G2-item"}
     by_way = [txn(r("x"), r("z", 1)), txn(a("x", 1), a("y", 1)), txn(r("y", 1), a("z", 1)), txn(r("x", 1))]
     assert {*check(by_way).found} == {"G-single"}
 
 
-def test_what_nobody_was_told_of_may_have_landed_or_not() -> None:
-    """A write with an unknown outcome is one that landed as soon as it is seen, at any time after it began."""
+def test_a_transaction_with_an_unknown_outcome_may_be_committed_or_not() -> None:
+    """A write with an unknown outcome counts as committed once it is seen, at any time after its start."""
     seen = [txn(a("x", 1), start=1, end=2, outcome="info"), txn(r("x"), start=5, end=6), txn(r("x", 1), start=7)]
     assert not check(seen, {"x": [1]}).found
     assert not check(seen[:2], {"x": []}).found
     assert {*check([seen[2], *seen[:2], txn(r("x"), start=200, end=201)]).found} == {"G-single-realtime"}
 
 
-def test_the_next_append_of_ones_own_is_no_anomaly() -> None:
-    """Read, append, read again within one transaction, beside others that do so."""
+def test_a_transactions_own_append_is_no_anomaly() -> None:
+    """Read, append, read again within one transaction, while others do the same."""
     history = [
         txn(r("x"), a("x", 1), r("x", 1), a("x", 2), r("x", 1, 2), end=1),
         txn(r("x", 1, 2), a("x", 3), r("x", 1, 2, 3), start=0.5),
@@ -104,7 +104,7 @@ def test_the_next_append_of_ones_own_is_no_anomaly() -> None:
 
 
 def lists_of(history: list[Txn]) -> dict[str, list[int]]:
-    """What the lists are after a serial history."""
+    """The lists after a serial history."""
     lists: dict[str, list[int]] = defaultdict(list)
     for each in history:
         for op in each.ops:
@@ -114,7 +114,7 @@ def lists_of(history: list[Txn]) -> dict[str, list[int]]:
 
 
 def serial(wanted: list[list[tuple[str, str]]], spans: list[int]) -> list[Txn]:
-    """Transactions done one after another, each at a point of the time that it took."""
+    """Transactions executed one after another, each at a moment between its start and its end."""
     lists: dict[str, list[int]] = defaultdict(list)
     history: list[Txn] = []
     element = 0
@@ -137,7 +137,7 @@ STEPS = st.lists(st.tuples(st.sampled_from("ra"), st.sampled_from("xyz")), min_s
 @given(st.lists(st.tuples(STEPS, st.integers(0, 9)), max_size=40), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
 def test_nothing_is_found_in_a_serial_history(wanted: list[tuple[list[tuple[str, str]], int]], chance: object) -> None:
-    """However the transactions overlap in time, and in whatever order they are told, if each took effect at one point."""
+    """However the transactions overlap, and in whatever order they are listed, if each took effect at one moment."""
     history = serial([steps for steps, _ in wanted], [span for _, span in wanted])
     final = lists_of(history)
     chance.shuffle(history)  # type: ignore[attr-defined]
@@ -147,7 +147,7 @@ def test_nothing_is_found_in_a_serial_history(wanted: list[tuple[list[tuple[str,
 @given(st.lists(STEPS, min_size=4, max_size=30), st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_stale_read_is_always_found(wanted: list[list[tuple[str, str]]], data: st.DataObject) -> None:
-    """One transaction of a serial history that reads a list as it was before the last append that had ended."""
+    """A transaction of a serial history reads a list without the last append that had ended."""
     history = serial(wanted, [0] * len(wanted))
     lists = {key: elements for key, elements in lists_of(history).items() if elements}
     if not lists:
@@ -166,13 +166,13 @@ LEFT: dict[str, tuple[list[Txn], dict[str, list[int]]]] = {
 
 
 def test_there_is_one_of_each_kind_after_a_crash() -> None:
-    """No kind of loss goes without a test."""
+    """Each kind of loss is tested."""
     assert LEFT.keys() == {*AFTER_A_CRASH}
 
 
 @pytest.mark.parametrize("anomaly", LEFT)
-def test_what_a_crash_must_not_leave_is_found(anomaly: str) -> None:
-    """By its name and alone; the history before the crash was in order."""
+def test_a_forbidden_state_after_a_crash_is_found(anomaly: str) -> None:
+    """With its name and no other; the history before the crash had no anomaly."""
     history, left = LEFT[anomaly]
     assert not check(history).found
     assert {*check_recovery(history, left, 2 if anomaly == "lost-flush" else 0).found} == {anomaly}
@@ -183,11 +183,11 @@ def test_what_a_crash_must_not_leave_is_found(anomaly: str) -> None:
     [
         [txn(a("x", 1)), txn(r("x", 1), a("y", 2))],  # it has read what is lost
         [txn(r("x"), a("y", 1)), txn(a("x", 2))],  # it has overwritten what the lost one has read
-        [txn(a("x", 1)), txn(r("x", 1), end=1), txn(a("y", 2), start=2)],  # by way of one that only reads
+        [txn(a("x", 1)), txn(r("x", 1), end=1), txn(a("y", 2), start=2)],  # through one that only reads
     ],
 )
 def test_a_hole_is_found_by_every_kind_of_edge(between: list[Txn]) -> None:
-    """One that is left came after a lost one: what was lost is no end of the history."""
+    """A transaction that is left follows a lost one, so the lost ones are no suffix of the history."""
     last = between[-1].ops[-1]
     assert isinstance(last, Append)
     assert "hole" in check_recovery(between, {last.key: [last.element]}).found
@@ -195,7 +195,7 @@ def test_a_hole_is_found_by_every_kind_of_edge(between: list[Txn]) -> None:
 
 @given(st.lists(STEPS, min_size=1, max_size=30), st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_beginning_is_what_a_crash_may_leave(wanted: list[list[tuple[str, str]]], data: st.DataObject) -> None:
+def test_a_prefix_is_allowed_after_a_crash(wanted: list[list[tuple[str, str]]], data: st.DataObject) -> None:
     """Any number of whole transactions from the start, if those before a flush are among them."""
     history = serial(wanted, [0] * len(wanted))
     kept = data.draw(st.integers(0, len(history)))

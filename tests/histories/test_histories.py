@@ -1,4 +1,4 @@
-"""Recorded histories of every kind of stack keep what docs/reference.md promises; `make histories` makes many more."""
+"""Recorded histories of every kind of stack have the guarantees of docs/reference.md; `make histories` makes many more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parent / "histories.py"
 
 @pytest.mark.crash
 def test_histories_of_every_stack_keep_what_is_promised() -> None:
-    """Threads, tasks, loops, processes, kills, stops and cancellations: nothing is found but the skews of `prep`."""
+    """Threads, tasks, loops, processes, kills, stops and cancellations: no anomaly is found except skews with reads in `prep`."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "2000"], capture_output=True, text=True, timeout=120, check=False
     )
@@ -32,15 +32,15 @@ def test_histories_of_every_stack_keep_what_is_promised() -> None:
     assert "0 broken promises" in done.stdout
 
 
-def test_only_reads_of_prep_by_default_may_be_skewed() -> None:
-    """Every other use of a store promises that it ran as if alone."""
+def test_only_reads_in_prep_may_be_skewed_by_default() -> None:
+    """All other ways of using a store are serializable."""
     assert {use for use, allowed in PROMISED.items() if allowed} == {"default"}
     assert all("G0" not in name and "G1" not in name for name in SKEWS)
 
 
 @pytest.mark.parametrize("uses", [["transaction"], ["default"]])
-def test_a_broken_promise_is_told(tmp_path: Path, uses: list[str]) -> None:
-    """Read from the file of a process that was killed: what was lost is found, what is unknown is not taken for lost."""
+def test_a_broken_guarantee_is_found(tmp_path: Path, uses: list[str]) -> None:
+    """From the file of a killed process: a loss is found, an unknown outcome is not taken for a loss."""
     recorder = Recorder(1, tmp_path / "log")
     ops = [["r", "k", []], ["a", "k", 1]], [["r", "k", []], ["a", "k", 2]], [["a", "k", 3]]
     for number, each in enumerate(ops):
@@ -55,8 +55,8 @@ def test_a_broken_promise_is_told(tmp_path: Path, uses: list[str]) -> None:
     assert len(findings.found["lost-append"]) == 1
 
 
-def test_what_a_kill_leaves_is_judged(tmp_path: Path) -> None:
-    """The end of a history may be lost, with what was acknowledged; its beginning, and what was flushed, may not."""
+def test_the_state_after_a_kill_is_checked(tmp_path: Path) -> None:
+    """The end of a history may be lost, even if it was acknowledged; its beginning, and what was flushed, may not."""
     recorder = Recorder(1, tmp_path / "log")
     for element in (1, 2, 3):
         running = recorder.begin("update")
@@ -76,8 +76,8 @@ def test_what_a_kill_leaves_is_judged(tmp_path: Path) -> None:
     assert "lost-append" in History(runnings, {"k": [0, 1]}, {"k": [0]}).judged(["update"])[1]
 
 
-def test_an_item_that_was_done_twice_or_never_is_told(tmp_path: Path) -> None:
-    """By a process that was killed and by the one that went on with its fan-out."""
+def test_an_item_that_was_done_twice_or_never_is_found(tmp_path: Path) -> None:
+    """By a killed process and by the one that continued its fan-out."""
 
     def found(first: list[int], second: list[int], final: list[int]) -> set[str]:
         runnings = []

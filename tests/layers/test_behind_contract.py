@@ -1,4 +1,4 @@
-"""What writes behind keeps the contract of backends: the queue by itself, and stacks of which it is a part."""
+"""Write-behind passes the backend contract: the queue itself, and stacks with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pocket_plug.testing.layer_contract import LayerContract
 
 
 class TestQueueOverMemory(BackendContract):
-    """The queue over a backend that forgets; one key may be queued, so that every write waits for the one before."""
+    """The queue over a backend in memory; with room for one key, so that every write waits for the previous one."""
 
     @pytest.fixture
     def make_backend(self, clock: FakeClock) -> Callable[[], Backend]:
@@ -33,7 +33,7 @@ class TestQueueOverMemory(BackendContract):
 
 
 class TestQueueOverSQLite(BackendContract):
-    """The queue over a file: what a close has drained is there after a restart."""
+    """The queue over a file: what a close has written is there after a restart."""
 
     @pytest.fixture
     def make_backend(self, tmp_path: Path, clock: FakeClock) -> Callable[[], Backend]:
@@ -65,7 +65,7 @@ class TestBehindAroundACache(LayerContract):
     def recipe(self) -> Layer:
         return Persistence(to=Memory(), mode="behind")
 
-    # what the near tier raises in a write can't undo what is queued: tested in test_persistence
+    # an error of the near tier in a write can't undo what is queued: tested in test_persistence
     test_errors_of_the_inner_one_pass_unchanged = None
-    # both stacks of one recipe have one durable tier, which only one may own: tested in test_write_behind
+    # both stacks of one recipe have one durable tier, which only one may lock: tested in test_write_behind
     test_two_stacks_of_one_recipe_share_nothing = None

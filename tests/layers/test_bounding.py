@@ -1,4 +1,4 @@
-"""The bounding layer: over Memory, as its own policy, and over another backend, by an index."""
+"""The bounding layer: over Memory, which then evicts itself, and over another backend, with an index."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from pocket_plug.testing.scenarios import keys_of
 
 
 class Plain(Memory):
-    """As inline as Memory, but not it: bounding has to keep an index."""
+    """As inline as Memory, but another class, so bounding needs an index."""
 
 
 class Surviving(Memory):
-    """Says that it is durable."""
+    """Declares itself durable."""
 
     survives = True
 
 
 class Record:
-    """An `on_evict` that remembers."""
+    """An `on_evict` that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any, str]] = []
@@ -53,7 +53,7 @@ class Record:
 
 @pytest.fixture(params=[Memory, Plain], ids=["memory", "other"])
 def backend(request: pytest.FixtureRequest) -> Memory:
-    """Both ways of bounding keep the same promises."""
+    """Both ways of bounding have the same guarantees."""
     return request.param()
 
 
@@ -63,7 +63,7 @@ def clock() -> FakeClock:
 
 
 def stacked(backend: Backend, clock: FakeClock, **options: Any) -> Backend:
-    """What a store with the layer speaks to."""
+    """The stack under a store with the layer."""
     return Store(backend, layers=[Bounding(**options)], clock=clock).stack
 
 
@@ -71,9 +71,9 @@ def bounded(backend: Backend, clock: FakeClock, **options: Any) -> SyncStore:
     return SyncStore(backend, layers=[Bounding(**options)], clock=clock)
 
 
-# ---------------------------------------------------------------- what stays
-def test_the_least_recently_used_goes_first(backend: Memory, clock: FakeClock) -> None:
-    """Setting and reading both count as use; the order of use decides, not that of arrival."""
+# ---------------------------------------------------------------- which entries stay
+def test_the_least_recently_used_entry_is_evicted_first(backend: Memory, clock: FakeClock) -> None:
+    """Setting and reading both count as use; the order of use decides, not that of insertion."""
     evicted = Record()
     store = bounded(backend, clock, max_entries=3, on_evict=evicted)
     for key in "abc":
@@ -85,15 +85,15 @@ def test_the_least_recently_used_goes_first(backend: Memory, clock: FakeClock) -
     assert list(store.keys()) == ["a", "b", "d"]
 
 
-def test_a_batch_beyond_the_bound_keeps_its_last(backend: Memory, clock: FakeClock) -> None:
-    """One write of more keys than there is room for is done, and leaves the newest."""
+def test_a_batch_above_the_limit_keeps_its_last_keys(backend: Memory, clock: FakeClock) -> None:
+    """One write of more keys than allowed is done, and leaves the newest."""
     store = bounded(backend, clock, max_entries=2)
     store.set_many({"a": 1, "b": 2, "c": 3})
     assert list(store.keys()) == ["b", "c"]
 
 
 def test_bytes_are_bounded_by_the_estimate(backend: Memory, clock: FakeClock) -> None:
-    """Values count as `size_of` says when set; overwriting and deleting give the room back."""
+    """Values count as `size_of` says when they are set; overwriting and deleting free the space."""
     evicted = Record()
     room = 3 * (size_of("x" * 1000) + size_of("a"))
     store = bounded(backend, clock, max_bytes=room, on_evict=evicted)
@@ -109,7 +109,7 @@ def test_bytes_are_bounded_by_the_estimate(backend: Memory, clock: FakeClock) ->
 
 @pytest.mark.parametrize("spare", [0, -1])
 def test_an_entry_of_exactly_max_bytes_stays(backend: Memory, clock: FakeClock, spare: int) -> None:
-    """The bound is how much there may be: alone, and together with others. One byte more goes."""
+    """The limit is allowed: for one entry, and for several together. One more byte causes an eviction."""
     evicted = Record()
     one = size_of("x" * 1000) + size_of("a")
     alone = bounded(backend, clock, max_bytes=one + spare, on_evict=evicted)
@@ -127,8 +127,8 @@ def test_an_entry_of_exactly_max_bytes_stays(backend: Memory, clock: FakeClock, 
     assert [(key, reason) for key, _, reason in evicted.calls] == ([("a", "bytes")] * 2 if spare else [])
 
 
-def test_a_value_too_big_for_all_the_room_evicts_only_itself(backend: Memory, clock: FakeClock) -> None:
-    """It can't stay; emptying the cache for it first would lose everything and gain nothing."""
+def test_a_value_above_the_limit_evicts_only_itself(backend: Memory, clock: FakeClock) -> None:
+    """It can't stay; evicting all other entries first would lose everything and gain nothing."""
     evicted = Record()
     store = bounded(backend, clock, max_bytes=2000, on_evict=evicted)
     store.set("small", "s")
@@ -138,7 +138,7 @@ def test_a_value_too_big_for_all_the_room_evicts_only_itself(backend: Memory, cl
 
 
 def test_size_of_follows_what_a_value_holds() -> None:
-    """Containers and objects count with their parts, shared parts once, and a raising __sizeof__ does no harm."""
+    """Containers and objects count with their parts, shared parts once, and a __sizeof__ that raises does no harm."""
 
     class Heavy:
         def __init__(self) -> None:
@@ -158,7 +158,7 @@ def test_size_of_follows_what_a_value_holds() -> None:
 
 
 def test_records_of_pocket_plug_are_exempt(backend: Memory, clock: FakeClock) -> None:
-    """A checkpoint that is evicted, or pushes out the user's data, breaks what runs rely on: they aren't counted."""
+    """If a checkpoint was evicted, or evicted the user's data, runs would break: these records aren't counted."""
     stack = stacked(backend, clock, max_entries=2, max_bytes=100_000, ttl=10)
     drive_inline(stack.write([Put(f"pocket:{n}", "x" * 50_000) for n in range(5)]))
     drive_inline(stack.write([Put(key, 0) for key in "abc"]))
@@ -170,7 +170,7 @@ def test_records_of_pocket_plug_are_exempt(backend: Memory, clock: FakeClock) ->
     assert drive_inline(keys_of(stack)) == ["f", "g", *(f"pocket:{n}" for n in range(1, 5))]
 
 
-# ---------------------------------------------------------------- how long
+# ---------------------------------------------------------------- time to live
 def test_the_ttl_counts_from_the_last_set(backend: Memory, clock: FakeClock) -> None:
     """Overwriting renews the expiry, reading doesn't."""
     store = bounded(backend, clock, ttl=10)
@@ -185,7 +185,7 @@ def test_the_ttl_counts_from_the_last_set(backend: Memory, clock: FakeClock) -> 
 
 
 def test_an_update_does_not_renew(backend: Memory, clock: FakeClock) -> None:
-    """A rate limiter counts within a window: steady hits must not keep a new one from beginning."""
+    """A rate limiter counts within a window: regular updates must not extend it."""
     hits = bounded(backend, clock, ttl="1m")
     counts: list[int] = []
     for _ in range(4):
@@ -206,7 +206,7 @@ def test_a_ttl_is_written_in_three_ways(clock: FakeClock, ttl: Any) -> None:
 
 
 def test_the_earlier_deadline_counts(backend: Memory, clock: FakeClock) -> None:
-    """A ttl of its own makes an entry live shorter, never longer than the layer allows."""
+    """A ttl of its own makes an entry expire earlier, never later than the layer's ttl."""
     store = bounded(backend, clock, ttl=10)
     store.set("shorter", 1, ttl=5)
     store.set("longer", 1, ttl=50)
@@ -216,8 +216,8 @@ def test_the_earlier_deadline_counts(backend: Memory, clock: FakeClock) -> None:
     assert list(store.keys()) == []
 
 
-def test_the_layers_deadline_is_in_no_entry(backend: Memory, clock: FakeClock) -> None:
-    """Put into Entry, it would be copied into a durable tier by whoever writes back what it read, and delete there."""
+def test_the_layers_deadline_is_not_part_of_the_entry(backend: Memory, clock: FakeClock) -> None:
+    """If it was in Entry, a caller that writes back what it read would copy it into a durable tier, and delete there."""
     store = Store(backend, layers=[Bounding(ttl=10)], clock=clock)
     store.sync.set("a", 1)
     entry = drive_inline(store.stack.read("a"))
@@ -229,7 +229,7 @@ def test_the_layers_deadline_is_in_no_entry(backend: Memory, clock: FakeClock) -
 
 
 def test_a_set_after_an_expired_entry_is_readable(backend: Memory, clock: FakeClock) -> None:
-    """An expired entry still in the index must not hide its successor, nor stop a write that expects nothing."""
+    """An expired entry still in the index must not hide its successor, nor fail a write that expects no entry."""
     root = Store(backend, layers=[Bounding(max_entries=5, ttl=10)], clock=clock)
     store = root.sync
     store.set("a", "old")
@@ -242,7 +242,7 @@ def test_a_set_after_an_expired_entry_is_readable(backend: Memory, clock: FakeCl
 
 
 def test_an_expired_entry_counts_as_absent_for_expectations(backend: Memory, clock: FakeClock) -> None:
-    """Who saw it alive and writes after its end meets a conflict; who saw nothing doesn't."""
+    """A caller that saw it alive and writes after its expiry gets a conflict; a caller that saw nothing doesn't."""
     stack = stacked(backend, clock, ttl=10)
     version = drive_inline(stack.write([Put("a", 1)]))
     clock.advance(10)
@@ -253,7 +253,7 @@ def test_an_expired_entry_counts_as_absent_for_expectations(backend: Memory, clo
 
 
 def test_a_store_full_of_expired_entries_evicts_no_live_one(backend: Memory, clock: FakeClock) -> None:
-    """Dead entries that were used last must go before live ones that weren't used for longer."""
+    """Recently used expired entries must be removed before live entries that were used less recently."""
     evicted = Record()
     store = bounded(backend, clock, max_entries=40, ttl=10, on_evict=evicted)
     store.set_many({f"dying{n}": n for n in range(20)})
@@ -268,8 +268,8 @@ def test_a_store_full_of_expired_entries_evicts_no_live_one(backend: Memory, clo
     assert len([key for key in store.keys() if key.startswith("live")]) == 20
 
 
-def test_in_a_large_store_a_sweep_finds_all_that_died_together(clock: FakeClock) -> None:
-    """Looked for a few at a time, they would outlive many live ones."""
+def test_in_a_large_store_all_entries_that_expired_together_are_removed(clock: FakeClock) -> None:
+    """With a search of a few at a time they would stay longer than many live entries."""
     evicted = Record()
     store = bounded(Memory(), clock, max_entries=2000, ttl=10, on_evict=evicted)
     store.set_many({f"dying{n}": n for n in range(1000)})
@@ -285,8 +285,8 @@ def test_in_a_large_store_a_sweep_finds_all_that_died_together(clock: FakeClock)
 
 
 @pytest.mark.parametrize("layers", [[], [Bounding(ttl=1000)]], ids=["plain", "bounded"])
-def test_expired_entries_are_swept_out(clock: FakeClock, layers: list[Layer]) -> None:
-    """Memory doesn't grow with what has expired, nor with how often a key with a deadline is overwritten."""
+def test_expired_entries_are_removed(clock: FakeClock, layers: list[Layer]) -> None:
+    """Memory doesn't grow with expired entries, nor with overwrites of a key with a deadline."""
 
     class Big:
         pass
@@ -305,7 +305,7 @@ def test_expired_entries_are_swept_out(clock: FakeClock, layers: list[Layer]) ->
 
 # ---------------------------------------------------------------- on_evict
 def test_neither_delete_nor_overwrite_is_an_eviction(backend: Memory, clock: FakeClock) -> None:
-    """`on_evict` closes what the store let go by itself; what the user removed is the user's."""
+    """`on_evict` is called for entries that the store removes itself, not for the user's own removals."""
     evicted = Record()
     store = bounded(backend, clock, max_entries=2, max_bytes=10_000, ttl=10, on_evict=evicted)
     store.set("a", 1)
@@ -316,8 +316,8 @@ def test_neither_delete_nor_overwrite_is_an_eviction(backend: Memory, clock: Fak
     assert evicted.calls == []
 
 
-def test_what_expired_is_told_once(backend: Memory, clock: FakeClock) -> None:
-    """Whether a sweep, a set or a delete comes upon it: one call each, with the value that expired."""
+def test_an_expiry_is_notified_once(backend: Memory, clock: FakeClock) -> None:
+    """Whether a sweep, a set or a delete finds it: one call each, with the expired value."""
     evicted = Record()
     store = bounded(backend, clock, ttl=10, on_evict=evicted)
     store.set_many({"swept": 1, "set": 2, "deleted": 3})
@@ -329,7 +329,7 @@ def test_what_expired_is_told_once(backend: Memory, clock: FakeClock) -> None:
 
 
 def test_on_evict_may_use_the_store(backend: Memory, clock: FakeClock) -> None:
-    """Called under the store's lock it would wait for itself for ever."""
+    """If it was called under the store's lock, it would wait for itself."""
     seen: list[Any] = []
 
     def on_evict(key: str, value: Any, reason: str) -> None:
@@ -343,8 +343,8 @@ def test_on_evict_may_use_the_store(backend: Memory, clock: FakeClock) -> None:
     assert store.get("count") == 1
 
 
-def test_evictions_of_on_evict_are_not_told(backend: Memory, clock: FakeClock) -> None:
-    """An `on_evict` that sets a key would otherwise call itself for ever."""
+def test_evictions_by_on_evict_are_not_notified(backend: Memory, clock: FakeClock) -> None:
+    """Otherwise an `on_evict` that sets a key would call itself without end."""
     calls: list[str] = []
 
     def on_evict(key: str, value: Any, reason: str) -> None:
@@ -358,10 +358,10 @@ def test_evictions_of_on_evict_are_not_told(backend: Memory, clock: FakeClock) -
     assert list(store.keys()) == ["d", "gone:c"]
 
 
-def test_what_on_evict_raises_is_said_once_and_fails_nothing(
+def test_an_error_in_on_evict_is_logged_once_and_fails_nothing(
     backend: Memory, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The write has landed: told of a failure, the caller would do it again."""
+    """The write is done: if the caller got the error, it would write again."""
 
     class Unprintable(Exception):
         def __str__(self) -> str:
@@ -384,7 +384,7 @@ def test_what_on_evict_raises_is_said_once_and_fails_nothing(
 
 
 def test_an_async_on_evict_is_awaited_by_the_write(backend: Memory, clock: FakeClock) -> None:
-    """When `set` is back, what it evicted has been dealt with, on the caller's loop and with the store at hand."""
+    """When `set` returns, the callback has ended, on the caller's loop and with the store available."""
     done: list[tuple[str, Any]] = []
 
     async def main() -> None:
@@ -402,7 +402,7 @@ def test_an_async_on_evict_is_awaited_by_the_write(backend: Memory, clock: FakeC
 
 
 def test_an_async_on_evict_works_for_sync_callers(clock: FakeClock) -> None:
-    """The write goes through the store's loop, since nobody else would await the callback."""
+    """The write uses the store's loop, since otherwise nobody would await the callback."""
     done: list[str] = []
 
     class Callback:
@@ -416,8 +416,8 @@ def test_an_async_on_evict_works_for_sync_callers(clock: FakeClock) -> None:
         assert done == ["a"]
 
 
-def test_a_callback_that_hands_back_a_coroutine_is_reported(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
-    """A lambda around an async function can't be awaited where writes are inline: said, not silently dropped."""
+def test_a_callback_that_returns_a_coroutine_is_reported(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    """A lambda around an async function can't be awaited if writes are inline: this is logged, not silently dropped."""
 
     async def end(key: str) -> None:
         raise AssertionError("never awaited")
@@ -428,8 +428,8 @@ def test_a_callback_that_hands_back_a_coroutine_is_reported(clock: FakeClock, ca
     assert "async def" in caplog.messages[0]
 
 
-def test_a_cancellation_leaves_none_untold(clock: FakeClock) -> None:
-    """Cancelled while one eviction is dealt with, the write still tells of the others, then raises."""
+def test_a_cancellation_skips_no_callback(clock: FakeClock) -> None:
+    """If it is cancelled during one callback, the write still calls the others, then raises."""
     told: list[str] = []
 
     async def main() -> None:
@@ -454,7 +454,7 @@ def test_a_cancellation_leaves_none_untold(clock: FakeClock) -> None:
 
 # ---------------------------------------------------------------- over another backend
 def test_only_the_version_that_was_chosen_is_evicted() -> None:
-    """Between choosing a key and deleting it somebody may set it anew: that new value must stay."""
+    """Between choosing a key and deleting it, another caller may set it: the new value must stay."""
 
     async def main() -> None:
         inner = FaultyMemory()
@@ -472,8 +472,8 @@ def test_only_the_version_that_was_chosen_is_evicted() -> None:
     asyncio.run(main())
 
 
-def test_an_eviction_that_fails_is_reported_and_done_later(caplog: pytest.LogCaptureFixture) -> None:
-    """The write that caused it has landed, so it isn't failed; the bound holds again once the backend works."""
+def test_a_failed_eviction_is_logged_and_done_later(caplog: pytest.LogCaptureFixture) -> None:
+    """The write that caused it is done, so it doesn't fail; the limit is kept again once the backend works."""
 
     async def main() -> None:
         class Flaky(Plain):
@@ -500,8 +500,8 @@ def test_an_eviction_that_fails_is_reported_and_done_later(caplog: pytest.LogCap
     assert "StoreError" in caplog.text
 
 
-def test_what_is_there_when_it_opens_is_bounded_too() -> None:
-    """A durable backend has entries from the last time: uncounted, they would never go."""
+def test_existing_entries_count_when_the_store_opens() -> None:
+    """A durable backend has older entries: if they weren't counted, they would never be evicted."""
 
     async def main() -> None:
         for options in ({"max_entries": 2}, {"max_bytes": 2 * size_of("x" * 1000) + 500}):
@@ -516,8 +516,8 @@ def test_what_is_there_when_it_opens_is_bounded_too() -> None:
     asyncio.run(main())
 
 
-def test_what_others_write_is_counted_when_it_is_seen() -> None:
-    """Two processes over one backend: each bounds what it knows of, and a read makes it known."""
+def test_entries_of_other_processes_are_counted_when_they_are_read() -> None:
+    """Two processes over one backend: each bounds the entries it knows, and a read makes an entry known."""
 
     async def main() -> None:
         inner = Plain()
@@ -531,8 +531,8 @@ def test_what_others_write_is_counted_when_it_is_seen() -> None:
     asyncio.run(main())
 
 
-def test_a_write_that_may_have_landed_is_counted() -> None:
-    """Cancelled after it was done, its key must not be forgotten: it would stay for ever."""
+def test_a_write_with_an_unknown_outcome_is_counted() -> None:
+    """If it is cancelled after it was done, its key must not be forgotten: it would never be evicted."""
 
     async def main() -> None:
         inner = FaultyMemory()
@@ -551,8 +551,9 @@ def test_a_write_that_may_have_landed_is_counted() -> None:
 
 # ---------------------------------------------------------------- threads
 def test_threads_and_tasks_never_exceed_the_bound(backend: Memory) -> None:
-    """Eight threads set, read, update and delete, with a callback that uses the store; never more than the bound and
-    what is in flight, nothing raised, no deadlock, no update lost."""
+    """Eight threads set, read, update and delete, with a callback that uses the store; never more entries than the limit plus the
+    running writes, no error, no deadlock, no lost update.
+    """
     threads, bound = 8, 20
     most = 0
 
@@ -592,7 +593,7 @@ def test_threads_and_tasks_never_exceed_the_bound(backend: Memory) -> None:
     assert layer.failures == 0
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- refused options and stacks
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -608,13 +609,13 @@ def test_threads_and_tasks_never_exceed_the_bound(backend: Memory) -> None:
     ],
 )
 def test_options_without_a_meaning_are_refused(options: dict[str, Any], says: str) -> None:
-    """A bound that bounds nothing, or everything away, is an error where the stack is built."""
+    """A limit that limits nothing, or evicts everything, is an error when the stack is built."""
     with pytest.raises(ConfigError, match=says):
         build_stack(Memory(), [Bounding(**options)])
 
 
-def test_durable_data_is_deleted_only_on_demand() -> None:
-    """Over a durable backend it would delete what the user wanted kept: it takes `durable=True` to say so."""
+def test_durable_data_is_evicted_only_on_request() -> None:
+    """Over a durable backend it would delete data that the user wanted to keep: `durable=True` allows it."""
     with pytest.raises(ConfigError, match="durable=True"):
         build_stack(Surviving(), [Bounding(max_entries=1)])
     stack = build_stack(Surviving(), [Bounding(max_entries=1, durable=True)])
@@ -623,14 +624,14 @@ def test_durable_data_is_deleted_only_on_demand() -> None:
 
 @pytest.mark.parametrize("durable", [False, True])
 def test_persistence_inside_bounding_is_refused(durable: bool) -> None:
-    """Evicting from around it would delete from the authority; `durable=True` doesn't make sense of that."""
+    """Evicting in front of the durable tier would delete from it; `durable=True` doesn't change that."""
     layers = [Bounding(max_entries=1, durable=durable), Persistence(to=Memory())]
     with pytest.raises(ConfigError, match="persistence first"):
         build_stack(Memory(), layers)
 
 
 def test_one_memory_has_one_bound() -> None:
-    """Two stacks with bounds of their own over one Memory would contradict each other."""
+    """Two stacks with different limits over one Memory would contradict each other."""
     memory = Memory()
     Bounding(max_entries=1).build(memory)
     with pytest.raises(ConfigError, match="bounded"):
@@ -639,8 +640,8 @@ def test_one_memory_has_one_bound() -> None:
 
 # ---------------------------------------------------------------- costs
 @given(data=st.data(), ttl=st.sampled_from([None, 5]))
-def test_the_shortest_way_is_the_same_way(data: st.DataObject, ttl: int | None) -> None:
-    """One put takes a way of its own where nobody asks what goes: the same stays, in the same order."""
+def test_the_fast_way_gives_the_same_result(data: st.DataObject, ttl: int | None) -> None:
+    """A single put without callbacks uses a faster way: the same entries stay, in the same order."""
     clock, gone = FakeClock(), list[str]()
     short, long = Memory(), Memory()
     short.clock = long.clock = clock
@@ -671,13 +672,13 @@ def test_the_shortest_way_is_the_same_way(data: st.DataObject, ttl: int | None) 
 
 
 def ordered(memory: Memory) -> list[tuple[str, Any, float | None]]:
-    """What it keeps, the least recently used first, with the deadlines."""
+    """Its entries, the least recently used first, with deadlines."""
     kept: Any = memory._table
     return [(key, entry, kept.deadline(entry)) for key, entry in kept.entries.items()]
 
 
 def test_over_memory_there_is_no_second_index() -> None:
-    """A second index costs more than twice per set, 40 bytes per entry, and a race: the layer is passed straight by."""
+    """A second index would cost more than twice per set, 40 bytes per entry, and a race: so Memory evicts itself."""
     memory = Memory()
     stack = Bounding(max_entries=10).build(memory)
     assert stack.inline_read
@@ -687,7 +688,7 @@ def test_over_memory_there_is_no_second_index() -> None:
 
 
 def test_entries_that_were_there_before_are_bounded(clock: FakeClock) -> None:
-    """A Memory may be filled before a store is put on it."""
+    """A Memory may be filled before a store uses it."""
     memory = Memory()
     drive_inline(memory.write([Put(key, key) for key in "abc"]))
     evicted = Record()
@@ -699,7 +700,7 @@ def test_entries_that_were_there_before_are_bounded(clock: FakeClock) -> None:
 
 
 def test_a_closed_memory_refuses_and_begins_anew(clock: FakeClock) -> None:
-    """Closing is seen by the bounded read too; opened again it is empty, and bounded as before."""
+    """The bounded read notices a close too; opened again it is empty, and bounded as before."""
 
     async def main() -> None:
         stack = Bounding(max_entries=1).build(Memory())
@@ -721,7 +722,7 @@ TTLS = st.one_of(st.none(), st.integers(1, 12))
 
 
 class AgainstAModel(RuleBasedStateMachine):
-    """Whatever is done in whatever order, the store has what an OrderedDict with deadlines has."""
+    """After any operations in any order, the store has what an OrderedDict with deadlines has."""
 
     backend: type[Memory]
 
@@ -764,7 +765,7 @@ class AgainstAModel(RuleBasedStateMachine):
         self.model.move_to_end(key)
         return self.model[key][0]
 
-    # ------------------------------------------------------------ what is done
+    # ------------------------------------------------------------ operations
     @rule(key=KEYS, ttl=TTLS)
     def set(self, key: str, ttl: int | None) -> None:
         value = self.put([key], ttl)[key]
@@ -792,7 +793,7 @@ class AgainstAModel(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def update(self, key: str) -> None:
-        """It keeps every deadline, the entry's own and the layer's."""
+        """It keeps both deadlines, the entry's own and the layer's."""
         before = self.found(key)
         deadline = self.model[key][1] if before is not None else None
         value = self.put([key], None)[key]
@@ -804,7 +805,7 @@ class AgainstAModel(RuleBasedStateMachine):
     def wait(self, seconds: int) -> None:
         self.clock.advance(seconds)
 
-    # ------------------------------------------------------------ what holds
+    # ------------------------------------------------------------ invariants
     @invariant()
     def it_has_what_the_model_has(self) -> None:
         if not hasattr(self, "store"):

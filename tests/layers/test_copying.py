@@ -1,4 +1,4 @@
-"""The copying layer: nobody changes a store by changing a value, neither one that was set nor one that was read."""
+"""The copying layer: changing a value in place never changes the store, whether the value was set or read."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ register_type(Breaks, tag="tests.copying.Breaks", encode=_fail, decode=lambda st
 @pytest.mark.parametrize(
     "layers", [[Copying()], [Copying(), Bounding(max_entries=9)], [Copying(), Persistence(to=Memory())]]
 )
-def test_what_was_set_is_a_copy(layers: list[Layer]) -> None:
-    """The value that somebody goes on changing isn't the store's."""
+def test_a_value_is_copied_when_it_is_set(layers: list[Layer]) -> None:
+    """The caller may change the value after the set."""
     store = SyncStore(layers=layers)
     guest = Guest("Alice", ["new"])
     store.set_many({"guest": guest, "pair": (guest, {"deep": [guest]})})
@@ -51,7 +51,7 @@ def test_what_was_set_is_a_copy(layers: list[Layer]) -> None:
     assert store.get("pair") == (Guest("Alice", ["new"]), {"deep": [Guest("Alice", ["new"])]})
 
 
-def test_what_is_read_is_a_copy() -> None:
+def test_a_value_is_copied_when_it_is_read() -> None:
     """By each way of reading: alone, with others, in a transaction, by update."""
     store = SyncStore(layers=[Copying()])
     store.set("guest", Guest("Alice"))
@@ -67,7 +67,7 @@ def test_what_is_read_is_a_copy() -> None:
 
 
 def test_without_it_a_store_in_memory_shares() -> None:
-    """What the layer is for: this is what it changes."""
+    """This is what the layer changes."""
     store = SyncStore()
     names = ["Alice"]
     store.set("names", names)
@@ -75,7 +75,7 @@ def test_without_it_a_store_in_memory_shares() -> None:
     assert store.get("names") == ["Alice", "Bob"]
 
 
-def test_what_can_not_be_copied_is_refused_at_set() -> None:
+def test_a_value_that_can_not_be_copied_is_refused_at_set() -> None:
     """With the key, and nothing of the write is done."""
     store = SyncStore(layers=[Copying()])
     with pytest.raises(CodecError, match="key 'b'"):
@@ -83,8 +83,8 @@ def test_what_can_not_be_copied_is_refused_at_set() -> None:
     assert not store.has("a")
 
 
-def test_what_can_not_change_is_no_copy() -> None:
-    """Text, numbers and tuples of them are handed on as they are: that costs no memory."""
+def test_immutable_values_are_not_copied() -> None:
+    """Text, numbers and tuples of them are passed on unchanged, which needs no memory."""
     store = SyncStore(layers=[Copying()])
     value = ("x" * 1000, 2.5, (1, None))
     store.set("a", value)
@@ -92,13 +92,13 @@ def test_what_can_not_change_is_no_copy() -> None:
 
 
 def test_its_place_by_name() -> None:
-    """Outside of what keeps values, inside of what watches and refuses."""
+    """Outside of layers that store values, inside of layers that observe and refuse."""
     names = {"bounding", "copying", "readonly", "metrics"} - {"bounding"}
     assert str(Store(layers=names)) == "Store(Metrics() > Readonly() > Copying() > memory)"
 
 
 def test_a_read_is_inline_over_memory() -> None:
-    """It adds no suspension: sync callers are served in place."""
+    """It adds no suspension, so sync callers run it in their own thread."""
     built = Copying().build(Memory())
     assert (built.inline_read, built.inline_write, built.needs_loop) == (True, True, False)
     assert asyncio.run(built.read("absent")) is None

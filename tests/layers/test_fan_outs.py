@@ -1,4 +1,4 @@
-"""Fan-outs in traces: the items that matter have spans, however many there are, and the program's own spans hang below them."""
+"""Fan-outs in traces: the important items have spans, however many there are, and the program's own spans are below them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def capture() -> Iterator[SpanCapture]:
 
 
 class Clock:
-    """Stands still, but for what items say they took."""
+    """Stands still, except for the durations of items."""
 
     def __init__(self) -> None:
         self.now = 1_000_000_000
@@ -80,20 +80,20 @@ def below(capture: SpanCapture, parent: ReadableSpan) -> list[ReadableSpan]:
 
 
 def fan_out_of(capture: SpanCapture, node: str = "each_work") -> dict[str, Any]:
-    """What the fan-out's span says of its items."""
+    """The attributes of the fan-out's span about its items."""
     own = attributes(capture.one(f"node {node}"))
     return {name.partition("fan_out.")[2]: value for name, value in own.items() if ".fan_out." in name}
 
 
 def run_each(work: Callable[[int], Any], number: int, **options: Any) -> list[Any]:
-    """So many items through a node of this function, one at a time."""
+    """Items through a node of this function, one at a time."""
     node = pp.node(name="work", **options)(work)
     return asyncio.run(pp.Graph(pp.each(node, concurrency=1, errors="collect"), name="g").run(range(number)))
 
 
 # ---------------------------------------------------------------- which items
 def test_the_slowest_item_has_its_span_wherever_it_stands(capture: SpanCapture, clock: Clock) -> None:
-    """One item among 300 takes a second: its span says so, with the phase in which it was spent."""
+    """One item among 300 takes a second: it has a span, with the phase that took the time."""
 
     def work(n: int) -> None:
         clock.pass_by(1000 if n == 250 + 1 else 1)
@@ -111,7 +111,7 @@ def test_the_slowest_item_has_its_span_wherever_it_stands(capture: SpanCapture, 
 
 @pytest.mark.parametrize("rising", [True, False])
 def test_exactly_the_slowest_are_kept_whatever_their_order(capture: SpanCapture, clock: Clock, rising: bool) -> None:
-    """Where each item takes longer than all before, no more of them have spans than where each takes less."""
+    """If each item takes longer than all before, no more of them have spans than in the reverse order."""
     number = 1000
     run_each(lambda n: clock.pass_by(1 + (n if rising else number - n)), number)
     found = items_of(capture)
@@ -123,7 +123,7 @@ def test_exactly_the_slowest_are_kept_whatever_their_order(capture: SpanCapture,
 
 
 def test_up_to_a_hundred_items_all_have_spans(capture: SpanCapture) -> None:
-    """A small fan-out is shown whole; the sample of a large one has some of each part, and stays small."""
+    """All items of a small fan-out have spans; the sample of a large one has some of each part, and stays small."""
     run_each(lambda n: n, SAMPLE)
     assert [*items_of(capture)] == [*range(SAMPLE)]
     assert fan_out_of(capture)["suppressed"] == 0
@@ -134,7 +134,7 @@ def test_up_to_a_hundred_items_all_have_spans(capture: SpanCapture) -> None:
 
 
 def test_a_retried_item_has_its_span_and_its_failed_attempts(capture: SpanCapture) -> None:
-    """What helped in the end and what was wrong before are both to be seen, and nothing has failed."""
+    """Both the failed attempts and the successful one are shown, and the item has not failed."""
     tried: Counter[int] = Counter()
 
     def work(n: int) -> None:
@@ -155,7 +155,7 @@ def test_a_retried_item_has_its_span_and_its_failed_attempts(capture: SpanCaptur
 
 
 def test_failed_items_have_spans_and_their_exception_is_recorded_once(capture: SpanCapture) -> None:
-    """On the attempt that it left; the item's span has the status."""
+    """On the attempt in which it was raised; the item's span has the status."""
 
     def work(n: int) -> None:
         if n > SAMPLE and n % 50 == 1:
@@ -174,8 +174,8 @@ def test_failed_items_have_spans_and_their_exception_is_recorded_once(capture: S
     assert fan_out_of(capture)["failed"] == 4
 
 
-def test_however_many_fail_and_are_retried_there_is_a_limit(capture: SpanCapture) -> None:
-    """Of each kind a hundred besides the sample; the fan-out's span has the right numbers all the same."""
+def test_failed_and_retried_items_with_spans_are_limited(capture: SpanCapture) -> None:
+    """At most a hundred of each kind besides the sample; the fan-out's span has the right numbers all the same."""
     tried: Counter[int] = Counter()
 
     def work(n: int) -> None:
@@ -196,7 +196,7 @@ def test_however_many_fail_and_are_retried_there_is_a_limit(capture: SpanCapture
 
 
 def test_items_that_were_cancelled_are_no_failures(capture: SpanCapture) -> None:
-    """The first error cancels the rest: one has failed, and the numbers say so."""
+    """The first error cancels the rest: one item has failed, and the numbers say so."""
 
     async def work(n: int) -> None:
         if n == 140:
@@ -217,8 +217,8 @@ def test_items_that_were_cancelled_are_no_failures(capture: SpanCapture) -> None
 # ---------------------------------------------------------------- the user's spans
 @pytest.mark.parametrize("detail", ["node", "phase"])
 @pytest.mark.parametrize("threads", [True, False])
-def test_what_the_program_traces_itself_hangs_below_its_item(detail: tracing.Detail, threads: bool) -> None:
-    """Chosen or not: there is a span for each item in which there is one of the program's, and it is below that."""
+def test_the_programs_spans_are_below_their_item(detail: tracing.Detail, threads: bool) -> None:
+    """Sampled or not: each item with a span of the program has its own span, and the program's is below it."""
     with SpanCapture(detail=detail) as capture:
         tracer = capture.tracer_provider.get_tracer("user")
 
@@ -243,8 +243,8 @@ def test_what_the_program_traces_itself_hangs_below_its_item(detail: tracing.Det
     assert capture.open == 0
 
 
-def test_what_the_program_says_on_an_item_is_on_its_span(capture: SpanCapture) -> None:
-    """The current span is the item's, in phases without a span as well: attributes, events, status, name and id."""
+def test_changes_of_the_current_span_go_to_the_item(capture: SpanCapture) -> None:
+    """The current span is the item's, also in phases without a span: attributes, events, status, name and id."""
 
     def work(n: int) -> None:
         if n == AFTER:
@@ -264,8 +264,8 @@ def test_what_the_program_says_on_an_item_is_on_its_span(capture: SpanCapture) -
     assert item.status.description == "bad"
 
 
-def test_what_outlives_an_item_hangs_below_the_fan_out(capture: SpanCapture) -> None:
-    """A task that an item has left behind traces later, when the item has no span: there is no orphan."""
+def test_a_span_of_a_task_that_outlives_its_item_is_below_the_fan_out(capture: SpanCapture) -> None:
+    """If a task that an item has left behind makes a span later, when the item has no span, its parent exists all the same."""
     tracer = capture.tracer_provider.get_tracer("user")
     left: list[asyncio.Task[None]] = []
 
@@ -291,8 +291,8 @@ def test_what_outlives_an_item_hangs_below_the_fan_out(capture: SpanCapture) -> 
     assert capture.open == 0
 
 
-def test_our_own_figures_are_no_reason_for_a_span(capture: SpanCapture) -> None:
-    """An exemplar asks for the current span. With exemplars on, no more items have spans than without."""
+def test_metrics_alone_cause_no_span(capture: SpanCapture) -> None:
+    """An exemplar asks for the current span. With exemplars, no more items have spans than without."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], exemplar_filter=TraceBasedExemplarFilter(), shutdown_on_exit=False)
     former = metrics.configure(meter_provider=provider)
@@ -307,8 +307,8 @@ def test_our_own_figures_are_no_reason_for_a_span(capture: SpanCapture) -> None:
     assert len(items_of(capture)) <= 100 + 15 + SLOWEST
 
 
-def test_our_own_log_lines_are_no_reason_for_a_span(capture: SpanCapture, caplog: pytest.LogCaptureFixture) -> None:
-    """The layer `logging` says ids with each operation: in an item without a span the fan-out's, which is to be found."""
+def test_log_events_alone_cause_no_span(capture: SpanCapture, caplog: pytest.LogCaptureFixture) -> None:
+    """The layer `logging` logs ids with each operation: in an item without a span those of the fan-out's span, which exists."""
 
     @pp.node.post
     def work(store: pp.SyncWriter, n: int) -> int:
@@ -325,7 +325,7 @@ def test_our_own_log_lines_are_no_reason_for_a_span(capture: SpanCapture, caplog
 
 
 def test_an_item_that_is_a_graph_shows_its_inside_only_in_the_sample(capture: SpanCapture) -> None:
-    """Elsewhere the program's own spans hang right below the item, and retries inside are counted all the same."""
+    """In other items the program's own spans are directly below the item, and retries inside are counted all the same."""
     tracer = capture.tracer_provider.get_tracer("user")
     tried: Counter[int] = Counter()
 
@@ -343,12 +343,12 @@ def test_an_item_that_is_a_graph_shows_its_inside_only_in_the_sample(capture: Sp
     item = items_of(capture, "inner")[AFTER]
     assert [span.name for span in below(capture, item)] == ["own", "own"]
     assert attributes(capture.one("run g"))["pocket_plug.run.retries"] == 1
-    assert len([span for span in capture.spans if span.name == "run inner"]) == 105  # the sample's
+    assert len([span for span in capture.spans if span.name == "run inner"]) == 105  # those of the sample
     assert capture.open == 0
 
 
-def test_a_fan_out_within_an_item_without_a_span_is_not_looked_into(capture: SpanCapture) -> None:
-    """Its items are no items of the outer one."""
+def test_a_fan_out_within_an_item_without_a_span_is_not_counted(capture: SpanCapture) -> None:
+    """Its items are not counted as items of the outer one."""
     graph = pp.Graph(pp.each(pp.each(pp.node(lambda n: n), concurrency=1), concurrency=1), name="g")
     asyncio.run(graph.run([[1, 2]] * 300))
     outer, *inner = [span for span in capture.spans if attributes(span).get("pocket_plug.node.type") == "fan_out"]
@@ -357,15 +357,15 @@ def test_a_fan_out_within_an_item_without_a_span_is_not_looked_into(capture: Spa
     assert capture.open == 0
 
 
-def test_items_that_are_not_to_be_traced_are_not_spoken_of(capture: SpanCapture) -> None:
-    """With `trace=False` there are neither spans nor figures of them."""
+def test_untraced_items_have_no_figures(capture: SpanCapture) -> None:
+    """With `trace=False` they have neither spans nor figures."""
     run_each(lambda n: n, 150, trace=False)
     assert items_of(capture) == {}
     assert fan_out_of(capture) == {}
 
 
 def test_a_sampler_that_raises_harms_no_item() -> None:
-    """It is asked once more when an item's span is needed; the run goes on without it."""
+    """It is called once more when an item's span is needed; the run continues without it."""
 
     class Fails(Sampler):
         def should_sample(
@@ -392,7 +392,7 @@ def test_a_sampler_that_raises_harms_no_item() -> None:
 # ---------------------------------------------------------------- figures
 @given(st.lists(st.integers(min_value=1, max_value=10**13), min_size=1, max_size=300))
 def test_quantiles_are_near_and_the_ends_exact(values: list[int]) -> None:
-    """Within 1.1 % of one of the values that they stand between."""
+    """Within 1.1 % of one of the neighbouring values."""
     durations = Durations()
     for value in values:
         durations.add(value)
@@ -404,7 +404,7 @@ def test_quantiles_are_near_and_the_ends_exact(values: list[int]) -> None:
 
 
 def test_figures_of_a_fan_out_are_those_of_all_items(capture: SpanCapture, clock: Clock) -> None:
-    """Of those without a span as well."""
+    """Those of items without a span too."""
     run_each(lambda n: clock.pass_by(n + 1), 1000)
     said = fan_out_of(capture)
     assert (said["duration.min"], said["duration.max"]) == (0.001, 1.0)
@@ -413,14 +413,14 @@ def test_figures_of_a_fan_out_are_those_of_all_items(capture: SpanCapture, clock
 
 
 def test_a_fan_out_without_items_says_so(capture: SpanCapture) -> None:
-    """No item, no durations."""
+    """No items, no durations."""
     run_each(lambda n: n, 0)
     assert fan_out_of(capture) == {"items": 0, "failed": 0, "retried": 0, "suppressed": 0}
 
 
 # ---------------------------------------------------------------- late spans
-def test_who_asks_while_a_late_span_begins_is_told_of_the_one_around() -> None:
-    """A processor that looks at the current span as one begins doesn't make it begin once more."""
+def test_while_a_late_span_starts_the_current_span_is_its_parent() -> None:
+    """A processor that reads the current span while one starts doesn't start it again."""
     began: list[int] = []
 
     def begin() -> trace.Span:

@@ -1,4 +1,4 @@
-"""The fault layer: it does one harm, to the operations that its rule names, the same ones each time."""
+"""The fault layer: it does one harm, to the operations of its rule, and to the same ones each time."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from pocket_plug.testing.layer_contract import LayerContract
 
 
 async def no_time(seconds: float) -> None:
-    """Waits for nothing."""
+    """Returns at once."""
 
 
 class TestFault(LayerContract):
-    """Where its rule names no operation it is no obstacle."""
+    """A rule without operations does nothing."""
 
     def recipe(self) -> Layer:
         return Fault(keys="no such key", does="delay", delay=1)
 
 
 class TestFaultThatDelays(LayerContract):
-    """Nor is it where all it does is to wait."""
+    """A rule that only delays passes the contract."""
 
     def recipe(self) -> Layer:
         return Fault(does="delay", delay=1, pause=no_time)
 
 
 def outcomes(use: Callable[[int], object], times: int) -> str:
-    """A letter for each time: "x" where it raised StoreError, else "."."""
+    """A letter for each call: "x" if it raised StoreError, else "."."""
     said = ""
     for n in range(times):
         try:
@@ -65,8 +65,8 @@ USES: dict[str, Callable[[SyncStore], object]] = {
     ],
 )
 @pytest.mark.parametrize("use", USES)
-def test_an_operation_is_hit_where_the_rule_names_it(on: Any, hit: set[str], use: str) -> None:
-    """Nothing was done then, and the error says that it is on purpose."""
+def test_operations_of_the_rule_fail(on: Any, hit: set[str], use: str) -> None:
+    """The operation isn't done, and the error says that it is on purpose."""
     backend = Memory()
     asyncio.run(backend.write([Put("order:1", 1), Put("guest", 1)]))
     store = SyncStore(backend, layers=[Fault(on=on, keys="order:*")])
@@ -75,21 +75,21 @@ def test_an_operation_is_hit_where_the_rule_names_it(on: Any, hit: set[str], use
             USES[use](store)
     else:
         USES[use](store)
-    assert store.get("guest") == 1  # another key is left alone
+    assert store.get("guest") == 1  # other keys are not affected
     found = asyncio.run(backend.read("order:1"))
     assert (found is not None and found.value == 1) is (use in hit or use not in ("write", "delete"))
 
 
 def test_counts() -> None:
-    """The first `skip` pass, then `times` are hit; both are counted."""
+    """The first `skip` calls pass, then `times` calls fail; both are counted."""
     store = SyncStore(layers=[Fault(on="write", skip=2, times=3)])
     assert outcomes(lambda n: store.set("a", n), 8) == "..xxx..."
     [fault] = [part for part in _parts(store) if isinstance(part, Fault)]
     assert (fault.matched, fault.hit) == (8, 3)
 
 
-def test_by_chance_the_same_ones_each_time() -> None:
-    """A seed is a rule: two stacks of one recipe are hit at the same operations; another seed hits others."""
+def test_chance_is_repeatable() -> None:
+    """With one seed, two stacks of one recipe fail at the same operations; another seed gives others."""
     said = []
     recipe = Fault(probability=0.3, seed=7)
     for layer in (recipe, recipe, Fault(probability=0.3, seed=8)):
@@ -100,15 +100,15 @@ def test_by_chance_the_same_ones_each_time() -> None:
 
 
 def test_an_answer_is_lost() -> None:
-    """The write has landed, all of it."""
+    """The write is done completely."""
     store = SyncStore(layers=[Fault(does="lose", times=1)])
     with pytest.raises(AnswerLostError, match="'a', 'b' was stored, and its answer is lost, on purpose"):
         store.set_many({"a": 1, "b": 2})
     assert store.get_many(["a", "b"]) == {"a": 1, "b": 2}
 
 
-def test_a_conflict_is_said_of_what_has_landed() -> None:
-    """With the keys, as a write that was sent twice would."""
+def test_a_conflict_is_raised_for_a_write_that_was_done() -> None:
+    """With the keys, as for a write that was sent twice."""
     backend = Memory()
     layer = Fault(does="conflict", times=1).build(backend)
 
@@ -125,7 +125,7 @@ def test_a_conflict_is_said_of_what_has_landed() -> None:
     ("does", "error"), [("fail", StoreError), ("lose", AnswerLostError), ("conflict", ConflictError)]
 )
 def test_a_real_conflict_is_not_changed(does: Any, error: type[StoreError]) -> None:
-    """Where the inner one refuses the write, that is what is said; only "fail" comes before."""
+    """If the inner layer refuses the write, its error is raised; only "fail" comes before."""
     layer = Fault(does=does, on="write").build(Memory())
 
     async def main() -> None:
@@ -137,7 +137,7 @@ def test_a_real_conflict_is_not_changed(does: Any, error: type[StoreError]) -> N
 
 
 def test_it_delays_on_the_loops_time() -> None:
-    """A task sleeps; so a test in virtual time waits for nothing."""
+    """A task sleeps; so a test in virtual time doesn't wait."""
     clock = FakeClock()
 
     async def main() -> None:
@@ -151,7 +151,7 @@ def test_it_delays_on_the_loops_time() -> None:
 
 
 def test_it_delays_by_an_injected_clock() -> None:
-    """In a plain thread too: with a pause that moves a clock no time passes. Any harm may come late."""
+    """In a plain thread too: with a pause that moves a clock no time passes. Any harm may be delayed."""
     clock = FakeClock()
 
     async def advance(seconds: float) -> None:
@@ -166,7 +166,7 @@ def test_it_delays_by_an_injected_clock() -> None:
 
 
 def test_several_rules_are_several_layers() -> None:
-    """Each with its label, in one stack, also as configuration has them."""
+    """Each with its label, in one stack, also from a configuration."""
     pocket = Pocket()
     rules = [
         {"use": "fault", "label": "reads", "on": "read", "skip": 1, "times": 1},
@@ -190,14 +190,14 @@ def test_several_rules_are_several_layers() -> None:
         ({"delay": "soon"}, "fault: delay can't be 'soon'"),
     ],
 )
-def test_a_rule_that_can_not_hit_is_refused(options: dict[str, Any], message: str) -> None:
+def test_a_rule_that_never_applies_is_refused(options: dict[str, Any], message: str) -> None:
     """When the stack is built."""
     with pytest.raises(ConfigError, match=message):
         SyncStore(layers=[Fault(**options)])
 
 
 def test_its_place_by_name() -> None:
-    """Where the backend is that it makes unreliable: inside of other plugins' layers."""
+    """Directly around the backend that it makes unreliable: inside of other plugins' layers."""
     assert str(Store(layers={"fault", "migrate", "compress"})) == "Store(Migrate() > Compress() > Fault() > memory)"
 
 

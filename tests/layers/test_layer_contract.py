@@ -1,4 +1,4 @@
-"""The contract that layers inherit: our own keep it, an idle one does, and broken ones are caught."""
+"""The contract for layers: the built-in ones pass it, an idle one does, and broken ones are detected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Idle(Layer):
 
 
 class Passing(Layer):
-    """Overrides all, and hands all on."""
+    """Overrides everything, and passes everything on."""
 
     async def read(self, key: str):
         return await self.inner.read(key)
@@ -59,7 +59,7 @@ class TestPersistenceAroundACache(LayerContract):
     def recipe(self) -> Layer:
         return Persistence(to=Memory())
 
-    # what the near tier raises in a write can't undo what the durable one has done: tested in test_persistence
+    # an error of the near tier in a write can't undo the durable one's write: tested in test_persistence
     test_errors_of_the_inner_one_pass_unchanged = None
     # both stacks of one recipe have one durable tier, on purpose
     test_two_stacks_of_one_recipe_share_nothing = None
@@ -80,7 +80,7 @@ class TestPersistenceTo(LayerContract):
 
 
 class TestPersistenceOverBounding(LayerContract):
-    """A cache of three entries in front: the rest comes from the durable tier."""
+    """A cache of three entries in front: other entries come from the durable tier."""
 
     def recipe(self) -> Layer:
         return Persistence(to=self.make_inner())
@@ -93,9 +93,9 @@ class TestPersistenceOverBounding(LayerContract):
     test_two_stacks_of_one_recipe_share_nothing = None
 
 
-# ---------------------------------------------------------------- what the contract is there to catch
+# ---------------------------------------------------------------- faults that the contract detects
 class Swallows(Layer):
-    """Takes a failing backend for an empty one."""
+    """Treats a failing backend as an empty one."""
 
     async def read(self, key: str):
         try:
@@ -105,7 +105,7 @@ class Swallows(Layer):
 
 
 class Retries(Layer):
-    """Turns a conflict into an error of its own."""
+    """Turns a conflict into another error."""
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         try:
@@ -115,14 +115,14 @@ class Retries(Layer):
 
 
 class Shares(Layer):
-    """Keeps what it saw on the recipe."""
+    """Stores what it saw on the recipe."""
 
     def on_build(self) -> None:
         self.seen = SEEN
 
 
 class Halves(Layer):
-    """Changes what `read` gives, and not what `read_many` gives."""
+    """Changes the result of `read`, but not of `read_many`."""
 
     async def read(self, key: str):
         entry = await self.inner.read(key)
@@ -142,8 +142,10 @@ FAULTS: list[tuple[type[Layer], Callable[..., None], tuple[object, ...]]] = [
 
 
 @pytest.mark.parametrize(("layer", "test", "arguments"), FAULTS, ids=[layer.__name__ for layer, *_ in FAULTS])
-def test_a_faulty_layer_is_found(layer: type[Layer], test: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    """Each of the contract's own promises fails for a layer that breaks it."""
+def test_a_faulty_layer_is_detected(
+    layer: type[Layer], test: Callable[..., None], arguments: tuple[object, ...]
+) -> None:
+    """Each guarantee of the contract fails for a layer that breaks it."""
     contract = LayerContract()
     contract.make_inner = FaultyMemory
     contract.recipe = layer

@@ -1,4 +1,4 @@
-"""Logging: events with ids and templates, never keys or values, and silence where nobody asked for any."""
+"""Logging: events with ids and templates, never with keys or values, and none unless a program asks for them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GUEST = pp.Key("guest:{}", str)
 
 @pytest.fixture
 def logs() -> Iterator[LogCapture]:
-    """What the program's structlog gets, at every level."""
+    """The events of the program's structlog, at every level."""
     capture = LogCapture()
     configured(capture, "debug")
     yield capture
@@ -72,7 +72,7 @@ def test_store_operations_are_logged_by_template(logs: LogCapture) -> None:
 
 
 def test_a_failing_backend_is_logged_with_its_type_and_still_raised(logs: LogCapture) -> None:
-    """The layer adds a line and changes nothing."""
+    """The layer logs a line and changes nothing."""
 
     class Broken(pp.Memory):
         async def read(self, key: str) -> pp.Entry | None:
@@ -84,8 +84,8 @@ def test_a_failing_backend_is_logged_with_its_type_and_still_raised(logs: LogCap
     assert "secret" not in repr(logs.entries)
 
 
-def test_a_filtered_level_says_nothing_and_a_changed_one_counts_from_the_next_look(logs: LogCapture) -> None:
-    """Looked at when a stack is built or opened, and as a logged run starts."""
+def test_a_filtered_level_logs_nothing_and_a_changed_level_applies_later(logs: LogCapture) -> None:
+    """The level is read when a stack is built or opened, and when a logged run starts."""
     configured(logs, "info")
     store = Store(layers=[Logging()])
 
@@ -101,7 +101,7 @@ def test_a_filtered_level_says_nothing_and_a_changed_one_counts_from_the_next_lo
 
 
 def test_a_processor_that_raises_does_not_fail_the_store(caplog: pytest.LogCaptureFixture, logs: LogCapture) -> None:
-    """It is said once."""
+    """This is logged once."""
 
     def broken(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
         raise RuntimeError("processor")
@@ -122,7 +122,8 @@ def test_a_run_whose_beginning_cannot_be_logged_goes_on(caplog: pytest.LogCaptur
 
     structlog.configure(processors=[broken])
     graph = pp.Graph(pp.node(lambda number: number, name="same"), name="shop")
-    assert graph.run_sync(1) == 1
+    pocket = pp.Pocket(autoload=False)  # of its own, since a Pocket logs only the first error of each plugin
+    assert graph.run_sync(1, pocket=pocket) == 1
     gc.collect()
     assert not open_runs._open
     assert "failed at pocket_observe (enter): ValueError" in caplog.text
@@ -142,14 +143,14 @@ def test_a_run_that_was_interrupted_before_its_end_was_noted_is_forgotten(monkey
     assert not open_runs._open
 
 
-def test_a_level_that_does_not_exist_is_refused() -> None:
-    """With what is allowed."""
+def test_an_unknown_level_is_refused() -> None:
+    """The error says what is allowed."""
     with pytest.raises(ConfigError, match=r"level 'warn' is none of debug, info, warning.* Did you mean 'warning'"):
         SyncStore(layers=[Logging(level="warn")])
 
 
 def test_runs_and_nodes_are_logged_with_their_ids(logs: LogCapture) -> None:
-    """Started, finished, retries, and what the user logs inside carries run, graph and node."""
+    """Started, finished, retries; and the user's events inside have run, graph and node."""
     tries = iter([OSError("secret"), None])
     own = structlog.get_logger()
 
@@ -202,7 +203,7 @@ def test_a_run_that_waits_is_suspended_and_then_resumed(logs: LogCapture, tmp_pa
     ]
 
 
-def test_what_follows_a_nested_run_is_logged_as_of_the_outer_one(logs: LogCapture) -> None:
+def test_events_after_a_nested_run_have_the_outer_runs_ids(logs: LogCapture) -> None:
     """The inner run's id and graph end with it."""
     own = structlog.get_logger()
 
@@ -221,8 +222,8 @@ def test_what_follows_a_nested_run_is_logged_as_of_the_outer_one(logs: LogCaptur
     assert own_events == [("info", "inside", "inner", "inside"), ("info", "after", "outer", "after")]
 
 
-def test_an_error_that_escapes_is_logged_once_by_the_node_where_it_did(logs: LogCapture) -> None:
-    """Not again by the graph and the fan-out around it; the run's end is a warning that says how."""
+def test_an_error_is_logged_once_by_the_node_that_raised_it(logs: LogCapture) -> None:
+    """Not again by the graph and the fan-out around it; the run's end is a warning with the outcome."""
 
     @pp.node
     async def fail(n: int) -> int:
@@ -237,12 +238,12 @@ def test_an_error_that_escapes_is_logged_once_by_the_node_where_it_did(logs: Log
         ("warning", "pocket_plug.run.finished", "outer", None, "failure", "ValueError"),
     ]
     assert logs.entries[2]["stack"].splitlines()[-1] == "ValueError"
-    assert ", in test_an_error_that_escapes" in logs.entries[2]["stack"]
+    assert ", in test_an_error_is_logged_once" in logs.entries[2]["stack"]
     assert "no funds" not in repr(logs.entries)
 
 
-def test_an_exception_is_logged_whole_only_on_request(logs: LogCapture) -> None:
-    """exceptions=True: as exc_info, with its message; it may hold what nobody should read in a log."""
+def test_an_exception_is_logged_with_its_message_only_on_request(logs: LogCapture) -> None:
+    """exceptions=True: as exc_info, with its message, which may contain secrets."""
 
     @pp.node
     async def fail(n: int) -> int:
@@ -259,8 +260,8 @@ def test_an_exception_is_logged_whole_only_on_request(logs: LogCapture) -> None:
     assert "stack" not in escaped
 
 
-def test_a_route_that_is_missing_has_an_event_of_its_own(logs: LogCapture) -> None:
-    """An error, once, in place of the exception's; what the node left by may be anything, and isn't said."""
+def test_a_missing_edge_has_an_event_of_its_own(logs: LogCapture) -> None:
+    """An error, once, in place of the exception's; the action's name may be anything, and isn't logged."""
 
     @pp.node.post
     def leave(store: pp.SyncWriter, n: int) -> pp.Next[int]:
@@ -276,7 +277,7 @@ def test_a_route_that_is_missing_has_an_event_of_its_own(logs: LogCapture) -> No
 
 
 def test_a_plugin_that_fails_is_logged_once(logs: LogCapture, caplog: pytest.LogCaptureFixture) -> None:
-    """With its name, the part that failed and the type of what it raised."""
+    """With its name, the part that failed and the exception's type."""
 
     class Broken:
         @pp.hookimpl
@@ -296,8 +297,8 @@ def test_a_plugin_that_fails_is_logged_once(logs: LogCapture, caplog: pytest.Log
     assert [record.name for record in caplog.records] == ["pocket_plug"]
 
 
-def test_evictions_are_told_at_debug_by_reason(logs: LogCapture) -> None:
-    """How many, after the write that made them necessary; never which."""
+def test_evictions_are_logged_at_debug_by_reason(logs: LogCapture) -> None:
+    """Their number, after the write that caused them; never the keys."""
     store = SyncStore(layers=[Logging(), Bounding(max_entries=2)])
     for number in range(4):
         store.set(f"secret-{number}", number)
@@ -309,7 +310,7 @@ def test_evictions_are_told_at_debug_by_reason(logs: LogCapture) -> None:
     assert "secret" not in repr(logs.entries)
 
 
-def test_what_stands_twice_is_told_apart_by_its_label(logs: LogCapture) -> None:
+def test_two_layers_of_a_stack_are_distinguished_by_label(logs: LogCapture) -> None:
     """Each event has the label of the layer that logs it, if it has one."""
     SyncStore(layers=[Logging(label="outer"), Bounding(max_entries=1), Logging(label="inner")]).set("a", 1)
     assert [entry["label"] for entry in logs.entries] == ["inner", "outer"]
@@ -318,7 +319,7 @@ def test_what_stands_twice_is_told_apart_by_its_label(logs: LogCapture) -> None:
 
 
 class Forgetful(Layer):
-    """A third party's layer that evicts, as bounding does: all that pocket_plug knows of it is the protocol `Keeper`."""
+    """Another plugin's layer that evicts, as bounding does: pocket_plug knows only the protocol `Keeper` of it."""
 
     def on_build(self) -> None:
         self.entries = 0
@@ -329,14 +330,14 @@ class Forgetful(Layer):
         return await self.inner.write(changes, expect)
 
 
-def test_evictions_of_any_layer_are_told(logs: LogCapture) -> None:
-    """It need not be bounding, of which logging knows nothing."""
+def test_evictions_of_any_layer_are_logged(logs: LogCapture) -> None:
+    """Logging doesn't depend on bounding."""
     SyncStore(layers=[Logging(), Forgetful()]).set("a", 1)
     assert ("debug", "pocket_plug.store.evicted", "size", 1) in shown(logs, "reason", "entries")
 
 
 def test_fallbacks_and_timeouts_are_warnings(logs: LogCapture) -> None:
-    """They are what somebody on call looks for."""
+    """An operator looks for them."""
 
     class Slow(pp.Node[int, int], timeout=0.01):
         async def exec(self, n: int, /) -> int:
@@ -352,7 +353,7 @@ def test_fallbacks_and_timeouts_are_warnings(logs: LogCapture) -> None:
 
 
 def test_nothing_is_printed_unless_structlog_is_configured_or_it_is_asked_for() -> None:
-    """A library keeps quiet; `events=True` lets structlog's own defaults print."""
+    """A library prints nothing by default; `events=True` lets structlog's own defaults print."""
     code = """
 import asyncio, pocket_plug as pp
 from pocket_plug.layers import logging
@@ -419,8 +420,8 @@ except ValueError:
     assert not [line for line in said if "secret" in line]
 
 
-def test_whoever_lets_no_event_through_is_not_watched() -> None:
-    """Which level counts is decided as the run starts: at "critical" there is nothing of ours, so a run costs what it cost."""
+def test_a_run_without_enabled_events_is_not_observed() -> None:
+    """The level is read when the run starts: at "critical" the run has no observer, and costs nothing more."""
     said = by_logging("""
 from pocket_plug.hookspecs import Run
 from pocket_plug.layers.logging import LoggingPlugin
@@ -432,7 +433,7 @@ for level in ("ERROR", "CRITICAL"):
 
 
 def test_a_program_that_configures_structlog_sees_events_there_only() -> None:
-    """Also if structlog writes by logging: nothing is said twice."""
+    """Also if structlog writes by logging: no event is logged twice."""
     said = by_logging("""
 import structlog
 print("---")
@@ -448,7 +449,7 @@ graph.run_sync(1)
 
 
 def test_on_a_record_of_logging_fields_have_the_names_of_attributes(caplog: pytest.LogCaptureFixture) -> None:
-    """Those of the conventions and prefixed ones, so that a handler which exports records exports them well."""
+    """Those of the conventions and prefixed ones, so that a handler which exports records gives them the right names."""
 
     @pp.node
     async def fail(n: int) -> int:
@@ -465,7 +466,7 @@ def test_on_a_record_of_logging_fields_have_the_names_of_attributes(caplog: pyte
 
 
 def test_events_can_be_switched_off(logs: LogCapture) -> None:
-    """Configured structlog or not."""
+    """Whether structlog is configured or not."""
     former = pocket_logging.configure(events=False)
     try:
         assert pocket_logging.LoggingPlugin().pocket_observe(Run("r", "g")) is None
@@ -482,7 +483,7 @@ def test_the_processor_adds_the_ids_of_the_current_span() -> None:
 
 
 def test_logged_operations_carry_the_ids_of_their_span(logs: LogCapture) -> None:
-    """tracing > logging: a line leads to its trace."""
+    """tracing > logging: a log line leads to its trace."""
     tracer_store = Store(layers=[Tracing(), Logging()])
     with SpanCapture() as capture, capture.tracer_provider.get_tracer("t").start_as_current_span("s"):
         asyncio.run(tracer_store.get("k"))
@@ -492,6 +493,6 @@ def test_logged_operations_carry_the_ids_of_their_span(logs: LogCapture) -> None
 
 
 def test_options_are_checked() -> None:
-    """What isn't an option is refused, with what is allowed."""
+    """An invalid option is refused; the error says what is allowed."""
     with pytest.raises(ConfigError, match=r"no option 'event'.* Did you mean 'events'"):
         pocket_logging.configure(event=True)  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""Metrics: exact counts at next to no cost on the hot path, and no key, value or id in them."""
+"""Metrics: exact counts at almost no cost, and no key, value or id in them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Point = tuple[frozenset[tuple[str, Any]], Any]
 
 
 class Published:
-    """What a collection of metrics right now would publish."""
+    """The metrics that a collection would publish now."""
 
     def __init__(self) -> None:
         self.reader = InMemoryMetricReader()
@@ -53,7 +53,7 @@ class Published:
 
 @pytest.fixture
 def published() -> Iterator[Published]:
-    gc.collect()  # stores of other tests that are still there would be published too
+    gc.collect()  # other tests' stores that still exist would be published too
     found = Published()
     for names in (counting.graphs, counting.nodes, counting.actions, counting.errors, counting.namespaces):
         names.clear()
@@ -69,7 +69,7 @@ def attributes(**extra: Any) -> frozenset[tuple[str, Any]]:
 
 
 def test_lookups_writes_deletes_and_conflicts_are_counted(published: Published) -> None:
-    """Single operations, batches and transactions alike, since all pass the layer."""
+    """Single operations, batches and transactions alike, since all use the layer."""
 
     async def main() -> None:
         store = Store(layers=[Metrics()])
@@ -96,11 +96,11 @@ def test_lookups_writes_deletes_and_conflicts_are_counted(published: Published) 
     }
     assert published.values("pocket_plug.store.conflicts") == {attributes(): 1}
     assert published.values("pocket_plug.store.errors") == {}
-    assert published.points("db.client.operation.duration") == []  # memory: nothing to time
+    assert published.points("db.client.operation.duration") == []  # memory: nothing is timed
 
 
 def test_counts_of_threads_are_exact(published: Published) -> None:
-    """No count is lost, though nothing is locked."""
+    """No count is lost, though there is no lock."""
     store = SyncStore(layers=[Metrics()])
     store.set("k", 1)
 
@@ -114,11 +114,13 @@ def test_counts_of_threads_are_exact(published: Published) -> None:
     for thread in threads:
         thread.join()
     assert published.values("pocket_plug.store.lookups")[attributes(hit=True)] == 16_000
-    assert published.values("pocket_plug.store.lookups")[attributes(hit=True)] == 16_000  # looking adds nothing
+    assert (
+        published.values("pocket_plug.store.lookups")[attributes(hit=True)] == 16_000
+    )  # reading the metrics adds nothing
 
 
 def test_stores_of_a_namespace_are_counted_together_and_outlive_themselves(published: Published) -> None:
-    """One set of instruments per provider; a store that is gone takes nothing away from a counter."""
+    """One set of instruments per provider; counters don't decrease when a store is gone."""
     for _ in range(2):
         SyncStore(layers=[Metrics(namespace="cache")]).set("k", 1)
     SyncStore(layers=[Metrics()]).set("k", 1)
@@ -146,7 +148,7 @@ class Disk(Backend):
 
 
 def test_operations_that_suspend_are_timed(published: Published) -> None:
-    """Disk and network operations are in the histogram, with the semantic conventions' names."""
+    """Disk and network operations are in the histogram, with the names of the semantic conventions."""
 
     async def main() -> None:
         backend = Disk()
@@ -168,7 +170,7 @@ def test_operations_that_suspend_are_timed(published: Published) -> None:
 
 
 def test_operations_on_a_file_are_timed_though_they_do_not_suspend(published: Published, tmp_path: Path) -> None:
-    """A disk is a disk. With persistence before it, most reads are of memory, and none is timed."""
+    """A file is on disk. With persistence in front of it, most reads are from memory, and none is timed."""
     url = f"sqlite:///{tmp_path / 'state.db'}"
     with SyncStore(url, layers=[Metrics()]) as store:
         store.set("k", 1)
@@ -182,7 +184,7 @@ def test_operations_on_a_file_are_timed_though_they_do_not_suspend(published: Pu
 
 
 def test_operations_in_memory_are_timed_on_request(published: Published) -> None:
-    """`durations=True` times all, and counts them as before."""
+    """`durations=True` times all operations, and counts them as before."""
     store = SyncStore(layers=[Metrics(durations=True)])
     store.set("k", 1)
     store.get("k")
@@ -194,7 +196,7 @@ def test_operations_in_memory_are_timed_on_request(published: Published) -> None
 
 
 def test_conflicts_of_commits_are_counted(published: Published) -> None:
-    """For the node that met them."""
+    """For the node that had them."""
     tries: list[int] = []
 
     class Add(pp.Node[int, int]):
@@ -220,7 +222,7 @@ def test_conflicts_of_commits_are_counted(published: Published) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # a fork beside threads of other tests
 def test_a_forked_child_begins_at_zero(published: Published) -> None:
-    """What it inherited, its parent reports."""
+    """The parent reports what the child has inherited."""
     store = Store(layers=[Metrics()])
     store.sync.set("k", 1)
     reading, writing = os.pipe()
@@ -240,7 +242,7 @@ def test_a_forked_child_begins_at_zero(published: Published) -> None:
 
 
 def test_runs_and_nodes_are_measured(published: Published) -> None:
-    """Durations with outcome and action, retries, active runs; actions that no edge knows are `_OTHER`."""
+    """Durations with outcome and action, retries, active runs; actions without an edge are `_OTHER`."""
     tries = iter([OSError("flaky"), None])
 
     @pp.node(retry=pp.Retry(attempts=2))
@@ -274,7 +276,7 @@ def test_runs_and_nodes_are_measured(published: Published) -> None:
 
 
 def test_an_action_is_a_label_if_an_edge_has_it(published: Published) -> None:
-    """What a model makes up never becomes one, in a nested graph neither: the run refuses it."""
+    """An action that a model invents never becomes a label, in a nested graph neither: the run refuses it."""
     said = iter(["act", "made up", "leave", "made up too"])
 
     @pp.node
@@ -297,8 +299,8 @@ def test_an_action_is_a_label_if_an_edge_has_it(published: Published) -> None:
     assert actions == {"act", "leave", "default", None}
 
 
-def test_names_without_end_become_one(published: Published) -> None:
-    """A graph, a node or an exception class made anew each time, with an id in its name, can't fill up a backend."""
+def test_too_many_names_become_one(published: Published) -> None:
+    """Names of graphs, nodes or exception classes that contain an id can't fill a metrics backend."""
 
     def failing(number: int) -> pp.Graph[int, int]:
         @pp.node(name=f"node {number}")
@@ -317,8 +319,8 @@ def test_names_without_end_become_one(published: Published) -> None:
         assert len(values) <= most + 1
 
 
-def test_what_stands_twice_is_counted_apart(published: Published) -> None:
-    """Around a cache and behind it, say: each layer counts by its label, and none twice."""
+def test_two_layers_of_a_stack_are_counted_separately(published: Published) -> None:
+    """For example in front of a cache and behind it: each layer counts by its label, and none twice."""
     store = SyncStore(layers=[Metrics(label="outer"), Bounding(max_entries=5, label="a"), Metrics(label="inner")])
     store.set("a", 1)
     for label in ("outer", "inner"):
@@ -326,8 +328,8 @@ def test_what_stands_twice_is_counted_apart(published: Published) -> None:
         assert published.values("pocket_plug.store.writes")[about] == 1
 
 
-def test_namespaces_without_end_become_one_and_lose_no_count(published: Published) -> None:
-    """A store for each request, called by its id: those beyond the first 500 are counted together."""
+def test_too_many_namespaces_become_one_and_lose_no_count(published: Published) -> None:
+    """A store for each request, named by its id: those after the first 500 are counted together."""
     for number in range(600):
         SyncStore(layers=[Metrics(namespace=f"request {number}")]).get("a", default=None)
     misses = published.values("pocket_plug.store.lookups")
@@ -336,7 +338,7 @@ def test_namespaces_without_end_become_one_and_lose_no_count(published: Publishe
 
 
 def test_the_histogram_of_nodes_can_be_left_out(published: Published) -> None:
-    """It costs most, so it has a switch; items of a fan-out are then still counted."""
+    """It costs most, so it can be disabled; items of a fan-out are then still counted."""
     metrics.configure(node_duration=False)
     active: list[Any] = []
 
@@ -350,8 +352,8 @@ def test_the_histogram_of_nodes_can_be_left_out(published: Published) -> None:
     assert published.values("pocket_plug.node.duration") == {}
 
 
-def test_items_of_a_fan_out_that_are_being_worked_on(published: Published) -> None:
-    """As many as there are workers, and none once all is over, however the items end."""
+def test_running_items_of_a_fan_out_are_counted(published: Published) -> None:
+    """As many as there are workers, and none at the end, however the items end."""
     gate = asyncio.Event()
     entered: list[int] = []
 
@@ -374,13 +376,13 @@ def test_items_of_a_fan_out_that_are_being_worked_on(published: Published) -> No
 
 
 def test_without_a_meter_provider_runs_are_not_observed(published: Published) -> None:
-    """Nobody listens: nothing is measured."""
+    """Nothing is measured."""
     metrics.configure(meter_provider=NoOpMeterProvider())
     assert metrics.MetricsPlugin().pocket_observe(Run("r", "g")) is None
 
 
 def test_a_failing_meter_does_not_fail_the_store(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer of telemetry may lose its own figures, nothing else."""
+    """A telemetry layer may lose its own figures, nothing else."""
 
     def fail(*arguments: Any) -> None:
         raise RuntimeError("meter")
@@ -393,13 +395,13 @@ def test_a_failing_meter_does_not_fail_the_store(published: Published, monkeypat
 
 
 def test_options_are_checked() -> None:
-    """What isn't an option is refused, with what is allowed."""
+    """An invalid option is refused; the error says what is allowed."""
     with pytest.raises(ConfigError, match=r"no option 'node_durations'.* Did you mean 'node_duration'"):
         metrics.configure(node_durations=False)  # type: ignore[call-arg]
 
 
 def test_the_queue_of_persistence_behind_is_a_gauge(published: Published) -> None:
-    """How many keys are yet to be written, and for how long: of all stores of one name together."""
+    """How many keys have to be written, and since when: of all stores of one name together."""
 
     class Held(Memory):
         async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -433,7 +435,7 @@ def evictions(**reasons: int) -> dict[frozenset[tuple[str, Any]], int]:
 
 
 def test_entries_and_evictions_over_memory(published: Published) -> None:
-    """What is kept now, and how much had to go and why; by all ways of writing."""
+    """The number of entries now, and of evictions by reason; for all ways of writing."""
     clock = FakeClock()
     small = SyncStore(layers=[Metrics(), Bounding(max_entries=3, ttl=10)], clock=clock)
     for number in range(5):
@@ -460,7 +462,7 @@ def test_entries_and_evictions_over_memory(published: Published) -> None:
 
 
 def test_entries_and_evictions_over_a_file(published: Published, tmp_path: Path) -> None:
-    """Bounding counts what it has deleted itself. A store that is neither bounded nor in memory says nothing."""
+    """Bounding counts what it has evicted. A store that is neither bounded nor in memory reports nothing."""
     with SyncStore(SQLite(tmp_path / "a.db"), layers=[Metrics(), Bounding(max_entries=2, durable=True)]) as bounded:
         for number in range(5):
             bounded.set(f"key {number}", number)
@@ -473,7 +475,7 @@ def test_entries_and_evictions_over_a_file(published: Published, tmp_path: Path)
 
 
 class Forgetful(Layer):
-    """A third party's layer that evicts, as bounding does: all that pocket_plug knows of it is the protocol `Keeper`."""
+    """Another plugin's layer that evicts, as bounding does: pocket_plug knows only the protocol `Keeper` of it."""
 
     entries = 7
 
@@ -482,7 +484,7 @@ class Forgetful(Layer):
 
 
 def test_entries_and_evictions_of_any_layer(published: Published) -> None:
-    """It need not be bounding, of which metrics knows nothing; what it evicted before isn't counted."""
+    """Metrics don't depend on bounding; earlier evictions aren't counted."""
     store = SyncStore(layers=[Metrics(), Forgetful()])
     layer = parts(store.stack)[2]
     assert isinstance(layer, Forgetful)
@@ -494,7 +496,7 @@ def test_entries_and_evictions_of_any_layer(published: Published) -> None:
 
 
 def test_a_memory_that_two_stores_share_is_counted_once(published: Published) -> None:
-    """Also where one of them bounds it."""
+    """Also if one of them bounds it."""
     memory = Memory()
     bounded, plain = (
         SyncStore(memory, layers=[Metrics(), Bounding(max_entries=2)]),
@@ -505,8 +507,8 @@ def test_a_memory_that_two_stores_share_is_counted_once(published: Published) ->
     assert published.values("pocket_plug.store.entries") == {attributes(): 2}
 
 
-def test_a_store_that_is_gone_keeps_nothing_and_its_evictions_count(published: Published) -> None:
-    """Stores are held weakly, and a counter never goes down. Stores that share a Memory are one."""
+def test_a_deleted_store_has_no_entries_and_its_evictions_still_count(published: Published) -> None:
+    """Stores are held weakly, and a counter never decreases. Stores that share a Memory count as one."""
 
     def use(memory: Memory) -> None:
         stores = [SyncStore(memory, layers=[Metrics(), Bounding(max_entries=1)]), SyncStore(memory, layers=[Metrics()])]
@@ -526,7 +528,7 @@ def test_a_store_that_is_gone_keeps_nothing_and_its_evictions_count(published: P
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # a fork beside threads of other tests
 def test_a_forked_child_reports_what_it_did_itself(published: Published) -> None:
-    """Neither its parent's evictions nor its runs; and no lock that was held at the fork holds it up."""
+    """Neither its parent's evictions nor its runs; and no lock that was held at the fork blocks it."""
     store = SyncStore(layers=[Metrics(), Bounding(max_entries=1)])
     store.set_many({"a": 1, "b": 2, "c": 3})
     reading, writing = os.pipe()
@@ -534,7 +536,7 @@ def test_a_forked_child_reports_what_it_did_itself(published: Published) -> None
     @pp.node
     def fork(n: int) -> int:
         found: Any = instruments.look()
-        with found._lock:  # as a collection in another thread may hold it just now
+        with found._lock:  # as a collection in another thread may hold it
             child = os.fork()
         if child == 0:
             try:
@@ -553,15 +555,15 @@ def test_a_forked_child_reports_what_it_did_itself(published: Published) -> None
 
 
 def test_a_provider_has_one_set_of_instruments(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found as the global one or handed over: of a second set the SDK would silently drop what is observed."""
+    """Found as the global one or passed as an argument: with a second set the SDK would silently drop observations."""
     handed_over = instruments.look()
     monkeypatch.setitem(instruments.api, instruments.GLOBAL, published.provider)
     metrics.configure(meter_provider=None)
     assert instruments.look() is handed_over is not None
 
 
-def test_nothing_of_what_is_stored_or_run_is_an_attribute(published: Published) -> None:
-    """No key, value, run id, input or message, whatever fails; and no attribute but those that the reference names."""
+def test_no_stored_data_is_an_attribute(published: Published) -> None:
+    """No key, value, run id, input or message, after any failure; and no attribute that the reference doesn't list."""
     secret = "s3cr3t"  # noqa: S105 - of nobody
     backend = Disk()
     disk = Store(backend, layers=[Metrics(namespace="orders")])

@@ -1,4 +1,4 @@
-"""Gauges of durable runs: what a store keeps of them, counted by whoever collects, at a bounded cost."""
+"""Gauges of durable runs: the runs of a store, counted at each collection, at a limited cost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Published:
         return found
 
     def runs(self) -> dict[str, float]:
-        """How many there are, without those states that have none."""
+        """The numbers, without states that have no runs."""
         return {about: number for about, number in self.collect().get("recorded", {}).items() if number}
 
 
@@ -58,7 +58,7 @@ def _about(attributes: dict[str, Any]) -> str:
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> Iterator[Published]:
-    gc.collect()  # stores of other tests that are still there would be published too
+    gc.collect()  # other tests' stores that still exist would be published too
     counting.graphs.clear()
     monkeypatch.setattr(recorded, "FRESH", 0.0)
     found = Published()
@@ -93,7 +93,7 @@ async def asked(graph: Graph[Any, Any], run_id: str) -> None:
 
 
 def test_runs_are_counted_by_state_and_graph(tmp_path: Path, published: Published) -> None:
-    """Each graph has a number for each open state, be it 0, and for those in which runs have ended."""
+    """Each graph has a number for each open state, also 0, and for states in which runs have ended."""
 
     async def main() -> None:
         async with store_in(tmp_path) as store:
@@ -123,7 +123,7 @@ def test_runs_are_counted_by_state_and_graph(tmp_path: Path, published: Publishe
 
 
 def test_the_oldest_open_question_has_an_age(tmp_path: Path, published: Published) -> None:
-    """In seconds since it was asked, by the store's clock; an answer to it leaves the next one."""
+    """In seconds since it was asked, by the store's clock; after its answer the next question counts."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -142,7 +142,7 @@ def test_the_oldest_open_question_has_an_age(tmp_path: Path, published: Publishe
 
 
 def test_a_question_keeps_its_age_while_others_are_answered(tmp_path: Path, published: Published) -> None:
-    """A run that waits again for one of several questions has been asked that when it was asked first."""
+    """A run that waits again for one of several questions has asked it when it was first asked."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -163,7 +163,7 @@ def test_a_question_keeps_its_age_while_others_are_answered(tmp_path: Path, publ
 def test_a_stalled_run_is_counted_as_stalled_with_its_age(
     tmp_path: Path, published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One whose process is known to have ended, at once; its age is the time since it moved."""
+    """A run whose process is known to have ended is stalled at once; its age is the time since its last progress."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -191,8 +191,8 @@ def test_a_stalled_run_is_counted_as_stalled_with_its_age(
     asyncio.run(main())
 
 
-def test_a_run_that_nobody_moves_for_a_lease_is_stalled(tmp_path: Path) -> None:
-    """By the observer's own clock, whatever the other machine's clock says."""
+def test_a_run_without_progress_for_a_lease_is_stalled(tmp_path: Path) -> None:
+    """By the observer's own clock, whatever the other machine's clock is."""
 
     async def main() -> None:
         now = [0.0]
@@ -213,8 +213,8 @@ def test_a_run_that_nobody_moves_for_a_lease_is_stalled(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_look_reads_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many runs of a graph in a state, so many keys of all, the open ones first, and so many records."""
+def test_a_collection_reads_a_limited_amount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limited number of runs per graph and state, of keys in total (open runs first), and of records."""
     monkeypatch.setattr(figures, "MOST", 3)
     monkeypatch.setattr(figures, "MOST_KEYS", 7)
     monkeypatch.setattr(figures, "MOST_RECORDS", 2)
@@ -244,10 +244,10 @@ def test_a_look_reads_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.Mo
     asyncio.run(main())
 
 
-def test_one_look_is_for_all_gauges_and_readers_of_some_seconds(
+def test_one_read_is_used_for_all_gauges_for_some_seconds(
     tmp_path: Path, published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second collection within them is of the first one's look, and one of a later time looks again."""
+    """A second collection within a few seconds uses the first one's result, and a later one reads again."""
     monkeypatch.setattr(recorded, "FRESH", 5.0)
     now, looks = [100.0], list[float]()
     look = figures.RunsWatch.look
@@ -272,7 +272,7 @@ def test_one_look_is_for_all_gauges_and_readers_of_some_seconds(
 
 
 def test_stores_over_one_file_count_its_runs_once(tmp_path: Path, published: Published) -> None:
-    """And stores over several files whose figures are called the same count theirs together."""
+    """And stores over several files with the same namespace are counted together."""
     with SyncStore(f"sqlite:///{tmp_path}/a.db", layers=[Metrics()]) as first:
         Graph(same, store=first, name="plain").submit_sync(1, run_id="a")
         with (
@@ -286,8 +286,8 @@ def test_stores_over_one_file_count_its_runs_once(tmp_path: Path, published: Pub
     assert published.runs() == {}
 
 
-def test_the_reading_is_no_telemetry_itself(tmp_path: Path, published: Published) -> None:
-    """It is counted as no lookup of the store's, timed as no operation, and traced by no layer below."""
+def test_reads_for_the_gauges_cause_no_telemetry(tmp_path: Path, published: Published) -> None:
+    """Reads for the gauges are no lookups of the store's metrics, are not timed, and not traced by a layer."""
     with SyncStore(f"sqlite:///{tmp_path}/state.db", layers=[Metrics(), Tracing()]) as store:
         with pytest.raises(RunSuspendedError):
             Graph(Ask[int, bool](bool, question="Really?"), store=store, name="asking").run_sync(1, run_id="a")
@@ -310,10 +310,10 @@ def _points(published: Published) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_store_that_fails_ends_no_collection(
+def test_a_failing_store_ends_no_collection(
     tmp_path: Path, published: Published, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its runs are not published, the other figures are, and it is said once."""
+    """Its runs are not published, the other figures are, and this is logged once."""
 
     class Broken(SQLite):
         broken = False
@@ -338,8 +338,8 @@ def test_a_store_that_fails_ends_no_collection(
     ]
 
 
-def test_a_store_of_a_loop_is_looked_at_on_that(tmp_path: Path, published: Published) -> None:
-    """From the collector's thread; a collection in the loop's own thread gives what was found last."""
+def test_a_store_with_an_event_loop_is_read_on_that_loop(tmp_path: Path, published: Published) -> None:
+    """From the collector's thread; a collection in the loop's own thread gets the last result."""
 
     class OfALoop(SQLite):
         needs_loop = True
@@ -360,7 +360,7 @@ def test_a_store_of_a_loop_is_looked_at_on_that(tmp_path: Path, published: Publi
 
 
 def test_collectors_do_not_wait_for_each_other(tmp_path: Path, published: Published) -> None:
-    """Who collects while another one looks gets what was found last."""
+    """A collection during another one gets the last result."""
     with SyncStore(f"sqlite:///{tmp_path}/state.db", layers=[Metrics()]) as store:
         graph = Graph(same, store=store, name="plain")
         graph.submit_sync(1, run_id="a")
@@ -375,8 +375,8 @@ def test_collectors_do_not_wait_for_each_other(tmp_path: Path, published: Publis
         assert found == [{"plain pending": 1}]
 
 
-def test_a_store_in_memory_has_no_such_figures(published: Published) -> None:
-    """It can't keep durable runs."""
+def test_a_store_in_memory_has_no_gauges_of_runs(published: Published) -> None:
+    """It can't store durable runs."""
     with SyncStore("memory://", layers=[Metrics()]) as store:
         store.set("a", 1)
         assert not {"recorded", "question.age", "stalled.age"} & published.collect().keys()

@@ -1,4 +1,4 @@
-"""The migrate layer: what a read upgraded is written back, and nothing else; nobody's write is lost by it."""
+"""The migrate layer: values that a read has upgraded are written back, and nothing else; no other write is lost by it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TestMigrateOverSQLite(BackendContract):
 
 # ---------------------------------------------------------------- a type of two versions
 def note_of(*names: str, **options: Any) -> Any:
-    """The class as a program of some time has it, registered with the process's codec."""
+    """The class as a program had it at some time, registered with the process's codec."""
     cls: Any = make_dataclass("Note", names)
     cls.__module__ = __name__
     default_codec.register(cls, tag="tests.migrate.Note", **options)
@@ -60,7 +60,7 @@ def new_note() -> Any:
 
 
 class Spy(Layer):
-    """What the migrate layer asks of the backend; `before_write` is called once, just before it writes."""
+    """The operations of the migrate layer on the backend; `before_write` is called once, just before it writes."""
 
     def on_build(self) -> None:
         self.written: list[tuple[Sequence[Change], Mapping[str, int]]] = []
@@ -75,7 +75,7 @@ class Spy(Layer):
 
 
 async def stack_with(path: Path, values: Mapping[str, Any], clock: FakeClock) -> tuple[Backend, Spy, SQLite]:
-    """A stack over a file that holds these values, some of them to be upgraded; they stay versions 1, 2, … in order."""
+    """A stack over a file with these values, some of an old version; they have versions 1, 2, … in order."""
     file = SQLite(path, durability="process")
     file.clock = clock
     await file.open()
@@ -103,7 +103,7 @@ def version_stored(file: SQLite, key: str) -> int:
 
 
 def test_an_upgraded_value_is_written_back_once(path: Path, clock: FakeClock) -> None:
-    """The first read of an old record writes the new one and has its version; the next read writes nothing."""
+    """The first read of an old record writes the new one and returns its version; the next read writes nothing."""
     old = old_note()
 
     async def main() -> None:
@@ -122,8 +122,8 @@ def test_an_upgraded_value_is_written_back_once(path: Path, clock: FakeClock) ->
     asyncio.run(main())
 
 
-def test_what_was_not_upgraded_is_never_written(path: Path, clock: FakeClock) -> None:
-    """Values of today, of other types, and keys that are not there."""
+def test_values_that_were_not_upgraded_are_never_written(path: Path, clock: FakeClock) -> None:
+    """Values of the current version, of other types, and missing keys."""
     new = new_note()
 
     async def main() -> None:
@@ -157,7 +157,7 @@ def test_in_a_batch_only_the_old_ones_are_written(path: Path, clock: FakeClock) 
 
 
 def test_the_deadline_stays(path: Path, clock: FakeClock) -> None:
-    """It is written with the deadline that it has, as what does not renew it."""
+    """It is written unchanged, so writing back doesn't renew it."""
     old = old_note()
 
     async def main() -> None:
@@ -177,10 +177,10 @@ def test_the_deadline_stays(path: Path, clock: FakeClock) -> None:
 
 
 @pytest.mark.parametrize("batch", [False, True], ids=["read", "read_many"])
-def test_a_write_that_comes_between_is_not_lost(
+def test_a_write_in_between_is_not_lost(
     path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture, batch: bool
 ) -> None:
-    """Somebody sets the key between our read and our write: theirs stays, the read gives what it read, all is well."""
+    """Another caller sets the key between our read and our write: its value stays, the read returns what it has read."""
     old = old_note()
 
     async def main() -> None:
@@ -203,7 +203,7 @@ def test_a_write_that_comes_between_is_not_lost(
 
 
 def test_an_entry_that_expires_or_is_removed_in_between_does_not_come_back(path: Path, clock: FakeClock) -> None:
-    """What is gone stays gone."""
+    """A removed or expired entry isn't written again."""
     old = old_note()
 
     async def main() -> None:
@@ -226,7 +226,7 @@ def test_an_entry_that_expires_or_is_removed_in_between_does_not_come_back(path:
 
 
 def test_readers_in_threads_and_writers_lose_nothing(path: Path) -> None:
-    """Counters of an old version, incremented by some while others only read: every increment counts."""
+    """Counters of an old version, incremented by some threads while others only read: every increment counts."""
     old = old_note()
     with SyncStore(SQLite(path, durability="process")) as store:
         for n in range(20):
@@ -257,10 +257,10 @@ def test_readers_in_threads_and_writers_lose_nothing(path: Path) -> None:
         assert [store.get(f"n{n}") for n in range(20)] == [new(2, False)] * 20
 
 
-def test_a_write_that_fails_is_said_and_the_value_is_there(
+def test_a_failed_write_back_is_logged_and_the_value_is_returned(
     path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A full disk or a file that is read-only is no reason to withhold what was read; the next read tries again."""
+    """A full disk or a read-only file is no reason to fail the read; the next read tries again."""
     old = old_note()
 
     async def main() -> None:
@@ -282,8 +282,8 @@ def test_a_write_that_fails_is_said_and_the_value_is_there(
     asyncio.run(main())
 
 
-def test_a_cancelled_read_watches_no_more() -> None:
-    """What the same thread reads afterwards is not put down to it."""
+def test_a_cancelled_read_stops_watching_for_upgrades() -> None:
+    """Later reads in the same thread are not affected."""
     stack = Migrate().build(FaultyMemory())
     reading = stack.read("a")
     reading.send(None)
@@ -294,7 +294,7 @@ def test_a_cancelled_read_watches_no_more() -> None:
 
 
 def test_tasks_see_their_own_upgrades_only(path: Path, clock: FakeClock) -> None:
-    """One task reads old records, another one those of today: only the first writes."""
+    """One task reads old records, another one current ones: only the first writes."""
     old = old_note()
 
     async def main() -> None:
@@ -308,7 +308,7 @@ def test_tasks_see_their_own_upgrades_only(path: Path, clock: FakeClock) -> None
 
 
 def test_over_persistence_the_durable_record_is_renewed(path: Path) -> None:
-    """With a cache in front as without; stacked by name, it stands outside of what makes records."""
+    """With a cache in front as without; ordered by name, it is outside of layers that encode values."""
     old = old_note()
     with SyncStore(SQLite(path)) as store:
         store.set("a", old("x"))
@@ -316,14 +316,14 @@ def test_over_persistence_the_durable_record_is_renewed(path: Path) -> None:
     with SyncStore(layers=[Migrate(), Persistence(to=SQLite(path)), Bounding(max_entries=10)]) as store:
         assert store.get("a") == new("x", False)
         assert store.get("a") == new("x", False)
-    note_of("text", "pinned", version=2)  # no upgrade any more: what is stored needs none
+    note_of("text", "pinned", version=2)  # no upgrade any more: the stored record needs none
     with SyncStore(SQLite(path)) as store:
         assert store.get("a").pinned is False
     assert str(Store(layers={"migrate", "metrics"})) == "Store(Metrics() > Migrate() > memory)"
 
 
 def test_a_transaction_reads_old_records(path: Path) -> None:
-    """The versions that it expects are those after the write-back: it does not conflict with itself."""
+    """It expects the versions after the write-back, so it does not conflict with itself."""
     old = old_note()
     with SyncStore(SQLite(path)) as store:
         store.set_many({"a": old(1), "b": old(2)})

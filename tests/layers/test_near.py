@@ -1,4 +1,4 @@
-"""A near tier over a backend that tells what others write (`Persistence` over `can_watch`)."""
+"""A near tier over a backend that notifies of others' writes (`Persistence` over `can_watch`)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pocket_plug.testing.scenarios import works_in_a_child
 from pocket_plug.testing.watch_contract import Noted, WatchContract
 
 
-# ---------------------------------------------------------------- the contract, on a server that is none
+# ---------------------------------------------------------------- the contract, on a simulated server
 class Hub:
-    """A data set in memory with several clients, each told by a thread of its own what is written; it can be stopped."""
+    """A data set in memory with several clients; a thread notifies each client of writes; it can be stopped."""
 
     def __init__(self) -> None:
         self.data = Memory()
@@ -49,7 +49,7 @@ class Hub:
 
 
 class Client(Layer):
-    """One of the instances over a hub's data."""
+    """A client of a hub's data."""
 
     inline_read = inline_write = True
     hub: Hub
@@ -113,7 +113,7 @@ def _no_answer() -> int:
 
 
 class TestHub(WatchContract):
-    """The contract holds where it must, so what it asks of others can be had."""
+    """The contract can be passed, so what it requires is possible."""
 
     @pytest.fixture
     def server(self) -> Hub:
@@ -128,15 +128,15 @@ WALKS = 2_000
 """So many in the tests; `tests/crash/near_tier.py` goes on."""
 
 
-# ---------------------------------------------------------------- any order of words, reads, fills and writes
+# ---------------------------------------------------------------- any order of notifications, reads, fills and writes
 @coroutine
 def _step() -> Generator[None, None, None]:
-    """Where an operation stands still, until the model lets it go on."""
+    """An operation stops there, until the model continues it."""
     yield
 
 
 class Stepped(Memory):
-    """Memory that stands still before and after each operation. As the durable tier it can be watched."""
+    """Memory that stops before and after each operation. As the durable tier it can be watched."""
 
     inline_read = inline_write = False
 
@@ -177,7 +177,7 @@ class Stepped(Memory):
 
 
 class Underway:
-    """An operation that has been begun: since when what it sees may be so, and how it ended."""
+    """A running operation: from which state on its result may be, and how it ended."""
 
     def __init__(
         self, coroutine: Coroutine[Any, Any, Any], since: dict[str, int], keys: Sequence[str], reads: bool
@@ -186,7 +186,7 @@ class Underway:
         self.result: Any = None
 
     def is_over(self) -> bool:
-        """Let it go on to where it stands still next."""
+        """Continue it to its next stop."""
         try:
             self.coroutine.send(None)
         except StopIteration as done:
@@ -199,12 +199,13 @@ KEYS = ("a", "b")
 
 
 class Walk:
-    """Operations and words in an order made from a seed: no read gives what is older than what had been told when it began.
+    """Operations and notifications in an order made from a seed: no read returns a value older than what had been notified at its
+    start.
 
-    The model knows the states that the durable tier has been in; its nth write leads to the nth one, and has version n. A read
-    is right if it gives what was so at one of them: not before the last word about the key, nor before an own write of it was
-    acknowledged. While it is lost, not before the read began. Several keys are read as of one state, if words come in order, or
-    if each says up to which version all were told.
+    The model knows the states of the durable tier; its nth write leads to the nth state, and has version n. A read is right if
+    its result is that of one of these states: not before the last notification of the key, nor before an own write of it was
+    acknowledged; while the subscription is lost, not before the read's start. Several keys are read as of one state, if
+    notifications come in order, or if each says up to which version all were notified.
     """
 
     def __init__(self, seed: int) -> None:
@@ -228,7 +229,7 @@ class Walk:
         return drive_inline(coroutine)
 
     def go(self, steps: int) -> None:
-        """So many steps; then everything ends and is told, and the tiers agree."""
+        """Take some steps; then everything ends and is notified, and the tiers agree."""
         rules = [self.read, self.read_one, self.write, self.others_write, self.go_on, self.tell, self.lose, self.cancel]
         weights = [self.random.choice((0, 1, 2, 4)) for _ in rules[:-2]] + [
             self.random.choice((0, 0.5, 2)) for _ in rules[-2:]
@@ -273,7 +274,7 @@ class Walk:
         return keys, [Delete(key) if deletes else Put(key, "value") for key in keys]
 
     def go_on(self) -> None:
-        """One of those under way takes a few steps."""
+        """A running operation takes a few steps."""
         if not self.under_way:
             return
         task = self.random.choice(self.under_way)
@@ -304,18 +305,18 @@ class Walk:
             assert any(all(state.get(key, 0) == seen[key] for key in seen) for state in states[since:]), (seen, since)
 
     def _known(self, versions: Mapping[str, int]) -> None:
-        """Nothing older than these may be read from now on."""
+        """No later read may return older values than these."""
         for key, version in versions.items():
             self.since[key] = max(self.since[key], version)
 
-    # ------------------------------------------------------------ what others do, and what is told of it
+    # ------------------------------------------------------------ writes of others, and notifications
     def others_write(self) -> None:
         is_slow, self.durable.is_slow = self.durable.is_slow, False
         drive_inline(self.durable.write(self._changes()[1]))
         self.durable.is_slow = is_slow
 
     def tell(self) -> None:
-        """A word: the next one, or any, and perhaps not for the last time."""
+        """A notification: the next one, or any, and perhaps not for the last time."""
         if self.is_lost:
             self.come_back()
         elif words := self.durable.words:
@@ -332,19 +333,19 @@ class Walk:
 
     def come_back(self) -> None:
         self.is_lost = False
-        self.durable.words.clear()  # what was written meanwhile is told by nobody
+        self.durable.words.clear()  # writes in between are not notified
         self.since = dict.fromkeys(KEYS, len(self.durable.history) - 1)
         self.told = {*range(len(self.durable.history))}
         self.watcher.back(self._up_to() if self.counts else None)
 
     def _up_to(self) -> int:
-        """All writes with versions up to this one were told, or were there when it came back."""
+        """All writes with versions up to this one were notified, or existed when the subscription came back."""
         return next(version for version in count() if version + 1 not in self.told)
 
 
 @pytest.mark.parametrize("seeds", [range(n, n + 250) for n in range(0, WALKS, 250)], ids=lambda seeds: f"{seeds[0]}")
-def test_no_read_is_older_than_what_was_told(seeds: range) -> None:
-    """Whatever is told, late, twice, in any order or not at all; once all is told, both tiers agree."""
+def test_no_read_is_older_than_the_notifications(seeds: range) -> None:
+    """Notifications may be late, doubled, in any order, or missing; when all have come, both tiers agree."""
     for seed in seeds:
         try:
             Walk(seed).go(60)
@@ -355,7 +356,7 @@ def test_no_read_is_older_than_what_was_told(seeds: range) -> None:
 
 # ---------------------------------------------------------------- one thing at a time
 def watched(near: Memory | None = None) -> tuple[Persistence, Memory, Stepped]:
-    """The stack, its near tier, and a durable tier that can be watched; words come."""
+    """The stack, its near tier, and a durable tier that can be watched; notifications come."""
     near, durable = near or Memory(), Stepped(can_watch=True)
     durable.is_slow = False
     stack = cast("Persistence", Persistence(to=durable).build(near))
@@ -364,25 +365,25 @@ def watched(near: Memory | None = None) -> tuple[Persistence, Memory, Stepped]:
     return stack, near, durable
 
 
-def test_own_writes_stay_near_when_they_are_told() -> None:
-    """Told before the write is acknowledged, or after it: its version says that it is that very write."""
+def test_own_writes_stay_near_when_they_are_notified() -> None:
+    """The notification may come before or after the acknowledgement: its version shows that it is the own write."""
     stack, near, durable = watched()
     durable.is_slow = True
     writing = stack.write([Put("a", 1)])
     writing.send(None)
-    writing.send(None)  # it has landed
+    writing.send(None)  # it is done
     stack.changed(durable.words[0])
     with pytest.raises(StopIteration):
         writing.send(None)
     stack.changed(durable.words[0])
     assert (
         drive_inline(stack.read("a")) == drive_inline(near.read("a")) == Entry(1, 1)
-    )  # without a step of the durable tier
+    )  # without an operation of the durable tier
     assert drive_inline(stack.read_many(["a"])) == {"a": Entry(1, 1)}
 
 
-def test_a_write_of_others_that_came_after_ours_is_not_hidden_by_it() -> None:
-    """Told while ours is on its way to the near tier, after the durable one has done both."""
+def test_a_later_write_of_another_client_is_not_hidden_by_ours() -> None:
+    """Another's write is notified while ours is on its way to the near tier, after the durable tier has done both."""
     near = Stepped()
     near.is_slow = False
     stack, _, durable = watched(near)
@@ -402,8 +403,8 @@ def test_a_write_of_others_that_came_after_ours_is_not_hidden_by_it() -> None:
     assert drive_inline(stack.read("a")) == Entry("theirs", 2)
 
 
-def test_what_is_newer_than_all_that_was_told_is_not_mixed_with_what_is_older() -> None:
-    """A word about a later write, told before that of an earlier one, says nothing of that one's other keys."""
+def test_a_batch_does_not_mix_newer_and_older_states() -> None:
+    """If a later write is notified before an earlier one, this says nothing about the earlier one's other keys."""
     stack, near, durable = watched()
     drive_inline(stack.write([Put("b", "old")]))
     stack.changed(durable.words[-1], 1)
@@ -415,12 +416,12 @@ def test_what_is_newer_than_all_that_was_told_is_not_mixed_with_what_is_older() 
     assert drive_inline(stack.read_many("ab")) == {"a": Entry("new", 2), "b": Entry("new", 2)}
     stack.changed(durable.words[-2], 3)
     drive_inline(stack.read_many("ab"))
-    durable.is_slow = True  # so from here on it can't be asked
+    durable.is_slow = True  # from here on it doesn't answer
     assert drive_inline(stack.read_many("ab")) == {"a": Entry("new", 2), "b": Entry("new", 2)}
 
 
-def test_nothing_is_mixed_after_the_server_went_on_with_an_older_copy() -> None:
-    """Its versions begin below those that were told before it was lost."""
+def test_nothing_is_mixed_after_the_server_was_restored_from_an_older_copy() -> None:
+    """Its versions are lower than those notified before the subscription was lost."""
     stack, _, durable = watched()
     for _ in range(5):
         drive_inline(durable.write([Put("c", 1)]))
@@ -436,8 +437,8 @@ def test_nothing_is_mixed_after_the_server_went_on_with_an_older_copy() -> None:
     assert drive_inline(stack.read_many("ab")) == {"a": Entry("new", 2), "b": Entry("new", 2)}
 
 
-def test_while_nobody_tells_reads_go_through_and_fill_nothing() -> None:
-    """What was read then could be old by the time that it is told again."""
+def test_without_notifications_reads_go_through_and_fill_nothing() -> None:
+    """A value that is read then could be outdated when notifications come again."""
     stack, near, durable = watched()
     drive_inline(stack.write([Put("a", 1), Put("b", 1)]))
     stack.lost()
@@ -451,8 +452,8 @@ def test_while_nobody_tells_reads_go_through_and_fill_nothing() -> None:
     assert drive_inline(near.read_many("abc")) == {"b": Entry(1, 1)}
 
 
-def test_more_words_than_anybody_reads_take_no_memory() -> None:
-    """A process that is idle while others write: in the end it trusts nothing that it had, and reads anew."""
+def test_unread_notifications_take_limited_memory() -> None:
+    """A process that is idle while others write: in the end it drops its cached values, and reads again."""
     stack, near, durable = watched()
     drive_inline(stack.write([Put("a", 1)]))
     for n in range(MAX_MARKS + 5):
@@ -467,7 +468,7 @@ def test_more_words_than_anybody_reads_take_no_memory() -> None:
     assert drive_inline(near.read("a")) == Entry(2, 2)
 
 
-def test_a_forked_child_trusts_nothing_until_it_is_told_itself() -> None:
+def test_a_forked_child_trusts_no_cached_value_until_it_is_subscribed() -> None:
     """The subscription is its parent's."""
     stack, _, durable = watched()
     drive_inline(stack.write([Put("a", "old")]))
@@ -476,13 +477,13 @@ def test_a_forked_child_trusts_nothing_until_it_is_told_itself() -> None:
     async def use() -> None:
         assert await stack.read("a") == Entry("new", 2)
 
-    assert drive_inline(stack.read("a")) == Entry("old", 1)  # nobody has told
+    assert drive_inline(stack.read("a")) == Entry("old", 1)  # no notification has come
     assert works_in_a_child(use)
     assert drive_inline(stack.read("a")) == Entry("old", 1)
 
 
-def test_a_backend_that_can_not_watch_is_not_asked() -> None:
-    """The near tier is as it was; and a backend asked all the same says so."""
+def test_a_backend_that_can_not_watch_is_not_watched() -> None:
+    """The near tier works as before; and `watch` of such a backend is an error."""
     durable = Memory()
     stack = Persistence(to=durable).build(Memory())
     drive_inline(stack.open())
@@ -494,8 +495,8 @@ def test_a_backend_that_can_not_watch_is_not_asked() -> None:
         drive_inline(durable.watch(cast("Persistence", stack)))
 
 
-def test_a_subscription_that_can_not_be_had_leaves_nothing_open() -> None:
-    """A store that says it is told, and isn't, would give old values for ever."""
+def test_a_failed_subscription_leaves_nothing_open() -> None:
+    """A store that seems subscribed, and isn't, would return outdated values for ever."""
 
     class Deaf(Stepped):
         async def watch(self, watcher: Watcher) -> None:

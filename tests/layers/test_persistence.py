@@ -1,4 +1,6 @@
-"""The persistence layer, `through` (`behind`: test_write_behind): a near tier that caches, a durable one that decides."""
+"""The persistence layer, mode `through` (for `behind`: test_write_behind): a near tier that caches, a
+durable one that decides.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,13 @@ from pocket_plug.testing.scenarios import keys_of
 
 
 class Surviving(Memory):
-    """Says that it is durable."""
+    """Declares itself durable."""
 
     survives = True
 
 
 class Gated(Memory):
-    """Memory whose operations wait at a gate: first for `go`, then, having been done, for `back`."""
+    """Memory whose operations stop twice: before the operation for `go`, and after it for `back`."""
 
     inline_read = inline_write = False
     needs_loop = True
@@ -70,7 +72,7 @@ def tiers(near: Memory | None = None, durable: Memory | None = None) -> tuple[Ba
 
 # ---------------------------------------------------------------- two tiers as one
 def test_a_write_is_in_both_tiers_with_one_version() -> None:
-    """The near tier has what the durable one has, under the version and deadline that it has there."""
+    """The near tier has the durable one's entry, with its version and deadline."""
 
     async def main() -> None:
         stack, near, durable = tiers()
@@ -84,7 +86,7 @@ def test_a_write_is_in_both_tiers_with_one_version() -> None:
 
 
 def test_of_two_changes_of_a_key_the_near_tier_has_the_last() -> None:
-    """Both carry one version, and a second one of the same version is none that the near tier would take."""
+    """Both have one version, and the near tier would ignore a second change with the same version."""
 
     async def main() -> None:
         stack, near, _ = tiers()
@@ -95,7 +97,7 @@ def test_of_two_changes_of_a_key_the_near_tier_has_the_last() -> None:
 
 
 def test_a_read_fills_the_near_tier() -> None:
-    """What only the durable tier has is read once from there, then near, with its version and absolute deadline."""
+    """An entry in the durable tier only is read from there once, then near, with its version and absolute deadline."""
 
     async def main() -> None:
         durable = FaultyMemory()
@@ -117,7 +119,7 @@ def test_a_read_fills_the_near_tier() -> None:
     asyncio.run(main())
 
 
-def test_several_come_in_the_order_in_which_they_were_asked_for() -> None:
+def test_several_keys_keep_the_order_of_the_call() -> None:
     """Whichever of them are in memory already."""
     durable = Memory()
     SyncStore(durable).set_many({name: 0 for name in "abcd"})
@@ -140,7 +142,7 @@ def test_scan_and_version_are_the_durable_ones() -> None:
 
 
 def test_opening_closing_and_flushing_reach_both() -> None:
-    """And closing reaches the durable tier even if the near one fails."""
+    """Closing reaches the durable tier even if the near one fails."""
 
     class Noting(Memory):
         def __init__(self, name: str) -> None:
@@ -174,7 +176,7 @@ def test_opening_closing_and_flushing_reach_both() -> None:
 
 
 def test_a_near_tier_that_does_not_open_leaves_none_open() -> None:
-    """Or the file of the durable tier would stay locked by a store that nobody has."""
+    """Otherwise the durable tier's file would stay locked."""
 
     class Broken(Memory):
         async def open(self) -> None:
@@ -190,8 +192,8 @@ def test_a_near_tier_that_does_not_open_leaves_none_open() -> None:
     asyncio.run(main())
 
 
-def test_it_survives_as_its_durable_tier_does() -> None:
-    """What is put around it is told so, and a bound around it is refused."""
+def test_it_is_durable_if_its_durable_tier_is() -> None:
+    """Outer layers see that it is durable, and bounding around it is refused."""
     assert Persistence(to=Surviving()).build(Memory()).survives
     assert not Persistence(to=Memory()).build(Memory()).survives
 
@@ -200,14 +202,14 @@ def test_it_survives_as_its_durable_tier_does() -> None:
     ("near", "durable", "inline"),
     [(Memory, Memory, True), (FaultyMemory, Memory, False), (Memory, FaultyMemory, False)],
 )
-def test_it_is_inline_where_both_tiers_are(near: type[Memory], durable: type[Memory], inline: bool) -> None:
-    """A read that may go to a tier that suspends isn't inline, whichever tier has the key."""
+def test_it_is_inline_if_both_tiers_are(near: type[Memory], durable: type[Memory], inline: bool) -> None:
+    """A read that may reach a tier that suspends isn't inline, whichever tier has the key."""
     stack = Persistence(to=durable()).build(near())
     assert (stack.inline_read, stack.inline_write, not stack.needs_loop) == (inline, inline, inline)
 
 
-def test_both_tiers_go_by_the_stores_clock() -> None:
-    """With clocks of their own, an entry would be alive in one and dead in the other."""
+def test_both_tiers_use_the_stores_clock() -> None:
+    """With different clocks, an entry would be valid in one and expired in the other."""
     clock = FakeClock()
     durable = Memory()
     store = SyncStore(layers=[Persistence(to=durable), Bounding(max_entries=1)], clock=clock)
@@ -219,8 +221,8 @@ def test_both_tiers_go_by_the_stores_clock() -> None:
 
 
 # ---------------------------------------------------------------- the durable tier decides
-def test_expectations_are_answered_by_the_durable_tier() -> None:
-    """Answered by a near tier that is behind, a write would overwrite what another process has done."""
+def test_expectations_are_checked_by_the_durable_tier() -> None:
+    """If an outdated near tier answered, a write would overwrite another process's write."""
 
     async def main() -> None:
         stack, near, durable = tiers()
@@ -238,7 +240,7 @@ def test_expectations_are_answered_by_the_durable_tier() -> None:
 
 @pytest.mark.parametrize("changes", [[Put("b", 1)], []], ids=["write", "check"])
 def test_on_a_conflict_the_near_tier_drops_the_keys(changes: list[Change]) -> None:
-    """Else whoever retries reads the same stale version for ever, and each try meets the same conflict."""
+    """Otherwise a retry would read the same outdated version again and again, and conflict each time."""
 
     async def main() -> None:
         stack, near, durable = tiers()
@@ -252,7 +254,7 @@ def test_on_a_conflict_the_near_tier_drops_the_keys(changes: list[Change]) -> No
     asyncio.run(main())
 
 
-def test_an_update_gets_past_a_stale_near_tier() -> None:
+def test_an_update_succeeds_with_an_outdated_near_tier() -> None:
     """Another process's update is not lost, and ours succeeds."""
     durable = Memory()
     here, there = (SyncStore(layers=[Persistence(to=durable)]) for _ in range(2))
@@ -262,9 +264,9 @@ def test_an_update_gets_past_a_stale_near_tier() -> None:
     assert here.update("hits", lambda n: n + 1, default=0) == 7
 
 
-# ---------------------------------------------------------------- what doesn't end well
+# ---------------------------------------------------------------- failures and cancellations
 def test_a_write_that_fails_leaves_nothing_near() -> None:
-    """It may or may not have landed: what the near tier had could be the past, what it was to get a mere wish."""
+    """It may be done or not: both the old and the new value could be wrong."""
 
     async def main() -> None:
         durable = FaultyMemory()
@@ -284,7 +286,7 @@ def test_a_write_that_fails_leaves_nothing_near() -> None:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_cancelled_between_the_tiers_the_near_one_drops_the_keys(moment: str) -> None:
-    """The durable tier has the write, the near one hasn't: it would give the old value from then on."""
+    """The durable tier has the write, the near one hasn't: it would return the old value from then on."""
 
     async def main() -> None:
         durable = Gated()
@@ -309,8 +311,8 @@ def test_cancelled_between_the_tiers_the_near_one_drops_the_keys(moment: str) ->
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("patience", range(14))
-def test_cancelled_anywhere_and_again_it_never_reads_stale(patience: int, times: int) -> None:
-    """With tiers that both suspend, even the dropping may be cancelled: the key is then not trusted until dropped."""
+def test_after_any_cancellations_it_never_reads_stale_values(patience: int, times: int) -> None:
+    """With tiers that both suspend, even dropping the key may be cancelled: the key is then not trusted until dropped."""
 
     async def main() -> None:
         stack, _, durable = tiers(FaultyMemory(), FaultyMemory())
@@ -329,7 +331,7 @@ def test_cancelled_anywhere_and_again_it_never_reads_stale(patience: int, times:
 
 
 def test_a_near_tier_that_fails_fails_no_write(caplog: pytest.LogCaptureFixture) -> None:
-    """The durable tier has it: told of a failure, the caller would do it twice. The old value isn't given."""
+    """The durable tier has the write: if the caller got an error, it would write twice. The old value isn't returned."""
 
     async def main() -> None:
         near = FaultyMemory()
@@ -349,8 +351,8 @@ def test_a_near_tier_that_fails_fails_no_write(caplog: pytest.LogCaptureFixture)
 
 
 # ---------------------------------------------------------------- leases
-def test_a_fill_that_lands_after_a_write_is_read_by_nobody() -> None:
-    """It is in the near tier for a moment, until its own reader drops it: it must not give what was deleted."""
+def test_a_fill_that_comes_after_a_write_is_read_by_nobody() -> None:
+    """It is in the near tier for a moment, until its own reader drops it: it must not return a deleted value."""
 
     class SlowFirst(Gated):
         async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -381,7 +383,7 @@ def test_a_fill_that_lands_after_a_write_is_read_by_nobody() -> None:
 
 @pytest.mark.parametrize("change", [Delete("a"), Put("a", "new")], ids=["delete", "put"])
 def test_a_write_breaks_the_lease_of_a_fill(change: Change) -> None:
-    """A reader that was overtaken would fill the near tier with what was deleted, and it would stay there for ever."""
+    """A reader that was overtaken would fill the near tier with a deleted value, which would stay there."""
 
     async def main() -> None:
         durable = Gated("read")
@@ -389,7 +391,7 @@ def test_a_write_breaks_the_lease_of_a_fill(change: Change) -> None:
         await durable.write([Put("a", "old")])
         reading = asyncio.ensure_future(stack.read("a"))
         durable.go.set()
-        await durable.done.wait()  # it has the old entry in its hand
+        await durable.done.wait()  # it has read the old entry
         await stack.write([change])
         durable.back.set()
         await reading
@@ -399,15 +401,15 @@ def test_a_write_breaks_the_lease_of_a_fill(change: Change) -> None:
 
 
 @pytest.mark.parametrize("change", [Delete("a"), Put("a", "new")], ids=["delete", "put"])
-def test_a_fill_that_was_overtaken_is_taken_back(change: Change) -> None:
-    """The lease was good when the fill set out, and broken when it arrived."""
+def test_a_fill_that_was_overtaken_is_dropped(change: Change) -> None:
+    """The lease was valid when the fill started, and broken when it arrived."""
 
     async def main() -> None:
         near = Gated("write")
         stack, _, durable = tiers(near)
         await durable.write([Put("a", "old")])
         reading = asyncio.ensure_future(stack.read("a"))
-        await near.reached.wait()  # the fill is on its way
+        await near.reached.wait()  # the fill is under way
         near.gated = ()
         await stack.write([change])
         near.go.set()
@@ -439,7 +441,7 @@ def test_no_fill_while_a_write_is_under_way() -> None:
 
 
 def test_a_read_during_a_write_fills_nothing() -> None:
-    """It may have seen the durable tier before the write: its fill would arrive when the write is over."""
+    """It may have read the durable tier before the write: its fill would arrive when the write is over."""
 
     async def main() -> None:
         near, durable = Gated(), Gated()
@@ -469,7 +471,7 @@ def test_writes_that_overlap_leave_the_near_tier_right() -> None:
         near = Gated("write")
         stack, _, durable = tiers(near)
         first = asyncio.ensure_future(stack.write([Put("a", "first")]))
-        await near.reached.wait()  # durable has it
+        await near.reached.wait()  # the durable tier has it
         near.gated = ()
         await stack.write([Delete("a")])
         near.go.set()
@@ -514,7 +516,7 @@ def test_threads_read_what_was_written_last() -> None:
 
 # ---------------------------------------------------------------- what is refused
 def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
-    """Where it is written."""
+    """When it is written."""
     with pytest.raises(
         ConfigError, match="persistence's option 'mode' must be one of 'through', 'behind', not 'trough'"
     ):
@@ -522,7 +524,7 @@ def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_durable_near_tier_is_refused() -> None:
-    """A cache that outlives the process would give last week's values before the authority is asked."""
+    """A cache that survives the process would return old values without reading the durable tier."""
     with pytest.raises(ConfigError, match="cache"):
         build_stack(Surviving(), [Persistence(to=Surviving())])
 
@@ -535,7 +537,7 @@ def test_one_backend_is_not_both_tiers() -> None:
 
 
 def test_a_url_names_the_durable_tier(tmp_path: Any) -> None:
-    """`to` takes what Store takes; after a restart everything is there."""
+    """`to` accepts what Store accepts; after a restart everything is there."""
 
     async def main() -> None:
         url = f"sqlite:///{tmp_path}/state.db"

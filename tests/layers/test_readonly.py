@@ -1,4 +1,4 @@
-"""The readonly layer: nothing is written, whoever tries; reads and checks pass, and runs that would write don't begin."""
+"""The readonly layer: no write is done; reads and checks pass, and runs that would write don't start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOTAL = Key("total", int)
 
 
 class Writable(Layer):
-    """Writes to what the readonly layer below it stands around; all else passes that layer."""
+    """Writes directly to what is below the readonly layer; everything else passes that layer."""
 
     inline_write = True
 
@@ -30,7 +30,7 @@ class Writable(Layer):
 
 
 class TestReadonly(LayerContract):
-    """All that it lets pass is as without it: the contract's own writes go round it."""
+    """Reads work as without it: the contract's own writes bypass it."""
 
     def recipe(self) -> Layer:
         return Readonly()
@@ -61,7 +61,7 @@ def full() -> Memory:
     ids=["set", "set_many", "delete", "update", "scope"],
 )
 def test_a_write_is_refused(write: Callable[[SyncStore], object]) -> None:
-    """By whichever way, with which store, which key and what to do; nothing has changed."""
+    """In every way of writing; the error names store and key and what to do; nothing has changed."""
     backend = full()
     before = asyncio.run(backend.version())
     with pytest.raises(
@@ -72,7 +72,7 @@ def test_a_write_is_refused(write: Callable[[SyncStore], object]) -> None:
 
 
 def test_a_transaction_that_writes_is_refused_and_one_that_reads_passes() -> None:
-    """At its end, where it would land. A pure check of versions passes, and still finds a conflict."""
+    """At its end, when it would commit. A pure check of versions passes, and still finds a conflict."""
     backend = full()
     store = SyncStore(backend, layers=[Readonly()])
     with store.transaction() as tx:
@@ -87,15 +87,15 @@ def test_a_transaction_that_writes_is_refused_and_one_that_reads_passes() -> Non
 
 
 def test_many_keys_are_not_all_named() -> None:
-    """The message stays a line."""
+    """The message stays short."""
     with pytest.raises(ReadOnlyError, match="'k0', 'k1', 'k2' and 7 more"):
         SyncStore(layers=[Readonly()]).set_many({f"k{n}": n for n in range(10)})
-    with pytest.raises(ReadOnlyError, match="so 'log' can't be written"):  # its items are the list's, too
+    with pytest.raises(ReadOnlyError, match="so 'log' can't be written"):  # its items are covered by the list
         SyncStore(layers=[Readonly()]).append("log", 1)
 
 
-def test_maintenance_writes_nothing(tmp_path: Path) -> None:
-    """No bytes are given back, and nobody is kept off for a turn."""
+def test_maintenance_is_skipped(tmp_path: Path) -> None:
+    """No bytes are freed, and no other caller is locked out by a turn."""
     url = f"sqlite:///{tmp_path}/state.db"
     with SyncStore(url) as store:
         store.set("a", "x" * 100_000)
@@ -163,8 +163,8 @@ def test_a_run_of_a_node_that_declares_writes_is_refused_before_it_begins(nested
     assert _called == []
 
 
-def test_a_node_that_writes_without_saying_so_fails_at_its_end() -> None:
-    """What it would have written is in nobody's way."""
+def test_a_node_that_writes_without_declaring_it_fails_at_its_end() -> None:
+    """Its writes are not stored."""
     backend = full()
     with pytest.raises(ReadOnlyError, match="'total' can't be written"):
         Graph(look >> Writes(), store=Store(backend, layers=[Readonly()])).run_sync(1)
@@ -172,7 +172,7 @@ def test_a_node_that_writes_without_saying_so_fails_at_its_end() -> None:
 
 
 def test_a_durable_run_is_refused_before_it_begins(tmp_path: Path) -> None:
-    """With the run and the store; a finished one can still be looked at."""
+    """The error names the run and the store; a finished run can still be read."""
     url = f"sqlite:///{tmp_path}/state.db"
 
     async def main() -> None:
@@ -205,8 +205,8 @@ def test_layers_that_write_by_themselves_are_refused_around_it(layers: list[Laye
         Store(layers=layers)
 
 
-def test_layers_that_write_by_themselves_go_on_inside_of_it() -> None:
-    """A cache is filled and bounded, and what a read upgrades is written back."""
+def test_layers_that_write_by_themselves_work_inside_of_it() -> None:
+    """A cache is filled and bounded, and upgraded values are written back."""
     durable, near = full(), Memory()
     store = SyncStore(near, layers=[Readonly(), Migrate(), Persistence(to=durable), Bounding(max_entries=9)])
     assert store.get("a") == 1

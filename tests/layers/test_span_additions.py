@@ -1,4 +1,4 @@
-"""Attributes besides ours: those that a node declares by `trace={…}`, and those that plugins add by `pocket_span_additions`."""
+"""Additional attributes: those that a node declares by `trace={…}`, and those that plugins add by `pocket_span_additions`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Keep(pp.Node[int, int]):
 
 
 class Adding:
-    """A plugin that adds what it is given."""
+    """A plugin that adds the given attributes."""
 
     def __init__(self, **parts: Any) -> None:
         self.parts, self.asked = parts, 0
@@ -62,7 +62,7 @@ def pocket_of(*plugins: object) -> pp.Pocket:
 
 
 def played(*plugins: object, chain: Any = None, runs: int = 1, **settings: Any) -> SpanCapture:
-    """A run of halve and of a node that writes, watched by a Pocket with these plugins."""
+    """A run of halve and of a node that writes, observed by a Pocket with these plugins."""
     pocket = pocket_of(*plugins)
     store = pp.Store(layers=[pocket.layer("tracing")])
     graph = pp.Graph(chain or halve >> Keep(), name="g", store=store)
@@ -81,7 +81,7 @@ def test_a_node_has_the_attributes_that_it_declares() -> None:
 
 
 def test_the_items_of_a_fan_out_have_what_their_node_declares() -> None:
-    """Each of them, those whose spans begin late as well; not the fan-out around them."""
+    """Each of them, also those whose spans start late; not the fan-out around them."""
     graph = pp.Graph(pp.each(double), name="g")
     with SpanCapture("node") as capture:
         graph.run_sync([*range(130)], pocket=pocket_of())
@@ -91,15 +91,15 @@ def test_the_items_of_a_fan_out_have_what_their_node_declares() -> None:
     assert "team" not in attributes(capture.one("node each_double"))
 
 
-def test_the_shape_of_a_graph_says_what_nodes_declare() -> None:
-    """By name; an `each` has what its items' node declares."""
+def test_the_shape_of_a_graph_has_the_declared_attributes() -> None:
+    """By name; an `each` has the attributes of its items' node."""
     shape = pp.Graph(double >> halve, name="g").plan.shape
     assert shape.declared == {"double": {"team": "billing", "tier": 3}}
     assert pp.Graph(pp.each(double), name="g").plan.shape.declared == {"each_double": {"team": "billing", "tier": 3}}
 
 
-def test_what_is_declared_is_a_copy() -> None:
-    """A mapping that is changed later changes no node."""
+def test_declared_attributes_are_copied() -> None:
+    """If the mapping is changed later, no node changes."""
     given: dict[str, str | bool | int | float] = {"team": "billing"}
     node = halve.with_options(trace=given)
     given["team"] = "sales"
@@ -108,7 +108,7 @@ def test_what_is_declared_is_a_copy() -> None:
     assert "team" not in attributes(played(chain=node.with_options(trace=True)).one("node halve"))
 
 
-def test_what_is_declared_is_capped() -> None:
+def test_declared_attributes_are_limited_in_size() -> None:
     """As every attribute."""
     node = halve.with_options(trace={"team": "ä" * 5000, "n" * 5000: True})
     own = attributes(played(chain=node).one("node halve"))
@@ -128,8 +128,8 @@ def test_what_is_declared_is_capped() -> None:
         (["team"], "it is True, False, or a mapping of attributes"),
     ],
 )
-def test_what_is_no_attribute_is_refused_where_it_is_written(given: Any, says: str) -> None:
-    """Naming the node and what is allowed, without the value."""
+def test_an_invalid_attribute_is_refused_when_it_is_written(given: Any, says: str) -> None:
+    """The error names the node and what is allowed, without the value."""
     with pytest.raises(ConfigError, match=says) as refused:
         halve.with_options(trace=given)
     assert "'halve'" in str(refused.value)
@@ -138,7 +138,7 @@ def test_what_is_no_attribute_is_refused_where_it_is_written(given: Any, says: s
 
 # ---------------------------------------------------------------- what plugins add
 def test_a_plugin_adds_to_each_kind_of_span() -> None:
-    """It is handed what the span is of, and what it has by itself."""
+    """It gets the object of the span, and pocket_plug's own attributes."""
 
     def of_run(run: Run, own: SpanAttributes) -> SpanAttributes:
         return {"added": f"run {run.graph}", "mine": own["pocket_plug.graph.name"]}
@@ -160,8 +160,8 @@ def test_a_plugin_adds_to_each_kind_of_span() -> None:
     assert attributes(capture.one("run g"))["mine"] == "g"
 
 
-def test_ours_and_baggage_stay_and_the_first_asked_has_the_last_word() -> None:
-    """A plugin can't put its own in the place of ours; of two plugins the one that pluggy asks first counts."""
+def test_our_attributes_and_baggage_stay_and_the_first_plugin_wins() -> None:
+    """A plugin can't replace our attributes; of two plugins, the one that pluggy calls first counts."""
     first, last = (
         Adding(run=lambda run, own, name=name: {"pocket_plug.run.id": "x", "who": name, f"by {name}": True})
         for name in ("early", "late")
@@ -177,8 +177,8 @@ def test_ours_and_baggage_stay_and_the_first_asked_has_the_last_word() -> None:
     assert (own["tenant"], own["who"]) == ("acme", "early")
 
 
-def test_a_plugin_hears_what_is_captured_and_nothing_else() -> None:
-    """The text that may be shown, after `redact`, with what it belongs to; without capture it isn't asked."""
+def test_a_plugin_gets_captured_text_only() -> None:
+    """The text after `redact`, with the object that it belongs to; without capture it isn't called."""
     heard: list[tuple[str, str, str, str]] = []
 
     def of_value(call: Any, way: str, text: str, mime_type: str) -> Mapping[str, str]:
@@ -199,8 +199,8 @@ def test_a_plugin_hears_what_is_captured_and_nothing_else() -> None:
     assert {mime for kind, _, _, mime in heard if kind == "Run"} == {"application/json"}
 
 
-def test_it_is_asked_once_for_a_pocket_and_again_when_plugins_change() -> None:
-    """Not at each run; one that is registered later is heard from the next run on."""
+def test_a_plugin_is_called_once_for_a_pocket_and_again_when_plugins_change() -> None:
+    """Not at each run; a plugin that is registered later is called from the next run on."""
     adding = Adding(run=lambda run, own: {"who": "first"})
     pocket = pocket_of(adding)
     graph = pp.Graph(halve, name="g")
@@ -215,8 +215,8 @@ def test_it_is_asked_once_for_a_pocket_and_again_when_plugins_change() -> None:
     assert [attributes(span)["who"] for span in capture.spans] == ["first"] * 3 + ["second", "first"]
 
 
-def test_two_pockets_leave_each_other_alone() -> None:
-    """Runs and stores have what the plugins of their own Pocket add."""
+def test_two_pockets_are_independent() -> None:
+    """Runs and stores have the attributes of their own Pocket's plugins."""
     one = pocket_of(Adding(run=lambda run, own: {"who": 1}, store=lambda own: {"who": 1}))
     other = pocket_of()
     with SpanCapture("run") as capture:
@@ -229,8 +229,8 @@ def test_two_pockets_leave_each_other_alone() -> None:
     assert [attributes(span).get("who") for span in capture.spans] == [1, None]
 
 
-def test_what_belongs_to_no_pocket_has_what_the_default_one_adds() -> None:
-    """A layer that is made in code, and a run without a Pocket."""
+def test_layers_and_runs_without_a_pocket_use_the_default_one() -> None:
+    """A layer that is created in code, and a run without a Pocket."""
     set_default_pocket(pocket_of(Adding(run=lambda run, own: {"who": "default"}, store=lambda own: {"who": "default"})))
     try:
         with SpanCapture("node") as capture:
@@ -242,7 +242,7 @@ def test_what_belongs_to_no_pocket_has_what_the_default_one_adds() -> None:
 
 
 def test_without_a_default_pocket_nothing_is_added(caplog: pytest.LogCaptureFixture) -> None:
-    """A configuration that can't be read is for whoever needs it to say; spans are made all the same."""
+    """An unreadable configuration is reported to whoever needs it; spans are made all the same."""
     from pocket_plug.plugins.pocket import default_pocket
 
     def broken() -> Any:
@@ -277,10 +277,12 @@ def nothing_of_the_kind(*_: object) -> Any:
 
 @pytest.mark.parametrize("broken", [failing, exits, wrong, nothing_of_the_kind], ids=lambda part: part.__name__)
 @pytest.mark.parametrize("part", ["run", "node", "phase", "store", "value"])
-def test_a_part_that_fails_costs_its_attributes_and_no_more(
+def test_a_failing_part_costs_only_its_attributes(
     part: str, broken: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run goes on with all its spans and what others add; it is said once, without the message, and counted."""
+    """The run continues with all its spans and other plugins' attributes; the failure is logged once, without the message, and
+    counted.
+    """
     plugin, other = Adding(**{part: broken}), Adding(**{part: lambda *_: {"other": True}})
     pocket = pocket_of(plugin, other)
     store = pp.Store(layers=[pocket.layer("tracing")])
@@ -298,8 +300,8 @@ def test_a_part_that_fails_costs_its_attributes_and_no_more(
     assert "the secret" not in said[0]
 
 
-def test_an_answer_of_another_kind_is_put_down_to_the_plugin(caplog: pytest.LogCaptureFixture) -> None:
-    """It is left out, and said."""
+def test_an_invalid_answer_is_reported_as_the_plugins_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """It is ignored, and logged."""
 
     class Odd:
         @pp.hookimpl
@@ -313,7 +315,7 @@ def test_an_answer_of_another_kind_is_put_down_to_the_plugin(caplog: pytest.LogC
     assert [text for text in caplog.messages if "it returned dict, not SpanAdditions or None" in text]
 
 
-def test_nobody_is_asked_while_nobody_listens() -> None:
+def test_nothing_is_called_without_a_provider() -> None:
     """Without a provider it costs nothing."""
     adding = Adding(run=failing)
     graph = pp.Graph(halve, name="g")
@@ -325,10 +327,10 @@ def test_nobody_is_asked_while_nobody_listens() -> None:
     assert adding.asked == 0
 
 
-# ---------------------------------------------------------------- what it was until 0.1
+# ---------------------------------------------------------------- the option until 0.1
 @pytest.mark.parametrize("given", ["openinference", ["gen_ai"]])
 def test_flavours_change_nothing_and_say_what_to_install(given: Any) -> None:
-    """The option is taken until 0.3; an empty one, which asked for nothing, has nothing to say."""
+    """The option is accepted until 0.3; an empty one, which asked for nothing, logs nothing."""
     before = tracing.configure(flavours=[])
     with pytest.warns(DeprecationWarning, match="pip install pocket-plug-openinference") as caught:
         tracing.configure(flavours=given)
@@ -336,7 +338,7 @@ def test_flavours_change_nothing_and_say_what_to_install(given: Any) -> None:
     assert [warning.filename for warning in caught] == [__file__], "Python shows it where the user's code is to blame"
 
 
-def test_flavours_in_a_table_are_said_where_the_pocket_is_made(tmp_path: Path) -> None:
+def test_flavours_in_a_table_are_reported_when_the_pocket_is_made(tmp_path: Path) -> None:
     """The table has no line of its own."""
     (tmp_path / "pocket.toml").write_text('[plugins.tracing]\nflavours = ["openinference"]\n')
     with pytest.warns(DeprecationWarning, match="flavours has no effect any more") as caught:

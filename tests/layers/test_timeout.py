@@ -1,4 +1,4 @@
-"""The timeout layer: nobody waits longer than so many seconds, and no error looks as if a write had not landed."""
+"""The timeout layer: no operation takes longer than its limit, and no error claims that a write was not done."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TestTimeout(LayerContract):
 
 
 class Slow(Memory):
-    """Takes so many seconds before each operation, and so many after each write, which is then done."""
+    """Takes some seconds before each operation, and some after each write, which is then done."""
 
     inline_read = inline_write = False
     needs_loop = True
@@ -71,7 +71,7 @@ class Slow(Memory):
         version = await super().write(changes, expect)
         waiting = asyncio.ensure_future(asyncio.sleep(self.after))
         cancelled: asyncio.CancelledError | None = None
-        while not waiting.done():  # done, so its outcome is awaited, as `Backend.write` has it
+        while not waiting.done():  # done, so its outcome is awaited, as `Backend.write` requires
             try:
                 await asyncio.shield(waiting)
             except asyncio.CancelledError as error:
@@ -93,7 +93,7 @@ def built(inner: Backend, **limits: Any) -> Backend:
 
 
 def elapsed(main: Coroutine[Any, Any, object]) -> float:
-    """Run it in virtual time; the seconds that it took."""
+    """Run it in virtual time; returns the seconds that it took."""
     clock = FakeClock()
     run_virtual(main, clock)
     return clock.elapsed
@@ -112,7 +112,7 @@ def elapsed(main: Coroutine[Any, Any, object]) -> float:
 def test_a_read_that_takes_too_long_is_cancelled(
     read: Callable[[Backend], Coroutine[Any, Any, object]], what: str
 ) -> None:
-    """It is an error, which says what, how long and what to do: never an answer that looks like nothing there."""
+    """An error that says what, how long and what to do: never an answer that looks like a missing entry."""
     inner = Slow(10)
 
     async def main() -> None:
@@ -123,8 +123,8 @@ def test_a_read_that_takes_too_long_is_cancelled(
     assert inner.said == ["read cancelled"]
 
 
-def test_a_read_in_time_is_the_inner_ones() -> None:
-    """With its entry, and its own time-outs unchanged."""
+def test_a_read_within_the_limit_is_unchanged() -> None:
+    """With its entry, and its own timeouts unchanged."""
 
     class Own(Slow):
         async def read(self, key: str) -> Entry | None:
@@ -142,8 +142,8 @@ def test_a_read_in_time_is_the_inner_ones() -> None:
     run_virtual(main())
 
 
-def test_a_cancelled_read_is_cancelled_and_nothing_else() -> None:
-    """The layer's error is for its own limit."""
+def test_a_cancelled_read_raises_only_the_cancellation() -> None:
+    """The layer's error is for its own limit only."""
 
     async def main() -> None:
         reading = asyncio.ensure_future(built(Slow(10), read_within=5).read("a"))
@@ -155,8 +155,8 @@ def test_a_cancelled_read_is_cancelled_and_nothing_else() -> None:
     assert elapsed(main()) == pytest.approx(1)
 
 
-def test_a_scan_has_so_long_for_what_comes_next() -> None:
-    """A long scan may take longer than that in all; whoever reads it may take as long as it wants."""
+def test_the_limit_of_a_scan_is_for_each_entry() -> None:
+    """A long scan may take longer in total; its reader may take any time."""
 
     async def main() -> None:
         inner = Slow(0)
@@ -177,7 +177,7 @@ def test_a_scan_has_so_long_for_what_comes_next() -> None:
 # ---------------------------------------------------------------- writes
 @pytest.mark.parametrize(("before", "after", "lands"), [(10, 0, False), (0, 10, True), (1, 10, True)])
 def test_a_write_that_takes_too_long_has_an_unknown_outcome(before: float, after: float, lands: bool) -> None:
-    """It says so, whether it was withdrawn or has landed; and it doesn't wait for what can't be withdrawn."""
+    """The error says so, whether the write was withdrawn or done; and it doesn't wait if the write can't be withdrawn."""
     inner = Slow(before, after)
 
     async def main() -> None:
@@ -193,8 +193,8 @@ def test_a_write_that_takes_too_long_has_an_unknown_outcome(before: float, after
     run_virtual(main())
 
 
-def test_what_a_late_write_raises_is_not_reported_as_lost() -> None:
-    """Its outcome was said to be unknown; nothing is left for asyncio to complain of."""
+def test_the_error_of_a_late_write_is_not_reported_by_asyncio() -> None:
+    """Its outcome was reported as unknown; asyncio doesn't complain about it."""
 
     class Fails(Slow):
         async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -220,7 +220,7 @@ def test_what_a_late_write_raises_is_not_reported_as_lost() -> None:
 
 
 def test_a_check_of_versions_is_no_write() -> None:
-    """Nothing can have landed, so the error is that of a read."""
+    """Nothing can have been written, so the error is that of a read."""
 
     async def main() -> None:
         with pytest.raises(StoreTimeoutError, match="checking the version of 'a' took longer than 3 s"):
@@ -231,7 +231,7 @@ def test_a_check_of_versions_is_no_write() -> None:
 
 @pytest.mark.parametrize(("before", "after", "seconds"), [(10, 0, 1), (0, 10, 10)])
 def test_a_write_that_its_caller_cancels_is_awaited_to_its_outcome(before: float, after: float, seconds: float) -> None:
-    """Withdrawn at once where nothing was done; else it never lands after the caller was told of the cancellation."""
+    """Withdrawn at once if nothing was done; otherwise it is never done after the caller got the cancellation."""
     inner = Slow(before, after)
 
     async def main() -> None:
@@ -244,7 +244,7 @@ def test_a_write_that_its_caller_cancels_is_awaited_to_its_outcome(before: float
     assert elapsed(main()) == pytest.approx(seconds)
 
 
-def test_the_error_of_a_write_that_its_caller_cancelled_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_error_of_a_cancelled_write_is_not_reported_by_asyncio(caplog: pytest.LogCaptureFixture) -> None:
     """asyncio would log it as never retrieved."""
 
     class Failing(Slow):
@@ -272,8 +272,8 @@ async def count(number: int) -> int:
     return number + 1
 
 
-def test_a_durable_run_finds_out_what_a_slow_write_has_come_to(tmp_path: Path) -> None:
-    """The run's write lands and takes too long to say so: the run looks, and goes on."""
+def test_a_durable_run_finds_out_the_outcome_of_a_slow_write(tmp_path: Path) -> None:
+    """The run's write is done, but its answer comes too late: the run reads the store, and continues."""
 
     class Late(Layer):
         """Once, the answer to a write comes too late."""
@@ -281,7 +281,7 @@ def test_a_durable_run_finds_out_what_a_slow_write_has_come_to(tmp_path: Path) -
         async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
             version = await self.inner.write(changes, expect)
             written.append(version)
-            if len(written) == 2:  # the first one is the run's begin
+            if len(written) == 2:  # the first one is the run's start
                 await asyncio.sleep(100)
             return version
 
@@ -296,9 +296,9 @@ def test_a_durable_run_finds_out_what_a_slow_write_has_come_to(tmp_path: Path) -
     assert elapsed(main()) == pytest.approx(5)
 
 
-# ---------------------------------------------------------------- what can't be interrupted
+# ---------------------------------------------------------------- operations that can't be interrupted
 def test_over_memory_it_costs_nothing() -> None:
-    """Memory waits for nothing, so a configuration may have the layer there too: operations go straight through."""
+    """Memory waits for nothing, so a configuration may use the layer there too: operations go straight through."""
     inner = Memory()
     layer = built(inner, read_within=1, write_within=1, page_within=1)
     assert (layer.inline_read, layer.inline_write, layer.needs_loop) == (True, True, False)
@@ -307,7 +307,7 @@ def test_over_memory_it_costs_nothing() -> None:
 
 
 def test_over_a_file_a_limit_that_can_not_be_kept_is_refused(tmp_path: Path) -> None:
-    """SQLite reads in place; a write that another thread commits can be given up."""
+    """SQLite reads in place; only a write that another thread commits can be abandoned."""
     for limit in ({"read_within": 1}, {"page_within": 1}):
         with pytest.raises(
             ConfigError, match=f"{next(iter(limit))} over SQLite.*can't be kept.*nothing can interrupt it"
@@ -321,7 +321,7 @@ def test_over_a_file_a_limit_that_can_not_be_kept_is_refused(tmp_path: Path) -> 
 
 
 def test_sync_callers_are_limited_too(tmp_path: Path) -> None:
-    """Over a backend that suspends, and over SQLite's thread that writes."""
+    """Over a backend that suspends, and over SQLite's writer thread."""
     with SyncStore(FaultyMemory(), layers=[Timeout(read_within=30, write_within=30, page_within=30)]) as store:
         store.set("a", 1)
         assert (store.get("a"), list(store.keys())) == (1, ["a"])
@@ -332,7 +332,7 @@ def test_sync_callers_are_limited_too(tmp_path: Path) -> None:
 
 
 def test_around_persistence_the_durable_tier_is_limited() -> None:
-    """The cache inside is inline, what is behind it isn't."""
+    """The cache inside is inline, the durable tier isn't."""
 
     async def main() -> None:
         store = Store(layers=[Timeout(read_within=3), Persistence(to=Slow(10))])

@@ -1,4 +1,4 @@
-"""Tracing: one correct tree of spans, whatever happens, and nothing at all where nobody listens."""
+"""Tracing: one correct tree of spans, whatever happens, and nothing at all without a tracer provider."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def enter(manager: AbstractContextManager[Any] | None) -> AbstractContextManager
 
 @contextmanager
 def running(run: Run) -> Iterator[Observer]:
-    """A run as the runner drives it: the outcome is set before the observer's manager is left."""
+    """A run as the runner executes it: the outcome is set before the observer's manager is left."""
     observer = observe(run)
     assert observer.run is not None
     with enter(observer.run(run)):
@@ -68,7 +68,7 @@ def running(run: Run) -> Iterator[Observer]:
 
 
 def test_a_run_is_one_tree_with_the_documented_names_and_attributes(capture: SpanCapture) -> None:
-    """Run, node and phases nest, and carry what they had at start and at end."""
+    """Run, node and phases are nested, and have their attributes of the start and of the end."""
     run = Run("r1", "shop")
     call = NodeCall(run, "charge", "node", 1, phases=("exec", "post"))
     with running(run) as observer:
@@ -103,7 +103,7 @@ def test_a_run_is_one_tree_with_the_documented_names_and_attributes(capture: Spa
 
 @pytest.mark.parametrize(("guarded", "below"), [(False, "node a"), (True, ("node a", ["exec a"]))])
 def test_at_detail_node_only_guarded_attempts_have_spans(guarded: bool, below: object) -> None:
-    """`detail="node"` shows durations as attributes, and attempts where there may be several."""
+    """`detail="node"` shows durations as attributes, and attempts if there may be several."""
     run = Run("r", "g")
     call = NodeCall(run, "a", "node", 1, guarded=guarded)
     with SpanCapture(detail="node") as capture, running(run) as observer:
@@ -121,7 +121,7 @@ def test_at_detail_node_only_guarded_attempts_have_spans(guarded: bool, below: o
 
 
 def test_at_detail_run_a_run_is_one_span() -> None:
-    """`detail="run"` asks nothing of nodes and shows no store operations."""
+    """`detail="run"` observes no nodes and shows no store operations."""
     store = SyncStore(layers=[Tracing()])
     with SpanCapture(detail="run") as capture, running(Run("r", "g")) as observer:
         assert observer.node is None
@@ -130,8 +130,8 @@ def test_at_detail_run_a_run_is_one_span() -> None:
     assert capture.tree() == ["run g"]
 
 
-def test_a_node_declared_untraced_has_no_spans_and_its_children_hang_under_the_run(capture: SpanCapture) -> None:
-    """`trace=False` leaves out the node and its phases, not what they cause."""
+def test_children_of_an_untraced_node_are_below_the_run(capture: SpanCapture) -> None:
+    """`trace=False` leaves out the node and its phases, not their children."""
     run = Run("r", "g")
     call = NodeCall(run, "a", "node", 1, trace=False)
     store = SyncStore(layers=[Tracing()])
@@ -145,7 +145,7 @@ def test_a_node_declared_untraced_has_no_spans_and_its_children_hang_under_the_r
 
 
 def test_an_error_is_recorded_once_where_it_happened_and_marks_all_that_it_passed(capture: SpanCapture) -> None:
-    """The exception event stands on the innermost span only; every span that failed has status and `error.type`."""
+    """The exception event is only on the innermost span; every failed span has status and `error.type`."""
     run = Run("r", "g")
     call = NodeCall(run, "a", "node", 1)
     error = ValueError("no funds")
@@ -175,7 +175,7 @@ def test_an_error_is_recorded_once_where_it_happened_and_marks_all_that_it_passe
 
 
 def test_an_exception_shared_by_two_runs_is_recorded_in_each(capture: SpanCapture) -> None:
-    """ "Once" is kept per run, not marked on the exception."""
+    """This is tracked per run, not marked on the exception."""
     error = ValueError("shared")
     for name in ("one", "two"):
         with pytest.raises(ValueError, match="shared"), running(Run(name, name)):
@@ -184,7 +184,7 @@ def test_an_exception_shared_by_two_runs_is_recorded_in_each(capture: SpanCaptur
 
 
 def test_an_error_passes_nested_runs_with_one_event(capture: SpanCapture) -> None:
-    """An inner run is a run below its node and shares the outer one's memory of what was recorded."""
+    """An inner run is below its node and shares the outer run's knowledge of what was recorded."""
     outer = Run("o", "outer")
     call = NodeCall(outer, "sub", "graph", 1)
     with pytest.raises(ValueError, match="deep"), running(outer) as observer:
@@ -199,7 +199,7 @@ def test_an_error_passes_nested_runs_with_one_event(capture: SpanCapture) -> Non
 
 @pytest.mark.parametrize("outcome", ["ok", "fallback"])
 def test_a_retried_or_replaced_error_leaves_its_node_unset(capture: SpanCapture, outcome: Any) -> None:
-    """The attempt failed and says so; the node did not."""
+    """The attempt failed and has the status; the node did not."""
     run = Run("r", "g")
     call = NodeCall(run, "a", "node", 1, guarded=True)
     with running(run) as observer:
@@ -238,7 +238,7 @@ def test_a_cancellation_has_its_type_but_is_no_failure(capture: SpanCapture) -> 
 
 
 class Unspeakable(Exception):
-    """Its text can't be had."""
+    """An exception whose text can't be read."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -254,7 +254,7 @@ def test_an_exception_whose_str_raises_leaves_no_span_open() -> None:
     assert (capture.one("run g").events[0].attributes or {})["exception.message"] == "(its text can't be read)"
 
 
-def test_every_text_is_capped_and_sendable() -> None:
+def test_every_text_is_limited_and_valid() -> None:
     """4 KiB of valid UTF-8 at most: one oversized or malformed attribute makes a backend refuse a whole batch."""
 
     def deep(n: int) -> None:
@@ -270,8 +270,8 @@ def test_every_text_is_capped_and_sendable() -> None:
     assert str((span.events[0].attributes or {})["exception.stacktrace"]).count("in test_every") == 16
 
 
-def test_whoever_fails_inside_a_span_the_context_is_restored(capture: SpanCapture) -> None:
-    """A processor of the user's that raises as a span ends does so after the span was detached."""
+def test_after_any_failure_inside_a_span_the_context_is_restored(capture: SpanCapture) -> None:
+    """If a processor of the user's raises when a span ends, the span was detached before."""
 
     class Raising(SpanCapture):
         def on_end(self, span: Any) -> None:
@@ -283,10 +283,8 @@ def test_whoever_fails_inside_a_span_the_context_is_restored(capture: SpanCaptur
     assert otel_context.get_current() is before
 
 
-def test_spans_that_somebody_else_has_ended_are_left_alone(
-    capture: SpanCapture, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As `observe()` ends them when the process is told to end, while the run still goes on."""
+def test_spans_that_were_ended_elsewhere_are_left_alone(capture: SpanCapture, caplog: pytest.LogCaptureFixture) -> None:
+    """`observe()` ends them when the process gets a signal to end, while the run continues."""
     store = SyncStore(layers=[Tracing()])
 
     @pp.node
@@ -302,19 +300,20 @@ def test_spans_that_somebody_else_has_ended_are_left_alone(
     capture.on_start = lambda span, parent_context=None: (began.append(span), on_start(span))  # type: ignore[method-assign]
     assert pp.Graph(work, name="g").run_sync(1) == 1
     assert [record.getMessage() for record in caplog.records if record.name.startswith("opentelemetry")] == [
-        "Calling end() on an ended span."]  # fmt: skip # that of the test's own
+        "Calling end() on an ended span."
+    ]  # the test's own one
 
 
 def test_without_a_provider_a_run_is_silent() -> None:
-    """Nobody listens: no observer, so the run costs one look."""
+    """There is no observer, so the run costs one check."""
     with SpanCapture():
         tracing.configure(tracer_provider=trace.NoOpTracerProvider())
         assert tracing.TracingPlugin().pocket_observe(Run("r", "g")) is None
         assert SyncStore(layers=[Tracing()]).get("k") is None
 
 
-def test_a_stack_that_was_built_before_there_is_a_provider_shows_its_layers_too() -> None:
-    """At detail "debug" the parts are watched from the beginning, whoever listens later."""
+def test_a_stack_built_before_the_provider_is_set_shows_its_layers_too() -> None:
+    """At detail "debug" the parts are observed from the beginning, whenever a provider is set."""
     with SpanCapture(detail="debug") as capture:
         tracing.configure(tracer_provider=trace.NoOpTracerProvider())
         store = SyncStore(layers=[Tracing(), Bounding(max_entries=10), "metrics"])
@@ -325,7 +324,7 @@ def test_a_stack_that_was_built_before_there_is_a_provider_shows_its_layers_too(
 
 
 def test_the_provider_that_the_environment_names_is_loaded_by_a_stores_first_operation() -> None:
-    """`OTEL_PYTHON_TRACER_PROVIDER` is followed by asking the API; a store asks as a run does."""
+    """`OTEL_PYTHON_TRACER_PROVIDER` is read by the API; a store calls it as a run does."""
     code = """
 import pocket_plug as pp
 from opentelemetry import trace
@@ -343,7 +342,7 @@ print(before, type(trace._TRACER_PROVIDER).__module__)
 def test_a_provider_that_the_environment_names_and_that_isnt_installed_fails_no_store(
     layer: str, variable: str
 ) -> None:
-    """Nobody listens then, which is said once: a variable for all programs of a machine stops none of them."""
+    """Then there is no tracing, which is logged once: a variable for all programs of a machine fails none of them."""
     code = f"""
 import pocket_plug as pp
 store = pp.SyncStore(layers=["{layer}"])
@@ -364,7 +363,7 @@ print(pp.Graph(shout, store=store).run_sync("hello"))
 
 
 def test_an_unsampled_run_has_no_spans_inside() -> None:
-    """A run span that isn't recorded silences its nodes, phases and store operations."""
+    """If the run's span isn't recorded, its nodes, phases and store operations have no spans."""
     provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
     store = SyncStore(layers=[Tracing()])
     run = Run("r", "g")
@@ -382,7 +381,7 @@ def test_an_unsampled_run_has_no_spans_inside() -> None:
 
 
 def test_options_are_checked() -> None:
-    """What isn't an option is refused, with what is allowed."""
+    """An invalid option is refused; the error says what is allowed."""
     with pytest.raises(ConfigError, match=r"no option 'detial'.* Did you mean 'detail'"):
         tracing.configure(detial="phase")  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="detail is one of run, node, phase, debug, not 'fine'"):
@@ -403,7 +402,7 @@ def attributes_of(capture: SpanCapture, name: str) -> Mapping[str, Any]:
 
 
 def test_each_store_operation_is_one_span_named_by_its_template(capture: SpanCapture) -> None:
-    """Names are low in cardinality; what the key was filled with is never shown."""
+    """Names have low cardinality; the values in the key are never shown."""
 
     async def main() -> None:
         store = Store(layers=[Tracing()])
@@ -436,8 +435,8 @@ def test_each_store_operation_is_one_span_named_by_its_template(capture: SpanCap
     assert capture.open == 0
 
 
-def test_a_key_put_together_at_run_time_is_not_shown(capture: SpanCapture) -> None:
-    """`Key(f"user:{id}")` is refused by pyright only: neither its text nor a part of it stands in a name."""
+def test_a_key_built_at_run_time_is_not_shown(capture: SpanCapture) -> None:
+    """`Key(f"user:{id}")` is refused by pyright only: neither its text nor a part of it is in a span's name."""
     store = SyncStore(layers=[Tracing()])
     for user in ("secret-1", "secret-2"):
         store.set(Key(f"user:{user}"), 1)
@@ -447,14 +446,14 @@ def test_a_key_put_together_at_run_time_is_not_shown(capture: SpanCapture) -> No
 
 
 def calls_in(work: Callable[[], object]) -> Counter[str]:
-    """Which functions are called in the work, and how often: what it costs, but for the clock."""
+    """Which functions the work calls, and how often: its cost, without a clock."""
     found: Counter[str] = Counter()
 
     def count(frame: Any, event: str, argument: Any) -> None:
         if event in ("call", "c_call"):
             found[frame.f_code.co_qualname if event == "call" else argument.__qualname__] += 1
 
-    gc.disable()  # what is registered for the garbage collector is no part of the work
+    gc.disable()  # callbacks of the garbage collector are no part of the work
     sys.setprofile(count)
     try:
         work()
@@ -465,7 +464,7 @@ def calls_in(work: Callable[[], object]) -> Counter[str]:
 
 
 def test_many_different_keys_cost_what_one_costs() -> None:
-    """The last of 10^5 keys takes the same steps as the first, traced too; nothing of them stays."""
+    """The last of 10^5 keys takes the same steps as the first, traced too; no data of them stays."""
     store = SyncStore(layers=[Tracing()])
 
     def get(number: int) -> None:
@@ -486,7 +485,7 @@ def test_many_different_keys_cost_what_one_costs() -> None:
 
 
 def test_store_spans_are_children_of_the_task_and_the_thread_they_are_in(capture: SpanCapture) -> None:
-    """Parents are right under gather and in threads that were handed the context."""
+    """Parents are right with gather and in threads that got the context."""
     store = Store(layers=[Tracing()])
     tracer = capture.tracer_provider.get_tracer("test")
 
@@ -541,7 +540,7 @@ class Network(Backend):
 
 
 def test_what_a_network_backend_does_is_below_its_operation(capture: SpanCapture) -> None:
-    """The operation's span is current inside, and of kind CLIENT."""
+    """The operation's span is current inside, with kind CLIENT."""
     backend = Network()
     asyncio.run(Store(backend, layers=[Tracing()]).get("k"))
     assert backend.seen == ["get"]
@@ -554,7 +553,7 @@ def test_what_a_network_backend_does_is_below_its_operation(capture: SpanCapture
     )
 
 
-def test_what_needs_a_loop_is_no_network_yet(capture: SpanCapture) -> None:
+def test_a_backend_with_a_loop_is_not_a_client_for_that_reason(capture: SpanCapture) -> None:
     """A backend that names no database and no server is within the process: its spans are INTERNAL, and name none."""
     backend = Network()
     backend.system, backend.address = "", None
@@ -564,7 +563,7 @@ def test_what_needs_a_loop_is_no_network_yet(capture: SpanCapture) -> None:
 
 
 def test_a_failing_backend_is_an_error_and_a_miss_is_not(capture: SpanCapture) -> None:
-    """Status, `error.type` and the event stand on the operation, and not again on the run that it ends."""
+    """Status, `error.type` and the event are on the operation, and not repeated on the run that it ends."""
     backend = Network()
     backend.fails = StoreError("disk on fire")
     store = Store(backend, layers=[Tracing()])
@@ -578,8 +577,8 @@ def test_a_failing_backend_is_an_error_and_a_miss_is_not(capture: SpanCapture) -
 
 
 @pytest.mark.parametrize("error", [ConflictError(["k"]), asyncio.CancelledError()])
-def test_conflicts_and_cancellations_are_told_but_no_failures(capture: SpanCapture, error: BaseException) -> None:
-    """They are part of a store's ordinary work: UNSET, with their type."""
+def test_conflicts_and_cancellations_are_recorded_but_no_failures(capture: SpanCapture, error: BaseException) -> None:
+    """They are normal for a store: UNSET, with their type."""
     backend = Network()
     backend.fails = error
     with pytest.raises(type(error)):
@@ -590,7 +589,7 @@ def test_conflicts_and_cancellations_are_told_but_no_failures(capture: SpanCaptu
     assert not span.events
 
 
-def test_a_scan_holds_no_span_while_the_caller_has_the_key(capture: SpanCapture) -> None:
+def test_a_scan_has_no_open_span_while_the_caller_has_the_key(capture: SpanCapture) -> None:
     """What the caller does between two keys is neither below the scan nor in its duration; an early end is traced."""
 
     async def main() -> None:
@@ -605,8 +604,8 @@ def test_a_scan_holds_no_span_while_the_caller_has_the_key(capture: SpanCapture)
     assert capture.open == 0
 
 
-def test_a_scan_that_fails_says_so(capture: SpanCapture) -> None:
-    """The error of a scan is on its span."""
+def test_a_failing_scan_is_recorded(capture: SpanCapture) -> None:
+    """Its span has the error."""
     backend = Network()
     backend.fails = StoreError("gone")
 
@@ -643,7 +642,7 @@ class RaisingSampler(Sampler):
 
 
 def test_tracing_that_fails_never_fails_the_store(caplog: pytest.LogCaptureFixture) -> None:
-    """A raising sampler, or a raising span processor, costs the span, not the operation; it is said once."""
+    """A sampler or span processor that raises costs the span, not the operation; it is logged once."""
 
     class RaisingProcessor(SpanCapture):
         def on_end(self, span: Any) -> None:
@@ -679,7 +678,7 @@ def test_threads_share_one_traced_store(capture: SpanCapture) -> None:
 
 
 def test_a_scan_without_tracing_is_the_inner_one() -> None:
-    """Nobody listens: the layer is not between the caller and the keys."""
+    """Without a provider the layer is not between the caller and the keys."""
     memory = Memory()
     with SpanCapture():
         tracing.configure(tracer_provider=trace.NoOpTracerProvider())
@@ -706,7 +705,7 @@ class Remember(pp.Node[int, int]):
 
 
 def test_a_real_run_gives_the_whole_tree(capture: SpanCapture) -> None:
-    """Nested graphs, phases and store operations stand where they belong; the commit is the node's."""
+    """Nested graphs, phases and store operations are at the right place; the commit is below the node."""
     inner = pp.Graph(Remember(), name="inner")
     graph = pp.Graph(double >> inner, store=Store(layers=[Tracing()]), name="outer")
     assert asyncio.run(graph.run(4)) == 8
@@ -735,8 +734,8 @@ def test_sync_runs_and_their_threads_give_the_same_tree(capture: SpanCapture) ->
     assert capture.tree() == 2 * [("run g", [("node work", [("exec work", ["get person:{}"])])])]
 
 
-def test_a_retry_that_helps_leaves_the_node_and_the_run_unset(capture: SpanCapture) -> None:
-    """Each attempt is a span of its own below the node."""
+def test_a_successful_retry_leaves_the_node_and_the_run_unset(capture: SpanCapture) -> None:
+    """Each attempt has a span below the node."""
     tries = iter([OSError("flaky"), None])
 
     @pp.node(retry=pp.Retry(attempts=2))
@@ -753,7 +752,7 @@ def test_a_retry_that_helps_leaves_the_node_and_the_run_unset(capture: SpanCaptu
 
 
 def test_a_cancelled_run_closes_every_span_and_leaks_no_context(capture: SpanCapture) -> None:
-    """Cancelled in the middle of exec: outcome cancelled, nothing open, the caller's context as before."""
+    """Cancelled in the middle of exec: outcome cancelled, no open span, the caller's context as before."""
 
     async def main() -> None:
         entered = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What spans say of keys, values and messages: nothing unless asked, what was asked for, and never what breaks a run."""
+"""Keys, values and messages in spans: none by default, only what `capture` asks for, and no value breaks a run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def texts(capture: SpanCapture) -> Iterator[str]:
 
 # ---------------------------------------------------------------- levels
 class Pay(pp.Node[Any, list[int]]):
-    """Reads one key and then several, of which one isn't there, and writes one."""
+    """Reads one key and then several, one of which is missing, and writes one."""
 
     async def prep(self, store: pp.StoreReader, order: Any) -> Any:
         await store.get(CARD("k-1"), default=None)
@@ -101,7 +101,7 @@ def values(first: str, order: str, read: str, many: str, put: str, several: str,
                               '{"number": 4711}', '{"card:k-3": 3, "card:k-4": 4}', "[1, 2, 3]")),
     ],
 )  # fmt: skip
-def test_each_level_shows_what_it_says(level: str, keys: bool, shown: Any) -> None:
+def test_each_level_shows_what_it_documents(level: str, keys: bool, shown: Any) -> None:
     """Keys of store operations; types and sizes of inputs, outputs and values; the values. Names stay templates."""
     capture = paid(capture=level)
     found = []
@@ -118,7 +118,7 @@ def test_each_level_shows_what_it_says(level: str, keys: bool, shown: Any) -> No
     [("none", None), ("keys", None), ("summary", "PIN 1234 refused"), ("full", "PIN 1234 refused")],
 )
 def test_messages_of_exceptions_are_shown_from_summary_on(level: Any, message: str | None) -> None:
-    """In the event, in the stack trace with what caused it, and in the status; below it is the type that stands there."""
+    """In the event, in the stack trace with the cause, and in the status; below that level only the type is shown."""
 
     @pp.node
     def fail(n: int) -> int:
@@ -142,8 +142,8 @@ def test_messages_of_exceptions_are_shown_from_summary_on(level: Any, message: s
     assert any("1234" in text or "5678" in text for text in texts(capture)) == (message is not None)
 
 
-def test_our_own_errors_say_no_key_by_default() -> None:
-    """Their messages name keys, which is why they are held back as everybody's."""
+def test_pocket_plugs_own_errors_show_no_key_by_default() -> None:
+    """Their messages contain keys, so they are hidden like all messages."""
 
     class Read(pp.Node[int, int]):
         async def prep(self, store: pp.StoreReader, n: int) -> int:
@@ -154,7 +154,7 @@ def test_our_own_errors_say_no_key_by_default() -> None:
     assert not any("secret-9" in text for text in texts(capture))
 
 
-def test_by_default_nothing_of_what_goes_through_is_in_any_span() -> None:
+def test_by_default_no_data_is_in_any_span() -> None:
     """Keys, values, inputs, outputs, messages and notes of exceptions, baggage."""
     secret = "s3cr3t"  # noqa: S105
 
@@ -184,8 +184,8 @@ def test_by_default_nothing_of_what_goes_through_is_in_any_span() -> None:
     assert [text for text in texts(capture) if secret in text] == []
 
 
-def test_an_item_that_gets_its_span_because_it_failed_shows_what_it_was_given() -> None:
-    """As those that had one from the start."""
+def test_an_item_that_gets_its_span_because_it_failed_shows_its_input() -> None:
+    """As items that had a span from the start."""
 
     @pp.node
     async def picky(n: int) -> int:
@@ -202,8 +202,8 @@ def test_an_item_that_gets_its_span_because_it_failed_shows_what_it_was_given() 
 
 
 # ---------------------------------------------------------------- redact
-def test_redact_is_asked_for_each_leaf_by_its_path() -> None:
-    """Fields of records and of objects, keys of mappings and positions, as texts; what it gives is shown."""
+def test_redact_is_called_for_each_leaf_with_its_path() -> None:
+    """Fields of records and of objects, keys of mappings and positions, as texts; its result is shown."""
 
     @dataclasses.dataclass
     class Card:
@@ -243,8 +243,8 @@ def test_redact_is_asked_for_each_leaf_by_its_path() -> None:
     ]  # fmt: skip
 
 
-def test_redact_has_its_say_on_keys_and_messages_too() -> None:
-    """Whatever is shown on request has passed it."""
+def test_redact_applies_to_keys_and_messages_too() -> None:
+    """Everything that is captured has passed `redact`."""
 
     def redact(path: tuple[str, ...], value: Any) -> Any:
         return f"<{'.'.join(path)}>"
@@ -263,8 +263,8 @@ def test_redact_has_its_say_on_keys_and_messages_too() -> None:
     assert not any("PIN" in text for text in texts(capture))
 
 
-def test_redact_sees_what_would_be_cut() -> None:
-    """A secret in the middle of what is cut off can't stand there because it was cut before."""
+def test_redact_sees_values_before_they_are_cut() -> None:
+    """A secret can't be half shown because it was cut before `redact`."""
     text = Captured("full", lambda path, value: value.replace("s3cr3t", "***")).value(
         ("node", "input"), "a" * 4090 + "s3cr3t"
     )
@@ -272,7 +272,7 @@ def test_redact_sees_what_would_be_cut() -> None:
 
 
 def test_a_redact_that_raises_leaves_the_attribute_out(caplog: pytest.LogCaptureFixture) -> None:
-    """The run goes on; it is said once, without the message, in which the value may stand."""
+    """The run continues; it is logged once, without the message, which may contain the value."""
 
     class Mine(Exception):
         pass
@@ -296,12 +296,12 @@ def test_a_redact_that_raises_leaves_the_attribute_out(caplog: pytest.LogCapture
     assert "s3cr3t" not in said[0]
 
 
-# ---------------------------------------------------------------- values that misbehave
+# ---------------------------------------------------------------- values with unusual behaviour
 class Unreadable:
-    """Nothing can be asked of it."""
+    """No attribute can be read."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name == "__class__":  # which the runner itself asks for
+        if name == "__class__":  # the runner itself reads this
             return Unreadable
         raise RuntimeError(name)
 
@@ -310,7 +310,7 @@ class Unreadable:
 
 
 class Exits:
-    """Wants to end the process when it is looked at."""
+    """Raises SystemExit when it is inspected."""
 
     __slots__ = ()
 
@@ -335,7 +335,7 @@ class Endless(Mapping[str, int]):
 
 
 class Broken(dict[str, int]):
-    """A dict that can be neither measured nor read."""
+    """A dict whose length and items can't be read."""
 
     def __len__(self) -> int:
         raise RuntimeError("len")
@@ -354,7 +354,7 @@ class Liar:
 
 
 class Falsy(ValueError):
-    """An exception that can't be asked for its truth."""
+    """An exception whose truth value can't be read."""
 
     def __bool__(self) -> bool:
         raise RuntimeError("bool")
@@ -384,7 +384,7 @@ HOSTILE: list[Callable[[], Any]] = [
 @pytest.mark.parametrize("make", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("level", ["keys", "summary", "full"])
 def test_no_value_breaks_a_run_or_leaves_a_span_open(level: Any, make: Callable[[], Any]) -> None:
-    """Whatever it does when it is looked at: the output is the value itself, and each text can be sent."""
+    """Whatever it does when it is inspected: the output is the value itself, and each text can be sent."""
     value = make()
 
     class Keep(pp.Node[Any, Any]):
@@ -392,7 +392,7 @@ def test_no_value_breaks_a_run_or_leaves_a_span_open(level: Any, make: Callable[
             await store.set("k", item)
             return item
 
-    async def main() -> bool:  # asyncio looks at what this gives
+    async def main() -> bool:  # asyncio inspects the result
         store = pp.Store(layers=["tracing"])
         return (await pp.Graph(Keep(), name="g", store=store).run(value)) is value
 
@@ -405,8 +405,8 @@ def test_no_value_breaks_a_run_or_leaves_a_span_open(level: Any, make: Callable[
     assert all(len(text.encode()) <= 4096 for text in texts(capture))
 
 
-def test_what_cant_be_read_says_so_and_hides_nothing_else() -> None:
-    """One bad part of a value leaves the others to be seen."""
+def test_an_unreadable_part_is_marked_and_hides_nothing_else() -> None:
+    """A bad part of a value doesn't hide the others."""
     text = Captured("full", None).value(
         ("run", "input"), {"a": 1, "b": Unreadable(), "c": Exits(), "d": Broken(x=1), "e": 2}
     )
@@ -416,8 +416,8 @@ def test_what_cant_be_read_says_so_and_hides_nothing_else() -> None:
     )
 
 
-def test_a_value_is_taken_for_what_it_is_and_not_followed_forever() -> None:
-    """One that pretends to be a text is none; what lies very deep, or leads back to itself, is `…`."""
+def test_a_value_is_shown_by_its_real_type_and_to_a_limited_depth() -> None:
+    """A value that pretends to be a text is none; what is nested very deep, or contains itself, is `…`."""
     assert Captured("full", None).value(("run", "input"), Liar()) == '"liar"'
     assert Captured("full", None).value(("run", "input"), deep()) == f'{"[" * 13}"…"{"]" * 13}'
     assert Captured("full", None).value(("run", "input"), cycle()) == f'{"[1, " * 12}["…", "…"{"]" * 13}'
@@ -432,7 +432,7 @@ def _unwanted(name: str) -> Any:
 
 @dataclasses.dataclass
 class Row:
-    """As an object-relational mapper makes of a record: its columns are properties, which load what isn't there."""
+    """Like an object-relational mapper's record: its columns are properties, which load missing data."""
 
     number: int
     owner: str
@@ -453,7 +453,7 @@ class Lazy:
 
 
 def test_no_property_is_read_and_no_iterator_used_up() -> None:
-    """A value is shown as far as it is there: to look at it loads and works out nothing."""
+    """A value is shown as far as it is in memory: showing it loads and computes nothing."""
     full, summed = Captured("full", None), Captured("summary", None)
     row = object.__new__(Row)
     vars(row)["number"] = 7
@@ -466,19 +466,19 @@ def test_no_property_is_read_and_no_iterator_used_up() -> None:
 
 
 def test_summaries_are_types_and_sizes() -> None:
-    """No part of the value itself, and nothing that is dear to find out."""
+    """No part of the value itself, and nothing that is expensive to compute."""
     values = ([1], (1, 2), {"a": 1}, {1}, "abc", b"ab", 7, 1.5, True, None, object(), ValueError("x"))
     assert list(map(summary, values)) == [
         "list[1]", "tuple[2]", "dict[1]", "set[1]", "str[3]", "bytes[2]", "int", "float", "bool", "None", "object",
         "ValueError"]  # fmt: skip
     assert summary(numpy.zeros((3, 4))) == "ndarray[3, 4]"
-    assert summary(Broken(a=1)) == "Broken[1]"  # whatever it says of its own length
+    assert summary(Broken(a=1)) == "Broken[1]"  # whatever length it claims
 
 
 @pytest.mark.parametrize("where", ["str", "bool", "cause"])
 @pytest.mark.parametrize("level", ["none", "full"])
 def test_no_exception_breaks_a_run_or_leaves_a_span_open(level: Any, where: str) -> None:
-    """One whose text or truth can't be had, by itself or as a cause, comes out of the run as it went in."""
+    """An exception whose text or truth value can't be read, itself or as a cause, leaves the run unchanged."""
 
     class Mute(Exception):
         def __str__(self) -> str:
@@ -510,8 +510,8 @@ plain = st.recursive(
 
 @given(plain)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_plain_value_is_shown_whole_if_there_is_room(value: Any) -> None:
-    """As JSON, where it has no bytes in it; at 4 KiB at most, and as text that can be sent."""
+def test_any_plain_value_is_shown_completely_if_it_fits(value: Any) -> None:
+    """As JSON, if it contains no bytes; at most 4 KiB, and as valid text."""
     text = Captured("full", None).value(("run", "input"), value)
     assert text is not None
     assert len(text.encode()) <= 4096
@@ -532,10 +532,10 @@ names = st.one_of(
 
 @given(names, names, names, names, names, st.sampled_from(["none", "keys", "summary", "full"]))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_things_are_called_no_span_has_more_than_a_collector_takes(
+def test_whatever_the_names_are_a_collector_accepts_the_spans(
     graph: str, node: str, failure: str, value: str, session: str, level: Any
 ) -> None:
-    """Names, statuses, attributes and their keys: 4 KiB at most of valid UTF-8, and OTLP's encoding takes them."""
+    """Names, statuses, attributes and their keys: at most 4 KiB of valid UTF-8, and OTLP's encoding accepts them."""
     kind = type("Failure", (Exception,), {})
     kind.__qualname__ = failure
 
@@ -558,8 +558,8 @@ def test_whatever_things_are_called_no_span_has_more_than_a_collector_takes(
 
 @given(st.lists(st.text(max_size=3000), max_size=5))
 @settings(max_examples=50, deadline=None)
-def test_an_array_of_keys_is_capped_as_a_whole(keys: list[str]) -> None:
-    """4 KiB for all of them together, from the first one on."""
+def test_an_array_of_keys_is_limited_as_a_whole(keys: list[str]) -> None:
+    """4 KiB for all of them together, starting with the first."""
     shown = Captured("keys", None).keys(keys)
     assert sum(len(key.encode()) for key in shown) <= 4096
     assert len(shown) == len(keys) or sum(len(key.encode("utf-8", "replace")) for key in keys) > 4096
@@ -580,14 +580,14 @@ def test_an_array_of_keys_is_capped_as_a_whole(keys: list[str]) -> None:
     ids=str,
 )
 def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
-    """What isn't allowed is refused with what is, and nothing has changed."""
+    """An invalid setting is refused with what is allowed, and nothing has changed."""
     before = tracing.configure()
     with pytest.raises(ConfigError, match=message):
         tracing.configure(**changes)
     assert tracing.configure() == before
 
 
-def test_lists_of_a_configuration_file_will_do() -> None:
+def test_lists_of_a_configuration_file_are_accepted() -> None:
     """TOML has no tuples."""
     former = tracing.configure(baggage=["tenant"], scopes=[])
     try:
@@ -598,7 +598,7 @@ def test_lists_of_a_configuration_file_will_do() -> None:
 
 # ---------------------------------------------------------------- whatever happens
 def test_an_interrupt_while_a_value_is_looked_at_leaves_no_span_open() -> None:
-    """Ctrl-C ends the run, as it does anywhere; what had begun of the trace is ended too."""
+    """Ctrl-C ends the run, as anywhere; open spans are ended too."""
 
     @pp.node
     def same(text: str) -> str:
@@ -618,7 +618,7 @@ def test_an_interrupt_while_a_value_is_looked_at_leaves_no_span_open() -> None:
         assert capture.open == 0, place
 
 
-def test_messages_that_nobody_asks_for_make_room_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_messages_are_dropped_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A span that ends now still has its own."""
     monkeypatch.setattr(local_messages, "MOST", 2)
     monkeypatch.setattr(local_messages, "_kept", {})

@@ -1,4 +1,4 @@
-"""What real runs leave in a trace: one exact tree, whatever happens on the way, and the caller's own spans around it."""
+"""Traces of real runs: one exact tree, whatever happens, and the caller's own spans around it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pocket_plug.testing.spans import SpanCapture
 
 PRICE = pp.Key("fare:{}", int)
 
-SHOWN = {  # what `drawn` shows of the attributes, and how; what is as usual is left out
+SHOWN = {  # the attributes that `drawn` shows, and how; usual values are left out
     "node.type": lambda value: "" if value == "node" else value,
     "fan_out.index": lambda value: f"[{value}]",
     "node.visit": lambda value: "" if value == 1 else f"visit {value}",
@@ -51,7 +51,7 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
 
 
 def drawn(capture: SpanCapture) -> str:
-    """The trees, a line for each span: its name, what is unusual in its attributes, `error.type`, events, ERROR."""
+    """The trees, a line for each span: its name, its unusual attributes, `error.type`, events, ERROR."""
     assert capture.open == 0
     children: dict[int, list[ReadableSpan]] = {}
     for span in capture.spans:
@@ -100,7 +100,7 @@ class Unsteady(pp.Node[int, int], retry=pp.Retry(attempts=3, delay=0.5), timeout
 
 
 class Offline(pp.Node[int, int]):
-    """Always fails, and has an answer for that."""
+    """Always fails, and has a fallback."""
 
     def exec(self, n: int) -> int:
         raise ConnectionError("no route")
@@ -110,7 +110,7 @@ class Offline(pp.Node[int, int]):
 
 
 class Priced(pp.Node[int, int]):
-    """Reads and writes, and goes round once."""
+    """Reads and writes, and is repeated once."""
 
     again = pp.Action[int]()
 
@@ -172,7 +172,7 @@ REFERENCE = """
 
 
 def test_a_workflow_is_exactly_this_tree(capture: SpanCapture) -> None:
-    """Nested, retried, replaced, looping, fanned out, in threads: names, parents, attributes, statuses, all of it."""
+    """Nested, retried, replaced, looping, fanned out, in threads: names, parents, attributes and statuses are exact."""
     assert run_virtual(reference().run(5)) == [3, 3, 4]
     assert_drawn(capture, REFERENCE)
     assert len({span.get_span_context().trace_id for span in capture.spans}) == 1  # type: ignore[union-attr]
@@ -204,8 +204,10 @@ async def cut(weight: int) -> int:
     return weight
 
 
-def test_a_node_says_where_its_code_stands(capture: SpanCapture) -> None:
-    """By the conventions' names: a function, a class, an item; not what has no code of its own, a fan-out and a nested graph."""
+def test_a_node_has_the_location_of_its_code(capture: SpanCapture) -> None:
+    """By the conventions' names: for a function, a class, an item; but not for nodes without code, a
+    fan-out and a nested graph.
+    """
     graph = pp.Graph(pp.Graph(Weigh(), name="inner") >> pp.node(listed) >> pp.each(cut), name="g")
     asyncio.run(graph.run(1))
     found = {
@@ -231,8 +233,8 @@ def test_a_node_says_where_its_code_stands(capture: SpanCapture) -> None:
     }
 
 
-def test_every_span_says_which_run_it_belongs_to(capture: SpanCapture) -> None:
-    """Runs have ids, the inner one its parent's too; nodes carry graph and run, so that they can be searched for."""
+def test_every_span_has_its_run(capture: SpanCapture) -> None:
+    """Runs have ids, an inner run its parent's too; nodes have graph and run, so that they can be searched for."""
     run_virtual(reference().run(5))
     outer, inner = attributes(capture.one("run outer")), attributes(capture.one("run inner"))
     assert outer["pocket_plug.run.id"] != inner["pocket_plug.run.id"]
@@ -277,8 +279,8 @@ def test_every_span_says_which_run_it_belongs_to(capture: SpanCapture) -> None:
         ),
     ],
 )
-def test_detail_leaves_out_and_changes_nothing_else(detail: Any, expected: str) -> None:
-    """At "run" a span for each run; at "node" attempts where there may be several, and durations for the phases."""
+def test_detail_leaves_out_spans_and_changes_nothing_else(detail: Any, expected: str) -> None:
+    """At "run" a span for each run; at "node" attempts if there may be several, and durations for the phases."""
     with SpanCapture(detail) as capture:
         assert run_virtual(reference().run(5)) == [3, 3, 4]
     assert_drawn(capture, expected)
@@ -290,7 +292,7 @@ def test_detail_leaves_out_and_changes_nothing_else(detail: Any, expected: str) 
 
 
 def test_a_node_may_be_left_out(capture: SpanCapture) -> None:
-    """`trace=False`: neither it nor its phases; what it does in the store stands under the run."""
+    """`trace=False`: neither the node nor its phases have spans; its store operations are below the run."""
     priced = Priced().with_options(trace=False)
     graph = pp.Graph(halve >> priced, priced.again >> priced, name="g", store=pp.Store(layers=["tracing"]))
     graph.run_sync(4)
@@ -305,7 +307,7 @@ def test_a_node_may_be_left_out(capture: SpanCapture) -> None:
     """)  # fmt: skip
 
 
-# ---------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------- failures
 def test_a_failure_is_recorded_once_and_marks_what_it_passed(capture: SpanCapture) -> None:
     """The event where it happened; ERROR and the type on every span up to the outermost run."""
 
@@ -327,8 +329,8 @@ def test_a_failure_is_recorded_once_and_marks_what_it_passed(capture: SpanCaptur
     """)  # fmt: skip
 
 
-def test_an_attempt_that_is_out_of_time(capture: SpanCapture) -> None:
-    """Each attempt has its own; the run's outcome is a timeout."""
+def test_an_attempt_that_times_out(capture: SpanCapture) -> None:
+    """Each attempt has its own timeout; the run's outcome is a timeout."""
 
     @pp.node(timeout=2, retry=pp.Retry(attempts=2))
     async def wait(n: int) -> int:
@@ -348,7 +350,7 @@ def test_an_attempt_that_is_out_of_time(capture: SpanCapture) -> None:
 
 @pytest.mark.parametrize("colour", ["async", "def"])
 def test_a_cancelled_run(capture: SpanCapture, colour: str) -> None:
-    """Cancelled is no failure: no status, no event, but the type, on everything that was under way."""
+    """Cancelled is no failure: no status and no event, but the type, on every open span."""
 
     async def main() -> None:
         entered, let_go = asyncio.Event(), threading.Event()
@@ -386,7 +388,7 @@ def test_a_cancelled_run(capture: SpanCapture, colour: str) -> None:
 
 
 def test_a_fan_out_whose_first_error_cancels_the_rest(capture: SpanCapture) -> None:
-    """The one that failed is marked, those that it stopped are cancelled, the rest never began."""
+    """The failed item is marked, the items that it stopped are cancelled, the rest never started."""
 
     @pp.node
     async def pick(n: int) -> int:
@@ -409,7 +411,7 @@ def test_a_fan_out_whose_first_error_cancels_the_rest(capture: SpanCapture) -> N
 
 
 def test_a_conflict_is_an_event_of_the_node(capture: SpanCapture) -> None:
-    """post is run again: its second span, and what happened between the two; nothing failed."""
+    """post is run again: it has a second span, and the event is between the two; nothing failed."""
     store = pp.Store(layers=["tracing"])
 
     class Slow(pp.Node[int, int]):
@@ -419,7 +421,7 @@ def test_a_conflict_is_an_event_of_the_node(capture: SpanCapture) -> None:
             await view.update(PRICE("eu"), lambda price: price + n, default=0)
             if not self.met:
                 self.met = True
-                with SpanCapture():  # somebody else's, in another trace
+                with SpanCapture():  # another caller's span, in another trace
                     await store.set(PRICE("eu"), 100)
             return n
 
@@ -437,14 +439,14 @@ def test_a_conflict_is_an_event_of_the_node(capture: SpanCapture) -> None:
 
 
 # ---------------------------------------------------------------- the user's own spans
-def test_runs_at_once_stand_under_the_span_around_them(capture: SpanCapture) -> None:
-    """Two graphs under `asyncio.gather` in a span of the user's: each whole, none with the other's children."""
+def test_concurrent_runs_are_below_the_span_around_them(capture: SpanCapture) -> None:
+    """Two graphs with `asyncio.gather` in a span of the user's: each is complete, none has the other's children."""
     tracer = capture.tracer_provider.get_tracer("user")
     turns = [asyncio.Event(), asyncio.Event()]
 
     def meeting(mine: int) -> pp.Node[int, int]:
         @pp.node(name=f"meet_{mine}")
-        async def meet(n: int) -> int:  # both are in the midst of it at the same time
+        async def meet(n: int) -> int:  # both are in the middle at the same time
             with tracer.start_as_current_span(f"own {mine}"):
                 turns[mine].set()
                 await turns[1 - mine].wait()
@@ -475,8 +477,8 @@ def test_runs_at_once_stand_under_the_span_around_them(capture: SpanCapture) -> 
 
 
 @pytest.mark.parametrize("ending", ["ok", "failed"])
-def test_after_a_run_the_current_span_is_what_it_was(capture: SpanCapture, ending: str) -> None:
-    """In a task, in sync code, whether it went well or not."""
+def test_after_a_run_the_current_span_is_restored(capture: SpanCapture, ending: str) -> None:
+    """In a task, in sync code, after success and after failure."""
 
     @pp.node
     def fail(n: int) -> int:
@@ -500,7 +502,7 @@ def test_after_a_run_the_current_span_is_what_it_was(capture: SpanCapture, endin
     assert [name if isinstance(name, str) else name[0] for name in capture.tree()] == ["run g", "mine"]
 
 
-def test_a_thread_is_no_hole_in_the_tree(capture: SpanCapture) -> None:
+def test_spans_in_worker_threads_keep_their_parent(capture: SpanCapture) -> None:
     """`def` phases run in worker threads: the user's spans and runs within are children of the phase."""
     tracer = capture.tracer_provider.get_tracer("user")
     threads: set[threading.Thread] = set()
@@ -523,7 +525,7 @@ def test_a_thread_is_no_hole_in_the_tree(capture: SpanCapture) -> None:
 """ for n in range(3)))  # fmt: skip
 
 
-# ---------------------------------------------------------------- where it goes
+# ---------------------------------------------------------------- exporters
 FLOW = f"""
 import asyncio, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -586,7 +588,7 @@ def traced(folder: Path, **env: str) -> None:
 
 
 def test_a_collector_and_the_file_get_the_same_tree(tmp_path: Path) -> None:
-    """Sent as OTLP/protobuf, and written as OTLP/JSON that protobuf's own JSON reader takes: the tree of the run."""
+    """Sent as OTLP/protobuf, and written as OTLP/JSON that protobuf's own JSON reader accepts: the run's tree."""
     sink = Sink()
     try:
         traced(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
@@ -615,7 +617,7 @@ def flattened(tree: list[Any]) -> Iterator[str]:
 
 
 def with_base64_ids(value: Any) -> Any:
-    """The one thing that OTLP/JSON writes otherwise than protobuf's JSON does: ids in hex."""
+    """The only difference of OTLP/JSON to protobuf's JSON: ids in hex."""
     if isinstance(value, list):
         return [with_base64_ids(item) for item in value]
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What else a trace may be told: sessions, where a run comes from, baggage, attributes, layers, and scopes that are off."""
+"""More in traces: sessions, a run's origin, baggage, attributes, layers, and scopes that are off."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def sessions(capture: SpanCapture) -> dict[str, Any]:
     return {span.name: attributes(span).get("session.id") for span in capture.spans if span.name.startswith("run ")}
 
 
-def test_runs_carry_the_session_that_they_are_in() -> None:
+def test_runs_have_their_session() -> None:
     """Nested ones too; outside of a session there is none."""
     inner = pp.Graph(halve, name="inner")
     with SpanCapture() as capture:
@@ -117,7 +117,7 @@ async def suspended_and_resumed(folder: Path, first: str | None, second: str | N
     [(None, None, "r-1"), ("chat-17", None, "chat-17"), ("chat-17", "chat-18", "chat-17"), (None, "chat-18", "r-1")],
 )
 def test_a_durable_run_keeps_its_session(tmp_path: Path, first: Any, second: Any, expected: str) -> None:
-    """In none it is a session of its own, called by its id; the process that goes on with it finds the same."""
+    """Without a session, its id is its session; the process that resumes it finds the same."""
     with SpanCapture("run") as capture:
         assert asyncio.run(suspended_and_resumed(tmp_path, first, second)) is True
     assert [attributes(span)["session.id"] for span in capture.spans] == [expected] * len(capture.spans)
@@ -126,8 +126,8 @@ def test_a_durable_run_keeps_its_session(tmp_path: Path, first: Any, second: Any
     assert resumed == [False, True]
 
 
-def test_what_a_durable_run_sends_elsewhere_is_of_its_session(tmp_path: Path) -> None:
-    """`inject` within its nodes takes along the session that it has, even if that is only its own id."""
+def test_messages_of_a_durable_run_have_its_session(tmp_path: Path) -> None:
+    """`inject` within its nodes includes its session, even if that is only its own id."""
     sent: list[dict[str, str]] = []
 
     @pp.node
@@ -145,10 +145,10 @@ def test_what_a_durable_run_sends_elsewhere_is_of_its_session(tmp_path: Path) ->
     assert sent[0]["traceparent"].split("-")[2] == f"{place(capture.one('exec send'))[1]:016x}"
 
 
-# ---------------------------------------------------------------- where a run comes from
+# ---------------------------------------------------------------- the origin of a run
 @pytest.mark.parametrize("way", ["link", "parent"])
-def test_a_run_that_goes_on_is_linked_or_a_child(tmp_path: Path, way: Any) -> None:
-    """A trace of its own with a link, or one trace for both; in each case once only."""
+def test_a_resumed_run_is_linked_or_a_child(tmp_path: Path, way: Any) -> None:
+    """A trace of its own with a link, or one trace for both; in each case only once."""
     with SpanCapture("run", resume_trace=way) as capture:
         asyncio.run(suspended_and_resumed(tmp_path, None, None))
     first, second = (span for span in capture.spans if span.name == "run approval")
@@ -163,8 +163,8 @@ def test_a_run_that_goes_on_is_linked_or_a_child(tmp_path: Path, way: Any) -> No
         assert context_of(second).trace_id == context_of(first).trace_id
 
 
-def test_a_submitted_run_is_linked_to_who_submitted_it(tmp_path: Path) -> None:
-    """The link says that it is no former execution; and the write that lands with the checkpoint is called after it."""
+def test_a_submitted_run_is_linked_to_its_submitter(tmp_path: Path) -> None:
+    """The link says that it is no former execution; and the span of the write with the checkpoint has its name."""
 
     @pp.node
     async def send(n: int) -> int:
@@ -184,8 +184,8 @@ def test_a_submitted_run_is_linked_to_who_submitted_it(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_who_looks_for_durable_runs_begins_no_trace(tmp_path: Path) -> None:
-    """A worker that finds nothing looks every second: of a whole day backends would have nothing but its looks."""
+def test_polling_for_durable_runs_starts_no_trace(tmp_path: Path) -> None:
+    """A worker without work polls every second: otherwise backends would get thousands of such traces."""
 
     async def main() -> None:
         async with pp.Store(f"sqlite:///{tmp_path / 'state.db'}", layers=["tracing"]) as store:
@@ -229,8 +229,8 @@ def test_a_child_of_the_former_execution_is_linked_to_the_span_around_it(tmp_pat
 @pytest.mark.parametrize(
     "given", [ELSEWHERE, {"traceparent": ELSEWHERE, "session.id": "chat-17"}], ids=["text", "carrier"]
 )
-def test_a_run_goes_on_in_the_trace_that_it_was_given(given: Any) -> None:
-    """Its outermost span is the child of the remote one, whatever is current; what is nested is where it belongs."""
+def test_a_run_continues_the_trace_that_it_was_given(given: Any) -> None:
+    """Its outermost span is a child of the remote one, whatever is current; nested spans are at their usual place."""
     with SpanCapture("run") as capture, capture.tracer_provider.get_tracer("user").start_as_current_span("request"):
         pp.Graph(double >> pp.Graph(halve, name="inner"), name="outer").run_sync(1, traceparent=given)
     outer, inner = capture.one("run outer"), capture.one("run inner")
@@ -243,8 +243,8 @@ def test_a_run_goes_on_in_the_trace_that_it_was_given(given: Any) -> None:
     assert sessions(capture) == {"run outer": expected, "run inner": expected}
 
 
-def test_a_context_that_cant_be_read_is_none() -> None:
-    """The run then stands below what is current, as without."""
+def test_an_invalid_context_is_ignored() -> None:
+    """The run is then below the current span, as without a context."""
     with SpanCapture("run") as capture, capture.tracer_provider.get_tracer("user").start_as_current_span("request"):
         pp.Graph(halve, name="g").run_sync(1, traceparent="nonsense")
     assert capture.tree() == [("request", ["run g"])]
@@ -252,7 +252,7 @@ def test_a_context_that_cant_be_read_is_none() -> None:
 
 # ---------------------------------------------------------------- baggage
 def test_baggage_is_on_spans_only_if_it_is_named() -> None:
-    """Under its own name, on every span of ours; what isn't named is nowhere, and nothing of ours is replaced."""
+    """Under its own name, on every span of ours; other baggage is on none, and none of our attributes is replaced."""
     store = pp.SyncStore(layers=["tracing"])
 
     @pp.node
@@ -276,8 +276,8 @@ def test_baggage_is_on_spans_only_if_it_is_named() -> None:
 
 
 @pytest.mark.parametrize("names", [[], ["tenant"]])
-def test_a_checkpoint_keeps_the_baggage_that_is_named(tmp_path: Path, names: list[str]) -> None:
-    """And nothing else of it; the execution that goes on has it again."""
+def test_a_checkpoint_keeps_the_named_baggage(tmp_path: Path, names: list[str]) -> None:
+    """And nothing else of it; the resuming execution has it again."""
 
     async def main() -> Mapping[str, str]:
         pocket = Pocket(autoload=False)
@@ -297,8 +297,8 @@ def test_a_checkpoint_keeps_the_baggage_that_is_named(tmp_path: Path, names: lis
     assert tenants == (["acme", "acme"] if names else [None, None])
 
 
-def test_baggage_of_a_carrier_is_taken_only_if_it_is_named() -> None:
-    """What others send along is no attribute unasked."""
+def test_baggage_of_a_carrier_is_used_only_if_it_is_named() -> None:
+    """Other programs' baggage is no attribute by default."""
     carrier = {"traceparent": ELSEWHERE, "baggage": "tenant=acme,password=s3cr3t"}
     with SpanCapture("run", baggage=["tenant"]) as capture:
         pp.Graph(halve, name="g").run_sync(1, traceparent=carrier)
@@ -308,7 +308,7 @@ def test_baggage_of_a_carrier_is_taken_only_if_it_is_named() -> None:
 
 # ---------------------------------------------------------------- the graph
 def test_a_run_span_has_its_graph() -> None:
-    """The version always; nodes and edges, those not taken too, where every phase is shown."""
+    """The version always; nodes and edges, also those not taken, if every phase is shown."""
 
     class Fork(pp.Node[int, int]):
         odd = pp.Action[int]()
@@ -343,9 +343,9 @@ def test_a_graph_that_is_too_large_for_an_attribute_is_cut() -> None:
         assert all(text.count("\t") == (1 if name == "nodes" else 2) for text in texts)
 
 
-# ---------------------------------------------------------------- what a node says of itself
+# ---------------------------------------------------------------- the option `trace` of a node
 def test_a_node_is_traced_or_not() -> None:
-    """Anything else but attributes is refused where it is written, with the node and what is allowed."""
+    """Anything but attributes is refused when it is written; the error names the node and what is allowed."""
     with pytest.raises(ConfigError, match=r"node 'halve' has trace=str.5.: it is True, False, or a mapping"):
         halve.with_options(trace="agent")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="node 'odd' has trace=str"):
@@ -354,7 +354,7 @@ def test_a_node_is_traced_or_not() -> None:
 
 # ---------------------------------------------------------------- the store
 def test_a_store_has_a_namespace() -> None:
-    """Named by the layer, as the metrics' are."""
+    """The layer's option, as for metrics."""
     with SpanCapture() as capture:
         store = pp.SyncStore(layers=[Tracing(namespace="orders")])
         store.get("k")
@@ -364,7 +364,7 @@ def test_a_store_has_a_namespace() -> None:
     assert [attributes(span)["db.namespace"] for span in capture.spans] == ["orders"] * 4
 
 
-def test_what_stands_twice_is_told_apart_by_its_label() -> None:
+def test_two_layers_of_a_stack_are_distinguished_by_label() -> None:
     """The spans of two tracing layers, and at detail "debug" those of any two layers of one class."""
     label = "pocket_plug.layer.label"
     with SpanCapture("debug") as capture:
@@ -378,14 +378,14 @@ def test_what_stands_twice_is_told_apart_by_its_label() -> None:
 
 
 class Upper(Layer):
-    """Has something to do with reads only."""
+    """Overrides only reads."""
 
     async def read(self, key: str) -> Entry | None:
         return await self.inner.read(key)
 
 
-def test_at_debug_each_part_that_an_operation_passes_has_a_span() -> None:
-    """Below the operation's, nested as the stack is; a layer that only hands it on has none."""
+def test_at_debug_each_part_of_the_stack_has_a_span() -> None:
+    """Below the operation's, nested as the stack is; a layer that only passes it on has none."""
     with SpanCapture("debug") as capture:
         store = pp.Store(FaultyMemory(), layers=["tracing", Metrics(), Upper(), Bounding(max_entries=9)])
 
@@ -399,14 +399,17 @@ def test_at_debug_each_part_that_an_operation_passes_has_a_span() -> None:
     assert capture.tree() == [
         ("set toll:{}", [("layer metrics", [below])]),
         ("get toll:{}", [("layer metrics", [("layer upper", [below])])]),
-        ("get_many", [("layer metrics", [("layer upper", 4 * [below])])]),  # the first and the last: is it one moment?
+        (
+            "get_many",
+            [("layer metrics", [("layer upper", 4 * [below])])],
+        ),  # the first and the last check whether it is one moment
     ]
     assert attributes(capture.spans[1]) == {"pocket_plug.layer": "metrics", "db.operation.name": "write"}
     assert capture.open == 0
 
 
-def test_what_is_one_with_memory_stays_so_at_debug() -> None:
-    """Bounding right over memory is memory's own way of keeping: debugging doesn't change what it does."""
+def test_bounding_by_memory_stays_so_at_debug() -> None:
+    """Bounding directly over Memory is done by Memory: debugging doesn't change that."""
     with SpanCapture("debug") as capture:
         store = pp.SyncStore(layers=["tracing", Bounding(max_entries=1)])
         store.set(PRICE("a"), 1)
@@ -419,7 +422,7 @@ def test_what_is_one_with_memory_stays_so_at_debug() -> None:
 
 
 def test_an_error_passes_the_layers_with_one_event() -> None:
-    """Each is marked, and it is recorded where it happened."""
+    """Each span is marked, and the error is recorded where it happened."""
     backend = FaultyMemory()
     with SpanCapture("debug") as capture:
         store = pp.Store(backend, layers=["tracing", Bounding(max_entries=9)])
@@ -436,8 +439,8 @@ def test_an_error_passes_the_layers_with_one_event() -> None:
     assert [span.name for span in capture.spans if span.events] == ["backend faultymemory"]
 
 
-def test_without_debug_a_stack_is_as_it_was_written() -> None:
-    """Nothing is put between its parts, so it costs nothing; and what was built at debug falls silent with it."""
+def test_without_debug_a_stack_is_unchanged() -> None:
+    """Nothing is put between its parts, so it costs nothing; a stack that was built at debug stops making such spans."""
     for detail in ("run", "node", "phase"):
         with SpanCapture(detail):  # type: ignore[arg-type]
             store = pp.SyncStore(layers=["tracing", "metrics"])
@@ -461,14 +464,14 @@ class Partly(TracerProvider):
 
 
 class Invalid(NoOpTracer):
-    """One that gives no span at all, as older ones of OpenTelemetry's do."""
+    """A provider that returns no span at all, as older versions of OpenTelemetry do."""
 
     def start_span(self, *arguments: Any, **more: Any) -> Span:
         return trace.INVALID_SPAN
 
 
 def work() -> pp.Graph[int, Any]:
-    """Some of everything: nested, fanned out, store operations, and spans of the user's in the middle."""
+    """Some of everything: nested, fanned out, store operations, and the user's own spans in the middle."""
 
     class Priced(pp.Node[int, int], retry=pp.Retry(attempts=2)):
         async def prep(self, store: pp.StoreReader, n: int) -> int:
@@ -494,7 +497,7 @@ def work() -> pp.Graph[int, Any]:
 
 
 def tree(spans: Sequence[ReadableSpan], off: Sequence[str] = ()) -> list[Any]:
-    """The names by parent; as if the spans of some scopes weren't there, and their children were their parents'."""
+    """The names by parent; as if some scopes' spans didn't exist, and their children had moved up."""
     names = [f"pocket_plug.{scope}" for scope in off]
     hidden = {context_of(span).span_id: span.parent for span in spans
               if span.instrumentation_scope and span.instrumentation_scope.name in names}  # fmt: skip
@@ -519,8 +522,8 @@ SUBSETS = [off for size in range(4) for off in itertools.combinations(("graph", 
 @pytest.mark.parametrize("way", ["option", "provider", "older provider"])
 @pytest.mark.parametrize("around", [True, False], ids=["in a request", "alone"])
 @pytest.mark.parametrize("off", SUBSETS, ids="+".join)
-def test_a_scope_that_is_off_orphans_nothing(off: tuple[Any, ...], around: bool, way: str) -> None:
-    """What is inside hangs below the nearest span that there is: the tree is the whole one without those of the scope."""
+def test_a_scope_that_is_off_leaves_no_orphans(off: tuple[Any, ...], around: bool, way: str) -> None:
+    """Their children are below the nearest existing span: the tree is the complete one without that scope's spans."""
 
     def traced(capture: SpanCapture) -> list[ReadableSpan]:
         tracer = capture.tracer_provider.get_tracer("user")
@@ -551,8 +554,8 @@ def test_a_scope_that_is_off_orphans_nothing(off: tuple[Any, ...], around: bool,
     assert tree(found) == tree(whole, off)
 
 
-def test_where_phases_have_no_spans_their_durations_stand_on_the_nodes() -> None:
-    """At any detail; the graph is drawn all the same."""
+def test_durations_of_phases_without_spans_are_on_the_node() -> None:
+    """At any detail; the run's span has the graph all the same."""
     with SpanCapture("phase", scopes=["graph"]) as capture:
         pp.Graph(halve, name="g").run_sync(4)
     assert capture.tree() == [("run g", ["node halve"])]
@@ -561,7 +564,7 @@ def test_where_phases_have_no_spans_their_durations_stand_on_the_nodes() -> None
 
 
 def test_a_scope_that_is_off_hides_no_error() -> None:
-    """It is recorded on what there is, and the run raises it."""
+    """It is recorded on an existing span, and the run raises it."""
 
     @pp.node
     async def fail(n: int) -> int:
@@ -575,7 +578,7 @@ def test_a_scope_that_is_off_hides_no_error() -> None:
 
 
 def test_a_durable_run_without_a_span_of_its_own_keeps_the_trace_around_it(tmp_path: Path) -> None:
-    """The checkpoint has the nearest span that there is, so that what goes on is linked to something."""
+    """The checkpoint has the nearest existing span, so that the next execution is linked to something."""
 
     async def main(tracer: Tracer) -> Mapping[str, str]:
         async with stored(tmp_path) as store:
@@ -590,8 +593,8 @@ def test_a_durable_run_without_a_span_of_its_own_keeps_the_trace_around_it(tmp_p
     assert carrier["traceparent"].split("-")[2] == f"{place(capture.one('request'))[1]:016x}"
 
 
-def test_a_database_is_called_by_a_client_and_memory_is_not(tmp_path: Path) -> None:
-    """Who has a server's address, or names its database, is a client, whatever it awaits; SQLite too, though it is embedded."""
+def test_spans_of_a_database_have_kind_client_and_those_of_memory_have_not(tmp_path: Path) -> None:
+    """A backend with a server's address, or with a database's name, is a client, also SQLite, though it is embedded."""
 
     class Remote(FaultyMemory):
         address = ("db.example", 5432)

@@ -1,4 +1,6 @@
-"""Persistence `behind`: done when queued, written by a thread. Each test loses data where its rule is broken."""
+"""Persistence, mode `behind`: a write is acknowledged when queued, and written by a thread. Each test would lose data if its rule
+was broken.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ LONG = 30
 
 
 class Shelf(Memory):
-    """A durable tier whose writes wait while the gate is shut, and then fail as they are told to."""
+    """A durable tier whose writes wait while the gate is shut, and then fail as told."""
 
     survives = True
 
@@ -51,9 +53,9 @@ class Shelf(Memory):
         super().__init__()
         self.gate = threading.Event()
         self.gate.set()
-        self.reached = threading.Semaphore(0)  # released by each write that begins
+        self.reached = threading.Semaphore(0)  # released by each write that starts
         self.errors: list[Exception] = []
-        self.landed = True  # whether a write that fails has landed all the same
+        self.landed = True  # whether a write that fails was done all the same
         self.batches: list[dict[str, Any]] = []
         self.owned = 0
 
@@ -61,7 +63,7 @@ class Shelf(Memory):
         self.owned += 1
 
     async def close(self) -> None:
-        """What is durable stays."""
+        """Durable data stays."""
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         self.reached.release()
@@ -74,7 +76,7 @@ class Shelf(Memory):
 
     @contextmanager
     def shut(self) -> Iterator[None]:
-        """Nothing lands meanwhile."""
+        """No write is done meanwhile."""
         self.gate.clear()
         try:
             yield
@@ -110,7 +112,7 @@ def value_of(backend: Backend, key: str) -> Any:
 
 
 def in_thread(work: Callable[[], T]) -> Callable[[], T]:
-    """Begin it in a thread; what is given waits for its outcome."""
+    """Start it in a thread; the returned function waits for its outcome."""
     outcome: list[Any] = []
 
     def target() -> None:
@@ -134,7 +136,7 @@ def in_thread(work: Callable[[], T]) -> Callable[[], T]:
 
 # ---------------------------------------------------------------- queued, then written
 def test_a_write_does_not_wait_for_the_durable_tier() -> None:
-    """It is done, and read, while the durable tier has none of it; `flush` returns when that has all."""
+    """It is acknowledged, and readable, while the durable tier has none of it; `flush` returns when that has all."""
     shelf = Shelf()
     with SyncStore(layers=[Persistence(to=shelf, mode="behind")]) as store:
         with shelf.shut():
@@ -147,7 +149,7 @@ def test_a_write_does_not_wait_for_the_durable_tier() -> None:
 
 
 def test_flush_waits_for_what_was_queued_at_the_call() -> None:
-    """Not for what came later: under steady writing it would never return. A flush of nothing returns at once."""
+    """Not for later writes: while others keep writing it would never return. A flush of nothing returns at once."""
     shelf = Shelf()
     queue = behind(shelf)
     drive(queue.flush())
@@ -169,7 +171,7 @@ def test_flush_waits_for_what_was_queued_at_the_call() -> None:
 
 
 def test_a_cancelled_flush_leaves_no_waiter() -> None:
-    """And the writes land all the same: flushing only waits."""
+    """And the writes are done all the same: flushing only waits."""
     shelf = Shelf()
     queue = behind(shelf)
 
@@ -190,8 +192,8 @@ def test_a_cancelled_flush_leaves_no_waiter() -> None:
     drive(queue.close())
 
 
-def test_what_is_changed_after_the_set_is_not_stored() -> None:
-    """Encoded by the thread, a list that the program goes on with would be stored as it never was when it was set."""
+def test_a_change_after_the_set_is_not_stored() -> None:
+    """If the thread encoded the value later, a list that the program changes would be stored in a state that was never set."""
     shelf = Shelf()
     queue = behind(shelf)
     items = [1]
@@ -204,8 +206,8 @@ def test_what_is_changed_after_the_set_is_not_stored() -> None:
     assert shelf.has() == {"a": [1]}
 
 
-def test_what_cannot_be_stored_is_an_error_at_the_set() -> None:
-    """The key is named, nothing of the write is queued, and others go on."""
+def test_a_value_that_cannot_be_stored_is_an_error_at_the_set() -> None:
+    """The error names the key, nothing of the write is queued, and other writes work."""
     shelf = Shelf()
     with SyncStore(layers=[Persistence(to=shelf, mode="behind")]) as store:
         with pytest.raises(UnregisteredTypeError, match="'bad'"):
@@ -219,8 +221,8 @@ class Fragile:
     """Can be stored, but not read."""
 
 
-def test_a_record_that_cannot_be_read_holds_nothing_up(tmp_path: Path) -> None:
-    """It is its reader's to fail: it lands byte for byte, with all that is queued before and after it."""
+def test_a_record_that_cannot_be_read_delays_nothing(tmp_path: Path) -> None:
+    """Only its reader fails: it is written byte for byte, with everything queued before and after it."""
 
     def decode(state: Any) -> Fragile:
         raise ValueError("no")
@@ -241,7 +243,7 @@ def test_a_record_that_cannot_be_read_holds_nothing_up(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- a prefix of history
 def test_all_that_is_queued_is_one_atomic_write() -> None:
-    """In parts, the durable tier would at times hold a later write without an earlier one."""
+    """In parts, the durable tier would sometimes have a later write without an earlier one."""
     shelf = Shelf()
     queue = behind(shelf)
     with shelf.shut():
@@ -270,9 +272,9 @@ WRITES = st.lists(
 @given(WRITES)
 @settings(max_examples=60, deadline=None)
 def test_the_durable_state_is_always_a_prefix_of_history(writes: list[tuple[dict[str, int | None], str]]) -> None:
-    """Whatever is written, held up, or fails: what lands is the state as it was after one of the writes, in order.
+    """Whatever is written, delayed, or fails: the durable state is that after one of the writes, in order.
 
-    And at every moment reads, scans and versions are as if there were one store.
+    And at every moment reads, scans and versions are as if there was one store.
     """
     shelf = Shelf()
     queue = behind(shelf, sleep=lambda seconds: None)
@@ -293,7 +295,7 @@ def test_the_durable_state_is_always_a_prefix_of_history(writes: list[tuple[dict
         try:
             version = drive(queue.write(changes))
         except StoreError:
-            continue  # refused, as the last try has failed; this one has it tried again
+            continue  # refused, since the last try has failed; this one causes a new try
         state = {key: value for key, value in {**state, **write}.items() if value is not None}
         history[version] = state
         if then == "hold":
@@ -318,9 +320,9 @@ def test_the_durable_state_is_always_a_prefix_of_history(writes: list[tuple[dict
     assert shelf.has() == state
 
 
-# ---------------------------------------------------------------- two tiers, one moment
+# ---------------------------------------------------------------- a consistent read of both tiers
 class Looked(Shelf):
-    """What is to happen `meanwhile` comes between its look at what it has and the answer."""
+    """Executes `meanwhile` between its read of the queue and the answer."""
 
     meanwhile: Callable[[], object] | None = None
 
@@ -336,7 +338,7 @@ class Looked(Shelf):
 
 
 class Looking:
-    """A queue with "a" on its way to the shelf, where "b" is."""
+    """A queue with "a" on its way to the durable tier, where "b" is."""
 
     def __init__(self) -> None:
         self.shelf = Looked()
@@ -353,7 +355,7 @@ class Looking:
         drive(self.queue.flush())
 
     def change_both(self) -> None:
-        """Let "a" land, then a write of both."""
+        """Let "a" be written, then write both."""
         self.land()
         drive(self.queue.write([Put("a", "new"), Put("b", "new")]))
         drive(self.queue.flush())
@@ -365,8 +367,8 @@ class Looking:
         drive(self.queue.write([Put("a", "newer"), Put("b", "newer")]))
 
 
-def test_what_lands_during_a_look_is_still_there() -> None:
-    """It has left the queue, and what the durable backend said was before: together they would say "absent"."""
+def test_an_entry_that_is_written_during_a_read_is_found() -> None:
+    """It has left the queue, and the durable tier was read before: together they would say "missing"."""
     looking = Looking()
     looking.shelf.meanwhile = looking.land
     with pytest.raises(ConflictError) as caught:
@@ -382,8 +384,8 @@ def test_what_lands_during_a_look_is_still_there() -> None:
 
 
 @pytest.mark.parametrize("change", [Looking.change_both, Looking.change_both_twice], ids=["once", "twice"])
-def test_what_is_written_during_a_look_counts(change: Callable[[Looking], None]) -> None:
-    """Whether it has landed by the end of the look or not: for a check, and for a batch, which is of one moment."""
+def test_a_write_during_a_read_counts(change: Callable[[Looking], None]) -> None:
+    """Whether it is written by the end of the read or not: for a check, and for a batch, which shows one moment."""
     looking = Looking()
     looking.shelf.meanwhile = lambda: change(looking)
     with pytest.raises(ConflictError) as caught:
@@ -399,7 +401,7 @@ def test_what_is_written_during_a_look_counts(change: Callable[[Looking], None])
 
 
 def test_an_expired_write_is_still_written() -> None:
-    """Left out, the value that it replaced would come back, for good."""
+    """If it was left out, the value that it replaced would come back."""
     shelf, clock = Shelf(), FakeClock()
     shelf.clock = clock
     queue = behind(shelf)
@@ -418,8 +420,8 @@ def test_an_expired_write_is_still_written() -> None:
 
 # ---------------------------------------------------------------- reads
 @pytest.mark.parametrize("taken", [False, True], ids=["queued", "in flight"])
-def test_what_the_near_tier_has_dropped_is_found_in_the_queue(taken: bool) -> None:
-    """Asked of the durable tier only, it would be missing, or old, until it lands."""
+def test_an_entry_evicted_from_the_near_tier_is_found_in_the_queue(taken: bool) -> None:
+    """If only the durable tier was read, it would be missing, or old, until it is written."""
     shelf = Shelf()
     with SyncStore(layers=[Persistence(to=shelf, mode="behind"), Bounding(max_entries=1)]) as store:
         store.set("a", "old")
@@ -433,13 +435,13 @@ def test_what_the_near_tier_has_dropped_is_found_in_the_queue(taken: bool) -> No
             store.set("a", "new")
             if taken:
                 assert shelf.reached.acquire(timeout=LONG)
-            store.set("b", 1)  # pushes a out
+            store.set("b", 1)  # evicts a
             assert store.get("a") == "new"
             assert store.get_many(["a", "b", "c"]) == {"a": "new", "b": 1}
 
 
 def test_a_queued_delete_hides_what_the_durable_tier_has() -> None:
-    """Else what was deleted is there again until the delete lands."""
+    """Otherwise a deleted entry would be there again until the delete is written."""
     shelf = Shelf()
     with SyncStore(layers=[Persistence(to=shelf, mode="behind")]) as store:
         store.set_many({"a": 1, "b": 2})
@@ -452,7 +454,7 @@ def test_a_queued_delete_hides_what_the_durable_tier_has() -> None:
 
 
 def test_a_scan_merges_queue_and_durable_tier() -> None:
-    """In one order, each key once, those that only one of them has too."""
+    """In one order, each key once, also keys of only one of them."""
     shelf = Shelf()
     queue = behind(shelf)
     drive(queue.write([Put(key, 0) for key in ("k:b", "k:d", "k:f", "other")]))
@@ -464,8 +466,8 @@ def test_a_scan_merges_queue_and_durable_tier() -> None:
     drive(queue.close())
 
 
-def test_a_scan_bears_landing_in_between() -> None:
-    """A key that was queued when the scan began, and has landed or gone since, is given once, or not at all."""
+def test_a_scan_is_right_if_entries_are_written_meanwhile() -> None:
+    """A key that was queued when the scan started, and was written or deleted since, is returned once, or not at all."""
     shelf = Shelf()
     queue = behind(shelf)
     drive(queue.write([Put("b", 0), Put("d", 0)]))
@@ -493,15 +495,15 @@ def test_a_scan_bears_landing_in_between() -> None:
 
 # ---------------------------------------------------------------- expectations
 class Stuck(Memory):
-    """A near tier that takes only the first write of each key."""
+    """A near tier that accepts only the first write of each key."""
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         new = [change for change in changes if await self.read(change.key) is None]
         return await super().write(new, expect)
 
 
-def test_expectations_are_not_answered_by_the_near_tier() -> None:
-    """The near tier may be behind: a write that rests on it would undo what is queued."""
+def test_expectations_are_not_checked_by_the_near_tier() -> None:
+    """The near tier may be outdated: a write based on it would undo queued writes."""
     shelf = Shelf()
 
     async def main() -> None:
@@ -522,8 +524,8 @@ def test_expectations_are_not_answered_by_the_near_tier() -> None:
 
 
 @pytest.mark.parametrize("landed", [False, True], ids=["queued", "landed"])
-def test_expectations_are_answered_by_queue_or_durable_tier(landed: bool) -> None:
-    """Wherever the last write of a key is, it is that one's version which counts."""
+def test_expectations_are_checked_by_queue_or_durable_tier(landed: bool) -> None:
+    """The version of the last write of a key counts, wherever that is."""
     shelf = Shelf()
     queue = behind(shelf)
     old = put(queue, "a", 1)
@@ -543,8 +545,8 @@ def test_expectations_are_answered_by_queue_or_durable_tier(landed: bool) -> Non
     drive(queue.close())
 
 
-def test_a_write_that_lands_during_the_look_is_no_older_one() -> None:
-    """It was in neither place: not queued yet when the queue was asked, landed after the durable tier was."""
+def test_a_write_that_is_completed_during_a_read_counts_as_newer() -> None:
+    """It was in neither place: not queued yet when the queue was read, written after the durable tier was read."""
 
     class Slow(Shelf):
         def __init__(self) -> None:
@@ -572,7 +574,7 @@ def test_a_write_that_lands_during_the_look_is_no_older_one() -> None:
 
 
 def test_threads_lose_no_update_while_it_drains(tmp_path: Path) -> None:
-    """Eight threads count through a cache of three entries and a queue of four; a file has the sum in the end."""
+    """Eight threads count through a cache of three entries and a queue of four; in the end a file has the sum."""
     url = f"sqlite:///{tmp_path}/state.db?durability=process"
     with SyncStore(layers=[Persistence(to=url, mode="behind", max_pending=4), Bounding(max_entries=3)]) as store:
 
@@ -587,8 +589,8 @@ def test_threads_lose_no_update_while_it_drains(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- versions
-def test_versions_are_those_that_land() -> None:
-    """Read from the near tier, the queue or the durable one, an entry has one version: else each update conflicts."""
+def test_versions_are_the_same_in_all_tiers() -> None:
+    """From the near tier, the queue or the durable one, an entry has one version: otherwise each update would conflict."""
     shelf = Shelf()
     queue = behind(shelf)
     with shelf.shut():
@@ -601,8 +603,8 @@ def test_versions_are_those_that_land() -> None:
     drive(queue.close())
 
 
-def test_versions_go_on_after_a_restart(tmp_path: Path) -> None:
-    """From above the durable tier's counter, deletes and coalesced writes included."""
+def test_versions_continue_after_a_restart(tmp_path: Path) -> None:
+    """They start above the durable tier's counter, including deletes and coalesced writes."""
     given = 0
     for turn in range(3):
         file = SQLite(tmp_path / "state.db", durability="process")
@@ -618,7 +620,7 @@ def test_versions_go_on_after_a_restart(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- back-pressure
 def test_a_full_queue_makes_writes_wait() -> None:
-    """What is on its way counts too: else a slow durable tier has the queue grow without bound."""
+    """Writes that are being written count too: otherwise a slow durable tier would let the queue grow without limit."""
     shelf = Shelf()
     queue = behind(shelf, 2)
 
@@ -641,7 +643,7 @@ def test_a_full_queue_makes_writes_wait() -> None:
 
 
 def test_threads_wait_for_room_too() -> None:
-    """With room for one key nothing is queued while another one is on its way, however many threads write."""
+    """With room for one key nothing is queued while another one is being written, however many threads write."""
     shelf = Shelf()
     queue = behind(shelf, 1)
     for join in [in_thread(lambda me=me: [put(queue, f"{me}.{n}", n) for n in range(10)]) for me in range(4)]:
@@ -652,7 +654,7 @@ def test_threads_wait_for_room_too() -> None:
 
 
 def test_a_large_write_waits_for_an_empty_queue_and_is_not_overtaken() -> None:
-    """More keys at once than the queue may have are let in alone; small writes that come later stand behind."""
+    """A write with more keys than the queue's limit is accepted alone; smaller writes that come later wait behind it."""
     shelf = Shelf()
     queue = behind(shelf, 3)
 
@@ -676,8 +678,8 @@ def test_a_large_write_waits_for_an_empty_queue_and_is_not_overtaken() -> None:
 
 
 @pytest.mark.parametrize("room", [False, True], ids=["waiting", "let in"])
-def test_cancelled_while_it_waits_for_room_it_never_lands(room: bool) -> None:
-    """Neither while it stands in line nor at the moment it is let in; and its place goes to the next."""
+def test_a_write_cancelled_while_it_waits_for_room_is_never_done(room: bool) -> None:
+    """Neither while it waits nor at the moment it is accepted; and its place goes to the next."""
     shelf = Shelf()
     queue = behind(shelf, 1)
 
@@ -690,7 +692,7 @@ def test_cancelled_while_it_waits_for_room_it_never_lands(room: bool) -> None:
         await asyncio.sleep(0)
         if room:
             shelf.gate.set()
-            drive(queue.flush())  # keeps this loop from running while the thread lets the next one in
+            drive(queue.flush())  # keeps this loop from running while the thread accepts the next one
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
@@ -703,9 +705,9 @@ def test_cancelled_while_it_waits_for_room_it_never_lands(room: bool) -> None:
     assert shelf.has() == {"a": 0, "following": 0, "again": 0}
 
 
-# ---------------------------------------------------------------- what goes wrong
-def test_a_busy_durable_tier_is_tried_again() -> None:
-    """With growing pauses, and nobody is told."""
+# ---------------------------------------------------------------- failures
+def test_a_busy_durable_tier_is_retried() -> None:
+    """With growing pauses, and no error is raised."""
     shelf = Shelf()
     slept: list[float] = []
     queue = behind(shelf, sleep=slept.append)
@@ -717,7 +719,7 @@ def test_a_busy_durable_tier_is_tried_again() -> None:
     drive(queue.close())
 
 
-def test_it_is_tried_eight_times_with_six_seconds_of_pauses() -> None:
+def test_there_are_eight_tries_with_six_seconds_of_pauses() -> None:
     """The pauses that the reference states."""
     shelf = Shelf()
     slept: list[float] = []
@@ -732,7 +734,7 @@ def test_it_is_tried_eight_times_with_six_seconds_of_pauses() -> None:
 
 
 def fail(queue: WriteBehind, shelf: Shelf, *errors: Exception, then: Sequence[Change] = ()) -> StoreError:
-    """Let a try to write `a` fail, with something `then` queued meanwhile; gives what the flush of it raised."""
+    """Let a try to write `a` fail, with `then` executed meanwhile; returns what its flush raised."""
 
     async def main() -> StoreError:
         shelf.errors = list(errors)
@@ -751,8 +753,8 @@ def fail(queue: WriteBehind, shelf: Shelf, *errors: Exception, then: Sequence[Ch
     return asyncio.run(main())
 
 
-def test_one_that_stays_busy_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
-    """Tried for ever in silence, the queue would be full and every write wait without being told why."""
+def test_a_durable_tier_that_stays_busy_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """If it was retried silently for ever, the queue would be full and every write would wait without a reason."""
     shelf = Shelf()
     queue = behind(shelf, sleep=lambda seconds: None)
     assert isinstance(fail(queue, shelf, *[StoreBusyError("busy")] * (len(DELAYS) + 1)), StoreBusyError)
@@ -763,8 +765,8 @@ def test_one_that_stays_busy_is_a_failure(caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.parametrize("error", [StoreError("the disk is full"), ZeroDivisionError("a bug")], ids=["ours", "any"])
-def test_other_errors_are_raised_and_nothing_is_given_up(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """Not tried again by itself, logged, raised by the next write; what is queued is read, and lands when it can."""
+def test_other_errors_are_raised_and_nothing_is_dropped(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """Not retried by itself, logged, raised by the next write; queued entries are readable, and written when possible."""
     shelf = Shelf()
     queue = behind(shelf, sleep=no_sleep)
     fail(queue, shelf, error)
@@ -778,15 +780,15 @@ def test_other_errors_are_raised_and_nothing_is_given_up(error: Exception, caplo
                 put(queue, "c", 2)
             assert caught.value.__cause__ is error
         assert drive(queue.read("c")) is None
-    drive(queue.flush())  # those writes had it tried again
+    drive(queue.flush())  # those writes caused a new try
     assert queue.failure is None
     put(queue, "c", 2)
     drive(queue.close())
     assert shelf.has() == {"a": 1, "b": 1, "c": 2}
 
 
-def test_a_write_that_is_refused_has_it_tried_again() -> None:
-    """By itself: a program that only writes goes on once the cause is gone."""
+def test_a_write_that_is_refused_causes_a_new_try() -> None:
+    """So a program that only writes continues once the cause is gone."""
     shelf = Shelf()
     queue = behind(shelf)
     fail(queue, shelf, StoreError("full"))
@@ -797,8 +799,8 @@ def test_a_write_that_is_refused_has_it_tried_again() -> None:
     assert shelf.has() == {"a": 1, "b": 1}
 
 
-def test_a_flush_that_fails_says_so_each_time() -> None:
-    """It tries again, and raises as long as that fails: never an answer that looks like safety."""
+def test_a_flush_that_fails_raises_each_time() -> None:
+    """It tries again, and raises as long as that fails: it never pretends success."""
     shelf = Shelf()
     queue = behind(shelf)
     fail(queue, shelf, StoreError("full"), StoreError("still full"))
@@ -809,8 +811,8 @@ def test_a_flush_that_fails_says_so_each_time() -> None:
     assert shelf.has() == {"a": 1, "b": 1}
 
 
-def test_a_close_that_cannot_write_says_what_is_lost() -> None:
-    """It is the last chance: tried once more, then raised, with how much is gone; and the durable tier is let go."""
+def test_a_close_that_cannot_write_reports_what_is_lost() -> None:
+    """It is the last chance: one more try, then an error with how much is lost; and the durable tier is released."""
     shelf = Shelf()
     queue = behind(shelf)
     fail(queue, shelf, StoreError("full"), StoreError("still full"))
@@ -819,8 +821,8 @@ def test_a_close_that_cannot_write_says_what_is_lost() -> None:
     drive(behind(shelf).close())
 
 
-def test_what_is_written_while_a_batch_fails_stands_over_it() -> None:
-    """Put back in front of it, the failed batch would take the newer value's place."""
+def test_a_write_during_a_failing_batch_is_newer() -> None:
+    """If the failed batch was put in front of it, the newer value would be replaced."""
     shelf = Shelf()
     queue = behind(shelf)
     fail(queue, shelf, StoreError("full"), then=[Put("a", "newer")])
@@ -830,8 +832,8 @@ def test_what_is_written_while_a_batch_fails_stands_over_it() -> None:
     assert len(shelf.batches) == 1
 
 
-def test_those_that_wait_for_room_are_told_of_a_failure() -> None:
-    """Nothing will make room: they would wait for ever."""
+def test_writes_that_wait_for_room_get_the_failure() -> None:
+    """No room will be made: they would wait without end."""
     shelf = Shelf()
     queue = behind(shelf, 1)
     shelf.errors = [StoreError("full")]
@@ -852,8 +854,8 @@ def test_those_that_wait_for_room_are_told_of_a_failure() -> None:
     assert shelf.has() == {"a": 1}
 
 
-def test_an_answer_that_got_lost_does_no_harm() -> None:
-    """The batch had landed, is written again, and nobody is told of an intruder."""
+def test_a_lost_answer_does_no_harm() -> None:
+    """The batch was done and is written again; this is not taken for another process's write."""
 
     class Forgetful(Shelf):
         async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -876,7 +878,7 @@ def test_an_answer_that_got_lost_does_no_harm() -> None:
 
 # ---------------------------------------------------------------- closing, and the end of the process
 def test_close_writes_what_is_queued_and_refuses_the_rest() -> None:
-    """What waits for room when it is closed is told so: it neither hangs nor lands."""
+    """A write that waits for room gets an error: it neither hangs nor is done."""
     shelf = Shelf()
     queue = behind(shelf, 1)
 
@@ -900,8 +902,8 @@ def test_close_writes_what_is_queued_and_refuses_the_rest() -> None:
     assert shelf.has() == {"a": 1}
 
 
-def test_a_cancelled_close_still_writes_all() -> None:
-    """It is done before the cancellation is raised."""
+def test_a_cancelled_close_still_writes_everything() -> None:
+    """This is done before the cancellation is raised."""
     shelf = Shelf()
     queue = behind(shelf)
 
@@ -921,7 +923,7 @@ def test_a_cancelled_close_still_writes_all() -> None:
 
 
 def test_opened_again_after_an_interrupted_close_it_has_lost_nothing() -> None:
-    """Ctrl-C came while the close waited: what was queued is written first."""
+    """Ctrl-C came while the close waited: the queue is written first."""
     shelf = Shelf()
     queue = behind(shelf)
     shelf.gate.clear()
@@ -942,7 +944,7 @@ def test_opened_again_after_an_interrupted_close_it_has_lost_nothing() -> None:
 def test_after_a_failed_open_the_same_store_can_be_opened_again(
     new_threads: Callable[[], list[threading.Thread]], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Whichever step failed: the durable backend is closed, owned by nobody, and no thread is left."""
+    """Whichever step failed: the durable backend is closed, locked by nobody, and no thread is left."""
 
     async def fails() -> None:
         raise StoreBusyError("held by another process")
@@ -962,7 +964,7 @@ def test_after_a_failed_open_the_same_store_can_be_opened_again(
                 raise AssertionError("it was not opened")
         assert new_threads() == []
         assert shelf.closed == (0 if step == "open" else tried + 1)
-    other = behind(shelf)  # nobody holds it
+    other = behind(shelf)  # nobody has locked it
     drive(other.close())
     with store:
         store.set("a", 1)
@@ -970,12 +972,12 @@ def test_after_a_failed_open_the_same_store_can_be_opened_again(
 
 
 def test_a_queue_of_one_key_takes_writes_one_after_another() -> None:
-    """`max_pending=1`: a write waits for the one before it to land, a batch for an empty queue; none waits for ever."""
+    """`max_pending=1`: a write waits until the previous one is written, a batch for an empty queue; none waits without end."""
     shelf = Shelf()
     with SyncStore(layers=[Persistence(to=shelf, mode="behind", max_pending=1)]) as store:
         with shelf.shut():
             store.set("a", 1)
-            assert shelf.reached.acquire(timeout=LONG)  # it is on its way, and takes the only place
+            assert shelf.reached.acquire(timeout=LONG)  # it is being written, and takes the only place
             second = in_thread(lambda: store.set("b", 2))
             batch = in_thread(lambda: store.set_many({"c": 3, "d": 4}))
             assert store.get("b") is None
@@ -989,7 +991,7 @@ def test_a_queue_of_one_key_takes_writes_one_after_another() -> None:
 
 
 def test_it_can_be_opened_again() -> None:
-    """After a close it goes on where it was."""
+    """After a close it continues where it was."""
     shelf = Shelf()
     queue = behind(shelf)
     put(queue, "a", 1)
@@ -1011,8 +1013,8 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_is_queued_is_written_at_exit(tmp_path: Path, ending: str) -> None:
-    """However the program ends, with nobody closing the store: a daemon thread alone would end with it."""
+def test_the_queue_is_written_at_exit(tmp_path: Path, ending: str) -> None:
+    """However the program ends, without a close of the store: a daemon thread alone would end with it."""
     url = f"sqlite:///{tmp_path}/state.db"
     use = "store.sync.set" if ending == "no loop" else "await store.set"
     main = "def main():" if ending == "no loop" else "async def main():"
@@ -1039,8 +1041,8 @@ store = Store(layers=[Persistence(to={url!r}, mode="behind")])
         assert len(list(store.keys())) == 500
 
 
-def test_what_could_not_be_written_at_exit_is_said(tmp_path: Path) -> None:
-    """On stderr, with how much is lost: nobody is left to catch an exception."""
+def test_a_failed_write_at_exit_is_reported(tmp_path: Path) -> None:
+    """On stderr, with how much is lost: there is no caller left to catch an exception."""
     code = """
 from pocket_plug import SyncStore, Memory
 from pocket_plug.errors import StoreError
@@ -1060,7 +1062,7 @@ store.set("a", 1)
 
 
 def test_a_forked_child_leaves_the_queue_to_its_parent(tmp_path: Path) -> None:
-    """It has no thread: what it queued would be lost in silence; and what its parent queued, written twice."""
+    """It has no thread: its own writes would be lost silently, and its parent's written twice."""
     code = f"""
 import os, sys
 from pocket_plug import SyncStore
@@ -1093,7 +1095,7 @@ print(os.waitstatus_to_exitcode(status))
 
 
 def test_a_forked_child_may_open_it_when_its_parent_has_closed(tmp_path: Path) -> None:
-    """Not before; then it goes on from what the parent has written, which its own near tier doesn't hide."""
+    """Not before; then it continues from what the parent has written, which its own near tier doesn't hide."""
     code = f"""
 import os
 from pocket_plug import StoreBusyError, SyncStore
@@ -1126,9 +1128,9 @@ with store:
     assert answer.stdout == "0\n2\n", answer.stderr
 
 
-# ---------------------------------------------------------------- owned exclusively
+# ---------------------------------------------------------------- locked exclusively
 def test_one_backend_has_one_queue() -> None:
-    """Two would give the same versions to different writes. After a close the next one may have it."""
+    """Two would give the same versions to different writes. After a close another one may have it."""
     shelf = Memory()
     queue = behind(shelf)
     with pytest.raises(StoreBusyError, match="share that one's store"):
@@ -1139,7 +1141,7 @@ def test_one_backend_has_one_queue() -> None:
 
 
 def test_one_file_has_one_queue(tmp_path: Path) -> None:
-    """By whatever path: the second open raises, at once, and leaves the first alone; after a close it is free."""
+    """By whatever path: the second open raises at once, and doesn't affect the first; after a close the file is free."""
     path = tmp_path / "state.db"
     first = behind(SQLite(path))
     (tmp_path / "link.db").symlink_to(path)
@@ -1154,7 +1156,7 @@ def test_one_file_has_one_queue(tmp_path: Path) -> None:
 
 
 def test_another_process_cannot_open_the_file_either(tmp_path: Path) -> None:
-    """And says so."""
+    """The error says so."""
     url = f"sqlite:///{tmp_path}/state.db"
     code = f"""
 from pocket_plug import SyncStore
@@ -1176,10 +1178,10 @@ except StoreBusyError as error:
 
 
 @pytest.mark.parametrize("told", ["write", "flush", "close"])
-def test_an_intruder_is_noticed(
+def test_another_programs_write_is_noticed(
     tmp_path: Path, told: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who writes to the owned file without asking may have won over what was queued: that is said, once."""
+    """If another program writes to the locked file, its write may have replaced queued ones: this is reported, once."""
     url = f"sqlite:///{tmp_path}/state.db?durability=process"
     noticed = threading.Event()
     monkeypatch.setattr(caplog.handler, "emit", lambda record: noticed.set())
@@ -1207,8 +1209,8 @@ def test_an_intruder_is_noticed(
             assert store.get("a") == 3, "versions go on above what the intruder was given"
 
 
-def test_what_cannot_be_owned_is_refused() -> None:
-    """A backend that survives, and that two processes might write behind to at once."""
+def test_a_backend_that_can_not_be_locked_is_refused() -> None:
+    """A backend that is durable, and to which two processes could write behind at the same time."""
 
     class Plain(Memory):
         survives = True
@@ -1217,22 +1219,22 @@ def test_what_cannot_be_owned_is_refused() -> None:
         behind(Plain())
 
 
-def test_what_needs_a_loop_is_refused() -> None:
-    """At exit there is none, and with it the queue would be lost."""
+def test_a_backend_that_needs_a_loop_is_refused() -> None:
+    """At exit there is no loop, so the queue would be lost."""
     with pytest.raises(ConfigError, match=r"needs an event loop.*mode='through'"):
         build_stack(Memory(), [Persistence(to=FaultyMemory(), mode="behind")])
 
 
 @pytest.mark.parametrize("options", [{"max_pending": 0, "mode": "behind"}, {"max_pending": 5}])
-def test_nonsense_is_refused(options: dict[str, Any]) -> None:
-    """A queue without room, and room without a queue."""
+def test_invalid_options_are_refused(options: dict[str, Any]) -> None:
+    """A queue without room, and a limit without a queue."""
     with pytest.raises(ConfigError, match="max_pending"):
         build_stack(Memory(), [Persistence(to=Memory(), **options)])
 
 
-# ---------------------------------------------------------------- what can be seen
-def test_it_says_that_it_is_buffered() -> None:
-    """Through every layer above: a durable run must not take what is queued for what is durable."""
+# ---------------------------------------------------------------- properties
+def test_it_is_marked_as_buffered() -> None:
+    """Through every outer layer: a durable run must not take queued writes for durable ones."""
 
     class Idle(Layer):
         pass
@@ -1244,7 +1246,7 @@ def test_it_says_that_it_is_buffered() -> None:
 
 
 def test_length_and_age_of_the_queue() -> None:
-    """Keys that have a write to land, and how long the oldest one has been waiting."""
+    """The number of keys to write, and how long the oldest has been waiting."""
     shelf, clock = Shelf(), FakeClock()
     shelf.clock = clock
     queue = behind(shelf)

@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.crash
 def test_the_cluster_counts_each_folder_once_though_it_is_killed() -> None:
-    """Server, scheduler and workers are killed in the middle; the trace is one."""
+    """Server, scheduler and workers are killed in the middle; there is one trace."""
     done = subprocess.run(
         [sys.executable, "-m", "cluster"],
         cwd=ROOT / "examples",
         capture_output=True,
         text=True,
-        timeout=600,  # on a busy machine; what it has started would outlive it
+        timeout=600,  # on a busy machine; otherwise its child processes would outlive it
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Everything that the README and the docs show is run: Python, TOML and commands."""
+"""All code in the README and the docs is run: Python, TOML and commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTAL
 _EXPECTED = re.compile(r"^ *print\(.*\)  +# (.+)$", re.MULTILINE)
 
 # Commands that set a machine up, or need a server: `make test` itself, the tests of wheels and of new plugins, the
-# collector's test, those of servers and `make e2e` run these. An index is asked by nobody.
+# collector's test, those of servers and `make e2e` run these. No package index is used.
 _ELSEWHERE = (
     *("make ", "pip ", "git ", "python -m venv", ".venv/bin/pytest ", ". .venv/bin/activate", "mypy", "pyright"),
     *("python -m build", "twine ", "/tmp/user/bin/"),  # noqa: S108 - what the page says, which nobody runs
@@ -31,19 +31,19 @@ _ELSEWHERE = (
 
 
 def blocks(page: Path, language: str) -> list[tuple[str, str]]:
-    """The page's code blocks of a language, each with the file name it is given, if any."""
+    """The page's code blocks in a language, each with its file name, if it has one."""
     return [(name, code) for found, name, code in _BLOCK.findall(page.read_text("utf-8")) if found == language]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """As a user's shell has it, with our command on the path and nothing sent anywhere."""
+    """As a user's shell, with our command on the path, and nothing is sent anywhere."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return clean | {"PATH": path, "HOME": str(folder), "NO_COLOR": "1"}
 
 
 def install(project: Path, site: Path) -> str:
-    """Put a project into a folder for PYTHONPATH, with nothing fetched."""
+    """Install a project into a folder for PYTHONPATH, without downloads."""
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
          "--disable-pip-version-check", "--target", str(site), str(project)],
@@ -61,7 +61,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def variables(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, str]:
-    """The environment of a page. A page's data set is its own."""
+    """The environment of a page. Each page has a data set of its own."""
     made = environment(tmp_path)
     if "${DATABASE_URL}" in page.read_text("utf-8"):
         made["DATABASE_URL"] = (
@@ -103,7 +103,7 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, variables: dict[str
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_commands_of_a_page_work(page: Path, tmp_path: Path, variables: dict[str, str]) -> None:
-    """A page's commands end well, in a folder with the files that the page shows."""
+    """A page's commands succeed, in a folder with the page's files."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for name, code in blocks(page, "toml"):
         if name or code.startswith(("[store", "[tool", "[plugins")):
@@ -141,8 +141,8 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path, variables: dict
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
-    """Relative links name files that are there."""
+def test_the_links_of_a_page_exist(page: Path) -> None:
+    """Relative links name existing files."""
     text = re.sub(r"^```.*?^```$|`[^`\n]+`", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert [link for link in links if not (page.parent / link).exists()] == []

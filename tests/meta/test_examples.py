@@ -1,4 +1,4 @@
-"""The examples run, and what they print is what they are there to show."""
+"""The examples run, and print what they are meant to show."""
 
 from __future__ import annotations
 
@@ -226,14 +226,14 @@ def lines(text: str) -> list[str]:
 
 
 def assert_shown(output: str, expected: str) -> None:
-    """All expected lines are in the output, in this order, whatever else is there."""
+    """All expected lines are in the output, in this order, among any others."""
     rest = iter(lines(output))
     for line in lines(expected):
         assert line in rest, f"{line!r} is not (or not there) in:\n{output}"
 
 
 def run(name: str, folder: Path) -> tuple[str, str]:
-    """What an example says on stdout and stderr, run as a script in a folder in which it leaves nothing behind."""
+    """The stdout and stderr of an example that is run as a script, in a folder in which it leaves nothing behind."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
     done = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
@@ -251,14 +251,14 @@ def run(name: str, folder: Path) -> tuple[str, str]:
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_it_shows_what_it_is_there_for(name: str, tmp_path: Path) -> None:
-    """An example runs from anywhere, prints what it promises, leaves nothing behind, and says nothing on stderr."""
+    """An example runs from anywhere, prints the expected lines, leaves nothing behind, and prints nothing on stderr."""
     said, complained = run(name, tmp_path)
     assert_shown(said, SHOWN[name])
     assert complained == ""
 
 
 def test_tracing_takes_one_line(tmp_path: Path) -> None:
-    """`traced.py` draws runs, nodes, attempts and store operations as one tree, and keeps them in a file."""
+    """`traced.py` draws runs, nodes, attempts and store operations as one tree, and writes them to a file."""
     said, drawn = run("traced", tmp_path)
     assert_shown(said, "votes: 8\nlines in the file: 1")
     tree = re.sub(r"[^\w\s#✗]|\d[\d.]* (µs|ms|s)\b", "", drawn)
@@ -277,8 +277,8 @@ def test_tracing_takes_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_work_in_another_process_is_a_child_of_what_sent_it(tmp_path: Path) -> None:
-    """`two_processes.py` has one trace: the worker's run stands, by its indentation, below the attempt that sent it."""
+def test_work_in_another_process_is_a_child_of_its_sender(tmp_path: Path) -> None:
+    """`two_processes.py` has one trace: the worker's run is, by its indentation, below the attempt that sent the message."""
     said, _ = run("two_processes", tmp_path)
     tree = said.partition("traces: 1\n")[2]
     depths = {line.split("[")[0].strip(): len(line) - len(line.lstrip()) for line in tree.splitlines()}
@@ -288,7 +288,7 @@ def test_work_in_another_process_is_a_child_of_what_sent_it(tmp_path: Path) -> N
 
 
 def test_every_example_is_tested_and_listed() -> None:
-    """The index names every example, and nothing that is not there; every example is run above."""
+    """The index lists every example, and no missing one; every example is run above."""
     there = {path.name for path in EXAMPLES.glob("*.py")}
     listed = re.findall(r"\]\((\w+\.py)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"))
     assert sorted(listed) == sorted(there)
@@ -297,14 +297,14 @@ def test_every_example_is_tested_and_listed() -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_it_opens_with_what_it_shows(path: Path) -> None:
-    """An example begins with two or three lines on what it shows, and can be imported without running."""
+    """An example starts with two or three lines on what it shows, and can be imported without running."""
     doc, _, code = path.read_text(encoding="utf-8").removeprefix('"""').partition('"""')
     assert 2 <= len(lines(doc)) <= 3
     assert 'if __name__ == "__main__":' in code
 
 
 class TestLedger(BackendContract):
-    """The backend of `custom_backend.py` keeps every promise that our own do."""
+    """The backend of `custom_backend.py` passes the backend contract."""
 
     @pytest.fixture
     def make_backend(self) -> type[Backend]:

@@ -1,4 +1,4 @@
-"""The house rules that no linter knows: what the core may import, how large it may grow, what must not be committed."""
+"""Rules that no linter checks: what the core may import, its maximum size, what must not be committed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tok
 
 
 def code_lines(file: Path) -> int:
-    """Lines with code on them: no blanks, comments or docstrings."""
+    """Lines with code: no blanks, comments or docstrings."""
     text = file.read_text("utf-8")
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -46,13 +46,13 @@ def code_lines(file: Path) -> int:
 
 
 def test_the_core_stays_small() -> None:
-    """A newcomer reads the modules that explain it in one sitting: under 1,500 lines of code."""
+    """A newcomer can read the modules that explain it in one sitting: under 1,500 lines of code."""
     sizes = {file.stem: code_lines(file) for file in READ_FIRST}
     assert sum(sizes.values()) < 1500, sizes
 
 
 @pytest.mark.parametrize("file", CORE, ids=lambda file: file.stem)
-def test_the_core_imports_no_machinery(file: Path) -> None:
+def test_the_core_imports_no_heavy_libraries(file: Path) -> None:
     """Neither the SDK, nor structlog, nor a database or a command line: not even within a function."""
     forbidden = {"opentelemetry", "structlog", "sqlite3", "click", "rich", "msgspec"}
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -64,7 +64,7 @@ def test_the_core_imports_no_machinery(file: Path) -> None:
 
 
 def loaded_by(code: str, *names: str) -> list[str]:
-    """Which of these modules are loaded once code has run in an interpreter of its own."""
+    """Which of these modules are loaded after running the code in an interpreter of its own."""
     code = f"import sys\n{code}\nprint([name for name in {names} if name in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded: list[str] = ast.literal_eval(done.stderr)
@@ -78,19 +78,19 @@ HEAVY = (
 
 
 def test_importing_pocket_plug_loads_only_its_exceptions() -> None:
-    """`import pocket_plug` scans and configures nothing; what a name needs is loaded when the name is first used."""
+    """`import pocket_plug` scans and configures nothing; a name's module is loaded when the name is first used."""
     assert (
         loaded_by("import pocket_plug", *HEAVY, "asyncio", "datetime", "typing_extensions", "pocket_plug.store") == []
     )
 
 
 def test_stores_and_graphs_load_nothing_heavy() -> None:
-    """Nor do the names that every program uses load a machinery that only some need."""
+    """Names that every program uses don't load libraries that only some need."""
     assert loaded_by("from pocket_plug import Graph, Key, Node, Retry, Store, SyncStore, each", *HEAVY) == []
 
 
 def test_the_help_loads_no_command() -> None:
-    """`pocket-plug --help` loads neither the commands nor what they need, where no plugin may have commands of its own."""
+    """`pocket-plug --help` loads neither the commands nor what they need, if no plugin has commands."""
     code = (
         "import importlib.metadata\n"
         "importlib.metadata.distributions = lambda: iter(())\n"
@@ -102,14 +102,14 @@ def test_the_help_loads_no_command() -> None:
 
 
 def test_the_help_has_the_first_line_of_each_command() -> None:
-    """What the help shows of a command, without loading it, is what the command itself says."""
+    """The help text of a command, shown without loading it, is the command's own."""
     lines = {name: line for name, (_, line) in COMMANDS.items()}
     commands = {name: cli.get_command(click.Context(cli), name) for name in COMMANDS}
     assert lines == {name: command and command.get_short_help_str(100) for name, command in commands.items()}
 
 
 def test_the_sdk_is_imported_by_telemetry_and_testing_only() -> None:
-    """The library is written against the API; whoever embeds it chooses the SDK."""
+    """The library uses the API; the program chooses the SDK."""
     users = {
         file.relative_to(PACKAGE).parts[0]
         for file in PACKAGE.rglob("*.py")
@@ -123,7 +123,7 @@ def test_the_sdk_is_imported_by_telemetry_and_testing_only() -> None:
 
 
 def test_no_module_is_without_a_purpose() -> None:
-    """Every module opens with what it is for."""
+    """Every module starts with its purpose."""
     modules = {file: ast.parse(file.read_text("utf-8")) for file in PACKAGE.rglob("*.py")}
     assert [str(file.relative_to(ROOT)) for file, module in modules.items() if not ast.get_docstring(module)] == []
 

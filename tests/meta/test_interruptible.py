@@ -1,4 +1,4 @@
-"""What holds a lock or cleans up must hold it at every place where the exception of a signal's handler can come."""
+"""Code that holds a lock or cleans up is protected at every place where a signal handler's exception can come."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def unguarded(code: CodeType) -> list[int]:
-    """The lines from which a loop turns outside of a `with` or `try` that is around the loop, in the bytecode."""
+    """The lines from which a loop jumps back outside of a `with` or `try` that is around the loop, in the bytecode."""
     found = dis.Bytecode(code)
     opnames = {step.offset: step.opname for step in found}
 
     def around(offset: int) -> set[int]:
-        """The handlers of `with` and `try`, from the inmost outwards; those of comprehensions and generators don't count."""
+        """The handlers of `with` and `try`, from the innermost outwards; those of comprehensions and generators don't count."""
         handlers: set[int] = set()
         while target := next(
             (entry.target for entry in found.exception_entries if entry.start <= offset < entry.end), 0
@@ -45,13 +45,13 @@ def unguarded(code: CodeType) -> list[int]:
 
     lines: list[int] = []
     before = (
-        0  # the last step that isn't a jump: is that in the same `with` as the loop's head, the jump should be, too
+        0  # the last step that isn't a jump: if it is in the same `with` as the loop's head, the jump should be, too
     )
     for step in found:
         if "JUMP" not in step.opname:
             before = step.offset
         elif opnames[before] == "CLEANUP_THROW":
-            continue  # 3.12's, after an `await` that got an exception and returned all the same: no source avoids it
+            continue  # in 3.12, after an `await` that got an exception and returned all the same: no source code can avoid it
         elif "BACKWARD" not in step.opname or step.opname.endswith("NO_INTERRUPT"):
             continue
         elif around(before) & around(step.argval) - around(step.offset):
@@ -59,12 +59,12 @@ def unguarded(code: CodeType) -> list[int]:
     return lines
 
 
-def test_no_loop_turns_outside_of_what_is_around_it() -> None:
+def test_no_loop_jumps_back_outside_of_the_block_around_it() -> None:
     """Python 3.13 has no handler for the jump back of an `if` that ends a loop: an interrupt there leaves a lock locked."""
     found = {
         f"{path.relative_to(PACKAGE)}:{line} ({code.co_qualname})"
         for path in PACKAGE.rglob("*.py")
-        if not {"testing", "cli"}.intersection(path.parts)  # of the command line an interrupt is the end
+        if not {"testing", "cli"}.intersection(path.parts)  # in the command line an interrupt ends the process
         for code in codes(compile(path.read_bytes(), str(path), "exec"))
         if code.co_qualname not in HARMLESS
         for line in unguarded(code)
@@ -72,9 +72,10 @@ def test_no_loop_turns_outside_of_what_is_around_it() -> None:
     assert found == set(), "put the loop into a function of its own"
 
 
-def test_locks_for_with_are_those_that_no_interrupt_leaves_locked() -> None:
-    """Python 3.14's own may stay locked, and an Event's with any Python; `primitives.locks` has others. A waiter's lock is in no
-    `with`."""
+def test_locks_used_with_with_survive_interrupts() -> None:
+    """Python 3.14's own locks may stay locked, and an Event's in any Python; `primitives.locks` has others. A waiter's lock is in
+    no `with`.
+    """
     found = {
         f"{path.relative_to(PACKAGE)}:{node.lineno}"
         for path in PACKAGE.rglob("*.py")

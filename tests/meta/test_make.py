@@ -1,4 +1,4 @@
-"""What a contributor and a submission rely on: `make` targets, what CI calls, pins without an index, entry points."""
+"""What contributors rely on: `make` targets, CI, exact pins without an index, entry points."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROJECTS = [ROOT / "pyproject.toml", *sorted((ROOT / "plugins").glob("*/pyprojec
 @pytest.mark.parametrize(
     "target", ["demo", "test", "test-lowest", "test-newest", "lint", "bench", "mutants", "e2e", "fastmcp", "test-all"]
 )
-def test_there_is_a_target_for_each_thing_one_does(target: str) -> None:
+def test_there_is_a_target_for_each_task(target: str) -> None:
     """Each is declared, is no file's name, and has a recipe."""
     [phony] = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
     assert target in phony.split()
@@ -54,7 +54,7 @@ def test_there_is_a_target_for_each_thing_one_does(target: str) -> None:
     ],
 )
 def test_a_target_does_what_its_name_says(target: str, command: str) -> None:
-    """As make itself reads the file, nothing of it being run."""
+    """As make itself reads the file, without running it."""
     make = shutil.which("make")
     assert make is not None
     made = (
@@ -73,7 +73,7 @@ def test_a_target_does_what_its_name_says(target: str, command: str) -> None:
 
 
 def test_ci_lints_and_tests() -> None:
-    """`.ci/run` can be executed, stops at the first failure, and calls what contributors call."""
+    """`.ci/run` is executable, stops at the first failure, and calls what contributors call."""
     script = ROOT / ".ci" / "run"
     lines = script.read_text("utf-8").splitlines()
     assert os.access(script, os.X_OK)
@@ -85,7 +85,7 @@ def test_ci_lints_and_tests() -> None:
 
 @pytest.mark.parametrize("python", [(3, 11), (3, 13), (3, 14)])
 def test_the_lowest_versions_are_the_bounds_of_each_pyproject(python: tuple[int, int]) -> None:
-    """Every requirement has a lower bound, and what `make test-lowest` installs is the highest one for that Python."""
+    """Every requirement has a lower bound, and `make test-lowest` installs the highest one for that Python."""
     module = runpy.run_path(str(ROOT / ".ci" / "lowest.py"))
     bounds: dict[str, Version] = {}
     for project in PROJECTS:
@@ -101,8 +101,8 @@ def test_the_lowest_versions_are_the_bounds_of_each_pyproject(python: tuple[int,
     assert {name: Version(version) for name, version in module["lowest"](python).items()} == bounds
 
 
-def test_all_pythons_are_tried_and_those_that_are_not_there_are_named(tmp_path: Path) -> None:
-    """One is there if it runs: a shim that answers for all versions and has none is none. A failing one ends it."""
+def test_all_pythons_are_tried_and_missing_ones_are_named(tmp_path: Path) -> None:
+    """A Python is installed if it runs: a shim without its version doesn't count. A failing one stops the tests."""
     home, shims = tmp_path / "home", tmp_path / "shims"
     for path, code in (
         (home / ".pyenv/versions/3.12.9/bin/python", 0),
@@ -131,14 +131,14 @@ def test_all_pythons_are_tried_and_those_that_are_not_there_are_named(tmp_path: 
 
 
 def pinned_for(python: str) -> list[tuple[str, str]]:
-    """Name and version of each pin that counts for that Python."""
+    """Name and version of each pin for that Python."""
     pins = [Requirement(line) for line in PINS if line and not line.startswith("#")]
     found = [pin for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
     return [(canonicalize_name(pin.name), str(pin.specifier).removeprefix("==")) for pin in found]
 
 
 def test_pins_are_exact_and_name_no_index() -> None:
-    """Every line is `name==version`, for some Pythons only or for all: no address, no option, no name twice for any."""
+    """Every line is `name==version`, for some Pythons or for all: no address, no option, no name twice for any Python."""
     pins = [line for line in PINS if line and not line.startswith("#")]
     pattern = r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+(; python_version [<>]=? \"[0-9.]+\")?"
     assert not [line for line in PINS if "://" in line or line.startswith("-")]
@@ -150,8 +150,8 @@ def test_pins_are_exact_and_name_no_index() -> None:
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.parent.name)
-def test_what_is_required_is_pinned_in_a_version_that_fits(project: Path, python: str) -> None:
-    """What was tested is what the constraints say, for our requirements and those of every extra and plugin."""
+def test_requirements_are_pinned_in_a_version_that_fits(project: Path, python: str) -> None:
+    """The constraints have the tested version of our requirements, and of every extra and plugin."""
     pinned = dict(pinned_for(python))
     declared = tomllib.loads(project.read_text("utf-8"))["project"]
     extras = declared.get("optional-dependencies", {}).values()
@@ -165,11 +165,11 @@ def test_what_is_required_is_pinned_in_a_version_that_fits(project: Path, python
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.parent.name)
-def test_entry_points_lead_to_something(project: Path) -> None:
+def test_entry_points_can_be_imported(project: Path) -> None:
     """Every script and plugin that a pyproject declares can be imported."""
     declared = tomllib.loads(project.read_text("utf-8"))["project"]
     of_plugins = {name: group for name, group in declared.get("entry-points", {}).items() if name != API_GROUP}
-    groups = [declared.get("scripts", {}), *of_plugins.values()]  # a level is a word, and leads nowhere
+    groups = [declared.get("scripts", {}), *of_plugins.values()]  # a level is a word, and names no object
     points = [point for group in groups for point in group.values()]
     assert points or project.parent.name.rpartition("-")[2] in ("dbos", "keyvalue", "langgraph")  # which have no hook
     for point in points:

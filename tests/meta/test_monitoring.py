@@ -1,6 +1,6 @@
-"""The dashboard and the alerts of `examples/monitoring` ask for what is really exported, and for all of it.
+"""The dashboard and the alerts of `examples/monitoring` use all metrics that are exported, and no others.
 
-That they are right in the eyes of Prometheus and VictoriaMetrics is shown by `make e2e`.
+`make e2e` tests them with Prometheus and VictoriaMetrics.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PROMETHEUS_OWN = {"le", "job", "instance", "__name__"}
 
 
 def alerts() -> dict[str, str]:
-    """Each alert with its expression, found without a YAML parser: the file is written evenly."""
+    """Each alert with its expression, found without a YAML parser, since the file has a regular form."""
     rules = re.split(r"^ +- alert: ", (MONITORING / "alerts.yml").read_text("utf-8"), flags=re.MULTILINE)[1:]
     found: dict[str, str] = {}
     for rule in rules:
@@ -48,7 +48,7 @@ def alerts() -> dict[str, str]:
 
 
 def asked(expression: str) -> tuple[set[str], set[str]]:
-    """The metrics that an expression names, and the labels that it matches and groups by."""
+    """The metrics in an expression, and the labels by which it filters and groups."""
     labels = {
         label
         for matchers in re.findall(r"\{([^}]*)\}", expression)
@@ -65,7 +65,7 @@ def asked(expression: str) -> tuple[set[str], set[str]]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
-    """What a scrape of the example's shop has: the labels of each metric, after good days and bad ones."""
+    """A scrape of the example's shop: the labels of each metric, after good days and bad ones."""
     provider = MeterProvider([PrometheusMetricReader()], shutdown_on_exit=False)
     former = metrics.configure(meter_provider=provider)
     example = runpy.run_path(str(MONITORING / "serve.py"))
@@ -78,7 +78,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set
             Store(f"sqlite:///{folder / 'desk.db'}", layers=[Metrics(namespace="desk")]) as desk,
         ):
             await example["take_orders"](example["shop"](state, archive, desk, trouble=trouble), 40, 0)
-            for family in REGISTRY.collect():  # the lowest exporter has no other
+            for family in REGISTRY.collect():  # the lowest version of the exporter has no other way
                 for sample in family.samples:
                     labels[sample.name].update(sample.labels)
 
@@ -91,7 +91,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """All of them, each with where it stands."""
+    """All of them, each with its place."""
     yield from alerts().items()
     for panel in PANELS:
         for target in panel["targets"]:
@@ -106,8 +106,8 @@ EXPRESSIONS = list(expressions())
 
 
 @pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS])
-def test_only_what_is_exported_is_asked_for(where: str, expression: str, exported: dict[str, set[str]]) -> None:
-    """Each metric is there, and each label is one of a metric of that expression."""
+def test_only_exported_metrics_are_used(where: str, expression: str, exported: dict[str, set[str]]) -> None:
+    """Each metric exists, and each label is one of a metric in that expression."""
     names, labels = asked(expression)
     assert names or "up{" in expression
     assert names <= exported.keys()
@@ -115,7 +115,7 @@ def test_only_what_is_exported_is_asked_for(where: str, expression: str, exporte
 
 
 def test_every_metric_of_ours_is_on_the_dashboard(exported: dict[str, set[str]]) -> None:
-    """Nothing is exported that nobody can see; and what the reference lists is what is exported."""
+    """Every exported metric is shown; and the reference lists exactly the exported metrics."""
     ours = {
         re.sub(r"_(bucket|sum|count)$", "", name) for name in exported if name.startswith(("pocket_plug", "db_client"))
     }
@@ -136,8 +136,8 @@ def test_every_metric_of_ours_is_on_the_dashboard(exported: dict[str, set[str]])
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_a_panel_can_be_read(panel: dict[str, Any]) -> None:
-    """It has a description and a unit, asks the chosen data source, obeys the choices, and names its lines by labels."""
+def test_a_panel_is_readable(panel: dict[str, Any]) -> None:
+    """It has a description and a unit, uses the chosen data source and the variables, and names its lines by labels."""
     assert panel["description"]
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
@@ -152,14 +152,14 @@ def test_a_panel_can_be_read(panel: dict[str, Any]) -> None:
 
 
 def test_grafanas_own_library_knows_every_field_of_the_dashboard() -> None:
-    """Read by its models and written again, nothing is lost and nothing is added: a field of another name would be."""
+    """Parsed by its models and written again, nothing is lost and nothing is added: a misspelt field would be."""
     register_default_plugins()
     read = Dashboard.from_json(DASHBOARD)
     assert json.loads(json.dumps(read, cls=JSONEncoder)) == DASHBOARD
 
 
 def test_the_dashboard_is_what_its_program_writes() -> None:
-    """Somebody who changes one changes the other: `python examples/monitoring/dashboard.py`."""
+    """If one of them changes, the other must: `python examples/monitoring/dashboard.py`."""
     program = runpy.run_path(str(MONITORING / "dashboard.py"))
     assert program["made"]() == (MONITORING / "dashboard.json").read_text("utf-8")
 
@@ -173,8 +173,8 @@ def test_a_panel_has_all_the_queries_that_it_is_given() -> None:
     ]
 
 
-def test_a_line_leads_to_traces_that_there_are() -> None:
-    """Its links ask for attributes of spans, with the line's own label; the rest of the address is JSON that Grafana takes."""
+def test_a_line_links_to_existing_traces() -> None:
+    """Its links filter by attributes that spans have, with the line's own label; the rest of the address is JSON for Grafana."""
     with SpanCapture() as capture:
         example = runpy.run_path(str(MONITORING / "serve.py"))
         asyncio.run(_sell(example))
@@ -205,16 +205,16 @@ async def _sell(example: dict[str, Any]) -> None:
 
 
 def test_durations_show_exemplars() -> None:
-    """Whoever sees a slow quantile gets at a trace: each panel of a histogram's buckets asks for exemplars, and no other."""
+    """A slow quantile leads to a trace: each panel of a histogram's buckets asks for exemplars, and no other."""
     for panel in PANELS:
         for target in panel["targets"]:
             assert target["exemplar"] == ("_bucket" in target["expr"]), panel["title"]
 
 
-def test_the_dashboard_is_one_that_grafana_takes() -> None:
-    """As far as its structure goes: ids are unique, panels lie side by side within 24 columns, rows come in order."""
+def test_the_structure_of_the_dashboard_is_valid() -> None:
+    """As far as its structure shows: ids are unique, panels lie side by side within 24 columns, rows come in order."""
     assert DASHBOARD["schemaVersion"] == 42
-    assert "id" not in DASHBOARD  # else an import would overwrite somebody else's
+    assert "id" not in DASHBOARD  # otherwise an import would overwrite another dashboard
     assert VARIABLES["datasource"]["type"] == "datasource"
     assert VARIABLES["datasource"]["query"] == "prometheus"
     rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
@@ -230,8 +230,8 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
         cells |= taken
 
 
-def test_an_alert_says_who_is_woken_and_what_to_do() -> None:
-    """Each has a time to wait, a severity, a summary, a description and a runbook, and a test of its own."""
+def test_an_alert_has_a_severity_and_a_runbook() -> None:
+    """Each has a waiting time, a severity, a summary, a description and a runbook, and a test of its own."""
     text = (MONITORING / "alerts.yml").read_text("utf-8")
     tested = re.findall(r"alertname: (\w+)", (MONITORING / "alerts_test.yml").read_text("utf-8"))
     names = alerts()

@@ -1,4 +1,4 @@
-"""`pocket-plug new`: what it makes installs, and passes its own tests, type checks and lints at once, each kind of it."""
+"""`pocket-plug new`: its projects can be installed, and pass their own tests, type checks and lints at once, for each kind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLEAN = {
 
 
 def begin(*command: object, folder: Path) -> subprocess.Popen[str]:
-    """Run a command outside of the checkout, without what this environment sets for Python."""
+    """Run a command outside of the checkout, without this environment's variables for Python."""
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=folder,
@@ -38,7 +38,7 @@ def begin(*command: object, folder: Path) -> subprocess.Popen[str]:
 
 
 def finish(running: subprocess.Popen[str]) -> str:
-    """What it printed; it must have ended well."""
+    """Its output; it must have succeeded."""
     said, _ = running.communicate(timeout=300)
     assert running.returncode == 0, said
     return said
@@ -46,7 +46,7 @@ def finish(running: subprocess.Popen[str]) -> str:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a plugin of each kind was made."""
+    """A folder in which a plugin of each kind was created."""
     folder = tmp_path_factory.mktemp("made")
     before = Path.cwd()
     os.chdir(folder)
@@ -72,7 +72,7 @@ def wheels(made: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def python(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a new environment in which the wheels are installed. This one lends it what they require."""
+    """The interpreter of a new environment with the wheels. This environment provides their requirements."""
     folder = tmp_path_factory.mktemp("fresh")
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
@@ -105,8 +105,8 @@ def test_a_wheel_has_the_package_and_its_marker(made: Path, wheels: list[Path]) 
         assert f"tests/test_my_{kind}.py" in files
 
 
-def test_it_is_found_where_it_is_installed(python: Path, tmp_path: Path) -> None:
-    """By its name, in use, and nothing is said of it."""
+def test_it_is_found_after_the_installation(python: Path, tmp_path: Path) -> None:
+    """By its name, in use, and nothing is logged about it."""
     said = finish(begin(python.with_name("pocket-plug"), "plugins", "--json", folder=tmp_path))
     found = {each["name"]: each for each in json.loads(said)}
     for kind, name in NAMES.items():
@@ -115,7 +115,7 @@ def test_it_is_found_where_it_is_installed(python: Path, tmp_path: Path) -> None
 
 
 def test_editors_know_its_options(python: Path, tmp_path: Path) -> None:
-    """The schema has those of a layer and of a plugin."""
+    """The schema has the options of a layer and of a plugin."""
     schema = json.loads(finish(begin(python.with_name("pocket-plug"), "config", "schema", folder=tmp_path)))
     assert schema["properties"]["plugins"]["properties"]["my_observer"]["properties"] == {"least": {"type": "number"}}
     [layer] = [each for each in schema["$defs"]["layer"]["anyOf"]
@@ -124,7 +124,7 @@ def test_editors_know_its_options(python: Path, tmp_path: Path) -> None:
 
 
 def test_it_passes_its_own_tests(made: Path, python: Path) -> None:
-    """With all warnings as errors, and with the whole contract where there is one."""
+    """With all warnings as errors, and with the complete contract if there is one."""
     running = [begin(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder=made / f"pocket-plug-{name}")
                for name in NAMES.values()]  # fmt: skip
     passed = {
@@ -136,7 +136,7 @@ def test_it_passes_its_own_tests(made: Path, python: Path) -> None:
 
 
 def test_it_passes_the_type_checkers(made: Path, python: Path) -> None:
-    """mypy with its own configuration, pyright as strict as that says, over code and tests."""
+    """mypy with its own configuration, pyright in strict mode, over code and tests."""
     checked = begin(python, "-m", "pyright", "--pythonpath", python, "--project", _one_project(made), folder=made)
     for name in NAMES.values():
         finish(begin(python, "-m", "mypy", "--cache-dir", made / "mypy", folder=made / f"pocket-plug-{name}"))
@@ -144,7 +144,7 @@ def test_it_passes_the_type_checkers(made: Path, python: Path) -> None:
 
 
 def _one_project(made: Path) -> Path:
-    """A configuration of pyright for all of them, since it takes its time to start."""
+    """One configuration of pyright for all of them, since it is slow to start."""
     settings = [tomllib.loads((made / f"pocket-plug-{name}/pyproject.toml").read_text())["tool"]["pyright"]
                 for name in NAMES.values()]  # fmt: skip
     assert all(each == {"include": ["src", "tests"], "typeCheckingMode": "strict"} for each in settings)
@@ -154,8 +154,8 @@ def _one_project(made: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["ab", "a" * LONGEST, "-".join(["ab"] * (LONGEST // 3))])
-def test_it_passes_ruff_whatever_it_is_called(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line gets too long, or short enough to be written in another way, and no import stands in the wrong place."""
+def test_it_passes_ruff_with_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is too long, or short enough to be formatted in another way, and imports are sorted."""
     monkeypatch.chdir(tmp_path)
     for kind in KINDS:
         assert main(["new", kind, name]) == 0
@@ -165,7 +165,7 @@ def test_it_passes_ruff_whatever_it_is_called(name: str, tmp_path: Path, monkeyp
 
 
 def test_its_bounds_are_those_of_this_version(made: Path) -> None:
-    """It requires this version or later ones, and says the level of the API that there is."""
+    """It requires this version or later, and declares the present level of the API."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for kind, name in NAMES.items():
         project = tomllib.loads((made / f"pocket-plug-{name}/pyproject.toml").read_text())["project"]
@@ -186,14 +186,14 @@ def test_its_bounds_are_those_of_this_version(made: Path) -> None:
         ),
     ],
 )
-def test_its_first_step_installs_pocket_plug_where_no_index_has_it(
+def test_its_first_step_installs_pocket_plug_if_no_index_has_it(
     direct_url: object,
     step: str | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """From where it was installed itself, as the installer has recorded it; before the plugin, which requires it."""
+    """From where it was installed itself, as recorded by the installer; before the plugin, which requires it."""
     recorded = None if direct_url is None else json.dumps(direct_url)
 
     class Installed:
@@ -210,7 +210,7 @@ def test_its_first_step_installs_pocket_plug_where_no_index_has_it(
 
 
 def test_its_help_says_which_kinds_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """All of them, where the argument stands."""
+    """All of them, at the argument."""
     assert main(["new", "--help"]) == 0
     assert "|".join(KINDS) in capsys.readouterr().out
 
@@ -238,7 +238,7 @@ def test_its_help_says_which_kinds_there_are(capsys: pytest.CaptureFixture[str])
 def test_a_bad_or_taken_name_is_refused(
     kind: str, name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the reason, the exit code for wrong usage, and nothing written."""
+    """With the reason, the exit code of usage errors, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     assert main(["new", kind, name]) == 2
     error = capsys.readouterr().err
@@ -248,15 +248,15 @@ def test_a_bad_or_taken_name_is_refused(
 
 
 def test_an_installed_plugins_name_is_taken(install, tmp_path, monkeypatch, capsys) -> None:
-    """Two of one name can't be used together, so whose it is is said before there is a second one."""
+    """Two plugins with one name can't be used together, so the error names its owner before there is a second one."""
     install("pocket-plug-rate-limit", "", entry_points="rate_limit = pocket_plug_rate_limit")
     monkeypatch.chdir(tmp_path)
     assert main(["new", "layer", "rate-limit"]) == 2
     assert "already used by plugin 'rate_limit' (pocket-plug-rate-limit 1.0)" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path, monkeypatch, capsys) -> None:
-    """Also an empty one, or a file."""
+def test_an_existing_folder_is_left_alone(tmp_path, monkeypatch, capsys) -> None:
+    """Also an empty folder, or a file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pocket-plug-one").mkdir()
     (tmp_path / "pocket-plug-two").write_text("mine")
@@ -266,7 +266,7 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path, monkeypatch, capsys) -> 
     assert [*(tmp_path / "pocket-plug-one").iterdir()] == []
 
 
-def test_where_nothing_can_be_written_it_says_so(tmp_path, monkeypatch, capsys) -> None:
+def test_a_failure_to_write_is_reported(tmp_path, monkeypatch, capsys) -> None:
     """With the path and the system's reason."""
     monkeypatch.chdir(tmp_path)
 

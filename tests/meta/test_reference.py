@@ -1,4 +1,4 @@
-"""The reference lists what there is, no more and no less: names, hooks, options, commands, variables, exceptions."""
+"""The reference lists exactly what exists: names, hooks, options, commands, variables, exceptions."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ TEXT = (ROOT / "docs" / "reference.md").read_text("utf-8")
 
 # ---------------------------------------------------------------- the page
 def headings() -> list[str]:
-    """The titles of all sections, without their marks of code."""
+    """The titles of all sections, without backquotes."""
     return [title.replace("`", "") for title in re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)]
 
 
 def section(title: str) -> str:
-    """What stands below a heading, up to the next one."""
+    """The text below a heading, up to the next one."""
     _, *parts = re.split(r"^#+ (.+)\n", TEXT, flags=re.MULTILINE)
     found = [body for name, body in zip(parts[::2], parts[1::2], strict=True) if name.replace("`", "") == title]
     assert len(found) == 1, f"{len(found)} sections are called {title!r}; there are: {headings()}"
@@ -59,7 +59,7 @@ def section(title: str) -> str:
 
 
 def rows(title: str, table: int = 0) -> dict[str, str]:
-    """The rows of a section's table: what its first column names, each with the whole row."""
+    """The rows of a section's table: the names in the first column, each with the whole row."""
     tables = re.findall(r"(?:^\|.*\n)+", section(title), re.MULTILINE)
     found: dict[str, str] = {}
     for row in tables[table].splitlines()[2:]:
@@ -81,19 +81,19 @@ def of_signature(function: Any, *, keywords_only: bool = False) -> set[str]:
 
 
 def public(*classes: type) -> set[str]:
-    """The names that classes define themselves and that don't begin with an underscore."""
+    """The names that classes define themselves and that don't start with an underscore."""
     return {name for cls in classes for name in vars(cls) if not name.startswith("_")}
 
 
 def fields_of(cls: Any) -> set[str]:
-    """A dataclass's public fields; of a layer without the label that each has."""
+    """A dataclass's public fields; for a layer without the label that each has."""
     found = {field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")}
     return found - {"label"} if issubclass(cls, layer.Layer) else found
 
 
 # ---------------------------------------------------------------- names
 def exceptions() -> dict[str, type[BaseException]]:
-    """Those that errors.py defines."""
+    """The exceptions that errors.py defines."""
     return {
         name: kind
         for name, kind in vars(errors).items()
@@ -102,7 +102,7 @@ def exceptions() -> dict[str, type[BaseException]]:
 
 
 def test_every_name_of_the_package() -> None:
-    """What `from pocket_plug import` gives is listed, and what is listed can be imported."""
+    """All names of `from pocket_plug import` are listed, and all listed names can be imported."""
     assert rows("Names").keys() | exceptions().keys() == set(pocket_plug.__all__)
     assert [name for name in pocket_plug.__all__ if not hasattr(pocket_plug, name)] == []
 
@@ -125,7 +125,7 @@ def signature(hook: str) -> str:
 
 
 def test_every_hook_with_its_signature() -> None:
-    """A heading for each hook, with exactly what it takes and gives."""
+    """A heading for each hook, with its exact parameters and result."""
     hooks = [name for name in dir(hookspecs.Specs) if name.startswith("pocket_")]
     assert {title for title in headings() if title.startswith("pocket_")} == {signature(hook) for hook in hooks}
 
@@ -134,19 +134,19 @@ def test_every_hook_with_its_signature() -> None:
     "view", [hookspecs.Observer, hookspecs.Run, hookspecs.NodeCall, hookspecs.PhaseCall], ids=lambda v: v.__name__
 )
 def test_every_field_that_an_observer_sees(view: type) -> None:
-    """The observer and its views have a row for each field, and for what is worked out when somebody asks."""
+    """The observer and its views have a row for each field, and for each computed property."""
     asked_for = {name for name, found in vars(view).items() if isinstance(found, property)}
     assert rows(view.__name__).keys() == fields_of(view) | asked_for
 
 
 def test_every_event() -> None:
-    """The events that a run tells of are those listed."""
+    """The listed events are those of a run."""
     source = "".join(file.read_text("utf-8") for file in (PACKAGE / "graph").rglob("*.py"))
     assert rows("Events").keys() == set(re.findall(r"run\.event\(\s*\"(\w+)\"", source))
 
 
 def test_every_event_of_a_stream() -> None:
-    """Each class with its kind and its fields, and what is known of each place."""
+    """Each class with its kind and its fields, and the fields of each place."""
     listed = rows("Events of a stream")
     kinds = {kind.__name__: kind for kind in get_args(pocket_plug.RunEvent) for kind in [get_origin(kind) or kind]}
     assert listed.keys() == kinds.keys()
@@ -163,7 +163,7 @@ def test_every_event_of_a_stream() -> None:
 
 
 def test_every_field_of_a_plugin_record() -> None:
-    """As `Pocket.plugins` gives them."""
+    """Those of `Pocket.plugins`."""
     assert rows("Plugin records").keys() == fields_of(PluginRecord)
 
 
@@ -207,13 +207,13 @@ MEMBERS: dict[str, tuple[str, int, set[str]]] = {
 
 @pytest.mark.parametrize("what", MEMBERS)
 def test_every_option_and_member(what: str) -> None:
-    """Each table of options or members has a row for each that there is."""
+    """Each table of options or members has a row for each of them."""
     title, table, there = MEMBERS[what]
     assert rows(title, table).keys() == there
 
 
 def test_every_option_of_a_function_node() -> None:
-    """What `@node`, `@node.post` and `node.of` take besides functions, as type checkers know it."""
+    """The parameters of `@node`, `@node.post` and `node.of` besides functions, as type checkers know them."""
     forms = {"node": "__call__", "node.post": "post", "node.of": "of"}
     for form, method in forms.items():
         typed = get_overloads(getattr(type(node), method))
@@ -223,21 +223,21 @@ def test_every_option_of_a_function_node() -> None:
 
 
 def test_every_key_of_a_configuration_file() -> None:
-    """The tables and keys that a file may have."""
+    """All tables and keys that a file may have."""
     allowed = {*tables.ABOUT, *tables.STORE, *tables.RUNS, *tables.PLUGINS}
     listed = {part for key in rows("Configuration file") for part in key.split(".")}
     assert listed == allowed | {"NAME"}
 
 
 def test_the_testing_kit_is_there() -> None:
-    """Each part can be imported from where the page says."""
+    """Each part can be imported from the module that the page names."""
     for name in rows("Testing kit"):
         module, _, part = name.rpartition(".")
         assert hasattr(import_module(module), part), name
 
 
-def test_the_two_colours_have_the_same_methods() -> None:
-    """One table is for both: what a Store can do its SyncStore can do, but for what the table says."""
+def test_async_and_sync_stores_have_the_same_methods() -> None:
+    """One table for both: a SyncStore has the methods of a Store, except those that the table names."""
     with_await = {name for name in dir(Store) if not name.startswith("_")}
     without = {name for name in dir(SyncStore) if not name.startswith("_")}
     assert with_await - without == {"open", "sync"}
@@ -259,7 +259,7 @@ def test_every_layer_with_its_options(name: str) -> None:
 
 
 def test_every_field_of_a_record() -> None:
-    """Entries and changes are listed with what they hold."""
+    """Entries and changes are listed with their fields."""
     for kind in (backend.Entry, backend.Put, backend.Delete):
         row = rows("Writing a backend", 1)[kind.__name__]
         assert re.findall(r"`(\w+)`", row)[1:] == [field.name for field in dataclasses.fields(kind)]
@@ -267,12 +267,12 @@ def test_every_field_of_a_record() -> None:
 
 # ---------------------------------------------------------------- commands and the environment
 def options(command: click.Command) -> set[str]:
-    """A command's own options, as they are typed."""
+    """A command's own options, as users type them."""
     return {name for each in command.params if isinstance(each, click.Option) for name in each.opts}
 
 
 def commands(group: click.Group, path: str = "pocket-plug") -> dict[str, click.Command]:
-    """All of a group, those of its groups too, by how they are called, without their options."""
+    """All commands of a group and its subgroups, by how they are called, without their options."""
     found: dict[str, click.Command] = {}
     context = click.Context(group)
     for name in OURS if group is cli else group.list_commands(context):
@@ -290,21 +290,21 @@ COMMANDS = commands(cli)
 
 @pytest.mark.parametrize("usage", COMMANDS)
 def test_every_command_with_its_options(usage: str) -> None:
-    """A heading that says how it is called, and a row for each option."""
+    """A heading that shows how it is called, and a row for each option."""
     if not options(COMMANDS[usage]):
         assert "| option |" not in section(usage)
         return
     assert rows(usage).keys() == options(COMMANDS[usage])
 
 
-def test_no_command_that_is_not_there() -> None:
-    """Nor an option of all of them."""
+def test_no_unknown_command() -> None:
+    """Nor a common option."""
     assert {title for title in headings() if title.startswith("pocket-plug ")} == COMMANDS.keys()
     assert rows("pocket-plug").keys() == options(cli) | {"--help", "-h"}
 
 
 def test_every_environment_variable() -> None:
-    """Those that the package names, and no other."""
+    """All that the package names, and no other."""
     sources = [file.read_text("utf-8") for file in PACKAGE.rglob("*.py")]
     there = {name for source in sources for name in re.findall(r"\b(?:POCKET_PLUG|OTEL)_[A-Z_]+[A-Z]\b", source)}
     assert rows("Environment").keys() == there
@@ -312,7 +312,7 @@ def test_every_environment_variable() -> None:
 
 # ---------------------------------------------------------------- what telemetry is called
 def literals(module: Any, pattern: str) -> set[str]:
-    """The strings in a module's or package's code that match, with what is computed in them as `*`."""
+    """The strings in a module's or package's code that match, with computed parts as `*`."""
     found: set[str] = set()
     file = Path(module.__file__)
     sources = sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]
@@ -328,7 +328,7 @@ def literals(module: Any, pattern: str) -> set[str]:
 
 
 def unlisted(names: Iterable[str], text: str) -> list[str]:
-    """Those of the names that no code span of the text holds."""
+    """The names that are in no code span of the text."""
     spans = re.findall(r"`([^`]+)`", text)
     return [
         name
@@ -343,7 +343,7 @@ def unlisted(names: Iterable[str], text: str) -> list[str]:
     ids=["tracing", "metrics", "logging"],
 )
 def test_every_name_that_telemetry_uses(module: Any, title: str) -> None:
-    """Spans' attributes and events, metrics and log events are listed under the names that the code has."""
+    """Spans' attributes and events, metrics and log events are listed with the names in the code."""
     names = literals(module, r"(pocket_plug|db|exception|error)(\.[\w*]+)+") - {
         "pocket_plug.noted",
         "pocket_plug.fan_out",
@@ -354,12 +354,12 @@ def test_every_name_that_telemetry_uses(module: Any, title: str) -> None:
 
 # ---------------------------------------------------------------- links into the page
 def anchor(title: str) -> str:
-    """As GitHub makes it of a heading."""
+    """As GitHub makes it from a heading."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def test_links_into_the_reference_lead_to_a_heading() -> None:
-    """Of all pages, its own included."""
+    """On all pages, its own included."""
     anchors = {anchor(title) for title in headings()}
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     links = [

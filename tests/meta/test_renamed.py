@@ -1,4 +1,4 @@
-"""Old names work on for one minor version, and say what they are called now."""
+"""Old names work for one more minor version, and warn with the new name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pocket_plug.renamed import EXCEPTIONS, MODULES, NAMES
 
 @pytest.mark.parametrize("old", NAMES)
 def test_an_old_name_is_the_new_thing(old: str) -> None:
-    """The same object, so `except` catches what is raised under the new name; with a warning at the user's line."""
+    """The same object, so `except` catches exceptions with the new name; with a warning at the user's line."""
     with pytest.warns(DeprecationWarning, match=f"pocket_plug.{old} is now called pocket_plug.{NAMES[old]}") as said:
         assert getattr(pocket_plug, old) is getattr(pocket_plug, NAMES[old])
     assert said[0].filename == __file__
@@ -23,21 +23,21 @@ def test_an_old_name_is_the_new_thing(old: str) -> None:
 
 @pytest.mark.parametrize("old", EXCEPTIONS)
 def test_an_old_exception_in_errors(old: str) -> None:
-    """As at the top of the package."""
+    """Like a name of the package."""
     with pytest.warns(DeprecationWarning, match=f"pocket_plug.errors.{old} is now called"):
         assert getattr(errors, old) is getattr(errors, EXCEPTIONS[old])
 
 
 @pytest.mark.parametrize("old", MODULES)
 def test_an_old_module_is_the_new_one(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The very module, not a copy of it: classes are the same, and what is set in one is seen in the other."""
+    """The same module, not a copy: classes are the same, and a change in one is seen in the other."""
     monkeypatch.delitem(sys.modules, f"pocket_plug.{old}", raising=False)
     with pytest.warns(DeprecationWarning, match=f"pocket_plug.{old} is now called pocket_plug.{MODULES[old]}"):
         assert import_module(f"pocket_plug.{old}") is import_module(f"pocket_plug.{MODULES[old]}")
 
 
 def test_the_old_ways_of_importing_work() -> None:
-    """`from … import` of both kinds, without importing anything by its new name before."""
+    """`from … import` of both kinds, before the new name was imported."""
     code = (
         "from pocket_plug.backend import Backend\n"
         "from pocket_plug import Conflict, backend\n"
@@ -49,7 +49,7 @@ def test_the_old_ways_of_importing_work() -> None:
 
 
 def test_a_layers_method_by_its_old_name_is_called() -> None:
-    """It watches what is below it as before, with a warning at the line of its class."""
+    """The method is used as before, with a warning at the line of its class."""
     with pytest.warns(DeprecationWarning, match=r"Watching.beneath is now called wrap_inner") as said:
 
         class Watching(pocket_plug.Layer):
@@ -63,7 +63,7 @@ def test_a_layers_method_by_its_old_name_is_called() -> None:
     assert said[0].filename == __file__
 
 
-def test_what_never_was_is_an_error() -> None:
+def test_an_unknown_name_is_an_error() -> None:
     """As for any other module."""
     with pytest.raises(AttributeError, match="'pocket_plug' has no attribute 'Storr'"):
         _ = pocket_plug.Storr  # type: ignore[attr-defined]

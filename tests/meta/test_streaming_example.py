@@ -36,7 +36,7 @@ class Server:
         return self.process.stdout.readline().rstrip()
 
     def ask(self, path: str) -> http.client.HTTPResponse:
-        """Its answer to a request, on a connection that is closed with the answer."""
+        """Its answer to a request, on a connection that is closed after the answer."""
         connection = http.client.HTTPConnection(self.address.hostname or "", self.address.port, timeout=60)
         self.connections.callback(connection.close)
         connection.request("GET", path, headers={"Connection": "close"})
@@ -54,7 +54,7 @@ def server(url: str) -> Iterator[Server]:
     command = [sys.executable, "-W", "error", str(APP), *options]
     environment = os.environ | {"POCKET_PLUG_AUTOLOAD": "0"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        too_late = threading.Timer(60, process.kill)  # then whoever waits for its output gets the end of that
+        too_late = threading.Timer(60, process.kill)  # then a reader of its output gets the end of it
         too_late.start()
         try:
             server = Server(process)
@@ -66,7 +66,7 @@ def server(url: str) -> Iterator[Server]:
 
 
 def events(response: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str, object]]]:
-    """Server-sent events, as they come in."""
+    """Server-sent events, as they arrive."""
     kind = ""
     while line := response.readline().decode():
         name, _, value = line.rstrip("\n").partition(": ")
@@ -76,7 +76,7 @@ def events(response: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str, 
             yield kind, json.loads(value)
 
 
-def test_a_client_sees_the_run_while_it_goes(server: Server) -> None:
+def test_a_client_sees_the_run_while_it_is_executed(server: Server) -> None:
     """From the first node to the output; then the server ends the response."""
     response = server.ask(f"/write?topic={quote('green tea')}")
     assert response.getheader("Content-Type") == "text/event-stream; charset=utf-8"
@@ -98,7 +98,7 @@ def test_a_client_sees_the_run_while_it_goes(server: Server) -> None:
 
 
 def test_a_client_that_disconnects_cancels_its_run(server: Server) -> None:
-    """The node's hook says so; another client's run goes on."""
+    """The node's hook notes it; another client's run continues."""
     staying, leaving = events(server.ask("/write?topic=stay")), server.ask("/write?topic=leave")
     for kind, _ in events(leaving):
         if kind == "emitted":
@@ -108,13 +108,13 @@ def test_a_client_that_disconnects_cancels_its_run(server: Server) -> None:
     assert [*staying][-1] == ("finished", {"output": 15 + 3 * WORDS})
 
 
-def test_a_run_that_fails_says_so(server: Server) -> None:
-    """By a last event, since the response has begun by then."""
+def test_a_failed_run_is_reported(server: Server) -> None:
+    """By a last event, since the response has started by then."""
     assert list(events(server.ask("/write?topic=")))[-1] == ("failed", {"error": "ValueError"})
 
 
 def test_a_durable_run_of_another_process_is_followed(server: Server, url: str) -> None:
-    """From its submission to its output, by a server that has nothing to do with it. A client that leaves ends nothing."""
+    """From its submission to its output, by a server that doesn't execute it. A client that leaves doesn't end it."""
     graph = runpy.run_path(str(APP))["writing"](0, 1)
     with SyncStore(url) as store:
         graph.submit_sync("tea", run_id="a", store=store)
@@ -129,7 +129,7 @@ def test_a_durable_run_of_another_process_is_followed(server: Server, url: str) 
     assert [each for each in rest if each[0] in ("node_entered", "node_left")] == passed
 
 
-def test_a_run_that_is_not_there_is_said_to_be(server: Server) -> None:
+def test_an_unknown_run_is_reported(server: Server) -> None:
     """By one event."""
     assert list(events(server.ask("/follow?run=nothing"))) == [("failed", {"error": "UnknownRunError"})]
 

@@ -1,4 +1,4 @@
-"""The style that ruff has no rule for: how long a function may be, and how often the code may argue with its tools."""
+"""Rules of style that ruff lacks: the length of functions, and the number of suppressions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tokens(file: Path) -> list[tokenize.TokenInfo]:
 
 
 def suppressions(file: Path) -> Iterator[tuple[int, str]]:
-    """The comments by which a file switches a tool off, with their lines; one that names two tools is there twice."""
+    """The comments by which a file disables a tool, with their lines; one that names two tools is there twice."""
     for token in tokens(file):
         if token.type == tokenize.COMMENT:
             for _ in DIRECTIVE.findall(token.string):
@@ -36,7 +36,7 @@ def suppressions(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def anys(file: Path) -> int:
-    """How often `Any` stands in a file's code, in the quotes of a `cast` too."""
+    """The number of `Any` in a file's code, also in the quotes of a `cast`."""
     docs = {
         node.body[0].lineno
         for node in ast.walk(ast.parse(file.read_bytes()))
@@ -55,7 +55,7 @@ def anys(file: Path) -> int:
 
 
 def per_thousand_lines(counts: dict[Path, int]) -> str:
-    """How many there are in a thousand lines of each package, as a message."""
+    """The number per thousand lines of each package, as a message."""
     lines: Counter[str] = Counter()
     found: Counter[str] = Counter()
     for file, count in counts.items():
@@ -66,7 +66,7 @@ def per_thousand_lines(counts: dict[Path, int]) -> str:
 
 
 def test_no_function_is_longer_than_a_screen() -> None:
-    """60 lines at most, its docstring included; ruff holds the complexity (C901)."""
+    """At most 60 lines, with the docstring; ruff checks the complexity (C901)."""
     long = [
         f"{file.relative_to(PACKAGE)}: {node.name}"
         for file in FILES
@@ -77,12 +77,12 @@ def test_no_function_is_longer_than_a_screen() -> None:
 
 
 def has_reason(comment: str) -> bool:
-    """Does a comment say more than what it switches off?"""
+    """Does a comment contain more than the suppression?"""
     return bool(re.search(r"\w", DIRECTIVE.sub("", comment)))
 
 
 def test_each_suppression_has_a_reason() -> None:
-    """Whoever reads `noqa`, `type: ignore` or the like finds on its line, or above what counts for a file, why it is there."""
+    """Each `noqa`, `type: ignore` or the like has its reason on the line, or above it if it applies to the file."""
     bare = [
         f"{file.relative_to(PACKAGE)}:{number}: {comment}"
         for file in FILES
@@ -93,8 +93,8 @@ def test_each_suppression_has_a_reason() -> None:
     assert bare == []
 
 
-def test_fights_with_the_tools_are_rare() -> None:
-    """Suppressions, and `Any`, stay below so many in a thousand lines of the package."""
+def test_suppressions_are_rare() -> None:
+    """Suppressions, and `Any`, stay below a limit per thousand lines of a package."""
     lines = sum(len(file.read_bytes().splitlines()) for file in FILES) / 1000
     silenced = {file: len(list(suppressions(file))) for file in FILES}
     untyped = {file: anys(file) for file in FILES}
@@ -103,7 +103,7 @@ def test_fights_with_the_tools_are_rare() -> None:
 
 
 def test_a_reason_is_more_than_the_names_of_rules() -> None:
-    """Also where a line switches off two tools."""
+    """Also if a line disables two tools."""
     explained = ["# noqa: S101 - why", "# type: ignore[misc]  # why", "# pyright: ignore[reportA, reportB]  # why"]
     bare = [
         "# noqa: S101",

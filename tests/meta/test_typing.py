@@ -1,4 +1,4 @@
-"""The typed surface at run time: what type checkers are told is there, is there. (The checkers run in `make lint`.)"""
+"""The typed surface at run time: names that type checkers see exist. (The checkers run in `make lint`.)"""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ HOOKS = ["NodeCall", "Observer", "PhaseCall", "Run", "Specs", "hookimpl"]
 
 @pytest.mark.parametrize("name", SURFACE)
 def test_the_surface_is_exported(name: str) -> None:
-    """Every name of the public surface can be imported from pocket_plug, and type checkers know it."""
+    """Every public name can be imported from pocket_plug, and type checkers know it."""
     assert getattr(pocket_plug, name) is not None
     assert name in pocket_plug.__all__
 
 
-def test_what_type_checkers_see_is_there() -> None:
-    """The imports that type checkers read, the table that `__getattr__` reads and `__all__` have the same names."""
+def test_names_for_type_checkers_exist() -> None:
+    """The imports for type checkers, the table of `__getattr__` and `__all__` have the same names."""
     tree = ast.parse(Path(str(pocket_plug.__file__)).read_text(encoding="utf-8"))
     imports = [item for item in ast.walk(tree) if isinstance(item, ast.ImportFrom) and item.level]
     public = {alias.name: item.module for item in imports for alias in item.names if alias.name in pocket_plug.__all__}
@@ -50,18 +50,18 @@ def test_what_type_checkers_see_is_there() -> None:
 
 @pytest.mark.parametrize(("module", "names"), [("pocket_plug.layers", LAYERS), ("pocket_plug.hookspecs", HOOKS)])
 def test_layers_and_hooks_have_a_place_of_their_own(module: str, names: list[str]) -> None:
-    """What stacks are made of is in `layers`, what plugins implement and are handed in `hookspecs`."""
+    """Layers are in `layers`; what plugins implement and get is in `hookspecs`."""
     assert [name for name in names if not hasattr(import_module(module), name)] == []
 
 
-def test_a_name_that_is_not_there_is_an_error() -> None:
-    """Late imports don't swallow typing errors: an unknown name is an AttributeError that says it."""
+def test_an_unknown_name_is_an_error() -> None:
+    """Late imports don't hide typing errors: an unknown name is an AttributeError with that name."""
     with pytest.raises(AttributeError, match="Stroe"):
         _ = pocket_plug.Stroe
 
 
 def test_type_information_is_shipped() -> None:
-    """`py.typed` tells type checkers that the annotations are meant for them."""
+    """`py.typed` tells type checkers to use the annotations."""
     assert resources.files(pocket_plug).joinpath("py.typed").is_file()
 
 
@@ -84,7 +84,7 @@ def public_methods(view: type) -> dict[str, list[str]]:
     ],
 )
 def test_sync_views_are_the_same_without_await(with_await: type, without: type) -> None:
-    """Each view and its sync twin have the same methods, parameters and overloads: neither falls behind."""
+    """Each view and its sync version have the same methods, parameters and overloads."""
     assert public_methods(with_await) == public_methods(without)
     for name in public_methods(with_await):
         overloads = [len(typing.get_overloads(getattr(view, name))) for view in (with_await, without)]

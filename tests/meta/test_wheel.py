@@ -1,4 +1,4 @@
-"""What users install: our wheel and those of all plugins, built and put into an environment that has nothing else of ours."""
+"""What users install: our wheel and those of all plugins, built, and installed into an environment without our checkout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 
 
 def run(*command: object, folder: Path) -> str:
-    """Run a command outside of the checkout, without what this environment sets for Python."""
+    """Run a command outside of the checkout, without this environment's variables for Python."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "POCKET_PLUG"))}
     done = subprocess.run([str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -39,9 +39,9 @@ def wheels(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def installed(wheels, tmp_path_factory) -> Path:
-    """The folder of commands of a new environment in which all wheels are installed.
+    """The folder of commands of a new environment with all wheels.
 
-    What they require is lent by this environment, by a path that comes after the new one's own: nothing is fetched.
+    This environment provides their requirements, by a path after the new one's own: nothing is downloaded.
     """
     folder = tmp_path_factory.mktemp("fresh")
     venv.create(folder, with_pip=False)
@@ -54,7 +54,7 @@ def installed(wheels, tmp_path_factory) -> Path:
     return python.parent
 
 
-def test_wheel_has_what_belongs_in_it(wheels):
+def test_a_wheel_has_the_right_files(wheels):
     """The package with its type marker, the files of the page of traces and the licence; no tests, no examples, no plugin."""
     [ours] = [wheel for wheel in wheels if wheel.name.startswith("pocket_plug-")]
     names = zipfile.ZipFile(ours).namelist()
@@ -67,7 +67,7 @@ def test_wheel_has_what_belongs_in_it(wheels):
 
 
 def test_a_plugins_wheel_stands_alone(wheels):
-    """Its one package, with its type marker if it says that it is typed, and nothing of ours."""
+    """Its one package, with its type marker if it declares that it is typed, and nothing of pocket_plug."""
     for plugin in PLUGINS:
         package = plugin.name.replace("-", "_")
         [wheel] = [wheel for wheel in wheels if wheel.name.startswith(f"{package}-")]
@@ -77,11 +77,11 @@ def test_a_plugins_wheel_stands_alone(wheels):
 
 
 def test_plugins_of_a_plain_install(installed, tmp_path):
-    """After a plain install the command lists our parts and the plugins, all in use, each with its distribution."""
+    """After an ordinary install the command lists our parts and the plugins, all in use, each with its distribution."""
     plugins = {
         each["name"]: each
         for each in json.loads(run(installed / "pocket-plug", "plugins", "--json", folder=tmp_path))
-        if each["status"] != "library"  # is listed, and has nothing to be used by name
+        if each["status"] != "library"  # is listed, and has no parts with names
     }
     theirs = {
         name: project["name"]
@@ -97,7 +97,7 @@ def test_plugins_of_a_plain_install(installed, tmp_path):
 
 
 def test_plugin_is_used_by_name(installed, tmp_path):
-    """What was installed is what runs, and the plugin's layer is usable by its name in `pocket.toml`."""
+    """The installed code is executed, and the plugin's layer can be used by its name in `pocket.toml`."""
     (tmp_path / "pocket.toml").write_text('[store]\nurl = "sqlite:///state.db"\nlayers = ["compress"]\n')
     code = """
 import pathlib, pocket_plug

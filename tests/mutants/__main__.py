@@ -1,8 +1,8 @@
-"""`make mutants`: break the core in small ways, one at a time, and list those that no test notices.
+"""`make mutants`: change the core in small ways, one at a time, and list the changes that no test notices.
 
-What survives is a promise that no test holds, or code that does nothing. Which mutants are tried is drawn from a seed, so
-that the same question can be asked again: `make mutants ARGS='--seed 1 --count 300 --only store/views'`. They are made in copies
-of the working tree, which is itself never touched. Why it isn't mutmut or cosmic-ray: see docs/architecture.md.
+A mutant that survives shows a guarantee without a test, or code that does nothing. The mutants are chosen by a seed, so that a
+run can be repeated: `make mutants ARGS='--seed 1 --count 300 --only store/views'`. They are made in copies of the working tree,
+which itself is never changed. For why it isn't mutmut or cosmic-ray, see docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Workshop:
             self._free.put(copy)
 
     def passes(self, tests: Sequence[str], limit: float, mutant: Mutant | None = None) -> bool | None:
-        """Do the tests pass, of the code as it is or with a mutant in it? None: they took longer than `limit`."""
+        """Do the tests pass, with the unchanged code or with a mutant? None: they took longer than `limit`."""
         copy = self._free.get()
         file = None if mutant is None else copy / mutant.file
         source = None if file is None else file.read_bytes()
@@ -197,7 +197,7 @@ class Workshop:
 
 def _run(copy: Path, tests: Sequence[str], limit: float) -> bool | None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    # no .pyc: one that is as old and as long as the mutant's source would be taken for it
+    # no .pyc: one with the age and length of the mutant's source would be taken for it
     env = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "CI": "true"}
     process = subprocess.Popen(
         command,
@@ -214,28 +214,28 @@ def _run(copy: Path, tests: Sequence[str], limit: float) -> bool | None:
         return None
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what its tests have started, too
+            os.killpg(process.pid, signal.SIGKILL)  # also the processes that its tests have started
         process.wait()
 
 
 def first_tests(module: str) -> list[str]:
-    """The files of the tests that are first to notice."""
+    """The test files that most probably notice a change."""
     return [_test(name) for name in TESTS[module].split()]
 
 
 def _test(name: str) -> str:
-    """The file of that name, which may have moved from one folder to another."""
+    """The file of that name, which may have been moved from one folder to another."""
     (file,) = (ROOT / "tests").rglob(f"{name}.py")
     return str(file.relative_to(ROOT))
 
 
 def wider() -> list[str]:
-    """Those that the rest meets."""
+    """The tests for the remaining mutants."""
     return [f"tests/{name}" for name in WIDER]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw them, try them, list those that live."""
+    """Choose mutants, test them, list the survivors."""
     parser = ArgumentParser("python -m tests.mutants", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=1, help="which mutants are drawn (1)")
     parser.add_argument("--count", type=int, default=200, help="how many (200)")
@@ -259,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def draw(modules: Iterable[str], seed: int, count: int) -> list[Mutant]:
-    """So many mutants of these modules, the same for the same seed and code."""
+    """Some mutants of these modules, the same for the same seed and code."""
     every = [mutant for name in sorted(modules) for mutant in mutants_of(ROOT, f"pocket_plug/{name}.py")]
     random.Random(seed).shuffle(every)
     return [*islice((mutant for mutant in every if mutant.parses), count)]

@@ -1,6 +1,6 @@
-"""Mutants: a module's source with one thing in it changed, by its place in the syntax tree. Nothing is run in here.
+"""Mutants: a module's source with one change, by its place in the syntax tree. Nothing is executed here.
 
-Left alone is what no test should hold: annotations, docstrings and texts, `__repr__`, `assert`, what only type checkers see.
+What no test should check is not changed: annotations, docstrings and texts, `__repr__`, `assert`, code for type checkers only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ALONE = {"__repr__", "__str__", "__slots__", "__all__", "__match_args__"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: `text` in place of what stands there."""
+    """One change: `text` in place of the original."""
 
     file: str
     line: int
@@ -48,12 +48,12 @@ class Mutant:
 
     @property
     def source(self) -> bytes:
-        """The whole file with it."""
+        """The whole changed file."""
         return self.original[: self.place.start] + self.text.encode() + self.original[self.place.stop :]
 
     @property
     def parses(self) -> bool:
-        """Is it Python? A place within an f-string needs not be."""
+        """Is it valid Python? A place within an f-string may not be."""
         try:
             ast.parse(self.source)
         except SyntaxError:
@@ -62,18 +62,18 @@ class Mutant:
 
     @property
     def module(self) -> str:
-        """As `--only` calls it."""
+        """The module's name, as in `--only`."""
         return self.file.removeprefix("pocket_plug/").removesuffix(".py")
 
     def shown(self) -> str:
-        """Where it is, and the difference."""
+        """Its place, and the difference."""
         before, after = (text.decode().splitlines() for text in (self.original, self.source))
         difference = list(unified_diff(before, after, n=1, lineterm=""))[3:]
         return "\n".join([f"{self.file}:{self.line} in {self.within}", *(f"    {line}" for line in difference)])
 
 
 def mutants_of(root: Path, file: str) -> list[Mutant]:
-    """All that there are of a file, whether they parse or not."""
+    """All mutants of a file, whether they parse or not."""
     source = (root / file).read_bytes()
     lines = source.splitlines(keepends=True)
     starts = [sum(map(len, lines[:number])) for number in range(len(lines) + 1)]
@@ -91,7 +91,7 @@ Change = tuple[ast.expr | ast.stmt, str, str]
 
 
 class _Changes:
-    """A node, the function that it stands in, and what to write in its place."""
+    """A node, the function around it, and its replacements."""
 
     def of(self, node: ast.AST, within: str) -> Iterator[Change]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -112,7 +112,7 @@ class _Changes:
             if name in ("annotation", "returns", "decorator_list", "type_params", "bases", "keywords_of_class"):
                 continue
             if isinstance(node, ast.Raise):
-                continue  # its texts; that it raises is a change of its own
+                continue  # its texts; that it raises is another change
             for child in field if isinstance(field, list) else [field]:
                 if isinstance(child, ast.AST):
                     yield from self.of(child, within)

@@ -1,4 +1,6 @@
-"""What `make mutants` relies on: a seed draws the same ones, each is one change that parses, no file of ours is touched."""
+"""What `make mutants` relies on: a seed always chooses the same mutants, each is one change that
+parses, and no file is changed.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ class Kept:
 '''
 
 
-def test_each_thing_that_a_test_could_notice_is_broken(tmp_path: Path) -> None:
-    """Bounds, conditions, numbers, calls and what a statement does; no text, annotation, assertion or `__repr__`."""
+def test_everything_that_a_test_could_notice_is_changed(tmp_path: Path) -> None:
+    """Bounds, conditions, numbers, calls and the effects of statements; no text, annotation, assertion or `__repr__`."""
     (tmp_path / "it.py").write_text(SOURCE)
     found = [mutant.shown().splitlines() for mutant in mutants_of(tmp_path, "it.py")]
     changed = {line.removeprefix("    +").strip() for lines in found for line in lines if line.startswith("    +")}
@@ -50,8 +52,8 @@ def test_each_thing_that_a_test_could_notice_is_broken(tmp_path: Path) -> None:
     assert {lines[0] for lines in found if "each != 4" in lines[2:][1]} == {"it.py:12 in limit"}
 
 
-def test_the_same_seed_draws_the_same() -> None:
-    """Of the same code; another one draws others, and none twice."""
+def test_the_same_seed_chooses_the_same_mutants() -> None:
+    """For the same code; another seed chooses others, and none twice."""
     drawn = draw(["store/views", "primitives/durations"], 1, 40)
     assert draw(["primitives/durations", "store/views"], 1, 40) == drawn
     assert draw(["store/views", "primitives/durations"], 2, 40) != drawn
@@ -60,7 +62,7 @@ def test_the_same_seed_draws_the_same() -> None:
 
 
 def test_every_module_has_tests_and_mutants_that_parse() -> None:
-    """Those that are named are there."""
+    """The named test files exist."""
     for module in TESTS:
         assert [file for file in first_tests(module) if not (ROOT / file).is_file()] == []
     assert [folder for folder in wider() if not (ROOT / folder).is_dir()] == []
@@ -69,8 +71,8 @@ def test_every_module_has_tests_and_mutants_that_parse() -> None:
         assert mutant.source != mutant.original == (ROOT / mutant.file).read_bytes()
 
 
-def test_a_mutant_is_met_in_a_copy(tmp_path: Path) -> None:
-    """The tests pass without it and fail with it; the copy is as before, and the working tree was never touched."""
+def test_a_mutant_is_tested_in_a_copy(tmp_path: Path) -> None:
+    """The tests pass without it and fail with it; the copy is restored, and the working tree was never changed."""
     workshop = Workshop(tmp_path, 1)
     mutant = next(
         mutant
@@ -80,12 +82,12 @@ def test_a_mutant_is_met_in_a_copy(tmp_path: Path) -> None:
     tests = ["tests/primitives/test_durations.py"]
     assert workshop.passes(tests, 120) is True
     assert workshop.passes(tests, 120, mutant) is False
-    assert workshop.passes(tests, 0, mutant) is None  # it took longer than it may
+    assert workshop.passes(tests, 0, mutant) is None  # it took longer than allowed
     assert (tmp_path / "0" / mutant.file).read_bytes() == (ROOT / mutant.file).read_bytes() == mutant.original
 
 
-def test_a_module_that_is_not_there_is_an_error_that_names_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """As is every wrong use of the command."""
+def test_an_unknown_module_is_an_error_that_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    """As is every other usage error of the command."""
     with pytest.raises(SystemExit):
         main(["--only", "stor"])
     assert "there is no module stor; there are backends/network, backends/sqlite/backend" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A trace context that goes elsewhere as plain texts, and what may not go with it unasked."""
+"""A trace context as plain texts for other processes, and what isn't sent by default."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def double(n: int) -> int:
 
 
 class Seen:
-    """Keeps the trace context of each run, as it is entered."""
+    """Records the trace context of each run at its start."""
 
     def __init__(self) -> None:
         self.given: list[Mapping[str, str] | None] = []
@@ -39,21 +39,21 @@ class Seen:
 
 # ---------------------------------------------------------------- carriers
 def test_what_is_injected_is_extracted() -> None:
-    """Span, state of the trace, and session come out on the other side as they went in."""
+    """Span, trace state and session are the same on both sides."""
     carrier = {"traceparent": ELSEWHERE, "tracestate": "vendor=1", "session.id": "chat-17"}
     with extract(carrier):
         assert inject() == carrier
     assert inject() == {}
 
 
-def test_headers_are_named_in_any_case() -> None:
-    """As HTTP has it."""
+def test_headers_may_be_named_in_any_case() -> None:
+    """As in HTTP."""
     with extract({"Traceparent": ELSEWHERE, "SESSION.ID": "chat-17"}):
         assert inject() == {"traceparent": ELSEWHERE, "session.id": "chat-17"}
 
 
-def test_a_context_is_over_with_its_block() -> None:
-    """Whatever happens in it."""
+def test_a_context_ends_with_its_block() -> None:
+    """Also after an error."""
     before = context.get_current()
     with pytest.raises(LookupError), session("chat-17"), extract(ELSEWHERE):
         raise LookupError
@@ -61,8 +61,8 @@ def test_a_context_is_over_with_its_block() -> None:
     assert current_session() is None
 
 
-def test_baggage_goes_along_only_if_it_is_named() -> None:
-    """On both sides: neither is it sent unasked, nor taken unasked."""
+def test_baggage_is_propagated_only_if_it_is_named() -> None:
+    """On both sides: by default it is neither sent nor used."""
     token = context.attach(baggage.set_baggage("secret", "s3cret", baggage.set_baggage("tenant", "acme, inc")))
     try:
         assert inject() == {}
@@ -89,7 +89,7 @@ anything = st.text(st.characters(exclude_categories=()))  # some servers decode 
 )
 @example({"session.id": "\udcff", "baggage": "tenant=\udcff"})
 def test_no_carrier_can_do_harm(carrier: Any) -> None:
-    """What can't be read is no context: a message from anywhere must not fail the work that it asks for."""
+    """An invalid context is ignored: a message must not fail the work that it asks for."""
     with extract(carrier, baggage=["tenant"]):
         found = trace.get_current_span().get_span_context()
         assert not found.is_valid or found.is_remote
@@ -98,16 +98,16 @@ def test_no_carrier_can_do_harm(carrier: Any) -> None:
 
 
 @pytest.mark.parametrize("id", [None, 5, "", "\udcff"])
-def test_a_session_is_named_by_a_text(id: Any) -> None:
-    """Else its runs would belong to none, in silence."""
+def test_a_session_must_be_a_text(id: Any) -> None:
+    """Otherwise its runs would silently belong to no session."""
     with pytest.raises(ConfigError, match="the id of a session is a text"), session(id):
         pass
 
 
 # ---------------------------------------------------------------- runs
 @pytest.mark.parametrize("given", [ELSEWHERE, {"traceparent": ELSEWHERE}], ids=["text", "carrier"])
-def test_a_run_tells_its_observers_where_it_comes_from(given: Any) -> None:
-    """In each colour, and by way of a Pocket; a run without has none."""
+def test_a_run_tells_its_observers_its_origin(given: Any) -> None:
+    """Async and sync, and through a Pocket; a run without an origin has none."""
     seen = Seen()
     pocket = Pocket(plugins=[seen])
     graph = Graph(double)

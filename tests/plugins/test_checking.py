@@ -1,4 +1,4 @@
-"""`pocket-plug config check`: all that is wrong in a file at once, each with its line, and nothing is opened for it."""
+"""`pocket-plug config check`: all mistakes in a file at once, each with its line, and no store is opened."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def written(text: str, name: str = "pocket.toml") -> Path:
     return path
 
 
-def test_all_that_is_wrong_is_said_at_once(own_folder: Path) -> None:
-    """With the line, the table and the key, in the order of the lines; what follows from another fault isn't said."""
+def test_all_mistakes_are_reported_at_once(own_folder: Path) -> None:
+    """With the line, the table and the key, in the order of the lines; consequences of another mistake aren't reported."""
     findings = check_config(written(WRONG))
     assert [(each.line, each.table) for each in findings] == [(line, table) for line, table, _ in FOUND]
     for finding, (line, _, words) in zip(findings, FOUND, strict=True):
@@ -83,14 +83,14 @@ def test_all_that_is_wrong_is_said_at_once(own_folder: Path) -> None:
 
 
 def test_the_same_in_pyproject() -> None:
-    """There the tables stand below [tool.pocket_plug]; the keys are named without that."""
+    """There the tables are below [tool.pocket_plug]; the keys are named without that."""
     text = WRONG.replace("[store", "[tool.pocket_plug.store").replace("[plugins", "[tool.pocket_plug.plugins")
     text = text.replace("[executors", "[tool.pocket_plug.executors").replace("[runs", "[tool.pocket_plug.runs")
     findings = check_config(written(text, "pyproject.toml"))
     assert [(each.line, each.table) for each in findings] == [(line, table) for line, table, _ in FOUND]
 
 
-def test_a_file_that_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_valid_file(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 0 and one line; its stores are not opened."""
     written('[store]\nurl = "sqlite:///state.db"\nlayers = ["tracing"]')
     assert main(["config", "check"]) == 0
@@ -99,7 +99,7 @@ def test_a_file_that_is_right(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line for each on stdout, how many on stderr, exit code 1; JSON for machines."""
+    """A line for each mistake on stdout, the number on stderr, exit code 1; JSON for machines."""
     written("[store]\nlayer = []\n[stor]")
     assert main(["config", "check", "pocket.toml"]) == 1
     out, err = capsys.readouterr()
@@ -114,21 +114,21 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_file_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither one that isn't there nor one that was not found: exit code 2."""
+    """A missing file, and none found: exit code 2."""
     assert main(["config", "check", "gone.toml"]) == 2
     assert main(["config", "check"]) == 2
     assert "name a FILE" in capsys.readouterr().err
 
 
-def test_what_is_no_toml_has_a_line_too() -> None:
+def test_invalid_toml_is_reported_with_its_line() -> None:
     """It is the only finding."""
     [finding] = check_config(written("[store]\nurl = x"))
     assert finding.line == 2
     assert "is not valid TOML" in finding.message
 
 
-def test_all_options_of_a_url_are_said_that_are_wrong(own_folder: Path) -> None:
-    """Each once, with the URL as it is written; an unknown scheme is one thing, whatever options it has."""
+def test_all_wrong_options_of_a_url_are_reported(own_folder: Path) -> None:
+    """Each once, with the URL as written; an unknown scheme is one mistake, whatever its options."""
     url = "sqlite:///a.db?durabilty=power&timeout=-1&patience=5"
     found = check_config(
         written(
@@ -158,7 +158,7 @@ def test_all_options_of_a_url_are_said_that_are_wrong(own_folder: Path) -> None:
 
 
 def test_a_wrong_executor_opens_no_store(own_folder: Path) -> None:
-    """Nor is what is wrong with a store said of the executor."""
+    """Nor is a store's mistake reported for the executor."""
     store, executor = '[store]\nurl = "sqlite:///made.db"\n', '[executors]\nheavy = "processes://?worker=2"\n'
     for between, wrong in (("", []), ('[stores.b]\nlayers = ["nolayer"]\n', ["stores.b.layers[0]"])):
         found = check_config(written(store + between + executor))
@@ -167,7 +167,7 @@ def test_a_wrong_executor_opens_no_store(own_folder: Path) -> None:
 
 
 def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither a password in a URL nor what a variable holds."""
+    """Neither a password in a URL nor the value of a variable."""
     monkeypatch.setenv("TOKEN", "Marked4711")
     written(
         """
@@ -187,7 +187,7 @@ def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_a_plugin_that_refuses_its_options(install: Install, caplog: pytest.LogCaptureFixture) -> None:
-    """With the line of the option that it names; the log says nothing besides."""
+    """With the line of the option that it names; nothing else is logged."""
     install(
         "pocket-plug-choosy",
         """
@@ -203,15 +203,15 @@ def test_a_plugin_that_refuses_its_options(install: Install, caplog: pytest.LogC
     assert not caplog.records
 
 
-def test_loading_says_what_is_first_and_where_the_rest_is_listed() -> None:
-    """A program that starts with a wrong file is told of the command."""
+def test_loading_reports_the_first_mistake_and_the_command_for_the_rest() -> None:
+    """A program that starts with a wrong file is told the command that lists all mistakes."""
     with pytest.raises(ConfigError) as caught:
         load_config(written("[store]\nlayer = 1\nurl = 3\n[stor]"))
     assert "did you mean 'store'?" in str(caught.value)
     assert str(caught.value).endswith(" (and 2 more: pocket-plug config check pocket.toml)")
 
 
-def test_lines_of_all_that_toml_has() -> None:
+def test_lines_of_everything_in_toml() -> None:
     """Comments, strings of every kind with brackets and quotes in them, dotted and quoted keys, nested arrays and tables."""
     text = dedent(
         '''

@@ -1,4 +1,4 @@
-"""`pocket.toml` says what it means: what is wrong is named with the file, the path in it, and what was meant."""
+"""`pocket.toml`: mistakes are reported with the file, the path in it, and a suggestion."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def written(text: str, name: str = "pocket.toml") -> str:
 
 
 def test_a_whole_file():
-    """Stores with their layers in the written order, what is disabled, and the plugins' options."""
+    """Stores with their layers in the written order, disabled plugins, and the plugins' options."""
     config = load_config(written(FULL))
     assert config.store == StoreTable("pocket.toml [store]", "sqlite:///state.db", ("tracing", "metrics"))
     bounding = {"use": "bounding", "max_entries": 10_000, "ttl": "5m"}
@@ -48,7 +48,7 @@ def test_a_whole_file():
 
 
 def test_the_same_in_pyproject():
-    """In pyproject.toml it stands below [tool.pocket_plug], and messages say so."""
+    """In pyproject.toml it is below [tool.pocket_plug], and messages say so."""
     headed = FULL.replace("[store", "[tool.pocket_plug.store").replace("[plugins", "[tool.pocket_plug.plugins")
     config = load_config(written(headed, "pyproject.toml"))
     assert config.store.where == "pyproject.toml [tool.pocket_plug.store]"
@@ -57,14 +57,14 @@ def test_the_same_in_pyproject():
 
 
 def test_an_empty_file_is_the_default():
-    """Nothing written: a store in memory without layers."""
+    """A store in memory without layers."""
     config = load_config(written(""))
     assert (config.store.url, config.store.layers, config.stores) == ("memory://", (), {})
 
 
-# ---------------------------------------------------------------- which file counts
+# ---------------------------------------------------------------- which file is used
 def test_pocket_toml_before_pyproject():
-    """`pocket.toml` counts; a pyproject.toml only where it has our table and there is no other."""
+    """`pocket.toml` is used; a pyproject.toml only if it has our table and there is no pocket.toml."""
     assert find_config() is None
     written("[project]\nname = 'pocket_plug_user'\n", "pyproject.toml")
     assert find_config() is None
@@ -74,8 +74,8 @@ def test_pocket_toml_before_pyproject():
     assert find_config() == Path("pocket.toml")
 
 
-def test_the_nearest_file_counts(tmp_path, monkeypatch):
-    """From the folder upwards, as ruff and pytest look for theirs; in the current one it is named as it is written."""
+def test_the_nearest_file_is_used(tmp_path, monkeypatch):
+    """In the current folder or above, as for ruff and pytest; a file in the current folder is named as it is written."""
     written("")
     below = tmp_path / "a" / "b"
     below.mkdir(parents=True)
@@ -89,7 +89,7 @@ def test_the_nearest_file_counts(tmp_path, monkeypatch):
 
 
 def test_a_foreign_pyproject_is_left_alone():
-    """A pyproject.toml that has nothing to do with us may be as broken as it likes."""
+    """A pyproject.toml without our table may have any mistakes."""
     written("[broken", "pyproject.toml")
     assert find_config() is None
 
@@ -113,7 +113,7 @@ def test_a_foreign_pyproject_is_left_alone():
         ("[store", "pocket.toml is not valid TOML: "),
     ],
 )
-def test_what_cannot_be_meant(text, message):
+def test_invalid_configurations(text, message):
     """Each is refused with the file, the path in it, what was found and what is allowed."""
     with pytest.raises(ConfigError) as caught:
         load_config(written(text))
@@ -129,21 +129,21 @@ def test_what_cannot_be_meant(text, message):
         ("3", "int"),
     ],
 )
-def test_what_is_no_layer(layer, found):
-    """It is said what was found in the place of its name."""
+def test_an_invalid_layer(layer, found):
+    """The error says what was found in the place of its name."""
     with pytest.raises(ConfigError) as caught:
         load_config(written(f"[store]\nlayers = [{layer}]"))
     assert str(caught.value).endswith(f", not {found}")
 
 
 def test_no_such_file():
-    """A file that was named must be there."""
+    """A file that was named must exist."""
     with pytest.raises(ConfigError, match=r"nowhere\.toml can't be read: .*No such file"):
         Pocket("nowhere.toml")
 
 
 def test_no_text():
-    """Nor may it be anything but text."""
+    """It must be a text file."""
     Path("pocket.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"pocket\.toml can't be read: .*utf-8"):
         Pocket("pocket.toml")
@@ -170,7 +170,7 @@ class Slow(Layer):
 
 
 def test_options_become_a_recipe():
-    """Options are the layer's fields; what TOML can't write as such is turned into it."""
+    """Options are the layer's fields; types that TOML lacks are converted."""
     assert repr(make_recipe(Slow, {"mode": "x", "seconds": 2, "ttl": "5m", "only": ["a"]})) == (
         "Slow(seconds=2, ttl='5m', only=('a',), mode='x')"
     )
@@ -188,14 +188,14 @@ def test_options_become_a_recipe():
     ],
 )
 def test_options_that_do_not_fit(options, message):
-    """An unknown option, one of another type, a missing one, a value that the layer refuses: all name the option."""
+    """An unknown option, one of another type, a missing one, a value that the layer refuses: all errors name the option."""
     with pytest.raises(ConfigError) as caught:
         make_recipe(Slow, options, "here")
     assert str(caught.value) == message
 
 
 def test_an_option_whose_hint_cannot_be_resolved_is_unchecked():
-    """The hint is the user's code: one that leads nowhere takes whatever is given, for every option of that layer."""
+    """The hint is the user's code: if it can't be resolved, all options of that layer accept any value."""
 
     class Vague(Layer):
         what: Nowhere = 1  # noqa: F821
@@ -204,8 +204,8 @@ def test_an_option_whose_hint_cannot_be_resolved_is_unchecked():
     assert recipe.what == "anything"
 
 
-def test_message_of_the_design():
-    """The path of a misspelt option in a list of layers, read aloud."""
+def test_a_misspelt_option_gets_a_suggestion():
+    """The error has the path of a misspelt option in a list of layers, and a suggestion."""
     written('[stores.cache]\nlayers = ["metrics", { use = "bounding", max_entires = 1 }]')
     with pytest.raises(ConfigError) as caught:
         Pocket("pocket.toml", autoload=False).stores["cache"]
@@ -214,7 +214,7 @@ def test_message_of_the_design():
 
 
 def test_unknown_layer_and_scheme():
-    """So is the path of an unknown layer, and of an unknown scheme."""
+    """The error has the path of an unknown layer, and of an unknown scheme."""
     written('[store]\nlayers = ["bonding"]\n[stores.x]\nurl = "memry://"')
     pocket = Pocket("pocket.toml", autoload=False)
     with pytest.raises(ConfigError, match=r"pocket\.toml \[store\]\.layers\[0\]: there is no layer 'bonding'; did you"):
@@ -225,8 +225,8 @@ def test_unknown_layer_and_scheme():
         pocket.stores["x"]
 
 
-def test_names_in_the_usual_order():
-    """A set of names has no order of its own, so it gets the usual one: third parties inside the three that watch."""
+def test_names_in_a_set_get_the_default_order():
+    """A set has no order, so the names get the default order: other plugins' layers inside the three that observe."""
     names = {"bounding", "persistence", "compress", "audit", "migrate", "logging", "metrics", "tracing"}
     outside, inside = ["tracing", "metrics", "logging", "migrate"], ["persistence", "bounding"]
     assert order_names(names) == [*outside, "audit", "compress", *inside]
@@ -236,7 +236,7 @@ def test_names_in_the_usual_order():
 
 # ---------------------------------------------------------------- the environment
 def test_variables_are_filled_in(monkeypatch):
-    """`${NAME}` in any string, however deep; numbers and the rest stay as they are."""
+    """`${NAME}` in any string, at any depth; numbers and other text are unchanged."""
     monkeypatch.setenv("HOST", "db.example")
     value = {"url": "x://${HOST}/${HOST}", "list": ["${HOST}", 3], "other": "$HOST {HOST}"}
     assert expand(value, "") == {
@@ -247,7 +247,7 @@ def test_variables_are_filled_in(monkeypatch):
 
 
 def test_variable_that_is_not_set(monkeypatch):
-    """A missing one is refused where it is used, naming file, path and variable; other stores work."""
+    """It is an error when it is used, with file, path and variable; other stores work."""
     monkeypatch.delenv("NOWHERE", raising=False)
     written(
         '[stores.a]\nurl = "sqlite:///${NOWHERE}/x.db"\n[stores.b]\nlayers = [{ use = "bounding", ttl = "${NOWHERE}" }]'

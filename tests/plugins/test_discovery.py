@@ -1,4 +1,4 @@
-"""Plugins are found by their entry points, each in isolation: a broken one is named, and costs nobody else anything."""
+"""Plugins are found by their entry points, each in isolation: a broken one is reported, and affects no other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def check_failed(caplog: pytest.LogCaptureFixture, reason: str) -> PluginRecord:
-    """Plugin `bad` is listed as failed for this reason, said once, and the one beside it works."""
+    """Plugin `bad` is listed as failed for this reason, logged once, and the one beside it works."""
     caplog.clear()
     pocket = Pocket()
     bad = pocket.plugin("bad")
@@ -45,7 +45,7 @@ def check_failed(caplog: pytest.LogCaptureFixture, reason: str) -> PluginRecord:
 
 
 def test_found_by_entry_point(install, caplog):
-    """A distribution with an entry point in the group is active, with its version and hooks, and nothing is said."""
+    """A distribution with an entry point in the group is active, with its version and hooks, and nothing is logged."""
     install("pocket-plug-good", GOOD, version="2.1")
     record = Pocket().plugin("good")
     assert record == PluginRecord("good", "pocket-plug-good", "2.1", "entry point", ("pocket_layers",))
@@ -78,7 +78,7 @@ def test_sorted_by_name_then_distribution(install):
     ],
 )
 def test_broken_module(install, caplog, source, reason):
-    """Whatever goes wrong while it is imported names plugin, distribution and cause; the others work."""
+    """Any failure of its import names plugin, distribution and cause; the others work."""
     install("pocket-plug-good", GOOD)
     install("pocket-plug-bad", source)
     check_failed(caplog, reason)
@@ -104,7 +104,7 @@ def test_broken_module(install, caplog, source, reason):
         ),
     ],
 )
-def test_hook_that_cannot_be_meant(install, caplog, definition, reason):
+def test_an_invalid_hook_is_refused(install, caplog, definition, reason):
     """A misspelt hook, a wrong argument, a coroutine: refused with the hook's name and the way out."""
     install("pocket-plug-good", GOOD)
     install("pocket-plug-bad", f"from pocket_plug.hookspecs import hookimpl\n@hookimpl\n{definition}\n")
@@ -112,7 +112,7 @@ def test_hook_that_cannot_be_meant(install, caplog, definition, reason):
 
 
 def test_a_module_whose_class_has_the_hooks(install, caplog):
-    """The entry point names the module, and the class was meant: what to write is said."""
+    """The entry point names the module instead of the class: the error says what to write."""
     install("pocket-plug-good", GOOD)
     source = "from pocket_plug.hookspecs import hookimpl\nclass Mine:\n    @hookimpl\n    def pocket_layers(self): return []\n"
     install("pocket-plug-bad", source)
@@ -121,7 +121,7 @@ def test_a_module_whose_class_has_the_hooks(install, caplog):
 
 @pytest.mark.parametrize("option", ["wrapper", "hookwrapper"])
 def test_wrappers_are_refused(install, caplog, option):
-    """Hooks are asked one by one, so a wrapper would never be what its author means."""
+    """Hooks are called one by one, so a wrapper would never do what its author expects."""
     install("pocket-plug-good", GOOD)
     source = f"from pocket_plug.hookspecs import hookimpl\n@hookimpl({option}=True)\ndef pocket_layers():\n    yield\n"
     install("pocket-plug-bad", source)
@@ -129,7 +129,7 @@ def test_wrappers_are_refused(install, caplog, option):
 
 
 def test_refused_plugin_leaves_nothing_behind(install):
-    """One wrong hook refuses the whole plugin: its right ones aren't used either."""
+    """One wrong hook refuses the whole plugin: its other hooks aren't used either."""
     install("pocket-plug-bad", """
         from pocket_plug.hookspecs import hookimpl
         from pocket_plug.store.layer import Layer
@@ -150,7 +150,7 @@ def test_refused_plugin_leaves_nothing_behind(install):
 
 
 def test_optional_hook_of_another_version(install):
-    """A hook that only a later pocket_plug has is allowed where its author says so."""
+    """A hook that only a later pocket_plug has is allowed if its author declares it optional."""
     install("pocket-plug-new", GOOD + """
     @hookimpl(optionalhook=True)
     def pocket_teleport(): ...
@@ -159,7 +159,7 @@ def test_optional_hook_of_another_version(install):
 
 
 def test_declined(install, caplog):
-    """A module that raises NotConfiguredError steps back: no failure, its words are the reason."""
+    """A module that raises NotConfiguredError is listed as declined: no failure, its message is the reason."""
     install(
         "pocket-plug-shy",
         "from pocket_plug.errors import NotConfiguredError\nraise NotConfiguredError('SHY_URL is not set')",
@@ -170,7 +170,7 @@ def test_declined(install, caplog):
 
 
 def test_interrupt_passes(install):
-    """Ctrl-C while plugins are imported is the user's, not a plugin's failure."""
+    """Ctrl-C during the import of plugins belongs to the user, and is no plugin's failure."""
     install("pocket-plug-slow", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         Pocket()
@@ -187,8 +187,8 @@ def test_two_distributions_with_one_name(install, caplog):
     assert len([text for text in warnings_of(caplog) if "'same'" in text]) == 1
 
 
-def test_nobody_takes_the_place_of_ours(install):
-    """A third party can't replace a built-in part by choosing its name."""
+def test_no_plugin_replaces_a_built_in_one(install):
+    """Another plugin can't replace a built-in part by its name."""
     install("pocket-plug-evil", GOOD, entry_points="bounding = pocket_plug_evil")
     ours, theirs = [record for record in Pocket().plugins if record.name == "bounding"]
     assert (ours.origin, ours.status) == ("built-in", "active")
@@ -204,7 +204,7 @@ def test_nobody_takes_the_place_of_ours(install):
     ],
 )
 def test_missing_requirement(install, caplog, requirement, missing):
-    """What it requires, by its extras too, is named with the way to get it, before it is imported."""
+    """Its requirements, those of extras too, are named with the command to install them, before it is imported."""
     install("pocket-plug-good", GOOD)
     source = "raise AssertionError('imported')"
     install("pocket-plug-bad", source, entry_points="bad = pocket_plug_bad [fast]", requires=(requirement,))
@@ -213,7 +213,7 @@ def test_missing_requirement(install, caplog, requirement, missing):
 
 @pytest.mark.parametrize("requirement", ["pocket-plug<0.1", "pocket_plug>=99999"])
 def test_a_plugin_of_another_version_of_ours_is_to_be_upgraded(install, caplog, requirement):
-    """Not pocket-plug made older for its sake: others need the one that is there. pip takes along what the upgrade needs."""
+    """The error doesn't suggest an older pocket-plug, which others may not accept. pip also upgrades what the plugin needs."""
     install("pocket-plug-good", GOOD)
     install("pocket-plug-bad", "raise AssertionError('imported')", requires=(requirement,))
     check_failed(
@@ -221,8 +221,8 @@ def test_a_plugin_of_another_version_of_ours_is_to_be_upgraded(install, caplog, 
     )
 
 
-def test_requirements_that_do_not_count_here(install):
-    """Requirements of other extras and other platforms, ones that are met, and pocket-plug itself, stand in no way."""
+def test_irrelevant_requirements_are_ignored(install):
+    """Requirements of other extras and platforms, installed ones, and pocket-plug itself, are no problem."""
     requires = ("pytest>=1", 'nothing; extra == "other"', 'nothing; sys_platform == "vms"', "pocket-plug>=0.1")
     install("pocket-plug-good", GOOD, entry_points="good = pocket_plug_good [fast]", requires=requires)
     assert Pocket().plugin("good").reason == ""
@@ -230,7 +230,7 @@ def test_requirements_that_do_not_count_here(install):
 
 @pytest.mark.parametrize("there", ["2.0rc1", "2.0.dev3", "2.1b2"])
 def test_a_pre_release_satisfies_a_requirement(install, there):
-    """Who has installed one means it: an installer would not have come to another answer."""
+    """A pre-release was installed on purpose: an installer would have accepted it."""
     install("pocket-plug-base", "", entry_points="", version=there)
     install("pocket-plug-good", GOOD, requires=("pocket-plug-base>=1.0",))
     assert Pocket().plugin("good").reason == ""
@@ -249,10 +249,10 @@ def test_entry_point_of_an_object(install):
 
 
 @pytest.mark.parametrize("value", ["a module!", ":x", ""])
-def test_entry_point_that_is_none(install, caplog, value):
-    """An entry point that names no module is shown as it is written, by the name of the plugin or of its distribution.
+def test_an_invalid_entry_point(install, caplog, value):
+    """An entry point without a valid module is shown as written, by the name of the plugin or of its distribution.
 
-    Where importlib_metadata has been imported, a distribution with one such has no entry points that can be read.
+    If importlib_metadata was imported, a distribution with such an entry point has none that can be read.
     """
     install("pocket-plug-good", GOOD)
     install("pocket-plug-bad", "", entry_points=f"bad = {value}")
@@ -267,7 +267,7 @@ def test_entry_point_that_is_none(install, caplog, value):
 
 
 def test_unreadable_metadata(install, caplog):
-    """A distribution whose metadata is broken hides no other, and is listed."""
+    """A distribution with broken metadata hides no other, and is listed."""
     install("pocket-plug-good", GOOD)
     install("pocket-plug-bad", GOOD, entry_points="this is no entry point")
     pocket = Pocket()
@@ -277,8 +277,8 @@ def test_unreadable_metadata(install, caplog):
     assert any("metadata can't be read" in text for text in warnings_of(caplog))
 
 
-def test_first_on_the_path_counts(install, tmp_path, monkeypatch):
-    """Of one distribution installed twice, the first on the path is the plugin, as for imports."""
+def test_the_first_on_the_path_is_used(install, tmp_path, monkeypatch):
+    """Of a distribution that is installed twice, the first on the path is the plugin, as for imports."""
     site = install("pocket-plug-good", GOOD, version="2.0")
     old = tmp_path / "old"
     (old / "pocket_plug_good-1.0.dist-info").mkdir(parents=True)
@@ -291,9 +291,11 @@ def test_first_on_the_path_counts(install, tmp_path, monkeypatch):
     ]
 
 
-# ---------------------------------------------------------------- switches
+# ---------------------------------------------------------------- enabling and disabling
 def test_disabled_is_not_imported(install, monkeypatch, tmp_path, caplog):
-    """By code, environment or configuration: a disabled plugin is listed with who says so, and not even imported."""
+    """By code, environment or configuration: a disabled plugin is listed with the place that disables it,
+    and not even imported.
+    """
     for name in ("one", "two", "three"):
         install(f"pocket-plug-{name}", "raise AssertionError('imported')")
     monkeypatch.setenv("POCKET_PLUG_DISABLE", " two ,")
@@ -310,14 +312,14 @@ def test_disabled_is_not_imported(install, monkeypatch, tmp_path, caplog):
 
 
 def test_a_builtin_can_be_disabled():
-    """Our own parts are switched off as any other."""
+    """Built-in parts are disabled like any other."""
     pocket = Pocket(block=["bounding"])
     with pytest.raises(Exception, match=r"there is no layer 'bounding': plugin 'bounding' .* is disabled: by Pocket"):
         pocket.layer("bounding")
 
 
 def test_namesake_of_a_disabled_one(install):
-    """Where one of ours is disabled, its name is free for a plugin given in code; both are listed."""
+    """If a built-in part is disabled, its name is free for a plugin given in code; both are listed."""
 
     class Logging:
         @hookimpl
@@ -335,13 +337,13 @@ def test_namesake_of_a_disabled_one(install):
 
 
 def test_unknown_name_to_disable(caplog):
-    """A misspelt name in a switch is said, or the plugin meant would stay on in silence."""
+    """A misspelt name is reported; otherwise the plugin would silently stay enabled."""
     Pocket(block=["boundign"])
     assert "Pocket(block=...): there is no plugin 'boundign'; did you mean 'bounding'?" in warnings_of(caplog)
 
 
-def test_the_environment_may_name_one_that_is_not_looked_for(caplog, monkeypatch):
-    """It is for all programs: where no third party's plugin is looked for, there is nothing to switch off, and nothing to say."""
+def test_the_environment_may_name_a_plugin_that_is_not_loaded(caplog, monkeypatch):
+    """The variable is for all programs: without autoload there is nothing to disable, and nothing to report."""
     monkeypatch.setenv("POCKET_PLUG_DISABLE", "somebodys")
     Pocket(autoload=False)
     assert warnings_of(caplog) == []
@@ -352,7 +354,7 @@ def test_the_environment_may_name_one_that_is_not_looked_for(caplog, monkeypatch
 
 @pytest.mark.parametrize("switch", ["code", "environment"])
 def test_autoload_off(install, monkeypatch, switch):
-    """Without autoload no third party's plugin is looked for; ours are there all the same."""
+    """Without autoload other distributions' plugins aren't loaded; ours are."""
     install("pocket-plug-good", GOOD)
     if switch == "environment":
         monkeypatch.setenv("POCKET_PLUG_AUTOLOAD", "0")
@@ -360,22 +362,22 @@ def test_autoload_off(install, monkeypatch, switch):
     assert [record.name for record in pocket.plugins] == sorted(BUILT_IN)
 
 
-def test_autoload_nonsense(monkeypatch):
-    """The switch is 0 or 1; anything else is refused rather than guessed."""
+def test_an_invalid_autoload_is_refused(monkeypatch):
+    """The variable is 0 or 1; anything else is an error."""
     monkeypatch.setenv("POCKET_PLUG_AUTOLOAD", "maybe")
     with pytest.raises(ValueError, match="POCKET_PLUG_AUTOLOAD must be 0 or 1, not 'maybe'"):
         Pocket()
 
 
 def test_strict(install):
-    """With strict=True a plugin that can't be used is an error, and it names plugin, distribution and cause."""
+    """With strict=True a plugin that can't be used is an error that names plugin, distribution and cause."""
     install("pocket-plug-bad", "1 / 0")
     with pytest.raises(PluginError, match=r"plugin 'bad' \(pocket-plug-bad 1\.0\) can't be used: ZeroDivisionError"):
         Pocket(strict=True)
 
 
 def test_required(install):
-    """A required plugin that is missing, broken or disabled is an error that says which it is."""
+    """A required plugin that is missing, broken or disabled is an error that says which of these it is."""
     install("pocket-plug-bad", "1 / 0")
     install("pocket-plug-good", GOOD)
     assert Pocket(required=["good"]).plugin("good").status == "active"
@@ -389,13 +391,13 @@ def test_required(install):
 
 # ---------------------------------------------------------------- ours
 def test_built_in_table_is_the_entry_points():
-    """The table of our own parts says what pyproject.toml declares: they are found as a third party's are."""
+    """The table of built-in parts has what pyproject.toml declares: they are found as other plugins are."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert project["project"]["entry-points"]["pocket_plug"] == BUILT_IN
 
 
 def test_built_in_without_metadata(install, monkeypatch):
-    """Where pocket_plug was never installed its own parts are there, and plugins that require it work."""
+    """If pocket_plug was never installed, its own parts work, and plugins that require it work."""
     original = discovery.distribution
 
     def uninstalled(name: str) -> Distribution:
@@ -412,7 +414,7 @@ def test_built_in_without_metadata(install, monkeypatch):
 
 
 def test_built_in_with_older_metadata(install):
-    """Where the metadata is older than the code, the code counts: nothing is missing, nothing that is gone is tried."""
+    """If the metadata is older than the code, the code counts: nothing is missing, nothing that was removed is imported."""
     entry_points = "gone = pocket_plug.gone\nbounding = pocket_plug.was_there"
     install("pocket-plug", "", entry_points=entry_points, version="0.1.0")
     ours = {record.name: record.status for record in Pocket().plugins if record.origin == "built-in"}
@@ -420,12 +422,12 @@ def test_built_in_with_older_metadata(install):
 
 
 def test_built_in_are_all_active():
-    """On a healthy machine every part of ours is in use."""
+    """All built-in parts are in use."""
     assert {record.status for record in Pocket(autoload=False, strict=True).plugins} == {"active"}
 
 
 def test_discovery_is_lazy():
-    """Making a Pocket loads neither the OpenTelemetry SDK nor a network client, and `import` scans nothing at all."""
+    """Creating a Pocket loads neither the OpenTelemetry SDK nor a network client, and `import` scans nothing."""
     code = """
 import sys
 import pocket_plug.plugins

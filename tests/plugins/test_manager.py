@@ -1,4 +1,4 @@
-"""Hooks behind typed methods: what a plugin gives is used, what it raises is said once and changes nothing."""
+"""Hooks behind typed methods: a plugin's results are used, its errors are logged once and change nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OURS = ["tracing", "metrics", "logging"]
 
 
 def pocket_with(*plugins: object) -> Pocket:
-    """A Pocket that only these plugins watch."""
+    """A Pocket with only these plugins as observers."""
     return Pocket(plugins=plugins, autoload=False, block=OURS)
 
 
@@ -47,7 +47,7 @@ def said(caplog: pytest.LogCaptureFixture, about: str) -> list[str]:
 
 # ---------------------------------------------------------------- pocket_observe
 def test_observers_of_a_run():
-    """Each plugin is asked with the run, by name or not at all, and each observer knows whose it is."""
+    """Each plugin is called with the run, with or without the argument, and each observer knows its plugin."""
     seen: list[object] = []
 
     class Asking:
@@ -69,7 +69,7 @@ def test_observers_of_a_run():
 
 
 def test_nothing_to_ask():
-    """Without a plugin that observes there is an empty list."""
+    """Without a plugin that observes the list is empty."""
     assert pocket_with().observers(RUN) == []
 
 
@@ -83,7 +83,7 @@ class Watching:
 
 
 class Early(Watching):
-    """Asked first."""
+    """Called first."""
 
     @hookimpl(tryfirst=True)
     def pocket_observe(self, run):
@@ -91,7 +91,7 @@ class Early(Watching):
 
 
 class Late(Watching):
-    """Asked last."""
+    """Called last."""
 
     @hookimpl(trylast=True)
     def pocket_observe(self, run):
@@ -99,7 +99,7 @@ class Late(Watching):
 
 
 def test_order_of_observers():
-    """The plugin that was registered last is asked first, as pluggy's users expect; who is `outermost` is outermost."""
+    """The plugin that was registered last is called first, as in pluggy; an `outermost` observer is outermost."""
     late, first, early, second, tracing = Late(), Watching(), Early(), Watching(), Watching(outermost=True)
     pocket = pocket_with(tracing, late, first, early, second)
     order = [tracing, early, second, first, late]
@@ -107,7 +107,7 @@ def test_order_of_observers():
 
 
 def shutting(called: str, log: list[str], **marks: bool) -> object:
-    """A plugin of this name that notes when it is told of the end."""
+    """A plugin of this name that records pocket_shutdown."""
 
     def pocket_shutdown(self: object) -> None:
         log.append(called)
@@ -116,8 +116,8 @@ def shutting(called: str, log: list[str], **marks: bool) -> object:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_order_is_pluggys(seed):
-    """Whatever is marked `tryfirst` or `trylast`, in whatever order it is registered: as pluggy itself would call it."""
+def test_the_order_is_the_same_as_pluggys(seed):
+    """With any `tryfirst` and `trylast`, in any order of registration: the same order as in pluggy itself."""
     kinds = [{}, {"tryfirst": True}, {"trylast": True}] * 3
     random.Random(seed).shuffle(kinds)
     log: list[str] = []
@@ -133,7 +133,7 @@ def test_the_order_is_pluggys(seed):
 
 
 def test_logs_of_other_plugins_have_the_ids_of_the_run():
-    """Tracing, metrics and logging come before what is not marked, so that what others log inside is bound to the run."""
+    """Tracing, metrics and logging come before unmarked plugins, so that log events of those have the run's ids."""
     bound: list[object] = []
 
     class Asking:
@@ -161,7 +161,7 @@ def test_logs_of_other_plugins_have_the_ids_of_the_run():
 
 
 def test_register_and_unregister():
-    """A plugin registered later watches the runs that start from then on, until it is unregistered."""
+    """A plugin that is registered later observes runs from then on, until it is unregistered."""
     pocket = pocket_with()
     record = pocket.register(Watching())
     assert (record.name, record.status, record.hooks) == ("watching", "active", ("pocket_observe",))
@@ -181,7 +181,7 @@ class Unspeakable(Exception):
     [(ValueError("boom"), "ValueError: boom"), (SystemExit(3), "SystemExit: 3"), (Unspeakable(), "Unspeakable: (its")],
 )
 def test_raising_observer_is_said_once(caplog, failure, words):
-    """What pocket_observe raises is said once, counted each time, and the others watch on."""
+    """An exception of pocket_observe is logged once, counted each time, and the others keep observing."""
 
     class Broken:
         @hookimpl
@@ -197,7 +197,7 @@ def test_raising_observer_is_said_once(caplog, failure, words):
 
 
 def test_the_traceback_is_at_level_debug(install, caplog):
-    """Of what fails at its import, in `pocket_configure` or in another hook: where it is, for who writes it."""
+    """For failures of an import, of `pocket_configure` or of another hook: for the plugin's author."""
     install("pocket-plug-absent", "import no_such_module")
 
     class Refusing:
@@ -227,7 +227,7 @@ def test_the_traceback_is_at_level_debug(install, caplog):
 
 
 def test_a_traceback_shows_nothing_that_is_hidden(tmp_path, monkeypatch, caplog):
-    """A message with what the environment has filled in is left out, the line stays."""
+    """A message with a value from the environment is left out, the line number stays."""
     monkeypatch.setenv("TOKEN", "Marked4711")
     (tmp_path / "pocket.toml").write_text('[plugins.refusing]\ntoken = "${TOKEN}"')
 
@@ -245,7 +245,7 @@ def test_a_traceback_shows_nothing_that_is_hidden(tmp_path, monkeypatch, caplog)
 
 
 def test_wrong_answer_is_refused(install, caplog):
-    """An observer of the wrong type is refused, naming plugin and distribution."""
+    """An observer of the wrong type is refused, with the plugin's and distribution's names."""
     install("pocket-plug-odd", """
         from pocket_plug.hookspecs import hookimpl
         @hookimpl
@@ -259,7 +259,7 @@ def test_wrong_answer_is_refused(install, caplog):
 
 
 def test_interrupt_in_an_observer_passes():
-    """Ctrl-C is the user's, wherever it arrives."""
+    """Ctrl-C belongs to the user, wherever it arrives."""
 
     class Interrupted:
         @hookimpl
@@ -271,7 +271,7 @@ def test_interrupt_in_an_observer_passes():
 
 
 def test_failures_are_counted_by_kind(caplog):
-    """One warning for each kind of failure of a plugin, however many threads meet it."""
+    """One warning for each kind of failure of a plugin, from any number of threads."""
     pocket = pocket_with(Watching())
     [observer], record = pocket.observers(RUN), pocket.plugin("watching")
     threads = [threading.Thread(target=observer.report, args=(what, ValueError("x")))
@@ -297,7 +297,7 @@ class Whisper(Layer):
 
 
 def offering(hook: str, answer: object, called: str = "offering") -> object:
-    """A plugin of this name that answers one hook with this."""
+    """A plugin of this name that returns this from one hook."""
 
     def give(self: object) -> object:
         return answer
@@ -305,15 +305,15 @@ def offering(hook: str, answer: object, called: str = "offering") -> object:
     return type(called, (), {hook: hookimpl(give)})()
 
 
-def test_layers_on_offer():
-    """A layer is usable by its name as soon as its plugin is there."""
+def test_layers_of_a_plugin():
+    """A layer is usable by its name as soon as its plugin is registered."""
     assert (
         repr(pocket_with(offering("pocket_layers", [Shout])).layer({"use": "shout", "volume": 3})) == "Shout(volume=3)"
     )
 
 
 def test_layers_are_asked_for_once():
-    """The hook is asked when a name is first looked up, not for every stack."""
+    """The hook is called when a name is first looked up, not for every stack."""
     asked: list[int] = []
 
     class Offering:
@@ -337,8 +337,8 @@ class Called(Layer):
     name = "mycalled"
 
 
-def test_a_layer_is_called_in_snake_case():
-    """As a node is. What it was called before 0.2 works, and warns; a name that its author gave is taken as it is."""
+def test_a_layer_has_a_name_in_snake_case():
+    """As a node's. Its name before 0.2 works, and warns; a name given by its author is unchanged."""
     pocket = pocket_with(offering("pocket_layers", [RateLimit, Called]))
     assert (type(pocket.layer("rate_limit")), type(pocket.layer("mycalled"))) == (RateLimit, Called)
     with pytest.warns(DeprecationWarning, match="the layer 'ratelimit' is now called 'rate_limit'"):
@@ -348,7 +348,7 @@ def test_a_layer_is_called_in_snake_case():
 
 
 def test_layer_name_taken(caplog):
-    """Of two plugins that offer one layer name, the first one's is used, and the message names both."""
+    """Of two plugins with one layer name, the first one's is used, and the message names both."""
     first, second = offering("pocket_layers", [Shout], "first"), offering("pocket_layers", [Whisper], "second")
     assert type(pocket_with(first, second).layer("shout")) is Shout
     [text] = said(caplog, "'second'")
@@ -367,8 +367,8 @@ def test_layer_name_taken(caplog):
         ("pocket_executors", {"x": 3}, "'x' has 3, which is not a function of a URL"),
     ],
 )
-def test_offers_of_the_wrong_type(caplog, hook, answer, words):
-    """An answer that can't be used is said, naming the plugin; everything else works."""
+def test_results_of_the_wrong_type(caplog, hook, answer, words):
+    """An invalid result is logged with the plugin's name; everything else works."""
     pocket = pocket_with(offering(hook, answer))
     assert pocket.layer("bounding").name == "bounding"
     with pytest.raises(ConfigError):
@@ -379,8 +379,8 @@ def test_offers_of_the_wrong_type(caplog, hook, answer, words):
     assert f"failed at {hook}: TypeError: {words}" in text
 
 
-def test_backends_on_offer():
-    """A URL's scheme leads to what the plugin gave for it, called with the whole URL."""
+def test_backends_of_a_plugin():
+    """For a URL's scheme, the plugin's function is called with the whole URL."""
     urls: list[str] = []
 
     def make(url: str) -> Memory:
@@ -393,8 +393,8 @@ def test_backends_on_offer():
     assert urls == ["redis://cache/0", "REDIS://cache/1"]
 
 
-def test_backend_that_can_not_be_made():
-    """What a plugin raises for a URL names the plugin and the URL, without the password in it."""
+def test_a_backend_that_can_not_be_created():
+    """The error names the plugin and the URL, without its password."""
 
     def refuse(url: str) -> Memory:
         raise ValueError("no such port")
@@ -406,8 +406,8 @@ def test_backend_that_can_not_be_made():
         pocket.backend("none://")
 
 
-def test_executors_on_offer():
-    """A URL's scheme leads to what the plugin gave for it; there is one executor for each URL, closed with its Pocket."""
+def test_executors_of_a_plugin():
+    """For a URL's scheme, the plugin's function is called; there is one executor for each URL, closed with its Pocket."""
     closed: list[str] = []
 
     class Scratch(Threads):
@@ -433,8 +433,8 @@ def test_executors_on_offer():
     assert sorted(closed) == ["scratch://", "scratch://", "scratch://a"]
 
 
-def test_executor_that_can_not_be_made():
-    """What a plugin raises for a URL names the plugin and the URL, without the password in it."""
+def test_an_executor_that_can_not_be_created():
+    """The error names the plugin and the URL, without its password."""
 
     def refuse(url: str) -> Threads:
         raise ValueError(f"no such port in {url}")
@@ -448,7 +448,7 @@ def test_executor_that_can_not_be_made():
 
 
 def test_types_are_registered_before_they_are_needed():
-    """pocket_types is asked once, with the codec, before the first part that could need it is made."""
+    """pocket_types is called once, with the codec, before the first part that could need it is created."""
     from pocket_plug.codec import default_codec
 
     codecs: list[object] = []
@@ -466,18 +466,18 @@ def test_types_are_registered_before_they_are_needed():
     assert codecs == [default_codec]
 
 
-def test_commands_on_offer(caplog):
-    """Commands come by name; what is none is said."""
+def test_commands_of_a_plugin(caplog):
+    """Commands are registered by name; anything else is reported."""
     command = click.Command("greet")
     pocket = pocket_with(offering("pocket_commands", [command]), offering("pocket_commands", [print], "odd"))
     assert pocket.commands() == {"greet": command}
     assert "not a click command with a name" in said(caplog, "'odd'")[0]
 
 
-# ---------------------------------------------------------------- the house
+# ---------------------------------------------------------------- rules for hooks
 @pytest.mark.parametrize("hook", [name for name in vars(Specs) if name.startswith("pocket_")])
 def test_every_hook_is_documented_and_tested(hook):
-    """The spec is the manual: when, each argument, what may be returned, what becomes of an error, an example that runs.
+    """The spec is the manual: when it is called, each argument, the result, what happens to errors, an example that runs.
 
     (The examples run as doctests.) A hook that lacks one of the five, or that no test implements, fails the suite.
     """
@@ -502,7 +502,7 @@ def test_every_hook_is_documented_and_tested(hook):
 
 
 def test_hooks_are_called_in_one_file():
-    """pluggy's hook relay is touched in manager.py only."""
+    """Only manager.py uses pluggy's hook relay."""
     package = Path(pocket_plug.__file__).parent
     users = [
         path.name for path in package.rglob("*.py") if ".hook," in path.read_text() or "pm.hook" in path.read_text()
@@ -511,7 +511,7 @@ def test_hooks_are_called_in_one_file():
 
 
 def test_a_warning_reaches_a_terminal():
-    """A program that configured no logging sees the warning on stderr."""
+    """A program without a logging configuration gets the warning on stderr."""
     code = (
         "from pocket_plug.plugins.pocket import Pocket\n"
         "Pocket(autoload=False, plugins=[object()])\n"
@@ -521,7 +521,7 @@ def test_a_warning_reaches_a_terminal():
     assert logging.getLogger("pocket_plug").level == logging.NOTSET
 
 
-# ---------------------------------------------------------------- plugins that wait for their settings
+# ---------------------------------------------------------------- plugins without their settings
 WAITING = """
     from pocket_plug import NotConfiguredError, hookimpl
     class Waiting:
@@ -532,10 +532,10 @@ WAITING = """
 """
 
 
-def test_an_unconfigured_plugin_is_silent_unless_asked(
+def test_an_unconfigured_plugin_is_silent_by_default(
     install: Install, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is installed and needs settings that nobody gives: nothing is logged or printed; its record has the reason."""
+    """It is installed and needs settings that are missing: nothing is logged or printed; its record has the reason."""
     install("pocket-plug-waiting", WAITING, entry_points="waiting = pocket_plug_waiting:Waiting")
     install("pocket-plug-early", "from pocket_plug import NotConfiguredError\nraise NotConfiguredError('not here')")
     with caplog.at_level("INFO"):
@@ -548,10 +548,10 @@ def test_an_unconfigured_plugin_is_silent_unless_asked(
         Pocket(required=["waiting"])
 
 
-def test_a_configured_plugin_that_steps_back_is_a_warning(
+def test_a_configured_plugin_that_declines_is_a_warning(
     install: Install, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody has written settings for it, or handed it over: so it is missed."""
+    """The user has written settings for it, or passed it in code, so its absence is reported."""
     install("pocket-plug-waiting", WAITING, entry_points="waiting = pocket_plug_waiting:Waiting")
     (tmp_path / "pocket.toml").write_text("[plugins.waiting]\nport = 1")
     Pocket(tmp_path / "pocket.toml")

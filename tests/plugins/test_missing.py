@@ -1,4 +1,4 @@
-"""Parts that our own plugins in other distributions offer: where they aren't installed or in use, the message says so."""
+"""Parts of this repository's plugins: if the plugin isn't installed or in use, the message says so."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 
 
 def test_the_table_has_what_our_plugins_offer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that the distributions in `plugins/` offer, and nothing else; with the names that they are installed by."""
+    """All parts of the distributions in `plugins/`, and no others; with the names of the distributions."""
     bare = Pocket(autoload=False).offers
     written: dict[str, str] = {}
     found: dict[str, dict[str, str]] = {"backend": {}, "layer": {}, "executor": {}, "settings": {}}
@@ -65,7 +65,7 @@ def test_an_entry_of_a_layer_whose_plugin_is_not_installed(tag: str, distributio
 
 
 def test_a_part_of_a_plugin_that_is_not_installed() -> None:
-    """The message says what to install: for a store's URL, a layer and an executor; a password stays out of it."""
+    """The message says what to install: for a store's URL, a layer and an executor; it contains no password."""
     pocket = Pocket(autoload=False)
     for url in ("postgresql://x:hunter2@localhost/y", "postgres://h/y", "redis://h", "rediss://h", "unix:///r.sock"):
         scheme = url.partition(":")[0]
@@ -85,7 +85,7 @@ def test_a_part_of_a_plugin_that_is_not_installed() -> None:
 def test_settings_of_a_plugin_that_is_not_installed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, disable: bool
 ) -> None:
-    """The program's warning and the check of the file say what to install, unless it is to be switched off."""
+    """The program's warning and the check of the file say what to install, unless the plugin is disabled there."""
     monkeypatch.setattr("pocket_plug.plugins.pocket.find_plugins", lambda **_: find_plugins(third_party=False))
     monkeypatch.delenv("POCKET_PLUG_DISABLE", raising=False)
     file = tmp_path / "pocket.toml"
@@ -98,7 +98,7 @@ def test_settings_of_a_plugin_that_is_not_installed(
 
 
 def test_a_part_of_a_plugin_that_is_not_in_use() -> None:
-    """What became of the plugin is said, whatever name it goes by; it is there, so nothing is to be installed."""
+    """The message gives the plugin's status, by any of its names; it doesn't suggest to install it."""
     record = PluginRecord(
         "postgres", distribution="pocket-plug-postgres", status="disabled", reason="by POCKET_PLUG_DISABLE"
     )

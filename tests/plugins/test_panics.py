@@ -1,6 +1,6 @@
-"""A plugin that panics ends nothing: whatever it raises, wherever it is asked, is its own failure, said and counted.
+"""A plugin that panics ends nothing: any exception in any hook is its own failure, logged and counted.
 
-Only what somebody wants to pass does: an interrupt, a cancellation, a close.
+Exceptions are an interrupt, a cancellation and a close.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PACKAGE = Path(pocket_plug.__file__).parent
 
 
 class Panic(BaseException):
-    """As that of pyo3, by which a panic in Rust reaches Python."""
+    """As in pyo3, which turns a panic in Rust into this exception."""
 
     def __str__(self) -> str:
         raise self
@@ -49,7 +49,7 @@ async def plus(n: int) -> int:
 
 
 def panicking(kind: type[BaseException]) -> dict[str, Callable[..., object]]:
-    """Ways to watch a run that fail at each of their parts, by name."""
+    """Observers that fail at each of their parts, by name."""
 
     def fail(*_: object) -> Any:
         raise kind
@@ -75,7 +75,7 @@ def panicking(kind: type[BaseException]) -> dict[str, Callable[..., object]]:
 
 
 def watching(ask: Callable[..., object]) -> Pocket:
-    """A Pocket with a plugin that watches so, and with one that tells what it was left with."""
+    """A Pocket with such a plugin, and with one that records how it was left."""
 
     class Panicking:
         @hookimpl
@@ -86,7 +86,7 @@ def watching(ask: Callable[..., object]) -> Pocket:
 
 
 class Flaky(pocket_plug.Node[int, int], retry=Retry(attempts=2)):
-    """Fails once, so that there is an event to tell of."""
+    """Fails once, so that there is an event."""
 
     failed = False
 
@@ -99,8 +99,8 @@ class Flaky(pocket_plug.Node[int, int], retry=Retry(attempts=2)):
 
 @pytest.mark.parametrize("where", panicking(Panic))
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_panic_of_an_observer_is_its_own(kind: type[BaseException], where: str) -> None:
-    """The run goes on, with and without a loop, and the failure is put down to the plugin."""
+def test_a_panic_of_an_observer_is_the_plugins_failure(kind: type[BaseException], where: str) -> None:
+    """The run continues, with and without a loop, and the failure is the plugin's."""
     pocket = watching(panicking(kind)[where])
     assert asyncio.run(Graph(Flaky()).run(1, pocket=pocket)) == 2
     assert Graph(Flaky()).run_sync(1, pocket=pocket) == 2
@@ -109,7 +109,7 @@ def test_a_panic_of_an_observer_is_its_own(kind: type[BaseException], where: str
 
 @pytest.mark.parametrize("where", panicking(Panic))
 @pytest.mark.parametrize("kind", PASSING)
-def test_what_somebody_wants_to_pass_does(kind: type[BaseException], where: str) -> None:
+def test_interrupts_are_not_caught(kind: type[BaseException], where: str) -> None:
     """An interrupt while a plugin's code runs isn't the plugin's, and the other observers are left all the same."""
     left: list[BaseException | None] = []
 
@@ -140,7 +140,7 @@ HOOKS = [
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_panic_in_a_hook(kind: type[BaseException], hook: str) -> None:
-    """The others' layers, backends and commands are there, and the record tells who failed at what."""
+    """Other plugins' layers, backends and commands work, and the record says which plugin failed at what."""
 
     def fail(self: object) -> None:
         raise kind
@@ -159,7 +159,7 @@ def test_a_panic_in_a_hook(kind: type[BaseException], hook: str) -> None:
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_panic_at_import(kind: type[BaseException], install: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """It can't be used, and says so; the program goes on."""
+    """It can't be used, and is reported; the program continues."""
     install("pocket-plug-panics", f"""
         class Panic(BaseException):
             def __str__(self): raise self
@@ -177,7 +177,7 @@ def test_a_panic_at_import(kind: type[BaseException], install: Any, caplog: pyte
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_panic_in_metadata(kind: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a distribution that a finder of somebody's own has found."""
+    """Of a distribution that a custom finder has found."""
 
     class Odd:
         def read_text(self, name: str) -> str:
@@ -189,7 +189,7 @@ def test_a_panic_in_metadata(kind: type[BaseException], monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_panic_of_what_a_plugin_offers(kind: type[BaseException]) -> None:
+def test_a_panic_of_a_plugins_part(kind: type[BaseException]) -> None:
     """A layer's constructor and a backend's factory: an error that names layer or plugin, as for any other exception."""
 
     def fail(*_: object) -> Any:
@@ -214,7 +214,7 @@ def test_a_panic_of_what_a_plugin_offers(kind: type[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_panic_of_what_watches_a_store(kind: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_panic_of_a_callback_of_a_store(kind: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
     """on_evict, processors of log events and of spans, `redact`: the store's operations succeed."""
 
     def fail(*_: object, **__: object) -> Any:
@@ -259,8 +259,8 @@ class _Panicking(SpanProcessor):
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_panic_of_what_exports_an_event(kind: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A logger provider, and the text of what is logged."""
+def test_a_panic_of_an_exporter_of_events(kind: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logger provider, and the text of a logged value."""
     assert export_event(None, "info", {"event": "a", "value": _Mute(kind)})["event"] == "a"
 
 
@@ -272,14 +272,14 @@ class _Mute:
         raise self._kind
 
 
-def test_what_passes() -> None:
-    """Three things, and what is derived from them; all else is a fault."""
+def test_exceptions_that_are_no_faults() -> None:
+    """Three exceptions and their subclasses; all others are faults."""
     assert [kind for kind in (*FAULTS, *PASSING) if not is_fault(kind())] == PASSING
     assert not is_fault(type("Stop", (KeyboardInterrupt,), {})())
 
 
 def test_there_is_one_definition() -> None:
-    """What is a fault is told apart nowhere else: no `except` names Exception and SystemExit together."""
+    """What is a fault is decided in one place: no `except` names Exception and SystemExit together."""
     for file in PACKAGE.rglob("*.py"):
         for each in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(each, ast.ExceptHandler) and each.type is not None:

@@ -1,4 +1,4 @@
-"""A Pocket holds plugins, configuration and stores; without one of one's own, the process has a default."""
+"""A Pocket holds plugins, configuration and stores; the process has a default one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def configured(text: str, **options) -> Pocket:
 
 
 class Counted(Memory):
-    """A backend that tells when it is opened and closed, and can't be closed where it is told so."""
+    """A backend that records when it is opened and closed, and fails to close if told so."""
 
     log: list[str] = []  # noqa: RUF012
 
@@ -58,7 +58,7 @@ class Counted(Memory):
 
 
 class Offering:
-    """Offers `counted://`."""
+    """Registers `counted://`."""
 
     @hookimpl
     def pocket_backends(self):
@@ -77,7 +77,7 @@ def log() -> list[str]:
 
 # ---------------------------------------------------------------- stores
 def test_stores_are_built_on_first_use(log):
-    """A store of the configuration is built once, when it is first asked for; the names are known before."""
+    """A store of the configuration is built once, when it is first used; the names are known before."""
     pocket = configured("[stores.a]\nurl = 'counted://a'\n[stores.b]\nurl = 'nonsense'", plugins=[Offering()])
     assert list(pocket.stores) == ["a", "b"]
     assert "a" in pocket.stores
@@ -94,7 +94,7 @@ def test_without_configuration():
 
 
 def test_unknown_store():
-    """An unknown name is a KeyError and a ConfigError, and says what there is."""
+    """An unknown name is a KeyError and a ConfigError, with the known names."""
     pocket = configured("[stores.cache]\n")
     with pytest.raises(
         UnknownStoreError, match=r"there is no \[stores.cahce\] in pocket\.toml; did you mean 'cache'\?"
@@ -104,7 +104,7 @@ def test_unknown_store():
 
 
 def test_opens_and_closes_all(log):
-    """`async with` opens every store of the configuration, and closes them in reverse before the plugins are told."""
+    """`async with` opens every store of the configuration, and closes them in reverse before pocket_shutdown is called."""
     text = "[store]\nurl = 'counted://main'\n[stores.a]\nurl = 'counted://a'\n"
 
     async def main() -> None:
@@ -130,8 +130,8 @@ def test_opens_and_closes_all_without_a_loop(log):
 
 
 @pytest.mark.parametrize("sync", [False, True])
-def test_one_that_does_not_open(log, sync):
-    """Where a store can't be opened the others are closed again, and its error is the one raised."""
+def test_a_store_that_does_not_open(log, sync):
+    """If a store can't be opened, the others are closed again, and its error is raised."""
     pocket = configured(
         "[store]\nurl = 'counted://main'\n[stores.a]\nurl = 'counted://unopenable'\n", plugins=[Offering()]
     )
@@ -147,7 +147,7 @@ def test_one_that_does_not_open(log, sync):
 
 
 @pytest.mark.parametrize("sync", [False, True])
-def test_one_that_does_not_close(log, sync):
+def test_a_store_that_does_not_close(log, sync):
     """A store that can't be closed keeps no other open, and its error is raised."""
     text = "[store]\nurl = 'counted://main'\n[stores.a]\nurl = 'counted://unclosable'\n"
     pocket = configured(text, plugins=[Offering()])
@@ -166,7 +166,7 @@ def test_one_that_does_not_close(log, sync):
 
 
 # ---------------------------------------------------------------- runs
-def test_a_run_is_watched_by_its_pocket():
+def test_a_run_is_observed_by_its_pocket():
     """`pocket.run` and `graph.run(…, pocket=…)` use that Pocket's plugins, and no other's."""
     seen: list[tuple[str, str]] = []
 
@@ -201,7 +201,7 @@ def test_a_run_is_watched_by_its_pocket():
 
 # ---------------------------------------------------------------- plugins of one Pocket
 class Configured:
-    """Keeps what it is configured with."""
+    """Keeps its configuration."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.options: object = None
@@ -215,7 +215,7 @@ class Configured:
 
 
 def test_configure_with_its_own_table(monkeypatch):
-    """A plugin is handed the Pocket and its own table, the environment filled in; an empty one where there is none."""
+    """A plugin gets the Pocket and its own table, with variables replaced; an empty one if there is none."""
     monkeypatch.setenv("TOKEN", "s3cret")
     plugin, other = Configured(), type("Other", (Configured,), {})()
     pocket = configured("[plugins.configured]\ntoken = '${TOKEN}'\n", plugins=[plugin, other])
@@ -231,8 +231,8 @@ def test_configure_with_its_own_table(monkeypatch):
         (SystemExit(1), "failed", "SystemExit: 1"),
     ],
 )
-def test_one_that_steps_back(caplog, error, status, reason):
-    """A plugin that declines or fails when it is configured is listed with its reason, and not asked again."""
+def test_a_plugin_that_declines(caplog, error, status, reason):
+    """A plugin that declines or fails when it is configured is listed with its reason, and not called again."""
     pocket = Pocket(autoload=False, plugins=[Configured(error)])
     record = pocket.plugin("configured")
     assert (record.status, record.reason) == (status, reason)
@@ -240,7 +240,7 @@ def test_one_that_steps_back(caplog, error, status, reason):
 
 
 def test_variable_of_a_plugin_that_is_not_set(monkeypatch):
-    """A variable that is missing in a plugin's table is the configuration's fault, not the plugin's."""
+    """A missing variable in a plugin's table is a mistake in the configuration, not a failure of the plugin."""
     monkeypatch.delenv("NOWHERE", raising=False)
     with pytest.raises(
         ConfigError, match=r"pocket\.toml \[plugins\.configured\]\.token: the environment variable 'NOWHERE'"
@@ -248,14 +248,14 @@ def test_variable_of_a_plugin_that_is_not_set(monkeypatch):
         configured("[plugins.configured]\ntoken = '${NOWHERE}'\n", plugins=[Configured()])
 
 
-def test_options_for_one_that_takes_none():
-    """A table for a plugin that takes no options would do nothing, so it is refused."""
+def test_options_for_a_plugin_without_options():
+    """A table for a plugin without options would do nothing, so it is refused."""
     with pytest.raises(ConfigError, match=r"pocket\.toml \[plugins\.bounding\]: this plugin takes no options"):
         configured("[plugins.bounding]\nmax_entries = 3\n")
 
 
-def test_options_for_one_that_is_not_there(caplog):
-    """A table for a plugin that is not installed is said, with what was perhaps meant."""
+def test_options_for_a_missing_plugin(caplog):
+    """A table for a plugin that is not installed is reported, with a suggestion."""
     configured("[plugins.boundin]\nx = 3\n")
     assert "pocket.toml [plugins.boundin]: there is no plugin 'boundin'; did you mean 'bounding'?" in caplog.text
 
@@ -268,7 +268,7 @@ def test_explicit_plugins_are_isolated_too(caplog):
 
 
 def test_register_refuses_at_once():
-    """A plugin that is registered later and can't be used is an error there and then."""
+    """If a plugin is registered later and can't be used, register raises."""
     pocket = Pocket(autoload=False)
     with pytest.raises(PluginError, match="it implements no hook"):
         pocket.register(object())
@@ -278,7 +278,7 @@ def test_register_refuses_at_once():
 
 
 def test_register_configures_the_new_one_only():
-    """A plugin that is registered later is configured as the others were; those are not asked again."""
+    """A plugin that is registered later is configured as the others were; those are not called again."""
     first, second = Configured(), Configured()
     pocket = Pocket(autoload=False, plugins=[first])
     first.options = "untouched"
@@ -287,7 +287,7 @@ def test_register_configures_the_new_one_only():
 
 
 def test_a_plugin_registered_later_that_fails_or_declines_is_an_error():
-    """Whoever registers it learns at once that it is not in use, and why; its record says so too."""
+    """The caller of register learns at once that the plugin is not in use, and why; its record says so too."""
 
     class Refusing:
         def __init__(self, error: Exception) -> None:
@@ -306,7 +306,7 @@ def test_a_plugin_registered_later_that_fails_or_declines_is_an_error():
 
 
 def test_types_of_a_plugin_registered_later_are_asked_for():
-    """Parts were made by name already, for which the others were asked for theirs: they are not asked again."""
+    """Parts were created by name before, and the other plugins' types were registered for that: they are not called again."""
 
     class Typed:
         asked = 0
@@ -324,7 +324,7 @@ def test_types_of_a_plugin_registered_later_are_asked_for():
 
 
 def test_failing_shutdown_harms_nobody(log, caplog):
-    """What pocket_shutdown raises is said, and the others are told as well."""
+    """An exception of pocket_shutdown is logged, and the other plugins are called as well."""
 
     class Broken:
         @hookimpl
@@ -338,8 +338,8 @@ def test_failing_shutdown_harms_nobody(log, caplog):
 
 
 # ---------------------------------------------------------------- the default
-def test_a_library_is_configured_by_no_file_that_lies_about(tmp_path):
-    """`import` and a run do the same in whatever folder: neither its pocket.toml counts nor one above it."""
+def test_a_library_is_not_configured_by_a_file_in_the_current_folder(tmp_path):
+    """`import` and a run do the same in any folder: neither its pocket.toml is used nor one above it."""
     Path("pocket.toml").write_text("[store]\nurl = 'sqlite:///found.db'\n[stores.cache]\n")
     Path("below").mkdir()
     code = (
@@ -358,7 +358,7 @@ def test_a_library_is_configured_by_no_file_that_lies_about(tmp_path):
 
 
 def test_the_environment_names_the_default_configuration(monkeypatch):
-    """One that isn't there is an error that names the variable; an empty one is none."""
+    """A missing file is an error that names the variable; an empty value means none."""
     Path("other.toml").write_text("[stores.cache]\n")
     monkeypatch.setenv("POCKET_PLUG_CONFIG", "other.toml")
     assert list(default_pocket().stores) == ["cache"]
@@ -371,7 +371,7 @@ def test_the_environment_names_the_default_configuration(monkeypatch):
 
 
 def test_default_is_made_once(monkeypatch):
-    """All threads get the same default Pocket, made when it is first needed."""
+    """All threads get the same default Pocket, created when it is first needed."""
     Path("pocket.toml").write_text("[stores.cache]\n")
     monkeypatch.setenv("POCKET_PLUG_CONFIG", "pocket.toml")
     found: list[Pocket] = []
@@ -385,7 +385,7 @@ def test_default_is_made_once(monkeypatch):
 
 
 def test_default_can_be_set():
-    """What was set counts, in every thread and context."""
+    """In every thread and context."""
     mine = Pocket(autoload=False)
     set_default_pocket(mine)
     assert default_pocket() is mine
@@ -393,14 +393,14 @@ def test_default_can_be_set():
 
 
 def test_plugin_that_asks_for_the_default_while_it_is_made(install, caplog):
-    """A plugin that needs the Pocket which is just being made fails with the way out, instead of hanging."""
+    """A plugin that needs the Pocket which is being created fails with the way out, instead of hanging."""
     install("pocket-plug-eager", "from pocket_plug.plugins.pocket import default_pocket\ndefault_pocket()")
     assert default_pocket().plugin("eager").status == "failed"
     assert "but the pocket argument of pocket_configure" in caplog.text
 
 
 def test_memory_needs_no_plugins():
-    """`memory://` is Memory, without a Pocket being made for it."""
+    """`memory://` is Memory, without creating a Pocket."""
     from pocket_plug.plugins import pocket
 
     assert isinstance(resolve_backend("memory://"), Memory)
@@ -408,7 +408,7 @@ def test_memory_needs_no_plugins():
 
 
 def test_parts_by_name():
-    """Stores find layers and backends by name in the default Pocket; what is unknown names what there is."""
+    """Stores find layers and backends by name in the default Pocket; for an unknown name the error lists the known ones."""
     assert repr(resolve_layer({"use": "bounding", "max_entries": 10})) == "Bounding(max_entries=10)"
     assert [part.name for part in parts(Store(layers={"logging", "tracing", "metrics"}).stack)[1:-1]] == [
         "tracing",
@@ -418,7 +418,7 @@ def test_parts_by_name():
     for url, message in {
         "sqlit:///x.db": r"no plugin offers sqlit://; there is: memory://.*sqlite://.* Did you mean 'sqlite'\?",
         "state.db": "'state.db' is not a store's URL; it must begin with one of: memory://",
-        "postgres:hunter2@db/orders": r"^str\[26\] is not a store's URL",  # a login without //, which is no text to show
+        "postgres:hunter2@db/orders": r"^str\[26\] is not a store's URL",  # a login without //, whose text isn't shown
         "host=db password=hunter2": r"^str\[24\] is not a store's URL",
         "memory://x": "nothing may follow memory://",
     }.items():
@@ -427,7 +427,7 @@ def test_parts_by_name():
 
 
 def test_default_is_shut_down_at_exit(tmp_path):
-    """Plugins of the default Pocket are told when the process ends."""
+    """pocket_shutdown of the default Pocket's plugins is called when the process ends."""
     code = """
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.plugins.pocket import Pocket, set_default_pocket

@@ -1,4 +1,4 @@
-"""The JSON Schema of `pocket-plug config schema` is one, takes every file that pocket_plug takes, and refuses others."""
+"""The JSON Schema of `pocket-plug config schema` is valid, accepts every file that pocket_plug accepts, and refuses others."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def validator() -> Draft202012Validator:
 
 
 def is_a_configuration(text: str) -> bool:
-    """Is it TOML with our tables, and others not?"""
+    """Is it TOML with our tables, and no others?"""
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
@@ -51,7 +51,7 @@ def is_a_configuration(text: str) -> bool:
 
 
 def in_docs() -> Iterator[str]:
-    """Blocks of TOML, in all pages."""
+    """Blocks of TOML in all pages."""
     for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "plugins").glob("*/README.md")):
         yield from re.findall(r"^```toml\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
@@ -68,8 +68,8 @@ def in_tests() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("texts", "least"), [(in_docs, 8), (in_tests, 10)], ids=["docs", "tests"])
-def test_what_is_accepted_is_valid(texts: Any, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every configuration in the docs, and in the tests, that pocket_plug takes."""
+def test_accepted_configurations_are_valid(texts: Any, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every configuration in the docs and in the tests that pocket_plug accepts."""
     for name in re.findall(r"\$\{(\w+)\}", "".join(texts())):
         if name not in os.environ:
             monkeypatch.setenv(name, "sqlite:///x.db" if "URL" in name else "some text that is long enough for it")
@@ -116,15 +116,15 @@ def test_what_is_accepted_is_valid(texts: Any, least: int, monkeypatch: pytest.M
         "[runs]\nkept = 1",
     ],
 )
-def test_what_is_refused_is_invalid(text: str) -> None:
-    """As pocket_plug itself says."""
+def test_refused_configurations_are_invalid(text: str) -> None:
+    """As in pocket_plug itself."""
     Path("pocket.toml").write_text(text)
     assert check_config("pocket.toml")
     assert not validator().is_valid(tomllib.loads(text))
 
 
-def test_it_is_a_schema(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of 2020-12, as the command prints it: the same each time."""
+def test_it_is_a_valid_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of version 2020-12, as the command prints it: the same each time."""
     assert main(["config", "schema"]) == 0
     printed = capsys.readouterr().out
     schema = json.loads(printed)
@@ -134,8 +134,8 @@ def test_it_is_a_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == printed
 
 
-def test_the_parts_of_plugins_are_in_it(install: Install) -> None:
-    """A layer with its options, schemes, and settings as pocket_configure declares them; none that only Python can give."""
+def test_it_has_the_parts_of_plugins(install: Install) -> None:
+    """A layer with its options, schemes, and settings of pocket_configure; no option that only Python can express."""
     install(
         "pocket-plug-more",
         """
@@ -223,5 +223,5 @@ def test_the_parts_of_plugins_are_in_it(install: Install) -> None:
     ],
 )
 def test_types(hint: Any, schema: Any) -> None:
-    """What TOML may write for each."""
+    """The TOML types for each Python type."""
     assert schema_of(hint) == schema

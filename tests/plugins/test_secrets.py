@@ -1,7 +1,7 @@
-"""What nobody is to read is printed nowhere: secrets of the configuration, passwords in URLs, values in messages.
+"""Secrets are printed nowhere: secrets of the configuration, passwords in URLs, values in messages.
 
-Each test makes every error and every `repr` that it can with a marked text in it, searches all that comes out, and shows
-with the same text in an ordinary place that it would be found.
+Each test provokes every error and every `repr` that it can with a marked text, searches all output, and shows with the same text
+in an ordinary place that it would be found.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WORD = "Marked4711"
 
 
 class Sealing(Layer):
-    """What an encryption layer looks like, with every option in `repr` that its author didn't declare secret."""
+    """Like an encryption layer, with every option in `repr` that its author didn't declare secret."""
 
     key: str | bytes | tuple[str, ...] = secret()
     salt: str = "none"
@@ -50,14 +50,14 @@ class Sealing(Layer):
 
 
 class Telling(Sealing, Layer):
-    """The same, undeclared."""
+    """The same, without the declaration."""
 
     name = "telling"
     key: str | bytes | tuple[str, ...] = ""
 
 
 class Plugin:
-    """Layers that can't be built, and backends that can't be made."""
+    """Layers that can't be built, and backends that can't be created."""
 
     @hookimpl
     def pocket_layers(self) -> Sequence[type[Layer]]:
@@ -72,7 +72,7 @@ class Plugin:
 
 
 class Refusing:
-    """A plugin that quotes the options that it doesn't want."""
+    """A plugin that quotes the options that it refuses."""
 
     @hookimpl
     def pocket_configure(self, options: Any) -> None:
@@ -80,13 +80,13 @@ class Refusing:
 
 
 class Said:
-    """All that was said: texts of errors with what they were caused by, reprs, logs, spans, threads."""
+    """All output: texts of errors with their causes, reprs, logs, spans, threads."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def error(self, act: Callable[[], object], kind: type[BaseException] = Exception) -> None:
-        """What an act that has to fail says, as a traceback does."""
+        """The traceback of an action that has to fail."""
         with pytest.raises(kind) as caught:
             act()
         self.texts.append("".join(traceback.format_exception(caught.value)))
@@ -142,7 +142,7 @@ def test_a_secret_option_is_never_shown() -> None:
 
 
 def test_a_secret_option_that_is_refused_is_not_quoted() -> None:
-    """Of another type, or refused by the layer itself in words of its own, with its cause."""
+    """One of another type, or one that the layer itself refuses, with its own message and cause."""
     for options in ({"key": 4711}, {"key": {WORD: WORD}}, {"key": WORD, "salt": 3}, {"key": WORD, "salt": "refused"},
                     {"key": (WORD,), "salt": "refused"}, {"key": [WORD], "sallt": ""}):  # fmt: skip
         said, control = Said(), Said()
@@ -193,7 +193,7 @@ token = "${KEY}"
 """.replace("WORD", WORD)
 
 
-def test_what_comes_from_the_environment_is_shown_as_it_is_written(
+def test_values_from_the_environment_are_shown_by_their_variable(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -222,7 +222,7 @@ def test_what_comes_from_the_environment_is_shown_as_it_is_written(
     said.texts += [*caplog.messages, caplog.text]
     assert len(said.texts) > 30
     assert said.with_word() == []
-    control = f"[store]\nlayers = [{{ use = 'telling', key = '{WORD}' }}]"  # neither secret nor a variable's
+    control = f"[store]\nlayers = [{{ use = 'telling', key = '{WORD}' }}]"  # neither secret nor from a variable
     with pocket_of(tmp_path, control, monkeypatch) as pocket:
         main(["stack"])
         assert WORD in repr(pocket.store)
@@ -246,7 +246,7 @@ class Careless(Layer):
 
 
 class Open(Careless):
-    """The same, undeclared."""
+    """The same, without the declaration."""
 
     key: str = ""
 
@@ -261,7 +261,7 @@ class OffersCareless:
 def test_a_layer_that_quotes_its_secret_while_it_is_built(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In Python, and by a configuration that has it literally or from the environment; the error is otherwise whole."""
+    """In Python, and in a configuration that has it literally or from the environment; the error is otherwise complete."""
     monkeypatch.setenv("KEY", WORD)
     monkeypatch.chdir(tmp_path)
     said = Said()
@@ -279,7 +279,7 @@ def test_a_layer_that_quotes_its_secret_while_it_is_built(
 
 
 def test_a_store_shows_its_url_as_the_configuration_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a backend says of itself is made of the URL, and a stack is shown with its backend."""
+    """A backend's repr is made from the URL, and a stack's repr contains it."""
     monkeypatch.setenv("KEY", WORD)
     with pocket_of(tmp_path, '[store]\nurl = "sqlite:///x-${KEY}.db"', monkeypatch) as pocket:
         said = [repr(pocket.store), str(pocket.store), repr(pocket.store.sync), repr(pocket.store.stack)]
@@ -287,7 +287,7 @@ def test_a_store_shows_its_url_as_the_configuration_writes_it(tmp_path: Path, mo
         assert "x-${KEY}.db" in said[0]
 
 
-def test_a_plugin_that_quotes_its_options_later_is_told_on_without_them(
+def test_a_plugins_errors_are_logged_without_its_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In any hook, not only while it is configured."""
@@ -317,7 +317,7 @@ def test_a_plugin_that_quotes_its_options_later_is_told_on_without_them(
 
 
 def test_the_causes_of_errors_that_quote_nothing_are_kept() -> None:
-    """Only where a cause would show what is hidden it is left out."""
+    """A cause is left out only if it would show a secret."""
     with pytest.raises(ConfigError) as caught:
         make_recipe(Telling, {"key": "a", "salt": "refused"}, "here")
     assert isinstance(caught.value.__cause__, ValueError)
@@ -341,15 +341,15 @@ def test_the_causes_of_errors_that_quote_nothing_are_kept() -> None:
     ],
 )
 def test_no_password_of_a_url_is_shown(url: str, shown: str) -> None:
-    """Of a user's or a parameter's, well-formed or not; what is none stays."""
+    """A user's or a parameter's, in valid and invalid URLs; other text is unchanged."""
     assert public_url(url) == shown
     assert public({"a": [url, (url,)], "b": 1}) == {"a": [shown, (shown,)], "b": 1}
     assert repr(Sealing(key="", to=url)).endswith(f"to={shown!r})")
 
 
 @pytest.mark.parametrize("error", [ConfigError, OSError])
-def test_a_plugin_that_quotes_its_url_is_told_on_without_the_password(error: type[Exception]) -> None:
-    """Its own errors of ours as well; one that quotes no password is raised as it is."""
+def test_a_plugins_errors_are_raised_without_the_urls_password(error: type[Exception]) -> None:
+    """Also in errors of pocket_plug; an error without the password is raised unchanged."""
 
     class Offers:
         @hookimpl
@@ -370,7 +370,7 @@ def test_a_plugin_that_quotes_its_url_is_told_on_without_the_password(error: typ
 # ---------------------------------------------------------------- values
 @dataclass
 class Unregistered:
-    """A user's value, whose repr shows all."""
+    """A user's value, whose repr shows everything."""
 
     text: str = WORD
 
@@ -379,11 +379,11 @@ class Unregistered:
 
 
 class Loud(str):
-    """A value of a type that nobody registered."""
+    """A value of an unregistered type."""
 
 
 async def failures(store: pp.Store, said: Said, number: Key[int]) -> None:
-    """Each way that we know to hand a store, a graph or a run something wrong."""
+    """Each known way to pass something wrong to a store, a graph or a run."""
     value = Unregistered()
 
     async def fails(awaitable: Any, kind: type[BaseException] = Exception) -> None:
@@ -420,7 +420,7 @@ async def failures(store: pp.Store, said: Said, number: Key[int]) -> None:
 
 
 class Wrong(Node[int, int]):
-    """Leaves by a way that isn't there, with a value."""
+    """Leaves by an unknown action, with a value."""
 
     async def exec(self, n: int) -> int:
         return n
@@ -437,7 +437,7 @@ class Stops(Node[int, int]):
 
 
 class Forgets(Node[int, Any]):
-    """Returns a coroutine that nobody awaited."""
+    """Returns a coroutine that nobody awaits."""
 
     def exec(self, n: int) -> Any:
         async def answer(hidden: str = WORD) -> str:
@@ -447,14 +447,14 @@ class Forgets(Node[int, Any]):
 
 
 class Keeps(Node[Any, Any]):
-    """Leaves with what no codec knows."""
+    """Leaves with a value that no codec knows."""
 
     async def exec(self, n: Any) -> Any:
         return [Loud(WORD), Unregistered()]
 
 
 async def failing_runs(store: pp.Store, said: Said) -> None:
-    """Runs that are begun or gone on with by the wrong value, and nodes that do the wrong thing with one."""
+    """Runs that are started or resumed with a wrong value, and nodes that do something wrong with a value."""
 
     async def fails(awaitable: Any) -> None:
         with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever it is, it is searched
@@ -503,7 +503,7 @@ LAYERS: dict[str, Callable[[], list[Layer]]] = {
 def test_no_error_quotes_a_value(
     layers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Messages, their causes, reprs, log lines, spans and threads name keys, nodes, types and sizes, and no value."""
+    """Messages, their causes, reprs, log lines, spans and threads have keys, nodes, types and sizes, and no value."""
     monkeypatch.chdir(tmp_path)
     said = Said()
     number: Key[int] = Key("number", int)
@@ -524,5 +524,5 @@ def test_no_error_quotes_a_value(
     assert len(said.texts) > 100
     assert said.with_word() == []
     control = Said()
-    control.error(lambda: int(WORD))  # what isn't ours quotes what it was given
+    control.error(lambda: int(WORD))  # other errors quote their input
     assert len(control.with_word()) == 2

@@ -1,4 +1,4 @@
-"""Settings belong to a Pocket: what one's configuration says counts for its own runs and stores, and for nobody else's."""
+"""Settings belong to a Pocket: its configuration applies to its own runs and stores, and to no others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def fail(n: int) -> int:
 
 @pytest.fixture
 def configured(tmp_path: Path) -> Iterator[Callable[[str], Pocket]]:
-    """Makes Pockets, each of a file with this text."""
+    """Creates Pockets, each from a file with this text."""
     made: list[Pocket] = []
 
     def make(text: str) -> Pocket:
@@ -53,7 +53,7 @@ def configured(tmp_path: Path) -> Iterator[Callable[[str], Pocket]]:
 
 
 def run(pocket: Pocket, node: Any = double) -> None:
-    """A run in a Pocket, whatever comes of it."""
+    """A run in a Pocket, whatever its outcome."""
 
     async def main() -> None:
         with suppress(ValueError):
@@ -63,8 +63,8 @@ def run(pocket: Pocket, node: Any = double) -> None:
 
 
 # ---------------------------------------------------------------- tracing
-def test_each_pocket_traces_by_its_own_table(configured: Callable[[str], Pocket]) -> None:
-    """Runs have the detail of the Pocket that they run in, whichever was made last; what no table says, the process does."""
+def test_each_pocket_traces_with_its_own_table(configured: Callable[[str], Pocket]) -> None:
+    """Runs have the detail of their own Pocket, whichever was created last; other settings come from the process."""
     runs = configured('[plugins.tracing]\ndetail = "run"')
     phases = configured('[plugins.tracing]\ndetail = "phase"')
     plain = configured("")
@@ -79,8 +79,8 @@ def test_each_pocket_traces_by_its_own_table(configured: Callable[[str], Pocket]
         assert capture.tree() == tree
 
 
-def test_the_stores_of_a_pocket_are_traced_by_its_table(configured: Callable[[str], Pocket]) -> None:
-    """Keys are captured for the one that asks for it, and for no other's store, nor for one that is made in code."""
+def test_the_stores_of_a_pocket_are_traced_with_its_table(configured: Callable[[str], Pocket]) -> None:
+    """Keys are captured for the Pocket that asks for it, not for other stores, nor for a store that is created in code."""
     stores = '[store]\nlayers = ["tracing"]\n[plugins.tracing]\n'
     shows, hides = configured(stores + 'capture = "keys"'), configured(stores + 'capture = "none"')
     for store, shown in (
@@ -94,7 +94,7 @@ def test_the_stores_of_a_pocket_are_traced_by_its_table(configured: Callable[[st
 
 
 def test_the_parts_of_a_pockets_store_have_spans_if_its_table_says_so(configured: Callable[[str], Pocket]) -> None:
-    """At detail "debug", which is decided as a stack is built."""
+    """At detail "debug", which is decided when a stack is built."""
     layers = '[store]\nlayers = ["tracing", { use = "bounding", max_entries = 9 }]\n'
     debugged, plain = configured(layers + '[plugins.tracing]\ndetail = "debug"'), configured(layers)
     for pocket, tree in ((debugged, [("set user:{}", ["layer bounding"])]), (plain, ["set user:{}"])):
@@ -104,7 +104,7 @@ def test_the_parts_of_a_pockets_store_have_spans_if_its_table_says_so(configured
 
 
 def test_a_pocket_changes_no_setting_of_the_process(configured: Callable[[str], Pocket]) -> None:
-    """Neither tracing's, metrics' nor logging's: nobody else's runs are changed by a file that is read."""
+    """Of tracing, metrics or logging: reading a file changes no other runs."""
     before = tracing.configure(), metrics.configure(), logging.configure()
     configured("""
         [plugins.tracing]
@@ -119,8 +119,8 @@ def test_a_pocket_changes_no_setting_of_the_process(configured: Callable[[str], 
     assert (tracing.configure(), metrics.configure(), logging.configure()) == before
 
 
-def test_the_processs_settings_count_where_a_table_says_nothing(configured: Callable[[str], Pocket]) -> None:
-    """Also those that are changed after the Pocket was made; what the table says stays."""
+def test_the_processs_settings_apply_if_a_table_has_none(configured: Callable[[str], Pocket]) -> None:
+    """Also settings that are changed after the Pocket was created; the table's own settings stay."""
     pocket = configured('[plugins.tracing]\ncapture = "summary"')
     with SpanCapture("run") as capture:
         run(pocket)
@@ -141,18 +141,16 @@ def test_the_processs_settings_count_where_a_table_says_nothing(configured: Call
         ("tracing", 'detail = "all"', "tracing's detail is one of run, node, phase, debug, not 'all'"),
     ],
 )
-def test_what_is_no_setting_of_a_pocket_is_refused(
-    configured: Callable[[str], Pocket], plugin: str, written: str, says: str
-) -> None:
-    """What is the process's by nature says so; the rest names what is allowed."""
+def test_other_settings_are_refused(configured: Callable[[str], Pocket], plugin: str, written: str, says: str) -> None:
+    """For a setting of the process the error says so; for any other it says what is allowed."""
     record = configured(f"[plugins.{plugin}]\n{written}").plugin(plugin)
     assert record.status == "failed"
     assert says in record.reason
 
 
 # ---------------------------------------------------------------- metrics and logging
-def test_each_pocket_measures_by_its_own_table(configured: Callable[[str], Pocket]) -> None:
-    """Its runs' nodes are measured or not."""
+def test_each_pocket_measures_with_its_own_table(configured: Callable[[str], Pocket]) -> None:
+    """Whether its runs' nodes are measured."""
     without, plain = configured("[plugins.metrics]\nnode_duration = false"), configured("")
     reader = InMemoryMetricReader()
     former = metrics.configure(meter_provider=MeterProvider([reader], shutdown_on_exit=False))
@@ -167,8 +165,8 @@ def test_each_pocket_measures_by_its_own_table(configured: Callable[[str], Pocke
     assert counts == {"pocket_plug.run.duration": 2, "pocket_plug.node.duration": 1}
 
 
-def test_each_pocket_logs_by_its_own_table(configured: Callable[[str], Pocket]) -> None:
-    """Whether it logs, and whether whole exceptions."""
+def test_each_pocket_logs_with_its_own_table(configured: Callable[[str], Pocket]) -> None:
+    """Whether it logs, and whether exceptions are logged with messages."""
     whole = configured("[plugins.logging]\nevents = true\nexceptions = true")
     silent = configured("[plugins.logging]\nevents = false")
     short = configured("[plugins.logging]\nevents = true")
@@ -182,9 +180,9 @@ def test_each_pocket_logs_by_its_own_table(configured: Callable[[str], Pocket]) 
     assert ["stack" in fields for fields in found] == [False, False, True]
 
 
-# ---------------------------------------------------------------- factories
+# ---------------------------------------------------------------- plugin classes
 class Counting:
-    """A plugin that each Pocket has an object of its own of."""
+    """A plugin of which each Pocket has its own instance."""
 
     def __init__(self) -> None:
         self.runs: Counter[str] = Counter()
@@ -195,8 +193,8 @@ class Counting:
         return None
 
 
-def test_a_class_makes_an_object_for_each_pocket(install: Any) -> None:
-    """Given in code, or named by an entry point; what one Pocket's has counted, the other's has not."""
+def test_each_pocket_has_its_own_instance_of_a_class(install: Any) -> None:
+    """Given in code, or named by an entry point; the instances' counts are separate."""
     install(
         "pocket-plug-made",
         """
@@ -224,13 +222,13 @@ def test_a_class_makes_an_object_for_each_pocket(install: Any) -> None:
     run(first)
     mine = [pocket.layer("mine").plugin for pocket in (first, second)]
     assert mine[0] is not mine[1]
-    assert mine[0] is first.layer("mine").plugin  # the layer's recipe knows the object of its Pocket
+    assert mine[0] is first.layer("mine").plugin  # the layer's recipe knows its Pocket's instance
     assert [type(plugin).__name__ for plugin in mine] == ["Plugin", "Plugin"]
     assert first.plugin("counting").status == second.plugin("counting").status == "active"
 
 
-def test_a_class_that_can_not_be_made_an_object_of() -> None:
-    """It is a failed plugin, or one that steps back, as for any other reason; `register` raises."""
+def test_a_class_that_can_not_be_instantiated() -> None:
+    """It is a failed plugin, or one that declines, as for any other reason; `register` raises."""
 
     class Broken:
         def __init__(self) -> None:
@@ -247,9 +245,9 @@ def test_a_class_that_can_not_be_made_an_object_of() -> None:
         pocket.register(Broken, name="again")
 
 
-# ---------------------------------------------------------------- who is told of failures
+# ---------------------------------------------------------------- notifications of failures
 class Told:
-    """Notes which plugins fail at what."""
+    """Records which plugins fail at what."""
 
     def __init__(self) -> None:
         self.failures: list[tuple[str, str, str]] = []
@@ -262,7 +260,7 @@ class Told:
 
 
 class Failing:
-    """Fails at what it is asked."""
+    """Fails in its hooks."""
 
     @hookimpl
     def pocket_observe(self) -> Observer:
@@ -273,8 +271,8 @@ class Failing:
         raise ValueError("no layers")
 
 
-def test_plugins_are_told_of_a_failing_one() -> None:
-    """Once for each thing that it fails at, in its own Pocket only; who fails at being told is not told of that."""
+def test_plugins_are_notified_of_a_failing_one() -> None:
+    """Once for each kind of failure, in its own Pocket only; a plugin that fails at this notification isn't notified of that."""
     told, elsewhere = Told(), Told()
     pocket, other = Pocket(plugins=[told, Failing()], autoload=False), Pocket(plugins=[elsewhere], autoload=False)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Twenty plugins, of which some are broken in different ways: the rest is unharmed, in an order that is the same everywhere."""
+"""Twenty plugins, some of them broken in different ways: the others are unaffected, in an order that is the same everywhere."""
 
 from __future__ import annotations
 
@@ -84,14 +84,16 @@ def third_party(pocket: Pocket) -> list[str]:
 
 
 def used(pocket: Pocket) -> tuple[list[str], list[str], str]:
-    """The plugins in their order, those that watch a run in theirs, and whose layer it is that many offer."""
+    """The plugins in their order, the observers of a run in theirs, and the plugin whose layer is used for
+    a name that many have.
+    """
     ENTERED.clear()
     assert Graph(double).run_sync(21, pocket=pocket, store=Store()) == 42
     names = [name for name in third_party(pocket) if name in {*GOOD_NAMES, *BROKEN, "wrong"}]
     return names, [*ENTERED], type(pocket.layer("same")).__module__
 
 
-def test_the_broken_ones_are_named_and_the_rest_is_unharmed(twenty, caplog):
+def test_the_broken_ones_are_reported_and_the_others_are_unaffected(twenty, caplog):
     """Each of them once, with its cause; all others are in use: their layers by name, their observers of a run."""
     pocket = Pocket()
     for name in GOOD_NAMES:
@@ -115,7 +117,7 @@ def test_the_broken_ones_are_named_and_the_rest_is_unharmed(twenty, caplog):
 
 
 def test_the_order_is_the_same_everywhere(twenty, tmp_path, monkeypatch):
-    """Whatever order a file system lists a folder in, and whatever folder stands first on the path."""
+    """In whatever order a file system lists a folder, and whatever folder is first on the path."""
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
@@ -132,15 +134,15 @@ def test_the_order_is_the_same_everywhere(twenty, tmp_path, monkeypatch):
             seen.append(used(Pocket()))
     names, entered, same = seen[0]
     assert names == sorted([*GOOD_NAMES, *BROKEN, "wrong"])
-    assert entered == GOOD_NAMES[::-1]  # as in pytest: whoever was registered last is asked first
-    assert same == "pocket_plug_p00"  # and a name is kept by whoever was registered first
+    assert entered == GOOD_NAMES[::-1]  # as in pytest: the plugin that was registered last is called first
+    assert same == "pocket_plug_p00"  # and a name belongs to the plugin that was registered first
     assert all(each == seen[0] for each in seen)
     assert len(seen) == 12
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_of_two_in_one_folder_the_newer_one_counts(install, monkeypatch, turned):
-    """An upgrade that was interrupted leaves both; which one is listed first is the file system's chance."""
+def test_of_two_versions_in_one_folder_the_newer_one_is_used(install, monkeypatch, turned):
+    """An interrupted upgrade leaves both; a file system may list either of them first."""
     good = "from pocket_plug.hookspecs import hookimpl\n@hookimpl\ndef pocket_layers(): return []"
     for version in ("1.9", "1.10", "odd"):
         install("pocket-plug-twice", good, version=version)
@@ -150,8 +152,8 @@ def test_of_two_in_one_folder_the_newer_one_counts(install, monkeypatch, turned)
     assert [record.version for record in Pocket().plugins if record.name == "twice"] == ["1.10"]
 
 
-def test_what_was_removed_by_half_harms_nobody(install):
-    """Distributions whose metadata are gone, but for the entry points, are each listed as failed; all else works."""
+def test_a_half_removed_distribution_harms_no_other(install):
+    """Distributions without metadata except the entry points are listed as failed; everything else works."""
     site = install(
         "pocket-plug-good", "from pocket_plug.hookspecs import hookimpl\n@hookimpl\ndef pocket_layers(): return []"
     )
@@ -169,7 +171,7 @@ def test_what_was_removed_by_half_harms_nobody(install):
 
 # ---------------------------------------------------------------- the level of the API
 def level_of(install, level: str | None) -> hookspecs.PluginRecord:
-    """What becomes of a plugin that says it needs this level, and would fail to be imported where it isn't there."""
+    """The status of a plugin that declares this level, and would fail to be imported without it."""
     source = (
         f"from pocket_plug.hookspecs import API_LEVEL, hookimpl\nif API_LEVEL < 7 and {level!r} == 'level7':\n"
         "    raise ImportError('imported')\n@hookimpl\ndef pocket_layers(): return []"
@@ -180,7 +182,7 @@ def level_of(install, level: str | None) -> hookspecs.PluginRecord:
 
 
 def test_a_plugin_for_a_newer_level_is_refused_with_what_to_upgrade(install, caplog):
-    """Before it is imported: the error of an import would tell of a name that is missing, and not what to do."""
+    """Before it is imported: the import's error would name a missing name, and not say what to upgrade."""
     record = level_of(install, "level7")
     assert (record.status, record.reason) == (
         "failed",
@@ -192,8 +194,8 @@ def test_a_plugin_for_a_newer_level_is_refused_with_what_to_upgrade(install, cap
     ]
 
 
-def test_a_plugin_for_a_newer_level_is_used_once_it_is_there(install, monkeypatch):
-    """After the upgrade it is in use as it is."""
+def test_a_plugin_for_a_newer_level_is_used_after_the_upgrade(install, monkeypatch):
+    """After the upgrade it is in use, unchanged."""
     monkeypatch.setattr(hookspecs, "API_LEVEL", 7)
     monkeypatch.setattr(discovery, "API_LEVEL", 7)
     assert level_of(install, "level7").status == "active"
@@ -201,13 +203,13 @@ def test_a_plugin_for_a_newer_level_is_used_once_it_is_there(install, monkeypatc
 
 @pytest.mark.parametrize("level", [None, "level1", f"level{hookspecs.API_LEVEL}"])
 def test_a_plugin_for_this_level_or_an_older_one_is_used(install, level):
-    """So is one that says nothing."""
+    """So is one that declares no level."""
     assert level_of(install, level).status == "active"
 
 
 @pytest.mark.parametrize("level", ["2", "level0", "level", "Level2", "level2.1"])
-def test_a_level_that_is_none_is_refused(install, level):
-    """With what stands there, and how it is written."""
+def test_an_invalid_level_is_refused(install, level):
+    """The error quotes the level, and says how to write it."""
     record = level_of(install, level)
     assert (record.status, record.reason) == (
         "failed",
@@ -233,8 +235,8 @@ LEVELS = {
 """The hooks of each level, with their arguments. A released level stays as it is: what is added begins the next one."""
 
 
-def test_what_is_added_raises_the_level():
-    """A hook, or an argument of one, that no level has yet fails here: add a level, and raise `API_LEVEL`."""
+def test_an_addition_raises_the_level():
+    """A hook, or an argument of one, that is in no level yet fails here: add a level, and increase `API_LEVEL`."""
     there = {
         name: [
             argument for argument in inspect.signature(getattr(hookspecs.Specs, name)).parameters if argument != "self"
@@ -247,7 +249,7 @@ def test_what_is_added_raises_the_level():
 
 
 def test_our_own_distributions_say_their_level():
-    """Each plugin under `plugins/` says which level it needs, as those that `pocket-plug new` makes do."""
+    """Each plugin in `plugins/` declares the level that it needs, as the projects of `pocket-plug new` do."""
     for file in (Path(__file__).parents[2] / "plugins").glob("*/pyproject.toml"):
         points = tomllib.loads(file.read_text())["project"].get("entry-points", {})
         said = points.get(hookspecs.API_GROUP, {})

@@ -28,7 +28,7 @@ from pocket_plug.primitives.durations import seconds
     ],
 )
 def test_a_ttl_means_seconds(ttl: Any, meant: float) -> None:
-    """Numbers, timedeltas and texts of d, h, m, s and ms, the larger unit first."""
+    """Numbers, timedeltas and texts with d, h, m, s and ms, the larger unit first."""
     assert seconds(ttl) == meant
 
 
@@ -38,6 +38,6 @@ def test_a_ttl_means_seconds(ttl: Any, meant: float) -> None:
      "m", "5 m", "-5s", "5S", "1m1h", "1h30", "5x", "\u0665s", "9" * 400 + "s"],
 )  # fmt: skip
 def test_anything_else_is_refused(ttl: Any) -> None:
-    """0 and below would be gone before they are there, nan never; the message says what was given and what may be."""
+    """With 0 and below the entry would expire at once, with nan never; the message says what was given and what is allowed."""
     with pytest.raises(ConfigError, match=r"ttl can't be .*; give seconds above 0, a timedelta, or text"):
         seconds(ttl)

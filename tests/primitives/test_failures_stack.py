@@ -1,4 +1,4 @@
-"""The stack that is recorded of an exception: short, and with the place where one looks first."""
+"""The recorded stack of an exception: short, and with the most useful frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pocket_plug.traces.frames import frames_in, users_frame
 
 
 def calls_of(file: str, depth: int, inner: Callable[[], Any]) -> Callable[[], Any]:
-    """A function of a file that calls itself so often, and then another."""
+    """A function in a file that calls itself several times, and then another function."""
     space: dict[str, Any] = {"inner": inner}
     code = "def call(left):\n    return call(left - 1) if left > 1 else inner()\n"
     exec(compile(code, file, "exec"), space)  # noqa: S102 - a file that isn't there, on purpose
@@ -35,7 +35,7 @@ LIBRARY = "/x/.venv/lib/python3.12/site-packages/slow/net.py"
 
 
 def test_a_short_stack_is_kept_whole() -> None:
-    """As it is."""
+    """Unchanged."""
     stack = stack_from(calls_of("/app/orders.py", 3, fails))
     assert [frame.file for frame in frames_in(stack)].count("/app/orders.py") == 3
     assert "more]" not in stack
@@ -43,7 +43,7 @@ def test_a_short_stack_is_kept_whole() -> None:
 
 @pytest.mark.parametrize("depth", [20, 500])
 def test_of_a_deep_stack_the_users_frame_is_kept(depth: int) -> None:
-    """Though a library has called itself many times below it; how many frames are left out is said."""
+    """Even if a library has called itself many times below it; the number of omitted frames is shown."""
     space: dict[str, Any] = {}
     exec(compile("def fail():\n    raise ValueError\n", LIBRARY, "exec"), space)  # noqa: S102 - as above
     stack = stack_from(calls_of("/app/orders.py", 2, calls_of(LIBRARY, depth, space["fail"])))
@@ -55,7 +55,7 @@ def test_of_a_deep_stack_the_users_frame_is_kept(depth: int) -> None:
 
 
 def test_the_frames_of_a_worker_are_the_innermost() -> None:
-    """Of an exception that came back from another process, whose own frames here are of libraries only; without its message."""
+    """For an exception from another process, whose frames in this process are only of libraries; without its message."""
     with pytest.raises(ValueError, match="secret") as far:
         calls_of("/app/orders.py", 2, calls_of(LIBRARY, 20, fails_with_a_message))()
     near = put_together(taken_apart(far.value), "far:1")
@@ -69,8 +69,8 @@ def fails_with_a_message() -> None:
 
 
 @pytest.mark.parametrize("file", ["/app/orders.py", LIBRARY], ids=["users", "library's"])
-def test_long_paths_cost_outer_frames_and_not_the_innermost(file: str) -> None:
-    """What is recorded has an end, and what stands last is what one looks for."""
+def test_with_long_paths_outer_frames_are_omitted(file: str) -> None:
+    """The stack has a maximum size, and the last frames are the most useful."""
     folders = "/deep" * 80
     stack = stack_from(calls_of("/app/orders.py", 2, calls_of(folders + file, 40, fails)))
     assert len(stack.encode()) <= MAX_BYTES

@@ -1,4 +1,4 @@
-"""What we write to disk holds what the program works with: new files are 0600, new folders 0700, others stay as they are."""
+"""Files on disk contain the program's data: new files are 0600, new folders 0700, existing ones are unchanged."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ graph = pp.Graph(half, name="g", store=pp.Store("sqlite:///state/deep/state.db")
 
 @pytest.fixture(params=[0o000, 0o022, 0o027, 0o077], ids=oct)
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    """How much the user's umask takes away; nothing of what we make depends on it."""
+    """The user's umask; the modes of our files don't depend on it."""
     former = os.umask(request.param)
     yield request.param
     os.umask(former)
 
 
 def modes(folder: Path) -> dict[str, str]:
-    """The modes of all that is in a folder, by path."""
+    """The modes of everything in a folder, by path."""
     return {
         str(path.relative_to(folder)): oct(stat.S_IMODE(path.lstat().st_mode)) for path in sorted(folder.rglob("*"))
     }
 
 
-def test_a_database_is_its_owners(tmp_path: Path, umask: int) -> None:
-    """With its log, its index and the file of its owner, while it is open and later; and the folders made for its URL."""
+def test_a_database_is_readable_only_by_its_owner(tmp_path: Path, umask: int) -> None:
+    """With its log, its index and its lock file, while it is open and later; and the folders created for its URL."""
     (tmp_path / "there").mkdir()
     os.chmod(tmp_path / "there", 0o750)  # noqa: S103 - as a user may have it
     database = tmp_path / "there" / "a" / "b" / "state.db"
@@ -67,7 +67,7 @@ def test_a_database_is_its_owners(tmp_path: Path, umask: int) -> None:
     assert {mode for path, mode in modes(tmp_path).items() if path != "there"} == {"0o700", "0o600"}
 
 
-def test_what_is_there_stays_as_it_is(tmp_path: Path, umask: int) -> None:
+def test_existing_modes_stay(tmp_path: Path, umask: int) -> None:
     """A database, and the folder, that a user has opened for a group stay open for it."""
     folder = tmp_path / "shared"
     folder.mkdir()
@@ -80,16 +80,16 @@ def test_what_is_there_stays_as_it_is(tmp_path: Path, umask: int) -> None:
     assert (found["shared"], found["shared/state.db"]) == ("0o750", "0o640")
 
 
-def test_a_link_to_a_database_that_is_not_there_yet(tmp_path: Path, umask: int) -> None:
-    """What it leads to is made, and is the owner's."""
+def test_a_link_to_a_missing_database(tmp_path: Path, umask: int) -> None:
+    """Its target is created, and is readable only by its owner."""
     (tmp_path / "link.db").symlink_to(tmp_path / "real.db")
     with SyncStore(f"sqlite:///{tmp_path}/link.db") as store:
         store.set("a", 1)
     assert modes(tmp_path)["real.db"] == "0o600"
 
 
-def test_all_that_the_commands_write(tmp_path: Path, umask: int) -> None:
-    """A traced run, its page and its store: nothing that is made is readable by others."""
+def test_all_files_of_the_commands(tmp_path: Path, umask: int) -> None:
+    """A traced run, its page and its store: no created file is readable by others."""
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "old.html").touch()
     for path in ("app.py", "old.html"):
@@ -115,7 +115,7 @@ def test_all_that_the_commands_write(tmp_path: Path, umask: int) -> None:
 
 
 def test_the_file_of_open_spans(tmp_path: Path, umask: int) -> None:
-    """Also that which stands for it until it is whole."""
+    """Also its temporary file."""
     spans = OpenSpans(tmp_path / "traces" / "traces.jsonl")
     span = TracerProvider(shutdown_on_exit=False).get_tracer("test").start_span("a")
     assert isinstance(span, Span)
@@ -128,8 +128,8 @@ def test_the_file_of_open_spans(tmp_path: Path, umask: int) -> None:
     assert set(found.values()) == {"0o700", "0o600"}
 
 
-def test_many_make_the_same(tmp_path: Path) -> None:
-    """Threads that make one folder and one file at once all find them made, and nobody's content is touched."""
+def test_many_threads_create_the_same_files(tmp_path: Path) -> None:
+    """Threads that create one folder and one file at the same time all succeed, and no content is changed."""
     barrier = threading.Barrier(8)
     failed: list[BaseException] = []
 
@@ -153,8 +153,8 @@ def test_many_make_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "c" / "file").read_text() == "x" * 8
 
 
-def test_where_no_node_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
-    """Where the system has no `mknod`, or allows it to nobody, a file is made by opening it."""
+def test_without_mknod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
+    """If the system has no `mknod`, or allows it to nobody, a file is created by opening it."""
 
     def refused(*_: object) -> None:
         raise PermissionError
@@ -167,8 +167,8 @@ def test_where_no_node_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert modes(tmp_path) == {"a": "0o600", "b": "0o600"}
 
 
-def test_what_cannot_be_made_is_an_error(tmp_path: Path) -> None:
-    """A file stands where a folder should, or the folder isn't there."""
+def test_a_failed_creation_is_an_error(tmp_path: Path) -> None:
+    """There is a file in the place of a folder, or the folder doesn't exist."""
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         make_folder(tmp_path / "file" / "a")

@@ -1,4 +1,4 @@
-"""Forks of this process: the child inherits what is whole and waits for nobody; the parent goes on as if nothing were."""
+"""Forks of this process: the child inherits consistent data and waits for no thread; the parent continues as before."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarn
 
 
 def in_child(do: Callable[[], object]) -> int:
-    """Do it in a child of fork; gives how that ended: 0, or 1 and what was raised on stderr. One that hangs is killed."""
+    """Do it in a child of fork; returns 0, or 1 with the exception on stderr. A child that hangs is killed."""
     child = os.fork()
     if child == 0:
         signal.alarm(60)
@@ -52,7 +52,7 @@ def in_child(do: Callable[[], object]) -> int:
 
 
 def run(script: str, *arguments: object) -> str:
-    """What a program prints; it must end well."""
+    """The output of a program; it must succeed."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -61,13 +61,13 @@ def run(script: str, *arguments: object) -> str:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fork that doesn't wait for long."""
+    """A fork that doesn't wait long."""
     monkeypatch.setattr(forking, "PATIENCE", 0.05)
 
 
 @pytest.fixture
 def end() -> Iterator[threading.Event]:
-    """Set when the test is over."""
+    """Set when the test ends."""
     event = threading.Event()
     yield event
     event.set()
@@ -82,14 +82,14 @@ def thread(target: Callable[[], object]) -> threading.Thread:
 # ---------------------------------------------------------------- locks
 @pytest.mark.parametrize("make", [new_lock, new_rlock])
 def test_nobody_is_in_a_critical_section_at_a_fork(make: Callable[[], Any], end: threading.Event) -> None:
-    """What a lock guards is whole in the child, and the lock is free there and here."""
+    """Data that a lock protects is consistent in the child, and the lock is free in both processes."""
     lock, pair, turns = make(), [0, 0], threading.Semaphore(0)
 
     def change() -> None:
         while not end.is_set():
             with lock:
                 pair[0] += 1
-                for _ in range(1000):  # be found in the middle
+                for _ in range(1000):  # to be found in the middle
                     pass
                 pair[1] += 1
             turns.release()
@@ -110,8 +110,8 @@ def test_nobody_is_in_a_critical_section_at_a_fork(make: Callable[[], Any], end:
     lock.release()
 
 
-def test_locks_are_taken_whatever_order_others_take_them_in(end: threading.Event) -> None:
-    """Threads that nest two locks, either way in turn, and a fork: none waits for another for ever, none is given up."""
+def test_a_fork_acquires_locks_in_any_order(end: threading.Event) -> None:
+    """Threads that nest two locks, in either order, and a fork: none waits for another without end, none is given up."""
     locks, turns = (new_lock(), new_lock()), threading.Semaphore(0)
 
     def nest() -> None:
@@ -133,11 +133,12 @@ def test_locks_are_taken_whatever_order_others_take_them_in(end: threading.Event
 @pytest.mark.parametrize(
     "layers", [[], [Bounding(max_entries=9)], [Bounding(max_bytes=999)]], ids=["plain", "9", "999"]
 )
-def test_a_thread_that_stays_in_the_middle_is_an_error_in_the_child(
+def test_a_thread_that_stays_in_a_critical_section_is_an_error_in_the_child(
     layers: list[pp.Layer], end: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The fork doesn't wait for it for ever, nor does the child; there what it was changing is refused, and can be begun
-    anew. The parent is told, and goes on."""
+    """The fork doesn't wait for it without end, nor does the child; there the half-changed data is refused, and can be
+    initialized again. The parent logs it, and continues.
+    """
     memory = pp.Memory()
     store = pp.SyncStore(memory, layers=layers)
     store.set("a", 1)
@@ -168,9 +169,9 @@ def test_a_thread_that_stays_in_the_middle_is_an_error_in_the_child(
     assert store.get_many(["a", "b"]) == {"a": 1, "b": 1}
 
 
-def test_a_fork_by_who_is_in_the_middle_himself_comes_to_a_good_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a signal's handler may do it: in the child too the thread goes on, and what it was at comes to its end."""
-    monkeypatch.setattr(forking, "PATIENCE", 1.0)  # the child has to come to that end within it
+def test_a_fork_within_a_critical_section_of_the_same_thread_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal handler may do it: the thread continues in the child too, and completes its work."""
+    monkeypatch.setattr(forking, "PATIENCE", 1.0)  # the child has to complete within it
     memory = pp.Memory()
     store = pp.SyncStore(memory)
 
@@ -188,8 +189,9 @@ def test_a_fork_by_who_is_in_the_middle_himself_comes_to_a_good_end(monkeypatch:
 def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it(
     seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not lost, though an error in a function for forks is only printed, however soon after the fork it comes; the
-    preparation is made, and undone."""
+    """It is not lost, though an error in a fork callback is only printed, however soon after the fork it comes; the preparation
+    is made, and undone.
+    """
     monkeypatch.setattr(forking, "SOON", seconds)
     lock = new_lock()
     rests: list[str] = []
@@ -214,12 +216,12 @@ def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it(
     assert not forking.is_under_way()
     assert lock.acquire(timeout=60)
     lock.release()
-    with suppress(ChildProcessError):  # else it was waited for
+    with suppress(ChildProcessError):  # otherwise it was waited for
         assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 
 
 def test_a_child_can_import_what_its_parent_was_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's lock of a module would be held there for ever: a fork waits for another thread's import to end."""
+    """Python's lock of a module would be held there for ever: a fork waits until other threads' imports have ended."""
     (tmp_path / "slow_to_import.py").write_text(
         "from tests_of_forks import begun, forks\nbegun.set()\nassert forks.wait(60)\nhere = max(range(200_000))\n"
     )
@@ -248,8 +250,8 @@ def test_a_child_can_import_what_its_parent_was_importing(tmp_path: Path, monkey
     del sys.modules["slow_to_import"]
 
 
-def test_what_is_gone_is_forgotten() -> None:
-    """Locks, methods and stores are held weakly; functions for good."""
+def test_deleted_objects_are_forgotten() -> None:
+    """Locks, methods and stores are held weakly; functions are kept."""
 
     class Part:
         def __init__(self) -> None:
@@ -270,7 +272,9 @@ def test_what_is_gone_is_forgotten() -> None:
 
 # ---------------------------------------------------------------- stores
 def test_a_store_on_a_loop_of_its_own_works_in_a_child() -> None:
-    """The loop's thread isn't there: another one is made, by a sync call as by the first. Closed it stays closed."""
+    """The loop's thread doesn't exist in the child: another one is started, by a sync call as at first. A closed store stays
+    closed.
+    """
     store = pp.SyncStore(FaultyMemory())
     store.set("a", 1)
 
@@ -294,7 +298,7 @@ def test_a_store_on_a_loop_of_its_own_works_in_a_child() -> None:
 
 
 def test_a_child_works_while_its_parents_loop_waits() -> None:
-    """Forked by a task, while others are in line for the same key and gate: the child has a line of its own."""
+    """Forked by a task, while others wait for the same key and gate: the child has a queue of its own."""
 
     async def main() -> None:
         store = pp.Store(FaultyMemory())
@@ -314,7 +318,7 @@ MODES = ("power", "process")
 
 @pytest.mark.parametrize("durability", MODES)
 def test_children_and_their_parent_count_in_one_file(tmp_path: Path, durability: str) -> None:
-    """By the store that they inherit, and by one of their own; while the parent goes on, and after it has closed."""
+    """With the inherited store, and with one of their own; while the parent continues, and after it has closed."""
     url = f"sqlite:///{tmp_path}/state.db?durability={durability}"
     context = multiprocessing.get_context("fork")
 
@@ -381,14 +385,15 @@ store.close()
 
 
 @pytest.mark.parametrize(("program", "said"), [(POOL, "2225"), (DAEMON, "2")], ids=["pool", "daemon"])
-def test_programs_that_fork_with_a_store_open_go_on(program: str, said: str, tmp_path: Path) -> None:
-    """Workers of a Pool use the store that they inherit; a program that makes itself a daemon goes on with its own."""
+def test_programs_that_fork_with_an_open_store_continue(program: str, said: str, tmp_path: Path) -> None:
+    """Workers of a Pool use the inherited store; a program that becomes a daemon uses its own."""
     assert run(program, tmp_path) == f"{said}\n"
 
 
-def test_a_file_stays_its_owners_after_forks(tmp_path: Path) -> None:
-    """Neither a child nor its end takes the lock away, and a child doesn't have it; the parent's close ends it, though
-    children live."""
+def test_a_files_exclusive_lock_stays_with_its_owner_after_forks(tmp_path: Path) -> None:
+    """Neither a child nor its end releases the lock, and a child doesn't have it; the parent's close releases it, though children
+    live.
+    """
     path = tmp_path / "state.db"
     first = SQLite(path)
     drive(first.open())
@@ -423,8 +428,9 @@ def test_a_file_stays_its_owners_after_forks(tmp_path: Path) -> None:
 def test_forked_in_the_middle_of_a_commit_the_child_refuses_the_file(
     tmp_path: Path, durability: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the very thread that commits, which a fork can't wait for: the parent's write lands. In the child the inherited
-    store and a new one on the file say why they can't be used; other files work."""
+    """Forked by the committing thread itself, for which a fork can't wait: the parent's write is done. In the child the inherited
+    store and a new one on the file say why they can't be used; other files work.
+    """
     path = tmp_path / "state.db"
     backend = SQLite(path, durability=durability)
     drive(backend.open())
@@ -465,7 +471,7 @@ async def _all_of(path: Path) -> list[str]:
 def test_a_fork_does_not_wait_for_another_process_that_writes(
     tmp_path: Path, durability: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A write that waits for it, in the writer's thread, waits on after the fork, and lands when it may."""
+    """A write that waits for it, in the writer's thread, keeps waiting after the fork, and is done later."""
     with pp.SyncStore(f"sqlite:///{tmp_path}/state.db?durability={durability}&timeout=600") as store:
         store.set("a", 1)
         with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
@@ -481,8 +487,8 @@ def test_a_fork_does_not_wait_for_another_process_that_writes(
     assert caplog.text == ""
 
 
-# `asyncio.to_thread` would import concurrent.futures.thread in the middle of the fork: what that registers for the time
-# after a fork would then release a lock that was never taken (CPython prints it and goes on).
+# `asyncio.to_thread` would import concurrent.futures.thread in the middle of the fork: its fork callback would then
+# release a lock that was never acquired (CPython prints it and continues).
 WAITING = """
 import concurrent.futures.thread, itertools, os, signal, sqlite3, sys, threading
 import pocket_plug as pp
@@ -545,15 +551,15 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("how", ["queued", "on a loop"])
-def test_a_child_forked_by_a_signals_handler_waits_for_no_thread(tmp_path: Path, how: str) -> None:
-    """The handler interrupts a call that waits, forks, and returns in the child: there the call raises, here it ends well."""
+def test_a_child_forked_by_a_signal_handler_waits_for_no_thread(tmp_path: Path, how: str) -> None:
+    """The handler interrupts a call that waits, forks, and returns in the child: there the call raises, here it succeeds."""
     child, parent = run(WAITING, tmp_path, how).splitlines()
     assert child.startswith("child this process was forked while this call waited")
     assert parent == "parent has written"
 
 
-def test_a_part_that_fails_keeps_no_other_from_its_preparation(caplog: pytest.LogCaptureFixture) -> None:
-    """Of a plugin: what it raises is logged, and all others are prepared, and begin anew."""
+def test_a_failing_fork_callback_affects_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """A plugin's fork callback: its exception is logged, and all other callbacks are called, before and after the fork."""
     lock = new_lock()
 
     class Part:
@@ -577,7 +583,7 @@ def test_a_part_that_fails_keeps_no_other_from_its_preparation(caplog: pytest.Lo
 
 
 def test_forks_while_stores_are_opened_and_closed(tmp_path: Path, end: threading.Event) -> None:
-    """On one file, all the time, by several threads: the child finds no connection half made, and no owner that isn't."""
+    """On one file, all the time, by several threads: the child finds no half-made connection, and no wrong owner."""
     opened = threading.Semaphore(0)
 
     def use(name: str) -> None:
@@ -609,7 +615,7 @@ def test_forks_while_stores_are_opened_and_closed(tmp_path: Path, end: threading
 
 
 def test_forks_within_a_scan_and_a_transaction(tmp_path: Path) -> None:
-    """What the forking thread is in the middle of goes on, here and in the child."""
+    """The forking thread's scan and transaction continue, in both processes."""
     with pp.SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
         store.set_many({f"k{n:03}": n for n in range(600)})
         names = store.keys()
@@ -683,7 +689,7 @@ with store:
 """
 
 
-def test_a_function_for_forks_that_uses_a_store_too_late_is_told(tmp_path: Path) -> None:
+def test_a_fork_callback_that_uses_a_store_too_late_gets_an_error(tmp_path: Path) -> None:
     """Registered before pocket_plug's, it is called when all files are closed: an error, and no deadlock."""
     said, after = run(BEFORE, tmp_path).splitlines()
     assert said.startswith("StoreError a store is used in the middle of a fork")
@@ -710,13 +716,13 @@ print(asyncio.run(pp.Graph(add).run(1)), "fork" in dir(pocket_plug.testing.contr
 """
 
 
-def test_it_works_where_processes_cant_fork(tmp_path: Path) -> None:
+def test_it_works_without_fork(tmp_path: Path) -> None:
     """As on Windows: neither os.fork nor os.register_at_fork nor fcntl."""
     assert run(ELSEWHERE, tmp_path) == "2 False\n"
 
 
-def test_one_module_knows_of_forks() -> None:
-    """Whoever has to do something at a fork does it by `forking`, which is guarded where there are none."""
+def test_one_module_handles_forks() -> None:
+    """All fork callbacks are registered by `forking`, which checks whether forks exist."""
     package = Path(pp.__file__).parent
     users = [
         str(file.relative_to(package)) for file in package.rglob("*.py") if "register_at_fork(" in file.read_text()

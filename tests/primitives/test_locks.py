@@ -1,4 +1,4 @@
-"""Locks for `with`: free after whatever a signal's handler raises, and otherwise as Python's own."""
+"""Locks for `with`: free after any signal handler's exception, and otherwise like Python's own."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ every = pytest.mark.parametrize("make", [Lock, RLock, GuardedLock, GuardedRLock]
 
 @pytest.fixture
 def alarm() -> Iterator[Callable[[], None]]:
-    """A signal comes soon after the call of it, and its handler raises Interrupted."""
+    """A signal comes soon after the call, and its handler raises Interrupted."""
 
     def handle(*_: object) -> None:
         raise Interrupted
 
     before = signal.signal(signal.SIGALRM, handle)
     gc.collect()
-    gc.disable()  # what is raised in the finalizer of some other test's garbage is only printed
+    gc.disable()  # an exception in the finalizer of another test's garbage is only printed
     yield lambda: signal.setitimer(signal.ITIMER_REAL, 50e-6) and None
     gc.enable()
     signal.signal(signal.SIGALRM, before)
 
 
 def elsewhere(do: Callable[[], Any]) -> Any:
-    """What it gives in another thread."""
+    """The result of a call in another thread."""
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(do()), daemon=True)
     thread.start()
@@ -44,7 +44,7 @@ def elsewhere(do: Callable[[], Any]) -> Any:
 
 
 def is_free(lock: Any) -> bool:
-    """Can another thread have it?"""
+    """Can another thread acquire it?"""
     return bool(elsewhere(lambda: lock.acquire(blocking=False) and (lock.release() or True)))
 
 
@@ -67,8 +67,8 @@ def test_an_interrupt_leaves_no_lock_locked(make: Callable[[], Any], alarm: Call
 
 
 @every
-def test_a_lock_locks(make: Callable[[], Any]) -> None:
-    """In a `with` no other thread gets it; after it, and after an exception in it, any does."""
+def test_a_lock_excludes_other_threads(make: Callable[[], Any]) -> None:
+    """In a `with` no other thread gets it; after it, and after an exception in it, any thread does."""
     lock = make()
     with lock as got:
         assert got is True
@@ -80,8 +80,8 @@ def test_a_lock_locks(make: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("make", [RLock, GuardedRLock])
-def test_a_reentrant_lock_is_the_threads(make: Callable[[], Any]) -> None:
-    """Its thread enters again; a Condition waits with it, and gives it up meanwhile."""
+def test_a_reentrant_lock_belongs_to_its_thread(make: Callable[[], Any]) -> None:
+    """Its thread can acquire it again; a Condition can wait with it, and releases it meanwhile."""
     lock = make()
     condition = threading.Condition(lock)
     with lock, lock:
@@ -101,7 +101,7 @@ def test_a_reentrant_lock_is_the_threads(make: Callable[[], Any]) -> None:
 
 @every
 def test_a_lock_can_be_referred_to_weakly(make: Callable[[], Any]) -> None:
-    """As a fork does, to find all of them."""
+    """So a fork finds all of them."""
     lock = make()
     reference = weakref.ref(lock)
     assert reference() is lock

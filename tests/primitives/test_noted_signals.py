@@ -1,4 +1,4 @@
-"""A signal that was noted while the main thread went to wait in C: its handler begins all the same."""
+"""A signal that arrives just before the main thread blocks in C: its handler is called all the same."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def run(code: str, timeout: float = 60) -> str:
 
 
 @pytest.mark.parametrize("handler", ["end", "functools.wraps(end)(lambda *given: end(*given))"])
-def test_a_noted_signal_is_sent_again(handler: str) -> None:
-    """Until its handler begins, which somebody may have wrapped."""
+def test_a_pending_signal_is_sent_again(handler: str) -> None:
+    """Until its handler is called, which may be wrapped."""
     code = f"""
 signal.signal(signal.SIGTERM, {handler})
 insist(signal.SIGTERM, end)
@@ -51,8 +51,8 @@ wait(signal.SIGTERM)
     assert run(code) == "began\n"
 
 
-def test_who_has_installed_another_handler_is_called_once() -> None:
-    """Only the handler that is meant gets its signal again."""
+def test_another_handler_is_called_once() -> None:
+    """Only our own handler gets its signal again."""
     code = """
 from pocket_plug.primitives import noted_signals
 
@@ -68,8 +68,8 @@ print(came)
     assert run(code) == "['came', 'came']\n"
 
 
-def test_a_forked_child_tells_its_parent_nothing() -> None:
-    """What comes to the child isn't sent to the parent, and the child can insist as well."""
+def test_a_forked_child_sends_its_parent_nothing() -> None:
+    """The child's signals aren't sent to the parent, and the child repeats its own signals too."""
     code = """
 insist(signal.SIGTERM, end)
 if (child := os.fork()) == 0:
@@ -82,8 +82,8 @@ print(os.waitpid(child, 0)[1], signal.set_wakeup_fd(-1) != -1)
     assert run(code) == "began\n0 True\n"
 
 
-def test_who_is_told_of_signals_already_stays_so() -> None:
-    """As a loop of asyncio's is, also one that was begun later."""
+def test_an_existing_wakeup_fd_still_works() -> None:
+    """For example asyncio's loop, also one that is started later."""
     code = """
 import socket
 

@@ -1,4 +1,4 @@
-"""What a signal's handler raises while a loop of ours runs in the main thread: the run ends, and raises it.
+"""A signal handler raises while a loop of pocket_plug runs in the main thread: the run ends, and raises the exception.
 
 `tests/crash/interrupts.py` raises it at every place.
 """
@@ -73,14 +73,14 @@ def test_what_a_handler_has_raised_is_known(
     run(main())
 
 
-# ---------------------------------------------------------------- where it is raised
+# ---------------------------------------------------------------- where the handler is called
 def test_within_asyncio_it_ends_the_run(handle: Callable[[Handler], None]) -> None:
-    """The signal comes while the loop calls something: asyncio would only report it, and nothing would go on ever after."""
+    """The signal comes while the loop calls a callback: asyncio would only report it, and the run would never continue."""
     handle(stop)
     ended: list[type[BaseException] | None] = []
 
     async def main() -> None:
-        asyncio.get_running_loop().call_soon(signal.raise_signal, SIGNAL)  # the handler runs in `Handle._run`
+        asyncio.get_running_loop().call_soon(signal.raise_signal, SIGNAL)  # the handler is called in `Handle._run`
         try:
             await asyncio.sleep(LONG)
         except BaseException as error:
@@ -94,7 +94,7 @@ def test_within_asyncio_it_ends_the_run(handle: Callable[[Handler], None]) -> No
 
 
 def test_a_loop_that_waits_is_woken(handle: Callable[[Handler], None]) -> None:
-    """The signal comes from elsewhere while nothing happens in the loop."""
+    """The signal comes from another process while the loop is idle."""
     handle(stop)
     main_thread = threading.main_thread().ident
     assert main_thread is not None
@@ -108,7 +108,7 @@ def test_a_loop_that_waits_is_woken(handle: Callable[[Handler], None]) -> None:
 
 
 def test_in_a_coroutine_it_is_raised_there(handle: Callable[[Handler], None]) -> None:
-    """A node that takes too long is interrupted at once, and may answer that: so it is without a loop, too."""
+    """A node that takes too long is interrupted at once, and may handle it: as without a loop."""
     handle(stop)
 
     async def main() -> str:
@@ -121,8 +121,10 @@ def test_in_a_coroutine_it_is_raised_there(handle: Callable[[Handler], None]) ->
     assert run_loop(main()) == "answered"
 
 
-def test_what_has_been_done_all_the_same_does_not_hide_it(handle: Callable[[Handler], None]) -> None:
-    """Whoever refuses to be cancelled ends as it likes; the handler's exception is raised all the same, the last of several."""
+def test_the_runs_result_does_not_hide_the_exception(handle: Callable[[Handler], None]) -> None:
+    """A task that refuses to be cancelled may end in any way; the handler's exception is raised all the same, the last of
+    several.
+    """
     errors = [Interrupted("first"), SystemExit(3)]
 
     def stop_with(number: int, frame: FrameType | None) -> None:
@@ -145,8 +147,8 @@ def test_what_has_been_done_all_the_same_does_not_hide_it(handle: Callable[[Hand
     assert caught.value.__context__ is errors[0] or caught.value.__cause__ is errors[0]
 
 
-def test_the_programs_handlers_are_back_afterwards(handle: Callable[[Handler], None]) -> None:
-    """The very ones; and what the run has installed itself stays."""
+def test_the_programs_handlers_are_restored(handle: Callable[[Handler], None]) -> None:
+    """The same functions; and handlers that the run has installed itself stay."""
     handle(stop)
     term = signal.getsignal(signal.SIGTERM)
 
@@ -167,7 +169,7 @@ def test_the_programs_handlers_are_back_afterwards(handle: Callable[[Handler], N
 
 
 def test_a_guarded_handler_that_was_kept_raises_when_the_run_is_over(handle: Callable[[Handler], None]) -> None:
-    """Who chains handlers puts the one back that was there, perhaps after the run."""
+    """Code that chains handlers restores the previous one, perhaps after the run."""
     handle(stop)
     kept: list[Any] = []
 
@@ -181,7 +183,7 @@ def test_a_guarded_handler_that_was_kept_raises_when_the_run_is_over(handle: Cal
 
 
 def test_another_thread_leaves_handlers_alone(handle: Callable[[Handler], None]) -> None:
-    """They run in the main thread, which does something else meanwhile."""
+    """Handlers are called in the main thread, which does something else meanwhile."""
     handle(stop)
     seen: list[Any] = []
 
@@ -194,10 +196,8 @@ def test_another_thread_leaves_handlers_alone(handle: Callable[[Handler], None])
     assert seen == [stop]
 
 
-def test_nothing_is_logged_of_what_is_raised(
-    handle: Callable[[Handler], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    """A SystemExit of a task ends the loop, and comes out of whoever awaits that task as the loop is closed."""
+def test_the_exception_is_not_logged(handle: Callable[[Handler], None], caplog: pytest.LogCaptureFixture) -> None:
+    """A SystemExit of a task ends the loop, and is raised to the awaiting task when the loop is closed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(3)
@@ -220,16 +220,16 @@ def test_nothing_is_logged_of_what_is_raised(
     assert caplog.messages == []
 
 
-# ---------------------------------------------------------------- a store at home on a loop of its own
+# ---------------------------------------------------------------- a store with its own event loop
 class AtHome(Memory):
-    """One that belongs to an event loop."""
+    """A backend that belongs to an event loop."""
 
     needs_loop = True
     inline_read = inline_write = False
 
 
-def test_what_was_interrupted_on_another_loop_has_ended(handle: Callable[[Handler], None]) -> None:
-    """A run over a store with a loop of its own doesn't go on there, unseen, once `run_sync` has raised."""
+def test_interrupted_work_on_another_loop_has_ended(handle: Callable[[Handler], None]) -> None:
+    """A run over a store with a loop of its own doesn't continue there, unseen, after `run_sync` has raised."""
     handle(stop)
     main_thread = threading.main_thread().ident
     assert main_thread is not None

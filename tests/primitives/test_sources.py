@@ -1,4 +1,4 @@
-"""Where a function stands is known whatever is around it, and nothing is made up where it can't be known."""
+"""The source location of a function is found behind any wrapper, and left out if it can't be known."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Called:
 
 
 def made_in(file: str) -> Callable[..., Any]:
-    """A function whose file is called so."""
+    """A function whose file has this name."""
     return FunctionType(plain.__code__.replace(co_filename=file), globals())
 
 
@@ -50,13 +50,13 @@ def own(function: Callable[..., Any]) -> dict[str, str | int]:
         (Called().method, Called.method),
     ],
 )
-def test_it_is_found_below_what_is_around_it(function: Callable[..., Any], expected: Callable[..., Any]) -> None:
-    """A decorator, a partial, an object that can be called, a bound method."""
+def test_it_is_found_behind_wrappers(function: Callable[..., Any], expected: Callable[..., Any]) -> None:
+    """A decorator, a partial, a callable object, a bound method."""
     assert source_of(function) == own(expected)
 
 
-def test_what_is_not_known_is_left_out() -> None:
-    """A builtin, a class, a function without a file, one that says it is around itself."""
+def test_an_unknown_location_is_left_out() -> None:
+    """A builtin, a class, a function without a file, one that claims to wrap itself."""
     made: Any = made_in("<string>")
     assert source_of(made) == {"code.function.name": f"{__name__}.plain"}
     made.__module__ = None
@@ -66,5 +66,5 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 def test_a_path_that_is_no_text_can_be_exported() -> None:
-    """A file's name may hold bytes that aren't UTF-8."""
+    """A file's name may contain bytes that aren't UTF-8."""
     assert source_of(made_in("/caf\udce9.py"))["code.file.path"] == "/caf?.py"

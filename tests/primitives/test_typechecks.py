@@ -1,4 +1,4 @@
-"""Is a value of a declared type: what is checked, what is let through, and that asking never fails."""
+"""Does a value have a declared type: what is checked, what is accepted without a check, and that the check never fails."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Closing(Protocol):
 
 
 class Touchy(type):
-    """A metaclass whose classes can't be asked."""
+    """A metaclass whose classes raise in isinstance."""
 
     def __instancecheck__(cls, instance: object) -> bool:
         raise RuntimeError("don't ask")
@@ -121,7 +121,7 @@ class Closes:
 
 
 @pytest.mark.parametrize(("hint", "good", "bad"), CASES, ids=[str(case[0]) for case in CASES])
-def test_a_value_is_told_from_what_it_is_not(hint: Any, good: list[object], bad: list[object]) -> None:
+def test_values_of_other_types_are_refused(hint: Any, good: list[object], bad: list[object]) -> None:
     """Plain classes, generics to their first level, unions, literals; as for type checkers an int is a float."""
     if hint is Closing:
         good = [Closes()]
@@ -132,7 +132,7 @@ def test_a_value_is_told_from_what_it_is_not(hint: Any, good: list[object], bad:
 
 @pytest.mark.parametrize("hint", [Movie, Extended])
 def test_a_typed_dict_is_a_mapping(hint: Any) -> None:
-    """`isinstance` can't be asked for one: it is an answer all the same, never a TypeError."""
+    """`isinstance` raises TypeError for a TypedDict; the check doesn't."""
     check = checker(hint)
     assert check({"title": "M", "year": 1931})
     assert not check(7)
@@ -140,8 +140,8 @@ def test_a_typed_dict_is_a_mapping(hint: Any) -> None:
 
 
 @pytest.mark.parametrize("hint", [Named, "Nowhere", list["Nowhere"], 7, T])  # noqa: F821
-def test_what_cant_be_resolved_is_unchecked(hint: Any) -> None:
-    """A protocol not made for run time, a name that leads nowhere, no hint at all: everything passes."""
+def test_a_type_that_cant_be_resolved_accepts_everything(hint: Any) -> None:
+    """A protocol not made for run time, a name that can't be resolved, no hint at all: every value is accepted."""
     check = checker(hint)
     values: list[object] = [["a"]] if hint == list["Nowhere"] else [1, None, "a", object()]  # noqa: F821
     assert [value for value in values if not check(value)] == []
@@ -153,6 +153,6 @@ def test_what_cant_be_resolved_is_unchecked(hint: Any) -> None:
         st.none(), st.integers(), st.floats(), st.text(), st.lists(st.integers()), st.dictionaries(st.text(), st.none())
     ),
 )
-def test_asking_never_fails(hint: Any, value: object) -> None:
-    """Whatever the hint and the value, the answer is yes or no."""
+def test_the_check_never_raises(hint: Any, value: object) -> None:
+    """For any hint and any value, the answer is yes or no."""
     assert checker(hint)(value) in (True, False)

@@ -1,4 +1,4 @@
-"""What is declared as one type for what is declared as another: what type checkers take is let through."""
+"""Does one declared type fit another: what type checkers accept is accepted."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ class File:
         (Point, tuple[int, int]),
         (tuple[int, int], tuple[int, ...]), (tuple[int, ...], tuple[int, int]),
         (tuple[int, *tuple[str, ...]], tuple[int, str, str]),
-        # what `isinstance` can't tell
+        # what `isinstance` can't check
         (Film, Movie), (Film, Movie | None), (list[Film], list[Movie]), (Movie, Mapping[str, object]),
         (Annotated[Film, "s"], Movie),
         (User, Named), (User, Named | None), (list[User], list[Named]), (File, Closes), (Closes, Named),
         (User, Taker[int] | Named),
-        # values, and other names for types
+        # literals and type aliases
         (Literal["a"], Literal["a", "b"]), (Literal[1], float), (bool, Literal[True, False]),
         (Color, Literal[Color.RED, Color.BLUE]),
         (Literal[Color.RED], Color), (None, Literal["a", None]), (LiteralString, str), (UserId, float),
@@ -127,8 +127,8 @@ class File:
         (int, Annotated[int, "s"]), (Annotated[int, "s"], Annotated[int, "t"]), (NoReturn, str), (Never, str),
     ],
 )  # fmt: skip
-def test_what_fits_is_let_through(given_: Any, wanted: Any) -> None:
-    """Equal, narrower, or unknown: in doubt yes."""
+def test_a_type_that_fits_is_accepted(given_: Any, wanted: Any) -> None:
+    """Equal, narrower, or unknown: if in doubt, yes."""
     assert fits(given_, wanted)
 
 
@@ -149,13 +149,13 @@ def test_what_fits_is_let_through(given_: Any, wanted: Any) -> None:
         (None, Literal["a"]), (Literal["a"], int), (int, UserId), (UserId, str), (Annotated[str, "s"], int),
     ],
 )  # fmt: skip
-def test_what_doesnt_fit_is_found(given_: Any, wanted: Any) -> None:
+def test_a_type_that_doesnt_fit_is_refused(given_: Any, wanted: Any) -> None:
     """Another type, a wider one, another parameter."""
     assert not fits(given_, wanted)
 
 
 def test_a_graph_whose_nodes_hand_on_typed_dicts_and_protocols_runs() -> None:
-    """One that type checkers take is not refused before its first run."""
+    """A graph that type checkers accept is not refused before its first run."""
 
     @node
     def find(title: str) -> Film:

@@ -1,4 +1,4 @@
-"""Waiting across threads, tasks and event loops: nobody is forgotten, nobody waits for itself."""
+"""Waiting across threads, tasks and event loops: every waiter is woken, and none waits for itself."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
 
 
 async def settle() -> None:
-    """Let everything that can go on do so."""
+    """Let everything run that can."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
-# ------------------------------------------------------------ a waiter and who wakes it
+# ------------------------------------------------------------ wake-ups
 def test_a_task_waits_for_a_thread() -> None:
-    """What another thread gives is what the await gives."""
+    """The await returns the value that another thread sets."""
 
     async def main() -> None:
         waiter: Waiter[int] = Waiter()
@@ -76,8 +76,8 @@ def test_a_thread_waits_for_a_task() -> None:
     assert given == [7]
 
 
-def test_one_loop_wakes_anothers_task() -> None:
-    """And its own, in the same call."""
+def test_one_loop_wakes_another_loops_task() -> None:
+    """And its own task, in the same call."""
     theirs: list[Waiter[str]] = []
     ready, got = threading.Event(), []
 
@@ -98,8 +98,8 @@ def test_one_loop_wakes_anothers_task() -> None:
     assert got == ["theirs"]
 
 
-def test_what_was_given_before_the_await_is_not_lost() -> None:
-    """Woken first and awaited later, by a task or a thread, it does not wait at all."""
+def test_a_wake_up_before_the_await_is_not_lost() -> None:
+    """If it is woken before it is awaited, by a task or a thread, it does not wait at all."""
 
     async def first() -> int:
         waiter: Waiter[int] = Waiter()
@@ -113,7 +113,7 @@ def test_what_was_given_before_the_await_is_not_lost() -> None:
 
 
 def test_a_failure_is_raised_where_it_is_awaited() -> None:
-    """The very exception; and what is given after a failed try counts."""
+    """The same exception; after a failed try, a later value counts."""
 
     async def main() -> None:
         error = ValueError("no")
@@ -130,8 +130,8 @@ def test_a_failure_is_raised_where_it_is_awaited() -> None:
     drive(main())
 
 
-def test_a_closed_loop_is_passed_over() -> None:
-    """Nobody waits there any more; those who wait elsewhere are woken all the same."""
+def test_a_closed_loop_is_skipped() -> None:
+    """Nobody waits on it any more; waiters elsewhere are woken all the same."""
     dead: list[Waiter[int]] = []
 
     async def dying() -> None:
@@ -147,8 +147,10 @@ def test_a_closed_loop_is_passed_over() -> None:
     asyncio.run(main())
 
 
-def test_a_wake_up_that_a_signals_handler_stops_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler's exception at the entry of what wakes is only reported by asyncio; the one who waits goes on nevertheless."""
+def test_a_wake_up_that_a_signal_handler_interrupts_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a signal handler raises at the entry of the wake-up function, asyncio only reports it; the waiter
+    is woken all the same.
+    """
     stopped: list[object] = []
 
     def stopped_first(waiters: list[Waiter[Any]]) -> None:
@@ -175,7 +177,7 @@ def test_a_wake_up_that_a_signals_handler_stops_is_repeated(monkeypatch: pytest.
 
 # ------------------------------------------------------------ cancellation
 def test_a_cancelled_await_may_be_followed_by_another() -> None:
-    """The outcome comes to the second await, not the first one's cancellation."""
+    """The second await gets the outcome, not the first one's cancellation."""
 
     async def main() -> None:
         waiter: Waiter[int] = Waiter()
@@ -202,8 +204,8 @@ def test_a_cancelled_await_may_be_followed_by_another() -> None:
 
 @pytest.mark.parametrize("before", [False, True], ids=["shielded at once", "after a cancelled await"])
 @pytest.mark.parametrize("fails", [False, True])
-def test_shielded_waits_through_cancellations(before: bool, fails: bool) -> None:
-    """However often it is cancelled it goes on waiting; once the outcome is known, the cancellation is raised."""
+def test_shielded_waits_despite_cancellations(before: bool, fails: bool) -> None:
+    """However often it is cancelled, it keeps waiting; once the outcome is known, the cancellation is raised."""
 
     async def main() -> None:
         waiter: Waiter[int] = Waiter()
@@ -232,7 +234,7 @@ def test_shielded_waits_through_cancellations(before: bool, fails: bool) -> None
 
 
 def test_shielded_gives_the_outcome() -> None:
-    """Not cancelled, it is an await like any other."""
+    """Without a cancellation, it is an await like any other."""
 
     async def main() -> None:
         waiter: Waiter[int] = Waiter()
@@ -247,7 +249,7 @@ def test_shielded_gives_the_outcome() -> None:
 
 
 def test_an_interrupt_of_a_blocked_thread_is_raised_in_the_coroutine() -> None:
-    """So that it can withdraw what it waits for, and wait on where it must; then it leaves `drive`."""
+    """So it can withdraw its request, or keep waiting if it must; then the exception leaves `drive`."""
     seen: list[str] = []
 
     class Interrupted(Waiter[int]):
@@ -275,9 +277,9 @@ def test_an_interrupt_of_a_blocked_thread_is_raised_in_the_coroutine() -> None:
     assert seen == ["withdrawn", "told 7"]
 
 
-# ------------------------------------------------------------ driving without a loop
-def test_who_may_block() -> None:
-    """A plain thread and what it drives; a task may not, unless it drives: then its loop stands still and is known."""
+# ------------------------------------------------------------ driving a coroutine without a loop
+def test_which_callers_may_block() -> None:
+    """A plain thread and what it drives; a task may not, unless it drives: then its loop is blocked, and this is known."""
     seen: dict[str, tuple[bool, object]] = {}
 
     async def look(where: str) -> None:
@@ -311,8 +313,8 @@ def test_who_may_block() -> None:
 
 
 @pytest.mark.parametrize("run", [drive, drive_inline])
-def test_a_driven_coroutine_gives_and_raises(run: Callable[[Any], Any]) -> None:
-    """What it returns and what it raises come out, and the thread is as it was."""
+def test_a_driven_coroutine_returns_and_raises(run: Callable[[Any], Any]) -> None:
+    """Its result and its exception are passed on, and the thread's state is restored."""
 
     async def give() -> int:
         return 7
@@ -330,7 +332,7 @@ def test_a_driven_coroutine_gives_and_raises(run: Callable[[Any], Any]) -> None:
     ("run", "way_out"), [(drive, "needs_loop = True"), (drive_inline, "set inline_read or inline_write to False")]
 )
 def test_what_needs_a_loop_says_so(run: Callable[[Any], Any], way_out: str) -> None:
-    """An asyncio wait in a driven coroutine is an error that names it and the way out; it is closed, not abandoned."""
+    """An asyncio wait in a driven coroutine is an error that names it and the way out; the coroutine is closed."""
     closed: list[bool] = []
 
     async def sleepy() -> None:
@@ -344,9 +346,9 @@ def test_what_needs_a_loop_says_so(run: Callable[[Any], Any], way_out: str) -> N
     assert closed == [True]
 
 
-# ------------------------------------------------------------ on a loop elsewhere
+# ------------------------------------------------------------ on another loop
 def test_a_loop_thread_serves_until_it_is_closed(new_threads: Callable[[], list[threading.Thread]]) -> None:
-    """It runs as soon as it is made, and its thread is gone after close."""
+    """It runs as soon as it is created, and its thread has ended after close."""
     home = LoopThread("home of a test")
     home.start()
 
@@ -361,10 +363,10 @@ def test_a_loop_thread_serves_until_it_is_closed(new_threads: Callable[[], list[
     assert home.loop.is_closed()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where Python loses the thread
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python may lose the thread
 @pytest.mark.filterwarnings("ignore:coroutine .*_live' was never awaited")
-def test_an_interrupted_loop_thread_is_gone_at_last(new_threads: Callable[[], list[threading.Thread]]) -> None:
-    """Wherever the exception of a signal's handler comes: a start that fails leaves no loop, a close can be done again."""
+def test_an_interrupted_loop_thread_ends(new_threads: Callable[[], list[threading.Thread]]) -> None:
+    """Wherever the exception of a signal handler comes: a failed start leaves no loop, and a close can be repeated."""
     for place in count(1):
         interrupter = Interrupter(place, (Interrupted, KeyboardInterrupt)[place % 2])
         home = LoopThread("home that is interrupted")
@@ -381,12 +383,12 @@ def test_an_interrupted_loop_thread_is_gone_at_last(new_threads: Callable[[], li
             home.close()
         assert all_end(new_threads()), interrupter.where
         if not interrupter.where:
-            gc.collect()  # while warnings of what was never awaited are ignored
+            gc.collect()  # while warnings about coroutines that were never awaited are ignored
             return
 
 
 class AtHome(Memory):
-    """One that belongs to an event loop."""
+    """A backend that belongs to an event loop."""
 
     needs_loop = True
     inline_read = inline_write = False
@@ -398,7 +400,7 @@ class AtHome(Memory):
 def test_an_interrupted_store_on_a_loop_of_its_own_works_on(
     new_threads: Callable[[], list[threading.Thread]], by: int | None
 ) -> None:
-    """Wherever the exception comes, in the opening, a use or the close: it can be done again, and the loop is gone then."""
+    """Wherever the exception comes, while opening, using or closing: it can be repeated, and the loop has ended then."""
 
     def use(store: SyncStore, told: list[object]) -> None:
         try:
@@ -425,20 +427,20 @@ def test_an_interrupted_store_on_a_loop_of_its_own_works_on(
         assert not told, interrupter.where
         assert all_end(new_threads()), interrupter.where
         if not interrupter.where:
-            gc.collect()  # while warnings of what was never awaited are ignored
+            gc.collect()  # while warnings about coroutines that were never awaited are ignored
             return
 
 
 def all_end(threads: list[threading.Thread]) -> bool:
-    """Does none of them go on? One that ends is waited for; one that Python lost as it started isn't alive."""
+    """Have all threads ended? A thread that ends is waited for; one that Python lost at its start isn't alive."""
     threads = [thread for thread in threads if thread.is_alive()]
     for thread in threads:
         thread.join(30)
     return not any(thread.is_alive() for thread in threads)
 
 
-def test_context_variables_go_along() -> None:
-    """The span or logger context of a sync caller is that of its operation."""
+def test_the_operation_has_the_callers_context_variables() -> None:
+    """The operation has the sync caller's context, for example its span."""
     name: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="unset")
 
     async def look() -> str:
@@ -452,7 +454,7 @@ def test_context_variables_go_along() -> None:
 
 
 def test_a_call_on_its_own_loop_is_refused() -> None:
-    """It would wait for itself: an error that tells the way out, at once."""
+    """It would wait for itself: an error with the way out, at once."""
 
     async def never() -> None:
         raise AssertionError
@@ -465,7 +467,7 @@ def test_a_call_on_its_own_loop_is_refused() -> None:
 
 
 def test_a_loop_that_does_not_run_is_refused() -> None:
-    """Stopped or closed: nobody would ever answer."""
+    """Stopped or closed: it would never answer."""
 
     async def never() -> None:
         raise AssertionError
@@ -478,7 +480,7 @@ def test_a_loop_that_does_not_run_is_refused() -> None:
 
 
 def test_a_loop_that_stops_before_it_has_begun_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop ends, broken by a signal's handler, say, and never looks at what a thread has asked of it."""
+    """The event loop ends, for example because of a signal handler, and never reads another thread's request."""
     monkeypatch.setattr(waiting, "LOOK", 0.01)
     loop = asyncio.new_event_loop()
     busy, asked = threading.Event(), threading.Event()
@@ -515,13 +517,13 @@ def test_a_loop_that_stops_before_it_has_begun_is_noticed(monkeypatch: pytest.Mo
     asking.join(10)
     assert not asking.is_alive()
     assert "never was interrupted: the event loop that it ran on was stopped" in str(outcome)
-    loop.run_until_complete(asyncio.sleep(0))  # once more: what it was asked for isn't done after all
+    loop.run_until_complete(asyncio.sleep(0))  # once more: the request isn't executed after all
     loop.close()
     assert begun == []
 
 
-def test_who_waits_when_the_loop_ends_is_told() -> None:
-    """Closing cancels what still goes on there: its caller gets an error that hides nothing, and does not hang."""
+def test_callers_get_an_error_when_the_loop_ends() -> None:
+    """Closing cancels running calls: their callers get a clear error, and do not hang."""
     home = LoopThread("home of a test")
     home.start()
     started = threading.Event()

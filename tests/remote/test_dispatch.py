@@ -1,4 +1,4 @@
-"""How items get to workers: how large chunks are, how many are on their way, and what becomes of those that are left."""
+"""How items are sent to workers: the sizes of chunks, how many are under way, and what happens to items that are cancelled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AT = Address("pocket_plug.testing.executor_graphs:half")
 
 
 class Manual(Executor):
-    """What is submitted waits until the test answers it."""
+    """Submitted requests wait until the test answers them."""
 
     window = 2
 
@@ -36,12 +36,12 @@ class Manual(Executor):
         return [len(chunk.items) for chunk, _ in self.sent]
 
     def answer(self, position: int, seconds: float) -> None:
-        """Each item gets its value back."""
+        """Each item gets its own value as its result."""
         chunk, future = self.sent[position]
         future.set_result(to_bytes(Answers("far:1", [Answer(item.value, None, seconds) for item in chunk.items])))
 
     def answer_all(self, seconds: float) -> None:
-        """One after the other, also what is sent meanwhile."""
+        """One after the other, also requests that are sent meanwhile."""
         position = 0
         while position < len(self.sent):
             if not self.sent[position][1].done():
@@ -60,7 +60,7 @@ async def begun(executor: Executor, values: list[Any], seconds: float | None = N
 
 
 async def sent() -> None:
-    """Let the tasks that are at hand take their step, and what they add be sent."""
+    """Let the present tasks take a step, and send what they add."""
     for _ in range(4):
         await asyncio.sleep(0)
 
@@ -73,8 +73,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(in_time())
 
 
-def test_chunks_grow_as_items_prove_short() -> None:
-    """At first items go alone; then as many as are worth a tenth of a second, at most 500, and a fair share of the queue."""
+def test_chunks_grow_if_items_are_short() -> None:
+    """At first one item per chunk; then as many as take a tenth of a second, at most 500, and a fair share of the queue."""
 
     async def main() -> None:
         executor = Manual()
@@ -83,20 +83,20 @@ def test_chunks_grow_as_items_prove_short() -> None:
         executor.answer(0, 0.02)
         assert executor.sizes() == [1, 1, 1]  # the average is 0.06 by now
         executor.answer(1, 0.02)
-        assert executor.sizes()[3:] == [2, 2, 2]  # 0.04: short, so twice as many are on their way
+        assert executor.sizes()[3:] == [2, 2, 2]  # 0.04: short, so twice as many are under way
         for position in range(2, 14):
             executor.answer(position, 0.000_001)
         assert executor.sizes()[-1] == dispatch.MOST
         executor.answer_all(0.000_001)
         assert await asyncio.gather(*tasks) == [*range(5000)]
         assert max(executor.sizes()) == dispatch.MOST
-        assert executor.sizes()[-1] < dispatch.MOST  # the last ones are shared out
+        assert executor.sizes()[-1] < dispatch.MOST  # the last ones are shared
 
     run(main())
 
 
 def test_a_long_item_makes_the_next_chunk_small_at_once() -> None:
-    """One that is longer counts as it is, not by the average."""
+    """A longer item counts with its own duration, not with the average."""
 
     async def main() -> None:
         executor = Manual()
@@ -104,7 +104,7 @@ def test_a_long_item_makes_the_next_chunk_small_at_once() -> None:
         for position in range(6):
             executor.answer(position, 0.000_001)
         assert executor.sizes()[-1] > 10
-        for position in (6, 7, 8, 9):  # by then as many are on their way as there are workers
+        for position in (6, 7, 8, 9):  # by then as many are under way as there are workers
             executor.answer(position, 0.1)
         assert executor.sizes()[-2:] == [1, 1]
         assert len([future for _, future in executor.sent if not future.done()]) == 2
@@ -115,8 +115,8 @@ def test_a_long_item_makes_the_next_chunk_small_at_once() -> None:
     run(main())
 
 
-def test_items_that_start_together_go_together() -> None:
-    """A fan-out starts its items by and by: nothing is sent while there come more, up to what fills all chunks."""
+def test_items_that_start_together_are_sent_together() -> None:
+    """A fan-out starts its items one after the other: nothing is sent while more are coming, up to what fills all chunks."""
 
     async def main() -> None:
         executor = Manual()
@@ -138,8 +138,8 @@ def test_items_that_start_together_go_together() -> None:
     run(main())
 
 
-def test_what_a_worker_gives_back_goes_again() -> None:
-    """First, in its order, with the time that it had at first; what nobody waits for any more doesn't."""
+def test_items_that_a_worker_returns_are_sent_again() -> None:
+    """First, in their order, with their original deadline; items that nobody waits for are not sent."""
 
     async def main() -> None:
         executor = Manual()
@@ -162,8 +162,8 @@ def test_what_a_worker_gives_back_goes_again() -> None:
     run(main())
 
 
-def test_a_worker_gives_back_what_it_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once it has worked long enough at a chunk; the first item is always done."""
+def test_a_worker_returns_items_that_it_has_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it has worked long enough at a chunk; the first item is always executed."""
     request = to_bytes(
         Chunk(FORMAT, [Node("half", "no_such_module:graph", ("half",), 1, "")], [Item(0, b"", {}, None, None)] * 3)
     )
@@ -173,8 +173,8 @@ def test_a_worker_gives_back_what_it_has_not_begun(monkeypatch: pytest.MonkeyPat
     assert len(answers_of(perform(request)).answers) == 1
 
 
-def test_large_values_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk of several has so many bytes at most."""
+def test_large_values_are_sent_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of several items has a maximum number of bytes."""
     monkeypatch.setattr(dispatch, "MOST_BYTES", 1000)
 
     async def main() -> None:
@@ -188,8 +188,8 @@ def test_large_values_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     run(main())
 
 
-def test_what_nobody_waits_for_is_not_sent_and_then_cancelled() -> None:
-    """Queued items are dropped; a chunk is cancelled once all of its items are left, and makes room."""
+def test_cancelled_items_are_not_sent_and_chunks_are_cancelled() -> None:
+    """Queued items are dropped; a chunk is cancelled once all of its items are, and makes room."""
 
     async def main() -> None:
         executor = Manual()
@@ -210,8 +210,8 @@ def test_what_nobody_waits_for_is_not_sent_and_then_cancelled() -> None:
     run(main())
 
 
-def test_a_cancelled_run_sends_nothing_that_is_cancelled_next() -> None:
-    """Though its items leave one after the other."""
+def test_a_cancelled_run_sends_no_items_meanwhile() -> None:
+    """Though its items are cancelled one after the other."""
 
     async def main() -> None:
         executor = Manual()
@@ -238,7 +238,7 @@ def test_a_cancelled_run_sends_nothing_that_is_cancelled_next() -> None:
 def test_each_item_of_a_failed_chunk_has_an_error_of_its_own(
     error: Exception, kind: type[PocketError], said: str
 ) -> None:
-    """With the node and the executor in it; each may get notes of its own."""
+    """With the node and the executor; each may get notes of its own."""
 
     async def main() -> None:
         executor = Manual()
@@ -258,7 +258,7 @@ def test_each_item_of_a_failed_chunk_has_an_error_of_its_own(
 
 
 def test_an_item_that_kills_its_workers_fails_alone() -> None:
-    """Not with those that were in its chunk: they go again, each by itself."""
+    """Not with the others of its chunk: they are sent again, each alone."""
 
     async def main() -> None:
         executor = Manual()
@@ -287,7 +287,7 @@ def test_an_item_that_kills_its_workers_fails_alone() -> None:
 
 
 def test_an_executor_that_refuses_fails_each_item_without_nesting() -> None:
-    """However many there are: at once, or by a future that has failed already."""
+    """For any number of items: at once, or by a future that has failed already."""
 
     class Refusing(Executor):
         def submit(self, function: object, request: bytes) -> Future[bytes]:
@@ -311,7 +311,7 @@ TWO = to_bytes(Answers("far:1", [Answer(b""), Answer(b"")]))
 @pytest.mark.parametrize(
     "answer", [b"", b"\xff", to_bytes(Answers("far:1", [])), TWO], ids=["empty", "odd", "too few", "too many"]
 )
-def test_an_answer_that_is_none_is_an_error(answer: bytes) -> None:
+def test_an_invalid_answer_is_an_error(answer: bytes) -> None:
     """It names the executor."""
 
     async def main() -> None:
@@ -324,14 +324,14 @@ def test_an_answer_that_is_none_is_an_error(answer: bytes) -> None:
     run(main())
 
 
-def test_time_counts_from_the_sending() -> None:
-    """What queues isn't late yet; the request says until when it may be begun."""
+def test_the_timeout_starts_when_an_item_is_sent() -> None:
+    """An item in the queue doesn't time out yet; the request has the deadline for its start."""
 
     async def main() -> None:
         executor = Manual()
         first = await begun(executor, [1, 2])
         (queued,) = await begun(executor, [3], seconds=0.001)
-        await asyncio.sleep(0.01)  # longer than its time-out
+        await asyncio.sleep(0.01)  # longer than its timeout
         assert not queued.done()
         executor.answer(0, 0.1)
         assert executor.sent[2][0].items[0].deadline is not None

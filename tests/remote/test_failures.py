@@ -1,4 +1,4 @@
-"""How an exception comes back from a worker, as far as the contract of executors doesn't show it."""
+"""How an exception is sent back from a worker, as far as the contract of executors doesn't test it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def raised(error: BaseException) -> BaseException:
 
 
 class Status(OSError):
-    """Of a class in C, with an attribute."""
+    """An exception of a class in C, with an attribute."""
 
     def __init__(self, number: int, text: str, url: str) -> None:
         super().__init__(number, text)
@@ -46,7 +46,7 @@ class Status(OSError):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_exception_comes_back_as_it_was(error: Exception) -> None:
+def test_an_exception_is_restored(error: Exception) -> None:
     """Class, arguments, attributes, text and notes."""
     error.add_note("a note")
     found = there_and_back(raised(error))
@@ -58,8 +58,8 @@ def test_an_exception_comes_back_as_it_was(error: Exception) -> None:
     assert "on worker far:1: " in found.__notes__[-1]
 
 
-def test_a_group_comes_back_member_by_member() -> None:
-    """So a retry sees the classes of all of them."""
+def test_a_group_is_restored_member_by_member() -> None:
+    """So a retry sees the classes of all members."""
     found = there_and_back(raised(ExceptionGroup("two", [OddError(1), ExceptionGroup("one", [KeyError("k")])])))
     assert isinstance(found, ExceptionGroup)
     first, second = found.exceptions
@@ -69,7 +69,7 @@ def test_a_group_comes_back_member_by_member() -> None:
 
 
 def test_attributes_that_cannot_be_encoded_are_left_out_and_named() -> None:
-    """The class stays, so a retry for it is done."""
+    """The class is kept, so a retry for it works."""
     error = OddError(3)
     error.held = Unknown()  # type: ignore[attr-defined]
     found = there_and_back(error)
@@ -108,28 +108,28 @@ def test_a_class_that_is_not_loaded_here_is_a_recorded_error() -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), BaseException("bare")])
-def test_what_is_no_exception_is_a_recorded_error(error: BaseException) -> None:
-    """It must end neither this process nor a task here."""
+def test_an_exit_exception_is_a_recorded_error(error: BaseException) -> None:
+    """It must end neither this process nor a task in it."""
     assert isinstance(there_and_back(error), RecordedError)
 
 
 @pytest.mark.parametrize(("module", "name"), [("builtins", "print"), ("os", "system"), ("subprocess", "Popen")])
 def test_only_exceptions_are_looked_up(module: str, name: str) -> None:
-    """Whatever the answer of a worker names."""
+    """Whatever class a worker's answer names."""
     failure = taken_apart(OddError(1))
     other = type(failure)(module=module, name=name, text="x", where="", arguments=failure.arguments)
     assert isinstance(put_together(other, "far:1"), RecordedError)
 
 
-def test_an_exception_whose_class_objects_is_a_recorded_error() -> None:
-    """What its `__new__` does is its own affair; a note says that it can't be made."""
+def test_an_exception_that_can_not_be_created_is_a_recorded_error() -> None:
+    """Its `__new__` may do anything; a note says that the exception can't be created."""
     found = there_and_back(Choosy("a", really=True))
     assert isinstance(found, RecordedError)
     assert any("can't be made again here: TypeError" in note for note in found.__notes__)
 
 
 class Choosy(Exception):
-    """Its `__new__` wants more than its arguments."""
+    """Its `__new__` needs more than its arguments."""
 
     def __new__(cls, text: str, *, really: bool) -> Choosy:
         return super().__new__(cls, text)
@@ -139,14 +139,14 @@ class Choosy(Exception):
 
 
 class Quits(Exception):
-    """Whoever asks for its text ends the process."""
+    """Reading its text ends the process."""
 
     def __str__(self) -> str:
         sys.exit(3)
 
 
-def test_an_exception_that_quits_when_it_is_asked_for_its_text_is_a_recorded_error() -> None:
-    """It would end the thread that all the workers' answers come by."""
+def test_an_exception_whose_text_raises_system_exit_is_a_recorded_error() -> None:
+    """Otherwise it would end the thread that receives all workers' answers."""
     found = there_and_back(raised(Quits()))
     assert isinstance(found, RecordedError)
     assert found.type.endswith("Quits")
@@ -171,7 +171,7 @@ def nested(depth: int) -> Exception:
     ids=["notes", "note", "number", "surrogate", "deep"],
 )
 def test_an_exception_that_cannot_be_sent_is_a_recorded_error_that_can(error: Exception) -> None:
-    """Not what fails its whole chunk, with the items in it that have succeeded."""
+    """It doesn't fail its whole chunk, with items that have succeeded."""
     failure = taken_apart(raised(error))
     found = put_together(failure_of(to_bytes(failure)), "far:1")
     assert isinstance(found, RecordedError)
@@ -182,8 +182,8 @@ def test_an_exception_that_cannot_be_sent_is_a_recorded_error_that_can(error: Ex
 @pytest.mark.parametrize(
     "made", [lambda: ValueError("x"), lambda: OddError(3), lambda: ExceptionGroup("\udcff", [OddError(3)])]
 )
-def test_a_note_with_a_surrogate_does_not_cost_the_class(made: Callable[[], Exception]) -> None:
-    """Names of files may have one; a retry is for a class."""
+def test_a_note_with_a_surrogate_does_not_lose_the_class(made: Callable[[], Exception]) -> None:
+    """Names of files may contain one; a retry depends on the class."""
     error = made()
     error.add_note("no such file: \udcff")
     found = put_together(failure_of(to_bytes(taken_apart(raised(error)))), "far:1")

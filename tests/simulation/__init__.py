@@ -1,1 +1,1 @@
-"""A deterministic simulation of durable runs: `make simulate`, and what CONTRIBUTING.md says of it."""
+"""A deterministic simulation of durable runs: `make simulate`; see CONTRIBUTING.md."""

@@ -1,4 +1,4 @@
-"""`python -m tests.simulation SEEDS`: plays the worlds of these seeds, and prints the history of each that goes wrong.
+"""`python -m tests.simulation SEEDS`: plays the worlds of these seeds, and prints the history of each world with a violation.
 
 SEEDS is a number of them (`2000`: 0 to 1999), a range (`1000-2000`), or one (`=17`), whose history is printed in any case.
 """
@@ -25,7 +25,7 @@ SHOWN = 3
 
 
 def seeds_of(text: str) -> range:
-    """The seeds that are meant. Raises ValueError."""
+    """The seeds that the argument means. Raises ValueError."""
     if text.startswith("="):
         return range(int(text[1:]), int(text[1:]) + 1)
     first, dash, last = text.partition("-")
@@ -33,7 +33,7 @@ def seeds_of(text: str) -> range:
 
 
 def report(played: Played, console: Console, *, is_long: bool) -> None:
-    """What went wrong, and how it came to it."""
+    """The violations, and the history that led to them."""
     if is_long:
         console.rule(f"seed {played.seed}")
         for line in played.history:
@@ -43,7 +43,7 @@ def report(played: Played, console: Console, *, is_long: bool) -> None:
 
 
 def simulate(seeds: range, console: Console, processes: int) -> list[Played]:
-    """Play them all, on all cores; those that went wrong."""
+    """Play them all, on all cores; returns those with violations."""
     bad: list[Played] = []
     began = time.monotonic()
     columns = (
@@ -76,7 +76,7 @@ def simulate(seeds: range, console: Console, processes: int) -> list[Played]:
 
 
 def find_planted(seeds: range, console: Console, processes: int) -> bool:
-    """Look for each planted fault, and print which seed finds it first. Were all found?"""
+    """Look for each planted fault, and print the seed that finds it first. Were all found?"""
     table = Table("planted fault", "first seed", "what it shows", box=None, pad_edge=False)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         found = pool.starmap(first_found, [(what, seeds) for what in PLANTED], chunksize=1)
@@ -87,7 +87,7 @@ def find_planted(seeds: range, console: Console, processes: int) -> bool:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """1 where a world went wrong."""
+    """1 if a world has a violation."""
     parser = ArgumentParser(prog="make simulate", description=__doc__.partition(":")[2].strip() if __doc__ else None)
     parser.add_argument("seeds", nargs="?", type=seeds_of)
     parser.add_argument(

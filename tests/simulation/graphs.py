@@ -1,7 +1,7 @@
 """The graphs whose runs are simulated: chains, loops, fan-outs, nested graphs, questions, hooks, retries, a shared counter.
 
-Each node leaves an effect: one key per place in the run, counted up by its `post`. So what was done twice, or never, can be seen.
-There is each graph twice, alike but for its phases: those of one are `async def`, those of the other `def`, for `run_sync`.
+Each node has an effect: one key per place in the run, incremented by its `post`. So it is visible what was done twice, or never.
+Each graph exists twice, with `async def` phases, and with `def` phases for `run_sync`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOTAL = "total"
 
 
 class _Stage:
-    """Where nodes find the world in which they work right now. There is one at a time in an interpreter."""
+    """The world in which nodes work at the moment. There is one at a time in an interpreter."""
 
     world: World
 
@@ -34,11 +34,11 @@ stage = _Stage()
 
 
 class Boom(Exception):
-    """What a node fails with."""
+    """The error of a failing node."""
 
 
 class Work(pp.Node[int, int]):
-    """Takes its time, may fail, and leaves its effect; `shared` ones count themselves in a key that all runs change."""
+    """Takes some time, may fail, and has an effect; `shared` nodes also increment a key that all runs change."""
 
     def __init__(self, name: str, *, shared: bool = False, reads: bool = False) -> None:
         self.shared, self.reads = shared, reads
@@ -72,11 +72,11 @@ class Hooked(Work):
 
 
 class Tried(Work, retry=pp.Retry(attempts=3, delay=0.2, backoff=2)):
-    """One whose exec is tried again."""
+    """A node whose exec is retried."""
 
 
 class Picky(pp.Node[int, int], name="item"):
-    """One that refuses some items, which is a result where errors are collected."""
+    """A node that refuses some items, which is a result if errors are collected."""
 
     async def exec(self, n: int) -> int:
         if not n % 3:
@@ -90,7 +90,7 @@ class Picky(pp.Node[int, int], name="item"):
 
 
 class Again(Work):
-    """Goes round until it has been visited three times."""
+    """Is repeated until it has been visited three times."""
 
     async def post(self, store: pp.StoreWriter, n: int, prepared: int, result: int) -> Any:
         result = await super().post(store, n, prepared, result)
@@ -98,7 +98,7 @@ class Again(Work):
 
 
 class Branch(Work):
-    """Leaves by one of two ways."""
+    """Leaves by one of two actions."""
 
     async def post(self, store: pp.StoreWriter, n: int, prepared: int, result: int) -> Any:
         result = await super().post(store, n, prepared, result)
@@ -106,7 +106,7 @@ class Branch(Work):
 
 
 class Spread(pp.Node[int, list[int]], name="spread"):
-    """Makes items of a number."""
+    """Makes items from a number."""
 
     def __init__(self, count: int = 3) -> None:
         self.count = count
@@ -122,13 +122,13 @@ class Spread(pp.Node[int, list[int]], name="spread"):
 
 @pp.node(name="total")
 async def add(items: list[Any]) -> int:
-    """One number of many."""
+    """Adds one to a number."""
     return sum(item if isinstance(item, int) else -1 for item in items)
 
 
 @pp.node(name="answered")
 async def take_answer(given: pp.Answered[int, int]) -> int:
-    """Of a question the answer."""
+    """Takes the answer of a question."""
     return given.input + given.answer
 
 
@@ -159,7 +159,7 @@ def _sync(node: Any) -> Any:
 
 
 def _undone(function: Callable[..., Any], name: str, *, annotated: bool = False) -> Callable[..., Any]:
-    """The same as a `def`, which doesn't suspend: what it awaits waits in its thread."""
+    """The same as a `def`, which doesn't suspend: it waits in its thread."""
 
     def phase(*arguments: Any) -> Any:
         return drive_inline(

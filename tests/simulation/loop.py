@@ -1,8 +1,8 @@
-"""Simulated time, and the event loops of simulated processes: what runs next depends on the seed alone.
+"""Simulated time, and the event loops of simulated processes: the order of all steps depends on the seed alone.
 
-A process is an event loop of its own, and perhaps threads beside it. All of them share one `Scheduler`, which has the time and
-the order of what is ready. A process that is killed never runs a step again; one that is stopped goes on later, and finds that
-its timers are overdue; a loop that is blocked does so too, and the threads beside it go on.
+A process is an event loop of its own, perhaps with threads. All of them share one `Scheduler`, which has the time and the order
+of what is ready. A killed process never takes another step; a stopped one continues later, and finds its timers overdue; so does
+a blocked loop, while the threads beside it continue.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LONGEST = 1000 * 86_400.0
 
 
 class Hang(Exception):
-    """The world doesn't come to an end."""
+    """The world doesn't end."""
 
 
 class Task(asyncio.Task[T]):
-    """A task whose place in a set does not depend on where it lies in memory: a TaskGroup cancels in the order of a set."""
+    """A task whose position in a set does not depend on its memory address: a TaskGroup cancels in the order of a set."""
 
     def __init__(self, number: int, coroutine: Coroutine[Any, Any, T], **options: Any) -> None:
         self._number = number
@@ -39,7 +39,7 @@ class Task(asyncio.Task[T]):
 
 
 class Scheduler:
-    """The time, and what all processes have to do next."""
+    """The time, and the next steps of all processes."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -49,24 +49,24 @@ class Scheduler:
         self._numbers = 0
 
     def number(self) -> int:
-        """The next one; no two things have the same."""
+        """The next number; all are different."""
         self._numbers += 1
         return self._numbers
 
     def soon(self, process: Process, handle: asyncio.Handle) -> None:
-        """Have a process do this next."""
+        """Let a process do this next."""
         self._ready.append((process, handle))
 
     def at(self, time: float, process: Process | None, handle: asyncio.Handle | Callable[[], None]) -> None:
-        """Have it done at that time; by nobody's process where that is None, so that no kill prevents it."""
+        """Do it at that time; without a process if that is None, so that no kill prevents it."""
         heapq.heappush(self._timers, (time, self.number(), process, handle))
 
     def after(self, seconds: float, function: Callable[[], None]) -> None:
-        """Call it later, whatever becomes of the processes: what is on its way through the network."""
+        """Call it later, whatever happens to the processes: for messages in the network."""
         self.at(self.now + seconds, None, function)
 
     def run(self, main: asyncio.Future[T]) -> T:
-        """Go on until this is done. Raises Hang."""
+        """Run until this is done. Raises Hang."""
         ready, timers = self._ready, self._timers
         while not main.done():
             self.steps += 1
@@ -88,7 +88,7 @@ class Scheduler:
 
 
 class Process(asyncio.AbstractEventLoop):
-    """The event loop of one simulated process. `fails` is called with what asyncio would log, `enter` before each step."""
+    """The event loop of one simulated process. `fails` gets what asyncio would log, `enter` is called before each step."""
 
     def __init__(
         self, name: str, scheduler: Scheduler, fails: Callable[[str], None], enter: Callable[[], None]
@@ -103,7 +103,7 @@ class Process(asyncio.AbstractEventLoop):
 
     # ------------------------------------------------------------ what happens to it
     def step(self, handle: asyncio.Handle) -> None:
-        """One step of it, unless that is cancelled; a stopped one takes it later."""
+        """One step of it, unless that is cancelled; a stopped process takes it later."""
         if self.is_stopped or self.is_blocked:
             self._held.append(handle)
         elif not handle.cancelled():
@@ -150,12 +150,12 @@ class Process(asyncio.AbstractEventLoop):
             each._release()
 
     def _release(self) -> None:
-        """What was held can be done now."""
+        """Do now what was delayed."""
         held, self._held = self._held, []
         for handle in held:
             self.scheduler.soon(self, handle)
 
-    # ------------------------------------------------------------ what asyncio asks of a loop
+    # ------------------------------------------------------------ methods that asyncio calls
     def time(self) -> float:
         return self.scheduler.now
 
@@ -179,7 +179,7 @@ class Process(asyncio.AbstractEventLoop):
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It stays where it is, and is passed over."""
+        """It stays in the queue, and is skipped."""
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
@@ -209,7 +209,7 @@ class Process(asyncio.AbstractEventLoop):
 
 # ---------------------------------------------------------------- threads
 class _Thrown(BaseException):
-    """The world is over, and so is the thread."""
+    """Raised in a thread when the world is over, to end the thread."""
 
 
 class _Here(threading.local):
@@ -220,7 +220,7 @@ _here = _Here()
 
 
 def this_thread() -> Thread | None:
-    """The simulated thread that goes on right now; None in a step of an event loop."""
+    """The simulated thread that runs now; None in a step of an event loop."""
     return _here.thread
 
 
@@ -252,9 +252,9 @@ class Thread(Process):
         self._others_turn.acquire()
 
     def throw_away(self) -> None:
-        """End it where it is, at the world's end: by then whatever it does is of no account."""
+        """End it where it is, at the world's end: its further actions don't count."""
         self._is_thrown = True
-        if self._real.ident is None:  # never begun
+        if self._real.ident is None:  # never started
             return
         if self in self._main.threads:  # else it has ended and takes no turn, though it may be alive a moment longer
             self._go_on()
@@ -275,7 +275,7 @@ class Thread(Process):
             self._others_turn.release()
 
     def wait(self, future: asyncio.Future[T], timeout: float | None = None) -> bool:
-        """Wait for a future that is this thread's (`create_future`), at most so long. Is it done?"""
+        """Wait for one of this thread's futures (`create_future`), with a time limit. Is it done?"""
         if self._is_thrown:
             raise _Thrown
         timer = None if timeout is None else self.call_later(timeout, future.cancel)
@@ -290,7 +290,7 @@ class Thread(Process):
         return not future.cancelled()
 
     def sleep(self, seconds: float) -> None:
-        """What `time.sleep` does."""
+        """Replaces `time.sleep`."""
         self.wait(self.create_future(), seconds)
 
 
@@ -302,7 +302,7 @@ class Lock:
         self._line: list[asyncio.Future[None]] = []
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Wait for it; a loop may only acquire one that nobody has."""
+        """Wait for it; a loop may only acquire a free one."""
         if not self._is_held:
             self._is_held = True
             return True
@@ -313,7 +313,7 @@ class Lock:
         return thread.wait(future, None if timeout < 0 else timeout)
 
     def release(self) -> None:
-        """Hand it to the first in line that waits still."""
+        """Pass it to the first waiter."""
         self._line = [future for future in self._line if not future.done()]
         if self._line:
             self._line.pop(0).set_result(None)
@@ -322,14 +322,14 @@ class Lock:
 
 
 class Flag:
-    """That of `primitives.locks` for simulated threads."""
+    """The Flag of `primitives.locks` for simulated threads."""
 
     def __init__(self) -> None:
         self._is_up = False
         self._waiting: list[asyncio.Future[None]] = []
 
     def set(self) -> None:
-        """Put it up."""
+        """Set it."""
         self._is_up = True
         waiting, self._waiting = self._waiting, []
         for future in waiting:
@@ -337,7 +337,7 @@ class Flag:
                 future.set_result(None)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is up, at most so long, and take it down. Was it up?"""
+        """Wait until it is set, with a time limit, and clear it. Was it set?"""
         thread = _here.thread
         assert thread is not None
         if not self._is_up:

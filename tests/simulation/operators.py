@@ -1,4 +1,4 @@
-"""Who does what in a world: processes that run graphs, operators who answer and take over, and chance, which kills and stops."""
+"""The actors of a world: processes that execute graphs, operators who answer and take over, and chance, which kills and stops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHAOS = 200
 
 
 class Unexpected(Exception):
-    """An error that nobody may see."""
+    """An error that must not happen."""
 
 
 async def attempt(
@@ -29,7 +29,7 @@ async def attempt(
     call: Callable[[], Coroutine[Any, Any, Any]],
     takes_over: bool = False,
 ) -> Exception | None:
-    """Execute a run, or try to, and judge how that ends. Gives the error, if it ends with one."""
+    """Execute a run, or try to, and check how that ends. Returns the error, if it ends with one."""
     world.attempts += 1
     mine = Attempt(world.attempts, run, machine, takes_over, world.scheduler.now)
     ATTEMPT.set(mine)
@@ -96,7 +96,7 @@ def _judge_error(world: World, mine: Attempt, error: Exception, former: Attempt 
 
 
 def _judge_busy(world: World, mine: Attempt, former: Attempt | None) -> None:
-    """Was the run at work elsewhere, as it was told?"""
+    """Was the run really executed elsewhere, as the error says?"""
     owner = mine.run.owner
     if owner is None or mine.takes_over:
         world.violate(f"attempt {mine.number} was told that run {mine.run.id} is at work, without a reason")
@@ -109,7 +109,7 @@ def _judge_busy(world: World, mine: Attempt, former: Attempt | None) -> None:
 
 
 async def run_or_resume(world: World, machine: Machine, run: Story) -> Exception | None:
-    """Go on with a run in one of the ways that there are, as an operator or a program would, and answer what it asks."""
+    """Continue a run in one of the possible ways, as an operator or a program would, and answer its questions."""
     chance = world.random
     takes_over = machine.name == "end" or chance.random() < world.takeovers
     options: dict[str, Any] = {"pocket": machine, "takeover": takes_over}
@@ -143,9 +143,9 @@ async def go_on(world: World, machine: Machine, run: Story, waits: pp.RunSuspend
     return error
 
 
-# ---------------------------------------------------------------- what operators do
+# ---------------------------------------------------------------- operations of operators
 async def operate(world: World, machine: Machine, run: Story, what: str = "") -> None:
-    """Do something to a run as an operator, and judge what is told of it."""
+    """Do something to a run as an operator, and check the result."""
     runs, began = pp.Runs(machine.store), world.scheduler.now
     if not what and run.asked and world.random.random() < 0.5:
         what = "answer"
@@ -154,7 +154,7 @@ async def operate(world: World, machine: Machine, run: Story, what: str = "") ->
         return
     if what == "remove":
         if run.status not in ("finished", "cancelled") or run.in_flight or world.on_the_way:
-            return  # it would be begun anew, under the same id, by somebody who is at it
+            return  # it would be started again, with the same id, by an actor that executes it
         run.is_removed = True
     world.attempts += 1
     mine = Attempt(world.attempts, run, machine, is_operator=True)
@@ -202,7 +202,7 @@ async def operate(world: World, machine: Machine, run: Story, what: str = "") ->
 
 
 async def answer_one(world: World, machine: Machine, runs: pp.Runs, run: Story) -> None:
-    """Answer a question that is open, or was just now."""
+    """Answer a question that is open, or was open a moment ago."""
     place = world.random.choice(sorted(run.asked))
     answer = world.answer(run, place)
     if answer is None:
@@ -235,9 +235,9 @@ async def list_all(world: World, runs: pp.Runs) -> dict[str, str]:
             return found
 
 
-# ---------------------------------------------------------------- a world with chance in it
+# ---------------------------------------------------------------- a world with chance
 class Chaos:
-    """What happens in a world until it is brought to its end."""
+    """The events in a world until its end."""
 
     def __init__(self, world: World) -> None:
         self.world, self.chance = world, world.random
@@ -245,7 +245,7 @@ class Chaos:
         self.pending: list[asyncio.Task[Any]] = []
 
     def start(self) -> Machine:
-        """A process begins, on a computer whose clock is what it is."""
+        """A process starts, on a computer with a wrong clock."""
         self.born += 1
         world = self.world
         machine = Machine(
@@ -260,7 +260,7 @@ class Chaos:
         return machine
 
     async def _serve(self, machine: Machine) -> None:
-        """A worker, which is stopped after a while: its process ends, and another one comes."""
+        """A worker, which is stopped after a while: its process ends, and another one starts."""
         world, chance = self.world, self.chance
         worker = worker_of(world, machine)
         serving = machine.spawn(work(world, machine, worker))
@@ -294,7 +294,7 @@ class Chaos:
                 await run_or_resume(world, machine, run)
 
     async def _give_up_soon(self, machine: Machine, run: Story) -> None:
-        """Go on with a run, and cancel that after a while, as a program does which ends."""
+        """Continue a run, and cancel that after a while, as a program does that ends."""
         task = machine.spawn(run_or_resume(self.world, machine, run))
         await asyncio.wait((task,), timeout=self.chance.choice((0.0, 0.003, 0.03, 1.0)))
         if task.cancel():
@@ -325,12 +325,12 @@ class Chaos:
             world.note(machine.name, f"is cut off until {machine.faulty_until:.3f}")
 
     def replace(self, machine: Machine) -> None:
-        """Another process comes in the place of one that has died."""
+        """Another process replaces one that has died."""
         delay = self.chance.choice((0.01, 1.0, 30.0))
         self.world.scheduler.after(delay, lambda: self.start() if self.world.is_faulty else None)
 
     def play(self) -> None:
-        """Everything, from the first process to the last word."""
+        """Everything, from the first process to the last check."""
         world, chance = self.world, self.chance
         for number in range(1, chance.choice((1, 2, 4)) + 1):
             run = Story(f"r{number}", chance.choice(world.focus), chance.randrange(3))
@@ -345,7 +345,7 @@ class Chaos:
         world.scheduler.run(end.spawn(self._end(end)))
 
     async def _end(self, machine: Machine) -> None:
-        """Once nothing goes wrong any more: bring all runs to their end."""
+        """When nothing fails any more: bring all runs to their end."""
         world = self.world
         for _ in range(CHAOS // 2 if world.has_workers else CHAOS):
             await asyncio.sleep(1)
@@ -362,7 +362,7 @@ class Chaos:
                 each.kill("at the end")
         runs = pp.Runs(machine.store)
         if world.has_workers:
-            await asyncio.sleep(2 * world.skew)  # till what waits for a time waits no longer by this clock either
+            await asyncio.sleep(2 * world.skew)  # until timers are over by this clock too
             await bring_to_end(world, machine, lambda run: self._help_on(machine, run))
         for run in world.runs.values():
             if run.is_removed:
@@ -383,12 +383,12 @@ class Chaos:
             await self._let_expire(machine)
 
     async def _help_on(self, machine: Machine, run: Story) -> None:
-        """What a worker leaves to operators: the first begin, a retry, an answer."""
+        """What a worker leaves to operators: the first start, a retry, an answer."""
         what = "answer" if run.status == "waiting" else "retry" if run.status else "submit"
         await operate(self.world, machine, run, what)
 
     async def _let_expire(self, machine: Machine) -> None:
-        """A long time passes, and others run: what had a `keep_finished` goes, and nothing else."""
+        """A long time passes, and other runs end: runs with a `keep_finished` are removed, and nothing else."""
         world = self.world
         ended = [run for run in world.runs.values() if run.status == "finished" and not run.is_removed]
         for number in range(4):
@@ -408,9 +408,9 @@ def _continue(world: World, machine: Machine) -> None:
         machine.process.go_on()
 
 
-# ---------------------------------------------------------------- a world with none
+# ---------------------------------------------------------------- a world without chance
 def undisturbed(kind: str, input: int, answers: Mapping[str, int | None]) -> Reference:
-    """Run one graph in a world in which nothing goes wrong, with these answers."""
+    """Run one graph in a world without failures, with these answers."""
     world = World(0, is_calm=True)
     stage.world = world
     run = world.runs["r"] = Story("r", kind, input, answers=dict(answers))

@@ -1,4 +1,4 @@
-"""Faults put back on purpose, one at a time: what the simulation is worth. `python -m tests.simulation --planted` looks for each.
+"""Faults put back on purpose, one at a time, to test the simulation. `python -m tests.simulation --planted` looks for each.
 
 Each breaks the protocol of durable runs in one place, as an earlier version or a plausible rewrite has done.
 """
@@ -33,7 +33,7 @@ PLANTED: dict[str, Callable[[], AbstractContextManager[object]]] = {}
 
 
 def fault(what: str) -> Callable[[Callable[[], Iterator[None]]], object]:
-    """Put a fault into the table."""
+    """Register a fault."""
 
     def put(plant: Callable[[], Iterator[None]]) -> object:
         PLANTED[what] = contextmanager(plant)
@@ -151,7 +151,7 @@ def _in_two() -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------- what a failed write means
+# ---------------------------------------------------------------- outcomes of failed writes
 @fault("a failed write is taken for one that has not landed, without a look")
 def _no_look() -> Iterator[None]:
     async def landed(self: Journal, *_: Any) -> None:
@@ -229,7 +229,7 @@ def _conflict_is_fence() -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------- who is at it
+# ---------------------------------------------------------------- ownership
 @fault("a process is known by its number alone")
 def _number_alone() -> Iterator[None]:
     def knows_ended(self: Process, owner: str, record: Mapping[str, Any]) -> bool:
@@ -315,7 +315,7 @@ def _no_progress() -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------- what operators say
+# ---------------------------------------------------------------- operators
 @fault("a claim forgets that the run was cancelled")
 def _forgets() -> Iterator[None]:
     read_state = claim.read_state
@@ -357,7 +357,7 @@ def _heard_once() -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------- where a run goes on
+# ---------------------------------------------------------------- where a run continues
 @fault("an item's record is read without its run's")
 def _unfenced_look() -> Iterator[None]:
     check_owner = Journal.check_owner
@@ -396,7 +396,7 @@ def _hooks_once() -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------- what is told while it goes, and runs without a loop
+# ---------------------------------------------------------------- events, and runs without a loop
 @fault("what a full buffer has no room for is not told")
 def _full() -> Iterator[None]:
     add = Feed.add
@@ -418,7 +418,7 @@ def _told_early() -> Iterator[None]:
         if isinstance(here, streaming._Visit):
             here._call.output = output
             here.__exit__()
-            here._call.outcome = "suspended"  # it is told once
+            here._call.outcome = "suspended"  # it is reported once
         return await commit(self, run, step, target, output, changes)
 
     with mock.patch.object(RunLedger, "commit", early):

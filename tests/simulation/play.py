@@ -1,4 +1,4 @@
-"""Plays the world of one seed, alike in every interpreter."""
+"""Plays the world of one seed, in the same way in every interpreter."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .world import World
 
 @dataclass(frozen=True)
 class Played:
-    """What came of a seed."""
+    """The result of a seed."""
 
     seed: int
     history: list[str]
@@ -41,24 +41,24 @@ class Played:
 
 @contextmanager
 def determined() -> Iterator[None]:
-    """What in the package asks the system for time or chance asks the simulation in this block."""
+    """In this block, the package gets time and chance from the simulation, not from the system."""
     turns, sleeping = itertools.count(1), Sleeping()
     with (
         mock.patch.object(execution, "time", SimpleNamespace(perf_counter=lambda: next(turns) * 0.0004)),
         mock.patch.object(context.os, "urandom", lambda count: bytes(count)),
-        mock.patch.object(processes, "_here"),  # each process puts itself there
+        mock.patch.object(processes, "_here"),  # each process sets its own
         mock.patch.object(processes, "_began", lambda pid: stage.world.began(pid)),
         mock.patch.object(waking, "sleeping", sleeping),
         mock.patch.object(worker, "sleeping", sleeping),
         mock.patch.object(worker, "random", SimpleNamespace(uniform=_uniform, shuffle=_shuffle)),
-        mock.patch.object(worker, "POLL", 1.0),  # many looks find nothing
+        mock.patch.object(worker, "POLL", 1.0),  # many polls find nothing
         mock.patch.object(Gates, "refuse_to_overtake", _refuse_to_overtake),
         mock.patch.object(ledger, "keep_beating", lambda lease: stage.world.beating(lease)),
         mock.patch.object(heartbeat, "threading", SimpleNamespace(Thread=_Starting)),
         mock.patch.object(heartbeat, "Flag", Flag),
         mock.patch.object(waiting, "threading", SimpleNamespace(Lock=Lock)),
         mock.patch.object(waiting, "time", SimpleNamespace(sleep=_sleep)),
-        mock.patch.object(waiting, "_going", set()),  # what a kill has left half done never leaves them
+        mock.patch.object(waiting, "_going", set()),  # a killed process never removes its entries
         mock.patch.object(streaming, "_tasks", set()),
     ):
         context.run_ids.renew()
@@ -66,13 +66,13 @@ def determined() -> Iterator[None]:
 
 
 class _Starting:
-    """What stands in for `threading.Thread` where the package starts one."""
+    """Replaces `threading.Thread` in the package."""
 
     def __init__(self, target: Callable[[], object], name: str, daemon: bool) -> None:
         self._target = target
 
     def start(self) -> None:
-        """Begin it, in the process at work."""
+        """Start it, in the current process."""
         stage.world.here.thread(self._target, Context())
 
 
@@ -86,7 +86,7 @@ _refuse = Gates.refuse_to_overtake
 
 
 def _refuse_to_overtake(gates: Gates, names: Iterable[str]) -> None:
-    """It is a conflict, though the store isn't asked."""
+    """It is a conflict, though the store isn't read."""
     try:
         _refuse(gates, names)
     except ConflictError as conflict:
@@ -103,18 +103,18 @@ def _shuffle(found: list[Any]) -> None:
 
 
 def play(seed: int) -> Played:
-    """Play it. What has not ended is thrown away at once: else it would end in the middle of the next world."""
+    """Play it. Everything that has not ended is discarded at once: otherwise it would end in the middle of the next world."""
     level, hook = logging.getLogger("pocket_plug").level, sys.unraisablehook
     logging.getLogger("pocket_plug").setLevel(logging.CRITICAL + 1)  # hooks of whoever was overtaken fail, and say so
     gc.disable()
-    gc.freeze()  # only what the world makes is looked through at its end
+    gc.freeze()  # at its end, only the world's own objects are collected
     try:
         return _play(seed)
     finally:
-        with warnings.catch_warnings():  # of half-done coroutines, which nobody ever ends
+        with warnings.catch_warnings():  # about coroutines that never end
             warnings.simplefilter("ignore")
             sys.unraisablehook = lambda unraisable: None
-            while gc.collect():  # what is thrown away may leave something more
+            while gc.collect():  # discarded objects may leave something more
                 pass
         sys.unraisablehook = hook
         gc.unfreeze()
@@ -136,7 +136,7 @@ def _play(seed: int) -> Played:
             machine.process.kill()
         world.close()
         del stage.world
-    return Played(seed, [*world.history], [*world.violations])  # what is thrown away may still add to them
+    return Played(seed, [*world.history], [*world.violations])  # discarded objects may still add to them
 
 
 def first_found(what: str, seeds: range) -> tuple[int | None, str]:
@@ -151,6 +151,6 @@ def first_found(what: str, seeds: range) -> tuple[int | None, str]:
 
 
 def verdict(seed: int) -> Played:
-    """What comes of a seed; without the history where nothing is wrong, since that is long."""
+    """The result of a seed; without the history if there is no violation, since that is long."""
     played = play(seed)
     return played if played.violations else Played(seed, [], [])

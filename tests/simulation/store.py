@@ -1,8 +1,8 @@
-"""One store that all simulated processes share, and the connections to it, on which everything goes wrong that can.
+"""One store that all simulated processes share, and their connections, on which every possible failure happens.
 
-A request takes its time to the store, and the answer takes its time back. Each has a fate: it is refused, its answer is lost,
-which is known at once or after a time-out, it lands late, it is sent twice, or the process dies before it, right after it, or at
-the answer.
+A request takes time to the store, and the answer takes time back. Each has a fate: it is refused; its answer is lost, which is
+known at once or after a timeout; it is done late; it is sent twice; or the process dies before it, right after it, or at the
+answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHUNK = 8
 
 
 class Server:
-    """What is stored, and every write in the order in which they landed."""
+    """The stored entries, and every write in the order of commits."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -41,7 +41,7 @@ class Server:
         return drive_inline(self.memory.read_many(keys))
 
     def write(self, by: Machine | None, attempt: Any, changes: Sequence[Change], expect: Mapping[str, int]) -> int:
-        """Do it all or nothing of it, and let the world judge what has landed."""
+        """Do all of it or nothing, and let the world check what was written."""
         try:
             version = drive_inline(self.memory.write(changes, expect))
         except pp.ConflictError as conflict:
@@ -52,11 +52,11 @@ class Server:
         return version
 
     def keys(self, prefix: str = "", **options: Any) -> list[str]:
-        """The keys that a scan gives."""
+        """The keys of a scan."""
         return drive_inline(_listed(self.memory.scan(prefix, **options)))
 
     def value(self, key: str) -> Any:
-        """What is stored at a key; None where nothing is."""
+        """The value at a key; None if there is none."""
         entry = self.read_many((key,)).get(key)
         return entry.value if entry is not None else None
 
@@ -81,7 +81,7 @@ class Client(Backend):
         return (await self.read_many((key,))).get(key)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        names = sorted(keys)  # of a set, in the order of no hash
+        names = sorted(keys)  # without a set's order, which depends on hashes
         what = f"read {', '.join(map(self._world.short, names))}"
         return await self._request(what, READ_FATES, lambda: self._world.server.read_many(names))
 
@@ -119,7 +119,7 @@ class Client(Backend):
         may_withdraw: bool = False,
         is_aimed_at: bool = False,
     ) -> T:
-        """Send it, and give what comes back. A write that is cancelled is withdrawn if the store has not done it yet."""
+        """Send it, and return the answer. A write that is cancelled is withdrawn if the store has not done it yet."""
         machine, world, after = self._machine, self._world, self._world.scheduler.after
         fate = world.aimed_fate(machine) if is_aimed_at else world.fate(machine, fates)
         attempt = world.attempt()
@@ -179,7 +179,7 @@ class Client(Backend):
             after(delay + world.random.choice((0.0, 0.01, 0.3, 5.0)), arrive)
         else:
             after(world.latency() + (world.random.uniform(0, world.slowness) if fate == "slow" else 0), arrive)
-        if (thread := this_thread()) is not None:  # nobody can cancel it
+        if (thread := this_thread()) is not None:  # it can't be cancelled
             thread.wait(answer)
             return answer.result()
         cancelled: asyncio.CancelledError | None = None
@@ -189,7 +189,7 @@ class Client(Backend):
             except asyncio.CancelledError as error:
                 cancelled = error
                 if not answer.cancelled():
-                    answer.exception()  # it has come in the same moment
+                    answer.exception()  # it has come at the same moment
                     raise
                 if state == "sent":
                     state = "withdrawn"

@@ -1,4 +1,4 @@
-"""Durable runs keep their promises in simulated worlds; `make simulate` plays as many as one likes."""
+"""Durable runs keep their guarantees in simulated worlds; `make simulate` plays any number of them."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ for seed in range(12):
 """
 
 
-def test_no_world_goes_wrong() -> None:
-    """Kills, stops, lost answers, clocks apart, operators: each effect lands once, and whoever asks is told the truth."""
+def test_no_world_has_a_violation() -> None:
+    """Kills, stops, lost answers, different clocks, operators: each effect takes place once, and all reports are true."""
     wrong = [(played.seed, played.violations) for played in map(play, range(WORLDS)) if played.violations]
     assert not wrong, f"make simulate SEEDS=={wrong[0][0]} prints how it came to it: {wrong}"
 
 
 def test_a_seed_makes_the_same_world_in_every_interpreter() -> None:
-    """Byte for byte, whatever the hashes of strings are: so a seed that goes wrong can be looked at again."""
+    """Byte for byte, whatever the hashes of strings are: so a seed with a violation can be repeated."""
     hashes = [
         subprocess.run(
             [sys.executable, "-c", HASHES],
@@ -67,8 +67,8 @@ def test_a_seed_makes_the_same_world_in_every_interpreter() -> None:
     assert len({line.partition(" ")[2] for line in hashes[0].splitlines()}) == 12
 
 
-def test_a_world_ends_though_a_thread_of_it_takes_its_time_to_end() -> None:
-    """A simulated thread has ended, and the real one is still alive on a busy machine: nobody gives it another turn."""
+def test_a_world_ends_though_a_real_thread_of_it_ends_late() -> None:
+    """A simulated thread has ended, while the real one is still alive on a busy machine: it gets no further turn."""
     scheduler = Scheduler()
     process = Process("p", scheduler, pytest.fail, lambda: None)
     ended, may_end = process.create_future(), threading.Event()
@@ -91,6 +91,6 @@ def test_a_world_ends_though_a_thread_of_it_takes_its_time_to_end() -> None:
 
 @pytest.mark.parametrize("what", QUICK)
 def test_a_planted_fault_is_found(what: str) -> None:
-    """The simulation would notice if the protocol were broken there."""
+    """The simulation would detect this break of the protocol."""
     seed, _ = first_found(what, range(AT_ONCE))
     assert seed is not None

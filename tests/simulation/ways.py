@@ -1,4 +1,4 @@
-"""The ways in which a program goes on with a run: awaited, as a stream of its events, or in a thread that has no event loop."""
+"""The ways in which a program executes a run: awaited, as a stream of events, or in a thread without an event loop."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 class Left(Exception):
-    """Whoever read a stream has left it before its end."""
+    """The reader of a stream has left it before its end."""
 
 
 async def run(world: World, machine: Machine, story: Story, **options: Any) -> Any:
-    """Begin a run, or go on with it, in a way that chance takes."""
+    """Start a run, or resume it, in a way chosen by chance."""
     if goes_in_thread(world, story):
         graph = SYNC_GRAPHS[story.kind]
         return await in_thread(machine, lambda: graph.run_sync(story.input, run_id=story.id, **options))
@@ -31,7 +31,7 @@ async def run(world: World, machine: Machine, story: Story, **options: Any) -> A
 
 
 async def resume(world: World, machine: Machine, story: Story, **options: Any) -> Any:
-    """Go on with a run that has begun."""
+    """Resume a run."""
     if goes_in_thread(world, story):
         return await in_thread(machine, lambda: SYNC_GRAPHS[story.kind].resume_sync(story.id, **options))
     return await GRAPHS[story.kind].resume(story.id, **options)
@@ -39,7 +39,7 @@ async def resume(world: World, machine: Machine, story: Story, **options: Any) -
 
 # ---------------------------------------------------------------- without a loop
 def goes_in_thread(world: World, story: Story) -> bool:
-    """Is it to be done in a thread? One with a time limit can't: it would make an event loop of its own."""
+    """Is it to be executed in a thread? Not with a time limit, which would need an event loop of its own."""
     can = world.in_threads and GRAPHS[story.kind].timeout is None
     return bool(can and world.random.random() < world.in_threads)
 
@@ -50,7 +50,7 @@ def _ends(world: World, mine: Attempt) -> None:
 
 
 async def in_thread(machine: Machine, function: Callable[[], T]) -> T:
-    """Have it done in a thread of the process. It can't be cancelled, so it is waited for in any case."""
+    """Let a thread of the process do it. It can't be cancelled, so it is awaited in any case."""
     result: asyncio.Future[T] = machine.process.create_future()
     mine, soon = ATTEMPT.get(), machine.process.call_soon_threadsafe
     assert mine is not None
@@ -62,7 +62,7 @@ async def in_thread(machine: Machine, function: Callable[[], T]) -> T:
             soon(result.set_exception, error)
         else:
             soon(result.set_result, given)
-        _ends(machine.world, mine)  # though the loop may be blocked, and not hear of it
+        _ends(machine.world, mine)  # though the loop may be blocked, and doesn't know it
 
     machine.thread(call, copy_context())
     cancelled: asyncio.CancelledError | None = None
@@ -72,14 +72,14 @@ async def in_thread(machine: Machine, function: Callable[[], T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        result.exception()  # nobody else will look at it
+        result.exception()  # nobody else reads it
         raise cancelled
     return result.result()
 
 
 # ---------------------------------------------------------------- as a stream
 async def streamed(world: World, machine: Machine, story: Story, **options: Any) -> Any:
-    """Read a run's events to the last, or some of them, and judge what they tell. Raises Left."""
+    """Read a run's events to the last, or some of them, and check them. Raises Left."""
     chance = world.random
     mine = ATTEMPT.get()
     assert mine is not None
@@ -90,7 +90,7 @@ async def streamed(world: World, machine: Machine, story: Story, **options: Any)
     mine.is_streamed = True
     async with stream:
         assert stream._task is not None
-        stream._task.add_done_callback(lambda _: _ends(world, mine))  # its reader may be slow to hear of it
+        stream._task.add_done_callback(lambda _: _ends(world, mine))  # its reader may notice later
         async for event in stream:
             told.take(event)
             if told.count == leave_after and not isinstance(event, pp.Finished | pp.Suspended):
@@ -108,7 +108,7 @@ async def streamed(world: World, machine: Machine, story: Story, **options: Any)
 
 
 class Told:
-    """What the events of one run have told so far. Each must be true by then, and in its turn."""
+    """The events of one run so far. Each must be true by then, and in the right order."""
 
     def __init__(self, world: World, story: Story, mine: Attempt | None = None) -> None:
         self._world, self._story, self._mine = world, story, mine
@@ -124,7 +124,7 @@ class Told:
         self._world.violate(f"{by} of run {self._story.id} was told {what}")
 
     def take(self, event: Any) -> None:
-        """One more."""
+        """One more event."""
         if self.last in ("finished", "suspended") and self._mine is not None:
             self._violate(f"{event.kind} after {self.last}")
         self.count, self.last = self.count + 1, event.kind
@@ -143,7 +143,9 @@ class Told:
                 pass
 
     def _enter(self, place: str) -> None:
-        has_asked = place in self._story.asked | self._story.answers.keys()  # it comes back once there is an answer
+        has_asked = (
+            place in self._story.asked | self._story.answers.keys()
+        )  # it is visited again once there is an answer
         if place in self._entered and self._mine is not None and not has_asked:
             self._violate(f"twice that {place} was entered")
         if place in self.left:
@@ -170,7 +172,7 @@ class Told:
             self._violate(f"that {place} was left, and its effect has not landed")
 
     def end(self) -> None:
-        """Was all told that this attempt has done?"""
+        """Did this attempt have events for everything that it has done?"""
         mine = self._mine
         assert mine is not None
         for place in sorted(mine.landed):
@@ -182,7 +184,7 @@ class Told:
 
 # ---------------------------------------------------------------- by its records
 async def follow(world: World, machine: Machine, story: Story) -> None:
-    """Follow a run by what is recorded of it, for a while or to its end, and judge what that tells."""
+    """Follow a run by its records, for a while or to its end, and check the events."""
     began, told = world.scheduler.now, Told(world, story)
     world.attempts += 1
     mine = Attempt(world.attempts, story, machine, is_operator=True)

@@ -1,4 +1,4 @@
-"""Workers in a world: what they are told of their runs is judged, and at the end they bring all runs to theirs."""
+"""Workers in a world: their reports are checked, and at the end they bring all runs to their end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LEASES = (3.0, 30.0)
 
 
 class Sleeping:
-    """Stands in for the package's set of sleeping workers, which is one for each process."""
+    """Replaces the package's set of sleeping workers, of which there is one for each process."""
 
     def add(self, wake: Callable[[], None]) -> None:
-        """A worker of the process at work."""
+        """A worker of the current process."""
         stage.world.here.sleeping.append(wake)
 
     def discard(self, wake: Callable[[], None]) -> None:
@@ -32,7 +32,7 @@ class Sleeping:
 
 
 def worker_of(world: World, machine: Machine) -> pp.Worker:
-    """A worker for all graphs that this world has runs of."""
+    """A worker for all graphs of this world's runs."""
     graphs = {run.kind: GRAPHS[run.kind] for run in world.runs.values()}
     return pp.Worker(
         list(graphs.values()),
@@ -69,7 +69,7 @@ def _told(world: World, machine: Machine, report: pp.WorkerReport) -> None:
         return
     mine = ATTEMPT.get()
     if not isinstance(mine, Attempt) or mine.run.id != report.run_id:
-        # given up before it was begun, or removed
+        # given up before it was started, or removed
         if report.became != "failed" and not isinstance(report.error, pp.UnknownRunError):
             world.violate(f"a worker of {machine.name} was told {report.became} of {report.run_id}: {report.error!r}")
         return
@@ -86,7 +86,7 @@ def _told(world: World, machine: Machine, report: pp.WorkerReport) -> None:
 
 
 async def bring_to_end(world: World, machine: Machine, help_on: Callable[[Any], Any]) -> None:
-    """A worker goes on with all that is left; operators help where only they can."""
+    """A worker executes all remaining runs; operators help where it can't."""
     worker = worker_of(world, machine)
     working = machine.spawn(work(world, machine, worker))
     for _ in range(60):

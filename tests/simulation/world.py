@@ -1,4 +1,4 @@
-"""One world: processes over one store, everything that happens to them, and whether what comes of it is right."""
+"""One world: processes over one store, all events, and whether the results are right."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ EPOCH = 1_700_000_000.0
 
 @dataclass(eq=False)
 class Attempt:
-    """One call that may execute a run."""
+    """A call that may execute a run."""
 
     number: int
     run: Story
@@ -69,15 +69,15 @@ class Attempt:
 
     @property
     def is_at_work(self) -> bool:
-        """Has it not ended, and its process neither?"""
+        """Have neither it nor its process ended?"""
         if self.machine.process.is_dead or self.ended is not None:
             return False
-        return not self.is_worker or self.owner in self.machine.identity.held  # it is not told of each claim
+        return not self.is_worker or self.owner in self.machine.identity.held  # it doesn't get a report of each claim
 
 
 @dataclass(eq=False)
 class Story:
-    """A run, and what is known of it from outside."""
+    """A run, and what is known about it from outside."""
 
     id: str
     kind: str
@@ -112,21 +112,21 @@ class Story:
 
     @property
     def status(self) -> str:
-        """The state that it is in, or was in before it was removed."""
+        """Its current state, or its last state before it was removed."""
         return next((name for _, name in reversed(self.states) if name), "")
 
     @property
     def is_over(self) -> bool:
-        """Does nobody go on with it any more?"""
+        """Will nobody continue it any more?"""
         return self.status in ("finished", "cancelled") or self.is_late
 
     @property
     def is_late(self) -> bool:
-        """Has it failed since its time was over?"""
+        """Has it failed because its time was over?"""
         return self.status == "failed" and GRAPHS[self.kind].timeout is not None
 
     def was(self, state: str, since: float) -> bool:
-        """Has it been in this state at any time since then?"""
+        """Was it in this state at any time since then?"""
         earlier = [name for time, name in self.states if time <= since][-1:]
         seen = [*earlier, *(name for time, name in self.states if time > since)]
         return ("running" if state == "stalled" else state) in seen
@@ -152,7 +152,7 @@ class Held(WeakValueDictionary[str, processes.Held]):
 
 
 class Machine:
-    """One process on some computer: its event loop, its clock, its connection. It is what graphs run in (a RunHost)."""
+    """One process on some computer: its event loop, its clock, its connection. Graphs run in it (it is a RunHost)."""
 
     def __init__(self, world: World, name: str, host: str, skew: float) -> None:
         self.world, self.name, self.host, self.skew = world, name, host, skew
@@ -169,7 +169,7 @@ class Machine:
         pid = next(pid for pid in itertools.count(1) if pid not in numbers)
         numbers[pid] = f"{world.scheduler.now:.4f}"
         self.pid = pid
-        self.identity = processes.Process.__new__(processes.Process)  # not this one, as the system knows it
+        self.identity = processes.Process.__new__(processes.Process)  # not the real process
         self.identity.id, self.identity.held = run_ids.next(), Held()
         self.identity.record = {
             "id": self.identity.id,
@@ -183,28 +183,28 @@ class Machine:
         processes._here, self.world.here = self.identity, self
 
     def thread(self, function: Callable[[], object], context: Context) -> Thread:
-        """Have it do this in a thread."""
+        """Let a thread do this."""
         thread = Thread(self.process, function, context)
         self.world.threads.append(thread)
         return thread
 
     def clock(self) -> float:
-        """Epoch seconds, as this computer has them."""
+        """Epoch seconds, by this computer's clock."""
         return self.world.clock() + self.skew
 
     def observers(self, run: Any) -> list[Observer]:
-        """In some worlds somebody watches, who has nothing to say."""
+        """In some worlds there is an observer, which does nothing."""
         return [Observer(node=lambda call: None, event=lambda *event: None)] if self.world.is_watched else []
 
     def notify(self, notice: object) -> None:
-        """Nobody is told."""
+        """No plugin is notified."""
 
     def default_store(self) -> pp.Store:
-        """The store of all."""
+        """The common store."""
         return self.store
 
     def kill(self, why: str) -> None:
-        """It dies here."""
+        """It dies at this point."""
         if not self.process.is_dead:
             self.world.note(self.name, f"killed {why}")
             self.process.kill()
@@ -213,13 +213,13 @@ class Machine:
             self.world.died(self)
 
     def spawn(self, coroutine: Any) -> asyncio.Future[Any]:
-        """Have it do this as well."""
+        """Do this as well."""
         task: asyncio.Future[Any] = self.process.create_task(coroutine)
         return task
 
 
 class World:
-    """Everything that a seed makes. `play` plays it to its end, and `violations` say what was wrong."""
+    """Everything of a seed. `play` plays it to its end, and `violations` has what was wrong."""
 
     def __init__(self, seed: int, *, is_calm: bool = False) -> None:
         self.seed, self.random = seed, random.Random(seed)
@@ -271,7 +271,9 @@ class World:
             self._take_ways(random.Random(f"{seed} ways"))
 
     def _take_ways(self, chance: random.Random) -> None:
-        """How often it is done in other ways than by `run`; chance of its own, so that the other worlds stay what they are."""
+        """How often runs are executed in other ways than by `run`; with a random generator of its own, so that other worlds don't
+        change.
+        """
         self.blocks = chance.choice((0.0, 0.0, 0.3))
         """How often an exec blocks its event loop."""
         self.streams = chance.choice((0.0, 0.0, 0.5))
@@ -281,7 +283,7 @@ class World:
         self.needs_loop = chance.random() < 0.4
         self.in_threads = 0.0 if self.needs_loop else chance.choice((0.0, 0.3, 1.0))
         """How often somebody goes on with a run in a thread, by `run_sync`."""
-        if chance.random() < 0.1:  # only that goes wrong: workers' loops are blocked for longer than a lease
+        if chance.random() < 0.1:  # the only failure: workers' loops are blocked for longer than a lease
             self.has_workers, self.blocks, self.needs_loop, self.lease = True, 0.5, False, 3.0
             self.strikes = self.fault_rate = self.skew = 0.0
 
@@ -291,20 +293,20 @@ class World:
         self.operations = 0.4
         if self.aim.startswith("claims"):
             self.has_workers = True
-        if self.aim == "claims and heartbeats":  # which are only written for a node that takes its time
+        if self.aim == "claims and heartbeats":  # these are only written for a node that takes some time
             self.durations, self.slowness, self.lease = (10.0, 20.0), 10.0, 3.0
 
     def clock(self) -> float:
-        """Epoch seconds, as they are."""
+        """The true epoch seconds."""
         return EPOCH + self.scheduler.now
 
-    # ------------------------------------------------------------ what is written down
+    # ------------------------------------------------------------ history and violations
     def note(self, who: str, what: str) -> None:
         """A line of the history."""
         self.history.append(f"{self.scheduler.now:12.4f} {who:5} {what}")
 
     def violate(self, what: str) -> None:
-        """Something is not as it was promised."""
+        """A guarantee was broken."""
         self.violations.append(what)
         self.note("", f"VIOLATION {what}")
 
@@ -316,30 +318,30 @@ class World:
         """A key as the history shows it."""
         return key.removeprefix("pocket:")
 
-    # ------------------------------------------------------------ what the package asks the system, as the process at work
+    # ------------------------------------------------------------ replacements of system calls, for the current process
     here: Machine
     """The process that takes a step right now."""
 
     def began(self, pid: int) -> str:
-        """When the process of that number began, on its computer; "" where there is none."""
+        """The start time of the process with that pid, on its computer; "" if there is none."""
         return self.numbers[self.here.host].get(pid, "")
 
     def beating(self, lease: float) -> None:
-        """See to it that it speaks for its executions: each process has a heart of its own."""
+        """Send heartbeats for its executions: each process has its own."""
         self.here.heart.keep_beating(lease)
 
     def close(self) -> None:
-        """Nothing of it goes on."""
+        """End everything of it."""
         for thread in self.threads:
             thread.throw_away()
 
     # ------------------------------------------------------------ chance
     def latency(self) -> float:
-        """How long something is on its way."""
+        """The duration of a message."""
         return self.distance * self.random.choice((0.0005, 0.001, 0.002, 0.01))
 
     def fate(self, machine: Machine, fates: Sequence[str]) -> str:
-        """What becomes of a request."""
+        """The fate of a request."""
         if not self.is_faulty or machine.name == "end":
             return ""
         chance = self.random
@@ -356,7 +358,7 @@ class World:
         return fate
 
     def is_aimed_at(self, machine: Machine, changes: Sequence[Change]) -> bool:
-        """Is it a write of the kind that this world aims at?"""
+        """Is it a write of the kind at which this world aims?"""
         if not self.aim or not self.is_faulty or machine.name == "end" or self.random.random() < 0.3:
             return False
         keys = [change.key for change in changes if isinstance(change, Put)]
@@ -369,7 +371,7 @@ class World:
         return moves and any(key.startswith(f"{STATE}{state}:") for key in keys)
 
     def aimed_fate(self, machine: Machine) -> str:
-        """What becomes of such a write."""
+        """The fate of such a write."""
         fates = AIMS[self.aim][0]
         fate = self.random.choice(fates) if len(fates) > 1 else fates[0]
         if fate == "slow":
@@ -377,11 +379,11 @@ class World:
         return "" if fate.startswith("killed") and machine.name == "ops" else fate
 
     def fate_rate(self, machine: Machine) -> float:
-        """How often something happens to a request of it."""
+        """How often a request fails."""
         return self.fault_rate
 
     async def work(self, place: str, *, may_fail: bool = True) -> None:
-        """What a node's exec does."""
+        """The exec of a node."""
         attempt = self.attempt()
         assert attempt is not None
         run, chance = attempt.run, self.random
@@ -409,18 +411,18 @@ class World:
         """A call in exec that blocks its loop, perhaps for longer than a lease. Some keep the GIL."""
         machine, seconds = attempt.machine, self.random.choice((0.5, 1.1, 3.0)) * attempt.run.lease
         keeps_gil = self.random.random() < 0.5
-        if keeps_gil or self.needs_loop:  # then no heartbeat goes out either
+        if keeps_gil or self.needs_loop:  # then no heartbeat is sent either
             machine.disturbed_at = self.scheduler.now + seconds
         self.note(machine.name, f"blocks for {seconds:.1f} s{', its threads too' if keeps_gil else ''}")
         await machine.process.block(seconds, and_threads=keeps_gil)
 
-    # ------------------------------------------------------------ what happens
+    # ------------------------------------------------------------ events
     def attempt(self) -> Attempt | None:
-        """The one around this call."""
+        """The attempt around this call."""
         return ATTEMPT.get()
 
     def landed(self, by: Machine | None, attempt: Attempt | None, version: int, changes: Sequence[Change]) -> None:
-        """A write has landed: judge it."""
+        """A write was done: check it."""
         who = by.name if by is not None else ""
         names = ", ".join(("" if isinstance(each, Put) else "-") + self.short(each.key) for each in changes)
         self.note(who, f"landed v{version} by {attempt.number if attempt else '-'}: {names}")
@@ -434,7 +436,7 @@ class World:
         for run in self.runs.values():
             if run.status == "waiting" and not run.asked and not run.wakes and not run.is_removed:
                 self.violate(f"run {run.id} waits, and nothing is left that it could wait for")
-                run.wakes = True  # said once
+                run.wakes = True  # reported once
 
     def _executing(self, by: Machine, attempt: Attempt | None, change: Put) -> Attempt | None:
         """The attempt that has written a run's record: in a worker, by the id of the execution."""
@@ -450,7 +452,7 @@ class World:
         return attempt
 
     def shell(self, machine: Machine) -> Attempt:
-        """What stands for a worker, before it is known which run it is at."""
+        """The attempt of a worker, before it is known which run it executes."""
         return Attempt(0, Story("", "single", 0), machine, is_worker=True)
 
     def _changed(self, key: str, change: Change, attempt: Attempt | None) -> None:
@@ -474,7 +476,7 @@ class World:
             self._settled(key, value)
 
     def _stands(self, run: Story, state: Mapping[str, Any]) -> None:
-        """What stands in a run's state now."""
+        """The current state entry of a run."""
         run.moved_at = self.scheduler.now
         run.wakes = state.get("wake_at") is not None
         run.is_cancelled = run.is_cancelled or state.get("cancelled", False)
@@ -496,7 +498,7 @@ class World:
             self.violate(f"the effect of {place} was written by an attempt that does not own the run")
 
     def _settled(self, key: str, wait: Mapping[str, Any]) -> None:
-        """What stands at a question now. Once it is settled, that stands."""
+        """The present answer of a question. Once there is one, it stays."""
         _, _, name, _, place = key.split(":", 4)
         run, place = self.runs[name], unquote(place)
         answer = None if wait["answer"] is None else default_codec.decode(wait["answer"])
@@ -511,7 +513,7 @@ class World:
             run.asked.discard(place)
 
     def answer(self, run: Story, place: str) -> int | None:
-        """What somebody answers to a question; None where nobody does in time."""
+        """The answer to a question; None if nobody answers in time."""
         if not place:
             return None
         if not self.is_faulty:
@@ -523,7 +525,7 @@ class World:
     def _moved(self, attempt: Attempt, status: str) -> None:
         run, former = attempt.run, attempt.run.owner
         if former is not attempt:
-            if attempt.execs:  # before that it may claim again: it was not told that it had the run
+            if attempt.execs:  # before that it may claim again: it doesn't know that it has the run
                 self.violate(f"attempt {attempt.number} has written run {run.id} after it was overtaken")
             if former is not None:
                 is_silent = self.scheduler.now - run.moved_at >= run.lease
@@ -547,13 +549,13 @@ class World:
         run.is_cancelled = run.is_cancelled or status == "cancelled"
 
     def conflicted(self, by: Machine | None, attempt: Attempt | None, conflict: pp.ConflictError) -> None:
-        """A write was in conflict."""
+        """A write had a conflict."""
         if attempt is not None:
             attempt.conflicts += 1
         self.note(by.name if by else "", f"conflict: {', '.join(sorted(map(self.short, conflict.keys)))}")
 
     def faulted(self, machine: Machine, attempt: Attempt | None) -> None:
-        """A request was told that it has failed."""
+        """A caller was told that a request has failed."""
         machine.disturbed_at = max(machine.disturbed_at, self.scheduler.now)
         if attempt is not None:
             attempt.faults += 1
@@ -564,10 +566,10 @@ class World:
             self.on_death(machine)
 
     def wanted(self, run: Story) -> Reference:
-        """What such a run comes to in which nothing goes wrong."""
+        """The result of such a run without failures."""
         return reference(run.kind, run.input, run.answers)
 
-    # ------------------------------------------------------------ the end
+    # ------------------------------------------------------------ checks at the end
     def removed(self, run: Story) -> None:
         """Nothing of it may be left."""
         for key in self.server.keys("pocket:"):
@@ -575,7 +577,7 @@ class World:
                 self.violate(f"run {run.id} was removed, and {key} is there")
 
     def judge(self) -> None:
-        """What must be true of every run once it has ended."""
+        """What must be true of every run that has ended."""
         seen: set[str] = set()
         for run in self.runs.values():
             wanted = self.wanted(run)
@@ -610,7 +612,7 @@ class World:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a run comes to in which nothing goes wrong."""
+    """The result of a run without failures."""
 
     result: Any
     places: frozenset[str]
@@ -621,7 +623,7 @@ _references: dict[tuple[Any, ...], Reference] = {}
 
 
 def reference(kind: str, input: int, answers: Mapping[str, int | None]) -> Reference:
-    """What such a run comes to if nothing goes wrong."""
+    """The result of such a run without failures."""
     known = (kind, input, *sorted(answers.items()))
     found = _references.get(known)
     if found is None:

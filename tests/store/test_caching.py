@@ -1,4 +1,4 @@
-"""Cached functions: computed once while others wait, whoever they are; errors and abandoned computations are not kept."""
+"""Cached functions: computed once while all other callers wait; errors and abandoned computations are not stored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SQUARE = Key("square:{n}", int)
 
 
 class SlowMemory(Memory):
-    """A store whose operations suspend, as those of a server do."""
+    """A store whose operations suspend, as a server's do."""
 
     inline_read = inline_write = False
     needs_loop = True
@@ -47,7 +47,7 @@ class SlowMemory(Memory):
 
 
 class Counter:
-    """How often a function was called, and doors that it waits for."""
+    """How often a function was called, and gates that it waits for."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -58,7 +58,7 @@ class Counter:
         return n * n
 
     def slow_square(self, n: int) -> int:
-        """Begins, and waits until it may end."""
+        """Starts, and waits until it may end."""
         self.calls.append(n)
         self.began.set()
         assert self.may_end.wait(30)
@@ -66,13 +66,13 @@ class Counter:
 
 
 def waiting(function: Any) -> int:
-    """How many callers wait for what a cached function computes."""
+    """How many callers wait for a cached function's computation."""
     cells = inspect.getclosurevars(function).nonlocals
     return sum(len(flight.waiters) for flight in cells["cache"]._flights._by_name.values())
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let the loop go on until it holds."""
+    """Run the loop until the condition holds."""
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
@@ -92,9 +92,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SyncStore]
         yield store
 
 
-# ---------------------------------------------------------------- what is kept
+# ---------------------------------------------------------------- results
 def test_a_function_is_called_once(store: SyncStore) -> None:
-    """Then its result comes from the store, until it is invalidated."""
+    """Later its result comes from the store, until it is invalidated."""
     counter = Counter()
     square = store.cached(SQUARE)(lambda n: counter.square(n))
     assert (square(3), square(n=3), square(4), store.get(SQUARE(3))) == (9, 9, 16, 9)
@@ -125,7 +125,7 @@ def test_an_async_function_is_called_once() -> None:
 
 
 def test_none_is_a_value(store: SyncStore) -> None:
-    """It is kept as any other."""
+    """It is stored like any other."""
     calls = []
 
     @store.cached("nothing")
@@ -135,8 +135,8 @@ def test_none_is_a_value(store: SyncStore) -> None:
     assert (nothing(), nothing(), calls) == (None, None, [1])  # type: ignore[func-returns-value]
 
 
-def test_a_ttl_ends_it() -> None:
-    """After its time it is computed again; a time that can't be is refused where it is written."""
+def test_a_result_expires() -> None:
+    """After its ttl it is computed again; an invalid ttl is refused when it is written."""
     clock, counter = FakeClock(), Counter()
     store = SyncStore(clock=clock)
     square = store.cached(SQUARE, ttl="5m")(counter.square)
@@ -151,7 +151,7 @@ def test_a_ttl_ends_it() -> None:
 
 
 def test_values_are_checked(store: SyncStore) -> None:
-    """What isn't of the declared type is no result, and what else stands at the key is an error, not a miss."""
+    """A result of another type is refused, and a stored value of another type is an error, not a miss."""
     wrong: Any = store.cached(SQUARE)(lambda n: str(n))  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueTypeError, match="square:3"):
         wrong(3)
@@ -175,7 +175,7 @@ async def _called(function: Callable[[], Any]) -> None:
 
 # ---------------------------------------------------------------- its key
 def test_arguments_fill_the_key_by_name() -> None:
-    """Whatever way they are given, defaults too; a {} is filled by the next one that no hole names."""
+    """However they are passed, defaults too; a {} is filled by the next argument that no other hole names."""
     store = SyncStore()
 
     @store.cached(Key("report:{day}:{}:{}", str))
@@ -192,7 +192,7 @@ def test_arguments_fill_the_key_by_name() -> None:
 
 
 def test_a_method_is_cached_too() -> None:
-    """Its `self` is ignored, or part of the key by another argument."""
+    """Its `self` is ignored, or is a part of the key by another argument."""
     store = SyncStore()
 
     class Shop:
@@ -204,8 +204,8 @@ def test_a_method_is_cached_too() -> None:
     assert (shop.price("shoe"), store.get("price:shoe"), Shop.price.invalidate(shop, "shoe")) == (4, 4, True)
 
 
-def test_a_node_may_be_cached() -> None:
-    """To everybody else it is the function that it was."""
+def test_a_nodes_function_may_be_cached() -> None:
+    """For all other purposes it is the original function."""
     store = SyncStore()
     square = node(store.cached(SQUARE)(Counter().square))
     assert square(3) == 9
@@ -240,20 +240,20 @@ def gen(n: int) -> Iterator[int]:
         (SQUARE, agen, (), "functions that return a value"),
     ],
 )
-def test_what_the_key_does_not_fit_is_refused(key: Any, function: Any, ignore: Any, message: str) -> None:
-    """Where it is decorated: two calls that differ must never share a value by an oversight."""
+def test_a_key_that_does_not_fit_the_arguments_is_refused(key: Any, function: Any, ignore: Any, message: str) -> None:
+    """At the decorator: two different calls must never share a value by mistake."""
     with pytest.raises(ConfigError, match=message):
         SyncStore().cached(key, ignore=ignore)(function)
 
 
-def test_braces_that_are_no_hole_are_refused() -> None:
+def test_invalid_braces_are_refused() -> None:
     """As in any Key."""
     with pytest.raises(KeyNameError, match="brace"):
         SyncStore().cached("a:{n!r}")
 
 
-# ---------------------------------------------------------------- no stampede
-def test_threads_wait_for_one(store: SyncStore) -> None:
+# ---------------------------------------------------------------- concurrent calls
+def test_concurrent_threads_compute_once(store: SyncStore) -> None:
     """A hundred threads, one computation, the same result for all."""
     counter, results = Counter(), list[int]()
     square = store.cached(SQUARE)(counter.slow_square)
@@ -266,8 +266,8 @@ def test_threads_wait_for_one(store: SyncStore) -> None:
     assert (results, counter.calls) == ([9] * 20, [3])
 
 
-def test_tasks_of_several_loops_wait_for_one() -> None:
-    """Whatever loop they are of, and a loop that waits goes on with other things meanwhile."""
+def test_concurrent_tasks_of_several_loops_compute_once() -> None:
+    """Tasks of any loop; a loop that waits runs its other tasks meanwhile."""
     store, calls, results = Store(), list[int](), list[int]()
     door = threading.Event()
 
@@ -289,7 +289,7 @@ def test_tasks_of_several_loops_wait_for_one() -> None:
 
 
 def test_different_arguments_do_not_wait(store: SyncStore) -> None:
-    """Only callers of the same key do."""
+    """Only callers with the same key wait for each other."""
     counter = Counter()
     slow = store.cached(SQUARE)(lambda n: counter.slow_square(n) if n == 3 else n * n)
     [thread] = threads_of(1, lambda: slow(3))
@@ -300,8 +300,8 @@ def test_different_arguments_do_not_wait(store: SyncStore) -> None:
     assert counter.calls == [3]
 
 
-def test_an_error_is_everybodys_and_is_not_kept(store: SyncStore) -> None:
-    """All who waited get it: a server that is down is asked once, not by each in turn. The next call tries again."""
+def test_an_error_is_raised_to_all_callers_and_not_stored(store: SyncStore) -> None:
+    """All waiting callers get it: a server that is down is called once, not by each in turn. The next call tries again."""
     counter, errors = Counter(), list[str]()
 
     @store.cached(SQUARE)
@@ -326,8 +326,8 @@ def test_an_error_is_everybodys_and_is_not_kept(store: SyncStore) -> None:
     assert (square(3), counter.calls) == (9, [3, 3])
 
 
-def test_where_the_one_that_computes_is_cancelled_another_goes_on() -> None:
-    """From the beginning; the others are neither cancelled nor left waiting. A cancelled one that waits cancels nobody."""
+def test_if_the_computing_caller_is_cancelled_another_computes() -> None:
+    """From the beginning; other callers are neither cancelled nor left waiting. A cancelled waiter cancels no other."""
     store, calls = Store(), list[int]()
 
     @store.cached(SQUARE)
@@ -352,8 +352,8 @@ def test_where_the_one_that_computes_is_cancelled_another_goes_on() -> None:
     assert calls == [3, 3]
 
 
-def test_an_interrupt_is_the_callers_own() -> None:
-    """Ctrl-C in the one that computes: another one computes it."""
+def test_an_interrupt_ends_only_its_own_caller() -> None:
+    """Ctrl-C in the computing caller: another one computes it."""
     store, counter, results = SyncStore(), Counter(), list[object]()
 
     @store.cached(SQUARE)
@@ -379,8 +379,8 @@ def test_an_interrupt_is_the_callers_own() -> None:
     assert counter.calls == [3, 3]
 
 
-def test_a_loop_that_has_stopped_keeps_nobody_waiting() -> None:
-    """What was being computed there is computed by the next caller, who wakes those that wait as well."""
+def test_a_loop_that_has_stopped_blocks_no_caller() -> None:
+    """The next caller computes its value, and wakes the waiting callers too."""
     store, calls = Store(), list[int]()
 
     @store.cached(SQUARE)
@@ -411,8 +411,8 @@ def test_a_loop_that_has_stopped_keeps_nobody_waiting() -> None:
 
 
 # ---------------------------------------------------------------- invalidation
-def test_what_is_invalidated_meanwhile_is_not_kept() -> None:
-    """Who had called before gets it; who calls afterwards doesn't wait for it, and it never lands."""
+def test_a_result_that_is_invalidated_during_its_computation_is_not_stored() -> None:
+    """Earlier callers get it; later callers don't wait for it, and it is never stored."""
     store, versions = Store(), ["old"]
     doors: dict[str, asyncio.Event] = {}
 
@@ -439,8 +439,8 @@ def test_what_is_invalidated_meanwhile_is_not_kept() -> None:
     asyncio.run(main())
 
 
-def test_what_is_invalidated_while_it_is_stored_is_not_kept() -> None:
-    """Also where the invalidation finds nothing, and the value lands after it."""
+def test_a_result_that_is_invalidated_while_it_is_stored_is_removed() -> None:
+    """Also if the invalidation finds nothing, and the value is stored after it."""
 
     class Late(SlowMemory):
         before: Any = None
@@ -467,8 +467,8 @@ def test_what_is_invalidated_while_it_is_stored_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("sets_first", [True, False])
-def test_what_somebody_sets_after_an_invalidation_stays(sets_first: bool) -> None:
-    """The computation that was invalidated as it was stored removes what it has stored itself, and nothing else."""
+def test_a_value_set_after_an_invalidation_stays(sets_first: bool) -> None:
+    """The computation that was invalidated while its result was stored removes that result, and nothing else."""
 
     class Beside(SlowMemory):
         before: Any = None
@@ -506,8 +506,8 @@ def test_what_somebody_sets_after_an_invalidation_stays(sets_first: bool) -> Non
     asyncio.run(main())
 
 
-def test_what_somebody_has_set_meanwhile_stays(store: SyncStore) -> None:
-    """A value that is newer than the computation is not overwritten by it."""
+def test_a_value_set_meanwhile_stays(store: SyncStore) -> None:
+    """The computation does not overwrite a newer value."""
 
     @store.cached(SQUARE)
     def square(n: int) -> int:
@@ -517,8 +517,8 @@ def test_what_somebody_has_set_meanwhile_stays(store: SyncStore) -> None:
     assert (square(3), square(3)) == (9, 1_000)
 
 
-# ---------------------------------------------------------------- functions that need themselves
-def test_a_function_may_need_itself_for_others(store: SyncStore) -> None:
+# ---------------------------------------------------------------- recursive functions
+def test_a_function_may_call_itself_with_other_arguments(store: SyncStore) -> None:
     """As a recursive function does; each value is computed once."""
     calls = []
 
@@ -532,8 +532,8 @@ def test_a_function_may_need_itself_for_others(store: SyncStore) -> None:
     assert sorted(calls) == list(range(21))
 
 
-def test_what_needs_itself_is_an_error() -> None:
-    """In a task, in a thread, by way of another function, and in a circle of two callers: never a wait without an end."""
+def test_a_value_that_needs_itself_is_an_error() -> None:
+    """In a task, in a thread, through another function, and in a circle of two callers: never an endless wait."""
     store = Store()
 
     @store.cached("a:{n}")
@@ -564,8 +564,8 @@ def test_what_needs_itself_is_an_error() -> None:
 
 # ---------------------------------------------------------------- processes
 @pytest.mark.crash
-def test_a_wait_that_was_cancelled_hides_no_other_one() -> None:
-    """Two calls within a computation wait for the same value, and one of them gives up: the circle is still found."""
+def test_a_cancelled_wait_hides_no_other_one() -> None:
+    """Two calls within a computation wait for the same value, and one is cancelled: the circle is still found."""
     store = Store()
 
     async def main() -> None:
@@ -597,8 +597,8 @@ def test_a_wait_that_was_cancelled_hides_no_other_one() -> None:
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
-def test_who_waits_for_whom_is_found_at_once() -> None:
-    """By as many ways as one value may need another one: those of 60 values that each need the two before are 10 to the 12th."""
+def test_the_search_for_circles_is_fast() -> None:
+    """Even if one value needs another in very many ways: 60 values that each need the previous two have 10 to the 12th."""
     store = Store()
 
     async def main() -> None:
@@ -629,7 +629,7 @@ def test_who_waits_for_whom_is_found_at_once() -> None:
 
 
 def test_a_forked_child_computes_for_itself() -> None:
-    """What another thread of the parent computes lands in the parent only."""
+    """The result of another thread of the parent is stored in the parent only."""
     counter = Counter()
     square = SyncStore().cached(SQUARE)(lambda n: counter.slow_square(n))
     [thread] = threads_of(1, lambda: square(3))
@@ -647,8 +647,8 @@ def test_a_forked_child_computes_for_itself() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_processes_share_what_is_kept(tmp_path: Path) -> None:
-    """Another opener of the file finds it."""
+def test_processes_share_results(tmp_path: Path) -> None:
+    """Another process that opens the file finds it."""
     url = f"sqlite:///{tmp_path}/state.db"
     counter = Counter()
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Many callers that want the same key at once: nothing is lost, nobody hangs, and nobody pays for another's end."""
+"""Many callers write the same key at the same time: nothing is lost, nobody hangs, and a failing caller affects no other."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PATIENCE = 30  # seconds until a hang is called a hang
 
 
 def all_of(works: Iterable[Callable[[], object]]) -> None:
-    """Run each in a thread of its own; raises the first error, and fails where one hangs."""
+    """Run each in a thread of its own; raises the first error, and fails if one hangs."""
     errors: list[BaseException] = []
 
     def guarded(work: Callable[[], object]) -> None:
@@ -71,7 +71,7 @@ def all_of(works: Iterable[Callable[[], object]]) -> None:
 
 
 def without_hanging(main: Callable[[], Any]) -> None:
-    """Run a scenario on a loop in a thread of its own, so that a hang fails instead of hanging the tests."""
+    """Run a scenario on a loop in a thread of its own, so that a hang becomes a failure."""
     all_of([lambda: asyncio.run(main())])
 
 
@@ -86,7 +86,7 @@ def add(item: object) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
 
 @pytest.fixture(autouse=True)
 def eager_switching() -> Iterator[None]:
-    """Threads give way to each other every few bytecodes, so that what is not guarded shows."""
+    """Threads switch every few bytecodes, so that unprotected code shows."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -106,7 +106,7 @@ def backend(request: pytest.FixtureRequest, threaded: type[Backend], tmp_path: P
 
 
 class Held(FaultyMemory):
-    """Writes wait until the test lets them go. A write that is cancelled meanwhile is withdrawn."""
+    """Writes wait until the test releases them. A write that is cancelled meanwhile is withdrawn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,9 +127,9 @@ class Held(FaultyMemory):
         return len([use for use in self.used if use.startswith("write")])
 
 
-# ------------------------------------------------------------ nothing is lost
+# ------------------------------------------------------------ no lost updates
 def test_eight_threads_lose_no_update(backend: Backend) -> None:
-    """Every increment of every thread counts, and every caller is given a value of its own."""
+    """Every increment of every thread counts, and every caller gets a different value."""
     with Store(backend).sync as store:
         got: list[int] = []
         all_of([lambda: got.extend(store.update("n", lambda n: n + 1, default=0) for _ in range(25))] * 8)
@@ -138,7 +138,7 @@ def test_eight_threads_lose_no_update(backend: Backend) -> None:
 
 
 def test_a_hundred_tasks_lose_no_update(backend: Backend) -> None:
-    """The same on one event loop; some write in between by other ways."""
+    """The same on one event loop; some tasks write by other operations."""
 
     async def main() -> None:
         async with Store(backend) as store:
@@ -180,8 +180,8 @@ def test_threads_tasks_and_loops_lose_no_update(backend: Backend) -> None:
     without_hanging(main)
 
 
-def test_one_of_many_deleters_is_told_so(backend: Backend) -> None:
-    """Of those who delete a key at once just one is told that it was there, among tasks and among threads."""
+def test_one_of_many_deletes_returns_true(backend: Backend) -> None:
+    """Of concurrent deletes of a key exactly one returns True, among tasks and among threads."""
 
     async def main() -> None:
         async with Store(backend) as store:
@@ -194,8 +194,10 @@ def test_one_of_many_deleters_is_told_so(backend: Backend) -> None:
     without_hanging(main)
 
 
-def test_who_is_handed_the_lead_before_it_waits_is_served(threaded: type[Backend]) -> None:
-    """A thread that has queued and not yet looked leads all the same: it took its wake-up for another one, and hung."""
+def test_a_thread_that_becomes_leader_before_it_waits_is_served(threaded: type[Backend]) -> None:
+    """A thread that has queued and not yet checked is the leader all the same: it took its wake-up for
+    another one's, and hung.
+    """
     store = Store(threaded())
     combiner = store.stack.combiner
     lock, hand_on = combiner._lock, combiner._hand_on
@@ -232,9 +234,9 @@ def test_who_is_handed_the_lead_before_it_waits_is_served(threaded: type[Backend
     assert got == [2]
 
 
-# ------------------------------------------------------------ few writes
+# ------------------------------------------------------------ the number of writes
 def test_concurrent_updates_are_combined() -> None:
-    """A hundred updates of one key are two writes: the first one's, and that of all who came meanwhile."""
+    """A hundred updates of one key are two writes: the first one, and one for all that came meanwhile."""
 
     async def main() -> None:
         backend = FaultyMemory()
@@ -250,7 +252,7 @@ def test_concurrent_updates_are_combined() -> None:
 
 
 def test_loops_and_threads_take_turns(threaded: type[Backend]) -> None:
-    """Eight event loops and two threads on one key never overtake each other: no try is in vain."""
+    """Eight event loops and two threads on one key never overtake each other: no try conflicts."""
     conflicts: list[ConflictError] = []
 
     class Counting(threaded):  # type: ignore[misc, valid-type]
@@ -276,9 +278,9 @@ def test_loops_and_threads_take_turns(threaded: type[Backend]) -> None:
     assert conflicts == []
 
 
-# ------------------------------------------------------------ one caller's failure
-def test_a_raising_function_is_its_callers_alone(backend: Backend) -> None:
-    """All others in the same batch are served; what a function raises comes to the one who gave it."""
+# ------------------------------------------------------------ failures of one caller
+def test_an_exception_in_an_update_is_raised_to_its_caller_only(backend: Backend) -> None:
+    """All others in the same batch are done; an exception of a function is raised to its own caller."""
 
     async def main() -> None:
         async with Store(backend) as store:
@@ -298,7 +300,7 @@ def test_a_raising_function_is_its_callers_alone(backend: Backend) -> None:
 
 
 def test_a_value_that_cant_be_stored_is_its_callers_alone(tmp_path: Path) -> None:
-    """A backend that refuses one of the values in a batch: the others land."""
+    """A backend that refuses one of the values in a batch: the others are stored."""
 
     class Unknown:
         pass
@@ -317,7 +319,7 @@ def test_a_value_that_cant_be_stored_is_its_callers_alone(tmp_path: Path) -> Non
 
 
 def test_a_success_after_a_conflict_is_no_failure() -> None:
-    """A function that raised on the first try, and not when it was tried again, has landed: its caller is told so."""
+    """A function that raised on the first try, and not on the second, was done: its caller gets no error."""
 
     class SetMeanwhile(FaultyMemory):
         async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
@@ -336,7 +338,7 @@ def test_a_success_after_a_conflict_is_no_failure() -> None:
     without_hanging(main)
 
 
-def test_a_failing_backend_fails_all_who_wait_and_nobody_later() -> None:
+def test_a_failing_backend_fails_all_waiting_callers_and_no_later_one() -> None:
     """Each caller gets the error; the key is free again afterwards, for updates and deletes."""
 
     async def main() -> None:
@@ -354,9 +356,9 @@ def test_a_failing_backend_fails_all_who_wait_and_nobody_later() -> None:
     without_hanging(main)
 
 
-# ------------------------------------------------------------ a key that others never let go of
+# ------------------------------------------------------------ conflicts with other processes
 class Overtaken(Layer):
-    """Another process is quicker, so many times."""
+    """Another process is faster, this many times."""
 
     times: list[int]
     inline_read = inline_write = True
@@ -369,8 +371,8 @@ class Overtaken(Layer):
 
 
 @pytest.mark.parametrize("times", [1, 3, 4, 15])
-def test_losing_a_few_times_ends_well(backend: Backend, times: int) -> None:
-    """It is tried again, however the caller waits: awaited, in a thread, in a call that blocks the loop."""
+def test_after_a_few_conflicts_it_succeeds(backend: Backend, times: int) -> None:
+    """It is retried, however the caller waits: awaited, in a thread, in a call that blocks the loop."""
     left = [0]
 
     async def main() -> None:
@@ -394,8 +396,8 @@ def test_losing_a_few_times_ends_well(backend: Backend, times: int) -> None:
     without_hanging(main)
 
 
-def test_losing_for_ever_is_a_conflict(backend: Backend) -> None:
-    """After a bounded number of tries, naming the key; nothing of it was written, and the key can be used."""
+def test_endless_conflicts_are_an_error(backend: Backend) -> None:
+    """After a limited number of tries, with the key; nothing of it was written, and the key can be used."""
     left = [10**6]
 
     async def main() -> None:
@@ -413,8 +415,10 @@ def test_losing_for_ever_is_a_conflict(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("theirs", [Put("n", "theirs"), Delete("n")], ids=["set", "delete"])
-def test_a_delete_never_loses(backend: Backend, theirs: Change) -> None:
-    """However often another process changes the key between its look and its write, it ends at the first try, and knows."""
+def test_a_delete_never_conflicts(backend: Backend, theirs: Change) -> None:
+    """However often another process changes the key between its read and its write, it is done at the first try, and returns the
+    truth.
+    """
     writes: list[Mapping[str, int]] = []
 
     class Busy(Layer):
@@ -473,8 +477,8 @@ def test_an_update_loses_to_other_processes_a_few_times_at_most(stack: str, tmp_
 # ------------------------------------------------------------ cancellation
 @pytest.mark.parametrize("cancels", [1, 2])
 @pytest.mark.parametrize("victim", [0, 1, 5], ids=["the leader", "the next", "another"])
-def test_a_cancelled_update_has_landed_or_never_will(victim: int, cancels: int) -> None:
-    """At whatever moment: what its caller can read when it is told stays so, and everybody else is served once."""
+def test_a_cancelled_update_is_done_or_never_will_be(victim: int, cancels: int) -> None:
+    """At any moment: what its caller can read after the cancellation stays so, and every other caller is served once."""
 
     async def main() -> None:
         outcomes = set()
@@ -508,7 +512,7 @@ def test_a_cancelled_update_has_landed_or_never_will(victim: int, cancels: int) 
 
 
 def test_an_update_that_is_being_written_is_awaited() -> None:
-    """Cancelled twice while the backend is at it, the caller is told only when it is known: it landed."""
+    """Cancelled twice while the backend writes, the caller is notified only when the outcome is known: it was done."""
 
     async def main() -> None:
         backend = Held()
@@ -529,7 +533,7 @@ def test_an_update_that_is_being_written_is_awaited() -> None:
 
 
 def test_a_queued_update_is_withdrawn_at_once() -> None:
-    """While another batch is being written, who waits for the next one can leave, and it never lands."""
+    """While another batch is written, a caller that waits for the next one can leave, and its update is never done."""
 
     async def main() -> None:
         backend = Held()
@@ -551,8 +555,8 @@ def test_a_queued_update_is_withdrawn_at_once() -> None:
 
 
 @pytest.mark.parametrize("patience", range(8))
-def test_a_lead_that_was_handed_on_is_not_lost(patience: int) -> None:
-    """Whoever is cancelled just as it is its turn to lead passes the lead on; nobody behind it hangs."""
+def test_the_lead_of_a_cancelled_caller_is_passed_on(patience: int) -> None:
+    """If the next leader is cancelled, it passes the lead on; nobody behind it hangs."""
 
     async def main() -> None:
         backend = Held()
@@ -572,8 +576,8 @@ def test_a_lead_that_was_handed_on_is_not_lost(patience: int) -> None:
     without_hanging(main)
 
 
-def test_nothing_is_kept_of_what_is_over() -> None:
-    """A thousand keys updated, some of it cancelled: no queue and no gate is left behind."""
+def test_ended_updates_leave_nothing_behind() -> None:
+    """A thousand keys updated, some updates cancelled: no queue and no gate is left."""
 
     async def main() -> None:
         async with Store(FaultyMemory()) as store:
@@ -594,8 +598,8 @@ def test_nothing_is_kept_of_what_is_over() -> None:
 
 # ------------------------------------------------------------ loops that end, threads that block
 @pytest.mark.parametrize("end", [RuntimeError("a crash"), KeyboardInterrupt()], ids=["crash", "ctrl-c"])
-def test_a_loop_that_ends_in_the_middle_hangs_nobody(end: BaseException) -> None:
-    """`asyncio.run` that goes down amid its updates: those of another loop and of threads are served, each once."""
+def test_a_loop_that_ends_during_updates_blocks_nobody(end: BaseException) -> None:
+    """`asyncio.run` is ended during its updates: those of another loop and of threads are done, each once."""
     backend = FaultyMemory()
     store = Store(backend)
     landed: list[int] = []
@@ -621,8 +625,8 @@ def test_a_loop_that_ends_in_the_middle_hangs_nobody(end: BaseException) -> None
     asyncio.run(store.update("k", add("free")))
 
 
-def test_a_loop_that_stops_in_the_middle_is_passed_by() -> None:
-    """Stopped with an update under way and never run again, as after `run_until_complete`: others don't wait for it."""
+def test_a_loop_that_stops_during_updates_is_skipped() -> None:
+    """Stopped during an update and never run again, as after `run_until_complete`: others don't wait for it."""
     backend = Held()
     store = Store(backend)
     loop = asyncio.new_event_loop()
@@ -645,14 +649,14 @@ def test_a_loop_that_stops_in_the_middle_is_passed_by() -> None:
     all_of([lambda: asyncio.run(go_on())])
     assert drive(Memory.read(backend, "k")).value == (0, 1, 2)
 
-    held.set()  # and where it is run again after all, it finds what the others did
+    held.set()  # and if it is run again after all, it finds the others' changes
     loop.run_until_complete(asyncio.wait(calls))
     loop.close()
     assert drive(Memory.read(backend, "k")).value == (0, 1, 2, "stopped 0", "stopped 1", "stopped 2")
 
 
 def test_a_sync_update_never_waits_for_its_own_loop(threaded: type[Backend], tmp_path: Path) -> None:
-    """Called in a task, it blocks the loop where other tasks are amid updates of the key: it is done all the same."""
+    """Called in a task, it blocks the loop where other tasks update the key: it is done all the same."""
 
     async def main(backend: Backend) -> None:
         async with Store(backend) as store:
@@ -671,7 +675,7 @@ def test_a_sync_update_never_waits_for_its_own_loop(threaded: type[Backend], tmp
 
 
 def test_an_update_within_an_update_ends(threaded: type[Backend]) -> None:
-    """Of another key it is done; of the same key it overtakes the outer one each time: a ConflictError, not a hang."""
+    """Of another key it is done; of the same key it conflicts with the outer one each time: a ConflictError, not a hang."""
 
     def nested() -> None:
         with Store(threaded()).sync as store:
@@ -685,8 +689,8 @@ def test_an_update_within_an_update_ends(threaded: type[Backend]) -> None:
 
 
 # ------------------------------------------------------------ gates
-def test_a_gate_is_held_by_one(threaded: type[Backend]) -> None:
-    """By one task or thread at a time, on whatever loop."""
+def test_a_gate_has_one_holder(threaded: type[Backend]) -> None:
+    """By one task or thread at a time, on any loop."""
     gates = Gates()
     inside: list[int] = []
     seen: list[int] = []
@@ -706,7 +710,7 @@ def test_a_gate_is_held_by_one(threaded: type[Backend]) -> None:
 
 
 def test_gates_are_fair() -> None:
-    """They let in by the order of arrival; who leaves and comes back stands behind those who waited."""
+    """They admit callers in the order of arrival; a caller that leaves and comes back waits behind the others."""
 
     async def main() -> None:
         gates = Gates()
@@ -725,7 +729,7 @@ def test_gates_are_fair() -> None:
 
 
 def test_overlapping_holders_never_wait_for_each_other() -> None:
-    """Whatever the order in which they name the gates, and a name twice is no trap."""
+    """In whatever order they name the gates; naming one twice is allowed."""
     gates = Gates()
 
     async def work(names: list[str]) -> None:
@@ -744,7 +748,7 @@ def test_overlapping_holders_never_wait_for_each_other() -> None:
 
 @pytest.mark.parametrize("patience", range(6))
 def test_a_cancelled_holder_or_waiter_leaves_the_gate_free(patience: int) -> None:
-    """While it waits, while it is being let in, while it is inside: the next one comes in."""
+    """While it waits, while it is admitted, while it is inside: the next caller is admitted."""
 
     async def main() -> None:
         gates = Gates()
@@ -769,7 +773,7 @@ def test_a_cancelled_holder_or_waiter_leaves_the_gate_free(patience: int) -> Non
 
 
 def test_a_call_that_blocks_its_loop_does_not_wait_for_its_tasks() -> None:
-    """A clear error where a task of the blocked loop holds the gate or stands before it; a free one is taken."""
+    """A clear error if a task of the blocked loop holds the gate or waits for it; a free one is acquired."""
 
     async def main() -> None:
         gates = Gates()
@@ -780,15 +784,15 @@ def test_a_call_that_blocks_its_loop_does_not_wait_for_its_tasks() -> None:
 
         async with gates.hold(["a"]):
             with pytest.raises(SyncError, match="'a' is held by a task of the event loop that this sync call blocks"):
-                Context().run(drive, enter("a"))  # called by another than the one who holds it
+                Context().run(drive, enter("a"))  # called by a caller that doesn't hold it
             assert drive(enter("a")) == drive(enter("b")) == "entered"
         assert drive(enter("a")) == "entered"
 
     without_hanging(main)
 
 
-def test_who_holds_a_gate_waits_for_no_other() -> None:
-    """Two nodes in their turn, each updating what the other one is in line for, are both done."""
+def test_a_holder_of_a_gate_waits_for_no_other() -> None:
+    """Two nodes in their turn, each updating the key for which the other one waits, are both done."""
 
     async def main() -> None:
         async with Store(FaultyMemory()) as store:
@@ -809,7 +813,7 @@ def test_who_holds_a_gate_waits_for_no_other() -> None:
 
 # ------------------------------------------------------------ beside plain writes
 class Losses(Layer):
-    """Counts the writes that met a conflict."""
+    """Counts the writes that had a conflict."""
 
     inline_read = inline_write = True
     needs_loop = False
@@ -875,8 +879,8 @@ class Rivals:
 
 
 @pytest.mark.parametrize("stack", STACKS)
-def test_plain_sets_let_nobody_lose_for_long(stack: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Updates, deletes and nodes beside threads that only set the key, and would overtake each try: no conflict."""
+def test_plain_sets_make_nobody_conflict_for_long(stack: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Updates, deletes and nodes beside threads that only set the key, and would win each time: no conflict."""
     url, layers = STACKS[stack](f"sqlite:///{tmp_path}/state.db")
     losses, times = Losses(), 4
     hooked: list[int] = []
@@ -912,8 +916,8 @@ def test_plain_sets_let_nobody_lose_for_long(stack: str, tmp_path: Path, caplog:
     without_hanging(main)
 
 
-def test_an_update_that_sets_its_own_key_is_told_so() -> None:
-    """It overtakes itself at each try, also by a thread that it waits for: an error, not a deadlock."""
+def test_an_update_that_sets_its_own_key_is_an_error() -> None:
+    """It conflicts with itself at each try, also through a thread that it waits for: an error, not a deadlock."""
 
     async def main() -> None:
         async with Store() as store:
@@ -929,8 +933,8 @@ def test_an_update_that_sets_its_own_key_is_told_so() -> None:
     without_hanging(main)
 
 
-def test_pauses_double_up_to_a_bound() -> None:
-    """None after the first losses; then anything from 0 to a bound, by a source of chance that can be seeded."""
+def test_pauses_double_up_to_a_limit() -> None:
+    """None after the first conflicts; then a random pause up to a limit, by a random generator that can be seeded."""
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -951,11 +955,11 @@ def test_pauses_double_up_to_a_bound() -> None:
     assert len(set(slept[:half])) == half
 
 
-def test_who_loses_to_other_processes_pauses() -> None:
-    """Updates and nodes do, between their tries; where a stack writes in place there is no other process."""
+def test_callers_that_conflict_with_other_processes_pause() -> None:
+    """Updates and nodes pause between their tries; if a stack writes in place there is no other process."""
 
     class Contested(FaultyMemory):
-        """Somebody else is faster, eight times."""
+        """Another caller is faster, eight times."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -1003,7 +1007,7 @@ def test_who_loses_to_other_processes_pauses() -> None:
 
 
 class Exclusive(FaultyMemory):
-    """Somebody else writes `k` before each write that expects something, but not within a turn."""
+    """Another caller writes `k` before each write with an expectation, but not within a turn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1028,7 +1032,7 @@ class Exclusive(FaultyMemory):
 
 
 class PreparesElsewhere(Node[int, int]):
-    """What prep reads stays, so only post is tried again."""
+    """prep doesn't read the contested key, so only post is repeated."""
 
     async def prep(self, store: StoreReader, n: int) -> int:
         return await store.get("steady", 1)  # type: ignore[no-any-return]
@@ -1038,7 +1042,7 @@ class PreparesElsewhere(Node[int, int]):
 
 
 class PreparesThere(Node[int, int]):
-    """Prep reads the contested key, so exec would be in the turn, and that may take long."""
+    """prep reads the contested key, so exec would be in the turn, and that may take long."""
 
     async def prep(self, store: StoreReader, n: int) -> int:
         return await store.get("k", 0)  # type: ignore[no-any-return]
@@ -1048,8 +1052,8 @@ class PreparesThere(Node[int, int]):
         return n
 
 
-def test_a_node_that_keeps_losing_gets_a_turn_for_its_post() -> None:
-    """As an update does, but later: after ten lost tries, of the keys that it lost. An exec is in no turn: such a node loses."""
+def test_a_node_that_keeps_conflicting_gets_a_turn_for_its_post() -> None:
+    """As an update does, but later: after ten conflicts, for their keys. An exec is in no turn: such a node fails."""
 
     async def main() -> None:
         backend = Exclusive()
@@ -1065,8 +1069,8 @@ def test_a_node_that_keeps_losing_gets_a_turn_for_its_post() -> None:
     without_hanging(main)
 
 
-def test_a_pause_holds_up_no_event_loop() -> None:
-    """A task that pauses lets others go on; a thread without a loop sleeps."""
+def test_a_pause_blocks_no_event_loop() -> None:
+    """A task that pauses lets others run; a thread without a loop sleeps."""
 
     async def main() -> None:
         order: list[str] = []
@@ -1089,12 +1093,12 @@ def test_a_pause_holds_up_no_event_loop() -> None:
 # ------------------------------------------------------------ all of it at once
 @pytest.mark.parametrize("over", ["memory", "another backend"])
 def test_a_bounded_store_under_fire(over: str) -> None:
-    """Eight threads and a hundred tasks, scopes, evictions, a callback that uses the store: no lost update, no
-    deadlock, and when the dust has settled no entry above the bound.
+    """Eight threads and a hundred tasks, scopes, evictions, a callback that uses the store: no lost update, no deadlock, and at
+    the end not more entries than the limit.
     """
 
     class Other(Memory):
-        """For bounding it is not Memory: it keeps an index of its own."""
+        """Another class than Memory, so bounding has an index of its own."""
 
     lock = threading.Lock()
     evicted: Counter[str] = Counter()
@@ -1144,9 +1148,9 @@ def test_a_bounded_store_under_fire(over: str) -> None:
     assert not told["expired"]
 
 
-# Where an interrupt comes in a coroutine that is being closed, Python only reports it.
+# If an interrupt comes in a coroutine that is being closed, Python only reports it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupted_write_holds_up_no_update_with_priority() -> None:
+def test_an_interrupted_write_blocks_no_update_with_priority() -> None:
     """A plain write waits for its end in the main thread. Wherever Ctrl-C comes there, the update ends."""
     store = Store().sync
     gates = store.stack.gates

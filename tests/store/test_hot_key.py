@@ -1,4 +1,4 @@
-"""Many nodes that write the same key: each is let go in its turn, so none loses for ever, and nothing is lost."""
+"""Many nodes that write the same key: each gets its turn, so none conflicts without end, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class InHook(pp.Node[int, int]):
 @pytest.mark.parametrize("concurrency", [2, 8, 40])
 @pytest.mark.parametrize("node", [in_post, InPrepAndPost(), InHook()], ids=["post", "prep and post", "hook"])
 def test_a_fan_out_over_one_key_counts_everything(node: pp.Node[int, int], concurrency: int) -> None:
-    """However many at a time: newcomers don't pass those by who were in conflict before them."""
+    """Any number at a time: new items don't overtake those that had a conflict before."""
 
     async def main() -> None:
         async with pp.Store(FaultyMemory()) as store:
@@ -47,8 +47,8 @@ def test_a_fan_out_over_one_key_counts_everything(node: pp.Node[int, int], concu
     asyncio.run(main())
 
 
-def test_nodes_and_updates_of_one_key_let_each_other_go() -> None:
-    """Neither a fan-out nor those who update beside it lose for ever."""
+def test_nodes_and_updates_of_one_key_both_succeed() -> None:
+    """Neither a fan-out nor concurrent updates conflict without end."""
 
     async def main() -> None:
         async with pp.Store(FaultyMemory()) as store:
@@ -64,8 +64,8 @@ def test_nodes_and_updates_of_one_key_let_each_other_go() -> None:
     asyncio.run(main())
 
 
-def test_a_node_in_line_for_a_key_may_update_it_in_exec() -> None:
-    """It defeats itself, since it changes what its prep has read; that is an error, not a deadlock."""
+def test_a_node_that_waits_for_a_key_may_update_it_in_exec() -> None:
+    """It conflicts with itself, since it changes what its prep has read; that is an error, not a deadlock."""
 
     async def main() -> None:
         async with pp.Store(FaultyMemory()) as store:

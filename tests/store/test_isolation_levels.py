@@ -1,4 +1,4 @@
-"""Withdrawals that race: what a node's isolation keeps them from, in memory and on SQLite."""
+"""Concurrent withdrawals: what each isolation level prevents, in memory and on SQLite."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], S
 
 
 class Withdraw(Node[str, int, bool]):
-    """Takes 10 from one of two accounts, if both together have as much."""
+    """Takes 10 from one of two accounts, if the sum of both is enough."""
 
     async def prep(self, store: StoreReader, account: str) -> int:
         return await store.require(BALANCE("a")) + await store.require(BALANCE("b"))
 
     async def exec(self, together: int) -> bool:
-        await asyncio.sleep(0)  # whoever else withdraws has read as well by now
+        await asyncio.sleep(0)  # all other withdrawals have read by now
         return together >= 10
 
     async def post(self, store: StoreWriter, account: str, together: int, granted: bool) -> int:
@@ -36,7 +36,7 @@ class Withdraw(Node[str, int, bool]):
 
 
 async def race(store: Store, withdraw: Withdraw, accounts: str, *, a: int, b: int) -> tuple[int, int]:
-    """What is paid out, and what is left together."""
+    """The amount that was paid, and the sum that is left."""
     async with store:
         await store.set_many({BALANCE("a"): a, BALANCE("b"): b})
         graph = Graph(withdraw, store=store, name="withdrawals")
@@ -45,28 +45,28 @@ async def race(store: Store, withdraw: Withdraw, accounts: str, *, a: int, b: in
 
 
 def test_no_withdrawal_is_lost(make_store: Callable[[], Store]) -> None:
-    """Thirty at once from one account: each that was paid is missing there, and no more are paid than there was for."""
+    """Thirty at once from one account: each payment was subtracted, and no more are paid than there was money for."""
     assert asyncio.run(race(make_store(), Withdraw(), "a" * 30, a=100, b=0)) == (100, 0)
 
 
-def test_serializable_withdrawals_never_take_what_is_not_there(make_store: Callable[[], Store]) -> None:
+def test_serializable_withdrawals_never_overdraw(make_store: Callable[[], Store]) -> None:
     """From two accounts at once: each sees what the other has taken, although it writes another key."""
     withdraw = Withdraw().with_options(isolation="serializable")
     assert asyncio.run(race(make_store(), withdraw, "ab" * 15, a=40, b=60)) == (100, 0)
 
 
-def test_by_default_only_what_is_written_is_guarded(make_store: Callable[[], Store]) -> None:
-    """The same without it: two that write different keys don't see each other. What was paid is right all the same."""
+def test_by_default_only_written_keys_are_checked(make_store: Callable[[], Store]) -> None:
+    """By default two withdrawals that write different keys don't see each other. The sums are right all the same."""
     paid, left = asyncio.run(race(make_store(), Withdraw(), "ab", a=10, b=0))
     assert (paid, left) == (20, -10)
 
 
-# ------------------------------------------------------------ what is read is checked where nothing is written, too
+# ------------------------------------------------------------ nodes that only read are checked, too
 FLAG = Key("flag", str)
 
 
 class Look(Node[int, str]):
-    """Gives the flag, and has it changed as soon as the phase has read it, the first time."""
+    """Returns the flag, which is changed as soon as the phase has read it, the first time."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -104,7 +104,7 @@ class LookInBoth(Look):
 
 
 class LookDeclared(LookInPost, reads=(FLAG,)):
-    """The flag is read before `post` begins."""
+    """The flag is read before `post` starts."""
 
 
 LOOKS: dict[str, tuple[type[Look], str, list[str]]] = {
@@ -122,7 +122,7 @@ def test_a_node_that_only_read_is_checked(
 ) -> None:
     """One key, nothing written: what `post` read, and what a serializable `prep` read, is unchanged at the commit.
 
-    Where prep would read an equal value again, neither it nor `exec` is repeated.
+    If prep would read an equal value again, neither it nor `exec` is repeated.
     """
 
     async def main() -> None:
@@ -142,8 +142,8 @@ def test_a_node_that_only_read_is_checked(
     asyncio.run(main())
 
 
-def test_what_prep_alone_read_is_not_checked_by_default(make_store: Callable[[], Store]) -> None:
-    """It may have changed while exec worked: a node that must not go on then says so, or reads it in `post`."""
+def test_a_key_that_only_prep_read_is_not_checked_by_default(make_store: Callable[[], Store]) -> None:
+    """It may have changed during exec: a node for which that matters reads it in `post`, or declares isolation="serializable"."""
 
     class Plain(LookInPrep, isolation="default"):
         pass

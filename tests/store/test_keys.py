@@ -1,4 +1,4 @@
-"""Names in a store: what can be one, how a template is filled, and that no value reaches into another scope."""
+"""Names in a store: what is allowed, how a template is filled, and that no value reaches into another scope."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_key_without_holes_is_its_template() -> None:
 
 
 def test_a_template_is_filled_in_order() -> None:
-    """Each value goes into its hole; a hole may have a name, which only tells the reader."""
+    """Each value fills one hole; a hole may have a name, for the reader."""
     assert str(PROFILE(7)) == "user:7:profile"
     assert str(Key("order:{order}:{line}")("A", 2)) == "order:A:2"
     assert not PROFILE.is_filled
@@ -70,13 +70,13 @@ def test_a_template_is_filled_in_order() -> None:
     ],
 )  # fmt: skip
 def test_a_value_has_its_colons_and_percents_escaped(value: object, text: str) -> None:
-    """What fills a hole is one part of the name, whatever it contains."""
+    """A value that fills a hole is one part of the name, whatever characters it has."""
     assert str(TENANT(value)) == f"tenant:{text}"
 
 
 @pytest.mark.parametrize("value", [None, True, False, 1.5, b"bytes", ["list"], ("a", "b"), {}, object(), Colour.NONE])
-def test_only_values_with_one_spelling_fill_a_hole(value: object) -> None:
-    """A float, a bool or None would be spelt in several ways or by accident; the error names key and value."""
+def test_only_values_with_one_text_form_fill_a_hole(value: object) -> None:
+    """A float, a bool or None could be written in several ways, or by accident; the error names key and value."""
     with pytest.raises(KeyNameError, match=r"Key\('tenant:\{\}'\) can't be filled with .*; give a str, int"):
         TENANT(value)
 
@@ -85,7 +85,7 @@ def test_only_values_with_one_spelling_fill_a_hole(value: object) -> None:
 @example("a:b", "c", "a", "b:c")
 @example("a%3Ab", "c", "a:b", "c")
 def test_other_values_make_another_name(a: str, b: str, c: str, d: str) -> None:
-    """No two fillings of a template meet, and no filled name is a scope of another one."""
+    """No two fillings of a template are equal, and no filled name is in the scope of another one."""
     first, second = filled(PAIR, a, b), filled(PAIR, c, d)
     if first is None or second is None:
         return
@@ -97,7 +97,7 @@ def test_other_values_make_another_name(a: str, b: str, c: str, d: str) -> None:
 
 
 def filled(key: Key[Any], *values: str) -> str | None:
-    """The name, None where it is one that no store can have."""
+    """The name; None if no store can have it."""
     try:
         return str(key(*values))
     except KeyNameError:
@@ -106,7 +106,7 @@ def filled(key: Key[Any], *values: str) -> str | None:
 
 @given(st.text(min_size=1, alphabet="a:%{}é3A2"))
 def test_a_template_knows_the_names_it_makes(value: str) -> None:
-    """`matches` says yes to every filling, and no to what lies below or beside it."""
+    """`matches` is true for every filling, and false for names below or beside it."""
     name = str(PROFILE(value))
     assert PROFILE.matches(name)
     assert PROFILE(value).matches(name)
@@ -119,8 +119,8 @@ def test_a_template_knows_the_names_it_makes(value: str) -> None:
 @example("pocket", "x")
 @example("%70ocket", "x")
 @example("", "x")
-def test_a_template_gives_back_what_fills_it(first: str, second: str) -> None:
-    """`parse` is the inverse of filling, and of nothing else: what it gives has that very name."""
+def test_parse_returns_the_values_of_a_name(first: str, second: str) -> None:
+    """`parse` is the inverse of filling, and accepts nothing else: its result makes the same name."""
     name = str(LOOSE(first, second))
     parsed = LOOSE.parse(name)
     assert parsed is not None
@@ -130,8 +130,8 @@ def test_a_template_gives_back_what_fills_it(first: str, second: str) -> None:
         assert parsed is None or str(parsed) == other
 
 
-def test_a_name_that_a_template_does_not_make_is_none() -> None:
-    """It has other literals, no value where one must be, or an escape that filling doesn't make."""
+def test_a_name_of_another_template_is_not_parsed() -> None:
+    """Other literals, no value where one is required, or an escape that filling doesn't make."""
     for name in (
         "user:7",
         "user::profile",
@@ -149,8 +149,8 @@ def test_a_name_that_a_template_does_not_make_is_none() -> None:
     assert hash(parsed) == hash(PROFILE(7))
 
 
-def test_a_hole_may_be_empty_where_the_key_says_so() -> None:
-    """A question mark in the hole says it; elsewhere an empty value is refused, with the way out."""
+def test_a_hole_may_be_empty_if_the_key_says_so() -> None:
+    """A question mark in the hole allows it; otherwise an empty value is refused, with the way out."""
     key = Key("blob:{path?}:{}")
     assert str(key("", 1)) == "blob::1"
     assert key.matches("blob::1")
@@ -166,7 +166,7 @@ def test_a_hole_may_be_empty_where_the_key_says_so() -> None:
 @example(["%70ocket"])
 @example(["a", ""])
 def test_parts_are_joined_and_split(parts: list[str]) -> None:
-    """`split_name` is the inverse of `join_name`, and no joined name is a reserved one or the scope of one."""
+    """`split_name` is the inverse of `join_name`, and no joined name is a reserved one or its scope."""
     if parts == [""]:
         with pytest.raises(KeyNameError, match="empty"):
             join_name(*parts)
@@ -177,14 +177,14 @@ def test_parts_are_joined_and_split(parts: list[str]) -> None:
 
 
 def test_a_joined_name_is_that_of_a_key() -> None:
-    """There is one escaping: what is joined, and what is filled into a template, meet."""
+    """There is one escaping: joined parts and a filled template give the same name."""
     assert join_name("user", "a:b", Size.XL) == str(Key("user:{}:{}")("a:b", Size.XL))
     assert join_name("pocket", "x") == str(Key("{}:x")("pocket"))
 
 
 @pytest.mark.parametrize("name", ["", "50%", "a%3ab", "pocket:run:1", "pocket", "%61"])
 def test_a_name_that_was_not_joined_is_not_split(name: str) -> None:
-    """It could have been made in another way, and would be joined to another name."""
+    """It may have been written in another way, and would be joined to another name."""
     with pytest.raises(KeyNameError, match="is not escaped as join_name does it"):
         split_name(name)
 
@@ -197,7 +197,9 @@ def test_only_values_with_one_spelling_are_joined(part: object) -> None:
 
 
 def test_a_tenant_may_be_called_pocket() -> None:
-    """Its scope is its own: neither pocket_plug's records are reached, nor a tenant who is called as that is escaped."""
+    """Its scope is its own: it doesn't contain pocket_plug's records, nor the data of a tenant whose name
+    is that escaped text.
+    """
     store, tenant = SyncStore(), Key("{}")
     store.scope(tenant("pocket")).set("run", "mine")
     store.scope(tenant("%70ocket")).set("run", "another's")
@@ -219,10 +221,10 @@ def test_matching_takes_the_template_literally() -> None:
     assert not key.matches("v1.0[x]:")
 
 
-# ------------------------------------------------------------ what is no name
+# ------------------------------------------------------------ invalid names
 @pytest.mark.parametrize("name", [None, 7, 1.5, b"user", ("user", "1"), ["user"], object()])
 def test_a_name_is_a_string(name: object) -> None:
-    """The message tells the type that was given, and its size."""
+    """The message has the type that was given, and its size."""
     with pytest.raises(KeyNameError) as caught:
         check_name(name)
     assert str(caught.value) == f"a key is a string or a Key, not {summary(name)}"
@@ -241,7 +243,7 @@ def test_a_name_is_a_string(name: object) -> None:
     ],
 )
 def test_some_strings_are_no_names(name: str, reason: str) -> None:
-    """Empty and long ones, the reserved prefix, what can't be encoded: said for plain names and for templates alike."""
+    """Empty and long ones, the reserved prefix, text that can't be encoded: for plain names and for templates alike."""
     with pytest.raises(KeyNameError, match=reason):
         check_name(name)
     with pytest.raises(KeyNameError, match=reason):
@@ -252,8 +254,8 @@ HALF = Key("half:{}")
 
 
 @pytest.mark.parametrize("letter", ["k", "é", "\U0001f642"], ids=["1 byte", "2 bytes", "4 bytes"])
-def test_what_is_written_has_a_name_of_1024_bytes_at_most(letter: str) -> None:
-    """With its scope, in UTF-8, however it is written. A longer one is not there for who reads, and can be removed."""
+def test_a_written_name_has_at_most_1024_bytes(letter: str) -> None:
+    """With its scope, in UTF-8, in every way of writing. A longer one is missing for reads, and can be removed."""
     each = len(letter.encode())
 
     def of(size: int) -> str:
@@ -286,7 +288,7 @@ def test_what_is_written_has_a_name_of_1024_bytes_at_most(letter: str) -> None:
     "name", ["pocket", "pockets:1", "Pocket:1", " pocket:1", "a:pocket:1", "%", ":", "\x00", "日本"]
 )
 def test_everything_else_is_a_name(name: str) -> None:
-    """The reserved prefix takes nothing from its neighbours."""
+    """The reserved prefix reserves nothing else."""
     assert check_name(name) == name
 
 
@@ -302,13 +304,13 @@ def test_an_unfilled_template_is_no_name() -> None:
 
 @pytest.mark.parametrize("values", [(), ("a", "b")])
 def test_the_number_of_values_must_be_right(values: tuple[str, ...]) -> None:
-    """The error tells how many the template takes, and what was given."""
+    """The error says how many the template needs, and how many were given."""
     with pytest.raises(KeyNameError, match=rf"Key\('tenant:\{{\}}'\) takes 1 value\(s\), not {len(values)}"):
         TENANT(*values)
 
 
 def test_a_key_is_filled_once() -> None:
-    """A filled key takes no more values, not even as many again."""
+    """A filled key accepts no more values."""
     with pytest.raises(KeyNameError, match=r"is filled already; fill its template: Key\('tenant:\{\}'\)"):
         TENANT("a")("b")
     with pytest.raises(KeyNameError, match="takes 0"):
@@ -320,7 +322,7 @@ COPIES = [copy.copy, copy.deepcopy, lambda key: pickle.loads(pickle.dumps(key))]
 
 @pytest.mark.parametrize("copied", COPIES)
 def test_a_key_can_be_copied_and_pickled(copied: Callable[[Any], Any]) -> None:
-    """Also one that has been used, which holds a function that can't be pickled. What comes back is checked as before."""
+    """Also one that has been used, which holds a function that can't be pickled. The copy is checked as before."""
     store = SyncStore()
     for key in (PROFILE, PROFILE("a"), Key("limit", int | None), LOOSE("", 1)):
         key.checked({} if key.type is dict else None)
@@ -334,13 +336,13 @@ def test_a_key_can_be_copied_and_pickled(copied: Callable[[Any], Any]) -> None:
 
 
 def test_an_empty_value_fills_no_hole() -> None:
-    """`user::profile` would be the name of everybody whose id was lost."""
+    """`user::profile` would be the name for every user without an id."""
     with pytest.raises(KeyNameError, match="can't be filled with an empty value"):
         PROFILE("")
 
 
 def test_a_value_cannot_make_a_reserved_name() -> None:
-    """Nor a lone surrogate: what a template becomes is checked as a name, whichever part of it is the value."""
+    """Nor a lone surrogate: the filled template is checked as a name, whichever part of it is the value."""
     assert str(Key("{}:{}")("pocket", "runs")) == "%70ocket:runs"
     with pytest.raises(KeyNameError, match="reserved"):
         Key("pocket{?}:{}")("", "runs")
@@ -351,20 +353,20 @@ def test_a_value_cannot_make_a_reserved_name() -> None:
 
 
 def test_a_name_error_is_a_value_error_too() -> None:
-    """So callers who know nothing of pocket_plug can catch it."""
+    """So callers that don't know pocket_plug can catch it."""
     assert issubclass(KeyNameError, ValueError)
     assert issubclass(KeyNameError, PocketError)
 
 
 # ------------------------------------------------------------ what a key is
 def test_a_key_is_not_a_string() -> None:
-    """Else a type checker would take any value at it; it is equal to no string, either."""
+    """Otherwise a type checker would accept any value at it; it is equal to no string, either."""
     assert not isinstance(TENANT("a"), str)
     assert TENANT("a") != "tenant:a"
 
 
 def test_keys_are_equal_by_template_values_and_type() -> None:
-    """So they serve as keys of a dict."""
+    """So they can be keys of a dict."""
     assert TENANT("a") == TENANT("a")
     assert hash(TENANT("a")) == hash(TENANT("a"))
     assert TENANT("a") != TENANT("b")
@@ -373,13 +375,13 @@ def test_keys_are_equal_by_template_values_and_type() -> None:
 
 
 def test_a_key_shows_how_it_was_made() -> None:
-    """In messages one sees template, type and values."""
+    """The repr has template, type and values."""
     assert repr(Key("a")) == "Key('a')"
     assert repr(Key("rows:{}", list[int])(7)) == "Key('rows:{}', list[int])(7,)"
 
 
 def test_a_declared_type_is_known_once() -> None:
-    """The codec finds it there; however often it is declared, by keys or by views, it takes no more room."""
+    """The codec finds it there; however often keys or views declare it, it takes no more memory."""
     before = len(declared_types)
     for _ in range(100):
         Key("declared:{}", Size)
@@ -410,17 +412,17 @@ def test_a_value_is_checked_against_the_declared_type(type_: Any, good: object, 
 
 
 def test_a_key_without_a_type_holds_anything() -> None:
-    """`Key("name")` is a spelling only."""
+    """`Key("name")` without a type accepts every value."""
     for value in (None, 1, "a", object()):
         TENANT("a").checked(value)
 
 
-# ------------------------------------------------------------ the template that a name carries
+# ------------------------------------------------------------ the template of a name
 SPELT = Key("spelt:{}")
 
 
-def test_a_name_carries_the_templates_that_made_it() -> None:
-    """Those of the key and of the scopes around it; of what is plain text, and may be anything, nothing is carried."""
+def test_a_name_has_the_templates_that_made_it() -> None:
+    """Those of the key and of the scopes around it; plain text, which may be anything, has no template."""
     scope = TENANT("acme").full_name() + ":"
     assert template_of(SPELT(7).full_name()) == "spelt:{}"
     assert template_of(scope + SPELT(7).full_name()) == "tenant:{}:spelt:{}"
@@ -431,8 +433,8 @@ def test_a_name_carries_the_templates_that_made_it() -> None:
 
 
 @pytest.mark.parametrize("user", ["alice", 17])
-def test_a_template_put_together_at_run_time_is_not_carried(user: object) -> None:
-    """There may be an id in it. Only what stands in the code that declares the key is known to have none."""
+def test_a_template_built_at_run_time_is_not_kept(user: object) -> None:
+    """It may contain an id. Only a literal in the code is known to contain none."""
     names = [f"user:{user}", "user:" + str(user), f"user:{user}:{{}}"]
     keys: list[Key[Any]] = [Key(name) for name in names]
     assert [template_of(key.full_name()) for key in keys[:2]] == ["", ""]
@@ -440,8 +442,8 @@ def test_a_template_put_together_at_run_time_is_not_carried(user: object) -> Non
     assert [str(key) for key in keys[:2]] == [f"user:{user}", f"user:{user}"]
 
 
-def test_names_that_come_out_are_plain_text() -> None:
-    """A template goes with a name to the backend, and no further: neither to users nor into what is kept."""
+def test_names_that_are_returned_are_plain_text() -> None:
+    """A template is passed with a name to the backend only: neither to users nor into stored data."""
     store = SyncStore(clock=lambda: 0.0)
     scope = store.scope(TENANT("acme"))
     scope.set(SPELT(1), 1)
@@ -460,7 +462,7 @@ def test_names_that_come_out_are_plain_text() -> None:
 
 
 def test_a_conflict_names_plain_text() -> None:
-    """Whoever keeps the names of what was in conflict keeps no templates."""
+    """A caller that keeps the names of a conflict keeps no templates."""
     store = SyncStore()
     with pytest.raises(ConflictError) as caught, store.transaction() as tx:
         tx.update(SPELT(1), lambda n: n + 1, default=0)

@@ -1,4 +1,4 @@
-"""Layers: recipes, the fold, and the binding through of what a layer leaves alone."""
+"""Layers: recipes, building a stack, and direct access to operations that a layer doesn't override."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ OPERATIONS = ("read", "read_many", "write", "scan", "version", "flush", "open", 
 
 
 class Idle(Layer):
-    """Leaves all alone."""
+    """Overrides nothing."""
 
 
 class OtherIdle(Layer):
-    """Leaves all alone, too."""
+    """Overrides nothing either."""
 
 
 class Upper(Layer):
@@ -40,7 +40,7 @@ class Upper(Layer):
 
 
 class Encrypting(Layer):
-    """Overrides `read` and `write` only; what is stored is written backwards."""
+    """Overrides `read` and `write` only; values are stored reversed."""
 
     inline_read = inline_write = True
 
@@ -60,9 +60,9 @@ class Slow(Layer):
     names: tuple[str, ...] = ()
 
 
-# ---------------------------------------------------------------- bound through
-def test_what_a_layer_leaves_alone_is_the_inner_ones() -> None:
-    """Ten idle layers cost what none costs: the outermost one's operations are the backend's own methods."""
+# ---------------------------------------------------------------- operations that aren't overridden
+def test_operations_that_a_layer_does_not_override_are_the_inner_ones() -> None:
+    """Ten layers that override nothing cost nothing: the outermost one's operations are the backend's own methods."""
     memory = Memory()
     stack: Backend = memory
     for _ in range(10):
@@ -76,8 +76,8 @@ def test_what_a_layer_leaves_alone_is_the_inner_ones() -> None:
     assert not stack.needs_loop
 
 
-def test_a_derived_operation_follows_what_it_is_derived_from() -> None:
-    """Bound through although `read` is overridden, `read_many` would go round it: an encrypting layer would leak."""
+def test_a_derived_operation_uses_the_overridden_one() -> None:
+    """If `read_many` was taken from the backend although `read` is overridden, an encrypting layer would leak."""
     memory = Memory()
     layer = Upper().build(memory)
     assert layer.write == memory.write
@@ -94,7 +94,7 @@ def test_a_derived_operation_follows_what_it_is_derived_from() -> None:
 
 @pytest.mark.parametrize("kind", [Layer, Backend])
 def test_a_scan_without_pages_is_refused(kind: type[Backend]) -> None:
-    """It would fail where the first page is read, so the class itself is an error, with what it has to take."""
+    """It would fail when the first page is read, so the class itself is an error, with the required parameters."""
 
     def old(self: Any, prefix: str = "") -> AsyncIterator[str]:
         raise NotImplementedError
@@ -116,7 +116,7 @@ def test_a_scan_without_pages_is_refused(kind: type[Backend]) -> None:
 
 @pytest.mark.parametrize("kind", [Layer, Backend])
 def test_overriding_read_many_alone_is_refused(kind: type[Backend]) -> None:
-    """Single gets would pass it by, so the class itself is an error, naming it."""
+    """A single get would bypass it, so the class itself is an error, with its name."""
 
     async def read_many(self: Any, keys: Any) -> dict[str, Entry]:
         return {}
@@ -125,7 +125,7 @@ def test_overriding_read_many_alone_is_refused(kind: type[Backend]) -> None:
         type("Batch", (kind,), {"read_many": read_many})
 
 
-def test_nothing_passes_a_layer_by_that_has_read_and_write() -> None:
+def test_no_operation_bypasses_a_layer_with_read_and_write() -> None:
     """get_many, set_many, transactions, updates, scopes and sync calls: no plaintext reaches the backend."""
     memory = Memory()
 
@@ -150,7 +150,7 @@ def test_nothing_passes_a_layer_by_that_has_read_and_write() -> None:
 
 # ---------------------------------------------------------------- inline or not
 class Suspends(Layer):
-    """Overrides `write`, and may await what it likes."""
+    """Overrides `write`, and may await anything."""
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         await asyncio.sleep(0)
@@ -158,7 +158,7 @@ class Suspends(Layer):
 
 
 class Scanning(Layer):
-    """Overrides `scan` and says nothing of being inline."""
+    """Overrides `scan` and doesn't declare it inline."""
 
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
@@ -178,24 +178,24 @@ class Scanning(Layer):
     ],
     ids=lambda value: value.name if isinstance(value, Layer) else "",
 )
-def test_an_override_is_inline_only_if_it_says_so(
+def test_an_override_is_inline_only_if_it_is_declared(
     layer: Layer, inline_read: bool, inline_write: bool, needs_loop: bool
 ) -> None:
-    """Taken for inline, a layer that suspends would fail every sync caller; what it leaves alone stays inline."""
+    """If a layer that suspends was taken for inline, every sync caller would fail; other operations stay inline."""
     built = Idle().build(layer.build(Memory()))
     assert (built.inline_read, built.inline_write, built.needs_loop) == (inline_read, inline_write, needs_loop)
 
 
-def test_a_layer_makes_nothing_more_inline_than_its_inner_is() -> None:
-    """It hands on to something that suspends."""
+def test_a_layer_is_inline_only_if_its_inner_layer_is() -> None:
+    """The inner layer may suspend."""
     built = Encrypting().build(Suspends().build(Memory()))
     assert built.inline_read
     assert not built.inline_write
     assert built.needs_loop
 
 
-def test_clock_and_survival_come_from_inside() -> None:
-    """A layer goes by the clock that the store gave its backend, and says whether what is below survives."""
+def test_clock_and_durability_come_from_inside() -> None:
+    """A layer uses the clock that the store gave its backend, and is durable if its inner layer is."""
 
     class Durable(Memory):
         survives = True
@@ -209,7 +209,7 @@ def test_clock_and_survival_come_from_inside() -> None:
 
 # ---------------------------------------------------------------- recipes
 def test_a_recipe_is_data() -> None:
-    """It shows the options that aren't the default, and takes them by name only."""
+    """Its repr has the options that aren't the default; they are passed by name only."""
     assert repr(Slow()) == "Slow()"
     assert repr(Slow(seconds=2, names=("a",))) == "Slow(seconds=2, names=('a',))"
     assert Slow.name == "slow"
@@ -220,7 +220,7 @@ def test_a_recipe_is_data() -> None:
 
 
 class Keeps(Layer):
-    """What it does is decided when it is built, so an option that changes later would lie."""
+    """Its behaviour is decided when it is built, so an option that changes later would be wrong."""
 
     count: int = 1
 
@@ -228,8 +228,8 @@ class Keeps(Layer):
         self.doubled = 2 * self.count
 
 
-def test_what_a_stack_says_of_itself_is_true() -> None:
-    """Options can't be changed behind its back: of a recipe that stacks are built of, nor of a layer that is built."""
+def test_the_repr_of_a_stack_is_always_true() -> None:
+    """Options can't be changed later: neither of a recipe that stacks are built from, nor of a built layer."""
     recipe = Keeps(count=3)
     stack = build_stack(Memory(), [recipe])
     assert isinstance(stack, Keeps)
@@ -247,7 +247,7 @@ def test_what_a_stack_says_of_itself_is_true() -> None:
 
 
 def test_a_recipe_is_data_and_a_built_layer_has_state() -> None:
-    """A recipe takes no attribute besides its options; a built layer takes any."""
+    """A recipe accepts no attribute besides its options; a built layer accepts any."""
     recipe = Keeps()
     with pytest.raises(FrozenInstanceError, match="keeps's recipe takes no attribute 'seen'"):
         recipe.seen = 1  # type: ignore[attr-defined]
@@ -256,14 +256,14 @@ def test_a_recipe_is_data_and_a_built_layer_has_state() -> None:
 
 
 @pytest.mark.parametrize("taken", ["inner", "plugin"])
-def test_an_option_takes_no_name_that_every_layer_has(taken: str) -> None:
-    """It would be overwritten as the layer is built, or made by its name."""
+def test_an_option_must_not_have_a_name_that_every_layer_has(taken: str) -> None:
+    """It would be overwritten when the layer is built, or created by its name."""
     with pytest.raises(TypeError, match=f"Odd: an option can't be called '{taken}'"):
         type("Odd", (Layer,), {"__annotations__": {taken: "str"}, taken: ""})
 
 
-def test_constructors_may_set_what_they_like() -> None:
-    """One of a class's own, `__post_init__`, and that of a class which is derived from it."""
+def test_constructors_may_set_any_attribute() -> None:
+    """A class's own constructor, `__post_init__`, and that of a derived class."""
 
     class Own(Layer):
         size: int = 1
@@ -289,15 +289,15 @@ def test_constructors_may_set_what_they_like() -> None:
             recipe.label = "other"
 
 
-def test_a_class_may_stand_twice_with_labels() -> None:
-    """Each has one, they differ, and what prints the stack shows them."""
+def test_a_class_may_be_used_twice_with_labels() -> None:
+    """Each has one, they differ, and the stack's repr shows them."""
     outer, inner = Slow(label="outer"), Slow(label="inner", seconds=3)
     store = SyncStore(layers=[outer, Idle(), inner])
     assert str(store) == "SyncStore(Slow(label='outer') > Idle() > Slow(label='inner', seconds=3) > memory)"
 
 
 def test_building_copies_the_recipe() -> None:
-    """One recipe makes any number of stacks that share nothing but its options."""
+    """One recipe makes any number of stacks that share only its options."""
 
     class Counting(Layer):
         def on_build(self) -> None:
@@ -318,15 +318,15 @@ def test_building_copies_the_recipe() -> None:
 
 
 def test_a_built_layer_is_refused_as_a_recipe() -> None:
-    """It has an inner already."""
+    """It has an inner layer already."""
     built = Slow(seconds=3).build(Memory())
     with pytest.raises(ConfigError, match=r"Slow\(seconds=3\) is part of a stack already"):
         build_stack(Memory(), [built])  # type: ignore[list-item]
 
 
-# ---------------------------------------------------------------- the fold
+# ---------------------------------------------------------------- building a stack
 def test_the_first_written_is_the_outermost() -> None:
-    """A written order is kept, and the stack prints it."""
+    """The written order is kept, and the stack's repr shows it."""
     memory = Memory()
     stack = build_stack(memory, [Idle(), Upper(), OtherIdle()])
     assert [type(part) for part in parts(stack)] == [Idle, Upper, OtherIdle, Memory]
@@ -334,7 +334,7 @@ def test_the_first_written_is_the_outermost() -> None:
 
 
 def test_the_order_is_the_order_of_calls() -> None:
-    """A write meets the outermost layer first; what it changed is what the next one sees."""
+    """A write reaches the outermost layer first; the next layer sees its changes."""
     order: list[str] = []
 
     class Outer(Layer):
@@ -368,14 +368,14 @@ def test_the_order_is_the_order_of_calls() -> None:
     ],
     ids=["twice", "one label", "the same label", "class", "number"],
 )
-def test_a_stack_that_can_not_be_meant_is_refused(layers: list[Any], says: str) -> None:
-    """The message says where in the list it is, what was found and what to write instead."""
+def test_an_invalid_stack_is_refused(layers: list[Any], says: str) -> None:
+    """The message says where in the list the mistake is, what was found and what to write instead."""
     with pytest.raises(ConfigError, match=says):
         build_stack(Memory(), layers)
 
 
-def test_open_and_close_go_all_the_way() -> None:
-    """Each layer that has something to open or close does, around its inner one's."""
+def test_open_and_close_reach_every_layer() -> None:
+    """Each layer that has something to open or close does so, around its inner layer."""
     order: list[str] = []
 
     class Opening(Layer):
@@ -401,7 +401,7 @@ def test_open_and_close_go_all_the_way() -> None:
 
 # ---------------------------------------------------------------- options
 class Options(Layer):
-    """Every kind of option that there is to check."""
+    """Every kind of option that is checked."""
 
     count: int = 1
     share: float = 0.5
@@ -423,16 +423,16 @@ class Options(Layer):
      ({"side": "up"}, "'side' must be one of 'left', 'right', None, not 'up'"),
      ({"call": 5}, "'call' must be"), ({"loud": 1}, "'loud' must be bool, not 1"), ({"loud": "yes"}, "'loud' must be bool")],
 )  # fmt: skip
-def test_an_option_of_another_type_is_refused_where_it_is_written(options: dict[str, Any], says: str) -> None:
-    """In Python as in TOML: it names the layer, the option, what it must be and what was found."""
+def test_an_option_of_another_type_is_refused_when_it_is_written(options: dict[str, Any], says: str) -> None:
+    """In Python as in TOML: the error names the layer, the option, the expected type and what was found."""
     with pytest.raises(ConfigError, match=re.escape(f"options's option {says}")):
         Options(**options)
     with pytest.raises(ConfigError, match=re.escape(f"here: options's option {says.partition(', not ')[0]}")):
         make_recipe(Options, options, "here")
 
 
-def test_an_option_that_is_not_there_is_a_type_error() -> None:
-    """As for any call, with what was probably meant."""
+def test_an_unknown_option_is_a_type_error() -> None:
+    """As for any call, with a suggestion."""
     with pytest.raises(
         TypeError, match=r"Options has no option 'cuont'; it has: label, count, .*Did you mean 'count'\?"
     ):
@@ -441,8 +441,8 @@ def test_an_option_that_is_not_there_is_a_type_error() -> None:
         Options(1)  # type: ignore[misc]
 
 
-def test_options_that_fit_are_kept() -> None:
-    """An int for a float, a list for a tuple, anything where anything may be; a subclass has those of its base."""
+def test_valid_options_are_kept() -> None:
+    """An int for a float, a list for a tuple, anything for Any; a subclass has the options of its base."""
 
     class Derived(Options):
         more: int = 0
@@ -454,7 +454,7 @@ def test_options_that_fit_are_kept() -> None:
 
 
 def test_a_layer_with_a_constructor_of_its_own_checks_for_itself() -> None:
-    """What its `__init__` takes is its own business."""
+    """Parameters of a custom `__init__` are not checked."""
 
     class Own(Layer):
         size: int = 1

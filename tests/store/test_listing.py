@@ -1,4 +1,6 @@
-"""What is derived of scans and writes: pages past pocket_plug's own records, removal within a backend's limits, odd arguments."""
+"""Operations that are derived from scans and writes: pages without pocket_plug's own records, removal
+within a backend's limits.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ from pocket_plug.testing.clock import FakeClock
 
 
 class Limited(Memory):
-    """Takes so many changes and expectations in a write, and notes what it is asked for."""
+    """Limits the changes and expectations of a write, and records its calls."""
 
     def __init__(self, max_changes: int | None = None) -> None:
         super().__init__()
@@ -71,8 +73,8 @@ def filled(backend: Limited, number: int) -> Store:
     return store
 
 
-def test_pages_leap_over_reserved_records() -> None:
-    """However many of them stand between two names of users: no more of them is looked at than one."""
+def test_pages_skip_reserved_records() -> None:
+    """However many of them are between two user names: at most one of them is read."""
     backend = Limited()
     store = filled(backend, 3).sync
     store.set("z", 0)
@@ -86,8 +88,8 @@ def test_pages_leap_over_reserved_records() -> None:
     assert list(store.keys("pocket:run")) == []
 
 
-def test_a_page_of_items_reads_no_more_than_it_gives() -> None:
-    """A limit is the size of the batch that is read; without one they are 100."""
+def test_a_page_of_items_reads_no_more_than_it_returns() -> None:
+    """A limit is the size of the batch that is read; without one it is 100."""
     backend = Limited()
     store = filled(backend, 250).sync
     assert [name for name, _ in store.items(limit=3, after="k:0007")] == ["k:0008", "k:0009", "k:0010"]
@@ -99,8 +101,8 @@ def test_a_page_of_items_reads_no_more_than_it_gives() -> None:
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_what_goes_before_it_is_read_is_made_up_for(reverse: bool) -> None:
-    """A page has as many items as were asked for, if there are so many, although some of its names have gone meanwhile."""
+def test_items_deleted_during_a_read_are_replaced_by_others(reverse: bool) -> None:
+    """A page has the requested number of items, if there are enough, although some names were deleted meanwhile."""
 
     class Vanishing(Limited):
         async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
@@ -117,12 +119,12 @@ def test_what_goes_before_it_is_read_is_made_up_for(reverse: bool) -> None:
         assert backend.reads[0] == limit
 
 
-def test_removal_heeds_what_the_backend_takes() -> None:
+def test_removal_respects_the_backends_limits() -> None:
     """An entry that is removed and counted is a change and an expectation; `set_many` is done as a whole, or not."""
     backend = Limited(max_changes=9)
     store = filled(backend, 30).sync
     assert store.delete_many([f"k:{n:04}" for n in range(10)] + ["absent"]) == 10
-    assert backend.writes == [4, 4, 3, 2]  # the third was refused, as one of its keys isn't there
+    assert backend.writes == [4, 4, 3, 2]  # the third was refused, as one of its keys doesn't exist
     backend.writes.clear()
     assert store.delete_prefix("k:001") == 10
     assert backend.writes == [4, 4, 2]
@@ -142,8 +144,8 @@ def test_removal_by_prefix_is_done_in_writes_of_500() -> None:
     assert backend.reads == []
 
 
-def test_what_several_remove_is_counted_once() -> None:
-    """Threads that remove the same keys at once: their counts add up to what was there."""
+def test_concurrent_removals_count_each_entry_once() -> None:
+    """Threads that remove the same keys at once: the sum of their counts is the number of entries."""
     store = Store().sync
     removed: list[int] = []
     names = [f"k:{n}" for n in range(50)]
@@ -166,7 +168,7 @@ def test_what_several_remove_is_counted_once() -> None:
 
 
 def test_a_conflict_that_names_no_key_ends_a_removal() -> None:
-    """Tried again it would be refused for ever; the error says whose fault it is."""
+    """A retry would be refused again and again; the error says that the backend is wrong."""
 
     class Broken(Memory):
         async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
@@ -193,13 +195,13 @@ def test_a_limit_is_a_number_of_entries(limit: Any) -> None:
 
 @pytest.mark.parametrize("expect", [-2, False, "1", 1.0])
 def test_a_version_is_a_number(expect: Any) -> None:
-    """What no entry can have is refused; it would be a conflict each time."""
+    """A version that no entry can have is refused; it would conflict each time."""
     with pytest.raises(ConfigError, match=r"expect can't be .*; give the version of entry\(key\), or 0"):
         SyncStore().set("a", 1, expect=expect)
 
 
-def test_the_version_of_a_transaction_ends_with_it() -> None:
-    """Kept beyond it, it would be that of whatever is there by then."""
+def test_a_version_from_a_transaction_ends_with_it() -> None:
+    """Used after it, it would be the version of whatever entry there is then."""
     store = SyncStore()
     with store.transaction() as tx:
         tx.set("a", 1)
@@ -214,7 +216,7 @@ def test_the_version_of_a_transaction_ends_with_it() -> None:
 
 @pytest.mark.parametrize("odd", [7, None, b"a"])
 def test_prefixes_and_names_are_text(odd: Any) -> None:
-    """A prefix to remove is never taken for all there is by accident."""
+    """So a prefix to remove is never taken for everything by accident."""
     store = SyncStore()
     store.set("a", 1)
     with pytest.raises(KeyNameError, match="a prefix of names is a string"):
@@ -228,7 +230,7 @@ def test_prefixes_and_names_are_text(odd: Any) -> None:
 
 
 def test_a_new_deadline_renews_that_of_a_layer() -> None:
-    """Where a layer lets nothing live longer than its own time, that begins anew with `update(…, ttl=)` and `touch`."""
+    """If a layer limits the life of entries, its limit starts again with `update(…, ttl=)` and `touch`."""
     clock = FakeClock()
     store = SyncStore(layers=[Bounding(ttl=10)], clock=clock)
     uses: list[Callable[[], object]] = [
@@ -243,8 +245,8 @@ def test_a_new_deadline_renews_that_of_a_layer() -> None:
         assert store.has("a")
 
 
-def test_what_is_of_another_type_is_not_popped() -> None:
-    """It raises, and stays where it is: by a Key, by a typed view, with and without a default."""
+def test_a_value_of_another_type_is_not_popped() -> None:
+    """It raises, and the value stays: by a Key, by a typed view, with and without a default."""
     store, age = SyncStore(), Key("age", int)
     store.set("age", "old")
     for use in (lambda: store.pop(age), lambda: store.pop(age, 0), lambda: store.typed(int).pop("age")):
@@ -255,8 +257,8 @@ def test_what_is_of_another_type_is_not_popped() -> None:
         store.add(age, "old")  # type: ignore[misc]
 
 
-def test_typed_views_have_it_too() -> None:
-    """With and without `await`, values are checked as they are read and written."""
+def test_typed_views_have_these_operations_too() -> None:
+    """With and without `await`, values are checked when they are read and written."""
     store = Store(clock=lambda: 1000.0)
     ages = store.sync.scope("age").typed(int)
     assert ages.add("a", 1, ttl=10)
@@ -291,8 +293,8 @@ def test_typed_views_have_it_too() -> None:
     asyncio.run(main())
 
 
-def test_a_transaction_answers_for_what_it_removed() -> None:
-    """What it was told it removed, popped or added must still be so at its end, else it is a ConflictError."""
+def test_a_transaction_checks_what_it_removed() -> None:
+    """Its results of removals, pops and adds must still be true at its end, otherwise it is a ConflictError."""
     for use in (
         lambda tx: tx.delete_many(["a"]),
         lambda tx: tx.pop("a"),
@@ -315,7 +317,7 @@ def test_a_transaction_answers_for_what_it_removed() -> None:
 
 
 def test_a_stale_version_is_a_conflict_within_a_transaction() -> None:
-    """At once, and the transaction can go on with something else."""
+    """At once, and the transaction can continue with something else."""
     store = SyncStore()
     store.set("a", 1)
     with store.transaction() as tx:
@@ -323,13 +325,13 @@ def test_a_stale_version_is_a_conflict_within_a_transaction() -> None:
             tx.set("a", 2, expect=7)
         assert caught.value.keys == {"a"}
         tx.set("b", 3)
-        with pytest.raises(ConflictError):  # its own write has no version yet, so it is none that anybody knows
+        with pytest.raises(ConflictError):  # its own write has no version yet
             tx.set("b", 4, expect=1)
     assert dict(store.items()) == {"a": 1, "b": 3}
 
 
 def test_a_node_that_declares_only_what_it_writes_may_count_it() -> None:
-    """What it removes, adds and pops are writes, so `writes=` is enough."""
+    """Removals, adds and pops are writes, so `writes=` is enough."""
     item = Key("item:{}")
 
     @node.post(writes=[item])

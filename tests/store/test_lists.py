@@ -1,4 +1,4 @@
-"""Append-only lists beside what the contract has: limits of a backend, what is left of lists, nodes, bounds, tiers, damage."""
+"""Append-only lists, in addition to the contract: limits of a backend, leftovers of lists, nodes, bounds, tiers, damage."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CHAT = Key("chat:{}", list[str])
 
 
 class Counting(Memory):
-    """Takes so many changes and expectations in a write, and counts what it is asked for."""
+    """Limits the changes and expectations of a write, and counts its calls."""
 
     def __init__(self, max_changes: int | None = None) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def items_in(store: SyncStore) -> list[str]:
 
 
 def test_an_append_is_one_write_of_two_entries() -> None:
-    """Also the hundredth: it reads the head, and looks at nothing else."""
+    """Also the hundredth: it reads the head, and nothing else."""
     backend = Counting()
     store = SyncStore(backend)
     store.append("l", 0)
@@ -91,7 +91,7 @@ def test_an_append_is_one_write_of_two_entries() -> None:
 
 @pytest.mark.parametrize("most", [3, 4, 7, 150])
 def test_no_write_has_more_changes_than_a_backend_takes(most: int) -> None:
-    """Appends at once, trims, deletes and leftovers keep to `max_changes`."""
+    """Large appends, trims, deletes and removals of leftovers respect `max_changes`."""
     backend = Counting(most)
 
     async def main() -> None:
@@ -112,8 +112,8 @@ def test_no_write_has_more_changes_than_a_backend_takes(most: int) -> None:
     assert max(backend.writes) <= most
 
 
-def test_what_many_lists_leave_behind_goes_with_later_appends() -> None:
-    """However long lists were that were overwritten: of a store that is appended to, it doesn't grow for ever."""
+def test_leftovers_of_many_lists_are_removed_by_later_appends() -> None:
+    """However long the overwritten lists were: a store with appends doesn't grow without end."""
     store = SyncStore()
     for n in range(3000):
         store.append("long", n)
@@ -131,8 +131,8 @@ def test_what_many_lists_leave_behind_goes_with_later_appends() -> None:
     assert store.length("kept") == 60 + 64 * 6
 
 
-def test_a_look_for_leftovers_spares_what_it_can_t_judge(caplog: pytest.LogCaptureFixture) -> None:
-    """Where a list was changed since, or the store fails, nothing is removed; the item that was appended stays appended."""
+def test_a_removal_of_leftovers_skips_uncertain_ones(caplog: pytest.LogCaptureFixture) -> None:
+    """If a list has changed since, or the store fails, nothing is removed; the appended item stays."""
     backend = Counting()
     store = SyncStore(backend)
     store.append("l", 1)
@@ -149,12 +149,12 @@ def test_a_look_for_leftovers_spares_what_it_can_t_judge(caplog: pytest.LogCaptu
 
 
 def test_items_of_a_list_that_a_cache_does_not_know_yet_stay() -> None:
-    """A near tier may know less than the authority: what looks like a leftover there is none, and isn't removed."""
+    """A near tier may be behind: what looks like a leftover there is none, and isn't removed."""
     shelf = Memory()
     first = SyncStore(layers=[Persistence(to=shelf)])
     second = SyncStore(layers=[Persistence(to=shelf)])
     first.set("l", "a value")
-    assert second.get("l") == "a value"  # which it goes on to know
+    assert second.get("l") == "a value"  # which it keeps in its cache
     first.delete("l")
     first.append("l", 1)
     first.append("l", 2)
@@ -165,7 +165,7 @@ def test_items_of_a_list_that_a_cache_does_not_know_yet_stay() -> None:
 
 
 def test_a_cache_with_an_old_head_reads_again_what_was_trimmed() -> None:
-    """Items that were trimmed by another process are no damage: the head is read again from the authority."""
+    """Items that another process has trimmed are no damage: the head is read again from the durable tier."""
     shelf = Memory()
     first = SyncStore(layers=[Persistence(to=shelf)])
     second = SyncStore(layers=[Persistence(to=shelf)])
@@ -178,8 +178,8 @@ def test_a_cache_with_an_old_head_reads_again_what_was_trimmed() -> None:
     assert second.length("l") == 2
 
 
-def test_bounds_take_the_oldest_items() -> None:
-    """Items count as entries, so a list in a bounded store keeps its newest; and goes by itself when nobody uses it."""
+def test_bounds_evict_the_oldest_items() -> None:
+    """Items count as entries, so a list in a bounded store keeps its newest items; an unused list is evicted."""
     evicted: list[tuple[str, object]] = []
     store = SyncStore(
         layers=[Bounding(max_entries=5, on_evict=lambda key, value, reason: evicted.append((key, value)))]
@@ -194,8 +194,8 @@ def test_bounds_take_the_oldest_items() -> None:
     assert (store.tail("l", 5), items_in(store)) == ([], [])
 
 
-def test_a_bound_in_time_takes_items_as_they_age() -> None:
-    """Under a `ttl` of the layer each item lives for so long, and the list as long as it is appended to."""
+def test_a_bound_in_time_removes_old_items() -> None:
+    """With a layer's `ttl` each item expires after that time, and the list lives as long as items are appended."""
     clock = FakeClock()
     store = SyncStore(layers=[Bounding(ttl=60)], clock=clock)
     for n in range(4):
@@ -234,7 +234,7 @@ class Add(Node[int, int], writes=(Key("new", list[int]),)):
 
 
 def test_nodes_keep_a_conversation() -> None:
-    """`post` appends, `prep` reads the tail, async and sync; what a node declares holds for the list, and its items with it."""
+    """`post` appends, `prep` reads the last items, async and sync; a declared list includes its items."""
     store = Store()
     graph = Graph(Ask() >> Note(), store=store, name="chat")
     said = [graph.run_sync(text) for text in "abcd"]
@@ -245,7 +245,7 @@ def test_nodes_keep_a_conversation() -> None:
 
 
 def test_nodes_that_append_to_one_list_lose_nothing() -> None:
-    """Runs at once, each with an append in `post`: all items are there, though each commit expects the list as it was."""
+    """Concurrent runs, each with an append in `post`: all items are there, though each commit expects the unchanged list."""
 
     async def main() -> None:
         store = Store()
@@ -257,8 +257,8 @@ def test_nodes_that_append_to_one_list_lose_nothing() -> None:
     asyncio.run(main())
 
 
-def test_a_node_that_appends_clears_away_what_is_left() -> None:
-    """A transaction looks for leftovers too; to remove them it needs no declaration, and it is in nobody's way."""
+def test_a_node_that_appends_removes_leftovers() -> None:
+    """A transaction looks for leftovers too; removing them needs no declaration, and causes no conflict."""
     store = SyncStore()
     for n in range(5):
         store.append("old", n)
@@ -268,8 +268,8 @@ def test_a_node_that_appends_clears_away_what_is_left() -> None:
     assert store.get("old") == 0
 
 
-def test_a_transaction_leaves_what_is_too_much_for_one_write() -> None:
-    """A commit removes some hundred items; the rest goes with later appends, with no list begun."""
+def test_a_transaction_leaves_items_above_the_limit_of_one_write() -> None:
+    """A commit removes some hundred items; later appends remove the rest, without starting a list."""
     store = SyncStore()
     store.append("kept", 0)
     for n in range(1200):
@@ -285,8 +285,8 @@ def test_a_transaction_leaves_what_is_too_much_for_one_write() -> None:
     assert len(items_in(store)) == 1 + 64 * 8 + 10
 
 
-def test_what_a_transaction_reads_of_a_list_is_its_own_copy() -> None:
-    """Who changes an item in place changes a private copy."""
+def test_items_read_in_a_transaction_are_copies() -> None:
+    """Changing an item in place changes a private copy."""
     store = SyncStore()
     store.append("l", {"n": 1})
     with store.transaction() as tx:
@@ -294,8 +294,8 @@ def test_what_a_transaction_reads_of_a_list_is_its_own_copy() -> None:
     assert store.tail("l", 1) == [{"n": 1}]
 
 
-def test_views_without_await_and_readers_have_it() -> None:
-    """Each kind of view has what it may use of it; a reader has no `append`."""
+def test_sync_views_and_readers_have_lists_too() -> None:
+    """Each kind of view has the operations that it may use; a reader has no `append`."""
     store = SyncStore()
     assert (store.append(CHAT(1), "a"), store.scope("chat").append("1", "b")) == (1, 2)
     reader = store.reader()
@@ -311,7 +311,7 @@ def test_views_without_await_and_readers_have_it() -> None:
 
 
 def test_a_damaged_head_keeps_its_items(tmp_path: Path) -> None:
-    """Of a list whose head can't be read nobody can say what it has: it is left alone by looks for leftovers."""
+    """If a list's head can't be read, its items are unknown: removal of leftovers skips them."""
     import sqlite3
 
     url = f"sqlite:///{tmp_path}/state.db"
@@ -334,14 +334,14 @@ def test_a_damaged_head_keeps_its_items(tmp_path: Path) -> None:
         assert (store.delete("l"), store.delete("l"), store.append("l", 2), store.tail("l", 5)) == (True, False, 1, [2])
 
 
-def test_an_item_s_name_tells_its_template_only() -> None:
-    """Telemetry shows a Key's template; the item's name carries it on."""
+def test_an_items_name_has_the_template_only() -> None:
+    """Telemetry shows a Key's template; the name of an item has it too."""
     name: Any = item_of(Key("chat:{}")("secret").full_name(), "c0ffee00", 1)
     assert getattr(name, "template", "") == "chat:{}"
 
 
 def test_a_conflict_in_the_middle_of_a_list_s_read_is_the_transaction_s() -> None:
-    """A transaction whose list was trimmed while it read can't go on with items of two moments: ConflictError."""
+    """If its list is trimmed during its read, it can't continue with items of two moments: ConflictError."""
     store = SyncStore()
     for n in range(5):
         store.append("l", n)
@@ -354,8 +354,8 @@ def test_a_conflict_in_the_middle_of_a_list_s_read_is_the_transaction_s() -> Non
 
 @pytest.mark.parametrize("phase", ["prep", "post", "on_success"])
 @pytest.mark.parametrize("times", [1, 5], ids=["once", "until it has its turn"])
-def test_a_node_whose_list_was_trimmed_while_it_read_is_tried_again(phase: str, times: int) -> None:
-    """As after a conflict of its commit: it doesn't fail with what the commit would have found, too."""
+def test_a_node_whose_list_was_trimmed_during_a_read_is_repeated(phase: str, times: int) -> None:
+    """As after a conflict of its commit, which would find the same."""
     store, tries = SyncStore(), list[str]()
     for n in range(10):
         store.append("l", n)
@@ -387,7 +387,7 @@ def test_a_node_whose_list_was_trimmed_while_it_read_is_tried_again(phase: str, 
 
 
 def test_a_conflict_that_a_phase_raises_itself_is_its_own() -> None:
-    """Only what its transaction has found is a reason to try it again."""
+    """Only a conflict that its transaction has found is a reason to repeat it."""
     store, tries = SyncStore(), list[int]()
 
     @node.post
@@ -401,8 +401,8 @@ def test_a_conflict_that_a_phase_raises_itself_is_its_own() -> None:
     assert tries == [1]
 
 
-def test_a_list_at_war_with_trims_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that is never current, as each try to read finds it changed, ends in an error that says so."""
+def test_endless_trims_during_a_read_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the head has changed at each try to read, the read ends with an error that says so."""
 
     class Restless(Counting):
         async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:

@@ -1,4 +1,4 @@
-"""Entries as a mapping: what a dict does, over any store, in a scope of its own."""
+"""Entries as a mapping: it behaves like a dict, over any store, in a scope of its own."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SyncStore]
 
 
 def beside(store: SyncStore) -> dict[str, int]:
-    """Entries that are of no mapping below: beside, below, and not escaped as a Key does it."""
+    """Entries that belong to no mapping below: beside, below, and not escaped as a Key does it."""
     others = {"user": 1, "users": 2, "user:a:age:x": 3, "user:b%:age": 4, "user:c": 5}
     store.set_many(others)
     return others
 
 
-def test_it_does_what_a_dict_does(store: SyncStore) -> None:
-    """One access after the other."""
+def test_it_behaves_like_a_dict(store: SyncStore) -> None:
+    """For each operation."""
     ages = store.mapping(AGE)
     assert isinstance(ages, MutableMapping)
     assert (len(ages), bool(ages), list(ages), dict(ages), ages == {}) == (0, False, [], {}, True)
@@ -42,7 +42,7 @@ def test_it_does_what_a_dict_does(store: SyncStore) -> None:
     ages["b"] = 2
     assert (ages["a"], ages.get("b"), ages.get("c"), ages.get("c", 7)) == (1, 2, None, 7)
     assert ("a" in ages, "c" in ages, 5 in ages, len(ages), bool(ages)) == (True, False, False, 2, True)
-    assert [key in ages for key in ("", None, "x" * 2_000, "\ud800")] == [False] * 4  # that no name can have
+    assert [key in ages for key in ("", None, "x" * 2_000, "\ud800")] == [False] * 4  # no name can contain these
     assert (list(ages), list(ages.values()), list(ages.items())) == (["a", "b"], [1, 2], [("a", 1), ("b", 2)])
     assert (2 in ages.values(), 3 in ages.values(), ("a", 1) in ages.items(), ("a", 2) in ages.items()) == (
         *(True, False),
@@ -70,15 +70,15 @@ def test_it_does_what_a_dict_does(store: SyncStore) -> None:
         lambda ages: ages.__delitem__("x"),
     ],
 )
-def test_what_is_missing_is_a_key_error(store: SyncStore, use: Any) -> None:
-    """As in a dict, so that whoever wants one can catch it."""
+def test_a_missing_key_is_a_key_error(store: SyncStore, use: Any) -> None:
+    """As in a dict, so that callers can catch it."""
     with pytest.raises(KeyError) as caught:
         use(store.mapping(AGE))
     assert isinstance(caught.value, MissingKeyError)
 
 
-def test_it_has_what_its_key_makes_and_leaves_the_rest(store: SyncStore) -> None:
-    """Neither iterating nor clearing touches what lies beside it or below, nor names that no key of it has."""
+def test_it_contains_the_names_of_its_key_only(store: SyncStore) -> None:
+    """Neither iterating nor clearing touches entries beside it or below, nor names that its Key can't make."""
     others = beside(store)
     ages = store.mapping(AGE)
     ages.update({"a": 1, "b:c": 2, "50%": 3})
@@ -90,7 +90,7 @@ def test_it_has_what_its_key_makes_and_leaves_the_rest(store: SyncStore) -> None
 
 
 def test_in_a_scope_and_as_a_typed_view(store: SyncStore) -> None:
-    """Without a Key, the keys are the names of one part; a view's type is checked."""
+    """Without a Key, the keys are the names with one part; a view's type is checked."""
     scope = store.scope("cache")
     plain: MutableMapping[str, Any] = scope.mapping()
     plain["pocket"] = None
@@ -110,7 +110,7 @@ def test_in_a_scope_and_as_a_typed_view(store: SyncStore) -> None:
 
 @given(st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20), st.integers(), max_size=20))
 def test_any_text_comes_back_as_it_was(wanted: dict[str, int]) -> None:
-    """Whatever is in a key, it is one key of the mapping, and found again."""
+    """Any text is one key of the mapping, and is found again."""
     store = SyncStore()
     for mapping in (store.mapping(), store.mapping(Key("a:{}:b"))):
         mapping.update(wanted)
@@ -120,7 +120,7 @@ def test_any_text_comes_back_as_it_was(wanted: dict[str, int]) -> None:
 
 
 def test_pages_and_removal_of_thousands(store: SyncStore) -> None:
-    """More than a page of each kind."""
+    """More than one page of each kind."""
     mapping = store.mapping(Key("n:{}", int))
     wanted = {f"{n:05}": n for n in range(1_234)}
     mapping.update(wanted)
@@ -132,7 +132,7 @@ def test_pages_and_removal_of_thousands(store: SyncStore) -> None:
 
 
 def test_a_key_that_may_be_empty(store: SyncStore) -> None:
-    """Where the Key says so, it may be; else it can't be a key."""
+    """If the Key says so, it may be empty; otherwise that is no valid key."""
     mapping = store.mapping(Key("n:{?}", int))
     mapping[""] = 1
     assert dict(mapping.items()) == {"": 1}
@@ -142,13 +142,13 @@ def test_a_key_that_may_be_empty(store: SyncStore) -> None:
 
 @pytest.mark.parametrize("key", [Key("a"), Key("a:{}:{}"), Key("a:{}")(1)])
 def test_a_key_without_exactly_one_hole_is_refused(key: Key[Any]) -> None:
-    """With what to do instead."""
+    """The error says what to do instead."""
     with pytest.raises(KeyNameError, match=r"one placeholder.*store\.scope"):
         SyncStore().mapping(key)
 
 
-def test_a_name_is_no_key_of_a_mapping() -> None:
-    """It has no hole to fill, whatever is in it; what to give is said."""
+def test_a_name_is_no_key_for_a_mapping() -> None:
+    """It has no hole to fill, whatever is in it; the error says what to give."""
     name: Any = "user:{}"
     with pytest.raises(
         KeyNameError, match=r"takes a Key with one placeholder, such as Key\('user:\{\}'\), and not str"
@@ -157,13 +157,13 @@ def test_a_name_is_no_key_of_a_mapping() -> None:
 
 
 def test_a_key_that_is_no_text_is_refused() -> None:
-    """It would come back as text."""
+    """It would be returned as text."""
     with pytest.raises(KeyNameError, match="is a str, not int"):
         SyncStore().mapping()[5] = 1  # type: ignore[index]
 
 
-def test_of_many_threads_each_entry_goes_to_one(store: SyncStore) -> None:
-    """`popitem` and `setdefault` are atomic: nothing is handed out twice, and nothing raises but at the end."""
+def test_concurrent_threads_get_each_entry_once(store: SyncStore) -> None:
+    """`popitem` and `setdefault` are atomic: nothing is returned twice, and `popitem` raises only at the end."""
     mapping = store.mapping(Key("job:{}", int))
     mapping.update({f"{n:03}": n for n in range(60)})
     taken: list[int] = []
@@ -186,8 +186,8 @@ def test_of_many_threads_each_entry_goes_to_one(store: SyncStore) -> None:
     assert len(set(firsts)) == 1
 
 
-def test_popitem_goes_on_where_somebody_was_faster() -> None:
-    """What has gone since the look for names is left to whoever took it."""
+def test_popitem_continues_if_another_caller_was_faster() -> None:
+    """An entry that was removed since the scan belongs to the other caller."""
 
     class Stale(Memory):
         async def scan(self, prefix: str = "", **options: Any) -> AsyncIterator[str]:
@@ -202,8 +202,8 @@ def test_popitem_goes_on_where_somebody_was_faster() -> None:
         mapping.popitem()
 
 
-def test_what_others_do_while_one_iterates(store: SyncStore) -> None:
-    """It is no error, as it would be with a dict: what is removed meanwhile is left out."""
+def test_concurrent_changes_during_an_iteration(store: SyncStore) -> None:
+    """It is no error, as it would be with a dict: entries removed meanwhile are skipped."""
     mapping = store.mapping(Key("n:{}", int))
     mapping.update({f"{n:03}": n for n in range(110)})
     seen = []
@@ -216,7 +216,7 @@ def test_what_others_do_while_one_iterates(store: SyncStore) -> None:
 
 
 def test_in_a_transaction_and_with_a_deadline() -> None:
-    """What a mapping over a transaction has written lands with it; what has expired isn't there."""
+    """Writes of a mapping over a transaction are committed with it; an expired entry is missing."""
     clock = FakeClock()
     store = SyncStore(clock=clock)
     with store.transaction() as tx:
@@ -229,8 +229,8 @@ def test_in_a_transaction_and_with_a_deadline() -> None:
     assert repr(store.mapping(AGE)) == "StoreMapping(Key('user:{}:age', int), StoreWriter(memory))"
 
 
-def test_of_an_async_store_it_is_the_same() -> None:
-    """Without `await`, as the store's `sync`: in a task over memory, in a thread over what suspends."""
+def test_it_works_over_an_async_store() -> None:
+    """Without `await`, as the store's `sync`: in a task over memory, in a thread over a backend that suspends."""
     store = Store()
 
     async def main() -> None:

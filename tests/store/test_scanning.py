@@ -1,4 +1,4 @@
-"""What scans are made of, where nothing but the prefix is given: from the first key on, all of them."""
+"""Default arguments of scans: with a prefix only, all names from the first on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def test_forward_and_all_is_the_default() -> None:
     asyncio.run(main())
 
 
-def test_pages_go_on_for_whoever_needs_more() -> None:
-    """`size` is how many are asked for at a time: it doesn't end them, and a source that has no more isn't asked again."""
+def test_pages_continue_as_long_as_needed() -> None:
+    """`size` is the number per read: it doesn't end the pages, and a source without more isn't read again."""
     asked: list[tuple[str, int | None]] = []
 
     class Asked(Memory):

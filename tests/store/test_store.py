@@ -1,4 +1,4 @@
-"""What a user of a store is promised, whatever is below it and with or without `await`."""
+"""What a user of a store can rely on, with any stack and with or without `await`."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def run_like(store: Any, coroutine: Any) -> Any:
     return store.place[0].run(coroutine) if isinstance(store, SyncStore) else store._run(coroutine)
 
 
-# ------------------------------------------------------------ the guide's operations
+# ------------------------------------------------------------ basic operations
 def test_set_get_delete(open_store: Open) -> None:
-    """A value is there from its set to its delete, which says whether it was."""
+    """A value exists from its set to its delete, which returns whether it existed."""
     store = open_store()
     assert store.get("user:123") is None
     store.set("user:123", {"id": "123", "name": "Alice"})
@@ -77,7 +77,7 @@ def test_set_get_delete(open_store: Open) -> None:
 
 
 class Literal(FaultyMemory):
-    """A backend as before `PRESENT`: it compares what is expected by `==`."""
+    """A backend from before `PRESENT`: it compares expected versions by `==`."""
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
         if -1 in expect.values():
@@ -85,8 +85,8 @@ class Literal(FaultyMemory):
         return await super().write(changes, expect)
 
 
-def test_a_delete_that_a_backend_can_not_do_is_an_error() -> None:
-    """It doesn't look as if somebody else had been first: the entry is still there."""
+def test_a_delete_that_a_backend_does_not_support_is_an_error() -> None:
+    """It doesn't look as if another caller had deleted it: the entry still exists."""
     with SyncStore(Literal()) as store:
         store.set("a", 1)
         with pytest.raises(
@@ -97,7 +97,7 @@ def test_a_delete_that_a_backend_can_not_do_is_an_error() -> None:
 
 
 def test_none_is_a_value(open_store: Open) -> None:
-    """A stored None is not absent: `has`, `require`, `get_many` and MISSING tell the two apart."""
+    """A stored None is not missing: `has`, `require`, `get_many` and MISSING distinguish the two."""
     store = open_store()
     store.set("nothing", None)
     assert store.get("nothing", "default") is None
@@ -111,8 +111,8 @@ def test_none_is_a_value(open_store: Open) -> None:
     assert store.update("nothing", lambda value: [value], default="unused") == [None]
 
 
-def test_missing_shows_itself() -> None:
-    """In a message or a REPL it reads as what it is."""
+def test_missing_has_a_repr() -> None:
+    """In a message or a REPL its repr is readable."""
     assert repr(MISSING) == "MISSING"
 
 
@@ -128,7 +128,7 @@ def test_require_names_the_key_and_the_scope(open_store: Open) -> None:
 
 
 def test_several_at_once(open_store: Open) -> None:
-    """set_many, get_many and delete_many take names and Keys, and give names as they are in the scope."""
+    """set_many, get_many and delete_many accept names and Keys, and return names as they are in the scope."""
     store = open_store()
     scope = store.scope("s")
     scope.set_many({"a": 1, COUNT("b"): 2, "c:d": 3})
@@ -140,14 +140,14 @@ def test_several_at_once(open_store: Open) -> None:
     store.delete_many([])
     assert store.get_many([]) == {}
     store.set_many({"a": 1, "b": 2})
-    for one in ("ab", COUNT("b")):  # a text is an iterable of texts, so that type checkers let it through
+    for one in ("ab", COUNT("b")):  # a text is an iterable of texts, so type checkers accept it
         for use in (store.get_many, store.delete_many, store.typed(int).delete_many):
             with pytest.raises(KeyNameError, match="is one key where several are expected; give a list of keys"):
                 use(one)
     assert store.get_many(["a", "b"]) == {"a": 1, "b": 2}
 
 
-def test_a_string_of_another_kind_is_its_text(open_store: Open) -> None:
+def test_a_subclass_of_str_counts_as_its_text(open_store: Open) -> None:
     """A str-Enum stands for its value in every operation."""
     store = open_store()
     store.set(Label.A, 1)
@@ -157,7 +157,7 @@ def test_a_string_of_another_kind_is_its_text(open_store: Open) -> None:
 
 
 def test_set_many_is_all_or_none(open_store: Open) -> None:
-    """One name or value that can't be leaves everything as it was."""
+    """One invalid name or value leaves everything unchanged."""
     store = open_store()
     for bad, error in (({"": 1}, KeyNameError), ({COUNT("x"): "one"}, ValueTypeError), ({"pocket:x": 1}, KeyNameError)):
         with pytest.raises(error):
@@ -168,7 +168,7 @@ def test_set_many_is_all_or_none(open_store: Open) -> None:
 
 
 def test_keys_are_in_order_and_by_prefix(open_store: Open) -> None:
-    """Names come as this view would write them, and a prefix is just text."""
+    """Names are returned as this view would write them, and a prefix is just text."""
     store = open_store()
     for name in ("user:2", "user:10", "user:1:profile", "users", "config", "user:%", "user:_"):
         store.set(name, 0)
@@ -181,7 +181,7 @@ def test_keys_are_in_order_and_by_prefix(open_store: Open) -> None:
 
 
 def test_a_scan_may_be_left_early(open_store: Open) -> None:
-    """Who has found what he looked for goes, and the store serves on."""
+    """The store works on afterwards."""
     store = open_store()
     store.set_many({f"k{n}": n for n in range(10)})
     for name in store.keys():  # noqa: B007
@@ -191,8 +191,8 @@ def test_a_scan_may_be_left_early(open_store: Open) -> None:
 
 
 # ------------------------------------------------------------ scopes
-def test_a_scope_and_the_root_meet(open_store: Open) -> None:
-    """What the guide's `parent.Scope("user").Set("123", …)` stores is `user:123` from the root, and the other way."""
+def test_a_scope_and_the_root_share_entries(open_store: Open) -> None:
+    """The guide's `parent.Scope("user").Set("123", …)` writes `user:123` of the root, and the other way round."""
     store = open_store()
     user = store.scope("user")
     user.set("123", "Alice")
@@ -208,7 +208,7 @@ def test_a_scope_and_the_root_meet(open_store: Open) -> None:
 
 
 def test_nested_scopes_are_flat() -> None:
-    """However deep, a scope is one prefix over the one stack: a read costs the same."""
+    """At any depth, a scope is one prefix over the same stack: a read costs the same."""
     store = Store()
     deep: Any = store
     for _ in range(500):
@@ -217,8 +217,8 @@ def test_nested_scopes_are_flat() -> None:
     assert type(deep) is StoreScope
 
 
-def test_tenants_never_meet(open_store: Open) -> None:
-    """`scope(TENANT("a:b"))` is another place than `scope(TENANT("a")).scope("b")`, and so is every look-alike."""
+def test_tenants_never_share_entries(open_store: Open) -> None:
+    """`scope(TENANT("a:b"))` is another scope than `scope(TENANT("a")).scope("b")`, and so are all similar names."""
     store = open_store()
     views = [
         store.scope(TENANT("a:b")),
@@ -255,7 +255,7 @@ USES: dict[str, Callable[[Any, Any], object]] = {
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
-def test_a_name_that_cant_be_is_refused_everywhere(use: Callable[[Any, Any], object]) -> None:
+def test_an_invalid_name_is_refused_everywhere(use: Callable[[Any, Any], object]) -> None:
     """Empty, no string, a lone surrogate, reserved, an unfilled template: by every operation, in scopes too."""
     store = SyncStore()
     for name in BAD_NAMES:
@@ -268,7 +268,7 @@ def test_a_name_that_cant_be_is_refused_everywhere(use: Callable[[Any, Any], obj
 
 
 def test_the_reserved_prefix_is_out_of_reach(open_store: Open) -> None:
-    """pocket_plug's own records are hidden from `keys`, and no scope leads to them."""
+    """pocket_plug's own records are hidden from `keys`, and no scope contains them."""
     store = open_store()
     store.set("plain", 1)
     store.set("pocket", 2)
@@ -286,7 +286,7 @@ def test_the_reserved_prefix_is_out_of_reach(open_store: Open) -> None:
 
 
 def test_within_a_scope_nothing_is_reserved(open_store: Open) -> None:
-    """`a:pocket:x` is a name like any other: what `keys` gives there can be read there."""
+    """`a:pocket:x` is an ordinary name: a name that `keys` returns there can be read there."""
     store = open_store()
     store.set("a:pocket:x", 1)
     scope = store.scope("a")
@@ -298,7 +298,7 @@ def test_within_a_scope_nothing_is_reserved(open_store: Open) -> None:
 
 # ------------------------------------------------------------ types
 class Sized(Protocol):
-    """One that isinstance can't check."""
+    """A type that isinstance can't check."""
 
     size: int
 
@@ -308,7 +308,7 @@ class Movie(TypedDict):
 
 
 def test_a_typed_store_checks_on_set_and_on_get(open_store: Open) -> None:
-    """The Go original checked on get only. The error names the key, the type and what was given."""
+    """The error names the key, the type and what was given. (The Go original checked on get only.)"""
     store = open_store()
     users = store.typed(dict)
     users.set("user:1", {"name": "Alice"})
@@ -328,8 +328,8 @@ def test_a_typed_store_checks_on_set_and_on_get(open_store: Open) -> None:
     assert users.delete("user:1")
 
 
-def test_a_typed_update_checks_what_goes_in_and_out(open_store: Open) -> None:
-    """The value that is there, the default and the new value: none of another type passes."""
+def test_a_typed_update_checks_old_and_new_values(open_store: Open) -> None:
+    """The stored value, the default and the new value: another type is an error."""
     store = open_store()
     counts = store.typed(int)
     assert counts.update("n", lambda n: n + 1, default=0) == 1
@@ -353,8 +353,8 @@ def test_a_typed_update_checks_what_goes_in_and_out(open_store: Open) -> None:
         (dict[str, int], {}, {1: 1}),
     ],
 )
-def test_typed_stores_know_more_than_classes(type_: Any, good: object, bad: object) -> None:
-    """Generics, unions, TypedDicts; an int is a float, as type checkers have it."""
+def test_typed_stores_check_more_than_classes(type_: Any, good: object, bad: object) -> None:
+    """Generics, unions, TypedDicts; an int is a float, as for type checkers."""
     store = SyncStore().typed(type_)
     store.set("a", good)
     assert store.get("a") == good
@@ -362,15 +362,15 @@ def test_typed_stores_know_more_than_classes(type_: Any, good: object, bad: obje
         store.set("a", bad)
 
 
-def test_what_cant_be_checked_is_let_through() -> None:
-    """A protocol that is not for run time checks nothing, and fails nothing."""
+def test_a_type_that_cant_be_checked_accepts_everything() -> None:
+    """A protocol that can't be checked at run time accepts every value."""
     store = SyncStore().typed(Sized)
     store.set("a", 1)
     assert store.get("a") == 1
 
 
 def test_a_keys_type_is_checked_wherever_it_is_used(open_store: Open) -> None:
-    """On set, set_many, update, get, require and get_many: no value of another type goes in or comes out by a Key."""
+    """On set, set_many, update, get, require and get_many: a value of another type is an error."""
     store = open_store()
     key = COUNT("a")
     for write in (
@@ -391,7 +391,7 @@ def test_a_keys_type_is_checked_wherever_it_is_used(open_store: Open) -> None:
 
 # ------------------------------------------------------------ readers
 def test_a_reader_cannot_write(open_store: Open) -> None:
-    """It has no means to, nor have its scopes and its typed views: in the Go original the reader's scope could."""
+    """It has no method for it, nor have its scopes and its typed views: in the Go original the reader's scope could write."""
     store = open_store()
     store.set("s:a", 1)
     reader = store.reader()
@@ -409,7 +409,7 @@ def test_a_reader_cannot_write(open_store: Open) -> None:
 
 
 def test_with_and_without_await_are_the_same() -> None:
-    """Each public method has its twin, with the same parameters and defaults."""
+    """Each public method has its counterpart, with the same parameters and defaults."""
     for awaited, plain in ((StoreReader, SyncReader), (StoreWriter, SyncWriter), (Store, SyncStore)):
         ours_and_theirs = (
             {name for name in dir(kind) if not name.startswith("_") and hasattr(kind, name)}
@@ -426,7 +426,7 @@ def test_with_and_without_await_are_the_same() -> None:
 
 # ------------------------------------------------------------ time to live
 def test_a_value_expires_exactly_at_its_deadline(open_store: Open) -> None:
-    """It is there until `now >= expires_at`, for every read; reading doesn't renew it."""
+    """It exists until `now >= expires_at`, for every read; reading doesn't renew it."""
     clock = FakeClock()
     store = open_store(clock=clock)
     store.set("guest", "Alice", ttl=60)
@@ -445,8 +445,8 @@ def test_a_value_expires_exactly_at_its_deadline(open_store: Open) -> None:
         store.ttl("guest")
 
 
-def test_a_set_after_the_end_is_readable(open_store: Open) -> None:
-    """The Go original kept the dead deadline: whatever was set again was gone at once."""
+def test_a_set_after_the_expiry_is_readable(open_store: Open) -> None:
+    """In the Go original the expired deadline stayed: a value that was set again was gone at once."""
     clock = FakeClock()
     store = open_store(clock=clock)
     store.set("k", "old", ttl=10)
@@ -458,8 +458,8 @@ def test_a_set_after_the_end_is_readable(open_store: Open) -> None:
     assert store.ttl("k") is None
 
 
-def test_a_set_sets_the_deadline_anew(open_store: Open) -> None:
-    """Overwriting with a ttl counts from now; without one the value lives for ever, whatever was there."""
+def test_a_set_renews_the_deadline(open_store: Open) -> None:
+    """Overwriting with a ttl counts from now; without one the value never expires, whatever the old deadline was."""
     clock = FakeClock()
     store = open_store(clock=clock)
     store.set_many({"longer": 1, "lifted": 1}, ttl=10)
@@ -474,7 +474,9 @@ def test_a_set_sets_the_deadline_anew(open_store: Open) -> None:
 
 
 def test_an_update_keeps_the_deadline(open_store: Open) -> None:
-    """A counter of five minutes ends after five minutes, however often it counts; then it begins anew, for ever."""
+    """A counter with a ttl of five minutes ends after five minutes, however often it counts; then it
+    starts again without a ttl.
+    """
     clock = FakeClock()
     store = open_store(clock=clock)
     store.set("hits", 0, ttl=10)
@@ -501,8 +503,8 @@ def test_a_ttl_may_be_written_in_several_ways(ttl: Any, left: float) -> None:
 @pytest.mark.parametrize(
     "ttl", [0, -1, 0.0, float("nan"), float("inf"), "0s", "", "soon", "5", True, timedelta(0), [5]]
 )
-def test_a_ttl_that_makes_no_sense_is_refused(ttl: Any) -> None:
-    """0 and below included: nothing is stored, and the message tells what may be given."""
+def test_an_invalid_ttl_is_refused(ttl: Any) -> None:
+    """Including 0 and below: nothing is stored, and the message says what is allowed."""
     store = SyncStore()
     for write in (lambda: store.set("k", 1, ttl=ttl), lambda: store.set_many({"k": 1}, ttl=ttl)):
         with pytest.raises(ConfigError, match="give seconds above 0"):
@@ -511,8 +513,8 @@ def test_a_ttl_that_makes_no_sense_is_refused(ttl: Any) -> None:
 
 
 # ------------------------------------------------------------ update
-def test_update_gives_the_new_value(open_store: Open) -> None:
-    """From the default where nothing is; without one that is an error naming the key, and nothing is stored."""
+def test_update_returns_the_new_value(open_store: Open) -> None:
+    """From the default if there is no entry; without a default that is an error with the key, and nothing is stored."""
     store = open_store()
     assert store.update("n", lambda n: n + 1, default=0) == 1
     assert store.update("n", lambda n: n + 1, default=0) == 2
@@ -523,7 +525,7 @@ def test_update_gives_the_new_value(open_store: Open) -> None:
 
 
 def test_a_failing_update_changes_nothing(open_store: Open) -> None:
-    """What the function raises is what the caller gets; a value that it had mutated by then is as it was."""
+    """The caller gets the function's exception; a value that the function changed in place is unchanged in the store."""
     store = open_store()
     store.set("items", [1])
     error = RuntimeError("no")
@@ -542,7 +544,7 @@ def test_a_failing_update_changes_nothing(open_store: Open) -> None:
 
 
 def test_an_update_works_on_a_copy(open_store: Open) -> None:
-    """A function that mutates its argument, the default too, touches nothing that somebody else may hold."""
+    """A function that changes its argument in place, the default too, changes no other caller's object."""
     store = open_store()
     store.set("items", {"list": [1]})
     held = store.get("items")
@@ -559,7 +561,7 @@ def test_an_update_works_on_a_copy(open_store: Open) -> None:
     assert store.get_many(["items", "new"]) == {"items": {"list": [1, 2]}, "new": [1]}
 
 
-# ------------------------------------------------------------ failures are not misses
+# ------------------------------------------------------------ failures never look like misses
 OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "get": lambda store: store.get("a"),
     "get with default": lambda store: store.get("a", MISSING),
@@ -589,7 +591,7 @@ def in_transaction(store: Any, use: Callable[[Any], object]) -> None:
 
 
 class Failing(Layer):
-    """Fails as a lost connection would, as soon as it is told to."""
+    """Fails as a lost connection would, when it is told to."""
 
     error: list[Exception]
     inline_read = inline_write = True
@@ -613,7 +615,7 @@ class Failing(Layer):
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
 def test_a_failing_backend_is_an_error_not_a_miss(open_store: Open, operation: Callable[[Any], Any]) -> None:
-    """In every operation the caller gets the very error; the Go original answered "not there"."""
+    """In every operation the caller gets the backend's error; the Go original answered "not there"."""
     errors: list[Exception] = []
     store = open_store(layers=[Failing(error=errors)])
     store.set_many({"a": 1, "b": 1})
@@ -623,13 +625,13 @@ def test_a_failing_backend_is_an_error_not_a_miss(open_store: Open, operation: C
     assert caught.value is errors[0]
     errors.clear()
     assert store.get_many(["a", "b"]) == {"a": 1, "b": 1}
-    assert store.update("a", lambda n: n + 1) == 2  # nobody is left queueing for the key
+    assert store.update("a", lambda n: n + 1) == 2  # no caller still waits for the key
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
 @pytest.mark.parametrize("kind", [Memory, FaultyMemory])
-def test_after_close_every_operation_says_so(kind: Callable[[], Backend], operation: Callable[[Any], Any]) -> None:
-    """StoreClosedError at once, never an answer as if nothing were there; closing again is fine."""
+def test_after_close_every_operation_raises(kind: Callable[[], Backend], operation: Callable[[Any], Any]) -> None:
+    """StoreClosedError at once, never an answer that looks like a missing entry; closing again is allowed."""
     with SyncStore(kind()) as store:
         store.set("a", 1)
     with pytest.raises(StoreClosedError):
@@ -640,7 +642,7 @@ def test_after_close_every_operation_says_so(kind: Callable[[], Backend], operat
 
 
 def test_a_closed_store_may_be_opened_again(open_store: Open) -> None:
-    """Memory then begins empty, as its entries went with it."""
+    """Memory is then empty, since its entries were dropped at the close."""
     with SyncStore() as store:
         store.set("a", 1)
     with store:
@@ -651,7 +653,7 @@ def test_a_closed_store_may_be_opened_again(open_store: Open) -> None:
 
 @pytest.mark.parametrize("mode", [None, "through", "behind"])
 def test_threads_may_open_and_close_a_store_at_once(mode: Any, tmp_path: Path) -> None:
-    """Each is told nothing but that it is closed by now; what was acknowledged stays, and it can be opened again."""
+    """Each gets at most StoreClosedError; acknowledged writes stay, and the store can be opened again."""
     file = f"sqlite:///{tmp_path}/state.db?durability=process"
     store = SyncStore(layers=[Persistence(to=file, mode=mode)]) if mode else SyncStore(file)
 
@@ -677,9 +679,9 @@ def test_threads_may_open_and_close_a_store_at_once(mode: Any, tmp_path: Path) -
         assert store.get("b") == 1
 
 
-# ------------------------------------------------------------ no way round a layer
+# ------------------------------------------------------------ no operation bypasses a layer
 class Rot(Layer):
-    """Keeps secrets: overrides nothing but `read` and `write`."""
+    """Encrypts values: overrides nothing but `read` and `write`."""
 
     inline_read = inline_write = True
 
@@ -699,7 +701,7 @@ def turned(text: str) -> str:
 
 
 def test_an_encrypting_layer_leaks_nothing(open_store: Open) -> None:
-    """Whatever the operation, no plain text reaches the backend, and everything reads back through the layer."""
+    """No operation passes plain text to the backend, and everything is decrypted when it is read through the layer."""
     store = open_store(layers=[Rot()])
     plain = "secret"
     store.set("set", plain)
@@ -725,9 +727,9 @@ def test_an_encrypting_layer_leaks_nothing(open_store: Open) -> None:
     assert not [text for text in found if plain in text]
 
 
-# ------------------------------------------------------------ making a store
+# ------------------------------------------------------------ creating a store
 @pytest.mark.parametrize("backend", [Path("state.db"), None, 7, Memory, Bounding(max_entries=1), {"url": "memory://"}])
-def test_what_is_no_backend_is_refused(backend: Any) -> None:
+def test_anything_but_a_backend_is_refused(backend: Any) -> None:
     """A path, a class, a layer's recipe: the error shows it and the way out."""
     for kind in (Store, SyncStore):
         with pytest.raises(ConfigError, match=r"a store's backend can't be .*; give a URL"):
@@ -735,14 +737,14 @@ def test_what_is_no_backend_is_refused(backend: Any) -> None:
 
 
 @pytest.mark.parametrize("layers", ["tracing", Bounding(max_entries=1)])
-def test_layers_come_in_a_list(layers: Any) -> None:
-    """A name alone would be read letter by letter."""
+def test_layers_must_be_a_list(layers: Any) -> None:
+    """A single name would be read letter by letter."""
     with pytest.raises(ConfigError, match=r"layers is .*; give a list: layers=\["):
         Store(layers=layers)
 
 
-def test_a_sync_store_over_a_store_takes_it_as_it_is() -> None:
-    """Layers and a clock that would be ignored are refused instead."""
+def test_a_sync_store_over_a_store_accepts_no_layers() -> None:
+    """Layers and a clock, which would be ignored, are refused."""
     store = Store()
     SyncStore(store).set("a", 1)
     assert store.sync.scope("s").place == (store.stack, "s:")
@@ -754,7 +756,7 @@ def test_a_sync_store_over_a_store_takes_it_as_it_is() -> None:
 
 
 def test_a_store_shows_its_stack() -> None:
-    """`repr` draws the layers, outermost first, and the scope."""
+    """`repr` has the layers, outermost first, and the scope."""
     store = Store(layers=[Rot(), Bounding(max_entries=5)])
     assert repr(store) == "Store(Rot() > Bounding(max_entries=5) > memory)"
     assert repr(store.reader().scope("a").scope("b")) == f"StoreReader({store.stack!r}, scope='a:b')"
@@ -779,9 +781,9 @@ def test_memory_needs_no_opening() -> None:
     asyncio.run(main())
 
 
-# ---------------------------------------------------------------- scopes own nothing
+# ---------------------------------------------------------------- scopes don't own the store
 def test_a_scope_neither_opens_nor_closes_the_store(tmp_path: Path) -> None:
-    """There is no `with` around it and no `close` of it, sync or not: its end would close what everybody else uses."""
+    """It has no `with` and no `close`, sync or not: it would close a store that others use."""
     with SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
         part: Any = store.scope("user")
         with pytest.raises(TypeError, match="SyncScope"), part:
@@ -805,7 +807,7 @@ def test_a_scope_neither_opens_nor_closes_the_store(tmp_path: Path) -> None:
     asyncio.run(with_await())
 
 
-def test_a_scope_does_the_rest(tmp_path: Path) -> None:
+def test_a_scope_has_all_other_operations(tmp_path: Path) -> None:
     """Transactions, readers, its own sync view, flush, and a graph over it, all within its prefix."""
 
     @node.post
@@ -833,7 +835,7 @@ def test_a_scope_does_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["\ud800", "user:\udcff", 5, None, Key("user:{}")], ids=ascii)
 def test_a_prefix_that_no_name_can_have_is_refused(open_store: Open, prefix: Any) -> None:
-    """`keys` of a lone surrogate or of no string is a KeyNameError on every stack, as such a name is for `get`."""
+    """`keys` with a lone surrogate or with no string is a KeyNameError on every stack, as for `get`."""
     store = open_store()
     with pytest.raises(KeyNameError, match=r"prefix of names is a string|lone surrogate"):
         list(store.keys(prefix))
@@ -867,7 +869,7 @@ IN_PLACE: list[tuple[Any, Callable[[Any], Any]]] = [
 @pytest.mark.parametrize(("value", "fn"), IN_PLACE, ids=[type(value).__name__ for value, _ in IN_PLACE])
 @pytest.mark.parametrize("there", [True, False], ids=["there", "default"])
 def test_an_update_that_forgets_to_return_is_refused(open_store: Open, value: Any, fn: Any, there: bool) -> None:
-    """None in place of what can be changed in place: the error says the way out, and the value is as it was."""
+    """None in place of a value that can be changed in place: the error says what to do, and the value is unchanged."""
     store = open_store()
     if there:
         store.set("k", value)
@@ -881,7 +883,7 @@ def test_an_update_that_forgets_to_return_is_refused(open_store: Open, value: An
 
 
 def test_an_update_by_an_async_function_is_refused(open_store: Open) -> None:
-    """What it gives is a coroutine, which a store in memory would keep as the value."""
+    """Its result is a coroutine, which a store in memory would keep as the value."""
 
     async def more(number: int) -> int:
         return number + 1
@@ -894,8 +896,8 @@ def test_an_update_by_an_async_function_is_refused(open_store: Open) -> None:
     assert store.get("k") == 1
 
 
-def test_none_may_be_what_an_update_gives(open_store: Open) -> None:
-    """Where nothing could be changed in place, and where the type of the Key or of the typed view has None."""
+def test_an_update_may_return_none(open_store: Open) -> None:
+    """If the old value can't be changed in place, or if the type of the Key or of the typed view includes None."""
     store = open_store()
     for value in (None, 5, "text", (1, 2), Price(5)):
         store.set("k", value)

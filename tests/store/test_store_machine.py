@@ -1,4 +1,4 @@
-"""A store against a model: whatever is done in whatever order, over several stacks, it is as a dict with deadlines."""
+"""A store against a model: after any operations in any order, on several stacks, it equals a dict with deadlines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ttls = st.sampled_from([0.5, 1, 2, 5])
 
 
 class Passing(Layer):
-    """Overrides all that can be, and changes nothing."""
+    """Overrides every operation, and changes nothing."""
 
     inline_read = inline_write = True
 
@@ -42,11 +42,11 @@ class Passing(Layer):
 
 
 class Aside(FaultyMemory):
-    """Other than Memory for bounding, which keeps an index over it then."""
+    """Another class than Memory, so bounding has an index over it."""
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """The store under test, used with `await` and, where its stack needs no loop, without; and the model beside it."""
+    """The store under test, used with `await` and, if its stack needs no loop, without; and the model beside it."""
 
     backend: Callable[[Path], Backend]
     layers: Sequence[Layer] = ()
@@ -68,7 +68,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ the model
     def live(self) -> dict[str, Any]:
-        """What can be read now."""
+        """The entries that can be read now."""
         self.model = {k: (v, end) for k, (v, end) in self.model.items() if end is None or self.clock() < end}
         return {key: value for key, (value, _) in self.model.items()}
 
@@ -82,7 +82,7 @@ class StoreMachine(RuleBasedStateMachine):
     def view(self, scope: str) -> Any:
         return self.store.scope(scope) if scope else self.store
 
-    # ------------------------------------------------------------ what is done
+    # ------------------------------------------------------------ operations
     @initialize(filled=st.dictionaries(names, values))
     def fill(self, filled: dict[str, Any]) -> None:
         self.run(self.store.set_many(filled))
@@ -137,7 +137,7 @@ class StoreMachine(RuleBasedStateMachine):
     def transaction(
         self, scope: str, reads: list[str], writes: dict[str, Any], deletes: list[str], end: str, other: str | None
     ) -> None:
-        """Reads, writes, then perhaps somebody else writes, then the end."""
+        """Reads, writes, then perhaps another caller's write, then the end."""
         before = self.live()
         seen = {self.full(scope, name) for name in (*reads, *(name for name in deletes if name not in writes))}
 
@@ -185,7 +185,7 @@ class StoreMachine(RuleBasedStateMachine):
             for name in (name for name in deletes if name in writes or self.full(scope, name) in before):
                 self.model.pop(self.full(scope, name), None)
 
-    # ------------------------------------------------------------ what always holds
+    # ------------------------------------------------------------ invariants
     @invariant()
     def everything_reads_as_in_the_model(self) -> None:
         live = self.live()
@@ -217,7 +217,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def machine(name: str, backend: Callable[[Path], Backend], layers: Sequence[Layer] = (), *, examples: int) -> Any:
-    """A test case over one stack."""
+    """A test case for one stack."""
     kind = type(name, (StoreMachine,), {"backend": staticmethod(backend), "layers": layers})
     kind.TestCase.settings = settings(  # type: ignore[attr-defined]
         deadline=None, max_examples=examples, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow]

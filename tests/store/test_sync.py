@@ -1,4 +1,4 @@
-"""Stores without `await`: over parts that are inline, that wait for threads, and that are bound to an event loop."""
+"""Stores without `await`: over parts that are inline, that wait for threads, and that belong to an event loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pocket_plug.testing.layer_contract import FaultyMemory
 
 
 class Sleepy(Layer):
-    """Awaits its event loop in the operations that it is told to."""
+    """Awaits its event loop in chosen operations."""
 
     where: tuple[str, ...] = ("read", "write")
 
@@ -48,7 +48,7 @@ class Sleepy(Layer):
 
 
 class SlowRead(Layer):
-    """Overrides `read` alone, and suspends there."""
+    """Overrides `read` only, and suspends there."""
 
     async def read(self, key: str) -> Entry | None:
         await asyncio.sleep(0)
@@ -56,7 +56,7 @@ class SlowRead(Layer):
 
 
 class SlowWrite(Layer):
-    """Overrides `write` alone, and suspends there."""
+    """Overrides `write` only, and suspends there."""
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
         await asyncio.sleep(0)
@@ -64,7 +64,7 @@ class SlowWrite(Layer):
 
 
 class SlowScan(Layer):
-    """Overrides `scan` alone, and suspends there."""
+    """Overrides `scan` only, and suspends there."""
 
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
@@ -75,7 +75,7 @@ class SlowScan(Layer):
 
 
 class SlowFlush(Layer):
-    """Suspends only where a store is opened, flushed and closed."""
+    """Suspends only when a store is opened, flushed and closed."""
 
     async def open(self) -> None:
         await super().open()
@@ -92,11 +92,11 @@ class SlowFlush(Layer):
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """Whatever a test does, no thread of a store outlives it."""
+    """No thread of a store may outlive its test."""
     before = set(threading.enumerate())
     yield
     left = [thread.name for thread in threading.enumerate() if thread not in before]
-    assert [name for name in left if not name.startswith("pocket_plug-")] == []  # those of the pool are kept
+    assert [name for name in left if not name.startswith("pocket_plug-")] == []  # threads of the pool are kept
 
 
 def use_everything(store: SyncStore) -> None:
@@ -134,7 +134,7 @@ def use_everything(store: SyncStore) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["memory", "threaded", "suspending"])
 def test_every_operation_works_over_every_part(kind: str, layers: list[Layer], threaded: type[Backend]) -> None:
-    """Whichever operations suspend and for what: opened in a thread without a loop, and from within a running loop."""
+    """Whichever operations suspend and for what: opened in a thread without a loop, and within a running loop."""
     backends: dict[str, Callable[[], Backend]] = {"memory": Memory, "threaded": threaded, "suspending": FaultyMemory}
     with SyncStore(backends[kind](), layers=layers) as store:
         use_everything(store)
@@ -146,7 +146,7 @@ def test_every_operation_works_over_every_part(kind: str, layers: list[Layer], t
     asyncio.run(main())
 
 
-def test_threads_use_a_store_that_lives_on_a_loop() -> None:
+def test_threads_use_a_store_that_belongs_to_a_loop() -> None:
     """A store opened with `await` serves sync callers in threads on its own loop, transactions included."""
 
     async def main() -> None:
@@ -179,8 +179,8 @@ def test_the_home_loops_own_thread_gets_an_error() -> None:
     asyncio.run(main())
 
 
-def test_inline_parts_are_used_in_place_anywhere() -> None:
-    """Over Memory a sync call is fine in a task, too: it never waits for the loop."""
+def test_inline_parts_are_called_in_the_callers_thread() -> None:
+    """Over Memory a sync call works in a task, too: it never waits for the loop."""
 
     async def main() -> None:
         async with Store() as store:
@@ -189,10 +189,10 @@ def test_inline_parts_are_used_in_place_anywhere() -> None:
     asyncio.run(main())
 
 
-def test_a_store_that_needs_a_loop_makes_one_and_lets_it_go(
+def test_a_store_that_needs_a_loop_starts_one_and_ends_it(
     new_threads: Callable[[], list[threading.Thread]],
 ) -> None:
-    """One thread while it is open, however many callers begin at once, and none after it."""
+    """One thread while it is open, however many callers start at once, and none after it."""
     start = threading.Barrier(8)
     homes: set[str] = set()
 
@@ -202,7 +202,7 @@ def test_a_store_that_needs_a_loop_makes_one_and_lets_it_go(
             homes.add(threading.current_thread().name)
             return await self.inner.read(key)
 
-    store = SyncStore(layers=[Who()])  # not opened: it is memory
+    store = SyncStore(layers=[Who()])  # not opened: it is in memory
 
     def call() -> None:
         start.wait(10)
@@ -226,10 +226,8 @@ def test_a_store_that_needs_a_loop_makes_one_and_lets_it_go(
 
 
 @pytest.mark.parametrize("opens", [True, False])
-def test_a_store_that_nobody_has_any_more_takes_its_loop_along(
-    new_threads: Callable[[], list[threading.Thread]], opens: bool
-) -> None:
-    """Whoever tries again and again to open one, or forgets to close it, has no thread more for each."""
+def test_a_deleted_store_ends_its_loop(new_threads: Callable[[], list[threading.Thread]], opens: bool) -> None:
+    """Repeated attempts to open a store, or forgotten closes, leave no threads behind."""
 
     class Refused(FaultyMemory):
         async def open(self) -> None:
@@ -250,7 +248,7 @@ def test_a_store_that_nobody_has_any_more_takes_its_loop_along(
 
 
 def test_a_failed_opening_can_be_tried_again() -> None:
-    """On another loop, too: the first one's end is not the store's."""
+    """On another loop, too: the end of the first loop doesn't matter."""
 
     class Reluctant(FaultyMemory):
         tries = 0
@@ -272,8 +270,8 @@ def test_a_failed_opening_can_be_tried_again() -> None:
     asyncio.run(main())
 
 
-def test_a_store_whose_loop_is_gone_finds_another_home() -> None:
-    """Opened on a loop that has ended without closing it, as by a run before this one: sync calls don't hang."""
+def test_a_store_whose_loop_has_ended_uses_another_one() -> None:
+    """Opened on a loop that has ended without closing it, as by an earlier run: sync calls don't hang."""
     store = Store(FaultyMemory())
     asyncio.run(store.open())
     store.sync.set("a", 1)
@@ -286,7 +284,7 @@ def test_a_store_whose_loop_is_gone_finds_another_home() -> None:
 
 
 def test_two_runs_on_two_loops_share_a_store() -> None:
-    """A script that calls `asyncio.run` twice: `def` phases find their store in the second run as in the first."""
+    """A script that calls `asyncio.run` twice: `def` phases work in the second run as in the first."""
 
     @node.post
     def collect(store: SyncWriter, item: int) -> int:
@@ -300,7 +298,7 @@ def test_two_runs_on_two_loops_share_a_store() -> None:
     store.sync.close()
 
 
-def test_closing_ends_calls_that_are_under_way() -> None:
+def test_closing_ends_running_calls() -> None:
     """A thread that waits for a slow part when the store is closed gets an error, and does not hang."""
     entered = threading.Event()
     errors: list[Exception] = []
@@ -328,8 +326,8 @@ def test_closing_ends_calls_that_are_under_way() -> None:
     assert "was interrupted" in str(errors[0])
 
 
-def test_a_part_that_lies_about_its_waiting_is_named() -> None:
-    """It says that it is inline and suspends: the error tells which flag to change."""
+def test_a_part_that_is_wrongly_declared_inline_is_named() -> None:
+    """It declares itself inline and suspends: the error says which flag to change."""
 
     class Liar(Memory):
         async def read(self, key: str) -> Entry | None:
@@ -344,7 +342,7 @@ def test_a_part_that_lies_about_its_waiting_is_named() -> None:
 
 
 def test_keys_left_early_leave_nothing_behind(threaded: type[Backend]) -> None:
-    """A scan that is not read to its end is dropped without a word, over every part."""
+    """A scan that is not read to its end is dropped without a warning, over every part."""
     for make in (Memory, threaded, FaultyMemory):
         with SyncStore(make()) as store:
             store.set_many({f"k{n}": n for n in range(1000)})
@@ -354,7 +352,7 @@ def test_keys_left_early_leave_nothing_behind(threaded: type[Backend]) -> None:
             assert store.get("k4") == 4
 
 
-def test_callers_of_all_kinds_meet(threaded: type[Backend]) -> None:
+def test_callers_of_all_kinds_share_entries(threaded: type[Backend]) -> None:
     """What a thread writes a task reads, and the other way, whatever the store waits for."""
 
     async def main(backend: Backend) -> None:
@@ -368,8 +366,8 @@ def test_callers_of_all_kinds_meet(threaded: type[Backend]) -> None:
         asyncio.run(main(make()))
 
 
-def test_a_scan_crosses_to_the_loop_once_for_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each crossing waits for another thread: one for each name made a list of 50,000 take seconds over a server."""
+def test_a_scan_switches_to_the_loop_once_per_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each switch waits for another thread: one per name made a list of 50,000 take seconds over a server."""
     with SyncStore(Memory(), layers=[SlowScan()]) as store:
         store.set_many({f"k{n:04}": n for n in range(1000)})
         crossings, run = 0, store.stack.run_read
@@ -386,7 +384,7 @@ def test_a_scan_crosses_to_the_loop_once_for_a_page(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("view", [SyncStore().reader(), Store().reader()], ids=["sync", "async"])
 def test_a_reader_says_where_to_write(view: Any) -> None:
-    """A write in `prep` is an AttributeError that names `post`, not a method of a like name; to `hasattr` there is nothing."""
+    """A write in `prep` is an AttributeError that names `post`, not a similar method; `hasattr` is False."""
     assert not any(hasattr(view, name) or hasattr(type(view), name) for name in ("set", "update", "delete", "nothing"))
     with pytest.raises(
         AttributeError, match=r"Reader only reads, so it has no 'set'; a node writes in its post"

@@ -1,4 +1,4 @@
-"""Transactions: what they read stays so, what they write lands whole or not at all."""
+"""Transactions: what they read is unchanged at their end, and their writes are committed together or not at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BALANCE = Key("account:{}", int)
 # ------------------------------------------------------------ reading
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_page_shows_the_stack_with_its_own_writes(reverse: bool) -> None:
-    """In order and in either direction; what it has deleted or let expire doesn't count, and pages have each key once."""
+    """In order and in either direction; entries that it has deleted or that have expired don't count, and each key comes once."""
     clock = FakeClock()
 
     async def main() -> None:
@@ -64,8 +64,8 @@ def test_a_page_shows_the_stack_with_its_own_writes(reverse: bool) -> None:
     asyncio.run(main())
 
 
-def test_a_scan_that_outlives_its_transaction_is_refused() -> None:
-    """From then on it would show what is committed, others' writes too."""
+def test_a_scan_after_the_end_of_its_transaction_is_refused() -> None:
+    """After the end it would show the committed state, with others' writes too."""
 
     async def main() -> None:
         store = Store()
@@ -80,7 +80,7 @@ def test_a_scan_that_outlives_its_transaction_is_refused() -> None:
 
 
 def test_reads_are_repeatable(open_store: Open) -> None:
-    """What a transaction has seen once, absence too, it sees again, whatever others write meanwhile."""
+    """What a transaction has read once, a missing entry too, it reads again unchanged, whatever others write meanwhile."""
     store = open_store()
     store.set_many({"a": 1, "b": 1})
     with pytest.raises(ConflictError) as caught, store.transaction() as tx:
@@ -93,7 +93,7 @@ def test_reads_are_repeatable(open_store: Open) -> None:
 
 
 def test_it_reads_its_own_writes(open_store: Open) -> None:
-    """Sets, deletes and updates are seen by all its reads at once, and by nobody else before the end."""
+    """Sets, deletes and updates are visible to all its reads at once, and to nobody else before the end."""
     store = open_store()
     store.set_many({"kept": 0, "deleted": 0, "updated": 0})
     with store.transaction() as tx:
@@ -119,7 +119,7 @@ def test_it_reads_its_own_writes(open_store: Open) -> None:
 
 
 def test_a_scan_shows_the_stack_with_its_own_writes(open_store: Open) -> None:
-    """In order, by prefix, within scopes: new names are in it and deleted ones are not."""
+    """In order, by prefix, within scopes: new names are included and deleted ones are not."""
     store = open_store()
     store.set_many({"a": 0, "s:1": 0, "s:3": 0, "z": 0})
     with store.transaction() as tx:
@@ -133,8 +133,8 @@ def test_a_scan_shows_the_stack_with_its_own_writes(open_store: Open) -> None:
         assert list(store.keys()) == ["a", "s:1", "s:3", "z"]
 
 
-def test_a_name_that_somebody_adds_is_no_conflict(open_store: Open) -> None:
-    """Scans are not tracked, as `keys` says: only what was read by name is."""
+def test_a_new_name_of_another_caller_is_no_conflict(open_store: Open) -> None:
+    """Scans are not tracked, as `keys` says: only single reads are."""
     store = open_store()
     with store.transaction() as tx:
         seen = list(tx.keys())
@@ -143,8 +143,8 @@ def test_a_name_that_somebody_adds_is_no_conflict(open_store: Open) -> None:
     assert store.get("count") == 0
 
 
-def test_what_it_hands_out_is_private(open_store: Open) -> None:
-    """`tx.get(k).append(…)` changes nothing without a set: not the store, not what others hold."""
+def test_its_values_are_private_copies(open_store: Open) -> None:
+    """`tx.get(k).append(…)` changes nothing without a set: neither the store, nor other callers' objects."""
     store = open_store()
     store.set_many({"list": [1], "deep": {"rows": [{"n": 1}]}})
     held = store.get("list")
@@ -162,7 +162,7 @@ def test_what_it_hands_out_is_private(open_store: Open) -> None:
 
 
 def test_a_discarded_update_leaves_the_value_alone(open_store: Open) -> None:
-    """A function that mutates its argument works on a copy here too, and what it did goes with the transaction."""
+    """A function that changes its argument in place works on a copy here too, which is discarded with the transaction."""
     store = open_store()
     store.set("list", [1])
     with pytest.raises(ZeroDivisionError), store.transaction() as tx:
@@ -173,8 +173,8 @@ def test_a_discarded_update_leaves_the_value_alone(open_store: Open) -> None:
 
 
 # ------------------------------------------------------------ the end
-def test_all_writes_land_at_once() -> None:
-    """One write of the backend, whatever was done."""
+def test_all_writes_are_committed_at_once() -> None:
+    """In one write of the backend, whatever was done."""
     backend = FaultyMemory()
     with SyncStore(backend) as store:
         store.set("a", 0)
@@ -189,7 +189,7 @@ def test_all_writes_land_at_once() -> None:
 
 
 def test_a_conflict_names_the_keys_and_nothing_is_written(open_store: Open) -> None:
-    """The names are the whole ones, as the backend knows them, in scopes too."""
+    """The names are the full ones, as the backend knows them, in scopes too."""
     store = open_store()
     store.set_many({"s:a": 1, "s:b": 1, "s:c": 1})
     with pytest.raises(ConflictError, match="s:a, s:gone") as caught, store.scope("s").transaction() as tx:
@@ -205,7 +205,7 @@ def test_a_conflict_names_the_keys_and_nothing_is_written(open_store: Open) -> N
 
 
 def test_the_first_version_seen_is_the_one_expected(open_store: Open) -> None:
-    """A value that was changed and changed back to an equal one is another one all the same."""
+    """A value that was changed, and changed back to an equal one, has another version."""
     store = open_store()
     store.set("a", 1)
     with pytest.raises(ConflictError), store.transaction() as tx:
@@ -219,8 +219,8 @@ def test_the_first_version_seen_is_the_one_expected(open_store: Open) -> None:
     assert not store.has("b")
 
 
-def test_blind_writes_conflict_with_nobody(open_store: Open) -> None:
-    """What was not read is simply set; an update has read."""
+def test_writes_without_reads_never_conflict(open_store: Open) -> None:
+    """A key that was not read is simply set; an update has read its key."""
     store = open_store()
     with store.transaction() as tx:
         tx.set("a", "ours")
@@ -236,8 +236,8 @@ def test_blind_writes_conflict_with_nobody(open_store: Open) -> None:
     assert store.get("n") == 6
 
 
-def test_reading_alone_is_checked_too(open_store: Open) -> None:
-    """What was read is unchanged at the end, where nothing is written too, be it one value or two that never met."""
+def test_a_transaction_that_only_reads_is_checked_too(open_store: Open) -> None:
+    """What was read is unchanged at the end, also without any write: one value, or two that never existed together."""
     store = open_store()
     store.set_many({"a": 1, "b": 1})
     with pytest.raises(ConflictError) as caught, store.transaction() as tx:
@@ -267,7 +267,7 @@ def test_reading_alone_is_checked_too(open_store: Open) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), asyncio.CancelledError()])
 def test_an_exception_discards_it(open_store: Open, error: BaseException) -> None:
-    """It passes unchanged, and nothing of the block is written; no conflict hides it."""
+    """The exception is passed on unchanged, and nothing of the block is written; no conflict hides it."""
     store = open_store()
     store.set("a", 1)
     with pytest.raises(type(error)) as caught, store.transaction() as tx:
@@ -298,7 +298,7 @@ AFTERWARDS: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("use", AFTERWARDS.values(), ids=AFTERWARDS.keys())
 def test_after_its_end_it_is_refused(use: Callable[[Any], object]) -> None:
-    """However it ended, and through a scope or a typed view that was made before: never a write into the void."""
+    """However it ended, and through a scope or a typed view that was made before: no write is silently lost."""
     store = SyncStore()
     store.set("a", 1)
     with store.transaction() as committed:
@@ -317,8 +317,10 @@ def test_after_its_end_it_is_refused(use: Callable[[Any], object]) -> None:
     assert store.get_many(["a", "own", "b", "s:a"]) == {"a": 2, "own": 1}
 
 
-def test_it_is_of_one_block_at_a_time() -> None:
-    """A block, or a task, over one that is open is refused: what one wrote would be forgotten. Later it may begin anew."""
+def test_it_is_used_by_one_block_at_a_time() -> None:
+    """A second block, or another task's, over an open one is refused: its writes could be forgotten. Later
+    it may be used again.
+    """
     store = Store()
 
     async def main() -> None:
@@ -360,7 +362,7 @@ def test_its_views_are_as_a_stores(open_store: Open) -> None:
 
 
 def test_a_deadline_in_it_counts_from_its_set(open_store: Open) -> None:
-    """A value of its own expires within it as in the store; an update keeps the deadline that it saw."""
+    """An own value expires within it as in the store; an update keeps the deadline that it has read."""
     clock = FakeClock()
     store = open_store(clock=clock)
     store.set("hits", 0, ttl=10)
@@ -376,8 +378,8 @@ def test_a_deadline_in_it_counts_from_its_set(open_store: Open) -> None:
     assert (store.ttl("hits"), store.ttl("later")) == (5, 5)
 
 
-def test_what_has_expired_meanwhile_is_a_conflict(open_store: Open) -> None:
-    """A decision that rests on a value which is gone by the commit does not land."""
+def test_an_entry_that_has_expired_meanwhile_is_a_conflict(open_store: Open) -> None:
+    """A decision that depends on an expired value is not committed."""
     clock = FakeClock()
     store = open_store(clock=clock)
     store.set("offer", 1, ttl=10)
@@ -389,10 +391,10 @@ def test_what_has_expired_meanwhile_is_a_conflict(open_store: Open) -> None:
     assert not store.has("accepted")
 
 
-# ------------------------------------------------------------ many at once
+# ------------------------------------------------------------ concurrent transactions
 @pytest.mark.parametrize("kind", ["memory", "threaded", "sqlite"])
 def test_transfers_keep_the_sum(kind: str, threaded: type[Backend], tmp_path: Any) -> None:
-    """Eight threads move money between accounts, one reads on: no penny is lost, and no torn sum is ever accepted."""
+    """Eight threads move money between accounts, one reads: no money is lost, and no inconsistent sum is ever accepted."""
     backend = {"memory": Memory, "threaded": threaded, "sqlite": lambda: SQLite(tmp_path / "db", durability="process")}[
         kind
     ]()
@@ -446,7 +448,7 @@ def test_transfers_keep_the_sum(kind: str, threaded: type[Backend], tmp_path: An
 
 
 def test_tasks_in_transactions_lose_no_update() -> None:
-    """A hundred tasks that read, pause and write: each one that was not told of a conflict counts."""
+    """A hundred tasks that read, pause and write: each one without a conflict counts."""
 
     async def main() -> None:
         store = Store()
@@ -465,13 +467,13 @@ def test_tasks_in_transactions_lose_no_update() -> None:
 
         for _ in range(10):
             await asyncio.gather(*(count() for _ in range(10)))
-        assert landed == await store.get("n") == 10  # of those who saw the same value, just one
+        assert landed == await store.get("n") == 10  # of those that read the same value, just one
 
     asyncio.run(main())
 
 
-def test_a_cancelled_commit_has_landed_or_never_will() -> None:
-    """When the caller is told of the cancellation, what can be read is final, and it is all or nothing."""
+def test_a_cancelled_commit_is_done_or_never_will_be() -> None:
+    """When the caller gets the cancellation, the state is final, and it is all or nothing."""
 
     async def main() -> None:
         async with Store(FaultyMemory()) as store:
@@ -502,10 +504,10 @@ def test_a_cancelled_commit_has_landed_or_never_will() -> None:
 
 
 def test_two_tasks_may_read_in_one_transaction() -> None:
-    """Both are given the version that was known first, though the backend answered them with different ones."""
+    """Both get the version that was known first, though the backend answered them with different ones."""
 
     class Delayed(FaultyMemory):
-        """Each read waits until the test lets it go on."""
+        """Each read waits until the test lets it continue."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -535,11 +537,11 @@ def test_two_tasks_may_read_in_one_transaction() -> None:
     asyncio.run(main())
 
 
-# ------------------------------------------------------------ tasks within one
+# ------------------------------------------------------------ tasks in one transaction
 @pytest.mark.parametrize("has_written", [False, True])
 @pytest.mark.parametrize("within", ["a transaction", "post"])
 def test_tasks_of_one_transaction_lose_nothing_to_each_other(within: str, has_written: bool) -> None:
-    """Over a store that suspends, each sees what the others have written by then, as tasks see each other in a store."""
+    """Over a store that suspends, each sees the others' writes so far, as tasks in a store do."""
 
     async def together(store: StoreWriter) -> None:
         if has_written:

@@ -1,4 +1,4 @@
-"""An OTLP/HTTP collector in a thread of the test: it keeps what it is sent, decoded, or misbehaves as it is told.
+"""An OTLP/HTTP collector in a thread of the test: it keeps what it receives, decoded, or fails as it is told.
 
 A plain module, so that a script can use it too: `with Sink() as sink: … OTEL_EXPORTER_OTLP_ENDPOINT=sink.url …`.
 """
@@ -63,7 +63,7 @@ class Span:
     resource: Attributes = field(repr=False)
 
     def __getitem__(self, name: str) -> Any:
-        """One of its attributes; None where there is none."""
+        """One of its attributes; None if there is none."""
         return self.attributes.get(name)
 
 
@@ -118,10 +118,10 @@ class Request:
 
 
 class Sink:
-    """Listens at `url` from the first moment on until it is closed.
+    """Listens at `url` from its creation until it is closed.
 
-    It accepts all, until `refuse`, `hang` or `drop` tells it otherwise, and again from `accept` on. What is not accepted
-    is in `requests` only.
+    It accepts everything, until `refuse`, `hang` or `drop` is called, and again after `accept`. Requests that are not accepted
+    are in `requests` only.
     """
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ class Sink:
             block_on_close = False  # one that keeps its connection waits for requests that nobody sends any more
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                pass  # whoever was to be answered has gone
+                pass  # the client has gone
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -163,7 +163,7 @@ class Sink:
         self.close()
 
     def close(self) -> None:
-        """Let go of whoever hangs, and listen no more."""
+        """Release clients that wait, and stop listening."""
         self.accept()
         self._server.shutdown()
         self._thread.join()
@@ -171,19 +171,19 @@ class Sink:
 
     # ---------------------------------------------------------------- how it answers
     def accept(self) -> None:
-        """Accept everything from now on, and what hangs."""
+        """Accept everything from now on, and requests that wait."""
         self._set((200, {}), hanging=False)
 
     def refuse(self, status: int = 503, *, retry_after: float | None = None) -> None:
-        """Answer that status, with a Retry-After of so many seconds if told."""
+        """Answer with that status, with a Retry-After of so many seconds if given."""
         self._set((status, {} if retry_after is None else {"Retry-After": f"{retry_after:g}"}), hanging=False)
 
     def hang(self) -> None:
-        """Read requests and answer none, until told how."""
+        """Read requests and answer none, until another method is called."""
         self._set(self._answer, hanging=True)
 
     def drop(self) -> None:
-        """Close the connection in place of an answer."""
+        """Close the connection instead of answering."""
         self._set((0, {}), hanging=False)
 
     def _set(self, answer: tuple[int, Mapping[str, str]], *, hanging: bool) -> None:
@@ -216,27 +216,27 @@ class Sink:
     # ---------------------------------------------------------------- what it has
     @property
     def held(self) -> int:
-        """Requests that hang at this moment."""
+        """The number of requests that wait for an answer."""
         return self._held
 
     @property
     def spans(self) -> list[Span]:
-        """Of all requests, in the order in which they began."""
+        """Of all requests, in the order of their start."""
         found = [span for body in self._accepted("/v1/traces") for span in spans_of(body)]
         return sorted(found, key=lambda span: span.start)
 
     @property
     def metrics(self) -> list[Metric]:
-        """Of all requests, in the order in which they came."""
+        """Of all requests, in the order of arrival."""
         return [metric for body in self._accepted("/v1/metrics") for metric in metrics_of(body)]
 
     @property
     def logs(self) -> list[Log]:
-        """Of all requests, in the order in which they came."""
+        """Of all requests, in the order of arrival."""
         return [log for body in self._accepted("/v1/logs") for log in logs_of(body)]
 
     def raw(self, path: str = "") -> bytes:
-        """The bodies of what came, accepted or not, one after the other; all of them, or one path's."""
+        """The bodies of all requests, accepted or not, in order; all of them, or those to one path."""
         return b"\n".join(request.body for request in self.requests if request.path.startswith(path))
 
     def one(self, name: str) -> Span:
@@ -255,7 +255,7 @@ class Sink:
             self.requests.clear()
 
     def wait_for(self, condition: Callable[[], object], seconds: float = 60) -> None:
-        """Wait until it holds; asked again whenever something has come. Fails, saying what there is, if it never does."""
+        """Wait until the condition holds; checked after each request. Fails after a timeout, with what was received."""
         with self._changed:
             if not self._changed.wait_for(condition, seconds):
                 came = [(request.path, request.status) for request in self.requests]

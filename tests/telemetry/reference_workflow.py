@@ -1,7 +1,7 @@
-"""A workflow with some of everything that telemetry tells of, and nothing random: what a test, or a backend, is shown.
+"""A workflow with some of everything that telemetry shows, and nothing random: for tests and for backends.
 
-`python reference_workflow.py WORD FILE` observes all parts; `… WORD FILE PART` one of them. `WORD` goes into each input,
-value, key, message and answer; `FILE` is the SQLite database of the durable run, which "resumed" goes on with.
+`python reference_workflow.py WORD FILE` observes all parts; `… WORD FILE PART` one of them. `WORD` is in each input, value, key,
+message and answer; `FILE` is the SQLite database of the durable run, which "resumed" continues.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ tracer = trace.get_tracer("shop")
 
 
 class Fetch(pp.Node[str, str], retry=pp.Retry(attempts=3)):
-    """Fails twice, then goes well."""
+    """Fails twice, then succeeds."""
 
     def __init__(self) -> None:
         self.failures = 2
@@ -42,7 +42,7 @@ class Fetch(pp.Node[str, str], retry=pp.Retry(attempts=3)):
 
 
 class Price(pp.Node[str, str], reads=[PRICE], writes=[PRICE, SOLD]):
-    """Reads and writes declared keys, and goes round once."""
+    """Reads and writes declared keys, and is repeated once."""
 
     again = pp.Action[str]()
 
@@ -61,7 +61,7 @@ class Price(pp.Node[str, str], reads=[PRICE], writes=[PRICE, SOLD]):
 
 
 class Hurry(pp.Node[str, str], timeout=0.01):
-    """Is never in time, and has an answer for that."""
+    """Always times out, and has a fallback."""
 
     async def exec(self, word: str, /) -> str:
         await asyncio.Event().wait()
@@ -97,11 +97,11 @@ def shop(store: pp.Store) -> pp.Graph[str, Any]:
 
 
 async def nested(scene: Scene) -> None:
-    """All that may go well in the end."""
+    """Everything that succeeds in the end."""
     await shop(scene.store).run(scene.word)
 
 
-# ---------------------------------------------------------------- what does not go well
+# ---------------------------------------------------------------- failures and cancellations
 
 
 @pp.node
@@ -115,7 +115,7 @@ async def refuse(word: str) -> str:
 
 
 async def failed(scene: Scene) -> None:
-    """An error that escapes from the graph within."""
+    """An error that leaves the nested graph."""
     try:
         await pp.Graph(draft >> pp.Graph(refuse, name="within"), name="failing", store=scene.store).run(scene.word)
     except ExceptionGroup:
@@ -124,7 +124,7 @@ async def failed(scene: Scene) -> None:
 
 
 async def cancelled(scene: Scene) -> None:
-    """Cancelled from outside, in the midst of the second node."""
+    """Cancelled from outside, during the second node."""
     entered = asyncio.Event()
 
     @pp.node
@@ -144,7 +144,7 @@ async def cancelled(scene: Scene) -> None:
 
 
 class Stock(pp.Node[str, str]):
-    """Somebody else writes while its post is at work, once: post is run again."""
+    """Another caller writes during its post, once: post is run again."""
 
     def __init__(self, store: pp.Store) -> None:
         self.store, self.met = store, False
@@ -163,7 +163,7 @@ async def conflict(scene: Scene) -> None:
 
 
 class Untidy(pp.Node[str, str]):
-    """Does its work, and can't clean up."""
+    """Does its work, and its clean-up fails."""
 
     async def on_complete(self, store: pp.StoreWriter, /) -> None:
         raise OSError(f"{await store.get(PRICE('tea'))} can't be cleaned up")
@@ -174,7 +174,7 @@ class Untidy(pp.Node[str, str]):
 
 
 async def untidy(scene: Scene) -> None:
-    """A clean-up that fails, after a run that hasn't."""
+    """A failing clean-up after a successful run."""
     await pp.Graph(Untidy(), name="untidy", store=scene.store).run(scene.word)
 
 
@@ -204,7 +204,7 @@ async def hand_on(word: str) -> str:
 
 
 async def threads(scene: Scene) -> None:
-    """The user's own spans, wherever the work is done, below a request of the user's."""
+    """The user's own spans, in threads and tasks, below a span of the user's."""
     with tracer.start_as_current_span("request"):
         await pp.Graph(weigh >> hand_on, name="foreign", store=scene.store).run(scene.word)
 
@@ -226,7 +226,7 @@ def without_await(scene: Scene) -> None:
 
 
 async def sync(scene: Scene) -> None:
-    """The same from within a thread, where no event loop is."""
+    """The same from a thread without an event loop."""
     await asyncio.to_thread(without_await, scene)
 
 
@@ -236,7 +236,7 @@ approve = pp.Ask[str, str](str, question=lambda word: f"really {word}?", name="a
 
 
 class Send(pp.Node[pp.Answered[str, str], str]):
-    """Writes what was answered."""
+    """Writes the answer."""
 
     async def post(self, store: pp.StoreWriter, answered: pp.Answered[str, str], prepared: Any, result: Any, /) -> str:
         await store.set(PRICE(answered.answer), answered.input)
@@ -248,7 +248,7 @@ def approval(store: pp.Store) -> pp.Graph[str, str]:
 
 
 async def suspended(scene: Scene) -> None:
-    """Waits for an answer, in no process at all."""
+    """Waits for an answer; no process waits meanwhile."""
     async with pp.Store(f"sqlite:///{scene.file}", layers=scene.layers) as store:
         try:
             await approval(store).run(scene.word, run_id=DURABLE_RUN)
@@ -258,7 +258,7 @@ async def suspended(scene: Scene) -> None:
 
 
 async def resumed(scene: Scene) -> None:
-    """Goes on with what "suspended" left in the file, in whatever process."""
+    """Continues what "suspended" has left in the file, in any process."""
     async with pp.Store(f"sqlite:///{scene.file}", layers=scene.layers) as store:
         await approval(store).resume(DURABLE_RUN, answer=f"yes, {scene.word}")
 
@@ -268,7 +268,7 @@ async def resumed(scene: Scene) -> None:
 
 @dataclass
 class Scene:
-    """What the parts are played with."""
+    """The data with which the parts are played."""
 
     word: str
     file: str

@@ -1,4 +1,4 @@
-"""What is tried in a process of its own, since it sets the process's global providers: a workflow, and who runs it."""
+"""Code for a process of its own, since it sets the process's global providers: a workflow, and a function that runs it."""
 
 from __future__ import annotations
 

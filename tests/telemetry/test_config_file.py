@@ -1,6 +1,6 @@
 """OpenTelemetry's declarative configuration, named by `OTEL_CONFIG_FILE`: `setup()`, `observe()` and `doctor` follow the file.
 
-Its loader goes with the newest SDK only: with the lowest one this module is left out, and test_setup.py has what holds there.
+Only the newest SDK has a loader: with the lowest one this module is skipped, and test_setup.py tests the error.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def read(folder: Path, text: str) -> Declared:
 
 # ---------------------------------------------------------------- what is followed
 def test_setup_sends_each_signal_where_the_file_says(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Its resource, headers and exporters, with `${…}` put in; no other variable counts. Ids are ours."""
+    """Its resource, headers and exporters, with `${…}` replaced; no other variable counts. Ids are ours."""
     written(tmp_path, FILE, otlp_sink.url)
     code = """
 from opentelemetry import propagate, trace
@@ -99,8 +99,8 @@ sys.stdout.write(f"{ids} {sorted(propagate.get_global_textmap().fields)}\\n")  #
     assert WORD not in done.stdout + done.stderr
 
 
-def test_the_file_of_the_how_to_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each signal goes to the collector that the variable in it names."""
+def test_the_file_of_the_how_to_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each signal is sent to the collector that the variable in it names."""
     monkeypatch.setenv("COLLECTOR", "http://collector:4318")
     page = (Path(__file__).parents[2] / "docs" / "howto" / "send-traces-to-a-backend.md").read_text("utf-8")
     source = Declared("OTEL_CONFIG_FILE", written(tmp_path, page.partition("```yaml\n")[2].partition("```")[0]))
@@ -112,7 +112,7 @@ def test_the_file_of_the_how_to_can_be_followed(tmp_path: Path, monkeypatch: pyt
 
 
 def test_observe_follows_it_as_it_follows_variables(tmp_path: Path, otlp_sink: Sink) -> None:
-    """By the older name of the variable too; what it sends is in no local file."""
+    """By the older name of the variable too; spans that it sends are in no local file."""
     written(tmp_path, FILE, otlp_sink.url)
     code = 'print(observe(terminal=False)); graph.run_sync("tea")'
     done = python(code, tmp_path, OTEL_EXPERIMENTAL_CONFIG_FILE=str(tmp_path / "otel.yaml"))
@@ -125,7 +125,7 @@ def test_observe_follows_it_as_it_follows_variables(tmp_path: Path, otlp_sink: S
     ("text", "modes"), [("disabled: true\n" + FILE, "off off off"), ('file_format: "1.0"', "none none none")]
 )
 def test_what_the_file_does_not_declare_is_not_sent(tmp_path: Path, text: str, modes: str) -> None:
-    """Or switches off: no local file either, since somebody has said where traces go."""
+    """Nor if it is disabled there: there is no local file either, since the file says where traces go."""
     written(tmp_path, text)
     code = """
 telemetry = setup()
@@ -138,7 +138,9 @@ graph.run_sync("tea")
     assert not (tmp_path / ".pocket_plug").exists()
 
 
-def test_an_exporter_that_gets_no_answer_holds_no_exit_and_its_losses_are_said(tmp_path: Path, otlp_sink: Sink) -> None:
+def test_an_exporter_without_an_answer_delays_no_exit_and_its_losses_are_logged(
+    tmp_path: Path, otlp_sink: Sink
+) -> None:
     """The time limit of a flush is ours, and so are the queues."""
     otlp_sink.hang()
     written(tmp_path, FILE, otlp_sink.url)
@@ -150,7 +152,7 @@ def test_an_exporter_that_gets_no_answer_holds_no_exit_and_its_losses_are_said(t
     assert "telemetry: the last metrics were not exported" in done.stderr
 
 
-def test_a_full_queue_of_the_files_size_is_said(
+def test_a_full_queue_of_the_files_size_is_logged(
     tmp_path: Path, otlp_sink: Sink, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And counted, as any other queue's."""
@@ -174,7 +176,7 @@ def test_a_full_queue_of_the_files_size_is_said(
 
 
 def test_sampler_limits_and_ids_are_the_files(tmp_path: Path) -> None:
-    """A generator that it names is taken; else it is ours, whose ids no `random.seed` repeats."""
+    """An id generator that it names is used; otherwise ours, whose ids no `random.seed` repeats."""
     source = read(
         tmp_path,
         "tracer_provider: {processors: [{batch: {exporter: {console: }}}], "
@@ -197,7 +199,7 @@ def test_sampler_limits_and_ids_are_the_files(tmp_path: Path) -> None:
 
 
 def test_prometheus_is_served_until_the_reader_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """By the server that ends with it; what of the file isn't followed is said."""
+    """By the server that ends with the reader; parts of the file that aren't followed are logged."""
     port = free_port()
     source = read(
         tmp_path,
@@ -217,7 +219,7 @@ def test_prometheus_is_served_until_the_reader_ends(tmp_path: Path, caplog: pyte
     assert "pocket_plug ignores scope_info_enabled" in caplog.text
 
 
-def test_readers_of_which_one_cannot_be_had_leave_no_other_at_work(tmp_path: Path) -> None:
+def test_if_one_reader_fails_the_others_are_closed(tmp_path: Path) -> None:
     """Each has a thread from the start."""
     source = read(
         tmp_path,
@@ -248,13 +250,13 @@ print(telemetry.mode, telemetry.metrics, telemetry.logs, propagate.get_global_te
 
 
 def test_where_opentelemetry_is_switched_off_the_file_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its variable, which counts for all programs."""
+    """Its variable counts for all programs."""
     monkeypatch.setenv("OTEL_CONFIG_FILE", "gone.yaml")
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert declared() is None
 
 
-# ---------------------------------------------------------------- what can't be followed
+# ---------------------------------------------------------------- invalid files
 TRACES = 'file_format: "1.0"\ntracer_provider: '
 WRONG = {
     TRACES + "{procesors: []}": "tracer_provider: .*'procesors' was unexpected.*; known are processors, ",
@@ -276,10 +278,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG.items(), ids=range(len(WRONG)))
-def test_a_wrong_file_is_said_with_its_place_and_without_any_value(
+def test_an_invalid_file_is_reported_with_the_place_and_without_any_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: str, message: str
 ) -> None:
-    """A value may be a password: neither the error, nor what caused it, nor the loader's own log has one."""
+    """A value may be a password: neither the error, nor its cause, nor the loader's own log contains one."""
     path = written(tmp_path, text)
     monkeypatch.setenv("OTEL_CONFIG_FILE", str(path))
     with pytest.raises(ConfigError, match=message) as caught:
@@ -292,8 +294,8 @@ def test_a_wrong_file_is_said_with_its_place_and_without_any_value(
     assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
-def test_a_pair_that_is_none_is_said_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of headers, or of the resource's attributes. The loader would log it, from one module or another."""
+def test_an_invalid_pair_is_reported_without_its_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of headers, or of the resource's attributes. The loader would log it, in one of its modules."""
     source = read(
         tmp_path,
         f"tracer_provider: {{processors: [{{batch: {{exporter: {{otlp_http: {{headers_list: {WORD}}}}}}}}}]}}\n"
@@ -304,11 +306,11 @@ def test_a_pair_that_is_none_is_said_without_it(tmp_path: Path, caplog: pytest.L
     assert "Invalid header pair" in caplog.text
     assert "Invalid resource attribute pair" in caplog.text
     assert WORD not in caplog.text
-    assert not any(logger.filters for logger in loaders())  # for whoever uses the loader besides
+    assert not any(logger.filters for logger in loaders())  # for other users of the loader
 
 
 def loaders() -> list[logging.Logger]:
-    """Those by which OpenTelemetry's loader logs."""
+    """The loggers of OpenTelemetry's loader."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("opentelemetry.configuration")]
     assert len(names) > 2
     return [logging.getLogger(name) for name in names]
@@ -317,7 +319,7 @@ def loaders() -> list[logging.Logger]:
 def test_a_block_that_ends_within_another_leaves_that_its_silence(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each takes away what it brought, and nothing else."""
+    """Each block removes its own filter, and nothing else."""
     source = read(tmp_path, "")
     with source._saying("around"):
         with source._saying("within"):
@@ -343,7 +345,7 @@ def test_a_block_that_ends_within_another_leaves_that_its_silence(
 def test_a_loader_that_is_not_known_is_to_blame_and_not_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """A beta may rename its functions; the error names the one that is missing, and the ways out."""
+    """A beta may rename its functions; the error names the missing one, and the ways out."""
     path = written(tmp_path, FILE)
     monkeypatch.delattr(f"opentelemetry.configuration.{name}")
     with pytest.raises(
@@ -359,8 +361,8 @@ def test_a_loader_that_is_not_known_is_to_blame_and_not_the_file(
 
 
 @pytest.mark.parametrize("name", ["gone.yaml", "."])
-def test_a_file_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Or that is none."""
+def test_a_missing_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Or isn't a file."""
     monkeypatch.setenv("OTEL_CONFIG_FILE", str(tmp_path / name))
     with pytest.raises(ConfigError, match=r"named by OTEL_CONFIG_FILE\): Configuration (file|path) (is )?not"):
         declared()
@@ -370,7 +372,7 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.Mo
 def test_doctor_says_which_file_counts_and_sends_a_span_as_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], otlp_sink: Sink
 ) -> None:
-    """A refused span and a wrong file are found; a password in an address is hidden."""
+    """A refused span and an invalid file are found; a password in an address is hidden."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OTEL_CONFIG_FILE", "otel.yaml")
     url = otlp_sink.url.replace("//", f"//me:{WORD}@")
@@ -408,7 +410,7 @@ def test_doctor_says_which_file_counts_and_sends_a_span_as_it_says(
         ("propagator: {composite: [{nope: }]}", "configuration file", "propagator"),
     ],
 )
-def test_doctor_says_what_setup_would_refuse(
+def test_doctor_reports_what_setup_would_refuse(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -416,7 +418,7 @@ def test_doctor_says_what_setup_would_refuse(
     name: str,
     place: str,
 ) -> None:
-    """Exporters and propagators that can't be had, at their place in the file; the exit code says it too."""
+    """Exporters and propagators that can't be loaded, with their place in the file; the exit code shows it too."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OTEL_CONFIG_FILE", "otel.yaml")
     written(tmp_path, f'file_format: "1.0"\n{text}')

@@ -1,4 +1,4 @@
-"""What Prometheus fetches leads to traces: buckets of histograms have exemplars, in the format that has a place for them."""
+"""Metrics in Prometheus lead to traces: buckets of histograms have exemplars, in the format that supports them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
 
 @pytest.fixture
 def place() -> Iterator[tuple[str, Histogram]]:
-    """Where it is fetched, and what is measured."""
+    """The address of the metrics, and a histogram."""
     port = free_port()
     reader = prometheus_reader("127.0.0.1", port, "test")
     buckets = View(instrument_name="*", aggregation=ExplicitBucketHistogramAggregation([0.1, 0.5]))
@@ -63,7 +63,7 @@ def exemplars(text: str) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def test_a_bucket_leads_to_the_last_trace_in_it(place: tuple[str, Histogram]) -> None:
-    """Of each series and bucket its own; whoever fetches next finds it too."""
+    """Each series and bucket has its own; later scrapes find it too."""
     url, histogram = place
     expected: dict[tuple[str, str], dict[str, str]] = {}
     for graph, seconds, bound in [
@@ -78,13 +78,13 @@ def test_a_bucket_leads_to_the_last_trace_in_it(place: tuple[str, Histogram]) ->
         ids = {"trace_id": format_trace_id(context.trace_id), "span_id": format_span_id(context.span_id)}
         expected[graph, bound] = ids
         assert exemplars(fetch(url)) == expected
-    histogram.record(0.05, {"pocket_plug.graph.name": "shop"})  # by nobody's span
+    histogram.record(0.05, {"pocket_plug.graph.name": "shop"})  # without a span
     assert exemplars(fetch(url)) == expected
-    assert "python_info" in fetch(f"{url}?name[]=python_info")  # what the registry has besides
+    assert "python_info" in fetch(f"{url}?name[]=python_info")  # the registry's other metrics
 
 
 def test_the_older_format_has_the_figures_alone(place: tuple[str, Histogram]) -> None:
-    """It has no place for more."""
+    """It doesn't support exemplars."""
     url, histogram = place
     with tracer.start_as_current_span("run"):
         histogram.record(0.5, {"pocket_plug.graph.name": "shop"})
@@ -93,8 +93,8 @@ def test_the_older_format_has_the_figures_alone(place: tuple[str, Histogram]) ->
     assert "trace_id" not in text
 
 
-def test_what_the_program_shows_itself_stays(place: tuple[str, Histogram]) -> None:
-    """The registry is the program's as well: a histogram of its own keeps its exemplars."""
+def test_the_programs_own_metrics_are_unchanged(place: tuple[str, Histogram]) -> None:
+    """The registry is the program's as well: its own histogram keeps its exemplars."""
     url, _ = place
     others = OtherHistogram("others_of_the_program", "Not ours")
     try:
@@ -110,14 +110,14 @@ def test_what_the_program_shows_itself_stays(place: tuple[str, Histogram]) -> No
     ("broken", "said"),
     [("_exemplars", "recording exemplars failed"), ("_series", "adding exemplars to a metric failed")],
 )
-def test_what_fails_with_exemplars_breaks_no_scrape(
+def test_a_failure_with_exemplars_breaks_no_scrape(
     place: tuple[str, Histogram],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     broken: str,
     said: str,
 ) -> None:
-    """The figures are served without them, and that is said once."""
+    """The metrics are served without them, and this is logged once."""
 
     def fail(*_: object) -> None:
         raise AttributeError("another version")
@@ -133,11 +133,11 @@ def test_what_fails_with_exemplars_breaks_no_scrape(
     assert caplog.text.count(said) == 1
 
 
-def test_what_another_scrape_notes_meanwhile_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_concurrent_scrapes_are_independent(caplog: pytest.LogCaptureFixture) -> None:
     """Each is served in a thread of its own."""
 
     class Slow(str):
-        """The name of a family; before it is looked at, another metric is noted."""
+        """The name of a family; before it is read, another metric is recorded."""
 
         __slots__ = ()
 
@@ -194,7 +194,7 @@ print(found)
 
 
 def scraped(folder: Path, **env: str) -> dict[str, Any]:
-    """What a scraper finds that takes OpenMetrics, and what the spans of the run were called."""
+    """A scrape in the OpenMetrics format, and the ids of the run's spans."""
     done = python(
         SCRAPED,
         folder,
@@ -209,7 +209,7 @@ def scraped(folder: Path, **env: str) -> dict[str, Any]:
 
 
 def test_a_scrape_leads_from_a_duration_to_its_span(tmp_path: Path) -> None:
-    """A run's and a node's, each in the bucket that its value belongs to. Other metrics are served as they are."""
+    """A run's and a node's, each in the bucket of its value. Other metrics are served unchanged."""
     found = scraped(tmp_path, OTEL_TRACES_EXPORTER="console", OTEL_LOGS_EXPORTER="none")
     assert len(found["shown"]) == 2
     for name, span in (("run", "run shop"), ("node", "node look")):
@@ -221,7 +221,7 @@ def test_a_scrape_leads_from_a_duration_to_its_span(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_not_traced_has_no_exemplar(tmp_path: Path) -> None:
-    """An id that no backend knows leads nowhere."""
+    """A link to an id that no backend knows would be useless."""
     found = scraped(
         tmp_path, OTEL_TRACES_EXPORTER="console", OTEL_LOGS_EXPORTER="none", OTEL_TRACES_SAMPLER="always_off"
     )

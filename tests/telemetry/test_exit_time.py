@@ -1,4 +1,4 @@
-"""How long an endpoint that doesn't answer may delay the end of a process: that is a setting."""
+"""How long an endpoint that doesn't answer may delay the end of a process: this is a setting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts import python
 
 @pytest.fixture
 def dead_endpoint() -> Iterator[str]:
-    """It takes connections and never says a word."""
+    """It accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -21,7 +21,7 @@ def dead_endpoint() -> Iterator[str]:
 def test_a_dead_endpoint_delays_the_end_as_long_as_was_asked_for(
     tmp_path: Path, dead_endpoint: str, function: str
 ) -> None:
-    """By the argument, and by the variable, which the argument overrides; what is lost is said."""
+    """By the argument, and by the variable, which the argument overrides; losses are logged."""
     ways = ((f"{function}(flush_timeout=0.1)", {}), (f"{function}()", {"POCKET_PLUG_FLUSH_TIMEOUT": "0.1"}),
             (f"{function}(flush_timeout=0.1)", {"POCKET_PLUG_FLUSH_TIMEOUT": "3600"}))  # fmt: skip
     for call, variables in ways:
@@ -32,7 +32,7 @@ def test_a_dead_endpoint_delays_the_end_as_long_as_was_asked_for(
 
 
 def test_it_is_two_seconds_by_default(tmp_path: Path, dead_endpoint: str) -> None:
-    """For all that is open together, by a clock that stands still until an exporter is waited for, and for a flush too."""
+    """For everything that is open together, by a clock that moves only while an exporter is awaited, and for a flush too."""
     code = """
 from pocket_plug.telemetry import wiring
 now = 0.0
@@ -51,7 +51,7 @@ graph.run_sync("tea")
         "2.0",
         "2.0",
         "0.5",
-    ]  # the flush; then what observe and setup have open, one after the other
+    ]  # the flush; then the exporters of observe and setup, one after the other
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ graph.run_sync("tea")
         ("setup()", "inf", "POCKET_PLUG_FLUSH_TIMEOUT is 'inf'"),
     ],
 )
-def test_what_is_no_time_is_refused(tmp_path: Path, call: str, variable: str, said: str) -> None:
-    """By a ConfigError that names it, what was given, and what is allowed; nothing is half set up."""
+def test_an_invalid_time_is_refused(tmp_path: Path, call: str, variable: str, said: str) -> None:
+    """By a ConfigError with its name, the given value, and what is allowed; nothing is half set up."""
     code = f"""
 try:
     {call}
@@ -79,7 +79,7 @@ assert type(trace.get_tracer_provider()).__name__ == "ProxyTracerProvider"
 
 
 def test_a_later_call_may_not_ask_for_another_time(tmp_path: Path) -> None:
-    """As of every other argument; the same, or none, is fine."""
+    """As for every other argument; the same, or none, is accepted."""
     code = """
 first = observe(flush_timeout=3)
 assert observe() is first and observe(flush_timeout=3) is first and first.flush_timeout == 3

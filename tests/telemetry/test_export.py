@@ -1,4 +1,4 @@
-"""Exporters behind bounded queues: what has no room is counted and goes nowhere, and what is missing or repeats is said."""
+"""Exporters behind bounded queues: items without room are counted and dropped, and missing or repeated things are logged once."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from pocket_plug.telemetry.exporters import log_exporters, metric_readers, span_
 @pytest.mark.parametrize(
     ("signal", "make"), [("traces", span_exporters), ("metrics", metric_readers), ("logs", log_exporters)]
 )
-def test_the_missing_extra_is_said_for_each_signal(
+def test_the_missing_extra_is_logged_for_each_signal(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, signal: str, make: Callable[[], object]
 ) -> None:
-    """Asked for OTLP, by an endpoint or by name, a warning says what to install; no signal is left out in silence."""
+    """If OTLP is configured, by an endpoint or by name, a warning says what to install; no signal is silently missing."""
     for name in [*sys.modules]:
         if name.startswith("opentelemetry.exporter.otlp"):
             monkeypatch.delitem(sys.modules, name)
@@ -43,10 +43,8 @@ def test_the_missing_extra_is_said_for_each_signal(
             caplog.clear()
 
 
-def test_spans_that_have_no_room_are_not_handed_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """They are counted and said once. Handed on they would push out, in the SDK's own queue, what was there before."""
+def test_spans_without_room_are_dropped(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """They are counted and logged once. Otherwise they would replace older spans in the SDK's own queue."""
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "2")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
@@ -67,7 +65,7 @@ def test_spans_that_have_no_room_are_not_handed_on(
     provider.shutdown()
 
 
-def test_log_records_that_have_no_room_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_records_without_room_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same."""
     monkeypatch.setenv("OTEL_BLRP_MAX_QUEUE_SIZE", "1")
     handed: list[object] = []
@@ -80,10 +78,10 @@ def test_log_records_that_have_no_room_are_not_handed_on(monkeypatch: pytest.Mon
     export.shutdown()
 
 
-def test_a_repeated_warning_of_an_exporter_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """By its text, without what is filled in: an endpoint that doesn't answer would be told of at every batch.
+def test_a_repeated_warning_of_an_exporter_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """By its text, without its arguments: otherwise an endpoint that doesn't answer would be logged for every batch.
 
-    Another warning is said too, and so is whatever is below a warning, each time.
+    Another warning is logged too, and so is whatever is below a warning, each time.
     """
     name = "opentelemetry.exporter.of_this_test"
     logger = logging.getLogger(name)
@@ -111,8 +109,8 @@ def test_a_repeated_warning_of_an_exporter_is_said_once(caplog: pytest.LogCaptur
         export.shutdown()
 
 
-def test_a_message_that_was_only_debugged_is_said_as_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """What repeats is said once, from warnings on; what is below is neither held back nor kept."""
+def test_a_message_at_debug_does_not_suppress_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Repetitions are suppressed from warnings on; lower levels are neither suppressed nor remembered."""
     logger = logging.getLogger("tests.exporter")
     said = _WarnsOnce()
     logger.addFilter(said)

@@ -1,4 +1,4 @@
-"""`opentelemetry-instrument python app.py`: pocket_plug is picked up, without a line in the program and without a double."""
+"""`opentelemetry-instrument python app.py`: pocket_plug is traced, without a change of the program and without duplicates."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def instrumented(code: str, folder: Path, sink: Sink) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, timeout=60, check=False)
 
 
-def test_a_program_that_knows_nothing_of_it_is_traced_and_measured(tmp_path: Path, otlp_sink: Sink) -> None:
-    """The entry point is loaded, and runs go where the command's variables say."""
+def test_a_program_without_set_up_is_traced_and_measured(tmp_path: Path, otlp_sink: Sink) -> None:
+    """The entry point is loaded, and spans go where the command's variables say."""
     done = instrumented(CHECK + 'graph.run_sync("tea")', tmp_path, otlp_sink)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
     assert otlp_sink.names() == ["run shop", "node look"]
@@ -63,7 +63,7 @@ def test_setup_in_such_a_program_adds_nothing_but_structlog(tmp_path: Path, otlp
 
 
 def test_it_takes_providers_is_idempotent_and_can_be_ended() -> None:
-    """After `uninstrument` nothing is recorded, though the providers are still there."""
+    """After `uninstrument` nothing is recorded, though the providers still exist."""
 
     @pp.node
     async def look(name: str) -> str:
@@ -77,7 +77,7 @@ def test_it_takes_providers_is_idempotent_and_can_be_ended() -> None:
     try:
         instrumentor.instrument(tracer_provider=tracers, meter_provider=MeterProvider([reader]))
         assert PocketPlugInstrumentor() is instrumentor
-        instrumentor.instrument()  # says that it is done already, and leaves it so
+        instrumentor.instrument()  # logs that it is done already, and changes nothing
         pp.Graph(look, name="shop").run_sync("tea")
         instrumentor.uninstrument()
         pp.Graph(look, name="shop").run_sync("tea")
@@ -100,7 +100,7 @@ def test_it_takes_providers_is_idempotent_and_can_be_ended() -> None:
 
 
 def test_pocket_plug_needs_nothing_of_it() -> None:
-    """No part of it is imported by a traced run, so the extra may be missing."""
+    """A traced run imports no part of it, so the extra may be missing."""
     code = (
         APP
         + """

@@ -1,4 +1,4 @@
-"""What goes on right now, seen from another process: open spans are told beside the trace file, and a run is followed."""
+"""Running runs, seen from another process: open spans are written beside the trace file, and a run can be followed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from pocket_plug.traces.watch import Watch
 
 
 class Traced:
-    """A process that traces to a file; it tells what is open when the test says so."""
+    """A process that traces to a file; it writes open spans when the test says so."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(live, "INTERVAL", 3600.0)  # its own thread tells nothing
+        monkeypatch.setattr(live, "INTERVAL", 3600.0)  # its own thread writes nothing
         self.path = path
         self.open = OpenSpans(path)
         provider = TracerProvider(shutdown_on_exit=False)
@@ -47,7 +47,7 @@ class Traced:
 
 @pytest.fixture
 def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One such process, whose thread is gone in the end."""
+    """A process that traces; its thread has ended at the end."""
     traced = Traced(tmp_path / ".pocket_plug" / "traces.jsonl", monkeypatch)
     yield traced
     traced.open.shutdown()
@@ -56,7 +56,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_process_that_can_start_no_thread_ends_without_an_error(
     traced: Traced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Python 3.12 has it while the process ends, and a system that has no more."""
+    """As in Python 3.12 at the end of a process, and on a system that has no more threads."""
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -67,8 +67,8 @@ def test_a_process_that_can_start_no_thread_ends_without_an_error(
     traced.open.shutdown()
 
 
-def test_what_is_open_is_told_and_what_has_ended_is_not(traced: Traced) -> None:
-    """With all that it says so far; when nothing is open there is no file either, and none after the end."""
+def test_open_spans_are_written_and_ended_ones_are_not(traced: Traced) -> None:
+    """With all their present data; if no span is open there is no file, and none after the end."""
     run = traced.run("shop", "r-1")
     node = traced.node("charge", run)
     traced.open.write()
@@ -90,8 +90,8 @@ def test_what_is_open_is_told_and_what_has_ended_is_not(traced: Traced) -> None:
     assert traced.open.last_run == "r-2"
 
 
-def test_the_thread_tells_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Soon after a span began, without anybody asking."""
+def test_the_thread_writes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon after a span started, without a call."""
     told = threading.Event()
     monkeypatch.setattr(live, "INTERVAL", 0.0)
     replace = Path.replace
@@ -112,7 +112,7 @@ def test_the_thread_tells_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_process_shows_that_it_lives_and_a_killed_one_does_not(traced: Traced) -> None:
-    """What it was at is still there, but is no more said to go on; after a day the next process clears it away."""
+    """Its open spans are still in the file, but no longer shown as running; after a day the next process deletes the file."""
     traced.run("shop", "r-1")
     traced.open.write()
     (path,) = traced.path.parent.iterdir()
@@ -124,7 +124,7 @@ def test_a_process_shows_that_it_lives_and_a_killed_one_does_not(traced: Traced)
             took = begun if outcome == "unfinished" else begun + later  # until the last sign of life, or until now
             assert abs(run.start + run.duration - took * 1e9) < 1e6
     os.utime(path, (1, 1))
-    traced.open.write(lambda: begun + 1000)  # nothing has changed, so it is only touched
+    traced.open.write(lambda: begun + 1000)  # nothing has changed, so only the time stamp is updated
     assert path.stat().st_mtime > 1
     left = path.with_name("traces.jsonl.open-dead")
     path.rename(left)
@@ -138,7 +138,7 @@ def test_a_process_shows_that_it_lives_and_a_killed_one_does_not(traced: Traced)
     assert not left.exists()
 
 
-def test_a_trace_ends_with_the_last_sign_of_life(traced: Traced) -> None:
+def test_a_trace_ends_with_the_last_update_of_open_spans(traced: Traced) -> None:
     """Not with the last span that its killed process wrote, which may be hours older."""
     traced.run("shop", "r-1")
     traced.open.write()
@@ -152,8 +152,8 @@ def test_a_trace_ends_with_the_last_sign_of_life(traced: Traced) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("ends", [False, True], ids=["killed", "ends"])
-def test_a_child_process_does_not_tell_of_its_parent(traced: Traced, ends: bool) -> None:
-    """After a fork nothing is open, and the parent's file stays the parent's, when the child ends too."""
+def test_a_child_process_does_not_write_its_parents_spans(traced: Traced, ends: bool) -> None:
+    """After a fork no span is open, and the parent's file stays the parent's, also when the child ends."""
     traced.run("parent", "r-1")
     traced.open.write()
     (parent,) = traced.path.parent.iterdir()
@@ -175,7 +175,7 @@ def test_a_child_process_does_not_tell_of_its_parent(traced: Traced, ends: bool)
 
 
 def test_a_run_is_followed_from_its_beginning_to_its_end(traced: Traced) -> None:
-    """The newest that goes on; what has ended keeps its place while the rest goes on."""
+    """The newest running one; an ended span keeps its place while others are open."""
     traced.run("old", "r-0").end()
     watch = Watch(traced.path)
     watch.look()
@@ -200,7 +200,7 @@ def test_a_run_is_followed_from_its_beginning_to_its_end(traced: Traced) -> None
 
 
 def test_a_run_that_ended_already_is_over_at_once(traced: Traced) -> None:
-    """By its id; so is one that took less than the time between two looks."""
+    """By its id; so is one that took less than the time between two polls."""
     traced.run("shop", "r-1").end()
     watch = Watch(traced.path, "r-1")
     watch.look()
@@ -211,7 +211,7 @@ def test_a_run_that_ended_already_is_over_at_once(traced: Traced) -> None:
     assert newest.ended
     assert newest.trace is not None
     assert newest.trace.run_id == "r-2"
-    named = Watch(traced.path, "mail")  # by its graph, the next one
+    named = Watch(traced.path, "mail")  # the next run of this graph
     traced.run("shop", "r-3").end()
     named.look()
     assert named.trace is None
@@ -222,7 +222,7 @@ def test_a_run_that_ended_already_is_over_at_once(traced: Traced) -> None:
 
 
 def test_a_run_whose_process_died_is_lost(traced: Traced, capsys: pytest.CaptureFixture[str]) -> None:
-    """One doesn't wait for ever."""
+    """The wait ends."""
     traced.run("shop", "r-1")
     traced.open.write()
     (path,) = traced.path.parent.iterdir()
@@ -241,8 +241,8 @@ def test_a_run_whose_process_died_is_lost(traced: Traced, capsys: pytest.Capture
     assert "the run's process shows no sign of life" in capsys.readouterr().err
 
 
-def test_a_run_that_is_told_of_no_more_is_lost_in_the_end(traced: Traced) -> None:
-    """Its process let go of it, and its end never came into the file."""
+def test_a_run_that_is_not_listed_any_more_is_lost_in_the_end(traced: Traced) -> None:
+    """Its process no longer lists it, and its end never came into the file."""
     traced.run("shop", "r-1")
     traced.open.write()
     (path,) = traced.path.parent.iterdir()
@@ -257,10 +257,8 @@ def test_a_run_that_is_told_of_no_more_is_lost_in_the_end(traced: Traced) -> Non
     assert watch.lost
 
 
-def test_watching_draws_a_line_for_what_begins_and_what_ends(
-    traced: Traced, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Where stdout is no terminal; it ends with the run, and Ctrl-C ends it as well."""
+def test_watching_prints_a_line_for_each_start_and_end(traced: Traced, capsys: pytest.CaptureFixture[str]) -> None:
+    """If stdout is no terminal; it ends with the run, or with Ctrl-C."""
     run, steps = traced.run("shop", "r-1"), iter(range(9))
     node = traced.node("charge", run)
     traced.open.write()
@@ -282,7 +280,7 @@ def test_watching_draws_a_line_for_what_begins_and_what_ends(
 def test_watching_on_a_terminal_redraws_the_tree(
     traced: Traced, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What goes on is said to be running."""
+    """Open spans are marked as running."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     run = traced.run("shop", "r-1")
     traced.node("charge", run)
@@ -297,7 +295,7 @@ def test_watching_on_a_terminal_redraws_the_tree(
 def test_an_odd_attribute_or_a_full_disk_breaks_nothing(
     traced: Traced, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said once, and the next time it is tried again."""
+    """It is logged once, and retried later."""
 
     def full(*_: object) -> None:
         traced.open._has_ended = True

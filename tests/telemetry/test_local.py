@@ -1,4 +1,4 @@
-"""The trace file: OTLP/JSON that a collector would take, one request per line."""
+"""The trace file: valid OTLP/JSON for a collector, one request per line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def spans_of_every_kind() -> Any:
 
 
 def as_protobuf(request: dict[str, Any]) -> ExportTraceServiceRequest:
-    """Parse it, after the one thing that OTLP/JSON writes otherwise than protobuf's JSON does: ids in hex."""
+    """Parse it, after changing the only difference of OTLP/JSON to protobuf's JSON: ids in hex."""
 
     def rewrite(value: Any) -> Any:
         if isinstance(value, list):
@@ -80,7 +80,7 @@ def test_the_encoding_is_what_the_official_exporter_would_send() -> None:
     assert json_format.MessageToDict(ours) == json_format.MessageToDict(theirs)
 
 
-def test_ids_enums_and_64_bit_integers_are_written_as_otlp_json_asks() -> None:
+def test_ids_enums_and_64_bit_integers_are_written_as_in_otlp_json() -> None:
     """Hex, numbers, strings."""
     (resource,) = encode(spans_of_every_kind())["resourceSpans"]
     spans = {span["name"]: span for scope in resource["scopeSpans"] for span in scope["spans"]}
@@ -94,7 +94,7 @@ def test_ids_enums_and_64_bit_integers_are_written_as_otlp_json_asks() -> None:
 
 @pytest.mark.parametrize(("number", "written"), [(math.nan, "NaN"), (math.inf, "Infinity"), (-math.inf, "-Infinity")])
 def test_numbers_that_json_lacks_are_written_as_protobuf_does(number: float, written: str) -> None:
-    """A line stays valid JSON for every reader."""
+    """A line is valid JSON for every reader."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -104,7 +104,7 @@ def test_numbers_that_json_lacks_are_written_as_protobuf_does(number: float, wri
 
 
 def test_batches_are_appended_a_line_each_to_a_file_made_on_demand(tmp_path: Path) -> None:
-    """Two exporters, as of two processes, share a file; what was there stays."""
+    """Two exporters, as of two processes, share a file; existing lines stay."""
     path = tmp_path / "deep" / "traces.jsonl"
     spans = spans_of_every_kind()
     exporters = [FileExporter(path), FileExporter(path)]
@@ -117,8 +117,8 @@ def test_batches_are_appended_a_line_each_to_a_file_made_on_demand(tmp_path: Pat
     assert [json.loads(line) for line in lines] == 4 * [encode(spans)]
 
 
-def test_a_name_of_a_file_that_is_no_text_takes_no_other_span_along(tmp_path: Path) -> None:
-    """`os.listdir` has lone surrogates in such names: they are `?` in the file, in which all spans can be read."""
+def test_a_file_name_with_a_surrogate_breaks_no_other_span(tmp_path: Path) -> None:
+    """`os.listdir` returns lone surrogates for such names: they are `?` in the file, and all spans are readable."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -134,8 +134,8 @@ def test_a_name_of_a_file_that_is_no_text_takes_no_other_span_along(tmp_path: Pa
     assert reader.unreadable == 0
 
 
-def test_the_command_is_one_that_the_shell_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """That of an environment which isn't activated is named by where it lies, as `make demo` calls it."""
+def test_the_printed_command_can_be_executed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In an environment that isn't activated the command has its path, as `make demo` calls it."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.argv", [".venv/bin/pocket-plug", "run"])
     assert "open it: .venv/bin/pocket-plug trace show r-1 --open" in where_to_look(DEFAULT_FILE, "r-1")

@@ -1,4 +1,4 @@
-"""Metrics as a collector gets them by OTLP: names, kinds, units and attributes are those that the reference lists."""
+"""Metrics as a collector receives them by OTLP: names, kinds, units and attributes are those that the reference lists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = {"counter": "sum", "up-down counter": "sum", "gauge": "gauge", "histogra
 
 
 def listed() -> Iterator[tuple[str, str, str, set[str], set[str]]]:
-    """The reference's rows: name, kind, unit, the attributes that are always there, and those that may be."""
+    """The reference's rows: name, kind, unit, the attributes that are always present, and the optional ones."""
     section = (ROOT / "docs" / "reference.md").read_text("utf-8").partition("### Metrics published\n")[2]
     for row in section.partition("\n### ")[0].splitlines():
         if cells := re.match(r"\| `([\w.]+)` \| ([\w -]+), (\S+) \| (.*) \|$", row):
@@ -37,7 +37,7 @@ LISTED = list(listed())
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metric]:
-    """What the example's shop has sent after a good day and a bad one."""
+    """The metrics of the example's shop after a good day and a bad one."""
     example = runpy.run_path(str(ROOT / "examples" / "monitoring" / "serve.py"))
 
     async def trade(folder: Path, trouble: bool) -> None:
@@ -68,7 +68,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metric]:
 def test_a_metric_is_as_listed(
     published: dict[str, Metric], name: str, kind: str, unit: str, always: set[str], sometimes: set[str]
 ) -> None:
-    """Kind, UCUM unit and scope; each point has what is always there, and nothing that isn't listed."""
+    """Kind, UCUM unit and scope; each point has the required attributes, and none that isn't listed."""
     metric = published[name]
     assert (metric.kind, metric.unit, metric.scope.name) == (KINDS[kind], unit, "pocket_plug")
     assert metric.scope.schema_url.startswith("https://opentelemetry.io/schemas/")
@@ -84,6 +84,6 @@ def test_a_metric_is_as_listed(
         assert bounds == {9 if name.startswith("db.") else 14}
 
 
-def test_nothing_is_sent_that_is_not_listed(published: dict[str, Metric]) -> None:
-    """What the reference lists is all there is."""
+def test_no_other_metric_is_sent(published: dict[str, Metric]) -> None:
+    """The reference lists all metrics."""
     assert published.keys() == {name for name, *_ in LISTED}

@@ -1,4 +1,4 @@
-"""In a notebook: a tree below the cell whatever number of runs it makes, and our objects as pictures and tables."""
+"""In a notebook: a tree below the cell, whatever number of runs it starts, and our objects as pictures and tables."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 
 def drawn(outputs: list[Any]) -> list[Any]:
-    """What was displayed in a cell, besides its result."""
+    """The displayed outputs of a cell, except its result."""
     return [output.data for output in outputs if output.output_type == "display_data"]
 
 
 def test_a_run_is_a_tree_below_its_cell(cells: dict[str, list[Any]]) -> None:
-    """As text and as HTML, in the loop of the notebook and in threads too."""
+    """As text and as HTML, in the notebook's loop and in threads too."""
     for name in ("one run", "in its loop", "in a thread"):
         (tree,) = drawn(cells[name])
         assert "run <b>calc" in tree["text/plain"]
@@ -81,14 +81,14 @@ def test_a_run_is_a_tree_below_its_cell(cells: dict[str, list[Any]]) -> None:
 
 
 def test_many_runs_are_one_output(cells: dict[str, list[Any]]) -> None:
-    """The last ones, and how many came before; nothing is missing as the cell ends."""
+    """The last ones, and the number of earlier ones; nothing is missing when the cell ends."""
     (tree,) = drawn(cells["many runs"])
     assert tree["text/plain"].startswith(f"… {200 - notebook.SHOWN} earlier traces of this cell\n")
     assert tree["text/plain"].count("run <b>calc") == notebook.SHOWN
 
 
 def test_our_objects_are_pictures_and_tables(cells: dict[str, list[Any]]) -> None:
-    """Beside their `repr`, and without any value of an entry."""
+    """In addition to their `repr`, and without any value of an entry."""
     shown = {name: cells[name][-1].data["text/html"] for name in ("a graph", "a store", "plugins")}
     assert shown["a graph"].startswith("<svg")
     assert "Metrics" in shown["a store"]
@@ -98,7 +98,7 @@ def test_our_objects_are_pictures_and_tables(cells: dict[str, list[Any]]) -> Non
 
 
 def test_a_closed_telemetry_draws_no_more(cells: dict[str, list[Any]]) -> None:
-    """Nor does it stay with the notebook."""
+    """The notebook keeps no reference to it."""
     assert drawn(cells["closed"]) == []
 
 
@@ -129,7 +129,7 @@ class Shell:
 
 @pytest.fixture
 def displayed(tree: tuple[Shell, NotebookTree, list[float]]) -> list[tuple[str, str, str]]:
-    """What is shown: how, where, and the text."""
+    """The outputs: how, where, and the text."""
     return tree[0].shown
 
 
@@ -139,10 +139,10 @@ def tree() -> tuple[Shell, NotebookTree, list[float]]:
     return shell, NotebookTree(shell, lambda root: "", lambda: now[0]), now
 
 
-def test_an_output_changes_some_times_a_second(
+def test_an_output_is_updated_a_few_times_a_second(
     tree: tuple[Shell, NotebookTree, list[float]], displayed: list[tuple[str, str, str]]
 ) -> None:
-    """The first trace at once, others by the next change, and the rest as the cell ends; the next cell has its own."""
+    """The first trace at once, others at the next update, and the rest when the cell ends; the next cell has its own output."""
     shell, drawing, now = tree
     drawing._show([Text("a")], "where")
     assert displayed == [("new", "1", "a\nwhere")]
@@ -164,10 +164,10 @@ def test_an_output_changes_some_times_a_second(
     assert shell.ends == []
 
 
-def test_what_ends_between_two_cells_is_not_lost(
+def test_a_trace_that_ends_between_two_cells_is_shown(
     tree: tuple[Shell, NotebookTree, list[float]], displayed: list[tuple[str, str, str]]
 ) -> None:
-    """A trace of a thread that goes on is shown with the cell that it came in, before the next cell begins its own."""
+    """A trace of a thread that continues is shown below its cell, before the next cell starts its own output."""
     shell, drawing, _ = tree
     drawing._show([Text("a")], "where")
     drawing._show([Text("b")], "where")
@@ -178,7 +178,7 @@ def test_what_ends_between_two_cells_is_not_lost(
 
 
 def test_ipython_in_a_terminal_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has a terminal, which gets the tree as text."""
+    """The terminal gets the tree as text."""
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None)))
     assert notebook_shell() is None
     shell = Shell()
@@ -188,7 +188,7 @@ def test_ipython_in_a_terminal_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -
     assert notebook_shell() is None
 
 
-# ---------------------------------------------------------------- what may stand in it
+# ---------------------------------------------------------------- what is shown
 class Tags(HTMLParser):
     """The tags that a browser would see."""
 
@@ -206,7 +206,7 @@ TABLE = {"table", "caption", "thead", "tbody", "tr", "th", "td"}
 
 
 def test_names_are_text_and_values_are_not_shown(tmp_path: Path) -> None:
-    """Of graphs, runs, scopes, files and plugins; a run shows neither its input nor what an exception says."""
+    """Of graphs, runs, scopes, files and plugins; a run shows neither its input nor an exception's message."""
 
     @node(name=HOSTILE)
     def fail(value: str) -> str:
@@ -234,8 +234,8 @@ def test_names_are_text_and_values_are_not_shown(tmp_path: Path) -> None:
     assert "ValueError at" in shown[1]
 
 
-def test_to_look_at_runs_opens_nothing_and_never_fails(tmp_path: Path) -> None:
-    """A store that is not open, or closed, is shown as its `repr`."""
+def test_showing_runs_opens_nothing_and_never_fails(tmp_path: Path) -> None:
+    """A store that is not open, or closed, is shown by its `repr`."""
     store = SyncStore(f"sqlite:///{tmp_path}/state.db")
     runs = SyncRuns(store)
     assert runs._repr_html_() is None
@@ -248,13 +248,13 @@ def test_to_look_at_runs_opens_nothing_and_never_fails(tmp_path: Path) -> None:
 
 
 def test_secrets_of_a_url_are_not_in_a_table() -> None:
-    """As they are not in its `repr`."""
+    """As in its `repr`."""
     store = SyncStore("postgresql://user:hunter2@db.example/state")
     assert "hunter2" not in store._repr_html_()
     assert "db.example" in store._repr_html_()
 
 
-def test_a_pocket_is_its_plugins() -> None:
+def test_a_pocket_is_shown_as_its_plugins() -> None:
     """A row for each, and its records are a tuple as before."""
     pocket = Pocket(autoload=False)
     assert len(re.findall("<tr>", pocket._repr_html_())) == len(pocket.plugins) + 1

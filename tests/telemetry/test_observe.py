@@ -1,4 +1,4 @@
-"""observe(): where traces go, that they arrive, and that nothing of it slows or breaks a run.
+"""observe(): where traces go, that they arrive, and that it neither slows nor breaks a run.
 
 It sets the process's global provider, so each case is a process of its own.
 """
@@ -75,9 +75,9 @@ def names_in(path: Path) -> list[str]:
     return sorted(span["name"] for span in spans_in(path))
 
 
-# ---------------------------------------------------------------- here
+# ---------------------------------------------------------------- on this machine
 def test_one_line_gives_a_trace_file_flushed_at_exit(tmp_path: Path) -> None:
-    """Piped, there is no tree; the spans lie in .pocket_plug/traces.jsonl, phases and store operations included."""
+    """In a pipe there is no tree; the spans are in .pocket_plug/traces.jsonl, with phases and store operations."""
     done = python('observe(); print(asyncio.run(graph.run("tea")))', tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
     path = tmp_path / ".pocket_plug" / "traces.jsonl"
@@ -85,8 +85,8 @@ def test_one_line_gives_a_trace_file_flushed_at_exit(tmp_path: Path) -> None:
     assert len({span["traceId"] for span in spans_in(path)}) == 1
 
 
-def test_it_is_idempotent_closable_and_starts_again(tmp_path: Path) -> None:
-    """The second call gives the first one's; after `close` nothing is traced; a new one goes where it is told."""
+def test_it_is_idempotent_and_can_be_closed_and_started_again(tmp_path: Path) -> None:
+    """The second call returns the first one's object; after `close` nothing is traced; a new call may choose another file."""
     done = python(
         """
 first = observe(detail="run", file="one.jsonl")
@@ -109,8 +109,8 @@ graph.run_sync("d")
     assert names_in(tmp_path / "two.jsonl") == sorted(SHOP)
 
 
-def test_a_second_call_that_wants_something_else_is_refused(tmp_path: Path) -> None:
-    """It sets up the whole process, so the second call would have no effect; the message says what differs."""
+def test_a_second_call_with_other_arguments_is_refused(tmp_path: Path) -> None:
+    """It configures the whole process, so the second call would have no effect; the message says what differs."""
     done = python(
         """
 from pocket_plug.errors import ConfigError
@@ -137,8 +137,8 @@ with observe(file="other.jsonl"):
     assert names_in(tmp_path / "other.jsonl") == sorted(SHOP)
 
 
-def test_a_tree_on_demand_ends_in_where_the_file_lies(tmp_path: Path) -> None:
-    """terminal=True draws it even when piped: plain, on stderr."""
+def test_a_tree_on_request_ends_with_the_files_path(tmp_path: Path) -> None:
+    """terminal=True draws it also in a pipe: plain, on stderr."""
     done = python('observe(terminal=True); asyncio.run(graph.run("tea"))', tmp_path)
     lines = done.stderr.splitlines()
     assert [line.split()[1:3] for line in lines if "node" in line] == [["node", "look"], ["node", "pay"]]
@@ -181,7 +181,7 @@ def test_the_sdk_can_be_switched_off(tmp_path: Path) -> None:
 
 
 def test_a_node_that_seeds_the_global_random_merges_no_traces(tmp_path: Path) -> None:
-    """Ids come from a source of their own; a forked child draws others than its parent."""
+    """Ids come from a random generator of their own; a forked child generates others than its parent."""
     done = python(
         """
 import os, random, warnings
@@ -208,7 +208,7 @@ assert str(ids().trace_id) != os.read(reading, 100).decode()
 
 def test_spans_are_flushed_on_sigterm_which_still_kills(tmp_path: Path) -> None:
     """The process dies of the signal, after its spans are written."""
-    # Python runs no handler for a signal that comes just before a call that blocks: such a call must be a short one
+    # Python calls no handler for a signal just before a call that blocks: such a call must be short
     code = (
         'import time; observe(file="t.jsonl"); graph.run_sync("a"); print("ready", flush=True)\n'
         "while True:\n    time.sleep(0.1)"
@@ -223,8 +223,8 @@ def test_spans_are_flushed_on_sigterm_which_still_kills(tmp_path: Path) -> None:
     assert names_in(tmp_path / "t.jsonl") == sorted(SHOP)
 
 
-def test_a_file_that_cannot_be_written_breaks_nothing_and_is_said(tmp_path: Path) -> None:
-    """The run's result is unchanged; the cause is said once, and how many spans were not exported."""
+def test_a_file_that_cannot_be_written_breaks_nothing_and_is_logged(tmp_path: Path) -> None:
+    """The run's result is unchanged; the cause is logged once, with the number of lost spans."""
     (tmp_path / ".pocket_plug").write_text("in the way")
     done = python('observe(); print(asyncio.run(graph.run("tea")))', tmp_path)
     assert (done.returncode, done.stdout) == (0, "3\n")
@@ -234,7 +234,7 @@ def test_a_file_that_cannot_be_written_breaks_nothing_and_is_said(tmp_path: Path
 
 # ---------------------------------------------------------------- over the network
 class Sink:
-    """An OTLP/HTTP endpoint in this process; keeps the requests, or answers as it is told."""
+    """An OTLP/HTTP endpoint in this process; keeps the requests, or answers as told."""
 
     def __init__(self) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
@@ -284,7 +284,7 @@ def sink() -> Iterator[Sink]:
 
 
 def test_with_an_endpoint_in_the_environment_a_collector_gets_the_tree(tmp_path: Path, sink: Sink) -> None:
-    """One trace, every parent right, scopes and resource as they should be, and no local file."""
+    """One trace, every parent right, scopes and resource as documented, and no local file."""
     done = python(
         'print(observe().mode); asyncio.run(graph.run("tea"))',
         tmp_path,
@@ -320,8 +320,8 @@ def test_with_an_endpoint_in_the_environment_a_collector_gets_the_tree(tmp_path:
     assert not (tmp_path / ".pocket_plug").exists()
 
 
-def test_a_burst_while_the_collector_is_slow_arrives_whole(tmp_path: Path, sink: Sink) -> None:
-    """More spans than the SDK's own queue would hold, at a time when none can be sent: no one is lost."""
+def test_a_burst_while_the_collector_is_slow_arrives_completely(tmp_path: Path, sink: Sink) -> None:
+    """More spans than the SDK's own queue would hold, while none can be sent: none is lost."""
     sink.hold.clear()
     code = """
 async def main():
@@ -354,7 +354,7 @@ sys.stdin.readline()
 
 
 def test_a_collector_that_hangs_delays_the_end_of_the_process_by_a_limit(tmp_path: Path, sink: Sink) -> None:
-    """The run is not slowed; closing gives up in time and says what was not exported."""
+    """The run is not slowed; closing ends after the limit and says what was not exported."""
     sink.hold.clear()
     code = 'telemetry = observe(); print(asyncio.run(graph.run("tea")), flush=True); telemetry.close(timeout=0.1)'
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
@@ -363,7 +363,7 @@ def test_a_collector_that_hangs_delays_the_end_of_the_process_by_a_limit(tmp_pat
 
 
 def test_an_unknown_exporter_is_an_error_with_the_way_out(tmp_path: Path) -> None:
-    """It names the variable and what is known."""
+    """It names the variable and the known values."""
     code = """
 try:
     observe()
@@ -375,8 +375,8 @@ except pp.ConfigError as error:
     assert "OTEL_TRACES_EXPORTER is 'zipkin'; known are otlp, console and none" in done.stdout
 
 
-def test_observe_that_fails_leaves_no_thread_and_stays_with_no_notebook(tmp_path: Path) -> None:
-    """Whatever it was that could not be followed, and how often."""
+def test_observe_that_fails_leaves_no_thread_and_no_notebook_hook(tmp_path: Path) -> None:
+    """Whatever was invalid, and any number of times."""
     code = """
 import os, threading
 from types import SimpleNamespace
@@ -417,8 +417,8 @@ telemetry.close()
 """
 
 
-def test_a_protocol_that_can_not_be_had_is_said_and_the_run_is_traced_all_the_same(tmp_path: Path, sink: Sink) -> None:
-    """By `http/protobuf` where the protocol is unknown; in the local file where what is asked for isn't installed."""
+def test_a_missing_protocol_is_logged_and_the_run_is_traced_all_the_same(tmp_path: Path, sink: Sink) -> None:
+    """With `http/protobuf` if the protocol is unknown; in the local file if the exporter isn't installed."""
     done = python(SHOW, tmp_path, OTEL_EXPORTER_OTLP_PROTOCOL="http/json", OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
     assert done.stdout == (
         "telemetry: OTEL_EXPORTER_OTLP_PROTOCOL is 'http/json'; known are http/protobuf and grpc. "
@@ -435,8 +435,8 @@ def test_a_protocol_that_can_not_be_had_is_said_and_the_run_is_traced_all_the_sa
         assert done.stdout.endswith("\n3 local\n"), done.stderr
 
 
-def test_grpc_is_spoken_where_its_exporter_is_installed(tmp_path: Path) -> None:
-    """Its exporter gets the spans, though not that of HTTP."""
+def test_grpc_is_used_if_its_exporter_is_installed(tmp_path: Path) -> None:
+    """Its exporter gets the spans, and the HTTP exporter doesn't."""
     code = f"""
 from types import ModuleType
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter

@@ -1,4 +1,4 @@
-"""Whoever counts a run's retries and errors, the list, the tree or the metric, comes to the same number."""
+"""A run's retries and errors have the same number in the list, the tree and the metric."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Numbers = Callable[[], dict[str, tuple[int, int]]]
 
 @pytest.fixture
 def numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Numbers]:
-    """What each of them says: errors and retries; the metric has no errors, which are then None."""
+    """The numbers of each: errors and retries; the metric has no errors, which are then None."""
     file, reader = tmp_path / "traces.jsonl", InMemoryMetricReader()
     spans, meters = TracerProvider(shutdown_on_exit=False), MeterProvider([reader], shutdown_on_exit=False)
     spans.add_span_processor(SimpleSpanProcessor(FileExporter(file)))
@@ -65,7 +65,7 @@ def agree(found: dict[str, Any], errors: int, retries: int) -> None:
 
 
 class Flaky:
-    """Raises as often as it is told to for each item, and for those that are to fail ever again."""
+    """Raises as often as told for each item, and always for items that are to fail."""
 
     def __init__(self, times: int, fails: Callable[[int], bool]) -> None:
         self.times, self.fails = times, fails
@@ -88,7 +88,7 @@ def node_of(work: Flaky) -> pp.Node[int, int]:
 
 @pytest.mark.parametrize("detail", ["node", "phase"])
 def test_of_many_items_without_spans(numbers: Numbers, detail: tracing.Detail) -> None:
-    """400 items are tried again, most of which have no span, and 150 of them fail: each is one error."""
+    """400 items are retried, most of them without a span, and 150 of them fail: each is one error."""
     tracing.configure(detail=detail)
     each = pp.each(node_of(Flaky(1, lambda n: n >= 250)), errors="collect")
     asyncio.run(pp.Graph(each, name="g").run(range(400)))
@@ -96,14 +96,14 @@ def test_of_many_items_without_spans(numbers: Numbers, detail: tracing.Detail) -
 
 
 def test_of_graphs_as_items(numbers: Numbers) -> None:
-    """What is tried again within an item that has no span counts."""
+    """Retries within an item without a span count."""
     inner = pp.Graph(node_of(Flaky(2, lambda n: False)), name="inner")
     asyncio.run(pp.Graph(pp.each(inner), name="g").run(range(300)))
     agree(numbers(), 0, 600)
 
 
-def test_where_nodes_have_no_spans(numbers: Numbers) -> None:
-    """At detail "run" the run's span knows; an error that leaves the run is one."""
+def test_with_spans_of_runs_only(numbers: Numbers) -> None:
+    """At detail "run" the run's span has the numbers; an error that leaves the run is one."""
     tracing.configure(detail="run")
     with pytest.raises(OSError, match="flaky"):
         pp.Graph(node_of(Flaky(0, lambda n: True)), name="g").run_sync(1)
@@ -111,7 +111,7 @@ def test_where_nodes_have_no_spans(numbers: Numbers) -> None:
 
 
 def test_of_an_exception_on_its_way_up(numbers: Numbers) -> None:
-    """It leaves an attempt, a node, a nested run, the node around and the run: five spans, one error."""
+    """It leaves an attempt, a node, a nested run, the outer node and the run: five spans, one error."""
     inner = pp.Graph(node_of(Flaky(0, lambda n: True)), name="inner")
     with pytest.raises(OSError, match="flaky"):
         pp.Graph(inner, name="g").run_sync(1)
@@ -119,7 +119,7 @@ def test_of_an_exception_on_its_way_up(numbers: Numbers) -> None:
 
 
 def test_a_conflict_is_no_retry(numbers: Numbers) -> None:
-    """A node that went through exec once more since another wrote meanwhile was not tried again for an error."""
+    """A node that executes exec again because of a concurrent write was not retried for an error."""
     key = pp.Key("n", int)
     store = pp.Store()
     hurried: list[int] = []

@@ -1,4 +1,4 @@
-"""OpenTelemetry's own test kit, as the instrumentors of contrib use it: before every test it replaces the global providers."""
+"""OpenTelemetry's own test kit, as contrib's instrumentors use it: before every test it replaces the global providers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPANS = ["get", "get", "node look", "run shop", "write"]
 
 
 class Kit(test_base.TestBase):
-    """What the tests here ask the kit for."""
+    """The helpers of these tests."""
 
     store: pp.SyncStore
     """Made before there is any provider, as stores at module level are; in its place, since no other test wants its figures."""
@@ -54,11 +54,11 @@ class Kit(test_base.TestBase):
         self.store.get("not there")
 
     def spans(self) -> list[str]:
-        """The names of those that have ended."""
+        """The names of the ended spans."""
         return sorted(span.name for span in self.get_finished_spans())
 
     def figures(self, reader: Any = None) -> dict[str, Any]:
-        """What is published: sums over all attributes."""
+        """The published metrics: sums over all attributes."""
         data = (reader or self.memory_metrics_reader).get_metrics_data()
         return {
             metric.name.removeprefix("pocket_plug."): sum(
@@ -70,21 +70,21 @@ class Kit(test_base.TestBase):
             for metric in scope.metrics
         }
 
-    def check_all_is_told(self) -> None:
-        """Exactly what `work` did, once."""
+    def check_all_is_recorded(self) -> None:
+        """Exactly the telemetry of `work`, once."""
         assert self.spans() == SPANS
         figures = self.figures()
         wanted = {"run.duration": 1, "node.duration": 1, "store.writes": 2, "store.lookups": 2}
         assert {name: figures.get(name) for name in wanted} == wanted
 
-    def check_nothing_is_told(self) -> None:
-        """Neither spans nor figures, but for how many entries there are: that is no work's."""
+    def check_nothing_is_recorded(self) -> None:
+        """Neither spans nor metrics, except the number of entries, which isn't caused by the work."""
         assert self.spans() == []
         assert {name for name, value in self.figures().items() if value} <= {"store.entries"}
 
 
 class TestInstrumented(Kit):
-    """With `instrument()` in `setUp` and `uninstrument()` in `tearDown`, as contrib's tests have it."""
+    """With `instrument()` in `setUp` and `uninstrument()` in `tearDown`, as in contrib's tests."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -95,86 +95,86 @@ class TestInstrumented(Kit):
             PocketPlugInstrumentor().uninstrument()
         super().tearDown()
 
-    def test_a_run_and_a_store_are_told_of(self) -> None:
+    def test_a_run_and_a_store_are_recorded(self) -> None:
         """By the providers of this test."""
         self.work()
-        self.check_all_is_told()
+        self.check_all_is_recorded()
 
     def test_each_test_sees_its_own_only(self) -> None:
-        """Whichever of the two comes second: nothing of the other test is left."""
+        """Whichever of the two tests comes second: nothing of the other one is left."""
         self.work()
-        self.check_all_is_told()
+        self.check_all_is_recorded()
 
-    def test_uninstrumented_it_is_silent_and_instrumented_again_it_is_not(self) -> None:
-        """As often as one likes."""
+    def test_uninstrumented_it_records_nothing_and_instrumented_again_it_does(self) -> None:
+        """Any number of times."""
         for _ in range(2):
             PocketPlugInstrumentor().uninstrument()
             self.work()
-            self.check_nothing_is_told()
+            self.check_nothing_is_recorded()
             PocketPlugInstrumentor().instrument()
         self.work()
-        self.check_all_is_told()
+        self.check_all_is_recorded()
 
     def test_under_suppression_it_is_silent(self) -> None:
         """Runs, nodes and stores, in async code too; after the block they are told of."""
         with suppress_instrumentation():
             self.work()
             asyncio.run(GRAPH.run("tea"))
-        self.check_nothing_is_told()
+        self.check_nothing_is_recorded()
         self.work()
-        self.check_all_is_told()
+        self.check_all_is_recorded()
 
-    def test_other_settings_do_not_end_the_silence(self) -> None:
-        """`uninstrument` holds, whatever else is configured after it."""
+    def test_other_settings_do_not_undo_uninstrument(self) -> None:
+        """`uninstrument` holds, whatever is configured after it."""
         from pocket_plug.layers import metrics, tracing
 
         PocketPlugInstrumentor().uninstrument()
         tracing.configure(detail="node")
         metrics.configure(node_duration=True)
         self.work()
-        self.check_nothing_is_told()
+        self.check_nothing_is_recorded()
 
 
 class TestWithProviders(Kit):
     """`instrument(tracer_provider=…, meter_provider=…)`."""
 
     def test_they_are_used_until_the_end_and_the_global_ones_are_not(self) -> None:
-        """A store that was there before follows as well; `uninstrument` leaves nobody listening."""
+        """An existing store uses them as well; after `uninstrument` nothing is recorded."""
         tracers, spans = self.create_tracer_provider()
         reader = InMemoryMetricReader()
         self.work()
-        self.check_all_is_told()
+        self.check_all_is_recorded()
         PocketPlugInstrumentor().instrument(tracer_provider=tracers, meter_provider=MeterProvider([reader]))
         self.work()
         PocketPlugInstrumentor().uninstrument()
         self.work()
-        self.check_all_is_told()
+        self.check_all_is_recorded()
         assert sorted(span.name for span in spans.get_finished_spans()) == SPANS
         assert self.figures(reader)["store.lookups"] == 2
 
 
 class TestAlone(Kit):
-    """pocket_plug needs no instrumentor: it listens for whoever is set."""
+    """Without an instrumentor, pocket_plug uses the providers that are set."""
 
-    def test_a_former_test_that_ended_uninstrumented_silences_no_other(self) -> None:
-        """New providers are new listeners."""
+    def test_a_former_test_that_ended_uninstrumented_affects_no_other(self) -> None:
+        """New providers are used at once."""
         PocketPlugInstrumentor().instrument()
         PocketPlugInstrumentor().uninstrument()
         self.tearDown()
         self.setUp()
         self.work()
-        self.check_all_is_told()
+        self.check_all_is_recorded()
 
-    def test_between_two_tests_nobody_listens(self) -> None:
-        """What is done while no provider is set is counted nowhere, and breaks nothing."""
+    def test_between_two_tests_nothing_is_recorded(self) -> None:
+        """Work without a provider is counted nowhere, and breaks nothing."""
         self.tearDown()
         self.work()
         self.setUp()
         self.work()
-        self.check_all_is_told()
+        self.check_all_is_recorded()
 
     def test_entries_of_a_store_that_nobody_uses_are_shown(self) -> None:
-        """The first run under a provider finds all stores that there are."""
+        """The first run under a provider finds all existing stores."""
         self.store.set_many({"of the kit": 1, "of it too": 2})
         self.tearDown()
         self.setUp()
@@ -182,8 +182,8 @@ class TestAlone(Kit):
         assert self.figures()["store.entries"] == 2
 
 
-def test_observe_and_setup_begin_anew_where_the_globals_were_taken_back(tmp_path: Path) -> None:
-    """Their own providers become the global ones again; after `close()` whoever is set next is heard."""
+def test_observe_and_setup_start_again_after_the_globals_were_reset(tmp_path: Path) -> None:
+    """Their own providers become the global ones again; after `close()` the next provider is used."""
     code = """
 import warnings
 from opentelemetry import trace

@@ -1,4 +1,4 @@
-"""The collector that other tests rely on: it decodes what real exporters send, and misbehaves as it is told."""
+"""The collector of other tests: it decodes what real exporters send, and fails as it is told."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def post(sink: Sink, path: str = "/v1/traces") -> http.client.HTTPResponse:
         connection.close()
 
 
-def test_spans_arrive_whole(otlp_sink: Sink, provider: TracerProvider) -> None:
+def test_spans_arrive_completely(otlp_sink: Sink, provider: TracerProvider) -> None:
     """Ids, parents, kinds, scopes, statuses, attributes, events, links and the resource."""
     tracer = provider.get_tracer("shop", "1.2", "https://example.org/schema")
     with tracer.start_as_current_span("outer") as outer:
@@ -66,7 +66,7 @@ def test_spans_arrive_whole(otlp_sink: Sink, provider: TracerProvider) -> None:
     assert "ü".encode() in otlp_sink.raw("/v1/traces")
 
 
-def test_metrics_arrive_whole(otlp_sink: Sink) -> None:
+def test_metrics_arrive_completely(otlp_sink: Sink) -> None:
     """Counters, gauges and histograms, each with its points."""
     reader = PeriodicExportingMetricReader(OTLPMetricExporter(f"{otlp_sink.url}/v1/metrics"))
     provider = MeterProvider([reader], shutdown_on_exit=False)
@@ -110,12 +110,12 @@ def test_it_refuses_hangs_and_drops_as_it_is_told(otlp_sink: Sink) -> None:
     assert [request.status for request in otlp_sink.requests] == [503, 429, 0, 200, 404]
 
 
-def test_what_was_refused_is_no_span(
+def test_refused_spans_are_not_listed(
     otlp_sink: Sink, provider: TracerProvider, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is seen in the requests only."""
+    """It is in the requests only."""
     otlp_sink.refuse(400)
-    with caplog.at_level(logging.CRITICAL):  # the exporter's complaint is its own
+    with caplog.at_level(logging.CRITICAL):  # the exporter's error doesn't matter here
         provider.get_tracer("t").start_span("lost").end()
     assert otlp_sink.spans == []
     assert b"lost" in otlp_sink.raw()
@@ -124,8 +124,8 @@ def test_what_was_refused_is_no_span(
     assert otlp_sink.names() == ["kept"]
 
 
-def test_to_wait_in_vain_fails_and_says_what_there_is(otlp_sink: Sink) -> None:
-    """The message has what came."""
+def test_a_wait_that_times_out_says_what_was_received(otlp_sink: Sink) -> None:
+    """The message has what was received."""
     post(otlp_sink, "/v1/logs")
     with pytest.raises(AssertionError, match=r"not within 0 s; 0 hang, and there came \[\('/v1/logs', 200\)\]"):
         otlp_sink.wait_for(lambda: otlp_sink.spans, seconds=0)

@@ -1,4 +1,4 @@
-"""Telemetry of a program that forks, is terminated twice, or whose exporters misbehave: all of it arrives, and nothing waits."""
+"""Telemetry of a program that forks, is terminated twice, or whose exporters fail: everything arrives, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def work(number):
 
 
 # ---------------------------------------------------------------- forks
-def test_a_forked_child_sends_its_own_and_nothing_of_its_parents(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Spans, log records and counts that wait in the parent are sent once, by it."""
+def test_a_forked_child_sends_only_its_own_telemetry(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Spans, log records and counts in the parent's queues are sent once, by the parent."""
     code = """
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
@@ -57,10 +57,12 @@ os.wait()
     assert [log.body for log in otlp_sink.logs].count("looked") == 2
 
 
-def test_what_was_set_up_in_a_thread_is_flushed_by_a_sigterm_once_the_main_thread_asks_for_it(
+def test_telemetry_set_up_in_a_thread_is_flushed_on_sigterm_after_a_call_in_the_main_thread(
     tmp_path: Path, otlp_sink: Sink
 ) -> None:
-    """Only the main thread may handle signals: it does from its own call on, which gives what the thread has set up."""
+    """Only the main thread may install signal handlers: it does when it calls setup() itself, which
+    returns the thread's set-up.
+    """
     code = """
 import signal
 
@@ -78,7 +80,7 @@ setup(); pp.Graph(stops, name="shop").run_sync("tea")
 
 
 def test_a_forked_child_that_is_terminated_ends_no_span_of_its_parents(tmp_path: Path, otlp_sink: Sink) -> None:
-    """What is open at the fork is the parent's, and is there once, as the parent ended it."""
+    """Open spans at the fork are the parent's, and are sent once, as the parent ended them."""
     code = """
 import signal, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
@@ -117,8 +119,10 @@ with ProcessPoolExecutor(2, mp_context=context) as pool: list(pool.map(work, ran
     ],
     ids=["Process", "Pool", "ProcessPoolExecutor"],
 )
-def test_workers_of_multiprocessing_send_theirs_as_they_end(tmp_path: Path, otlp_sink: Sink, workers: str) -> None:
-    """They end without what `atexit` has."""
+def test_workers_of_multiprocessing_send_their_telemetry_when_they_end(
+    tmp_path: Path, otlp_sink: Sink, workers: str
+) -> None:
+    """They end without the functions of `atexit`."""
     code = FORKS + 'context = multiprocessing.get_context("fork"); setup(log_level="error")' + workers
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_BSP_SCHEDULE_DELAY="60000")
     assert done.returncode == 0, done.stderr
@@ -133,7 +137,7 @@ def test_workers_of_multiprocessing_send_theirs_as_they_end(tmp_path: Path, otlp
 
 
 def test_a_worker_of_multiprocessing_is_terminated_before_its_first_step(tmp_path: Path) -> None:
-    """On one processor the signal is there before the child runs; Python drops it, but where it is held until after the fork."""
+    """On one processor the signal arrives before the child runs; Python drops it, unless it is blocked until after the fork."""
     code = (
         FORKS
         + """
@@ -159,7 +163,7 @@ print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 def test_a_worker_of_multiprocessing_ends_by_a_sigterm_that_came_as_it_began_to_wait(
     tmp_path: Path, otlp_sink: Sink
 ) -> None:
-    """Python notes it and calls no handler until the wait is over. Who terminates a pool waits for its workers for ever."""
+    """Python notes it and calls no handler until the wait is over, so the termination of a pool would wait without end."""
     code = (
         FORKS
         + """
@@ -190,7 +194,7 @@ print(worker.exitcode)
 
 
 def test_a_forked_child_has_a_connection_of_its_own(tmp_path: Path, otlp_sink: Sink) -> None:
-    """It doesn't write into that of its parent, which was open before."""
+    """It doesn't write into its parent's connection, which was open before."""
     code = (
         FORKS
         + """
@@ -215,7 +219,7 @@ for child in children: os.waitpid(child, 0)
 
 
 def test_a_child_forked_while_a_thread_writes_a_line_can_write_its_own(tmp_path: Path) -> None:
-    """No lock of that thread's is inherited."""
+    """No lock of that thread is inherited."""
     code = (
         FORKS
         + """
@@ -248,8 +252,8 @@ thread.join()
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 
-def test_forked_children_count_from_zero_as_instances_of_their_own(tmp_path: Path, otlp_sink: Sink) -> None:
-    """What the parent counted before is in nobody else's figures; all three signals of a process have the same id."""
+def test_forked_children_count_from_zero_as_separate_instances(tmp_path: Path, otlp_sink: Sink) -> None:
+    """The parent's earlier counts are in no child's metrics; all three signals of a process have the same instance id."""
     code = (
         FORKS
         + """
@@ -277,7 +281,7 @@ for _ in range(2): os.wait()
 
 
 def test_a_child_forked_while_metrics_are_sent_sends_its_own(tmp_path: Path, otlp_sink: Sink) -> None:
-    """A collector that hangs has the parent's lock held, and not the child's."""
+    """A collector that hangs blocks the parent's lock, and not the child's."""
     otlp_sink.hang()
     code = (
         FORKS
@@ -312,7 +316,7 @@ thread.join()
         otlp_sink.wait_for(lambda: otlp_sink.held == 1)
         process.stdin.write("\n")
         process.stdin.flush()
-        otlp_sink.wait_for(lambda: otlp_sink.held == 2)  # the child's, beside it
+        otlp_sink.wait_for(lambda: otlp_sink.held == 2)  # the child's, in addition
         otlp_sink.accept()
         assert process.stdout.readline() == "0\n"
         process.stdin.close()
@@ -320,7 +324,7 @@ thread.join()
 
 
 def test_a_child_forked_while_metrics_are_collected_sends_its_own(tmp_path: Path, otlp_sink: Sink) -> None:
-    """The lock is held while the program's own callback is asked."""
+    """The lock is held while the program's own callback is called."""
     code = (
         FORKS
         + """
@@ -353,7 +357,7 @@ thread.join()
     assert "given up" not in done.stderr
 
 
-def test_a_forked_child_says_once_that_prometheus_does_not_see_it(tmp_path: Path) -> None:
+def test_a_forked_child_logs_once_that_prometheus_does_not_see_it(tmp_path: Path) -> None:
     """One child, for all; none keeps the port open after its parent's end."""
     port = str(free_port())
     code = (
@@ -391,8 +395,8 @@ for _ in range(2): os.wait()
     assert "OTEL_METRICS_EXPORTER=otlp" in said[0]
 
 
-def test_what_a_forked_child_says_of_prometheus_is_sent(tmp_path: Path, otlp_sink: Sink) -> None:
-    """It is said when the child has new queues; said before, it would be dropped, or wait for a lock of the parent's."""
+def test_a_forked_childs_warning_about_prometheus_is_sent(tmp_path: Path, otlp_sink: Sink) -> None:
+    """It is logged when the child has new queues; before, it would be dropped, or wait for a lock of the parent's."""
     port = str(free_port())
     code = (
         FORKS
@@ -419,8 +423,8 @@ os.wait()
     assert len([log for log in otlp_sink.logs if f"to Prometheus on 127.0.0.1:{port}" in str(log.body)]) == 1
 
 
-def test_what_is_logged_as_a_child_begins_waits_for_no_thread_of_its_parent(tmp_path: Path) -> None:
-    """A fork waits until no thread is counting what it queues; who logs at the fork itself waits for nobody."""
+def test_a_log_call_at_a_childs_start_waits_for_no_thread_of_its_parent(tmp_path: Path) -> None:
+    """A fork waits until no thread changes a queue's count; logging at the fork itself waits for nobody."""
     code = (
         FORKS
         + """
@@ -450,8 +454,8 @@ print(os.waitpid(child, 0)[1])
 
 # ---------------------------------------------------------------- signals
 @pytest.mark.parametrize("goes_on", ["sys.stdin.read()", "sys.exit()", "telemetry.close(); sys.stdin.read()"])
-def test_a_sigterm_cuts_no_flush_short(tmp_path: Path, otlp_sink: Sink, goes_on: str) -> None:
-    """Neither that of a SIGTERM before, nor that of an exit or of `close()`."""
+def test_a_sigterm_interrupts_no_flush(tmp_path: Path, otlp_sink: Sink, goes_on: str) -> None:
+    """Neither the flush of an earlier SIGTERM, nor that of an exit or of `close()`."""
     otlp_sink.hang()
     code = f"""
 import signal
@@ -482,7 +486,7 @@ print("ran", flush=True)
 
 # ---------------------------------------------------------------- exporters
 class Exits(SpanExporter):
-    """Raises SystemExit the first time that it is asked."""
+    """Raises SystemExit the first time it is called."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -499,8 +503,8 @@ class Exits(SpanExporter):
         pass
 
 
-def test_an_exporter_that_raises_system_exit_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that exports goes on, whatever is raised in it."""
+def test_an_exporter_that_raises_system_exit_is_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporting thread continues after any exception."""
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
     provider, exporter = TracerProvider(), Exits()
     processor = SpanExport(exporter)

@@ -1,7 +1,7 @@
 """The reference workflow as a collector receives it: exact trees. Read them to learn what a trace of pocket_plug looks like.
 
-A line is a span: its name, its attributes that differ from what is usual, `error.type`, `!events`, `~links`, and ERROR
-where that is its status. Whatever is not drawn is asserted by `checked`, so no attribute can come or go unnoticed.
+A line is a span: its name, its unusual attributes, `error.type`, `!events`, `~links`, and ERROR if that is its status. Everything
+else is asserted by `checked`, so no attribute can come or go unnoticed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pocket_plug.otel.reporting import SCHEMA_URL, own_version
 SCRIPT = Path(reference_workflow.__file__)
 
 OURS = "pocket_plug."
-SHOWN: Mapping[str, Callable[[Any], str]] = {  # what is drawn, in this order, and how; what is usual is left out
+SHOWN: Mapping[str, Callable[[Any], str]] = {  # what is drawn, in this order, and how; usual values are left out
     "node.type": lambda value: "" if value == "node" else value,
     "fan_out.index": lambda value: f"[{value}]",
     "node.visit": lambda value: "" if value == 1 else f"visit {value}",
@@ -59,7 +59,7 @@ PHASES = ("prep", "exec", "post", "fallback")
 
 
 def checked(span: Span, spans: Mapping[str, Span]) -> dict[str, Any]:
-    """A span's own attributes as far as they are to be drawn. What all spans of its kind have is asserted here."""
+    """A span's attributes that are drawn. The attributes that all spans of its kind have are asserted here."""
     own = {name.removeprefix(OURS): value for name, value in span.attributes.items()}
     if not span.scope.name.startswith(OURS):
         return own
@@ -103,7 +103,7 @@ def checked(span: Span, spans: Mapping[str, Span]) -> dict[str, Any]:
 
 
 def drawn(found: Sequence[Span]) -> str:
-    """The trees. No span may have a parent that isn't there."""
+    """The trees. Every parent must exist."""
     spans = {span.span_id: span for span in found}
     assert len(spans) == len(found), "a span came twice"
     assert {span.parent_id for span in found} - {"", *spans} == set(), "orphans"
@@ -133,13 +133,13 @@ def assert_drawn(found: Sequence[Span], expected: str) -> None:
     assert drawn(found).splitlines() == dedent(expected).strip().splitlines()
 
 
-# ---------------------------------------------------------------- playing it
+# ---------------------------------------------------------------- playing the workflow
 Play = Callable[..., Sequence[Span]]
 
 
 @pytest.fixture
 def play(otlp_sink: Sink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
-    """Plays parts of the workflow at a detail, and gives what the collector got of it by the real exporter."""
+    """Plays parts of the workflow at a detail, and returns what the collector received from the real exporter."""
     provider = TracerProvider(resource=Resource({"service.name": "shop"}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{otlp_sink.url}/v1/traces")))
     monkeypatch.setattr(reference_workflow, "tracer", provider.get_tracer("shop"))
@@ -166,7 +166,7 @@ LATE = "pocket_plug.errors.NodeTimeoutError"
 CANCELLED = "asyncio.exceptions.CancelledError"
 
 TREES: dict[str, Tree] = {
-    # A graph in a node has a run of its own. What was tried again has failed, its node has not; nor has one that has a
+    # A graph as a node has a run of its own. A retried attempt has failed, its node has not; nor has a node with a
     # fallback, nor a fan-out that collects its items' errors.
     "nested": Tree(
         node=f"""
@@ -227,7 +227,7 @@ TREES: dict[str, Tree] = {
               exec pack
         """,
     ),
-    # The exception is an event once, where it happened, and an ERROR on everything that it passed.
+    # The exception is an event once, where it happened, and ERROR on every span that it passed.
     "failed": Tree(
         node="""
         run failing failure in 2 steps ExceptionGroup ERROR
@@ -246,7 +246,7 @@ TREES: dict[str, Tree] = {
                 exec refuse won't retry ExceptionGroup !exception ERROR
         """,
     ),
-    # To be cancelled is no failure: a type, but no status and no event.
+    # A cancellation is no failure: a type, but no status and no event.
     "cancelled": Tree(
         node=f"""
         run stopped cancelled in 2 steps {CANCELLED}
@@ -261,7 +261,7 @@ TREES: dict[str, Tree] = {
             exec wait won't retry {CANCELLED}
         """,
     ),
-    # Nor is a conflict: post is run again. The write by somebody else, who is called within post, stands there.
+    # Nor is a conflict: post is run again. The other caller's write is below post, which calls it.
     "conflict": Tree(
         node="""
         run stocktaking success in 1 steps
@@ -284,7 +284,7 @@ TREES: dict[str, Tree] = {
             set sold:{}
         """,
     ),
-    # A clean-up that fails undoes nothing.
+    # A failing clean-up undoes nothing.
     "untidy": Tree(
         node="""
         run untidy success in 1 steps
@@ -325,7 +325,7 @@ TREES: dict[str, Tree] = {
                 own work by to_thread
         """,
     ),
-    # Without an event loop it is the same.
+    # The same without an event loop.
     "sync": Tree(
         node="""
         run sync success in 2 steps
@@ -347,8 +347,8 @@ TREES: dict[str, Tree] = {
             set sold:{}
         """,
     ),
-    # A durable run is claimed before it begins, which only then is known to be a new one: that makes no spans. Its
-    # checkpoints land with the node's writes: one write of all.
+    # A durable run is claimed before it starts, when it is not known to be a new one: that makes no spans. Its
+    # checkpoints are written with the node's writes: one write for all.
     "suspended": Tree(
         node="""
         run approval suspended in 2 steps
@@ -392,7 +392,7 @@ RESUMED = Tree(
 @pytest.mark.parametrize("part", TREES)
 @pytest.mark.parametrize("detail", ["node", "phase"])
 def test_a_collector_gets_exactly_this_tree(play: Play, detail: Detail, part: str) -> None:
-    """Names, parents, attributes, statuses, events, of the model's two usual details; no orphans, one trace."""
+    """Names, parents, attributes, statuses, events, at the two usual details; no orphans, one trace."""
     spans = play(detail, part)
     assert_drawn(spans, getattr(TREES[part], detail))
     assert len({span.trace_id for span in spans}) == 1
@@ -415,13 +415,13 @@ def resumed_elsewhere(sink: Sink, folder: Path, **environment: str) -> subproces
 
 
 def root_of(spans: Sequence[Span]) -> Span:
-    """The run's own span, of one trace."""
+    """The run's own span in one trace."""
     (root,) = (span for span in spans if not span.parent_id and span.name.startswith("run "))
     return root
 
 
 def test_a_run_that_is_resumed_elsewhere_is_a_trace_with_a_link(play: Play, otlp_sink: Sink, tmp_path: Path) -> None:
-    """In another process: a new trace, linked to the span of the run that was suspended; run and session are the same."""
+    """In another process: a new trace, linked to the span of the suspended run; run and session are the same."""
     former = root_of(play("phase", "suspended"))
     otlp_sink.clear()
     done = resumed_elsewhere(otlp_sink, tmp_path)
@@ -448,8 +448,8 @@ def test_within_one_process_a_resumed_run_is_linked_as_well(play: Play, detail: 
     assert root.links[0].attributes == {"pocket_plug.link": "former_execution"}
 
 
-def test_every_run_says_whose_it_is_and_what_its_graph_looks_like(play: Play) -> None:
-    """At "phase" the ways of the graph stand on the run, those not taken too; a nested run names the one around it."""
+def test_every_run_has_its_parent_and_its_graph(play: Play) -> None:
+    """At "phase" the graph's edges are on the run, also those not taken; a nested run names the outer one."""
     spans = play("phase", "nested", "nested")
     first, second = (span for span in spans if span.name == "run shop")
     inner = next(span for span in spans if span.name == "run checkout")
@@ -469,8 +469,8 @@ def test_every_run_says_whose_it_is_and_what_its_graph_looks_like(play: Play) ->
     }
 
 
-def test_durations_of_phases_stand_on_the_node_where_the_phases_have_no_spans(play: Play) -> None:
-    """At "node" for each phase that the node overrides; at "phase" the spans say it."""
+def test_durations_of_phases_are_on_the_node_if_phases_have_no_spans(play: Play) -> None:
+    """At "node" for each phase that the node overrides; at "phase" the phases have spans."""
     for detail in ("node", "phase"):
         for span in play(detail, "nested"):
             found = {phase for phase in PHASES if f"pocket_plug.node.{phase}.duration" in span.attributes}
@@ -485,7 +485,7 @@ def test_durations_of_phases_stand_on_the_node_where_the_phases_have_no_spans(pl
 
 
 def test_exceptions_have_their_type_and_where_they_happened(play: Play) -> None:
-    """The event has the frames of the user's code, without any message; the status names the type."""
+    """The event has the frames of the user's code, without any message; the status has the type."""
     spans = play("phase", "failed")
     (event,) = (event for span in spans for event in span.events)
     assert set(event.attributes) == {"exception.type", "exception.stacktrace"}
@@ -495,8 +495,8 @@ def test_exceptions_have_their_type_and_where_they_happened(play: Play) -> None:
 
 
 @pytest.mark.parametrize("detail", get_args(Detail))
-def test_at_no_detail_is_there_an_orphan(play: Play, detail: Detail) -> None:
-    """All parts together, at every detail: each parent is there; a trace for each, and for a durable run's claim."""
+def test_there_is_no_orphan_at_any_detail(play: Play, detail: Detail) -> None:
+    """All parts together, at every detail: each parent exists; a trace for each part, and for a durable run's claim."""
     spans = play(detail)
     ids = {span.span_id for span in spans}
     assert [span.name for span in spans if span.parent_id and span.parent_id not in ids] == []

@@ -60,7 +60,7 @@ def python(folder: Path, *command: str | Path, **environment: str) -> subprocess
 
 
 def play(sink: Sink, folder: Path, detail: Detail, **options: object) -> str:
-    """Plays all parts in a process of its own; gives what it printed, which is its log."""
+    """Plays all parts in a process of its own; returns its output, which is its log."""
     done = python(folder, "-c", PLAY, HERE, detail, repr(options), WORD, OTEL_EXPORTER_OTLP_ENDPOINT=sink.url)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -98,10 +98,10 @@ logging.captureWarnings(True)
 """
 
 
-def test_what_libraries_log_by_logging_brings_no_secret_along(otlp_sink: Sink, tmp_path: Path) -> None:
+def test_records_of_libraries_contain_no_secret(otlp_sink: Sink, tmp_path: Path) -> None:
     """The records of all loggers, down to debug and asyncio's own, as they are sent.
 
-    A handler of the program's own that asks for debug is told by `pocket_plug` what an exception says, as the reference has it.
+    A handler of the program's own at level debug gets exceptions' messages from `pocket_plug`, as the reference says.
     """
     command = ("-c", BESIDE + PLAY, HERE, "phase", "{}", WORD)
     done = python(tmp_path, *command, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, PYTHONASYNCIODEBUG="1")
@@ -113,8 +113,8 @@ def test_what_libraries_log_by_logging_brings_no_secret_along(otlp_sink: Sink, t
     assert [line for line in lines_with(WORD, done.stderr) if not line.startswith("OSError: ")] == []
 
 
-def test_by_logging_alone_no_secret_is_said(tmp_path: Path) -> None:
-    """A program with `basicConfig` only: events are on the logger `pocket_plug`, and no secret is in them or beside them."""
+def test_standard_logging_alone_contains_no_secret(tmp_path: Path) -> None:
+    """A program with `basicConfig` only: events are on the logger `pocket_plug`, and no secret is in them or in other output."""
     done = python(tmp_path, "-c", PLAY_BY_LOGGING, HERE, WORD)
     assert done.returncode == 0, done.stderr
     said = {line.split()[1] for line in done.stderr.splitlines() if line.startswith("pocket_plug ")}
@@ -122,8 +122,8 @@ def test_by_logging_alone_no_secret_is_said(tmp_path: Path) -> None:
     assert lines_with(WORD, done.stderr) == []
 
 
-def test_who_asks_for_everything_gets_it(otlp_sink: Sink, tmp_path: Path) -> None:
-    """With `capture="full"` the secret is in the spans, and still in no metric: the test above can find it."""
+def test_capture_full_shows_everything(otlp_sink: Sink, tmp_path: Path) -> None:
+    """With `capture="full"` the secret is in the spans, and still in no metric: so the test above would find it."""
     play(otlp_sink, tmp_path, "phase", capture="full")
     with_it = {name for span in otlp_sink.spans for name, value in span.attributes.items() if WORD in str(value)}
     assert {
@@ -150,7 +150,7 @@ graph = shop(pp.Store(layers=["tracing"]))
 
 
 def run_app(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`pocket-plug run --trace` of an app with an attempt that fails by a message with the secret."""
+    """`pocket-plug run --trace` of an app with an attempt that fails with the secret in its message."""
     (folder / "app.py").write_text(APP.format(here=str(HERE)))
     command = [Path(sys.executable).with_name("pocket-plug"), "run", "app.py", "--input", json.dumps(WORD), "--trace"]
     done = python(folder, *command, *options, **environment)
@@ -160,9 +160,8 @@ def run_app(folder: Path, *options: str, **environment: str) -> subprocess.Compl
 
 
 def kept_messages(folder: Path) -> list[str]:
-    """The messages of exceptions in the trace file, whose other bytes, as those of the files beside it, hold no secret.
-
-    And the stacks with messages of causes. All of them are for nobody but the file's owner.
+    """The messages of exceptions in the trace file; its other bytes, and the files beside it, contain no secret. Also the stacks
+    with messages of causes. All files are readable by their owner only.
     """
     messages: list[str] = []
 
@@ -187,7 +186,9 @@ def kept_messages(folder: Path) -> list[str]:
 
 
 def test_the_command_line_keeps_messages_in_its_own_file_only(tmp_path: Path) -> None:
-    """`pocket-plug run --trace`: neither keys nor values anywhere, messages in the file of traces, none in its index or piped."""
+    """`pocket-plug run --trace`: neither keys nor values anywhere, messages in the trace file only, none in its index or in a
+    pipe.
+    """
     done = run_app(tmp_path)
     assert lines_with(WORD, done.stderr) == []
     command = Path(sys.executable).with_name("pocket-plug")
@@ -203,16 +204,16 @@ def test_the_command_line_keeps_messages_in_its_own_file_only(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("level", ["none", "keys"])
-def test_who_wants_no_messages_has_none(tmp_path: Path, level: str) -> None:
-    """Also in the file: a level that is given counts, here as elsewhere."""
+def test_messages_can_be_disabled(tmp_path: Path, level: str) -> None:
+    """Also in the file: an explicit level counts, here as elsewhere."""
     run_app(tmp_path, "--capture", level)
     text = (tmp_path / ".pocket_plug" / "traces.jsonl").read_text("utf-8")
     assert "exception.message" not in text
     assert (WORD in text) == (level == "keys")
 
 
-def test_a_configuration_that_says_none_keeps_none(tmp_path: Path) -> None:
-    """The table of a Pocket is as good as an argument."""
+def test_messages_can_be_disabled_in_a_configuration(tmp_path: Path) -> None:
+    """The table of a Pocket has the same effect as an argument."""
     (tmp_path / "pocket.toml").write_text('[plugins.tracing]\ncapture = "none"\n')
     run_app(tmp_path)
     assert kept_messages(tmp_path / ".pocket_plug") == []
@@ -232,8 +233,8 @@ assert not local_messages._kept, "nothing is kept once a span has ended"
 """
 
 
-def test_what_is_sent_has_no_messages_though_a_file_has_them(otlp_sink: Sink, tmp_path: Path) -> None:
-    """Both from the same spans; a tree that goes to no terminal has none either."""
+def test_sent_spans_have_no_messages_though_a_file_has_them(otlp_sink: Sink, tmp_path: Path) -> None:
+    """Both from the same spans; a tree in a pipe has none either."""
     done = python(tmp_path, "-c", BOTH, HERE, WORD, "", OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
     assert done.returncode == 0, done.stderr
     assert "exec fetch" in {span.name for span in otlp_sink.spans}
@@ -243,8 +244,8 @@ def test_what_is_sent_has_no_messages_though_a_file_has_them(otlp_sink: Sink, tm
     assert any(WORD in message for message in kept_messages(tmp_path / "kept"))
 
 
-def test_redact_has_its_say_in_what_is_kept(tmp_path: Path) -> None:
-    """It is asked about each message, as where it is captured."""
+def test_redact_applies_to_messages_in_the_file(tmp_path: Path) -> None:
+    """It is called for each message, as for captured values."""
     done = python(tmp_path, "-c", BOTH, HERE, WORD, "redacted")
     assert done.returncode == 0, done.stderr
     messages = kept_messages(tmp_path / "kept")
@@ -254,8 +255,8 @@ def test_redact_has_its_say_in_what_is_kept(tmp_path: Path) -> None:
     assert all("caused by KeyError: ***" in stack for stack in stacks)
 
 
-def test_a_terminal_shows_messages_and_a_program_of_its_own_processors_gets_none(tmp_path: Path) -> None:
-    """Whoever adds an exporter to the provider that `observe()` has set sends them nowhere."""
+def test_a_terminal_shows_messages_and_the_programs_own_processors_get_none(tmp_path: Path) -> None:
+    """An exporter that the program adds to the provider of `observe()` gets no messages."""
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -277,7 +278,7 @@ with pp.observe():
         )
         os.close(slave)
         drawn = b""
-        with suppress(OSError):  # how Linux says that the other end is closed
+        with suppress(OSError):  # on Linux, this means that the other end was closed
             while chunk := os.read(terminal.fileno(), 65536):
                 drawn += chunk
     assert done.returncode == 0, drawn
@@ -286,8 +287,8 @@ with pp.observe():
     assert WORD.encode() not in done.stdout
 
 
-def test_what_is_sent_afterwards_has_no_messages_either(otlp_sink: Sink, tmp_path: Path) -> None:
-    """`trace send` leaves out what was kept for this machine, and nothing else; what `capture` asked for goes along."""
+def test_trace_send_sends_no_messages_either(otlp_sink: Sink, tmp_path: Path) -> None:
+    """`trace send` leaves out what was kept for this machine only; captured values are sent."""
     command = [
         Path(sys.executable).with_name("pocket-plug"),
         "trace",

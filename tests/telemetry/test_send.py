@@ -1,4 +1,4 @@
-"""`pocket-plug trace send`: a trace file replayed into a backend, span for span."""
+"""`pocket-plug trace send`: a trace file is sent to a backend, span for span."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pocket_plug.traces.recorded import RecordedSpan, TraceFile
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Three traces of two spans, a line each span, with all that a span can say."""
+    """Three traces with two spans, one span per line, with all possible fields."""
     path = tmp_path / "traces.jsonl"
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter := FileExporter(path)))
@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def facts(spans: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """What both ends of a transfer should agree on."""
+    """The fields that must be equal on both sides."""
     kinds = ["UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"]
     return sorted(
         (span.trace_id, span.span_id, span.parent_id or "", span.name, span.start, span.end, dict(span.attributes),
@@ -72,7 +72,7 @@ def test_the_same_spans_arrive(file: Path, otlp_sink: Sink, capsys: pytest.Captu
 
 
 def test_requests_are_of_a_bounded_size(file: Path) -> None:
-    """Small ones are put together and large ones divided; no span is lost, nor is its resource or scope."""
+    """Small ones are combined and large ones divided; no span is lost, nor its resource or scope."""
     limit = 900
     found = [*send.batches(send.parsed(TraceFile(file), send.Sent(), lambda size: None), limit)]
     requests = [ExportTraceServiceRequest.FromString(body) for body, _ in found]
@@ -85,10 +85,10 @@ def test_requests_are_of_a_bounded_size(file: Path) -> None:
             assert [scope.scope.name for scope in resource.scope_spans] == ["pocket_plug.graph"]
 
 
-def test_headers_go_along_and_are_never_said(
+def test_headers_are_sent_and_never_shown(
     file: Path, otlp_sink: Sink, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those of the option win over those of the environment; a refusal shows none of them, nor the URL's."""
+    """The option's headers have priority over the environment's; an error shows none of them, nor the URL's password."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-key=env-secret,x-other=o%20ther")
     to = otlp_sink.url.replace("//", "//me:pass-secret@") + "/v1/traces?key=query-secret"
     assert main(["trace", "send", str(file), "--to", to, "--header", "x-key=opt-secret"]) == 1
@@ -99,8 +99,8 @@ def test_headers_go_along_and_are_never_said(
     assert "secret" not in said.out + said.err
 
 
-def test_a_busy_backend_is_tried_again(file: Path, otlp_sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it answers with 503 is sent once more, and in the end counted as not taken."""
+def test_a_busy_backend_is_retried(file: Path, otlp_sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is answered with 503 is sent once more, and in the end counted as refused."""
     monkeypatch.setattr(send, "RETRIES", Retry(2, status_forcelist=(503,), allowed_methods=None, raise_on_status=False))
     otlp_sink.refuse(503)
     assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
@@ -108,10 +108,10 @@ def test_a_busy_backend_is_tried_again(file: Path, otlp_sink: Sink, monkeypatch:
     assert 503 in send.RETRIES.status_forcelist
 
 
-def test_what_was_not_taken_is_said(
+def test_refused_spans_are_reported(
     file: Path, otlp_sink: Sink, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the number of spans and the answer; after one that all would get, nothing more is sent."""
+    """With the number of spans and the answer; after an error that applies to all requests, nothing more is sent."""
     monkeypatch.setattr(send, "batches", lambda found: [(batch.SerializeToString(), 1) for batch in found])
     otlp_sink.refuse(400)
     assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
@@ -124,10 +124,10 @@ def test_what_was_not_taken_is_said(
     assert "not taken: 6 spans, HTTP 401 Unauthorized. Give its credentials by --header" in said
 
 
-def test_partial_success_is_said(
+def test_partial_success_is_reported(
     file: Path, monkeypatch: pytest.MonkeyPatch, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A backend may take a request and refuse some of its spans."""
+    """A backend may accept a request and refuse some of its spans."""
     answer = ExportTraceServiceResponse()
     answer.partial_success.rejected_spans, answer.partial_success.error_message = 2, "too old"
     post = send.requests.Session.post
@@ -144,8 +144,8 @@ def test_partial_success_is_said(
     assert "not taken: 2 spans, too old" in said
 
 
-def test_nobody_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The reason is said, in one line, and the exit code is 1."""
+def test_an_unreachable_backend(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason is printed, in one line, and the exit code is 1."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/?key=query-secret"
@@ -158,7 +158,7 @@ def test_nobody_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_address_says_the_way_out(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], otlp_sink: Sink
 ) -> None:
-    """The port of gRPC, a certificate of one's own, a path that is not there."""
+    """The port of gRPC, an own certificate, a wrong path."""
     failures = {
         "http://localhost:4317": (ConnectionResetError("reset"), "Port 4317 is usually for gRPC, and 4318 for HTTP"),
         "https://localhost:4318": (
@@ -186,7 +186,7 @@ def test_a_wrong_address_says_the_way_out(
 def test_certificates_are_those_of_the_environment(
     file: Path, otlp_sink: Sink, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As for `observe()`; a file that isn't there is said."""
+    """As for `observe()`; a missing file is reported."""
     trusted: list[object] = []
     post = send.requests.Session.post
     monkeypatch.setattr(
@@ -200,8 +200,8 @@ def test_certificates_are_those_of_the_environment(
     assert "OTEL_EXPORTER_OTLP_CERTIFICATE is nowhere.pem, but there is no such file" in capsys.readouterr().err
 
 
-def test_what_cannot_be_sent(file: Path, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
-    """No file, no URL of a backend, a torn line: each is said; the rest of a torn file is sent."""
+def test_invalid_files_and_urls(file: Path, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
+    """No file, no URL of a backend, a truncated line: each is reported; the rest of a truncated file is sent."""
     assert main(["trace", "send", "nowhere.jsonl", "--to", otlp_sink.url]) == 1
     assert "there is no file nowhere.jsonl" in capsys.readouterr().err
     assert main(["trace", "send", str(file), "--to", "localhost:4318"]) == 2

@@ -1,4 +1,4 @@
-"""Servers with worker processes, started as the how-to shows it: what each worker has done is sent before it ends."""
+"""Servers with worker processes, started as the how-to shows: each worker's telemetry is sent before it ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHOP = FILES["shop.py"]
 if tuple(map(int, fastapi.__version__.split(".")[:2])) < (0, 142):  # as the page says
     SHOP = SHOP.replace("run(graph, order)", "run(graph, order, traceparent=request.headers)")
 
-# The page's graph, with a node that tells which process it is in and waits until it may go on.
+# The page's graph, with a node that returns its process id and waits until it may continue.
 SHIPPING = """
 import asyncio, logging, os
 import pocket_plug as pp
@@ -44,7 +44,7 @@ async def pack(order: str) -> str:
 graph = pp.Graph(pack, name="shipping")
 """
 
-# Set up at import, and nothing that is closed.
+# Set up at import, and never closed.
 BARE = """
 from fastapi import FastAPI
 from pocket_plug.telemetry import setup
@@ -57,7 +57,7 @@ app = FastAPI()
 async def ship(order: str) -> str:
     return await graph.run(order)
 """
-# Set up in the lifespan, and not closed there; the run is in a thread, which nobody can cancel.
+# Set up in the lifespan, and not closed there; the run is in a thread, which can't be cancelled.
 UNCLOSED = """
 from contextlib import asynccontextmanager
 from fastapi import FastAPI
@@ -75,7 +75,8 @@ app = FastAPI(lifespan=lifespan)
 def ship(order: str) -> str:
     return graph.run_sync(order)
 """
-# Set up where it is imported, before the fork, and once more in each worker, as the page has it: that gives what there is.
+# Set up when it is imported, before the fork, and once more in each worker, as on the page: that returns the existing
+# set-up.
 JOBS = FILES["jobs.py"].replace("queue = Celery", "setup()\nqueue = Celery")
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -91,7 +92,7 @@ worker_ready.connect(lambda **_: [ship.delay("tea", {}) for _ in range(2)], weak
 
 @contextmanager
 def server(command: str, folder: Path, files: dict[str, str], **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """A server at work, in a process group of its own: nothing is left of it, whatever happens."""
+    """A running server, in a process group of its own: no process is left, whatever happens."""
     for name, code in {**FILES, "shipping.py": SHIPPING, **files}.items():
         (folder / name).write_text(code, "utf-8")
     name, *arguments = shlex.split(command)
@@ -113,7 +114,7 @@ def server(command: str, folder: Path, files: dict[str, str], **variables: str) 
 
 
 def variables(sink: Sink, gate: socket.socket) -> dict[str, str]:
-    """Nothing is sent but at the end."""
+    """Telemetry is sent at the end only."""
     return {
         "OTEL_EXPORTER_OTLP_ENDPOINT": sink.url,
         "OTEL_BSP_SCHEDULE_DELAY": "600000",
@@ -130,7 +131,7 @@ def listen() -> socket.socket:
 
 
 def at_work(gate: socket.socket) -> tuple[socket.socket, int]:
-    """A run that is under way: the connection whose end lets it go on, and its process."""
+    """A running run: the connection whose end lets it continue, and its process."""
     connection, _ = gate.accept()
     connection.settimeout(60)
     return connection, int(connection.recv(100))
@@ -147,7 +148,7 @@ def ask(web: socket.socket) -> socket.socket:
 
 
 def heard(process: subprocess.Popen[str], said: str) -> str:
-    """What the server has said, up to that."""
+    """The server's output, up to that text."""
     assert process.stdout is not None
     lines: list[str] = []
     for line in process.stdout:
@@ -158,7 +159,7 @@ def heard(process: subprocess.Popen[str], said: str) -> str:
 
 
 def assert_each_worker_sent_its_run(sink: Sink, output: str) -> None:
-    """A run with its node, its log lines and its figure, from each of two instances."""
+    """A run with its node, its log lines and its metrics, from each of two instances."""
     ours = [span for span in sink.spans if span.scope.name.startswith("pocket_plug.")]  # FastAPI has some, too
     assert Counter(span.name for span in ours) == {"run shipping": 2, "node pack": 2}, output
     instances = {str(span.resource["service.instance.id"]) for span in ours}
@@ -188,17 +189,17 @@ def assert_each_worker_sent_its_run(sink: Sink, output: str) -> None:
     ],
     ids=["uvicorn", "uvicorn-import", "gunicorn-uvicorn-preload-import", "gunicorn-sync-preload"],
 )
-def test_workers_of_a_web_server_send_all_at_a_sigterm(
+def test_workers_of_a_web_server_send_everything_on_sigterm(
     tmp_path: Path, otlp_sink: Sink, command: str, said: str, shop: str
 ) -> None:
-    """What is under way is answered, and sent; each worker is an instance of its own, forked or not."""
+    """Running requests are answered, and sent; each worker is an instance of its own, forked or not."""
     with listen() as gate, listen() as web:
         command += f" --fd {web.fileno()}" if command.startswith("uvicorn") else f" --bind fd://{web.fileno()}"
 
         with server(command, tmp_path, {"shop.py": shop}, **variables(otlp_sink, gate)) as process:
             with ask(web) as client:
                 run, worker = at_work(gate)
-                os.kill(worker, signal.SIGSTOP)  # so that the other one takes the next request
+                os.kill(worker, signal.SIGSTOP)  # so that the other one gets the next request
                 with ask(web) as other_client:
                     other_run, other_worker = at_work(gate)
                     os.kill(worker, signal.SIGCONT)
@@ -213,12 +214,12 @@ def test_workers_of_a_web_server_send_all_at_a_sigterm(
     assert worker != other_worker
     assert [b"a parcel with tea" in answer for answer in answers] == [True, True], output
     assert_each_worker_sent_its_run(otlp_sink, output)
-    if shop == SHOP:  # the caller's trace goes on
+    if shop == SHOP:  # the caller's trace continues
         assert {span.trace_id for span in otlp_sink.spans} == {TRACE}
 
 
-def test_a_run_that_uvicorn_does_not_wait_for_was_interrupted(tmp_path: Path, otlp_sink: Sink) -> None:
-    """The process dies under it: it has its outcome, in all three signals, as in a process without a server."""
+def test_a_run_that_uvicorn_does_not_wait_for_is_interrupted(tmp_path: Path, otlp_sink: Sink) -> None:
+    """The process ends meanwhile: the run has its outcome, in all three signals, as in a process without a server."""
     with listen() as gate, listen() as web:
         command = f"uvicorn shop:app --timeout-graceful-shutdown 0 --fd {web.fileno()}"
         with server(command, tmp_path, {"shop.py": UNCLOSED}, **variables(otlp_sink, gate)) as process, ask(web):
@@ -234,8 +235,8 @@ def test_a_run_that_uvicorn_does_not_wait_for_was_interrupted(tmp_path: Path, ot
     assert duration.points[0].attributes["pocket_plug.run.outcome"] == "interrupted"
 
 
-def test_workers_of_celery_send_all_at_a_sigterm(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Its tasks end, and its processes by `os._exit`; log records are exported, though Celery sets logging up anew."""
+def test_workers_of_celery_send_everything_on_sigterm(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Its tasks end, and its processes by `os._exit`; log records are exported, though Celery configures logging again."""
     with listen() as gate:
         (tmp_path / "data_in").mkdir()
         given = variables(otlp_sink, gate) | {"CELERY_BROKER_URL": "filesystem://"}

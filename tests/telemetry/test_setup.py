@@ -1,4 +1,4 @@
-"""setup(): three signals where the environment says, what the program has is left, and nothing holds a run or an exit.
+"""setup(): three signals where the environment says, existing providers are kept, and nothing delays a run or an exit.
 
 It sets the process's global providers, so each case is a process of its own, with a collector in this one.
 """
@@ -27,9 +27,9 @@ def lines(text: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-# ---------------------------------------------------------------- where it goes
+# ---------------------------------------------------------------- destinations
 def test_a_configuration_file_without_its_loader_is_an_error(tmp_path: Path) -> None:
-    """It isn't ignored; what is to be installed is said. With the loader, see test_config_file.py."""
+    """It isn't ignored; the error says what to install. With the loader, see test_config_file.py."""
     code = """
 sys.modules["opentelemetry.configuration"] = None
 for start in (setup, observe):
@@ -47,7 +47,7 @@ for start in (setup, observe):
 
 
 def test_one_endpoint_gets_all_three_signals_of_one_resource_correlated(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Logs carry the ids of the span they were said in; the script's own events too, with run, graph and node."""
+    """Logs have the ids of the current span; the script's own events too, with run, graph and node."""
     done = python(
         'print(setup()); graph.run_sync("tea")',
         tmp_path,
@@ -73,7 +73,7 @@ def test_one_endpoint_gets_all_three_signals_of_one_resource_correlated(tmp_path
 
 
 def test_without_variables_nothing_is_sent_and_no_provider_set(tmp_path: Path) -> None:
-    """Events still go to stderr, as JSON; runs cost what they did."""
+    """Events still go to stderr, as JSON; runs cost nothing more."""
     code = """
 from opentelemetry import _logs, metrics, trace
 with setup() as telemetry:
@@ -96,7 +96,7 @@ print(tracing.look(), [type(each).__module__.split(".")[1] for each in (
 
 
 def test_providers_of_the_program_are_used_and_left_as_they_are(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Of each signal; closing shuts none of them down. A logger provider of its own gets structlog's events."""
+    """For each signal; closing shuts none of them down. The program's logger provider gets structlog's events."""
     code = """
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.sdk._logs import LoggerProvider
@@ -123,8 +123,8 @@ print(bool(reader.get_metrics_data().resource_metrics))
     assert otlp_sink.requests == []
 
 
-def test_called_twice_it_is_wired_once_and_after_closing_again(tmp_path: Path, otlp_sink: Sink) -> None:
-    """The second call gives the first one's; nothing is told twice; what runs while it is closed is not told at all."""
+def test_called_twice_it_is_set_up_once_and_again_after_closing(tmp_path: Path, otlp_sink: Sink) -> None:
+    """The second call returns the first one's object; nothing is recorded twice; nothing is recorded while it is closed."""
     code = """
 first = setup()
 assert setup() is first and setup(log_level="info") is first
@@ -160,8 +160,8 @@ for _ in range(2):
 
 
 @pytest.mark.parametrize("lines_for", ["a file", "people"])
-def test_whatever_is_logged_makes_a_line_and_fails_no_node(tmp_path: Path, otlp_sink: Sink, lines_for: str) -> None:
-    """What works on a terminal works in a container, where lines are JSON that any reader takes; each is sent, too."""
+def test_any_log_event_makes_a_line_and_fails_no_node(tmp_path: Path, otlp_sink: Sink, lines_for: str) -> None:
+    """What can be logged on a terminal can be logged in a container, as valid JSON lines; each is sent, too."""
     code = f"""
 import logging
 
@@ -199,8 +199,8 @@ with setup():
         assert shown[4:] == ["(unreadable list)", "(unreadable Odd)", "\udcff", "b'x'"]
 
 
-def test_what_is_set_up_while_the_former_closes_is_not_ended_with_it(tmp_path: Path) -> None:
-    """A collector may let a close wait. Then the next setup() has all three signals of its own, its metrics too."""
+def test_a_set_up_during_the_close_of_another_is_independent(tmp_path: Path) -> None:
+    """A slow collector may delay a close. The next setup() has all three signals of its own, its metrics too."""
     code = f"""
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from otlp_sink import Sink
@@ -225,8 +225,8 @@ with Sink() as sink:
 
 
 @pytest.mark.parametrize("call", ["setup()", "observe()", "observe(terminal=True)"])
-def test_a_service_without_stderr_is_traced_as_any_other(tmp_path: Path, otlp_sink: Sink, call: str) -> None:
-    """`sys.stderr` is None under pythonw and where it was closed before the start: lines and trees go nowhere then."""
+def test_a_service_without_stderr_is_traced(tmp_path: Path, otlp_sink: Sink, call: str) -> None:
+    """`sys.stderr` is None with pythonw and if it was closed before the start: lines and trees are dropped then."""
     code = f"""
 sys.stderr = None
 with {call} as telemetry:
@@ -241,7 +241,7 @@ with {call} as telemetry:
 
 
 def test_beside_observe_each_does_its_part_and_no_span_is_sent_twice(tmp_path: Path, otlp_sink: Sink) -> None:
-    """`pocket-plug run --trace` over a program that calls setup()."""
+    """`pocket-plug run --trace` of a program that calls setup()."""
     code = 'observe(file="t.jsonl"); print(setup().mode); graph.run_sync("tea")'
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
     assert (done.returncode, done.stdout) == (0, "yours\n")
@@ -250,8 +250,8 @@ def test_beside_observe_each_does_its_part_and_no_span_is_sent_twice(tmp_path: P
     assert otlp_sink.metrics
 
 
-def test_each_signal_goes_its_own_way(tmp_path: Path, otlp_sink: Sink) -> None:
-    """An exporter named for one counts for that one; `none` means none."""
+def test_each_signal_has_its_own_exporter(tmp_path: Path, otlp_sink: Sink) -> None:
+    """A signal's own exporter variable counts for that signal; `none` disables it."""
     done = python(
         'setup(); graph.run_sync("tea")',
         tmp_path,
@@ -265,7 +265,7 @@ def test_each_signal_goes_its_own_way(tmp_path: Path, otlp_sink: Sink) -> None:
 
 
 def test_prometheus_finds_metrics_until_it_is_closed(tmp_path: Path) -> None:
-    """At OTEL_EXPORTER_PROMETHEUS_PORT. A port that is taken is said, and breaks nothing."""
+    """At OTEL_EXPORTER_PROMETHEUS_PORT. A port in use is logged, and breaks nothing."""
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = str(taken.getsockname()[1])
         settings = {
@@ -294,7 +294,7 @@ except OSError as error:
     assert done.stdout.splitlines() == ["True True", "closed"], done.stderr
 
 
-def test_what_cannot_be_followed_is_an_error_and_nothing_is_half_set_up(tmp_path: Path) -> None:
+def test_invalid_variables_are_an_error_and_nothing_is_half_set_up(tmp_path: Path) -> None:
     """An unknown exporter of any signal, a port, a level."""
     code = """
 from opentelemetry import trace
@@ -326,7 +326,7 @@ print(type(trace.get_tracer_provider()).__name__)
 
 
 def test_setup_that_fails_leaves_no_thread_no_port_and_no_setting(tmp_path: Path) -> None:
-    """Whatever it was that could not be followed; and what is corrected works."""
+    """Whatever was invalid; and after the correction it works."""
     port = free_port()
     asking = {
         "OTEL_TRACES_EXPORTER": "otlp",
@@ -371,8 +371,8 @@ with setup(log_level="warning"):
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
 
-def test_what_fails_in_the_last_step_takes_back_those_before(tmp_path: Path) -> None:
-    """The queues are shut down, nobody listens, and tracing's settings are the former ones."""
+def test_a_failure_in_the_last_step_undoes_the_previous_ones(tmp_path: Path) -> None:
+    """The queues are shut down, there are no observers, and tracing's settings are restored."""
     code = """
 from pocket_plug.layers import tracing
 from pocket_plug.telemetry.environment import Environment
@@ -401,8 +401,8 @@ for start in (setup, observe):
     assert said == ["propagators ['MainThread'] None True True", "True 0"] * 2, done.stderr
 
 
-def test_what_opentelemetry_cannot_make_of_its_variables_is_an_error_too(tmp_path: Path) -> None:
-    """It says what OpenTelemetry says, as what `setup()` raises."""
+def test_variables_that_opentelemetry_refuses_are_an_error_too(tmp_path: Path) -> None:
+    """The error has OpenTelemetry's text, raised by `setup()`."""
     code = """
 try:
     setup()
@@ -413,8 +413,8 @@ except pp.ConfigError as error:
     assert done.stdout.startswith("OpenTelemetry rejects its OTEL_* variables: interval value 0.0 is invalid and")
 
 
-def test_sizes_that_cannot_be_meant_are_passed_over(tmp_path: Path, otlp_sink: Sink) -> None:
-    """A text that is no number is said; a batch is no larger than its queue; an exporter named twice is one."""
+def test_invalid_sizes_are_ignored(tmp_path: Path, otlp_sink: Sink) -> None:
+    """A text that is no number is logged; a batch is no larger than its queue; an exporter named twice is one."""
     done = python(
         'print(setup(log_level="error").mode); graph.run_sync("tea")',
         tmp_path,
@@ -429,8 +429,10 @@ def test_sizes_that_cannot_be_meant_are_passed_over(tmp_path: Path, otlp_sink: S
     assert otlp_sink.names().count("run shop") == 1
 
 
-def test_a_service_is_called_as_the_script_unless_it_has_a_name(tmp_path: Path, otlp_sink: Sink) -> None:
-    """A package that is run, as servers are by `python -m`, by the package's. Another attribute that ends so is none."""
+def test_the_default_service_name_is_the_scripts(tmp_path: Path, otlp_sink: Sink) -> None:
+    """A package that is run by `python -m`, as servers are, has the package's name. Another attribute with that suffix doesn't
+    count.
+    """
     (tmp_path / "stall").mkdir()
     for file in ("shopping.py", "stall/__main__.py"):
         (tmp_path / file).write_text(WORKFLOW + 'observe(); graph.run_sync("tea")')
@@ -477,7 +479,7 @@ default_pocket().register(Adding())
 
 @pytest.mark.parametrize("call", ["setup", "observe"])
 def test_plugins_add_to_the_resource(tmp_path: Path, otlp_sink: Sink, call: str) -> None:
-    """Those of the default Pocket, by what it has already; what the environment says stays."""
+    """Plugins of the default Pocket, which get its present attributes; the environment's attributes stay."""
     python(
         f'{ADDING}\n{call}(); graph.run_sync("tea")',
         tmp_path,
@@ -490,7 +492,7 @@ def test_plugins_add_to_the_resource(tmp_path: Path, otlp_sink: Sink, call: str)
 
 @pytest.mark.parametrize("call", ["setup", "observe"])
 def test_flavours_are_a_plugin_now(tmp_path: Path, call: str) -> None:
-    """The option is taken until 0.3, and says what to install."""
+    """The option is accepted until 0.3, and says what to install."""
     (tmp_path / "program.py").write_text(
         f'from pocket_plug.telemetry import {call}\n{call}(flavours=["openinference"])\n'
     )
@@ -502,8 +504,8 @@ def test_flavours_are_a_plugin_now(tmp_path: Path, call: str) -> None:
 
 
 # ---------------------------------------------------------------- structlog
-def test_a_chain_of_the_program_is_left_alone_and_export_event_does_its_part(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Attributes are plain, long ones are cut, an exception is told, and the event goes on as it was."""
+def test_the_programs_chain_is_unchanged_and_export_event_exports(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Attributes are plain, long ones are cut, an exception is recorded, and the event is passed on unchanged."""
     code = """
 kept = []
 structlog.configure(processors=[export_event, lambda logger, method, event: kept.append(dict(event)) or str(event)],
@@ -522,14 +524,16 @@ print(sorted(kept[0]))
     assert (log.body, log.severity, log.trace_id) == ("broke", "ERROR", "")
     assert log.attributes["many"] == "[1, 2]"
     assert log.attributes["huge"] == str(2**70)
-    assert log.attributes["node"] == "mine"  # outside of runs a field is called as the program calls it
+    assert log.attributes["node"] == "mine"  # outside of runs a field has the program's name
     assert len(log.attributes["long"]) == 4096
     assert log.attributes["exception.type"] == "ZeroDivisionError"
     assert "division by zero" in log.attributes["exception.stacktrace"]
 
 
-def test_what_cannot_be_exported_of_an_event_fails_nobody(tmp_path: Path, otlp_sink: Sink) -> None:
-    """An event whose text can't be had: the program's line is written, and the failure is said once. A field is unreadable."""
+def test_an_event_that_cannot_be_exported_fails_nobody(tmp_path: Path, otlp_sink: Sink) -> None:
+    """An event with an unreadable text: the program's line is written, and the failure is logged once. The field is marked
+    unreadable.
+    """
     code = """
 class Odd:
     def __repr__(self): raise RuntimeError("secret")
@@ -567,13 +571,13 @@ def test_a_terminal_gets_lines_for_people(tmp_path: Path, env: dict[str, str], c
 def _read(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 65536)
-    except OSError:  # how Linux says that the other end is closed
+    except OSError:  # on Linux, this means that the other end was closed
         return b""
 
 
 # ---------------------------------------------------------------- exporters that fail
-def test_a_run_is_over_while_the_collector_still_hangs(tmp_path: Path, otlp_sink: Sink) -> None:
-    """A full queue takes no more; what had no room is counted and said once, of spans and log records alike."""
+def test_a_run_ends_while_the_collector_still_hangs(tmp_path: Path, otlp_sink: Sink) -> None:
+    """A full queue accepts no more; dropped spans and log records are counted and logged once."""
     otlp_sink.hang()
     code = """
 telemetry = setup()
@@ -614,7 +618,7 @@ telemetry.close(timeout=0.1)
 
 
 @pytest.mark.parametrize("how", ["refuse", "drop", "nobody"])
-def test_a_collector_that_takes_nothing_is_said_once(tmp_path: Path, otlp_sink: Sink, how: str) -> None:
+def test_a_collector_that_refuses_everything_is_logged_once(tmp_path: Path, otlp_sink: Sink, how: str) -> None:
     """No stack trace, no line for each batch; the run's result is unchanged."""
     url = otlp_sink.url
     if how == "refuse":
@@ -638,17 +642,17 @@ telemetry.close(0.1)
     assert "6 spans were not exported" in done.stderr
     assert "9 log records were not exported" in done.stderr
     assert "the last metrics were not exported" in done.stderr
-    # as the exporter says it, or before OpenTelemetry 1.45 raises it
+    # logged by the exporter, or raised by OpenTelemetry before 1.45
     failed = [line for line in done.stderr.splitlines() if re.match(r"Failed to export|exporting .* failed: ", line)]
     assert len(failed) >= 3  # of each signal,
     assert len(failed) == len(set(failed))  # and each once
 
 
 # ---------------------------------------------------------------- the end of the process
-def test_at_a_sigterm_open_spans_are_in_the_trace(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Ended and marked, whole as a tree, without a status; metrics and logs are flushed; the process dies of the signal.
+def test_on_sigterm_open_spans_are_in_the_trace(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Ended and marked, with their tree, without a status; metrics and logs are flushed; the process ends by the signal.
 
-    The run has its outcome and its duration in all three, and its log line belongs to its span.
+    The run has its outcome and its duration in all three, and its log line has the ids of its span.
     """
     code = """
 @pp.node
@@ -694,8 +698,8 @@ setup(); pp.Graph(look >> wait, name="shop").run_sync("tea")
 
 
 @pytest.mark.parametrize("how", ["exit", "SIGTERM"])
-def test_a_collector_that_hangs_holds_no_process_that_ends(tmp_path: Path, otlp_sink: Sink, how: str) -> None:
-    """After the limit it is given up, which is said; how the process ends is unchanged."""
+def test_a_collector_that_hangs_does_not_keep_a_process_from_ending(tmp_path: Path, otlp_sink: Sink, how: str) -> None:
+    """After the limit it is abandoned, which is logged; the process ends in the same way."""
     otlp_sink.hang()
     code = f"""
 setup(flush_timeout=0.1); graph.run_sync("tea")
@@ -710,7 +714,7 @@ if {how!r} == "SIGTERM":
 
 @pytest.mark.parametrize("how", ["interrupt", "cancel"])
 def test_an_interrupt_and_a_cancellation_end_all_spans_and_flush(tmp_path: Path, otlp_sink: Sink, how: str) -> None:
-    """By themselves: the outcome is `cancelled`, or how Ctrl-C leaves the run."""
+    """Automatically: the outcome is `cancelled`, or as Ctrl-C ends the run."""
     code = f"""
 @pp.node
 async def wait(name: str) -> str:

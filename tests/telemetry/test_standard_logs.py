@@ -1,4 +1,4 @@
-"""The standard library's logging beside structlog: brought along by `setup()`, exported once, and never in a circle."""
+"""The standard library's logging beside structlog: included by `setup()`, exported once, and never in a loop."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def said_by(library: str, text: str) -> list[dict[str, object]]:
     return [line for line in map(json.loads, text.splitlines()) if line.get("logger") == library]
 
 
-def test_what_a_library_logs_comes_along(tmp_path: Path, otlp_sink: Sink) -> None:
+def test_records_of_libraries_are_included(tmp_path: Path, otlp_sink: Sink) -> None:
     """As a line like structlog's, and as a log record: ids of trace and run, level, time, place and exception."""
     done = python(LIBRARY + 'with setup(): bought.run_sync("tea")', tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -69,7 +69,7 @@ def test_what_a_library_logs_comes_along(tmp_path: Path, otlp_sink: Sink) -> Non
 
 
 def test_events_are_records_by_the_conventions(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Attributes of our own have the prefix; an exception's message is in none of them."""
+    """Our own attributes have the prefix; an exception's message is in none of them."""
     code = """
 with setup():
     try:
@@ -100,8 +100,8 @@ with setup():
     }
 
 
-def test_it_can_be_left_out(tmp_path: Path, otlp_sink: Sink) -> None:
-    """`log_stdlib=False`: neither lines nor records, and the root logger as it was."""
+def test_it_can_be_disabled(tmp_path: Path, otlp_sink: Sink) -> None:
+    """`log_stdlib=False`: neither lines nor records, and the root logger is unchanged."""
     code = 'with setup(log_stdlib=False): bought.run_sync("tea"); print(logging.getLogger().handlers)'
     done = python(LIBRARY + code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
     assert done.stdout == "[]\n"
@@ -110,7 +110,7 @@ def test_it_can_be_left_out(tmp_path: Path, otlp_sink: Sink) -> None:
     assert otlp_sink.logs
 
 
-def test_a_program_that_writes_lines_itself_goes_on(tmp_path: Path, otlp_sink: Sink) -> None:
+def test_a_program_with_its_own_log_lines_is_unchanged(tmp_path: Path, otlp_sink: Sink) -> None:
     """Its handlers and its level stay, no line is written twice, and the records are exported; after a close no more."""
     code = """
 logging.basicConfig(level="INFO", format="%(name)s: %(message)s", stream=sys.stdout)
@@ -135,7 +135,7 @@ assert logging.root.handlers == before and logging.root.level == logging.INFO
 def test_structlog_that_writes_by_logging_is_exported_once(
     tmp_path: Path, otlp_sink: Sink, exports: str, last: str
 ) -> None:
-    """By the chain or by the handler; what libraries log is exported as well, and so is what a processor logs."""
+    """By the chain or by the handler; records of libraries are exported as well, and so are those of a processor."""
     code = f"""
 def chatty(logger, method, event):
     if event["event"] == "looked":
@@ -164,8 +164,8 @@ with setup():
     assert (finished.event, finished.attributes["pocket_plug.run.outcome"]) == ("pocket_plug.run.finished", "success")
 
 
-def test_where_structlog_is_the_programs_logging_writes_what_it_wrote(tmp_path: Path, otlp_sink: Sink) -> None:
-    """Without any handler: warnings, bare. That there is a handler which exports takes none away."""
+def test_if_structlog_is_the_programs_logging_writes_the_same_as_before(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Without any handler: warnings, as plain text. A handler that only exports doesn't change that."""
     code = """
 structlog.configure(processors=[lambda *_: ""], logger_factory=structlog.ReturnLoggerFactory())
 with setup():
@@ -198,8 +198,8 @@ assert before == [logging.getLogger(name).handlers for name in ("uvicorn", "uvic
 """
 
 
-def test_loggers_that_hand_nothing_on_come_along_too(tmp_path: Path, otlp_sink: Sink) -> None:
-    """As uvicorn's: they write their own lines, and each record is exported once. What is to be silent stays so."""
+def test_loggers_without_propagation_are_included_too(tmp_path: Path, otlp_sink: Sink) -> None:
+    """Such as uvicorn's: they write their own lines, and each record is exported once. Silenced loggers stay silent."""
     done = python(LIBRARY + UVICORN, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url)
     assert done.returncode == 0, done.stderr
     records = {(log.scope.name, log.body) for log in otlp_sink.logs}
@@ -215,8 +215,8 @@ def test_loggers_that_hand_nothing_on_come_along_too(tmp_path: Path, otlp_sink: 
     assert len(written) == 1
 
 
-def test_a_handler_of_opentelemetrys_exports_alone(tmp_path: Path, otlp_sink: Sink) -> None:
-    """As `opentelemetry-instrument` may have put one there."""
+def test_an_existing_handler_of_opentelemetry_exports_alone(tmp_path: Path, otlp_sink: Sink) -> None:
+    """For example the handler of `opentelemetry-instrument`."""
     code = """
 class Handler(logging.NullHandler): pass
 Handler.__module__ = "opentelemetry.instrumentation.logging.handler"
@@ -228,10 +228,10 @@ with setup():
     assert {log.scope.name for log in otlp_sink.logs} == {"pocket_plug"}
 
 
-# ---------------------------------------------------------------- circles
+# ---------------------------------------------------------------- loops
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> InMemoryLogRecordExporter:
-    """By a provider of the program's whose processor logs each record that it is given."""
+    """By a provider of the program's whose processor logs each record that it gets."""
 
     class Chatty(SimpleLogRecordProcessor):
         def on_emit(self, log_record: ReadWriteLogRecord) -> None:
@@ -250,8 +250,8 @@ def bodies(exporter: InMemoryLogRecordExporter) -> list[object]:
     return [data.log_record.body for data in exporter.get_finished_logs()]
 
 
-def test_nothing_goes_round_in_a_circle(exported: InMemoryLogRecordExporter) -> None:
-    """Neither what is logged while a record is handed on, nor what an exporter or OpenTelemetry itself logs."""
+def test_no_record_causes_another_without_end(exported: InMemoryLogRecordExporter) -> None:
+    """Neither records that are logged during an export, nor those of an exporter or of OpenTelemetry itself."""
     logging.getLogger("app").warning("one")
     logging.getLogger("opentelemetry.exporter.otlp").warning("refused")
     with silenced():
@@ -260,10 +260,10 @@ def test_nothing_goes_round_in_a_circle(exported: InMemoryLogRecordExporter) -> 
     assert bodies(exported) == ["one", "two"]
 
 
-def test_what_cannot_be_logged_fails_nobody(
+def test_a_record_that_cannot_be_exported_fails_nobody(
     exported: InMemoryLogRecordExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A field that has no name: said once, by the type of what it leads to. One whose repr raises is called unreadable."""
+    """A field without a name: logged once, with the resulting error's type. A field whose repr raises is marked unreadable."""
 
     class Odd:
         def __repr__(self) -> str:
@@ -278,8 +278,8 @@ def test_what_cannot_be_logged_fails_nobody(
     assert (exported.get_finished_logs()[-1].log_record.attributes or {})["odd"] == "(unreadable Odd)"
 
 
-def test_an_exception_of_our_own_records_is_told_without_its_message(exported: InMemoryLogRecordExporter) -> None:
-    """It may quote what a store keeps; a library's is told whole."""
+def test_exceptions_in_our_own_records_are_exported_without_their_message(exported: InMemoryLogRecordExporter) -> None:
+    """It may quote stored data; a library's exception is exported completely."""
     for name in ("pocket_plug", "library"):
         logging.getLogger(name).warning("could not be written", exc_info=ValueError("secret"))
     own, theirs = (dict(data.log_record.attributes or {}) for data in exported.get_finished_logs())
@@ -288,8 +288,8 @@ def test_an_exception_of_our_own_records_is_told_without_its_message(exported: I
     assert theirs["exception.message"] == "secret"
 
 
-def test_a_failure_that_our_own_records_quote_is_told_by_its_type(exported: InMemoryLogRecordExporter) -> None:
-    """A plugin's exception, a backend's: the text stays with who reads the log here. A plugin's error of ours is whole."""
+def test_a_failure_quoted_by_our_own_records_is_exported_by_its_type(exported: InMemoryLogRecordExporter) -> None:
+    """A plugin's exception, a backend's: the text is in the local log only. A plugin's error of pocket_plug is complete."""
 
     class Watching:
         @pp.hookimpl

@@ -1,4 +1,6 @@
-"""Where instrumentation is suppressed, as OpenTelemetry does around an export, nothing is told: else an exporter feeds itself."""
+"""If instrumentation is suppressed, as OpenTelemetry does around an export, nothing is recorded: otherwise an exporter would feed
+itself.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ from pocket_plug.testing.spans import SpanCapture
 
 
 class Told:
-    """All that is told of within the block: spans, figures other than 0, and events."""
+    """Everything recorded within the block: spans, metrics other than 0, and events."""
 
     def __init__(self) -> None:
         self.capture, self.events, self.reader = SpanCapture(detail="debug"), LogCapture(), InMemoryMetricReader()
@@ -50,7 +52,7 @@ class Told:
         metrics.configure(meter_provider=self.former.meter_provider)
 
     def all(self) -> tuple[list[str], dict[str, Any], list[str]]:
-        """Gauges are left out: how much there is no operation tells."""
+        """Without gauges: they are caused by no operation."""
         data = self.reader.get_metrics_data()
         figures = {
             metric.name: sum(getattr(point, "value", getattr(point, "count", 0)) for point in metric.data.data_points)
@@ -87,7 +89,7 @@ tries: list[int] = []
 
 
 def work(file: Path) -> None:
-    """Each operation of a store, ones that fail too, and runs of every kind: nested, fanned out, durable, with a retry."""
+    """Each operation of a store, failing ones too, and runs of every kind: nested, fanned out, durable, with a retry."""
     store = pp.SyncStore(Failing(), layers=[Logging(), Metrics(durations=True), Tracing()])
     store.set("a", 1)
     store.set_many({"b": 1, "c": 2})
@@ -125,8 +127,8 @@ WAYS: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nothing_of_ours_is_told_under_suppression(told: Told, way: str, tmp_path: Path) -> None:
-    """No span, no figure and no event, of no operation and no run; after the block everything is told again."""
+def test_nothing_is_recorded_under_suppression(told: Told, way: str, tmp_path: Path) -> None:
+    """No span, no metric and no event, of no operation and no run; after the block everything is recorded again."""
     with WAYS[way]():
         work(tmp_path / "suppressed.db")
     assert told.all() == ([], {}, [])
@@ -146,7 +148,7 @@ def test_nothing_of_ours_is_told_under_suppression(told: Told, way: str, tmp_pat
 
 
 def test_within_a_run_only_what_is_suppressed_is_left_out(told: Told) -> None:
-    """A block in a node: neither the store's operations in it nor a run in it are told of; the node is, and what follows."""
+    """A block in a node: neither the store's operations in it nor a run in it are recorded; the node is, and later operations."""
     store = pp.Store(layers=[Logging(), Metrics(), Tracing()])
 
     @pp.node
@@ -172,7 +174,7 @@ def test_within_a_run_only_what_is_suppressed_is_left_out(told: Told) -> None:
 
 
 def test_a_plugin_that_fails_there_makes_no_event(told: Told) -> None:
-    """It is still said through the logger `pocket_plug`, which is no telemetry."""
+    """It is still logged by the logger `pocket_plug`, which is no telemetry."""
     record: Any = SimpleNamespace(name="any")
     plugin = pocket_logging.LoggingPlugin()
     with suppress_instrumentation():
@@ -183,7 +185,7 @@ def test_a_plugin_that_fails_there_makes_no_event(told: Told) -> None:
 
 
 def test_an_exporter_over_a_traced_store_feeds_itself_nothing() -> None:
-    """OpenTelemetry suppresses instrumentation around `export`: what is kept there makes no span."""
+    """OpenTelemetry suppresses instrumentation during `export`: operations there make no span."""
     exported: list[ReadableSpan] = []
 
     class Keeps(SpanExporter):
@@ -202,7 +204,7 @@ def test_an_exporter_over_a_traced_store_feeds_itself_nothing() -> None:
 
 
 def test_an_exporter_of_logs_that_logs_feeds_itself_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`export_event` hands nothing on under suppression, and a logging store logs nothing there."""
+    """`export_event` exports nothing under suppression, and a logging store logs nothing there."""
     exported: list[Any] = []
 
     class Keeps(LogRecordExporter):
@@ -233,16 +235,16 @@ def test_an_exporter_of_logs_that_logs_feeds_itself_nothing(monkeypatch: pytest.
     assert exported == ["one"]
 
 
-def test_a_context_of_the_users_own_is_asked_through_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`OTEL_PYTHON_CONTEXT` may name another kind than that of context variables: its tokens tell no variable."""
+def test_a_custom_context_is_read_through_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`OTEL_PYTHON_CONTEXT` may name another implementation than context variables."""
     monkeypatch.setattr(otel_context, "attach", lambda context: object())
     monkeypatch.setattr(otel_context, "detach", lambda token: None)
     assert reporting._reader_of_context() is otel_context.get_current
 
 
-def test_a_global_that_the_api_has_no_more_is_asked_for() -> None:
+def test_a_private_global_that_is_missing_is_read_through_the_api() -> None:
     """Its name is private: a release without it costs time, and loses nothing."""
     names = reporting.globals_of(otel_context, "_NO_SUCH_PROVIDER", lambda: "the API's answer")
     assert names["_NO_SUCH_PROVIDER"] == "the API's answer"
-    for module, name in ((trace, "_TRACER_PROVIDER"), (_internal, "_METER_PROVIDER")):  # so far they are there
+    for module, name in ((trace, "_TRACER_PROVIDER"), (_internal, "_METER_PROVIDER")):  # so far they exist
         assert reporting.globals_of(module, name, list) is vars(module)

@@ -1,4 +1,4 @@
-"""The tree on the terminal: what a person sees of a trace within a second."""
+"""The tree in the terminal: a person understands a trace within a second."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def names(terminal: Terminal) -> list[str]:
 
 
 class Terminal:
-    """A tracer whose traces are drawn to a string, and spans with times of the test's choice."""
+    """A tracer whose traces are drawn to a string, and spans with chosen times."""
 
     def __init__(
         self, file: TextIO | None = None, footer: Callable[[Any], str] = lambda root: f"trace of {root.name}"
@@ -44,7 +44,7 @@ class Terminal:
 
 
 def test_a_tree_shows_names_durations_bars_errors_and_where_the_file_lies() -> None:
-    """Drawn when the root ends, plain when it is no terminal."""
+    """Drawn when the root ends, plain if it is no terminal."""
     terminal = Terminal()
     root = terminal.span("run shop", 0)
     node = terminal.span("node charge", 0, root)
@@ -83,7 +83,7 @@ def test_a_tree_shows_names_durations_bars_errors_and_where_the_file_lies() -> N
     assert "\x1b" not in terminal.text()
 
 
-def test_the_line_that_is_to_be_copied_is_whole() -> None:
+def test_the_command_to_copy_is_never_cut() -> None:
     """However narrow the terminal is."""
     opening = "open it: pocket-plug trace show 0886bc7741bb00000001 --open --file somewhere/else/traces.jsonl"
     terminal = Terminal(footer=lambda root: opening)
@@ -111,7 +111,7 @@ def test_many_siblings_of_one_name_are_summed_up() -> None:
     assert lines[0].startswith("run g (1,228 of 1,245 items shown)")
 
 
-def test_what_ends_after_its_root_or_never_is_not_kept() -> None:
+def test_spans_that_end_after_their_root_or_never_are_dropped() -> None:
     """A background task that outlives the run leaks nothing and draws nothing."""
     terminal = Terminal()
     root = terminal.span("run g", 0)
@@ -126,7 +126,7 @@ def test_what_ends_after_its_root_or_never_is_not_kept() -> None:
 
 
 def test_a_trace_continued_from_elsewhere_has_its_root_here() -> None:
-    """With a remote parent, the local top is the root."""
+    """With a remote parent, the topmost local span is the root."""
     terminal = Terminal()
     remote = NonRecordingSpan(SpanContext(3, 4, is_remote=True, trace_flags=TraceFlags(1)))
     terminal.span("run g", 0, remote).end(1 * MS)
@@ -138,7 +138,7 @@ REMOTE = NonRecordingSpan(SpanContext(3, 4, is_remote=True, trace_flags=TraceFla
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_runs_of_one_trace_are_drawn_each_with_its_own_spans(first: int) -> None:
-    """As two of one web request, whichever ends first: also spans whose parent has ended, or whose run has."""
+    """For example two of one web request, whichever ends first: also spans whose parent has ended, or whose run has."""
     terminal = Terminal()
     roots = [terminal.span(f"run {number}", 0, REMOTE) for number in range(2)]
     nodes = [terminal.span(f"node {number}", 0, root) for number, root in enumerate(roots)]
@@ -173,8 +173,8 @@ def test_a_root_that_never_ends_keeps_no_other_of_its_trace_from_being_drawn() -
     assert list(terminal.processor._held[3].known) == [never.get_span_context().span_id]
 
 
-def test_below_a_span_that_was_not_seen_a_span_is_of_the_only_run_of_its_trace() -> None:
-    """As below one of another provider's; with several runs nobody knows of which, and it is in neither."""
+def test_a_span_with_an_unknown_parent_belongs_to_the_only_run_of_its_trace() -> None:
+    """For example below another provider's span; if there are several runs, it is in none of them."""
     terminal = Terminal()
     for number in (1, 2):
         roots = [terminal.span(f"run {each}", 0, REMOTE) for each in range(number)]
@@ -193,8 +193,8 @@ def test_below_a_span_that_was_not_seen_a_span_is_of_the_only_run_of_its_trace()
     ]
 
 
-def test_of_open_spans_a_bounded_number_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spans that never end fill no memory; those beyond are still of their parent's tree, and of no other."""
+def test_a_limited_number_of_open_spans_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans that never end take limited memory; spans above the limit still belong to their parent's tree, and to no other."""
     monkeypatch.setattr("pocket_plug.telemetry.tree.MAX_KNOWN", 10)
     terminal = Terminal()
     other, root = terminal.span("run other", 0, REMOTE), terminal.span("run g", 0, REMOTE)
@@ -209,14 +209,14 @@ def test_of_open_spans_a_bounded_number_is_known(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_store_operation_by_itself_draws_nothing() -> None:
-    """Store use outside of runs would flood the terminal."""
+    """Store operations outside of runs would flood the terminal."""
     terminal = Terminal()
     terminal.provider.get_tracer("pocket_plug.store").start_span("get").end()
     assert terminal.text() == ""
 
 
-def test_a_huge_trace_is_drawn_from_a_bounded_number_of_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is beyond is counted, not held."""
+def test_a_huge_trace_is_drawn_from_a_limited_number_of_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans above the limit are counted, not kept."""
     monkeypatch.setattr("pocket_plug.telemetry.tree.MAX_HELD", 10)
     terminal = Terminal()
     root = terminal.span("run g", 0)
@@ -261,7 +261,7 @@ def test_a_broken_terminal_is_said_once_and_breaks_nothing(caplog: pytest.LogCap
     assert "drawing a trace failed: BrokenPipeError" in caplog.text
 
 
-# ---------------------------------------------------------------- where it failed
+# ---------------------------------------------------------------- failures
 STACK = """Traceback (most recent call last):
   File "/app/shop/orders.py", line 41, in charge
   File "/x/lib/python3.12/site-packages/bank/api.py", line 9, in post
@@ -269,7 +269,7 @@ STACK = """Traceback (most recent call last):
 
 
 def fail(span: Any, end: int, kind: str = "shop.Declined", message: str | None = None, place: bool = True) -> None:
-    """Ends a span as one that failed, at first where the error happened, with `place`."""
+    """Ends a span as failed, at first where the error happened, with `place`."""
     span.set_attribute("error.type", kind)
     span.set_status(StatusCode.ERROR, kind)
     said = {} if message is None else {"exception.message": message}
@@ -278,8 +278,8 @@ def fail(span: Any, end: int, kind: str = "shop.Declined", message: str | None =
     span.end(end * MS)
 
 
-def test_a_failed_span_says_the_users_line_and_the_message() -> None:
-    """Where the error happened: its type without the module, and the frame of the user's, not the library's it calls."""
+def test_a_failed_span_shows_the_users_line_and_the_message() -> None:
+    """Where the error happened: its type without the module, and the user's frame, not that of a called library."""
     terminal = Terminal()
     root = terminal.span("run shop", 0)
     node = terminal.span("node charge", 0, root)
@@ -296,8 +296,8 @@ def test_a_failed_span_says_the_users_line_and_the_message() -> None:
     assert "later" not in terminal.text()
 
 
-def test_without_room_the_place_stands_below() -> None:
-    """Before the message, rather than cut off."""
+def test_if_the_line_is_too_short_the_place_is_below() -> None:
+    """Before the message, rather than cut."""
     terminal = Terminal()
     root = terminal.span("run shop", 0)
     fail(terminal.span(f"exec {'charge' * 8}", 0, root), 5, message="no funds")
@@ -307,8 +307,8 @@ def test_without_room_the_place_stands_below() -> None:
     assert lines[2] == "      orders.py:41: no funds"
 
 
-def test_an_attempt_that_was_tried_again_says_its_place_too() -> None:
-    """It is no error, and yet what one looks for."""
+def test_a_retried_attempt_shows_its_place_too() -> None:
+    """It is no error, but useful to see."""
     terminal = Terminal()
     root = terminal.span("run shop", 0)
     attempt = terminal.span("exec charge", 0, root)
@@ -319,7 +319,7 @@ def test_an_attempt_that_was_tried_again_says_its_place_too() -> None:
 
 
 def test_an_error_that_a_span_has_handled_is_not_taken_for_its_own() -> None:
-    """Of several exceptions on a span it is the last one of its type."""
+    """Of several exceptions on a span the last one of its type counts."""
     terminal = Terminal()
     root = terminal.span("GET /", 0)
     root.add_event("exception", {"exception.type": "KeyError", "exception.stacktrace": STACK.replace("41", "7") % ""})
@@ -332,7 +332,7 @@ def test_an_error_that_a_span_has_handled_is_not_taken_for_its_own() -> None:
 
 
 def items(terminal: Terminal, number: int, failing: set[int]) -> Any:
-    """A fan-out in a run, of which some items fail, each in its exec."""
+    """A fan-out in a run, some of whose items fail, each in its exec."""
     root = terminal.span("run g", 0)
     each = terminal.span("node each", 0, root)
     for index in range(number):
@@ -348,8 +348,8 @@ def items(terminal: Terminal, number: int, failing: set[int]) -> Any:
     return root, each
 
 
-def test_the_first_failure_is_open() -> None:
-    """However many siblings there are: its line and all that leads to it; and items say their number."""
+def test_the_first_failure_is_unfolded() -> None:
+    """However many siblings there are: its line and all its ancestors; and items show their number."""
     terminal = Terminal()
     root, each = items(terminal, 300, {250})
     fail(each, 400, "ValueError", place=False)
@@ -365,7 +365,7 @@ def test_the_first_failure_is_open() -> None:
     ]
 
 
-def test_what_made_the_run_fail_is_open_rather_than_what_was_handled_before() -> None:
+def test_the_cause_of_the_runs_failure_is_unfolded_rather_than_a_handled_error() -> None:
     """A visit that failed and had a fallback came first, but isn't why the run failed."""
     terminal = Terminal()
     root = terminal.span("run g", 0)
@@ -384,8 +384,8 @@ def test_what_made_the_run_fail_is_open_rather_than_what_was_handled_before() ->
     assert f"… 98 more: node work, 1 {TIMES} KeyError, " in text
 
 
-def test_what_is_summed_up_says_its_errors_by_type() -> None:
-    """Also those further down, without a line of their own; three types at most."""
+def test_a_summary_shows_its_errors_by_type() -> None:
+    """Also errors further down, without a line of their own; three types at most."""
     terminal = Terminal()
     root = terminal.span("run g", 0)
     for number in range(100):
@@ -397,7 +397,7 @@ def test_what_is_summed_up_says_its_errors_by_type() -> None:
     assert f"… 98 more: node work, 4 {TIMES} D, 2 {TIMES} E, 2 {TIMES} C, 1 of other types, p95" in terminal.text()
 
 
-def test_visits_of_a_node_in_a_loop_are_summed_up_and_say_their_number() -> None:
+def test_visits_of_a_node_in_a_loop_are_summed_up_with_their_number() -> None:
     """Though other nodes come between them."""
     terminal = Terminal()
     root = terminal.span("run g", 0)
@@ -420,7 +420,7 @@ def test_visits_of_a_node_in_a_loop_are_summed_up_and_say_their_number() -> None
 
 
 def test_a_nested_graph_and_its_node_are_one_line() -> None:
-    """Where there is nothing else below the node, and one ended as the other."""
+    """If there is nothing else below the node, and both ended in the same way."""
     terminal = Terminal()
     root = terminal.span("run shop", 0)
     for name, graph in (("pay", "payment"), ("ship", "ship")):
@@ -440,8 +440,8 @@ def test_a_nested_graph_and_its_node_are_one_line() -> None:
     ]
 
 
-def test_what_failed_is_held_although_the_trace_is_huge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bounded number of them, so that the tree of a run that failed at last says where."""
+def test_failures_are_kept_although_the_trace_is_huge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limited number of them, so that the tree of a run that failed late shows where."""
     monkeypatch.setattr("pocket_plug.telemetry.tree.MAX_HELD", 10)
     monkeypatch.setattr("pocket_plug.telemetry.tree.MAX_FAILED", 2)
     terminal = Terminal()

@@ -1,4 +1,4 @@
-"""A run that is under way is seen in a backend within seconds, long before its span is sent; and figures lead to traces."""
+"""A running run is visible in a backend within seconds, long before its span is sent; and metrics lead to traces."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ with setup():
 
 
 @pytest.mark.parametrize("end", ["its own", "SIGTERM"])
-def test_a_run_is_seen_while_it_goes_on_and_its_figures_lead_to_its_trace(
+def test_a_run_is_visible_while_it_is_executed_and_its_metrics_lead_to_its_trace(
     tmp_path: Path, otlp_sink: Sink, end: str
 ) -> None:
-    """Its start is a log record with run, graph, trace and span, its number a metric. Exemplars are its spans."""
+    """Its start is a log record with run, graph, trace and span, the number of runs a metric. Exemplars name its spans."""
 
     def points(name: str) -> list[Point]:
         return [point for metric in otlp_sink.metrics if metric.name == name for point in metric.points]

@@ -1,4 +1,4 @@
-"""What is done by private names of the SDK's and of servers: a version that has renamed one is said, and all else is done."""
+"""Private names of the SDK and of servers: if a version has renamed one, this is logged, and everything else works."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- forked children
 @pytest.mark.parametrize("name", ["_measurement_consumer", "_reader_storages", "_lock"])
 def test_an_sdk_that_is_not_known_is_said_before_the_fork(caplog: pytest.LogCaptureFixture, name: str) -> None:
-    """With the name that it lacks. In the child nothing is raised, and other providers begin at zero."""
+    """With the missing name. In the child nothing is raised, and other providers start at zero."""
     strange, usual = [MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False) for _ in range(2)]
     owner: Any = strange if name == "_measurement_consumer" else vars(strange)["_measurement_consumer"]
     kept = vars(owner).pop(name)
@@ -49,7 +49,7 @@ def test_an_sdk_that_is_not_known_is_said_before_the_fork(caplog: pytest.LogCapt
 
 # ---------------------------------------------------------------- servers
 class Calls:
-    """What servers told."""
+    """Calls of the servers' functions."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -70,7 +70,7 @@ def test_a_uvicorn_without_what_is_watched_is_said(
 def test_a_uvicorn_that_keeps_its_signals_elsewhere_is_said_as_it_ends(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It ends as ever; one that keeps them where they were tells of a SIGTERM."""
+    """It ends as usual; a version that keeps its signals in the known place notifies of a SIGTERM."""
 
     class Server:
         async def shutdown(self) -> None:
@@ -102,10 +102,10 @@ def test_a_celery_without_one_of_its_signals_is_said_and_the_other_is_heard(
     assert calls.heard == ["logging", "logging"]
 
 
-def test_each_signal_that_a_celery_lacks_is_said(
+def test_each_missing_signal_of_celery_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not the first one alone."""
+    """Not only the first one."""
     monkeypatch.setitem(sys.modules, "celery.signals", SimpleNamespace())
     Calls().watch()
     for name in ("worker_process_shutdown", "after_setup_logger"):

@@ -1,4 +1,4 @@
-"""Virtual time: exact, told by one clock, and no obstacle to threads."""
+"""Virtual time: exact, with one clock, and compatible with threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pocket_plug.testing.clock import FakeClock, run_virtual
 
 
 def test_a_clock_moves_only_when_told() -> None:
-    """And never back."""
+    """And never backwards."""
     clock = FakeClock(start=100)
     assert (clock(), clock.elapsed) == (100, 0)
     clock.advance(2.5)
@@ -24,7 +24,7 @@ def test_a_clock_moves_only_when_told() -> None:
 
 
 def test_sleeping_takes_no_time_and_is_exact() -> None:
-    """Timers fire in their order, each at its own time, from microseconds to years."""
+    """Timers fire in their order, each at its exact time, from microseconds to years."""
     clock = FakeClock()
     woken: list[float] = []
 
@@ -42,7 +42,7 @@ def test_sleeping_takes_no_time_and_is_exact() -> None:
 
 
 def test_deadlines_are_kept_in_virtual_time() -> None:
-    """`asyncio.timeout` and `wait_for` end at their time; what is done before it is not cut off."""
+    """`asyncio.timeout` and `wait_for` end at their time; work that is done before is not interrupted."""
     clock = FakeClock()
 
     async def main() -> None:
@@ -56,7 +56,7 @@ def test_deadlines_are_kept_in_virtual_time() -> None:
 
 
 def test_a_store_and_the_loop_share_the_time() -> None:
-    """A ttl runs out while a task sleeps, and `advance` in the midst of a run wakes who is due."""
+    """A ttl expires while a task sleeps, and `advance` during a run wakes sleepers whose time has come."""
     clock = FakeClock()
 
     async def main() -> None:
@@ -75,8 +75,8 @@ def test_a_store_and_the_loop_share_the_time() -> None:
     run_virtual(main(), clock)
 
 
-def test_a_thread_is_waited_for_where_there_is_no_timer() -> None:
-    """Without anything to jump to, the loop waits as ever, and time stands still."""
+def test_without_a_timer_a_thread_is_waited_for() -> None:
+    """If there is no timer to jump to, the loop waits as usual, and the time doesn't move."""
     clock = FakeClock()
 
     async def main() -> None:
@@ -89,7 +89,7 @@ def test_a_thread_is_waited_for_where_there_is_no_timer() -> None:
 
 
 def test_errors_and_results_come_out() -> None:
-    """As of `asyncio.run`."""
+    """As with `asyncio.run`."""
 
     async def fails() -> None:
         raise ValueError("inside")

@@ -1,4 +1,4 @@
-"""What the contract says to whoever has written a backend with a fault: the first test that fails leads to it."""
+"""The contract's messages for a backend with a fault: the first test that fails points to it."""
 
 from __future__ import annotations
 
@@ -85,15 +85,15 @@ FIRST = {
 
 
 def output_of(folder: Path, *options: str) -> str:
-    """What pytest says of the tests in a folder."""
+    """pytest's output for the tests in a folder."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
     # In CI pytest's summary repeats the whole message of each failure.
     surroundings = {name: value for name, value in os.environ.items() if name not in ("CI", "BUILD_NUMBER")}
     return subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, check=False).stdout
 
 
-def test_the_first_test_that_fails_is_that_of_the_promise(tmp_path: Path) -> None:
-    """Not one of what rests on it, such as lists: a fault fails many."""
+def test_the_first_test_that_fails_is_that_of_the_broken_guarantee(tmp_path: Path) -> None:
+    """Not a test that depends on it, such as those of lists: one fault fails many."""
     tests = "\n".join(
         f"class Test{name}(BackendContract):\n    @pytest.fixture\n    def make_backend(self):\n        return {name}\n"
         for name in FIRST
@@ -144,8 +144,8 @@ class TestUnshared(SharedBackendContract):
 """
 
 
-def test_what_is_not_shared_is_an_error(tmp_path: Path) -> None:
-    """Where each opener has data of its own, nobody waits for what another one writes."""
+def test_data_that_is_not_shared_is_an_error(tmp_path: Path) -> None:
+    """If each opener has data of its own, no caller may wait for another's write."""
     (tmp_path / "test_unshared.py").write_text(UNSHARED)
     said = output_of(tmp_path, "--tb=no", "-k", "acknowledged or rise_whoever or dies_in_a_write")
     assert "test_what_one_has_acknowledged_all_see" in said
@@ -188,7 +188,7 @@ class TestHanging(BackendContract):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_that_hangs_says_where(tmp_path: Path) -> None:
-    """Else nobody knows which lock it was."""
+    """Otherwise nobody knows which lock it was."""
     (tmp_path / "test_hanging.py").write_text(HANGING)
     said = output_of(tmp_path, "-k", "forked")
     assert "a forked child hung; its traceback is on stderr" in said

@@ -1,4 +1,4 @@
-"""The fixtures of the kit, in a pytest of their own: there for those who ask, and for nobody else."""
+"""The kit's fixtures, in a separate pytest: available on request, and by default absent."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_graph_is_what_it_was():
 
 
 def test_they_do_what_they_say(tmp_path: Path) -> None:
-    """Asked for by `-p`, as by `pytest_plugins`."""
+    """Loaded by `-p`, as by `pytest_plugins`."""
     (tmp_path / "test_them.py").write_text(TESTS)
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "pocket_plug.testing.fixtures", "-p", "no:cacheprovider"],
@@ -64,8 +64,8 @@ def test_they_do_what_they_say(tmp_path: Path) -> None:
     assert "7 passed" in ran.stdout
 
 
-def test_nobody_gets_them_who_has_not_asked() -> None:
-    """Whoever has pytest would load pocket_plug and its fixtures by an entry point of pytest's, whatever they test."""
+def test_they_are_not_loaded_by_default() -> None:
+    """As an entry point of pytest, they would load pocket_plug in every project that is tested."""
     assert not [point for point in entry_points(group="pytest11") if point.value.startswith("pocket_plug")]
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert "pytest11" not in project["entry-points"]

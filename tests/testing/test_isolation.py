@@ -1,4 +1,4 @@
-"""Each test has a Pocket of its own, and leaves behind nothing that another one would use."""
+"""Each test has a Pocket of its own, and leaves nothing behind that another test would use."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ layers = ["tracing", "metrics"]
 def test_two_tests_with_a_configuration_each(
     layer: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_pocket: None
 ) -> None:
-    """None gets the store of another, whichever comes first."""
+    """Neither gets the other's store, whichever comes first."""
     (tmp_path / "pocket.toml").write_text(f'[store]\nlayers = ["{layer}"]')
     monkeypatch.setenv("POCKET_PLUG_CONFIG", str(tmp_path / "pocket.toml"))
     assert Graph(same).run_sync(1) == 1
@@ -46,7 +46,7 @@ def test_two_tests_with_a_configuration_each(
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current one, with a configuration that the environment names."""
+    """The current folder, with a configuration that the environment names."""
     (tmp_path / "pocket.toml").write_text('[store]\nlayers = ["metrics"]')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POCKET_PLUG_CONFIG", "pocket.toml")
@@ -54,13 +54,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_pocket_of_a_test(folder: Path, pocket: Pocket) -> None:
-    """It is the default one, configured by the file that another fixture has named."""
+    """It is the default one, with the configuration that another fixture has named."""
     assert pocket is default_pocket()
     assert repr(pocket.store) == "Store(Metrics() > memory)"
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_all_is_as_it_was(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_restored(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default Pocket and the process's settings, also after a failing test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POCKET_PLUG_CONFIG", "pocket.toml")
@@ -91,7 +91,7 @@ def test_all_is_as_it_was(fails: bool, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_store_that_was_opened_on_a_loop_is_closed(folder: Path) -> None:
-    """Though the loop has ended with the test that opened it."""
+    """Though that loop has ended with the test that opened the store."""
     (folder / "pocket.toml").write_text('[store]\nurl = "sqlite:///state.db"')
 
     async def left_open() -> Any:
@@ -138,7 +138,7 @@ except ImportError as error:
 
 
 def test_a_project_asks_for_the_fixtures(tmp_path: Path) -> None:
-    """They are not there by themselves, and are by one line in a conftest.py; a contract's asserts say what they found."""
+    """They aren't loaded by default, and one line in a conftest.py loads them; a contract's asserts show what they found."""
     (tmp_path / "test_it.py").write_text("""
 import sys
 from pocket_plug.testing.contracts import BackendContract

@@ -1,4 +1,4 @@
-"""`run_node`: one node through all of its phases, as a graph would take a value through it."""
+"""`run_node`: one node through all of its phases, as a graph would execute it."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ Running = Callable[..., NodeResult[Any]]
 
 
 @both
-def test_all_phases_are_done(run: Running):
-    """prep reads, exec is tried, post's writes land, hooks are called; output and action are given."""
+def test_all_phases_are_executed(run: Running):
+    """prep reads, exec is executed, the writes of post are committed, hooks are called; output and action are returned."""
     store = Store()
     store.sync.set(PRICE("tea"), 3.0)
     assert run(Sell(), "tea", store=store) == NodeResult(3.0, "default")
@@ -97,7 +97,7 @@ def test_it_may_leave_by_any_action(run: Running):
 
 
 def test_retries_pause_and_are_counted():
-    """As often as the node says, on a clock of the test's."""
+    """As often as the node says, by the test's clock."""
     store = Store()
     store.sync.set(PRICE("tea"), 3.0)
     clock = FakeClock()
@@ -108,8 +108,8 @@ def test_retries_pause_and_are_counted():
 
 
 @both
-def test_what_it_raises_is_raised_and_nothing_is_written(run: Running):
-    """The phase's own error, with its place; post's writes are gone."""
+def test_an_error_is_raised_and_nothing_is_written(run: Running):
+    """The phase's own error, with its place; post's writes are rolled back."""
 
     class Fails(Node[int, int]):
         def post(self, store: SyncWriter, number: int, prepared: int, result: int) -> int:
@@ -127,14 +127,14 @@ def test_what_it_raises_is_raised_and_nothing_is_written(run: Running):
 
 @both
 def test_its_input_is_checked(run: Running):
-    """As within a graph."""
+    """As in a graph."""
     with pytest.raises(InputError, match="node 'sell' of graph 'sell' takes str, not int"):
         run(Sell(), 7)
 
 
 @both
-def test_a_node_that_no_graph_could_run_is_refused(run: Running):
-    """With what is wrong with it, before anything runs."""
+def test_an_invalid_node_is_refused(run: Running):
+    """The error says what is wrong, before anything runs."""
 
     class Misspelt(Node[int, int]):
         def execute(self, number: int) -> int:
@@ -171,8 +171,8 @@ def test_without_a_store_it_has_a_new_one_each_time(run: Running):
     assert [run(Count(), 0).output, run(Count(), 0).output] == [1, 1]
 
 
-def test_it_takes_a_scope_and_a_sync_store():
-    """Whatever a graph takes as its store."""
+def test_it_accepts_a_scope_and_a_sync_store():
+    """Everything that a graph accepts as its store."""
     store = SyncStore()
     store.scope("shop").set(PRICE("tea"), 3.0)
     assert run_node_sync(Sell(), "tea", store=store.scope("shop")).output == 3.0
@@ -180,8 +180,8 @@ def test_it_takes_a_scope_and_a_sync_store():
 
 
 @both
-def test_a_pocket_watches_it(run: Running):
-    """Its plugins see a run of that one node."""
+def test_a_pocket_observes_it(run: Running):
+    """Its plugins observe a run of that one node."""
     seen: list[str] = []
 
     class Watching:
@@ -200,7 +200,7 @@ def test_a_pocket_watches_it(run: Running):
 
 @both
 def test_its_executor_runs_it(run: Running):
-    """By name, of the Pocket; one that isn't there is found before it runs."""
+    """By its name in the Pocket; an unknown one is an error before the node runs."""
 
     @node(executor="threads://")
     def double(number: int) -> int:
@@ -212,8 +212,8 @@ def test_its_executor_runs_it(run: Running):
 
 
 @both
-def test_what_is_no_store_is_refused(run: Running):
-    """With what to give instead, as a graph's own store is."""
+def test_anything_but_a_store_is_refused(run: Running):
+    """The error says what to give instead, as for a graph's own store."""
 
     @node
     def double(number: int) -> int:

@@ -18,7 +18,7 @@ PASSWORD = "hunter2"  # noqa: S105 - of this test
 
 
 def ask(port: int, request: str, *, timeout: float = 60) -> str:
-    """What a Valkey answers, in one piece; raises OSError where nobody does."""
+    """A Valkey's answer, in one piece; raises OSError if there is none."""
     with socket.create_connection((HOST, port), timeout) as connection:
         connection.sendall(request.encode() + b"\r\n")
         answer = connection.recv(1000)
@@ -40,7 +40,7 @@ def shared_postgres() -> Iterator[Server]:
 
 
 def greeting(port: int, context: ssl.SSLContext | None = None) -> bytes:
-    """The first byte of what a PostgreSQL says to a user: R, it may authenticate itself. Over TLS with a context."""
+    """The first byte of a PostgreSQL's answer to a login: R, authentication is possible. Over TLS with a context."""
     with socket.create_connection((HOST, port), 60) as connection:
         if context is not None:
             connection.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")
@@ -54,7 +54,7 @@ def greeting(port: int, context: ssl.SSLContext | None = None) -> bytes:
 
 
 def starts_again(server: Server, works: Callable[[], object]) -> None:
-    """Killed and restarted twice: nobody answers, then it does, at the same port."""
+    """Killed and restarted twice: no answer, then answers again, at the same port."""
     for _ in range(2):
         former = server.pid
         server.kill()
@@ -69,14 +69,14 @@ def starts_again(server: Server, works: Callable[[], object]) -> None:
 
 # ---------------------------------------------------------------- Valkey
 def test_a_valkey_is_killed_and_started_again_over_its_data(shared: Server) -> None:
-    """What it had acknowledged is there, since each write is appended to a file."""
+    """Acknowledged writes are there, since each write is appended to a file."""
     assert ask(shared.port, "SET a 1") == "+OK"
     starts_again(shared, lambda: ask(shared.port, "PING"))
     assert ask(shared.port, "GET a").splitlines()[-1] == "1"
 
 
 def test_a_stopped_server_accepts_and_answers_nothing(shared: Server) -> None:
-    """Until it goes on; also one that is closed while it is stopped ends."""
+    """Until it continues; closing it while it is stopped works too."""
     shared.stop()
     with pytest.raises(TimeoutError):
         ask(shared.port, "PING", timeout=0.05)
@@ -87,23 +87,23 @@ def test_a_stopped_server_accepts_and_answers_nothing(shared: Server) -> None:
 
 
 def test_options_are_lines_of_the_configuration() -> None:
-    """A password is needed where one is given; and it stands in the URL."""
+    """A given password is required; and it is in the URL."""
     with valkey(options={"maxmemory": "3mb"}, password=PASSWORD) as server:
         assert ask(server.port, "PING").startswith("-NOAUTH")
         assert ask(server.port, "AUTH hunter2") == "+OK"
         assert server.url == f"redis://:hunter2@{HOST}:{server.port}/0"
 
 
-def test_a_server_that_does_not_start_says_why() -> None:
-    """What it has said is in the error; its folder is gone."""
+def test_a_server_that_does_not_start_is_reported_with_the_reason() -> None:
+    """The error contains its output; its folder is removed."""
     with pytest.raises(RuntimeError, match=r"doesn't start(.|\n)*nonsense"):
         valkey(options={"nonsense": "1"})
     with pytest.raises(RuntimeError, match="there is no valkey-server in"):
         valkey(binaries="/nowhere")
 
 
-def test_the_folder_goes_with_its_server() -> None:
-    """And so does the process. `close` may be called twice."""
+def test_the_folder_is_removed_with_its_server() -> None:
+    """And so is the process. `close` may be called twice."""
     server = valkey()
     folder, pid = server.folder, server.pid
     assert folder.exists()
@@ -116,7 +116,7 @@ def test_the_folder_goes_with_its_server() -> None:
 
 # ---------------------------------------------------------------- PostgreSQL
 def test_a_postgres_is_killed_and_started_again(shared_postgres: Server) -> None:
-    """With all of its processes; after a stop it goes on as well."""
+    """With all of its processes; after a stop it continues as well."""
     server = shared_postgres
     assert greeting(server.port) == b"R"
     starts_again(server, lambda: greeting(server.port))
@@ -131,7 +131,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 def test_a_postgres_has_a_password_and_a_proxy_adds_encryption(made: Certificate) -> None:
-    """The password stands in the URL; whoever asks for encryption gets it, by the certificate that was made."""
+    """The password is in the URL; a client that asks for encryption gets it, with the certificate that was created."""
     with postgres(password=PASSWORD) as server, Proxy(server.port, tls=made, asked=POSTGRES_TLS) as proxy:
         assert server.url == f"postgresql://postgres:hunter2@{HOST}:{server.port}/postgres"
         context = ssl.create_default_context(cafile=str(made.authority))
@@ -146,14 +146,14 @@ def proxy(shared: Server) -> Iterator[Proxy]:
 
 
 def test_a_proxy_passes_on_and_counts(shared: Server, proxy: Proxy) -> None:
-    """Requests and answers, for any number of connections; its URL is the server's with its own port."""
+    """Requests and answers, for any number of connections; its URL is the server's with another port."""
     assert proxy.through(shared.url) == f"redis://{HOST}:{proxy.port}/0"
     assert {ask(proxy.port, "PING") for _ in range(3)} == {"+PONG"}
     assert (proxy.connections, proxy.requests, proxy.lost) == (3, 3, 0)
 
 
-def test_a_swallowed_answer_is_given_by_the_server_and_lost(shared: Server, proxy: Proxy) -> None:
-    """Only that of the request that has the mark; the write has landed."""
+def test_a_swallowed_answer_is_sent_by_the_server_and_lost(shared: Server, proxy: Proxy) -> None:
+    """Only the answer to the request with the mark; the write was done."""
     ask(shared.port, "SET n 0")
     proxy.swallow(b"INCR")
     assert ask(proxy.port, "PING") == "+PONG"
@@ -165,7 +165,7 @@ def test_a_swallowed_answer_is_given_by_the_server_and_lost(shared: Server, prox
 
 
 def test_a_dropped_request_never_reaches_the_server(shared: Server, proxy: Proxy) -> None:
-    """Its connection is cut, as often as was asked for."""
+    """Its connection is closed, as often as requested."""
     ask(shared.port, "SET n 0")
     proxy.drop(b"INCR", times=2)
     for _ in range(2):
@@ -174,8 +174,8 @@ def test_a_dropped_request_never_reaches_the_server(shared: Server, proxy: Proxy
     assert ask(proxy.port, "INCR n") == ":1"
 
 
-def test_a_delayed_request_lands_after_its_client_has_gone(shared: Server, proxy: Proxy) -> None:
-    """Others pass it by meanwhile."""
+def test_a_delayed_request_arrives_after_its_client_has_gone(shared: Server, proxy: Proxy) -> None:
+    """Other requests overtake it meanwhile."""
     ask(shared.port, "SET n 0")
     proxy.delay(b"INCR")
     with pytest.raises(TimeoutError):
@@ -186,8 +186,8 @@ def test_a_delayed_request_lands_after_its_client_has_gone(shared: Server, proxy
     assert ask(proxy.port, "INCR n") == ":3"
 
 
-def test_held_traffic_goes_on_when_it_is_released(proxy: Proxy) -> None:
-    """And a cut ends the connections that there are, not those to come."""
+def test_held_traffic_continues_when_it_is_released(proxy: Proxy) -> None:
+    """And a cut ends the existing connections, not later ones."""
     with socket.create_connection((HOST, proxy.port), 60) as connection:
         connection.sendall(b"PING\r\n")
         assert connection.recv(100) == b"+PONG\r\n"
@@ -204,8 +204,8 @@ def test_held_traffic_goes_on_when_it_is_released(proxy: Proxy) -> None:
     assert ask(proxy.port, "PING") == "+PONG"
 
 
-def test_a_proxy_without_a_server_accepts_and_cuts() -> None:
-    """As a server does that restarts; it may be closed twice."""
+def test_a_proxy_without_a_server_accepts_and_closes() -> None:
+    """As a restarting server does; it may be closed twice."""
     proxy = Proxy(1)
     with pytest.raises(OSError, match=r"reset|^$"):
         ask(proxy.port, "PING")
@@ -214,7 +214,7 @@ def test_a_proxy_without_a_server_accepts_and_cuts() -> None:
 
 
 def test_a_proxy_that_is_closed_while_it_accepts_leaves_nothing_open(shared: Server) -> None:
-    """Else the garbage collector finds the connection in some later test, which fails for it."""
+    """Otherwise the garbage collector finds the connection in a later test, which fails for it."""
     for _ in range(50):
         proxy = Proxy(shared.port)
         clients = [socket.create_connection((HOST, proxy.port)) for _ in range(3)]
@@ -226,7 +226,7 @@ def test_a_proxy_that_is_closed_while_it_accepts_leaves_nothing_open(shared: Ser
 
 
 def test_a_proxy_adds_encryption(shared: Server, made: Certificate, tmp_path: Path) -> None:
-    """For a server that has none; who doesn't trust the authority refuses it."""
+    """For a server without encryption; a client that doesn't trust the authority refuses it."""
     with Proxy(shared.port, tls=made) as proxy:
         context = ssl.create_default_context(cafile=str(made.authority))
         with (

@@ -1,4 +1,4 @@
-"""What is different between two runs, by the names of their spans."""
+"""The differences between two runs, by the names of their spans."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def execution(run_id: str, start: int, duration: int = 10, outcome: str = "succe
     return RunSummary(run_id, "shop", outcome, None, None, start, duration, 1, 0, 0, TRACE)
 
 
-def test_what_goes_on_at_once_counts_once_against_a_spans_own_time() -> None:
-    """And what lasts longer than the span around it only as long as that."""
+def test_concurrent_children_count_once_against_self_time() -> None:
+    """And a child that lasts longer than its parent only for the parent's time."""
     spans = [
         span(1, 0, "run", 0, 100),
         span(2, 1, "a", 10, 40),
@@ -48,7 +48,7 @@ def test_what_goes_on_at_once_counts_once_against_a_spans_own_time() -> None:
 
 
 def test_an_error_counts_where_it_happened_and_a_retry_as_such() -> None:
-    """Not once more for each span that it went through."""
+    """Not again for each span that it went through."""
     spans = [
         span(1, 0, "run", 0, 100, "OSError"),
         span(2, 1, "exec", 10, 40, "OSError", attempt_will_retry=True),
@@ -58,8 +58,8 @@ def test_an_error_counts_where_it_happened_and_a_retry_as_such() -> None:
     assert found == {"run": (0, 0), "exec": (1, 1)}
 
 
-def test_what_is_new_gone_or_fails_now_is_marked() -> None:
-    """What changed most comes first; what failed before as well isn't marked."""
+def test_new_missing_and_newly_failing_spans_are_marked() -> None:
+    """The largest change comes first; a span that failed before as well isn't marked."""
     sides = [Side.of([execution("r-1", 0, 10)]), Side.of([execution("r-2", 50, 30)])]
     before = [
         span(1, 0, "same", 0, 5),
@@ -86,14 +86,14 @@ def test_what_is_new_gone_or_fails_now_is_marked() -> None:
     ]
 
 
-def test_a_sides_executions_count_together() -> None:
-    """The time between them doesn't; it ended as the last one did."""
+def test_executions_of_one_side_count_together() -> None:
+    """The time between them doesn't count; the outcome is the last one's."""
     side = Side.of([execution("r-1", 0, 10, "suspended"), execution("r-1", 500, 20, "success")])
     assert (side.start, side.duration, side.outcome, side.traces) == (0, 30, "success", (TRACE,))
 
 
 def test_only_what_is_below_the_run_is_compared() -> None:
-    """Though its trace has more, such as the request that began it, another run, and the execution before."""
+    """Though its trace has more, such as the request that started it, another run, and the previous execution."""
     spans = [
         span(1, 0, "GET /", 0, 99),
         span(2, 1, "run shop", 1, 20, run_id="r-1"),
@@ -106,7 +106,7 @@ def test_only_what_is_below_the_run_is_compared() -> None:
     assert {each.name for each in spans_of([execution("r-1", 30)], spans)} == {"run shop", "node b"}
 
 
-def test_of_a_run_whose_own_span_is_lost_all_of_its_trace_counts() -> None:
-    """As after a SIGKILL; ids in a circle are survived."""
+def test_if_a_runs_own_span_is_missing_all_of_its_trace_counts() -> None:
+    """As after a SIGKILL; a circle of parents is accepted."""
     spans = [span(1, 2, "node a", 0, 1, run_id="r-1", node_name="a"), span(2, 1, "node b", 0, 1)]
     assert len(spans_of([execution("r-1", 0)], spans)) == 2

@@ -1,4 +1,4 @@
-"""Whose a frame of a recorded stack is."""
+"""Which frames of a recorded stack belong to the user."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from pocket_plug.traces.frames import frames_in, users_frame
     ],
 )
 def test_code_that_is_not_installed_is_the_users(file: str) -> None:
-    """Wherever a project lies, and in a notebook."""
+    """Wherever a project is, and in a notebook."""
     assert [frame.is_users for frame in frames_in(f'  File "{file}", line 7, in f')] == [True]
 
 
@@ -41,8 +41,8 @@ def test_code_of_a_library_is_not(file: str) -> None:
     assert [frame.is_users for frame in frames_in(f'  File "{file}", line 7, in f')] == [False]
 
 
-def test_the_innermost_frame_of_the_users_is_where_it_failed() -> None:
-    """Below it may be libraries; a cause's headline and source lines are no frames."""
+def test_the_innermost_user_frame_is_where_it_failed() -> None:
+    """Libraries may be below it; a cause's headline and source lines are no frames."""
     stack = """Traceback (most recent call last):
   File "/app/main.py", line 3, in main
     work()
@@ -57,7 +57,7 @@ caused by OSError
 
 
 def test_frames_of_a_group_are_found() -> None:
-    """Python draws a border on the left of them."""
+    """Python draws a border on their left."""
     frames = frames_in('  + Exception Group Traceback (most recent call last):\n  |   File "/app/a.py", line 2, in f')
     frame = users_frame(frames)
     assert frame is not None
@@ -65,13 +65,13 @@ def test_frames_of_a_group_are_found() -> None:
 
 
 def test_what_is_no_stack_has_no_frame() -> None:
-    """Other languages' spans may come in the same file."""
+    """Spans of other languages may be in the same file."""
     assert frames_in("at Object.<anonymous> (/app/a.js:3:1)") == ()
     assert frames_in("") == ()
 
 
-def test_without_a_frame_of_the_users_there_is_none() -> None:
-    """Where to look then, the spans say."""
+def test_without_a_user_frame_there_is_none() -> None:
+    """Then the spans say where to look."""
     frames = frames_in('  File "/v/site-packages/a.py", line 1, in a\n  File "/v/site-packages/b.py", line 2, in b')
     assert len(frames) == 2
     assert users_frame(frames) is None

@@ -1,4 +1,4 @@
-"""The index of a trace file says what the file says, whatever becomes of either; and it may be lost."""
+"""The index of a trace file agrees with the file, whatever happens to either; and it may be deleted."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def node(trace: int, number: int, took: int, name: str, /, **more: object) -> di
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file of three runs: one that failed, one that was tried again."""
+    """A file with three runs: one failed, one was retried."""
     path = tmp_path / "t.jsonl"
     path.write_text(
         line(node(1, 2, 5, "charge", error="builtins.OSError"), run(1, outcome="failure", error="builtins.OSError"))
@@ -86,8 +86,8 @@ def anew(path: Path) -> list[RunSummary]:
     return sorted(found, key=lambda each: each.start, reverse=True)
 
 
-def test_runs_are_known_with_what_is_below_them(path: Path) -> None:
-    """Asked again, what is in the index is read and not the file."""
+def test_runs_are_listed_with_their_spans(path: Path) -> None:
+    """A second call reads the index and not the file."""
     for _ in range(2):
         assert [(each.run_id, each.outcome, each.spans, each.errors, each.retries) for each in listed(path)] == [
             ("r-3-1", "success", 2, 0, 0),
@@ -100,8 +100,8 @@ def test_runs_are_known_with_what_is_below_them(path: Path) -> None:
         assert read == []
 
 
-def test_what_is_added_is_read_and_nothing_twice(path: Path) -> None:
-    """A trace that goes on is summed up anew."""
+def test_only_new_lines_are_read(path: Path) -> None:
+    """A trace that continues is summed up again."""
     listed(path)
     with path.open("a") as file:
         file.write(added := line(node(3, 3, 4, "ship", error="builtins.ValueError")))
@@ -113,8 +113,8 @@ def test_what_is_added_is_read_and_nothing_twice(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["lost", "noise", "other version", "half", "empty"])
-def test_an_index_that_is_lost_or_damaged_is_made_anew(path: Path, damage: str) -> None:
-    """Nobody is told, since nothing is lost."""
+def test_a_missing_or_damaged_index_is_made_again(path: Path, damage: str) -> None:
+    """Without a message, since nothing is lost."""
     expected = listed(path)
     index = path.with_name("t.jsonl.index")
     whole = index.read_bytes()
@@ -133,8 +133,8 @@ def test_an_index_that_is_lost_or_damaged_is_made_anew(path: Path, damage: str) 
 
 
 @pytest.mark.parametrize("change", ["shorter", "replaced", "rewritten"])
-def test_the_index_of_another_file_is_made_anew(path: Path, change: str) -> None:
-    """A file that was begun again, or put in the place of the one that was read."""
+def test_the_index_of_another_file_is_made_again(path: Path, change: str) -> None:
+    """A file that was started again, or that replaced the one that was read."""
     listed(path)
     text = path.read_text()
     if change == "shorter":
@@ -148,8 +148,8 @@ def test_the_index_of_another_file_is_made_anew(path: Path, change: str) -> None
     assert listed(path) == anew(path)
 
 
-def test_where_it_cannot_be_written_it_is_in_memory(path: Path) -> None:
-    """As where a folder has its name. What is known is the same."""
+def test_if_it_cannot_be_written_it_is_in_memory(path: Path) -> None:
+    """For example if a folder has its name. The results are the same."""
     expected = anew(path)
     index = path.with_name("t.jsonl.index")
     index.mkdir()
@@ -157,8 +157,8 @@ def test_where_it_cannot_be_written_it_is_in_memory(path: Path) -> None:
     assert list(index.iterdir()) == []
 
 
-def test_a_line_that_is_being_written_is_read_once_it_is_whole(path: Path) -> None:
-    """Until then it is counted as one that can't be read; a whole one needs no line feed."""
+def test_an_incomplete_line_is_read_once_it_is_complete(path: Path) -> None:
+    """Until then it counts as unreadable; a complete one needs no line feed."""
     text = line(run(4))
     with path.open("a") as file:
         file.write(text[:40])
@@ -177,8 +177,8 @@ def test_a_line_that_is_being_written_is_read_once_it_is_whole(path: Path) -> No
             assert (index.unreadable, len([*index.runs()])) == (1, 5)
 
 
-def test_the_spans_of_a_trace_are_read_from_where_they_lie(path: Path) -> None:
-    """Of several lines, in the file's order."""
+def test_the_spans_of_a_trace_are_read_by_their_positions(path: Path) -> None:
+    """From several lines, in the file's order."""
     with TraceIndex(path) as index:
         assert [each.span_id[-1] for each in index.spans({f"{2:032x}"})] == ["2", "3", "1"]
         assert [*index.spans({"f" * 32})] == []
@@ -186,7 +186,7 @@ def test_the_spans_of_a_trace_are_read_from_where_they_lie(path: Path) -> None:
 
 
 def test_traces_are_found_by_errors_and_attributes(path: Path) -> None:
-    """An error's type with its module or without; an attribute's value as text."""
+    """An error's type with or without its module; an attribute's value as text."""
     first, second, third = (f"{number:032x}" for number in (1, 2, 3))
     with TraceIndex(path) as index:
         assert index.with_error("OSError") == index.with_error("builtins.OSError") == {first}
@@ -211,7 +211,7 @@ def test_traces_are_found_by_errors_and_attributes(path: Path) -> None:
 def test_attributes_are_found_however_they_are_written(
     tmp_path: Path, name: str, value: dict[str, Any], text: str, is_ascii: bool
 ) -> None:
-    """A collector writes text and numbers in another way than we do."""
+    """Collectors write text and numbers in other ways."""
     trace = "a" * 32
     span = {"traceId": trace, "spanId": "1" * 16, "name": "n", "attributes": [{"key": name, "value": value}]}
     request = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
@@ -224,7 +224,7 @@ def test_attributes_are_found_however_they_are_written(
 
 
 def test_graphs_and_nodes_are_summed_up(path: Path) -> None:
-    """What took longest in all comes first, below its graph."""
+    """The longest total comes first, with its nodes below each graph."""
     with TraceIndex(path) as index:
         assert index.stats() == [
             Stats(graph="shop", node=None, count=3, failed=1, retries=2, p50=20, p95=120, max=120, total=160),
@@ -247,8 +247,8 @@ def attribute(name: str, value: str) -> dict[str, object]:
         ("/x/site-packages/b.py", False, "b.py:9"),
     ],
 )
-def test_a_run_that_failed_says_where(tmp_path: Path, file: str, defined: bool, place: str) -> None:
-    """In the user's code, else where the node is written, which another line may say; not where a handled error arose."""
+def test_a_failed_run_has_its_place(tmp_path: Path, file: str, defined: bool, place: str) -> None:
+    """In the user's code, or else at the node's definition, which another line may have; not where a handled error arose."""
     handled, failed = span(1, 3, 2, 1, error="Early"), span(1, 4, 2, 4, error="Boom")
     for each, name in ((handled, "/app/early.py"), (failed, file)):
         stack = f'Traceback\n  File "{name}", line 9, in g\nBoom'
@@ -276,7 +276,7 @@ def test_a_run_that_failed_says_where(tmp_path: Path, file: str, defined: bool, 
     assert [each.place for each in listed(path)] == [place]
 
 
-def test_no_file_is_an_error_and_leaves_none(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_and_is_not_created(tmp_path: Path) -> None:
     """As without an index."""
     with pytest.raises(FileNotFoundError):
         TraceIndex(tmp_path / "t.jsonl")
@@ -292,10 +292,10 @@ spans = st.one_of(
 
 
 @given(st.lists(st.lists(spans, max_size=4), max_size=8), st.sets(st.integers(0, 7)))
-def test_read_in_any_parts_it_says_what_the_file_says(
+def test_read_in_parts_it_agrees_with_the_file(
     tmp_path_factory: pytest.TempPathFactory, lines: list[list[dict[str, object]]], pauses: set[int]
 ) -> None:
-    """Spans that come twice, circles, runs without their own span, times that no clock gives."""
+    """Spans that come twice, circles, runs without their own span, invalid times."""
     path = tmp_path_factory.mktemp("index") / "t.jsonl"
 
     def unordered(found: Iterator[RunSummary] | list[RunSummary]) -> set[tuple[object, ...]]:

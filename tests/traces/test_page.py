@@ -1,4 +1,4 @@
-"""The page of traces: one file with everything in it, in which what a trace says is data and never markup."""
+"""The page of traces: one file with everything in it, and a trace's texts are data and never markup."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOSTILE = '</script ></script><script>alert(1)</script><!--<script>{{script}}\u2
 
 
 def span(number: int, parent: int | None = None, **changes: Any) -> RecordedSpan:
-    """A span by its number; it begins at so many microseconds."""
+    """A span by its number, with its start in microseconds."""
     start = 1_800_000_000_000_000_000 + number * 1000
     plain = RecordedSpan(f"{7:032x}", f"{number:016x}", None if parent is None else f"{parent:016x}", f"node {number}", 1,
                          "pocket_plug.graph", start, start + 500, {}, resource={"service.name": "tests"})  # fmt: skip
@@ -65,12 +65,12 @@ def data_of(html: str) -> dict[str, Any]:
 
 
 def refuse(text: str) -> None:
-    """NaN and the infinities are no JSON to JavaScript."""
+    """NaN and the infinities are no JSON in JavaScript."""
     raise AssertionError(f"{text} is no JSON")
 
 
 def attributes_of(data: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
-    """Attributes by name, put together again."""
+    """Attributes by name, restored."""
     return {data["texts"][name]: value for name, value in (data["pairs"][number] for number in numbers)}
 
 
@@ -87,7 +87,7 @@ VALUES = st.recursive(
 @settings(max_examples=60, deadline=None)
 @given(name=TEXTS, attributes=st.dictionaries(TEXTS, VALUES, max_size=4), message=TEXTS)
 def test_no_text_of_a_trace_is_markup(name, attributes, message):
-    """Whatever a name, an attribute or a message holds: the page has the same elements, and its scripts are as ever."""
+    """Whatever a name, an attribute or a message contains: the page has the same elements and the same scripts."""
     event, link = Event(name, 5, attributes), SpanLink(name, message, attributes)
     odd = span(1, name=name, attributes=attributes, message=message, scope=name, resource=attributes, events=(event,),
                links=(link,), span_id=name)  # fmt: skip
@@ -99,8 +99,8 @@ def test_no_text_of_a_trace_is_markup(name, attributes, message):
     assert data["texts"][data["traces"][0]["names"][0]] == name
 
 
-def test_page_needs_nothing_else():
-    """No element loads anything, and the policy forbids it: only this style and this script, known by their hashes."""
+def test_the_page_loads_nothing_else():
+    """No element loads anything, and the policy forbids it: only this style and this script, by their hashes."""
     reader = Reader(page([trace(span(1))]))
     for tag, attributes in reader.tags:
         assert tag not in ("link", "img", "iframe", "object", "embed", "base")
@@ -118,7 +118,7 @@ def test_page_needs_nothing_else():
 
 
 def test_all_spans_are_in_the_data():
-    """Each with its parent (its place, or its id where it isn't here), times, status, attributes, events, links, resource."""
+    """Each with its parent (its position, or its id if it is missing), times, status, attributes, events, links, resource."""
     failed = span(
         2,
         1,
@@ -136,7 +136,7 @@ def test_all_spans_are_in_the_data():
     assert one["parents"] == [None, 0, f"{99:016x}"]
     assert (data["texts"][one["names"][1]], data["texts"][one["scopes"][1]]) == ("node 2", "pocket_plug.phase")
     assert [one[column][1] for column in ("kinds", "starts", "took", "status")] == [1, 1000, 500, 2]
-    assert one["took"][2] == -1  # goes on
+    assert one["took"][2] == -1  # not ended
     assert attributes_of(data, one["attributes"][1]) == {"pocket_plug.attempt": 2}
     assert attributes_of(data, data["resources"][one["resources"][1]]) == {"service.name": "tests"}
     assert one["more"].keys() == {"1"}
@@ -149,7 +149,7 @@ def test_all_spans_are_in_the_data():
 
 
 def test_frames_of_a_stack():
-    """Each stack has its frames in the data, once, and which of them are the user's."""
+    """Each stack is in the data once, with its frames, and which of them are the user's."""
     stack = 'Traceback:\n  File "/app/shop.py", line 41, in charge\n  File "/x/site-packages/httpx/a.py", line 9, in send\nE: no'
     event = Event("exception", span(1).start, {"exception.stacktrace": stack})
     data = data_of(page([trace(span(1, events=(event,)), span(2, events=(event,)))]))
@@ -162,8 +162,8 @@ def test_frames_of_a_stack():
     ]
 
 
-def test_errors_are_those_that_the_terminal_tells_of():
-    """Each failed span has its error's type, message, place and stack, and says if it is its own or came from below."""
+def test_errors_are_the_same_as_in_the_terminal():
+    """Each failed span has its error's type, message, place and stack, and whether the error is its own or came from below."""
     stack = 'Traceback:\n  File "/app/shop.py", line 41, in charge\nE: no'
     said = {"exception.type": "shop.E", "exception.message": "no", "exception.stacktrace": stack}
     event, kind = Event("exception", span(2).start, said), {"error.type": "shop.E"}
@@ -189,8 +189,8 @@ def test_errors_are_those_that_the_terminal_tells_of():
     assert str(errors["1"]["stack"]) in data["frames"]
 
 
-def test_values_arrive_as_they_are():
-    """What JavaScript would round or JSON can't hold comes as text; 1, 1.0, True and "1" stay four values."""
+def test_values_are_exact():
+    """Values that JavaScript would round or JSON can't represent are texts; 1, 1.0, True and "1" stay four values."""
     values = {"whole": 2**53, "small": -5, "nan": math.nan, "far": -math.inf, "one": 1, "float": 1.0, "true": True, "text": "1",
               "none": None, "bytes": b"\x00\x01", "list": ("a\tb", 2**60), "deep": {"k": [math.inf]}}  # fmt: skip
     data = data_of(page([trace(span(1, attributes=values))]))
@@ -201,8 +201,8 @@ def test_values_arrive_as_they_are():
     assert [type(found[name]) for name in ("one", "float", "true")] == [int, float, bool]
 
 
-def test_what_repeats_is_there_once():
-    """A span costs some 80 bytes beside what is its own: names, scopes, resources and equal attributes are shared."""
+def test_repeated_data_is_there_once():
+    """A span costs some 80 bytes besides its own data: names, scopes, resources and equal attributes are shared."""
     same = {"pocket_plug.run.id": "0123456789abcdef0123", "pocket_plug.graph.name": "a graph with a longer name"}
     many = [span(number, 0, name="node same", attributes=same) for number in range(2000)]
     empty, full = len(page([])), len(page([trace(*many)]))
@@ -210,7 +210,7 @@ def test_what_repeats_is_there_once():
 
 
 def test_page_without_traces():
-    """No traces, or a trace without spans, is a page that says so, no error."""
+    """No traces, or a trace without spans: a page that says so, no error."""
     assert data_of(page([]))["traces"] == []
     assert data_of(page([trace()]))["traces"][0]["ids"] == []
 
@@ -228,7 +228,7 @@ BARS += [("strong-line", "panel"), ("strong-line", "raised")]
 
 
 def contrast(one: str, other: str) -> float:
-    """As WCAG has it: from 1 to 21."""
+    """As defined by WCAG: from 1 to 21."""
 
     def luminance(colour: str) -> float:
         parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
@@ -243,6 +243,6 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
 def test_colours_can_be_told_apart(colours):
-    """WCAG's AA: 4.5 to 1 for text, 3 to 1 for bars and borders that matter."""
+    """WCAG's level AA: 4.5 to 1 for text, 3 to 1 for important bars and borders."""
     assert {pair: ratio for pair in TEXT if (ratio := contrast(*(colours[name] for name in pair))) < 4.5} == {}
     assert {pair: ratio for pair in BARS if (ratio := contrast(*(colours[name] for name in pair))) < 3} == {}

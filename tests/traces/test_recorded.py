@@ -1,4 +1,4 @@
-"""Traces read back from the file: what was written is what is read, whoever wrote it and however it ended."""
+"""Traces are read from a file as they were written, by whatever program, and however it ended."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ statuses = st.one_of(
 
 @st.composite
 def spans(draw: st.DrawFn) -> ReadableSpan:
-    """Any that the SDK could hand to an exporter."""
+    """Any spans that the SDK could pass to an exporter."""
     context = draw(contexts)
     parent = SpanContext(context.trace_id, draw(st.integers(1, 2**64 - 1)), is_remote=False)
     return ReadableSpan(
@@ -66,7 +66,7 @@ def spans(draw: st.DrawFn) -> ReadableSpan:
 
 
 def as_recorded(span: ReadableSpan) -> RecordedSpan:
-    """What should be read of it."""
+    """The span that should be read."""
     context, scope = span.get_span_context(), span.instrumentation_scope
     assert context is not None
     return RecordedSpan(
@@ -91,8 +91,10 @@ def as_recorded(span: ReadableSpan) -> RecordedSpan:
 
 
 @given(st.lists(spans(), max_size=5, unique_by=lambda span: (span.context.trace_id, span.context.span_id)))
-def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, written: list[ReadableSpan]) -> None:
-    """Any span comes back with all that it says: ids, times, attributes of every type, events, links, status, resource."""
+def test_a_span_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, written: list[ReadableSpan]
+) -> None:
+    """Any span is read with all its fields: ids, times, attributes of every type, events, links, status, resource."""
     path = tmp_path_factory.getbasetemp() / "round_trip.jsonl"
     path.write_text(json.dumps(encode(written)) + "\n")
     file = TraceFile(path)
@@ -121,8 +123,8 @@ def said(**attributes: str | int | bool) -> list[dict[str, Any]]:
     ]
 
 
-def test_what_other_tools_write_is_read_too(tmp_path: Path) -> None:
-    """Enums by name, 64-bit integers as numbers, ids in capitals, empty parents, unknown fields, no padding of base64."""
+def test_files_of_other_tools_are_read_too(tmp_path: Path) -> None:
+    """Enums by name, 64-bit integers as numbers, ids in capitals, empty parents, unknown fields, base64 without padding."""
     path = tmp_path / "t.jsonl"
     foreign = span("A" * 32, 10, kind="SPAN_KIND_SERVER", status={"code": "STATUS_CODE_ERROR", "message": "no"}, new=1,
                    parentSpanId="", startTimeUnixNano=7, endTimeUnixNano=9,
@@ -130,7 +132,7 @@ def test_what_other_tools_write_is_read_too(tmp_path: Path) -> None:
                                {"key": "d", "value": {"doubleValue": "-Infinity"}}, {"key": "nothing", "value": {}},
                                {"key": "m", "value": {"kvlistValue": {"values": [
                                    {"key": "a", "value": {"arrayValue": {"values": [{"boolValue": True}]}}}]}}}])  # fmt: skip
-    path.write_text(line(foreign).rstrip("\n"))  # nor does the last line end
+    path.write_text(line(foreign).rstrip("\n"))  # the last line has no line feed
     (read,) = TraceFile(path).spans()
     assert (read.trace_id, read.span_id, read.parent_id, read.kind) == (A, f"{10:016x}", None, 2)
     assert (read.start, read.end, read.status, read.message) == (7, 9, "error", "no")
@@ -138,7 +140,7 @@ def test_what_other_tools_write_is_read_too(tmp_path: Path) -> None:
 
 
 def test_a_trace_knows_its_run(tmp_path: Path) -> None:
-    """Id and outcome are those of the outermost run, under whatever it was called; newest trace first."""
+    """Id and outcome are those of the outermost run, below any other span; newest trace first."""
     path = tmp_path / "t.jsonl"
     run = said(run_id="r-1", graph_name="shop", run_outcome="failure")
     nested = said(run_id="r-2", graph_name="sub", run_parent_id="r-1", run_outcome="success")
@@ -158,8 +160,8 @@ def test_a_trace_knows_its_run(tmp_path: Path) -> None:
     assert [trace.id for trace in read_traces(path, {A})] == [A]
 
 
-def test_what_cannot_be_read_is_counted_and_the_rest_is_read(tmp_path: Path) -> None:
-    """A line that a killed process tore, with what another one wrote behind it; noise; a torn last line."""
+def test_unreadable_lines_are_counted_and_the_others_are_read(tmp_path: Path) -> None:
+    """A line that a killed process left incomplete, with another's line behind it; noise; an incomplete last line."""
     path = tmp_path / "t.jsonl"
     whole = line(span(A, 1))
     path.write_text(whole + line(span(A, 2))[:-20] + line(span(A, 3)) + "noise\n\n" + "[" * 100_000 + "\n" + whole[:40])
@@ -176,7 +178,7 @@ NULLS = {
 
 @pytest.mark.parametrize("field", NULLS)
 def test_null_is_the_default_of_a_field(tmp_path: Path, field: str) -> None:
-    """As protobuf's mapping to JSON has it: such a span is read as one without the field, and nothing was unreadable."""
+    """As in protobuf's mapping to JSON: such a span is read as one without the field, and counts as readable."""
     path = tmp_path / "t.jsonl"
     whole = span(A, 1, 9, attributes=said(run_id="r"), events=[{"name": "e"}])
     path.write_text(line({**whole, field: None}) + line({name: whole[name] for name in whole if name != field}))
@@ -187,7 +189,7 @@ def test_null_is_the_default_of_a_field(tmp_path: Path, field: str) -> None:
 
 
 def test_null_is_the_default_within_parts_of_a_request(tmp_path: Path) -> None:
-    """Of resources, scopes, events, links and values, too; and of the request's only field."""
+    """For resources, scopes, events, links and values, too; and for the request's only field."""
     path = tmp_path / "t.jsonl"
     inner = span(
         A,
@@ -216,8 +218,8 @@ BAD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_span_that_cannot_be_read_costs_no_other(tmp_path: Path, bad: str) -> None:
-    """The rest of its request is read, and given as it was but for that span; the line counts as unreadable."""
+def test_an_unreadable_span_loses_no_other(tmp_path: Path, bad: str) -> None:
+    """The rest of its request is read; the line counts as unreadable."""
     path = tmp_path / "t.jsonl"
     path.write_text(line(span(A, 1, new="kept"), span(A, 2, **BAD[bad]), span(A, 3)))
     file = TraceFile(path)
@@ -228,8 +230,8 @@ def test_a_span_that_cannot_be_read_costs_no_other(tmp_path: Path, bad: str) -> 
     assert size == path.stat().st_size
 
 
-def test_a_growing_file_is_read_on(tmp_path: Path) -> None:
-    """Asked again, only what is new comes, and a line that is being written is waited for."""
+def test_a_growing_file_is_read_further(tmp_path: Path) -> None:
+    """A later call returns only new spans, and waits for an incomplete line."""
     path = tmp_path / "t.jsonl"
     first, second = line(span(A, 1)), line(span(A, 2))
     path.write_text(first + second[:30])
@@ -241,8 +243,8 @@ def test_a_growing_file_is_read_on(tmp_path: Path) -> None:
     assert file.unreadable == 0
 
 
-def test_a_file_that_was_begun_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
-    """As when it is rotated while somebody watches."""
+def test_a_file_that_was_started_again_is_read_from_its_beginning(tmp_path: Path) -> None:
+    """For example after a rotation during a watch."""
     path = tmp_path / "t.jsonl"
     path.write_text(line(span(A, 1)) + line(span(A, 2)))
     file = TraceFile(path)
@@ -251,7 +253,7 @@ def test_a_file_that_was_begun_anew_is_read_from_its_beginning(tmp_path: Path) -
     assert [each.name for each in file.spans(growing=True)] == ["s3"]
 
 
-def test_times_that_no_clock_gives_are_unreadable(tmp_path: Path) -> None:
+def test_invalid_times_are_unreadable(tmp_path: Path) -> None:
     """OTLP has 64 bits for them, which is enough until 2554."""
     path = tmp_path / "t.jsonl"
     path.write_text(
@@ -265,21 +267,21 @@ def test_times_that_no_clock_gives_are_unreadable(tmp_path: Path) -> None:
 
 
 def test_a_span_that_was_written_twice_is_there_once(tmp_path: Path) -> None:
-    """Such as a file that was replayed into itself; the last one counts."""
+    """For example in a file that was appended to itself; the last one counts."""
     path = tmp_path / "t.jsonl"
     path.write_text(line(span(A, 1)) + line(span(A, 1, name="again")))
     (trace,) = read_traces(path)
     assert [each.name for each in trace.spans] == ["again"]
 
 
-def test_no_file_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     """Not an empty list of traces."""
     with pytest.raises(FileNotFoundError, match=r"t\.jsonl"):
         read_traces(tmp_path / "t.jsonl")
 
 
 def test_spans_are_immutable(tmp_path: Path) -> None:
-    """So that views may share them."""
+    """So views may share them."""
     recorded = RecordedSpan(A, "1" * 16, None, "n", 1, "", 0, 0, MappingProxyType({}))
     with pytest.raises(AttributeError):
         recorded.name = "other"  # type: ignore[misc]

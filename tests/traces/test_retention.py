@@ -1,4 +1,4 @@
-"""A trace file has an end, and what others append while it is shortened isn't lost."""
+"""A trace file has a maximum size and age, and lines that others append while it is shortened aren't lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAY = 86_400
 
 
 def spans(*names: str, end: float | None = None) -> list[ReadableSpan]:
-    """Each of a trace of its own, that ended so many seconds after the epoch, or now."""
+    """Each in a trace of its own, which ended so many seconds after the epoch, or now."""
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter := InMemorySpanExporter()))
     for name in names:
@@ -36,7 +36,7 @@ def names(path: Path) -> list[str]:
 
 
 def test_a_file_that_is_too_large_loses_its_oldest_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A quarter more than needs be, so that it isn't done with each batch; a warning says what was removed."""
+    """A quarter more than necessary, so that it isn't done for each batch; a warning says what was removed."""
     path = tmp_path / "t.jsonl"
     FileExporter(path).export(spans("s0"))
     line = path.stat().st_size
@@ -53,7 +53,7 @@ def test_a_file_that_is_too_large_loses_its_oldest_lines(tmp_path: Path, caplog:
 
 
 def test_spans_that_are_too_old_are_removed(tmp_path: Path) -> None:
-    """Looked for with the first batch of a process, and each hour."""
+    """Checked with the first batch of a process, and each hour."""
     path, now = tmp_path / "t.jsonl", 100.0 * DAY
     old, new = FileExporter(path, Retention(None, None)), FileExporter(path, Retention(age="30d"), lambda: now)
     old.export(spans("old", end=60 * DAY))
@@ -70,7 +70,7 @@ def test_spans_that_are_too_old_are_removed(tmp_path: Path) -> None:
 
 
 def test_without_limits_everything_is_kept(tmp_path: Path) -> None:
-    """None is no limit."""
+    """None means no limit."""
     path = tmp_path / "t.jsonl"
     FileExporter(path, Retention(None, None)).export(spans("old", end=1))
     assert cut(path, Retention(None, None), 1e9) == 0
@@ -78,7 +78,7 @@ def test_without_limits_everything_is_kept(tmp_path: Path) -> None:
 
 
 def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can't be meant is said with the name of the variable."""
+    """An invalid value is reported with the name of the variable."""
     monkeypatch.setenv("POCKET_PLUG_TRACES_SIZE", "5000")
     monkeypatch.setenv("POCKET_PLUG_TRACES_AGE", "7d")
     assert Retention.from_environment() == Retention(5000, "7d")
@@ -93,8 +93,8 @@ def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
             Retention(**wrong)  # type: ignore[arg-type]
 
 
-def test_traces_are_removed_and_the_rest_stays(tmp_path: Path) -> None:
-    """Out of lines that they share with others, too; what can't be read isn't ours to remove."""
+def test_traces_are_removed_and_the_others_stay(tmp_path: Path) -> None:
+    """From lines that they share with others, too; unreadable lines are kept."""
     path = tmp_path / "t.jsonl"
     both = spans("a", "b")
     FileExporter(path).export(both)
@@ -109,8 +109,8 @@ def test_traces_are_removed_and_the_rest_stays(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["t.jsonl"]
 
 
-def test_nobody_shortens_a_file_that_another_one_holds(tmp_path: Path) -> None:
-    """It is left for the next time, or said."""
+def test_a_file_that_another_process_has_locked_is_not_shortened(tmp_path: Path) -> None:
+    """It is left for the next time, or reported."""
     path = tmp_path / "t.jsonl"
     FileExporter(path).export(spans("a"))
     with appending(path):
@@ -136,8 +136,8 @@ for number in range(400):
 
 
 @pytest.mark.crash
-def test_what_is_appended_meanwhile_is_not_lost(tmp_path: Path) -> None:
-    """Three processes append and shorten: what is left is the end of what each one wrote, whole and in order."""
+def test_lines_that_are_appended_meanwhile_are_not_lost(tmp_path: Path) -> None:
+    """Three processes append and shorten: what is left is the end of each one's lines, complete and in order."""
     path = tmp_path / "t.jsonl"
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(me)]) for me in range(3)]
     assert [each.wait(60) for each in writers] == [0, 0, 0]

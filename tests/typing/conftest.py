@@ -1,3 +1,3 @@
-"""The files in here are read by type checkers, in `make lint`; imported, their types would only be in others' way."""
+"""Type checkers read these files, in `make lint`; they aren't imported, since their types would affect other tests."""
 
 collect_ignore_glob = ["*_types.py", "refused.py"]

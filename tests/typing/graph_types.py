@@ -1,4 +1,4 @@
-"""What type checkers make of nodes and graphs. Nothing here runs: mypy and pyright, both strict, are the test."""
+"""What type checkers infer for nodes and graphs. Nothing here runs: mypy and pyright, both strict, are the test."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ async def called_as_functions() -> None:
 
 # ---------------------------------------------------------------- classes as nodes
 class Charge(Node[Order, Receipt, int], retry=Retry(attempts=3), timeout=30, reads=(TOTAL,), writes=(TOTAL,)):
-    """Its exec gives something else than its output; its phases are of both colours."""
+    """Its exec returns another type than its output; it has async and def phases."""
 
     declined = Action[str]()
     again = Action[Order]("another name")
@@ -302,7 +302,7 @@ count = Count()
 
 
 def loops() -> None:
-    """A branch may lead back to any node of the first chain; else its end is one of the graph's."""
+    """A branch may lead back to any node of the first chain; otherwise its end is an end of the graph."""
     to_the_first: Graph[int, bytes] = Graph(start >> count >> end, count.again >> start)
     assert_type(to_the_first, Graph[int, bytes])
     assert_type(Graph(start >> count >> end, count.again >> start), Graph[int, bytes])

@@ -1,4 +1,4 @@
-"""What type checkers make of `mapping` and `cached`. Nothing here runs: mypy and pyright, both strict, are the test."""
+"""What type checkers infer for `mapping` and `cached`. Nothing here runs: mypy and pyright, both strict, are the test."""
 
 # What follows from an error is left out: that its result is of an unknown type.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownLambdaType=false

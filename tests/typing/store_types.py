@@ -1,4 +1,4 @@
-"""What type checkers make of stores and keys. Nothing here runs: mypy and pyright, both strict, are the test."""
+"""What type checkers infer for stores and keys. Nothing here runs: mypy and pyright, both strict, are the test."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def takes(number: float | None) -> None: ...
 
 
 async def wider_than_the_key(store: Store, sync: SyncStore) -> None:
-    """What is read at a key will do wherever something wider is asked for."""
+    """A value that is read at a key may be used where a wider type is expected."""
     print(await store.require(AGE), await store.get(AGE, 0), await store.update(AGE, lambda age: age + 1, default=0))
     print(f"{await store.require(AGE)} {sync.require(AGE)}")
     takes(await store.get(AGE))

@@ -1,4 +1,6 @@
-"""The compress layer: values come back as they were, whoever compressed them; nothing unpacks beyond its limit."""
+"""The compress layer: values come back unchanged, whichever algorithm compressed them; nothing is
+decompressed beyond the limit.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ NOISE = random.Random(1).randbytes(5_000)
 
 
 def stored(backend: Memory, key: str) -> object:
-    """What really stands in the backend."""
+    """What the backend has stored."""
     entry = asyncio.run(backend.read(key))
     assert entry is not None
     return entry.value
@@ -50,7 +52,7 @@ def pair(**options) -> tuple[SyncStore, Memory]:
 
 
 class TestContract(LayerContract):
-    """Around any backend, and compressing whatever it can, it keeps all that a backend promises."""
+    """The layer passes the backend contract, even if it compresses every value."""
 
     def recipe(self) -> Compress:
         return Compress(min_bytes=1)
@@ -66,7 +68,7 @@ def no_zstandard(monkeypatch):
 @pytest.mark.parametrize("algorithm", ["zlib", "zstd"])
 @pytest.mark.parametrize("level", [None, 1, 9])
 def test_large_values_are_compressed(algorithm, level):
-    """A large value stands compressed in the backend, smaller than its record, and is read back equal."""
+    """A large value is stored compressed, smaller than its record, and is read back equal."""
     store, backend = pair(algorithm=algorithm, level=level)
     store.set("k", LARGE)
     found = stored(backend, "k")
@@ -78,8 +80,8 @@ def test_large_values_are_compressed(algorithm, level):
 
 
 @pytest.mark.parametrize("value", [None, True, 1, 2.5, "short", b"short", [1, 2], NOISE, "x" * 300], ids=repr)
-def test_what_gains_nothing_stays(value):
-    """Small values, and those that compression would not make smaller, stand as they are."""
+def test_values_that_do_not_shrink_are_stored_uncompressed(value):
+    """Small values, and values that compression wouldn't make smaller, are stored uncompressed."""
     store, backend = pair()
     store.set("k", value)
     assert stored(backend, "k") is value
@@ -87,7 +89,7 @@ def test_what_gains_nothing_stays(value):
 
 
 def test_min_bytes_is_the_records_size():
-    """The border is the size of the encoded record."""
+    """`min_bytes` is compared with the size of the encoded record."""
     size = len(default_codec.encode("x" * 500))
     for min_bytes, kind in ((size, Compressed), (size + 1, str)):
         store, backend = pair(min_bytes=min_bytes)
@@ -96,7 +98,7 @@ def test_min_bytes_is_the_records_size():
 
 
 def test_a_users_own_marker_comes_back():
-    """A Compressed that a user stores is a value like any other."""
+    """If a user stores a Compressed object, it is read back like any other value."""
     store, _ = pair()
     mine = Compressed("zlib", 3, b"abc")
     store.set("k", mine)
@@ -105,21 +107,21 @@ def test_a_users_own_marker_comes_back():
 
 @pytest.mark.parametrize(("wrote", "reads"), [("zlib", "zstd"), ("zstd", "zlib")])
 def test_reads_what_the_other_wrote(wrote, reads):
-    """The algorithm may change between programs: what stands there says what wrote it."""
+    """The algorithm may change between programs: each record says which algorithm compressed it."""
     backend = Memory()
     SyncStore(backend, layers=[Compress(algorithm=wrote)]).set("k", LARGE)
     assert SyncStore(backend, layers=[Compress(algorithm=reads)]).get("k") == LARGE
 
 
 def test_reads_what_was_there_before():
-    """What was written without the layer is read with it."""
+    """Values that were written without the layer can be read with it."""
     backend = Memory()
     SyncStore(backend).set("k", LARGE)
     assert SyncStore(backend, layers=[Compress()]).get("k") is LARGE
 
 
 def test_all_that_a_store_does():
-    """Transactions, updates and deadlines pass through: version and expiry are the entry's own."""
+    """Transactions, updates and deadlines work through the layer: version and expiry of an entry are unchanged."""
     store, backend = pair()
     store.set("k", LARGE, ttl=60)
     assert store.update("k", lambda value: {**value, "more": 1}) == {**LARGE, "more": 1}
@@ -131,7 +133,7 @@ def test_all_that_a_store_does():
 
 
 def test_over_sqlite(tmp_path):
-    """Over a file, what is stored is there for the next program that has the layer."""
+    """Over a file, another program with the layer can read the stored values."""
     url = f"sqlite:///{tmp_path}/state.db"
     with SyncStore(url, layers=["compress"]) as store:
         store.set("k", LARGE)
@@ -140,7 +142,7 @@ def test_over_sqlite(tmp_path):
 
 
 def test_many_threads_and_tasks():
-    """Concurrent use is safe: every value comes back as its own."""
+    """Concurrent use is safe: each caller gets its own value back."""
 
     async def main() -> None:
         store = Store(layers=[Compress()])
@@ -161,7 +163,9 @@ def test_many_threads_and_tasks():
 # ---------------------------------------------------------------- without zstandard
 @pytest.mark.usefixtures("no_zstandard")
 def test_without_zstandard():
-    """Without zstandard it takes zlib; what zstd wrote is an error that says what to install, never a miss."""
+    """Without zstandard the layer uses zlib. A value that was compressed by zstd is an error that says what to install, never a
+    miss.
+    """
     store, backend = pair()
     store.set("k", LARGE)
     assert stored(backend, "k").algorithm == "zlib"  # type: ignore[attr-defined]
@@ -173,7 +177,7 @@ def test_without_zstandard():
 
 
 def test_with_zstandard():
-    """With zstandard it is what "auto" takes."""
+    """If zstandard is installed, "auto" uses it."""
     store, backend = pair()
     store.set("k", LARGE)
     assert stored(backend, "k").algorithm == "zstd"  # type: ignore[attr-defined]
@@ -205,7 +209,7 @@ RECORD = default_codec.encode(LARGE)
     ids=lambda found: f"{found.algorithm}-{found.size}-{len(found.data)}",
 )
 def test_damage_is_an_error(found):
-    """Cut off, of another size, garbage, a bomb: an error, never another value, never a miss."""
+    """Data that is truncated, has another size, is garbage or a bomb: always an error, never another value or a miss."""
     store, backend = pair()
     asyncio.run(backend.write([Put("k", found)]))
     with pytest.raises(CorruptRecordError):
@@ -213,7 +217,7 @@ def test_damage_is_an_error(found):
 
 
 def test_a_bomb_is_not_unpacked():
-    """A few bytes that stand for millions are unpacked no further than to the size that they claim."""
+    """A decompression bomb is decompressed no further than to the size that its record claims."""
     import tracemalloc
 
     bomb = zlib.compress(bytes(50_000_000), 9)
@@ -228,7 +232,7 @@ def test_a_bomb_is_not_unpacked():
 
 
 def test_unknown_algorithm():
-    """What a later version wrote names the algorithm and the way out."""
+    """If a later version has compressed a value by an unknown algorithm, the error names it and says what to upgrade."""
     store, backend = pair()
     asyncio.run(backend.write([Put("k", Compressed("lzma", 3, b"abc"))]))
     with pytest.raises(StoreError, match=r"'k' was compressed by 'lzma', which this version can't read; upgrade"):
@@ -244,8 +248,8 @@ def test_unknown_algorithm():
         ({"algorithm": "zstd", "level": 0}, "zstd has the levels 1 to 22, not 0"),
     ],
 )
-def test_options_that_can_not_be_meant(options, message):
-    """Wrong options are refused when the stack is built, with what is allowed."""
+def test_invalid_options_are_refused(options, message):
+    """Invalid options are refused when the stack is built; the error says what is allowed."""
     with pytest.raises(ConfigError, match=message):
         pair(**options)
 
@@ -276,7 +280,7 @@ def test_registered_type():
 
 
 def test_a_type_that_is_not_registered_here_is_named_with_its_key():
-    """As a backend does for a value that isn't compressed: of a whole store it says which one."""
+    """The error names the key, as a backend's error does for an uncompressed value, so that it can be found in a whole store."""
     elsewhere = Codec()
     elsewhere.register(Page, tag="elsewhere.Page")
     record = elsewhere.encode(Page("x"))
@@ -287,7 +291,7 @@ def test_a_type_that_is_not_registered_here_is_named_with_its_key():
 
 
 def test_a_layer_outside_sees_values():
-    """A layer outside of it never meets a Compressed, nor does one inside of it meet a large value."""
+    """A layer outside never sees a Compressed; a layer inside never sees a large value."""
     from pocket_plug import Layer
 
     seen: list[object] = []
@@ -306,7 +310,7 @@ def test_a_layer_outside_sees_values():
 
 # ---------------------------------------------------------------- as a plugin
 def test_found_by_its_entry_point():
-    """Installed, it is there: listed, and usable by name with checked options."""
+    """The installed plugin is listed, and usable by name with checked options."""
     pocket = Pocket(required=["compress"])
     record = pocket.plugin("compress")
     assert (record.distribution, record.origin, record.hooks) == (

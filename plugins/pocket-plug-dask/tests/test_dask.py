@@ -1,4 +1,6 @@
-"""The executor for Dask keeps what the contract says, with a real scheduler and workers as processes, killed and stopped."""
+"""The executor for Dask passes the contract of executors, with a real scheduler and real workers,
+which are killed and stopped.
+"""
 
 from __future__ import annotations
 
@@ -56,13 +58,13 @@ def run(working: Coroutine[Any, Any, Any]) -> Any:
 
 
 def test_a_scheduler_that_is_stopped_or_killed_is_an_error_and_then_used_again(tmp_path: Path) -> None:
-    """What is on its way fails with an error that a retry covers; the program goes on without a restart."""
+    """Work in progress fails with an error that a retry covers; the program continues without a restart."""
     cluster = DaskCluster(options=OPTIONS)
     executor = DaskExecutor(cluster.url, timeout=1)
     pocket = Pocket(plugins=[Offering(executor)], autoload=False)
 
     async def lost_after(harm: Callable[[], object]) -> None:
-        """The scheduler is harmed while a worker is at work."""
+        """The scheduler is killed or stopped while a worker executes."""
         (tmp_path / "begun").unlink(missing_ok=True)
         running = asyncio.create_task(graphs.blocking.run(str(tmp_path), pocket=pocket))
         await has(tmp_path / "begun")
@@ -127,7 +129,7 @@ def test_a_cluster_without_workers_is_said_once(
 
 
 def test_a_cluster_of_this_machine_and_a_scheduler_file(cluster: DaskCluster) -> None:
-    """By their URLs, in a Pocket that has the plugin; it ends the cluster that it has started."""
+    """Both work by their URLs, in a Pocket with the plugin. Closing the Pocket ends the cluster that the executor has started."""
     with Pocket(plugins=[pocket_plug_dask], autoload=False) as pocket:
         for url in ("dask+local://?workers=1", f"dask://?scheduler_file={cluster.scheduler.folder}/scheduler.json"):
             executor = pocket.executor(url)
@@ -137,7 +139,7 @@ def test_a_cluster_of_this_machine_and_a_scheduler_file(cluster: DaskCluster) ->
 
 
 def test_tls_is_as_dask_is_configured(tmp_path: Path) -> None:
-    """By its files, which no URL names; without TLS, the scheduler can't be reached."""
+    """TLS uses the files of Dask's configuration, which no URL names; without TLS, the scheduler can't be reached."""
     made = certificate(tmp_path)
     tls = {"distributed.comm.default-scheme": "tls", "distributed.comm.tls.ca-file": str(made.authority)}
     for role in ("scheduler", "worker", "client"):
@@ -159,11 +161,11 @@ def test_tls_is_as_dask_is_configured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("dask://", "names a scheduler"),
-        ("dask://host:1?scheduler_file=x", "names a scheduler"),
+        ("dask://", "give either a scheduler"),
+        ("dask://host:1?scheduler_file=x", "give either a scheduler"),
         ("dask://host:1?time=3", "Did you mean 'timeout'"),
         ("dask://host:1?timeout=soon", "whole number"),
-        ("dask+local://host?workers=2", "nothing but options"),
+        ("dask+local://host?workers=2", "only options"),
         ("dask+local://?workers=0", "whole number"),
         ("dask://me:hunter2@host:1", "only host:port"),
     ],
@@ -177,7 +179,7 @@ def test_a_url_that_is_invalid_is_refused(url: str, said: str) -> None:
 
 
 def test_urls_name_schedulers() -> None:
-    """As Dask calls them."""
+    """The scheduler's address is the one that Dask uses."""
     assert DaskExecutor.from_url("dask://host:8786").title == "tcp://host:8786"
     assert DaskExecutor.from_url("dask+tls://host:8786").title == "tls://host:8786"
     assert DaskExecutor.from_url("dask://?scheduler_file=/x.json").title == "/x.json"

@@ -1,4 +1,4 @@
-"""Effects on a Dask cluster of which processes are killed and stopped, as those of the runs' workers are.
+"""Durable runs with effects on a Dask cluster, while processes of the cluster and of the runs' workers are killed and stopped.
 
 A longer campaign is `tests/crash/workers.py`: `make workers THROUGH=dask`.
 """
@@ -35,4 +35,4 @@ class TestWorkers(WorkersContract):
 
     @pytest.fixture
     def executor(self, cluster: DaskCluster) -> str:
-        return f"dask://{cluster.url.partition('://')[2]}"  # a shorter time-out would be over on a busy machine
+        return f"dask://{cluster.url.partition('://')[2]}"  # a busy machine would exceed a shorter timeout

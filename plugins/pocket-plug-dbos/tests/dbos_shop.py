@@ -1,4 +1,4 @@
-"""A program with a queue of DBOS, as an executor that tests start and kill: `python dbos_shop.py FOLDER EXECUTOR COUNT`."""
+"""A program with a DBOS queue, as an executor that tests start and kill: `python dbos_shop.py FOLDER EXECUTOR COUNT`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def config(folder: Path, executor: str, url: str | None = None) -> DBOSConfig:
 
 
 async def main(folder: Path, executor: str, count: int) -> None:
-    """Submit so many runs, take over what executor "a" has left unless this is it, and work until killed."""
+    """Submit COUNT runs, resume what executor "a" has left (unless this is "a"), and work until killed."""
     async with pp.Store(f"sqlite:///{folder}/state.db") as store:
         DBOS(config=config(folder, executor, os.environ.get("DBOS_URL")))
         graph = orders()

@@ -1,4 +1,4 @@
-"""A queue of DBOS, over DBOS's own SQLite: what becomes of runs, and what DBOS is told of it."""
+"""A DBOS queue, over DBOS's own SQLite: the states of runs and of their workflows."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class World:
         return asyncio.run(main())
 
     def workflow(self, workflow_id: str, *states: str) -> WorkflowStatus:
-        """Once it has come to one of these states."""
+        """The workflow, once it has one of these states."""
 
         def is_there() -> bool:
             status = DBOS.get_workflow_status(workflow_id)
@@ -119,7 +119,7 @@ class World:
 
 
 def until(holds: Callable[[], bool], what: Callable[[], object] = lambda: "") -> None:
-    """Wait for it; fail where it takes too long."""
+    """Wait until the condition holds; fail after a timeout."""
     last = time.monotonic() + SECONDS
     while not holds():
         assert time.monotonic() < last, what()
@@ -170,7 +170,7 @@ def fresh() -> None:
 
 # ---------------------------------------------------------------- submitting
 def test_a_submitted_run_is_a_workflow_of_its_id(world: World) -> None:
-    """It is done once, however often it is submitted; another input for the id is refused."""
+    """A run is executed once, however often it is submitted; another input for the same id is refused."""
     before = world.booked()
     assert world.do(world.wide.submit(orders, 5, run_id="o-1")) == "pending"
     assert world.workflow("o-1").output == {"run_id": "o-1", "state": "finished"}
@@ -183,14 +183,14 @@ def test_a_submitted_run_is_a_workflow_of_its_id(world: World) -> None:
 
 
 def test_a_run_that_was_recorded_and_not_queued_is_queued_by_the_next_submit(world: World) -> None:
-    """As after a crash between the two: who submits again, as it was not told of success, loses nothing."""
+    """As after a crash between recording and queueing: if the caller submits again, nothing is lost."""
     orders.submit_sync(7, run_id="o-2", store=world.store)
     world.do(world.wide.submit(orders, 7, run_id="o-2"))
     assert world.workflow("o-2").status == "SUCCESS"
 
 
 def test_runs_of_a_queue_begin_by_priority_and_no_more_at_once_than_it_allows(world: World) -> None:
-    """1 is before 5; those under way are not interrupted."""
+    """Priority 1 comes before 5; running workflows are not interrupted."""
     world.do(world.narrow.submit(noting, "first", run_id="p-1"))
     until(lambda: begun == ["first"])
     for run_id, order, priority in [("p-2", "low", 5), ("p-3", "high", 1), ("p-4", "middle", 3)]:
@@ -203,7 +203,7 @@ def test_runs_of_a_queue_begin_by_priority_and_no_more_at_once_than_it_allows(wo
 
 
 def test_the_limits_are_dbos_s_own(world: World) -> None:
-    """What was given is what DBOS keeps, for all executors."""
+    """DBOS stores the limits that were given, for all executors."""
     queue = DBOS.retrieve_queue("wide")
     assert queue is not None
     assert queue.limiter == {"limit": 1000, "period": 1}
@@ -212,7 +212,7 @@ def test_the_limits_are_dbos_s_own(world: World) -> None:
 
 
 def test_dbos_has_neither_values_nor_pickles(world: World) -> None:
-    """Its tables have ids and states: values are in the store, messages of errors there as well."""
+    """DBOS's tables contain ids and states only; values and error messages are in pocket_plug's store."""
     world.do(world.wide.submit(orders, SECRET, run_id="s-1"))
     world.do(world.wide.submit(fails, SECRET, run_id="s-2"))
     assert world.workflow("s-1").status == "SUCCESS"
@@ -230,7 +230,7 @@ def test_dbos_has_neither_values_nor_pickles(world: World) -> None:
 
 # ---------------------------------------------------------------- waiting
 def test_a_run_that_waits_for_an_answer_holds_no_place_in_the_queue(world: World) -> None:
-    """Its workflow ends as waiting; the answer queues the next one."""
+    """Its workflow ends as waiting; the answer queues the next workflow."""
     world.do(world.narrow.submit(asking, 1, run_id="a-1", priority=2))
     assert world.workflow("a-1").output == {"run_id": "a-1", "state": "waiting"}
     gate.set()
@@ -245,7 +245,7 @@ def test_a_run_that_waits_for_an_answer_holds_no_place_in_the_queue(world: World
 
 
 def test_what_was_answered_elsewhere_is_caught_up(world: World) -> None:
-    """`pocket-plug runs answer` knows nothing of DBOS."""
+    """`pocket-plug runs answer` doesn't notify DBOS; `catch_up` queues the run."""
     world.do(world.wide.submit(asking, 1, run_id="a-3"))
     world.workflow("a-3")
     world.runs.answer("a-3", True)
@@ -254,7 +254,7 @@ def test_what_was_answered_elsewhere_is_caught_up(world: World) -> None:
 
 
 def test_a_run_that_sleeps_is_delayed(world: World) -> None:
-    """The next workflow is there at once, and begins when the time has come."""
+    """The next workflow is queued at once, and starts when the time has come."""
     world.do(world.wide.submit(sleeping, 1, run_id="z-1"))
     assert world.workflow("z-1").output == {"run_id": "z-1", "state": "waiting"}
     delayed = world.workflow("z-1~2", "DELAYED", "ENQUEUED", "PENDING", "SUCCESS")
@@ -266,7 +266,9 @@ def test_a_run_that_sleeps_is_delayed(world: World) -> None:
 def test_an_answer_is_not_lost_between_the_run_s_wait_and_the_workflow_s_end(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The workflow is under way, but has looked at the run for the last time: it won't go on with it."""
+    """The workflow is still running, but has already read the run's state, so it won't continue the run:
+    another turn is queued.
+    """
     wait = _Turn._wait
 
     async def long_wait(turn: _Turn) -> dict[str, str]:
@@ -286,8 +288,8 @@ def test_an_answer_is_not_lost_between_the_run_s_wait_and_the_workflow_s_end(
 
 
 # ---------------------------------------------------------------- failing, and being cancelled
-def test_a_run_that_has_failed_is_a_workflow_that_has_and_can_be_tried_again(world: World) -> None:
-    """`retry` queues it once more; it goes on at the node that has failed."""
+def test_a_failed_run_has_a_failed_workflow_and_can_be_retried(world: World) -> None:
+    """`retry` queues the run again; it continues at the node that has failed."""
     world.do(world.wide.submit(fails, "x", run_id="f-1"))
     assert world.workflow("f-1").status == "ERROR"
     assert world.runs.get("f-1").state == "failed"
@@ -298,7 +300,7 @@ def test_a_run_that_has_failed_is_a_workflow_that_has_and_can_be_tried_again(wor
 
 @pytest.mark.parametrize("by", ["the workflow", "the run", "the queue"])
 def test_a_run_at_work_and_its_workflow_are_cancelled_together(world: World, by: str) -> None:
-    """Whichever is told: `exec` is cancelled, the run is `cancelled`, the workflow CANCELLED."""
+    """Whichever of the two is cancelled: `exec` is cancelled, the run is `cancelled`, the workflow CANCELLED."""
     run_id = f"c-{by[4:]}"
     world.do(world.wide.submit(hangs, run_id, run_id=run_id))
     until(lambda: run_id in begun)
@@ -313,7 +315,7 @@ def test_a_run_at_work_and_its_workflow_are_cancelled_together(world: World, by:
 
 
 def test_a_run_that_waits_is_cancelled_with_its_delayed_workflow(world: World) -> None:
-    """Nothing of it stays in the queue."""
+    """Nothing of the run stays in the queue."""
     long = pp.Graph(pp.Sleep[object]("1h") >> book, name="sleeping")
     long.submit_sync(1, run_id="c-5", store=world.store)
     with pytest.raises(pp.RunSuspendedError):
@@ -325,16 +327,16 @@ def test_a_run_that_waits_is_cancelled_with_its_delayed_workflow(world: World) -
     assert world.workflow("c-5~2").status == "CANCELLED"
 
 
-def test_a_run_that_somebody_else_is_through_with_is_said_to_be_finished(world: World) -> None:
-    """A turn finds what it finds."""
+def test_a_turn_of_a_run_that_is_already_finished_returns_finished(world: World) -> None:
+    """If another executor has finished the run meanwhile, the turn returns "finished"."""
     orders.submit_sync(1, run_id="e-1", store=world.store)
     orders.resume_sync("e-1", store=world.store)
     world.do(world.wide.submit(orders, 1, run_id="e-1"))
     assert DBOS.get_workflow_status("e-1") is None
 
 
-def test_a_turn_waits_for_whoever_is_at_the_run(world: World) -> None:
-    """As long as he moves it, and then it sees what has become of the run: here it was cancelled."""
+def test_a_turn_waits_while_another_executor_executes_the_run(world: World) -> None:
+    """It waits while the other executor is alive, and then finds the run's new state; here the run was cancelled."""
     hangs.submit_sync("w", run_id="w-1", store=world.store)
     thread = threading.Thread(target=lambda: _ends_cancelled("w-1", world.store))
     thread.start()
@@ -351,8 +353,8 @@ def _ends_cancelled(run_id: str, store: pp.Store) -> None:
         asyncio.run(hangs.resume(run_id, store=store))
 
 
-def test_a_turn_takes_a_run_over_from_an_executor_that_moves_it_no_more(world: World) -> None:
-    """Its process is there, and stopped: nobody may know whether it has died, until its lease is over."""
+def test_a_turn_takes_a_run_over_from_a_stalled_executor(world: World) -> None:
+    """The other process exists but is stopped. It could be alive, so the turn waits until its lease is over."""
     url = f"sqlite:///{world.folder}/state.db"
     with subprocess.Popen([sys.executable, "-c", STOPPED, url]) as process:
         try:
@@ -399,7 +401,7 @@ asyncio.run(main())
 
 # ---------------------------------------------------------------- schedules and traces
 def test_a_schedule_submits_one_run_for_each_time(world: World) -> None:
-    """Its id is the schedule's name and the time, and its input what was given for that."""
+    """The run's id is the schedule's name and the time; its input is the one that was given for this time."""
     until(lambda: len(world.runs.list(graph="ticking", state="finished").runs) >= 2)
     DBOS.pause_schedule("wide/tick")
     for info in world.runs.list(graph="ticking", state="finished").runs:
@@ -410,7 +412,7 @@ def test_a_schedule_submits_one_run_for_each_time(world: World) -> None:
 
 
 def test_submit_workflow_and_run_are_one_trace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DBOS's span hangs below that of who has submitted, ours below DBOS's; so does what follows an answer."""
+    """DBOS's span is a child of the submitter's span, and the run's span a child of DBOS's; after an answer too."""
     with SpanCapture() as captured:
         monkeypatch.setattr(trace, "get_tracer_provider", lambda: captured.tracer_provider)  # for DBOS's spans
         with trace.get_tracer("tests").start_as_current_span("request"):
@@ -435,7 +437,7 @@ def test_submit_workflow_and_run_are_one_trace(world: World, monkeypatch: pytest
 
 # ---------------------------------------------------------------- what is refused
 def test_a_queue_refuses_what_it_does_not_have(world: World) -> None:
-    """Runs are found by their graph's name, in each process that has the queue."""
+    """A queue finds a run's graph by name, so each process that has the queue needs it."""
     with pytest.raises(ConfigError, match="'noting'"):
         world.do(world.wide.submit(noting, "x", run_id="r-1"))
     with pytest.raises(UnknownRunError):
@@ -443,19 +445,19 @@ def test_a_queue_refuses_what_it_does_not_have(world: World) -> None:
     failing[0] = True
     world.do(world.wide.submit(fails, "x", run_id="g-1"))
     assert world.workflow("g-1").status == "ERROR"
-    with pytest.raises(ConfigError, match="doesn't have"):
+    with pytest.raises(ConfigError, match="has no such graph"):
         world.do(world.narrow.retry("g-1"))
-    for graphs, why in [([], "at least"), ([orders, orders], "two graphs"), ([book], "takes the runs of graphs")]:
+    for graphs, why in [([], "at least"), ([orders, orders], "two graphs"), ([book], "is not a Graph")]:
         with pytest.raises(ConfigError, match=why):
             DBOSQueue("refused", graphs)  # type: ignore[arg-type]
 
 
 def test_the_serializer_keeps_errors_and_refuses_pickles() -> None:
-    """What DBOS stores of steps and events of its own workflows: nothing read is executed."""
+    """Values that DBOS stores for its own workflows' steps and events are restored without executing anything."""
     serializer = PocketSerializer()
     error = serializer.deserialize(serializer.serialize(ValueError("x")))
     assert (type(error), error.args) == (ValueError, ("x",))
     with pytest.raises(pp.CodecError):
         serializer.deserialize("gASVBQAAAAAAAABLAS4=")
-    with pytest.raises(pp.CorruptRecordError, match="it is no base64"):
+    with pytest.raises(pp.CorruptRecordError, match="it is not base64"):
         serializer.deserialize("no base64 at all")

@@ -1,4 +1,4 @@
-"""Executors in processes of their own: one is killed, and another one goes on with its runs; the README's program."""
+"""Executors in processes of their own: one is killed, and another continues its runs. Also the README's program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECONDS = 120.0
 
 @contextmanager
 def executor(folder: Path, name: str, count: int, url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with the program of `dbos_shop.py`, killed at the end."""
+    """A process that runs `dbos_shop.py`, killed at the end."""
     program = Path(__file__).with_name("dbos_shop.py")
     process = subprocess.Popen(
         [sys.executable, str(program), str(folder), name, str(count)], env={**os.environ, "DBOS_URL": url}
@@ -44,10 +44,10 @@ def until(holds: Callable[[], bool], process: subprocess.Popen[bytes], what: Cal
 
 @pytest.mark.crash
 @pytest.mark.parametrize("system", ["sqlite", "postgresql"])
-def test_runs_of_a_killed_executor_are_gone_on_with_and_each_effect_is_there_once(
+def test_runs_of_a_killed_executor_are_resumed_and_each_effect_takes_place_once(
     tmp_path: Path, system: str, request: pytest.FixtureRequest
 ) -> None:
-    """Killed with SIGKILL in the middle of several runs; the other one resumes the workflows that DBOS has as pending."""
+    """An executor gets SIGKILL in the middle of several runs; another one resumes the workflows that DBOS lists as pending."""
     url = f"sqlite:///{tmp_path}/dbos.db"
     if system == "postgresql":
         server: Server = request.getfixturevalue("postgres_server")
@@ -69,7 +69,7 @@ def test_runs_of_a_killed_executor_are_gone_on_with_and_each_effect_is_there_onc
 
 
 def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
-    """As it stands there, over files that it makes itself."""
+    """Unchanged, over files that it creates itself."""
     page = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
     _, _, rest = page.partition("```python\n")
     code, _, _ = rest.partition("```")

@@ -1,4 +1,4 @@
-"""The encryption layer: values come back as they were for who has the key; what was tampered with is always an error."""
+"""The encryption layer: with the key, values come back unchanged; a record that was tampered with is always an error."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ VALUE = {"card": "4711-secret", "numbers": [1, 2.5, {3}]}
 
 
 class TestContract(LayerContract):
-    """Around any backend it keeps all that a backend promises."""
+    """The layer passes the backend contract over any backend."""
 
     def recipe(self) -> Encryption:
         return Encryption(keys=(KEY, FORMER))
@@ -58,7 +58,7 @@ def pair(*keys: str) -> tuple[SyncStore, Memory]:
 
 
 def stored(backend: Memory, key: str) -> Encrypted:
-    """What really stands in the backend."""
+    """What the backend has stored."""
     entry = asyncio.run(backend.read(key))
     assert entry is not None
     assert isinstance(entry.value, Encrypted)
@@ -66,13 +66,13 @@ def stored(backend: Memory, key: str) -> Encrypted:
 
 
 def put(backend: Memory, key: str, value: object) -> None:
-    """Write past the layer, as somebody without a key can."""
+    """Write to the backend without the layer, as an attacker without a key can."""
     asyncio.run(backend.write([Put(key, value)]))
 
 
 # ---------------------------------------------------------------- what is stored
 def test_a_value_is_encrypted_and_comes_back() -> None:
-    """Below the layer there is no byte of it; the name, the deadline and the version are there."""
+    """The backend has no byte of the value; name, deadline and version are readable."""
     store, backend = pair()
     store.set("guest", VALUE, ttl=60)
     found = stored(backend, "guest")
@@ -90,7 +90,7 @@ def test_a_value_is_encrypted_and_comes_back() -> None:
 
 
 def test_each_write_has_a_nonce_of_its_own() -> None:
-    """The same value, written again, is another record."""
+    """The same value, written twice, gives two different records."""
     store, backend = pair()
     seen = set()
     for _ in range(200):
@@ -100,7 +100,7 @@ def test_each_write_has_a_nonce_of_its_own() -> None:
 
 
 def test_a_file_has_no_value_in_it(tmp_path: Path) -> None:
-    """Nor have the records of durable runs: inputs, outputs, items."""
+    """Neither do the records of durable runs: inputs, outputs, items."""
     url = f"sqlite:///{tmp_path}/state.db"
 
     async def main() -> None:
@@ -127,7 +127,7 @@ async def greet(name: str) -> str:
 
 
 def test_without_the_layer_a_run_says_what_is_missing(tmp_path: Path) -> None:
-    """It is not taken for damaged, nor for one that could begin anew."""
+    """The run is reported neither as damaged nor as one that could start again."""
     url = f"sqlite:///{tmp_path}/state.db"
 
     async def main() -> None:
@@ -145,7 +145,7 @@ def test_without_the_layer_a_run_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_the_command_line_shows_runs_with_the_layer_and_says_so_without(tmp_path: Path, monkeypatch: Any) -> None:
-    """`pocket-plug runs`, by the key in the environment, which it never shows."""
+    """`pocket-plug runs` works with the key from the environment, and never shows the key."""
     url = f"sqlite:///{tmp_path}/state.db"
     monkeypatch.setenv("STATE_KEY", KEY)
 
@@ -178,7 +178,7 @@ def test_the_command_line_shows_runs_with_the_layer_and_says_so_without(tmp_path
         assert KEY not in text
 
 
-def test_what_has_another_key_keeps_nothing_else_back(tmp_path: Path) -> None:
+def test_an_entry_with_a_lost_key_blocks_no_other(tmp_path: Path) -> None:
     """It is listed as unreadable beside the others, with the reason, and can be deleted: a lost key doesn't block a store."""
     url = f"sqlite:///{tmp_path}/state.db?durability=process"
     for key, name in ((KEY, "mine"), (FORMER, "theirs")):
@@ -197,7 +197,7 @@ def test_what_has_another_key_keeps_nothing_else_back(tmp_path: Path) -> None:
 
 
 def test_an_existing_store_is_encrypted_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all that it has: values, lists, and durable runs, which a plain export leaves out."""
+    """All its data: values, lists, and durable runs, which an export without `--all` leaves out."""
     monkeypatch.setenv("STATE_KEY", KEY)
     with SyncStore(f"sqlite:///{tmp_path}/former.db") as former:
         former.set("guest", VALUE)
@@ -237,7 +237,7 @@ def _flipped(data: bytes, bit: int) -> bytes:
 @settings(deadline=None, max_examples=150)
 @given(value=_VALUES, data=st.data())
 def test_a_flipped_bit_is_found(value: Any, data: st.DataObject) -> None:
-    """In the nonce, in what is encrypted, in the tag: an error, never another value and never a miss."""
+    """In the nonce, the ciphertext or the tag: an error, never another value and never a miss."""
     store, backend = pair()
     store.set("k", value)
     assert store.get("k") == value
@@ -251,7 +251,7 @@ def test_a_flipped_bit_is_found(value: Any, data: st.DataObject) -> None:
 
 
 def test_every_flipped_bit_of_a_record_is_found() -> None:
-    """All of them, for one record; those of the key's id as well."""
+    """Every bit of one record, those of the key's id too."""
     store, backend = pair(KEY, FORMER)
     store.set("k", VALUE)
     found = stored(backend, "k")
@@ -271,7 +271,7 @@ def test_every_flipped_bit_of_a_record_is_found() -> None:
 
 @pytest.mark.parametrize("size", range(60))
 def test_a_record_that_was_cut_off_is_found(size: int) -> None:
-    """Wherever: also with nothing left of it."""
+    """At any length, also with no data left."""
     store, backend = pair()
     store.set("k", "x" * 40)
     found = stored(backend, "k")
@@ -289,7 +289,7 @@ def test_a_record_that_was_cut_off_is_found(size: int) -> None:
     "changed", [{"nonce": 5}, {"nonce": "x" * 12}, {"data": "x" * 40}, {"data": None}, {"key_id": [1]}]
 )
 def test_a_record_with_other_types_in_it_is_found(changed: Any) -> None:
-    """Somebody made it up: the error is that of any damage, and it can be deleted."""
+    """A made-up record raises the same error as a damaged one, and can be deleted."""
     store, backend = pair()
     store.set("k", VALUE)
     put(backend, "k", replace(stored(backend, "k"), **changed))
@@ -299,17 +299,17 @@ def test_a_record_with_other_types_in_it_is_found(changed: Any) -> None:
 
 
 def test_a_record_that_was_moved_to_another_key_is_found() -> None:
-    """Also to one that differs in the last letter, or by what stands before it."""
+    """Also to a key whose name differs in the last letter only, or in its prefix."""
     store, backend = pair()
     store.set("user:1:admin", True)
     for other in ("user:2:admin", "user:1:admi", "user:1:admin\x00", "x"):
         put(backend, other, stored(backend, "user:1:admin"))
-        with pytest.raises(CorruptRecordError, match="written at another key"):
+        with pytest.raises(CorruptRecordError, match="copied from another name"):
             store.get(other)
 
 
 def test_a_record_of_another_key_is_not_taken_by_its_id() -> None:
-    """Somebody who says it were of a key that is there is found out."""
+    """A record that claims the id of a known key, but was encrypted with another key, is detected."""
     store, backend = pair(KEY)
     other, others = pair(FORMER)
     other.set("k", VALUE)
@@ -318,8 +318,8 @@ def test_a_record_of_another_key_is_not_taken_by_its_id() -> None:
         store.get("k")
 
 
-def test_a_plain_value_is_no_encrypted_one() -> None:
-    """Or whoever can write could put any value in its place."""
+def test_an_unencrypted_value_is_refused() -> None:
+    """Otherwise, anyone who can write to the store could replace any value."""
     store, backend = pair()
     put(backend, "k", "plain-secret")
     with pytest.raises(StoreError, match="'k' is not encrypted") as caught:
@@ -329,11 +329,11 @@ def test_a_plain_value_is_no_encrypted_one() -> None:
 
 # ---------------------------------------------------------------- keys
 def test_a_former_key_reads_and_the_current_one_writes() -> None:
-    """A missing one is an error that says which, and what there is."""
+    """If a key is missing, the error names its id and the ids of the keys that are given."""
     backend = Memory()
     SyncStore(backend, layers=[Encryption(keys=FORMER)]).set("k", VALUE)
     former = stored(backend, "k").key_id
-    with pytest.raises(StoreError, match=rf"'k' is encrypted with the key {former}, which isn't among.*add it behind"):
+    with pytest.raises(StoreError, match=rf"'k' is encrypted with the key {former}, which isn't among.*add it after"):
         SyncStore(backend, layers=[Encryption(keys=KEY)]).get("k")
     both = SyncStore(backend, layers=[Encryption(keys=(KEY, FORMER))])
     assert both.get("k") == VALUE
@@ -344,7 +344,7 @@ def test_a_former_key_reads_and_the_current_one_writes() -> None:
 
 
 def test_with_migrate_a_read_takes_the_current_key() -> None:
-    """With the deadline that it has; after that the former key can go. Records of runs stay as they are."""
+    """With the same deadline; afterwards the former key can be removed. Records of runs are not rewritten."""
     backend = Memory()
     old = SyncStore(backend, layers=[Encryption(keys=FORMER)])
     old.set("mortal", 1, ttl=60)
@@ -369,7 +369,7 @@ def test_with_migrate_a_read_takes_the_current_key() -> None:
 
 
 def test_with_migrate_a_list_takes_the_current_key() -> None:
-    """Its head, and the items that are read: they are users' data, though their names are pocket_plug's."""
+    """Its head, and the items that are read: they are users' data, although pocket_plug names them."""
     backend = Memory()
     old = SyncStore(backend, layers=[Encryption(keys=FORMER)])
     for n in range(3):
@@ -398,17 +398,17 @@ def test_keys_come_from_a_function() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ("hunter2!", r"keys\[0\] is no base64"),
-        ("aHVudGVyMg==", r"keys\[0\] is base64 of 7 bytes, and a key is base64 of 32 bytes; make one"),
-        ((KEY, "hunter2!"), r"keys\[1\] is no base64"),
+        ("hunter2!", r"keys\[0\] is not base64"),
+        ("aHVudGVyMg==", r"keys\[0\] is base64 of 7 bytes; a key is base64 of 32 bytes; make one"),
+        ((KEY, "hunter2!"), r"keys\[1\] is not base64"),
         ((), "`keys` is empty"),
-        (lambda: [5], r"keys\[0\] is no base64"),
-        (lambda: None, r"keys\[0\] is no base64"),
+        (lambda: [5], r"keys\[0\] is not base64"),
+        (lambda: None, r"keys\[0\] is not base64"),
         (5, "'keys' must be"),
     ],
 )
-def test_what_is_no_key_is_refused_and_not_shown(keys: Any, message: str) -> None:
-    """When the stack is built, with how to make one."""
+def test_an_invalid_key_is_refused_and_not_shown(keys: Any, message: str) -> None:
+    """The error comes when the stack is built, and says how to create a key."""
     with pytest.raises(ConfigError, match=message) as caught:
         SyncStore(layers=[Encryption(keys=keys)])
     for shown in (str(caught.value), repr(caught.value.__cause__), repr(caught.value.__context__)):
@@ -418,7 +418,7 @@ def test_what_is_no_key_is_refused_and_not_shown(keys: Any, message: str) -> Non
 
 
 def test_no_error_shows_a_value_or_a_key() -> None:
-    """Neither do the errors that caused it, nor the layer."""
+    """Neither do the errors' causes, nor the repr of the layer."""
     store, backend = pair()
     store.set("k", "secret-value")
     put(backend, "k", replace(stored(backend, "k"), data=b"x" * 40))
@@ -433,7 +433,7 @@ def test_no_error_shows_a_value_or_a_key() -> None:
 
 # ---------------------------------------------------------------- with other layers
 def test_compressed_before_it_is_encrypted() -> None:
-    """In that order it gets smaller; by a set of names it is the order."""
+    """In that order the data gets smaller; a set of names results in that order."""
     backend = Memory()
     store = SyncStore(backend, layers=["compress", Encryption(keys=KEY)])
     store.set("page", "state " * 10_000)
@@ -444,7 +444,7 @@ def test_compressed_before_it_is_encrypted() -> None:
 
 
 def test_all_that_a_store_does(tmp_path: Path) -> None:
-    """Transactions and updates, over a cache with a file behind it; nothing of it is plain in the file."""
+    """Transactions and updates, with a cache in front of a file: nothing in the file is unencrypted."""
     url = f"sqlite:///{tmp_path}/state.db"
     layers = [Encryption(keys=KEY), {"use": "persistence", "to": url}]
     pocket = Pocket()
@@ -458,14 +458,14 @@ def test_all_that_a_store_does(tmp_path: Path) -> None:
 
 
 def test_persistence_outside_of_encryption_is_refused(tmp_path: Path) -> None:
-    """Its file would hold the values as they are, and nobody would notice; also with a layer in between."""
+    """Its file would contain unencrypted values, silently; the same with a layer in between."""
     for inside in ([Encryption(keys=KEY)], ["metrics", Encryption(keys=KEY)]):
         with pytest.raises(ConfigError, match="only the cache would be encrypted"):
             Store(layers=[Persistence(to=f"sqlite:///{tmp_path}/state.db"), *inside])
 
 
 def test_many_threads_and_tasks() -> None:
-    """Concurrent use is safe: every value comes back as its own."""
+    """Concurrent use is safe: each caller gets its own value back."""
 
     async def main() -> None:
         store = Store(layers=[Encryption(keys=KEY)])
@@ -481,7 +481,7 @@ def test_many_threads_and_tasks() -> None:
 
 
 def test_an_unregistered_type_is_refused_at_set() -> None:
-    """With the key."""
+    """The error names the key."""
 
     class Session: ...
 
@@ -496,7 +496,7 @@ class Page:
 
 
 def test_a_type_that_is_not_registered_here_is_named_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a backend does for a value that isn't encrypted: of a whole store it says which one."""
+    """The error names the key, as a backend's error does for an unencrypted value, so that it can be found in a whole store."""
     store, _ = pair()
     elsewhere = Codec()
     elsewhere.register(Page, tag="elsewhere.Page")
@@ -508,7 +508,7 @@ def test_a_type_that_is_not_registered_here_is_named_with_its_key(monkeypatch: p
 
 
 def test_a_users_own_marker_comes_back() -> None:
-    """An Encrypted that a user stores is a value like any other."""
+    """If a user stores an Encrypted object, it is read back like any other value."""
     store, _ = pair()
     mine = Encrypted("id", b"nonce", b"data")
     store.set("k", mine)
@@ -518,7 +518,7 @@ def test_a_users_own_marker_comes_back() -> None:
 
 # ---------------------------------------------------------------- as a plugin
 def test_found_by_its_entry_point(monkeypatch: Any, tmp_path: Path) -> None:
-    """Installed, it is there; its keys come from the environment, and are shown as they are written."""
+    """The installed plugin is found; its keys come from the environment, and only the variable's name is shown."""
     record = Pocket(required=["encryption"]).plugin("encryption")
     assert (record.distribution, record.hooks) == ("pocket-plug-encryption", ("pocket_layers",))
     monkeypatch.setenv("STATE_KEY", KEY)

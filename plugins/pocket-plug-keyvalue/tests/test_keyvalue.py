@@ -1,4 +1,6 @@
-"""A store as py-key-value's AsyncKeyValue: it answers as their own store does, over any backend; none of theirs is a backend."""
+"""A store as py-key-value's AsyncKeyValue: it behaves like their own store, over any backend. None of
+their stores is a backend.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 @pytest.fixture(params=["memory", "sqlite", "layers"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Callable[[KeyValue], Awaitable[object]]], None]:
-    """Runs a test over each kind of store, which it closes."""
+    """Runs a test over each kind of store, and closes the store."""
     file = f"sqlite:///{tmp_path}/state.db"
     given = {"memory": Store(), "sqlite": Store(file), "layers": Store(file, layers=["metrics", "compress"])}
 
@@ -52,9 +54,9 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Callable[[K
 
 # ---------------------------------------------------------------- the protocol
 def test_it_is_what_the_protocol_says() -> None:
-    """Also at run time."""
+    """Also for isinstance."""
     assert isinstance(KeyValue(Store()), AsyncKeyValue)
-    with pytest.raises(ConfigError, match="made of a Store or a scope of one, not of a SyncStore"):
+    with pytest.raises(ConfigError, match="needs a Store or a scope of a Store, not a SyncStore"):
         KeyValue(SyncStore())  # type: ignore[arg-type]
 
 
@@ -79,7 +81,7 @@ def test_values_come_and_go(run: Any) -> None:
 
 
 def test_deadlines_are_the_stores() -> None:
-    """By its clock, for one and for several; a put without one lasts for ever."""
+    """By the store's clock, for one key and for several; a put without `ttl` never expires."""
     clock = FakeClock()
     kv = KeyValue(Store(clock=clock))
 
@@ -98,15 +100,15 @@ def test_deadlines_are_the_stores() -> None:
 
 @pytest.mark.parametrize("name", ["", None])
 def test_no_name_for_the_default_collection_is_the_usual_one(name: str | None) -> None:
-    """As in their own stores."""
+    """As in py-key-value's own stores."""
     kv = KeyValue(Store(), default_collection=name)
     asyncio.run(kv.put("a", {"n": 1}))
     assert asyncio.run(kv.get("a", collection="default_collection")) == {"n": 1}
 
 
 @pytest.mark.parametrize("ttl", [0, -1, True, float("nan"), float("inf"), "soon", "5"])
-def test_a_ttl_that_can_not_be_is_refused(ttl: Any) -> None:
-    """As their stores do, and nothing is stored."""
+def test_an_invalid_ttl_is_refused(ttl: Any) -> None:
+    """As in py-key-value's stores; nothing is stored."""
     kv = KeyValue(Store())
     with pytest.raises(InvalidTTLError):
         asyncio.run(kv.put("a", {}, ttl=ttl))
@@ -114,16 +116,16 @@ def test_a_ttl_that_can_not_be_is_refused(ttl: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [{"a": {1}}, {"a": b"x"}, {"a": Path()}, {1: 2}, [1], "text", None])
-def test_what_json_does_not_have_is_refused(value: Any) -> None:
-    """With the error that FastMCP looks for; the message has the key and no value."""
+def test_values_that_json_can_not_represent_are_refused(value: Any) -> None:
+    """With the error type that FastMCP expects; the message contains the key but no value."""
     kv = KeyValue(Store())
     with pytest.raises(SerializationError, match="'key'"):
         asyncio.run(kv.put_many(["other", "key"], [{}, value]))
     assert asyncio.run(kv.get("other")) is None
 
 
-def test_nobody_else_has_the_same_object() -> None:
-    """Neither who put it nor who got it changes what is stored, over memory either."""
+def test_no_caller_shares_an_object_with_the_store() -> None:
+    """The value is copied: neither the writer nor a reader can change what is stored, in memory either."""
     kv, mine = KeyValue(Store()), {"list": [1]}
 
     async def test() -> None:
@@ -135,8 +137,8 @@ def test_nobody_else_has_the_same_object() -> None:
     asyncio.run(test())
 
 
-def test_what_somebody_else_has_written_is_an_error() -> None:
-    """It never looks like nothing there."""
+def test_a_value_that_another_program_has_written_is_an_error() -> None:
+    """It never looks like a missing value."""
     store = Store()
     kv = KeyValue(store)
     for found, error in ((7, ValueTypeError), ("{", DeserializationError), ("[]", DeserializationError)):
@@ -155,8 +157,10 @@ NAMES = st.one_of(
 
 
 @given(st.dictionaries(st.tuples(NAMES.filter(bool), NAMES), st.integers(), max_size=12))
-def test_no_two_entries_meet(wanted: dict[tuple[str, str], int]) -> None:
-    """Whatever is in the names of collections and keys, and however long they are: each is an entry of its own."""
+def test_two_names_never_collide(wanted: dict[tuple[str, str], int]) -> None:
+    """Whatever characters are in the names of collections and keys, and however long they are: each pair
+    has an entry of its own.
+    """
     store = Store()
     kv = KeyValue(store.scope("kv"))
 
@@ -170,8 +174,8 @@ def test_no_two_entries_meet(wanted: dict[tuple[str, str], int]) -> None:
     asyncio.run(test())
 
 
-def test_a_name_that_no_store_has_is_an_error() -> None:
-    """A lone surrogate."""
+def test_a_name_with_a_lone_surrogate_is_an_error() -> None:
+    """A lone surrogate can't be encoded."""
     with pytest.raises(KeyNameError):
         asyncio.run(KeyValue(Store()).put("\ud800", {}))
 
@@ -193,7 +197,7 @@ CALLS = st.one_of(
 
 @given(st.lists(st.tuples(CALLS, COLLECTIONS), max_size=15))
 def test_it_answers_as_their_own_store_does(calls: list[tuple[tuple[Any, ...], str | None]]) -> None:
-    """Call by call, on any history."""
+    """Call by call, for any history."""
     ours, theirs = KeyValue(Store()), SimpleStore()
 
     async def test() -> None:
@@ -206,7 +210,7 @@ def test_it_answers_as_their_own_store_does(calls: list[tuple[tuple[Any, ...], s
 
 # ---------------------------------------------------------------- what is around it, and below
 def test_their_wrappers_go_around_it(run: Any) -> None:
-    """Those that FastMCP puts around a store, and one that renames collections."""
+    """The wrappers that FastMCP puts around a store, and one that renames collections."""
 
     async def test(kv: KeyValue) -> None:
         store = StatisticsWrapper(LimitSizeWrapper(PrefixCollectionsWrapper(kv, prefix="p"), max_size=1000))
@@ -218,7 +222,7 @@ def test_their_wrappers_go_around_it(run: Any) -> None:
 
 
 class OneWrite(Memory):
-    """Counts the changes of each write."""
+    """A layer that counts the changes of each write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,14 +234,14 @@ class OneWrite(Memory):
 
 
 def test_put_many_is_one_write() -> None:
-    """So all of it lands or nothing."""
+    """So all of it is written, or nothing."""
     memory = OneWrite()
     asyncio.run(KeyValue(Store(memory)).put_many(["a", "b", "c"], [{}, {}, {}]))
     assert memory.sizes == [3]
 
 
 def test_many_tasks(run: Any) -> None:
-    """Each sees its own; a store that nobody has opened is opened once."""
+    """Each task sees its own value; a store that isn't open is opened once."""
 
     async def test(kv: KeyValue) -> None:
         async def one(number: int) -> None:
@@ -250,9 +254,9 @@ def test_many_tasks(run: Any) -> None:
     run(test)
 
 
-# ---------------------------------------------------------------- the other way round
+# ---------------------------------------------------------------- the other direction
 def their_stores() -> set[str]:
-    """The classes of stores in the installed version; their modules need drivers, so they are read and not imported."""
+    """The classes of stores in the installed version. Their modules need drivers, so they are parsed and not imported."""
     [folder] = key_value.aio.stores.__path__
     found = {
         name
@@ -263,7 +267,7 @@ def their_stores() -> set[str]:
 
 
 def test_each_of_their_stores_is_refused_with_its_reason() -> None:
-    """Also one that we don't know; and the README says the same of each."""
+    """An unknown store too; and the README's table gives the same reasons."""
     assert their_stores() <= set(LACKS)
     for name, (lacks, instead) in LACKS.items():
         assert f"| `{name}` | {lacks} | `{instead}` |\n" in README
@@ -272,13 +276,13 @@ def test_each_of_their_stores_is_refused_with_its_reason() -> None:
         assert f"{name} can't be a backend: AsyncKeyValue has no compare-and-set" in str(caught.value)
         assert f"{lacks}. Use Store({json.dumps(instead)})" in str(caught.value)
     with pytest.raises(
-        ConfigError, match=r'Mine can\'t be a backend.*durable runs\. Use Store\("sqlite:///state.db"\)'
+        ConfigError, match=r'Mine can\'t be a backend.*durable runs can.t work\. Use Store\("sqlite:///state.db"\)'
     ):
         as_backend(type("Mine", (), {})())
 
 
 def test_readme() -> None:
-    """What the README shows works; FastMCP is not needed for the tests."""
+    """The README's code works; the tests don't need FastMCP."""
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, Any] = {}
     for snippet in snippets:

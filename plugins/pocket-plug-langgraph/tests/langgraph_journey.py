@@ -1,7 +1,7 @@
-"""A graph that is killed: `python langgraph_journey.py URL LOG [begin]`. It begins a journey, or goes on with the stored one.
+"""A graph that is killed: `python langgraph_journey.py URL LOG [begin]`. It starts a journey, or resumes the stored one.
 
-Each node writes its name into the log. When it begins, the train waits, once what the hotel has done is stored, for a word on
-standard input: that is when the test kills this process.
+Each node writes its name into the log. The node `train` waits until the writes of `hotel` are stored, and then for a word on
+standard input: at that moment the test kills this process.
 """
 
 import operator

@@ -1,4 +1,4 @@
-"""LangGraph's own conformance suite for checkpointers, all of it, from its wheel, over every persistent store."""
+"""LangGraph's own conformance suite for checkpointers, complete, over every persistent store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def test_all_of_langgraphs_conformance_suite_passes(url: str) -> None:
-    """Each capability is found, none is skipped, and every test of it passes."""
+    """Each capability is detected, none is skipped, and all of its tests pass."""
 
     @checkpointer_test(name="PocketSaver")
     async def savers() -> AsyncIterator[PocketSaver]:

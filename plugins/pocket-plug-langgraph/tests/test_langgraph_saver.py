@@ -1,4 +1,4 @@
-"""What LangGraph's conformance suite doesn't ask of the checkpointer."""
+"""What LangGraph's conformance suite doesn't test of the checkpointer."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class InThreads(BaseCheckpointSaver[int]):
 
 
 def test_the_sync_methods_pass_the_conformance_suite_too(tmp_path: Path) -> None:
-    """From threads that have no loop, as a graph's `invoke` calls them."""
+    """From threads without an event loop, as a graph's `invoke` calls them."""
 
     @checkpointer_test(name="PocketSaver, sync")
     async def savers() -> AsyncIterator[InThreads]:
@@ -100,8 +100,8 @@ def test_the_sync_methods_pass_the_conformance_suite_too(tmp_path: Path) -> None
 
 # ---------------------------------------------------------------- crashes
 @pytest.mark.crash
-def test_a_killed_graph_goes_on_in_another_process(tmp_path: Path) -> None:
-    """What was done isn't done again, not even the half of a step; what was at work is, and the result is whole."""
+def test_a_killed_graph_is_resumed_by_another_process(tmp_path: Path) -> None:
+    """Completed work isn't repeated, not even in a step that was half done; interrupted work is, and the result is complete."""
     url, log = f"sqlite:///{tmp_path}/state.db?durability=process", tmp_path / "log"
     command = [sys.executable, str(JOURNEY), url, str(log)]
     with subprocess.Popen([*command, "begin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -122,7 +122,7 @@ class Numbers(TypedDict):
 
 
 def graph(saver: Any) -> Any:
-    """It asks, and adds the answer."""
+    """A graph that asks, and adds the answer."""
     builder = StateGraph(Numbers)
     builder.add_node("ask", lambda state: {"numbers": [interrupt("how many?")]})
     builder.add_edge(START, "ask")
@@ -131,14 +131,14 @@ def graph(saver: Any) -> Any:
 
 
 def test_an_interrupted_graph_gets_its_answer_later(store: SyncStore) -> None:
-    """By another saver over the same store, which has nothing but what is stored."""
+    """By another saver over the same store, which knows only what is stored."""
     asked = graph(PocketSaver(store)).invoke({"numbers": [1]}, config("a"))
     assert asked["__interrupt__"][0].value == "how many?"
     assert graph(PocketSaver(store)).invoke(Command(resume=5), config("a")) == {"numbers": [1, 5]}
 
 
 def test_async_graphs_too(tmp_path: Path) -> None:
-    """With `ainvoke`, over a store that this loop has opened."""
+    """With `ainvoke`, over a store that this event loop has opened."""
 
     async def ask_and_answer() -> Any:
         async with Store(f"sqlite:///{tmp_path}/state.db") as store:
@@ -155,14 +155,16 @@ def added(before: list[int], writes: Sequence[list[int]]) -> list[int]:
 
 
 class Deltas(TypedDict):
-    """A state of which checkpoints have no more than what is new."""
+    """A state whose checkpoints contain only the new values."""
 
     numbers: Annotated[list[int], DeltaChannel(added, snapshot_frequency=4)]
 
 
 @pytest.mark.parametrize("rounds", range(2, 8))
 def test_pruning_keeps_what_a_delta_channel_is_made_of(saver: PocketSaver, rounds: int) -> None:
-    """Wherever the last snapshot is, the state is the same before and after, and as with LangGraph's own saver in memory."""
+    """Wherever the last snapshot is, the state is the same before and after, and equal to that of LangGraph's own saver in
+    memory.
+    """
     states = []
     for each in (saver, InMemorySaver()):
         builder = StateGraph(Deltas)
@@ -185,7 +187,7 @@ def test_pruning_keeps_what_a_delta_channel_is_made_of(saver: PocketSaver, round
 # ---------------------------------------------------------------- names
 @pytest.mark.parametrize("thread", ["a:b", "pocket", "pocket:run", "50%", "", "ü\x00", "%3A", "a:"])
 def test_a_thread_may_be_called_anything(saver: PocketSaver, thread: str) -> None:
-    """It is found, and no other one is with it: what is in an id never ends it."""
+    """The thread is found, and no other thread with it: no character in an id can end it."""
     others = {"a", "a:b:", f"{thread}:", f"{thread}x", f":{thread}"}
     for each in [thread, *others]:
         placed = put(saver, each, 1)
@@ -200,13 +202,13 @@ def test_a_thread_may_be_called_anything(saver: PocketSaver, thread: str) -> Non
 
 
 def test_a_name_that_is_too_long_is_refused(saver: PocketSaver) -> None:
-    """Rather than cut off: the error says how long names may be."""
+    """The name isn't truncated; the error says how long names may be."""
     with pytest.raises(KeyNameError, match="1,024"):
         put(saver, "x" * 2000, 1)
 
 
 def test_savers_of_two_scopes_share_nothing(store: SyncStore) -> None:
-    """And what else is in the store is nobody's checkpoint."""
+    """And other entries of the store are never taken for checkpoints."""
     one, two = PocketSaver(store.scope("one")), PocketSaver(store.scope("two"))
     PocketStore(store.scope("one")).put(("a",), "b", {"c": 1})
     store.set("one:other", 1)
@@ -217,7 +219,7 @@ def test_savers_of_two_scopes_share_nothing(store: SyncStore) -> None:
 
 # ---------------------------------------------------------------- lists
 def test_all_threads_are_listed_newest_first(saver: PocketSaver) -> None:
-    """By their ids, whatever thread and namespace they are of; `before` and `limit` count across them."""
+    """Sorted by id, over all threads and namespaces; `before` and `limit` apply to the whole list."""
     for number in range(6):
         put(saver, f"thread {number % 2}", number)
     assert ids(saver.list(None)) == ["05", "04", "03", "02", "01", "00"]
@@ -229,7 +231,7 @@ def test_all_threads_are_listed_newest_first(saver: PocketSaver) -> None:
 
 
 def test_a_checkpoint_is_listed_by_its_id_alone(saver: PocketSaver) -> None:
-    """In whatever namespace of the thread it is, as with LangGraph's own savers: those of subgraphs too."""
+    """In any namespace of the thread, subgraphs' too, as in LangGraph's own savers."""
     for each in (saver, InMemorySaver()):
         for namespace, number in (("", "01"), ("sub:1", "02"), ("sub:1", "03")):
             each.put(config("a", checkpoint_ns=namespace), empty_checkpoint() | {"id": number}, {}, {})
@@ -239,7 +241,7 @@ def test_a_checkpoint_is_listed_by_its_id_alone(saver: PocketSaver) -> None:
 
 # ---------------------------------------------------------------- writes
 def test_writes_come_in_the_order_in_which_they_apply(saver: PocketSaver) -> None:
-    """By the path of their tasks, however they were put."""
+    """By the path of their tasks, in whatever order they were put."""
     placed = put(saver, "a", 1)
     for task, path in (("1", "b"), ("2", "a"), ("3", "")):
         saver.put_writes(placed, [("one", task), ("two", task)], task, path)
@@ -251,7 +253,7 @@ def test_writes_come_in_the_order_in_which_they_apply(saver: PocketSaver) -> Non
 
 
 def test_what_a_task_has_written_stays_but_its_errors_are_replaced(saver: PocketSaver) -> None:
-    """As in LangGraph's own savers: a task that is done twice doesn't change its writes."""
+    """As in LangGraph's own savers: a task that is executed twice doesn't change its writes."""
     placed = put(saver, "a", 1)
     saver.put_writes(placed, [("x", 1)], "task")
     saver.put_writes(placed, [("x", 2), ("y", 3)], "task")
@@ -265,7 +267,7 @@ def test_what_a_task_has_written_stays_but_its_errors_are_replaced(saver: Pocket
 
 
 def test_of_two_errors_in_one_call_the_last_stays(saver: PocketSaver) -> None:
-    """A special channel has one value of a task, also where one call gives it two: as in LangGraph's own savers."""
+    """A special channel has one value per task, also if one call gives two: as in LangGraph's own savers."""
     placed = put(saver, "a", 1)
     saver.put_writes(placed, [("__error__", "first"), ("x", 1), ("__error__", "second")], "task")
     found = saver.get_tuple(placed)
@@ -276,7 +278,7 @@ def test_of_two_errors_in_one_call_the_last_stays(saver: PocketSaver) -> None:
 
 
 class Operations(Layer):
-    """What a store is asked."""
+    """Counts the operations of a store."""
 
     asked: ClassVar[list[str]] = []
 
@@ -301,8 +303,8 @@ class Operations(Layer):
         return self.inner.scan(*given, **named)
 
 
-def test_what_a_call_costs_does_not_grow(tmp_path: Path) -> None:
-    """A put is one write, and so is what a task has written. A read is one page, however many tasks there are."""
+def test_the_cost_of_a_call_does_not_grow(tmp_path: Path) -> None:
+    """A put is one write, and so are a task's writes. A read is one page, however many tasks there are."""
     (asked := Operations.asked).clear()
     with SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process", layers=[Operations()]) as store:
         saver = PocketSaver(store)
@@ -320,7 +322,7 @@ def test_what_a_call_costs_does_not_grow(tmp_path: Path) -> None:
 
 
 def test_more_writes_than_a_page_has_are_all_found(saver: PocketSaver) -> None:
-    """Page after page, and those of the checkpoint whose id goes on where this one's ends are not among them."""
+    """Page after page; the writes of a checkpoint whose id starts with this one's are not included."""
     placed, other = put(saver, "a", 1), put(saver, "a", 10)
     for number in range(250):
         saver.put_writes(placed, [("x", number)], f"task {number:03}")
@@ -331,7 +333,7 @@ def test_more_writes_than_a_page_has_are_all_found(saver: PocketSaver) -> None:
 
 
 def test_writes_without_their_checkpoint_hide_no_other(saver: PocketSaver) -> None:
-    """A call that removes a checkpoint with many writes may be interrupted: the latest that is whole is found."""
+    """If a call that removes a checkpoint with many writes is interrupted, the latest complete checkpoint is found."""
     put(saver, "a", 1)
     saver.put_writes(config("a", checkpoint_id="02"), [("x", 1)], "task")
     found = saver.get_tuple(config("a"))
@@ -342,7 +344,7 @@ def test_writes_without_their_checkpoint_hide_no_other(saver: PocketSaver) -> No
 
 
 def test_a_copy_and_what_is_pruned_take_their_writes_along(saver: PocketSaver, store: SyncStore) -> None:
-    """A copied checkpoint has the writes of its tasks; of a removed one nothing is left."""
+    """A copied checkpoint has its tasks' writes; of a removed one nothing is left."""
     for number in (1, 2):
         saver.put_writes(put(saver, "a", number), [("x", number)], "task:1")
     saver.copy_thread("a", "b")
@@ -355,21 +357,21 @@ def test_a_copy_and_what_is_pruned_take_their_writes_along(saver: PocketSaver, s
 
 # ---------------------------------------------------------------- errors
 def test_a_store_that_is_not_open_says_so(tmp_path: Path) -> None:
-    """It looks like no thread without checkpoints."""
+    """It raises an error; it doesn't look like a thread without checkpoints."""
     saver = PocketSaver(f"sqlite:///{tmp_path}/state.db")
     with pytest.raises(StoreClosedError):
         saver.get_tuple(config("a"))
 
 
 def test_a_closed_saver_leaves_the_store_that_it_was_given_open(store: SyncStore) -> None:
-    """Who has opened it closes it."""
+    """The caller that has opened the store closes it."""
     with PocketSaver(store) as saver:
         put(saver, "a", 1)
     assert store.count("langgraph:") == 1
 
 
-def test_an_unknown_way_to_prune_removes_nothing(saver: PocketSaver) -> None:
-    """The error names those that there are."""
+def test_an_unknown_strategy_of_prune_removes_nothing(saver: PocketSaver) -> None:
+    """The error names the allowed strategies."""
     put(saver, "a", 1)
     with pytest.raises(ConfigError, match="'keep_latest' and 'delete'"):
         saver.prune(["a"], strategy="all")
@@ -377,14 +379,14 @@ def test_an_unknown_way_to_prune_removes_nothing(saver: PocketSaver) -> None:
 
 
 def test_nothing_is_pickled(saver: PocketSaver) -> None:
-    """What the serializer doesn't know is an error, and nothing is stored."""
+    """If the serializer doesn't know a type, it is an error, and nothing is stored."""
     with pytest.raises(TypeError):
         put(saver, "a", 1, task=object())
     assert ids(saver.list(None)) == []
 
 
 @pytest.mark.parametrize("kind", [PocketSaver, PocketStore])
-def test_what_is_no_store_is_refused(kind: Any) -> None:
-    """With what it is made of."""
-    with pytest.raises(ConfigError, match=f"{kind.__name__} is made of a Store, .* or a URL, not of int"):
+def test_anything_but_a_store_is_refused(kind: Any) -> None:
+    """The error says what is accepted."""
+    with pytest.raises(ConfigError, match=f"{kind.__name__} needs a Store, .* or a URL, not int"):
         kind(5)

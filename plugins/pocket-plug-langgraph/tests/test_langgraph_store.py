@@ -1,4 +1,4 @@
-"""The long-term store: what LangGraph's stores promise, kept over ours."""
+"""The long-term store behaves as LangGraph's own stores do."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def keys(found: Any) -> list[str]:
 
 
 def test_an_item_comes_back_as_it_was_put(memories: PocketStore) -> None:
-    """With its place, and when it was made and changed; a later put keeps the first of the two times."""
+    """With its namespace, and the times when it was created and updated; a later put keeps the time of creation."""
     memories.put(ANN, "a", {"likes": ["blue", b"\x00"]})
     first = memories.get(ANN, "a")
     memories.put(ANN, "a", {"likes": []})
@@ -64,15 +64,15 @@ def test_an_item_comes_back_as_it_was_put(memories: PocketStore) -> None:
         (ListNamespacesOp(limit=-1), "limit is a number from 0 up, not -1"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(memories: PocketStore, operation: Op, said: str) -> None:
-    """By an error that names it, and nothing of the batch is written."""
+def test_invalid_operations_are_refused(memories: PocketStore, operation: Op, said: str) -> None:
+    """The error names the mistake, and nothing of the batch is written."""
     with pytest.raises(PocketError, match=said):
         memories.batch([PutOp(ANN, "b", {}), operation])
     assert memories.get(ANN, "b") is None
 
 
 def test_async_the_same(tmp_path: Path) -> None:
-    """With a URL, which it opens and closes itself."""
+    """With a URL: the store is opened and closed automatically."""
 
     async def remember() -> Any:
         async with PocketStore(f"sqlite:///{tmp_path}/state.db?durability=process") as memories:
@@ -83,8 +83,8 @@ def test_async_the_same(tmp_path: Path) -> None:
     assert asyncio.run(remember()) == ({"n": 1}, [ANN])
 
 
-def test_a_batch_looks_before_it_writes(memories: PocketStore) -> None:
-    """As LangGraph's own do; of two puts of one key the last counts."""
+def test_a_batch_reads_before_it_writes(memories: PocketStore) -> None:
+    """As in LangGraph's own stores; of two puts of one key the last counts."""
     memories.put(ANN, "a", {"n": 1})
     got, _, searched, _, namespaces = memories.batch(
         [
@@ -101,8 +101,8 @@ def test_a_batch_looks_before_it_writes(memories: PocketStore) -> None:
     assert memories.get(ANN, "a").value == {"n": 3}  # type: ignore[union-attr]
 
 
-def test_all_puts_of_a_batch_land_or_none(memories: PocketStore) -> None:
-    """One value that can't be stored keeps the others out too, and the error names its type."""
+def test_all_puts_of_a_batch_are_stored_or_none(memories: PocketStore) -> None:
+    """If one value can't be stored, nothing of the batch is stored, and the error names the type."""
     with pytest.raises(UnregisteredTypeError, match="slice"):
         memories.batch([PutOp(ANN, "a", {"n": 1}), PutOp(ANN, "b", {"n": slice(1)})])
     assert memories.search(ANN) == []
@@ -135,8 +135,8 @@ def test_a_search_filters_as_langgraphs_own_does(memories: PocketStore, filter: 
 
 
 @pytest.mark.parametrize("other", ["9", None, [9], {"n": 9}])
-def test_one_item_of_another_kind_spoils_no_search(memories: PocketStore, other: Any) -> None:
-    """It is neither more nor less than a number, so it isn't found, and the others are: as in LangGraph's stores in SQL."""
+def test_one_item_of_another_type_breaks_no_search(memories: PocketStore, other: Any) -> None:
+    """It can't be compared with a number, so it isn't found; the others are. As in LangGraph's stores in SQL."""
     memories.put(ANN, "a", {"n": other})
     memories.put(ANN, "b", {"n": 2})
     assert keys(memories.search(ANN, filter={"n": {"$gt": 1}})) == ["b"]
@@ -144,7 +144,7 @@ def test_one_item_of_another_kind_spoils_no_search(memories: PocketStore, other:
 
 
 def test_a_search_goes_page_by_page_in_the_order_of_names(memories: PocketStore) -> None:
-    """Below a namespace and in it; a namespace that begins like it isn't below it."""
+    """In a namespace and below it; a namespace whose name only starts with the same text isn't included."""
     for namespace in (("a",), ("a", "b"), ("ab",), ("b",)):
         for key in "21":
             memories.put(namespace, key, {"key": key})
@@ -158,7 +158,7 @@ def test_a_search_goes_page_by_page_in_the_order_of_names(memories: PocketStore)
 
 @pytest.mark.parametrize("key", ["a:b", "", ":", "pocket:", "50%", "::x", "\U0010ffff"])
 def test_a_key_may_be_anything(memories: PocketStore, key: str) -> None:
-    """And so may a label, as far as LangGraph lets it."""
+    """And so may a label, as far as LangGraph allows it."""
     namespace = ("pocket", f"x{key}" if key else "x:", "a:")
     memories.put(namespace, key, {"n": 1})
     memories.put((*namespace, "below"), key, {"n": 2})
@@ -172,7 +172,7 @@ def test_a_key_may_be_anything(memories: PocketStore, key: str) -> None:
 
 
 def test_namespaces_are_listed_as_langgraphs_own_does(memories: PocketStore) -> None:
-    """By the beginning and the end of their paths, with any label in place of *, cut at a depth, page by page."""
+    """By prefix and suffix, with * for any label, cut at a depth, page by page."""
     both = (memories, InMemoryStore())
     for each in both:
         for namespace in (("a", "b", "c"), ("a", "d", "c"), ("a", "d"), ("e", "b"), ("e",), ("1",), ("a", "1")):
@@ -195,8 +195,8 @@ def test_namespaces_are_listed_as_langgraphs_own_does(memories: PocketStore) -> 
     assert len(ours[0]) == 7
 
 
-def test_items_end_after_their_minutes(memories: PocketStore, clock: FakeClock) -> None:
-    """A look at one begins its time anew, unless it is told not to."""
+def test_items_expire_after_their_ttl(memories: PocketStore, clock: FakeClock) -> None:
+    """Reading an item restarts its TTL, unless the caller says otherwise."""
     memories.put(ANN, "a", {}, ttl=1)
     memories.put(ANN, "b", {})
     clock.advance(50)
@@ -208,8 +208,8 @@ def test_items_end_after_their_minutes(memories: PocketStore, clock: FakeClock) 
     assert keys(memories.search(ANN)) == ["b"]
 
 
-def test_a_store_has_a_time_for_all_items(store: SyncStore, clock: FakeClock) -> None:
-    """By LangGraph's own configuration."""
+def test_a_store_has_a_default_ttl(store: SyncStore, clock: FakeClock) -> None:
+    """Set by LangGraph's own TTLConfig."""
     memories = PocketStore(store, ttl=TTLConfig(default_ttl=1, refresh_on_read=False))
     memories.put(ANN, "a", {})
     memories.put(ANN, "b", {}, ttl=None)
@@ -219,8 +219,8 @@ def test_a_store_has_a_time_for_all_items(store: SyncStore, clock: FakeClock) ->
     assert keys(memories.search(ANN)) == ["b"]
 
 
-def test_what_it_has_not_it_refuses(memories: PocketStore) -> None:
-    """Semantic search, and comparisons that nobody has: rather an error than an answer to something else."""
+def test_unsupported_searches_are_refused(memories: PocketStore) -> None:
+    """Semantic search and unknown comparisons raise an error, rather than give a wrong result."""
     with pytest.raises(NotImplementedError, match="no semantic search"):
         memories.search(ANN, query="what does she like?")
     with pytest.raises(NotImplementedError, match="no semantic search"):
@@ -231,7 +231,7 @@ def test_what_it_has_not_it_refuses(memories: PocketStore) -> None:
 
 
 def test_a_graph_remembers_across_threads(store: SyncStore) -> None:
-    """Nodes get the store by their runtime, as with any other store of LangGraph."""
+    """Nodes get the store from their runtime, as with any other store of LangGraph."""
 
     def count(state: Any, runtime: Any) -> Any:
         before = runtime.store.get(ANN, "visits")

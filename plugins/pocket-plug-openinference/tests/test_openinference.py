@@ -1,4 +1,4 @@
-"""What Phoenix, MLflow and tools for GenAI look for on the spans of runs: kinds, names, inputs and outputs, sessions."""
+"""Attributes that Phoenix, MLflow and other GenAI tools expect on spans: kinds, names, inputs and outputs, sessions."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
 
 
 def of_others(span: ReadableSpan) -> dict[str, Any]:
-    """What the plugin has added."""
+    """The attributes that the plugin has added."""
     ours = ("pocket_plug.", "db.", "session.", "error.", "code.")
     return {name: value for name, value in attributes(span).items() if not name.startswith(ours)}
 
 
-# ---------------------------------------------------------------- an agent, as its owner writes it
+# ---------------------------------------------------------------- an example of an agent
 class Answer(pp.Node[str, list[str]], trace=AGENT):
     """Decides which documents it needs."""
 
@@ -75,7 +75,7 @@ async def tell(number: int) -> str:
 
 
 def chat(*, pocket: pp.Pocket | None = None, capture: Capture = "none", **options: Any) -> SpanCapture:
-    """A run of all of these in a session."""
+    """A run with all of these nodes, in a session."""
     pocket = pocket or pp.Pocket(plugins=[OpenInference], autoload=False)
     store = pp.Store(layers=[pocket.layer("tracing")])
     inner = pp.Graph(count >> tell, name="sum")
@@ -96,19 +96,19 @@ EXPECTED = {
 
 
 def test_each_span_has_the_kind_of_what_it_is() -> None:
-    """A TOOL is what is declared one; neither is every exec a tool, nor every read of the state a retrieval."""
+    """Only a declared node is a TOOL: not every exec is a tool, and not every read of the state is a retrieval."""
     seen = chat()
     assert {span.name: attributes(span)[KIND] for span in seen.spans} == EXPECTED
     assert [attributes(span)[KIND] for span in seen.spans].count("RETRIEVER") == 2
 
 
 def test_spans_keep_their_names_and_places() -> None:
-    """The same tree as without the plugin."""
+    """The tree is the same as without the plugin."""
     assert chat().tree() == chat(pocket=pp.Pocket(autoload=False)).tree()
 
 
 def test_without_the_plugin_only_the_declaration_is_there() -> None:
-    """It is an attribute as any other that a node declares."""
+    """The declared kind is an ordinary attribute."""
     seen = chat(pocket=pp.Pocket(autoload=False))
     assert {span.name: of_others(span) for span in seen.spans if of_others(span)} == {
         "node answer": AGENT, "item look_up": RETRIEVER, "node count": TOOL,
@@ -116,7 +116,7 @@ def test_without_the_plugin_only_the_declaration_is_there() -> None:
 
 
 def test_agents_tools_and_retrievals_have_the_names_of_gen_ai() -> None:
-    """And the outermost run is a workflow, in its conversation; all else has none of it."""
+    """The outermost run is a workflow in its conversation; no other span has these attributes."""
     found = {
         span.name: {name: value for name, value in attributes(span).items() if name.startswith("gen_ai.")}
         for span in chat().spans
@@ -132,8 +132,8 @@ def test_agents_tools_and_retrievals_have_the_names_of_gen_ai() -> None:
     }  # fmt: skip
 
 
-def test_a_run_that_has_to_do_with_no_model_is_no_workflow() -> None:
-    """Where no node says that it is an agent, a tool or the like."""
+def test_a_run_without_declared_kinds_is_no_workflow() -> None:
+    """If no node declares a kind such as agent or tool, the run isn't a workflow."""
     pocket = pp.Pocket(plugins=[OpenInference], autoload=False)
     with SpanCapture("run") as seen:
         pp.Graph(tell, name="plain").run_sync(1, pocket=pocket)
@@ -143,8 +143,8 @@ def test_a_run_that_has_to_do_with_no_model_is_no_workflow() -> None:
     }  # fmt: skip
 
 
-def test_a_graph_is_looked_through_once() -> None:
-    """And once more with other settings. What is kept of a graph goes with it."""
+def test_the_kinds_of_a_graph_are_looked_up_once() -> None:
+    """And once more after the settings change. The cached answer is dropped with the graph."""
 
     class Counted(dict[str, Any]):
         looked = 0
@@ -168,7 +168,7 @@ def test_a_graph_is_looked_through_once() -> None:
 
 
 def test_its_names_are_those_of_the_conventions() -> None:
-    """Each is in OpenInference's own list or in OpenTelemetry's of gen_ai, and no value is made up."""
+    """Each name is in OpenInference's list or in OpenTelemetry's list of gen_ai, and so is each value."""
     theirs = {value for name, value in vars(SpanAttributes).items() if name.isupper()}
     theirs |= {value for name, value in vars(gen_ai).items() if name.startswith("GEN_AI_")}
     theirs |= {"gen_ai.workflow.name"}  # younger than the oldest list that may be installed, as two operations are
@@ -185,13 +185,13 @@ def test_its_names_are_those_of_the_conventions() -> None:
 
 # ---------------------------------------------------------------- what is captured
 def test_nothing_of_what_goes_in_or_out_is_shown_unless_asked_for() -> None:
-    """Neither input nor output, nor a tool's arguments."""
+    """Neither inputs, outputs, nor a tool's arguments."""
     shown = {name for span in chat().spans for name in attributes(span) if "put." in name or "tool.call" in name}
     assert shown == set()
 
 
 def test_inputs_and_outputs_stand_where_these_tools_look_for_them() -> None:
-    """As JSON; of a tool as its arguments and its result as well."""
+    """As JSON; for a tool also as its arguments and its result."""
     seen = chat(capture="full")
     assert of_others(seen.one("run chat"))["input.value"] == '"why"'
     assert of_others(seen.one("run chat"))["output.value"] == '"2"'
@@ -204,7 +204,7 @@ def test_inputs_and_outputs_stand_where_these_tools_look_for_them() -> None:
 
 
 def test_redact_and_the_limit_count_here_too() -> None:
-    """What is hidden of ours is hidden here, and nothing is longer than 4 KiB."""
+    """`redact` applies to these attributes too, and none is longer than 4 KiB."""
     seen = chat(capture="full", redact=lambda path, value: "***" if value == "why" else value)
     assert "why" not in json.dumps([of_others(span) for span in seen.spans])
     with SpanCapture("run", capture="full") as long:
@@ -218,8 +218,8 @@ def configured(tmp_path: Path, table: str) -> pp.Pocket:
     return pp.Pocket(tmp_path / "pocket.toml", plugins=[], autoload=True, required=["openinference"])
 
 
-def test_what_can_not_be_declared_is_named_in_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph, or a node of somebody else's, by its name; what a node declares itself counts more."""
+def test_settings_give_kinds_to_graphs_and_nodes_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph, or a node from another package, by name; a kind that the node declares has priority."""
     monkeypatch.delenv("POCKET_PLUG_DISABLE", raising=False)
     pocket = configured(tmp_path, 'kinds = { chat = "agent", tell = "TOOL", count = "guardrail" }')
     seen = chat(pocket=pocket)
@@ -230,7 +230,7 @@ def test_what_can_not_be_declared_is_named_in_the_settings(tmp_path: Path, monke
 
 
 def test_a_nested_graph_that_the_settings_name_is_one_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its run, and not the node around it too: tools would count the agent twice."""
+    """Its run is, and not the node around it: otherwise tools would count the agent twice."""
     monkeypatch.delenv("POCKET_PLUG_DISABLE", raising=False)
     seen = chat(pocket=configured(tmp_path, 'kinds = { sum = "agent" }'))
     assert [span.name for span in seen.spans if attributes(span).get("gen_ai.agent.name") == "sum"] == ["run sum"]
@@ -240,22 +240,22 @@ def test_a_nested_graph_that_the_settings_name_is_one_agent(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ('kinds = { chat = "agnet" }', r"kinds\.chat is 'agnet'; it is one of: agent, .*, tool\. Did you mean 'agent'"),
-        ("kinds = { chat = 3 }", r"kinds\.chat is 3; it is one of"),
-        ('kinds = "agent"', "kinds is str; give a table"),
+        ('kinds = { chat = "agnet" }', r"kinds\.chat is 'agnet'; give one of: agent, .*, tool\. Did you mean 'agent'"),
+        ("kinds = { chat = 3 }", r"kinds\.chat is 3; give one of"),
+        ('kinds = "agent"', "kinds is a str; give a table"),
         ('kind = "agent"', "openinference has no option 'kind'; it has: kinds"),
     ],
 )
 def test_settings_are_checked(table: str, says: str) -> None:
-    """What can't be meant is refused, with what is allowed."""
+    """An invalid setting is refused; the error says what is allowed."""
     import tomllib
 
     with pytest.raises(ConfigError, match=f"(?i){says}"):
         OpenInference().pocket_configure(tomllib.loads(table))  # type: ignore[arg-type]
 
 
-def test_the_project_is_called_as_the_service_unless_phoenix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the resource, where Phoenix looks for it."""
+def test_the_project_is_the_service_name_unless_phoenix_project_name_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the resource, where Phoenix reads it."""
     resource = OpenInference().pocket_span_additions().resource
     assert resource is not None
     monkeypatch.delenv("PHOENIX_PROJECT_NAME", raising=False)
@@ -265,14 +265,14 @@ def test_the_project_is_called_as_the_service_unless_phoenix_is_told(monkeypatch
 
 
 def test_an_installed_plugin_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any setting, by its entry point; its table's settings are known to editors."""
+    """Without any setting, by its entry point; editors know the settings of its table."""
     monkeypatch.delenv("POCKET_PLUG_DISABLE", raising=False)
     pocket = pp.Pocket()
     assert (pocket.plugin("openinference").status, pocket.plugin("openinference").reason) == ("active", "")
     assert pocket.offers.settings["openinference"] is plugin.Options
 
 
-# ---------------------------------------------------------------- a client that is traced by others
+# ---------------------------------------------------------------- a client with its own instrumentation
 class _Model(BaseHTTPRequestHandler):
     """Answers as the API of OpenAI does: tea, for 7 and 2 tokens."""
 
@@ -317,7 +317,7 @@ def instrumented(seen: SpanCapture) -> Iterator[None]:
 
 
 def test_the_span_of_a_model_hangs_below_its_node() -> None:
-    """Of an agent, and of each item of a fan-out, with its tokens, in the session of the run."""
+    """For an agent, and for each item of a fan-out: with its tokens, in the run's session."""
 
     @pp.node(trace=AGENT)
     async def answer(question: str) -> str:
@@ -338,7 +338,7 @@ def test_the_span_of_a_model_hangs_below_its_node() -> None:
 
 
 def test_a_node_may_be_the_model_itself() -> None:
-    """Where nobody traces the client; what is known of the model is declared with it."""
+    """If the client isn't traced, the node declares what is known of the model."""
     ask = tell.with_options(name="ask", trace={**LLM, SpanAttributes.LLM_MODEL_NAME: "m"})
     with SpanCapture("node") as seen:
         pp.Graph(ask, name="chat").run_sync(1, pocket=pp.Pocket(plugins=[OpenInference], autoload=False))
@@ -348,7 +348,7 @@ def test_a_node_may_be_the_model_itself() -> None:
 
 @pytest.mark.parametrize(("detail", "name"), [("phase", "exec ask"), ("node", "node ask")])
 def test_what_exec_says_of_a_call_stands_on_one_span(detail: Any, name: str) -> None:
-    """As the README shows it: kind, model and tokens together, or Phoenix can't tell what the call has cost."""
+    """As in the README: kind, model and tokens on one span, since Phoenix computes the cost from them."""
 
     @pp.node
     def ask(question: str) -> str:

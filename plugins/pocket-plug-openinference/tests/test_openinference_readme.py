@@ -1,4 +1,4 @@
-"""What the README shows is run."""
+"""The README's programs are executed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_programs_of_the_readme_run(tmp_path: Path) -> None:
-    """One after the other, as they stand there, with the plugin in use."""
+    """One after the other, unchanged, with the plugin in use."""
     programs = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert len(programs) == 3
     (tmp_path / "program.py").write_text("\n".join(programs) + "\nassert chat.run_sync('milk') == 2\n")

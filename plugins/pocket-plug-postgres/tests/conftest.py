@@ -18,7 +18,7 @@ BINARIES = os.environ.get("POCKET_PLUG_POSTGRES")
 
 @pytest.fixture(scope="session")
 def shared_server() -> Iterator[Server]:
-    """One for tests that leave it running as it is."""
+    """A server for tests that leave it running unchanged."""
     with postgres(binaries=BINARIES, options={"fsync": "off"}) as server:
         yield server
 
@@ -28,11 +28,11 @@ _numbers = count(1)
 
 @pytest.fixture
 def data_set() -> str:
-    """The name of a data set that nothing is in."""
+    """The name of a data set that is empty."""
     return f"t{next(_numbers)}"
 
 
 @pytest.fixture
 def instances(shared_server: Server, data_set: str) -> Callable[[], Backend]:
-    """Makes instances over one data set, as the contracts ask for."""
+    """Creates backends over one data set, as the contracts require."""
     return lambda: PostgreSQL(shared_server.url, store=data_set, durability="process")

@@ -1,5 +1,4 @@
-"""The PostgreSQL backend's own promises: URLs, data sets, how it reads and writes, and what is used over it by its
-URL alone."""
+"""The PostgreSQL backend's own guarantees: URLs, data sets, how it reads and writes, and that stores need nothing but its URL."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ def run(backend: Backend, scenario: Callable[[Any], Awaitable[None]]) -> None:
 
 
 def rows(server: Server, statement: str) -> list[tuple[Any, ...]]:
-    """What the administrator sees; of a statement that gives none, nothing."""
+    """The rows that the administrator sees; none if the statement returns no rows."""
     with psycopg.connect(server.url, autocommit=True) as connection:
         cursor = connection.execute(statement)  # type: ignore[arg-type] # no literal
         return cursor.fetchall() if cursor.description else []
@@ -63,7 +62,9 @@ def rows(server: Server, statement: str) -> list[tuple[Any, ...]]:
     ("severity", "kind"), [(b"ERROR", StoreError), (b"FATAL", StoreError), (b"PANIC", ConnectionLostError)]
 )
 def test_a_server_that_crashes_of_a_full_disk_is_asked_again(severity: bytes, kind: type[Exception]) -> None:
-    """An error says that nothing was kept. A panic comes as the log is written, so the commit may be there afterwards."""
+    """A full disk is an error: nothing was written. A panic happens while the log is written, so the commit may exist after the
+    recovery.
+    """
     fields = {
         DiagnosticField.SEVERITY_NONLOCALIZED: severity,
         DiagnosticField.MESSAGE_PRIMARY: b"could not write to file",
@@ -73,7 +74,7 @@ def test_a_server_that_crashes_of_a_full_disk_is_asked_again(severity: bytes, ki
 
 
 def test_names_that_the_server_quotes_explain_nothing() -> None:
-    """A host that can't be found now may be later, also where its name is one of the words that tell a refusal."""
+    """A host that can't be found now may be found later, also if its name is one of the words that mean a refusal."""
     said = "failed to resolve host 'db.invalid': [Errno -3] Temporary failure in name resolution"
     assert isinstance(explained("postgresql at db.invalid", psycopg.OperationalError(said)), ConnectionLostError)
     said = 'connection to server at "certificate.example", port 5432 failed: Connection refused'
@@ -84,7 +85,7 @@ def test_names_that_the_server_quotes_explain_nothing() -> None:
 
 # ---------------------------------------------------------------- URLs
 def test_a_url_names_server_data_set_and_promises() -> None:
-    """With libpq's own parameters beside ours; the password is shown nowhere, the address is there for telemetry."""
+    """libpq's own parameters beside ours; the password is shown nowhere, and telemetry gets the address."""
     url = (
         "postgres://app:hunter2@db.example:6000/orders?sslmode=require&store=eu&durability=none&timeout=2&connections=3"
     )
@@ -115,7 +116,7 @@ def test_a_connection_string_of_libpq_will_do() -> None:
     ],
 )
 def test_an_error_names_each_host_that_may_be_meant(url: str, named: str) -> None:
-    """Which of several is the primary now nobody knows beforehand."""
+    """Nobody knows beforehand which of several hosts is the primary."""
     with pytest.raises(StoreError, match=rf"^postgresql at {named}, store 'main' is not open"):
         asyncio.run(PostgreSQL.from_url(url).version())
 
@@ -144,7 +145,7 @@ def test_options_that_are_invalid(url: str, said: str) -> None:
 
 
 def test_the_driver_is_loaded_when_it_is_used() -> None:
-    """Not by pocket_plug, and not by looking for plugins."""
+    """Neither pocket_plug nor the search for plugins loads it."""
     script = (
         "import sys; from pocket_plug import SyncStore; SyncStore('memory://').set('a', 1); import pocket_plug_postgres; "
         "print('pocket_plug_postgres' in sys.modules, [name for name in sys.modules if name.startswith('psycopg')])"
@@ -186,8 +187,8 @@ def test_many_make_a_data_set_at_once(shared_server: Server, data_set: str) -> N
     asyncio.run(main())
 
 
-def test_slots_of_programs_that_are_gone_are_forgotten(instances: Make, shared_server: Server, data_set: str) -> None:
-    """After a day, by whoever opens the data set next."""
+def test_old_slots_are_deleted(instances: Make, shared_server: Server, data_set: str) -> None:
+    """They are deleted after a day, when a program opens the data set."""
 
     async def write(backend: Backend) -> None:
         await backend.write([Put("a", 1)])
@@ -203,8 +204,9 @@ def test_slots_of_programs_that_are_gone_are_forgotten(instances: Make, shared_s
 # ---------------------------------------------------------------- reading
 @pytest.mark.parametrize("reverse", [False, True])
 def test_reads_and_pages_are_found_by_the_index(instances: Make, reverse: bool) -> None:
-    """Also by statements that were prepared while the table was empty; nothing is sorted, and a page reads what it
-    gives."""
+    """Also statements that were prepared while the table was empty; nothing is sorted, and a page reads
+    only the rows it returns.
+    """
 
     async def scenario(backend: PostgreSQL) -> None:
         pool = backend._pools.here()
@@ -244,7 +246,7 @@ def test_reads_and_pages_are_found_by_the_index(instances: Make, reverse: bool) 
 
 
 def test_a_key_as_long_as_it_may_be(instances: Make) -> None:
-    """2 KiB of UTF-8 that nothing can compress are found by the index."""
+    """A key of 2 KiB of UTF-8 that can't be compressed is found by the index."""
     chance = random.Random(1)
     keys = ["".join(chance.choices([chr(n) for n in range(0x10000, 0x20000)], k=512)) for _ in range(50)]
     assert {len(key.encode()) for key in keys} == {2048}
@@ -264,8 +266,7 @@ def test_a_damaged_record_is_an_error(
     shared_server: Server,
     data_set: str,
 ) -> None:
-    """One that stands at another key, has another deadline, or other bytes: never a wrong value, and never missing
-    data."""
+    """A record at another key, with another deadline or other bytes: never a wrong value, and never missing data."""
     entries = f'"pocket_plug_{data_set}".entries'
     clock = FakeClock()
 
@@ -289,7 +290,7 @@ def test_a_damaged_record_is_an_error(
 
 
 def test_the_check_finds_what_reading_does_not_show(instances: Make, shared_server: Server, data_set: str) -> None:
-    """A counter that has gone back, and an index that differs from its table."""
+    """A counter that has decreased, and an index that differs from its table."""
     name = f'"pocket_plug_{data_set}"'
 
     async def scenario(backend: Backend) -> None:
@@ -305,8 +306,9 @@ def test_the_check_finds_what_reading_does_not_show(instances: Make, shared_serv
 
 # ---------------------------------------------------------------- writing
 def test_versions_that_are_given_and_those_that_come_never_meet(instances: Make) -> None:
-    """Writes with versions of their own raise the counter while others draw from it: none is given twice, none goes
-    back."""
+    """Writes with versions of their own raise the counter while others increment it: no version is given
+    twice, none decreases.
+    """
 
     async def scenario(backend: Backend) -> None:
         async def plain(n: int) -> list[int]:
@@ -330,8 +332,9 @@ def test_versions_that_are_given_and_those_that_come_never_meet(instances: Make)
 
 
 def test_writes_of_any_size_get_past_each_other(instances: Make) -> None:
-    """Few keys are locked one by one, many by one lock; in whatever order they are named, nobody waits for ever or
-    loses."""
+    """Few keys are locked one by one, many by one lock; in whatever order they are named, there is no deadlock and no lost
+    update.
+    """
 
     async def scenario(backend: Backend) -> None:
         keys = [f"k{n:03}" for n in range(100)]
@@ -349,7 +352,7 @@ def test_writes_of_any_size_get_past_each_other(instances: Make) -> None:
 
 
 def test_keys_with_one_lock_take_it_once(instances: Make) -> None:
-    """Where their hashes collide, a write of both doesn't wait for itself, and the stricter lock is taken."""
+    """If the hashes of keys collide, a write of both doesn't wait for itself; the exclusive lock is taken."""
 
     async def scenario(backend: PostgreSQL) -> None:
         backend._lock_of = lambda key: 4  # type: ignore[method-assign] # all collide
@@ -369,7 +372,7 @@ def test_keys_with_one_lock_take_it_once(instances: Make) -> None:
 
 
 def test_locks_of_keys_are_the_same_for_all_programs() -> None:
-    """They are part of the format: a program that comes to others would not be kept off."""
+    """They are part of the format: otherwise a newer program wouldn't be locked out."""
     backend = PostgreSQL("postgresql://db/orders")
     assert [backend._lock_of(key) for key in (b"", b"a", "ä".encode())] == LOCKS
     assert PostgreSQL("postgresql://db/orders", store="other")._lock_of(b"a") != LOCKS[1]
@@ -379,7 +382,7 @@ LOCKS = [-2274842393225731608, -2050211038533541382, -6742816893357903666]
 
 
 def test_what_has_expired_is_removed_in_small_bites(instances: Make, shared_server: Server, data_set: str) -> None:
-    """By writes, some at a time; not what another program's clock may still have as alive."""
+    """By writes, a few at a time; but not entries that are still valid by another program's clock."""
     clock = FakeClock()
     count = f'SELECT count(*) FROM "pocket_plug_{data_set}".entries'
 
@@ -400,11 +403,11 @@ def test_what_has_expired_is_removed_in_small_bites(instances: Make, shared_serv
 
 
 def test_a_write_that_is_too_large_is_refused(instances: Make) -> None:
-    """As a whole, with the limit and the way out; one that is as large as it may be is done."""
+    """The whole write is refused, with the limit and the way out; a write that has exactly the limit is done."""
 
     async def scenario(backend: Backend) -> None:
         assert backend.max_changes is not None
-        with pytest.raises(WriteSizeError, match=r"50,001 keys at once, and the limit is 50,000; nothing was done"):
+        with pytest.raises(WriteSizeError, match=r"a write has 50,001 keys; 50,000 are allowed; nothing was written"):
             await backend.write([Put(str(n), n) for n in range(50_000)], {"a": 0})
         assert await keys_of(backend) == []
 
@@ -412,13 +415,11 @@ def test_a_write_that_is_too_large_is_refused(instances: Make) -> None:
 
 
 def test_a_write_of_too_many_bytes_is_refused(instances: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server would drop the connection, again and again, and nobody would know why."""
+    """The server would close the connection again and again, without a reason."""
     monkeypatch.setattr("pocket_plug_postgres.backend.MOST_BYTES", 100_000)
 
     async def scenario(backend: Backend) -> None:
-        with pytest.raises(
-            WriteSizeError, match=r"bytes of values at once, and the limit is 100,000.*nothing was done"
-        ):
+        with pytest.raises(WriteSizeError, match=r"bytes of values; 100,000 are allowed.*nothing was written"):
             await backend.write([Put(f"k{n}", "x" * 6_000) for n in range(20)])
         assert await keys_of(backend) == []
         await backend.write([Put(f"k{n}", "x" * 4_000) for n in range(20)])
@@ -427,7 +428,7 @@ def test_a_write_of_too_many_bytes_is_refused(instances: Make, monkeypatch: pyte
 
 
 class Silent:
-    """A watcher that waits for its first word."""
+    """A watcher that waits for its first notification."""
 
     def __init__(self) -> None:
         self.is_back = threading.Event()
@@ -439,7 +440,7 @@ class Silent:
 
 
 def test_only_what_is_watched_is_notified(instances: Make, shared_server: Server, data_set: str) -> None:
-    """NOTIFY makes commits wait for each other, so a write does it only while somebody watches."""
+    """NOTIFY makes commits wait for each other, so writes notify only while somebody watches."""
     channel = f"pocket_plug_{data_set}"
 
     async def scenario(backend: PostgreSQL) -> None:
@@ -461,7 +462,7 @@ HELD_UP = "SELECT 1 FROM pg_locks WHERE locktype = 'transactionid' AND NOT grant
 
 
 class Gate(Layer):
-    """Passes on what is told only when the test lets it: so the words of any write come as late as they may."""
+    """Holds notifications back until the test releases them, so that any may come late."""
 
     def on_build(self) -> None:
         self.can_watch, self.held = True, list[Callable[[], None]]()
@@ -477,15 +478,15 @@ class Gate(Layer):
         await self.inner.watch(to_it)
 
     def let_through(self) -> None:
-        """All that was held."""
+        """Release all that were held back."""
         while self.held:
             self.held.pop(0)()
 
 
-def test_a_near_tier_s_batch_is_of_one_moment_whatever_the_order_of_the_commits(
+def test_a_cached_batch_shows_one_moment_whatever_the_order_of_the_commits(
     instances: Make, shared_server: Server, data_set: str
 ) -> None:
-    """A write that drew its version before another one may commit after it, and be told after it."""
+    """A write that got its version before another write may commit, and be notified, after it."""
     insert = f"INSERT INTO \"pocket_plug_{data_set}\".entries VALUES ('slow', '', 1)"
 
     async def scenario(other: PostgreSQL) -> None:
@@ -496,9 +497,9 @@ def test_a_near_tier_s_batch_is_of_one_moment_whatever_the_order_of_the_commits(
         await tier.open()
         try:
             await asyncio.to_thread(gate.noted.wait_for_back)
-            await tier.read_many(["b"])  # near from here on
+            await tier.read_many(["b"])  # cached from here on
             with psycopg.connect(shared_server.url) as holding:
-                holding.execute(insert)  # whoever writes this key has a version, and waits
+                holding.execute(insert)  # a write of this key has a version, and waits
                 slow = asyncio.create_task(other.write([Put("a", "new"), Put("b", "new"), Put("slow", 0)]))
                 while not await asyncio.to_thread(rows, shared_server, HELD_UP):
                     await asyncio.sleep(0)
@@ -524,7 +525,7 @@ def test_a_near_tier_s_batch_is_of_one_moment_whatever_the_order_of_the_commits(
 
 
 class UpTo(Silent):
-    """One that waits until everything up to a version was told."""
+    """A watcher that waits until all writes up to a version were notified."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -548,7 +549,7 @@ class UpTo(Silent):
 def test_a_version_that_was_never_written_is_not_waited_for(
     instances: Make, shared_server: Server, data_set: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A write that ended after it had drawn one is told by nobody. So the server is asked, once nobody is at a write."""
+    """A write that failed after it got a version is never notified. So the server is asked, once no write is running."""
     monkeypatch.setattr(watching, "WATCH_EVERY", 0.02)
     monkeypatch.setattr(watching, "LONGEST_HOLD", 0.02)
 
@@ -575,7 +576,7 @@ def test_a_version_that_was_never_written_is_not_waited_for(
 def test_a_word_of_somebody_else_ends_no_subscription(
     instances: Make, shared_server: Server, data_set: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Any role may NOTIFY on any channel. Everything counts as old then, and what is written afterwards is told."""
+    """Any role may NOTIFY on any channel. All cached entries count as outdated then, and later writes are notified."""
 
     async def scenario(backend: PostgreSQL) -> None:
         watcher = UpTo()
@@ -592,10 +593,10 @@ def test_a_word_of_somebody_else_ends_no_subscription(
     assert "reads go to the server" in caplog.text
 
 
-def test_a_subscription_that_can_not_be_had_is_logged_once_for_each_reason(
+def test_a_failed_subscription_is_logged_once_for_each_reason(
     shared_server: Server, data_set: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the reason, however often it is tried."""
+    """With the reason, however often it is retried."""
     tries, are_many = count(), threading.Event()
 
     def soon(*_: float) -> float:
@@ -622,7 +623,7 @@ def test_a_subscription_that_can_not_be_had_is_logged_once_for_each_reason(
 def test_a_subscription_begins_after_writes_that_did_not_see_it(
     instances: Make, shared_server: Server, data_set: str
 ) -> None:
-    """One that has looked whether anybody watches, and has not committed yet, would not be told: `back` comes behind it."""
+    """A write that found nobody watching, and hasn't committed yet, would not be notified: so `back` is called only after it."""
 
     async def scenario(backend: PostgreSQL) -> None:
         with psycopg.connect(shared_server.url, autocommit=True) as writing:
@@ -643,7 +644,7 @@ WAITING = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND mode = 'Exclus
 
 
 def test_a_connection_in_a_transaction_is_given_to_nobody(instances: Make) -> None:
-    """Whatever has left it so: it is closed, which ends the transaction and releases its locks."""
+    """Whatever left it in a transaction: it is closed, which ends the transaction and releases its locks."""
 
     async def scenario(backend: PostgreSQL) -> None:
         pool = backend._pools.here()
@@ -660,8 +661,8 @@ def test_a_connection_in_a_transaction_is_given_to_nobody(instances: Make) -> No
     run(instances(), scenario)
 
 
-def test_a_turn_that_takes_long_ends(instances: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others write again, and its own write is one as any other: with what it expects."""
+def test_a_turn_that_takes_too_long_ends(instances: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others can write again, and its own write becomes an ordinary write, with its expectations."""
     monkeypatch.setattr(turns, "LONGEST_TURN", 0.05)
 
     async def scenario(backend: Backend) -> None:
@@ -689,7 +690,7 @@ class Count(Node[int, int], name="count"):
 
 
 def test_a_store_with_layers_over_it(shared_server: Server, data_set: str) -> None:
-    """All of a store's operations, with and without await, from twenty loops and as many threads."""
+    """All operations of a store, with and without await, from twenty event loops and as many threads."""
     url = f"{shared_server.url}?store={data_set}&durability=process&connections=2"
     store = Store(url, layers=["tracing", "metrics", "compress"])
 
@@ -730,7 +731,7 @@ def test_the_commands_work_by_its_url(shared_server: Server, data_set: str, caps
 
 
 def test_a_store_is_found_by_an_alias_of_its_scheme(shared_server: Server, data_set: str) -> None:
-    """`postgres://`, as some hosts write it."""
+    """`postgres://`, as some hosting services write it."""
     url = shared_server.url.replace("postgresql://", "postgres://")
     with SyncStore(f"{url}?store={data_set}&durability=process") as store:
         store.set("a", 1)

@@ -1,5 +1,4 @@
-"""The PostgreSQL backend keeps every promise of a backend, of one that can watch, and of what durable runs and
-workers do over it."""
+"""The PostgreSQL backend passes the contracts of backends, of backends that can watch, of durable runs and of workers."""
 
 from __future__ import annotations
 
@@ -54,7 +53,7 @@ class TestRuns(RunsContract):
 
 @pytest.mark.crash
 class TestWorkers(WorkersContract):
-    """The server is killed and stopped, too."""
+    """The server is killed and stopped as well."""
 
     @pytest.fixture
     def url(self, shared_server: Server, data_set: str) -> str:

@@ -1,5 +1,6 @@
-"""What a server, a network and an administrator may do: an error in time that names the server and the way out, or
-none at all."""
+"""Failures of a server, a network or an administrator: an error in time that names the server and the way out, or no error at
+all.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ SOON = 20.0
 
 
 def sql(url: str, *statements: str) -> list[tuple[object, ...]]:
-    """Run statements as the administrator; gives the rows of the last one, if it has some."""
+    """Run statements as the administrator; returns the rows of the last statement, if it has rows."""
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in statements:
             cursor = connection.execute(statement)  # type: ignore[arg-type] # no literal
@@ -50,7 +51,7 @@ def run(backend: Backend, scenario: Callable[[Backend], Awaitable[None]]) -> Non
 
 
 def refusal(backend: Backend) -> str:
-    """What `open` says, which must be StoreError, and soon."""
+    """The message of `open`'s StoreError, which must come soon."""
     begun = time.monotonic()
     with pytest.raises(StoreError) as caught:
         asyncio.run(backend.open())
@@ -72,7 +73,7 @@ def role(server: Server, name: str, *settings: str) -> Generator[str]:
 def test_connections_that_an_administrator_ends_are_made_anew(
     instances: Callable[[], Backend], shared_server: Server
 ) -> None:
-    """Idle ones and those that work, also by the server's idle_session_timeout: nobody notices."""
+    """Idle connections and connections in use, also by the server's idle_session_timeout: callers don't notice."""
 
     async def scenario(backend: Backend) -> None:
         await backend.write([Put("a", 0)])
@@ -92,7 +93,7 @@ def test_connections_that_an_administrator_ends_are_made_anew(
 
 # ---------------------------------------------------------------- servers that refuse
 def test_nobody_listens(data_set: str) -> None:
-    """The host, the port and the data set are named, not the password; and it takes no longer than the patience."""
+    """The error names host, port and data set, not the password; and it comes within `patience`."""
     url = f"postgresql://app:hunter2@127.0.0.1:{(port := free_port())}/orders"
     said = refusal(PostgreSQL(url, store=data_set, patience=0.5))
     assert f"postgresql at 127.0.0.1:{port}/orders, store '{data_set}' can't be reached" in said
@@ -100,14 +101,14 @@ def test_nobody_listens(data_set: str) -> None:
 
 
 def test_a_server_that_accepts_and_says_nothing() -> None:
-    """A time-out, as of one that is stopped."""
+    """A timeout, as for a server that is stopped."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"postgresql://127.0.0.1:{listening.getsockname()[1]}/orders"
         assert "no answer within" in refusal(PostgreSQL(url, timeout=0.5, patience=0.7))
 
 
 def test_wrong_passwords_users_and_databases(data_set: str) -> None:
-    """Refused at once, whatever the patience; the password isn't in it."""
+    """Refused at once, whatever `patience` is; the message doesn't contain the password."""
     with postgres(password="hunter2") as server:  # noqa: S106 - no secret
         for old, new, way_out in (
             (":hunter2@", ":hunter3@", "the password is wrong"),
@@ -135,7 +136,7 @@ def test_wrong_passwords_users_and_databases(data_set: str) -> None:
 def test_an_option_in_the_url_that_the_server_or_libpq_refuses(
     shared_server: Server, data_set: str, option: str, way_out: str
 ) -> None:
-    """Refused at once: it would be refused for as long as the patience lasts."""
+    """Refused at once: retrying until `patience` is over wouldn't help."""
     url = f"{shared_server.url}{'&' if '?' in shared_server.url else '?'}{option}"
     said = refusal(PostgreSQL(url, store=data_set, patience=1000.0))
     assert way_out in said
@@ -143,7 +144,7 @@ def test_an_option_in_the_url_that_the_server_or_libpq_refuses(
 
 
 def test_tls_with_a_certificate_that_is_not_trusted(shared_server: Server, data_set: str, tmp_path: Path) -> None:
-    """Refused at once; with the right authority it works, with another name in the certificate not."""
+    """Refused at once; with the right authority it works, with another name in the certificate it doesn't."""
     good, bad = tmp_path / "good", tmp_path / "bad"
     good.mkdir()
     bad.mkdir()
@@ -171,7 +172,7 @@ def test_a_server_without_tls_where_it_is_asked_for(shared_server: Server, data_
 
 
 def test_a_role_without_rights_is_told_what_to_grant(shared_server: Server, data_set: str) -> None:
-    """And each of the three ways that the message names is one."""
+    """Each of the three ways that the message names works."""
     with role(shared_server, "poor") as url:
         said = refusal(PostgreSQL(url, store=data_set, durability="process"))
         assert "hunter2" not in said
@@ -206,7 +207,7 @@ def test_a_role_without_rights_is_told_what_to_grant(shared_server: Server, data
 
 
 def test_a_server_that_can_only_be_read(shared_server: Server, data_set: str) -> None:
-    """Reads work; a write says what the server is, at once."""
+    """Reads work; a write fails at once, with the reason."""
     asyncio.run(PostgreSQL(shared_server.url, store=data_set, durability="process").open())
     with role(shared_server, "reader", "SUPERUSER", "SET default_transaction_read_only = on") as url:
 
@@ -219,7 +220,7 @@ def test_a_server_that_can_only_be_read(shared_server: Server, data_set: str) ->
 
 
 def test_a_hot_standby_is_read_and_takes_over(data_set: str) -> None:
-    """It refuses each write by name. With both in the URL writes go to the primary, and to the standby once it is promoted."""
+    """It refuses each write. With both hosts in the URL, writes go to the primary, and to the standby once it is promoted."""
     options = f"store={data_set}&durability=process&timeout=2"
     with postgres(binaries=os.environ.get("POCKET_PLUG_POSTGRES"), options={"fsync": "off"}) as primary:
         with SyncStore(f"{primary.url}?{options}") as store:
@@ -245,7 +246,7 @@ def test_a_hot_standby_is_read_and_takes_over(data_set: str) -> None:
 
 
 def test_after_a_failover_no_connection_to_the_former_primary_is_kept(shared_server: Server, data_set: str) -> None:
-    """The server's name leads to the new primary, but connections made before that lead to one that is read-only now."""
+    """The server's name leads to the new primary; older connections lead to a server that is now read-only, and are closed."""
 
     async def scenario(backend: Backend) -> None:
         assert isinstance(backend, PostgreSQL)
@@ -268,7 +269,9 @@ def test_after_a_failover_no_connection_to_the_former_primary_is_kept(shared_ser
 
 
 def test_of_several_hosts_a_silent_one_leaves_time_for_the_next(shared_server: Server, data_set: str) -> None:
-    """The primary's machine has lost its power: nothing refuses, and the new primary is the second in the URL."""
+    """The primary's machine has lost its power, so nothing refuses the connection; the new primary is the
+    second host in the URL.
+    """
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -280,7 +283,7 @@ def test_of_several_hosts_a_silent_one_leaves_time_for_the_next(shared_server: S
 
 
 def test_a_server_without_a_free_connection_is_waited_for(shared_server: Server, data_set: str) -> None:
-    """Who has some goes on with them, and nobody fails; who gets none within the patience is told why."""
+    """Callers that have a connection continue, and none fails; a caller that gets none within `patience` gets the reason."""
     with role(shared_server, "crowd", "SUPERUSER", "NOSUPERUSER", "CONNECTION LIMIT 2") as url:
         sql(shared_server.url, 'GRANT CREATE ON DATABASE postgres TO "crowd"')
         backend = PostgreSQL(url, store=data_set, durability="process")
@@ -298,8 +301,8 @@ def test_a_server_without_a_free_connection_is_waited_for(shared_server: Server,
 
 
 # ---------------------------------------------------------------- what the server says in the middle of a write
-def test_who_gets_none_of_its_own_connections_is_told_so(shared_server: Server, data_set: str) -> None:
-    """Others have them all; it isn't the server that doesn't answer."""
+def test_a_caller_that_gets_no_connection_of_the_pool_gets_the_reason(shared_server: Server, data_set: str) -> None:
+    """Others use all of them; the error doesn't blame the server."""
 
     async def scenario(backend: Backend) -> None:
         assert isinstance(backend, PostgreSQL)
@@ -325,7 +328,7 @@ END $$
 
 
 def fails(server: Server, data_set: str, code: str, times: int) -> None:
-    """Have the server fail in that way at the next so many writes."""
+    """Make the next writes fail on the server in this way."""
     schema = f"pocket_plug_{data_set}"
     sql(
         server.url,
@@ -336,10 +339,8 @@ def fails(server: Server, data_set: str, code: str, times: int) -> None:
     )
 
 
-def test_what_passes_by_itself_is_tried_again(
-    instances: Callable[[], Backend], shared_server: Server, data_set: str
-) -> None:
-    """A deadlock, a serialisation failure, a lock or statement time-out: the write lands, once."""
+def test_transient_errors_are_retried(instances: Callable[[], Backend], shared_server: Server, data_set: str) -> None:
+    """A deadlock, a serialization failure, a lock or statement timeout: the write is done, once."""
 
     async def scenario(backend: Backend) -> None:
         for n, code in enumerate(("40P01", "40001", "55P03", "57014")):
@@ -352,10 +353,10 @@ def test_what_passes_by_itself_is_tried_again(
     run(instances(), scenario)
 
 
-def test_what_does_not_is_an_error_at_once(
+def test_permanent_errors_are_raised_at_once(
     instances: Callable[[], Backend], shared_server: Server, data_set: str
 ) -> None:
-    """A full disk, no memory: nothing of the write is there, and the next one lands once there is room."""
+    """A full disk, no memory: nothing of the write is stored, and the next write works once there is room."""
 
     async def scenario(backend: Backend) -> None:
         for code, way_out in (
@@ -378,7 +379,7 @@ def test_what_does_not_is_an_error_at_once(
 def test_a_data_set_that_is_dropped_while_it_is_open(
     instances: Callable[[], Backend], shared_server: Server, data_set: str
 ) -> None:
-    """An error, and never an answer that looks like missing data; opened again, it is made anew."""
+    """An error, and never an answer that looks like missing data; if it is opened again, it is created again."""
 
     async def scenario(backend: Backend) -> None:
         await backend.write([Put("a", 1)])
@@ -396,7 +397,7 @@ def test_a_data_set_that_is_dropped_while_it_is_open(
     run(instances(), anew)
 
 
-# ---------------------------------------------------------------- servers that don't fit
+# ---------------------------------------------------------------- unsuitable servers
 def test_a_server_that_is_too_old(
     instances: Callable[[], Backend], monkeypatch: pytest.MonkeyPatch, shared_server: Server
 ) -> None:
@@ -411,7 +412,7 @@ def test_a_newer_schema_is_refused(instances: Callable[[], Backend], shared_serv
 
 
 def test_durability_is_compared_with_what_the_server_has(shared_server: Server, data_set: str) -> None:
-    """A server without fsync survives no power failure, so "power" is refused there, with what it has."""
+    """Data on a server without fsync doesn't survive a power failure, so "power" is refused, and the error names the setting."""
     said = refusal(PostgreSQL(shared_server.url, store=data_set))
     assert "has fsync = off: an acknowledged write may be lost" in said
     assert "durability=process" in said
@@ -421,7 +422,7 @@ def test_durability_is_compared_with_what_the_server_has(shared_server: Server, 
 def test_synchronous_commit_is_as_the_durability_says(
     durability: Durability, expected: str, data_set: str, shared_server: Server
 ) -> None:
-    """Whatever the role has: on for what must survive the server, off for what need not."""
+    """Whatever the role's setting: on if the write must survive a crash of the server, off if not."""
     seen = f'"pocket_plug_{data_set}"'
     opposite = {"on": "off", "off": "on"}[expected]
     with role(shared_server, "committer", "SUPERUSER", f"SET synchronous_commit = {opposite}") as url:
@@ -444,17 +445,17 @@ def test_synchronous_commit_is_as_the_durability_says(
 
 
 def test_another_isolation_level_is_refused(shared_server: Server, data_set: str) -> None:
-    """It would let a write check what was before it got its locks."""
+    """A write could check versions that are older than its locks."""
     with role(shared_server, "strict", "SUPERUSER", "SET default_transaction_isolation = 'repeatable read'") as url:
         assert "ALTER ROLE … SET default_transaction_isolation = 'read committed'" in refusal(
             PostgreSQL(url, store=data_set, durability="process")
         )
 
 
-def test_a_clock_that_differs_is_said(
+def test_a_difference_of_the_clocks_is_logged(
     instances: Callable[[], Backend], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a warning: deadlines go by the clocks of the programs. Of a clock that was given to the store nothing is said."""
+    """By a warning: entries expire by the programs' clocks. If the store was given a clock, there is no warning."""
     now = time.time
     for ahead, is_systems, warnings in ((0.0, True, 0), (5.0, True, 1), (5.0, False, 0)):
         caplog.clear()
@@ -464,5 +465,7 @@ def test_a_clock_that_differs_is_said(
             "pocket_plug_postgres.schema.time", SimpleNamespace(time=backend.clock if is_systems else now)
         )
         asyncio.run(backend.open())
-        said = [record for record in caplog.records if "its clock differs from this one by -5.0 s" in record.message]
+        said = [
+            record for record in caplog.records if "its clock differs from this machine's by -5.0 s" in record.message
+        ]
         assert len(said) == warnings

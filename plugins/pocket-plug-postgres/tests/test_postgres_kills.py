@@ -1,7 +1,7 @@
-"""Programs count in PostgreSQL while the server and they themselves are killed: `python test_postgres_kills.py [SEED] [KILLS]`.
+"""Programs count in PostgreSQL while the server and the programs are killed: `python test_postgres_kills.py [SEED] [KILLS]`.
 
-Each of them counts on keys of its own and on one that all share, and notes what was acknowledged. In the end each counter is
-exactly what was acknowledged, but for what a killed program had sent and never heard of: one per task at most.
+Each program increments keys of its own and one that all share, and logs acknowledged writes. At the end each counter equals the
+number of acknowledged writes, except for writes that a killed program had sent without getting the answer: at most one per task.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHARED = "shared"
 
 
 def count_on(url: str, folder: str, name: str) -> None:
-    """A program: count until the file `go on` is gone."""
+    """A program: count until the file `go on` is deleted."""
     log = os.open(Path(folder, f"{name}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     go_on = Path(folder, "go on").exists
 
@@ -48,7 +48,7 @@ def count_on(url: str, folder: str, name: str) -> None:
 
 @dataclass
 class Campaign:
-    """What is done to the server and to the programs, and what has come of it."""
+    """What is done to the server and to the programs, and the outcome."""
 
     server: Server
     folder: Path
@@ -58,7 +58,7 @@ class Campaign:
     unheard: int = 0
 
     def go(self) -> None:
-        """Raises AssertionError where a write was lost, or done twice."""
+        """Raises AssertionError if a write was lost, or done twice."""
         chance = random.Random(self.seed)
         go_on = self.folder / "go on"
         go_on.touch()
@@ -108,7 +108,7 @@ class Campaign:
 
 @pytest.mark.crash
 def test_no_acknowledged_write_is_lost_whoever_is_killed(tmp_path: Path) -> None:
-    """And none is done twice: the server's processes are killed, and programs, in the middle of their writes."""
+    """And none is done twice: the server's processes and the programs are killed in the middle of their writes."""
     with postgres() as server:
         campaign = Campaign(server, tmp_path, seed=3, kills=4)
         campaign.go()

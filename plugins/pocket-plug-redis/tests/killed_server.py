@@ -1,9 +1,9 @@
-"""A server that is killed with SIGKILL while several processes write: is every acknowledged write there, and none twice?
+"""A server that is killed with SIGKILL while several processes write: is every acknowledged write stored, and stored once?
 
     python plugins/pocket-plug-redis/tests/killed_server.py DURABILITY KILLS SEED
 
-Each process counts up a key of its own, and appends to a list that all share, by updates. What was acknowledged is noted
-in memory that the parent shares, after each. A test runs a few of these kills.
+Each process increments a key of its own, and appends to a list that all share, by updates. After each write it notes the
+acknowledgement in memory shared with the parent. A test runs a few of these kills.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write(url: str, number: int, acknowledged: Any, unknown: Any, over: Any) -> 
 
 
 def campaign(durability: str, kills: int, seed: int) -> list[str]:
-    """A sentence for each promise that was broken."""
+    """A sentence for each guarantee that was broken."""
     chance, context = random.Random(seed), multiprocessing.get_context("spawn")
     acknowledged, unknown = context.Array("l", WRITERS), context.Array("l", WRITERS)
     over, faults = context.Event(), list[str]()

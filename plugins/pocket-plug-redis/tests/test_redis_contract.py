@@ -1,4 +1,4 @@
-"""The promises of a backend, of durable runs and of workers, kept on a real server."""
+"""The Redis backend passes the contracts of backends, of durable runs and of workers, on a real server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TestRuns(RunsContract):
 
 @pytest.mark.crash
 class TestWorkers(WorkersContract):
-    """Workers that are killed and stopped, and the server with them."""
+    """Workers are killed and stopped, and the server too."""
 
     RUNS, MOMENTS = 8, 4
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.crash
 
 @pytest.mark.parametrize("durability", ["power", "process"])
 def test_nothing_acknowledged_is_lost_with_the_server(durability: str) -> None:
-    """Killed three times while four processes write, it has all that was acknowledged, each once."""
+    """The server is killed three times while four processes write: all acknowledged writes are stored, each once."""
     script = Path(__file__).with_name("killed_server.py")
     done = subprocess.run([sys.executable, script, durability, "3", "1"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,6 @@
-"""What goes wrong on the way, and at the server: each is an error that names it in time, and programs go on afterwards."""
+"""Failures of the network and of the server: each raises an error in time that names the server, and programs continue
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ Use = Callable[[Redis], Awaitable[object]]
 
 
 def with_backend(url: str, use: Use) -> None:
-    """On a loop of its own, opened and closed."""
+    """Run it on an event loop of its own, with the backend opened before and closed after."""
 
     async def main() -> None:
         backend = Redis.from_url(url)
@@ -49,7 +51,9 @@ def with_backend(url: str, use: Use) -> None:
 
 
 def refused(url: str, *words: str) -> str:
-    """Opening it is a StoreError that has these words, names the server, and no password; gives what it says."""
+    """Check that `open` raises StoreError with these words, with the server's name and without the
+    password; return its message.
+    """
     with pytest.raises(StoreError) as caught:
         with_backend(url, lambda backend: backend.version())
     said = f"{caught.value!r} {caught.value.__cause__!r} {Redis.from_url(url)!r}"
@@ -74,7 +78,7 @@ def refused(url: str, *words: str) -> str:
 def test_a_server_that_would_lose_entries_is_refused(
     options: Mapping[str, str], durability: str, words: tuple[str, ...]
 ) -> None:
-    """With what it has, and the lines that set it right. Where it says what else to ask for, that is taken."""
+    """The error names the settings, and the lines that correct them. If it suggests another durability, that one works."""
     with valkey(options=options) as server:
         said = refused(f"{server.url}?durability={durability}", *words)
         assert f"durability={durability}" in said or durability == "none"
@@ -92,20 +96,20 @@ def test_a_server_that_would_lose_entries_is_refused(
         ({"appendonly": "no", "maxmemory": "100mb", "maxmemory-policy": "volatile-lru"}, "none"),
     ],
 )
-def test_a_server_that_keeps_the_promise_is_taken(options: Mapping[str, str], durability: str) -> None:
-    """Also one that evicts what has a server's own time to live: no entry of ours has one."""
+def test_a_server_that_keeps_the_promise_is_accepted(options: Mapping[str, str], durability: str) -> None:
+    """Also a server that evicts keys that have a TTL on the server: our entries have none."""
     with valkey(options=options) as server:
         with_backend(f"{server.url}?durability={durability}", lambda backend: backend.write([Put("a", 1, 4e9)]))
 
 
 def test_a_replica_is_refused_and_named() -> None:
-    """Its reads may be old."""
+    """Its reads may be outdated."""
     with valkey() as primary, valkey(options={"replicaof": f"127.0.0.1 {primary.port}"}) as replica:
         refused(replica.url, "replica", f"127.0.0.1:{primary.port}")
 
 
 def test_a_wrong_password_is_said_at_once() -> None:
-    """And one that is right works; neither stands in any message."""
+    """The right password works; neither stands in any message."""
     with valkey(password="right-one") as server:  # noqa: S106 - of a test
         url = server.url.replace("right-one", PASSWORD)
         refused(url, "password", f"{server.port}")
@@ -114,7 +118,7 @@ def test_a_wrong_password_is_said_at_once() -> None:
 
 
 def test_a_user_that_lacks_a_permission_is_refused_before_it_matters() -> None:
-    """A script that is refused in its middle would have done the half."""
+    """A script that is refused in the middle would have executed one half."""
     with valkey() as server, SyncStore(server.url):
         rules = "on >right-one ~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
         for without in ("-publish", "-zadd", "-evalsha -eval", "resetchannels", "-config"):
@@ -126,8 +130,8 @@ def test_a_user_that_lacks_a_permission_is_refused_before_it_matters() -> None:
         with_backend(url, lambda backend: backend.write([Put("a", 1)]))
 
 
-def test_a_write_that_can_not_be_told_is_not_done() -> None:
-    """The user has lost its right to the channel while the program runs: what is an error has changed nothing."""
+def test_a_write_that_cannot_be_published_is_not_done() -> None:
+    """The user loses its right to the channel while the program runs: the write raises, and has changed nothing."""
     with valkey() as server:
 
         async def use(backend: Redis) -> None:
@@ -144,10 +148,10 @@ def test_a_write_that_can_not_be_told_is_not_done() -> None:
         with_backend(server.url, use)
 
 
-def test_who_gets_none_of_its_own_connections_is_told_so(
+def test_a_caller_that_gets_no_connection_gets_the_reason(
     fresh_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others have them all; it isn't the server that doesn't answer."""
+    """Others use all of them; the error doesn't blame the server."""
     monkeypatch.setattr(connections, "MOST", 1)
 
     async def use(backend: Redis) -> None:
@@ -170,7 +174,7 @@ def test_an_unknown_database_is_refused() -> None:
 
 
 def test_certificates_are_checked(tmp_path: Path) -> None:
-    """One for another name, or of an authority that isn't trusted, is refused at once; the right one is taken."""
+    """A certificate for another name, or from an authority that isn't trusted, is refused at once; the right one is accepted."""
     (tmp_path / "good").mkdir()
     (tmp_path / "bad").mkdir()
     good, bad = certificate(tmp_path / "good"), certificate(tmp_path / "bad", names=("elsewhere.example",))
@@ -190,7 +194,7 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
 
 
 def test_a_socket_file(tmp_path: Path) -> None:
-    """`unix://` as redis-py has it; a socket that isn't there is named."""
+    """`unix://` as in redis-py; the error names a socket that doesn't exist."""
     place = tmp_path / "socket"
     with valkey(options={"unixsocket": str(place)}):
         with_backend(f"unix://{place}?db=1", lambda backend: backend.write([Put("a", 1)]))
@@ -201,7 +205,7 @@ def test_a_socket_file(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- what becomes of it
 def test_full_memory_is_said_and_room_can_be_made() -> None:
-    """Nothing of the write is done; entries can be read and removed, and then all goes on."""
+    """Nothing of the write is stored; entries can be read and removed, and then writes work again."""
     with valkey(options={"maxmemory": "30mb", "maxmemory-policy": "noeviction"}) as server:
 
         async def use(backend: Redis) -> None:
@@ -220,7 +224,7 @@ def test_full_memory_is_said_and_room_can_be_made() -> None:
 
 
 def test_a_replica_that_was_the_primary_is_left() -> None:
-    """Writes wait for the address to lead to a primary again, for as long as their patience."""
+    """Writes wait until the address leads to a primary again, at most for `patience`."""
     with valkey() as other, valkey() as server:
 
         async def use(backend: Redis) -> None:
@@ -236,7 +240,7 @@ def test_a_replica_that_was_the_primary_is_left() -> None:
 
 
 def test_nothing_is_sent_on_a_connection_that_the_server_has_closed() -> None:
-    """Killed, or after its `timeout`: of a write that was never sent nobody has to find out whether it has landed."""
+    """If the server was killed or its `timeout` has closed the connection, no write is sent there, so no outcome is unknown."""
     with valkey() as server:
 
         async def use(backend: Redis) -> None:
@@ -251,7 +255,7 @@ def test_nothing_is_sent_on_a_connection_that_the_server_has_closed() -> None:
 
 
 def test_a_server_that_is_down_is_named_in_time_and_programs_go_on() -> None:
-    """Killed, restarted: the same store reads and writes again, without another open."""
+    """The server is killed and restarted: the same store reads and writes again, without being reopened."""
     with valkey() as server:
 
         async def use(backend: Redis) -> None:
@@ -273,7 +277,7 @@ def test_a_server_that_is_down_is_named_in_time_and_programs_go_on() -> None:
 
 
 def test_a_restart_within_the_patience_is_not_noticed() -> None:
-    """Writes from several tasks go on over kills, and each is done once."""
+    """Writes from several tasks continue over kills, and each is done once."""
     with valkey() as server:
 
         async def use(backend: Redis) -> None:
@@ -289,7 +293,7 @@ def test_a_restart_within_the_patience_is_not_noticed() -> None:
 
 
 def test_a_stalled_server_is_left_in_time() -> None:
-    """With large values under way, too; a write of which nobody knows is told as that, and it is there or not, later."""
+    """Also while large values are sent. If a write's outcome is unknown, the error says so; the write is stored, or not."""
     with valkey() as server:
 
         async def use(backend: Redis) -> None:
@@ -310,7 +314,7 @@ def test_a_stalled_server_is_left_in_time() -> None:
 
 
 def test_a_turn_keeps_others_off_its_keys_only(fresh_url: Callable[[str], str], valkey_server: Server) -> None:
-    """Who loses patience is told so; it ends with the write, or by itself after a second."""
+    """A caller that waits too long gets an error; the turn ends with the write, or by itself after a second."""
     url = fresh_url("")
     tag = "{pocket:" + url.rpartition("=")[2] + "}"
 
@@ -327,9 +331,9 @@ def test_a_turn_keeps_others_off_its_keys_only(fresh_url: Callable[[str], str], 
                 assert raw.persist(f"{tag}/turn/n") + raw.persist(f"{tag}/turn/m") == 2
             await other.write([Put("elsewhere", 1)])
             for name in ("n", "m"):
-                with pytest.raises(StoreBusyError, match="turn"):
+                with pytest.raises(StoreBusyError, match="other callers locked the key"):
                     await other.write([Put("elsewhere", 2), Put(name, 2)])
-                with pytest.raises(StoreBusyError, match="turn"):
+                with pytest.raises(StoreBusyError, match="other callers locked the key"):
                     await other.turn((name,)).__aenter__()
             await backend.write([Put("n", 1), Put("m", 1)])
             await other.write([Put("n", 2), Put("m", 2)])
@@ -349,7 +353,7 @@ def test_a_turn_keeps_others_off_its_keys_only(fresh_url: Callable[[str], str], 
     with_backend(fresh_url(""), use)
 
 
-def test_a_write_without_a_turn_calls_nobody(fresh_url: Callable[[str], str], valkey_server: Server) -> None:
+def test_a_write_without_a_turn_wakes_no_waiter(fresh_url: Callable[[str], str], valkey_server: Server) -> None:
     """The next caller of the line is called already. A second one would find the turn taken, and go to the line's end."""
     url = fresh_url("")
     tag = "{pocket:" + url.rpartition("=")[2] + "}"
@@ -373,7 +377,7 @@ def test_a_write_without_a_turn_calls_nobody(fresh_url: Callable[[str], str], va
 def test_a_copy_that_comes_after_later_writes_does_nothing(
     fresh_url: Callable[[str], str], valkey_server: Server
 ) -> None:
-    """The slot that it has used was used again meanwhile: a write without expectations would undo the later one."""
+    """Its slot was used again meanwhile: otherwise a late write without expectations would undo a later write."""
     with Proxy(valkey_server.port) as proxy:
 
         async def use(backend: Redis) -> None:
@@ -388,7 +392,7 @@ def test_a_copy_that_comes_after_later_writes_does_nothing(
 
 
 def test_more_writes_than_connections_meet_a_close(fresh_url: Callable[[str], str]) -> None:
-    """Each lands and is acknowledged, or is refused and doesn't; those too that wait for a connection."""
+    """Each write is stored and acknowledged, or refused and not stored; writes that wait for a connection too."""
 
     async def main() -> None:
         backend = Redis.from_url(fresh_url(""))
@@ -410,7 +414,7 @@ def test_more_writes_than_connections_meet_a_close(fresh_url: Callable[[str], st
 
 
 def test_a_write_over_the_limit_is_refused_whole(fresh_url: Callable[[str], str]) -> None:
-    """With what was found and what is allowed; one of just that many is done."""
+    """The error names the size and the limit; a write that has exactly the limit is done."""
 
     async def use(backend: Redis) -> None:
         assert backend.max_changes is not None
@@ -427,7 +431,7 @@ def test_a_write_over_the_limit_is_refused_whole(fresh_url: Callable[[str], str]
 def test_a_write_of_too_many_bytes_is_refused_whole(
     fresh_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server would drop the connection, again and again."""
+    """The server would close the connection, again and again."""
     monkeypatch.setattr("pocket_plug_redis.backend.MOST_BYTES", 100_000)
 
     async def use(backend: Redis) -> None:
@@ -441,7 +445,7 @@ def test_a_write_of_too_many_bytes_is_refused_whole(
 def test_what_is_damaged_is_an_error_and_check_finds_the_rest(
     fresh_url: Callable[[str], str], valkey_server: Server
 ) -> None:
-    """A flipped bit anywhere in an entry is never another value, nor an absent one; `check` names what the index lacks."""
+    """A flipped bit anywhere in an entry never gives another value or a missing entry; `check` finds what the index lacks."""
     url = fresh_url("")
     tag = "{pocket:" + url.rpartition("=")[2] + "}"
 
@@ -471,7 +475,7 @@ def test_what_is_damaged_is_an_error_and_check_finds_the_rest(
 
 
 def test_what_has_expired_is_removed_later(fresh_url: Callable[[str], str], valkey_server: Server) -> None:
-    """A minute after its deadline, by the writer's clock, so that a clock that is behind still finds it."""
+    """A minute after its deadline, by the writer's clock, so that a program whose clock is behind still finds it."""
     from pocket_plug.testing.clock import FakeClock
 
     url, clock = fresh_url(""), FakeClock()
@@ -501,7 +505,7 @@ def test_what_has_expired_is_removed_later(fresh_url: Callable[[str], str], valk
 
 
 def test_stores_of_one_server_are_apart(valkey_server: Server) -> None:
-    """Also where the one's name begins with the other's."""
+    """Also if one name starts with the other."""
     with (
         SyncStore(f"{valkey_server.url}?store=apart") as one,
         SyncStore(f"{valkey_server.url}?store=apart2") as other,
@@ -527,7 +531,7 @@ def _cli(server: Server, *command: str) -> str:
         ("redis://h/0?durability=proces", "process"),
         ("redis://h/one", "database is 'one'"),
         ("redis://h/1?db=2", "twice"),
-        ("redis://h:port/0", "no URL of a server"),
+        ("redis://h:port/0", "is not a URL of a server"),
         ("redis://h/0?store=a:b", "store"),
         ("redis://h/0?timeout=soon", "timeout"),
         ("redis://h/0?ssl_ca_certs=/x", "rediss"),
@@ -535,7 +539,7 @@ def _cli(server: Server, *command: str) -> str:
     ],
 )
 def test_a_bad_url_says_what_is_wrong(url: str, words: str) -> None:
-    """Before anything is connected."""
+    """Before any connection is made."""
     with pytest.raises(ConfigError, match=words):
         Redis.from_url(url)
 
@@ -554,7 +558,7 @@ def test_a_store_by_its_url(fresh_url: Callable[[str], str]) -> None:
 
 
 def test_the_driver_is_loaded_when_a_url_asks_for_it(tmp_path: Path) -> None:
-    """Installed, the plugin costs other programs nothing but its hook."""
+    """If the plugin is only installed, it costs a program nothing but the import of its hook."""
     code = (
         "import sys, pocket_plug; assert 'pocket_plug_redis' not in sys.modules; "
         f"pocket_plug.SyncStore('sqlite:///{tmp_path}/state.db').stack; assert 'pocket_plug_redis' in sys.modules; "
@@ -566,7 +570,7 @@ def test_the_driver_is_loaded_when_a_url_asks_for_it(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what a server may say
 @contextmanager
 def saying(answers: Mapping[bytes, bytes], otherwise: bytes) -> Iterator[int]:
-    """A server that answers requests by a word that is in them; gives its port."""
+    """A server that answers a request by a word that is in it; returns its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -619,8 +623,8 @@ def saying(answers: Mapping[bytes, bytes], otherwise: bytes) -> Iterator[int]:
         ("ERR something new", "something new", False),
     ],
 )
-def test_what_a_server_refuses_with_is_told(said: str, words: str, is_tried_again: bool) -> None:
-    """With its name and the way out; what may be over soon is tried again, all else is said at once."""
+def test_errors_of_the_server_are_translated(said: str, words: str, is_tried_again: bool) -> None:
+    """The error names the server and the way out. A transient error is retried; any other is raised at once."""
     with saying({}, f"-{said}\r\n".encode()) as port:
         with pytest.raises(StoreError, match=words) as caught:
             patience = 1 if is_tried_again else 30  # a busy machine must not be slower than that
@@ -631,7 +635,7 @@ def test_what_a_server_refuses_with_is_told(said: str, words: str, is_tried_agai
 
 @pytest.mark.parametrize(("version", "is_taken"), [("5.0.14", False), ("6.0.0", True), ("7.2.4", True), ("", False)])
 def test_a_version_that_is_too_old_is_refused(version: str, is_taken: bool) -> None:
-    """With the one that was found."""
+    """The error names the version that was found."""
     about = f"redis_version:{version}\r\nrole:master\r\n"
     answers = {b"INFO": f"${len(about)}\r\n{about}\r\n".encode(), b"TIME": b"*2\r\n$1\r\n1\r\n$1\r\n1\r\n"}
     answers |= {b"GET": b"$1\r\n1\r\n"}
@@ -643,14 +647,14 @@ def test_a_version_that_is_too_old_is_refused(version: str, is_taken: bool) -> N
             refused(url, "6.0", version)
 
 
-def test_what_is_no_redis_is_said() -> None:
-    """Something else that listens there."""
+def test_a_server_that_is_not_redis_is_reported() -> None:
+    """Another program listens at the port."""
     with saying({}, b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         refused(f"redis://127.0.0.1:{port}/0?patience=0.3", str(port))
 
 
 def test_a_disk_that_can_not_be_written_is_said_and_programs_go_on() -> None:
-    """Its snapshots fail, so it takes no writes; reads go on. Once it can save, writes do too."""
+    """Its snapshots fail, so it accepts no writes; reads work. Once it can save again, writes work too."""
     with valkey(options={"appendonly": "no", "save": "3600 1", "enable-protected-configs": "yes"}) as server:
         place = server.folder / "gone"
 
@@ -671,7 +675,7 @@ def test_a_disk_that_can_not_be_written_is_said_and_programs_go_on() -> None:
 
 
 def _save(server: Server) -> None:
-    """Have it make a snapshot, and wait for its end."""
+    """Make a snapshot, and wait for its end."""
     import redis
 
     with redis.Redis.from_url(server.url) as raw:
@@ -683,7 +687,7 @@ def _save(server: Server) -> None:
 # ---------------------------------------------------------------- a cluster
 @contextmanager
 def cluster() -> Generator[tuple[Server, Server]]:
-    """Of two nodes, each with half of the slots."""
+    """A cluster of two nodes, each with half of the slots."""
     # of their own, for the usual port, 10,000 above the other, may be some client's
     first, second = ({"cluster-enabled": "yes", "cluster-port": str(free_port())} for _ in range(2))
     with valkey(options=first) as one, valkey(options=second) as two:
@@ -697,7 +701,7 @@ def cluster() -> Generator[tuple[Server, Server]]:
 
 
 def test_a_slot_that_moves_to_another_node_takes_its_data_set_along() -> None:
-    """While its keys are on their way reads and writes wait, or are done where the keys are; each lands once."""
+    """While its keys are moved, reads and writes wait or are done on the right node; each write is done once."""
     import redis
 
     with cluster() as (one, two):
@@ -739,7 +743,7 @@ def test_a_slot_that_moves_to_another_node_takes_its_data_set_along() -> None:
 
 
 def test_a_cluster_is_followed_to_where_a_data_set_lies() -> None:
-    """Given the address of any node: entries, turns and scans, on the node that has the slot."""
+    """With the address of any node: entries, turns and scans work, on the node that has the slot."""
     with cluster() as (one, two):
 
         async def use(backend: Redis) -> None:

@@ -1,4 +1,4 @@
-"""A store over Redis as programs use it: commands, layers, several loops and processes, and what others are told."""
+"""A store over Redis as programs use it: commands, layers, several event loops and processes, and notifications."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def command(folder: Path, *words: str) -> str:
 def test_the_commands_of_a_store(
     fresh_url: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Entries are listed, read, changed, checked, exported, and moved to another store without a loss."""
+    """Entries are listed, read, changed, checked, exported, and moved to another store without loss."""
 
     def run(url: str, *words: str) -> str:
         assert main(["store", "--url", url, *words]) == 0
@@ -64,7 +64,7 @@ def test_the_commands_of_a_store(
 
 
 def test_runs_and_workers(fresh_url: Callable[[str], str], tmp_path: Path) -> None:
-    """A run that one process submits is done by a worker, and seen by `runs`."""
+    """One process submits a run, a worker executes it, and `runs` shows it."""
     url = fresh_url("")
     (tmp_path / "shop.py").write_text(
         dedent("""
@@ -97,7 +97,7 @@ def test_runs_and_workers(fresh_url: Callable[[str], str], tmp_path: Path) -> No
 
 # ---------------------------------------------------------------- loops, processes, layers
 def test_one_store_for_many_loops(fresh_url: Callable[[str], str]) -> None:
-    """`asyncio.run` twenty times over one store at module level, threads with loops of their own, and a forked child."""
+    """`asyncio.run` twenty times over one store at module level, threads with event loops of their own, and a forked child."""
     store = Store(fresh_url(""))
 
     async def count() -> int:
@@ -121,7 +121,7 @@ def test_one_store_for_many_loops(fresh_url: Callable[[str], str]) -> None:
 
 
 def test_layers_over_it(fresh_url: Callable[[str], str]) -> None:
-    """Memory before it by `persistence`, tracing around; deadlines, transactions and scopes are as over any backend."""
+    """A memory cache by `persistence`, tracing around it; deadlines, transactions and scopes work as over any backend."""
     with SyncStore(fresh_url(""), layers=["tracing", "metrics", "logging", "compress", "migrate"]) as store:
         users = store.scope("user")
         users.set("1", "x" * 5000, ttl="1h")
@@ -133,7 +133,7 @@ def test_layers_over_it(fresh_url: Callable[[str], str]) -> None:
 
 
 def test_a_hundred_calls_at_once(fresh_url: Callable[[str], str]) -> None:
-    """More than there are connections: each gets one in its turn, also where some are cancelled while they wait."""
+    """More than there are connections: each gets one in turn, also if some calls are cancelled while they wait."""
 
     async def use() -> None:
         async with Store(fresh_url("")) as store:
@@ -150,9 +150,9 @@ def test_a_hundred_calls_at_once(fresh_url: Callable[[str], str]) -> None:
     asyncio.run(use())
 
 
-# ---------------------------------------------------------------- what others are told
+# ---------------------------------------------------------------- notifications
 class Told:
-    """A watcher that keeps what it is told."""
+    """A watcher that records its notifications."""
 
     def __init__(self) -> None:
         self.words: list[object] = []
@@ -173,18 +173,18 @@ class Told:
         self._say("back")
 
     def wait_for_last(self, word: object) -> None:
-        """Until that is the last that was said."""
+        """Wait until this is the last notification."""
         with self._news:
             assert self._news.wait_for(lambda: word == self.words[-1], WAITS), (word, self.words)
 
     def wait(self, word: object) -> None:
-        """Until that was said."""
+        """Wait until this notification has come."""
         with self._news:
             assert self._news.wait_for(lambda: word in self.words, WAITS), (word, self.words)
 
 
-def test_a_watcher_is_told_of_each_write(fresh_url: Callable[[str], str]) -> None:
-    """By whichever instance, with the versions: sets, deletes, those with a version of their own; names of every kind."""
+def test_a_watcher_is_notified_of_each_write(fresh_url: Callable[[str], str]) -> None:
+    """From any backend object, with versions: sets, deletes, changes with a version of their own; any names."""
 
     async def use() -> None:
         told, watching, writing = Told(), Redis.from_url(fresh_url("")), Redis.from_url(fresh_url(""))
@@ -229,7 +229,7 @@ def test_a_watcher_is_told_of_no_write_that_is_refused() -> None:
 
 
 def test_a_lost_subscription_is_said_in_time_and_comes_back() -> None:
-    """Killed, or stopped and silent: `lost` after a second and the time-out at most; `back` once it can be told again."""
+    """If the server is killed, or stopped: `lost` within a second plus the timeout; `back` once notifications can come again."""
     with valkey() as server:
 
         async def use() -> None:
@@ -251,10 +251,10 @@ def test_a_lost_subscription_is_said_in_time_and_comes_back() -> None:
         asyncio.run(use())
 
 
-def test_a_subscription_that_can_not_be_had_is_logged_once_for_each_reason(
+def test_a_failed_subscription_is_logged_once_for_each_reason(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the reason, however often it is tried; and once more when it is there again."""
+    """With the reason, however often it is retried; and once more when the subscription works again."""
     monkeypatch.setattr(watching, "LONGEST_PAUSE", 0.01)
     caplog.set_level("INFO", "pocket_plug")
     with valkey() as server:
@@ -274,12 +274,12 @@ def test_a_subscription_that_can_not_be_had_is_logged_once_for_each_reason(
         asyncio.run(use())
     *reasons, last = [record.getMessage() for record in caplog.records]
     assert len(reasons) == len({*reasons}), reasons
-    assert last.endswith("what others write is told again")
+    assert last.endswith("other programs' writes are notified again")
     assert f"(ConnectionError: Error 111 connecting to 127.0.0.1:{server.port}. Connection refused.)" in caplog.text
 
 
-def test_a_forked_child_is_told_by_a_subscription_of_its_own(valkey_server: Server) -> None:
-    """It begins as lost."""
+def test_a_forked_child_has_a_subscription_of_its_own(valkey_server: Server) -> None:
+    """It starts as lost."""
     told, backend = Told(), Redis.from_url(f"{valkey_server.url}?store=forked-watcher")
 
     async def watch() -> None:
@@ -299,7 +299,7 @@ def test_a_forked_child_is_told_by_a_subscription_of_its_own(valkey_server: Serv
 
 
 def test_near_tiers_follow_each_other(fresh_url: Callable[[str], str]) -> None:
-    """Memory before Redis in two stores: what the one has kept and the other writes is read anew soon."""
+    """Two stores with a memory tier over Redis: what one has cached and the other writes is read again soon."""
     near = [Persistence(to=fresh_url(""))]
     with SyncStore(layers=near) as one, SyncStore(layers=near) as other:
         until = time.monotonic() + WAITS
@@ -311,7 +311,7 @@ def test_near_tiers_follow_each_other(fresh_url: Callable[[str], str]) -> None:
 
 
 def test_a_near_tier_keeps_nothing_from_before_its_server_was_emptied() -> None:
-    """By FLUSHALL, or by a restored copy: versions begin again, so what is near would always be the newer one."""
+    """After FLUSHALL or a restored copy versions start again, so cached entries would always seem newer."""
     with valkey() as server, SyncStore(layers=[Persistence(to=server.url)]) as near, SyncStore(server.url) as other:
         other.set_many({"a": "old", "b": "old"})
         other.set("a", "old")

@@ -127,7 +127,7 @@ def _unpacked(key: str, entry: Entry) -> Entry:
         raise CorruptRecordError(f"{key!r} is damaged: its fields have other types than those of a compressed value")
     if not 0 <= found.size <= default_codec.max_bytes:
         raise CorruptRecordError(
-            f"{key!r} claims to unpack to {found.size} bytes; the limit is {default_codec.max_bytes}"
+            f"{key!r} claims to decompress to {found.size} bytes; the limit is {default_codec.max_bytes}"
         )
     unpack = {"zlib": _from_zlib, "zstd": _from_zstd}.get(found.algorithm)
     if unpack is None:

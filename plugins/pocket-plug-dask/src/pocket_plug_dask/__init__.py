@@ -74,14 +74,14 @@ class DaskExecutor(Executor):
         address, options = parted(url, ("workers",) if is_local else ("scheduler_file", "timeout"))
         file, workers = options.get("scheduler_file", ""), number(url, options, "workers")
         if is_local and address:
-            raise ConfigError(f"{public_url(url)!r}: nothing but options may follow dask+local://, such as ?workers=2")
+            raise ConfigError(f"{public_url(url)!r}: only options may follow dask+local://, such as ?workers=2")
         if not is_local and bool(address) == bool(file):
             raise ConfigError(
-                f"{public_url(url)!r}: it names a scheduler, dask://host:8786, or a file, dask://?scheduler_file=…"
+                f"{public_url(url)!r}: give either a scheduler, dask://host:8786, or a file, dask://?scheduler_file=…"
             )
         if "@" in address or "/" in address:
             raise ConfigError(
-                f"{public_url(url)!r}: only host:port may follow dask://; TLS's files are Dask's to configure"
+                f"{public_url(url)!r}: only host:port may follow dask://; set the files for TLS in Dask's configuration"
             )
         address = address and f"{'tls' if scheme == 'dask+tls' else 'tcp'}://{address}"
         return cls(
@@ -119,7 +119,7 @@ class DaskExecutor(Executor):
 
 
 class _Home:
-    """The client, and the event loop that it uses, in a thread of its own."""
+    """The client of distributed, and the event loop that it uses, in a thread of its own."""
 
     def __init__(self, executor: DaskExecutor) -> None:
         self._executor = executor
@@ -287,5 +287,5 @@ async def _result_of(future: Any) -> bytes:
         if "deserialization" not in str(error):
             raise
         raise WorkerCodeError(
-            f"the scheduler or a worker has no pocket_plug, or another version of it: {error}", "", "pocket_plug"
+            f"the scheduler or a worker lacks pocket_plug, or has another version of it: {error}", "", "pocket_plug"
         ) from error

@@ -2,7 +2,7 @@
 
 A workflow is a turn: it executes a run until the run finishes or has to wait. The first turn has the run's id, later ones the
 id and a number. All that a turn needs is in the store, so it may start any number of times: the executor that claims the run
-continues it. But a run must not be left without a turn, so one that is pending, or will be, has a turn that has not started.
+continues it. But a run must never be without a turn: for each run that is pending, or will be, a turn is queued or delayed.
 """
 
 from __future__ import annotations
@@ -95,19 +95,17 @@ class DBOSQueue:
         for graph in graphs:
             self._take(graph)
         if not self._graphs:
-            raise ConfigError(
-                f"queue {name!r} needs at least one graph, whose runs it takes: DBOSQueue({name!r}, [graph])"
-            )
+            raise ConfigError(f"queue {name!r} has no graph; give at least one: DBOSQueue({name!r}, [graph])")
 
     def __repr__(self) -> str:
         return f"DBOSQueue({self.name!r}, {[*self._graphs]})"
 
     def _take(self, graph: AnyGraph) -> None:
         if not isinstance(graph, Graph):
-            raise ConfigError(f"queue {self.name!r} takes the runs of graphs, not of {type(graph).__name__}")
+            raise ConfigError(f"queue {self.name!r}: {type(graph).__name__} is not a Graph; give only graphs")
         if graph.name in self._graphs:
             raise ConfigError(
-                f"two graphs of queue {self.name!r} are called {graph.name!r}, and runs are found by that name"
+                f"two graphs of queue {self.name!r} have the name {graph.name!r}; give each graph a name of its own"
             )
         self._graphs[graph.name] = graph
 
@@ -278,8 +276,8 @@ class DBOSQueue:
     def _check(self, graph: AnyGraph) -> None:
         if self._graphs.get(graph.name) is not graph:
             raise ConfigError(
-                f"queue {self.name!r} doesn't have the graph {graph.name!r}, but {', '.join(self._graphs)}."
-                f"{suggest(graph.name, self._graphs)} Give it as one of DBOSQueue's graphs, in each process"
+                f"queue {self.name!r} has no graph {graph.name!r}; it has: {', '.join(self._graphs)}."
+                f"{suggest(graph.name, self._graphs)} Pass this graph to DBOSQueue, in each process"
             )
 
     def runs(self, graph: AnyGraph) -> Runs:
@@ -297,7 +295,9 @@ class DBOSQueue:
             else:
                 if name in self._graphs:
                     return self._graphs[name], runs
-                raise ConfigError(f"run {run_id!r} is one of graph {name!r}, which queue {self.name!r} doesn't have")
+                raise ConfigError(
+                    f"run {run_id!r} belongs to graph {name!r}, and queue {self.name!r} has no such graph"
+                )
         assert unknown is not None
         raise unknown
 
@@ -382,11 +382,11 @@ class _Turn:
             kind, node = (failure.type, failure.node) if failure is not None else (type(error).__name__, info.node)
             raise RunFailedError(
                 f"run {self._run_id!r} of graph {self._graph.name!r} has failed with {kind} at node {node!r}; "
-                f"`pocket-plug runs show {self._run_id}` tells more, and DBOSQueue.retry lets it go on"
+                f"`pocket-plug runs show {self._run_id}` shows details, and DBOSQueue.retry continues it"
             ) from None
         if not isinstance(error, StoreError):
             raise error
-        _logger.warning("run %r can't go on (%s); it is tried again", self._run_id, type(error).__name__)
+        _logger.warning("run %r can't continue now (%s); it is tried again", self._run_id, type(error).__name__)
 
     async def _cancel(self) -> None:
         with suppress(RunStateError, UnknownRunError):  # the run has ended
@@ -425,7 +425,7 @@ class _Cancellations:
                     if (cancel := self._turns.pop(each.workflow_id, None)) is not None:
                         await cancel()
             except Exception as error:  # noqa: BLE001 - whatever DBOS's database raises, the next check may succeed
-                _logger.warning("can't look for cancelled workflows (%s); it is tried again", type(error).__name__)
+                _logger.warning("can't check for cancelled workflows (%s); it is tried again", type(error).__name__)
 
 
 async def _outside(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -36,5 +36,5 @@ class PocketSerializer(Serializer):
         try:
             record = base64.b64decode(serialized_data, validate=True)
         except ValueError as error:
-            raise CorruptRecordError(f"no record of this codec: it is no base64 ({error})") from error
+            raise CorruptRecordError(f"not a record of this codec: it is not base64 ({error})") from error
         return default_codec.decode(record)

@@ -145,7 +145,7 @@ class Encryption(Layer):
         if not isinstance(found, Encrypted):
             raise UnreadableRecordError(
                 f"{key!r} is not encrypted: it was written without the layer `encryption`, or by somebody who has no key. "
-                "Export it by a store without the layer, and import it by one with it, if it is yours"
+                "If it is yours, export it from a store without the layer, and import it into a store with the layer"
             )
         if not (isinstance(found.key_id, str) and isinstance(found.nonce, bytes) and isinstance(found.data, bytes)):
             raise _damaged(key)
@@ -153,7 +153,7 @@ class Encryption(Layer):
         if cipher is None:
             raise UnreadableRecordError(
                 f"{key!r} is encrypted with the key {_shown(found.key_id)}, which isn't among `keys` of the layer `encryption`: "
-                f"{', '.join(self.key_ids)}; add it behind the current one"
+                f"{', '.join(self.key_ids)}; add it after the current key"
             )
         if len(found.nonce) != _NONCE_SIZE or len(found.data) < _TAG_SIZE:
             raise _damaged(key)
@@ -177,21 +177,21 @@ def _place(key_id: str, key: str) -> bytes:
 
 def _damaged(key: str) -> CorruptRecordError:
     return CorruptRecordError(
-        f"{key!r} can't be decrypted: it was changed, cut off, or written at another key; nothing of it is shown. Restore it "
-        "from a backup, or delete it"
+        f"{key!r} can't be decrypted: it was changed, cut off, or copied from another name. Restore it from a backup, or "
+        "delete it"
     )
 
 
 def _shown(found: str) -> str:
     """The id of a key for a message. An invalid id isn't shown: a record that was tampered with may contain anything."""
     is_id = len(found) == 16 and set(found) <= set("0123456789abcdef")
-    return found if is_id else "of an invalid id"
+    return found if is_id else "with an invalid id"
 
 
 # ---------------------------------------------------------------- keys
 _ADVICE = (
-    'make one by `python -c "import pocket_plug_encryption as e; print(e.new_key())"`, and give it as "${NAME}" of the '
-    "environment"
+    'make one by `python -c "import pocket_plug_encryption as e; print(e.new_key())"`, store it in an environment variable, '
+    'and give it as "${NAME}"'
 )
 
 
@@ -209,10 +209,8 @@ def _key_of(text: object, position: int) -> bytes:
     except (binascii.Error, ValueError):
         key = None
     if key is None or len(key) != KEY_SIZE:
-        found = "no base64" if key is None else f"base64 of {len(key)} bytes"
-        raise ConfigError(
-            f"encryption: keys[{position}] is {found}, and a key is base64 of {KEY_SIZE} bytes; {_ADVICE}"
-        )
+        found = "not base64" if key is None else f"base64 of {len(key)} bytes"
+        raise ConfigError(f"encryption: keys[{position}] is {found}; a key is base64 of {KEY_SIZE} bytes; {_ADVICE}")
     return key
 
 

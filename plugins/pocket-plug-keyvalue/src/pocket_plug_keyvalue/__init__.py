@@ -39,7 +39,7 @@ class KeyValue(AsyncKeyValue):
 
     def __init__(self, store: StoreScope, /, *, default_collection: str | None = None) -> None:
         if not isinstance(store, StoreScope):
-            raise ConfigError(f"KeyValue is made of a Store or a scope of one, not of a {type(store).__name__}")
+            raise ConfigError(f"KeyValue needs a Store or a scope of a Store, not a {type(store).__name__}")
         self._store = store
         self.default_collection = default_collection or "default_collection"  # as in py-key-value's own stores
 
@@ -124,7 +124,7 @@ def _text(key: str, value: Mapping[str, Any]) -> str:
     try:
         return json.dumps(dict(value))
     except (TypeError, ValueError, RecursionError) as error:
-        raise SerializationError(f"{key!r}: JSON can't have this value: {type(error).__name__}") from error
+        raise SerializationError(f"{key!r}: JSON can't represent this value: {type(error).__name__}") from error
 
 
 def _value(text: str | None) -> dict[str, Any] | None:
@@ -133,9 +133,9 @@ def _value(text: str | None) -> dict[str, Any] | None:
     try:
         value: dict[str, Any] | list[Any] | str | float | None = json.loads(text)
     except ValueError as error:
-        raise DeserializationError("what stands there is no JSON: somebody else wrote it") from error
+        raise DeserializationError("the stored value is not JSON, so another program has written it") from error
     if not isinstance(value, dict):
-        raise DeserializationError("what stands there is JSON, but no mapping: somebody else wrote it")
+        raise DeserializationError("the stored value is JSON, but not an object, so another program has written it")
     return value
 
 

@@ -6,17 +6,17 @@ This was read in the sources of py-key-value-aio 0.5.0: of `put`, of `put_many`,
 from __future__ import annotations
 
 PROTOCOL = (
-    "AsyncKeyValue has no compare-and-set, so of two that change a key at once one is lost, in its transactions, updates and "
-    "durable runs"
+    "AsyncKeyValue has no compare-and-set: if two programs change a key at the same time, one change is lost, so transactions, "
+    "updates and durable runs can't work"
 )
 """What all these stores lack, whatever database they use."""
 
-_EACH = "put_many writes one after the other"
+_EACH = "put_many is not atomic: it writes one key after the other"
 _UNLISTED = "keys can't be listed"
-_IN_NO_ORDER = "keys are listed up to a limit, in no order"
-_EVICTS = "where it has a limit, it evicts what is beyond"
+_IN_NO_ORDER = "keys are listed up to a limit, and not in order"
+_EVICTS = "if it has a size limit, it evicts entries"
 _ALONE = f"{_EACH}; {_UNLISTED}"
-_UNSEEN = "what is written is found later than it is answered"
+_UNSEEN = "a listing shows a write only some time after it was acknowledged"
 
 SQLITE, SERVER = "sqlite:///state.db", "postgresql://user@host/database"
 
@@ -27,19 +27,19 @@ LACKS: dict[str, tuple[str, str]] = {
     "DiskStore": (f"{_ALONE}; {_EVICTS}", SQLITE),
     "DuckDBStore": (_ALONE, SQLITE),
     "DynamoDBStore": (_ALONE, SERVER),
-    "ElasticsearchStore": (f"put_many may land in part; {_UNSEEN}", SERVER),
+    "ElasticsearchStore": (f"put_many is not atomic: a part of it may be written; {_UNSEEN}", SERVER),
     "FileTreeStore": (_ALONE, SQLITE),
-    "FirestoreStore": (f"put_many is atomic, but expects nothing; {_UNLISTED}", SERVER),
+    "FirestoreStore": (f"put_many is atomic, but can't compare versions; {_UNLISTED}", SERVER),
     "KeyringStore": (_ALONE, SQLITE),
     "MemcachedStore": (f"{_ALONE}; {_EVICTS}", "redis://host/0"),
     "MemoryStore": (f"{_EACH}; {_EVICTS}", "memory://"),
-    "MongoDBStore": (f"put_many may land in part; {_UNLISTED}", SERVER),
+    "MongoDBStore": (f"put_many is not atomic: a part of it may be written; {_UNLISTED}", SERVER),
     "MultiDiskStore": (f"{_ALONE}; {_EVICTS}", SQLITE),
-    "NullStore": ("it keeps nothing", "memory://"),
+    "NullStore": ("it stores nothing", "memory://"),
     "OpenSearchStore": (f"{_EACH}; {_UNSEEN}", SERVER),
     "PostgreSQLStore": (_ALONE, SERVER),
-    "RedisStore": (f"put_many is atomic, but expects nothing; {_IN_NO_ORDER}", "redis://host/0"),
-    "RocksDBStore": (f"put_many is atomic, but expects nothing; {_UNLISTED}", SQLITE),
+    "RedisStore": (f"put_many is atomic, but can't compare versions; {_IN_NO_ORDER}", "redis://host/0"),
+    "RocksDBStore": (f"put_many is atomic, but can't compare versions; {_UNLISTED}", SQLITE),
     "S3Store": (_ALONE, SERVER),
     "SimpleStore": (f"{_EACH}; {_IN_NO_ORDER}", "memory://"),
     "ValkeyStore": (_ALONE, "redis://host/0"),

@@ -1,6 +1,6 @@
-"""FastMCP itself, a real server and client in memory, over a SQLite store that is opened again. Run by `make fastmcp`.
+"""FastMCP itself: a real server and client in memory, over a SQLite store that is reopened. Run by `make fastmcp`.
 
-It requires newer versions than those of `.ci/constraints.txt`, and than the lowest that we allow.
+It requires newer versions than those in `.ci/constraints.txt`, and newer than the lowest versions that we allow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ Talk = Callable[[Client[Any]], Awaitable[object]]
 
 
 class Shop:
-    """A server that is started anew for each talk, over the same file. It counts what it is asked beside the cache."""
+    """A server that is started again for each conversation, over the same file. It counts the requests that the cache doesn't
+    answer.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -36,7 +38,7 @@ class Shop:
         self.asked: list[str] = []
 
     def talk(self, talk: Talk, **options: Any) -> Any:
-        """What a client gets from a new server, whose store is opened before and closed behind it."""
+        """The result of a client's calls to a new server; its store is opened before and closed after."""
 
         async def main() -> object:
             store = Store(f"sqlite:///{self.file}", clock=self.clock)
@@ -46,7 +48,7 @@ class Shop:
         return asyncio.run(main())
 
     def names(self) -> list[str]:
-        """Of all that is in the store."""
+        """The names of all entries in the store."""
         with SyncStore(f"sqlite:///{self.file}", clock=self.clock) as store:
             return list(store.keys())
 
@@ -93,8 +95,8 @@ async def data(client: Client[Any], tool: str, **arguments: Any) -> Any:
     return (await client.call_tool(tool, arguments)).data
 
 
-def test_a_session_goes_on_in_a_server_that_is_started_again(shop: Shop) -> None:
-    """What one has stored the next one reads, for its session alone, until that is ended: then nothing of it is left."""
+def test_a_session_survives_a_restart_of_the_server(shop: Shop) -> None:
+    """A new server reads what another has stored, for the same session only. When the session is ended, its data is deleted."""
 
     async def begin(client: Client[Any]) -> list[str]:
         sessions = [await data(client, "create_session") for _ in range(2)]
@@ -113,7 +115,7 @@ def test_a_session_goes_on_in_a_server_that_is_started_again(shop: Shop) -> None
 
 
 def test_state_of_a_connection_is_kept_while_it_lasts(shop: Shop) -> None:
-    """Of a client that shakes hands, as all did before MCP of 2026-07-28: `get_state` and `set_state` of the context."""
+    """For clients that shake hands, as all did before MCP of 2026-07-28: `get_state` and `set_state` of the context."""
 
     async def twice(client: Client[Any]) -> list[int]:
         return [await data(client, "visit") for _ in range(2)]
@@ -124,7 +126,7 @@ def test_state_of_a_connection_is_kept_while_it_lasts(shop: Shop) -> None:
 
 
 def test_answers_are_cached_across_servers_until_they_expire(shop: Shop) -> None:
-    """Of tools by their arguments, and of resources: a new server has them of the store, and asks again after their hour."""
+    """Responses of tools are cached by arguments, and of resources too: a new server reads them from the store for an hour."""
 
     async def look(client: Client[Any]) -> tuple[Any, ...]:
         read = await client.read_resource("shop://hours")
@@ -139,7 +141,7 @@ def test_answers_are_cached_across_servers_until_they_expire(shop: Shop) -> None
 
 
 def test_the_readmes_server_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it says of FastMCP runs as it stands there, and its cache is in the file."""
+    """What the README says about FastMCP runs unchanged, and its cache is in the file."""
     monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     names: dict[str, Any] = {}

@@ -19,7 +19,7 @@ class Holder:
             store = self._own = Store(store)
         elif not isinstance(store, StoreScope | SyncScope):
             raise ConfigError(
-                f"{type(self).__name__} is made of a Store, a SyncStore, a scope of one, or a URL, not of {type(store).__name__}"
+                f"{type(self).__name__} needs a Store, a SyncStore, a scope of one of them, or a URL, not {type(store).__name__}"
             )
         self._scope = StoreScope(*store.place).scope("langgraph")
 

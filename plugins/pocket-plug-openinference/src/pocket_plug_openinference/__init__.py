@@ -99,7 +99,7 @@ class OpenInference:
             raise ConfigError(f"openinference has no option {min(unknown)!r}; it has: kinds")
         given = options.get("kinds", {})
         if not isinstance(given, Mapping):
-            raise ConfigError(f"openinference's kinds is {type(given).__name__}; give a table of names and kinds")
+            raise ConfigError(f"openinference: kinds is a {type(given).__name__}; give a table of names and kinds")
         self._kinds = {str(name): _known(str(name), kind) for name, kind in given.items()}
         self._declaring.clear()
 
@@ -181,7 +181,7 @@ def _known(name: str, given: object) -> Kind:
             return kind
     words = [kind.lower() for kind in KINDS]
     meant = suggest(given, words) if isinstance(given, str) else ""
-    raise ConfigError(f"openinference's kinds.{name} is {given!r:.80}; it is one of: {', '.join(words)}.{meant}")
+    raise ConfigError(f"openinference: kinds.{name} is {given!r:.80}; give one of: {', '.join(words)}.{meant}")
 
 
 def _agent(name: str, session: str | bool | int | float | None) -> dict[str, str | bool | int | float]:

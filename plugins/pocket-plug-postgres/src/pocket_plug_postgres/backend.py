@@ -370,8 +370,8 @@ class PostgreSQL(Backend):
         except StoreError as error:
             if request.was_sent:
                 raise AnswerLostError(
-                    f"{self._data.server}: a write was sent and its answer was lost; whether it has landed is not "
-                    f"known, since it could not be asked again: {error}"
+                    f"{self._data.server}: a write was sent and its answer was lost; whether it was committed is not "
+                    f"known, since the server could not be asked again: {error}"
                 ) from error
             raise
         finally:
@@ -381,7 +381,7 @@ class PostgreSQL(Backend):
             raise _conflict(request.expect, unmet)
         if version < 0:
             raise AnswerLostError(
-                f"{self._data.server}: a later write of the same slot has landed; of this one nothing is known"
+                f"{self._data.server}: a later write has used this write's slot; whether this write was committed is not known"
             )
         return version
 
@@ -490,15 +490,15 @@ class PostgreSQL(Backend):
     def _check_size(self, count: int) -> None:
         if count > MAX_CHANGES:
             raise WriteSizeError(
-                f"{self._data.server}: {count:,} keys at once, and the limit is {MAX_CHANGES:,}; nothing was done: do it in "
-                "several parts"
+                f"{self._data.server}: a write has {count:,} keys; {MAX_CHANGES:,} are allowed; nothing was written: split it "
+                "into several writes"
             )
 
     def _check_bytes(self, count: int) -> None:
         if count > MOST_BYTES:
             raise WriteSizeError(
-                f"{self._data.server}: {count:,} bytes of values at once, and the limit is {MOST_BYTES:,}, since the server drops"
-                " who sends it more; nothing was done: do it in several parts"
+                f"{self._data.server}: a write has {count:,} bytes of values; {MOST_BYTES:,} are allowed, since the server "
+                "closes a connection that sends more; nothing was written: split it into several writes"
             )
 
 

@@ -14,13 +14,13 @@ TRY_AGAIN = {
     "40001": "the transaction could not be serialised",
     "40P01": "it was the victim of a deadlock",
     "53300": "it has no connection left: raise max_connections, close other programs, or take fewer (connections=…)",
-    "55P03": "a lock was not to be had within the server's lock_timeout",
+    "55P03": "a lock was not free within the server's lock_timeout",
     "57014": "the statement was cancelled, by somebody or by the server's statement_timeout",
     "57P01": "it was shut down, or an administrator ended the connection",
     "57P02": "it has crashed",
     "57P03": "it is starting up or shutting down",
     "57P05": "the connection was idle for longer than the server's idle_session_timeout",
-    "25P03": "the connection was idle for longer than the server lets it be",
+    "25P03": "the transaction was idle for longer than the server's idle_in_transaction_session_timeout",
 }
 """Errors that pass by themselves, by SQLSTATE: the operation is tried again until `patience` seconds have passed."""
 
@@ -33,17 +33,17 @@ WAYS_OUT = {
     "25006": "it is read-only (a standby, or default_transaction_read_only is on), so nothing can be written; give the "
     "address of the primary, or several with target_session_attrs=read-write",
     "26000": f"a prepared statement is gone, as behind a pooler in transaction mode; {_POOLER}",
-    "42P05": f"a prepared statement of another client is there, as behind a pooler in transaction mode; {_POOLER}",
+    "42P05": f"another client has prepared a statement of this name, as behind a pooler in transaction mode; {_POOLER}",
     "3D000": "there is no such database; create it, or correct the URL",
-    "42501": "the role has not the rights that it needs: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA … TO …; "
+    "42501": "the role lacks rights that it needs: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA … TO …; "
     "GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA … TO …; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA … TO …",
     "42883": "the data set's function is gone; close the store and open it again",
     "42P01": "the data set's tables are gone; close the store and open it again",
     "3F000": "the data set's schema is gone; close the store and open it again",
-    "53100": "its disk is full and nothing of the write was kept; free some space there and try again",
-    "53200": "it is out of memory and nothing of the write was kept; raise max_locks_per_transaction, or write less at once",
+    "53100": "its disk is full, and nothing of the write was stored; free some space there and try again",
+    "53200": "it is out of memory, and nothing of the write was stored; raise max_locks_per_transaction, or write less at once",
     "54000": "a key is too long for its index, or a statement for the server; keys may have 2 KiB of UTF-8",
-    "PP001": "its default_transaction_isolation is not the one that this needs; ALTER ROLE … SET default_transaction_isolation = "
+    "PP001": "its default_transaction_isolation must be 'read committed'; ALTER ROLE … SET default_transaction_isolation = "
     "'read committed'",
 }
 
@@ -51,9 +51,9 @@ _REFUSALS = {
     "password authentication failed": "the password is wrong, or the user is; correct the URL, or PGPASSWORD",
     "no password supplied": "it asks for a password; give it in the URL, by PGPASSWORD or in ~/.pgpass",
     "authentication failed": "the user can't log in in this way; see the server's pg_hba.conf",
-    "pg_hba.conf": "it lets nobody in from here; see the server's pg_hba.conf",
+    "pg_hba.conf": "it allows no connection from this machine for this user and database; see the server's pg_hba.conf",
     "certificate": "its certificate is not trusted, or is not for this host; see sslrootcert= and sslmode=",
-    "SSL": "TLS can't be used with it as asked; see sslmode=, and ssl in the server's postgresql.conf",
+    "SSL": "TLS can't be used with it as sslmode= says; see sslmode=, and ssl in the server's postgresql.conf",
     "not permitted to log in": "the role may not log in; ALTER ROLE … LOGIN",
     "does not exist": "there is no such database, role or file; create it, or correct the URL",
     "permission denied for database": "the role may not connect to it; GRANT CONNECT ON DATABASE … TO …",

@@ -96,7 +96,7 @@ async def _make(link: Link, data: DataSet) -> None:
 def _rights_missing(link: Link, data: DataSet, error: InsufficientPrivilege) -> StoreError:
     user, database, schema = link.pgconn.user.decode(), link.pgconn.db.decode(), data.schema
     return StoreError(
-        f"{data.server}: the role {user!r} has not the rights that it needs ({error.diag.message_primary}). To let it "
+        f"{data.server}: the role {user!r} lacks rights that it needs ({error.diag.message_primary}). To let it "
         f'make the data set: CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION "{user}"; or: GRANT CREATE ON DATABASE '
         f'"{database}" TO "{user}"; where another role has made it: GRANT USAGE ON SCHEMA "{schema}" TO "{user}"; GRANT '
         f'SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" TO "{user}"; GRANT USAGE, SELECT, UPDATE ON '
@@ -120,7 +120,7 @@ async def check_server(link: Link, data: DataSet, durability: str, clock: Clock)
             raise _rights_missing(link, data, error) from error
     if abs(skew) > MOST_SKEW and clock is time.time:  # another clock is meant to differ
         _logger.warning(
-            "%s: its clock differs from this one by %.1f s; deadlines go by the clocks of the programs, so keep them in time",
+            "%s: its clock differs from this machine's by %.1f s; entries expire by the programs' clocks, so synchronize them",
             data.server,
             skew,
         )
@@ -153,9 +153,9 @@ async def _compared(link: Link, data: DataSet, durability: str, clock: Clock) ->
         )
     if isolation != "read committed":
         raise StoreError(
-            f"{data.server} has default_transaction_isolation = {isolation!r} for this role, and each write here has to "
-            "see what was committed before it got its locks; ALTER ROLE … SET default_transaction_isolation = 'read "
-            "committed'"
+            f"{data.server} has default_transaction_isolation = {isolation!r} for this role; it must be 'read committed', since "
+            "each write has to see what was committed before it got its locks; ALTER ROLE … SET "
+            "default_transaction_isolation = 'read committed'"
         )
     return float(there) - clock(), read_only != "f"
 
@@ -182,7 +182,7 @@ async def find_faults(link: Link, data: DataSet) -> list[str]:
         faults.append(f"the counter is at {int(counter):,}, and an entry has version {int(highest):,}")
     if table != index:
         faults.append(
-            f'the index of "{data.schema}".entries has {index[0]} keys and its table {table[0]}, or others: some are not '
-            f'found, or twice; REINDEX TABLE "{data.schema}".entries'
+            f'the index of "{data.schema}".entries has {index[0]} keys and its table {table[0]}, or not the same keys: some '
+            f'entries are not found, or are listed twice; REINDEX TABLE "{data.schema}".entries'
         )
     return faults

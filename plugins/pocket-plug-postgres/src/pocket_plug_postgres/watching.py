@@ -96,7 +96,7 @@ class Subscription:
                 with _Line(thread, self._conninfo, self._timeout) as line:
                     told = self._subscribe(line)
                     if reason:
-                        _logger.info("%s: what others write is told again", self._data.server)
+                        _logger.info("%s: other programs' writes are notified again", self._data.server)
                     lost, reason = 0, ""
                     self._watcher.back(told.up_to)
                     try:
@@ -110,7 +110,7 @@ class Subscription:
                 before, reason = reason, public_url(" ".join(str(error).split()))
                 if reason != before and not thread.is_closed:  # once for each reason, however long it lasts
                     _logger.warning(
-                        "%s: what others write is not told just now (%s); until it is, reads go to the server",
+                        "%s: other programs' writes are not notified now (%s); until they are, reads go to the server",
                         self._data.server,
                         reason,
                     )
@@ -184,7 +184,7 @@ def _versions(word: str) -> Mapping[str, int]:
     try:
         return {bytes.fromhex(key).decode(): int(version) for version, key in pairs}
     except ValueError:
-        raise ValueError("somebody else has notified on its channel") from None
+        raise ValueError("another program has sent a notification on this channel") from None
 
 
 class _Told:

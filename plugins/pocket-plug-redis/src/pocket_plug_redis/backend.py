@@ -155,7 +155,9 @@ class Redis(Backend):
     def _check_files(self) -> None:
         for name, path in self.server.files.items():
             if not os.path.isfile(path):
-                raise StoreError(f"{self._title}: {name} is {path!r}, and there is no such file here; correct the URL")
+                raise StoreError(
+                    f"{self._title}: {name} is {path!r}, but there is no such file on this machine; correct the URL"
+                )
 
     async def close(self) -> None:
         """Wait for operations in progress, for one timeout at most, and close the connections of all event loops."""
@@ -197,7 +199,7 @@ class Redis(Backend):
         """The entry in these bytes; None if it has expired. Raises CodecError if it is damaged."""
         try:
             if len(data) < HEAD.size + TAIL.size or data[: TAIL.size] != data[-TAIL.size :]:
-                raise CorruptRecordError("its version does not stand at both of its ends: it was damaged or cut off")
+                raise CorruptRecordError("its first and last 8 bytes, the version, differ: it was damaged or cut off")
             version, deadline = HEAD.unpack_from(data)
             expires_at = None if deadline != deadline else deadline
             record, place = data[HEAD.size : -TAIL.size], place_of(key, 0, expires_at)
@@ -267,7 +269,7 @@ class Redis(Backend):
         if size > MOST_CHANGES:
             raise WriteSizeError(
                 f"{self._title}: a write has {size:,} changes and expectations; {MOST_CHANGES:,} are allowed, since the "
-                "server does nothing else meanwhile; write them in parts"
+                "server does nothing else meanwhile; split it into several writes"
             )
         expected = [*expect]
         keys = [self._entry + key.encode() for key in (*expected, *(change.key for change in changes))]
@@ -279,8 +281,8 @@ class Redis(Backend):
             and (bytes_ := sum(len(each) for each in arguments if isinstance(each, bytes))) > MOST_BYTES
         ):
             raise WriteSizeError(
-                f"{self._title}: a write has {bytes_:,} bytes; {MOST_BYTES:,} are allowed, since the server drops who sends "
-                "more at once; write them in parts"
+                f"{self._title}: a write has {bytes_:,} bytes; {MOST_BYTES:,} are allowed, since the server closes a connection "
+                "that sends more at once; split it into several writes"
             )
         turn = had.get()
         if turn is not None and turn.host is not self:
@@ -314,7 +316,7 @@ class Redis(Backend):
         code, *places = cast("list[int]", answer)
         if code == LATE:
             raise AnswerLostError(
-                f"{self._title}: a later write has used this one's slot; whether it has landed is not known"
+                f"{self._title}: a later write has used this write's slot; whether this write was committed is not known"
             )
         raise ConflictError(str(expected[place - 1]) for place in places)
 
@@ -345,7 +347,7 @@ class Redis(Backend):
                         return answer
                     if self.retrying.now() >= until:
                         raise StoreBusyError(
-                            f"{self._title}: others had their turns all the {self.patience:g} s that were waited; try again, "
+                            f"{self._title}: other callers locked the key during all {self.patience:g} s of waiting; try again, "
                             "or wait longer (patience=…)"
                         )
                     longest = min(answer[1] / 1000, LONGEST_PAUSE)
@@ -355,7 +357,7 @@ class Redis(Backend):
                     raise
                 raise AnswerLostError(
                     f"{self._title}: the store was closed after a write was sent and before it was answered; whether it "
-                    "has landed is not known: read what it wrote before you do it again"
+                    "was committed is not known: read what it wrote before you do it again"
                 ) from error
 
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
@@ -458,9 +460,9 @@ def _range(prefix: bytes, after: bytes, reverse: bool) -> tuple[bytes, bytes]:
 
 
 _FAULTS = {
-    b"no entry": "is in the index, and there is no such entry",
-    b"no entry with a deadline": "is in the index of deadlines, and there is no such entry",
-    b"not listed": "is missing in the index, so no scan gives it",
-    b"above the counter": "has a version above the counter, so its next one may be lower",
+    b"no entry": "is in the index, but there is no such entry",
+    b"no entry with a deadline": "is in the index of deadlines, but there is no such entry",
+    b"not listed": "is missing in the index, so scans don't return it",
+    b"above the counter": "has a version above the counter, so its next version may be lower",
     b"another deadline": "has another deadline in the index of deadlines than in its entry",
 }

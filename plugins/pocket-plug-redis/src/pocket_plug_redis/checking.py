@@ -80,8 +80,8 @@ def _check_kind(server: str, about: Mapping[str, str]) -> None:
         raise StoreError(f"{server} is Redis {version or 'of no version'}; Redis 6.0 or later, or Valkey, is needed")
     if about.get("role", "master") not in ("master", "primary"):
         raise StoreError(
-            f"{server} is a replica of {about.get('master_host')}:{about.get('master_port')}: it takes no writes, and its "
-            "reads may be old; give the address of the primary"
+            f"{server} is a replica of {about.get('master_host')}:{about.get('master_port')}: it accepts no writes, and its "
+            "reads may be outdated; give the address of the primary"
         )
 
 
@@ -89,8 +89,8 @@ def _check_memory(server: str, about: Mapping[str, str]) -> None:
     policy = about.get("maxmemory_policy", "noeviction")
     if policy.startswith("allkeys") and about.get("maxmemory", "0") != "0":
         raise StoreError(
-            f"{server}: it drops entries when its memory is full (maxmemory-policy {policy}), and nobody would notice; put "
-            "into its configuration: maxmemory-policy noeviction"
+            f"{server}: it evicts entries when its memory is full (maxmemory-policy {policy}), without any error; put into its "
+            "configuration: maxmemory-policy noeviction"
         )
 
 
@@ -115,7 +115,7 @@ def _check_durability(server: str, durability: str, about: Mapping[str, str], ha
     if has is None:
         raise StoreError(
             f"{server}: durability={durability} can't be checked, since the server doesn't answer CONFIG GET; allow the user "
-            "to call it (+config|get), or say durability=none"
+            "to call it (+config|get), or set durability=none"
         )
     wanted = _WANTED[durability]
     wrong = _wrong(wanted, has)
@@ -125,7 +125,7 @@ def _check_durability(server: str, durability: str, about: Mapping[str, str], ha
         lines = "; ".join(f"{name} {wanted[name][-1]}" for name in wrong)
         raise StoreError(
             f"{server}: durability={durability} needs another configuration. The server has {found}; put into its "
-            f"configuration: {lines}. Or say that an acknowledged write need not survive so much: "
+            f"configuration: {lines}. Or choose a durability with which an acknowledged write survives fewer failures: "
             f"{less}durability=none"
         )
 

@@ -58,7 +58,7 @@ class Server:
             host, port = parts.hostname, parts.port
         except ValueError as error:
             why = PERCENT if "@" in url else str(error)  # the error may quote a part of the password
-            raise ConfigError(f"{shown!r} is no URL of a server ({why}); write {EXAMPLES}") from None
+            raise ConfigError(f"{shown!r} is not a URL of a server ({why}); write {EXAMPLES}") from None
         path = unquote(parts.path)
         self.is_unix, self.is_tls = parts.scheme == "unix", parts.scheme == "rediss"
         self.user, self.password = unquote(parts.username or ""), unquote(parts.password or "")
@@ -72,9 +72,9 @@ class Server:
         else:
             number = path.strip("/")
             if not number.isascii() or (number and not number.isdigit()):
-                raise ConfigError(f"{shown!r}: the database is {number!r}; give a number, such as {EXAMPLES}")
+                raise ConfigError(f"{shown!r}: the database is {number!r}; give a number, as in {EXAMPLES}")
             if number and database is not None:
-                raise ConfigError(f"{shown!r} names the database twice; leave the option `db` out")
+                raise ConfigError(f"{shown!r} names the database twice; leave out the option `db`")
             database = int(number) if number else database
             self.host, self.port = unquote(host or "localhost"), port or 6379
         self.database = database or 0

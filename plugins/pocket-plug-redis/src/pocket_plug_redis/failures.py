@@ -30,15 +30,15 @@ _MOVED = re.compile(r"\bMOVED \d+ (\S*):(\d+)|MovedError: \d+ (\S*):(\d+)")
 
 _ACL = "~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
 _WAYS_OUT = {
-    r"\bNOPERM\b|NoPermission|ACL failure|no permissions|user executing the script can't": "the user may not do what a "
-    f"store needs; allow it in the server's ACL: {_ACL}",
-    r"\bOOM\b|maxmemory": "its memory is full and nothing of the write was done; remove entries, or give it more "
-    "(`maxmemory` in its configuration)",
-    r"\bMISCONF\b|persist (to|on) disk": "it can't write to its disk, so it takes no writes; see its log, and free some space",
-    r"\bWRONGTYPE\b|wrong kind of value": "another program uses our keys there; give pocket_plug a database of its own",
+    r"\bNOPERM\b|NoPermission|ACL failure|no permissions|user executing the script can't": "the user lacks permissions "
+    f"that a store needs; grant them in the server's ACL: {_ACL}",
+    r"\bOOM\b|maxmemory": "its memory is full, and nothing of the write was stored; remove entries, or give it more "
+    "memory (`maxmemory` in its configuration)",
+    r"\bMISCONF\b|persist (to|on) disk": "it can't write to its disk, so it accepts no writes; see its log, and free some space",
+    r"\bWRONGTYPE\b|wrong kind of value": "another program uses pocket_plug's keys there; give pocket_plug a database of its own",
     r"DB index|Invalid Database|SELECT is not allowed": "it has no such database; see `databases` in its configuration, "
     "and in a cluster use 0",
-    r"unknown command|Unknown Redis command": "it lacks a command that we need; Redis 6.0 or later, or Valkey, has it",
+    r"unknown command|Unknown Redis command": "it lacks a command that pocket_plug needs; Redis 6.0 or later, or Valkey, has it",
 }
 
 
@@ -61,7 +61,7 @@ def explained(error: Exception, server: str) -> Exception:
     for pattern, way_out in _WAYS_OUT.items():
         if re.search(pattern, text):
             return StoreError(f"{server}: {way_out} ({text})")
-    return StoreError(f"{server}: it refuses ({text})")
+    return StoreError(f"{server}: it refuses the command ({text})")
 
 
 def moved_to(error: Exception) -> tuple[str, int] | None:
@@ -79,9 +79,9 @@ def _about_tls(error: Exception) -> str | None:
                 "the certificates to trust (ssl_ca_certs=…)"
             )
         if isinstance(cause, ssl.SSLError) and (cause.library in ("X509", "PEM") or cause.reason == "PEM_LIB"):
-            return f"a file of ssl_ca_certs, ssl_certfile or ssl_keyfile isn't what it should be ({cause.reason}); each is in PEM"
+            return f"a file of ssl_ca_certs, ssl_certfile or ssl_keyfile is invalid ({cause.reason}); each must be in PEM format"
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            return f"it doesn't speak TLS at this port as we do ({cause.reason}); without TLS it is redis://"
+            return f"the TLS handshake at this port failed ({cause.reason}); if the server has no TLS there, write redis://"
     return None
 
 

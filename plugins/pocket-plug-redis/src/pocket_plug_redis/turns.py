@@ -65,8 +65,8 @@ class Turn:
         while left := await self.host.run_script(TAKE, len(keys), *keys, self.who, is_called):
             if retrying.now() >= until:
                 raise StoreBusyError(
-                    f"{retrying.server}: others had their turns all the {retrying.patience:g} s that were waited; try again, or "
-                    "wait longer (patience=…)"
+                    f"{retrying.server}: other callers locked the key during all {retrying.patience:g} s of waiting; try again, "
+                    "or wait longer (patience=…)"
                 )
             seconds = min(left / 1000, retrying.timeout / 2, retrying.patience / 2)
             is_called = int(await self.host.call("BLPOP", keys[-1], f"{max(seconds, 0.01):.3f}") is not None)

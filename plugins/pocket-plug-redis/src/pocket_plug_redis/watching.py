@@ -87,7 +87,7 @@ class Watching:
                     before, self._reason = self._reason, public_url(f"{type(error).__name__}: {error}")
                     if self._reason != before:  # a warning once for each reason, however long it lasts
                         _logger.warning(
-                            "%s: what others write is not told just now (%s); until it is, reads go to the server",
+                            "%s: other programs' writes are not notified now (%s); until they are, reads go to the server",
                             self._title,
                             self._reason,
                         )
@@ -104,14 +104,14 @@ class Watching:
         connection.send_command("SUBSCRIBE", self._channel, check_health=False)
         connection.read_response()
         if self._reason:
-            _logger.info("%s: what others write is told again", self._title)
+            _logger.info("%s: other programs' writes are notified again", self._title)
             self._reason = ""
         self._watcher.back()
         ask_at, answer_by, highest = monotonic() + WATCH_EVERY, float("inf"), 0
         while not stopped.is_set():
             now = monotonic()
             if now >= answer_by:
-                raise LateError(f"no sign of life within {self._timeout:g} s")
+                raise LateError(f"no answer to a PING within {self._timeout:g} s")
             if now >= ask_at:
                 connection.send_command("PING", check_health=False)
                 ask_at, answer_by = float("inf"), now + self._timeout
