@@ -1072,8 +1072,13 @@ def test_a_worker_names_the_server_that_it_can_not_reach(url: str, caplog: pytes
             async for key in self.inner.scan(prefix, after=after, reverse=reverse, limit=limit):
                 yield key
 
-    worker = Worker([graph], store=Store(url, layers=[Down()]))
-    asyncio.run(worker.run())
+    async def main() -> None:
+        async with store:
+            await worker.run()
+
+    store = Store(url, layers=[Down()])
+    worker = Worker([graph], store=store)
+    asyncio.run(main())
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 2
     assert "StoreUnreachableError: redis at db.example:6379 can't be reached; check that it runs" in warnings[0]
