@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from pocket_plug import Graph, Store, each, node
+from pocket_plug import Ask, Graph, RunSuspendedError, Store, each, node
 from pocket_plug.graph.durable import judging
 
 
@@ -47,5 +47,30 @@ def test_fan_outs_in_the_same_position_are_checked_once(tmp_path: Path) -> None:
             for run_id, check in found.items():
                 assert check.can_go_on == run_id.startswith("none done"), run_id
                 assert check.can_go_on or lines <= set(check.differences), run_id
+
+    asyncio.run(main())
+
+
+def test_fan_outs_that_have_items_to_begin_are_checked_separately(tmp_path: Path) -> None:
+    """Those items begin at a node that has changed. All items of the other run have passed it, and wait at the same node."""
+
+    def deploy(store: Store, first: str, broken: int | None = None) -> Graph[list[int], list[int]]:
+        async def begin(n: int) -> int:
+            if n == broken:
+                raise RuntimeError("down")
+            return n
+
+        ask = Ask[int, bool](bool, question="sure?", name="sure")
+        inner = Graph(node(begin, name=first) >> ask >> node(lambda answered: 1, name="last"), name="inner")
+        return Graph(each(inner, concurrency=1), store=store, name="g")
+
+    async def main() -> None:
+        async with Store(f"sqlite:///{tmp_path}/state.db?durability=process") as store:
+            with pytest.raises(RunSuspendedError):
+                await deploy(store, "before").run([1, 2], run_id="all begun")
+            with pytest.raises(RuntimeError):
+                await deploy(store, "before", broken=2).run([1, 2], run_id="one begun")
+            found = {each.run_id: each.can_go_on for each in await deploy(store, "after").check_runs()}
+            assert found == {"all begun": True, "one begun": False}
 
     asyncio.run(main())
