@@ -184,9 +184,8 @@ def _refuse_twice(recipe: Layer, outer: Iterable[Layer]) -> None:
         if type(other) is type(recipe) and (not recipe.label or not other.label or recipe.label == other.label):
             which = f" with the label {recipe.label!r}" if recipe.label and recipe.label == other.label else ""
             raise ConfigError(
-                f"layer {recipe.name!r} is twice in the stack{which}; the inner one would process what the outer "
-                "one has processed already. If that is meant, give each a label of its own: "
-                f"{type(recipe).__name__}(label='…')"
+                f"layer {recipe.name!r} is twice in the stack{which}; the inner one would process what the outer one has "
+                f"processed. If that is meant, give each a label of its own: {type(recipe).__name__}(label='…')"
             )
 
 
