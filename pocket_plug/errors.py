@@ -53,7 +53,7 @@ class ConflictError(StoreError):
 
     def __init__(self, keys: Iterable[str], message: str = "") -> None:
         self.keys = frozenset(map(str, keys))
-        super().__init__(message or f"changed by somebody else in the meantime: {', '.join(sorted(self.keys))}")
+        super().__init__(message or f"changed by another write in the meantime: {', '.join(sorted(self.keys))}")
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.keys, str(self))
@@ -101,7 +101,7 @@ class UnknownTypeError(CodecError):
 
 
 class UnreadableRecordError(StoreError, CodecError):
-    """A layer can't read a stored record here, though it isn't damaged: its key isn't given, or what it needs isn't installed."""
+    """A layer can't read an undamaged record: the encryption key isn't given, or a package that it needs isn't installed."""
 
 
 class CorruptRecordError(CodecError, ValueError):
@@ -176,7 +176,7 @@ class WrappedStopIterationError(PocketError, RuntimeError):
 
 
 class WrappedCancelledError(PocketError, RuntimeError):
-    """A phase of a durable run raised CancelledError although nobody has cancelled the run: what it awaited was cancelled."""
+    """A phase of a durable run raised CancelledError, but the run was not cancelled: what the phase awaited was cancelled."""
 
 
 class WrappedSystemExitError(PocketError, RuntimeError):

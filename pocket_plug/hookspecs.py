@@ -78,7 +78,7 @@ class PluginRecord:
         words = {
             "active": "is in use",
             "disabled": "is disabled",
-            "declined": "stepped back",
+            "declined": "declined",
             "failed": "can't be used",
         }
         return words[self.status] + (f": {self.reason}" if self.reason else "")
@@ -316,9 +316,9 @@ class Specs:
         Arguments: `pocket`, the Pocket as plugins may use it; `options`, the plugin's own table `[plugins.NAME]`, with the
         variables of the environment filled in, and empty where there is none.
         Returns: nothing.
-        Errors: `NotConfiguredError("why")` means that the plugin steps back: it is listed as declined and not used. After
-        any other error it is listed as failed and not used. Both are logged, unless an installed plugin steps back for which
-        the configuration has no table: it only waits for its settings, and `pocket-plug plugins` says so.
+        Errors: `NotConfiguredError("why")` means that the plugin declines: it is listed as declined and not used. After
+        any other error it is listed as failed and not used. Both are logged, except if an installed plugin declines and the
+        configuration has no table for it: it only waits for its settings, as `pocket-plug plugins` shows.
 
         If `options` is annotated with a TypedDict, editors know the settings: `pocket-plug config schema`.
 
@@ -332,7 +332,7 @@ class Specs:
         ...         if "server" not in options:
         ...             raise NotConfiguredError("no server is named")
         >>> Pocket(plugins=[Choosy], autoload=False).plugin("choosy").verdict
-        'stepped back: no server is named'
+        'declined: no server is named'
         """
 
     @hookspec

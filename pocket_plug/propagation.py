@@ -71,7 +71,7 @@ def extract(carrier: Mapping[str, str] | str, /, *, baggage: Iterable[str] = ())
 def session(id: str, /) -> Generator[None]:
     """Within the block, runs belong to a session, such as a conversation: their spans have its id as `session.id`.
 
-    A durable run keeps its session over crashes and suspensions. Raises ConfigError for an id that is no text, or empty.
+    A durable run keeps its session over crashes and suspensions. Raises ConfigError for an id that isn't a str, or is empty.
 
     >>> with session("chat-17"):
     ...     current_session()
@@ -79,9 +79,7 @@ def session(id: str, /) -> Generator[None]:
     >>> current_session()
     """
     if not _is_session(id):
-        raise ConfigError(
-            f"session({summary(id)}): the id of a session is a text that isn't empty, and that UTF-8 can write"
-        )
+        raise ConfigError(f"session({summary(id)}): the id of a session must be a non-empty str that UTF-8 can encode")
     token = otel_context.attach(otel_context.set_value(SESSION, id))
     try:
         yield

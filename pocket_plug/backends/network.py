@@ -323,13 +323,14 @@ class Retrying:
         if sent:
             return AnswerLostError(
                 f"{self.server}: a write was sent, and its answer did not come within {self.patience:g} s ({times}; the last "
-                f"one: {last}); whether it has landed is not known: read what it wrote before you do it again, or wait longer "
-                "(timeout=… for an attempt, patience=… for all)"
+                f"one: {last}); whether it was committed is not known: read what it wrote before you do it again, or wait "
+                "longer (timeout=… for each attempt, patience=… for all together)"
             )
         tried = f", and could not for {self.patience:g} s" if self.attempts is None else ""
         return StoreUnreachableError(
             f"{self.server} can't be reached{tried} ({times}; the last one: {last}); "
-            "check that it runs, its address and its load, or wait longer (timeout=… for an attempt, patience=… for all)"
+            "check that it runs, its address and its load, or wait longer (timeout=… for each attempt, patience=… for all "
+            "together)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Encodes values to bytes, and decodes them exactly: the codec, the types that it knows, and the limits of what it reads."""
+"""Encodes values to bytes, and decodes them exactly: the codec, the types that it knows, and the limits of records."""
 
 from .adapters import TypeAdapter as TypeAdapter
 from .codec import Codec as Codec

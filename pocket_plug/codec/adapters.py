@@ -101,14 +101,14 @@ def _path_adapter(cls: type[PurePath]) -> TypeAdapter:
     def encode(path: PurePath) -> str | bytes:
         text = str(path)
         if issubclass(cls, PureWindowsPath) and cls(text).parts != path.parts:  # as with some names of devices
-            raise CodecError("its text is that of another path")
+            raise CodecError("its text would be read as another path")
         return text if text.isascii() or is_unicode(text) else text.encode("utf-8", "surrogatepass")
 
     def decode(state: Value) -> PurePath:
         text = state.decode("utf-8", "surrogatepass") if type(state) is bytes else of_type(str, state)
         if issubclass(cls, Path) and cls is not type(Path()):
             raise CodecError(
-                f"this system has no {cls.__name__}; one that is stored as Pure{cls.__name__} can be read on any"
+                f"this system has no {cls.__name__}; a path stored as Pure{cls.__name__} can be read on any system"
             )
         return cls(text)
 
@@ -170,7 +170,7 @@ def check_attributes(value: Value, names: Iterable[str]) -> None:
     """Refuse an object with state outside its fields, which would be lost. Cached properties are computed again."""
     for name in getattr(value, "__dict__", {}).keys() - set(names):
         if not isinstance(getattr(type_of(value), name, None), cached_property) and not name.startswith("__"):
-            raise CodecError(f"its attribute {name!r} is no field and would be lost; give {WITH_FUNCTIONS}")
+            raise CodecError(f"its attribute {name!r} is not a field and would be lost; give {WITH_FUNCTIONS}")
 
 
 def _items_of_named(value: tuple[Value, ...]) -> tuple[Value, ...]:
@@ -180,7 +180,7 @@ def _items_of_named(value: tuple[Value, ...]) -> tuple[Value, ...]:
 
 def _named_of(cls: Hint, items: Value) -> Value:
     if len(of_type(tuple, items)) != len(cls._fields):
-        raise CodecError(f"it was stored with {len(items):,} items, and the class has {len(cls._fields)}")
+        raise CodecError(f"it was stored with {len(items):,} items, but the class has {len(cls._fields)}")
     return cls._make(items)
 
 

@@ -50,9 +50,7 @@ def hints(cls: type) -> Iterable[Any] | None:
 def advice(cls: type) -> str | None:
     """What to store in place of a record, or of an object of a subclass of arrays."""
     if issubclass(cls, np.ma.MaskedArray):
-        return (
-            f"{cls.__name__} is no plain array; store its data and its mask: (array.data, numpy.ma.getmaskarray(array))"
-        )
+        return f"{cls.__name__} is not a plain array; store its data and its mask: (array.data, numpy.ma.getmaskarray(array))"
     if issubclass(cls, np.ndarray):
         return (
             f"{cls.__name__} is a subclass of numpy.ndarray; store numpy.asarray(array), "
@@ -92,7 +90,7 @@ def _array(dtype: np.dtype[Any], shape: tuple[int, ...], data: Any, order: Liter
     held = bytearray(of_type(bytes, data))
     array: Array = np.ndarray(shape, dtype, held, order=order)  # not copied: a copy would leave gaps out
     if array.shape != shape or array.nbytes != len(held):
-        raise CodecError(f"{len(held):,} bytes are no array of {len(shape)} dimensions and {_named(dtype)}")
+        raise CodecError(f"{len(held):,} bytes are not an array of {len(shape)} dimensions and {_named(dtype)}")
     _check_empty(array)
     return array
 
@@ -115,7 +113,9 @@ def _scalar_maker(cls: type[Any]) -> Callable[[list[Value]], Any]:
             return made
         wanted = np.dtype(cls)
         if (wanted.kind, wanted.itemsize) != (made.dtype.kind, made.dtype.itemsize):
-            raise CodecError(f"{_named(made.dtype)} is not what numpy.{cls.__name__} is on this machine")
+            raise CodecError(
+                f"it was stored with {_named(made.dtype)}, but numpy.{cls.__name__} has {_named(wanted)} on this machine"
+            )
         return made.astype(wanted)  # numpy made the other of two classes with the same bytes, as int64 and longlong
 
     return make
@@ -173,7 +173,7 @@ def _dtype(description: Any) -> np.dtype[Any]:
         return np.dtype(parts, align=aligned)
     text, _, mantissa = of_type(str, description).partition("/")
     if not _PLAIN.fullmatch(text):
-        raise CodecError(f"the record's dtype, a {type(description).__name__}, is none that the codec stores")
+        raise CodecError(f"the record's dtype, a {type(description).__name__}, is not one that the codec stores")
     dtype: np.dtype[Any] = np.dtype(text)
     if (str(np.finfo(dtype).nmant) if dtype.char in "gG" else "") != mantissa:
         raise CodecError(f"{_named(dtype)} has another size on the machine that stored it; store float64 or complex128")

@@ -40,11 +40,11 @@ class Codec:
     It knows None, bool, int of any size, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict with
     any keys, range, datetime, date, time, timedelta, timezone, ZoneInfo, Decimal, UUID, pathlib's paths, numpy's arrays and
     scalars, nested in any way, and the types that are registered. An object of a subclass is never stored as one of its base
-    class. An object that is in a value twice becomes two objects.
+    class. An object that is in a value twice becomes two equal objects.
 
     `max_bytes` limits a record, `max_depth` how deep containers may nest in it (at most 255), and `max_items` the number of
     lists, dicts, tuples, sets and objects, pairs of dicts and members of sets, which take much more memory than bytes. All
-    hold for encoding and decoding. A record whose keys were made to collide is refused, too.
+    hold for encoding and decoding. A record with keys that were chosen to have the same hash is refused, too.
 
     `declared` is a list of types that are registered when they are first needed. `seals` is for tools that move records
     without knowing their types: while it is True, a record that can't be decoded here is read as `Sealed`.
@@ -70,7 +70,7 @@ class Codec:
         declared: Sequence[Value] = (),
     ) -> None:
         if not 1 <= max_depth <= 255:
-            raise ValueError(f"max_depth is from 1 to 255, not {max_depth}")
+            raise ValueError(f"max_depth must be from 1 to 255, not {max_depth}")
         self.max_bytes = max_bytes
         self.max_depth = max_depth
         self.max_items = max_items
@@ -105,7 +105,7 @@ class Codec:
 
         The same class, or one of the same module and name, may be registered again: a module reloaded, a notebook's cell run
         twice. The later registration holds, and older tags stay readable. Objects of the former class are stored as those of
-        the later one if both have the same fields or members. Raises CodecError if the tag is another class's.
+        the later one if both have the same fields or members. Raises CodecError if another class has the tag.
 
         >>> from fractions import Fraction
         >>> codec = Codec()
@@ -122,7 +122,7 @@ class Codec:
         if adapter is None:
             raise CodecError(
                 advice(type)
-                or f"{name_of(type)} is no plain dataclass, Enum, Struct, named tuple or model: give {WITH_FUNCTIONS}"
+                or f"{name_of(type)} is not a plain dataclass, Enum, Struct, named tuple or model: give {WITH_FUNCTIONS}"
             )
         self._registry.register(type, adapter, tag, version, dict(upgrade or {}))
         return type
@@ -168,8 +168,8 @@ class Codec:
             raise type(found)(f"value{path}: {found}") from error.__cause__
         except RecursionError:
             raise CodecError(
-                f"the value has more than {self.max_depth} containers in each other (max_depth), "
-                "or one that contains itself"
+                f"the value has containers nested more than {self.max_depth} deep (max_depth), "
+                "or a container that contains itself"
             ) from None
         size = len(payload)
         if size + HEADER_SIZE > self.max_bytes:
@@ -187,7 +187,7 @@ class Codec:
     def decode(self, data: bytes, place: bytes | None = None) -> Value:
         """The value of a record; give its `place` if it may be bound to one.
 
-        Raises CorruptRecordError for bytes that are no undamaged record, are bound to another place, or exceed a limit,
+        Raises CorruptRecordError for bytes that are not a record, are damaged, are bound to another place, or exceed a limit,
         UnknownTypeError if a type is not registered here, and CodecError if an object can't be made of what was stored.
         """
         payload = opened(data, place, self.max_bytes, self.max_depth)
@@ -204,9 +204,11 @@ class Codec:
                 raise
             return Sealed(sealed(payload, data[1]), error)
         except msgspec.DecodeError as error:
-            raise CorruptRecordError(f"no record of this codec: {error}") from error
+            raise CorruptRecordError(f"not a record of this codec: {error}") from error
         except Exception as error:  # noqa: BLE001 - the checksum was right, so the record is forged
-            raise CorruptRecordError(f"no record of this codec: {type(error).__name__} of what it holds") from None
+            raise CorruptRecordError(
+                f"not a record of this codec: decoding its content raised {type(error).__name__}"
+            ) from None
 
     def _bounded(self, data: bytes, payload: bytes | memoryview) -> Value:
         """The value of a longer record, if that doesn't exceed the limits."""
@@ -237,7 +239,7 @@ class Codec:
         parts = self._from_msgpack(data)
         if (composite := COMPOSITE_READERS.get(code)) is not None:
             return composite(parts)
-        raise CorruptRecordError(f"no record of this codec: it holds an extension of code {code}")
+        raise CorruptRecordError(f"not a record of this codec: it holds an extension of code {code}")
 
     # ---------------------------------------------------------------- copies
     def renewed(self, value: Value) -> Value:

@@ -160,7 +160,7 @@ def culprit(value: Value, error: Exception, pack: Pack, registry: Registry) -> t
             return step + path, found
     if isinstance(error, UnicodeEncodeError):
         return "", CodecError(
-            f"{summary(value)} has a lone surrogate, which is no text; encode it to bytes with errors='surrogatepass'"
+            f"{summary(value)} has a lone surrogate, so it isn't valid text; encode it to bytes with errors='surrogatepass'"
         )
     return "", typing.cast("CodecError", error)
 

@@ -40,7 +40,7 @@ def bound(record: bytes, place: bytes) -> bytes:
     >>> default_codec.decode(record, place_of("b", 7, None))
     Traceback (most recent call last):
       ...
-    pocket_plug.errors.CorruptRecordError: the record's checksum does not match: ..., or belongs to another place
+    pocket_plug.errors.CorruptRecordError: the record's checksum does not match: ..., or its key, version ... was changed
     """
     _, depth, checksum = _unpack_header(record)
     return _pack_header(BOUND, depth, crc32(place, checksum)) + record[HEADER_SIZE:]
@@ -74,28 +74,26 @@ def opened(record: bytes, place: bytes | None, max_bytes: int, max_depth: int) -
     """The payload of a record. Raises CorruptRecordError if it is damaged, or bound to another place."""
     if not HEADER_SIZE < len(record) <= max_bytes:
         raise CorruptRecordError(
-            f"a record has {HEADER_SIZE + 1} to {max_bytes:,} bytes (max_bytes); this has {len(record):,}"
+            f"a record has {HEADER_SIZE + 1} to {max_bytes:,} bytes (max_bytes); this one has {len(record):,}"
         )
     format, depth, checksum = _unpack_header(record)
     payload = (record if len(record) < _SHORT else memoryview(record))[HEADER_SIZE:]
     found = crc32(payload, depth)
     if format == BOUND:
         if place is None:
-            raise CorruptRecordError("the record is bound to a key, version and deadline, and is read without them")
+            raise CorruptRecordError("the record is bound to a key, version and expiry time, but is read without them")
         found = crc32(place, found)
     elif format != FORMAT:
         raise CorruptRecordError(
-            f"no record of this codec: its first byte is {format:#04x}, not {FORMAT:#04x} or {BOUND:#04x}"
+            f"not a record of this codec: its first byte is {format:#04x}, not {FORMAT:#04x} or {BOUND:#04x}"
         )
     if found != checksum:
         raise CorruptRecordError(
             "the record's checksum does not match: it was damaged or cut off"
-            + (", or belongs to another place" if format == BOUND else "")
+            + (", or its key, version or expiry time was changed" if format == BOUND else "")
         )
     if depth > max_depth:
-        raise CorruptRecordError(
-            f"the record has {depth} containers in each other; {max_depth} are allowed (max_depth)"
-        )
+        raise CorruptRecordError(f"the record has containers nested {depth} deep; {max_depth} are allowed (max_depth)")
     return payload
 
 

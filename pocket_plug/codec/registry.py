@@ -66,11 +66,11 @@ class Registry:
     ) -> None:
         """Register a class, or register it again. Raises CodecError if the tag is another class's, or an upgrade is invalid."""
         if version < 1:
-            raise CodecError(f"{name_of(cls)}: version is 1 or more, not {version}")
+            raise CodecError(f"{name_of(cls)}: version must be 1 or more, not {version}")
         if wrong := [step for step in upgrade if not 1 <= step < version]:
             raise CodecError(
-                f"{name_of(cls)}: upgrade has {', '.join(map(repr, wrong))}; it is from versions below {version}, "
-                "which is the one registered (version=…)"
+                f"{name_of(cls)}: upgrade has {', '.join(map(repr, wrong))}; its keys must be versions from 1 up and below "
+                f"{version}, the registered one (version=…)"
             )
         tag = tag or adapter.tag or cls.__qualname__
         head = b"\x93" + to_msgpack(tag) + to_msgpack(version)
@@ -78,7 +78,7 @@ class Registry:
             held = self.tags.get(tag)
             if held is not None and name_of(held.type) != name_of(cls):
                 raise CodecError(
-                    f"tag {tag!r} is taken by {name_of(held.type)}, so {name_of(cls)} needs one of its own: "
+                    f"tag {tag!r} is already used by {name_of(held.type)}, so {name_of(cls)} needs another tag: "
                     f"register_type({cls.__name__}, tag=…)"
                 )
             for former in tuple(
@@ -162,10 +162,10 @@ class Registry:
                 f'or declare it: Key("…", {cls.__name__})'
             )
         if name_of(held.type) == name_of(cls):
-            return f"{defined_again(cls, held.type)}; make the object anew"
+            return f"{defined_again(cls, held.type)}; create the object again"
         return (
-            f"{name_of(cls)} is not registered, and its tag {held.tag!r} is taken by {name_of(held.type)}; "
-            f"give it one of its own: register_type({cls.__name__}, tag=…)"
+            f"{name_of(cls)} is not registered, and its tag {held.tag!r} is already used by {name_of(held.type)}; "
+            f"give it another tag: register_type({cls.__name__}, tag=…)"
         )
 
 
@@ -200,7 +200,7 @@ def upgraded_state(entry: Registered, version: int, state: Value) -> Value:
         if step not in entry.upgrade:
             raise CodecError(
                 f"the record holds version {version} of type {entry.tag!r}; {name_of(entry.type)} is registered as "
-                f"version {entry.version}, and nothing upgrades version {step} to {step + 1}; "
+                f"version {entry.version}, but no function upgrades version {step} to {step + 1}; "
                 f"give register_type({entry.type.__name__}, …, upgrade={{{step}: …}})"
             )
         try:

@@ -71,14 +71,14 @@ def _read_timezone(data: memoryview) -> timezone:
 
 def _write_zone_info(value: ZoneInfo) -> bytes:
     if not _ZONE_KEY.fullmatch(value.key or ""):
-        raise CodecError("a ZoneInfo is stored by its key, and this one has none that can be looked up")
+        raise CodecError("a ZoneInfo is stored by its key, but this ZoneInfo has no key that can be looked up")
     return value.key.encode()
 
 
 def _read_zone_info(data: memoryview) -> ZoneInfo:
     key = str(data, "ascii")
     if not _ZONE_KEY.fullmatch(key):
-        raise CorruptRecordError(f"{summary(key)} is no key of a time zone")
+        raise CorruptRecordError(f"{summary(key)} is not the key of a time zone")
     try:
         return ZoneInfo(key)
     except ZoneInfoNotFoundError:

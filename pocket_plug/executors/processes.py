@@ -71,7 +71,7 @@ class Processes(Executor):
         """`processes://`, with `?workers=4`. Raises ConfigError."""
         address, options = parted(url, ("workers",))
         if address:
-            raise ConfigError(f"{public_url(url)!r}: nothing but options may follow processes://, such as ?workers=4")
+            raise ConfigError(f"{public_url(url)!r}: only options may follow processes://, such as ?workers=4")
         return cls(number(url, options, "workers"))
 
     def __repr__(self) -> str:
@@ -175,7 +175,7 @@ class _Worker:
             except (EOFError, OSError):
                 code = self._end()
                 if task.is_left or tried == TRIES:
-                    said = f"the worker process died {tried} times at it ({_how(code)})"
+                    said = f"the worker process died {tried} times while it ran this ({_how(code)})"
                     task.set_exception(ExecutorLostError(said, workers_died=True))
                     return
             except Exception as error:  # noqa: BLE001 - whoever waits for the task raises it
@@ -184,7 +184,7 @@ class _Worker:
                 return
             else:
                 if answer is None:
-                    task.set_exception(ExecutorLostError("nobody waits for it any more"))
+                    task.set_exception(ExecutorLostError("no caller waits for it any more"))
                 elif answer[:1] == _DONE:
                     task.set_result(answer[1:])
                 else:
@@ -232,11 +232,11 @@ class _Worker:
             code = self._end()
             if code == UNGUARDED:
                 raise ExecutorError(
-                    "a worker process imports the script, which runs a graph as it is imported; put that below "
+                    "a worker process imports the script, and the import runs a graph; put the code that runs it below "
                     '`if __name__ == "__main__":`'
                 ) from None
             raise ExecutorError(
-                f"a worker process ended as it started ({_how(code)}). It has said why on stderr; a script needs its "
+                f"a worker process ended at its start ({_how(code)}); its output on stderr shows why. A script needs its "
                 'main part below `if __name__ == "__main__":`, since workers import it'
             ) from None
         return here
@@ -264,7 +264,7 @@ _spawning = multiprocessing.get_context("spawn")
 
 def _how(code: int | None) -> str:
     if code is None:
-        return "how is not known, since something else in this process has waited for it"
+        return "unknown exit code, since other code in this process has waited for it"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 

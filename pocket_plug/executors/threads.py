@@ -37,12 +37,12 @@ class Threads(Executor):
 
     @property
     def window(self) -> int:
-        """They aren't batched."""
+        """None: items aren't sent in batches."""
         return 1
 
     @property
     def room(self) -> int:
-        """The same number as without an executor."""
+        """How many items run at a time: as many as without an executor."""
         return 10
 
     async def perform(self, work: Work) -> Value:

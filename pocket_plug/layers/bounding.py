@@ -42,7 +42,7 @@ _reporting: ContextVar[tuple[Layer, ...]] = ContextVar("pocket_plug.reporting", 
 
 
 class Bounding(Layer):
-    """Keeps a store small: an upper bound for entries, for bytes, and for how long each one lives.
+    """Keeps a store small: an upper bound for entries, for bytes, and for the lifetime of each entry.
 
     - `max_entries`: the most keys. The least recently set or read entry is evicted first.
     - `max_bytes`: the most bytes that all keys and values take together, as `size_of` estimates each when it is set.
@@ -107,7 +107,7 @@ class Bounding(Layer):
             if limit is not None and limit < 1:
                 raise ConfigError(f"bounding: {option} can't be {limit}; give a whole number from 1 up")
         if self.max_entries is None and self.max_bytes is None and self.ttl is None:
-            raise ConfigError("bounding has nothing to do; give it max_entries, max_bytes or ttl")
+            raise ConfigError("bounding has no limit; give it max_entries, max_bytes or ttl")
         if self.ttl is not None:
             seconds(self.ttl, "bounding: ttl")
         if self.on_evict is not None and (taken := misfit(self.on_evict, 3)) is not None:
@@ -119,13 +119,13 @@ class Bounding(Layer):
             )
         if self.inner.read_only:
             raise ConfigError(
-                f"bounding over {self.inner!r}, which is read-only: it evicts by deleting; leave one of the two out, or put "
+                f"bounding over {self.inner!r}, which is read-only: it evicts by deleting; leave out one of the two, or put "
                 "readonly around bounding"
             )
         if self.inner.survives and not self.durable:
             raise ConfigError(
                 f"bounding over {self.inner!r} deletes durable entries when they are too many or too old; if that is "
-                "meant, say durable=True; to bound what is in memory only: layers=[Persistence(to=…), Bounding(…)]"
+                "meant, set durable=True; to bound what is in memory only: layers=[Persistence(to=…), Bounding(…)]"
             )
 
     @property
@@ -153,7 +153,7 @@ class Bounding(Layer):
         await self._evict()
 
     async def read(self, key: str) -> Entry | None:
-        """The inner one's entry, unless its ttl is over."""
+        """The inner one's entry, unless it is older than its ttl."""
         known = self._known(key)
         return self._seen(key, known, await self.inner.read(key))
 
@@ -293,8 +293,8 @@ class Bounding(Layer):
     def _cut_off(self) -> None:
         """In a forked child: another thread held the lock at the fork, so the index may be half changed."""
         self._index.entries = Closed(
-            "this process was forked in the middle of a write to this bounded store, whose "
-            "entries can't be counted any more; close it and open it again"
+            "this process was forked during a write to this bounded store, so the number of its entries is not known; "
+            "close it and open it again"
         )
 
     # ------------------------------------------------------------ on_evict
@@ -313,7 +313,9 @@ class Bounding(Layer):
                         await answer
                     elif inspect.iscoroutine(answer):
                         answer.close()
-                        self._report("on_evict is no `async def`, yet it returned a coroutine, not awaited, for", key)
+                        self._report(
+                            "on_evict isn't `async def`, but returned a coroutine, which was not awaited, for", key
+                        )
                 except asyncio.CancelledError as error:
                     cancelled = error
                 except BaseException as error:  # it is the user's error, and the write is done

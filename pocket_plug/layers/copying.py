@@ -22,7 +22,7 @@ class Copying(Layer):
 
     For tests of code that will run over a file or a server, and for safety. A copy is made as in `Codec.private`: immutable
     values are not copied, and an object that is neither data nor registered (a socket) is shared. Over a backend that keeps
-    bytes it has costs and no use.
+    bytes it costs time and has no benefit.
 
     >>> from pocket_plug import SyncStore
     >>> store = SyncStore(layers=[Copying()])

@@ -68,7 +68,7 @@ class Fault(Layer):
     def on_build(self) -> None:
         """Start the counts. Raises ConfigError for a rule that can't hit anything, or is invalid."""
         if self.does in ("lose", "conflict") and self.on not in (None, "write"):
-            raise ConfigError(f"fault: does={self.does!r} is for writes only; on={self.on!r} has none")
+            raise ConfigError(f"fault: does={self.does!r} is for writes only, but on={self.on!r} hits no writes")
         self._delay = seconds(self.delay, "fault: delay", or_zero=True)
         if (self.does == "delay") and not self._delay:
             raise ConfigError("fault: does='delay' needs a delay above 0, such as delay='50ms'")

@@ -46,7 +46,7 @@ _root = logging.getLogger()
 class Settings:
     """`events`: are runs and nodes logged? None: if the program has configured structlog, or the standard library's logging.
 
-    If neither is configured, each event would be printed, although nobody asked for that.
+    If neither is configured, events are not logged, since each would be printed on the terminal.
 
     `exceptions`: is an exception that escapes a node logged with its message, as `exc_info`? The message may contain
     private data, so by default only the type and the stack are logged.
@@ -90,7 +90,7 @@ class LoggingPlugin:
         changed("logging", _settings, options)  # refuses unknown options
         for name, value in options.items():
             if not isinstance(value, bool):
-                raise ConfigError(f"logging's {name} is true or false, not {summary(value)}")
+                raise ConfigError(f"logging: {name} must be true or false, not {summary(value)}")
         self._own = options
 
     @hookimpl
@@ -408,7 +408,7 @@ class Logging(Layer):
     def on_build(self) -> None:
         if self.level not in LEVELS:
             raise ConfigError(
-                f"logging: level {self.level!r} is none of {', '.join(LEVELS)}.{suggest(self.level, LEVELS)}"
+                f"logging: level {self.level!r} is not one of {', '.join(LEVELS)}.{suggest(self.level, LEVELS)}"
             )
         look()
         self._about = {"label": self.label} if self.label else {}

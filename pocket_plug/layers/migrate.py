@@ -34,8 +34,8 @@ class Migrate(Layer):
         """Raises ConfigError over a store that is read-only."""
         if self.inner.read_only:
             raise ConfigError(
-                f"migrate over {self.inner!r}, which is read-only: it could write nothing back; leave one of the two out, or put "
-                "readonly around migrate, which then writes what it upgrades"
+                f"migrate over {self.inner!r}, which is read-only: it could not write upgraded values back; leave out one of "
+                "the two, or put readonly around migrate: migrate can then write"
             )
         self.inline_read = self.inner.inline_read and self.inner.inline_write  # a read may write
 

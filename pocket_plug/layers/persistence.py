@@ -107,7 +107,7 @@ class Persistence(Layer):
         if self.max_pending is not None and (self.mode != "behind" or self.max_pending < 1):
             raise ConfigError(
                 f"persistence: max_pending is {self.max_pending!r} with mode={self.mode!r}; give a number of keys, "
-                "1 or more, with mode='behind', which alone has a queue"
+                "1 or more, with mode='behind': only this mode has a queue"
             )
         if self.inner.read_only:
             raise ConfigError(
@@ -128,7 +128,9 @@ class Persistence(Layer):
     def _resolved(self) -> Backend:
         if isinstance(self.to, Backend):
             if self.to is self.inner:
-                raise ConfigError("persistence: `to` is the same backend that it is put around; give another one")
+                raise ConfigError(
+                    "persistence: `to` is the same backend as the one inside the layer; give another backend"
+                )
             return self.to
         return resolve_backend(self.to)
 
@@ -246,7 +248,9 @@ class Persistence(Layer):
             if near:
                 await self.inner.write(near)
         except Exception as error:  # whatever it is, the durable tier has the write
-            _logger.warning("persistence: the near tier failed to follow a write", exc_info=error)
+            _logger.warning(
+                "persistence: the near tier could not store a write that the durable tier has", exc_info=error
+            )
             return False
         return True
 
@@ -298,7 +302,7 @@ class Persistence(Layer):
         try:
             await self._drop(keys)
         except Exception as error:  # the keys stay marked: the next read of them tries again
-            _logger.warning("persistence: the near tier failed to drop %d key(s)", len(keys), exc_info=error)
+            _logger.warning("persistence: the near tier could not remove %d key(s)", len(keys), exc_info=error)
 
     def _forget_others(self) -> None:
         """In a forked child: only the durable tier has the outcome of writes by the parent's threads."""

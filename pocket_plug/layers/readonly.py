@@ -30,7 +30,7 @@ class Readonly(Layer):
     needs_loop = False
 
     def on_build(self) -> None:
-        """Tell outer layers and runs that it is read-only."""
+        """Mark the stack as read-only, for outer layers and runs."""
         self.read_only = True
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -39,7 +39,7 @@ class Readonly(Layer):
             keys = sorted({str(change.key) for change in changes})
             raise ReadOnlyError(
                 f"the store {' > '.join(map(repr, parts(self.inner)))!r} is read-only, by its layer `readonly`, so "
-                f"{in_short(keys)} can't be written or deleted; use a store without that layer for it"
+                f"{in_short(keys)} can't be written or deleted; use a store without this layer"
             )
         return await self.inner.write(changes, expect)
 

@@ -47,14 +47,14 @@ class Timeout(Layer):
         given = {name: getattr(self, name) for name in ("read_within", "write_within", "page_within")}
         limits = {name: seconds(limit, f"timeout: {name}") for name, limit in given.items() if limit is not None}
         if not limits:
-            raise ConfigError("timeout has nothing to do; give it read_within, write_within or page_within")
+            raise ConfigError("timeout has no limit; give it read_within, write_within or page_within")
         inner = self.inner
         for name in list(limits):
             if inner.inline_write if name == "write_within" else inner.inline_read:
                 if inner.survives:
                     raise ConfigError(
-                        f"timeout: {name} over {inner!r} can't be kept: it works in place, in the caller's thread, where "
-                        f"nothing can interrupt it; leave {name} out. How long SQLite waits for locks is `?timeout=` in its URL"
+                        f"timeout: {name} over {inner!r} can't be enforced: the store works in the caller's thread, where "
+                        f"nothing can interrupt it; leave out {name}. `?timeout=` in SQLite's URL limits the wait for locks"
                     )
                 del limits[name]
         self._read_within = limits.get("read_within")

@@ -158,7 +158,7 @@ class WriteBehind(Backend):
 
     # ------------------------------------------------------------ opening and closing
     async def open(self) -> None:
-        """Open the durable backend and lock it exclusively. Raises StoreBusyError if somebody else has locked it."""
+        """Open the durable backend and lock it exclusively. Raises StoreBusyError if another store has locked it."""
         if self._is_open:
             return
         if self._drains:  # a close was interrupted: the queue must still be written
@@ -190,7 +190,7 @@ class WriteBehind(Backend):
         with _claiming:
             if any(owner.durable is self.durable and owner is not self for owner in _owners):
                 raise StoreBusyError(
-                    f"{self.durable!r} is locked by another stack that writes behind; share that one's store"
+                    f"{self.durable!r} is locked by another store with persistence mode='behind'; share this other store"
                 )
             _owners.add(self)
 
@@ -236,7 +236,7 @@ class WriteBehind(Backend):
     def not_open(self) -> StoreClosedError:
         """The error for all calls while it isn't open."""
         return StoreClosedError(
-            f"{self.durable!r} is not open for writing behind: it was closed, or not opened yet (with SyncStore(…), "
+            f"{self.durable!r} is not open for queued writes: it was closed, or not opened yet (with SyncStore(…), "
             "async with Store(…)), or it was opened by the process that this one was forked from"
         )
 
@@ -253,8 +253,8 @@ class WriteBehind(Backend):
     def _refusal(self, failure: Exception) -> StoreError:
         kind = StoreBusyError if isinstance(failure, StoreBusyError) else StoreError
         error = kind(
-            f"what was queued for {self.durable!r} could not be written: {failure}. It stays queued ({self.length} "
-            "key(s)); each write, flush and close starts another try, and writes are refused until one succeeds"
+            f"the queued writes to {self.durable!r} failed: {failure}. They stay queued ({self.length} key(s)); each write, "
+            "flush and close starts another try, and new writes are refused until a try succeeds"
         )
         error.__cause__ = failure
         return error
@@ -541,8 +541,9 @@ class WriteBehind(Backend):
         expected, self._counters = self._counters, {max(version, highest)}
         if version - 1 not in expected:
             intrusion = StoreError(
-                f"somebody else has written to {self.durable!r}, which this process has locked to write behind; a key that "
-                "both wrote may have their value there, and ours in memory. Let only one store at a time write there"
+                f"another writer has written to {self.durable!r}, which this process has locked for persistence mode='behind'; a "
+                "key that both wrote may have the other writer's value there, and this store's value in memory. Let only one "
+                "store at a time write there"
             )
             with self._lock:
                 self._intrusion = intrusion
@@ -562,7 +563,7 @@ class WriteBehind(Backend):
 
     def _failed(self, batch: Queue, failure: Exception) -> list[Waiter[Any]]:
         """Put the batch back, before what was queued since; returns all waiters, with the error."""
-        _logger.error("persistence: %r refuses what is queued: %s", self.durable, failure, exc_info=failure)
+        _logger.error("persistence: %r rejects the queued writes: %s", self.durable, failure, exc_info=failure)
         with self._lock:
             self._pending, self._in_flight = {**batch, **self._pending}, {}
             self._since = self._in_flight_since

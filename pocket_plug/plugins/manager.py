@@ -144,7 +144,7 @@ class Manager:
             return
         text = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
         said = Told(error, conceal(text, self._hidden.get(plugin.name, {})))
-        _logger.warning("plugin %s failed at %s: %s (logged once; later ones are counted)", plugin, what, said)
+        _logger.warning("plugin %s failed at %s: %s (logged once; later failures are only counted)", plugin, what, said)
         self._log_traceback(plugin, what, error)
         if what != _FAILED:  # a plugin that fails in this hook isn't notified of that
             for _ in self._ask(_FAILED, plugin=plugin, what=what, error=error):
@@ -434,7 +434,7 @@ def _by_scheme(answer: Any, example: str) -> Iterable[tuple[str, Any]]:
         raise TypeError(f"it returned {type(answer).__name__}, not a mapping of URL schemes: {example}")
     for scheme, make in cast("Mapping[str, Any]", answer).items():
         if not callable(make):
-            raise TypeError(f"{scheme!r} has {make!r:.80}, which is not a function of a URL")
+            raise TypeError(f"{scheme!r} has {make!r:.80}, which is not a function that takes a URL")
         yield scheme, make
 
 

@@ -199,7 +199,7 @@ class Pocket:
         self._manager.notify(notice)
 
     def commands(self, taken: Collection[str] = ()) -> dict[str, click.Command]:
-        """The commands that plugins add to `pocket-plug`, by name. One with a `taken` name is reported and left out."""
+        """The commands that plugins add to `pocket-plug`, by name. Those with a `taken` name are reported and left out."""
         commands: dict[str, click.Command] = {}
         for name, (record, command) in self._manager.commands().items():
             if name in taken:
@@ -535,8 +535,8 @@ def _make_default() -> Pocket:
             return _default
         if _making:
             raise PluginError(
-                "the default Pocket was requested while it was being made; a plugin that is imported or configured must not "
-                "use it, but the pocket argument of pocket_configure"
+                "the default Pocket was requested while it was being created; a plugin must not use it while it is imported or "
+                "configured: use the argument `pocket` of pocket_configure"
             )
         _making = True
         try:

@@ -209,4 +209,4 @@ def say_once(what: str, error: BaseException, *, silent: bool = False) -> None:
     if kind not in _said:
         _said.add(kind)
         text = kind[1] if silent else f"{kind[1]}: {escaped(error_text(error))}"
-        _logger.warning("%s failed: %s. The program continues without it; said once", what, Told(error, text))
+        _logger.warning("%s failed: %s. The program continues without it (logged once)", what, Told(error, text))

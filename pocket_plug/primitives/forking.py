@@ -126,7 +126,7 @@ def take_part(participant: Participant) -> None:
 def new_lock(lost: Callback | None = None) -> threading.Lock:
     """A `Lock` of `locks` that no other thread holds at the moment of a fork.
 
-    If one does all the same, for longer than a fork waits, `lost` is called in the child: what the lock guards may be half
+    If another thread holds it for longer than a fork waits, `lost` is called in the child: what the lock guards may be half
     changed there. A bound method is held weakly.
     """
     return _known(Lock(), lost)
@@ -166,8 +166,8 @@ def wait_for_fork() -> None:
     """Wait for the end of a fork that another thread has begun; hold no lock meanwhile. Raises StoreError if this thread did."""
     if _here.fork is not None:
         raise StoreError(
-            "a store is used in the middle of a fork, by a function that os.register_at_fork was given; register it "
-            "after pocket_plug is imported"
+            "a function that was passed to os.register_at_fork used a store during a fork; register the function after "
+            "pocket_plug is imported"
         )
     with _turn:
         pass
@@ -304,8 +304,8 @@ def _after_in_parent() -> None:
     _in_spite_of_interrupts(fork, go_on)
     if fork.busy or fork.missing:
         _logger.warning(
-            "a child was forked although %s, after waiting %g s for that to end; stores and queues that this concerns "
-            "may refuse to be used in the child",
+            "a child was forked although %s, after waiting %g s for that to end; stores and queues that were in use may "
+            "raise errors in the child",
             _title(fork),
             PATIENCE,
         )

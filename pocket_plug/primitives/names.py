@@ -101,7 +101,7 @@ def check_length(name: str, what: str = "a key, its scope included,", longest: i
 def check_prefix(prefix: object, what: str = "a prefix of names") -> str:
     """The prefix itself, if names can begin with it, also reserved names; it may be empty. `what` names it in the error."""
     if not isinstance(prefix, str):
-        raise KeyNameError(f"{what} is a string, not {summary(prefix)}")
+        raise KeyNameError(f"{what} must be a string, not {summary(prefix)}")
     return _check_text(prefix)
 
 
@@ -110,7 +110,7 @@ def part_of_name(value: object, template: str | None, *, may_be_empty: bool = Fa
     text = value if type(value) is str else _text_of(value, template)
     if not text and not may_be_empty:
         raise KeyNameError(
-            f"Key({template!r}) can't be filled with an empty value; a placeholder that may be empty is {{?}}"
+            f"Key({template!r}) can't be filled with an empty value; a placeholder that may be empty is written {{?}}"
         )
     return text.replace("%", "%25").replace(":", "%3A")
 

@@ -107,7 +107,7 @@ def type_found(declared: object, value: object) -> str:
         found.__module__,
         found.__qualname__,
     ):
-        return f"{found.__name__}: {defined_again(found, declared)}; make the object anew"
+        return f"{found.__name__}: {defined_again(found, declared)}; create the object again"
     return found.__name__
 
 

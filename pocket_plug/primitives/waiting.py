@@ -260,8 +260,8 @@ def drive(coroutine: Coroutine[object, object, T]) -> T:
                     step, argument = coroutine.send, None
                     if not isinstance(waiting, Waiter):
                         raise SyncError(
-                            f"{_title(coroutine)} awaits an event loop ({type(waiting).__name__}); "
-                            "call it with `await`, or let its layer say needs_loop = True"
+                            f"{_title(coroutine)} needs an event loop ({type(waiting).__name__}); "
+                            "call it with `await`, or set needs_loop = True in its layer"
                         )
                     _driving.blocked = waiting
                     waiting.block()
@@ -290,7 +290,7 @@ def drive_inline(coroutine: Coroutine[object, object, T]) -> T:
         return result
     coroutine.close()
     raise SyncError(
-        f"{_title(coroutine)} suspended although its part says that it is inline; "
+        f"{_title(coroutine)} suspended, but its backend or layer declares it as inline; "
         "set inline_read or inline_write to False there"
     )
 
@@ -346,7 +346,7 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[object, object,
     if asyncio._get_running_loop() is loop:
         coroutine.close()
         raise SyncError(
-            "a sync call on a store whose home is this very event loop would wait for itself; "
+            "this sync call blocks the event loop that its store needs, so it would wait for itself; "
             "use `await` here, or call it from another thread"
         )
     if not loop.is_running():

@@ -1,6 +1,6 @@
 """`exec` in another process: what executors share. A plugin subclasses `Executor`; its workers call `perform`.
 
-`executor` is what a plugin writes, `dispatch` how items are batched and how many are on their way, `wire` what goes over,
+`executor` is what a plugin writes, `dispatch` how items are batched and sent, `wire` the format of messages,
 `failures` how exceptions come back, `versions` how a worker sees that it has the same code, `far_side` what it does.
 """
 

@@ -269,7 +269,7 @@ class Dispatch:
             return found
         if isinstance(error, ImportError | AttributeError):
             return WorkerCodeError(
-                f"{title}: a worker has not this version of pocket_plug: {describe(error)}",
+                f"{title}: a worker lacks this version of pocket_plug: {describe(error)}",
                 "",
                 "pocket_plug",
                 "",

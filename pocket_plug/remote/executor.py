@@ -129,7 +129,8 @@ class Executor:
         address = work.address
         if address is None:  # validated in a Pocket whose executor needs none
             raise ExecutorError(
-                f"node {work.node!r}: the workers of executor {self.title} can't find it; assign its graph to a name of a module"
+                f"node {work.node!r}: the workers of executor {self.title} can't find it; assign its graph to a global of a "
+                "module"
             )
         nodes: dict[Address, tuple[Value, Node]] = self.__dict__.setdefault("__nodes", {})
         known = nodes.get(address)
@@ -145,7 +146,7 @@ _to_close: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 
 def close_at_exit(executor: Executor) -> None:
-    """Close it at the end of this process, unless it is garbage by then: what was handed to nodes belongs to no Pocket."""
+    """Close it at the end of this process, unless it was garbage-collected: executors that are passed to nodes have no Pocket."""
     if not _to_close:
         atexit.unregister(_close_all)
         atexit.register(_close_all)

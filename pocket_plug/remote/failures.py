@@ -35,7 +35,7 @@ def taken_apart(error: BaseException) -> Failure:
         if not is_fault(broken):
             raise
         plain = RecordedError(error_type(error), error_text(error), "")
-        return _taken_apart(plain, [f"it can't be sent as it is: {describe(broken)}"])
+        return _taken_apart(plain, [f"this exception can't be sent as it is: {describe(broken)}"])
     return failure
 
 
@@ -123,7 +123,7 @@ def _put_together(failure: Failure) -> Exception:
     except BaseException as broken:  # its class may do anything; then it becomes a RecordedError
         if not is_fault(broken):
             raise
-        failure.notes.insert(0, f"it can't be made again here: {type(broken).__name__}")
+        failure.notes.insert(0, f"this exception can't be recreated here: {type(broken).__name__}")
     return RecordedError(_title(failure), failure.text, failure.where)
 
 

@@ -44,7 +44,7 @@ _BAGGAGE = W3CBaggagePropagator()
 
 
 def perform(request: bytes) -> bytes:
-    """Execute a request, and return the answers. An item's error is its answer. Raises CodecError for bytes that are no request.
+    """Execute a request, and return the answers. An item's error is its answer. Raises CodecError for invalid bytes.
 
     If it takes too long, only the first items have an answer; the others weren't begun.
     """
@@ -158,7 +158,7 @@ def _found(node: Node, worker: str) -> Step | WorkerCodeError:
         why = describe(error)
         advice = "Install the code there, or put it on the worker's PYTHONPATH"
         if module == MAIN:
-            advice = f'It has to be made above `if __name__ == "{MAIN}":`'
+            advice = f'Define it above `if __name__ == "{MAIN}":`'
         return WorkerCodeError(f"worker {worker} has no {title}: {why}. {advice}", *(worker, module, expected, why))
     key = node.reference, node.path
     known = _codes.get(key)
@@ -169,6 +169,6 @@ def _found(node: Node, worker: str) -> Step | WorkerCodeError:
         return step
     return WorkerCodeError(
         f"worker {worker} has another version of {title}: version {version}, code {known[1]}; expected is {expected}. "
-        f"Bring the same {module!r} there and start the worker again",
+        f"Install the same {module!r} there, and restart the worker",
         *(worker, module, expected, f"version {version}, code {known[1]}"),
     )

@@ -113,7 +113,7 @@ def chunk_of(request: bytes) -> Chunk:
     try:
         chunk = _chunk(request)
     except msgspec.DecodeError as error:
-        raise CodecError(f"no request of this version of pocket_plug: {error}") from error
+        raise CodecError(f"not a request of this version of pocket_plug: {error}") from error
     if chunk.format != FORMAT:
         raise CodecError(f"a request in format {chunk.format}; this version of pocket_plug knows {FORMAT}")
     return chunk
@@ -124,4 +124,4 @@ def answers_of(answer: bytes) -> Answers:
     try:
         return _answers(answer)
     except msgspec.DecodeError as error:
-        raise CodecError(f"no answer of this version of pocket_plug: {error}") from error
+        raise CodecError(f"not an answer of this version of pocket_plug: {error}") from error

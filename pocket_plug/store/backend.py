@@ -225,8 +225,8 @@ class Backend:
         differs (`is_expected`) nothing is done and `ConflictError` names the keys. Without changes it only checks, and
         returns the current version; that suspends no more than a read does.
 
-        If it is cancelled before anything was done, it is withdrawn; otherwise it waits for the outcome first. So a write
-        never takes effect after its caller was told that it did not.
+        If it is cancelled before anything was done, it is withdrawn; otherwise it waits for the outcome first. So a
+        cancelled write never takes effect after its caller has continued.
 
         ConflictError means that nothing was done, and callers try again after it. So a backend must not send a write a second
         time without knowing the outcome of the first: the second would be in conflict with the first. If its driver retries
@@ -305,16 +305,16 @@ class Backend:
     async def own(self) -> None:
         """Lock the data exclusively, until `close` or the end of the process; called once it is open.
 
-        Raises StoreBusyError if somebody else has locked them, and ConfigError if they can't be locked. The owner's writes
-        get consecutive versions, which a server that others write to can't guarantee.
+        Raises StoreBusyError if another process or store has locked them, and ConfigError if they can't be locked. The
+        owner's writes get consecutive versions, which a server that others write to can't guarantee.
         """
         raise ConfigError(
-            f"{self!r} can't be locked by one process, which persistence mode='behind' needs: others may write to it at any "
-            "time, so its versions are not consecutive; use mode='through'"
+            f"{self!r} can't be locked by one process, which persistence mode='behind' needs: other programs may write to it "
+            "at any time, so its versions are not consecutive; use mode='through'"
         )
 
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None] | None:
-        """A context for one read and one write of these keys: nobody else, in any process, writes them in between.
+        """A context for one read and one write of these keys: no other writer, in any process, writes them in between.
 
         It may block writes of other keys too. None: this backend has no turns.
 

@@ -179,15 +179,15 @@ class _KeyOf:
         try:
             self._signature = inspect.signature(fn)
         except ValueError:
-            raise ConfigError(f"{title}: its parameters are unknown to Python; wrap it in a function") from None
+            raise ConfigError(f"{title}: Python doesn't know its parameters; wrap it in a function") from None
         self._key = key
         parameters = list(self._signature.parameters)
         holes = () if key.is_filled else Template(key.template).names
         for each in self._signature.parameters.values():
             if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) and each.name not in ignore:
                 raise ConfigError(
-                    f"{title}: {str(each).partition(':')[0]} takes any number of arguments, which no hole can hold; declare each "
-                    f"of them, or say ignore=({each.name!r},)"
+                    f"{title}: {str(each).partition(':')[0]} takes any number of arguments, which no placeholder can hold; "
+                    f"declare each of them, or set ignore=({each.name!r},)"
                 )
         rest = iter([name for name in parameters if name not in holes and name not in ignore])
         self._names = [hole or next(rest, "{}") for hole in holes]
@@ -198,8 +198,8 @@ class _KeyOf:
             raise ConfigError(f"{title}: ignore has {', '.join(unknown)}; {has}")
         if left := list(rest):
             raise ConfigError(
-                f"{title}: {', '.join(map(repr, left))} not in {key!r}, so calls that differ there would share a value; add a "
-                f"placeholder, {{{left[0]}}}, or say ignore=({left[0]!r},)"
+                f"{title}: {', '.join(map(repr, left))} not in {key!r}, so calls with different arguments there would share a "
+                f"value; add a placeholder, {{{left[0]}}}, or set ignore=({left[0]!r},)"
             )
 
     def __call__(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Key[Value]:
@@ -296,7 +296,9 @@ class _Flights:
             if flight is mine:
                 return None
             if flight.needs(around) or (may_block() and flight.thread == threading.get_ident()):
-                raise SyncError(f"{name!r} is being computed by a cached function that needs {name!r} itself for it")
+                raise SyncError(
+                    f"{name!r} can't be computed: the cached function that computes it needs {name!r} itself"
+                )
             waiter = Waiter[None]()
             mine.waits_for.add(flight)
             for each in around:

@@ -218,7 +218,7 @@ class Combiner:
         with ExitStack() as priority:
             if await self._in_tries(priority, name, batch):
                 return
-        raise ConflictError([name], f"{name!r} was changed by somebody else at each of {TRIES} tries")
+        raise ConflictError([name], f"{name!r} was changed by other writes at each of {TRIES} tries")
 
     async def _in_tries(self, priority: ExitStack, name: str, batch: list[_Request]) -> bool:
         for lost in range(TRIES):
@@ -409,7 +409,9 @@ class Gates:
         with self._lock:
             queue = self._queues.setdefault(name, deque())
             if blocked is not None and any(other.loop is blocked for other in queue):
-                raise SyncError(f"{name!r} is held by a task of the event loop that this sync call blocks; use `await`")
+                raise SyncError(
+                    f"{name!r} is locked by a task of the event loop that this sync call blocks; use `await`"
+                )
             queue.append(ticket)
             if queue[0] is ticket or queue[0].is_orphaned:
                 self._admit(queue)

@@ -64,9 +64,9 @@ class Layer(Recipe):
             setattr(cls, "wrap_inner", cls.__dict__["beneath"])  # noqa: B010 - for a type checker a class has no such attribute
 
     def build(self, inner: Backend, /) -> Backend:
-        """A copy of this recipe, bound over `inner`. Raises ConfigError where that is invalid."""
+        """A copy of this recipe, bound over `inner`. Raises ConfigError if this combination is invalid."""
         if "inner" in self.__dict__:
-            raise ConfigError(f"{self!r} is part of a stack already; a stack is built from recipes")
+            raise ConfigError(f"{self!r} is already part of a stack; give a new recipe: {type(self).__name__}(…)")
         layer = copy.copy(self)
         layer.__dict__["inner"] = inner
         layer.clock, layer.survives, layer.buffered = inner.clock, inner.survives, inner.buffered
@@ -184,8 +184,8 @@ def _refuse_twice(recipe: Layer, outer: Iterable[Layer]) -> None:
         if type(other) is type(recipe) and (not recipe.label or not other.label or recipe.label == other.label):
             which = f" with the label {recipe.label!r}" if recipe.label and recipe.label == other.label else ""
             raise ConfigError(
-                f"layer {recipe.name!r} stands twice in the stack{which}; the inner one would see what the outer "
-                f"one has already done. If that is meant, give each a label of its own: {type(recipe).__name__}(label='…')"
+                f"layer {recipe.name!r} is twice in the stack{which}; the inner one would process what the outer one has "
+                f"processed. If that is meant, give each a label of its own: {type(recipe).__name__}(label='…')"
             )
 
 

@@ -49,7 +49,7 @@ def head_of(key: Any, entry: Entry | None) -> ListHead | None:
     value = entry.value
     if value.__class__ is not ListHead:
         raise ValueTypeError(
-            f"{str(key)!r} holds a value of type {value.__class__.__name__}, which `set` has stored, and no append-only list; "
+            f"{str(key)!r} holds a value of type {value.__class__.__name__}, which `set` has stored, not an append-only list; "
             "append(key, item) starts a list only where there is no entry: read the value, delete it, and append its items"
         )
     head: ListHead = value

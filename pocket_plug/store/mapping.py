@@ -76,12 +76,12 @@ class StoreMapping(MutableMapping[str, T]):
     def __init__(self, view: Mappable, key: Key[T]) -> None:
         if key.__class__ is not Key:
             raise KeyNameError(
-                f"mapping takes a Key with one placeholder, such as Key('user:{{}}'), and not {summary(key)}"
+                f"mapping takes a Key with one placeholder, such as Key('user:{{}}'), not {summary(key)}"
             )
         holes = 0 if key.is_filled else Template(key.template).holes
         if holes != 1:
             raise KeyNameError(
-                f"a mapping's Key has one placeholder, for the mapping's key, and {key!r} has {holes}; fill the others by a "
+                f"a mapping's Key has one placeholder, for the mapping's key, but {key!r} has {holes}; fill the others by a "
                 "scope: store.scope(…).mapping(Key('{}'))"
             )
         self._view = view
@@ -94,7 +94,7 @@ class StoreMapping(MutableMapping[str, T]):
 
     def _at(self, key: object) -> Key[T]:
         if not isinstance(key, str):  # keys are read back as text
-            raise KeyNameError(f"a key of {self._key!r} as a mapping is a str, not {summary(key)}")
+            raise KeyNameError(f"the mapping {self._key!r}: its keys must be str, not {summary(key)}")
         return self._key(key)
 
     def _found(self, name: str) -> str | None:

@@ -317,7 +317,7 @@ class Memory(Backend):
         self._table.sorted, self._table.entries = (
             None,
             Closed(
-                "this process was forked in the middle of a write to this memory store, which may "
+                "this process was forked during a write to this memory store, which may "
                 "be incomplete; close it and open it again"
             ),
         )
@@ -326,7 +326,7 @@ class Memory(Backend):
 class Closed(MutableMapping[str, Any]):
     """Stands in for a closed store's entries, so that the open one need not check a flag on every read."""
 
-    def __init__(self, why: str = "this memory store is closed, and what was in it is gone") -> None:
+    def __init__(self, why: str = "this memory store is closed, and its entries are gone") -> None:
         self._why = why
 
     def _refuse(self, *_: object) -> NoReturn:

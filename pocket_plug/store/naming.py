@@ -43,9 +43,7 @@ def split_name(name: str) -> tuple[str, ...]:
     else:  # no part needed escaping
         made = check_length(_unreserved(name))
     if not name or made != name:
-        raise KeyNameError(
-            f"{name!r:.80} is not escaped as join_name does it; split it in the way in which it was joined"
-        )
+        raise KeyNameError(f"{name!r:.80} was not made by join_name; split it by the rule that joined it")
     return parts
 
 
@@ -61,8 +59,8 @@ class Template:
         self.literals, self.names = found[::3], tuple(found[1::3])
         if any("{" in literal or "}" in literal for literal in self.literals):
             raise KeyNameError(
-                f"Key({text!r:.80}) has a brace that is no placeholder; a placeholder is written {{}} or {{name}}, with a ? "
-                "before the } if it may be empty, and filled by KEY(value)"
+                f"Key({text!r:.80}) has a brace that isn't part of a placeholder; a placeholder is written {{}} or {{name}}, "
+                "with a ? before the } if it may be empty, and filled by KEY(value)"
             )
         self._may_be_empty = [mark == "?" for mark in found[2::3]]
         self._begins_with_hole = not self.literals[0]

@@ -61,7 +61,7 @@ def _is_as_read(seen: Entry | None, original: Value) -> bool:
 class Transaction:
     """What a transaction has read and wants to write. The first version seen of a key is the one expected at commit.
 
-    Keys found by a scan are not tracked: a key that somebody else adds meanwhile is no conflict.
+    Keys found by a scan are not tracked: a key that another writer adds meanwhile is not a conflict.
 
     A node's transaction has two parts, `prep` and then `post`; what only prep read is checked where post writes it, or
     everywhere if `serializable`. Every visit of a node makes one, so it is slotted, and its dicts are made when needed.
@@ -112,7 +112,7 @@ class Transaction:
     def _check(self, key: str, writing: bool = False) -> None:
         if self.ended:
             where = f"{key!r}: " if key else ""
-            raise TransactionError(f"{where}this transaction has ended; its store must not be kept beyond it")
+            raise TransactionError(f"{where}this transaction has ended; its store can't be used after the end")
         if self._may_use is not None:
             item = place_of(key)
             self._may_use(key if item is None else item.owner, writing)

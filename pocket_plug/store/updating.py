@@ -94,7 +94,7 @@ def touching(name: str, deadline: float | None) -> Step:
 def no_single_value(key: Any, head: ListHead) -> ValueTypeError:
     """The error for a caller that wants a single value where there is an append-only list."""
     return ValueTypeError(
-        f"{str(key)!r} is an append-only list of {head.length:,} items, and no single value; read it by tail(key, n) or "
+        f"{str(key)!r} is an append-only list of {head.length:,} items, not a single value; read it by tail(key, n) or "
         "each_item(key), remove it by delete(key)"
     )
 

@@ -50,7 +50,7 @@ class ConcurrencyContract:
                 entry = await backend.read("n")
                 assert entry is not None
                 landed = mine + theirs[0]
-                assert landed == 1, f"{landed} of the two landed, where the other one came {between.where}"
+                assert landed == 1, f"{landed} of the two writes were stored; the other one came {between.where}"
                 assert entry.value == ("mine" if mine else "theirs")
                 if not between.where:
                     break

@@ -334,7 +334,7 @@ def test_a_write_with_an_unknown_outcome_says_so() -> None:
         this.sent = this.number == 1
         raise LostError
 
-    with pytest.raises(AnswerLostError, match="whether it has landed is not known"):
+    with pytest.raises(AnswerLostError, match="whether it was committed is not known"):
         asyncio.run(retrying(FakeClock()).write(attempt))
 
 

@@ -193,7 +193,7 @@ def test_a_folder_that_cant_be_made_is_named(tmp_path: Path) -> None:
     """If there is a file in its place, the error names the store and the cause."""
     (tmp_path / "file").write_text("in the way")
     backend = SQLite(tmp_path / "file" / "state.db")
-    with pytest.raises(StoreError, match=r"state\.db: its folder can't be made.*file"):
+    with pytest.raises(StoreError, match=r"state\.db: its folder can't be created.*file"):
         drive(backend.open())
 
 
@@ -225,7 +225,7 @@ def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.
         ("CREATE TABLE users (id INTEGER)", "is the SQLite file of another program"),
         ("PRAGMA application_id = 77", "is the SQLite file of another program"),
         (f"PRAGMA application_id = {statements.APPLICATION_ID}; PRAGMA user_version = 99", "has schema 99"),
-        (None, "is no SQLite file"),
+        (None, "is not an SQLite file"),
     ],
 )
 def test_a_foreign_file_is_refused_untouched(tmp_path: Path, make: str | None, said: str) -> None:
@@ -1506,7 +1506,7 @@ def test_a_probe_refuses_what_opening_would(tmp_path: Path) -> None:
     connection.execute("CREATE TABLE t (x)")
     connection.close()
     text.write_text("text" * 1000)
-    for path, why in ((other, "the SQLite file of another program"), (text, "this is no SQLite file")):
+    for path, why in ((other, "the SQLite file of another program"), (text, "this is not an SQLite file")):
         with pytest.raises(StoreError, match=why):
             asyncio.run(SQLite(path).probe(1.0))
 

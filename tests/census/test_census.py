@@ -410,17 +410,20 @@ def obstacles(folder: Path, kind: str) -> tuple[Path, str]:
     """Where to run it, and the expected message."""
     state = folder / ".pocket_plug"
     if kind == "read-only folder":
-        return nowhere(folder), "StoreError: .pocket_plug/census.db: its folder can't be made: "
+        return nowhere(folder), "StoreError: .pocket_plug/census.db: its folder can't be created: "
     if kind == ".pocket_plug is a file":
         state.write_text("")
-        return folder, "StoreError: .pocket_plug/census.db: its folder can't be made: "
+        return folder, "StoreError: .pocket_plug/census.db: its folder can't be created: "
     state.mkdir()
     if kind == "census.db is a folder":
         (state / "census.db").mkdir()
         return folder, "StoreError: .pocket_plug/census.db: the file can't be opened; check its path"
     if kind == "census.db is another's":
         (state / "census.db").write_text("Dear diary, " * 100)
-        return folder, "StoreError: .pocket_plug/census.db: this is no SQLite file; give pocket_plug one of its own"
+        return (
+            folder,
+            "StoreError: .pocket_plug/census.db: this is not an SQLite file; give pocket_plug a file of its own",
+        )
     (state / "census.md").mkdir()
     return folder, "Error: the report can't be written: "
 

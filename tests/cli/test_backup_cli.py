@@ -96,5 +96,5 @@ def test_a_folder_as_target_of_a_backup_is_refused(tmp_path: Path, capsys: pytes
     assert f"{tmp_path} is a folder; name a new file, such as {tmp_path / 'backup.db'}" in said
     assert "remove" not in said
     backup("nowhere/backup.db", code=1)
-    assert f"there is no folder {tmp_path / 'nowhere'}; make it" in capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'nowhere'}; create it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["state.db"]

@@ -797,7 +797,7 @@ def test_command_of_a_plugin(install, capsys, caplog):
     said = [record.getMessage() for record in caplog.records if "'greet'" in record.getMessage()]
     assert said == [
         "plugin 'greet' (pocket-plug-greet 1.0) failed at pocket_commands: pocket-plug has a built-in command "
-        "'plugins' (logged once; later ones are counted)"
+        "'plugins' (logged once; later failures are only counted)"
     ]
 
 

@@ -144,7 +144,7 @@ def test_the_verdict_on_each_plugin(doctor: Doctor, install: Install, monkeypatc
     )
     assert found["shy"] == (
         "note",
-        "pocket-plug-shy 1.0, stepped back: no server; its settings belong in [plugins.shy]",
+        "pocket-plug-shy 1.0, declined: no server; its settings belong in [plugins.shy]",
     )
     assert found["off"] == ("ok", "pocket-plug-off 1.0, is disabled: by POCKET_PLUG_DISABLE")
     assert found["sqlit"] == ("wrong", "POCKET_PLUG_DISABLE: there is no plugin 'sqlit'; did you mean 'sqlite'?")

@@ -471,7 +471,7 @@ def in_base64(value: Any) -> str:
         ('{"key": "a", "value": 1, "type": "int"}', "a type is given with a record"),
         ('{"key": "a", "record": "A"}', "Invalid base64"),
         ('{"key": "a", "record": "AAAA"}', "a record has"),
-        ('{"key": "a", "record": "AAAAAAAAAAAA"}', "no record of this codec"),
+        ('{"key": "a", "record": "AAAAAAAAAAAA"}', "not a record of this codec"),
         (json.dumps({"key": "a", "record": in_base64({1}), "type": "tuple"}), "'tuple', but the record holds 'set'"),
         ('{"key": "a", "value": %s}' % ("[" * 100_000), "it is nested too deeply"),
     ],
@@ -651,8 +651,8 @@ def test_the_check_finds_keys_that_the_index_lacks() -> None:
     assert altered != pages
     Path("state.db").write_bytes(b"".join(altered))
     out, err = run("check", code=1)
-    assert "fault: key 'lost-key' is in the table and not in its index: it is not found\n" in out
-    assert "fault: key 'lost-kex' is in the index and not in its table" in out
+    assert "fault: key 'lost-key' is in the table but not in its index, so reads don't find it\n" in out
+    assert "fault: key 'lost-kex' is in the index but not in its table" in out
     assert "damaged: state.db, key 'lost-kex': the record's checksum does not match" in out
     assert err.startswith("checked 2 entries: 1 damaged, ")
 
@@ -662,7 +662,7 @@ def test_the_check_finds_a_decreased_counter() -> None:
     fill({"a": 1})
     fill({"b": 1})
     alter("UPDATE counter SET version = 1")
-    assert run("check", code=1)[0] == "fault: the counter is at 1, and an entry has version 2\n"
+    assert run("check", code=1)[0] == "fault: the counter of versions is 1, but an entry has version 2\n"
 
 
 def test_the_check_of_what_is_no_store() -> None:
@@ -672,7 +672,7 @@ def test_the_check_of_what_is_no_store() -> None:
     alter("PRAGMA application_id = 5")
     assert "fault: state.db is the SQLite file of another program" in run("check", code=1)[0]
     Path("state.db").write_bytes(b"no SQLite " * 1000)
-    assert json.loads(run("check", "--json", code=1)[0])["faults"][0].startswith("state.db: this is no SQLite file")
+    assert json.loads(run("check", "--json", code=1)[0])["faults"][0].startswith("state.db: this is not an SQLite file")
 
 
 # ---------------------------------------------------------------- which store
@@ -765,7 +765,7 @@ def test_a_missing_file_is_not_created(arguments: list[str]) -> None:
     [
         ("memory://", 2, "memory:// is in memory, and each process has its own"),
         ("sqlte:///x.db", 2, "Did you mean 'sqlite'?"),
-        ("sqlite:///foreign.db", 1, "StoreError: foreign.db: this is no SQLite file"),
+        ("sqlite:///foreign.db", 1, "StoreError: foreign.db: this is not an SQLite file"),
     ],
 )
 def test_a_store_that_is_none(url: str, code: int, said: str) -> None:

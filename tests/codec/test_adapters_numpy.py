@@ -74,7 +74,7 @@ def test_any_scalar_comes_back_as_it_was(data: st.DataObject) -> None:
 
 def test_a_scalar_with_a_lone_surrogate_is_refused() -> None:
     """It is refused, as in any str; an array may contain it, since its bytes are stored."""
-    with pytest.raises(CodecError, match="has a lone surrogate, which is no text"):
+    with pytest.raises(CodecError, match="has a lone surrogate, so it isn't valid text"):
         SHARED.encode(np.str_("a\ud800"))
     assert same(again(np.array(["a\ud800"])), np.array(["a\ud800"]))
 
@@ -141,8 +141,8 @@ def test_arrays_in_containers_and_in_declared_types() -> None:
     [
         (np.array([1, "a"], object), CodecError, r"dtype \|O holds Python objects; store array.tolist\(\)"),
         (np.zeros(1, [("a", object)]), CodecError, r"holds Python objects"),
-        (np.ma.array([1], mask=[True]), UnregisteredTypeError, r"MaskedArray is no plain array; store its data and its mask"),
-        (np.ma.masked, UnregisteredTypeError, "MaskedConstant is no plain array"),
+        (np.ma.array([1], mask=[True]), UnregisteredTypeError, r"MaskedArray is not a plain array; store its data and its mask"),
+        (np.ma.masked, UnregisteredTypeError, "MaskedConstant is not a plain array"),
         (np.zeros(1, [("a", int)]).view(np.recarray), UnregisteredTypeError, r"recarray is a subclass .*numpy\.asarray"),
         (np.zeros(1, [("a", int)]).view(np.recarray)[0], UnregisteredTypeError, r"store item\.item\(\)"),
         (np.zeros(1, np.dtype("f8", metadata={"a": 1})), CodecError, "has metadata or a record class"),

@@ -250,12 +250,12 @@ def test_private_attributes_come_back() -> None:
 
 
 def test_a_cached_property_is_no_state() -> None:
-    """It is computed again; any other attribute that is no field is refused, rather than lost."""
+    """It is computed again; any other attribute that is not a field is refused, rather than lost."""
     value = Area(side=3)
     assert value.area == 9
     assert again(value) == value
     value.__dict__["colour"] = "red"
-    with pytest.raises(CodecError, match="its attribute 'colour' is no field and would be lost"):
+    with pytest.raises(CodecError, match="its attribute 'colour' is not a field and would be lost"):
         again(value)
 
 
@@ -313,7 +313,7 @@ def test_a_model_with_other_state_needs_functions() -> None:
         __slots__ = ("secret",)
         x: int = 0
 
-    with pytest.raises(CodecError, match="no plain dataclass"):
+    with pytest.raises(CodecError, match="not a plain dataclass"):
         Codec().register(Both)
 
 

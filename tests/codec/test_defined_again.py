@@ -108,7 +108,7 @@ def test_another_class_of_that_name_is_an_error_that_names_both(store: pp.SyncSt
     with pytest.raises(
         pp.ValueTypeError,
         match=rf"holds CellJob, not CellJob: {module}\.CellJob.* was defined again, with other fields, since this object "
-        rf"was made: {module}\.CellJob \(cell-2, line \d+\); make the object anew",
+        rf"was made: {module}\.CellJob \(cell-2, line \d+\); create the object again",
     ):
         store.set(cell["JOB"], former)
     with pytest.raises(pp.ValueTypeError, match=r"this store is typed CellJob, the value is CellJob: .*cell-2"):
@@ -123,7 +123,7 @@ def test_an_object_of_another_class_of_that_name_cannot_be_stored(cell: dict[str
     exec(CHANGED, cell)  # noqa: S102
     codec.register(cell["CellJob"])
     with pytest.raises(
-        pp.UnregisteredTypeError, match=r"CellJob.* was defined again, with other fields, .*; make the object anew"
+        pp.UnregisteredTypeError, match=r"CellJob.* was defined again, with other fields, .*; create the object again"
     ):
         codec.encode(former)
 

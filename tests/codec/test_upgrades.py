@@ -85,11 +85,11 @@ def test_a_missing_step_is_an_error_with_the_way_out() -> None:
     with pytest.raises(CodecError) as caught:
         codec.decode(FIRST.encode(FirstUser("Ada Byron")))
     assert str(caught.value) == (
-        f"the record holds version 1 of type 'user'; {__name__}.User is registered as version 3, and nothing upgrades "
+        f"the record holds version 1 of type 'user'; {__name__}.User is registered as version 3, but no function upgrades "
         "version 1 to 2; give register_type(User, …, upgrade={1: …})"
     )
     assert codec.decode(SECOND.encode(SecondUser("Ada", "Byron"))).country == "unknown"
-    with pytest.raises(CodecError, match="nothing upgrades version 2 to 3"):
+    with pytest.raises(CodecError, match="no function upgrades version 2 to 3"):
         today(None).decode(SECOND.encode(SecondUser("Ada", "Byron")))
 
 
@@ -122,7 +122,7 @@ def test_an_upgrade_to_other_fields_than_the_class_has_is_an_error() -> None:
 @pytest.mark.parametrize("wrong", [{3: split}, {0: split}, {1: split, 7: add_country}])
 def test_an_upgrade_from_a_version_that_is_not_older_is_refused(wrong: dict[int, Any]) -> None:
     """The error comes at the registration, not when a record is read."""
-    with pytest.raises(CodecError, match=r"User: upgrade has [037]; it is from versions below 3"):
+    with pytest.raises(CodecError, match=r"User: upgrade has [037]; its keys must be versions from 1 up and below 3"):
         today(wrong)
 
 

@@ -107,7 +107,7 @@ def test_a_run_whose_file_is_locked_for_too_long(tmp_path: Path, durability: Dur
             faults.clear()
             other.execute("COMMIT")
 
-        said = "is being written by another connection"
+        said = "another connection has been writing for longer"
         assert has_failed_then_goes_on(store, counting(store, faults), said, mend) == 9
 
 
@@ -159,9 +159,12 @@ def test_a_run_whose_file_is_truncated(tmp_path: Path, visit: int | None) -> Non
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
-        ("PRAGMA user_version = 2", r"state\.db has schema 2, and this pocket_plug knows 1; install the newer one"),
+        (
+            "PRAGMA user_version = 2",
+            r"state\.db has schema 2, but this pocket_plug knows only schema 1; upgrade pocket_plug",
+        ),
         ("PRAGMA application_id = 7", r"state\.db is the SQLite file of another program"),
-        (None, r"state\.db: this is no SQLite file"),
+        (None, r"state\.db: this is not an SQLite file"),
     ],
 )
 def test_a_run_over_a_file_that_is_not_ours(tmp_path: Path, statement: str | None, said: str) -> None:

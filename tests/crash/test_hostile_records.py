@@ -74,7 +74,7 @@ def test_a_damaged_counter_stops_all_writes(tmp_path: Path, version: Any) -> Non
             () if version is None else (version,),
         )
         for _ in range(2):
-            with pytest.raises(pp.StoreError, match=r"state\.db: its counter is damaged"):
+            with pytest.raises(pp.StoreError, match=r"state\.db: its counter of versions is damaged"):
                 store.set("k", 2)
         assert store.get("k") == 1
         other.execute("INSERT OR REPLACE INTO counter VALUES (1, 9)")
@@ -92,7 +92,9 @@ def test_an_invalid_version_does_not_keep_an_entry(tmp_path: Path) -> None:
             drive(backend.write([Put("k", 0, None, 1)]))  # older than the present entry, which stays
             assert store.get("k") == 1
             other.execute("UPDATE entries SET version = ?", (2**63 - 1,))
-            with pytest.raises(pp.CorruptRecordError, match="it was damaged or cut off, or belongs to another place"):
+            with pytest.raises(
+                pp.CorruptRecordError, match="it was damaged or cut off, or its key, version or expiry time was changed"
+            ):
                 store.get("k")
             drive(backend.write([change]))
             assert store.get("k") == (2 if isinstance(change, Put) else None)
@@ -126,7 +128,10 @@ def test_a_record_in_a_wrong_place_is_an_error(tmp_path: Path, column: str, valu
             uses += [lambda: drive(store._source.write([Put(key, 2)], {key: 0}))]
             assert key in store.keys()
         for use in uses:
-            with pytest.raises(pp.CorruptRecordError, match=rf"state\.db, key '{key}': .*belongs to another place"):
+            with pytest.raises(
+                pp.CorruptRecordError,
+                match=rf"state\.db, key '{key}': .*or its key, version or expiry time was changed",
+            ):
                 use()
         store.set(key, 5)
         assert store.get(key) == 5

@@ -140,7 +140,7 @@ def test_a_script_without_a_guard_says_what_it_lacks(tmp_path: Path) -> None:
     _, err = started.communicate(timeout=SOON)
     assert started.returncode == 1
     assert err.count("Traceback") == 1
-    assert 'put that below `if __name__ == "__main__":`' in err
+    assert 'put the code that runs it below `if __name__ == "__main__":`' in err
 
 
 def test_a_script_that_fails_in_its_workers_alone_says_why(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_script_that_fails_in_its_workers_alone_says_why(tmp_path: Path) -> No
     _, err = started.communicate(timeout=SOON)
     assert started.returncode == 1
     assert "ValueError: only there" in err
-    assert "a worker process ended as it started (exit code 1)" in err
+    assert "a worker process ended at its start (exit code 1)" in err
 
 
 def test_an_executor_that_is_dropped_ends_its_workers(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_graph_below_the_guard_is_an_error_that_says_where_it_has_to_be(tmp_pa
     below = "".join(f"    {line}\n" for line in f"RATE{rest}\nprint(graph.run_sync(sys.argv[1]))".splitlines())
     _, err = start(tmp_path, f"{imports}if __name__ == '__main__':\n{below}").communicate(timeout=SOON)
     assert "WorkerCodeError" in err
-    assert 'It has to be made above `if __name__ == "__main__":`' in err
+    assert 'Define it above `if __name__ == "__main__":`' in err
 
 
 def test_a_graph_without_a_file_is_refused_before_the_run(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def pid(_: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("processes://host", "nothing but options"),
+        ("processes://host", "only options"),
         ("processes://?worker=2", "Did you mean 'workers'"),
         ("processes://?workers=0", "whole number"),
         ("processes://?workers=1&workers=2", "twice"),

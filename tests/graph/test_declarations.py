@@ -225,8 +225,8 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "a key's type": (lambda: Key("hits", 0), "Key 'hits': int is given where a type is expected, such as int"),
     "a key's type, quoted": (lambda: Key("hits", "int"), "a name in quotes can't be looked up"),
     "a key's type in a list": (lambda: Key("hits", [int]), "list is given where a type is expected"),
-    "a key's hole": (lambda: Key("user:{user.id}"), "has a brace that is no placeholder; a placeholder is written {} or {name}"),
-    "a key's half hole": (lambda: Key("user:{"), "has a brace that is no placeholder"),
+    "a key's hole": (lambda: Key("user:{user.id}"), "part of a placeholder; a placeholder is written {} or {name}"),
+    "a key's half hole": (lambda: Key("user:{"), "has a brace that isn't part of a placeholder"),
     "a typed store": (lambda: SyncStore().typed("int"), "a typed store: str is given where a type is expected"),
     "a store's clock": (lambda: SyncStore(clock=5), "clock can't be int; give a function"),
 }  # fmt: skip

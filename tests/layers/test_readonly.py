@@ -192,7 +192,7 @@ def test_a_durable_run_is_refused_before_it_begins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([Migrate(), Readonly()], "migrate over Readonly.*could write nothing back"),
+        ([Migrate(), Readonly()], "migrate over Readonly.*could not write upgraded values back"),
         ([Bounding(max_entries=9), Readonly()], "bounding over Readonly.*evicts by deleting"),
         ([Persistence(to=Memory()), Readonly()], "persistence over Readonly.*could not be filled"),
         ([Migrate(), Copying(), Readonly()], "migrate over Copying.*read-only"),

@@ -569,13 +569,13 @@ def test_an_array_of_keys_is_limited_as_a_whole(keys: list[str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"capture": "all"}, "capture is one of none, keys, summary, full, not 'all'"),
-        ({"resume_trace": "child"}, "resume_trace is one of link, parent, not 'child'"),
-        ({"scopes": ["node"]}, "scopes are of graph, phase, store, and 'node' is none of them"),
+        ({"capture": "all"}, "capture must be one of none, keys, summary, full, not 'all'"),
+        ({"resume_trace": "child"}, "resume_trace must be one of link, parent, not 'child'"),
+        ({"scopes": ["node"]}, "scopes has 'node'; allowed are graph, phase, store"),
         ({"baggage": [1]}, r"baggage is \[1\]; give a list of names"),
         ({"baggage": 5}, "baggage is 5; give a list of names"),
-        ({"redact": "***"}, r"redact is '\*\*\*'; give a function of \(path, value\)"),
-        ({"detail": ["run"]}, r"detail is one of run, node, phase, debug, not \['run'\]"),
+        ({"redact": "***"}, r"redact is '\*\*\*'; give a Python function that takes \(path, value\)"),
+        ({"detail": ["run"]}, r"detail must be one of run, node, phase, debug, not \['run'\]"),
     ],
     ids=str,
 )

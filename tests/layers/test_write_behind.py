@@ -776,7 +776,7 @@ def test_other_errors_are_raised_and_nothing_is_dropped(error: Exception, caplog
     assert drive(keys_of(queue)) == ["a", "b"]
     with shelf.shut():
         for _ in range(2):
-            with pytest.raises(StoreError, match="stays queued") as caught:
+            with pytest.raises(StoreError, match="stay queued") as caught:
                 put(queue, "c", 2)
             assert caught.value.__cause__ is error
         assert drive(queue.read("c")) is None
@@ -1133,7 +1133,7 @@ def test_one_backend_has_one_queue() -> None:
     """Two would give the same versions to different writes. After a close another one may have it."""
     shelf = Memory()
     queue = behind(shelf)
-    with pytest.raises(StoreBusyError, match="share that one's store"):
+    with pytest.raises(StoreBusyError, match="share this other store"):
         behind(shelf)
     put(queue, "a", 1)
     drive(queue.close())
@@ -1185,7 +1185,7 @@ def test_another_programs_write_is_noticed(
     url = f"sqlite:///{tmp_path}/state.db?durability=process"
     noticed = threading.Event()
     monkeypatch.setattr(caplog.handler, "emit", lambda record: noticed.set())
-    raised = pytest.raises(StoreError, match="somebody else has written") if told == "close" else nullcontext()
+    raised = pytest.raises(StoreError, match="another writer has written") if told == "close" else nullcontext()
     with raised, SyncStore(layers=[Persistence(to=url, mode="behind")]) as store:
         store.set("a", 1)
         store.flush()
@@ -1194,11 +1194,11 @@ def test_another_programs_write_is_noticed(
                 intruder.set("a", "theirs")
         store.set("a", 2)
         if told == "flush":
-            with pytest.raises(StoreError, match="somebody else has written"):
+            with pytest.raises(StoreError, match="another writer has written"):
                 store.flush()
         if told == "write":
             assert noticed.wait(LONG)
-            with pytest.raises(StoreError, match="somebody else has written"):
+            with pytest.raises(StoreError, match="another writer has written"):
                 store.set("b", 1)
         if told != "close":
             store.set("a", 3)

@@ -100,7 +100,7 @@ def test_no_carrier_can_do_harm(carrier: Any) -> None:
 @pytest.mark.parametrize("id", [None, 5, "", "\udcff"])
 def test_a_session_must_be_a_text(id: Any) -> None:
     """Otherwise its runs would silently belong to no session."""
-    with pytest.raises(ConfigError, match="the id of a session is a text"), session(id):
+    with pytest.raises(ConfigError, match="the id of a session must be a non-empty str"), session(id):
         pass
 
 

@@ -362,9 +362,9 @@ def test_layer_name_taken(caplog):
         ("pocket_layers", "shout", "it returned str, not a list"),
         ("pocket_layers", [Shout()], "it returned Shout(), not a subclass of Layer"),
         ("pocket_backends", [Memory], "it returned list, not a mapping of URL schemes"),
-        ("pocket_backends", {"x": 3}, "'x' has 3, which is not a function of a URL"),
+        ("pocket_backends", {"x": 3}, "'x' has 3, which is not a function that takes a URL"),
         ("pocket_executors", [Memory], "it returned list, not a mapping of URL schemes"),
-        ("pocket_executors", {"x": 3}, "'x' has 3, which is not a function of a URL"),
+        ("pocket_executors", {"x": 3}, "'x' has 3, which is not a function that takes a URL"),
     ],
 )
 def test_results_of_the_wrong_type(caplog, hook, answer, words):
@@ -542,9 +542,9 @@ def test_an_unconfigured_plugin_is_silent_by_default(
         pocket = Pocket()
     assert not caplog.records
     assert capsys.readouterr() == ("", "")
-    assert pocket.plugin("waiting").verdict == "stepped back: no server is named"
-    assert pocket.plugin("early").verdict == "stepped back: not here"
-    with pytest.raises(PluginError, match=r"'waiting' .* is required, but stepped back: no server is named"):
+    assert pocket.plugin("waiting").verdict == "declined: no server is named"
+    assert pocket.plugin("early").verdict == "declined: not here"
+    with pytest.raises(PluginError, match=r"'waiting' .* is required, but declined: no server is named"):
         Pocket(required=["waiting"])
 
 
@@ -556,7 +556,7 @@ def test_a_configured_plugin_that_declines_is_a_warning(
     (tmp_path / "pocket.toml").write_text("[plugins.waiting]\nport = 1")
     Pocket(tmp_path / "pocket.toml")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "stepped back: no server is named" in caplog.text
+    assert "declined: no server is named" in caplog.text
     caplog.clear()
     from pocket_plug_waiting import Waiting  # type: ignore[import-not-found] # installed above
 

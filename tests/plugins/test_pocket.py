@@ -396,7 +396,7 @@ def test_plugin_that_asks_for_the_default_while_it_is_made(install, caplog):
     """A plugin that needs the Pocket which is being created fails with the way out, instead of hanging."""
     install("pocket-plug-eager", "from pocket_plug.plugins.pocket import default_pocket\ndefault_pocket()")
     assert default_pocket().plugin("eager").status == "failed"
-    assert "but the pocket argument of pocket_configure" in caplog.text
+    assert "use the argument `pocket` of pocket_configure" in caplog.text
 
 
 def test_memory_needs_no_plugins():

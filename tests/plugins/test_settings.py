@@ -133,12 +133,12 @@ def test_the_processs_settings_apply_if_a_table_has_none(configured: Callable[[s
 @pytest.mark.parametrize(
     ("plugin", "written", "says"),
     [
-        ("tracing", "tracer_provider = 1", "tracing's tracer_provider is the process's, as OpenTelemetry has it"),
-        ("metrics", "meter_provider = 1", "metrics' meter_provider is the process's, as OpenTelemetry has it"),
-        ("metrics", "node_duration = 1", "metrics' node_duration is true or false, not int"),
-        ("logging", 'events = "yes"', "logging's events is true or false, not str[3]"),
+        ("tracing", "tracer_provider = 1", "tracing: tracer_provider holds for the whole process, not for one Pocket"),
+        ("metrics", "meter_provider = 1", "metrics: meter_provider holds for the whole process, not for one Pocket"),
+        ("metrics", "node_duration = 1", "metrics: node_duration must be true or false, not int"),
+        ("logging", 'events = "yes"', "logging: events must be true or false, not str[3]"),
         ("logging", "event = true", "logging has no option 'event'"),
-        ("tracing", 'detail = "all"', "tracing's detail is one of run, node, phase, debug, not 'all'"),
+        ("tracing", 'detail = "all"', "tracing: detail must be one of run, node, phase, debug, not 'all'"),
     ],
 )
 def test_other_settings_are_refused(configured: Callable[[str], Pocket], plugin: str, written: str, says: str) -> None:

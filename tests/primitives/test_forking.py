@@ -154,7 +154,7 @@ def test_a_thread_that_stays_in_a_critical_section_is_an_error_in_the_child(
 
     def use() -> None:
         for do in (lambda: store.set("b", 1), lambda: store.get("a"), lambda: store.get_many(["a"])):
-            with pytest.raises(StoreClosedError, match="forked in the middle of a write"):
+            with pytest.raises(StoreClosedError, match="forked during a write"):
                 do()
         store.close()
         with store:
@@ -438,7 +438,9 @@ def test_forked_in_the_middle_of_a_commit_the_child_refuses_the_file(
 
     def use() -> None:
         for again in (backend.read("a"), backend.write([pp.Put("b", 1)]), backend.open(), SQLite(path).open()):
-            with pytest.raises(StoreClosedError, match=r"state\.db: this process was forked in the middle of a use"):
+            with pytest.raises(
+                StoreClosedError, match=r"state\.db: this process was forked while this file was in use"
+            ):
                 drive(again)
         with pp.SyncStore(f"sqlite:///{tmp_path}/other.db") as other:
             other.set("a", 1)
@@ -692,7 +694,7 @@ with store:
 def test_a_fork_callback_that_uses_a_store_too_late_gets_an_error(tmp_path: Path) -> None:
     """Registered before pocket_plug's, it is called when all files are closed: an error, and no deadlock."""
     said, after = run(BEFORE, tmp_path).splitlines()
-    assert said.startswith("StoreError a store is used in the middle of a fork")
+    assert said.startswith("StoreError a function that was passed to os.register_at_fork used a store during a fork")
     assert after == "1"
 
 

@@ -230,7 +230,7 @@ def test_a_cancelled_run_sends_no_items_meanwhile() -> None:
     [
         (ExecutorLostError("all gone"), ExecutorLostError, "node 'half': executor Manual: all gone"),
         (OSError("refused"), ExecutorLostError, "node 'half': executor Manual has no answer: OSError: refused"),
-        (ModuleNotFoundError("no pocket_plug"), WorkerCodeError, "has not this version of pocket_plug"),
+        (ModuleNotFoundError("no pocket_plug"), WorkerCodeError, "lacks this version of pocket_plug"),
         (RuntimeError("odd"), ExecutorError, "has no answer: RuntimeError: odd"),
     ],
     ids=lambda value: type(value).__name__,

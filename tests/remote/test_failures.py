@@ -125,7 +125,7 @@ def test_an_exception_that_can_not_be_created_is_a_recorded_error() -> None:
     """Its `__new__` may do anything; a note says that the exception can't be created."""
     found = there_and_back(Choosy("a", really=True))
     assert isinstance(found, RecordedError)
-    assert any("can't be made again here: TypeError" in note for note in found.__notes__)
+    assert any("can't be recreated here: TypeError" in note for note in found.__notes__)
 
 
 class Choosy(Exception):

@@ -230,12 +230,12 @@ def gen(n: int) -> Iterator[int]:
     [
         (SQUARE, lambda m: m, (), r"no parameter fills \{n\} of Key\('square:\{n\}', int\); its parameters are: m"),
         (Key("a:{}:{}"), lambda m: m, (), r"no parameter fills \{\} of"),
-        (Key("a"), lambda m: m, (), r"'m' not in Key\('a'\).*add a placeholder, \{m\}, or say ignore=\('m',\)"),
+        (Key("a"), lambda m: m, (), r"'m' not in Key\('a'\).*add a placeholder, \{m\}, or set ignore=\('m',\)"),
         (SQUARE, lambda n: n, ("x",), r"ignore has 'x'; its parameters are: n"),
         ("all:{}", lambda *n: n, (), r"\*n takes any number of arguments.*ignore=\('n',\)"),
         (SQUARE, lambda n, **more: n, (), r"\*\*more takes any number of arguments"),
         (SQUARE, 5, (), "functions that return a value, not for a int"),
-        (SQUARE, min, (), "its parameters are unknown"),
+        (SQUARE, min, (), "Python doesn't know its parameters"),
         (SQUARE, gen, (), "functions that return a value"),
         (SQUARE, agen, (), "functions that return a value"),
     ],
@@ -552,13 +552,15 @@ def test_a_value_that_needs_itself_is_an_error() -> None:
         return result
 
     async def main() -> None:
-        with pytest.raises(SyncError, match="'a:1' is being computed by a cached function that needs 'a:1' itself"):
+        with pytest.raises(
+            SyncError, match="'a:1' can't be computed: the cached function that computes it needs 'a:1' itself"
+        ):
             await even(1)
         found = await asyncio.gather(even(2), odd(2), return_exceptions=True)
         assert [type(each) for each in found] == [SyncError, SyncError]
 
     asyncio.run(asyncio.wait_for(main(), 30))
-    with pytest.raises(SyncError, match="'c' is being computed"):
+    with pytest.raises(SyncError, match="'c' can't be computed"):
         own()
 
 

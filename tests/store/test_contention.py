@@ -403,7 +403,7 @@ def test_endless_conflicts_are_an_error(backend: Backend) -> None:
     async def main() -> None:
         async with Store(backend, layers=[Overtaken(times=left)]) as store:
             with pytest.raises(
-                ConflictError, match=f"'n' was changed by somebody else at each of {TRIES} tries"
+                ConflictError, match=f"'n' was changed by other writes at each of {TRIES} tries"
             ) as caught:
                 await store.update("n", add("ours"), default=())
             assert caught.value.keys == {"n"}
@@ -681,7 +681,7 @@ def test_an_update_within_an_update_ends(threaded: type[Backend]) -> None:
         with Store(threaded()).sync as store:
             store.update("k", lambda items: (*items, store.update("other", add(1), default=())), default=())
             assert store.get_many(["k", "other"]) == {"k": ((1,),), "other": (1,)}
-            with pytest.raises(ConflictError, match="'k' was changed by somebody else"):
+            with pytest.raises(ConflictError, match="'k' was changed by other writes"):
                 store.update("k", lambda items: store.update("k", add("inner")) and (*items, "outer"), default=())
             assert "outer" not in store.get("k")
 
@@ -783,7 +783,7 @@ def test_a_call_that_blocks_its_loop_does_not_wait_for_its_tasks() -> None:
                 return "entered"
 
         async with gates.hold(["a"]):
-            with pytest.raises(SyncError, match="'a' is held by a task of the event loop that this sync call blocks"):
+            with pytest.raises(SyncError, match="'a' is locked by a task of the event loop that this sync call blocks"):
                 Context().run(drive, enter("a"))  # called by a caller that doesn't hold it
             assert drive(enter("a")) == drive(enter("b")) == "entered"
         assert drive(enter("a")) == "entered"

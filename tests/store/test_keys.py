@@ -155,7 +155,7 @@ def test_a_hole_may_be_empty_if_the_key_says_so() -> None:
     assert str(key("", 1)) == "blob::1"
     assert key.matches("blob::1")
     assert not key.matches("blob:x:")
-    with pytest.raises(KeyNameError, match=r"empty value; a placeholder that may be empty is \{\?\}"):
+    with pytest.raises(KeyNameError, match=r"empty value; a placeholder that may be empty is written \{\?\}"):
         key("x", "")
 
 
@@ -185,7 +185,7 @@ def test_a_joined_name_is_that_of_a_key() -> None:
 @pytest.mark.parametrize("name", ["", "50%", "a%3ab", "pocket:run:1", "pocket", "%61"])
 def test_a_name_that_was_not_joined_is_not_split(name: str) -> None:
     """It may have been written in another way, and would be joined to another name."""
-    with pytest.raises(KeyNameError, match="is not escaped as join_name does it"):
+    with pytest.raises(KeyNameError, match="was not made by join_name"):
         split_name(name)
 
 

@@ -320,7 +320,7 @@ def test_building_copies_the_recipe() -> None:
 def test_a_built_layer_is_refused_as_a_recipe() -> None:
     """It has an inner layer already."""
     built = Slow(seconds=3).build(Memory())
-    with pytest.raises(ConfigError, match=r"Slow\(seconds=3\) is part of a stack already"):
+    with pytest.raises(ConfigError, match=r"Slow\(seconds=3\) is already part of a stack"):
         build_stack(Memory(), [built])  # type: ignore[list-item]
 
 
@@ -359,10 +359,10 @@ def test_the_order_is_the_order_of_calls() -> None:
     [
         (
             [Idle(), OtherIdle(), Idle()],
-            r"'idle' stands twice in the stack; .*give each a label of its own: Idle\(label=",
+            r"'idle' is twice in the stack; .*give each a label of its own: Idle\(label=",
         ),
-        ([Idle(label="a"), Idle()], "'idle' stands twice in the stack; "),
-        ([Idle(label="a"), Idle(label="a")], "'idle' stands twice in the stack with the label 'a'; "),
+        ([Idle(label="a"), Idle()], "'idle' is twice in the stack; "),
+        ([Idle(label="a"), Idle(label="a")], "'idle' is twice in the stack with the label 'a'; "),
         ([Idle], r"layers\[0\] is the class Idle; give an instance"),
         ([Idle(), 3], r"layers\[1\] is int; give"),
     ],

@@ -219,13 +219,13 @@ def test_prefixes_and_names_are_text(odd: Any) -> None:
     """So a prefix to remove is never taken for everything by accident."""
     store = SyncStore()
     store.set("a", 1)
-    with pytest.raises(KeyNameError, match="a prefix of names is a string"):
+    with pytest.raises(KeyNameError, match="a prefix of names must be a string"):
         store.delete_prefix(odd)
     assert list(store.keys(after=Key("a:{}")(1))) == []
     assert list(store.keys(after="")) == ["a"]
     store.set("s:b", 1)
     assert list(store.scope("s").keys(after="", reverse=True)) == ["b"]
-    with pytest.raises(KeyNameError, match="the name in after= is a string, not int"):
+    with pytest.raises(KeyNameError, match="the name in after= must be a string, not int"):
         next(store.keys(after=7))  # type: ignore[arg-type]
 
 

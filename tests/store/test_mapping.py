@@ -150,15 +150,13 @@ def test_a_key_without_exactly_one_hole_is_refused(key: Key[Any]) -> None:
 def test_a_name_is_no_key_for_a_mapping() -> None:
     """It has no hole to fill, whatever is in it; the error says what to give."""
     name: Any = "user:{}"
-    with pytest.raises(
-        KeyNameError, match=r"takes a Key with one placeholder, such as Key\('user:\{\}'\), and not str"
-    ):
+    with pytest.raises(KeyNameError, match=r"takes a Key with one placeholder, such as Key\('user:\{\}'\), not str"):
         SyncStore().mapping(name)
 
 
 def test_a_key_that_is_no_text_is_refused() -> None:
     """It would be returned as text."""
-    with pytest.raises(KeyNameError, match="is a str, not int"):
+    with pytest.raises(KeyNameError, match="its keys must be str, not int"):
         SyncStore().mapping()[5] = 1  # type: ignore[index]
 
 

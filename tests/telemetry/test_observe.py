@@ -431,7 +431,7 @@ def test_a_missing_protocol_is_logged_and_the_run_is_traced_all_the_same(tmp_pat
     ):
         missing = f"sys.modules['{name}'] = None\n"
         done = python(missing + SHOW, tmp_path, OTEL_EXPORTER_OTLP_PROTOCOL=protocol, OTEL_TRACES_EXPORTER="otlp")
-        assert f"is not installed: pip install {package}. The program continues without it; said once" in done.stdout
+        assert f"is not installed: pip install {package}. The program continues without it (logged once)" in done.stdout
         assert done.stdout.endswith("\n3 local\n"), done.stderr
 
 

@@ -272,7 +272,7 @@ def test_a_record_that_cannot_be_exported_fails_nobody(
     for _ in range(2):
         logging.getLogger("app.odd").warning("nameless", extra=cast("dict[str, object]", {5: "secret"}))
     logging.getLogger("app.odd").log(35, "odd", extra={"odd": Odd()})
-    said = "logging a record of app.odd failed: AttributeError. The program continues without it; said once"
+    said = "logging a record of app.odd failed: AttributeError. The program continues without it (logged once)"
     assert [record.getMessage() for record in caplog.records if record.name == "pocket_plug"] == [said]
     assert bodies(exported) == [said, "odd"]
     assert (exported.get_finished_logs()[-1].log_record.attributes or {})["odd"] == "(unreadable Odd)"
@@ -301,12 +301,12 @@ def test_a_failure_quoted_by_our_own_records_is_exported_by_its_type(exported: I
         return amount
 
     pp.Graph(pay).run_sync(1, pocket=pp.Pocket(plugins=[Watching()], autoload=False))
-    logging.getLogger("pocket_plug").error("%r refuses what is queued: %s", "db", StoreError("key secret is taken"))
+    logging.getLogger("pocket_plug").error("%r rejects the queued writes: %s", "db", StoreError("key secret is taken"))
     say_once("drawing", OSError("secret place"))
     told = Told(pp.ConfigError("no option 'x'"), "ConfigError: no option 'x'")
     logging.getLogger("pocket_plug").warning("it failed: %s", told)
     said = [str(body) for body in bodies(exported)]
     assert [body for body in said if "secret" in body] == []
     assert any("failed at pocket_observe: ValueError (logged once" in body for body in said)
-    assert "'db' refuses what is queued: pocket_plug.errors.StoreError" in said
+    assert "'db' rejects the queued writes: pocket_plug.errors.StoreError" in said
     assert "it failed: ConfigError: no option 'x'" in said

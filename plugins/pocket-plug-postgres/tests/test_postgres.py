@@ -299,7 +299,7 @@ def test_the_check_finds_what_reading_does_not_show(instances: Make, shared_serv
         assert await backend.check() == []
         await asyncio.to_thread(rows, shared_server, f"SELECT setval('{name}.versions', 1)")
         [fault] = await backend.check()
-        assert "the counter is at 1, and an entry has version 2" in fault
+        assert "the counter of versions is 1, but an entry has version 2" in fault
 
     run(instances(), scenario)
 

@@ -408,7 +408,9 @@ def test_a_server_that_is_too_old(
 def test_a_newer_schema_is_refused(instances: Callable[[], Backend], shared_server: Server, data_set: str) -> None:
     asyncio.run(instances().open())
     sql(shared_server.url, f'UPDATE "pocket_plug_{data_set}".about SET schema_version = 2')
-    assert "has schema 2, and this pocket-plug-postgres knows 1; install the newer one" in refusal(instances())
+    assert "has schema 2, but this pocket-plug-postgres knows only schema 1; upgrade pocket-plug-postgres" in refusal(
+        instances()
+    )
 
 
 def test_durability_is_compared_with_what_the_server_has(shared_server: Server, data_set: str) -> None:

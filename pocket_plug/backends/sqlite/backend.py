@@ -46,7 +46,7 @@ class SQLite(Backend):
     another process that is writing, before StoreBusyError.
 
     As a URL: `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///state.db?durability=process&timeout=30`.
-    Raises ConfigError for invalid options; `open` raises StoreError for a file that is not ours.
+    Raises ConfigError for invalid options; `open` raises StoreError for another program's file.
 
     >>> SQLite.from_url("sqlite:///state.db?durability=process")
     SQLite('state.db', durability='process')
@@ -99,7 +99,7 @@ class SQLite(Backend):
         try:
             make_folder(self._file.absolute.parent)
         except OSError as error:
-            raise StoreError(f"{self.path}: its folder can't be made: {error}") from error
+            raise StoreError(f"{self.path}: its folder can't be created: {error}") from error
         with suppress(OSError):  # SQLite says what is wrong
             make_file(self._file.absolute)
         self._connections.open()
@@ -110,8 +110,10 @@ class SQLite(Backend):
         if not file.exists():
             folder = next(each for each in file.parents if each.exists())
             if not os.access(folder, os.W_OK | os.X_OK):
-                raise StoreError(f"{self.path}: there is no such file, and none can be made: {folder} can't be written")
-            return ProbeResult("SQLite file, not made yet", is_new=True, durability=self.durability)
+                raise StoreError(
+                    f"{self.path}: there is no such file, and it can't be created: {folder} is not writable"
+                )
+            return ProbeResult("SQLite file, not created yet", is_new=True, durability=self.durability)
         for needed in (file, file.resolve().parent):  # SQLite puts its log beside the file
             if not os.access(needed, os.W_OK):
                 raise StoreError(f"{self.path}: {needed} can't be written; check its permissions")
@@ -136,7 +138,7 @@ class SQLite(Backend):
 
     # ------------------------------------------------------------ reading
     async def read(self, key: str) -> Entry | None:
-        """One look-up in place."""
+        """One look-up, in the caller's thread."""
         rows = self._rows(READ, ((str(key),),))
         if not rows:
             return None
@@ -191,14 +193,14 @@ class SQLite(Backend):
             return False
 
     async def check(self) -> list[str]:
-        """Faults that SQLite finds in its file, keys that are missing from its index, and a counter that is too low."""
+        """The faults that SQLite finds in its file, keys that are missing from its index, and a counter that is too low."""
         faults = [line for (line,) in self._rows("PRAGMA integrity_check", ((),)) if line != "ok"]
         for statement, what in STRAY.items():
             faults += [f"key {key!r} {what}" for (key,) in self._rows(statement, ((),))]
         ((highest,),) = self._rows("SELECT max(version) FROM entries", ((),))
         counter = self._stored()  # after the entries: others may write in between, and the counter never decreases
         if type(highest) is int and highest > counter:
-            faults.append(f"the counter is at {counter:,}, and an entry has version {highest:,}")
+            faults.append(f"the counter of versions is {counter:,}, but an entry has version {highest:,}")
         return faults
 
     async def version(self) -> int:
@@ -271,7 +273,9 @@ class SQLite(Backend):
         try:
             return copy_whole(connection, path, copied)
         except (*REFUSALS, OSError) as error:
-            raise StoreError(f"{self.path}: no backup was made in {path} ({type(error).__name__}: {error})") from error
+            raise StoreError(
+                f"{self.path}: no backup was written to {path} ({type(error).__name__}: {error})"
+            ) from error
         finally:
             abandon(connection)
 

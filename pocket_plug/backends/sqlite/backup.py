@@ -73,7 +73,7 @@ def _refuse_existing(file: Path) -> None:
     if file.is_dir():  # as "" is
         raise StoreError(f"{file} is a folder; name a new file, such as {file / 'backup.db'}")
     if not file.parent.is_dir():
-        raise StoreError(f"there is no folder {file.parent}; make it, or name a file in another one")
+        raise StoreError(f"there is no folder {file.parent}; create it, or name a file in another folder")
     for there in (file, *_companions(file)):
         if os.path.lexists(there):
             why = "" if there == file else f", which SQLite would take for a part of {file}"

@@ -76,8 +76,8 @@ class OpenedFile:
 
     def _moved(self, what: str) -> StoreError:
         return StoreError(
-            f"{what} was deleted, moved or replaced while it was open, so nothing can be stored there, and what was may "
-            "be lost; put the right file in its place, close this store, and open it again"
+            f"{what} was deleted, moved or replaced while it was open, so nothing can be stored there, and entries that "
+            "were stored may be lost; put the right file in its place, close this store, and open it again"
         )
 
     # ------------------------------------------------------------ may it be used
@@ -104,8 +104,8 @@ class OpenedFile:
 
     def _forked_in_use(self) -> StoreClosedError:
         return StoreClosedError(
-            f"{self.path}: this process was forked in the middle of a use of this file, and SQLite would take its "
-            "parent's locks for its own here; fork while nobody uses the store, or start another process"
+            f"{self.path}: this process was forked while this file was in use, so SQLite would treat the parent's locks as "
+            "its own here; fork while the store is not in use, or start a new process"
         )
 
     # ------------------------------------------------------------ the exclusive lock
@@ -120,8 +120,8 @@ class OpenedFile:
             self._ownership = Ownership(f"{self.absolute.resolve()}-owner")
         except BlockingIOError:
             raise StoreBusyError(
-                f"{self.path} is locked by another store that writes behind, here or in another process; close that one, "
-                "or share it"
+                f"{self.path} is locked by another store with persistence mode='behind', in this process or another one; close "
+                "the other store, or share it"
             ) from None
         except OSError as error:
             raise StoreError(f"{self.path}: it can't be locked: {error}") from error

@@ -85,7 +85,7 @@ class Records:
         """The stored counter of versions, from the rows of its table."""
         if len(rows) == 1 and type(rows[0][0]) is int and 0 <= rows[0][0] < _LAST_VERSION:
             return rows[0][0]
-        raise StoreError(f"{self._path}: its counter is damaged ({rows!r:.80}); put a copy of the file in its place")
+        raise StoreError(f"{self._path}: its counter of versions is damaged ({rows!r:.80}); restore a backup")
 
     def _refused(self, key: str, error: Exception) -> CodecError:
         if not isinstance(error, CodecError):  # such as a text in place of a number, which we never write
@@ -96,5 +96,5 @@ class Records:
 def _check_whole(record: bytes, place: bytes) -> None:
     if not is_whole(record, place):
         raise CorruptRecordError(
-            "the record's checksum does not match: it was damaged or cut off, or belongs to another place"
+            "the record's checksum does not match: it was damaged or cut off, or its key, version or expiry time was changed"
         )

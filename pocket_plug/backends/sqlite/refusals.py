@@ -10,13 +10,13 @@ REFUSALS = (sqlite3.Error, UnicodeDecodeError)
 """What the sqlite3 module raises; the second if SQLite's message quotes a damaged schema."""
 
 _WAYS_OUT = {
-    sqlite3.SQLITE_FULL: "the disk is full and nothing of the write was kept; free some space and try again",
+    sqlite3.SQLITE_FULL: "the disk is full, and nothing of the write was stored; free some space and try again",
     sqlite3.SQLITE_READONLY: "the file can't be written; check the permissions of it and its folder",
     sqlite3.SQLITE_CANTOPEN: "the file can't be opened; check its path, and the permissions of it and its folder",
     sqlite3.SQLITE_IOERR: "the disk reports an error; check it, and the limits on file size, and try again",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged; put a copy in its place, or try `.recover` of the sqlite3 shell",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore a backup, or try `.recover` of the sqlite3 shell",
     sqlite3.SQLITE_TOOBIG: "an entry is larger than pocket_plug allows; remove it (pocket-plug store rm)",
-    sqlite3.SQLITE_NOTADB: "this is no SQLite file; give pocket_plug one of its own",
+    sqlite3.SQLITE_NOTADB: "this is not an SQLite file; give pocket_plug a file of its own",
 }
 
 
@@ -29,10 +29,10 @@ def explained(error: Exception, path: str, timeout: float) -> Exception:
         return error
     if is_busy(error):
         return StoreBusyError(
-            f"{path} is being written by another connection, for longer than the timeout of {timeout:g} s; try again, or "
-            "wait longer (timeout=…)"
+            f"{path}: another connection has been writing for longer than the timeout of {timeout:g} s; try again, or wait "
+            "longer (timeout=…)"
         )
-    way_out = _WAYS_OUT.get(_code(error), "SQLite refuses")
+    way_out = _WAYS_OUT.get(_code(error), "SQLite reports an error")
     refusal = StoreError(f"{path}: {way_out} ({type(error).__name__}: {error})")
     refusal.__cause__ = error
     return refusal

@@ -36,9 +36,9 @@ def is_new(connection: sqlite3.Connection, path: str) -> bool:
     if (application, schema, tables) == (0, 0, 0):
         return True
     if application != APPLICATION_ID:
-        raise StoreError(f"{path} is the SQLite file of another program; give pocket_plug one of its own")
+        raise StoreError(f"{path} is the SQLite file of another program; give pocket_plug a file of its own")
     if schema != SCHEMA_VERSION:
         raise StoreError(
-            f"{path} has schema {schema}, and this pocket_plug knows {SCHEMA_VERSION}; install the newer one"
+            f"{path} has schema {schema}, but this pocket_plug knows only schema {SCHEMA_VERSION}; upgrade pocket_plug"
         )
     return False

@@ -42,8 +42,8 @@ DELETE_IF_NOT_NEWER = f"{DELETE} AND version <= ?"
 BY_INDEX = "SELECT key FROM entries INDEXED BY sqlite_autoindex_entries_1 WHERE key >= ''"
 BY_TABLE = "SELECT key FROM entries NOT INDEXED"
 STRAY = {
-    f"{BY_TABLE} EXCEPT {BY_INDEX}": "is in the table and not in its index: it is not found",
-    f"{BY_INDEX} EXCEPT {BY_TABLE}": "is in the index and not in its table: it leads to another entry or to none",
+    f"{BY_TABLE} EXCEPT {BY_INDEX}": "is in the table but not in its index, so reads don't find it",
+    f"{BY_INDEX} EXCEPT {BY_TABLE}": "is in the index but not in its table, so reads find another entry or none",
 }
 # The expiry time is in the index and in the table: an entry is removed only if both say so, since one may be damaged.
 REAP = (

@@ -71,9 +71,9 @@ def checked(own: Mapping[str, Any]) -> Mapping[str, Any]:
     changed("metrics", settings, own)  # refuses unknown options
     if "meter_provider" in own:
         raise ConfigError(
-            "metrics' meter_provider is the process's, as OpenTelemetry has it: give it to "
+            "metrics: meter_provider holds for the whole process, not for one Pocket; give it to "
             "pocket_plug.layers.metrics.configure(meter_provider=…)"
         )
     if not isinstance(timed := own.get("node_duration", True), bool):
-        raise ConfigError(f"metrics' node_duration is true or false, not {summary(timed)}")
+        raise ConfigError(f"metrics: node_duration must be true or false, not {summary(timed)}")
     return own

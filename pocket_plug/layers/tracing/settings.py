@@ -122,17 +122,17 @@ def checked(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     warn_of_flavours(accepted.pop("flavours", None))
     for name, value in accepted.items():
         if name in _ONE_OF and value not in _ONE_OF[name]:
-            raise ConfigError(f"tracing's {name} is one of {', '.join(filter(None, _ONE_OF[name]))}, not {value!r}.")
+            raise ConfigError(f"tracing: {name} must be one of {', '.join(filter(None, _ONE_OF[name]))}, not {value!r}")
         if name in _SOME_OF:
             allowed, texts = _SOME_OF[name], _texts(value)
             if texts is None:
-                raise ConfigError(f"tracing's {name} is {value!r}; give a list of names")
+                raise ConfigError(f"tracing: {name} is {value!r}; give a list of names")
             for text in texts:
                 if allowed and text not in allowed:
-                    raise ConfigError(f"tracing's {name} are of {', '.join(allowed)}, and {text!r} is none of them.")
+                    raise ConfigError(f"tracing: {name} has {text!r}; allowed are {', '.join(allowed)}")
             accepted[name] = texts
         if name == "redact" and value is not None and not callable(value):
-            raise ConfigError(f"tracing's redact is {value!r}; give a function of (path, value), in Python")
+            raise ConfigError(f"tracing: redact is {value!r}; give a Python function that takes (path, value)")
     return accepted
 
 
@@ -145,8 +145,8 @@ def warn_of_flavours(given: Collection[str] | None) -> None:
         while frame is not None and frame.f_back is not None and not is_users(frame.f_code.co_filename):
             level, frame = level + 1, frame.f_back
         warn(
-            "flavours has no effect any more, and goes with 0.3: what it added, in its current names, comes from a "
-            "plugin; do: pip install pocket-plug-openinference",
+            "flavours has no effect any more, and 0.3 removes it: the attributes that it added come from a plugin now, with "
+            "their current names; do: pip install pocket-plug-openinference",
             DeprecationWarning,
             stacklevel=level,
         )
@@ -260,7 +260,7 @@ class Listening:
         changed("tracing", settings, own)  # refuses unknown options
         if "tracer_provider" in own:
             raise ConfigError(
-                "tracing's tracer_provider is the process's, as OpenTelemetry has it: give it to "
+                "tracing: tracer_provider holds for the whole process, not for one Pocket; give it to "
                 "pocket_plug.layers.tracing.configure(tracer_provider=…)"
             )
         self._own = own

@@ -480,7 +480,7 @@ class PostgreSQL(Backend):
             if end is not None and end <= now:
                 if not is_whole(record or b"", place):
                     raise CorruptRecordError(
-                        "the record's checksum does not match: it was damaged, or belongs to another place"
+                        "the record's checksum does not match: it was damaged, or its key, version or expiry time was changed"
                     )
                 return None
             return Entry(default_codec.decode(record or b"", place), integer(version or b""), end)

@@ -70,7 +70,8 @@ async def _check_version(link: Link, data: DataSet) -> None:
     [[version]] = await link.script(data.sql("SELECT schema_version FROM {s}.about"))
     if int(version) > SCHEMA_VERSION:
         raise StoreError(
-            f"{data.server} has schema {version}, and this pocket-plug-postgres knows {SCHEMA_VERSION}; install the newer one"
+            f"{data.server} has schema {version}, but this pocket-plug-postgres knows only schema {SCHEMA_VERSION}; upgrade "
+            "pocket-plug-postgres"
         )
 
 
@@ -179,7 +180,7 @@ async def find_faults(link: Link, data: DataSet) -> list[str]:
     await link.script("COMMIT")
     faults = list[str]()
     if int(highest) > int(counter):
-        faults.append(f"the counter is at {int(counter):,}, and an entry has version {int(highest):,}")
+        faults.append(f"the counter of versions is {int(counter):,}, but an entry has version {int(highest):,}")
     if table != index:
         faults.append(
             f'the index of "{data.schema}".entries has {index[0]} keys and its table {table[0]}, or not the same keys: some '

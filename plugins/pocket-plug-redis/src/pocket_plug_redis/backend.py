@@ -206,7 +206,7 @@ class Redis(Backend):
             if expires_at is not None and expires_at <= now:
                 if not is_whole(record, place):  # a damaged deadline must not hide the entry
                     raise CorruptRecordError(
-                        "the record's checksum does not match: it was damaged, or belongs to another place"
+                        "the record's checksum does not match: it was damaged, or its key, version or expiry time was changed"
                     )
                 return None
             return Entry(default_codec.decode(record, place), version, expires_at)

@@ -65,7 +65,7 @@ def _named(about: Mapping[str, str]) -> str:
 def _check_layout(server: str, found: bytes | None) -> None:
     if found is not None and int(found) != LAYOUT:
         raise StoreError(
-            f"{server}: it has layout {int(found)}, and this pocket-plug-redis knows {LAYOUT}; install the newer one"
+            f"{server}: it has layout {int(found)}, but this pocket-plug-redis knows only layout {LAYOUT}; upgrade it"
         )
 
 
