@@ -41,7 +41,8 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
             continue
         if name in twice:
             found.append(
-                f"several nodes are called {name!r}, one of them for the items of an each; rename one by with_options(name=…)"
+                f"several nodes have the name {name!r}, one of them for the items of an each; rename one of them by "
+                "with_options(name=…)"
             )
             continue
         found += _misfits(steps[name], other)

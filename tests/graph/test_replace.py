@@ -208,7 +208,7 @@ def test_a_name_that_several_nodes_have_is_refused():
     again = fetch.with_options(trace=False)
     for graph in (Graph(each(fetch) >> each(again).with_options(name="second")), Graph(again >> each(fetch))):
         graph.validate()
-        with pytest.raises(GraphError, match="several nodes are called 'fetch'"):
+        with pytest.raises(GraphError, match="several nodes have the name 'fetch'"):
             graph.replace(fetch=node(lambda url: url))
     same = Graph(each(fetch) >> each(fetch).with_options(name="second"))
     assert same.replace(fetch=node(lambda url: url)).run_sync(["a"]) == ["a"]
