@@ -258,7 +258,7 @@ def _refuse_others(function: str, given: Mapping[str, object]) -> None:
     """Raise ConfigError if a later call has other arguments than the first one; the message says what differs."""
     first = _first_given[function]
     differing = [
-        f"{name} is {_in_words(value)}, but was {_in_words(first.get(name))}"
+        f"{name} is {_in_words(value)}, and was {_in_words(first.get(name))}"
         for name, value in given.items()
         if value != first.get(name)
     ]
