@@ -198,7 +198,7 @@ class RunsContract:
                 await runs.answer("r", True, question="other#1")
             assert (await runs.answer("r", True)).state == "pending"
             assert (await runs.answer("r", True, question="ask#1")).state == "pending"
-            with pytest.raises(RunMismatchError, match="another one"):
+            with pytest.raises(RunMismatchError, match="with another answer"):
                 await runs.answer("r", False)
             assert await asking.resume("r") == "go True"
             assert await store.get("counted") == 1

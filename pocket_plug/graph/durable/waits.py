@@ -169,7 +169,9 @@ def wanted_question(
 def already_settled(run_id: str, asked: PlacedWait, answer: object) -> RunMismatchError:
     """The error for an answer to a settled question that has another answer, or none."""
     what = "was not answered in time" if asked.wait.answer is None else "was already answered, with another answer"
-    return RunMismatchError(f"run {run_id!r} can't take the answer {summary(answer)}: question {asked.place!r} {what}")
+    return RunMismatchError(
+        f"run {run_id!r} can't take this answer ({summary(answer)}): question {asked.place!r} {what}"
+    )
 
 
 def is_same(encoded: bytes, other: bytes, value: object) -> bool:
