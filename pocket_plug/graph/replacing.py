@@ -37,7 +37,7 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
                 f"{name!r} is one node, so a chain can't replace it; make a graph of the chain: Graph(a >> b)"
             )
         if name not in steps:
-            found.append(f"there is no node {name!r}; there is: {', '.join(steps)}.{_meant(name, steps)}")
+            found.append(f"there is no node {name!r}; the graph has: {', '.join(steps)}.{_meant(name, steps)}")
             continue
         if name in twice:
             found.append(

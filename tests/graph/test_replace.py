@@ -219,7 +219,7 @@ def test_unknown_names_are_refused_all_at_once():
     with pytest.raises(GraphError) as refused:
         shop.replace(chrge=Fake(), notes=note)
     said = str(refused.value)
-    assert "there is no node 'chrge'; there is: parse, charge, note, apologise. Did you mean 'charge'?" in said
+    assert "there is no node 'chrge'; the graph has: parse, charge, note, apologise. Did you mean 'charge'?" in said
     assert "there is no node 'notes'" in said
 
 
