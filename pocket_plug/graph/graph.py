@@ -330,9 +330,7 @@ class Graph(Drawn, Node[I, O]):
         Raises ConfigError if that isn't a store, or if the graph was made with one.
         """
         if store is not None and self._store is not None:
-            raise ConfigError(
-                f"graph {self.name!r} has a store of its own; leave out store=, or make the graph without a store"
-            )
+            raise ConfigError(f"graph {self.name!r} has a store of its own; leave out store=, here or in Graph(…)")
         if store is None and self._store is None:
             store = pocket.default_store()
         if store is not None:
@@ -359,9 +357,7 @@ class Graph(Drawn, Node[I, O]):
         if request is not None:
             execution: Execution = request.execution(self, place, input, pocket, loop, threads)
         elif self.plan.asks:
-            raise ConfigError(
-                f"graph {self.name!r} asks, so its run may have to wait; give the run an id: run(…, run_id=…)"
-            )
+            raise ConfigError(f"graph {self.name!r} asks, so its run may wait; give the run an id: run(…, run_id=…)")
         else:
             execution = Execution(self, place, input, pocket, loop, threads)
         if traceparent is not None:
