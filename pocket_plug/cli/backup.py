@@ -21,11 +21,11 @@ from .target import Target, path_of
 def backup(target: Target, file: Path) -> None:
     """Copy a SQLite store into a new FILE.
 
-    The copy is a snapshot, and others can read and write meanwhile. FILE is created completely or not at all, and an
+    The copy is a snapshot, and other programs can read and write meanwhile. FILE is created completely or not at all, and an
     existing file is never overwritten. The copy is a store itself: --url sqlite:///FILE. To restore it, stop all programs
     that use the old store, remove its file and those with -wal and -shm, and back up FILE to its place.
 
-    For a server use its own tools; the error names them.
+    For a store on a server, use the server's own tools; the error message names them.
     """
     backend = target.backend()
     if not isinstance(backend, Copyable):

@@ -228,7 +228,10 @@ def _configuration(path: Path | None, rule: str, timeout: float) -> Checks:
         return
     yield Check("configuration", "file", "ok", f"{path}: {rule}")
     if not os.environ.get("POCKET_PLUG_CONFIG"):
-        says = f'they don\'t search for it; name it: Pocket("{path.name}"), or POCKET_PLUG_CONFIG={path.absolute()}'
+        says = (
+            f'they don\'t search for a configuration file; name it: Pocket("{path.name}"), or '
+            f"POCKET_PLUG_CONFIG={path.absolute()}"
+        )
         yield Check("configuration", "programs", "note", says)
     try:
         findings = Begun(lambda: check_config(path), LOADING * timeout).result()
@@ -451,7 +454,7 @@ def _declared(source: Declared, timeout: float) -> Checks:
 
 def _span(timeout: float, send: Callable[[], str]) -> Check:
     try:
-        return Check("telemetry", "span", "ok", f"{Begun(send, timeout).result()} took one")
+        return Check("telemetry", "span", "ok", f"{Begun(send, timeout).result()} accepted a test span")
     except TimeoutError:
         return Check(
             "telemetry", "span", "wrong", f"no answer within {timeout:g} s; check the endpoint's address and load"
@@ -460,4 +463,4 @@ def _span(timeout: float, send: Callable[[], str]) -> Check:
         if not is_fault(error):
             raise
         said = str(error) if isinstance(error, ConnectionError | ConfigError) else concealed(error, {})[0]
-        return Check("telemetry", "span", "wrong", f"not taken: {said}")
+        return Check("telemetry", "span", "wrong", f"not accepted: {said}")

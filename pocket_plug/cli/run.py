@@ -106,7 +106,8 @@ def run(
 
     TARGET is a Python file or a folder (its app.py, or else its __init__.py). It defines `main`: a click command, or a
     function that takes the list of ARGS or nothing. Or it defines `graph`, which is run with --input, and its result is
-    printed. TARGET:name names another object. If an option of yours has the same name as one of ours, put it after `--`.
+    printed. TARGET:name names another object. If your program has an option with the same name as one of `run`, put it
+    after `--`.
 
     The input is JSON, read as the input type of the graph. For a str or a Path, plain text is enough.
     """

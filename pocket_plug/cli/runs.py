@@ -396,7 +396,7 @@ async def _answer_type(graph: Graph[Any, Any], runs: Runs, run_id: str, question
 @as_json
 @click.pass_obj
 def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
-    """End runs finally. Their nodes' writes are kept.
+    """End runs; they can't be resumed after that. Their nodes' writes are kept.
 
     A process that executes such a run notices this at its next commit, or within a third of its lease.
     """
@@ -457,7 +457,7 @@ def _print_state(run: RunInfo, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Remove running ones too; their processes can write nothing more.")
 @click.pass_obj
 def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
-    """Remove runs; their ids are free again. If a RUN doesn't exist, it says so, and the exit code is 1."""
+    """Remove runs; their ids are free again. If a RUN doesn't exist, that is reported, and the exit code is 1."""
     for run_id in run_ids:
         keys_of(run_id)
 

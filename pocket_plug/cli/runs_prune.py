@@ -67,7 +67,10 @@ def prune(
 def _configured() -> Retention:
     retention = default_pocket().config.runs
     if retention is None:
-        raise click.UsageError("nothing says which runs to remove: give --older, --keep or both, or configure [runs]")
+        raise click.UsageError(
+            "neither --older nor --keep is given, and the configuration has no [runs]; "
+            "give --older, --keep or both, or configure [runs]"
+        )
     return retention
 
 

@@ -201,7 +201,7 @@ def _from_json(text: str) -> object:
 @click.option("--yes", is_flag=True, help="Needed with --prefix: confirms that all these keys are removed.")
 @click.pass_obj
 def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> int:
-    """Remove entries. If a KEY doesn't exist, it says so, and the exit code is 1."""
+    """Remove entries. If a KEY doesn't exist, that is reported, and the exit code is 1."""
     if bool(keys) == (prefix is not None):
         raise click.UsageError("give the keys to remove, or --prefix")
 

@@ -163,8 +163,9 @@ def stats(file: Path | None, graph: str | None, since: float | None, as_json: bo
     """Show durations and failures of graphs and nodes.
 
     They are summed up over all recorded runs. Below each graph are its nodes, sorted by total time. Runs that haven't
-    ended aren't counted. "failed" counts runs that neither succeeded nor were suspended, and visits that failed finally;
-    `trace show --stats` counts errors where they were raised. "retries" are those of the node, or of all nodes of the run.
+    ended aren't counted. "failed" counts runs that neither succeeded nor were suspended, and visits that failed after all
+    attempts; `trace show --stats` counts errors where they were raised. "retries" are those of the node, or of all nodes
+    of the run.
     """
     with opened_index(file) as index:
         found = index.stats(graph=graph, since=int(_moment(since)))
@@ -184,8 +185,8 @@ def stats(file: Path | None, graph: str | None, since: float | None, as_json: bo
 def rm(names: tuple[str, ...], file: Path | None, older: float | None, everything: bool) -> int:
     """Remove traces of each RUN, or old ones.
 
-    RUN is named as for `show`. Whole traces are removed, and no trace that is in progress. If a RUN doesn't exist, it
-    says so, and the exit code is 1.
+    RUN is named as for `show`. Whole traces are removed, but never a trace that is in progress. If a RUN doesn't exist,
+    that is reported, and the exit code is 1.
     """
     if sum((bool(names), older is not None, everything)) != 1:
         raise click.UsageError("say what to remove: RUNs, or --older TIME, or --all")
@@ -233,7 +234,7 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
 @click.option("--open", "opens", is_flag=True, help="Open the HTML page in the browser.")
 @click.option("--watch", is_flag=True, help="Follow it live until it has ended.")
 @click.option("--errors", is_flag=True, help="Only failed spans and their parents, with place and message.")
-@click.option("--all", "whole", is_flag=True, help="Show every span: sum up nothing.")
+@click.option("--all", "whole", is_flag=True, help="Show every span, without summing up similar ones.")
 @click.option(
     "--stats", is_flag=True, help="A table with a line for each span name; errors are counted where they were raised."
 )
@@ -357,7 +358,7 @@ def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
     """Send all traces of FILE to a backend that accepts OTLP over HTTP.
 
     /v1/traces is appended to a URL without a path. Headers in OTEL_EXPORTER_OTLP_HEADERS are sent as well, and the
-    server's certificate is checked against those in OTEL_EXPORTER_OTLP_CERTIFICATE. If the backend refuses anything, the
+    server's certificate is checked against those in OTEL_EXPORTER_OTLP_CERTIFICATE. If the backend rejects any span, the
     exit code is 1.
     """
     from opentelemetry.util.re import parse_env_headers
@@ -384,5 +385,5 @@ def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
         say_unreadable(source.path, source.unreadable)
     echo(f"sent {plural(sent.taken, 'span')} to {sending.shown(target)}", err=True)
     for reason, spans in sent.reasons.items():
-        echo(f"not taken: {plural(spans, 'span')}, {reason}", err=True)
+        echo(f"not accepted: {plural(spans, 'span')}, {reason}", err=True)
     return int(bool(sent.refused or source.unreadable))

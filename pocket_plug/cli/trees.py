@@ -122,7 +122,7 @@ def follow(path: Path, wanted: str | None, sleep: Callable[[float], None] = time
     except KeyboardInterrupt:  # the way to stop watching
         return 0
     if watch.lost:
-        echo("the run's process shows no sign of life", err=True)
+        echo("the run has not ended, but its process has stopped writing; it may have been killed", err=True)
         return 1
     return 0
 

@@ -60,13 +60,13 @@ def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:
             continue
         if step.address is None:
             found.append(
-                f"node {step.name!r} has an executor whose workers can't find it: neither the node nor a graph around it has "
-                "a name in a module; assign one of them at the top level of a module, not within a function"
+                f"the workers of node {step.name!r}'s executor can't find the node: neither the node nor a graph around it "
+                "has a name in a module; assign one of them at the top level of a module, not within a function"
             )
         elif step.address.module == MAIN and not (executor.maps_main and hasattr(sys.modules[MAIN], "__file__")):
             found.append(
-                f"node {step.name!r} is in {MAIN}, the script that this process was started with, which the workers of its "
-                "executor can't import; move it into a module of its own"
+                f"node {step.name!r} is in {MAIN}, the script that this process was started with; the workers of its "
+                "executor can't import a script, so move the node into a module of its own"
             )
     return found
 
@@ -142,6 +142,6 @@ def find(reference: str, path: Sequence[str]) -> tuple[Step, int]:
                 plan, version = (None, 1) if inner is None else (inner.plan, inner.version)
             step = plan.named(name) if plan is not None else None
         if step is None:
-            raise LookupError(f"{'/'.join((reference, *path))} leads nowhere: there is no node {name!r}")
+            raise LookupError(f"{'/'.join((reference, *path))}: there is no node {name!r}")
     assert step is not None
     return step, version

@@ -52,8 +52,8 @@ class Graph(Drawn, Node[I, O]):
     - `clean_up_grace`: how many seconds a hook such as `on_complete` may still take after the run was cancelled.
     - `timeout`: how long a whole run may take; for a durable run from its start, waits included. After that it fails with
       RunTimeoutError. The timeout of a nested graph is ignored.
-    - `keep_finished`: how long the records of a finished durable run are kept at least, even if a client's clock is wrong;
-      without it until they are removed. Once they are removed, a run with the same id begins from the start.
+    - `keep_finished`: the records of a finished durable run are kept at least this long, even if a client's clock is wrong;
+      without it, until they are removed. Once they are removed, a run with the same id begins from the start.
     - `version` and `upgrade`: for durable runs of older versions of this graph. `upgrade={1: fn}` has a function for each
       older version, which takes the `RunPosition` of such a run and returns its position in the next version.
 
@@ -330,7 +330,7 @@ class Graph(Drawn, Node[I, O]):
         Raises ConfigError if that isn't a store, or if the graph was made with one.
         """
         if store is not None and self._store is not None:
-            raise ConfigError(f"graph {self.name!r} has a store of its own; leave out store=, or make it without one")
+            raise ConfigError(f"graph {self.name!r} has a store of its own; leave out store=, here or in Graph(…)")
         if store is None and self._store is None:
             store = pocket.default_store()
         if store is not None:
@@ -357,7 +357,7 @@ class Graph(Drawn, Node[I, O]):
         if request is not None:
             execution: Execution = request.execution(self, place, input, pocket, loop, threads)
         elif self.plan.asks:
-            raise ConfigError(f"graph {self.name!r} asks, so its run may have to wait; give it an id: run(…, run_id=…)")
+            raise ConfigError(f"graph {self.name!r} asks, so its run may wait; give the run an id: run(…, run_id=…)")
         else:
             execution = Execution(self, place, input, pocket, loop, threads)
         if traceparent is not None:

@@ -37,11 +37,12 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
                 f"{name!r} is one node, so a chain can't replace it; make a graph of the chain: Graph(a >> b)"
             )
         if name not in steps:
-            found.append(f"there is no node {name!r}; there is: {', '.join(steps)}.{_meant(name, steps)}")
+            found.append(f"there is no node {name!r}; the graph has: {', '.join(steps)}.{_meant(name, steps)}")
             continue
         if name in twice:
             found.append(
-                f"several nodes are called {name!r}, one of them for the items of an each; rename one by with_options(name=…)"
+                f"several nodes have the name {name!r}, one of them for the items of an each; rename one of them by "
+                "with_options(name=…)"
             )
             continue
         found += _misfits(steps[name], other)

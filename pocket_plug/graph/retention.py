@@ -46,7 +46,7 @@ class Retention:
         """
         at = f"{where}: " if where else ""
         if older is None and keep is None:
-            raise ConfigError(f"{at}nothing says which runs to remove; give older, keep, or both")
+            raise ConfigError(f"{at}neither older nor keep is given; give one of them, or both")
         if keep is not None and (keep.__class__ is not int or keep < 0):
             raise ConfigError(f"{at}keep must be a number of runs, 0 or more, not {summary(keep)}")
         for state in states:

@@ -132,7 +132,7 @@ class Declared:
             exporter: Any = getattr(about, "exporter", None)
             if exporter is None:
                 known = [field.name for field in fields(each)]
-                raise ConfigError(f"{self}: {place}: known are {' and '.join(known)}")
+                raise ConfigError(f"{self}: {place}: only {' and '.join(known)} are supported")
             yield place, about, *_chosen(exporter)
 
     def _exporter(self, signal: Signal, place: str, about: Any) -> Any:
@@ -147,7 +147,7 @@ class Declared:
                 self._warn_of_ignored(place, options, ("host", "port"))
                 return prometheus_reader(options.host or "localhost", options.port or 9464, f"{self}: {place}")
             if not hasattr(about, "interval"):
-                raise ConfigError(f"{self}: {place}: the only exporter that is read is prometheus/development")
+                raise ConfigError(f"{self}: {place}: only the exporter prometheus/development is supported")
             self._warn_of_ignored(place, about, ("exporter", "interval", "timeout", "cardinality_limits"))
             module, limits_of = _LIMITS
             exporter = self._exporter("metrics", place, about)
@@ -319,7 +319,7 @@ def _mismatch(error: Any) -> str:
     where = place or "the file"
     if error.validator in ("required", "additionalProperties"):  # names only
         known = ", ".join(error.schema.get("properties", ()))
-        return f"{where}: {error.message}; known are {known}"
+        return f"{where}: {error.message}; allowed: {known}"
     if error.validator in ("minProperties", "maxProperties"):
         names = ", ".join(map(str, error.instance)) or "nothing"
         least = "at least" if error.validator == "minProperties" else "at most"

@@ -66,7 +66,7 @@ def asked(signal: Signal) -> list[str]:
     for name in named:
         if name not in known:
             raise ConfigError(
-                f"{variable} is {name!r}; known are {', '.join(known[:-1])} and {known[-1]}. To use "
+                f"{variable} is {name!r}; give {', '.join(known[:-1])} or {known[-1]}. To use "
                 "another exporter, set your own provider first"
             )
     return named or (["otlp"] if endpoint(signal) else [])
@@ -90,7 +90,7 @@ def transport(signal: Signal) -> Literal["http", "grpc"]:
             return "grpc"
         if protocol and protocol != "http/protobuf":
             _logger.warning(
-                "telemetry: %s is %r; known are http/protobuf and grpc. %s are sent by http/protobuf",
+                "telemetry: %s is %r; it can be http/protobuf or grpc. %s are sent by http/protobuf",
                 variable,
                 protocol,
                 signal,

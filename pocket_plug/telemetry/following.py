@@ -19,5 +19,5 @@ def followed() -> Generator[None]:
     except ConfigError:
         raise
     except (ValueError, StopIteration) as error:  # StopIteration: a variable names a plugin that isn't installed
-        why = " ".join(str(error).split()) or "a plugin that one of them names isn't installed"
-        raise ConfigError(f"OpenTelemetry rejects its OTEL_* variables: {why}") from error
+        why = " ".join(str(error).split()) or "a variable names a plugin that isn't installed"
+        raise ConfigError(f"OpenTelemetry rejects an OTEL_* variable: {why}") from error

@@ -195,7 +195,9 @@ class _Lines:
 def check_level(level: str) -> None:
     """Raise ConfigError for an unknown level."""
     if level not in LEVELS:
-        raise ConfigError(f"log_level {level!r} is none of {', '.join(LEVELS)}.{suggest(str(level), LEVELS)}")
+        raise ConfigError(
+            f"log_level can't be {level!r}; give one of {', '.join(LEVELS)}.{suggest(str(level), LEVELS)}"
+        )
 
 
 def wire_structlog(level: str) -> None:

@@ -71,7 +71,7 @@ def send_test_span(seconds: float) -> str:
     try:
         exporter = make_exporter(session=session, timeout=seconds)
     except ValueError as error:
-        raise ConfigError(f"OpenTelemetry rejects its OTEL_* variables: {error}") from error
+        raise ConfigError(f"OpenTelemetry rejects an OTEL_* variable: {error}") from error
     session.stop = exporter.shutdown
     try:
         taken = exporter.export([_span()]) is SpanExportResult.SUCCESS

@@ -86,8 +86,9 @@ def observe(
     `.pocket_plug/traces.jsonl` (one OTLP/JSON request per line) and, if stderr is a terminal, as a tree to the terminal; in a
     notebook as a tree below the cell. `file` and `terminal=True` do this in any case, `terminal=False` switches the tree off.
     `keep` limits the size and age of the file; by default POCKET_PLUG_TRACES_SIZE and POCKET_PLUG_TRACES_AGE do, or else it is
-    100 MB and 30 days. `OTEL_SDK_DISABLED=true` and all other variables of the SDK are used, or instead of them the file of
-    `OTEL_CONFIG_FILE`. The file and the terminal show messages of exceptions, which are never sent, unless `capture` says so.
+    100 MB and 30 days. `OTEL_SDK_DISABLED=true` and all other variables of the SDK are used; if `OTEL_CONFIG_FILE` names a
+    file, that file is used instead of them. The file and the terminal show messages of exceptions; they are sent only if
+    `capture` says so.
 
     The other arguments are the process's settings of tracing, which are used if a Pocket's configuration has none. `detail` is
     "phase" by default; arguments that are None change nothing. `flavours` has no effect any more; 0.3 will remove it.
@@ -357,9 +358,7 @@ class Telemetry:
             if self._readers and _in_production is None:  # otherwise a new setup() already uses the metrics
                 own_metrics.mute()
         # rounded up to tenths of a second, since at exit an earlier close may have used a part of the limit
-        self._say_losses(
-            "" if is_done else f"; exporting took longer than {ceil(10 * timeout) / 10:g} s and was given up"
-        )
+        self._say_losses("" if is_done else f"; exporting didn't finish within {ceil(10 * timeout) / 10:g} s")
         if self.standard_logs is not None:
             self.standard_logs.unwire()
 

@@ -71,7 +71,7 @@ def test_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     out, err = capsys.readouterr()
     assert {line.split()[0] for line in out.splitlines()} <= {"ok", "note", "wrong"}
     assert [line for line in out.splitlines() if line.startswith("wrong")] == [
-        "wrong  telemetry  traces: OTEL_TRACES_EXPORTER is 'nowhere'; known are otlp, console and none. To use another exporter, "
+        "wrong  telemetry  traces: OTEL_TRACES_EXPORTER is 'nowhere'; give otlp, console or none. To use another exporter, "
         "set your own provider first"
     ]
     assert err == "1 thing is wrong\n"
@@ -333,7 +333,7 @@ def test_a_span_arrives(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url)
         monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
         found = doctor()
-        assert found["telemetry", "span"] == ("ok", f"{sink.url}/v1/traces took one")
+        assert found["telemetry", "span"] == ("ok", f"{sink.url}/v1/traces accepted a test span")
         assert sink.names() == ["pocket-plug doctor"]
         assert not sink.metrics
         assert not sink.logs
@@ -346,7 +346,7 @@ def test_a_span_that_is_refused_or_not_answered(doctor: Doctor, monkeypatch: pyt
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization=Bearer%20{WORD}")
         sink.refuse(503)
         says = doctor(1)["telemetry", "span"][1]
-        assert says == f"not taken: {sink.url}/v1/traces: HTTP 503 Service Unavailable"
+        assert says == f"not accepted: {sink.url}/v1/traces: HTTP 503 Service Unavailable"
         assert len(sink.requests) == 1
         sink.refuse(401)
         assert "Set its credentials in OTEL_EXPORTER_OTLP_HEADERS" in doctor(1)["telemetry", "span"][1]

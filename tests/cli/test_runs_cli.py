@@ -698,7 +698,7 @@ def test_cancel_ends_runs(own: Any) -> None:
     assert "UnknownRunError: there is no run 'none'" in cancelled.err
     assert "RunCancelledError" in own("runs", "resume", "own.py", "r").err
     assert (
-        "RunStateError: run 'r' takes no answer: it is cancelled"
+        "RunStateError: run 'r' can't take an answer: it is cancelled"
         in own("runs", "answer", "own.py", "r", '"x"', "--leave").err
     )
 

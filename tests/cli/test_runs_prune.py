@@ -100,7 +100,7 @@ def test_invalid_options_are_refused(prune: Any, arguments: list[str], message: 
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ("[runs]\n", "pocket.toml [runs]: nothing says which runs to remove; give older, keep, or both"),
+        ("[runs]\n", "pocket.toml [runs]: neither older nor keep is given; give one of them, or both"),
         ("[runs]\nolder = true\n", "pocket.toml [runs]: older can't be True"),
         ('[runs]\nkeep = "1"\n', "pocket.toml [runs]: keep must be a number of runs, 0 or more, not"),
         ('[runs]\nkeep = 1\nstates = ["running"]\n', "pocket.toml [runs]: runs of the state 'running' can't be pruned"),

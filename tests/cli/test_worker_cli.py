@@ -239,7 +239,7 @@ def test_a_stopped_workers_run_is_taken_over_and_it_finds_that_out() -> None:
     ("arguments", "said"),
     [
         (["shop.py:number", "--url", URL], "shop.py:number is int, not a Graph"),
-        (["shop.py", "shop.py", "--url", URL], "two of the graphs for this worker are called 'shop'"),
+        (["shop.py", "shop.py", "--url", URL], "two graphs of this worker have the name 'shop'"),
         (["shop.py:own", "--url", URL], "graph 'own' has a store of its own, so its runs aren't in sqlite:///state.db"),
         (["shop.py", "--url", URL, "--lease", "soon"], "--lease"),
         (["shop.py", "--url", URL, "--concurrency", "0"], "concurrency"),

@@ -168,7 +168,7 @@ def test_a_stopped_process_finds_itself_fenced(tmp_path: Path, undisturbed: tupl
         stopped.stdin.flush()
         with start(path) as refused:
             assert refused.stderr is not None
-            assert f"RunBusyError: run 'r' is under way: process {stopped.pid} on" in refused.stderr.read()
+            assert f"RunBusyError: run 'r' is running: process {stopped.pid} on" in refused.stderr.read()
         with start(path, takeover=True) as other:
             assert other.stdout is not None
             assert other.stdout.read().endswith("done 43\n")

@@ -318,7 +318,7 @@ def test_details(page):
     details = page.locator("#details")
     expect(details.locator("h2")).to_have_text("exec ship")
     expect(details.locator(".stack")).to_contain_text("in ship")
-    expect(details).to_contain_text("of its own")
+    expect(details.get_by_text("self", exact=True)).to_be_visible()
     cells = dict(zip(details.locator("th").all_inner_texts(), details.locator("td").all_inner_texts(), strict=True))
     assert cells["error.type"].startswith("KeyError")
     assert any(name.endswith("attempt") for name in cells)
@@ -341,7 +341,7 @@ def test_it_opens_at_the_failure(show, recorded):
     error.get_by_text("copy the error").click()
     expect(error.locator(".copy")).to_have_text(re.compile("^(not )?copied$"))
     page.locator("#rows").press("Home")  # the run shows where its error arose
-    page.get_by_text("arose in exec ship").click()
+    page.get_by_text("raised in exec ship").click()
     expect(page.locator(".row.selected .name")).to_have_text("exec ship")
 
 

@@ -185,7 +185,7 @@ def test_a_graph_without_a_file_is_refused_before_the_run(tmp_path: Path) -> Non
     code = GRAPH + "graph.validate()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "GraphError" in done.stderr
-    assert "move it into a module of its own" in done.stderr
+    assert "move the node into a module of its own" in done.stderr
 
 
 @pytest.mark.parametrize(

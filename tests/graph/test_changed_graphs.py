@@ -257,7 +257,7 @@ edits(
         "nested: flatten to a node of its name": (
             lambda: (a >> q.with_options(name="inner") >> q >> c,),
             "",
-            "'inner', which is no graph but a node",
+            "'inner', which is not a graph; its kind is node",
         ),
         "nested: nest once more": (
             lambda: (a >> graph(graph(p >> q, name="inner"), name="outer") >> c,),
@@ -406,7 +406,7 @@ edits(
         "waiting: the question moves": (
             lambda: (a >> step("sure", UNTYPED, UNTYPED) >> ask("really") >> use,),
             "",
-            "waits for an answer at 'sure', where nothing asks",
+            "waits for an answer at 'sure', but no node asks there",
         ),
         "waiting: insert ahead": (
             lambda: (a >> ask("sure") >> step("z", UNTYPED, UNTYPED) >> use,),
@@ -571,7 +571,11 @@ edits(
         "items within: a node less": (items(way(Q)), "", "- node all/way/p"),
         "items within: another scope": (items(way(P, Q, scope="in")), "", "+ graph all/way in scope 'in:'"),
         "items within: other results": (items(way(P, step("q", int, str, shows=True))), "", "+ items of all give str"),
-        "items within: flatten": (items(Q.with_options(name="way")), "", "'all/way', which is no graph but a node"),
+        "items within: flatten": (
+            items(Q.with_options(name="way")),
+            "",
+            "'all/way', which is not a graph; its kind is node",
+        ),
     },
 )
 edits(
@@ -686,13 +690,13 @@ edits(
         "items that wait: rename the question": (
             asking_items(ask("really")),
             "",
-            "item 0 of 'all' waits for an answer at 'all/way/sure', where nothing asks",
+            "item 0 of 'all' waits for an answer at 'all/way/sure', but no node asks there",
         ),
         "items that wait: retype the answer": (asking_items(ask("sure", int)), "", "+ ask all/way/sure for int"),
         "items that wait: a node in place of the question": (
             asking_items(step("sure", UNTYPED, UNTYPED)),
             "",
-            "item 0 of 'all' waits for an answer at 'all/way/sure', where nothing asks",
+            "item 0 of 'all' waits for an answer at 'all/way/sure', but no node asks there",
         ),
         "items that wait: rename the question, and collect": (
             asking_items(ask("really"), errors="collect"),
@@ -756,7 +760,7 @@ edits(
         "allowed: flatten a graph to a node of its name": (
             lambda: (a >> q.with_options(name="inner") >> q,),
             "",
-            "'inner', which is no graph but a node",
+            "'inner', which is not a graph; its kind is node",
         ),
         "allowed: another scope": (
             lambda: (a >> graph(p >> q, name="inner", scope="in") >> step("b2"),),
@@ -781,7 +785,7 @@ edits(
         "allowed: the question moves": (
             lambda: (a >> step("sure", UNTYPED, UNTYPED) >> ask("really") >> use,),
             "",
-            "where nothing asks",
+            "but no node asks there",
         ),
         "allowed: another question ahead": (lambda: (a >> ask("sure") >> step("y", UNTYPED, UNTYPED),), "a y", ""),
     },

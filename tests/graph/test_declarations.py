@@ -52,7 +52,9 @@ def test_a_misspelt_phase_is_a_finding(method: str, meant: str) -> None:
     """It would never be called, and the node would do nothing: the finding names class, method and the suggestion."""
     name = method.partition("(")[0]
     (found,) = findings(a_node(method))
-    assert found.startswith(f"Charge.{name} is no phase and no hook, so nobody calls it. Did you mean {meant!r}?")
+    assert found.startswith(
+        f"Charge.{name} is neither a phase nor a hook, so it is never called. Did you mean {meant!r}?"
+    )
     assert f"helper of yours, name it _{name}" in found
 
 
@@ -80,7 +82,7 @@ def test_helpers_keep_their_names(helpers: tuple[str, ...]) -> None:
 def test_methods_of_a_node_without_phases_are_a_finding() -> None:
     """Nobody calls `run`: the finding lists what can be overridden. Properties and values of the class are allowed."""
     (found,) = findings(a_node("run(self, n)"))
-    assert found == "Charge overrides no phase, so nobody calls its run; the phases are: prep, exec, fallback, post"
+    assert found == "Charge overrides no phase, so its run is never called; the phases are: prep, exec, fallback, post"
     Graph(a_node(limit=5, kind=int, total=property(lambda self: 5))).validate()
 
 
@@ -193,7 +195,7 @@ def bare(n: int) -> int:
 
 charge: Any = Charge()
 WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
-    "a class before >>": (lambda: Charge >> plus, "the class Charge is no node .* make an instance of it"),
+    "a class before >>": (lambda: Charge >> plus, "the class Charge is neither a node nor a chain .* make an instance of it"),
     "a class before a chain": (lambda: Charge >> (plus >> charge), "make an instance of it"),
     "a function before >>": (lambda: bare >> plus, "put @node before the function"),
     "a function behind >>": (lambda: plus >> bare, "put @node before the function"),
@@ -201,8 +203,8 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "a way out behind >>": (lambda: plus >> charge.declined, "belongs on the left of >>"),
     "a list": (lambda: Graph([plus, charge]), "give each chain as an argument of its own"),
     "an action by its type": (lambda: Action(str), r"Action\[str\]\(\)"),
-    "a way out for an action": (lambda: charge.on(charge.declined), "an action is a name or an Action"),
-    "an action without a name": (lambda: charge.on(""), "an action is a name or an Action"),
+    "a way out for an action": (lambda: charge.on(charge.declined), "an action must be a name or an Action"),
+    "an action without a name": (lambda: charge.on(""), "an action must be a name or an Action"),
     "@node on a node": (lambda: node(charge), "exec can't be .*; give a function"),
     "@node on a class of nodes": (lambda: node(Charge), "exec can't be .*; give a function"),
     "@node with a name": (lambda: node("fetch"), "exec can't be str.5.; give a function, and options by their names"),
@@ -294,7 +296,9 @@ def test_next_takes_a_name() -> None:
             return Next(self.declined, "no")
 
     leaves = Leaves()
-    with pytest.raises(RouteError, match=r"left by Out, which is no name of an action.*return self.action\(output\)"):
+    with pytest.raises(
+        RouteError, match=r"left by Out, which is not the name of an action.*return self.action\(output\)"
+    ):
         Graph(leaves, leaves.declined >> node(len)).run_sync(1)
 
 

@@ -180,7 +180,7 @@ def test_every_fault_is_found_at_once() -> None:
     found = findings(graph)
     assert sorted(found) == sorted([
         "node 'text' leaves with str, but 'double' takes int",
-        "node 'fork' declares the action 'stop', which leads nowhere; add node.stop >> other",
+        "node 'fork' declares the action 'stop', but has no edge for it; add node.stop >> other",
         "node 'fork' can't be reached from 'text'",
         "node 'plus' can't be reached from 'text'",
         "node 'lone' can't be reached from 'text'",
@@ -210,7 +210,7 @@ def test_two_nodes_of_one_name_are_a_finding_that_shows_both() -> None:
     other = double.with_options(name="plus")
     (found,) = findings(Graph(plus >> other))
     assert re.match(
-        r"two nodes are called 'plus': <node plus> \(line \d+\) and <node plus> \(line \d+\); name one of them with with_options",
+        r"two nodes have the name 'plus': <node plus> \(line \d+\) and <node plus> \(line \d+\); rename one of them with with_",
         found,
     )
     first: Any = node(lambda n: n + 1)
@@ -218,8 +218,8 @@ def test_two_nodes_of_one_name_are_a_finding_that_shows_both() -> None:
     (found,) = findings(Graph(first >> second))
     line = inspect.getsourcelines(first.__wrapped__)[1]
     assert found == (
-        f"two nodes are called '<lambda>': <node <lambda>> (line {line}) and <node <lambda>> (line {line + 1}); "
-        "name one of them with node(name=…)"
+        f"two nodes have the name '<lambda>': <node <lambda>> (line {line}) and <node <lambda>> (line {line + 1}); "
+        "rename one of them with node(name=…)"
     )
     Graph(plus >> double, plus.on("again") >> plus).validate()
 
@@ -343,7 +343,8 @@ def test_faults_of_nested_graphs_and_items_are_found_from_outside() -> None:
     inner = Graph(fork, fork.act >> plus, name="inner")
     (found,) = findings(Graph(inner >> double))
     assert (
-        found == "in graph 'inner': node 'fork' declares the action 'stop', which leads nowhere; add node.stop >> other"
+        found
+        == "in graph 'inner': node 'fork' declares the action 'stop', but has no edge for it; add node.stop >> other"
     )
     Graph(inner >> double, inner.on("stop") >> plus).validate()
     (found,) = findings(Graph(each(inner)))
@@ -375,7 +376,9 @@ def test_an_ask_without_an_edge_for_its_action_is_a_finding() -> None:
     """Otherwise it would be found when the question's time is over, days later."""
     ask = Ask[int, bool](bool, question="Really?", timeout="2d", action="too_late")
     (found,) = findings(Graph(ask >> str_of))
-    assert found == "node 'ask' declares the action 'too_late', which leads nowhere; add node.on('too_late') >> other"
+    assert (
+        found == "node 'ask' declares the action 'too_late', but has no edge for it; add node.on('too_late') >> other"
+    )
     (found,) = findings(Graph(each(ask)))
     assert found.endswith("give a graph: each(Graph(…))")
     (found,) = findings(Graph(ask >> str_of, ask.on("too_late") >> text_of))
@@ -599,10 +602,10 @@ def test_steps_are_counted_over_nested_graphs() -> None:
     """The outermost graph's limit counts, whatever the inner one would allow."""
     inner = Graph(plus >> double, name="inner", max_steps=100_000)
     loop = Graph(inner >> inner, name="outer", max_steps=30)
-    with pytest.raises(StepLimitError, match=r"may take 30.*max_steps"):
+    with pytest.raises(StepLimitError, match=r"30 are allowed.*max_steps"):
         loop.run_sync(1)
     assert Graph(inner >> plus, max_steps=4).run_sync(1) == 5
-    with pytest.raises(StepLimitError, match="as step 4, and may take 3"):
+    with pytest.raises(StepLimitError, match="as step 4; 3 are allowed"):
         Graph(inner >> plus, max_steps=3).run_sync(1)
 
 
@@ -616,7 +619,7 @@ def test_depth_is_bounded() -> None:
         return graph
 
     assert nested(32).run_sync(1) == 2
-    with pytest.raises(StepLimitError, match=r"graph 'g0' is nested 33 deep, and may be 32.*max_depth"):
+    with pytest.raises(StepLimitError, match=r"graph 'g0' is nested 33 levels deep; 32 are allowed.*max_depth"):
         nested(33).run_sync(1)
     assert nested(33, max_depth=40).run_sync(1) == 2
     assert asyncio.run(nested(60, max_depth=60).run(1)) == 2

@@ -171,7 +171,7 @@ def test_an_execution_that_was_overtaken_before_it_could_suspend_its_run_says_so
 
             leaving = Leaving(status="waiting", lands=False, answer=REFUSED, meanwhile=overtake, happened=happened)
             async with Store(url, layers=[leaving]) as store:
-                with pytest.raises(RunFencedError, match="epoch 2 owns it, this was 1"):
+                with pytest.raises(RunFencedError, match="epoch 2 owns it, this is epoch 1"):
                     await asking.run(1, run_id="r", store=store)
 
     run_virtual(main())

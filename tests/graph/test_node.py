@@ -256,7 +256,7 @@ def test_options_do_not_collide_with_the_users_own_fields() -> None:
      ({"isolation": "total"}, ValueError, "serializable"), ({"retry": 3}, ConfigError, r"retry=3: give a Retry"),
      ({"reads": Key("a")}, TypeError, "reads=Key: give a tuple of Keys"), ({"writes": "a"}, TypeError, "Key"),
      ({"name": 5}, ConfigError, "name can't be 5"), ({"name": ""}, ConfigError, "name can't be str.0."),
-     ({"trace": "yes"}, ConfigError, "it is True, False, or a mapping"),
+     ({"trace": "yes"}, ConfigError, "give True, False, or a mapping"),
      ({"timeout": math.nan}, ConfigError, "timeout of node '.*' can't be nan")],
 )  # fmt: skip
 def test_invalid_options_are_refused(options: Any, kind: type[Exception], says: str) -> None:
@@ -466,11 +466,11 @@ def test_actions_of_a_base_class_are_the_subclasss_too() -> None:
 @pytest.mark.parametrize("wrong", [AsyncAll, 3, None, len], ids=str)
 def test_only_nodes_can_be_chained(wrong: Any) -> None:
     """A class, a bare function or anything else is refused at once, with a hint for a class."""
-    with pytest.raises(TypeError, match="no node"):
+    with pytest.raises(TypeError, match="is neither a node nor"):
         plus >> wrong
-    with pytest.raises(TypeError, match="no node"):
+    with pytest.raises(TypeError, match="is neither a node nor"):
         Graph(wrong)
-    with pytest.raises(TypeError, match="make an instance" if isinstance(wrong, type) else "no node"):
+    with pytest.raises(TypeError, match="make an instance" if isinstance(wrong, type) else "is neither a node nor"):
         each(wrong)
 
 

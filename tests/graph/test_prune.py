@@ -405,7 +405,7 @@ def test_graphs_are_found_whatever_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "nothing says which runs to remove; give older, keep, or both"),
+        ({}, "neither older nor keep is given; give one of them, or both"),
         ({"older": "soon"}, "older can't be 'soon'; give seconds from 0 up"),
         ({"older": True}, "older can't be True"),
         ({"keep": -1}, "keep must be a number of runs, 0 or more, not"),

@@ -208,7 +208,7 @@ def test_a_name_that_several_nodes_have_is_refused():
     again = fetch.with_options(trace=False)
     for graph in (Graph(each(fetch) >> each(again).with_options(name="second")), Graph(again >> each(fetch))):
         graph.validate()
-        with pytest.raises(GraphError, match="several nodes are called 'fetch'"):
+        with pytest.raises(GraphError, match="several nodes have the name 'fetch'"):
             graph.replace(fetch=node(lambda url: url))
     same = Graph(each(fetch) >> each(fetch).with_options(name="second"))
     assert same.replace(fetch=node(lambda url: url)).run_sync(["a"]) == ["a"]
@@ -219,7 +219,7 @@ def test_unknown_names_are_refused_all_at_once():
     with pytest.raises(GraphError) as refused:
         shop.replace(chrge=Fake(), notes=note)
     said = str(refused.value)
-    assert "there is no node 'chrge'; there is: parse, charge, note, apologise. Did you mean 'charge'?" in said
+    assert "there is no node 'chrge'; the graph has: parse, charge, note, apologise. Did you mean 'charge'?" in said
     assert "there is no node 'notes'" in said
 
 

@@ -114,7 +114,9 @@ def test_a_renamed_node() -> None:
             with pytest.raises(Stumble):
                 await after.run(1, run_id="r")
             broken.clear()
-            with pytest.raises(RunChangedError, match="belongs to version 2 of graph 'graph', and this is version 1"):
+            with pytest.raises(
+                RunChangedError, match="belongs to version 2 of graph 'graph', but this graph has version 1"
+            ):
                 await former.resume("r")
             assert [check.verdict for check in await after.check_runs()] == ["unchanged"]
             assert await after.resume("r") == 1
@@ -243,7 +245,7 @@ def test_a_question() -> None:
             await stopped(Graph(A >> Ask(bool, question="Sure?", name="sure") >> use, store=store), "")
             options: Any = {"store": store, "version": 2, "upgrade": {1: move}}
             gone = Graph(A >> step("really") >> use, **options)
-            with pytest.raises(RunChangedError, match="waits for an answer at 'really', where nothing asks"):
+            with pytest.raises(RunChangedError, match="waits for an answer at 'really', but no node asks there"):
                 await gone.resume("r", answer=True)
             after = Graph(A >> Ask(str, question="Really?", name="really") >> use, **options)
             with pytest.raises(RunSuspendedError):
@@ -271,7 +273,7 @@ def test_an_answer_that_was_given_before() -> None:
             other = Graph(Ask(str, question="Really?", name="really") >> use, **options)
             with pytest.raises(RunChangedError, match="its answer is not the str that 'really'"):
                 await other.resume("r")
-            with pytest.raises(RunChangedError, match="has been given an answer at 'really', where nothing asks"):
+            with pytest.raises(RunChangedError, match="has been given an answer at 'really', but no node asks there"):
                 await Graph(step("really") >> use, **options).resume("r")
             same = Graph(Ask(bool, question="Really?", name="really") >> use, **options)
             assert await same.resume("r") == Answered(1, True)
@@ -493,7 +495,7 @@ def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
         "returned str[2], not a RunPosition": wrong,
         "is at node 'b', which doesn't exist there": lambda position: position,
         "is at node 'nowhere', which doesn't exist there": lambda position: replace(position, path=("nowhere",)),
-        "is inside 'a', which is no graph but a node": lambda position: replace(position, path=("a", "b2")),
+        "is inside 'a', which is not a graph; its kind is node": lambda position: replace(position, path=("a", "b2")),
         "is at node 'b2' with str, but the node takes int": lambda position: replace(renamed(position), value="x"),
         "leaves '' by 'x', for which there is no edge": lambda position: replace(position, path=(), left_by="x"),
         "is not registered": lambda position: replace(renamed(position), value=Unknown()),
@@ -525,7 +527,7 @@ def test_a_version_that_nothing_upgrades() -> None:
         async with Store(Kept()) as store:
             await stopped(Graph(A >> B, store=store), "b")
             more = Graph(A >> step("b2"), store=store, version=3, upgrade={2: renamed})
-            with pytest.raises(RunChangedError, match=r"nothing upgrades version 1 to 2; give .*upgrade=\{1: …\}"):
+            with pytest.raises(RunChangedError, match=r"no function upgrades version 1 to 2; give .*upgrade=\{1: …\}"):
                 await more.resume("r")
             with pytest.raises(RunChangedError, match=r"Graph\(…, version=3, upgrade=\{2: …\}\)"):
                 await Graph(A >> step("b2"), store=store, version=2).resume("r")
@@ -649,7 +651,7 @@ def test_an_answer_after_the_check_is_not_lost() -> None:
 
             really = Ask(bool, question="Really?", name="really")
             after = Graph(really >> step("use"), store=store, version=2, upgrade={1: move})
-            with pytest.raises(RunMismatchError, match="has had its answer"):
+            with pytest.raises(RunMismatchError, match="was already answered"):
                 await after.resume("r", answer=True)
             assert await after.resume("r") == Answered(1, False)
             assert seen[:2] == [True, False]

@@ -286,7 +286,7 @@ def test_a_node_that_raises_the_cancellation_of_another_task_has_failed(url: str
             assert info.failure is not None
             assert (info.state, info.failure.node) == ("failed", "fetch")
             assert info.failure.message.startswith(
-                f"Fetch.{phase} raised CancelledError, and nobody has cancelled run 'f'"
+                f"Fetch.{phase} raised CancelledError, but run 'f' was not cancelled"
             )
             with pytest.raises(WrappedCancelledError):
                 await fetching.resume("f", store=store)
@@ -343,7 +343,7 @@ def test_a_node_that_exits_has_failed_and_its_worker_goes_on(url: str, is_async:
                 "pocket_plug.errors.WrappedSystemExitError",
                 "each_exits/exits" if is_item else "exits",
             )
-            assert info.failure.message.startswith("a node of run 'out' raised SystemExit: no 1: in a worker")
+            assert info.failure.message.startswith("a node of run 'out' raised SystemExit: no 1; in a worker")
             with pytest.raises(SystemExit):  # this process executes it itself
                 await leaving.resume("out", store=store)
 
@@ -729,7 +729,7 @@ def test_a_run_without_progress_has_failed_after_some_executions(url: str) -> No
             assert said.of("d-1") == ["failed"]
             (error,) = [report.error for report in said.reports]
             assert isinstance(error, RunStuckError)
-            assert "5 executions in turn have ended at node 'double' without an error and without progress" in str(
+            assert "5 executions in a row have ended at node 'double' without an error and without progress" in str(
                 error
             )
             (failed,) = await keys(store, "failed")
@@ -1006,9 +1006,9 @@ def test_a_damaged_record_stops_no_worker(url: str) -> None:
 @pytest.mark.parametrize(
     ("graphs", "why"),
     [
-        ([], "needs at least one graph"),
-        ([double], "not of"),
-        ([graph, Graph(double, name="doubling")], "two of the graphs for this worker are called 'doubling'"),
+        ([], "has no graph; give at least one"),
+        ([double], "is not a graph"),
+        ([graph, Graph(double, name="doubling")], "two graphs of this worker have the name 'doubling'"),
     ],
 )
 def test_invalid_graphs_are_refused(graphs: Any, why: str) -> None:

@@ -242,11 +242,13 @@ def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
         async with stored(tmp_path) as store:
             runs = Runs(store)
             wrong: Any = "runing"
-            with pytest.raises(ConfigError, match=r"'runing' is no state of a run: .* Did you mean 'running'"):
+            with pytest.raises(
+                ConfigError, match=r"'runing' is not a state of a run; give one of: .* Did you mean 'running'"
+            ):
                 await runs.list(state=wrong)
             with pytest.raises(ConfigError, match="limit=0"):
                 await runs.list(limit=0)
-            with pytest.raises(ConfigError, match="after='17' is no place in a list"):
+            with pytest.raises(ConfigError, match="after='17' is not a position in a list"):
                 await runs.list(after="17")
             with pytest.raises(UnknownRunError, match="there is no run 'none' in SQLite"):
                 await runs.get("none")
@@ -273,7 +275,7 @@ def test_unreadable_runs_hide_no_other(tmp_path: Path) -> None:
             assert sorted(await ids(runs, state="unreadable", limit=2)) == ["damaged", "newer"]
             with pytest.raises(StoreError, match="written by a newer pocket_plug"):
                 await runs.get("newer")
-            with pytest.raises(CorruptRecordError, match="damaged' is no record of a durable run"):
+            with pytest.raises(CorruptRecordError, match="damaged' is not a record of a durable run"):
                 await runs.cancel("damaged")
             assert await runs.remove("newer")
             assert await runs.remove("foreign")
@@ -601,7 +603,7 @@ def test_waiting_for_a_run(tmp_path: Path) -> None:
         async with stored(tmp_path) as store:
             await begun(store, ask >> told, "r")
             runs = Runs(store)
-            with pytest.raises(TimeoutError, match="run 'r' is waiting"):
+            with pytest.raises(TimeoutError, match="run 'r' is still waiting"):
                 await runs.wait("r", timeout=0.01)
             waiting = asyncio.ensure_future(runs.wait("r"))
             await Graph(ask >> told, store=store, name="g").resume("r", answer=True)

@@ -155,7 +155,7 @@ def test_a_run_that_its_program_stops_can_be_resumed(tmp_path: Path) -> None:
             graph = Graph(long, store=store)
             task = asyncio.create_task(graph.run(1, run_id="r"))
             await waits.wait()
-            with pytest.raises(RunBusyError, match=r"run 'r' is under way: process \d+ on .* takeover=True"):
+            with pytest.raises(RunBusyError, match=r"run 'r' is running: process \d+ on .* takeover=True"):
                 await graph.run(1, run_id="r")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -233,7 +233,7 @@ def test_a_cancelled_run_ends_and_its_hooks_are_called(tmp_path: Path, told: str
 
             work: Any = listed >> each(Work(), errors="collect") if told == "in an item" else Work()
             graph = Graph(first >> work >> same, store=store)
-            with pytest.raises(RunCancelledError, match="run 'r' was cancelled; what its nodes had written stays"):
+            with pytest.raises(RunCancelledError, match="run 'r' was cancelled; what its nodes have written is kept"):
                 await graph.run(1, run_id="r")
             task = asyncio.current_task()
             assert task is not None
@@ -371,7 +371,7 @@ def test_items_ask_and_are_answered_in_any_order(tmp_path: Path) -> None:
             assert list(waiting.value.questions) == [ids[1]]
             with pytest.raises(InputError, match=r"'ask' .* asks for str, not int"):
                 await graph.resume("r", answer=1, question=ids[1])
-            with pytest.raises(RunMismatchError, match="has had its answer"):
+            with pytest.raises(RunMismatchError, match="was already answered"):
                 await graph.resume("r", answer="other", question=ids[0])
             assert await graph.resume("r", answer="a1", question=ids[1]) == ["a0", "a1", "a2"]
             assert await store.get("answered") == 3
@@ -389,7 +389,9 @@ def test_a_question_of_an_item_that_is_an_ask_can_be_answered_by_the_asks_name(t
             graph = Graph(each(ask), store=store)
             with pytest.raises(RunSuspendedError):
                 await graph.run([1, 2], run_id="r")
-            with pytest.raises(RunMismatchError, match="node 'ask' asks several times; give the question's id"):
+            with pytest.raises(
+                RunMismatchError, match="node 'ask' has asked several questions; give the question's id"
+            ):
                 await graph.resume("r", answer=True, question=ask)
             with pytest.raises(RunSuspendedError):
                 await graph.resume("r", answer=True, question="each_ask#1[0]")
@@ -461,7 +463,7 @@ def test_a_question_has_a_timeout(tmp_path: Path, way: str) -> None:
                 await graph.resume("r")
             clock.advance(1)
             assert await graph.resume("r") == (Answered(5, False) if way == "default" else 5)
-            with pytest.raises(RunMismatchError, match="has had its answer"):
+            with pytest.raises(RunMismatchError, match="question 'ask#1' was not answered in time"):
                 await graph.resume("r", answer=True)
             assert [key async for key in store.stack.scan(WAKE)] == []
 

@@ -1015,7 +1015,7 @@ def test_errors_of_a_run_after_its_reader_has_left_are_logged(caplog: pytest.Log
     with caplog.at_level(logging.ERROR, "pocket_plug"):
         asyncio.run(main())
     (record,) = [record for record in caplog.records if not record.message.startswith("pocket_plug.node.exception ")]
-    assert "a run failed whose stream nobody reads any more" in record.message
+    assert "a run failed, and its stream has no reader any more" in record.message
     assert "ValueError" in record.message
     assert "secret" not in record.message
 
@@ -1034,7 +1034,7 @@ def test_an_error_that_was_not_read_is_logged(caplog: pytest.LogCaptureFixture) 
         asyncio.run(main())
     assert [record.message.partition(". ")[0].split(" run_id=")[0] for record in caplog.records] == [
         "pocket_plug.node.exception",
-        "a run failed whose stream nobody reads any more",
+        "a run failed, and its stream has no reader any more",
     ]
 
 

@@ -119,13 +119,13 @@ def test_declared_attributes_are_limited_in_size() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"pocket_plug.node.name": "x"}, "an attribute's name is a text that doesn't begin with 'pocket_plug.'"),
-        ({"": "x"}, "an attribute's name is a text"),
-        ({7: "x"}, "an attribute's name is a text"),
-        ({"team": None}, "an attribute is a str, a bool, an int or a float"),
-        ({"team": ["secret"]}, "an attribute is a str, a bool, an int or a float"),
+        ({"pocket_plug.node.name": "x"}, "an attribute's name must be a text that doesn't begin with 'pocket_plug.'"),
+        ({"": "x"}, "an attribute's name must be a text"),
+        ({7: "x"}, "an attribute's name must be a text"),
+        ({"team": None}, "an attribute must be a str, a bool, an int or a float"),
+        ({"team": ["secret"]}, "an attribute must be a str, a bool, an int or a float"),
         ({"team": 2**63}, "doesn't fit into OTLP's 64 bits"),
-        (["team"], "it is True, False, or a mapping of attributes"),
+        (["team"], "give True, False, or a mapping of attributes"),
     ],
 )
 def test_an_invalid_attribute_is_refused_when_it_is_written(given: Any, says: str) -> None:

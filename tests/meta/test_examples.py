@@ -68,8 +68,8 @@ SHOWN = {
         o-6666: held back
         sorry, o-42000: 42000 is over the limit
         graph 'careless' can't run:
-        - node 'charge' declares the action 'declined', which leads nowhere; add node.declined >> other
-        - node 'charge' declares the action 'review', which leads nowhere; add node.review >> other
+        - node 'charge' declares the action 'declined', but has no edge for it; add node.declined >> other
+        - node 'charge' declares the action 'review', but has no edge for it; add node.review >> other
         n0 -- "declined" --> n3
     """,
     "checkpoint": """

@@ -28,7 +28,7 @@ def test_a_dead_endpoint_delays_the_end_as_long_as_was_asked_for(
         code = f"{call}; graph.run_sync('tea')"
         done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=dead_endpoint, **variables)
         assert done.returncode == 0
-        assert "spans were not exported; exporting took longer than 0.1 s and was given up" in done.stderr
+        assert "spans were not exported; exporting didn't finish within 0.1 s" in done.stderr
 
 
 def test_it_is_two_seconds_by_default(tmp_path: Path, dead_endpoint: str) -> None:

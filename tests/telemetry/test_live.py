@@ -238,7 +238,7 @@ def test_a_run_whose_process_died_is_lost(traced: Traced, capsys: pytest.Capture
     drawn = capsys.readouterr().out
     assert drawn.startswith("run shop … not ended")
     assert main(["trace", "show", "--watch", "r-1", "--file", str(traced.path)]) == 1
-    assert "the run's process shows no sign of life" in capsys.readouterr().err
+    assert "its process has stopped writing; it may have been killed" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_listed_any_more_is_lost_in_the_end(traced: Traced) -> None:

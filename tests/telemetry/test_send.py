@@ -120,8 +120,8 @@ def test_refused_spans_are_reported(
     assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
     assert len(otlp_sink.requests) == 7
     said = capsys.readouterr().err
-    assert "not taken: 6 spans, HTTP 400 Bad Request" in said
-    assert "not taken: 6 spans, HTTP 401 Unauthorized. Give its credentials by --header" in said
+    assert "not accepted: 6 spans, HTTP 400 Bad Request" in said
+    assert "not accepted: 6 spans, HTTP 401 Unauthorized. Give its credentials by --header" in said
 
 
 def test_partial_success_is_reported(
@@ -141,7 +141,7 @@ def test_partial_success_is_reported(
     assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
     said = capsys.readouterr().err
     assert "sent 4 spans" in said
-    assert "not taken: 2 spans, too old" in said
+    assert "not accepted: 2 spans, too old" in said
 
 
 def test_an_unreachable_backend(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +151,7 @@ def test_an_unreachable_backend(file: Path, capsys: pytest.CaptureFixture[str]) 
         url = f"http://127.0.0.1:{free.getsockname()[1]}/?key=query-secret"
         assert main(["trace", "send", str(file), "--to", url]) == 1
     said = capsys.readouterr().err
-    assert "not taken: 6 spans, no connection: ConnectionRefusedError" in said
+    assert "not accepted: 6 spans, no connection: ConnectionRefusedError" in said
     assert "secret" not in said
 
 

@@ -201,4 +201,4 @@ def test_a_graph_in_a_script_is_refused(tmp_path: Path) -> None:
         "    print(error)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
-    assert "move it into a module of its own" in done.stdout
+    assert "move the node into a module of its own" in done.stdout

@@ -135,7 +135,7 @@ def test_without_the_layer_a_run_says_what_is_missing(tmp_path: Path) -> None:
             await Graph(greet, store=store, name="orders").run("in", run_id="r1")
         async with Store(url) as store:
             with pytest.raises(
-                CorruptRecordError, match=r"no record of a durable run, but Encrypted.*give the store that layer"
+                CorruptRecordError, match=r"not a record of a durable run, but Encrypted.*give the store that layer"
             ):
                 await Runs(store).get("r1")
             with pytest.raises(CorruptRecordError, match="give the store that layer"):

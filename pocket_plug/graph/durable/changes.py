@@ -242,7 +242,7 @@ def _misplaced(graph: GraphForm, standing: Standing, who: str, path: Path = ()) 
     if wait is not None and wait.wait.kind == "question" and (leaf is None or leaf.kind != "ask"):
         place = written((*path, *(frame.node for frame in frames if frame.node is not None), *standing.under))
         verb = "waits for" if wait.wait.is_open else "has been given"
-        return f"{who} {verb} an answer at {place!r}, where nothing asks"
+        return f"{who} {verb} an answer at {place!r}, but no node asks there"
     leads: list[Mapping[str, str]] = []
     node: NodeForm | None = None
     for depth, frame in enumerate(frames):
@@ -254,7 +254,7 @@ def _misplaced(graph: GraphForm, standing: Standing, who: str, path: Path = ()) 
         path, node = (*path, frame.node), graph.nodes[frame.node]
         if depth < len(frames) - 1:
             if node.kind != "graph" or node.inner is None:
-                return f"{who} is inside {written(path)!r}, which is no graph but a {node.kind}"
+                return f"{who} is inside {written(path)!r}, which is not a graph; its kind is {node.kind}"
             leads.append(node.leads)
             graph = node.inner
     last = frames[-1]

@@ -31,6 +31,7 @@ from .standing import BATCH, ITEM
 from .states import RunFailure, State, plain_state, read_state, state_key, state_of, trace_id, wake_key
 from .waits import (
     PlacedWait,
+    already_settled,
     is_same,
     put_wait,
     step_of_place,
@@ -182,13 +183,13 @@ def refuse_another(journal: Journal, start: Record, value: object) -> None:
     name, prefix = journal.graph.name, journal.prefix
     if (start["graph"], start["scope"]) != (name, prefix):
         raise RunMismatchError(
-            f"run {journal.id!r} is one of graph {start['graph']!r} in scope {start['scope']!r}, not of "
+            f"run {journal.id!r} belongs to graph {start['graph']!r} in scope {start['scope']!r}, not to "
             f"{name!r} in {prefix!r}; give the new run another run_id"
         )
     if value is not MISSING and not _same(journal, start["input"], value):
         raise RunMismatchError(
-            f"run {journal.id!r} was begun with another input than this {summary(value)}; give the new run another "
-            "run_id, or resume the old one by resume(run_id)"
+            f"run {journal.id!r} was started with another input, not with this {summary(value)}; give the new run another "
+            "run_id, or resume the old run by resume(run_id)"
         )
 
 
@@ -208,7 +209,7 @@ def _busy(journal: Journal, record: Record, state: State | None) -> RunBusyError
     process, now = (state.process if state is not None else None) or {}, journal.stack.clock()
     since = state.since if state is not None else record["started"]
     return RunBusyError(
-        f"run {journal.id!r} is under way: process {process.get('pid')} on {process.get('host')!r} has executed it for "
+        f"run {journal.id!r} is running: process {process.get('pid')} on {process.get('host')!r} has executed it for "
         f"{max(now - since, 0):.0f} seconds; its record was last written {max(now - record['updated'], 0):.0f} seconds ago. "
         "Wait for it, or take it over with takeover=True"
     )
@@ -235,7 +236,7 @@ async def _refuse_one_more(journal: Journal, record: Record, tries: int, expect:
         return
     node = "/".join(frame.node for frame in journal.checkpoint.frames if frame.node)
     error = RunStuckError(
-        f"run {journal.id!r}: {tries - 1} executions in turn have ended at node {node!r} without an error and without "
+        f"run {journal.id!r}: {tries - 1} executions in a row have ended at node {node!r} without an error and without "
         "progress. Does the node end its process, or need too much memory? A resume of the run tries it again"
     )
     now = journal.stack.clock()
@@ -281,15 +282,13 @@ def _answered(
     asked = wanted_question(journal.id, waits, question, status_of(record))
     if not asked.wait.is_open:
         if asked.wait.answer is None or not _same(journal, asked.wait.answer, answer):
-            raise RunMismatchError(
-                f"run {journal.id!r} has had its answer to {asked.place!r} already, and {summary(answer)} is another one"
-            )
+            raise already_settled(journal.id, asked, answer)
         return None
     step = step_of_place(journal.graph.plan, asked.place)
     if isinstance(step, AskStep) and not step.accepts(answer):
         raise InputError(
             f"node {step.name!r} of graph {journal.graph.name!r} asks for {type_name(step.answer_type)}, "
-            f"not {type(answer).__name__}; run {journal.id!r} still waits"
+            f"not {type(answer).__name__}; run {journal.id!r} still waits for an answer"
         )
     settled = replace(asked.wait, answer=journal.encode(answer, "the answer"), settled=journal.stack.clock())
     return put_wait(journal.part, asked.place, settled)

@@ -91,7 +91,9 @@ class Heart:
             try:
                 stack.run(beat(stack, this_process().id, speaking))
             except Exception as error:  # noqa: BLE001 - the next round tries again
-                log_failure(logging.WARNING, "a heartbeat of durable runs failed; others may take them over", error)
+                log_failure(
+                    logging.WARNING, "a heartbeat of durable runs failed; other processes may take the runs over", error
+                )
 
 
 _heart = Heart()

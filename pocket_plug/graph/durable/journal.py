@@ -81,7 +81,7 @@ class RunReleasedError(RunSuspendedError):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(run_id, {}, 0.0)
-        self.args = (f"run {run_id!r} was released: its worker stops, and another one resumes it",)
+        self.args = (f"run {run_id!r} was released: its worker stops, and another worker resumes it",)
 
 
 class Journal:
@@ -219,8 +219,8 @@ class Journal:
     def cancelled_error(self) -> RunCancelledError:
         """The error that ends an execution of a cancelled run."""
         return RunCancelledError(
-            f"run {self.id!r} was cancelled; what its nodes had written stays. To begin it anew give it another "
-            "run_id, or remove it"
+            f"run {self.id!r} was cancelled; what its nodes have written is kept. To start it again, use another "
+            "run_id, or remove the run"
         )
 
     async def record_end(self, error: BaseException) -> None:
@@ -254,7 +254,7 @@ class Journal:
             if isinstance(error, RunReleasedError):
                 raise  # this execution hasn't released it
         except Exception as failed:
-            log_failure(logging.WARNING, f"recording that run {self.id!r} has ended failed; it looks stalled", failed)
+            log_failure(logging.WARNING, f"recording the end of run {self.id!r} failed; the run looks stalled", failed)
             if isinstance(error, RunReleasedError):
                 raise
 
@@ -296,9 +296,13 @@ class Journal:
         """Raise RunFencedError if, in these entries, this execution doesn't own the run any more."""
         run = found.get(self.checkpoint.key)
         if run is None or execution_of(run) != self.owner:
-            by = "it was removed" if run is None else f"epoch {field_of(run, 'epoch')} owns it, this was {self.epoch}"
+            by = (
+                "it was removed"
+                if run is None
+                else f"epoch {field_of(run, 'epoch')} owns it, this is epoch {self.epoch}"
+            )
             raise RunFencedError(
-                f"run {self.id!r} was taken over by another execution: {by}; nothing of this one was stored since"
+                f"run {self.id!r} was taken over by another execution: {by}; this execution has stored nothing since"
             ) from failed
 
     async def found(self, keys: Iterable[str], failed: BaseException, what: str) -> dict[str, Entry]:

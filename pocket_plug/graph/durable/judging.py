@@ -144,8 +144,8 @@ class Judge:
         begun, graph = kept.start.get("version", 1), self.graph
         if begun > graph.version:
             raise RunChangedError(
-                f"run {kept.run_id!r} belongs to version {begun} of graph {graph.name!r}, and this is version "
-                f"{graph.version}; resume it with that version"
+                f"run {kept.run_id!r} belongs to version {begun} of graph {graph.name!r}, but this graph has version "
+                f"{graph.version}; resume the run with version {begun}"
             )
         steps = range(begun, graph.version)
         missing = [step for step in steps if step not in graph.upgrade]
@@ -153,7 +153,7 @@ class Judge:
             return []
         if missing:
             raise RunChangedError(
-                f"run {kept.run_id!r} belongs to version {begun} of graph {graph.name!r}, and nothing upgrades version "
+                f"run {kept.run_id!r} belongs to version {begun} of graph {graph.name!r}, and no function upgrades version "
                 f"{missing[0]} to {missing[0] + 1}; give Graph(…, upgrade={{{missing[0]}: …}})"
             )
         return [(step, graph.upgrade[step]) for step in steps]
@@ -178,15 +178,15 @@ class Judge:
     def _changed(self, kept: RunRecords, found: Differences) -> RunChangedError:
         allowed = "" if found.is_firm else ", or for this run alone: allow_changed=True"
         return RunChangedError(
-            f"run {kept.run_id!r} was begun by another form of graph {self.graph.name!r}, which differs in the part that the "
-            f"run can still reach; {self._way_out()}{allowed}",
+            f"run {kept.run_id!r} was started with another form of graph {self.graph.name!r}; the two differ in the part that "
+            f"the run can still reach; {self._way_out()}{allowed}",
             found.lines,
         )
 
     def _way_out(self) -> str:
         version = self.graph.version
         return (
-            "resume it with the graph that it began with, or upgrade it: "
+            "resume it with the graph that it was started with, or upgrade it: "
             f"Graph(…, version={version + 1}, upgrade={{{version}: …}})"
         )
 

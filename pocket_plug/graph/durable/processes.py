@@ -61,7 +61,7 @@ class Held(Protocol):
     state_key: str
     """The key of the run's state; "" before the claim."""
     lease: float
-    """Seconds after which the execution may be taken for dead if it has neither a commit nor a heartbeat."""
+    """Seconds after which the execution may be considered dead if it has neither a commit nor a heartbeat."""
 
     @property
     def moves(self) -> int:

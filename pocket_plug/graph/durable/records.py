@@ -101,7 +101,7 @@ class Checkpoint:
             check(self.key, frame, FRAME_FIELDS)
         self.frames = tuple(Frame(**frame) for frame in entry.value["frames"])
         if not self.frames:
-            raise CorruptRecordError(f"{self.key!r} is no record of a durable run: it doesn't say where the run is")
+            raise CorruptRecordError(f"{self.key!r} is not a record of a durable run: it has no position")
 
 
 def check(key: str, record: Record, fields: Record) -> None:
@@ -110,17 +110,21 @@ def check(key: str, record: Record, fields: Record) -> None:
         raise CorruptRecordError(f"{key!r} can't be read here: {record.error}")
     if not isinstance(record, dict):
         raise CorruptRecordError(
-            f"{key!r} is no record of a durable run, but {summary(record)}. If a layer that encrypts or compresses wrote it, "
-            "give the store that layer; else remove the record, and the run begins anew"
+            f"{key!r} is not a record of a durable run, but {summary(record)}. If a layer that encrypts or compresses wrote it, "
+            "give the store that layer; else remove the record, and the run starts from the beginning"
         )
     found = record
     if isinstance(format := found.get("format"), int) and format > FORMAT:
         raise StoreError(f"{key!r} was written by a newer pocket_plug; use that version")
     if found.keys() != fields.keys():
-        raise CorruptRecordError(f"{key!r} is no record of a durable run; remove it, and the run begins anew")
+        raise CorruptRecordError(
+            f"{key!r} is not a record of a durable run; remove it, and the run starts from the beginning"
+        )
     for name, kind in fields.items():
         if not isinstance(found[name], kind):
-            raise CorruptRecordError(f"{key!r} is no record of a durable run: its {name!r} is {summary(found[name])}")
+            raise CorruptRecordError(
+                f"{key!r} is not a record of a durable run: its {name!r} is {summary(found[name])}"
+            )
 
 
 def status_of(record: Record) -> Status:
@@ -163,7 +167,7 @@ def last_write(record: Record) -> str:
 def keys_of(run_id: str) -> tuple[str, str]:
     """The key of a run's checkpoint, and the prefix of the keys of its parts. Raises KeyNameError for an invalid id."""
     if not isinstance(run_id, str) or not run_id:
-        raise KeyNameError(f"a run_id is a string that is not empty, not {summary(run_id)}")
+        raise KeyNameError(f"a run_id must be a string that is not empty, not {summary(run_id)}")
     if not is_unicode(run_id):
         raise KeyNameError(f"run_id {run_id!r:.80} has a lone surrogate, which no store can write")
     name = escaped(check_length(run_id, "a run_id", MAX_RUN_ID_BYTES), ":")

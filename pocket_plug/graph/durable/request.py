@@ -61,7 +61,7 @@ def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> N
     if stack.read_only and asked:
         raise ReadOnlyError(
             f"{asked}the store {stack!r} of graph {graph.name!r} is read-only, so a run can't be recorded there; give the graph "
-            "a store that isn't"
+            "a store that is not read-only"
         )
     _check_stores(graph.plan, place)
     check_length(graph.name, "the name of a graph with durable runs", MAX_GRAPH_BYTES)
@@ -81,7 +81,7 @@ def _check_places(plan: Plan, within: str, name: str) -> None:
         if (found := len(escaped(place, ":").encode())) > _LONGEST_PLACE:
             raise ConfigError(
                 f"graph {name!r} can't have durable runs: the names of node {step.name!r:.80} and of the graphs around it "
-                f"have {found:,} bytes together, escaped for keys, and may have {_LONGEST_PLACE:,}; give some a shorter name="
+                f"have {found:,} bytes together, escaped for keys; {_LONGEST_PLACE:,} are allowed; give some a shorter name="
             )
         if isinstance(step, GraphStep):
             _check_places(step.graph.plan, place, name)

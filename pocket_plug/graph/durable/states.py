@@ -86,7 +86,7 @@ class StateKey:
             status, graph, started, name = key.removeprefix(STATE).split(":")
             return cls(status, unquote(graph), float(started), unquote(name))
         except ValueError:
-            raise CorruptRecordError(f"{key!r} is no key of a run's state") from None
+            raise CorruptRecordError(f"{key!r} is not the key of a run's state") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,4 +179,4 @@ def read_state(key: str, entry: Entry) -> State:
             found = {**found, "failure": RunFailure(**found["failure"])}
         return State(**found)
     except (AttributeError, TypeError):
-        raise CorruptRecordError(f"{key!r} is no state of a run: {summary(found)}") from None
+        raise CorruptRecordError(f"{key!r} is not the state of a run: {summary(found)}") from None

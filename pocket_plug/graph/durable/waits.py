@@ -80,7 +80,7 @@ def read_wait(part: str, key: str, entry: Entry) -> PlacedWait:
         return PlacedWait(unquote(key.removeprefix(part + WAIT)), Wait(**found), entry.version)
     except TypeError:
         raise CorruptRecordError(
-            f"{key!r} is no record of what a run waits for: {summary(found)}; the run can only be removed"
+            f"{key!r} is not a record of what a run waits for: {summary(found)}; the run can only be removed"
         ) from None
 
 
@@ -150,20 +150,28 @@ def wanted_question(
         what = "which question is it for? Give question=…" if open_ones else "no question is open"
     elif isinstance(question, str):
         found = [question] if question in asked else []
-        what = f"it has asked nothing at {question!r}"
+        what = f"it has no question {question!r}"
     else:
         name = options_of(question).name
         found = [place for place in open_ones if name in _askers(place)]
         found = found or [place for place in asked if name in _askers(place)][-1:]
-        what = f"node {name!r} asks {'several times' if found else 'nothing'}; give the question's id"
+        what = f"node {name!r} has asked {'several questions' if found else 'nothing'}; give the question's id"
     if len(found) == 1:
         return asked[found[0]]
     rest = (
-        f". Open: {', '.join(map(repr, open_ones))}"
+        f". Open questions: {', '.join(map(repr, open_ones))}"
         if open_ones
         else f"; {_NO_QUESTION.get(status, f'it is {status}')}"
     )
     raise RunMismatchError(f"run {run_id!r} can't take the answer: {what}{rest}")
+
+
+def already_settled(run_id: str, asked: PlacedWait, answer: object) -> RunMismatchError:
+    """The error for an answer to a settled question that has another answer, or none."""
+    what = "was not answered in time" if asked.wait.answer is None else "was already answered, with another answer"
+    return RunMismatchError(
+        f"run {run_id!r} can't take this answer ({summary(answer)}): question {asked.place!r} {what}"
+    )
 
 
 def is_same(encoded: bytes, other: bytes, value: object) -> bool:

@@ -339,7 +339,7 @@ class Worker:
             finder.refuse(journal.id, seen)
             self._tell("refused", journal, error)
             _logger.warning(
-                "a worker skips run %r of graph %r until its record changes: %s. `graph.check_runs()` says why",
+                "a worker skips run %r of graph %r until its record changes: %s. `graph.check_runs()` shows the reason",
                 *(journal.id, journal.graph.name, error_type(error)),
             )
 
@@ -373,7 +373,7 @@ class _WorkerLedger(RunLedger):
             if raised_by_handler(error):  # the process was told to end, and this node happened to be at work
                 raise
             failed = WrappedSystemExitError(
-                f"a node of run {self.journal.id!r} raised {describe(error)}: in a worker that is the run's failure"
+                f"a node of run {self.journal.id!r} raised {describe(error)}; in a worker, this error fails the run"
             )
             if (place := place_of(error)) is not None:
                 failed.add_note(place)
@@ -397,14 +397,12 @@ def _checked(graphs: Sequence[Served]) -> Sequence[Served]:
     names: set[str] = set()
     for graph in graphs:
         if not isinstance(getattr(graph, "plan", None), Plan):
-            raise ConfigError(
-                f"a worker takes the runs of graphs, not of {named(graph)}; give it a list: Worker([graph])"
-            )
+            raise ConfigError(f"a worker needs a list of graphs, but {named(graph)} is not a graph: Worker([graph])")
         if graph.name in names:
             raise ConfigError(
-                f"two of the graphs for this worker are called {graph.name!r}, and runs are found by that name"
+                f"two graphs of this worker have the name {graph.name!r}; give each graph a name of its own"
             )
         names.add(graph.name)
     if not names:
-        raise ConfigError("a worker needs at least one graph, whose runs it takes: Worker([graph])")
+        raise ConfigError("this worker has no graph; give at least one: Worker([graph])")
     return tuple(graphs)

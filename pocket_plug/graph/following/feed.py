@@ -131,7 +131,7 @@ class Feed:
         """Log the error of a run if nobody reads it any more."""
         error, self._error = self._error, None
         if isinstance(error, Exception):
-            log_failure(logging.ERROR, "a run failed whose stream nobody reads any more", error)
+            log_failure(logging.ERROR, "a run failed, and its stream has no reader any more", error)
 
 
 def first(waiters: dict[Waiter[None], None], count: int | None = None) -> Sequence[Waiter[None]]:

@@ -38,7 +38,7 @@ class Each(Node[Iterable[X], list[Y]]):
         if as_chain(node).edges or isinstance(node, Chain):
             raise TypeError("each takes one node; make a graph of the chain: each(Graph(a >> b))")
         if errors not in ("raise", "collect"):
-            raise ConfigError(f"errors={errors!r}: it must be 'raise' or 'collect'")
+            raise ConfigError(f"errors={errors!r}: give 'raise' or 'collect'")
         self.node = node if executor is None else node.with_options(executor=executor)
         self.concurrency = None if concurrency is None else check_count(concurrency, "concurrency")
         self.errors = errors
@@ -74,8 +74,8 @@ class EachStep(Step):
 
     def faults(self, exits: Collection[str]) -> list[str]:
         unrouted = [
-            f"node {self.inner.name!r} declares the action {action!r}, which leads nowhere; for items that take several nodes, "
-            "give a graph: each(Graph(…))"
+            f"node {self.inner.name!r} declares the action {action!r}, but has no edge for it; for items that take several "
+            "nodes, give a graph: each(Graph(…))"
             for action in self.inner.carried
             if self.inner.kind != "graph"  # for a graph, its own check reports the node inside
         ]
@@ -217,7 +217,7 @@ def each(
 ) -> Value:
     """A node that takes every item of its input through `node`, and returns the list of their outputs, in order.
 
-    Up to `concurrency` items are processed at a time: 10 by default; with an `executor`, as many as that has room for.
+    Up to `concurrency` items are processed at a time: 10 by default; with an `executor`, as many as it has room for.
 
     An item is taken from the iterator when a worker task is free, so an iterator of any length is fine. All items share the
     graph's store. The first error cancels the others; with `errors="collect"`, an item's error is its result instead.

@@ -46,7 +46,7 @@ class Action(Generic[T]):
                 if isinstance(name, type)
                 else ""
             )
-            raise TypeError(f"an action's name is a text, not {found(name)}{hint}")
+            raise TypeError(f"an action's name must be a text, not {found(name)}{hint}")
         self.name = name
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -128,7 +128,7 @@ AnyOut = Out[Any, Any]
 def as_chain(node: AnyLink | AnyChain) -> AnyChain:
     """Return a chain unchanged, and a node as a chain of one node. Raises TypeError for anything else."""
     if not isinstance(node, Link | Chain):
-        raise TypeError(f"{named(node)} is no node and no chain of nodes{_instead(node)}")
+        raise TypeError(f"{named(node)} is neither a node nor a chain of nodes{_instead(node)}")
     return node if isinstance(node, Chain) else Chain(node, node)
 
 

@@ -133,7 +133,7 @@ class Node(Link[I, O], Generic[I, O, R]):
     def on(self, action: Action[Any] | str, /) -> AnyOut:
         """The exit for that action, to be joined by `>>`: `node.on("retry") >> other`."""
         if not isinstance(action, Action | str) or not action:
-            raise TypeError(f"an action is a name or an Action, not {named(action)}")
+            raise TypeError(f"an action must be a name or an Action, not {named(action)}")
         return Out(self, action.name if isinstance(action, Action) else action)
 
 

@@ -72,7 +72,7 @@ class Options:
                 f"node {name!r} has executor={found(executor)}: give a name such as 'processes', a URL, or an Executor"
             )
         if given.get("isolation", "default") not in ("default", "serializable"):
-            raise ConfigError(f"isolation={given['isolation']!r}: it is 'default' or 'serializable'")
+            raise ConfigError(f"isolation={given['isolation']!r}: give 'default' or 'serializable'")
         if "trace" in given:
             given["trace"] = _traced(name, given["trace"])
         return replace(self, **given)
@@ -130,18 +130,19 @@ def _traced(node: str, given: Any) -> Traced:
         return given
     if not issubclass(type(given), Mapping):
         raise ConfigError(
-            f"node {node!r} has trace={found(given)}: it is True, False, or a mapping of attributes for its span"
+            f"node {node!r} has trace={found(given)}: give True, False, or a mapping of attributes for its span"
         )
     attributes: dict[Any, Any] = dict(given)
     for name, value in attributes.items():
         if not isinstance(name, str) or not name or name.startswith("pocket_plug."):
             raise ConfigError(
-                f"node {node!r} has trace={{{found(name)}: …}}: an attribute's name is a text that doesn't begin with "
+                f"node {node!r} has trace={{{found(name)}: …}}: an attribute's name must be a text that doesn't begin with "
                 "'pocket_plug.'"
             )
         if not isinstance(value, str | bool | int | float):
             raise ConfigError(
-                f"node {node!r} has {found(value)} in trace, for {name!r:.80}: an attribute is a str, a bool, an int or a float"
+                f"node {node!r} has {found(value)} in trace, for {name!r:.80}: an attribute must be a str, a bool, an int or "
+                "a float"
             )
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ConfigError(

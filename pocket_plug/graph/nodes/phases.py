@@ -205,12 +205,12 @@ def _misspelt(node: AnyNode, functions: Collection[str]) -> list[str]:
             continue
         if not functions or misfit(method, len(_PARAMETERS[meant])) is None:
             found.append(
-                f"{title}.{name} is no phase and no hook, so nobody calls it. Did you mean {meant!r}? "
+                f"{title}.{name} is neither a phase nor a hook, so it is never called. Did you mean {meant!r}? "
                 f"If it is a helper of yours, name it _{name}"
             )
     if others and not found and not functions:
         found.append(
-            f"{title} overrides no phase, so nobody calls its {', '.join(others)}; the phases are: {', '.join(PHASES)}"
+            f"{title} overrides no phase, so its {', '.join(others)} is never called; the phases are: {', '.join(PHASES)}"
         )
     return found
 

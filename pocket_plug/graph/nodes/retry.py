@@ -102,7 +102,7 @@ def _errors(on: Any) -> tuple[type[BaseException], ...] | Callable[[Any], bool]:
             )
         if not (issubclass(each, Exception) or issubclass(Exception, each)):
             raise ConfigError(
-                f"Retry: {each.__name__} is never tried again, since it is no Exception; leave it out of on"
+                f"Retry: {each.__name__} is never tried again, since it is not a subclass of Exception; leave it out of on"
             )
     if not classes:
         raise ConfigError("Retry: on is empty, so nothing would be tried again; leave out the retry")

@@ -103,7 +103,7 @@ class Plan:
             if step.name in by_name:
                 both = " and ".join(f"{each.node!r}{_line_of(each)}" for each in (by_name[step.name], step))
                 way = "node(name=…)" if step.name == "<lambda>" else "with_options(name=…)"
-                found.append(f"two nodes are called {step.name!r}: {both}; name one of them with {way}")
+                found.append(f"two nodes have the name {step.name!r}: {both}; rename one of them with {way}")
             by_name.setdefault(step.name, step)
             found += step.faults(exits)
             found += self._unrouted(step, exits)
@@ -129,7 +129,7 @@ class Plan:
             return []  # reported for the node inside
         known = {*step.actions, DEFAULT, END.name}
         return [
-            f"node {step.name!r} declares the action {action!r}, which leads nowhere; add {_way_out(step, action)} >> other"
+            f"node {step.name!r} declares the action {action!r}, but has no edge for it; add {_way_out(step, action)} >> other"
             for action in step.carried
             if action not in known and action not in exits
         ]
@@ -204,7 +204,7 @@ def refuse_read_only(graph: PlannedGraph, place: tuple[Stack, str]) -> None:
         if step.passed.writes:
             raise ReadOnlyError(
                 f"graph {graph.name!r} can't run: node {step.name!r} declares writes, and its store {place[0]!r} is read-only; "
-                "give the graph a store that isn't"
+                "give the graph a store that is not read-only"
             )
         inner = step.passed.inner_graph()
         if inner is not None and (within := inner.place(StoreReader(*place)))[0].read_only:

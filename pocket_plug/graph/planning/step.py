@@ -201,7 +201,7 @@ class Step:
         known = ", ".join(sorted({*self.actions, DEFAULT}))
         if not isinstance(action, str):
             return RouteError(
-                f"node {self.name!r} of graph {graph!r} left by {type(action).__name__}, which is no name of an "
+                f"node {self.name!r} of graph {graph!r} left by {type(action).__name__}, which is not the name of an "
                 f"action; it has: {known}. Write Next('name', output), or return self.action(output)"
             )
         return RouteError(

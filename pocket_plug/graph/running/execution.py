@@ -95,7 +95,7 @@ class Execution:
             self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input, self.plan.shape)
             if run.depth > graph.max_depth:
                 raise StepLimitError(
-                    f"graph {graph.name!r} is nested {run.depth} deep, and may be {graph.max_depth}: "
+                    f"graph {graph.name!r} is nested {run.depth} levels deep; {graph.max_depth} are allowed: "
                     "does it contain itself? If not, increase Graph(…, max_depth=…)"
                 )
         self.watchers = watched_by(pocket.observers(run))
@@ -263,8 +263,8 @@ class Execution:
     def _too_many(self, step: Step) -> StepLimitError:
         limit = self.outermost.max_steps
         return StepLimitError(
-            f"graph {self.run.graph!r} is about to enter {step.name!r} as step {limit + 1}, and may take "
-            f"{limit}: is there a loop that never ends? If not, increase Graph(…, max_steps=…)"
+            f"graph {self.run.graph!r} is about to enter {step.name!r} as step {limit + 1}; "
+            f"{limit} are allowed: is there a loop that never ends? If not, increase Graph(…, max_steps=…)"
         )
 
     async def yield_to_loop(self) -> bool:

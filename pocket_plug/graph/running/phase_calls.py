@@ -96,7 +96,8 @@ def _cancellation_error(run: Running, step: Step, phase: str, error: asyncio.Can
     if task is not None and task.cancelling():
         return error
     found = WrappedCancelledError(
-        f"{step.title}.{phase} raised CancelledError, and nobody has cancelled run {run.run.id!r}: what it awaited was cancelled"
+        f"{step.title}.{phase} raised CancelledError, but run {run.run.id!r} was not cancelled: what the phase awaited was "
+        "cancelled"
     )
     found.__cause__ = error
     return found

@@ -202,8 +202,8 @@ def _wake_again(woken: list[weakref.ref[Waiter[Value]]]) -> None:
 def end_child() -> NoReturn:
     """End a process that a function in a worker has forked, once that function has returned in the child."""
     _logger.error(
-        "a phase in a worker has forked this process, and returned in the child, where nobody waits for its "
-        "result; the child ends. Let the child end by os._exit() or os.exec…(), or use multiprocessing"
+        "a phase in a worker thread has forked this process, and returned in the child, where its result is not "
+        "used; the child ends. Let the child end by os._exit() or os.exec…(), or use multiprocessing"
     )
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):

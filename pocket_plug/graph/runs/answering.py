@@ -11,6 +11,7 @@ from pocket_plug.errors import ConflictError, InputError, RunMismatchError, RunS
 from pocket_plug.graph.durable.moving import Seen, move, read_after_failure
 from pocket_plug.graph.durable.waits import (
     PlacedWait,
+    already_settled,
     is_same,
     put_wait,
     read_wait,
@@ -43,10 +44,11 @@ async def answer(
         waits = {each.place: each for each in await waits_for(stack, seen)}
         asked = wanted_question(run_id, waits, question, seen.status)
         if not asked.wait.is_open:
-            _refuse_another(run_id, asked, encoded, value)
+            if asked.wait.answer is None or not is_same(asked.wait.answer, encoded, value):
+                raise already_settled(run_id, asked, value)
             return info_of(seen)
         if seen.status in ("finished", "cancelled"):
-            raise RunStateError(run_id, seen.status, f"run {run_id!r} takes no answer: it is {seen.status}")
+            raise RunStateError(run_id, seen.status, f"run {run_id!r} can't take an answer: it is {seen.status}")
         _check(run_id, asked, value, graph)
         settled = put_wait(seen.part, asked.place, replace(asked.wait, answer=encoded, settled=stack.clock()))
         if seen.status == "waiting":
@@ -55,14 +57,6 @@ async def answer(
             answered = await _leave(stack, seen, settled, asked)
         if answered is not None:
             return info_of(answered)
-
-
-def _refuse_another(run_id: str, asked: PlacedWait, encoded: bytes, value: object) -> None:
-    """Raise RunMismatchError if a settled question has another answer than this, or none."""
-    given = asked.wait.answer
-    if given is None or not is_same(given, encoded, value):
-        what = "was not answered in time" if given is None else "has had its answer already, and this is another one"
-        raise RunMismatchError(f"run {run_id!r} can't take {summary(value)}: its question {asked.place!r} {what}")
 
 
 def _check(run_id: str, asked: PlacedWait, value: object, graph: PlannedGraph | None) -> None:
@@ -76,7 +70,7 @@ def _check(run_id: str, asked: PlacedWait, value: object, graph: PlannedGraph | 
         step = step_of_place(graph.plan, asked.place)
         if not isinstance(step, AskStep):
             raise RunMismatchError(
-                f"graph {graph.name!r} asks nothing at {asked.place!r}; give the graph of run {run_id!r}"
+                f"graph {graph.name!r} has no question {asked.place!r}; give the graph of run {run_id!r}"
             )
         fits, wanted = step.accepts(value), type_name(step.answer_type)
     elif wait.choices is not None:

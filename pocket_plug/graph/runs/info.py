@@ -48,7 +48,7 @@ class RunOwner:
     since: float
     """When this execution began, in epoch seconds."""
     lease: float
-    """Seconds after which the execution may be taken for dead if it has neither a commit nor a heartbeat."""
+    """Seconds after which the execution may be considered dead if it has neither a commit nor a heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ def _place(key: str) -> str:
 async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> AsyncGenerator[str]:
     """The keys of states of the wanted runs, the newest run first, each run once. Raises ConfigError for an invalid `after`."""
     if after is not None and not _PLACE.match(after):
-        raise ConfigError(f"after={after!r:.80} is no place in a list; give the `after` of the page before")
+        raise ConfigError(f"after={after!r:.80} is not a position in a list; give the `after` of the page before")
     start = after if wanted.until is None else min(filter(None, (after, sortable_time(wanted.until))))
     prefixes = [
         states_of(status, graph)

@@ -100,7 +100,7 @@ class Runs:
         for an invalid argument.
         """
         if limit < 1:
-            raise ConfigError(f"limit={limit}: a page has at least one run")
+            raise ConfigError(f"limit={limit}: give 1 or more")
         wanted = Wanted(states=_states(state), graph=graph, since=since, until=until)
         await self._open()
         if not self._is_indexed:
@@ -148,7 +148,7 @@ class Runs:
         return await record_answer(self._place, run_id, answer, question, graph)
 
     async def cancel(self, run_id: str, /) -> RunInfo:
-        """Cancel a run. It can't be resumed after that; what its nodes have written stays.
+        """Cancel a run. It can't be resumed after that; what its nodes have written is kept.
 
         A run that isn't being executed is `cancelled` at once. An execution sees the request at its next commit or heartbeat, and
         at once in this process: its `exec` is cancelled as asyncio cancels a task, and `on_failure` and `on_complete` run. Until
@@ -168,7 +168,7 @@ class Runs:
     async def remove(self, run_id: str, /, *, force: bool = False) -> bool:
         """Remove a run with all its records, so that its id is free again. Returns False if there was no such run.
 
-        What its nodes have written stays. Raises RunBusyError for a run that is running, unless `force` is given: then its
+        What its nodes have written is kept. Raises RunBusyError for a run that is running, unless `force` is given: then its
         execution gets RunFencedError at its next commit.
         """
         await self._open()
@@ -185,8 +185,8 @@ class Runs:
     ) -> Pruned:
         """Remove old runs that have ended, a few at a time, while others continue. Returns how many were removed.
 
-        - `older`: only runs that ended so long ago, by the clock of this process.
-        - `keep`: all but the newest so many of each graph and state, by their start. Give `older`, `keep`, or both.
+        - `older`: only runs that ended this long ago or earlier, by the clock of this process.
+        - `keep`: how many runs of each graph and state to keep: those that began last. Give `older`, `keep`, or both.
         - `state`: only runs in this state, or in one of these: "finished" and "cancelled" by default. "failed" must be given,
           since failed runs can still be retried.
         - `graph`: only runs of this graph.
@@ -224,7 +224,7 @@ class Runs:
         between, most = PAUSES
         while (info := await self.get(run_id)).state not in ("finished", "failed", "cancelled"):
             if last is not None and time.monotonic() >= last:
-                raise TimeoutError(f"run {run_id!r} is {info.state} after the timeout={timeout!r} of wait")
+                raise TimeoutError(f"run {run_id!r} is still {info.state} after wait(…, timeout={timeout!r})")
             await self._pause(between)
             between = min(between * 1.5, most)
         return info
@@ -245,7 +245,9 @@ def _states(state: RunState | Collection[RunState] | None) -> Collection[RunStat
         return _STATES
     wanted: set[RunState] = {state} if isinstance(state, str) else set(state)
     for each in wanted - set(_STATES):
-        raise ConfigError(f"state={each!r:.80} is no state of a run: {', '.join(_STATES)}.{suggest(each, _STATES)}")
+        raise ConfigError(
+            f"state={each!r:.80} is not a state of a run; give one of: {', '.join(_STATES)}.{suggest(each, _STATES)}"
+        )
     return wanted
 
 

@@ -34,7 +34,7 @@ function nameOf(span) {
 function detailsOf(span, { goTo, find, zoom, close }) {
   const facts = [["begins at", `+${duration(span.start)}`, new Date(span.trace.start.getTime() + span.start / 1e6).toISOString()],
     ["took", span.goesOn ? "not ended" : duration(span.took), `${count(span.took)} ns`],
-    ["of its own", duration(span.self), "time in which no child span was open"],
+    ["self", duration(span.self), "time in which no child span was open"],
     ["on path", span.trace.critical.has(span) ? duration(lengthOf(span.trace.critical.get(span))) : "", "its own part of the critical path"],
     ["share", `${((span.took / span.trace.took) * 100).toFixed(1)} %`, "of the whole trace"]];
   const panel = [

@@ -85,6 +85,6 @@ function errorSection(span, goTo) {
     others.length ? make("details", {}, make("summary", {}, `${plural(others.length, "other frame")}`), ...others.reverse().map((frame) => frameOf(frame, false))) : "",
     stack ? make("details", {}, make("summary", {}, "the whole stack"), make("pre", { class: "stack", tabindex: 0 }, stack)) : "",
     make("p", { class: "does" },
-      origin === span ? "" : make("button", { class: "chip", click: () => goTo(origin) }, `arose in ${origin.name} ›`),
+      origin === span ? "" : make("button", { class: "chip", click: () => goTo(origin) }, `raised in ${origin.name} ›`),
       copyButton("copy the error", () => stack || [type, message].filter(Boolean).join(": "))));
 }

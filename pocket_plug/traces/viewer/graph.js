@@ -382,7 +382,7 @@ function box(node, first, pick, open, many) {
     group.append(make("text", { x: left + 2, y: upper - raised, class: "turn" }, turns));
   }
   if (node.inner.length) {
-    group.append(titled(make("text", { x: left + width - 13, y: y - 2, class: "open", click: (event) => { event.stopPropagation(); open(node); } }, "⤢"), `look into ${node.name} (o)`));
+    group.append(titled(make("text", { x: left + width - 13, y: y - 2, class: "open", click: (event) => { event.stopPropagation(); open(node); } }, "⤢"), `open ${node.name} (o)`));
   }
   return group;
 }

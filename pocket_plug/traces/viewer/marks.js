@@ -28,7 +28,7 @@ function marksOf(span) {
   if (tokens) add("grey", `${tokens} tokens`, String(modelOf(span) ?? ""));
   const [items, suppressed] = [span.get("fan_out.items"), span.get("fan_out.suppressed")];
   if (suppressed) add("grey", `${count(items - suppressed)} of ${plural(items, "item")} shown`, "the slowest, the failed, the retried and a sample have spans");
-  if (span.links.length) add("blue", `↗ link${times(span.links.length)}`, "belongs to another span, see the details");
+  if (span.links.length) add("blue", `↗ link${times(span.links.length)}`, "links to another span, see the details");
   if (typeof span.parentId === "string") add("grey", "parent elsewhere", "its parent span is not on this page");
   if (span.get("store.hit") === false) add("grey", "miss", "there was no entry with this key");
   if (span.get("node.visit") > 1 && span.type === "node") add("grey", `visit ${span.get("node.visit")}`);

@@ -207,7 +207,7 @@ const KEYS = [
   ["[", "the previous trace", () => step(1)],
   ["]", "the next trace", () => step(-1)],
   ["t", "light or dark", nextTheme],
-  ["?", "these keys", () => at("keys").showModal()],
+  ["?", "these shortcuts", () => at("keys").showModal()],
 ];
 
 function step(by) {
