@@ -165,6 +165,22 @@ def test_it_delays_by_an_injected_clock() -> None:
     assert clock.elapsed == 5
 
 
+@pytest.mark.parametrize(
+    ("options", "inline"),
+    [
+        ({}, (True, True)),
+        ({"delay": 1}, (False, False)),
+        ({"on": "read", "delay": 1}, (False, True)),
+        ({"on": "write", "delay": 1}, (True, False)),
+        ({"does": "lose", "delay": 1}, (True, False)),
+    ],
+)
+def test_only_operations_that_it_may_delay_suspend(options: dict[str, Any], inline: tuple[bool, bool]) -> None:
+    """Sync callers call the others in place."""
+    stack = SyncStore(layers=[Fault(**options)]).stack
+    assert (stack.inline_read, stack.inline_write) == inline
+
+
 def test_several_rules_are_several_layers() -> None:
     """Each with its label, in one stack, also from a configuration."""
     pocket = Pocket()
