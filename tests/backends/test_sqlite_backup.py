@@ -130,7 +130,7 @@ def test_a_killed_backup_leaves_no_file_of_that_name(store: SyncStore, tmp_path:
 
 def test_a_backup_to_a_missing_folder_names_it(store: SyncStore, tmp_path: Path) -> None:
     """The error names the folder that doesn't exist."""
-    with pytest.raises(StoreError, match=r"there is no folder .*nowhere; make it"):
+    with pytest.raises(StoreError, match=r"there is no folder .*nowhere; create it"):
         sqlite_of(store).backup(tmp_path / "nowhere" / "backup.db")
 
 

@@ -384,7 +384,7 @@ def test_options_are_checked() -> None:
     """An invalid option is refused; the error says what is allowed."""
     with pytest.raises(ConfigError, match=r"no option 'detial'.* Did you mean 'detail'"):
         tracing.configure(detial="phase")  # type: ignore[call-arg]
-    with pytest.raises(ConfigError, match="detail is one of run, node, phase, debug, not 'fine'"):
+    with pytest.raises(ConfigError, match="detail must be one of run, node, phase, debug, not 'fine'"):
         tracing.configure(detail="fine")  # type: ignore[arg-type]
 
 
