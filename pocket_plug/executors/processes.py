@@ -23,7 +23,7 @@ from types import FrameType
 from pocket_plug.errors import ConfigError, ExecutorError, ExecutorLostError
 from pocket_plug.graph.nodes.options import check_count
 from pocket_plug.primitives.failures import describe
-from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.spawned import UNGUARDED, WORKER
 from pocket_plug.remote import Executor, close_at_exit
@@ -50,7 +50,7 @@ class Processes(Executor):
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = (os.cpu_count() or 1) if workers is None else check_count(workers, "workers")
-        self._lock = new_lock()
+        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
         self._begin()
         after_fork(self._begin)
         close_at_exit(self)  # before multiprocessing does, which would wait for idle workers
@@ -137,7 +137,7 @@ class _Worker:
 
     def __init__(self, queue: SimpleQueue[_Task | None], number: int) -> None:
         self._queue, self._number = queue, number
-        self._lock = new_lock()
+        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._task: _Task | None = None

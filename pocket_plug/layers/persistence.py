@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pocket_plug.errors import ConfigError, ConflictError
 from pocket_plug.hookspecs import hookimpl
-from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.store.layer import Layer
@@ -89,7 +89,7 @@ class Persistence(Layer):
         self.inline_write = near.inline_write and durable.inline_write
         self.inline_read = near.inline_read and near.inline_write and durable.inline_read  # a read may fill
         self.needs_loop = near.needs_loop or durable.needs_loop
-        self._lock = new_lock()
+        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
         self._begun = 0  # counts the writes, and the notifications of writes by others
         self._writes: MutableMapping[str, tuple[_Write, ...]] = {}  # those that are running, by key
         self._unsure: dict[str, _Mark] = {}  # keys that the near tier has yet to drop, each with a mark of its own

@@ -18,7 +18,7 @@ from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, ExecutorError, ExecutorLostError, WorkerCodeError
 from pocket_plug.graph.running.workers import WorkerTimeout
 from pocket_plug.primitives.failures import describe
-from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Waiter, wake
 
@@ -96,7 +96,7 @@ class Dispatch:
 
     def __init__(self, title: Callable[[], str], submit: Submit, window: Callable[[], int]) -> None:
         self._title, self._submit, self._window = title, submit, window
-        self._lock = new_lock()
+        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
         self._begin()
         after_fork(self._begin)
 

@@ -21,7 +21,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from pocket_plug.errors import ConfigError, ConflictError, SyncError, ValueTypeError
 from pocket_plug.primitives.durations import Duration, seconds
-from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.signatures import is_async
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Waiter, drive, may_block, wake
@@ -247,7 +247,9 @@ _leading: ContextVar[tuple[_Flight, ...]] = ContextVar("pocket_plug.cached", def
 """The computations that the current call is part of."""
 
 
-_lock = new_lock()  # one for all functions, since their calls may wait for each other in a circle
+# One for all functions, since their calls may wait for each other in a circle. Reentrant: garbage collection may close a
+# caller's coroutine while it is held.
+_lock = new_rlock()
 
 
 class _Flights:

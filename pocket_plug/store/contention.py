@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from pocket_plug.errors import CodecError, ConflictError, StoreError, SyncError, WriteSizeError
-from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.waiting import Waiter, blocked_loop, pause, wake
 
 from .backend import Backend, Change, Entry, Put
@@ -93,7 +93,7 @@ class Combiner:
         self._backend = backend
         self._gates = gates
         self._backoff = backoff
-        self._lock = new_lock()
+        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
         self._lines: dict[Place, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         after_fork(self._forget_others)
@@ -116,6 +116,7 @@ class Combiner:
             with self._lock:
                 line = self._lines.setdefault(place, _Line())
                 line.requests.append(request)
+                self._lines[place] = line  # again: its last request may just have been garbage-collected
                 if line.leader is None:
                     line.leader = request
                 lead = line.leader is request
@@ -206,6 +207,7 @@ class Combiner:
                 return
             if line.leader is leader:
                 if not line.requests:
+                    line.leader = None
                     del self._lines[place]
                     return
                 first = line.requests[0]
@@ -323,7 +325,7 @@ class Gates:
     """
 
     def __init__(self, on_priority: Callable[[bool], None] = lambda has_priority: None) -> None:
-        self._lock = new_lock()
+        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
         self._queues: dict[str, deque[Waiter[None]]] = {}  # the first one holds the gate
         self._priorities: dict[str, _Priority] = {}
         self._on_priority = on_priority

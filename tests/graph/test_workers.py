@@ -415,6 +415,31 @@ print("parent:", asyncio.run(Graph(forks).run(1)), flush=True)
 
 
 # ---------------------------------------------------------------- interrupts
+def test_a_call_may_be_garbage_collected_while_its_pool_starts_a_thread(
+    own_pool: Callable[[int], Workers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after Ctrl-C, when nobody can await it any more: the collection closes it, and the pool is locked just then."""
+    threads, holding, start = own_pool(2), Holding(), Workers._start
+    call = threads.call(holding.stay)
+    call.send(None)
+    assert holding.begun.acquire(timeout=60)
+    circle: list[object] = [call]
+    circle.append(circle)
+    del call, circle
+
+    def collecting(pool: Workers, *first: Any) -> None:
+        gc.collect()
+        start(pool, *first)
+
+    monkeypatch.setattr(Workers, "_start", collecting)
+    done: list[int] = []
+    caller = threading.Thread(target=lambda: done.append(threads.call_blocking(60, abs, -7)), daemon=True)
+    caller.start()
+    caller.join(60)
+    assert (done, threads.abandoned) == ([7], 1)
+    holding.release.set()
+
+
 def check_pool(threads: Workers, most: int, where: str) -> None:
     """It executes several jobs that need each other, and has no more threads than that."""
     together, done = threading.Barrier(most, timeout=30), list[int]()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from pocket_plug import ExecutorError, ExecutorLostError, PocketError, WorkerCodeError
 from pocket_plug.graph.elsewhere import Address, Work
 from pocket_plug.remote import Executor, dispatch, far_side, perform
+from pocket_plug.remote.dispatch import Dispatch
 from pocket_plug.remote.wire import FORMAT, Answer, Answers, Chunk, Item, Node, answers_of, chunk_of, to_bytes
 from pocket_plug.testing.executor_graphs import half
 
@@ -341,3 +344,31 @@ def test_the_timeout_starts_when_an_item_is_sent() -> None:
         assert await asyncio.gather(queued, return_exceptions=True)
 
     run(main())
+
+
+# ---------------------------------------------------------------- garbage
+def test_a_caller_may_be_garbage_collected_while_the_queue_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after Ctrl-C, when nobody can await it any more: its coroutine is closed, and its item is cancelled."""
+    executor, drawn = Manual(), Dispatch._drawn
+
+    def collecting(queue: Dispatch, most: int) -> list[dispatch.Job]:
+        gc.collect()
+        return drawn(queue, most)
+
+    async def main() -> None:
+        waiting = executor.perform(work(1))
+        waiting.send(None)
+        await sent()
+        circle: list[object] = [waiting]
+        circle.append(circle)
+        del waiting, circle
+        monkeypatch.setattr(Dispatch, "_drawn", collecting)
+        tasks = await begun(executor, [2])
+        assert executor.sent[0][1].cancelled()
+        executor.answer(1, 1)
+        assert await asyncio.gather(*tasks) == [2]
+
+    caller = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    caller.start()
+    caller.join(60)
+    assert not caller.is_alive()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import itertools
 import random
 import sys
@@ -12,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from contextvars import Context
+from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.graph.running.protocols import LATE_CONFLICTS
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.primitives.waiting import drive, pause
+from pocket_plug.primitives.waiting import Waiter, drive, pause
 from pocket_plug.store.contention import FREE_TRIES, TRIES, Backoff, Gates
 from pocket_plug.store.layer import parts
 from pocket_plug.testing.interrupts import Interrupted, Interrupter
@@ -1175,3 +1176,34 @@ def test_an_interrupted_write_blocks_no_update_with_priority() -> None:
         if not interrupter.where:
             break
     assert store.get("key") == place
+
+
+# ---------------------------------------------------------------- garbage
+def test_a_caller_in_line_may_be_garbage_collected_while_the_gates_are_locked() -> None:
+    """As after Ctrl-C, when nobody can await it any more: its coroutine is closed, and leaves the line."""
+    gates = Gates(lambda has_priority: gc.collect())  # called while they are locked
+
+    async def in_line() -> None:
+        hold = gates.hold(("a",))
+        try:
+            async with hold:
+                await Waiter[None]()
+        finally:
+            hold.leave()
+
+    waiting = in_line()
+    copy_context().run(waiting.send, None)
+    assert gates.taken(["a"]) == ["a"]
+    circle: list[object] = [waiting]
+    circle.append(circle)
+    del waiting, circle
+
+    def with_priority() -> None:
+        with gates.priority(("b",)):
+            pass
+
+    caller = threading.Thread(target=with_priority, daemon=True)
+    caller.start()
+    caller.join(60)
+    assert not caller.is_alive()
+    assert gates.taken(["a"]) == []

@@ -11,7 +11,7 @@ from typing import Any
 
 from pocket_plug.graph.running.protocols import STEPS_PER_LOOK
 from pocket_plug.primitives.failures import log_failure
-from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.waiting import Waiter, wake
 
 from .events import RunEvent
@@ -31,7 +31,7 @@ class Feed:
         """Has the reader stopped reading?"""
         self.is_over = False
         """Has the run ended?"""
-        self._lock = new_lock()
+        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
         self._events: OrderedDict[object, AnyEvent] = OrderedDict()
         self._keys = itertools.count()
         self._readers: dict[Waiter[None], None] = {}
