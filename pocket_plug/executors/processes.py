@@ -203,9 +203,10 @@ class _Worker:
                 return None
             connection.send_bytes(task.function)
             connection.send_bytes(task.request)
-            while not connection.poll(LOOK):  # the pipe stays open while a process lives that it has forked
-                self._look()
-            return connection.recv_bytes()
+            while True:
+                if connection.poll(LOOK):
+                    return connection.recv_bytes()
+                self._look()  # the pipe stays open while a process lives that it has forked
         finally:
             with self._lock:
                 self._task = None

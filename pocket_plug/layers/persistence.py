@@ -290,13 +290,20 @@ class Persistence(Layer):
     async def _drop(self, keys: Collection[str]) -> None:
         with self._lock:
             marks = {key: self._unsure.get(key) for key in keys}
-            # a running fill or write may bring back what is dropped now: the mark stays
-            settled = [key for key in marks if key not in self._leases and key not in self._writes]
+            settled = self._settled(marks)
         await self.inner.write([Delete(key, None if mark is None else mark.newest) for key, mark in marks.items()])
         with self._lock:
-            for key in settled:
-                if (mark := marks[key]) is not None and self._unsure.get(key) is mark:
-                    del self._unsure[key]
+            self._unmark(settled)
+
+    def _settled(self, marks: Mapping[str, _Mark | None]) -> dict[str, _Mark | None]:
+        """Without keys of running fills and writes: those may bring back what is dropped now, so the marks stay."""
+        return {key: mark for key, mark in marks.items() if key not in self._leases and key not in self._writes}
+
+    def _unmark(self, marks: Mapping[str, _Mark | None]) -> None:
+        """Called with the lock held. Newer marks stay."""
+        for key, mark in marks.items():
+            if mark is not None and self._unsure.get(key) is mark:
+                del self._unsure[key]
 
     async def _drop_quietly(self, keys: Collection[str]) -> None:
         try:
@@ -323,13 +330,17 @@ class Persistence(Layer):
             self._begun += 1
             if isinstance(self._unsure, _Everything):
                 return
-            for key, version in versions.items():
-                known = self._unsure.get(key)
-                if known is None or known.newest is None or known.newest < version - 1:
-                    # a new mark in any case: a running drop may come before a running write of ours
-                    self._unsure[key] = _Mark(version - 1 if known is None or known.newest is not None else None)
+            self._mark(versions)
             if len(self._unsure) > MAX_MARKS:
                 self._distrust_all()
+
+    def _mark(self, versions: Mapping[str, int]) -> None:
+        """Called with the lock held."""
+        for key, version in versions.items():
+            known = self._unsure.get(key)
+            if known is None or known.newest is None or known.newest < version - 1:
+                # a new mark in any case: a running drop may come before a running write of ours
+                self._unsure[key] = _Mark(version - 1 if known is None or known.newest is not None else None)
 
     def lost(self) -> None:
         """From now on notifications may be missing."""
@@ -376,12 +387,7 @@ class Persistence(Layer):
             everything.is_emptying = True
         try:
             version = self._known_up_to if self._gets_up_to else await self.authority.version()
-            names = [key async for key in self.inner.scan()]
-            while names:
-                await self.inner.write([Delete(key) for key in names[-BATCH:]])
-                del names[-BATCH:]
-                if not self.inline_read:
-                    await pause(0)  # let other tasks run
+            await self._delete_all()
             with self._lock:
                 if self._unsure is not everything:  # lost again
                     return False
@@ -390,6 +396,15 @@ class Persistence(Layer):
                 return True
         finally:
             everything.is_emptying = False
+
+    async def _delete_all(self) -> None:
+        """Remove all keys of the near tier, in batches."""
+        names = [key async for key in self.inner.scan()]
+        while names:
+            await self.inner.write([Delete(key) for key in names[-BATCH:]])
+            del names[-BATCH:]
+            if not self.inline_read:
+                await pause(0)  # let other tasks run
 
     # ------------------------------------------------------------ the rest
     def scan(

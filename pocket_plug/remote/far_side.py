@@ -55,9 +55,9 @@ def perform(request: bytes) -> bytes:
         answers: list[Answer] = []
         end = time.perf_counter() + ENOUGH
         for item in chunk.items:
-            answers.append(_answer(item, chunk.nodes[item.node], nodes[item.node], loop))
-            if time.perf_counter() >= end:
+            if answers and time.perf_counter() >= end:
                 break
+            answers.append(_answer(item, chunk.nodes[item.node], nodes[item.node], loop))
     return to_bytes(Answers(worker, answers))
 
 

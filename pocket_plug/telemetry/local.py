@@ -158,6 +158,12 @@ def _value(value: AnyValue) -> Encoded:
     return {} if value is None else {"stringValue": str(value)}
 
 
+def _write_all(file: int, line: bytes) -> None:
+    """Usually with one write; the system may take only a part of the line."""
+    while line:
+        line = line[os.write(file, line) :]
+
+
 class FileExporter(SpanExporter):
     """Appends batches to a file, each as one line in one write, so that several processes may share it.
 
@@ -174,8 +180,7 @@ class FileExporter(SpanExporter):
         line = written(spans) + b"\n"
         make_folder(self.path.parent)
         with appending(self.path) as file:
-            while line:  # usually one write; the system may take only a part of the line
-                line = line[os.write(file, line) :]
+            _write_all(file, line)
             size = os.fstat(file).st_size
         now = self._clock()
         if now - self._looked >= LOOK or (self._keep.size is not None and size > self._keep.size):

@@ -42,6 +42,11 @@ def watched_by(observers: Sequence[Observer]) -> Watchers:
     return Watchers(observers) if observers else NOBODY
 
 
+def watched_without(silent: Sequence[Observer], observers: Sequence[Observer]) -> Watchers:
+    """The watchers for these observers but the silent ones."""
+    return watched_by([each for each in observers if all(each is not one for one in silent)])
+
+
 def enter(entered: Entered, observers: Sequence[Part], about: Any) -> Sequence[Observer]:
     """Enter each observer's context manager for a run, a node or a phase. One that fails is reported and left out.
 

@@ -28,7 +28,7 @@ from pocket_plug.errors import (
 from pocket_plug.graph.nodes.chain import DEFAULT, Next
 from pocket_plug.graph.observing.host import RunHost
 from pocket_plug.graph.observing.views import NodeCall, Run, RunNotice
-from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, send_event, watched_by
+from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, send_event, watched_by, watched_without
 from pocket_plug.graph.planning.plan import PlannedGraph, refuse_read_only
 from pocket_plug.graph.planning.step import Step, Visiting, Way
 from pocket_plug.primitives.signals import run_loop
@@ -200,7 +200,7 @@ class Execution:
         parts = [(observer, observer.run) for observer in observers if observer.run is not None]
         try:
             if silent := enter(entered, parts, run):
-                self.watchers = watched_by([each for each in observers if all(each is not one for one in silent)])
+                self.watchers = watched_without(silent, observers)
             run.output = await self._kept(value)
             run.outcome = "success"
         except RunSuspendedError:

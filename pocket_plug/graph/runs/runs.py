@@ -339,7 +339,10 @@ class SyncRuns:
         """Yield a run's events from its records, as on Runs: `for event in runs.follow(run_id): …`."""
         events = self._runs.follow(run_id)
         try:
-            while (event := self._run(_next(events))) is not None:
+            while True:
+                event = self._run(_next(events))
+                if event is None:
+                    return
                 yield event
         finally:
             self._run(events.aclose())
