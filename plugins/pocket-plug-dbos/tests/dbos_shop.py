@@ -56,7 +56,7 @@ def config(folder: Path, executor: str, url: str | None = None) -> DBOSConfig:
 
 
 async def main(folder: Path, executor: str, count: int) -> None:
-    """Submit COUNT runs, resume what executor "a" has left (unless this is "a"), and work until killed."""
+    """Submit COUNT runs, if they aren't yet; resume what executor "a" has left (unless this is "a"); work until killed."""
     async with pp.Store(f"sqlite:///{folder}/state.db") as store:
         DBOS(config=config(folder, executor, os.environ.get("DBOS_URL")))
         graph = orders()

@@ -1,10 +1,9 @@
-"""A DBOS queue, over DBOS's own SQLite: the states of runs and of their workflows."""
+"""A DBOS queue: the states of runs and of their workflows. DBOS's tables are in SQLite, or in PostgreSQL if SQLite is too old."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from dbos import DBOS, EnqueueOptions, WorkflowSerializationFormat, WorkflowStatus
 from opentelemetry import trace
 from pocket_plug_dbos import DBOSQueue, PocketSerializer
@@ -23,6 +23,7 @@ from pocket_plug_dbos.queue import _Turn  # pyright: ignore[reportPrivateUsage] 
 
 import pocket_plug as pp
 from pocket_plug.errors import ConfigError, RunMismatchError, UnknownRunError
+from pocket_plug.testing.servers import Server
 from pocket_plug.testing.spans import SpanCapture
 
 SECRET = "4711-is-what-nobody-shall-read"  # noqa: S105 - it is what the test looks for
@@ -87,6 +88,8 @@ class World:
     """One executor in this process, with two queues over one store."""
 
     folder: Path
+    url: str
+    """Of DBOS's tables."""
     store: pp.Store
     wide: DBOSQueue
     narrow: DBOSQueue
@@ -127,14 +130,20 @@ def until(holds: Callable[[], bool], what: Callable[[], object] = lambda: "") ->
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(
+    tmp_path_factory: pytest.TempPathFactory, has_sqlite: bool, request: pytest.FixtureRequest
+) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("dbos")
+    url = f"sqlite:///{folder}/dbos.db"
+    if not has_sqlite:
+        server: Server = request.getfixturevalue("postgres_server")
+        url = f"{server.url.rpartition('/')[0]}/dbos_queue"
     store = pp.Store(f"sqlite:///{folder}/state.db")
     with store.sync:
         DBOS(
             config={
                 "name": "tests",
-                "system_database_url": f"sqlite:///{folder}/dbos.db",
+                "system_database_url": url,
                 "executor_id": "here",
                 "application_version": "1",
                 "serializer": PocketSerializer(),
@@ -155,7 +164,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             DBOS.launch()
             asyncio.run(wide.register())
             asyncio.run(narrow.register())
-            yield World(folder, store, wide, narrow)
+            yield World(folder, url, store, wide, narrow)
         finally:
             DBOS.destroy(destroy_registry=True)
 
@@ -166,6 +175,20 @@ def fresh() -> None:
     at_once[:] = [0, 0]
     gate.clear()
     failing[0] = True
+
+
+def everything_in(url: str) -> str:
+    """All rows of DBOS's tables."""
+    engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        tables = sqlalchemy.MetaData(schema="dbos" if engine.dialect.name == "postgresql" else None)
+        tables.reflect(engine)
+        with engine.connect() as connection:
+            return "\n".join(
+                str(row) for table in tables.sorted_tables for row in connection.execute(sqlalchemy.select(table))
+            )
+    finally:
+        engine.dispose()
 
 
 # ---------------------------------------------------------------- submitting
@@ -219,9 +242,7 @@ def test_dbos_has_neither_values_nor_pickles(world: World) -> None:
     status = world.workflow("s-2")
     assert status.status == "ERROR"
     assert "ValueError" in str(status.error)
-    with sqlite3.connect(world.folder / "dbos.db") as database:
-        dump = "\n".join(database.iterdump())
-    database.close()
+    dump = everything_in(world.url)
     assert "s-2" in dump
     assert SECRET not in dump
     assert "py_pickle" not in dump

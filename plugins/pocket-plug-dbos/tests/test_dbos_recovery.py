@@ -45,10 +45,12 @@ def until(holds: Callable[[], bool], process: subprocess.Popen[bytes], what: Cal
 @pytest.mark.crash
 @pytest.mark.parametrize("system", ["sqlite", "postgresql"])
 def test_runs_of_a_killed_executor_are_resumed_and_each_effect_takes_place_once(
-    tmp_path: Path, system: str, request: pytest.FixtureRequest
+    tmp_path: Path, system: str, has_sqlite: bool, request: pytest.FixtureRequest
 ) -> None:
     """An executor gets SIGKILL in the middle of several runs; another one resumes the workflows that DBOS lists as pending."""
     url = f"sqlite:///{tmp_path}/dbos.db"
+    if system == "sqlite" and not has_sqlite:
+        pytest.skip("DBOS can't use this machine's SQLite")
     if system == "postgresql":
         server: Server = request.getfixturevalue("postgres_server")
         url = f"{server.url.rpartition('/')[0]}/dbos_recovery"
@@ -56,9 +58,8 @@ def test_runs_of_a_killed_executor_are_resumed_and_each_effect_takes_place_once(
         runs = pp.SyncRuns(store)
         with executor(tmp_path, "a", COUNT, url) as first:
             until(lambda: store.get("shipped", 0) >= 3, first, lambda: store.get("shipped"))
-        left = [info.run_id for info in runs.list().runs if info.state != "finished"]
-        assert left
-        with executor(tmp_path, "b", 0, url) as second:
+        assert len(runs.list(state="finished").runs) < COUNT
+        with executor(tmp_path, "b", COUNT, url) as second:  # the first one may not have submitted all of them
             until(
                 lambda: len(runs.list(state="finished").runs) == COUNT,
                 second,
@@ -68,8 +69,10 @@ def test_runs_of_a_killed_executor_are_resumed_and_each_effect_takes_place_once(
         assert store.get("revenue") == sum(range(COUNT))
 
 
-def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
+def test_the_program_of_the_readme_runs(tmp_path: Path, has_sqlite: bool) -> None:
     """Unchanged, over files that it creates itself."""
+    if not has_sqlite:
+        pytest.skip("DBOS can't use this machine's SQLite")
     page = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
     _, _, rest = page.partition("```python\n")
     code, _, _ = rest.partition("```")
