@@ -26,8 +26,8 @@ from pocket_plug.primitives.failures import describe
 from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.spawned import UNGUARDED, WORKER
+from pocket_plug.primitives.urls import url_options
 from pocket_plug.remote import Executor, close_at_exit
-from pocket_plug.remote.urls import number, parted
 
 TRIES = 3
 """How often a request is tried whose worker dies: the request may be what kills it."""
@@ -69,10 +69,10 @@ class Processes(Executor):
     @classmethod
     def from_url(cls, url: str) -> Processes:
         """`processes://`, with `?workers=4`. Raises ConfigError."""
-        address, options = parted(url, ("workers",))
-        if address:
+        address, options = url_options(url, "processes", {"workers": int})
+        if address.partition("://")[2]:
             raise ConfigError(f"{public_url(url)!r}: only options may follow processes://, such as ?workers=4")
-        return cls(number(url, options, "workers"))
+        return cls(**options)
 
     def __repr__(self) -> str:
         return f"Processes({self.workers})"

@@ -8,10 +8,10 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.graph.elsewhere import Work
 from pocket_plug.graph.running.workers import WorkerTimeout, pool
 from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.urls import url_options
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import may_block
 from pocket_plug.remote import Executor
-from pocket_plug.remote.urls import parted
 
 
 class Threads(Executor):
@@ -30,8 +30,8 @@ class Threads(Executor):
     @classmethod
     def from_url(cls, url: str) -> Threads:
         """`threads://`, without options; POCKET_PLUG_THREADS sets the number of threads. Raises ConfigError."""
-        address, _ = parted(url, ())
-        if address:
+        address, _ = url_options(url, "threads", {})
+        if address.partition("://")[2]:
             raise ConfigError(f"{public_url(url)!r}: nothing may follow threads://")
         return cls()
 

@@ -264,7 +264,7 @@ class Bounding(Layer):
             try:
                 entry = await self._delete(key, chosen[0])
             except Exception as error:  # noqa: BLE001 - whatever a backend may raise
-                self._report("could not evict", key, error)
+                self._report("could not evict", error)
                 break
             with self._lock:
                 if self._going.get(key) is chosen:
@@ -313,21 +313,19 @@ class Bounding(Layer):
                         await answer
                     elif inspect.iscoroutine(answer):
                         answer.close()
-                        self._report(
-                            "on_evict isn't `async def`, but returned a coroutine, which was not awaited, for", key
-                        )
+                        self._report("on_evict isn't `async def`, but returned a coroutine, which was not awaited, for")
                 except asyncio.CancelledError as error:
                     cancelled = error
                 except BaseException as error:  # it is the user's error, and the write is done
                     if not is_fault(error):
                         raise
-                    self._report("on_evict raised for", key, error)
+                    self._report("on_evict raised for", error)
         finally:
             _reporting.set(reporting)
         if cancelled is not None:
             raise cancelled
 
-    def _report(self, what: str, key: str, error: BaseException | None = None) -> None:
+    def _report(self, what: str, error: BaseException | None = None) -> None:
         self.failures += 1
         if self.failures == 1:
             log_failure(logging.WARNING, f"bounding: {what} an entry; later failures are only counted", error)

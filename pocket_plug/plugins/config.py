@@ -83,13 +83,13 @@ def named_config() -> Path | None:
     return Path(named)
 
 
-def find_config(folder: Path | None = None) -> Path | None:
-    """The nearest configuration file: in a folder, by default the current one, or in the nearest folder above that has one.
+def find_config() -> Path | None:
+    """The nearest configuration file: in the current folder, or in the nearest folder above that has one.
 
     In a folder, it is `pocket.toml`, or else a `pyproject.toml` with our table.
     """
-    folder = folder or Path()
-    return next((found for each in (folder, *folder.absolute().parents) if (found := _config_in(each))), None)
+    here = Path()
+    return next((found for each in (here, *here.absolute().parents) if (found := _config_in(each))), None)
 
 
 def _config_in(folder: Path) -> Path | None:

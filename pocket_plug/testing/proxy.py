@@ -61,9 +61,9 @@ class Proxy:
     """
 
     def __init__(
-        self, to: int, *, host: str = HOST, tls: Certificate | None = None, asked: tuple[bytes, bytes] | None = None
+        self, to: int, *, tls: Certificate | None = None, asked: tuple[bytes, bytes] | None = None
     ) -> None:
-        self._to, self._host, self._asked = to, host, asked
+        self._to, self._asked = to, asked
         self._context: ssl.SSLContext | None = None
         if tls is not None:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -93,7 +93,7 @@ class Proxy:
 
     def through(self, url: str) -> str:
         """A server's URL, with this proxy instead of the server."""
-        return url.replace(f"{self._host}:{self._to}", f"{HOST}:{self.port}")
+        return url.replace(f"{HOST}:{self._to}", f"{HOST}:{self.port}")
 
     def swallow(self, mark: bytes = b"", times: int = 1) -> None:
         """Lose the answer to the next request that contains `mark`: when the server has answered, the connection is cut."""
@@ -193,7 +193,7 @@ class Proxy:
         try:
             if self._asked is not None and self._context is not None:
                 await self._encrypt(reader, writer, self._context, *self._asked)
-            there, to = await asyncio.open_connection(self._host, self._to)
+            there, to = await asyncio.open_connection(HOST, self._to)
         except OSError:
             return
         link = _Link(writer, to)

@@ -75,14 +75,14 @@ class Noted:
                 f"not notified within {within} s of: {what}; the last notifications: {self.words[-5:]!r}"
             )
 
-    def wait_for_back(self, since: int = 0, within: float = HANGS) -> None:
+    def wait_for_back(self, since: int = 0) -> None:
         """Block until the last notification in this process, except changes, is `back`; the first `since` ones don't count."""
 
         def is_back() -> bool:
             said = [word for pid, word, _ in self.words[since:] if pid == os.getpid() and word != "changed"]
             return said[-1:] == ["back"]
 
-        self.wait("back", is_back, within)
+        self.wait("back", is_back)
 
     def wait_for_version(self, versions: Mapping[str, int], since: int = 0) -> None:
         """Block until each key was notified with its version, or `lost` and `back` were; the first `since` ones don't count."""

@@ -375,7 +375,7 @@ def pid(_: bytes) -> bytes:
         ("processes://?worker=2", "Did you mean 'workers'"),
         ("processes://?workers=0", "whole number"),
         ("processes://?workers=1&workers=2", "twice"),
-        ("threads://?workers=2", "it has none"),
+        ("threads://?workers=2", "it has: none"),
         ("threads://x", "nothing may follow"),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
-from pocket_plug.backends.urls import one_of, seconds, url_options
+from pocket_plug.primitives.urls import one_of, seconds, url_options
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreError
 from pocket_plug.primitives.files import located, make_file, make_folder
 from pocket_plug.primitives.redaction import public_url

@@ -131,7 +131,7 @@ async def _checked(
             raise CorruptRecordError(f"run {run_id!r} has lost the record of its start; it can only be removed")
         check_start(f"{part_of(key)}start", start.value)
         version = start.value.get("version", 1)
-        waits = waits_in(record, part_of(key), checkpoint.frames)
+        waits = waits_in(record, checkpoint.frames)
         if wait is not None:
             asked = read_wait(part_of(key), _asking(key, entry) or "", wait)
             waits[asked.place] = asked

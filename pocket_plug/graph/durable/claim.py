@@ -71,7 +71,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             refuse_another(journal, begun.value, value)
             _refuse_if_busy(journal, entry.value, state)
             changes = [Delete(state_of(entry.value, journal.name))] if state_entry is not None else []
-            waits = waits_in(entry.value, journal.part, journal.checkpoint.frames)
+            waits = waits_in(entry.value, journal.checkpoint.frames)
             changes += [put_wait(journal.part, each.place, each.wait) for each in waits.values()]
             waits |= await waits_of(stack, journal.part)
             moved: Mapping[str, str] = {}

@@ -154,7 +154,7 @@ async def move(
         writes.append(Delete(seen.state_key))
     if seen.state.wake_at is not None:
         writes.append(Delete(wake_key(record["graph"], seen.state.wake_at, seen.name)))
-    old = waits_in(seen.record, seen.part, seen.checkpoint.frames).values()  # format 1 has them in the record
+    old = waits_in(seen.record, seen.checkpoint.frames).values()  # format 1 has them in the record
     known = {each.key for each in changes}
     writes += [put for each in old if (put := put_wait(seen.part, each.place, each.wait)).key not in known]
     expect = {**expect, **(seen.unmoved or {}), seen.key: seen.entry.version, seen.state_key: seen.state_version}

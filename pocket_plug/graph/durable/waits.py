@@ -92,7 +92,7 @@ async def waits_of(stack: Backend, part: str) -> dict[str, PlacedWait]:
     return {each.place: each for each in waits}
 
 
-def waits_in(record: Record, part: str, frames: Sequence[Frame]) -> dict[str, PlacedWait]:
+def waits_in(record: Record, frames: Sequence[Frame]) -> dict[str, PlacedWait]:
     """The question in a run's record itself, with its answer, if an older version has written the record."""
     if record["format"] > 1 or record["question"] is None:
         return {}

@@ -329,7 +329,7 @@ async def waits_for(stack: Stack, seen: Seen) -> Sequence[PlacedWait]:
     """A run's waits, open and settled, in the order in which they began. Damaged ones are left out."""
     keys = [key async for key in stack.scan(seen.part + WAIT)]
     found = await read_each(stack, keys)
-    waits = waits_in(seen.record, seen.part, seen.checkpoint.frames)
+    waits = waits_in(seen.record, seen.checkpoint.frames)
     for key, entry in found.items():
         if isinstance(entry, Entry):
             with suppress(CodecError):

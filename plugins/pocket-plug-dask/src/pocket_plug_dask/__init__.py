@@ -16,11 +16,12 @@ from typing import Any
 from uuid import uuid4
 
 from pocket_plug import ConfigError, ExecutorLostError, WorkerCodeError, hookimpl
+from pocket_plug.graph.nodes.options import check_count
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.urls import LEAST_WAIT, seconds, url_options
 from pocket_plug.primitives.waiting import LoopThread
 from pocket_plug.remote import Executor, close_at_exit
-from pocket_plug.remote.urls import number, parted
 
 TIMEOUT = 10
 """Seconds that the scheduler has to answer, unless the URL says otherwise."""
@@ -53,7 +54,9 @@ class DaskExecutor(Executor):
     def __init__(
         self, address: str = "", *, scheduler_file: str = "", workers: int | None = None, timeout: float = TIMEOUT
     ) -> None:
-        self.address, self.scheduler_file, self.workers, self.timeout = address, scheduler_file, workers, timeout
+        self.address, self.scheduler_file, self.timeout = address, scheduler_file, timeout
+        self.workers = None if workers is None else check_count(workers, "workers")
+        seconds("dask", "timeout", timeout, LEAST_WAIT)
         self._lock = new_lock()
         self._begin()
         after_fork(self._begin)
@@ -71,11 +74,12 @@ class DaskExecutor(Executor):
         """
         scheme = url.partition("://")[0].lower()
         is_local = scheme == "dask+local"
-        address, options = parted(url, ("workers",) if is_local else ("scheduler_file", "timeout"))
-        file, workers = options.get("scheduler_file", ""), number(url, options, "workers")
+        allowed = {"workers": int} if is_local else {"scheduler_file": str, "timeout": float}
+        address, options = url_options(url, "dask", allowed)
+        address = address.partition("://")[2]
         if is_local and address:
             raise ConfigError(f"{public_url(url)!r}: only options may follow dask+local://, such as ?workers=2")
-        if not is_local and bool(address) == bool(file):
+        if not is_local and bool(address) == bool(options.get("scheduler_file")):
             raise ConfigError(
                 f"{public_url(url)!r}: give either a scheduler, dask://host:8786, or a file, dask://?scheduler_file=…"
             )
@@ -84,12 +88,7 @@ class DaskExecutor(Executor):
                 f"{public_url(url)!r}: only host:port may follow dask://; set the files for TLS in Dask's configuration"
             )
         address = address and f"{'tls' if scheme == 'dask+tls' else 'tcp'}://{address}"
-        return cls(
-            address,
-            scheduler_file=file,
-            workers=workers or (2 if is_local else None),
-            timeout=number(url, options, "timeout") or TIMEOUT,
-        )
+        return cls(address, **{**({"workers": 2} if is_local else {}), **options})
 
     def __repr__(self) -> str:
         return f"DaskExecutor({self.title!r})"

@@ -24,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo
 
 from pocket_plug.backends.network import Attempt, PerLoop, Retrying, Slots, Token, check_store
-from pocket_plug.backends.urls import LEAST_WAIT, PERCENT, one_of, seconds, url_options
+from pocket_plug.primitives.urls import LEAST_WAIT, PERCENT, one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     AnswerLostError,

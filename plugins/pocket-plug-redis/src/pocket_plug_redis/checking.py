@@ -49,7 +49,7 @@ async def look_at(
     _check_kind(server, about)
     _check_memory(server, about)
     if durability != "none":
-        _check_durability(server, durability, about, await _settings(connection))
+        _check_durability(server, durability, await _settings(connection))
     skew = await _skew(connection, clock)
     found = await call(connection, "GET", layout)
     _check_layout(server, found)
@@ -111,7 +111,7 @@ _WANTED: Mapping[str, Mapping[str, Sequence[str]]] = {
 """For each durability: the settings that the server must have, and the allowed values. Errors recommend the last of them."""
 
 
-def _check_durability(server: str, durability: str, about: Mapping[str, str], has: Mapping[str, Any] | None) -> None:
+def _check_durability(server: str, durability: str, has: Mapping[str, Any] | None) -> None:
     if has is None:
         raise StoreError(
             f"{server}: durability={durability} can't be checked, since the server doesn't answer CONFIG GET; allow the user "

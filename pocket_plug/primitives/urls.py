@@ -1,5 +1,5 @@
-"""The options that a backend's URL has after its "?", read and checked in one way, with the same errors for every
-scheme."""
+"""The options that the URL of a backend or an executor has after its "?", read and checked in one way, with the same errors
+for every scheme."""
 
 from __future__ import annotations
 
@@ -42,9 +42,8 @@ def url_options(url: str, system: str, allowed: Mapping[str, type]) -> tuple[str
         if "@" in name:
             raise ConfigError(f"{shown!r}: {PERCENT}")
         if name not in allowed:
-            raise ConfigError(
-                f"{shown!r}: {system} has no option {name!r}; it has: {', '.join(allowed)}.{suggest(name, allowed)}"
-            )
+            has = ", ".join(allowed) or "none"
+            raise ConfigError(f"{shown!r}: {system} has no option {name!r}; it has: {has}.{suggest(name, allowed)}")
         kind = allowed[name]
         try:
             options[name] = kind(text)
