@@ -10,9 +10,10 @@ from typing import TypeVar
 import click
 
 from pocket_plug.codec import Sealed, default_codec, inspect_record
-from pocket_plug.errors import CodecError, KeyNameError
+from pocket_plug.errors import KeyNameError
+from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.primitives.names import check_readable
-from pocket_plug.store.backend import Backend, Entry
+from pocket_plug.store.backend import Backend
 from pocket_plug.store.keys import RESERVED, check_name, check_prefix
 
 BATCH = 1000
@@ -30,31 +31,21 @@ def sealing() -> Generator[None]:
 
 
 # ---------------------------------------------------------------- reading entries
-Found = tuple[str, Entry | CodecError]
+NamedEntry = tuple[str, Found]
 
 
 async def names_of(stack: Backend, prefix: str, show_all: bool) -> list[str]:
     return [name async for name in stack.scan(prefix) if show_all or not name.startswith(RESERVED)]
 
 
-async def found_entries(stack: Backend, names: Sequence[str]) -> AsyncIterator[Found]:
+async def found_entries(stack: Backend, names: Sequence[str]) -> AsyncIterator[NamedEntry]:
     """The entries that still exist, read in batches. An entry that can't be read yields its error instead."""
     for start in range(0, len(names), BATCH):
         batch = names[start : start + BATCH]
-        try:
-            entries = await stack.read_many(batch)
-        except CodecError:
-            for name in batch:
-                try:
-                    entry: Entry | CodecError | None = await stack.read(name)
-                except CodecError as error:
-                    entry = error
-                if entry is not None:
-                    yield name, entry
-        else:
-            for name in batch:
-                if name in entries:
-                    yield name, entries[name]
+        found = await read_each(stack, batch)
+        for name in batch:
+            if name in found:
+                yield name, found[name]
 
 
 def count(number: int) -> str:

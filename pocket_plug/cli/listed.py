@@ -12,7 +12,7 @@ from pocket_plug.store import lists
 from pocket_plug.store.backend import Backend, Entry
 from pocket_plug.store.stack import Stack
 
-from .entries import BATCH, Found, found_entries
+from .entries import BATCH, NamedEntry, found_entries
 
 
 def is_list(entry: Entry | CodecError) -> TypeGuard[Entry]:
@@ -20,7 +20,7 @@ def is_list(entry: Entry | CodecError) -> TypeGuard[Entry]:
     return isinstance(entry, Entry) and entry.value.__class__ is ListHead
 
 
-async def with_items(stack: Backend, found: AsyncIterator[Found]) -> AsyncIterator[Found]:
+async def with_items(stack: Backend, found: AsyncIterator[NamedEntry]) -> AsyncIterator[NamedEntry]:
     """These entries, and after each list its items. In this order, an import never stores an item without its list."""
     async for name, entry in found:
         yield name, entry

@@ -60,9 +60,7 @@ class Proxy:
     protocols in which the client first asks for encryption: the client's request and the answer, such as `POSTGRES_TLS`.
     """
 
-    def __init__(
-        self, to: int, *, tls: Certificate | None = None, asked: tuple[bytes, bytes] | None = None
-    ) -> None:
+    def __init__(self, to: int, *, tls: Certificate | None = None, asked: tuple[bytes, bytes] | None = None) -> None:
         self._to, self._asked = to, asked
         self._context: ssl.SSLContext | None = None
         if tls is not None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
-from pocket_plug.primitives.urls import one_of, seconds, url_options
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreError
 from pocket_plug.primitives.files import located, make_file, make_folder
 from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.urls import one_of, seconds, url_options
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, is_expected
 
 from .backup import Copied, copy_whole

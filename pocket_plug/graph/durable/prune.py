@@ -16,7 +16,7 @@ from .moving import seen_of
 from .reading import read_each
 from .records import RUN, look_at
 from .removal import take_apart
-from .states import STATE, StateKey, state_of, states_of
+from .states import StateKey, prefixes_in, state_of, states_of
 
 SLICE = 3
 """How many runs a slice reads. A few, since other writers wait for a slice, and more would show in their p99 latency."""
@@ -28,8 +28,6 @@ REST = 0.002
 """Seconds between two batches when runs of older versions get their states: many reads, but only once for each store."""
 PAUSE = 0.03
 """Seconds between two slices while others write, so that few of their writes have to wait for a slice."""
-KEY_PIECES = 6
-"""How many parts the key of a state has, between colons."""
 EVERY = 60.0
 """Seconds between two passes of a worker."""
 
@@ -110,7 +108,7 @@ class Pruning:
     async def _find(self) -> AsyncIterator[_Range]:
         keep, graph = self.retention.keep, self.retention.graph
         for status in self.retention.states:
-            for prefix in [states_of(status, graph)] if graph is not None else await graphs_in(self.stack, status):
+            for prefix in [states_of(status, graph)] if graph is not None else await prefixes_in(self.stack, status):
                 if not keep:
                     yield _Range(prefix)
                 elif len(last := [key async for key in self.stack.scan(prefix, reverse=True, limit=keep)]) == keep:
@@ -217,26 +215,10 @@ class Pruner:
         return EVERY if rest is None else rest
 
 
-async def graphs_in(stack: Stack, status: str = "") -> list[str]:
-    """The prefixes of the keys of runs in a state, one for each graph that has such runs; without a state, for all states.
-
-    It costs one read for each prefix, however many runs there are.
-    """
-    within = states_of(status) if status else STATE
-    found: list[str] = []
-    after = ""
-    while page := [key async for key in stack.scan(within, after=after, limit=1)]:
-        pieces, after = page[0].split(":"), page[0]
-        if len(pieces) == KEY_PIECES:
-            found.append(":".join(pieces[:-2]) + ":")
-            after = found[-1][:-1] + ";"  # the next character after ":", so after all keys with this prefix
-    return found
-
-
 async def newest(stack: Stack) -> float:
     """When the newest of all runs began, by the clock of the process that began it; 0 if there is none."""
     times = [0.0]
-    for prefix in await graphs_in(stack):
+    for prefix in await prefixes_in(stack):
         last = [_started(key) async for key in stack.scan(prefix, reverse=True, limit=1)]
         times += [time for time in last if time is not None]
     return max(times)

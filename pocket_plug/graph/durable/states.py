@@ -17,12 +17,14 @@ from pocket_plug.errors import CorruptRecordError
 from pocket_plug.graph.running.places import place_of
 from pocket_plug.primitives.failures import error_text, error_type
 from pocket_plug.primitives.redaction import summary
-from pocket_plug.store.backend import Entry
+from pocket_plug.store.backend import Backend, Entry
 from pocket_plug.store.keys import RESERVED
 
 from .records import Record, escaped, status_of
 
 STATE = f"{RESERVED}run-state:"
+KEY_PIECES = 6
+"""How many parts the key of a state has, between colons."""
 WAKE = f"{RESERVED}run-wake:"
 """`pocket:run-wake:GRAPH:TIME:ID` exists while a run waits for a time."""
 
@@ -87,6 +89,27 @@ class StateKey:
             return cls(status, unquote(graph), float(started), unquote(name))
         except ValueError:
             raise CorruptRecordError(f"{key!r} is not the key of a run's state") from None
+
+
+async def prefixes_in(stack: Backend, status: str = "", most: int | None = None) -> list[str]:
+    """The prefixes of the keys of runs in a state, or in any: one for each graph that has such runs, at most `most`.
+
+    Each costs one read, however many runs it has. A damaged key is left out.
+    """
+    within = states_of(status) if status else STATE
+    found: list[str] = []
+    after = ""
+    while len(found) != most and (page := [key async for key in stack.scan(within, after=after, limit=1)]):
+        pieces, after = page[0].split(":"), page[0]
+        if len(pieces) == KEY_PIECES:
+            found.append(":".join(pieces[:-2]) + ":")
+            after = found[-1][:-1] + ";"  # the next character after ":", so after all keys with this prefix
+    return found
+
+
+def graph_of(prefix: str) -> str:
+    """The graph of the keys with one of these prefixes."""
+    return unquote(prefix.split(":")[-2])
 
 
 @dataclass(frozen=True, slots=True)

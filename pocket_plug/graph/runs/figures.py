@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pocket_plug.errors import CorruptRecordError
 from pocket_plug.graph.durable.reading import read_each
 from pocket_plug.graph.durable.stalled import StallWatch
-from pocket_plug.graph.durable.states import StateKey, read_state, states_of
+from pocket_plug.graph.durable.states import StateKey, graph_of, prefixes_in, read_state
 from pocket_plug.store.backend import Backend, Entry
 
 from .info import RunState
@@ -52,10 +52,10 @@ class RunsWatch:
         first: dict[RunState, list[str]] = {"running": [], "waiting": []}
         left = MOST_KEYS
         for state in COUNTED:
-            for graph in await graphs_in(self._stack, state, MOST_GRAPHS):
+            for prefix in await prefixes_in(self._stack, state, MOST_GRAPHS):
                 if left <= 0:
                     break
-                keys = [key async for key in self._stack.scan(states_of(state, graph), limit=min(MOST, left))]
+                keys, graph = [key async for key in self._stack.scan(prefix, limit=min(MOST, left))], graph_of(prefix)
                 left -= len(keys)
                 counted[graph, state] = len(keys)
                 if state in first:
@@ -96,18 +96,3 @@ class RunsWatch:
     def _since(self, then: float) -> float:
         """Seconds since a time; not less than 0, since another machine's clock may be ahead."""
         return max(self._stack.clock() - then, 0.0)
-
-
-async def graphs_in(stack: Backend, status: str, most: int | None = None) -> list[str]:
-    """The graphs that have runs in a state, at most `most`. Each costs one read, however many runs it has."""
-    found: list[str] = []
-    after = ""
-    while len(found) != most and (keys := [key async for key in stack.scan(states_of(status), after=after, limit=1)]):
-        try:
-            graph = StateKey.parse(keys[0]).graph
-        except CorruptRecordError:
-            after = keys[0]
-        else:
-            found.append(graph)
-            after = states_of(status, graph)[:-1] + ";"  # the next character after ":", so after all keys of the graph
-    return found

@@ -17,11 +17,10 @@ from pocket_plug.errors import ConfigError, ConflictError
 from pocket_plug.graph.durable.moving import Seen, mark_stalled, see
 from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import RUN
-from pocket_plug.graph.durable.states import State, plain_state, sortable_time, state_of, states_of
+from pocket_plug.graph.durable.states import State, plain_state, prefixes_in, sortable_time, state_of, states_of
 from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.stack import Stack
 
-from .figures import graphs_in
 from .info import RunInfo, RunPage, RunState, info_with_questions, seen_in, unreadable
 from .operations import Place
 
@@ -106,9 +105,11 @@ async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> 
         raise ConfigError(f"after={after!r:.80} is not a position in a list; give the `after` of the page before")
     start = after if wanted.until is None else min(filter(None, (after, sortable_time(wanted.until))))
     prefixes = [
-        states_of(status, graph)
+        prefix
         for status in wanted.recorded
-        for graph in ([wanted.graph] if wanted.graph is not None else await graphs_in(stack, status))
+        for prefix in (
+            [states_of(status, wanted.graph)] if wanted.graph is not None else await prefixes_in(stack, status)
+        )
     ]
     size = limit // max(len(prefixes), 1) + 2
     ranges = [_Range(prefix, prefix + start if start else "", size) for prefix in prefixes]

@@ -24,7 +24,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo
 
 from pocket_plug.backends.network import Attempt, PerLoop, Retrying, Slots, Token, check_store
-from pocket_plug.primitives.urls import LEAST_WAIT, PERCENT, one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import (
     AnswerLostError,
@@ -39,6 +38,7 @@ from pocket_plug.errors import (
 )
 from pocket_plug.primitives.redaction import MASK, public_url
 from pocket_plug.primitives.shown_names import shown_name
+from pocket_plug.primitives.urls import LEAST_WAIT, PERCENT, one_of, seconds, url_options
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, Put, Watcher
 
 from . import statements

@@ -20,10 +20,10 @@ from redis.exceptions import BusyLoadingError, ResponseError
 
 from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecordError, Delete, Entry, StoreError
 from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store
-from pocket_plug.primitives.urls import LEAST_WAIT, one_of, seconds, url_options
 from pocket_plug.codec import bound, default_codec, is_whole, place_of
 from pocket_plug.errors import AnswerLostError, StoreBusyError, StoreClosedError, WriteSizeError
 from pocket_plug.primitives.shown_names import shown_name
+from pocket_plug.primitives.urls import LEAST_WAIT, one_of, seconds, url_options
 from pocket_plug.store.backend import NO_EXPECTATIONS, ProbeResult, Watcher
 
 from .checking import check_server, look_at

@@ -14,8 +14,8 @@ from redis import connection as blocking_driver
 from redis.exceptions import NoScriptError
 
 from pocket_plug import ConfigError, StoreClosedError
-from pocket_plug.primitives.urls import PERCENT
 from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.urls import PERCENT
 
 from .scripts import Script
 
