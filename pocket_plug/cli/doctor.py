@@ -28,16 +28,15 @@ from pocket_plug.plugins.config import Config, StoreTable, find_config, named_co
 from pocket_plug.plugins.discovery import OUR_DISTRIBUTION, find_libraries, missing_requirements
 from pocket_plug.plugins.pocket import DISABLE, Pocket, named_by_variable
 from pocket_plug.plugins.tables import alternatives
-from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.redaction import public_url, summary, variables
-from pocket_plug.store.backend import Backend, ProbeResult, Tiered
-from pocket_plug.store.layer import parts
+from pocket_plug.store.backend import Backend, ProbeResult
 from pocket_plug.store.memory import Memory
-from pocket_plug.store.store import Store
 
 from .deadlines import Begun, run_in_time
+from .durations import duration
 from .output import as_json, echo, echo_json, how_many_are_wrong
+from .target import keepers
 
 if TYPE_CHECKING:
     from pocket_plug.telemetry.declared import Declared
@@ -69,20 +68,13 @@ class Check:
     """What was found, and for a problem also how to fix it."""
 
 
-def _timeout(_context: click.Context, _parameter: click.Parameter, given: str) -> float:
-    try:
-        return seconds(float(given) if given.replace(".", "", 1).isdigit() else given, "--timeout")
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from error
-
-
 @click.command
 @click.option(
     "--timeout",
-    callback=_timeout,
+    type=duration,
+    metavar="TIME",
     default="5s",
     show_default=True,
-    metavar="TIME",
     help="How long a store or an endpoint may take to answer.",
 )
 @as_json
@@ -329,7 +321,7 @@ def _looking(pocket: Pocket, name: str, timeout: float) -> Callable[[], list[Che
         store = pocket.store if name == "store" else pocket.stores[name.removeprefix("stores.")]
         found = [
             _verdict(name, backend, run_in_time(partial(backend.probe, timeout), timeout))
-            for backend in _lasting(store)
+            for backend in keepers(store.stack)
         ]
         if store.stack.buffered:
             says = "acknowledged writes wait in memory for their backend, and are lost with the process"
@@ -337,12 +329,6 @@ def _looking(pocket: Pocket, name: str, timeout: float) -> Callable[[], list[Che
         return found
 
     return look
-
-
-def _lasting(store: Store) -> list[Backend]:
-    """The backends that keep the entries: the authority of a cache, or else the end of the stack."""
-    stack = parts(store.stack)
-    return [part.authority for part in stack if isinstance(part, Tiered)] or [stack[-1]]
 
 
 def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:

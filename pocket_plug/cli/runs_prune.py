@@ -12,13 +12,14 @@ from pocket_plug.graph.durable.prune import prune as pruned_of
 from pocket_plug.graph.retention import BY_DEFAULT, PRUNABLE, Retention
 from pocket_plug.plugins.pocket import default_pocket
 
+from .durations import duration
 from .entries import sealing
 from .output import as_json, echo, echo_json
 from .target import Target
 
 
 @click.command
-@click.option("--older", metavar="TIME", help="Only runs that ended longer ago, such as 30d or 12h.")
+@click.option("--older", type=duration, metavar="TIME", help="Only runs that ended longer ago, such as 30d or 12h.")
 @click.option("--keep", type=click.IntRange(0), metavar="N", help="Keep the newest N of each graph and state.")
 @click.option(
     "--state", "states", multiple=True, type=click.Choice(PRUNABLE), help="Only runs in this state; may be repeated."
@@ -29,7 +30,7 @@ from .target import Target
 @click.pass_obj
 def prune(
     target: Target,
-    older: str | None,
+    older: float | None,
     keep: int | None,
     states: tuple[str, ...],
     graph: str | None,

@@ -13,7 +13,6 @@ import msgspec
 
 from pocket_plug.codec import UNBOUND, Sealed, default_codec, upgraded
 from pocket_plug.errors import CodecError, MissingKeyError, StoreError
-from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.lists import ListHead
 from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
@@ -21,6 +20,7 @@ from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.lists import item_pages, lists_at
 
 from .backup import backup
+from .durations import duration
 from .entries import (
     BATCH,
     count,
@@ -174,16 +174,17 @@ def _show(value: object) -> None:
 @click.argument("key", callback=writable_name)
 @click.argument("value")
 @click.option("--text", "is_text", is_flag=True, help="VALUE is plain text, not JSON.")
-@click.option("--ttl", metavar="TTL", help="How long the entry is kept, such as 90s or 1h30m.  [default: forever]")
+@click.option(
+    "--ttl", type=duration, metavar="TIME", help="How long the entry is kept, such as 90s or 1h30m.  [default: forever]"
+)
 @click.pass_obj
-def set_(target: Target, key: str, value: str, is_text: bool, ttl: str | None) -> None:
+def set_(target: Target, key: str, value: str, is_text: bool, ttl: float | None) -> None:
     """Store VALUE at KEY. VALUE is JSON."""
     stored = value if is_text else _from_json(value)
-    lasts = None if ttl is None else seconds(float(ttl) if ttl.isdecimal() else ttl)
 
     async def put() -> None:
         async with target.opened(may_be_new=True) as stack:
-            await stack.write((Put(key, stored, None if lasts is None else stack.clock() + lasts),))
+            await stack.write((Put(key, stored, None if ttl is None else stack.clock() + ttl),))
 
     asyncio.run(put())
 

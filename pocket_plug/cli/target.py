@@ -9,11 +9,10 @@ from pathlib import Path
 
 import click
 
-from pocket_plug.layers import Persistence
 from pocket_plug.plugins.config import StoreTable
 from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.primitives.redaction import public_url
-from pocket_plug.store.backend import Backend
+from pocket_plug.store.backend import Backend, Tiered
 from pocket_plug.store.layer import parts
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.stack import Stack
@@ -42,7 +41,7 @@ class Target:
     def _found(self, *, may_be_new: bool) -> tuple[Stack, Backend]:
         """The stack, and the backend that keeps its entries. Raises UsageError if there can be none, as in memory."""
         stack = self._store().stack
-        backend = _lasting(stack)
+        backend = keepers(stack)[0]
         if type(backend) is Memory:
             raise click.UsageError(
                 f"{self} is in memory, and each process has its own; name another store, such as "
@@ -56,7 +55,7 @@ class Target:
     @property
     def is_on_server(self) -> bool:
         """Is the store on a server? Then a StoreError may be one of the network, and no damage."""
-        return _lasting(self._store().stack).address is not None
+        return keepers(self._store().stack)[0].address is not None
 
     def evicts(self) -> bool:
         """Does the stack evict entries? Then missing items of lists are no damage."""
@@ -104,11 +103,10 @@ class Target:
             await backend.close()
 
 
-def _lasting(stack: Stack) -> Backend:
-    for part in parts(stack):
-        if isinstance(part, Persistence):
-            return default_pocket().backend(part.to) if isinstance(part.to, str) else part.to
-    return parts(stack)[-1]
+def keepers(stack: Stack) -> list[Backend]:
+    """The backends that keep the entries: the authorities of its caches, or else the end of the stack."""
+    tiers = [part for part in parts(stack) if isinstance(part, Tiered)]
+    return [part.authority if part.queue is None else part.queue.durable for part in tiers] or parts(stack)[-1:]
 
 
 def path_of(backend: Backend) -> Path | None:
@@ -121,7 +119,7 @@ def is_one_place(one: Stack, other: Stack) -> bool:
     """Do both keep their entries in the same place: one backend, or one file?"""
     if one is other:
         return True
-    backends = (_lasting(one), _lasting(other))
+    backends = (keepers(one)[0], keepers(other)[0])
     paths = [path for path in map(path_of, backends) if path is not None and path.exists()]
     return backends[0] is backends[1] or (len(paths) == 2 and paths[0].samefile(paths[1]))
 

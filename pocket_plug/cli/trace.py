@@ -15,9 +15,9 @@ from urllib.parse import quote
 import click
 
 from pocket_plug.errors import ConfigError, UnknownRunError
-from pocket_plug.primitives.durations import seconds as seconds_of
 from pocket_plug.primitives.files import make_folder, private
 
+from .durations import duration
 from .output import as_json, echo, echo_json, echo_value, print_table, progress
 from .trace_diff import diff
 from .trace_texts import FINE, figures_head, figures_row, outcome_text
@@ -52,17 +52,9 @@ LIMIT = 100
 """How many runs `ls` lists by default."""
 
 
-def _duration(text: str) -> float:
-    """The seconds in a text such as "90s" or "2h"."""
-    try:
-        return seconds_of(text, "TIME")
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from error
-
-
 of_graph = click.option("--graph", metavar="NAME", help="Only runs of this graph.")
 since_then = click.option(
-    "--since", type=_duration, metavar="TIME", help="Only runs that began in the last TIME: 2h, 7d."
+    "--since", type=duration, metavar="TIME", help="Only runs that began in the last TIME: 2h, 7d."
 )
 
 
@@ -76,7 +68,7 @@ trace.add_command(diff)
 @click.option("--failed", is_flag=True, help="Only runs that failed, were cancelled, or never ended.")
 @click.option("--error", metavar="TYPE", help="Only runs with an error of this type anywhere: TimeoutError.")
 @since_then
-@click.option("--min", "least", type=_duration, metavar="TIME", help="Only runs that took at least TIME: 500ms.")
+@click.option("--min", "least", type=duration, metavar="TIME", help="Only runs that took at least TIME: 500ms.")
 @click.option("--attr", metavar="KEY=VALUE", help="Only runs in which a span or its resource has this attribute.")
 @click.option(
     "--limit", type=click.IntRange(1), default=LIMIT, show_default=True, metavar="N", help="At most the N newest."
@@ -180,7 +172,7 @@ def stats(file: Path | None, graph: str | None, since: float | None, as_json: bo
 @trace.command
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @in_file
-@click.option("--older", type=_duration, metavar="TIME", help="Traces that ended longer ago: 30d.")
+@click.option("--older", type=duration, metavar="TIME", help="Traces that ended longer ago: 30d.")
 @click.option("--all", "everything", is_flag=True, help="All traces, except those in progress.")
 def rm(names: tuple[str, ...], file: Path | None, older: float | None, everything: bool) -> int:
     """Remove traces of each RUN, or old ones.

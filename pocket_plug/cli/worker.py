@@ -13,15 +13,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from pocket_plug.errors import ConfigError
 from pocket_plug.graph.durable.states import LEASE
 from pocket_plug.graph.durable.worker import CONCURRENCY, Worker, WorkerReport
 from pocket_plug.graph.graph import Graph
 from pocket_plug.plugins.pocket import default_pocket
-from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.signals import run_loop
 
+from .durations import duration
 from .output import as_json, echo, echo_json, only_json
 from .run import load_graph, trace_options, traced
 from .target import Target, by_name, by_url
@@ -30,13 +29,6 @@ if TYPE_CHECKING:
     from pocket_plug.layers.tracing import Capture
 
 STOPPED = (signal.SIGTERM, signal.SIGINT)
-
-
-def _lease(_context: click.Context, _parameter: click.Parameter, given: str) -> float:
-    try:
-        return seconds(float(given) if given.replace(".", "", 1).isdigit() else given, "--lease")
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 @click.command
@@ -48,7 +40,8 @@ def _lease(_context: click.Context, _parameter: click.Parameter, given: str) -> 
 )
 @click.option(
     "--lease",
-    callback=_lease,
+    type=duration,
+    metavar="TIME",
     default=f"{LEASE:g}s",
     show_default=True,
     help="How long a run may stay unchanged before other workers take it over.",

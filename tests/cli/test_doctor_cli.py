@@ -282,6 +282,16 @@ def test_clocks_standbys_and_backends_that_do_not_say(doctor: Doctor, install: I
     assert found["stores.raises"] == ("wrong", "RuntimeError: at redis://me:***@host it failed")
 
 
+def test_the_backend_behind_a_queue_of_writes_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    configured('[store]\nlayers = [{ use = "persistence", to = "sqlite:///behind.db", mode = "behind" }]')
+    assert main(["doctor", "--json"]) == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    first, second = (each for each in checks if each["name"] == "store")
+    assert first["verdict"] == "ok"
+    assert first["says"].startswith("SQLite('behind.db', durability='power'); SQLite")
+    assert second["says"].startswith("acknowledged writes wait in memory")
+
+
 def run_alone(*arguments: str, **environment: str) -> tuple[int, Mapping[str, Any]]:
     done = subprocess.run(
         [*COMMAND, "--json", *arguments],

@@ -87,7 +87,7 @@ def test_without_options_the_policy_of_the_configuration_is_used(prune: Any) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--older", "soon"], "older can't be 'soon'"),
+        (["--older", "soon"], "TIME can't be 'soon'"),
         (["--keep", "-1"], "Invalid value for '--keep'"),
         (["--keep", "1", "--state", "waiting"], "Invalid value for '--state'"),
     ],

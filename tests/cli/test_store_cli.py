@@ -263,7 +263,7 @@ def test_set_takes_json_or_text() -> None:
         (["set", "a", "{"], "For plain text, add --text"),
         (["set", "a", "NaN"], "VALUE is not JSON"),
         (["set", "a", "[" * 100_000], "VALUE is not JSON: it is nested too deeply"),
-        (["set", "a", "1", "--ttl", "soon"], "ttl can't be 'soon'"),
+        (["set", "a", "1", "--ttl", "soon"], "'--ttl': TIME can't be 'soon'"),
         (["set", "pocket:x", "1"], "the prefix 'pocket:' is reserved"),
         *[
             ([command, "\udcff"], "has a lone surrogate, which no store can write")
