@@ -6,9 +6,8 @@ It is outside of what may wait: persistence, a backend over a network. A plugin 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 
 from pocket_plug.errors import AnswerLostError, ConfigError, StoreTimeoutError
 from pocket_plug.hookspecs import hookimpl
@@ -16,8 +15,6 @@ from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.shown_names import in_short
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.store.layer import Layer, parts
-
-T = TypeVar("T")
 
 
 class Timeout(Layer):
@@ -57,63 +54,56 @@ class Timeout(Layer):
                         f"nothing can interrupt it; leave out {name}. `?timeout=` in SQLite's URL limits the wait for locks"
                     )
                 del limits[name]
-        self._read_within = limits.get("read_within")
-        self._write_within = limits.get("write_within")
-        self._page_within = limits.get("page_within")
+        self._limits = limits
         self._backend = parts(inner)[-1]  # for errors
         self._abandoned: set[asyncio.Task[int]] = set()  # a loop holds its tasks weakly
         self.needs_loop = inner.needs_loop or bool(limits)
         unlimited = {
-            *(() if self._read_within else ("read", "read_many", "version")),
-            *(() if self._write_within else ("write",)),
-            *(() if self._page_within else ("scan",)),
+            *(() if "read_within" in limits else ("read", "read_many", "version")),
+            *(() if "write_within" in limits else ("write",)),
+            *(() if "page_within" in limits else ("scan",)),
         }
         self.__dict__.update({name: getattr(inner, name) for name in unlimited})  # straight to the inner one
 
     async def read(self, key: str) -> Entry | None:
         """The inner one's entry, in time."""
-        return await self._in_time(self.inner.read(key), f"reading {str(key)!r}")
+        async with self._in_time(f"reading {str(key)!r}", "read_within"):
+            return await self.inner.read(key)
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The inner one's entries; the limit is for all of them together."""
         names = list(keys)
-        return await self._in_time(self.inner.read_many(names), f"reading {in_short(names)}")
+        async with self._in_time(f"reading {in_short(names)}", "read_within"):
+            return await self.inner.read_many(names)
 
     async def version(self) -> int:
         """The inner one's, in time."""
-        return await self._in_time(self.inner.version(), "reading the last version")
+        async with self._in_time("reading the last version", "read_within"):
+            return await self.inner.version()
 
-    async def _in_time(self, operation: Awaitable[T], what: str) -> T:
-        limit = asyncio.timeout(self._read_within)
+    @asynccontextmanager
+    async def _in_time(self, what: str, option: str) -> AsyncGenerator[None]:
+        limit = asyncio.timeout(within := self._limits[option])
         try:
             async with limit:
-                return await operation
+                yield
         except TimeoutError as error:
             if not limit.expired():  # raised by the inner one
                 raise
-            raise self._too_slow(what, self._read_within, "read_within") from error
-
-    def _too_slow(self, what: str, within: float | None, option: str) -> StoreTimeoutError:
-        return StoreTimeoutError(
-            f"{what} took longer than {within:g} s, which the layer `timeout` allows ({option}), over {self._backend!r}; it was "
-            f"cancelled, and its result is unknown. Try again, or allow more by {option}="
-        )
+            raise StoreTimeoutError(
+                f"{what} took longer than {within:g} s, which the layer `timeout` allows ({option}), over {self._backend!r}; it "
+                f"was cancelled, and its result is unknown. Try again, or allow more by {option}="
+            ) from error
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Write to the inner one, or check versions, in time. Raises AnswerLostError if a write may still be stored."""
         if not changes:
-            what = f"checking the version of {in_short(list(expect))}"
-            limit = asyncio.timeout(self._write_within)
-            try:
-                async with limit:
-                    return await self.inner.write(changes, expect)
-            except TimeoutError as error:
-                if not limit.expired():
-                    raise
-                raise self._too_slow(what, self._write_within, "write_within") from error
+            async with self._in_time(f"checking the version of {in_short(list(expect))}", "write_within"):
+                return await self.inner.write(changes, expect)
+        within = self._limits["write_within"]
         task = asyncio.ensure_future(self.inner.write(changes, expect))
         try:
-            done, _ = await asyncio.wait({task}, timeout=self._write_within)
+            done, _ = await asyncio.wait({task}, timeout=within)
         except asyncio.CancelledError:
             task.cancel()
             await _ended(task)
@@ -125,7 +115,7 @@ class Timeout(Layer):
         self._abandoned.add(task)
         task.add_done_callback(self._forget)
         raise AnswerLostError(
-            f"writing {in_short([change.key for change in changes])} took longer than {self._write_within:g} s, which the layer "
+            f"writing {in_short([change.key for change in changes])} took longer than {within:g} s, which the layer "
             f"`timeout` allows (write_within), over {self._backend!r}: it may have been stored, or may still be. Read before "
             "you write again, or allow more by write_within="
         )
@@ -141,16 +131,11 @@ class Timeout(Layer):
         """The inner one's keys, each in time."""
         keys = self.inner.scan(prefix, after=after, reverse=reverse, limit=limit)
         while True:
-            wait = asyncio.timeout(self._page_within)
             try:
-                async with wait:
+                async with self._in_time(f"scanning {prefix!r}", "page_within"):
                     key = await anext(keys)  # with a default, Python 3.11 may crash where it is interrupted
             except StopAsyncIteration:
                 return
-            except TimeoutError as error:
-                if not wait.expired():
-                    raise
-                raise self._too_slow(f"scanning {prefix!r}", self._page_within, "page_within") from error
             yield key
 
 
