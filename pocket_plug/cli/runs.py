@@ -222,7 +222,7 @@ def _print_tables(history: RunHistory, now: float) -> None:
         echo(escaped(f"\n{of_all} draws them, if their spans are in a file", keep="\n"))
     if history.path:
         echo()
-        passed = [((each.node or "").removeprefix("/"), each.next or "", _ago(each.at, now)) for each in history.path]
+        passed = [(each.node or "", each.next or "", _ago(each.at, now)) for each in history.path]
         print_table(("passed", "next", "ago"), passed)
 
 

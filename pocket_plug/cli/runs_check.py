@@ -27,11 +27,11 @@ def check(target: Target, graph: str, as_json: bool) -> int:
     """
     with only_json(as_json):
         found = _checked(target, graph)
-    refused = [each for each in found if not each.can_go_on]
+    refused = [each for each in found if not each.can_resume]
     if as_json:
-        echo_json([asdict(each) for each in found])
+        echo_json([{"run": each.run_id, **_facts(each)} for each in found])
     else:
-        rows = [(each.run_id, each.state, each.at, each.verdict, _why(each)) for each in found]
+        rows = [(each.run_id, each.state, each.node, each.verdict, _why(each)) for each in found]
         print_table(("run", "state", "node", "verdict", "why"), rows)
         summary = (
             f"{len(refused):,} of {len(found):,} open runs can't resume"
@@ -40,6 +40,12 @@ def check(target: Target, graph: str, as_json: bool) -> int:
         )
         echo(summary, err=True)
     return int(bool(refused))
+
+
+def _facts(found: RunCheck) -> dict[str, object]:
+    facts = asdict(found)
+    del facts["run_id"]
+    return facts
 
 
 def _why(found: RunCheck) -> str:

@@ -132,13 +132,13 @@ def test_some_runs_can_not_be_resumed(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
-    """--json has the fields of a RunCheck for each run, with the same exit code."""
+    """--json has the fields of a RunCheck for each run, and `run` for its id, with the same exit code."""
     begin("graph", "a")
     assert run(["runs", "check", "shop.py:renamed", "--json"]) == 1
     out, err = capsys.readouterr()
     (found,) = json.loads(out)
-    assert set(found) == {field.name for field in fields(RunCheck)}
-    assert (found["run_id"], found["can_go_on"], found["verdict"], found["version"]) == ("a", False, "refused", 1)
+    assert set(found) == {"run", *(field.name for field in fields(RunCheck))} - {"run_id"}
+    assert (found["run"], found["can_resume"], found["verdict"], found["version"]) == ("a", False, "refused", 1)
     assert err == ""
 
 
@@ -175,7 +175,7 @@ def test_a_run_whose_records_are_damaged(damage: str, capsys: pytest.CaptureFixt
             stack.run(stack.write([Put(name, value) for name, value in changes[damage].items()]))
     assert run(["runs", "check", "shop.py", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert [each["can_go_on"] for each in found] == [False, True]
+    assert [each["can_resume"] for each in found] == [False, True]
     says = {"newer": "newer pocket_plug", "no start": "lost the record"}.get(damage, "CorruptRecordError")
     assert says in found[0]["why"]
 

@@ -198,7 +198,7 @@ def test_what_a_run_prints_is_no_part_of_its_json() -> None:
         )
     assert elsewhere("run", "shop.py:loudly", "--run-id", "l", "--input", "x", "--json").out == ""
     checked = elsewhere("runs", "check", "shop.py:loudly", "--json")
-    assert ([each["run_id"] for each in checked.json], checked.err) == (["l"], "imported\n")
+    assert ([each["run"] for each in checked.json], checked.err) == (["l"], "imported\n")
     answered = elsewhere("runs", "answer", "shop.py:loudly", "l", "true", "--json")
     assert (answered.code, answered.out, answered.err) == (0, '"x"\n', "imported\nat work\n")
     resumed = elsewhere("runs", "resume", "shop.py:loudly", "l", "--json")
@@ -269,7 +269,7 @@ def test_show_shows_types_it_does_not_know(here: Any) -> None:
     assert found["value"]["type"] == "Price"
     assert found["input"] == {"value": "hello"}
     assert found["visits"] == {"nested/price": 1}
-    assert [(each["node"], each["next"]) for each in found["path"]] == [("/nested#1/price#1", "deliver")]
+    assert [(each["node"], each["next"]) for each in found["path"]] == [("nested#1/price#1", "deliver")]
 
 
 def test_show_works_with_damaged_parts(here: Any) -> None:

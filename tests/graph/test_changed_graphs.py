@@ -867,17 +867,17 @@ def test_a_run_is_resumed_if_what_is_ahead_is_unchanged(name: str) -> None:
             if case.goes:
                 await go_on(case, after)
                 assert order(case, await world.effects(store)) == case.goes.split()
-                assert case.allowed or [check.can_go_on for check in checked] == [True]
+                assert case.allowed or [check.can_resume for check in checked] == [True]
                 return
             with pytest.raises((RunChangedError, RunMismatchError)) as refused:
                 await go_on(case, after)
             assert case.says in f"{refused.typename} {refused.value}"
             assert await everything(store) == before
             if isinstance(refused.value, RunChangedError):
-                assert [(check.can_go_on, check.differences) for check in checked] == [
+                assert [(check.can_resume, check.differences) for check in checked] == [
                     (False, refused.value.differences)
                 ] or case.allowed
-                assert not any(check.can_go_on for check in checked)
+                assert not any(check.can_resume for check in checked)
             else:
                 assert checked == []  # runs of other graphs aren't checked
             await go_on(replace(case, allowed=False), built(case.before, store))

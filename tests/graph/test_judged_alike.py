@@ -45,8 +45,8 @@ def test_fan_outs_in_the_same_position_are_checked_once(tmp_path: Path) -> None:
             assert judged.call_count == len({each.differences for each in found.values()}) == 2
             lines = {"- items of each_work give str", "+ items of each_work give int"}
             for run_id, check in found.items():
-                assert check.can_go_on == run_id.startswith("none done"), run_id
-                assert check.can_go_on or lines <= set(check.differences), run_id
+                assert check.can_resume == run_id.startswith("none done"), run_id
+                assert check.can_resume or lines <= set(check.differences), run_id
 
     asyncio.run(main())
 
@@ -70,7 +70,7 @@ def test_fan_outs_that_have_items_to_begin_are_checked_separately(tmp_path: Path
                 await deploy(store, "before").run([1, 2], run_id="all begun")
             with pytest.raises(RuntimeError):
                 await deploy(store, "before", broken=2).run([1, 2], run_id="one begun")
-            found = {each.run_id: each.can_go_on for each in await deploy(store, "after").check_runs()}
+            found = {each.run_id: each.can_resume for each in await deploy(store, "after").check_runs()}
             assert found == {"all begun": True, "one begun": False}
 
     asyncio.run(main())

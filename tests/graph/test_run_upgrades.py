@@ -107,7 +107,7 @@ def test_a_renamed_node() -> None:
             former = Graph(A >> B >> C, store=store)
             await stopped(former, "b")
             after = Graph(A >> step("b2", int, int) >> C, store=store, version=2, upgrade={1: renamed})
-            assert [(check.verdict, check.at, check.version) for check in await after.check_runs()] == [
+            assert [(check.verdict, check.node, check.version) for check in await after.check_runs()] == [
                 ("upgraded", "b", 1)
             ]
             broken.add("c")
@@ -511,7 +511,7 @@ def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
                 with pytest.raises((RunChangedError, CodecError), match=re.escape(says)):
                     await after.resume("r")
                 (check,) = await after.check_runs()
-                assert (check.can_go_on, check.verdict) == (False, "refused")
+                assert (check.can_resume, check.verdict) == (False, "refused")
                 assert says in check.why
                 assert await everything(store) == kept
             assert await before.resume("r") == 1

@@ -125,7 +125,7 @@ def test_a_graph_without_a_store_of_its_own_uses_the_given_one(url: str) -> None
         async with Store(url) as store:
             await graph.submit(1, run_id="d-1", store=store.scope("shop"))
             (check,) = await graph.check_runs(store=store.scope("shop"))
-            assert (check.state, check.can_go_on) == ("pending", True)
+            assert (check.state, check.can_resume) == ("pending", True)
             assert await graph.check_runs(store=store.scope("other")) == []
             assert await graph.run(1, run_id="d-1", store=store.scope("shop")) == 2
             assert await store.get("shop:counted") == 1

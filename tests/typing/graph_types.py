@@ -452,7 +452,7 @@ async def durable(store: Store) -> None:
     )
     for check in await approval.check_runs():
         assert_type(check, RunCheck)
-        assert_type(check.can_go_on, bool)
+        assert_type(check.can_resume, bool)
     assert_type(approval.check_runs_sync(), list[RunCheck])
     state = await approval.submit(Order("1"), run_id="r", store=store)
     if state == "finished":

@@ -32,12 +32,12 @@ class RunCheck:
     """Whether one open run can resume, and why."""
 
     run_id: str
-    can_go_on: bool
+    can_resume: bool
     verdict: How | Literal["refused"]
     """`unchanged`: the graph is unchanged; `unchanged ahead`: the part that the run can still reach is; `not begun`: the run was
     only submitted; `upgraded`: an upgrade moves it; `refused`: it can't resume."""
     state: str
-    at: str
+    node: str
     """The node that comes next; `outer/inner` in a nested graph."""
     version: int | None
     """The version of the graph that began the run, or to which it was upgraded; None if that can't be read."""
@@ -114,7 +114,7 @@ async def _checked(
     start: Entry | CodecError | None,
     wait: Entry | CodecError | None,
 ) -> RunCheck:
-    state, at, version = "unreadable", "", None
+    state, node, version = "unreadable", "", None
     verdict: How | Literal["refused"] = "refused"
     why, differences = "", tuple[str, ...]()
     run_id = unquote(key.removeprefix(RUN))
@@ -126,7 +126,7 @@ async def _checked(
         assert isinstance(start, Entry | None)
         assert isinstance(wait, Entry | None)
         record, checkpoint = look_at(key, entry)
-        state, at = status_of(record), written(frame.node for frame in checkpoint.frames if frame.node is not None)
+        state, node = status_of(record), written(frame.node for frame in checkpoint.frames if frame.node is not None)
         if start is None:
             raise CorruptRecordError(f"run {run_id!r} has lost the record of its start; it can only be removed")
         check_start(f"{part_of(key)}start", start.value)
@@ -143,10 +143,10 @@ async def _checked(
         why = f"{type(error).__name__}: {error}"
     return RunCheck(
         run_id=run_id,
-        can_go_on=verdict != "refused",
+        can_resume=verdict != "refused",
         verdict=verdict,
         state=state,
-        at=at,
+        node=node,
         version=version,
         why=why,
         differences=differences,

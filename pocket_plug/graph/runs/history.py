@@ -51,7 +51,7 @@ async def _records(stack: Stack, prefix: str) -> dict[str, Found]:
 def _passed(found: Found) -> PassedNode:
     node, following, at = (field_in(found, name) for name in ("node", "next", "at"))
     return PassedNode(
-        node if isinstance(node, str) else None,
+        node.removeprefix("/") if isinstance(node, str) else None,
         following if isinstance(following, str) else None,
         at if isinstance(at, float) else None,
     )

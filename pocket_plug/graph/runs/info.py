@@ -153,7 +153,7 @@ class PassedNode:
     """A node that a run has passed. Fields that can't be read are None."""
 
     node: str | None
-    """The node and the number of its visit: `/outer#1/inner#2`."""
+    """The node and the number of its visit: `outer#1/inner#2`."""
     next: str | None
     """The node that comes next in its graph."""
     at: float | None
