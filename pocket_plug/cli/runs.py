@@ -216,7 +216,7 @@ def _print_tables(history: RunHistory, now: float) -> None:
             for each in history.executions
         ]
         echo()
-        print_table(("execution", "began", "process", "left it", "error", "trace"), rows)
+        print_table(("execution", "began", "process", "state after it", "error", "trace"), rows)
     if history.trace_ids:
         of_all = shlex.join(["pocket-plug", "trace", "show", history.run.run_id])
         echo(escaped(f"\n{of_all} draws them, if their spans are in a file", keep="\n"))

@@ -127,9 +127,9 @@ class RunInfo:
             "node": self.node or "",
             "steps": _number(self.steps),
             "executions": _number(self.executions),
-            "begun (UTC)": _time(self.started),
+            "started (UTC)": _time(self.started),
             "updated": _time(self.updated),
-            "at it": "" if owner is None else f"process {owner.pid} on {owner.host}, since {_time(owner.since)}",
+            "executed by": "" if owner is None else f"process {owner.pid} on {owner.host}, since {_time(owner.since)}",
             "trace": self.trace_id or "",
         }
         return table(f"run {self.run_id}", (), [(what, said) for what, said in known.items() if said])
@@ -206,7 +206,7 @@ def runs_table(page: RunPage) -> str:
     """HTML for a notebook: a row for each run."""
     from pocket_plug.primitives.markup import table
 
-    columns = ("run", "state", "graph", "node", "steps", "begun (UTC)", "why")
+    columns = ("run", "state", "graph", "node", "steps", "started (UTC)", "why")
     rows = [
         (
             run.run_id,
