@@ -107,13 +107,12 @@ class Process(asyncio.AbstractEventLoop):
         if self.is_stopped or self.is_blocked:
             self._held.append(handle)
         elif not handle.cancelled():
-            around = asyncio._get_running_loop()  # where a world is played in a step of another one, for comparison
             asyncio._set_running_loop(self)
             self._enter()
             try:
                 handle._run()
             finally:
-                asyncio._set_running_loop(around)
+                asyncio._set_running_loop(None)
 
     def kill(self) -> None:
         """SIGKILL: it never runs again, and nothing of it is cleaned up."""
