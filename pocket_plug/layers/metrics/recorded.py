@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from pocket_plug.errors import is_fault
@@ -26,8 +26,8 @@ FRESH = 10.0
 class RecordedRuns:
     """The durable runs of one stack, read below the layer that publishes them, so that these reads aren't counted."""
 
-    def __init__(self, inner: Backend, durable: Backend) -> None:
-        self._inner = inner
+    def __init__(self, inner: Backend, durable: Backend, clock: Callable[[], float] = time.monotonic) -> None:
+        self._inner, self._clock = inner, clock
         self.place = repr(durable)
         """Equal for two stores of one process that keep the same runs."""
         self._lock = new_lock()
@@ -51,13 +51,13 @@ class RecordedRuns:
         if not self._lock.acquire(blocking=False):
             return self._found  # another thread is reading them
         try:
-            if self._is_open and time.monotonic() >= self._look_next and self._may_look():
+            if self._is_open and self._clock() >= self._look_next and self._may_look():
                 self._found = self._look()
-                self._look_next = time.monotonic() + FRESH
+                self._look_next = self._clock() + FRESH
         except BaseException as error:  # a failing store must not end the collection of the other figures
             if not is_fault(error):
                 raise
-            self._found, self._look_next = None, time.monotonic() + FRESH
+            self._found, self._look_next = None, self._clock() + FRESH
             say_once("counting the durable runs of a store", error)
         finally:
             self._lock.release()
