@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from pocket_plug.traces.retention import Retention
 
-from .following import followed
+from .rejections import naming_rejections
 
-with followed():  # the SDK reads the variables of its limits during import
+with naming_rejections():  # the SDK reads the variables of its limits during import
     from .logs import export_event
     from .wiring import Telemetry, observe, setup
 

@@ -37,7 +37,7 @@ from .ending import in_time, no_sigterm, watch_sigterm, watch_the_end
 from .environment import Environment, Source
 from .export import LogExport, MetricExport, SpanExport, ended_by
 from .exporters import Signal
-from .following import followed
+from .rejections import naming_rejections
 from .live import OpenSpans
 from .local import FileExporter, where_to_look
 from .logs import StandardLogs, check_level, wire_logging, wire_structlog
@@ -110,7 +110,7 @@ def observe(
         baggage=baggage,
         flush_timeout=flush_timeout,
     )
-    with _lock, followed():
+    with _lock, naming_rejections():
         if _observed is None:
             source = declared() or Environment()
             chosen = _settings(detail or "phase", capture, redact, baggage)
@@ -174,7 +174,7 @@ def setup(
         log_stdlib=log_stdlib,
         flush_timeout=flush_timeout,
     )
-    with _lock, followed():
+    with _lock, naming_rejections():
         if _in_production is None:
             source = declared() or Environment()
             chosen = _settings(detail, capture, redact, baggage)

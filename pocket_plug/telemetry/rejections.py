@@ -12,7 +12,7 @@ from pocket_plug.errors import ConfigError
 
 
 @contextmanager
-def followed() -> Generator[None]:
+def naming_rejections() -> Generator[None]:
     """Raise ConfigError if OpenTelemetry rejects a variable within the block."""
     try:
         yield
