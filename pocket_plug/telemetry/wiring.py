@@ -37,7 +37,6 @@ from .ending import in_time, no_sigterm, watch_sigterm, watch_the_end
 from .environment import Environment, Source
 from .export import LogExport, MetricExport, SpanExport, ended_by
 from .exporters import Signal
-from .rejections import naming_rejections
 from .live import OpenSpans
 from .local import FileExporter, where_to_look
 from .logs import StandardLogs, check_level, wire_logging, wire_structlog
@@ -52,6 +51,7 @@ from .providers import (
     set_metrics,
     traces_are_taken,
 )
+from .rejections import naming_rejections
 from .tree import TreeProcessor
 
 FLUSH_TIMEOUT = 2.0
