@@ -159,13 +159,20 @@ def _retention(table: Table) -> Retention | None:
     parts = {"older": {"older": older}, "keep": {"keep": keep}, "states": {"keep": 1, "states": states}}
     for key, part in parts.items():
         if key in table.content:
-            table.attempt(partial(Retention.of, **part, where=table.where), key)
+            table.attempt(partial(_checked_retention, table.where, **part), key)
     if len(table.problems) > before:
         return None
     whole: Retention | None = table.attempt(
-        lambda: Retention.of(older=older, keep=keep, states=states, where=table.where)
+        partial(_checked_retention, table.where, older=older, keep=keep, states=states)
     )
     return whole
+
+
+def _checked_retention(where: str, **options: Any) -> Retention:
+    try:
+        return Retention(**options)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _text(path: Path) -> str:

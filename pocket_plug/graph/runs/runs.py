@@ -195,8 +195,7 @@ class Runs:
         At the end, the store's file shrinks. If this is interrupted, some runs are removed. Raises ConfigError for an invalid
         argument.
         """
-        states = (state,) if isinstance(state, str) else tuple(state)
-        retention = Retention.of(older=older, keep=keep, states=states, graph=graph)
+        retention = Retention(older, keep, state, graph)
         await self._open()
         return await prune(self.stack, retention, dry_run=dry_run)
 
