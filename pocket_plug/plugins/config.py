@@ -285,6 +285,7 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "", 
         said, cause = concealed(error, hidden_of(fields.values(), values, from_environment))
         if isinstance(error, ValueError | TypeError):  # the errors by which layers refuse options
             said = said.removeprefix(f"{type(error).__name__}: ")
+        said = said.removeprefix(f"{kind.name}: ")
         raise ConfigError(f"{prefix}{kind.name}: {said}") from cause
     recipe.made_by(plugin, from_environment)
     return recipe
