@@ -217,6 +217,7 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "a graph's name": (lambda: Graph(plus, name=5), "name can't be 5"),
     "a graph's scope": (lambda: Graph(plus, scope=5), "a key is a string or a Key, not int"),
     "a graph's empty scope": (lambda: Graph(plus, scope=""), "must not be empty"),
+    "a graph's reserved scope": (lambda: Graph(plus, scope="pocket"), "the scope 'pocket' is reserved"),
     "a graph's grace": (lambda: Graph(plus, clean_up_grace=-1), "clean_up_grace can't be -1"),
     "a graph's records": (lambda: Graph(plus, keep_finished="soon"), "keep_finished can't be 'soon'"),
     "a question": (lambda: Ask(bool, question=5), "Ask: question can't be 5; give a text, or a function"),

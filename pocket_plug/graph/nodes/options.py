@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.graph.elsewhere import Elsewhere
 from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.names import check_scope
 from pocket_plug.primitives.redaction import found, public_url
 from pocket_plug.primitives.values import SpanAttributes
 from pocket_plug.store.keys import Key, check_name
@@ -167,7 +168,8 @@ def check_place(graph: str, store: object, scope: str | Key[Any] | None) -> None
         hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
         raise ConfigError(f"graph {graph!r}: store can't be {type(store).__name__}; give {hint}")
     if scope is not None:
-        check_name(str(scope) if isinstance(scope, Key) else scope)
+        name = check_name(str(scope) if isinstance(scope, Key) else scope)
+        check_scope(name if store is None else store.place[1] + name)
 
 
 def check_count(given: Any, option: str) -> int:
