@@ -394,7 +394,7 @@ def test_a_graph_that_asks_needs_an_id(here: Any) -> None:
     """The error suggests --run-id, the command line's name for it."""
     refused = elsewhere("run", "shop.py:nap", "--input", "x")
     assert refused.code == 2
-    assert "graph 'nap' asks or sleeps, so its run may wait; give it an id: --run-id ID" in refused.err
+    assert "graph 'nap' asks, so its run may wait; give it an id: --run-id ID" in refused.err
 
 
 def test_an_answer_to_no_question(here: Any) -> None:
