@@ -322,7 +322,8 @@ def test_show_of_no_run(here: Any) -> None:
     shown = here("runs", "show", "q")
     assert shown.code == 1
     assert shown.err == (
-        "UnknownRunError: there is no run 'q' in SQLite('state.db', durability='process'); `pocket-plug runs ls` lists them\n"
+        "UnknownRunError: there is no run 'q' in SQLite('state.db', durability='process'); "
+        "`pocket-plug runs ls` lists the runs of [store], `pocket-plug runs --url URL ls` those of another store\n"
     )
     assert here("runs", "show", "q\udc80").err.startswith("KeyNameError: ")
 
