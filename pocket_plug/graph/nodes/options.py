@@ -61,7 +61,7 @@ class Options:
                     "are for nodes with an exec of their own"
                 )
         if not isinstance(retry := given.get("retry"), Retry | None):
-            raise ConfigError(f"node {name!r} has retry={found(retry)}: give a Retry, such as Retry(attempts=3)")
+            raise ConfigError(f"node {name!r}: retry can't be {found(retry)}; give a Retry, such as Retry(attempts=3)")
         if "timeout" in given:
             given["timeout"] = seconds(given["timeout"], f"timeout of node {name!r}")
         for option in ("reads", "writes"):
@@ -70,7 +70,7 @@ class Options:
         executor = given.get("executor")
         if executor == "" or not (executor is None or isinstance(executor, str) or hasattr(executor, "perform")):
             raise ConfigError(
-                f"node {name!r} has executor={found(executor)}: give a name such as 'processes', a URL, or an Executor"
+                f"node {name!r}: executor can't be {found(executor)}; give a name such as 'processes', a URL, or an Executor"
             )
         if given.get("isolation", "default") not in ("default", "serializable"):
             raise ConfigError(f"isolation={given['isolation']!r}: give 'default' or 'serializable'")
@@ -131,13 +131,13 @@ def _traced(node: str, given: Any) -> Traced:
         return given
     if not issubclass(type(given), Mapping):
         raise ConfigError(
-            f"node {node!r} has trace={found(given)}: give True, False, or a mapping of attributes for its span"
+            f"node {node!r}: trace can't be {found(given)}; give True, False, or a mapping of attributes for its span"
         )
     attributes: dict[Any, Any] = dict(given)
     for name, value in attributes.items():
         if not isinstance(name, str) or not name or name.startswith("pocket_plug."):
             raise ConfigError(
-                f"node {node!r} has trace={{{found(name)}: …}}: an attribute's name must be a text that doesn't begin with "
+                f"node {node!r}: trace has the name {found(name)}; an attribute's name must be a text that doesn't begin with "
                 "'pocket_plug.'"
             )
         if not isinstance(value, str | bool | int | float):
@@ -154,11 +154,11 @@ def _traced(node: str, given: Any) -> Traced:
 
 def _keys(option: str, given: Any) -> tuple[Key[Any], ...]:
     if not isinstance(given, list | tuple | set | frozenset):
-        raise TypeError(f"{option}={found(given)}: give a tuple of Keys, such as (Key('user:{{}}', User),)")
+        raise TypeError(f"{option} can't be {found(given)}; give a tuple of Keys, such as (Key('user:{{}}', User),)")
     keys = tuple(cast("Iterable[Any]", given))
     for key in keys:
         if not isinstance(key, Key):
-            raise TypeError(f"{option}=…: give Keys, such as Key('user:{{}}', User), not {found(key)}")
+            raise TypeError(f"{option} has {found(key)}; give Keys, such as Key('user:{{}}', User)")
     return keys
 
 
