@@ -12,7 +12,7 @@ from pocket_plug.errors import ConfigError, GraphError, PocketError, RouteError,
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.kinds.ask import Answered, Ask
 from pocket_plug.graph.kinds.each import each
-from pocket_plug.graph.nodes.chain import Action, Next
+from pocket_plug.graph.nodes.chain import END, Action, Next
 from pocket_plug.graph.nodes.node import Node
 from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.graph.nodes.retry import Retry
@@ -200,6 +200,7 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "a function before >>": (lambda: bare >> plus, "put @node before the function"),
     "a function behind >>": (lambda: plus >> bare, "put @node before the function"),
     "an action of the class": (lambda: Charge.declined >> plus, "use that of an instance"),
+    "the end as a node": (lambda: plus >> END, "END is returned by a node's post: return END"),
     "a way out behind >>": (lambda: plus >> charge.declined, "belongs on the left of >>"),
     "a list": (lambda: Graph([plus, charge]), "give each chain as an argument of its own"),
     "an action by its type": (lambda: Action(str), r"Action\[str\]\(\)"),
@@ -260,7 +261,19 @@ MISSPELT: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: misspelt(retries=3),
         "a node of a function has no option 'retries'. Did you mean 'retry'?",
     ),
-    "one that a function hasn't": (lambda: misspelt(reads=()), "a node of a function has no option 'reads'."),
+    "one that a function hasn't": (
+        lambda: misspelt(reads=()),
+        "a node of a function has no option 'reads'; write a class, which may have it: class Work(Node, reads=…)",
+    ),
+    "one that a post hasn't": (
+        lambda: misspelt.post(retry=Retry()),
+        "a node of a post has no option 'retry'; write a class, which may have it: class Work(Node, retry=…)",
+    ),
+    "one that functions haven't": (
+        lambda: misspelt.of(exec=len, fallback=len),
+        "a node of functions has no option 'fallback'; write a class, which may have it: class Work(Node), with the "
+        "method fallback",
+    ),
     "a post's": (lambda: misspelt.post(write=()), "a node of a post has no option 'write'. Did you mean 'writes'?"),
     "functions'": (lambda: misspelt.of(exce=len), "a node of functions has no option 'exce'. Did you mean 'exec'?"),
     "a graph's": (lambda: misspelt_graph(plus, sotre=1), "a graph has no option 'sotre'. Did you mean 'store'?"),
