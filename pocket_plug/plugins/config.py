@@ -20,7 +20,7 @@ from pocket_plug.errors import ConfigError, is_fault
 from pocket_plug.graph.retention import BY_DEFAULT, Retention
 from pocket_plug.primitives.default_pocket import searches_config
 from pocket_plug.primitives.failures import concealed
-from pocket_plug.primitives.redaction import VARIABLE, hidden_of, is_secret, public_url, shown, summary
+from pocket_plug.primitives.redaction import VARIABLE, hidden_of, is_secret, named, public_url, shown, summary
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.layer_options import fitted
 from pocket_plug.store.resolving import LayerSpec
@@ -104,6 +104,8 @@ def _config_in(folder: Path) -> Path | None:
 
 def load_config(path: str | Path) -> Config:
     """Read and check a file. Raises ConfigError for the first problem, with the file and the path in it."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"a configuration can't be {named(path)}; give the path of its file, such as 'pocket.toml'")
     config, problems = read_config(Path(path))
     if problems:
         more = f" (and {len(problems) - 1} more: pocket-plug config check {path})" if problems[1:] else ""

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import pytest
 
+from pocket_plug.codec import register_type
 from pocket_plug.errors import ConfigError, GraphError, PocketError, RouteError, RunSuspendedError, ValueTypeError
+from pocket_plug.graph.durable.worker import Worker
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.kinds.ask import Answered, Ask
 from pocket_plug.graph.kinds.each import each
@@ -16,8 +18,11 @@ from pocket_plug.graph.nodes.chain import END, Action, Next
 from pocket_plug.graph.nodes.node import Node
 from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.graph.nodes.retry import Retry
+from pocket_plug.graph.runs.runs import SyncRuns
+from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store.keys import Key
 from pocket_plug.store.sync import SyncStore, SyncWriter
+from pocket_plug.telemetry import observe
 
 
 def findings(main: Any) -> tuple[str, ...]:
@@ -232,6 +237,12 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "a key's hole": (lambda: Key("user:{user.id}"), "part of a placeholder; a placeholder is written {} or {name}"),
     "a key's half hole": (lambda: Key("user:{"), "has a brace that isn't part of a placeholder"),
     "a typed store": (lambda: SyncStore().typed("int"), "a typed store: str is given where a type is expected"),
+    "values in a list": (lambda: SyncStore().set_many([("a", 1)]), "set_many takes a dict of keys and values, not a list"),
+    "a type that is none": (lambda: register_type(3), "only a class can be registered, not int"),
+    "a configuration in code": (lambda: Pocket({"store": {}}), "can't be a dict of 1 item; give the path of its file"),
+    "a worker of a graph": (lambda: Worker(Graph(plus)), r"needs a list of graphs, not Graph: Worker\(\[graph\]\)"),
+    "the runs of a URL": (lambda: SyncRuns("sqlite:///a.db"), "takes a Store, .* not a str of 14 characters"),
+    "a terminal": (lambda: observe(terminal="no"), "terminal can't be a str of 2 characters; give True, False or None"),
     "a store's clock": (lambda: SyncStore(clock=5), "clock can't be int; give a function"),
 }  # fmt: skip
 
