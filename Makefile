@@ -80,10 +80,10 @@ histories: $(VENV)/ready-dev
 	$(BIN)/python tests/histories/histories.py $(TRANSACTIONS) $(SEED) $(STACKS)
 
 # Simulates worlds of durable runs; `make test` simulates a few hundred. A number of worlds: make simulate SEEDS=2000. A range of
-# seeds: SEEDS=1000-2000. One seed, with its history: SEEDS==17. Checks that planted faults are found: make simulate ARGS=--planted SEEDS=1000
+# seeds: SEEDS=1000-2000. One seed, with its history: SEED=17. Checks that planted faults are found: make simulate ARGS=--planted SEEDS=1000
 SEEDS ?= 2000
 simulate: $(VENV)/ready-dev
-	$(BIN)/python -m tests.simulation $(SEEDS) $(ARGS)
+	$(BIN)/python -m tests.simulation $(if $(filter command%,$(origin SEED)),=$(SEED),$(SEEDS)) $(ARGS)
 
 # Kills and stops workers at 200 moments; `make test` has a few. Other numbers: make workers SEED=7 RUNS=60 MOMENTS=50.
 # Over a server, which is also killed and stopped: make workers OVER=postgres (or redis). With the effects on Dask: THROUGH=dask

@@ -23,11 +23,12 @@ def config() -> None:
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @as_json
 def check(file: Path | None, as_json: bool) -> int:
-    """Check FILE, and print everything that is wrong in it.
+    """Check FILE, and print what is wrong in it.
 
-    Each problem is printed with its line, and the exit code is 1 if there is any. FILE is a pocket.toml, or a
-    pyproject.toml with the table [tool.pocket_plug]. Without it, the nearest configuration is checked. Stores are built
-    but not opened: no server is contacted, and nothing is written.
+    Each problem is printed with its line, and the exit code is 1 if there is any. A layer that refuses its options'
+    values, a plugin that refuses its settings, and a stack whose layers don't fit together give one problem at a time.
+    FILE is a pocket.toml, or a pyproject.toml with the table [tool.pocket_plug]. Without it, the nearest configuration
+    is checked. Stores are built but not opened: no server is contacted, and nothing is written.
     """
     found = file or default_config()
     if found is None:

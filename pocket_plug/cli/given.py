@@ -53,8 +53,9 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
         kinds = [kind for kind in union_members(wanted) if kind is not type(None)]
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
-        expected = "" if wanted is Any else f"; expected: {_in_words(wanted)}"
-        raise click.UsageError(f"{where}: {why_no_json(_first_fault(text, error))}{expected}") from error
+        why, words = why_no_json(_first_fault(text, error)), _in_words(wanted)
+        expected = "" if wanted is Any or why.startswith(f"Expected `{words}`") else f"; expected: {words}"
+        raise click.UsageError(f"{where}: {why}{expected}") from error
     if not fits(value):
         raise click.UsageError(f"{where}: found {summary(value)}; expected: {_in_words(wanted)}")
     return value

@@ -22,7 +22,7 @@ def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
     path, colon, name = target.rpartition(":")
     if not colon or Path(target).exists():
         path, name = target, ""
-    module = _import(_file(Path(path)))
+    module = _import(_file(Path(path), f":{name}" if name else ""))
     for each in (name,) if name else names:
         if hasattr(module, each):
             return f"{path}:{each}", getattr(module, each)
@@ -31,14 +31,16 @@ def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
     raise click.UsageError(f"{path} defines neither {' nor '.join(names)}; name an object: {path}:name")
 
 
-def _file(path: Path) -> Path:
+def _file(path: Path, name: str) -> Path:
     if path.is_dir():
         for name in ("app.py", "__init__.py"):
             if (path / name).is_file():
                 return path / name
         raise click.UsageError(f"the folder {path} has neither app.py nor __init__.py")
     if not path.is_file():
-        raise click.UsageError(f"there is no file or folder {path}")
+        module = path.parent / f"{path.name.replace('.', '/')}.py"  # other tools take `package.module:name`
+        meant = f"; did you mean {module}{name}?" if module.is_file() else ""
+        raise click.UsageError(f"there is no file or folder {path}{meant}")
     if path.suffix != ".py":
         raise click.UsageError(f"{path} is not a Python file; its name must end in .py")
     return path

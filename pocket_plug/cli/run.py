@@ -165,7 +165,7 @@ def _run_graph(graph: Graph[Any, Any], given: str | None, run_id: str | None) ->
             return await pocket.run(graph, value, run_id=run_id)
 
     if run_id is None and graph.plan.asks:
-        raise click.UsageError(f"graph {graph.name!r} asks or sleeps, so its run may wait; give it an id: --run-id ID")
+        raise click.UsageError(f"graph {graph.name!r} asks, so its run may wait; give it an id: --run-id ID")
     value = value_of(given, input_of(graph.plan.start), "--input")
     try:
         return run_loop(in_pocket())

@@ -1,6 +1,6 @@
 """`runs`: lists, shows, resumes, answers, cancels, retries and removes durable runs.
 
-The commands use `Runs`, and need no types of the program; only `resume` and `answer` load the run's graph.
+The commands use `Runs`, and need no types of the program; only `resume`, `answer` and `check` load the graph.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import click
 
 from pocket_plug.graph.durable.prune import Pruned
 from pocket_plug.graph.durable.prune import prune as pruned_of
-from pocket_plug.graph.retention import BY_DEFAULT, PRUNABLE, Retention
+from pocket_plug.graph.retention import PRUNABLE, Retention
 from pocket_plug.plugins.pocket import default_pocket
 
 from .durations import duration
@@ -43,10 +43,7 @@ def prune(
     run can still be retried, so it is removed only with --state failed. The id of a removed run is free: a new run with
     this id begins from the start.
     """
-    if older is None and keep is None:
-        retention = _configured()
-    else:
-        retention = Retention.of(older=older, keep=keep, states=states or BY_DEFAULT)
+    retention = _configured() if older is None and keep is None else Retention(older, keep)
     retention = replace(retention, states=states or retention.states, graph=graph)
 
     async def done() -> Pruned:

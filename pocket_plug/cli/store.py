@@ -138,7 +138,8 @@ def get(target: Target, key: str, as_json: bool) -> None:
         async with target.opened() as stack:
             entry = await stack.read(key)
             if entry is None:
-                raise MissingKeyError(f"nothing at {key!r} in {target}; `pocket-plug store ls` lists the keys")
+                listing = f"`pocket-plug store{target.options} ls`"
+                raise MissingKeyError(f"nothing at {key!r} in {target}; {listing} lists the keys")
             if is_list(entry) and not as_json:
                 async for page in item_pages(stack, key, key):
                     for item in page:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -31,6 +32,13 @@ class Target:
         if self.url is not None:
             return public_url(self.url)
         return "the default store" if self.name is None else f"stores.{self.name}"
+
+    @property
+    def options(self) -> str:
+        """The options that name it, as in `pocket-plug store --name cache ls`; each with a space before it."""
+        if self.url is not None:
+            return f" --url {shlex.quote(public_url(self.url))}"
+        return "" if self.name is None else f" --name {shlex.quote(self.name)}"
 
     def _store(self) -> Store:
         if self.url is not None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from inspect import isclass
 from typing import Any, TypeVar
 
 import msgspec
 
 from pocket_plug.errors import CodecError, CorruptRecordError
+from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import declared_types
 from pocket_plug.primitives.values import Value
 
@@ -114,6 +116,8 @@ class Codec:
         >>> codec.decode(codec.encode(Fraction(1, 3)))
         Fraction(1, 3)
         """
+        if not isclass(type):
+            raise CodecError(f"only a class can be registered, not {summary(type)}")
         if (encode is None) != (decode is None):
             raise CodecError(f"{name_of(type)}: encode and decode go together; give both or neither")
         if type in BUILT_IN:

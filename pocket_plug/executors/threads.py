@@ -37,7 +37,7 @@ class Threads(Executor):
 
     @property
     def window(self) -> int:
-        """None: items aren't sent in batches."""
+        """1: items aren't sent in batches."""
         return 1
 
     @property

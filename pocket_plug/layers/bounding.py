@@ -61,8 +61,8 @@ class Bounding(Layer):
     if there are at most 64, else at most once per n/4 writes, n = number of entries. Entries that a backend other than
     Memory has removed itself when they expired are not reported.
 
-    Built without a limit, with one below 1, over a durable backend without `durable=True`, or around persistence, it
-    raises ConfigError.
+    With a limit below 1 it raises ConfigError; also when it is built without a limit, over a durable backend without
+    `durable=True`, or around persistence.
 
     >>> from pocket_plug import SyncStore
     >>> store = SyncStore(layers=[Bounding(max_entries=2, on_evict=print)])
@@ -81,8 +81,18 @@ class Bounding(Layer):
 
     inline_read = inline_write = True
 
+    def __post_init__(self) -> None:
+        for option in ("max_entries", "max_bytes"):
+            limit = getattr(self, option)
+            if limit is not None and limit < 1:
+                raise ConfigError(f"bounding: {option} can't be {limit}; give a whole number from 1 up")
+        if self.ttl is not None:
+            seconds(self.ttl, "bounding: ttl")
+        if self.on_evict is not None and (taken := misfit(self.on_evict, 3)) is not None:
+            raise ConfigError(f"bounding: on_evict takes {taken}, but is called with 3 arguments: key, value, reason")
+
     def on_build(self) -> None:
-        self._check_options()
+        self._check_stack()
         self.evicts = True
         self.failures = 0
         """How often `on_evict` raised or an eviction failed."""
@@ -101,17 +111,9 @@ class Bounding(Layer):
         self.inline_write = inner.inline_write and inner.inline_read and not self._awaits
         self.needs_loop = inner.needs_loop or self._awaits
 
-    def _check_options(self) -> None:
-        for option in ("max_entries", "max_bytes"):
-            limit = getattr(self, option)
-            if limit is not None and limit < 1:
-                raise ConfigError(f"bounding: {option} can't be {limit}; give a whole number from 1 up")
+    def _check_stack(self) -> None:
         if self.max_entries is None and self.max_bytes is None and self.ttl is None:
             raise ConfigError("bounding has no limit; give it max_entries, max_bytes or ttl")
-        if self.ttl is not None:
-            seconds(self.ttl, "bounding: ttl")
-        if self.on_evict is not None and (taken := misfit(self.on_evict, 3)) is not None:
-            raise ConfigError(f"bounding: on_evict takes {taken}, but is called with 3 arguments: key, value, reason")
         if any(isinstance(part, Tiered) for part in parts(self.inner)):
             raise ConfigError(
                 "bounding around persistence would delete what persistence must keep; write persistence first: "

@@ -65,12 +65,12 @@ class Fault(Layer):
     inline_read = inline_write = True
     needs_loop = False
 
-    def on_build(self) -> None:
-        """Start the counts. Raises ConfigError for a rule that can't hit anything, or is invalid."""
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a rule that can't hit anything, or is invalid."""
         if self.does in ("lose", "conflict") and self.on not in (None, "write"):
             raise ConfigError(f"fault: does={self.does!r} is for writes only, but on={self.on!r} hits no writes")
-        self._delay = seconds(self.delay, "fault: delay", or_zero=True)
-        if (self.does == "delay") and not self._delay:
+        delay = seconds(self.delay, "fault: delay", or_zero=True)
+        if self.does == "delay" and not delay:
             raise ConfigError("fault: does='delay' needs a delay above 0, such as delay='50ms'")
         if not 0 < self.probability <= 1:
             raise ConfigError(f"fault: probability can't be {self.probability:g}; give a number above 0, at most 1")
@@ -78,6 +78,10 @@ class Fault(Layer):
             raise ConfigError(
                 f"fault: skip={self.skip}, times={self.times}; give skip from 0 up, and times from 1 up or None"
             )
+
+    def on_build(self) -> None:
+        """Start the counts."""
+        self._delay = seconds(self.delay, or_zero=True)
         self._on = "write" if self.does in ("lose", "conflict") else self.on
         self.matched = self.hit = 0
         self._random = random.Random(self.seed)  # noqa: S311 - no secret

@@ -405,11 +405,13 @@ class Logging(Layer):
 
     inline_read = inline_write = True
 
-    def on_build(self) -> None:
+    def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise ConfigError(
                 f"logging: level {self.level!r} is not one of {', '.join(LEVELS)}.{suggest(self.level, LEVELS)}"
             )
+
+    def on_build(self) -> None:
         look()
         self._about = {"label": self.label} if self.label else {}
         layers = parts(self.inner)[:-1]  # evictions by the backend itself are not logged

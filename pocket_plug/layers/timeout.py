@@ -39,10 +39,17 @@ class Timeout(Layer):
 
     inline_read = inline_write = True
 
+    def __post_init__(self) -> None:
+        self._limits()
+
+    def _limits(self) -> dict[str, float]:
+        """The limits that are given, in seconds. Raises ConfigError for an invalid one."""
+        given = {name: getattr(self, name) for name in ("read_within", "write_within", "page_within")}
+        return {name: seconds(limit, f"timeout: {name}") for name, limit in given.items() if limit is not None}
+
     def on_build(self) -> None:
         """Find out what can be limited. Raises ConfigError if no limit is given, or a limit that can't be kept."""
-        given = {name: getattr(self, name) for name in ("read_within", "write_within", "page_within")}
-        limits = {name: seconds(limit, f"timeout: {name}") for name, limit in given.items() if limit is not None}
+        limits = self._limits()
         if not limits:
             raise ConfigError("timeout has no limit; give it read_within, write_within or page_within")
         inner = self.inner

@@ -1,4 +1,4 @@
-"""Finds all problems of a configuration file, with their lines: those of reading it, and those that plugins report.
+"""Finds the problems of a configuration file, with their lines: those of reading it, and those that plugins report.
 
 Stores are built but not opened, so no server is contacted and no file is created.
 """
@@ -42,7 +42,7 @@ class Finding:
 
 
 def check_config(path: str | Path) -> list[Finding]:
-    """All problems of a file, ordered by line. A file that is missing or can't be read is a problem, too, and raises nothing."""
+    """The problems of a file, ordered by line. A file that is missing or can't be read is a problem, too, and raises nothing."""
     path = Path(path)
     try:
         config, problems = read_config(path)

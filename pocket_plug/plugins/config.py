@@ -20,7 +20,7 @@ from pocket_plug.errors import ConfigError, is_fault
 from pocket_plug.graph.retention import BY_DEFAULT, Retention
 from pocket_plug.primitives.default_pocket import searches_config
 from pocket_plug.primitives.failures import concealed
-from pocket_plug.primitives.redaction import VARIABLE, hidden_of, is_secret, public_url, shown, summary
+from pocket_plug.primitives.redaction import VARIABLE, hidden_of, is_secret, named, public_url, shown, summary
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.layer_options import fitted
 from pocket_plug.store.resolving import LayerSpec
@@ -104,6 +104,8 @@ def _config_in(folder: Path) -> Path | None:
 
 def load_config(path: str | Path) -> Config:
     """Read and check a file. Raises ConfigError for the first problem, with the file and the path in it."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"a configuration can't be {named(path)}; give the path of its file, such as 'pocket.toml'")
     config, problems = read_config(Path(path))
     if problems:
         more = f" (and {len(problems) - 1} more: pocket-plug config check {path})" if problems[1:] else ""
@@ -159,13 +161,20 @@ def _retention(table: Table) -> Retention | None:
     parts = {"older": {"older": older}, "keep": {"keep": keep}, "states": {"keep": 1, "states": states}}
     for key, part in parts.items():
         if key in table.content:
-            table.attempt(partial(Retention.of, **part, where=table.where), key)
+            table.attempt(partial(_checked_retention, table.where, **part), key)
     if len(table.problems) > before:
         return None
     whole: Retention | None = table.attempt(
-        lambda: Retention.of(older=older, keep=keep, states=states, where=table.where)
+        partial(_checked_retention, table.where, older=older, keep=keep, states=states)
     )
     return whole
+
+
+def _checked_retention(where: str, **options: Any) -> Retention:
+    try:
+        return Retention(**options)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _text(path: Path) -> str:
@@ -278,6 +287,7 @@ def make_recipe(kind: type[Layer], options: Mapping[str, Any], where: str = "", 
         said, cause = concealed(error, hidden_of(fields.values(), values, from_environment))
         if isinstance(error, ValueError | TypeError):  # the errors by which layers refuse options
             said = said.removeprefix(f"{type(error).__name__}: ")
+        said = said.removeprefix(f"{kind.name}: ")
         raise ConfigError(f"{prefix}{kind.name}: {said}") from cause
     recipe.made_by(plugin, from_environment)
     return recipe

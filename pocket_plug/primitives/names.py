@@ -56,6 +56,16 @@ def check_name(name: object) -> str:
     return check_length(check_readable(name))
 
 
+def check_scope(name: str) -> str:
+    """The name itself, from the store's root on, if a scope may be called so: pocket_plug's own records are not below it."""
+    if f"{name}:".startswith(RESERVED):
+        raise KeyNameError(
+            f"the scope {name!r} is reserved; choose another one. If its name may be any text, such as a tenant's, make it by a "
+            "Key, Key('{}')(tenant), or by join_name(tenant)"
+        )
+    return name
+
+
 def check_readable(name: object) -> str:
     """The same for a key that is only read or removed; it may be longer, since older versions wrote longer ones."""
     if not isinstance(name, str):

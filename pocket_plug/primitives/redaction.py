@@ -34,26 +34,36 @@ _PARAMETER = re.compile(
 )
 
 
-def summary(value: object) -> str:
-    """The type of a value and, where that is known at once, its size.
-
-    >>> summary([1, 2, 3]), summary("abc"), summary(4711), summary(None)
-    ('list[3]', 'str[3]', 'int', 'None')
-    """
-    if value is None:
-        return "None"
+def length(value: object) -> int | None:
+    """The length of a text, bytes or a built-in collection; None for anything else."""
     kind = type(value)
     for sized in _SIZED:
         if issubclass(kind, sized):  # by the built-in length: a subclass may say anything, or fail
-            return f"{kind.__name__}[{sized.__len__(value)}]"
-    return kind.__name__
+            return int(sized.__len__(value))
+    return None
+
+
+def summary(value: object) -> str:
+    """The type of a value and, where that is known at once, its size, in words.
+
+    >>> summary([1, 2, 3]), summary("a"), summary(b""), summary(4711), summary(None)
+    ('a list of 3 items', 'a str of 1 character', 'an empty bytes', 'int', 'None')
+    """
+    kind, size = type(value), length(value)
+    if size is None:
+        return "None" if value is None else kind.__name__
+    if size == 0:
+        return f"an empty {kind.__name__}"
+    unit = "character" if issubclass(kind, str) else "byte" if issubclass(kind, bytes | bytearray) else "item"
+    article = "an" if kind.__name__[0] in "AEIOUaeiou" else "a"
+    return f"{article} {kind.__name__} of {size:,} {unit}{'' if size == 1 else 's'}"
 
 
 def named(value: object) -> str:
     """A value that is of a wrong type, for a message: a class by its name, anything else by its type and size.
 
     >>> named(dict), named({"a": 1})
-    ('the class dict', 'dict[1]')
+    ('the class dict', 'a dict of 1 item')
     """
     return f"the class {value.__name__}" if isinstance(value, type) else summary(value)
 
@@ -62,7 +72,7 @@ def found(given: object) -> str:
     """An invalid value of an option, for a message: a number as it is, anything else as in `named`.
 
     >>> found(0), found("3"), found(int)
-    ('0', 'str[1]', 'the class int')
+    ('0', 'a str of 1 character', 'the class int')
     """
     return repr(given) if given.__class__ in (int, float, bool) else named(given)
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Final, Generic, Self, TypeVar, final
 
 from pocket_plug.errors import KeyNameError
-from pocket_plug.primitives.names import MAX_NAME_BYTES, check_length, check_prefix, check_readable
+from pocket_plug.primitives.names import MAX_NAME_BYTES, check_length, check_prefix, check_readable, check_scope
 
 from .backend import Backend, Clock
 from .keys import RESERVED, Key
@@ -120,13 +120,7 @@ class View:
         return view
 
     def _below(self, prefix: Name) -> str:
-        name = self._written(prefix) + ":"
-        if name.startswith(RESERVED):
-            raise KeyNameError(
-                f"the scope {name[:-1]!r} is reserved; choose another one. If its name may be any text, such as a "
-                "tenant's, make it by a Key, Key('{}')(tenant), or by join_name(tenant)"
-            )
-        return name
+        return check_scope(self._written(prefix)) + ":"
 
 
 class StackOwner(View):

@@ -124,12 +124,12 @@ class Key(ReadAs[K, K], Generic[K]):
         """For pickle and copy: without the check, which is a function, and is made again where it is needed."""
         return None, {slot: None if slot == "_check" else getattr(self, slot) for slot in self.__slots__}
 
-    def __call__(self, *values: object) -> Key[K]:
-        """The key with its holes filled, in order."""
+    def __call__(self, /, *values: object, **named: object) -> Key[K]:
+        """The key with its holes filled: those of these names by the named values, all others in order."""
         if self.values:
             raise KeyNameError(f"{self!r} is filled already; fill its template: Key({self.template!r})")
-        if self._holes.holes != len(values):
-            raise KeyNameError(f"{self!r} takes {self._holes.holes} value(s), not {len(values)}")
+        if named or self._holes.holes != len(values):
+            values = self._holes.in_order(values, named)
         return self._filled(values, self._holes.filled(values))
 
     def _filled(self, values: tuple[object, ...], name: str) -> Key[K]:

@@ -19,7 +19,7 @@ from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.redaction import secret as secret
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Watcher, read_around
-from .layer_options import Recipe
+from .layer_options import Recipe, refuse_bypassed
 
 # The operations that are bound to the inner one, each with the operations that it is derived from: it is bound only if
 # the layer overrides none of them.
@@ -57,8 +57,7 @@ class Layer(Recipe):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "read_many" in cls.__dict__ and cls.read is Layer.read:
-            raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would bypass it")
+        refuse_bypassed(cls, Layer)
         if "beneath" in cls.__dict__:
             warn(f"{cls.__name__}.beneath is now called wrap_inner; 0.3 removes the old name", DeprecationWarning, 2)
             setattr(cls, "wrap_inner", cls.__dict__["beneath"])  # noqa: B010 - for a type checker a class has no such attribute

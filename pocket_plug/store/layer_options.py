@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, field
 from functools import cache, wraps
+from inspect import iscoroutinefunction
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from typing_extensions import dataclass_transform
@@ -93,6 +94,28 @@ class Recipe(Backend):
             )
 
 
+_USES: Mapping[str, str] = {
+    "get": "read",
+    "get_many": "read",
+    "set": "write",
+    "set_many": "write",
+    "delete": "write",
+    "delete_many": "write",
+}
+"""Operations of a store, and the operation of layers that each uses."""
+
+
+def refuse_bypassed(cls: type[Recipe], base: type[Recipe]) -> None:
+    """Raise TypeError if a layer's class overrides an operation that is bypassed, or never called, without that of the base."""
+    if "read_many" in cls.__dict__ and cls.read is base.read:
+        raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would bypass it")
+    for name, used in _USES.items():
+        if iscoroutinefunction(cls.__dict__.get(name)) and getattr(cls, used) is getattr(base, used):
+            raise TypeError(
+                f"{cls.__name__}.{name} would never be called: a layer takes part in `{name}` by `{used}`; override that"
+            )
+
+
 def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:
     """The value for an option, and None; if it doesn't fit, the value and the allowed types in words.
 
@@ -134,11 +157,23 @@ def _checked(kind: type[Recipe], options: dict[str, Any]) -> dict[str, Any]:
         if option not in fields:
             raise TypeError(
                 f"{kind.__name__} has no option {option!r}; it has: {', '.join(fields)}.{suggest(option, fields)}"
+                f"{_unannotated(kind, option)}"
             )
         options[option], wanted = fitted(kind, option, given)
         if wanted is not None:
             raise ConfigError(f"{kind.name}'s option {option!r} must be {wanted}, not {_given(fields[option], given)}")
     return options
+
+
+def _unannotated(kind: type[Recipe], option: str) -> str:
+    """The way out, if the class has a value with this name that isn't an option, since it has no annotation."""
+    value = vars(kind).get(option)
+    annotated = f"{option}: {type(value).__name__} = …"
+    return (
+        f" To make it one, annotate it in the class: {annotated}"
+        if isinstance(value, int | float | str | tuple)
+        else ""
+    )
 
 
 def _unchecked(kind: type[Recipe], options: dict[str, Any]) -> dict[str, Any]:

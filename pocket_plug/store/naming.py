@@ -7,10 +7,10 @@ prefix: it begins with `%70ocket` then.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
-from pocket_plug.errors import KeyNameError
+from pocket_plug.errors import KeyNameError, suggest
 from pocket_plug.primitives.names import RESERVED, check_length, check_name, check_prefix, part_of_name
 
 _HOLE = re.compile(r"\{(\w*)(\??)\}")
@@ -70,6 +70,19 @@ class Template:
     def holes(self) -> int:
         """How many there are."""
         return len(self._may_be_empty)
+
+    def in_order(self, values: Sequence[object], named: Mapping[str, object]) -> tuple[object, ...]:
+        """The values in the order of the holes. Raises KeyNameError if they are too few or too many."""
+        if unknown := sorted(named.keys() - set(self.names)):
+            raise KeyNameError(
+                f"Key({self.text!r}) has no placeholder {{{unknown[0]}}}.{suggest(unknown[0], self.names)}"
+            )
+        free = sum(name not in named for name in self.names)
+        if free != len(values):
+            besides = f" besides {', '.join(named)}" if named else ""
+            raise KeyNameError(f"Key({self.text!r}) takes {free} value(s){besides}, not {len(values)}")
+        rest = iter(values)
+        return tuple(named[name] if name in named else next(rest) for name in self.names)
 
     def filled(self, values: Sequence[object]) -> str:
         """The name with a value in each hole."""

@@ -17,7 +17,7 @@ from pocket_plug.errors import CodecError, ConfigError, ConflictError, MissingKe
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.lists import ListHead
 from pocket_plug.primitives.names import check_length
-from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.redaction import named, summary
 from pocket_plug.primitives.values import Value
 
 from . import lists
@@ -267,6 +267,8 @@ class StoreWriter(StoreReader):
 
     async def set_many(self, values: Mapping[Value, Value], /, *, ttl: Duration | None = None) -> None:
         """Store several values in one write: all or none."""
+        if not hasattr(values, "items"):
+            raise TypeError(f"set_many takes a dict of keys and values, not {named(values)}")
         deadline = _deadline(self._source, ttl)
         checked = {key: key.checked(value) if isinstance(key, Key) else value for key, value in values.items()}
         await self._source.write([Put(self._written(key), value, deadline) for key, value in checked.items()])

@@ -27,7 +27,7 @@ from pocket_plug.layers import metrics as own_metrics
 from pocket_plug.layers import tracing
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import RLock
-from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.redaction import found, public_url
 from pocket_plug.primitives.terminal import is_terminal
 from pocket_plug.traces.recorded import DEFAULT_FILE, RecordedSpan
 from pocket_plug.traces.retention import Retention
@@ -418,6 +418,8 @@ def _with_mode(made: list[tuple[str, T]]) -> tuple[list[T], str]:
 def _trace_locally(
     file: Path | None, keep: Retention, terminal: bool | None, source: Source
 ) -> tuple[str, list[Callable[[], SpanProcessor]], Path | None]:
+    if not isinstance(terminal, bool | None):
+        raise ConfigError(f"observe: terminal can't be {found(terminal)}; give True, False or None")
     if source.disabled:
         return "off", [], None
     if traces_are_taken():

@@ -102,7 +102,7 @@ def _execution(
     graph: Graph[Any, Any] = Graph(node, name=options_of(as_chain(node).first).name)
     if graph.plan.asks:
         raise ConfigError(
-            f"node {graph.name!r} asks or sleeps, so it may have to wait; run it in a durable run: graph.run(…, run_id=…)"
+            f"node {graph.name!r} asks, so it may have to wait; run it in a durable run: graph.run(…, run_id=…)"
         )
     found = graph.plan.findings(ANY_ACTION)
     if graph.plan.is_elsewhere:

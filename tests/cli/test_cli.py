@@ -441,6 +441,7 @@ def test_input_is_converted_to_the_graphs_type(capsys, name, given, shown):
         ("fan", None, "the graph takes list[int]; give it by --input"),
         ("number", "hello", "--input: JSON is malformed: invalid character (byte 0); expected: int"),
         ("anything", "{", "--input: Input data was truncated\n"),
+        ("number", '"x"', "--input: Expected `int`, got `str`\n"),
         ("model", '{"n": -4711}', "--input: Input should be greater than 0 - at `$.n`; expected: Model"),
         ("checked", '{"n": -4711}', "--input: Input should be greater than 0 - at `$.n`"),
         ("several", '[{"n": -4711}]', "--input: Input should be greater than 0 - at `$.n` - at `$[0]`"),
@@ -557,7 +558,9 @@ def test_run_a_folder(capsys):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nowhere.py", "there is no file or folder nowhere.py"),
+        ("nowhere.py", "there is no file or folder nowhere.py\n"),
+        ("app:graph", "there is no file or folder app; did you mean app.py:graph?"),
+        ("below.app", "there is no file or folder below.app; did you mean below/app.py?"),
         ("empty", "the folder empty has neither app.py nor __init__.py"),
         ("notes.txt", "notes.txt is not a Python file; its name must end in .py"),
         ("nothing.py", "nothing.py defines neither main nor graph; name an object: nothing.py:name"),
@@ -572,6 +575,8 @@ def test_an_invalid_target_is_a_usage_error(capsys, target, message):
     write("notes.txt", "")
     write("json.py", "")
     write("nothing.py", "graph_ = 3")
+    write("app.py", "")
+    write("below/app.py", "")
     assert main(["run", target]) == 2
     assert message in capsys.readouterr().err
 

@@ -322,7 +322,8 @@ def test_show_of_no_run(here: Any) -> None:
     shown = here("runs", "show", "q")
     assert shown.code == 1
     assert shown.err == (
-        "UnknownRunError: there is no run 'q' in SQLite('state.db', durability='process'); `pocket-plug runs ls` lists them\n"
+        "UnknownRunError: there is no run 'q' in SQLite('state.db', durability='process'); "
+        "`pocket-plug runs ls` lists the runs of [store], `pocket-plug runs --url URL ls` those of another store\n"
     )
     assert here("runs", "show", "q\udc80").err.startswith("KeyNameError: ")
 
@@ -394,7 +395,7 @@ def test_a_graph_that_asks_needs_an_id(here: Any) -> None:
     """The error suggests --run-id, the command line's name for it."""
     refused = elsewhere("run", "shop.py:nap", "--input", "x")
     assert refused.code == 2
-    assert "graph 'nap' asks or sleeps, so its run may wait; give it an id: --run-id ID" in refused.err
+    assert "graph 'nap' asks, so its run may wait; give it an id: --run-id ID" in refused.err
 
 
 def test_an_answer_to_no_question(here: Any) -> None:

@@ -235,7 +235,7 @@ def test_get_of_nothing() -> None:
     fill({"a": 1})
     assert run("get", "b", code=1) == (
         "",
-        f"MissingKeyError: nothing at 'b' in {URL}; `pocket-plug store ls` lists the keys\n",
+        f"MissingKeyError: nothing at 'b' in {URL}; `pocket-plug store --url '{URL}' ls` lists the keys\n",
     )
 
 

@@ -491,7 +491,7 @@ def test_subclasses_registered_with_functions_come_back_exactly(codec: Codec) ->
 def test_a_lone_surrogate_is_refused_by_path(codec: Codec) -> None:
     """Such a str can't be written by any store; the message says where it is."""
     for value, path in [("\ud800", "value:"), ({"a": ["x\udfff"]}, "value['a'][0]:"), (Plain("\ud800"), "value.name:"),
-                        ({"\ud800": 1}, "value[key <str[1]>]:"), ({"\ud800"}, "value{…}:")]:  # fmt: skip
+                        ({"\ud800": 1}, "value[key <a str of 1 character>]:"), ({"\ud800"}, "value{…}:")]:  # fmt: skip
         with pytest.raises(CodecError, match="lone surrogate") as caught:
             codec.encode(value)
         assert str(caught.value).startswith(path), str(caught.value)

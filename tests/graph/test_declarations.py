@@ -8,16 +8,21 @@ from typing import Any, Literal
 
 import pytest
 
+from pocket_plug.codec import register_type
 from pocket_plug.errors import ConfigError, GraphError, PocketError, RouteError, RunSuspendedError, ValueTypeError
+from pocket_plug.graph.durable.worker import Worker
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.kinds.ask import Answered, Ask
 from pocket_plug.graph.kinds.each import each
-from pocket_plug.graph.nodes.chain import Action, Next
+from pocket_plug.graph.nodes.chain import END, Action, Next
 from pocket_plug.graph.nodes.node import Node
 from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.graph.nodes.retry import Retry
+from pocket_plug.graph.runs.runs import SyncRuns
+from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store.keys import Key
 from pocket_plug.store.sync import SyncStore, SyncWriter
+from pocket_plug.telemetry import observe
 
 
 def findings(main: Any) -> tuple[str, ...]:
@@ -200,6 +205,7 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "a function before >>": (lambda: bare >> plus, "put @node before the function"),
     "a function behind >>": (lambda: plus >> bare, "put @node before the function"),
     "an action of the class": (lambda: Charge.declined >> plus, "use that of an instance"),
+    "the end as a node": (lambda: plus >> END, "END is returned by a node's post: return END"),
     "a way out behind >>": (lambda: plus >> charge.declined, "belongs on the left of >>"),
     "a list": (lambda: Graph([plus, charge]), "give each chain as an argument of its own"),
     "an action by its type": (lambda: Action(str), r"Action\[str\]\(\)"),
@@ -207,29 +213,36 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "an action without a name": (lambda: charge.on(""), "an action must be a name or an Action"),
     "@node on a node": (lambda: node(charge), "exec can't be .*; give a function"),
     "@node on a class of nodes": (lambda: node(Charge), "exec can't be .*; give a function"),
-    "@node with a name": (lambda: node("fetch"), "exec can't be str.5.; give a function, and options by their names"),
+    "@node with a name": (lambda: node("fetch"), "exec can't be a str of 5 characters; give a function, and options"),
     "node.of of nothing": (lambda: node.of(), "exec can't be None; give a function"),
     "node.of, misspelt": (lambda: node.of(exce=bare), "exce"),
     "a retry for a post": (lambda: node.post(lambda store, n: n).with_options(retry=Retry()), "takes no retry"),
     "a graph's store": (lambda: Graph(plus, store="sqlite:///a.db"), r"give Store\('sqlite:///a.db'\)"),
-    "a graph's steps": (lambda: Graph(plus, max_steps="3"), "max_steps can't be str.1."),
+    "a graph's steps": (lambda: Graph(plus, max_steps="3"), "max_steps can't be a str of 1 character"),
     "a graph's depth": (lambda: Graph(plus, max_depth=0), "max_depth can't be 0"),
     "a graph's name": (lambda: Graph(plus, name=5), "name can't be 5"),
     "a graph's scope": (lambda: Graph(plus, scope=5), "a key is a string or a Key, not int"),
     "a graph's empty scope": (lambda: Graph(plus, scope=""), "must not be empty"),
+    "a graph's reserved scope": (lambda: Graph(plus, scope="pocket"), "the scope 'pocket' is reserved"),
     "a graph's grace": (lambda: Graph(plus, clean_up_grace=-1), "clean_up_grace can't be -1"),
     "a graph's records": (lambda: Graph(plus, keep_finished="soon"), "keep_finished can't be 'soon'"),
     "a question": (lambda: Ask(bool, question=5), "Ask: question can't be 5; give a text, or a function"),
-    "an empty question": (lambda: Ask(bool, question=""), "Ask: question can't be str.0."),
+    "an empty question": (lambda: Ask(bool, question=""), "Ask: question can't be an empty str"),
     "a question of nothing": (lambda: Ask(bool, question=lambda: 1), "takes nothing"),
     "an answer's type": (lambda: Ask(5, question="?"), "int is given where a type is expected"),
-    "an ask's name": (lambda: Ask(bool, question="?", name=""), "name can't be str.0."),
+    "an ask's name": (lambda: Ask(bool, question="?", name=""), "name can't be an empty str"),
     "a key's type": (lambda: Key("hits", 0), "Key 'hits': int is given where a type is expected, such as int"),
     "a key's type, quoted": (lambda: Key("hits", "int"), "a name in quotes can't be looked up"),
     "a key's type in a list": (lambda: Key("hits", [int]), "list is given where a type is expected"),
     "a key's hole": (lambda: Key("user:{user.id}"), "part of a placeholder; a placeholder is written {} or {name}"),
     "a key's half hole": (lambda: Key("user:{"), "has a brace that isn't part of a placeholder"),
     "a typed store": (lambda: SyncStore().typed("int"), "a typed store: str is given where a type is expected"),
+    "values in a list": (lambda: SyncStore().set_many([("a", 1)]), "set_many takes a dict of keys and values, not a list"),
+    "a type that is none": (lambda: register_type(3), "only a class can be registered, not int"),
+    "a configuration in code": (lambda: Pocket({"store": {}}), "can't be a dict of 1 item; give the path of its file"),
+    "a worker of a graph": (lambda: Worker(Graph(plus)), r"needs a list of graphs, not Graph: Worker\(\[graph\]\)"),
+    "the runs of a URL": (lambda: SyncRuns("sqlite:///a.db"), "takes a Store, .* not a str of 14 characters"),
+    "a terminal": (lambda: observe(terminal="no"), "terminal can't be a str of 2 characters; give True, False or None"),
     "a store's clock": (lambda: SyncStore(clock=5), "clock can't be int; give a function"),
 }  # fmt: skip
 
@@ -259,7 +272,19 @@ MISSPELT: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: misspelt(retries=3),
         "a node of a function has no option 'retries'. Did you mean 'retry'?",
     ),
-    "one that a function hasn't": (lambda: misspelt(reads=()), "a node of a function has no option 'reads'."),
+    "one that a function hasn't": (
+        lambda: misspelt(reads=()),
+        "a node of a function has no option 'reads'; write a class, which may have it: class Work(Node, reads=…)",
+    ),
+    "one that a post hasn't": (
+        lambda: misspelt.post(retry=Retry()),
+        "a node of a post has no option 'retry'; write a class, which may have it: class Work(Node, retry=…)",
+    ),
+    "one that functions haven't": (
+        lambda: misspelt.of(exec=len, fallback=len),
+        "a node of functions has no option 'fallback'; write a class, which may have it: class Work(Node), with the "
+        "method fallback",
+    ),
     "a post's": (lambda: misspelt.post(write=()), "a node of a post has no option 'write'. Did you mean 'writes'?"),
     "functions'": (lambda: misspelt.of(exce=len), "a node of functions has no option 'exce'. Did you mean 'exec'?"),
     "a graph's": (lambda: misspelt_graph(plus, sotre=1), "a graph has no option 'sotre'. Did you mean 'store'?"),

@@ -253,9 +253,9 @@ def test_options_do_not_collide_with_the_users_own_fields() -> None:
     ("options", "kind", "says"),
     [({"timeout": 0}, ValueError, "0"), ({"timeout": -1}, ValueError, "-1"), ({"timeout": "soon"}, ValueError, "soon"),
      ({"reads": ("plain",)}, TypeError, "Key"), ({"writes": (3,)}, TypeError, "writes"),
-     ({"isolation": "total"}, ValueError, "serializable"), ({"retry": 3}, ConfigError, r"retry=3: give a Retry"),
-     ({"reads": Key("a")}, TypeError, "reads=Key: give a tuple of Keys"), ({"writes": "a"}, TypeError, "Key"),
-     ({"name": 5}, ConfigError, "name can't be 5"), ({"name": ""}, ConfigError, "name can't be str.0."),
+     ({"isolation": "total"}, ValueError, "serializable"), ({"retry": 3}, ConfigError, r"retry can't be 3; give a Retry"),
+     ({"reads": Key("a")}, TypeError, "reads can't be Key; give a tuple of Keys"), ({"writes": "a"}, TypeError, "Key"),
+     ({"name": 5}, ConfigError, "name can't be 5"), ({"name": ""}, ConfigError, "name can't be an empty str"),
      ({"trace": "yes"}, ConfigError, "give True, False, or a mapping"),
      ({"timeout": math.nan}, ConfigError, "timeout of node '.*' can't be nan")],
 )  # fmt: skip

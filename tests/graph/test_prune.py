@@ -134,12 +134,12 @@ def test_only_ended_runs_in_the_named_states_are_removed(
             await one_in_each_state(store)
             clock.advance(100 * DAY)
             before = await kept(store)
-            would = await prune(store.stack, Retention.of(older="30d", states=states), dry_run=True)
+            would = await prune(store.stack, Retention(older="30d", states=states), dry_run=True)
             assert await kept(store) == before
-            did = await prune(store.stack, Retention.of(older="30d", states=states))
+            did = await prune(store.stack, Retention(older="30d", states=states))
             assert (did.runs, did.records) == (would.runs, would.records)
             assert (did.runs, before - await kept(store)) == (len(gone), gone)
-            assert await prune(store.stack, Retention.of(older="30d", states=states)) == Pruned()
+            assert await prune(store.stack, Retention(older="30d", states=states)) == Pruned()
 
     asyncio.run(main())
 
@@ -159,10 +159,10 @@ def test_age_counts_from_the_end(tmp_path: Path) -> None:
             clock.advance(40 * DAY)
             await asking(store).resume("slow", answer=True)
             clock.advance(10 * DAY)
-            assert (await prune(store.stack, Retention.of(older="50d"))).runs == 1
+            assert (await prune(store.stack, Retention(older="50d"))).runs == 1
             assert await kept(store) == {"slow"}
             clock.advance(40 * DAY)
-            assert (await prune(store.stack, Retention.of(older="50d"))).runs == 1
+            assert (await prune(store.stack, Retention(older="50d"))).runs == 1
 
     asyncio.run(main())
 
@@ -181,10 +181,10 @@ def test_the_newest_runs_of_each_graph_stay(tmp_path: Path, keep: int) -> None:
             clock.advance(DAY)
             found = await kept(store)
             newest = {run for run in found if int(run.rpartition(" ")[2]) >= 3 * SLICE - keep}
-            assert (await prune(store.stack, Retention.of(keep=keep, graph="a:b"))).runs == max(0, 3 * SLICE - keep)
+            assert (await prune(store.stack, Retention(keep=keep, graph="a:b"))).runs == max(0, 3 * SLICE - keep)
             assert await kept(store) == {run for run in found if not run.startswith("a.b")} | newest
-            assert (await prune(store.stack, Retention.of(older="2d", keep=keep))).runs == 0
-            await prune(store.stack, Retention.of(older="1h", keep=keep))
+            assert (await prune(store.stack, Retention(older="2d", keep=keep))).runs == 0
+            await prune(store.stack, Retention(older="1h", keep=keep))
             assert await kept(store) == newest
 
     asyncio.run(main())
@@ -205,7 +205,7 @@ def test_a_failed_run_that_is_resumed_meanwhile_continues(tmp_path: Path) -> Non
                 await paying(store, broken).run([1, 2, 3, 4], run_id="r")
             clock.advance(DAY)
             TOLD.before = retry
-            assert await prune(store.stack, Retention.of(older="1h", states=["failed"])) == Pruned()
+            assert await prune(store.stack, Retention(older="1h", states=["failed"])) == Pruned()
             assert await paying(store, broken).resume("r") == 10
             assert await store.get("paid") == 10
 
@@ -233,7 +233,7 @@ def test_a_run_that_is_started_again_meanwhile_stays(tmp_path: Path, is_open: bo
                 await say(store).run("x", run_id=f"r {number}")
             clock.advance(DAY)
             TOLD.before = begin_anew
-            assert (await prune(store.stack, Retention.of(older="1h"))).runs == 5
+            assert (await prune(store.stack, Retention(older="1h"))).runs == 5
             assert await kept(store) == {"r 3"}
             if is_open:
                 await asking(store).resume("r 3", answer=True)
@@ -261,7 +261,7 @@ def test_damaged_records_do_not_stop_the_pruning_of_others(tmp_path: Path) -> No
             (state,) = [key async for key in store.stack.scan("pocket:run-state:finished:say:") if key.endswith(":001")]
             await store.stack.write([Put(state, "no state")])
             clock.advance(DAY)
-            pruned = await prune(store.stack, Retention.of(older="1h"))
+            pruned = await prune(store.stack, Retention(older="1h"))
             assert (pruned.runs, pruned.unreadable) == (3 * SLICE - 2, 2)
             for run_id in ("000", "001"):
                 assert await remove_run(store.stack, run_id)
@@ -284,7 +284,7 @@ def test_a_clock_that_is_ahead_removes_no_young_runs(tmp_path: Path) -> None:
             clock.advance(20 * DAY)
             with suppress(RunSuspendedError):
                 await asking(store).run("x", run_id="new")
-            pruner, ahead[0] = Pruner(store.stack, Retention.of(older="30d")), 365 * DAY
+            pruner, ahead[0] = Pruner(store.stack, Retention(older="30d")), 365 * DAY
             assert await slices(pruner) == 0.0
             assert len(await kept(store)) == 2 * SLICE + 1
             ahead[0] = 0.0
@@ -318,8 +318,8 @@ def test_slices_are_short_and_yield_to_others(tmp_path: Path) -> None:
             for number in range(6 * SLICE):
                 await say(store).run("x", run_id=f"{number}")
             clock.advance(DAY)
-            pruning, rests, gone = Pruning(store.stack, Retention.of(older="1h")), list[float | None](), list[int]()
-            assert await prune(store.stack, Retention.of(older="9d")) == Pruned()
+            pruning, rests, gone = Pruning(store.stack, Retention(older="1h")), list[float | None](), list[int]()
+            assert await prune(store.stack, Retention(older="9d")) == Pruned()
             TOLD.before = count
             for is_busy in (False, False, False, True, True, False):
                 if is_busy:
@@ -355,9 +355,9 @@ def test_a_run_of_many_records_is_removed_in_several_writes(tmp_path: Path, monk
             long: Graph[int, int] = Graph(joined, store=store, name="long")
             assert await long.run(0, run_id="r") == 0
             clock.advance(DAY)
-            assert await prune(store.stack, Retention.of(keep=1)) == Pruned()  # notes that no run is without a state
+            assert await prune(store.stack, Retention(keep=1)) == Pruned()  # notes that no run is without a state
             TOLD.before = look
-            assert (await prune(store.stack, Retention.of(older="1h"))).runs == 1
+            assert (await prune(store.stack, Retention(older="1h"))).runs == 1
             TOLD.before = None
             assert len(writes) == 6
             assert max(writes) <= 4
@@ -376,7 +376,7 @@ def test_the_file_shrinks(tmp_path: Path) -> None:
                 await say(store).run("x" * 10_000, run_id=f"{number}")
             clock.advance(DAY)
             await say(store).run("x", run_id="young")
-            pruned = await prune(store.stack, Retention.of(older="1h"))
+            pruned = await prune(store.stack, Retention(older="1h"))
             assert (pruned.runs, await kept(store)) == (40, {"young"})
             assert pruned.freed > 40 * 10_000
             assert await store.stack.check() == []
@@ -408,25 +408,26 @@ def test_graphs_are_found_whatever_their_names(tmp_path: Path) -> None:
         ({}, "neither older nor keep is given; give one of them, or both"),
         ({"older": "soon"}, "older can't be 'soon'; give seconds from 0 up"),
         ({"older": True}, "older can't be True"),
-        ({"keep": -1}, "keep must be a number of runs, 0 or more, not"),
+        ({"keep": -1}, "keep must be a number of runs, 0 or more, not -1"),
         ({"keep": True}, "keep must be a number of runs"),
         (
             {"keep": 1, "states": ["waiting"]},
             "runs of the state 'waiting' can't be pruned, only those that have ended",
         ),
+        ({"keep": 1, "states": "running"}, "runs of the state 'running' can't be pruned"),
         ({"keep": 1, "states": ["finish"]}, "Did you mean 'finished'?"),
     ],
 )
 def test_an_invalid_retention_is_refused(options: Any, message: str) -> None:
     """The error says what is allowed."""
     with pytest.raises(ConfigError) as refused:
-        Retention.of(**options)
+        Retention(**options)
     assert message in str(refused.value)
 
 
 def test_a_retention_can_be_changed_as_any_dataclass() -> None:
-    """It is frozen data."""
-    assert replace(Retention.of(older=1), graph="g") == Retention(older=1.0, graph="g")
+    """It is frozen data; one state need not be in a tuple."""
+    assert replace(Retention(older=1, states="failed"), graph="g") == Retention(1.0, states=("failed",), graph="g")
 
 
 def test_the_first_scan_of_a_store_lets_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -492,7 +492,7 @@ def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
 
     to = {
         "to 2 raised LookupError": failing,
-        "returned str[2], not a RunPosition": wrong,
+        "returned a str of 2 characters, not a RunPosition": wrong,
         "is at node 'b', which doesn't exist there": lambda position: position,
         "is at node 'nowhere', which doesn't exist there": lambda position: replace(position, path=("nowhere",)),
         "is inside 'a', which is not a graph; its kind is node": lambda position: replace(position, path=("a", "b2")),
@@ -540,11 +540,11 @@ def test_a_version_that_nothing_upgrades() -> None:
     ("options", "says"),
     [
         ({"version": 0}, "version can't be 0"),
-        ({"version": "2"}, r"version can't be str\[1\]; give"),
+        ({"version": "2"}, r"version can't be a str of 1 character; give"),
         ({"upgrade": {1: renamed}}, "upgrade has the key 1; its keys must be versions below 1"),
-        ({"version": 2, "upgrade": {"1": renamed}}, r"upgrade has the key str\[1\]"),
-        ({"version": 2, "upgrade": {1: "renamed"}}, r"upgrade from 1 can't be str\[7\]; give a function"),
-        ({"version": 2, "upgrade": [renamed]}, r"upgrade can't be list\[1\]; give a dict"),
+        ({"version": 2, "upgrade": {"1": renamed}}, r"upgrade has the key a str of 1 character"),
+        ({"version": 2, "upgrade": {1: "renamed"}}, r"upgrade from 1 can't be a str of 7 characters; give a function"),
+        ({"version": 2, "upgrade": [renamed]}, r"upgrade can't be a list of 1 item; give a dict"),
     ],
 )
 def test_an_invalid_version_or_upgrade_is_refused(options: Any, says: str) -> None:

@@ -207,9 +207,9 @@ def test_several_rules_are_several_layers() -> None:
     ],
 )
 def test_a_rule_that_never_applies_is_refused(options: dict[str, Any], message: str) -> None:
-    """When the stack is built."""
+    """When it is written down, so that a configuration's check finds it beside the mistakes of other layers."""
     with pytest.raises(ConfigError, match=message):
-        SyncStore(layers=[Fault(**options)])
+        Fault(**options)
 
 
 def test_its_place_by_name() -> None:

@@ -146,7 +146,7 @@ def test_a_run_that_was_interrupted_before_its_end_was_noted_is_forgotten(monkey
 def test_an_unknown_level_is_refused() -> None:
     """The error says what is allowed."""
     with pytest.raises(ConfigError, match=r"level 'warn' is not one of debug, info, warning.* Did you mean 'warning'"):
-        SyncStore(layers=[Logging(level="warn")])
+        Logging(level="warn")
 
 
 def test_runs_and_nodes_are_logged_with_their_ids(logs: LogCapture) -> None:

@@ -346,9 +346,11 @@ def test_a_graph_that_is_too_large_for_an_attribute_is_cut() -> None:
 # ---------------------------------------------------------------- the option `trace` of a node
 def test_a_node_is_traced_or_not() -> None:
     """Anything but attributes is refused when it is written; the error names the node and what is allowed."""
-    with pytest.raises(ConfigError, match=r"node 'halve' has trace=str.5.: give True, False, or a mapping"):
+    with pytest.raises(
+        ConfigError, match=r"node 'halve': trace can't be a str of 5 characters; give True, False, or a mapping"
+    ):
         halve.with_options(trace="agent")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="node 'odd' has trace=str"):
+    with pytest.raises(ConfigError, match="node 'odd': trace can't be a str of"):
         pp.node(name="odd", trace="no")(lambda n: n)  # type: ignore[call-overload]
 
 

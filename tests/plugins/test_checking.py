@@ -82,6 +82,25 @@ def test_all_mistakes_are_reported_at_once(own_folder: Path) -> None:
     assert [path.name for path in own_folder.iterdir()] == ["pocket.toml"]
 
 
+def test_each_layer_says_what_is_wrong_with_it() -> None:
+    """Also of values that are of the right type; a layer names itself once."""
+    text = """[store]
+layers = [
+    { use = "fault", probability = 7 },
+    { use = "logging", level = "loud" },
+    { use = "timeout", read_within = "5 mins" },
+    { use = "bounding", max_entries = 0 },
+]"""
+    said = [
+        "fault: probability can't be 7",
+        "logging: level 'loud'",
+        "timeout: read_within can't",
+        "bounding: max_entries",
+    ]
+    for number, (finding, words) in enumerate(zip(check_config(written(text)), said, strict=True)):
+        assert str(finding).startswith(f"pocket.toml:{number + 3}: [store].layers[{number}]: {words}")
+
+
 def test_the_same_in_pyproject() -> None:
     """There the tables are below [tool.pocket_plug]; the keys are named without that."""
     text = WRONG.replace("[store", "[tool.pocket_plug.store").replace("[plugins", "[tool.pocket_plug.plugins")

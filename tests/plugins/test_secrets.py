@@ -154,7 +154,7 @@ def test_a_secret_option_that_is_refused_is_not_quoted() -> None:
         assert bool(control.with_word()) == (options.get("salt") == "refused" or isinstance(options["key"], dict))
     with pytest.raises(ConfigError) as caught:
         make_recipe(Sealing, {"key": {WORD: 1, "b": 2}}, "here")
-    assert str(caught.value).endswith("not dict[2]")
+    assert str(caught.value).endswith("not a dict of 2 items")
 
 
 IN_ENVIRONMENT = """

@@ -136,7 +136,7 @@ def test_the_processs_settings_apply_if_a_table_has_none(configured: Callable[[s
         ("tracing", "tracer_provider = 1", "tracing: tracer_provider holds for the whole process, not for one Pocket"),
         ("metrics", "meter_provider = 1", "metrics: meter_provider holds for the whole process, not for one Pocket"),
         ("metrics", "node_duration = 1", "metrics: node_duration must be true or false, not int"),
-        ("logging", 'events = "yes"', "logging: events must be true or false, not str[3]"),
+        ("logging", 'events = "yes"', "logging: events must be true or false, not a str of 3 characters"),
         ("logging", "event = true", "logging has no option 'event'"),
         ("tracing", 'detail = "all"', "tracing: detail must be one of run, node, phase, debug, not 'all'"),
     ],

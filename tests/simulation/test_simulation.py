@@ -46,7 +46,7 @@ for seed in range(12):
 def test_no_world_has_a_violation() -> None:
     """Kills, stops, lost answers, different clocks, operators: each effect takes place once, and all reports are true."""
     wrong = [(played.seed, played.violations) for played in map(play, range(WORLDS)) if played.violations]
-    assert not wrong, f"make simulate SEEDS=={wrong[0][0]} prints how it came to it: {wrong}"
+    assert not wrong, f"make simulate SEED={wrong[0][0]} prints how it came to it: {wrong}"
 
 
 def test_a_seed_makes_the_same_world_in_every_interpreter() -> None:

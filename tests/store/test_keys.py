@@ -51,11 +51,26 @@ def test_a_key_without_holes_is_its_template() -> None:
 
 
 def test_a_template_is_filled_in_order() -> None:
-    """Each value fills one hole; a hole may have a name, for the reader."""
+    """Each value fills one hole; a hole may have a name."""
     assert str(PROFILE(7)) == "user:7:profile"
     assert str(Key("order:{order}:{line}")("A", 2)) == "order:A:2"
     assert not PROFILE.is_filled
     assert PROFILE(7).is_filled
+
+
+def test_a_hole_can_be_filled_by_its_name() -> None:
+    """The values that have no name fill the other holes in order; a misspelt name, or too few values, are errors."""
+    line = Key("order:{order}:{self}:{}:{order?}", int)
+    assert line(3, self="s:", order="A") == line("A", "s:", 3, "A")
+    assert line(3, self="s:", order="A").values == ("A", "s:", 3, "A")
+    with pytest.raises(KeyNameError, match=r"has no placeholder {ordre}\. Did you mean 'order'\?"):
+        line(3, ordre="A")
+    for values, named, says in (
+        ((), {}, "takes 4 value"),
+        ((1, 2), {"order": 3, "self": 4}, "1 .* besides order, self, not 2"),
+    ):
+        with pytest.raises(KeyNameError, match=says):
+            line(*values, **named)
 
 
 @pytest.mark.parametrize(

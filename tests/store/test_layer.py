@@ -114,6 +114,17 @@ def test_a_scan_without_pages_is_refused(kind: type[Backend]) -> None:
     type("New", (kind,), {"scan": new})
 
 
+@pytest.mark.parametrize(("name", "operation"), [("get", "read"), ("set_many", "write"), ("delete", "write")])
+def test_an_override_that_would_never_be_called_is_refused(name: str, operation: str) -> None:
+    """Of an operation of stores. A helper with such a name is allowed beside the operation of layers."""
+
+    async def own(self: Any, *_: Any) -> Any: ...
+
+    with pytest.raises(TypeError, match=f"Idle.{name} would never be called: .* by `{operation}`; override that"):
+        type("Idle", (Layer,), {name: own})
+    type("Helped", (Layer,), {name: own, operation: own})
+
+
 @pytest.mark.parametrize("kind", [Layer, Backend])
 def test_overriding_read_many_alone_is_refused(kind: type[Backend]) -> None:
     """A single get would bypass it, so the class itself is an error, with its name."""
@@ -439,6 +450,18 @@ def test_an_unknown_option_is_a_type_error() -> None:
         Options(cuont=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError):
         Options(1)  # type: ignore[misc]
+
+
+def test_a_value_without_a_type_is_no_option() -> None:
+    """The error says how to make it one."""
+
+    class Bare(Layer):
+        max_size = 3
+
+    with pytest.raises(
+        TypeError, match=r"it has: label\. To make it one, annotate it in the class: max_size: int = …$"
+    ):
+        Bare(max_size=5)  # type: ignore[call-arg]
 
 
 def test_valid_options_are_kept() -> None:

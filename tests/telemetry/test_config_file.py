@@ -261,7 +261,7 @@ TRACES = 'file_format: "1.0"\ntracer_provider: '
 WRONG = {
     TRACES + "{procesors: []}": "tracer_provider: .*'procesors' was unexpected.*; allowed: processors, ",
     TRACES + f"{{processors: [{{batch: {{schedule_delay: {WORD}, exporter: {{console: }}}}}}]}}":
-        r"tracer_provider.processors\[0\].batch.schedule_delay: found str\[13\], expected integer or null",
+        r"tracer_provider.processors\[0\].batch.schedule_delay: found a str of 13 characters, expected integer or null",
     TRACES + "{processors: [{batch: {exporter: {}}}]}":
         r"tracer_provider.processors\[0\].batch.exporter: found nothing, expected at least 1",
     TRACES + "{processors: [{batch: {exporter: {console: , otlp_http: }}}]}": "found console, otlp_http, expected at most 1",

@@ -207,7 +207,7 @@ def test_invalid_files_and_urls(file: Path, otlp_sink: Sink, capsys: pytest.Capt
     assert main(["trace", "send", str(file), "--to", "localhost:4318"]) == 2
     assert "'localhost:4318' is not a URL of a backend" in capsys.readouterr().err
     assert main(["trace", "send", str(file), "--to", "me:hunter2@host:4318"]) == 2
-    assert "str[20] is not a URL of a backend" in capsys.readouterr().err
+    assert "a str of 20 characters is not a URL of a backend" in capsys.readouterr().err
     for url in ("http://[::1", "http://localhost:99999"):
         assert main(["trace", "send", str(file), "--to", url]) == 2
         assert "the URL of the backend is invalid" in capsys.readouterr().err

@@ -188,7 +188,7 @@ def refuse_another(journal: Journal, start: Record, value: object) -> None:
         )
     if value is not MISSING and not _same(journal, start["input"], value):
         raise RunMismatchError(
-            f"run {journal.id!r} was started with another input, not with this {summary(value)}; give the new run another "
+            f"run {journal.id!r} was started with another input than this one, {summary(value)}; give the new run another "
             "run_id, or resume the old run by resume(run_id)"
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError
 from pocket_plug.graph.retention import Retention
+from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import Delete, Entry
 from pocket_plug.store.stack import Stack
@@ -64,7 +65,7 @@ class Pruning:
 
     def __init__(self, stack: Stack, retention: Retention, *, dry_run: bool = False, now: float | None = None) -> None:
         self.stack, self.retention, self.dry_run = stack, retention, dry_run
-        older = retention.older
+        older = None if retention.older is None else seconds(retention.older, or_zero=True)
         self.before = None if older is None else (stack.clock() if now is None else now) - older
         """Runs that ended later are kept, in epoch seconds; None: no limit."""
         self.runs = self.records = self.freed = self.unreadable = 0

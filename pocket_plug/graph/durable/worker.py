@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 from pocket_plug.errors import (
     ConfigError,
@@ -394,6 +394,8 @@ def _became(error: Exception, status: Status) -> Became:
 
 
 def _checked(graphs: Sequence[Served]) -> Sequence[Served]:
+    if not isinstance(graphs, Iterable):
+        raise ConfigError(f"a worker needs a list of graphs, not {named(cast('object', graphs))}: Worker([graph])")
     names: set[str] = set()
     for graph in graphs:
         if not isinstance(getattr(graph, "plan", None), Plan):

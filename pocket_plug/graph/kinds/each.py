@@ -137,9 +137,8 @@ class EachStep(Step):
 
     async def _work(self, run: Running, items: _Items) -> None:
         take, step, ledger = run.item, self.inner, run.ledger
-        must_yield = (
-            True  # call yield_to_loop after this item? In a durable run after each, since items take long there
-        )
+        # Call yield_to_loop after this item? In a durable run after each, since items take long there.
+        must_yield = True
         for position, item in items:
             try:
                 _, output, cancelled = await take(step, item, position)

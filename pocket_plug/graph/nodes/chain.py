@@ -136,6 +136,8 @@ def _instead(found: object) -> str:
     """A hint for a value that is no node: what the caller probably wanted."""
     if isinstance(found, type):
         return "; it is a class: make an instance of it"
+    if found is END:
+        return "; END is returned by a node's post: return END(output)"
     if isinstance(found, Action):
         return "; it is an action of a class: use that of an instance, node.action"
     if isinstance(found, Out):

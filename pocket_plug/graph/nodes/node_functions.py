@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Generic, Protocol, cast, overload
 
 from typing_extensions import TypeVar
@@ -15,7 +15,7 @@ from pocket_plug.store.sync import SyncReader, SyncWriter
 
 from .chain import AnyNext, I, O
 from .node import AnyNode, Node, X, Y
-from .options import Keys, Options, Traced, check_options
+from .options import ALL_OPTIONS, Keys, Options, Traced, check_options
 from .retry import Retry
 
 AsyncOf = Coroutine[Any, Any, X]
@@ -118,7 +118,7 @@ class _NodeFactory:
     ) -> Any:
         """Make a node whose `exec` is the function. Raises TypeError for something else, and for an unknown option."""
         options = {"name": name, "retry": retry, "timeout": timeout, "trace": trace, "executor": executor}
-        check_options("a node of a function", unknown, options)
+        _check_options("a node of a function", unknown, options)
 
         def make(fn: object) -> AnyNode:
             return FunctionNode({"exec": fn}, {**options})
@@ -154,7 +154,7 @@ class _NodeFactory:
     ) -> Any:
         """Make a node whose `post` is the function; it is called with (store, input)."""
         options = {"name": name, "reads": reads, "writes": writes, "trace": trace}
-        check_options("a node of a post", unknown, options)
+        _check_options("a node of a post", unknown, options)
 
         def make(fn: object) -> AnyNode:
             return PostNode({"post": fn}, {**options})
@@ -222,9 +222,18 @@ class _NodeFactory:
         """Make a node from one function for each phase. Type checkers check that the functions fit each other."""
         options = {"name": name, "retry": retry, "timeout": timeout, "executor": executor}
         functions = {"prep": prep, "exec": exec, "post": post}
-        check_options("a node of functions", unknown, {**functions, **options})
+        _check_options("a node of functions", unknown, {**functions, **options})
         made: AnyNode = FunctionNode(functions, options)
         return made
+
+
+def _check_options(owner: str, unknown: Collection[str], known: Collection[str]) -> None:
+    """Raise TypeError for an unknown option; for one that only a class can have, it says how to write that."""
+    for name in sorted(unknown):
+        if name == "fallback" or name in ALL_OPTIONS:
+            written = "(Node), with the method fallback" if name == "fallback" else f"(Node, {name}=…)"
+            raise TypeError(f"{owner} has no option {name!r}; write a class, which may have it: class Work{written}")
+    check_options(owner, unknown, known)
 
 
 node = _NodeFactory()

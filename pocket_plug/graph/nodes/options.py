@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.graph.elsewhere import Elsewhere
 from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.names import check_scope
 from pocket_plug.primitives.redaction import found, public_url
 from pocket_plug.primitives.values import SpanAttributes
 from pocket_plug.store.keys import Key, check_name
@@ -60,7 +61,7 @@ class Options:
                     "are for nodes with an exec of their own"
                 )
         if not isinstance(retry := given.get("retry"), Retry | None):
-            raise ConfigError(f"node {name!r} has retry={found(retry)}: give a Retry, such as Retry(attempts=3)")
+            raise ConfigError(f"node {name!r}: retry can't be {found(retry)}; give a Retry, such as Retry(attempts=3)")
         if "timeout" in given:
             given["timeout"] = seconds(given["timeout"], f"timeout of node {name!r}")
         for option in ("reads", "writes"):
@@ -69,7 +70,7 @@ class Options:
         executor = given.get("executor")
         if executor == "" or not (executor is None or isinstance(executor, str) or hasattr(executor, "perform")):
             raise ConfigError(
-                f"node {name!r} has executor={found(executor)}: give a name such as 'processes', a URL, or an Executor"
+                f"node {name!r}: executor can't be {found(executor)}; give a name such as 'processes', a URL, or an Executor"
             )
         if given.get("isolation", "default") not in ("default", "serializable"):
             raise ConfigError(f"isolation={given['isolation']!r}: give 'default' or 'serializable'")
@@ -130,13 +131,13 @@ def _traced(node: str, given: Any) -> Traced:
         return given
     if not issubclass(type(given), Mapping):
         raise ConfigError(
-            f"node {node!r} has trace={found(given)}: give True, False, or a mapping of attributes for its span"
+            f"node {node!r}: trace can't be {found(given)}; give True, False, or a mapping of attributes for its span"
         )
     attributes: dict[Any, Any] = dict(given)
     for name, value in attributes.items():
         if not isinstance(name, str) or not name or name.startswith("pocket_plug."):
             raise ConfigError(
-                f"node {node!r} has trace={{{found(name)}: …}}: an attribute's name must be a text that doesn't begin with "
+                f"node {node!r}: trace has the name {found(name)}; an attribute's name must be a text that doesn't begin with "
                 "'pocket_plug.'"
             )
         if not isinstance(value, str | bool | int | float):
@@ -153,11 +154,11 @@ def _traced(node: str, given: Any) -> Traced:
 
 def _keys(option: str, given: Any) -> tuple[Key[Any], ...]:
     if not isinstance(given, list | tuple | set | frozenset):
-        raise TypeError(f"{option}={found(given)}: give a tuple of Keys, such as (Key('user:{{}}', User),)")
+        raise TypeError(f"{option} can't be {found(given)}; give a tuple of Keys, such as (Key('user:{{}}', User),)")
     keys = tuple(cast("Iterable[Any]", given))
     for key in keys:
         if not isinstance(key, Key):
-            raise TypeError(f"{option}=…: give Keys, such as Key('user:{{}}', User), not {found(key)}")
+            raise TypeError(f"{option} has {found(key)}; give Keys, such as Key('user:{{}}', User)")
     return keys
 
 
@@ -167,7 +168,8 @@ def check_place(graph: str, store: object, scope: str | Key[Any] | None) -> None
         hint = f"Store({public_url(store)!r:.80})" if isinstance(store, str) else "a Store or a SyncStore"
         raise ConfigError(f"graph {graph!r}: store can't be {type(store).__name__}; give {hint}")
     if scope is not None:
-        check_name(str(scope) if isinstance(scope, Key) else scope)
+        name = check_name(str(scope) if isinstance(scope, Key) else scope)
+        check_scope(name if store is None else store.place[1] + name)
 
 
 def check_count(given: Any, option: str) -> int:

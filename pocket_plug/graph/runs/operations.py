@@ -33,7 +33,10 @@ async def must_see(place: Place, run_id: str) -> Seen:
     """The run with this id. Raises UnknownRunError, StoreError for a newer format, CorruptRecordError."""
     seen = await see(place.stack, run_id)
     if seen is None:
-        raise UnknownRunError(f"there is no run {run_id!r} in {place.stack!r}; `pocket-plug runs ls` lists them")
+        raise UnknownRunError(
+            f"there is no run {run_id!r} in {place.stack!r}; `pocket-plug runs ls` lists the runs of [store], `pocket-plug runs "
+            "--url URL ls` those of another store"
+        )
     (seen,) = await mark_stalled(place.watch, [seen])
     return seen
 

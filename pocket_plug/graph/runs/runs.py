@@ -19,6 +19,7 @@ from pocket_plug.graph.nodes.node import AnyNode
 from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.graph.retention import BY_DEFAULT, Prunable, Retention
 from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.store import StoreScope
@@ -58,6 +59,8 @@ class Runs:
     """
 
     def __init__(self, store: StoreScope | SyncScope, /, *, pause: Pause = pause) -> None:
+        if not isinstance(store, StoreScope | SyncScope):
+            raise ConfigError(f"Runs takes a Store, a SyncStore, or a scope of one, not {named(store)}")
         self.stack, self._pause = store.stack, pause
         self._place = Place(self.stack, StallWatch(self.stack))
         self._is_indexed = False
@@ -195,8 +198,7 @@ class Runs:
         At the end, the store's file shrinks. If this is interrupted, some runs are removed. Raises ConfigError for an invalid
         argument.
         """
-        states = (state,) if isinstance(state, str) else tuple(state)
-        retention = Retention.of(older=older, keep=keep, states=states, graph=graph)
+        retention = Retention(older, keep, state, graph)
         await self._open()
         return await prune(self.stack, retention, dry_run=dry_run)
 

@@ -124,7 +124,8 @@ def summary(value: Any) -> str:
     except BaseException as error:
         if not is_fault(error):
             raise
-    return capped(redaction.summary(value))
+    size, name = redaction.length(value), "None" if value is None else type(value).__name__
+    return capped(name if size is None else f"{name}[{size}]")
 
 
 # ---------------------------------------------------------------- values
