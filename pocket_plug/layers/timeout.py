@@ -40,16 +40,12 @@ class Timeout(Layer):
     inline_read = inline_write = True
 
     def __post_init__(self) -> None:
-        self._limits()
-
-    def _limits(self) -> dict[str, float]:
-        """The limits that are given, in seconds. Raises ConfigError for an invalid one."""
         given = {name: getattr(self, name) for name in ("read_within", "write_within", "page_within")}
-        return {name: seconds(limit, f"timeout: {name}") for name, limit in given.items() if limit is not None}
+        self._limits = {name: seconds(limit, f"timeout: {name}") for name, limit in given.items() if limit is not None}
 
     def on_build(self) -> None:
         """Find out what can be limited. Raises ConfigError if no limit is given, or a limit that can't be kept."""
-        limits = self._limits()
+        limits = self._limits = {**self._limits}
         if not limits:
             raise ConfigError("timeout has no limit; give it read_within, write_within or page_within")
         inner = self.inner
@@ -61,7 +57,6 @@ class Timeout(Layer):
                         f"nothing can interrupt it; leave out {name}. `?timeout=` in SQLite's URL limits the wait for locks"
                     )
                 del limits[name]
-        self._limits = limits
         self._backend = parts(inner)[-1]  # for errors
         self._abandoned: set[asyncio.Task[int]] = set()  # a loop holds its tasks weakly
         self.needs_loop = inner.needs_loop or bool(limits)
