@@ -171,7 +171,7 @@ class Odd:
 
 circle, nested = {{}}, []
 circle["itself"] = circle
-for _ in range(10 * sys.getrecursionlimit()):
+for _ in range(300_000):
     nested = [nested]
 values = [{{(1, 2): 3}}, float("nan"), [float("inf")], circle, nested, Odd(), "\\udcff", b"x"]
 
