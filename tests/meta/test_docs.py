@@ -39,8 +39,7 @@ def environment(folder: Path) -> dict[str, str]:
     """As a user's shell, with our command on the path, and nothing is sent anywhere."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POCKET_PLUG_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    options = f"{os.environ.get('PYTEST_ADDOPTS', '')} -p no:langsmith_plugin"  # which comes with LangGraph, for our tests
-    return clean | {"PATH": path, "HOME": str(folder), "NO_COLOR": "1", "PYTEST_ADDOPTS": options}
+    return clean | {"PATH": path, "HOME": str(folder), "NO_COLOR": "1"}
 
 
 def install(project: Path, site: Path) -> str:
