@@ -30,6 +30,9 @@ from pocket_plug.testing.layer_contract import FaultyMemory
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests that start pytest: this plugin of it, which comes with LangGraph, warns with Python 3.14 when it is imported.
+os.environ["PYTEST_ADDOPTS"] = f"{os.environ.get('PYTEST_ADDOPTS', '')} -p no:langsmith_plugin"
+
 # A busy machine must not fail a test. In CI the examples are the same each time, so that a failure comes from the
 # change; elsewhere they vary.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
