@@ -195,6 +195,19 @@ def test_stack_without_configuration(capsys):
     )
 
 
+def test_without_configuration_a_named_stack_says_how_to_write_one(capsys, folder):
+    """It says that no file was read, where one is looked for, and the line that makes the store."""
+    assert main(["stack", "orders"]) == 2
+    said = capsys.readouterr().err
+    assert "no configuration file was read" in said
+    assert "pocket.toml, or pyproject.toml with [tool.pocket_plug], in this folder or above it" in said
+    (line,) = re.findall(r"in a pocket.toml is enough: (.+)", said)
+    write("pocket.toml", line)
+    set_default_pocket(None)
+    assert main(["stack", "orders"]) == 0
+    assert "sqlite:///" in capsys.readouterr().out
+
+
 def test_stack_says_which_configuration_it_took(capsys, monkeypatch, folder):
     """The nearest one, in the current folder or above; or the one that the environment names, wherever it is."""
     write("pocket.toml", "[store]\nlayers = ['tracing']")
