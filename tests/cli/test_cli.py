@@ -361,6 +361,30 @@ def test_what_a_graph_prints_is_no_part_of_its_json(capsys):
     assert (json.loads(out)["name"], err) == ("flow", "imported\n")
 
 
+def test_what_other_processes_print_is_no_part_of_the_json():
+    """An executor's workers, and programs that a node starts, inherit stdout: with --json it leads to stderr for them."""
+    write(
+        "flow.py",
+        """
+        import subprocess, sys
+        import pocket_plug as pp
+        @pp.node
+        async def here(n: int) -> int:
+            subprocess.run([sys.executable, "-c", "print('a program')"], check=True)
+            return n
+        @pp.node(executor="processes")
+        def there(n: int) -> int:
+            print("in a worker")
+            return n
+        graph = pp.Graph(here >> there, name="flow")
+    """,
+    )
+    ran = subprocess.run([*POCKET_PLUG, "run", "flow.py", "--input", "7", "--json"], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("7\n", "a program\nin a worker\n", 0)
+    ran = subprocess.run([*POCKET_PLUG, "run", "flow.py", "--input", "7"], capture_output=True, text=True)
+    assert (sorted(ran.stdout.splitlines()), ran.stderr) == (["7", "a program", "in a worker"], "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
