@@ -28,8 +28,9 @@ from pocket_plug.primitives.forking import new_lock
 from pocket_plug.primitives.names import OWN, PAST_OWN
 from pocket_plug.primitives.signatures import misfit
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
+from pocket_plug.store.entry_table import Closed, Dropped, EntryTable
 from pocket_plug.store.layer import Layer, parts
-from pocket_plug.store.memory import Closed, Dropped, EntryTable, Memory
+from pocket_plug.store.memory import Memory
 from pocket_plug.store.scanning import paged
 
 __all__ = ["Bounding", "Reason", "size_of"]

@@ -11,7 +11,8 @@ import pytest
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Backend, Delete, Put
-from pocket_plug.store.memory import EntryTable, Memory
+from pocket_plug.store.entry_table import EntryTable
+from pocket_plug.store.memory import Memory
 from pocket_plug.testing.contracts import BackendContract
 from pocket_plug.testing.scenarios import keys_of
 
