@@ -36,6 +36,8 @@ class EntryTable:
     """Awaited after a write that dropped something, with no lock held."""
 
     mapping: Callable[[], Any] = dict
+    has_ttl = False
+    """Does each new entry get a deadline?"""
     gone: Any = Entry(None, 0, -inf)
     """Replaces an entry that a write deletes, until the write is complete. It counts as expired, so it is never read."""
 

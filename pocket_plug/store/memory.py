@@ -6,9 +6,11 @@ Expired entries are invisible at once. Now and then a write removes them, so tha
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from math import inf
+from typing import NoReturn
 
-from pocket_plug.errors import ConfigError
-from pocket_plug.primitives.forking import new_lock
+from pocket_plug.errors import ConfigError, StoreError
+from pocket_plug.primitives.forking import new_rlock
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Reason
 from .entry_table import FEW, Closed, EntryTable
@@ -26,7 +28,10 @@ class Memory(Backend):
 
     def __init__(self) -> None:
         self._table = EntryTable()
-        self.lock = new_lock(self._cut_off)
+        self.lock = new_rlock(self._cut_off)
+        """Reentrant: code that a signal or the garbage collector runs may use the store in a thread that holds it."""
+        self.is_free = True
+        """False while an operation holds the lock. A write or scan of the same thread, in the middle of it, is refused."""
 
     def __repr__(self) -> str:
         return "memory"
@@ -64,24 +69,34 @@ class Memory(Backend):
         """All entries as of one moment: under the lock, as writes are."""
         names, now = list(keys), self.clock()
         with self.lock:
-            return self._table.read_many(names, now)
+            was_free, self.is_free = self.is_free, False
+            try:
+                return self._table.read_many(names, now)
+            finally:
+                self.is_free = was_free
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """All under the lock; nothing in it can fail half way."""
-        now = self.clock()
         with self.lock:
-            table = self._table
-            if expect:
-                table.check(expect, now)
-            if not changes:
-                return table.version
-            version = table.version = table.version + 1
-            table.apply(changes, version, now)
-            dropped = table.dropped
-            if dropped:
-                table.dropped = []
+            was_free, self.is_free = self.is_free, False
+            try:
+                if not was_free:
+                    _refuse()
+                table = self._table
+                now = self.clock() if table.has_ttl or table.earliest < inf else 0.0  # nothing can expire: no clock
+                if expect:
+                    table.check(expect, now)
+                if not changes:
+                    return table.version
+                version = table.version = table.version + 1
+                table.apply(changes, version, now)
+                if not table.dropped:
+                    return version
+                dropped, table.dropped = table.dropped, []
                 table.count(dropped)
-        if dropped and table.notify is not None:
+            finally:
+                self.is_free = was_free
+        if table.notify is not None:
             await table.notify(dropped)
         return version
 
@@ -96,7 +111,13 @@ class Memory(Backend):
         while given != limit:
             size = None if limit is None else max(limit - given, FEW)
             with self.lock:
-                names = stretch(table.names(), prefix, after=after, reverse=reverse, limit=size)
+                was_free, self.is_free = self.is_free, False
+                try:
+                    if not was_free:
+                        _refuse()
+                    names = stretch(table.names(), prefix, after=after, reverse=reverse, limit=size)
+                finally:
+                    self.is_free = was_free
             for key in names:
                 entry = table.entries.get(key)
                 if entry is not None and table.alive(entry, self.clock()):
@@ -124,6 +145,7 @@ class Memory(Backend):
 
     def _cut_off(self) -> None:
         """In a forked child: another thread held the lock at the fork, so a write may be half done."""
+        self.is_free = True
         self._table.sorted, self._table.entries = (
             None,
             Closed(
@@ -131,3 +153,10 @@ class Memory(Backend):
                 "be incomplete; close it and open it again"
             ),
         )
+
+
+def _refuse() -> NoReturn:
+    raise StoreError(
+        "this thread is in the middle of an operation of this memory store, so what has interrupted it can't write or scan: a "
+        "signal's handler, a value's `__del__`, or the end of a dropped coroutine. Let it note what to do, and do that later"
+    )
