@@ -344,7 +344,7 @@ def test_a_node_that_exits_has_failed_and_its_worker_goes_on(url: str, is_async:
                 "pocket_plug.errors.WrappedSystemExitError",
                 "each_exits/exits" if is_item else "exits",
             )
-            assert info.failure.message.startswith("a node of run 'out' raised SystemExit: no 1; in a worker")
+            assert info.failure.message.startswith("a node of run 'out' raised SystemExit: no ")  # any of the items
             with pytest.raises(SystemExit):  # this process executes it itself
                 await leaving.resume("out", store=store)
 
