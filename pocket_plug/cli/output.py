@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import click
 
@@ -28,9 +28,27 @@ MANY = 1000
 @contextmanager
 def only_json(as_json: bool) -> Generator[IO[str]]:
     """With `--json`, what user code prints in the block goes to stderr, since stdout is for JSON. Yields the former stdout."""
-    out = sys.stdout
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    out: IO[str] = sys.stdout
+    if not as_json:
         yield out
+        return
+    is_ours = sys.stdout is sys.__stdout__ and None not in (sys.stdout, sys.stderr)  # None: it is closed
+    with _moved(sys.stdout) if is_ours else nullcontext(out) as former, redirect_stdout(sys.stderr):
+        yield former
+
+
+@contextmanager
+def _moved(out: TextIO) -> Generator[IO[str]]:
+    """Yield a copy of stdout; meanwhile its own descriptor is that of stderr, which processes begun in the block inherit."""
+    out.flush()
+    copy = open(os.dup(out.fileno()), "w", encoding=out.encoding, errors=out.errors)  # noqa: SIM115 - closed below
+    os.dup2(sys.stderr.fileno(), out.fileno())
+    try:
+        yield copy
+    finally:
+        os.dup2(copy.fileno(), out.fileno())
+        with suppress(OSError):  # whoever has printed to it knows
+            copy.close()
 
 
 def _write(

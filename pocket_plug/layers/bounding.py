@@ -28,8 +28,9 @@ from pocket_plug.primitives.forking import new_lock
 from pocket_plug.primitives.names import OWN, PAST_OWN
 from pocket_plug.primitives.signatures import misfit
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
+from pocket_plug.store.entry_table import Closed, Dropped, EntryTable
 from pocket_plug.store.layer import Layer, parts
-from pocket_plug.store.memory import Closed, Dropped, EntryTable, Memory
+from pocket_plug.store.memory import Memory
 from pocket_plug.store.scanning import paged
 
 __all__ = ["Bounding", "Reason", "size_of"]
@@ -382,6 +383,7 @@ class _Bounded(EntryTable):
         self._max_bytes = limits.max_bytes or sys.maxsize
         self._weighs = limits.max_bytes is not None
         self._ttl = None if limits.ttl is None else seconds(limits.ttl)
+        self.has_ttl = limits.ttl is not None
         self._values = type(limits.inner) is Memory
         self._simple = self._values and not self._weighs and limits.on_evict is None  # evictions needn't be reported
         self._record: type[_Kept] = _Weighed if self._weighs else _Kept
@@ -428,39 +430,44 @@ class _Bounded(EntryTable):
 
         async def write(changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
             change: Any = changes[0] if len(changes) == 1 else None
-            if change.__class__ is not Put or change.version is not None:
+            if change.__class__ is not Put or change.version is not None or not memory.is_free:
                 return await others(changes, expect)
-            key, now = str(change.key), clock()
+            key = str(change.key)
             with lock:
-                if expect:
-                    self.check(expect, now)
-                version = self.version = self.version + 1
-                if now >= self.earliest or self.buried or self._exempt or OWN <= key < PAST_OWN:
-                    self.apply(changes, version, now)
-                    dropped, self.dropped = self.dropped, []
-                    self.count(dropped)
+                memory.is_free = False
+                try:
+                    now = clock() if ttl is not None or self.earliest < inf else 0.0
+                    if expect:
+                        self.check(expect, now)
+                    version = self.version = self.version + 1
+                    if now >= self.earliest or self.buried or self._exempt or OWN <= key < PAST_OWN:
+                        self.apply(changes, version, now)
+                        dropped, self.dropped = self.dropped, []
+                        self.count(dropped)
+                        return version
+                    entries: OrderedDict[str, Any] = self.entries
+                    expires_at = deadline = change.expires_at
+                    if ttl is not None:
+                        own = now + ttl if change.renews or (old := entries.get(key)) is None else old.deadline
+                        if deadline is None or own < deadline:
+                            deadline = own
+                    record = _new(_Kept)
+                    record.value = change.value
+                    record.version = version
+                    record.expires_at = expires_at
+                    record.deadline = deadline
+                    if deadline is not None and deadline < self.earliest:
+                        self.earliest = deadline
+                    if key in entries:
+                        entries.move_to_end(key)
+                    elif self.sorted is not None:
+                        self.note(key)
+                    entries[key] = record
+                    if len(entries) > most:
+                        self.shrink(entries, most)
                     return version
-                entries: OrderedDict[str, Any] = self.entries
-                expires_at = deadline = change.expires_at
-                if ttl is not None:
-                    own = now + ttl if change.renews or (old := entries.get(key)) is None else old.deadline
-                    if deadline is None or own < deadline:
-                        deadline = own
-                record = _new(_Kept)
-                record.value = change.value
-                record.version = version
-                record.expires_at = expires_at
-                record.deadline = deadline
-                if deadline is not None and deadline < self.earliest:
-                    self.earliest = deadline
-                if key in entries:
-                    entries.move_to_end(key)
-                elif self.sorted is not None:
-                    self.note(key)
-                entries[key] = record
-                if len(entries) > most:
-                    self.shrink(entries, most)
-                return version
+                finally:
+                    memory.is_free = True
 
         return write
 

@@ -21,8 +21,8 @@ from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.store.entry_table import Closed
 from pocket_plug.store.layer import Layer
-from pocket_plug.store.memory import Closed
 from pocket_plug.store.resolving import resolve_backend
 
 if TYPE_CHECKING:

@@ -480,12 +480,18 @@ class _Stores(Mapping[str, "Store"]):
 
     def __init__(self, config: Config, build: Callable[[str, StoreTable], Store]) -> None:
         self._tables, self._build = config.stores, build
-        self._where = config.source or "this Pocket, which has no configuration"
+        self._file = config.source
 
     def __getitem__(self, name: str) -> Store:
-        if name not in self._tables:
-            raise UnknownStoreError(f"there is no [stores.{name}] in {self._where}{alternatives(name, self._tables)}")
-        return self._build(name, self._tables[name])
+        if name in self._tables:
+            return self._build(name, self._tables[name])
+        if self._file:
+            raise UnknownStoreError(f"there is no [stores.{name}] in {self._file}{alternatives(name, self._tables)}")
+        raise UnknownStoreError(
+            f"there is no [stores.{name}], since no configuration file was read. The command line reads the nearest pocket.toml, "
+            "or pyproject.toml with [tool.pocket_plug], in this folder or above it. A program names one: Pocket('pocket.toml'), "
+            f"or POCKET_PLUG_CONFIG=pocket.toml. This line in a pocket.toml is enough: stores.{name}.url = 'sqlite:///state.db'"
+        )
 
     def __contains__(self, name: object) -> bool:
         return name in self._tables

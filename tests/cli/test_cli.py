@@ -195,6 +195,19 @@ def test_stack_without_configuration(capsys):
     )
 
 
+def test_without_configuration_a_named_stack_says_how_to_write_one(capsys, folder):
+    """It says that no file was read, where one is looked for, and the line that makes the store."""
+    assert main(["stack", "orders"]) == 2
+    said = capsys.readouterr().err
+    assert "no configuration file was read" in said
+    assert "pocket.toml, or pyproject.toml with [tool.pocket_plug], in this folder or above it" in said
+    (line,) = re.findall(r"in a pocket.toml is enough: (.+)", said)
+    write("pocket.toml", line)
+    set_default_pocket(None)
+    assert main(["stack", "orders"]) == 0
+    assert "sqlite:///" in capsys.readouterr().out
+
+
 def test_stack_says_which_configuration_it_took(capsys, monkeypatch, folder):
     """The nearest one, in the current folder or above; or the one that the environment names, wherever it is."""
     write("pocket.toml", "[store]\nlayers = ['tracing']")
@@ -346,6 +359,30 @@ def test_what_a_graph_prints_is_no_part_of_its_json(capsys):
     assert main(["graph", "flow.py", "--json"]) == 0
     out, err = capsys.readouterr()
     assert (json.loads(out)["name"], err) == ("flow", "imported\n")
+
+
+def test_what_other_processes_print_is_no_part_of_the_json():
+    """An executor's workers, and programs that a node starts, inherit stdout: with --json it leads to stderr for them."""
+    write(
+        "flow.py",
+        """
+        import subprocess, sys
+        import pocket_plug as pp
+        @pp.node
+        async def here(n: int) -> int:
+            subprocess.run([sys.executable, "-c", "print('a program')"], check=True)
+            return n
+        @pp.node(executor="processes")
+        def there(n: int) -> int:
+            print("in a worker")
+            return n
+        graph = pp.Graph(here >> there, name="flow")
+    """,
+    )
+    ran = subprocess.run([*POCKET_PLUG, "run", "flow.py", "--input", "7", "--json"], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("7\n", "a program\nin a worker\n", 0)
+    ran = subprocess.run([*POCKET_PLUG, "run", "flow.py", "--input", "7"], capture_output=True, text=True)
+    assert (sorted(ran.stdout.splitlines()), ran.stderr) == (["7", "a program", "in a worker"], "")
 
 
 @pytest.mark.parametrize(

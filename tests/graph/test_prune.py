@@ -13,7 +13,8 @@ import pytest
 
 from pocket_plug import Ask, ConfigError, Graph, Put, RunSuspendedError, Store, StoreWriter, each, node
 from pocket_plug.graph.durable import indexing, remove_run
-from pocket_plug.graph.durable.prune import EVERY, PAUSE, REST, SLICE, Pruned, Pruner, Pruning, graphs_in, prune
+from pocket_plug.graph.durable.prune import EVERY, PAUSE, REST, SLICE, Pruned, Pruner, Pruning, prune
+from pocket_plug.graph.durable.states import prefixes_in
 from pocket_plug.graph.retention import Retention
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer
@@ -394,10 +395,10 @@ def test_graphs_are_found_whatever_their_names(tmp_path: Path) -> None:
             for name in names:
                 for number in range(3):
                     await say(store, name).run("x", run_id=f"{names.index(name)} {number}")
-            found = await graphs_in(store.stack, "finished")
+            found = await prefixes_in(store.stack, "finished")
             assert len(found) == len(set(found)) == len(names)
-            assert await graphs_in(store.stack) == found
-            assert await graphs_in(store.stack, "failed") == []
+            assert await prefixes_in(store.stack) == found
+            assert await prefixes_in(store.stack, "failed") == []
 
     asyncio.run(main())
 

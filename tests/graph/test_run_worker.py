@@ -31,6 +31,7 @@ from pocket_plug import (
     StoreError,
     StoreUnreachableError,
     StoreWriter,
+    SyncWriter,
     Worker,
     WorkerReport,
     WrappedCancelledError,
@@ -343,24 +344,83 @@ def test_a_node_that_exits_has_failed_and_its_worker_goes_on(url: str, is_async:
                 "pocket_plug.errors.WrappedSystemExitError",
                 "each_exits/exits" if is_item else "exits",
             )
-            assert info.failure.message.startswith("a node of run 'out' raised SystemExit: no 1; in a worker")
+            assert info.failure.message.startswith("a node of run 'out' raised SystemExit: no ")  # any of the items
             with pytest.raises(SystemExit):  # this process executes it itself
                 await leaving.resume("out", store=store)
 
     asyncio.run(main())
 
 
-def test_a_signal_that_ends_the_process_fails_no_run(url: str) -> None:
-    """Its handler may raise SystemExit while a node is at work. Another worker takes the run over."""
+class ExitsAfter(Node[int, int]):
+    """Fails for odd numbers, and then its hook exits."""
+
+    async def exec(self, n: int) -> int:
+        if n % 2:
+            raise ValueError(n)
+        return n
+
+    async def on_failure(self, store: StoreWriter, error: BaseException) -> None:
+        sys.exit("failed")
+
+    async def on_success(self, store: StoreWriter, result: int) -> None:
+        sys.exit("succeeded")
+
+    async def on_complete(self, store: StoreWriter) -> None:
+        await store.update("completed", lambda times: times + 1, default=0)
+
+
+class ExitsAfterInThread(ExitsAfter):
+    def on_failure(self, store: SyncWriter, error: BaseException) -> None:  # type: ignore[override]
+        sys.exit("failed")
+
+    def on_success(self, store: SyncWriter, result: int) -> None:  # type: ignore[override]
+        sys.exit("succeeded")
+
+
+@pytest.mark.parametrize("kind", [ExitsAfter, ExitsAfterInThread], ids=["async def", "def"])
+def test_a_hook_that_exits_is_reported_and_its_worker_goes_on(
+    url: str, kind: type[Node[int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As any error of a hook: it doesn't hide the node's own error, and the hooks after it are called."""
+    leaving = Graph(kind(), name="leaving")
+
+    async def main() -> None:
+        async with Store(url) as store:
+            said = Said()
+            for number in (1, 2):
+                await leaving.submit(number, run_id=f"out-{number}", store=store)
+            await Worker([leaving], store=store, report=said).run(once=True)
+            assert (said.of("out-1"), said.of("out-2")) == (["taken", "failed"], ["taken", "finished"])
+            failure = (await Runs(store).get("out-1")).failure
+            assert failure is not None
+            assert failure.type == "ValueError"
+            assert await store.get("completed") == 2
+
+    asyncio.run(main())
+    for hook in ("on_failure", "on_success"):
+        assert f"{kind.__name__}.{hook} failed; the run goes on" in caplog.text
+    with pytest.raises(SystemExit, match="succeeded"):  # this process executes it itself
+        leaving.run_sync(4)
+
+
+@pytest.mark.parametrize("in_hook", [False, True], ids=["node", "hook"])
+def test_a_signal_that_ends_the_process_fails_no_run(url: str, in_hook: bool) -> None:
+    """Its handler may raise SystemExit while a node or its hook is at work. Another worker takes the run over."""
 
     def end(*_: object) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a second one is ignored
         sys.exit(3)
 
-    @node
-    async def at_work(n: int) -> int:
-        signal.raise_signal(signal.SIGUSR1)
-        return n
+    class AtWork(Node[int, int]):
+        async def exec(self, n: int) -> int:
+            if not in_hook:
+                signal.raise_signal(signal.SIGUSR1)
+            return n
+
+        async def on_success(self, store: StoreWriter, result: int) -> None:
+            signal.raise_signal(signal.SIGUSR1)
+
+    at_work = AtWork()
 
     async def main() -> None:
         async with Store(url) as store:

@@ -8,7 +8,10 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -373,6 +376,29 @@ def test_running_items_of_a_fan_out_are_counted(published: Published) -> None:
     assert seen[0] == 3
     item = frozenset({("pocket_plug.graph.name", "waiting"), ("pocket_plug.node.name", "wait")})
     assert published.values("pocket_plug.fan_out.active") == {item: 0}
+
+
+def test_what_an_interrupt_ended_is_not_active(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come just after the start of a run or an item is noted, and just before its end; a notebook goes on."""
+    graph = pp.Graph(pp.each(pp.node(lambda n: n, name="same")), name="shop")
+    moments = []
+    for moment in count():
+        looks = count()
+
+        def perf_counter() -> float:
+            if next(looks) == moment:  # noqa: B023 - called in this turn of the loop only
+                raise KeyboardInterrupt
+            return 0.0
+
+        monkeypatch.setattr(metrics.runs, "time", SimpleNamespace(perf_counter=perf_counter))
+        with suppress(KeyboardInterrupt):
+            graph.run_sync([1])
+            break
+        gc.collect()
+        moments.append([set(published.values(f"pocket_plug.{name}.active").values()) for name in ("run", "fan_out")])
+    assert len(moments) >= 4
+    assert moments[-1] == [{0}, {0}]
+    assert all(active <= {0} for moment in moments for active in moment), moments
 
 
 def test_without_a_meter_provider_runs_are_not_observed(published: Published) -> None:

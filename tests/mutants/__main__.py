@@ -133,6 +133,7 @@ TESTS: dict[str, str] = {
     "store/base": "test_store test_keys",
     "store/caching": "test_caching",
     "store/contention": "test_contention test_hot_key test_transaction test_isolation_levels",
+    "store/entry_table": "test_memory_contract test_store test_durations test_store_machine test_bounding",
     "store/keys": "test_keys test_store",
     "store/layer": "test_layer",
     "store/listing": "test_listing test_memory_contract",

@@ -74,6 +74,8 @@ class Wanted:
     """The versions at which a worker has found the run stalled. It is taken over if they are unchanged."""
     max_tries: float = math.inf
     """After so many executions without progress, the run fails."""
+    in_worker: bool = False
+    """Does a worker execute the run?"""
 
 
 class RunReleasedError(RunSuspendedError):

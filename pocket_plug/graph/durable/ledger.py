@@ -87,6 +87,11 @@ class RunLedger:
         """Seconds since the run began."""
         return self.journal.stack.clock() - self.journal.started
 
+    @property
+    def in_worker(self) -> bool:
+        """Does a worker execute the run?"""
+        return self.journal.wanted.in_worker
+
     def nested(self) -> RunLedger:
         """The ledger of the graph that is the current node."""
         return RunLedger(self.journal, self.checkpoint, self, self.level + 1, self.current)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +12,7 @@ from pocket_plug.graph.nodes.phases import Function
 from pocket_plug.graph.observing.views import NodeCall
 from pocket_plug.graph.observing.watching import report
 from pocket_plug.graph.planning.step import Step
+from pocket_plug.primitives.signals import raised_by_handler
 from pocket_plug.primitives.waiting import to_its_end
 from pocket_plug.store.backend import NO_EXPECTATIONS
 from pocket_plug.store.store import StoreWriter
@@ -36,18 +38,33 @@ async def clean_up(
         if name not in step.hooks:
             continue
         arguments = () if name == "on_complete" else (outcome,)
-        hook = _call(run, step, name, *step.hooks[name], *arguments)
-        try:
-            if run.loop:
-                task, stopped = await to_its_end(hook, run.grace)
-                cancelled = stopped or cancelled
-                task.result()
-            else:
-                await hook
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - reported, as the docstring says
+        hook = _error_of(run, _call(run, step, name, *step.hooks[name], *arguments))
+        if run.loop:
+            task, stopped = await to_its_end(hook, run.grace)
+            cancelled = stopped or cancelled
+            error = task.result()
+        else:
+            error = await hook
+        if error is not None:
             run.event("clean_up_failed", call, {"hook": name, "error": error})
             report(f"{step.title}.{name}", error)
     return cancelled
+
+
+async def _error_of(run: Running, hook: Coroutine[Any, Any, None]) -> BaseException | None:
+    """Await a hook, and return its error; also SystemExit in a worker, which it would end.
+
+    It is returned, not raised: asyncio raises a task's SystemExit in the loop, which it ends.
+    """
+    try:
+        await hook
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - reported, as `clean_up` says
+        return error
+    except SystemExit as error:
+        if run.ledger is None or not run.ledger.in_worker or raised_by_handler(error):
+            raise
+        return error
+    return None
 
 
 async def _call(run: Running, step: Step, name: str, function: Function, is_async: bool, *arguments: Any) -> None:

@@ -149,6 +149,11 @@ class Ledger(Protocol):
         """Seconds since the run began."""
         ...
 
+    @property
+    def in_worker(self) -> bool:
+        """Does a worker execute the run?"""
+        ...
+
     async def refence(self, conflict: ConflictError) -> bool:
         """After a conflict of such a write: does this execution still own the run? Then `fence` is updated, so try again."""
         ...

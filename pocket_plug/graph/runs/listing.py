@@ -1,7 +1,10 @@
 """Pages of runs, the newest first: merged from ranges of the keys of their states.
 
-There is a range for each state and graph; its keys are in the order in which the runs began. A page reads only as many keys of
-each range as it needs, from the end of the page before. So each page costs the same.
+There is a range for each state and graph; its keys are in the order in which the runs began. A page reads at most as many keys
+of each range as it has runs, from the end of the page before. So each page costs the same.
+
+A run may change its state meanwhile. So a page reads the states one after the other, in an order in which it finds the run in its
+former state, or else in its new one.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ from .info import RunInfo, RunPage, RunState, info_with_questions, seen_in, unre
 from .operations import Place
 
 RECORDED: Sequence[RunState] = ("pending", "running", "waiting", "failed", "cancelled", "finished", "unreadable")
-"""The states in keys, in the order in which most runs pass them. So a run that changes its state while it is listed is found
-twice, and not missed."""
+"""The states in keys, in the order in which most runs pass them."""
+RETURNS: Sequence[RunState] = ("pending", "running", "waiting")
+"""The states to which a run returns: by a retry, a worker that stops, an answer. So they are read again at the end."""
 _PLACE = re.compile(r"\d{16}\.\d{6}:")
 
 
@@ -41,10 +45,13 @@ class Wanted:
 
     @property
     def recorded(self) -> Sequence[RunState]:
-        """The recorded states in which they may be. A damaged record, `unreadable` here, may be in any state."""
-        if "unreadable" in self.states:
-            return RECORDED
-        return [each for each in RECORDED if each in self.states or (each == "running" and "stalled" in self.states)]
+        """The recorded states to read, in this order. A damaged record, `unreadable` here, may be in any state."""
+        stalled, unreadable = "stalled" in self.states, "unreadable" in self.states
+        found: list[RunState] = [
+            each for each in RECORDED if each in self.states or unreadable or (stalled and each == "running")
+        ]
+        again: list[RunState] = [each for each in RETURNS if each in found]
+        return found if len(found) == 1 else found + again
 
 
 @dataclass(slots=True)
@@ -104,15 +111,13 @@ async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> 
     if after is not None and not _PLACE.match(after):
         raise ConfigError(f"after={after!r:.80} is not a position in a list; give the `after` of the page before")
     start = after if wanted.until is None else min(filter(None, (after, sortable_time(wanted.until))))
-    prefixes = [
-        prefix
-        for status in wanted.recorded
+    ranges: list[_Range] = []
+    for status in wanted.recorded:
         for prefix in (
             [states_of(status, wanted.graph)] if wanted.graph is not None else await prefixes_in(stack, status)
-        )
-    ]
-    size = limit // max(len(prefixes), 1) + 2
-    ranges = [_Range(prefix, prefix + start if start else "", size) for prefix in prefixes]
+        ):
+            ranges.append(_Range(prefix, prefix + start if start else "", limit + 1))
+            await ranges[-1].fill(stack)
     since = "" if wanted.since is None else sortable_time(wanted.since)
     before = ""
     while True:

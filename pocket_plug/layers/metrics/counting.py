@@ -79,29 +79,39 @@ class Count:
 
 
 class Active:
-    """How many of a kind are active: those begun minus those ended."""
+    """What of a kind is active: a set, not a count up and down, since Ctrl-C may come before the end of a part is noted.
 
-    __slots__ = ("attributes", "begin", "begun", "end", "ended")
+    The references are weak, so a part that is gone is not active.
+    """
+
+    __slots__ = ("_parts", "attributes")
 
     def __init__(self, attributes: Attributes) -> None:
         self.attributes = attributes
-        self.begun, self.ended = Count(), Count()
-        self.begin, self.end = self.begun.add, self.ended.add
+        self._parts: set[weakref.ref[object]] = set()
+
+    def begin(self, part: object) -> None:
+        """It is active from now on."""
+        self._parts.add(weakref.ref(part))
+
+    def end(self, part: object) -> None:
+        """It is not active any more."""
+        self._parts.discard(weakref.ref(part))
 
     def value(self) -> int:
         """How many are active now."""
-        ended = self.ended.value()  # read first, so that the difference is never below 0
-        return self.begun.value() - ended
+        self._parts.difference_update([part for part in list(self._parts) if part() is None])
+        return len(self._parts)
 
 
 class Going:
-    """The number of active things, by attributes.
+    """What is active, by attributes.
 
-    >>> going = Going()
-    >>> run = going.begin({"graph": "orders"})
+    >>> going, run = Going(), Going()  # any object
+    >>> active = going.begin(run, {"graph": "orders"})
     >>> going.values()
     [(1, {'graph': 'orders'})]
-    >>> _ = run.end()
+    >>> active.end(run)
     >>> going.values()
     [(0, {'graph': 'orders'})]
     """
@@ -109,11 +119,11 @@ class Going:
     def __init__(self) -> None:
         self._kinds: dict[tuple[Value, ...], Active] = {}
 
-    def begin(self, attributes: Attributes) -> Active:
-        """Count one more, until its `end()`."""
+    def begin(self, part: object, attributes: Attributes) -> Active:
+        """One more is active, until `end(part)` of the result."""
         key = (*attributes.values(),)
         active = self._kinds.get(key) or self._kinds.setdefault(key, Active(attributes))
-        active.begin()
+        active.begin(part)
         return active
 
     def values(self) -> list[tuple[int, Attributes]]:

@@ -24,7 +24,7 @@ class RunTimer:
         self.graph: Attributes = {"pocket_plug.graph.name": graphs[run.graph]}
 
     def __enter__(self) -> None:
-        self.active = self.instruments.runs.begin(self.graph)
+        self.active = self.instruments.runs.begin(self, self.graph)
         self.context = get_current()
         self.started = time.perf_counter()
         open_runs.begun(self)
@@ -40,7 +40,7 @@ class RunTimer:
     def _record(self, outcome: str, failed: Attributes, context: Context) -> None:
         """Record the end; the span of `context` becomes the exemplar."""
         seconds = time.perf_counter() - self.started
-        self.active.end()
+        self.active.end(self)
         attributes = self.graph | failed
         attributes["pocket_plug.run.outcome"] = outcome
         self.instruments.run_duration.record(seconds, attributes, context)
@@ -49,7 +49,7 @@ class RunTimer:
 class NodeTimer:
     """Measures how long a visit of a node takes, if `timed`; and counts an item of a fan-out as active."""
 
-    __slots__ = ("active", "call", "instruments", "started", "timed")
+    __slots__ = ("__weakref__", "active", "call", "instruments", "started", "timed")
 
     def __init__(self, instruments: Instruments, call: NodeCall, timed: bool) -> None:
         self.instruments, self.call, self.timed = instruments, call, timed
@@ -57,13 +57,13 @@ class NodeTimer:
 
     def __enter__(self) -> None:
         if self.call.is_item:
-            self.active = self.instruments.items.begin(about(self.call))
+            self.active = self.instruments.items.begin(self, about(self.call))
         self.started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self.started
         if self.active is not None:
-            self.active.end()
+            self.active.end(self)
         if not self.timed:
             return
         call = self.call
