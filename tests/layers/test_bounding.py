@@ -516,6 +516,22 @@ def test_existing_entries_count_when_the_store_opens() -> None:
     asyncio.run(main())
 
 
+def test_when_it_opens_again_it_counts_what_is_there_then() -> None:
+    """Others may have removed entries since; otherwise new ones would be evicted in their place."""
+
+    async def main() -> None:
+        inner = Plain()
+        stack = Bounding(max_entries=2).build(inner)
+        await stack.write([Put("a", 0), Put("b", 0)])
+        await inner.write([Delete("b")])
+        await stack.open()
+        assert stack.entries == 1
+        await stack.write([Put("c", 0)])
+        assert await keys_of(stack) == ["a", "c"]
+
+    asyncio.run(main())
+
+
 def test_entries_of_other_processes_are_counted_when_they_are_read() -> None:
     """Two processes over one backend: each bounds the entries it knows, and a read makes an entry known."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import ExecutorError, ExecutorLostError, PocketError, WorkerCodeError
+from pocket_plug import CodecError, ExecutorError, ExecutorLostError, PocketError, WorkerCodeError
 from pocket_plug.graph.elsewhere import Address, Work
 from pocket_plug.remote import Executor, dispatch, far_side, perform
 from pocket_plug.remote.dispatch import Dispatch
@@ -176,6 +176,22 @@ def test_a_worker_returns_items_that_it_has_not_started(monkeypatch: pytest.Monk
     assert len(answers_of(perform(request)).answers) == 1
 
 
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (b"", "not a request of this version"),
+        (b"\xff", "not a request of this version"),
+        (to_bytes(Answers("far:1", [])), "not a request of this version"),
+        (to_bytes(Chunk(FORMAT + 1, [], [])), f"in format {FORMAT + 1}; this version of pocket_plug knows {FORMAT}"),
+    ],
+    ids=["empty", "odd", "an answer", "a later format"],
+)
+def test_a_worker_refuses_an_invalid_request(message: bytes, says: str) -> None:
+    """It may have another version of pocket_plug than whoever asks."""
+    with pytest.raises(CodecError, match=says):
+        perform(message)
+
+
 def test_large_values_are_sent_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk of several items has a maximum number of bytes."""
     monkeypatch.setattr(dispatch, "MOST_BYTES", 1000)
@@ -315,14 +331,15 @@ TWO = to_bytes(Answers("far:1", [Answer(b""), Answer(b"")]))
     "answer", [b"", b"\xff", to_bytes(Answers("far:1", [])), TWO], ids=["empty", "odd", "too few", "too many"]
 )
 def test_an_invalid_answer_is_an_error(answer: bytes) -> None:
-    """It names the executor."""
+    """It names the executor, and its cause says what is wrong with the answer."""
 
     async def main() -> None:
         executor = Manual()
         (task,) = await begun(executor, [1])
         executor.sent[0][1].set_result(answer)
-        with pytest.raises(ExecutorError, match="executor Manual has no answer: "):
+        with pytest.raises(ExecutorError, match="executor Manual has no answer: ") as caught:
             await task
+        assert isinstance(caught.value.__cause__, CodecError)
 
     run(main())
 

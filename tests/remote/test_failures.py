@@ -58,6 +58,15 @@ def test_an_exception_is_restored(error: Exception) -> None:
     assert "on worker far:1: " in found.__notes__[-1]
 
 
+def test_the_note_has_the_tracebacks_of_the_causes_too() -> None:
+    """The node may have raised its own exception from the one that says what happened."""
+    error = OddError(3)
+    error.__cause__ = raised(KeyError("the cause"))
+    note = there_and_back(raised(error)).__notes__[-1]
+    assert "KeyError: 'the cause'\n\nThe above exception was the direct cause of" in note
+    assert note.endswith("OddError: 3 is odd")
+
+
 def test_a_group_is_restored_member_by_member() -> None:
     """So a retry sees the classes of all members."""
     found = there_and_back(raised(ExceptionGroup("two", [OddError(1), ExceptionGroup("one", [KeyError("k")])])))
