@@ -276,17 +276,18 @@ def test_each_item_of_a_failed_chunk_has_an_error_of_its_own(
     run(main())
 
 
-def test_an_item_that_kills_its_workers_fails_alone() -> None:
+@pytest.mark.parametrize("seconds", [0.000_001, 0.04], ids=["many", "two"])
+def test_an_item_that_kills_its_workers_fails_alone(seconds: float) -> None:
     """Not with the others of its chunk: they are sent again, each alone."""
 
     async def main() -> None:
         executor = Manual()
         tasks = await begun(executor, [*range(100)])
         for position in range(6):
-            executor.answer(position, 0.000_001)
+            executor.answer(position, seconds)
         dead = ExecutorLostError("died", workers_died=True)
         (deadly, *others) = executor.sent[6][0].items
-        assert others
+        assert (len(others) == 1) == (seconds == 0.04)
         position = 6
         while position < len(executor.sent):
             chunk, future = executor.sent[position]
