@@ -323,6 +323,8 @@ def test_a_process_that_has_ended_is_recognized() -> None:
     assert not here.knows_ended("x", another.record)  # with the same pid and start time: it is alive
     assert here.knows_ended("x", here.record)  # its lock would be held
     assert here.knows_ended("x", {**another.record, "began": "1"})  # the pid was reused
+    assert here.knows_ended("x", {**ended, "began": ""})  # a system without start times: by the pid alone
+    assert not here.knows_ended("x", {**another.record, "began": ""})
 
 
 # ---------------------------------------------------------------- questions

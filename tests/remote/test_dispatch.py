@@ -98,6 +98,22 @@ def test_chunks_grow_if_items_are_short() -> None:
     run(main())
 
 
+def test_more_workers_get_items_at_once() -> None:
+    """Not only when one of the former workers has answered."""
+
+    async def main() -> None:
+        executor = Manual()
+        tasks = await begun(executor, [*range(5)])
+        assert executor.sizes() == [1, 1]
+        executor.window = 4
+        executor.grown()
+        assert executor.sizes() == [1, 1, 1, 1]
+        executor.answer_all(0.1)
+        assert await asyncio.gather(*tasks) == [*range(5)]
+
+    run(main())
+
+
 def test_a_long_item_makes_the_next_chunk_small_at_once() -> None:
     """A longer item counts with its own duration, not with the average."""
 
