@@ -337,7 +337,8 @@ def test_a_run_with_a_short_lease_makes_the_heartbeat_faster_at_once(
     long, short = SimpleNamespace(lease=3000.0), SimpleNamespace(lease=30.0)
 
     class Here:
-        held = [long]
+        def __init__(self) -> None:
+            self.held = [long]
 
         def begin_short(self) -> None:
             self.held.append(short)
