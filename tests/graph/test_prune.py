@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import Ask, ConfigError, Graph, Put, RunSuspendedError, Store, StoreWriter, each, node
+from pocket_plug import Ask, ConfigError, Graph, Put, Runs, RunSuspendedError, Store, StoreWriter, each, node
 from pocket_plug.graph.durable import indexing, remove_run
 from pocket_plug.graph.durable.prune import EVERY, PAUSE, REST, SLICE, Pruned, Pruner, Pruning, graphs_in, prune
 from pocket_plug.graph.retention import Retention
@@ -140,6 +140,28 @@ def test_only_ended_runs_in_the_named_states_are_removed(
             assert (did.runs, did.records) == (would.runs, would.records)
             assert (did.runs, before - await kept(store)) == (len(gone), gone)
             assert await prune(store.stack, Retention.of(older="30d", states=states)) == Pruned()
+
+    asyncio.run(main())
+
+
+def test_runs_remove_what_is_asked_for_and_say_how_much(tmp_path: Path) -> None:
+    """`Runs.prune` and, for sync callers, `SyncRuns.prune`; "finished" and "cancelled" unless `state` says otherwise."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            await one_in_each_state(store)
+            clock.advance(100 * DAY)
+            before, runs = await kept(store), Runs(store)
+            would = await runs.prune(older="30d", dry_run=True)
+            assert (would.runs, await kept(store)) == (2, before)
+            assert await runs.prune(older="30d", graph="paying") == await runs.prune(keep=1) == Pruned()
+            assert (await runs.prune(older="30d", state="finished")).runs == 1
+            assert before - await kept(store) == {"finished"}
+            did = await asyncio.to_thread(runs.sync.prune, older="30d", state=["cancelled", "failed"])
+            assert (did.runs, before - await kept(store)) == (2, {"finished", "cancelled", "failed"})
+            with pytest.raises(ConfigError, match="older"):
+                await runs.prune()
 
     asyncio.run(main())
 

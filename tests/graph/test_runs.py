@@ -148,6 +148,23 @@ async def keep_alive(store: Store, run_id: str) -> None:
 
 
 # ---------------------------------------------------------------- looking
+@pytest.mark.parametrize("number", [0, 2, 3, 4])
+def test_the_last_page_says_that_it_is_the_last(tmp_path: Path, number: int) -> None:
+    """Also if it is full: whoever asks for the next one would get an empty page."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            for at in range(number):
+                await begun(store, (same, fails)[at % 2], f"r{at}")
+            page = await Runs(store).list(limit=2)
+            assert (page.after is None) == (number <= 2)
+            if page.after is not None:
+                rest = await Runs(store).list(limit=2, after=page.after)
+                assert (len(rest.runs), rest.after) == (number - 2, None)
+
+    asyncio.run(main())
+
+
 def test_a_page_costs_what_the_first_page_costs(tmp_path: Path) -> None:
     """However many runs there are, and however many pages were read: keys and reads are counted."""
 
@@ -374,10 +391,14 @@ def test_a_run_whose_execution_has_ended_is_stalled(tmp_path: Path) -> None:
             assert sorted(await ids(runs, state="stalled")) == ["cancelled", "resumed", "retried"]
             assert (await runs.retry("retried")).state == "pending"
             assert (await runs.cancel("cancelled")).state == "cancelled"
+            clock: Any = store.stack.clock
+            first = clock()
+            clock.advance(60)
             with pytest.raises(KeyboardInterrupt):
                 await Graph(dies, store=store, name="g").resume("resumed")
             history = await runs.history("resumed")
             assert [(each.number, each.left) for each in history.executions] == [(1, "stalled"), (2, "stalled")]
+            assert [each.began for each in history.executions] == [first, first + 60]
             assert {each.pid for each in history.executions} == {this_process().record["pid"]}
 
     asyncio.run(main())
