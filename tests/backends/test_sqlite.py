@@ -1011,6 +1011,18 @@ def test_a_damaged_file_is_an_error_not_a_miss(tmp_path: Path) -> None:
     drive(backend.close())
 
 
+def test_a_damaged_schema_that_is_no_text_is_a_damaged_file(tmp_path: Path) -> None:
+    """Python can't decode SQLite's message, which quotes it."""
+    path = tmp_path / "state.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE t (x)")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_schema SET name = CAST(x'ff' AS TEXT), sql = 'CREATE nothing'")
+    connection.close()
+    with pytest.raises(StoreError, match=r"state\.db: the file is damaged.*UnicodeDecodeError"):
+        drive(SQLite(path).open())
+
+
 class Unregistered:
     """A type that the codec doesn't know."""
 

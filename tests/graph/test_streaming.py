@@ -111,6 +111,11 @@ def test_a_branch_has_events_of_the_edge_that_was_taken() -> None:
 
     halve = Halve()
     graph = pp.Graph(halve >> double, halve.again >> halve, halve.on("never") >> add)
+
+    async def visits() -> list[tuple[str, int]]:
+        return [(event.node, event.visit) async for event in graph.stream(4) if isinstance(event, pp.NodeEntered)]
+
+    assert asyncio.run(visits()) == [("halve", 1), ("halve", 2), ("halve", 3), ("double", 1)]
     assert asyncio.run(all_of(graph.stream(4))) == [
         "> halve#1",
         "< halve#1: 2",
