@@ -22,6 +22,7 @@ from pocket_plug import (
     OutcomeUnknownError,
     RunCancelledError,
     RunInfo,
+    RunMismatchError,
     Runs,
     RunState,
     RunStateError,
@@ -617,6 +618,40 @@ def test_an_answer_during_an_execution_is_found_by_it(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- waiting, and without await
+class Overtaken(SQLite):
+    """Does something right before a run is claimed."""
+
+    before: Callable[[], Awaitable[object]] | None = None
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        if self.before is not None and any(
+            isinstance(change, Put) and change.key.startswith(RUN) for change in changes
+        ):
+            before, self.before = self.before, None
+            await before()
+        return await super().write(changes, expect)
+
+
+def test_an_answer_is_not_replaced_by_that_of_a_resume_at_the_same_time(tmp_path: Path) -> None:
+    """The run is pending, since its other question is answered: so this answer changes neither its record nor its state."""
+
+    async def main() -> None:
+        async with stored(tmp_path, Overtaken) as store:
+            overtaken: Any = parts(store.stack)[-1]
+            graph: Graph[Any, Any] = Graph(each(ask), store=store, name="g")
+            with pytest.raises(RunSuspendedError):
+                await graph.run(["a", "b"], run_id="r")
+            runs = Runs(store)
+            first, second = (asked.id for asked in await runs.questions("r"))
+            assert (await runs.answer("r", True, question=first)).state == "pending"
+            overtaken.before = lambda: runs.answer("r", True, question=second)
+            with pytest.raises(RunMismatchError, match="was already answered, with another answer"):
+                await graph.resume("r", answer=False, question=second)
+            assert await graph.resume("r") == [Answered("a", True), Answered("b", True)]
+
+    asyncio.run(main())
+
+
 def test_waiting_for_a_run(tmp_path: Path) -> None:
     """It ends with the run, and returns its result; otherwise TimeoutError names the run's state."""
 
