@@ -1110,7 +1110,7 @@ def test_plugins_watch_a_followed_run_as_any_other() -> None:
 
 
 def test_a_plugin_may_set_the_pace_and_a_failing_one_changes_nothing() -> None:
-    """`pace` is awaited before each node and item; its errors are counted like any failure of a plugin."""
+    """`pace` is awaited before each node and item, if there is an event loop; its errors are counted as any failure of a plugin."""
     told: list[str] = []
 
     class Slow:
@@ -1125,6 +1125,8 @@ def test_a_plugin_may_set_the_pace_and_a_failing_one_changes_nothing() -> None:
                 raise OSError
 
     with pp.Pocket(plugins=[Slow()], autoload=False) as pocket:
+        assert pp.Graph(double).run_sync(1, pocket=pocket) == 2
+        assert told == []
         graph = pp.Graph(count >> pp.each(add))
         assert asyncio.run(graph.run(2, pocket=pocket)) == [1, 2]
         assert told == ["asked"] * 4
