@@ -1110,7 +1110,7 @@ def test_plugins_watch_a_followed_run_as_any_other() -> None:
 
 
 def test_a_plugin_may_set_the_pace_and_a_failing_one_changes_nothing() -> None:
-    """`pace` is awaited before each node and item, if there is an event loop; its errors are counted as any failure of a plugin."""
+    """`pace` is awaited before each node and item, if there is an event loop; its errors are failures of its plugin."""
     told: list[str] = []
 
     class Slow:
