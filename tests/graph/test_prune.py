@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -266,7 +267,7 @@ def test_a_run_that_is_started_again_meanwhile_stays(tmp_path: Path, is_open: bo
 
 
 def test_damaged_records_do_not_stop_the_pruning_of_others(tmp_path: Path) -> None:
-    """They are counted and left, whether the run's record, its state or a key is damaged; `remove_run` removes them."""
+    """They are counted and left, whether the run's record, its bytes, its state or a key is damaged; `remove_run` removes them."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -282,10 +283,12 @@ def test_damaged_records_do_not_stop_the_pruning_of_others(tmp_path: Path) -> No
             )
             (state,) = [key async for key in store.stack.scan("pocket:run-state:finished:say:") if key.endswith(":001")]
             await store.stack.write([Put(state, "no state")])
+            with closing(sqlite3.connect(tmp_path / "state.db")) as other, other:
+                other.execute("UPDATE entries SET value = zeroblob(9) WHERE key = 'pocket:run:002'")
             clock.advance(DAY)
             pruned = await prune(store.stack, Retention.of(older="1h"))
-            assert (pruned.runs, pruned.unreadable) == (3 * SLICE - 2, 2)
-            for run_id in ("000", "001"):
+            assert (pruned.runs, pruned.unreadable) == (3 * SLICE - 3, 3)
+            for run_id in ("000", "001", "002"):
                 assert await remove_run(store.stack, run_id)
             left = [key async for key in store.stack.scan("pocket:run-state:")]
             assert left == ["pocket:run-state:finished:say:x:y", "pocket:run-state:finished:x"]
