@@ -267,7 +267,7 @@ def test_a_run_that_is_started_again_meanwhile_stays(tmp_path: Path, is_open: bo
 
 
 def test_damaged_records_do_not_stop_the_pruning_of_others(tmp_path: Path) -> None:
-    """They are counted and left, whether the run's record, its bytes, its state or a key is damaged; `remove_run` removes them."""
+    """They are counted and left, whether a run's record, its bytes, its state or a key is damaged; `remove_run` removes them."""
 
     async def main() -> None:
         clock = FakeClock()
