@@ -372,6 +372,6 @@ def test_a_cancellation_while_a_failure_is_recorded_is_raised(url: str) -> None:
             with pytest.raises(asyncio.CancelledError) as caught:
                 await running
             assert isinstance(caught.value.__cause__, LookupError)
-            assert (await Runs(store).get("r")).status == "failed"
+            assert (await Runs(store).get("r")).state == "failed"
 
     asyncio.run(main())
