@@ -82,7 +82,7 @@ def test_a_bucket_leads_to_the_last_trace_in_it(place: tuple[str, Histogram]) ->
         assert exemplars(fetch(url)) == expected
     for family in text_string_to_metric_families(fetch(url)):
         for sample in family.samples:
-            assert sample.exemplar is None or 0 <= sample.exemplar.timestamp - began < 3600
+            assert sample.exemplar is None or 0 <= float(sample.exemplar.timestamp) - began < 3600
     histogram.record(0.05, {"pocket_plug.graph.name": "shop"})  # without a span
     assert exemplars(fetch(url)) == expected
     assert "python_info" in fetch(f"{url}?name[]=python_info")  # the registry's other metrics
