@@ -1292,6 +1292,17 @@ def test_what_a_thread_still_has_open_is_closed_before_a_fork(tmp_path: Path) ->
     drive(left.close())
 
 
+def test_a_fork_waits_for_a_connection_that_is_in_use(tmp_path: Path) -> None:
+    """Here that of a backup: a child that inherited it would give up its locks."""
+    backend, rested = SQLite(tmp_path / "state.db"), list[bool]()
+    drive(backend.open())
+    drive(backend.write([Put("a", 1)]))
+    backend.backup(tmp_path / "copy.db", lambda done, total: rested.append(backend._connections.rest()))
+    assert set(rested) == {False}
+    assert backend._connections.rest()
+    drive(backend.close())
+
+
 def replace(path: Path) -> None:
     other = path.with_name("other.db")
     drive(_made(other))
