@@ -618,6 +618,42 @@ def test_an_answer_during_an_execution_is_found_by_it(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- waiting, and without await
+@pytest.mark.parametrize("fault", ["lose", "refuse", "lose look", "refuse look"])
+def test_the_outcome_of_an_answer_during_an_execution_is_reported_correctly(tmp_path: Path, fault: str) -> None:
+    """As that of other operations; this one changes neither the run's record nor its state."""
+
+    async def main() -> None:
+        async with stored(tmp_path, Faulty) as store:
+            faulty: Any = parts(store.stack)[-1]
+            asked, released = asyncio.Event(), asyncio.Event()
+
+            @node
+            async def slow(word: str) -> str:
+                if word == "slow":
+                    asked.set()
+                    await released.wait()
+                return word
+
+            items = each(Graph(slow >> ask, name="item"), concurrency=1)
+            running = asyncio.ensure_future(Graph(items, store=store, name="g").run(["fast", "slow"], run_id="r"))
+            await asked.wait()
+            runs = Runs(store)
+            faulty.fault = fault
+            if fault == "lose":
+                assert (await runs.answer("r", True)).state == "running"
+            else:
+                with pytest.raises(StoreError) as told:
+                    await runs.answer("r", True)
+                assert isinstance(told.value, OutcomeUnknownError) is ("look" in fault)
+            faulty.reads = True
+            assert len(await runs.questions("r")) == ("refuse" in fault)
+            released.set()
+            with pytest.raises(RunSuspendedError):
+                await running
+
+    asyncio.run(main())
+
+
 class Overtaken(SQLite):
     """Does something right before a run is claimed."""
 
