@@ -331,7 +331,7 @@ def test_a_node_that_exits_has_failed_and_its_worker_goes_on(url: str, is_async:
     at = (exits if is_async else exits_in_thread).with_options(name="exits")
 
     async def main() -> None:
-        leaving = Graph(each(at), name="leaving") if is_item else Graph(at, name="leaving")
+        leaving = Graph(each(at, concurrency=1), name="leaving") if is_item else Graph(at, name="leaving")
         async with Store(url) as store:
             said = Said()
             await leaving.submit([1, 2] if is_item else 1, run_id="out", store=store)
