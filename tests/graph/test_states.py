@@ -360,6 +360,7 @@ def test_a_run_with_a_short_lease_makes_the_heartbeat_faster_at_once(
     heart.keep_beating(long.lease)
     if moment == "while it pauses":
         while heart._pause != 1000:
+            assert heart._thread is not None
             time.sleep(0)
         here.begin_short()
     assert looked.wait(20)
