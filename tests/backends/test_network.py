@@ -364,9 +364,11 @@ def test_at_the_deadline_the_socket_is_cut_before_the_attempt_is_cancelled() -> 
 
 
 def test_all_attempts_together_end_with_the_patience() -> None:
-    """If a server never answers, the last attempt's deadline is the time that is left of `patience`."""
+    """If a server never answers, each attempt takes `timeout`, and the last one the time that is left of `patience`."""
+    numbers: list[int] = []
 
     async def attempt(this: Attempt) -> None:
+        numbers.append(this.number)
         await asyncio.Event().wait()
 
     async def main() -> None:
@@ -375,6 +377,7 @@ def test_all_attempts_together_end_with_the_patience() -> None:
         with pytest.raises(StoreError, match="no answer within"):
             await Retrying("s", (), timeout=5, patience=12, now=loop.time)(attempt)
         assert 10 < loop.time() - began <= 12
+        assert numbers == [1, 2, 3]
 
     run_virtual(main())
 

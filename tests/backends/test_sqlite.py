@@ -1011,6 +1011,18 @@ def test_a_damaged_file_is_an_error_not_a_miss(tmp_path: Path) -> None:
     drive(backend.close())
 
 
+def test_a_damaged_schema_that_is_no_text_is_a_damaged_file(tmp_path: Path) -> None:
+    """Python can't decode SQLite's message, which quotes it."""
+    path = tmp_path / "state.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE t (x)")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_schema SET name = CAST(x'ff' AS TEXT), sql = 'CREATE nothing'")
+    connection.close()
+    with pytest.raises(StoreError, match=r"state\.db: the file is damaged.*UnicodeDecodeError"):
+        drive(SQLite(path).open())
+
+
 class Unregistered:
     """A type that the codec doesn't know."""
 
@@ -1278,6 +1290,17 @@ def test_what_a_thread_still_has_open_is_closed_before_a_fork(tmp_path: Path) ->
     left = kept()
     assert left is not None
     drive(left.close())
+
+
+def test_a_fork_waits_for_a_connection_that_is_in_use(tmp_path: Path) -> None:
+    """Here that of a backup: a child that inherited it would give up its locks."""
+    backend, rested = SQLite(tmp_path / "state.db"), list[bool]()
+    drive(backend.open())
+    drive(backend.write([Put("a", 1)]))
+    backend.backup(tmp_path / "copy.db", lambda done, total: rested.append(backend._connections.rest()))
+    assert set(rested) == {False}
+    assert backend._connections.rest()
+    drive(backend.close())
 
 
 def replace(path: Path) -> None:

@@ -8,12 +8,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
 
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
@@ -387,6 +390,32 @@ def test_an_endpoint_that_is_no_url(given: str, doctor: Doctor, monkeypatch: pyt
         assert f"to {given}," in says or "@" in given
     assert found["telemetry", "metrics"][0] == "ok"
     assert ("telemetry", "span") not in found
+
+
+def test_a_span_is_sent_by_grpc(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its exporter, which is closed afterwards; the endpoint is shown without secrets."""
+    outcomes, closed = [SpanExportResult.SUCCESS, SpanExportResult.FAILURE], list[bool]()
+
+    class OTLPSpanExporter:
+        def __init__(self, timeout: float) -> None:
+            pass
+
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            assert [span.name for span in spans] == ["pocket-plug doctor"]
+            return outcomes.pop(0)
+
+        def shutdown(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://me:{WORD}@collector:4317")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    package = "opentelemetry.exporter.otlp.proto.grpc"
+    for name in (package, f"{package}.trace_exporter"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules[name], "OTLPSpanExporter", OTLPSpanExporter, raising=False)
+    assert doctor()["telemetry", "span"] == ("ok", "http://me:***@collector:4317 accepted a test span")
+    assert "collector:4317: the exporter could not send it by gRPC" in doctor(1)["telemetry", "span"][1]
+    assert closed == [True, True]
 
 
 def test_telemetry_that_is_off_or_invalid_is_reported(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

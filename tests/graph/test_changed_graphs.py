@@ -30,6 +30,7 @@ from pocket_plug import (
     each,
     node,
 )
+from pocket_plug.graph.durable.forms import type_tag
 from pocket_plug.testing.clock import FakeClock
 
 UNTYPED: Any = Any
@@ -953,6 +954,22 @@ def test_a_run_resumed_with_allow_changed_belongs_to_the_new_graph() -> None:
             assert await after.resume("allowed") == await before.resume("by itself") == 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("hint", "tag"),
+    [
+        (tuple[int, ...], "tuple[int, ...]"),
+        (tuple[int, str], "tuple[int, str]"),
+        (Callable[..., str], "Callable[..., str]"),
+        (Callable[[int, str], None], "Callable[[int, str], None]"),
+        (Callable[[], str], "Callable[[], str]"),
+    ],
+    ids=str,
+)
+def test_a_type_is_recorded_with_all_of_its_arguments(hint: Any, tag: str) -> None:
+    """Also those that are no types: of which length a tuple is, and what a function takes."""
+    assert type_tag(hint) == tag
 
 
 def test_there_are_enough_edits() -> None:

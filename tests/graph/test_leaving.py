@@ -48,7 +48,7 @@ class Leaving(Layer):
     status: str = ""
     lands: bool = True
     answer: Any = None
-    """The error that comes in place of the answer."""
+    """The error that comes in place of the answer, if one does."""
     look: Any = None
     """The error of each look afterwards."""
     meanwhile: Any = None
@@ -64,11 +64,12 @@ class Leaving(Layer):
         if not leaves or self.happened:
             return await self.inner.write(changes, expect)
         self.happened.append(True)
-        if self.lands:
-            await self.inner.write(changes, expect)
+        version = await self.inner.write(changes, expect) if self.lands else 0
         if self.meanwhile is not None:
             await self.meanwhile()
-        raise self.answer
+        if self.answer is not None:
+            raise self.answer
+        return version
 
     async def read(self, key: str) -> Entry | None:
         return (await self.read_many((key,))).get(key)
@@ -352,3 +353,25 @@ def test_a_run_that_times_out_as_its_end_is_written_has_finished(tmp_path: Path,
 
     run_virtual(main(), clock)
     assert clock.elapsed >= 10
+
+
+def test_a_cancellation_while_a_failure_is_recorded_is_raised(url: str) -> None:
+    """Whoever cancels the task must not get the node's error instead; the run has failed all the same."""
+
+    @node
+    async def fails(n: int) -> int:
+        raise LookupError
+
+    async def main() -> None:
+        async def cancel() -> None:
+            running.cancel()
+            await asyncio.sleep(0)
+
+        async with Store(url, layers=[Leaving(status="failed", meanwhile=cancel, happened=[])]) as store:
+            running = asyncio.create_task(Graph(fails, store=store).run(1, run_id="r"))
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await running
+            assert isinstance(caught.value.__cause__, LookupError)
+            assert (await Runs(store).get("r")).state == "failed"
+
+    asyncio.run(main())

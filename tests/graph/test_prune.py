@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pocket_plug import Ask, ConfigError, Graph, Put, RunSuspendedError, Store, StoreWriter, each, node
+from pocket_plug import Ask, ConfigError, Graph, Put, Runs, RunSuspendedError, Store, StoreWriter, each, node
 from pocket_plug.graph.durable import indexing, remove_run
 from pocket_plug.graph.durable.prune import EVERY, PAUSE, REST, SLICE, Pruned, Pruner, Pruning, prune
 from pocket_plug.graph.durable.states import prefixes_in
@@ -145,6 +146,28 @@ def test_only_ended_runs_in_the_named_states_are_removed(
     asyncio.run(main())
 
 
+def test_runs_remove_what_is_asked_for_and_say_how_much(tmp_path: Path) -> None:
+    """`Runs.prune` and, for sync callers, `SyncRuns.prune`; "finished" and "cancelled" unless `state` says otherwise."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            await one_in_each_state(store)
+            clock.advance(100 * DAY)
+            before, runs = await kept(store), Runs(store)
+            would = await runs.prune(older="30d", dry_run=True)
+            assert (would.runs, await kept(store)) == (2, before)
+            assert await runs.prune(older="30d", graph="paying") == await runs.prune(keep=1) == Pruned()
+            assert (await runs.prune(older="30d", state="finished")).runs == 1
+            assert before - await kept(store) == {"finished"}
+            did = await asyncio.to_thread(runs.sync.prune, older="30d", state=["cancelled", "failed"])
+            assert (did.runs, before - await kept(store)) == (2, {"finished", "cancelled", "failed"})
+            with pytest.raises(ConfigError, match="older"):
+                await runs.prune()
+
+    asyncio.run(main())
+
+
 def test_age_counts_from_the_end(tmp_path: Path) -> None:
     """A run that started long ago and ended recently stays, and doesn't protect runs that started after it."""
 
@@ -245,7 +268,7 @@ def test_a_run_that_is_started_again_meanwhile_stays(tmp_path: Path, is_open: bo
 
 
 def test_damaged_records_do_not_stop_the_pruning_of_others(tmp_path: Path) -> None:
-    """They are counted and left, whether the run's record, its state or a key is damaged; `remove_run` removes them."""
+    """They are counted and left, whether a run's record, its bytes, its state or a key is damaged; `remove_run` removes them."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -261,10 +284,12 @@ def test_damaged_records_do_not_stop_the_pruning_of_others(tmp_path: Path) -> No
             )
             (state,) = [key async for key in store.stack.scan("pocket:run-state:finished:say:") if key.endswith(":001")]
             await store.stack.write([Put(state, "no state")])
+            with closing(sqlite3.connect(tmp_path / "state.db")) as other, other:
+                other.execute("UPDATE entries SET value = zeroblob(9) WHERE key = 'pocket:run:002'")
             clock.advance(DAY)
             pruned = await prune(store.stack, Retention(older="1h"))
-            assert (pruned.runs, pruned.unreadable) == (3 * SLICE - 2, 2)
-            for run_id in ("000", "001"):
+            assert (pruned.runs, pruned.unreadable) == (3 * SLICE - 3, 3)
+            for run_id in ("000", "001", "002"):
                 assert await remove_run(store.stack, run_id)
             left = [key async for key in store.stack.scan("pocket:run-state:")]
             assert left == ["pocket:run-state:finished:say:x:y", "pocket:run-state:finished:x"]

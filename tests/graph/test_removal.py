@@ -26,8 +26,10 @@ from pocket_plug import (
     node,
 )
 from pocket_plug.graph.durable import remove_run
+from pocket_plug.graph.durable.finished import sweep
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer
+from pocket_plug.testing.clock import FakeClock
 
 
 class Told:
@@ -83,17 +85,18 @@ def failing(store: Store, broken: list[bool]) -> Graph[list[int], int]:
     return Graph(each(pay, concurrency=1) >> total, store=store, name="paying")
 
 
-@pytest.mark.parametrize("state", ["finished", "kept", "failed", "waiting", "sleeping"])
+@pytest.mark.parametrize("state", ["finished", "kept", "looked at", "failed", "waiting", "sleeping"])
 def test_all_records_of_a_run_are_removed(tmp_path: Path, state: str) -> None:
     """In any state, none of its records is left; those of a run whose id starts with the same text are; removing it again finds
     nothing.
     """
 
     async def main() -> None:
-        async with stored(tmp_path) as store:
+        clock = FakeClock()
+        async with stored(tmp_path, clock=clock) as store:
             works: dict[str, Node[Any, Any]] = {"waiting": Ask(bool, question="Really?"), "sleeping": Sleep("1h")}
             work = works.get(state, node(lambda word: word, name="say"))
-            graph = Graph(work, store=store, name="g:1", keep_finished="1d" if state == "kept" else None)
+            graph = Graph(work, store=store, name="g:1", keep_finished="1d" if state in ("kept", "looked at") else None)
             for run_id in ("r", "r:2", "r2"):
                 with suppress(RunSuspendedError, Boom):
                     await (
@@ -101,6 +104,9 @@ def test_all_records_of_a_run_are_removed(tmp_path: Path, state: str) -> None:
                         if state == "failed"
                         else graph.run("?", run_id=run_id)
                     )
+            if state == "looked at":
+                clock.advance(2 * 86_400)
+                await sweep(store.stack)
             before = await records(store)
             assert await remove_run(store.stack, "r")
             gone = set(before) - set(await records(store))

@@ -18,6 +18,7 @@ from pocket_plug import (
     Answered,
     Ask,
     ConfigError,
+    Delete,
     Graph,
     Node,
     Pocket,
@@ -44,10 +45,11 @@ from pocket_plug.graph.durable.heartbeat import BEAT, beat
 from pocket_plug.graph.durable.journal import Journal, Wanted
 from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.ready import AHEAD, Finder
-from pocket_plug.graph.durable.records import keys_of
+from pocket_plug.graph.durable.records import RUN, keys_of
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import State, plain_state, read_state, states_of
 from pocket_plug.graph.durable.worker import ALONE, MAX_TRIES, SUSPECT, Became
+from pocket_plug.graph.retention import Retention
 from pocket_plug.hookspecs import RunNotice
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer
@@ -330,7 +332,7 @@ def test_a_node_that_exits_has_failed_and_its_worker_goes_on(url: str, is_async:
     at = (exits if is_async else exits_in_thread).with_options(name="exits")
 
     async def main() -> None:
-        leaving = Graph(each(at), name="leaving") if is_item else Graph(at, name="leaving")
+        leaving = Graph(each(at, concurrency=1), name="leaving") if is_item else Graph(at, name="leaving")
         async with Store(url) as store:
             said = Said()
             await leaving.submit([1, 2] if is_item else 1, run_id="out", store=store)
@@ -1144,3 +1146,40 @@ def test_a_worker_names_the_server_that_it_can_not_reach(url: str, caplog: pytes
     assert "StoreUnreachableError: redis at db.example:6379 can't be reached; check that it runs" in warnings[0]
     assert "hunter2" not in warnings[0]
     assert "4711" not in warnings[1]
+
+
+# ---------------------------------------------------------------- old runs
+class KeepsRecords(Layer):
+    """Refuses to remove the record of a run."""
+
+    name = "keeps_records"
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        if any(isinstance(change, Delete) and change.key.startswith(RUN) for change in changes):
+            raise StoreError("the disk is full")
+        return await self.inner.write(changes, expect)
+
+
+def test_a_worker_that_cannot_remove_old_runs_says_so_and_executes_runs(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With `once` it raises the error, at its end: whoever has started it would take them for removed."""
+
+    async def main() -> None:
+        async with Store(url, layers=[KeepsRecords()]) as store:
+            doubling = Graph(double, store=store, name="doubling")
+            for run_id in ("a", "b"):
+                await doubling.run(1, run_id=run_id)
+            await doubling.submit(1, run_id="c")
+            with pytest.raises(StoreError, match="the disk is full"):
+                await Worker([doubling], retention=Retention.of(keep=1)).run(once=True)
+            assert (await Runs(store).get("c")).state == "finished"
+            assert "could not remove" not in caplog.text
+            said = Said()
+            async with working(Worker([doubling], retention=Retention.of(keep=1), report=said)), asyncio.timeout(20):
+                while "a worker could not remove old runs; it tries again" not in caplog.text:
+                    await asyncio.sleep(0)
+                await doubling.submit(1, run_id="d")
+                await said.until(lambda: "finished" in said.of("d"))
+
+    asyncio.run(main())

@@ -22,6 +22,7 @@ from pocket_plug import (
     OutcomeUnknownError,
     RunCancelledError,
     RunInfo,
+    RunMismatchError,
     Runs,
     RunState,
     RunStateError,
@@ -152,6 +153,23 @@ async def keep_alive(store: Store, run_id: str) -> None:
 
 
 # ---------------------------------------------------------------- looking
+@pytest.mark.parametrize("number", [0, 2, 3, 4])
+def test_the_last_page_says_that_it_is_the_last(tmp_path: Path, number: int) -> None:
+    """Also if it is full: whoever asks for the next one would get an empty page."""
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            for at in range(number):
+                await begun(store, (same, fails)[at % 2], f"r{at}")
+            page = await Runs(store).list(limit=2)
+            assert (page.after is None) == (number <= 2)
+            if page.after is not None:
+                rest = await Runs(store).list(limit=2, after=page.after)
+                assert (len(rest.runs), rest.after) == (number - 2, None)
+
+    asyncio.run(main())
+
+
 def test_a_page_costs_what_the_first_page_costs(tmp_path: Path) -> None:
     """However many runs there are, and however many pages were read: keys and reads are counted."""
 
@@ -423,10 +441,14 @@ def test_a_run_whose_execution_has_ended_is_stalled(tmp_path: Path) -> None:
             assert sorted(await ids(runs, state="stalled")) == ["cancelled", "resumed", "retried"]
             assert (await runs.retry("retried")).state == "pending"
             assert (await runs.cancel("cancelled")).state == "cancelled"
+            clock: Any = store.stack.clock
+            first = clock()
+            clock.advance(60)
             with pytest.raises(KeyboardInterrupt):
                 await Graph(dies, store=store, name="g").resume("resumed")
             history = await runs.history("resumed")
             assert [(each.number, each.left) for each in history.executions] == [(1, "stalled"), (2, "stalled")]
+            assert [each.began for each in history.executions] == [first, first + 60]
             assert {each.pid for each in history.executions} == {this_process().record["pid"]}
 
     asyncio.run(main())
@@ -645,6 +667,76 @@ def test_an_answer_during_an_execution_is_found_by_it(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- waiting, and without await
+@pytest.mark.parametrize("fault", ["lose", "refuse", "lose look", "refuse look"])
+def test_the_outcome_of_an_answer_during_an_execution_is_reported_correctly(tmp_path: Path, fault: str) -> None:
+    """As that of other operations; this one changes neither the run's record nor its state."""
+
+    async def main() -> None:
+        async with stored(tmp_path, Faulty) as store:
+            faulty: Any = parts(store.stack)[-1]
+            asked, released = asyncio.Event(), asyncio.Event()
+
+            @node
+            async def slow(word: str) -> str:
+                if word == "slow":
+                    asked.set()
+                    await released.wait()
+                return word
+
+            items = each(Graph(slow >> ask, name="item"), concurrency=1)
+            running = asyncio.ensure_future(Graph(items, store=store, name="g").run(["fast", "slow"], run_id="r"))
+            await asked.wait()
+            runs = Runs(store)
+            faulty.fault = fault
+            if fault == "lose":
+                assert (await runs.answer("r", True)).state == "running"
+            else:
+                with pytest.raises(StoreError) as told:
+                    await runs.answer("r", True)
+                assert isinstance(told.value, OutcomeUnknownError) is ("look" in fault)
+            faulty.reads = True
+            assert len(await runs.questions("r")) == ("refuse" in fault)
+            released.set()
+            with pytest.raises(RunSuspendedError):
+                await running
+
+    asyncio.run(main())
+
+
+class Overtaken(SQLite):
+    """Does something right before a run is claimed."""
+
+    before: Callable[[], Awaitable[object]] | None = None
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        if self.before is not None and any(
+            isinstance(change, Put) and change.key.startswith(RUN) for change in changes
+        ):
+            before, self.before = self.before, None
+            await before()
+        return await super().write(changes, expect)
+
+
+def test_an_answer_is_not_replaced_by_that_of_a_resume_at_the_same_time(tmp_path: Path) -> None:
+    """The run is pending, since its other question is answered: so this answer changes neither its record nor its state."""
+
+    async def main() -> None:
+        async with stored(tmp_path, Overtaken) as store:
+            overtaken: Any = parts(store.stack)[-1]
+            graph: Graph[Any, Any] = Graph(each(ask), store=store, name="g")
+            with pytest.raises(RunSuspendedError):
+                await graph.run(["a", "b"], run_id="r")
+            runs = Runs(store)
+            first, second = (asked.id for asked in await runs.questions("r"))
+            assert (await runs.answer("r", True, question=first)).state == "pending"
+            overtaken.before = lambda: runs.answer("r", True, question=second)
+            with pytest.raises(RunMismatchError, match="was already answered, with another answer"):
+                await graph.resume("r", answer=False, question=second)
+            assert await graph.resume("r") == [Answered("a", True), Answered("b", True)]
+
+    asyncio.run(main())
+
+
 def test_waiting_for_a_run(tmp_path: Path) -> None:
     """It ends with the run, and returns its result; otherwise TimeoutError names the run's state."""
 

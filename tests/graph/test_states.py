@@ -7,11 +7,13 @@ import asyncio
 import math
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -41,6 +43,7 @@ from pocket_plug import (
     each,
     node,
 )
+from pocket_plug.graph.durable import heartbeat
 from pocket_plug.graph.durable.heartbeat import beat
 from pocket_plug.graph.durable.processes import Process, this_process
 from pocket_plug.graph.durable.states import STATE, WAKE, State, StateKey, read_state
@@ -282,8 +285,6 @@ def test_a_process_sends_heartbeats_for_executions_without_progress(tmp_path: Pa
 
     async def main() -> None:
         async with stored(tmp_path) as store:
-            from pocket_plug.graph.durable import heartbeat
-
             heart, blocked = heartbeat.Heart(), threading.Event()
 
             def look() -> None:
@@ -323,6 +324,46 @@ def test_a_process_that_has_ended_is_recognized() -> None:
     assert not here.knows_ended("x", another.record)  # with the same pid and start time: it is alive
     assert here.knows_ended("x", here.record)  # its lock would be held
     assert here.knows_ended("x", {**another.record, "began": "1"})  # the pid was reused
+    assert here.knows_ended("x", {**ended, "began": ""})  # a system without start times: by the pid alone
+    assert not here.knows_ended("x", {**another.record, "began": ""})
+
+
+@pytest.mark.parametrize("moment", ["while it pauses", "while it decides how long to pause"])
+def test_a_run_with_a_short_lease_makes_the_heartbeat_faster_at_once(
+    moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It pauses for a third of the shortest lease. Without a heartbeat in time, another process would take the run over."""
+    heart, looked = heartbeat.Heart(), threading.Event()
+    long, short = SimpleNamespace(lease=3000.0), SimpleNamespace(lease=30.0)
+
+    class Here:
+        def __init__(self) -> None:
+            self.held = [long]
+
+        def begin_short(self) -> None:
+            self.held.append(short)
+            heart.keep_beating(short.lease)
+
+        def executions(self) -> list[SimpleNamespace]:
+            found = [*self.held]
+            if moment == "while it decides how long to pause" and found == [long]:
+                self.begin_short()
+            return found
+
+    def look() -> None:
+        here.held.clear()  # which ends the thread
+        looked.set()
+
+    here = Here()
+    monkeypatch.setattr(heartbeat, "this_process", lambda: here)
+    monkeypatch.setattr(heart, "look", look)
+    heart.keep_beating(long.lease)
+    if moment == "while it pauses":
+        while heart._pause != 1000:
+            assert heart._thread is not None
+            time.sleep(0)
+        here.begin_short()
+    assert looked.wait(20)
 
 
 # ---------------------------------------------------------------- questions

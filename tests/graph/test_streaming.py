@@ -111,6 +111,11 @@ def test_a_branch_has_events_of_the_edge_that_was_taken() -> None:
 
     halve = Halve()
     graph = pp.Graph(halve >> double, halve.again >> halve, halve.on("never") >> add)
+
+    async def visits() -> list[tuple[str, int]]:
+        return [(event.node, event.visit) async for event in graph.stream(4) if isinstance(event, pp.NodeEntered)]
+
+    assert asyncio.run(visits()) == [("halve", 1), ("halve", 2), ("halve", 3), ("double", 1)]
     assert asyncio.run(all_of(graph.stream(4))) == [
         "> halve#1",
         "< halve#1: 2",
@@ -1105,7 +1110,7 @@ def test_plugins_watch_a_followed_run_as_any_other() -> None:
 
 
 def test_a_plugin_may_set_the_pace_and_a_failing_one_changes_nothing() -> None:
-    """`pace` is awaited before each node and item; its errors are counted like any failure of a plugin."""
+    """`pace` is awaited before each node and item, if there is an event loop; its errors are failures of its plugin."""
     told: list[str] = []
 
     class Slow:
@@ -1120,6 +1125,8 @@ def test_a_plugin_may_set_the_pace_and_a_failing_one_changes_nothing() -> None:
                 raise OSError
 
     with pp.Pocket(plugins=[Slow()], autoload=False) as pocket:
+        assert pp.Graph(double).run_sync(1, pocket=pocket) == 2
+        assert told == []
         graph = pp.Graph(count >> pp.each(add))
         assert asyncio.run(graph.run(2, pocket=pocket)) == [1, 2]
         assert told == ["asked"] * 4

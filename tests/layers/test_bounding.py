@@ -35,6 +35,17 @@ class Plain(Memory):
     """As inline as Memory, but another class, so bounding needs an index."""
 
 
+class Flaky(Plain):
+    """Can't delete while it is `broken`."""
+
+    broken = False
+
+    async def write(self, changes: Any, expect: Any = {}) -> int:  # noqa: B006
+        if self.broken and isinstance(changes[0], Delete):
+            raise StoreError("no deletes today")
+        return await super().write(changes, expect)
+
+
 class Surviving(Memory):
     """Declares itself durable."""
 
@@ -383,6 +394,19 @@ def test_an_error_in_on_evict_is_logged_once_and_fails_nothing(
     assert layer.failures == 3
 
 
+def test_an_interrupt_in_on_evict_is_raised(backend: Memory, clock: FakeClock) -> None:
+    """Whoever presses Ctrl-C means the program, not the callback that happens to run."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    store = bounded(backend, clock, max_entries=1, on_evict=interrupted)
+    store.set("a", 1)
+    with pytest.raises(KeyboardInterrupt):
+        store.set("b", 1)
+    assert list(store.keys()) == ["b"]
+
+
 def test_an_async_on_evict_is_awaited_by_the_write(backend: Memory, clock: FakeClock) -> None:
     """When `set` returns, the callback has ended, on the caller's loop and with the store available."""
     done: list[tuple[str, Any]] = []
@@ -476,14 +500,6 @@ def test_a_failed_eviction_is_logged_and_done_later(caplog: pytest.LogCaptureFix
     """The write that caused it is done, so it doesn't fail; the limit is kept again once the backend works."""
 
     async def main() -> None:
-        class Flaky(Plain):
-            broken = False
-
-            async def write(self, changes: Any, expect: Any = {}) -> int:  # noqa: B006
-                if self.broken and isinstance(changes[0], Delete):
-                    raise StoreError("no deletes today")
-                return await super().write(changes, expect)
-
         inner = Flaky()
         stack = Bounding(max_entries=1).build(inner)
         await stack.write([Put("a", 1)])
@@ -512,6 +528,24 @@ def test_existing_entries_count_when_the_store_opens() -> None:
             assert len(await keys_of(stack)) == 2
             await stack.write([Put("new", "x" * 1000)])
             assert len(await keys_of(stack)) == 2
+
+    asyncio.run(main())
+
+
+def test_when_it_opens_again_it_counts_what_is_there_then() -> None:
+    """Others may have removed entries since. So there is room for new ones, and for what was chosen for eviction before."""
+
+    async def main() -> None:
+        inner = Flaky()
+        stack = Bounding(max_entries=2).build(inner)
+        inner.broken = True
+        await stack.write([Put(key, 0) for key in "abc"])
+        inner.broken = False
+        await inner.write([Delete("b"), Delete("c")])
+        await stack.open()
+        assert stack.entries == 1
+        await stack.write([Put("d", 0)])
+        assert await keys_of(stack) == ["a", "d"]
 
     asyncio.run(main())
 

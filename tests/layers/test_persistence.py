@@ -22,7 +22,7 @@ from pocket_plug.store.layer import build_stack
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.layer_contract import FaultyMemory
-from pocket_plug.testing.scenarios import keys_of
+from pocket_plug.testing.scenarios import keys_of, works_in_a_child
 
 
 class Surviving(Memory):
@@ -309,6 +309,35 @@ def test_cancelled_between_the_tiers_the_near_one_drops_the_keys(moment: str) ->
     asyncio.run(main())
 
 
+def test_a_child_that_is_forked_during_a_write_reads_its_key_from_the_durable_tier() -> None:
+    """Nobody finishes the write there, so the old value would stay near for ever."""
+    durable = FaultyMemory()
+    stack, _, _ = tiers(durable=durable)
+    asyncio.run(stack.write([Put("a", "old")]))
+    writing: Any = stack.write([Put("a", "new")])
+    while drive_inline(Memory.read(durable, "a")) == Entry("old", 1):
+        writing.send(None)
+
+    async def use() -> None:
+        assert await stack.read("a") == Entry("new", 2)
+
+    assert works_in_a_child(use)
+    writing.close()
+
+
+def test_a_forked_child_reads_what_is_near() -> None:
+    """Unless the durable tier notifies of writes (test_near): those of other processes are noticed by neither process then."""
+    durable = FaultyMemory()
+    stack, _, _ = tiers(durable=durable)
+    asyncio.run(stack.write([Put("a", 1)]))
+    durable.error = StoreError("this was not to be read")
+
+    async def use() -> None:
+        assert await stack.read("a") == Entry(1, 1)
+
+    assert works_in_a_child(use)
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("patience", range(14))
 def test_after_any_cancellations_it_never_reads_stale_values(patience: int, times: int) -> None:
@@ -347,7 +376,8 @@ def test_a_near_tier_that_fails_fails_no_write(caplog: pytest.LogCaptureFixture)
 
     with caplog.at_level(logging.WARNING, "pocket_plug"):
         asyncio.run(main())
-    assert "near tier could not" in caplog.text
+    assert "near tier could not store a write" in caplog.text
+    assert "near tier could not remove 1 key(s)" in caplog.text
 
 
 # ---------------------------------------------------------------- leases

@@ -123,11 +123,14 @@ def test_a_read_that_takes_too_long_is_cancelled(
     assert inner.said == ["read cancelled"]
 
 
-def test_a_read_within_the_limit_is_unchanged() -> None:
-    """With its entry, and its own timeouts unchanged."""
+def test_what_is_within_the_limit_is_unchanged() -> None:
+    """A read has its entry; the inner one's own timeouts are raised, also by writes and by checks of versions."""
 
     class Own(Slow):
         async def read(self, key: str) -> Entry | None:
+            raise TimeoutError("of the socket")
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
             raise TimeoutError("of the socket")
 
     async def main() -> None:
@@ -135,9 +138,11 @@ def test_a_read_within_the_limit_is_unchanged() -> None:
         layer = built(inner, read_within=3)
         await layer.write([Put("a", 1)])
         assert await layer.read("a") == Entry(1, 1)
-        with pytest.raises(TimeoutError, match="of the socket") as caught:
-            await built(Own(), read_within=3).read("a")
-        assert not isinstance(caught.value, StoreError)
+        own = built(Own(), read_within=3, write_within=3)
+        for operation in (own.read("a"), own.write([Put("a", 1)]), own.write((), {"a": 0})):
+            with pytest.raises(TimeoutError, match="of the socket") as caught:
+                await operation
+            assert not isinstance(caught.value, StoreError)
 
     run_virtual(main())
 

@@ -52,6 +52,14 @@ def test_headers_may_be_named_in_any_case() -> None:
         assert inject() == {"traceparent": ELSEWHERE, "session.id": "chat-17"}
 
 
+def test_a_carrier_adds_to_the_current_context() -> None:
+    """What it doesn't say stays, unless a context of its own is given: that has nothing of the current one."""
+    with session("chat-17"), extract(ELSEWHERE):
+        assert inject() == {"traceparent": ELSEWHERE, "session.id": "chat-17"}
+        assert context_of({}) == context.get_current() != {}
+        assert context_of({}, context.Context()) == {}
+
+
 def test_a_context_ends_with_its_block() -> None:
     """Also after an error."""
     before = context.get_current()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import ExecutorError, ExecutorLostError, PocketError, WorkerCodeError
+from pocket_plug import CodecError, ExecutorError, ExecutorLostError, PocketError, WorkerCodeError
 from pocket_plug.graph.elsewhere import Address, Work
 from pocket_plug.remote import Executor, dispatch, far_side, perform
 from pocket_plug.remote.dispatch import Dispatch
@@ -98,6 +98,22 @@ def test_chunks_grow_if_items_are_short() -> None:
     run(main())
 
 
+def test_more_workers_get_items_at_once() -> None:
+    """Not only when one of the former workers has answered."""
+
+    async def main() -> None:
+        executor = Manual()
+        tasks = await begun(executor, [*range(5)])
+        assert executor.sizes() == [1, 1]
+        executor.window = 4
+        executor.grown()
+        assert executor.sizes() == [1, 1, 1, 1]
+        executor.answer_all(0.1)
+        assert await asyncio.gather(*tasks) == [*range(5)]
+
+    run(main())
+
+
 def test_a_long_item_makes_the_next_chunk_small_at_once() -> None:
     """A longer item counts with its own duration, not with the average."""
 
@@ -174,6 +190,22 @@ def test_a_worker_returns_items_that_it_has_not_started(monkeypatch: pytest.Monk
     assert len(answers_of(perform(request)).answers) == 3
     monkeypatch.setattr(far_side, "ENOUGH", 0.0)
     assert len(answers_of(perform(request)).answers) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (b"", "not a request of this version"),
+        (b"\xff", "not a request of this version"),
+        (to_bytes(Answers("far:1", [])), "not a request of this version"),
+        (to_bytes(Chunk(FORMAT + 1, [], [])), f"in format {FORMAT + 1}; this version of pocket_plug knows {FORMAT}"),
+    ],
+    ids=["empty", "odd", "an answer", "a later format"],
+)
+def test_a_worker_refuses_an_invalid_request(message: bytes, says: str) -> None:
+    """It may have another version of pocket_plug than whoever asks."""
+    with pytest.raises(CodecError, match=says):
+        perform(message)
 
 
 def test_large_values_are_sent_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,17 +292,18 @@ def test_each_item_of_a_failed_chunk_has_an_error_of_its_own(
     run(main())
 
 
-def test_an_item_that_kills_its_workers_fails_alone() -> None:
+@pytest.mark.parametrize("seconds", [0.000_001, 0.04], ids=["many", "two"])
+def test_an_item_that_kills_its_workers_fails_alone(seconds: float) -> None:
     """Not with the others of its chunk: they are sent again, each alone."""
 
     async def main() -> None:
         executor = Manual()
         tasks = await begun(executor, [*range(100)])
         for position in range(6):
-            executor.answer(position, 0.000_001)
+            executor.answer(position, seconds)
         dead = ExecutorLostError("died", workers_died=True)
         (deadly, *others) = executor.sent[6][0].items
-        assert others
+        assert (len(others) == 1) == (seconds == 0.04)
         position = 6
         while position < len(executor.sent):
             chunk, future = executor.sent[position]
@@ -315,14 +348,15 @@ TWO = to_bytes(Answers("far:1", [Answer(b""), Answer(b"")]))
     "answer", [b"", b"\xff", to_bytes(Answers("far:1", [])), TWO], ids=["empty", "odd", "too few", "too many"]
 )
 def test_an_invalid_answer_is_an_error(answer: bytes) -> None:
-    """It names the executor."""
+    """It names the executor, and its cause says what is wrong with the answer."""
 
     async def main() -> None:
         executor = Manual()
         (task,) = await begun(executor, [1])
         executor.sent[0][1].set_result(answer)
-        with pytest.raises(ExecutorError, match="executor Manual has no answer: "):
+        with pytest.raises(ExecutorError, match="executor Manual has no answer: ") as caught:
             await task
+        assert isinstance(caught.value.__cause__, CodecError)
 
     run(main())
 

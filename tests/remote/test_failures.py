@@ -58,6 +58,15 @@ def test_an_exception_is_restored(error: Exception) -> None:
     assert "on worker far:1: " in found.__notes__[-1]
 
 
+def test_the_note_has_the_tracebacks_of_the_causes_too() -> None:
+    """The node may have raised its own exception from the one that says what happened."""
+    error = OddError(3)
+    error.__cause__ = raised(KeyError("the cause"))
+    note = there_and_back(raised(error)).__notes__[-1]
+    assert "KeyError: 'the cause'\n\nThe above exception was the direct cause of" in note
+    assert note.endswith("OddError: 3 is odd")
+
+
 def test_a_group_is_restored_member_by_member() -> None:
     """So a retry sees the classes of all members."""
     found = there_and_back(raised(ExceptionGroup("two", [OddError(1), ExceptionGroup("one", [KeyError("k")])])))
@@ -122,10 +131,12 @@ def test_only_exceptions_are_looked_up(module: str, name: str) -> None:
 
 
 def test_an_exception_that_can_not_be_created_is_a_recorded_error() -> None:
-    """Its `__new__` may do anything; a note says that the exception can't be created."""
-    found = there_and_back(Choosy("a", really=True))
+    """Its `__new__` may do anything; a note says that the exception can't be created. The last one is still the traceback."""
+    found = there_and_back(raised(Choosy("a", really=True)))
     assert isinstance(found, RecordedError)
-    assert any("can't be recreated here: TypeError" in note for note in found.__notes__)
+    why, where = found.__notes__
+    assert "can't be recreated here: TypeError" in why
+    assert where.startswith("on worker far:1: Traceback")
 
 
 class Choosy(Exception):

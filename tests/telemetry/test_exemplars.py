@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,8 +64,9 @@ def exemplars(text: str) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def test_a_bucket_leads_to_the_last_trace_in_it(place: tuple[str, Histogram]) -> None:
-    """Each series and bucket has its own; later scrapes find it too."""
+    """Each series and bucket has its own, with its time in epoch seconds; later scrapes find it too."""
     url, histogram = place
+    began = int(time.time())
     expected: dict[tuple[str, str], dict[str, str]] = {}
     for graph, seconds, bound in [
         ("shop", 0.05, "0.1"),
@@ -78,6 +80,9 @@ def test_a_bucket_leads_to_the_last_trace_in_it(place: tuple[str, Histogram]) ->
         ids = {"trace_id": format_trace_id(context.trace_id), "span_id": format_span_id(context.span_id)}
         expected[graph, bound] = ids
         assert exemplars(fetch(url)) == expected
+    for family in text_string_to_metric_families(fetch(url)):
+        for sample in family.samples:
+            assert sample.exemplar is None or 0 <= float(sample.exemplar.timestamp) - began < 3600
     histogram.record(0.05, {"pocket_plug.graph.name": "shop"})  # without a span
     assert exemplars(fetch(url)) == expected
     assert "python_info" in fetch(f"{url}?name[]=python_info")  # the registry's other metrics

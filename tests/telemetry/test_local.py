@@ -13,7 +13,7 @@ from google.protobuf import json_format
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import (
@@ -26,7 +26,9 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from pocket_plug.layers.tracing import local_messages
 from pocket_plug.telemetry.local import FileExporter, encode, where_to_look
+from pocket_plug.telemetry.messages import with_message
 from pocket_plug.traces.recorded import DEFAULT_FILE, TraceFile
 
 
@@ -90,6 +92,34 @@ def test_ids_enums_and_64_bit_integers_are_written_as_in_otlp_json() -> None:
     assert spans["inner"]["status"] == {"code": 2, "message": "no funds"}
     assert isinstance(spans["outer"]["startTimeUnixNano"], str)
     assert {"key": "i", "value": {"intValue": str(-(2**62))}} in spans["outer"]["attributes"]
+
+
+def the_span(request: Any) -> dict[str, Any]:
+    ((span,),) = [scope["spans"] for each in request["resourceSpans"] for scope in each["scopeSpans"]]
+    found: dict[str, Any] = span
+    return found
+
+
+def test_a_span_that_shows_its_message_is_otherwise_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the numbers of what its limits have dropped."""
+    monkeypatch.setattr(local_messages, "_are_wanted", True)
+    one_of_each = SpanLimits(max_span_attributes=1, max_events=1, max_links=1)
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(span_limits=one_of_each, shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    elsewhere = Link(SpanContext(5, 7, is_remote=True))
+    span = provider.get_tracer("t").start_span("s", attributes={"a": 1, "b": 2, "c": 3}, links=[elsewhere] * 4)
+    for _ in range(5):
+        span.add_event("exception", {"exception.type": "ValueError"})
+    local_messages.keep(span, ValueError("no funds"), None)
+    span.end()
+    (plain,) = exporter.get_finished_spans()
+    shown = with_message(plain)
+    local_messages.forget(plain.get_span_context())
+    assert [dict(event.attributes or {}).get("exception.message") for event in shown.events] == ["no funds"]
+    before, after = the_span(encode([plain])), the_span(encode([shown]))
+    assert {**before, "events": []} == {**after, "events": []}
+    assert [after[f"dropped{kind}Count"] for kind in ("Attributes", "Links", "Events")] == [2, 3, 4]
 
 
 @pytest.mark.parametrize(("number", "written"), [(math.nan, "NaN"), (math.inf, "Infinity"), (-math.inf, "-Infinity")])

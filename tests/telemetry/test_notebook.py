@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from rich.text import Text
 
-from pocket_plug import Graph, Pocket, SyncStore, node
+from pocket_plug import Ask, Graph, Pocket, RunSuspendedError, Sleep, SyncStore, node
 from pocket_plug.errors import PocketError
 from pocket_plug.graph.runs import SyncRuns
 from pocket_plug.hookspecs import PluginRecord
@@ -24,6 +24,7 @@ from pocket_plug.layers import Persistence
 from pocket_plug.plugins.shown import Plugins
 from pocket_plug.telemetry import notebook
 from pocket_plug.telemetry.notebook import NotebookTree, notebook_shell
+from pocket_plug.testing.clock import FakeClock
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J"
 
@@ -232,6 +233,25 @@ def test_names_are_text_and_values_are_not_shown(tmp_path: Path) -> None:
         assert "\x1b" not in html
         assert "hunter2" not in html
     assert "ValueError at" in shown[1]
+
+
+@pytest.mark.parametrize(
+    ("work", "why"),
+    [
+        (Sleep("1h", name="ok"), "until 2001-09-09 02:46:40"),
+        (Ask(bool, question="hunter2?", name="ok"), "asks at ok#1"),
+    ],
+)
+def test_a_run_shows_where_it_is_and_why_it_does_not_continue(tmp_path: Path, work: Any, why: str) -> None:
+    """Alone and among others; a question by its id."""
+    with SyncStore(f"sqlite:///{tmp_path}/state.db", clock=FakeClock()) as store:
+        with pytest.raises(RunSuspendedError):
+            Graph(work, name="shop", store=store).run_sync("x", run_id="r")
+        run, page = SyncRuns(store).get("r"), SyncRuns(store).list()
+    for shown in (run._repr_html_(), page._repr_html_()):
+        cells = re.findall(r">([^<>]+)</t[dh]>", shown)
+        assert {"waiting", "shop", "ok", "2001-09-09 01:46:40", why} <= set(cells)
+        assert "hunter2" not in shown
 
 
 def test_showing_runs_opens_nothing_and_never_fails(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
+from math import inf
 
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import after_fork, new_lock
@@ -62,6 +63,7 @@ class Heart:
 
     def _go_on(self) -> None:
         while True:
+            self._pause = inf  # an execution that begins from here on may be missing below: its lease ends the pause
             # No local variable may refer to an execution: it would keep it, and its store, alive while the thread waits.
             leases = [each.lease for each in this_process().executions()]
             if not leases:
