@@ -1172,11 +1172,11 @@ def test_a_worker_that_cannot_remove_old_runs_says_so_and_executes_runs(
                 await doubling.run(1, run_id=run_id)
             await doubling.submit(1, run_id="c")
             with pytest.raises(StoreError, match="the disk is full"):
-                await Worker([doubling], retention=Retention.of(keep=1)).run(once=True)
+                await Worker([doubling], retention=Retention(keep=1)).run(once=True)
             assert (await Runs(store).get("c")).state == "finished"
             assert "could not remove" not in caplog.text
             said = Said()
-            async with working(Worker([doubling], retention=Retention.of(keep=1), report=said)), asyncio.timeout(20):
+            async with working(Worker([doubling], retention=Retention(keep=1), report=said)), asyncio.timeout(20):
                 while "a worker could not remove old runs; it tries again" not in caplog.text:
                     await asyncio.sleep(0)
                 await doubling.submit(1, run_id="d")
