@@ -61,7 +61,7 @@ ASK = pp.Ask[int, bool](bool, question="sure?", name="asks")
         (ASK, "", "suspended", "suspended", "waiting"),
         (pp.Sleep("1h"), "", "suspended", "suspended", "waiting"),
     ],
-    ids=str,
+    ids=("output", "fallback", "exception", "timeout", "cancelled run", "cancelled task", "question", "sleep"),
 )
 def test_outcomes_of_a_node_and_of_its_run_and_the_run_s_state(
     first: Any, how: str, node: str, run: str, state: str, tmp_path: Path
