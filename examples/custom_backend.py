@@ -36,19 +36,22 @@ class Ledger(Backend):
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
         if self._is_closed:
             raise StoreClosedError("the ledger is closed")
-        with self._lock:
-            found = {key: entry.version if (entry := self._live(key)) else 0 for key in expect}
-            if changed := [key for key in expect if not is_expected(found[key], expect[key])]:
-                raise ConflictError(changed)
-            self._version += bool(changes)
-            new: dict[str, History] = {}  # prepared first: a reader, or Ctrl-C, may come between any two steps
-            for change in changes:
-                history = new.get(change.key) or self.entries.get(change.key, ())
-                if self._supersedes(change, history):
-                    self._version = max(self._version, change.version or 0)
-                    new[change.key] = (*history, self._entry(change))
-            self.entries |= new  # a single step
-            return self._version
+        with self._lock:  # no loop in this block: Python 3.12 and 3.13 leave it at Ctrl-C without releasing the lock
+            return self._written(changes, expect)
+
+    def _written(self, changes: Sequence[Change], expect: Mapping[str, int]) -> int:
+        found = {key: entry.version if (entry := self._live(key)) else 0 for key in expect}
+        if changed := [key for key in expect if not is_expected(found[key], expect[key])]:
+            raise ConflictError(changed)
+        self._version += bool(changes)
+        new: dict[str, History] = {}  # prepared first: a reader, or Ctrl-C, may come between any two steps
+        for change in changes:
+            history = new.get(change.key) or self.entries.get(change.key, ())
+            if self._supersedes(change, history):
+                self._version = max(self._version, change.version or 0)
+                new[change.key] = (*history, self._entry(change))
+        self.entries |= new  # a single step
+        return self._version
 
     async def scan(
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None

@@ -10,9 +10,13 @@ import pytest
 
 import pocket_plug
 
+ROOT = Path(__file__).parents[2]
 PACKAGE = Path(pocket_plug.__file__).parent
+PLACES = (PACKAGE, *ROOT.glob("plugins/*/src"), ROOT / "examples")
 HARMLESS = {
     "Worker.run": "in asyncio.run, where an interrupt cancels the task at an `await`",
+    "Subscription._live": "done by a thread of ours",
+    "watch": "draws the progress of an example",
     "WriteBehind._take": "done by a thread of ours, where no signal's handler runs",
     "WriteBehind._done": "done by a thread of ours",
     "Writer._write_queued": "done by a thread of ours",
@@ -120,9 +124,10 @@ def test_no_loop_jumps_back_outside_of_the_block_around_it() -> None:
     So the loop stands in a function of its own, which the block around it calls. See python/cpython#130279.
     """
     found = {
-        f"{path.relative_to(PACKAGE)}:{line} ({name})"
-        for path in PACKAGE.rglob("*.py")
-        if not {"testing", "cli"}.intersection(path.parts)  # in the command line an interrupt ends the process
+        f"{path.relative_to(ROOT)}:{line} ({name})"
+        for place in PLACES
+        for path in (*place.rglob("*.py"), *place.rglob("*.py.tmpl"))  # of the command line, only the templates: there
+        if path.suffix == ".tmpl" or not {"testing", "cli"}.intersection(path.parts)  # an interrupt ends the process
         for line, name in open_loops(path.read_bytes()).items()
         if name not in HARMLESS
     }
