@@ -10,7 +10,8 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
+from contextlib import contextmanager
 from contextvars import copy_context
 from types import CoroutineType
 from typing import Final
@@ -100,14 +101,12 @@ class _Reports:
 def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) -> Answer:
     if item.deadline is not None and time.time() >= item.deadline:
         return _LATE
-    began, process = time.perf_counter(), os.getpid()
+    began = time.perf_counter()
     reports = None if item.place is None else _Reports(item.place)
     try:
         if isinstance(found, WorkerCodeError):
             raise found
         result = copy_context().run(_in_context, found, item, loop, reports)
-        if os.getpid() != process:
-            end_child()
         try:
             record = default_codec.encode(result)
         except CodecError as error:
@@ -116,8 +115,6 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - it is raised in the process of the run
-        if os.getpid() != process:
-            end_child()
         failure, record = taken_apart(wrapped(error) if isinstance(error, StopIteration) else error), None
     kept = () if reports is None else tuple(reports.kept)
     return Answer(record, failure, time.perf_counter() - began, kept)
@@ -131,11 +128,28 @@ def _in_context(step: Step, item: Item, loop: _Loop, reports: _Reports | None) -
     assert step.exec is not None
     value = default_codec.decode(item.value)
     if step.exec_async:
-        return loop.run(step.exec(value))
-    result = step.exec(value)
+        return loop.run(_awaited(step.exec(value)))
+    with _ending_children():
+        result = step.exec(value)
     if result.__class__ is CoroutineType:
         raise unawaited(step, "exec", result)
     return result
+
+
+async def _awaited(operation: Awaitable[Value]) -> Value:
+    with _ending_children():  # here, since Python 3.14 has no running loop in a child: there the task would never end
+        return await operation
+
+
+@contextmanager
+def _ending_children() -> Generator[None]:
+    """If exec forks this process, end the child when exec ends in it: its answer would be taken for the next item's."""
+    process = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != process:
+            end_child()
 
 
 # ---------------------------------------------------------------- the node
