@@ -46,7 +46,7 @@ class Threads(Executor):
         return 10
 
     async def perform(self, work: Work) -> Value:
-        """Call it in a thread. After a time-out the thread is abandoned, and continues by itself."""
+        """Call it in a thread. After a timeout the thread is abandoned, and continues by itself."""
         if work.timeout is not None and may_block() and not work.awaits:
             return pool().call_blocking(work.timeout, work.function, work.prepared)
         called = work.function(work.prepared) if work.awaits else pool().call(work.function, work.prepared)

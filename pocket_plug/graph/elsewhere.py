@@ -63,7 +63,7 @@ class ExecElsewhere(Protocol):
         ...
 
     async def perform(self, work: Work, /) -> Value:
-        """Run `exec`: return what it returns, raise what it raises. Raises WorkerTimeout if it takes longer than the time-out."""
+        """Run `exec`: return what it returns, raise what it raises. Raises WorkerTimeout if it takes longer than the timeout."""
         ...
 
 

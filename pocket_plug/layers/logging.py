@@ -384,7 +384,7 @@ def _about(call: NodeCall) -> dict[str, Any]:
 
 
 def _event(log: Methods, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:
-    """Log retries, fallbacks and time-outs at warning; conflicts, which are usual, at debug."""
+    """Log retries, fallbacks and timeouts at warning; conflicts, which are usual, at debug."""
     if name in ("retry", "fallback", "timeout", "conflict"):
         fields = {key: value for key, value in attributes.items() if key != "error"}
         if isinstance(error := attributes.get("error"), BaseException):

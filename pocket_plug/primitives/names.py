@@ -116,7 +116,7 @@ def check_prefix(prefix: object, what: str = "a prefix of names") -> str:
 
 
 def part_of_name(value: object, template: str | None, *, may_be_empty: bool = False) -> str:
-    """A value as a part of a name, to fill a hole of `template`, or to be joined (None): as text, with separators escaped."""
+    """A value as a part of a name, to fill a placeholder of `template` or to be joined (None): text with escaped separators."""
     text = value if type(value) is str else _text_of(value, template)
     if not text and not may_be_empty:
         raise KeyNameError(

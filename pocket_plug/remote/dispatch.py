@@ -1,7 +1,7 @@
 """How items are sent to workers: a few chunks at a time. Items that are added meanwhile are queued for the next chunks.
 
 A chunk has several items only if these are short: as many as take about `WORTH` seconds, judging by the last ones. So a long
-exec is sent alone, to a free worker; a worker that dies loses few items, and no time-out passes while its item waits in a chunk.
+exec is sent alone, to a free worker; a worker that dies loses few items, and no timeout passes while its item waits in a chunk.
 If items take longer than the last ones did, a worker returns the items of its chunk that it hasn't begun; they are sent again.
 """
 
@@ -70,7 +70,7 @@ class Job(Waiter[Value]):
         self.reports: Sequence[Report] = ()
         """What it has reported with `emit` and `progress`; known with its result."""
         self.sent: Waiter[None] | None = None if timeout is None else Waiter()
-        """Woken when it is sent: its time-out begins then."""
+        """Woken when it is sent: its timeout begins then."""
         self.deadline: float | None = None
         """Epoch seconds; known once it is sent."""
         self.chunk: _Sent | None = None

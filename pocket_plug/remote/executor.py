@@ -93,7 +93,7 @@ class Executor:
     async def perform(self, work: Work) -> Value:
         """Let a worker make one attempt at an `exec`; return its result, or raise its error.
 
-        Raises WorkerTimeout after the attempt's time-out; CodecError, which names the node, if a value can't be encoded; and
+        Raises WorkerTimeout after the attempt's timeout; CodecError, which names the node, if a value can't be encoded; and
         ExecutorError if the attempt can't be made.
         """
         node = self._node(work)  # first: it declares the types that the codec then meets

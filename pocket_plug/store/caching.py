@@ -144,9 +144,9 @@ class CachingView(View):
     def cached(self, key: Any, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> Any:
         """A decorator: keep a function's result at `key`, for `ttl`; one caller computes it while the others wait.
 
-        Each hole of the key is filled by the argument of that name; a `{}` by the next argument that no hole names. A
-        parameter that is not in the key must be in `ignore`, such as `self`. Otherwise calls that differ in it would share a
-        value, so it raises ConfigError.
+        Each placeholder of the key is filled by the argument of that name; a `{}` by the next argument that no placeholder
+        names. A parameter that is not in the key must be in `ignore`, such as `self`. Otherwise calls that differ in it would
+        share a value, so it raises ConfigError.
 
         Of the callers in this process, threads and tasks of any loop, one computes and the others get its result: the same
         object, or the error that it raised, which is not kept. If it is cancelled, another caller starts again. Other
@@ -182,15 +182,15 @@ class _KeyOf:
             raise ConfigError(f"{title}: Python doesn't know its parameters; wrap it in a function") from None
         self._key = key
         parameters = list(self._signature.parameters)
-        holes = () if key.is_filled else Template(key.template).names
+        placeholders = () if key.is_filled else Template(key.template).names
         for each in self._signature.parameters.values():
             if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) and each.name not in ignore:
                 raise ConfigError(
                     f"{title}: {str(each).partition(':')[0]} takes any number of arguments, which no placeholder can hold; "
                     f"declare each of them, or set ignore=({each.name!r},)"
                 )
-        rest = iter([name for name in parameters if name not in holes and name not in ignore])
-        self._names = [hole or next(rest, "{}") for hole in holes]
+        rest = iter([name for name in parameters if name not in placeholders and name not in ignore])
+        self._names = [placeholder or next(rest, "{}") for placeholder in placeholders]
         has = f"its parameters are: {', '.join(parameters) or 'none'}"
         if unknown := [f"{{{name.strip('{}')}}}" for name in self._names if name not in parameters]:
             raise ConfigError(f"{title}: no parameter fills {', '.join(unknown)} of {key!r}; {has}")

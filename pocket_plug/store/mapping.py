@@ -1,6 +1,6 @@
 """`store.mapping(…)`: entries of a store as a `MutableMapping`, for code that expects a dict.
 
-A key of the mapping is any text; it fills the hole of a `Key`, which escapes it, and parses it from a name again. So a
+A key of the mapping is any text; it fills the placeholder of a `Key`, which escapes it, and parses it from a name again. So a
 mapping has the entries whose names its Key makes, and none of the entries beside or below them.
 """
 
@@ -78,10 +78,10 @@ class StoreMapping(MutableMapping[str, T]):
             raise KeyNameError(
                 f"mapping takes a Key with one placeholder, such as Key('user:{{}}'), not {summary(key)}"
             )
-        holes = 0 if key.is_filled else Template(key.template).holes
-        if holes != 1:
+        number = 0 if key.is_filled else Template(key.template).placeholders
+        if number != 1:
             raise KeyNameError(
-                f"a mapping's Key has one placeholder, for the mapping's key, but {key!r} has {holes}; fill the others by a "
+                f"a mapping's Key has one placeholder, for the mapping's key, but {key!r} has {number}; fill the others by a "
                 "scope: store.scope(…).mapping(Key('{}'))"
             )
         self._view = view

@@ -49,7 +49,7 @@ def split_name(name: str) -> tuple[str, ...]:
 
 @final
 class Template:
-    """A name with holes in it; a hole is written `{}` or `{name}`, and `{?}` or `{name?}` where it may be empty."""
+    """A name with placeholders in it; a placeholder is written `{}` or `{name}`, and `{?}` or `{name?}` where it may be empty."""
 
     __slots__ = ("_begins_with_hole", "_may_be_empty", "_pattern", "literals", "names", "text")
 
@@ -67,12 +67,12 @@ class Template:
         self._pattern: re.Pattern[str] | None = None  # most templates are only filled
 
     @property
-    def holes(self) -> int:
+    def placeholders(self) -> int:
         """How many there are."""
         return len(self._may_be_empty)
 
     def in_order(self, values: Sequence[object], named: Mapping[str, object]) -> tuple[object, ...]:
-        """The values in the order of the holes. Raises KeyNameError if they are too few or too many."""
+        """The values in the order of the placeholders. Raises KeyNameError if they are too few or too many."""
         if unknown := sorted(named.keys() - set(self.names)):
             raise KeyNameError(
                 f"Key({self.text!r}) has no placeholder {{{unknown[0]}}}.{suggest(unknown[0], self.names)}"
@@ -85,18 +85,20 @@ class Template:
         return tuple(named[name] if name in named else next(rest) for name in self.names)
 
     def filled(self, values: Sequence[object]) -> str:
-        """The name with a value in each hole."""
+        """The name with a value in each placeholder."""
         name = self.literals[0]
         for value, may_be_empty, literal in zip(values, self._may_be_empty, self.literals[1:], strict=True):
             name += part_of_name(value, self.text, may_be_empty=may_be_empty) + literal
         return check_name(_unreserved(name) if self._begins_with_hole else name)
 
     def texts(self, name: str) -> tuple[str, ...] | None:
-        """The texts in the holes of a name, as they are escaped there; None if the template doesn't make such names."""
+        """The texts in the placeholders of a name, as they are escaped there; None if the template doesn't make such names."""
         if self._pattern is None:
-            holes = ["([^:]*)" if may_be_empty else "([^:]+)" for may_be_empty in self._may_be_empty]
+            placeholders = ["([^:]*)" if may_be_empty else "([^:]+)" for may_be_empty in self._may_be_empty]
             parts = [re.escape(literal) for literal in self.literals]
-            self._pattern = re.compile("".join([part + hole for part, hole in zip(parts, [*holes, ""], strict=True)]))
+            self._pattern = re.compile(
+                "".join([part + placeholder for part, placeholder in zip(parts, [*placeholders, ""], strict=True)])
+            )
         match = self._pattern.fullmatch(name)
         return None if match is None else match.groups()
 

@@ -237,9 +237,10 @@ class SyncWriter(SyncReader):
     @overload
     def mapping(self, key: Key[T], /) -> StoreMapping[T]: ...
     def mapping(self, key: Any = EACH, /) -> StoreMapping[Any]:
-        """Entries of this view as a `MutableMapping`: its keys fill the one hole of `key`. By default all with names of one part.
+        """Entries of this view as a `MutableMapping`: its keys fill the one placeholder of `key`.
 
-        Raises KeyNameError for a Key with more holes, or none.
+        By default it has all entries with names of one part.
+        Raises KeyNameError for a Key with more placeholders, or none.
 
         >>> store = SyncStore()
         >>> ages = store.mapping(Key("user:{}:age", int))

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import faulthandler
 import logging
-import os
 import random
 import signal
 import sys
@@ -420,7 +419,9 @@ def main() -> int:
         options.error(f"{sorted(unknown)}: the stacks are {', '.join(STACKS)}, the uses {', '.join(USES)}")
     warnings.simplefilter("ignore")  # a coroutine that was never started, since the interrupt came first
     logging.disable()
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # Python 3.14 may leave a PrintLogger's lock locked
+    structlog.configure(
+        logger_factory=structlog.ReturnLoggerFactory()
+    )  # Python 3.14 may leave a PrintLogger's lock locked
     draw = random.Random(given.seed)
     tried, broken = Counter[str](), 0
     for stack in STACKS:

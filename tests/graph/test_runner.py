@@ -167,7 +167,7 @@ def test_a_fallback_without_a_retry_handles_the_first_error_and_may_raise() -> N
     assert isinstance(caught.value.__context__, OSError)
 
 
-# ---------------------------------------------------------------- time-outs
+# ---------------------------------------------------------------- timeouts
 class Slow(Node[int, int], timeout=10):
     def __init__(self, *seconds: float) -> None:
         self.seconds = list(seconds)

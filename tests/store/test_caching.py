@@ -175,7 +175,7 @@ async def _called(function: Callable[[], Any]) -> None:
 
 # ---------------------------------------------------------------- its key
 def test_arguments_fill_the_key_by_name() -> None:
-    """However they are passed, defaults too; a {} is filled by the next argument that no other hole names."""
+    """However they are passed, defaults too; a {} is filled by the next argument that no other placeholder names."""
     store = SyncStore()
 
     @store.cached(Key("report:{day}:{}:{}", str))

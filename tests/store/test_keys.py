@@ -51,7 +51,7 @@ def test_a_key_without_holes_is_its_template() -> None:
 
 
 def test_a_template_is_filled_in_order() -> None:
-    """Each value fills one hole; a hole may have a name."""
+    """Each value fills one placeholder; a placeholder may have a name."""
     assert str(PROFILE(7)) == "user:7:profile"
     assert str(Key("order:{order}:{line}")("A", 2)) == "order:A:2"
     assert not PROFILE.is_filled
@@ -59,7 +59,7 @@ def test_a_template_is_filled_in_order() -> None:
 
 
 def test_a_hole_can_be_filled_by_its_name() -> None:
-    """The values that have no name fill the other holes in order; a misspelt name, or too few values, are errors."""
+    """The values that have no name fill the other placeholders in order; a misspelt name, or too few values, are errors."""
     line = Key("order:{order}:{self}:{}:{order?}", int)
     assert line(3, self="s:", order="A") == line("A", "s:", 3, "A")
     assert line(3, self="s:", order="A").values == ("A", "s:", 3, "A")
@@ -85,7 +85,7 @@ def test_a_hole_can_be_filled_by_its_name() -> None:
     ],
 )  # fmt: skip
 def test_a_value_has_its_colons_and_percents_escaped(value: object, text: str) -> None:
-    """A value that fills a hole is one part of the name, whatever characters it has."""
+    """A value that fills a placeholder is one part of the name, whatever characters it has."""
     assert str(TENANT(value)) == f"tenant:{text}"
 
 
@@ -165,7 +165,7 @@ def test_a_name_of_another_template_is_not_parsed() -> None:
 
 
 def test_a_hole_may_be_empty_if_the_key_says_so() -> None:
-    """A question mark in the hole allows it; otherwise an empty value is refused, with the way out."""
+    """A question mark in the placeholder allows it; otherwise an empty value is refused, with the way out."""
     key = Key("blob:{path?}:{}")
     assert str(key("", 1)) == "blob::1"
     assert key.matches("blob::1")
@@ -206,7 +206,7 @@ def test_a_name_that_was_not_joined_is_not_split(name: str) -> None:
 
 @pytest.mark.parametrize("part", [None, True, 1.5, b"bytes", ("a", "b")])
 def test_only_values_with_one_spelling_are_joined(part: object) -> None:
-    """As in a Key's hole."""
+    """As in a Key's placeholder."""
     with pytest.raises(KeyNameError, match=r"join_name can't join .*; give a str, int, UUID, date or Enum"):
         join_name("a", part)
 
@@ -229,7 +229,7 @@ def test_a_tenant_may_be_called_pocket() -> None:
 
 
 def test_matching_takes_the_template_literally() -> None:
-    """Dots and brackets in it are no pattern, and a hole is never empty."""
+    """Dots and brackets in it are no pattern, and a placeholder is never empty."""
     key = Key("v1.0[x]:{}")
     assert key.matches("v1.0[x]:7")
     assert not key.matches("v1a0[x]:7")

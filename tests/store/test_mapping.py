@@ -148,7 +148,7 @@ def test_a_key_without_exactly_one_hole_is_refused(key: Key[Any]) -> None:
 
 
 def test_a_name_is_no_key_for_a_mapping() -> None:
-    """It has no hole to fill, whatever is in it; the error says what to give."""
+    """It has no placeholder to fill, whatever is in it; the error says what to give."""
     name: Any = "user:{}"
     with pytest.raises(KeyNameError, match=r"takes a Key with one placeholder, such as Key\('user:\{\}'\), not a str"):
         SyncStore().mapping(name)

@@ -23,7 +23,7 @@ from .waits import read_wait, wait_key, waits_in
 BATCH = 1000
 """How many runs are read at once."""
 
-OPEN = ("pending", "running", "suspended", "waiting", "failed")
+OPEN_RECORDED = ("pending", "running", "suspended", "waiting", "failed")
 """The recorded states of runs that may be resumed. "suspended" is the older name of "waiting"."""
 
 
@@ -76,7 +76,7 @@ async def _keys(stack: Stack, graph: str) -> list[str]:
 
     Runs of older versions have no state, so they are included.
     """
-    ours = [states_of("unreadable"), *(states_of(status, graph) for status in OPEN)]
+    ours = [states_of("unreadable"), *(states_of(status, graph) for status in OPEN_RECORDED)]
     others = {
         key.rpartition(":")[2] async for key in stack.scan(STATE) if not any(key.startswith(each) for each in ours)
     }
@@ -87,7 +87,7 @@ def _is_open(entry: Entry | CodecError, graph: str) -> bool:
     """Is it an open run of that graph? A record that can't be read may be one."""
     if isinstance(entry, CodecError):
         return True
-    return field_of(entry, "graph") == graph and field_of(entry, "status") in OPEN
+    return field_of(entry, "graph") == graph and field_of(entry, "status") in OPEN_RECORDED
 
 
 def _asking(key: str, entry: Entry | CodecError) -> str | None:

@@ -100,10 +100,10 @@ async def claim(journal: Journal, value: object) -> bytes | None:
             return None
 
 
-Stands = tuple[Entry | None, Entry | None, State | None, dict[str, int]]
+Confirmed = tuple[Entry | None, Entry | None, State | None, dict[str, int]]
 
 
-async def _confirmed(journal: Journal, entry: Entry) -> Stands | None:
+async def _confirmed(journal: Journal, entry: Entry) -> Confirmed | None:
     """The entries of the run's start and state, the state itself, and the versions that a claim expects.
 
     None if `entry` is out of date, and the run must be read again: a cache may be behind the authority. Raises RunBusyError if a

@@ -12,7 +12,7 @@ from pocket_plug.store.backend import Change, Delete, Put
 from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack
 
-from .records import ENDED, RUN, field_of, look_key, look_time
+from .records import RUN, RUN_ENDED, field_of, look_key, look_time
 from .removal import erase
 from .states import plain_state, read_state, state_of
 
@@ -29,7 +29,7 @@ async def sweep(stack: Stack) -> None:
     """
     try:
         now, swept = stack.clock(), 0
-        async with aclosing(paged(stack, ENDED, size=SWEPT)) as keys:
+        async with aclosing(paged(stack, RUN_ENDED, size=SWEPT)) as keys:
             async for key in keys:
                 if swept == SWEPT or look_time(key) > now:
                     break
@@ -42,7 +42,7 @@ async def sweep(stack: Stack) -> None:
 
 
 async def _look_again(stack: Stack, key: str, now: float) -> None:
-    name = key.removeprefix(ENDED).partition(":")[2]
+    name = key.removeprefix(RUN_ENDED).partition(":")[2]
     run = RUN + name
     found = await stack.read_many((key, run))
     look, ended = found.get(key), found.get(run)

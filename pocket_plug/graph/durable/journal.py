@@ -172,7 +172,7 @@ class Journal:
         return [Delete(self.state_key), Put(state_at, plain_state(left))]
 
     def wakes(self, waits: Iterable[PlacedWait]) -> float | None:
-        """When a run that waits for these continues by itself: at the earliest of their times and the graph's time-out."""
+        """When a run that waits for these continues by itself: at the earliest of their times and the graph's timeout."""
         times = [each.wait.until for each in waits]
         times.append(None if self.graph.timeout is None else self.started + self.graph.timeout)
         return min((time for time in times if time is not None), default=None)

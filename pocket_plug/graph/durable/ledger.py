@@ -142,7 +142,7 @@ class RunLedger:
         try:
             return await travel(value)
         except BaseException as error:
-            # A time-out that comes after the end was recorded is too late.
+            # A timeout that comes after the end was recorded is too late.
             if self.journal.status == "finished" and isinstance(error, RunTimeoutError):
                 return default_codec.decode(self.frame.value)
             is_left = isinstance(error, GeneratorExit | RunSuspendedError | RunFencedError | OutcomeUnknownError)
@@ -153,7 +153,7 @@ class RunLedger:
     async def _end_early(self, run: Running, error: BaseException) -> None:
         """Record that the run has failed, was cancelled or released. Nothing is recorded if the program itself stops the run."""
         journal = self.journal
-        if journal.status != "running":  # another state is recorded already, such as "waiting" just before a time-out
+        if journal.status != "running":  # another state is recorded already, such as "waiting" just before a timeout
             return
         is_ours = journal.end_interrupt() or not isinstance(error, asyncio.CancelledError)
         if not is_ours or not (isinstance(error, Exception) or journal.is_cancelled):
@@ -409,7 +409,7 @@ class RunLedger:
 
     # ------------------------------------------------------------ waits
     async def ask(self, run: Running, step: Step, made: Callable[[], Asking]) -> Value:
-        """The answer to the current node's question; MISSING once its time-out is over. If there is neither, suspend the run."""
+        """The answer to the current node's question; MISSING once its timeout is over. If there is neither, suspend the run."""
 
         def new() -> Wait:
             asking, now = made(), run.stack.clock()

@@ -31,7 +31,7 @@ RUN = f"{RESERVED}run:"
 PART = f"{RESERVED}run-part:"
 """`pocket:run-part:ID:…` are the run's other records: `start`, `path:N` for each node that it has passed, `item:…` for each item
 of a fan-out in progress, `wait:…` and `execution:N`."""
-ENDED = f"{RESERVED}run-ended:"
+RUN_ENDED = f"{RESERVED}run-ended:"
 """`pocket:run-ended:TIME:ID` is the note of a finished run with `keep_finished`: the run is to be checked at TIME."""
 
 MAX_RUN_ID_BYTES = 255
@@ -184,13 +184,13 @@ def look_at(key: str, entry: Entry) -> tuple[Record, Checkpoint]:
 
 def look_key(time: float, name: str) -> str:
     """The key of the note of a finished run that is to be checked at this time."""
-    return f"{ENDED}{min(time, 1e15):020.3f}:{name}"  # sorts by the time
+    return f"{RUN_ENDED}{min(time, 1e15):020.3f}:{name}"  # sorts by the time
 
 
 def look_time(key: str) -> float:
     """The time in the key of such a note."""
     with suppress(ValueError):
-        return float(key.removeprefix(ENDED).partition(":")[0])
+        return float(key.removeprefix(RUN_ENDED).partition(":")[0])
     return 0.0  # not written by us; it sorts first, and is removed
 
 

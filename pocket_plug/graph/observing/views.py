@@ -71,7 +71,7 @@ class NodeCall:
     trace: bool = True
     """The node's option: with `trace=False` it has no spans."""
     guarded: bool = False
-    """Does it have a retry, a time-out, a fallback or an executor, so that each attempt is reported?"""
+    """Does it have a retry, a timeout, a fallback or an executor, so that each attempt is reported?"""
     phases: tuple[Phase, ...] = ()
     """The phases that it overrides."""
     input: Value = field(default=None, repr=False)

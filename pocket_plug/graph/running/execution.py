@@ -91,7 +91,7 @@ class Execution:
             self.run = run = Run(run_id or run_ids.next(), graph.name, None, 0, input, self.plan.shape)
         else:
             self.above, self.exits, self.began = parent.outermost, parent.exits, parent.began
-            self.timeout = None  # only the outermost graph's time-out counts, for the whole run
+            self.timeout = None  # only the outermost graph's timeout counts, for the whole run
             self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input, self.plan.shape)
             if run.depth > graph.max_depth:
                 raise StepLimitError(
@@ -174,7 +174,7 @@ class Execution:
         return travel(value) if self.ledger is None else self.ledger.hold(self, travel, value)
 
     async def _travel_in_time(self, value: object) -> Value:
-        """Execute the nodes within the graph's time-out. Raises RunTimeoutError."""
+        """Execute the nodes within the graph's timeout. Raises RunTimeoutError."""
         assert self.timeout is not None
         left = self.timeout if self.ledger is None else self.timeout - self.ledger.age
         late = RunTimeoutError(

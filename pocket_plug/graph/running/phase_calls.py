@@ -175,7 +175,7 @@ def _may_retry(retry: Retry | None, number: int, error: Exception) -> bool:
 
 
 def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
-    """The function for one attempt at `exec`, within the node's time-out."""
+    """The function for one attempt at `exec`, within the node's timeout."""
     timeout = step.timeout
     if step.executor is not None:
         return _attempt_by_executor(step, step.executor)
@@ -211,7 +211,7 @@ def _attempt(step: Step, function: Function, in_thread: bool) -> AsyncFunction:
 
 
 def _attempt_by_executor(step: Step, executor: Elsewhere) -> AsyncFunction:
-    """The function for one attempt by an executor. The executor applies the time-out, since it knows when the attempt begins."""
+    """The function for one attempt by an executor. The executor applies the timeout, since it knows when the attempt begins."""
 
     def perform(run: Running, prepared: Value) -> Coroutine[Any, Any, Value]:
         work = Work(step.name, step.exec, step.exec_async, prepared, step.address, step.timeout)
@@ -223,7 +223,7 @@ def _attempt_by_executor(step: Step, executor: Elsewhere) -> AsyncFunction:
         except WorkerTimeout as error:
             raise NodeTimeoutError(_timeout_message(step)) from error
 
-    # Thousands may wait in it at a time, so without a time-out it has one coroutine less.
+    # Thousands may wait in it at a time, so without a timeout it has one coroutine less.
     return perform if step.timeout is None else attempt
 
 

@@ -120,7 +120,7 @@ class Running(Protocol):
         ...
 
     async def ask(self, step: Step, made: Callable[[], Asking]) -> Value:
-        """The answer to a question of a node; MISSING once its time-out is over. `made` is called if it was not asked before."""
+        """The answer to a question of a node; MISSING once its timeout is over. `made` is called if it was not asked before."""
         ...
 
     async def sleep(self, until: Callable[[], float]) -> None:
@@ -201,7 +201,7 @@ class Ledger(Protocol):
         ...
 
     async def ask(self, run: Running, step: Step, made: Callable[[], Asking]) -> Value:
-        """The answer to a question; MISSING once its time-out is over. Raises RunSuspendedError if there is none yet."""
+        """The answer to a question; MISSING once its timeout is over. Raises RunSuspendedError if there is none yet."""
         ...
 
     async def sleep(self, run: Running, until: Callable[[], float]) -> None:

@@ -1,4 +1,4 @@
-"""Worker threads for `def` phases: our own daemon threads, replaced when a time-out abandons one.
+"""Worker threads for `def` phases: our own daemon threads, replaced when a timeout abandons one.
 
 The event loop's default pool would fill up with abandoned threads, and `asyncio.run` would wait for them at its end. Also, a
 function in a worker thread may itself run a workflow, and would then wait for a thread that may never be free. So a job from a
@@ -61,7 +61,7 @@ class _Job:
 
 
 class WorkerTimeout(Exception):
-    """The function has not returned within the time-out."""
+    """The function has not returned within the timeout."""
 
 
 class Workers:

@@ -38,7 +38,7 @@ class Settings:
     """What tracing does. `tracer_provider` None: OpenTelemetry's global one.
 
     `detail` "run": one span per run. "node": also one per node, with its phases' durations, one per attempt if a node
-    has a retry, a time-out or a fallback, and one per store operation. "phase": one for each phase, instead of durations.
+    has a retry, a timeout or a fallback, and one per store operation. "phase": one for each phase, instead of durations.
     "debug": also one for each layer that a store operation passes, in stacks that are built from then on.
 
     `capture` "none": neither keys nor values nor the messages of exceptions. "keys": the keys of store operations.
