@@ -580,7 +580,9 @@ def saying(answers: Mapping[bytes, bytes], otherwise: bytes) -> Iterator[int]:
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # whatever ends it, if it is the loop's end before its first step: an open connection would fail a later test
-        asyncio.ensure_future(serve(reader, writer)).add_done_callback(lambda _: writer.transport.abort())
+        task = asyncio.ensure_future(serve(reader, writer))
+        tasks.add(task)  # asyncio itself doesn't keep it
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     async def begin() -> int:
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
@@ -589,6 +591,7 @@ def saying(answers: Mapping[bytes, bytes], otherwise: bytes) -> Iterator[int]:
         return port
 
     servers: list[asyncio.Server] = []
+    tasks: set[asyncio.Task[None]] = set()
     thread = LoopThread("a server that says things")
     thread.start()
     try:
