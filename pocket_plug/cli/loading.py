@@ -32,10 +32,11 @@ def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
 
 
 def _file(path: Path, name: str) -> Path:
+    """The Python file that is meant. `name` is for the message: what was given behind the path, such as ":graph"."""
     if path.is_dir():
-        for name in ("app.py", "__init__.py"):
-            if (path / name).is_file():
-                return path / name
+        for each in ("app.py", "__init__.py"):
+            if (path / each).is_file():
+                return path / each
         raise click.UsageError(f"the folder {path} has neither app.py nor __init__.py")
     if not path.is_file():
         module = path.parent / f"{path.name.replace('.', '/')}.py"  # other tools take `package.module:name`

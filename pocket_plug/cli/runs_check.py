@@ -29,7 +29,7 @@ def check(target: Target, graph: str, as_json: bool) -> int:
         found = _checked(target, graph)
     refused = [each for each in found if not each.can_resume]
     if as_json:
-        echo_json([{"run": each.run_id, **_facts(each)} for each in found])
+        echo_json([_facts(each) for each in found])
     else:
         rows = [(each.run_id, each.state, each.node, each.verdict, _why(each)) for each in found]
         print_table(("run", "state", "node", "verdict", "why"), rows)
@@ -44,8 +44,7 @@ def check(target: Target, graph: str, as_json: bool) -> int:
 
 def _facts(found: RunCheck) -> dict[str, object]:
     facts = asdict(found)
-    del facts["run_id"]
-    return facts
+    return {"run": facts.pop("run_id"), **facts}  # as in `runs ls`
 
 
 def _why(found: RunCheck) -> str:

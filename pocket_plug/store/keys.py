@@ -96,7 +96,7 @@ class Key(ReadAs[K, K], Generic[K]):
     run time (`Key(f"user:{id}")`, which pyright refuses), since there may be an id in it.
     """
 
-    __slots__ = ("_check", "_name", "_placeholders", "_shown", "template", "type", "values")
+    __slots__ = ("_check", "_name", "_parsed", "_shown", "template", "type", "values")
 
     @overload
     def __init__(self: Key, template: LiteralString, type: None = None, /) -> None: ...
@@ -105,7 +105,7 @@ class Key(ReadAs[K, K], Generic[K]):
     @overload
     def __init__(self, template: LiteralString, type: TypeForm[K], /) -> None: ...
     def __init__(self, template: LiteralString, type: Any = None, /) -> None:
-        self._placeholders = Template(template)
+        self._parsed = Template(template)
         if type is not None:
             check_type(type, f"Key {template!r}")
         self.template: str = template
@@ -114,7 +114,7 @@ class Key(ReadAs[K, K], Generic[K]):
         caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] # as namedtuple does: there is no other way
         self._shown = _is_literal(template, caller)
         self._name: str | None = None
-        if not self._placeholders.placeholders:
+        if not self._parsed.placeholders:
             self._name = _full_name(template, template) if self._shown else template
         self._check: Callable[[object], bool] | None = None
         if type is not None:
@@ -128,14 +128,14 @@ class Key(ReadAs[K, K], Generic[K]):
         """The key with its placeholders filled: those of these names by the named values, all others in order."""
         if self.values:
             raise KeyNameError(f"{self!r} is filled already; fill its template: Key({self.template!r})")
-        if named or self._placeholders.placeholders != len(values):
-            values = self._placeholders.in_order(values, named)
-        return self._filled(values, self._placeholders.filled(values))
+        if named or self._parsed.placeholders != len(values):
+            values = self._parsed.in_order(values, named)
+        return self._filled(values, self._parsed.filled(values))
 
     def _filled(self, values: tuple[object, ...], name: str) -> Key[K]:
         filled: Key[K] = object.__new__(type(self))
         filled.template, filled.type, filled.values, filled._check = self.template, self.type, values, self._check
-        filled._placeholders, filled._shown = self._placeholders, self._shown
+        filled._parsed, filled._shown = self._parsed, self._shown
         filled._name = _full_name(name, self.template) if self._shown else name
         return filled
 
@@ -175,7 +175,7 @@ class Key(ReadAs[K, K], Generic[K]):
         """
         if self._name is not None:
             return name == self._name
-        return self._placeholders.texts(name) is not None
+        return self._parsed.texts(name) is not None
 
     def parse(self, name: str) -> Key[K] | None:
         """The key with its placeholders filled so that `name` is its name; None if the template doesn't make it.
@@ -188,7 +188,7 @@ class Key(ReadAs[K, K], Generic[K]):
         """
         if self._name is not None:
             return self if name == self._name else None
-        values = self._placeholders.values(name)
+        values = self._parsed.values(name)
         return None if values is None else self._filled(values, name)
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from typing import final
 from pocket_plug.errors import KeyNameError, suggest
 from pocket_plug.primitives.names import RESERVED, check_length, check_name, check_prefix, part_of_name
 
-_HOLE = re.compile(r"\{(\w*)(\??)\}")
+_PLACEHOLDER = re.compile(r"\{(\w*)(\??)\}")
 _ESCAPED = re.compile("%([0-9A-F]{2})")
 _SCOPE = RESERVED[:-1]
 _UNRESERVED = f"%{ord(_SCOPE[0]):02X}"
@@ -51,11 +51,11 @@ def split_name(name: str) -> tuple[str, ...]:
 class Template:
     """A name with placeholders in it; a placeholder is written `{}` or `{name}`, and `{?}` or `{name?}` where it may be empty."""
 
-    __slots__ = ("_begins_with_hole", "_may_be_empty", "_pattern", "literals", "names", "text")
+    __slots__ = ("_begins_with_placeholder", "_may_be_empty", "_pattern", "literals", "names", "text")
 
     def __init__(self, text: str) -> None:
         self.text = check_name(text)
-        found = _HOLE.split(text)
+        found = _PLACEHOLDER.split(text)
         self.literals, self.names = found[::3], tuple(found[1::3])
         if any("{" in literal or "}" in literal for literal in self.literals):
             raise KeyNameError(
@@ -63,7 +63,7 @@ class Template:
                 "with a ? before the } if it may be empty, and filled by KEY(value)"
             )
         self._may_be_empty = [mark == "?" for mark in found[2::3]]
-        self._begins_with_hole = not self.literals[0]
+        self._begins_with_placeholder = not self.literals[0]
         self._pattern: re.Pattern[str] | None = None  # most templates are only filled
 
     @property
@@ -89,7 +89,7 @@ class Template:
         name = self.literals[0]
         for value, may_be_empty, literal in zip(values, self._may_be_empty, self.literals[1:], strict=True):
             name += part_of_name(value, self.text, may_be_empty=may_be_empty) + literal
-        return check_name(_unreserved(name) if self._begins_with_hole else name)
+        return check_name(_unreserved(name) if self._begins_with_placeholder else name)
 
     def texts(self, name: str) -> tuple[str, ...] | None:
         """The texts in the placeholders of a name, as they are escaped there; None if the template doesn't make such names."""
