@@ -16,6 +16,7 @@ from opentelemetry.trace import Link, Span
 from pocket_plug.hookspecs import SILENT, NodeCall, PhaseCall, Run
 from pocket_plug.otel.additions import Way, added
 from pocket_plug.otel.late import LateSpan
+from pocket_plug.otel.reporting import current_context
 from pocket_plug.primitives.failures import capped, capped_all, error_type
 from pocket_plug.propagation import SESSION, context_of, current_session, inject, named_baggage
 
@@ -93,7 +94,7 @@ class RunSpan(SpanManager):
 
     def __enter__(self) -> object:
         live, run = self.live, self.run
-        context, links = self._place(otel_context.get_current())
+        context, links = self._place(current_context())
         session = current_session(context)
         attributes: Attributes = {
             "pocket_plug.graph.name": self.graph,
@@ -225,11 +226,11 @@ class NodeSpan(SpanManager):
         return live.graph.start_span(title, context, attributes=attributes, start_time=start)
 
     def __enter__(self) -> None:
-        self.enter(None)
+        self.enter()
 
-    def enter(self, start: int | None) -> None:
-        """Start the span, and make it the current one."""
-        context, fan_out = otel_context.get_current(), self.fan_out
+    def enter(self, start: int | None = None) -> None:
+        """Start the span, now or at another time (in ns), and make it the current one."""
+        context, fan_out = current_context(), self.fan_out
         span = self.start(context, start)
         if fan_out is not None:
             fan_out.chooses = span.is_recording()
@@ -406,7 +407,7 @@ class PhaseSpan(SpanManager):
         return live.phase.start_span(capped(f"{phase} {node}"), context, attributes=attributes, start_time=start)
 
     def __enter__(self) -> None:
-        context = otel_context.get_current()
+        context = current_context()
         self.open(self.start(context), context)
         if self.live.capture is not None and self.span.is_recording():
             try:

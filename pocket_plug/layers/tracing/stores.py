@@ -87,9 +87,9 @@ class Tracing(Layer):
         return read_on(key)
 
     async def _traced_read(self, key: str, live: Live, context: Context) -> Entry | None:
-        about = Operation("get", _target(key), self._of_get, context, key)
+        target = _target(key)
         if self._attach_read:
-            span = self._start(live, about)
+            span = self._start(live, ("get", target, self._of_get, context, key))
             if span is None:
                 return await self.inner.read(key)
             with _Attached(live, span) as operation:
@@ -97,14 +97,14 @@ class Tracing(Layer):
                 operation.result = ("pocket_plug.store.hit", entry is not None)
                 operation.values = entry
                 return entry
-        about.start = time.time_ns()
+        start = time.time_ns()
         try:
             entry = await self.inner.read(key)
         except BaseException as error:
-            self._made(live, about, error)
+            self._made(live, ("get", target, self._of_get, context, key), start, error)
             raise
-        about.attributes = self._of_miss if entry is None else self._of_hit
-        self._made(live, about, None, entry)
+        attributes = self._of_miss if entry is None else self._of_hit
+        self._made(live, ("get", target, attributes, context, key), start, None, entry)
         return entry
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
@@ -113,7 +113,7 @@ class Tracing(Layer):
             return await self.inner.read_many(keys)
         keys = list(keys)
         attributes = self._attributes("get_many") | {"db.operation.batch.size": len(keys)}
-        about = Operation("get_many", _common_target(keys), attributes, context, keys)
+        about: Operation = "get_many", _common_target(keys), attributes, context, keys
         if self._attach_read:
             span = self._start(live, about)
             if span is None:
@@ -123,14 +123,14 @@ class Tracing(Layer):
                 operation.result = ("db.response.returned_rows", len(entries))
                 operation.values = entries
                 return entries
-        about.start = time.time_ns()
+        start = time.time_ns()
         try:
             entries = await self.inner.read_many(keys)
         except BaseException as error:
-            self._made(live, about, error)
+            self._made(live, about, start, error)
             raise
         attributes["db.response.returned_rows"] = len(entries)
-        self._made(live, about, None, entries)
+        self._made(live, about, start, None, entries)
         return entries
 
     def write(  # pyright: ignore[reportIncompatibleMethodOverride] - awaited alike
@@ -147,12 +147,12 @@ class Tracing(Layer):
         if len(changes) == 1:
             key = changes[0].key
             name, attributes = ("set", self._of_set) if isinstance(changes[0], Put) else ("delete", self._of_delete)
-            about = Operation(name, _target(key), attributes, context, key)
+            about: Operation = name, _target(key), attributes, context, key
         else:
             keys = [change.key for change in changes] or [*expect]
             name = "write" if changes else "check"
             attributes = self._attributes(name) | {"db.operation.batch.size": len(keys)}
-            about = Operation(name, _common_target(keys), attributes, context, keys)
+            about = name, _common_target(keys), attributes, context, keys
         if self._attach_write:
             span = self._start(live, about)
             if span is None:
@@ -160,13 +160,13 @@ class Tracing(Layer):
             with _Attached(live, span) as operation:
                 operation.values = changes
                 return await self.inner.write(changes, expect)
-        about.start = time.time_ns()
+        start = time.time_ns()
         try:
             version = await self.inner.write(changes, expect)
         except BaseException as error:
-            self._made(live, about, error, changes)
+            self._made(live, about, start, error, changes)
             raise
-        self._made(live, about, None, changes)
+        self._made(live, about, start, None, changes)
         return version
 
     def scan(
@@ -196,27 +196,33 @@ class Tracing(Layer):
             raise
         finally:
             attributes = self._attributes("scan") | {"db.response.returned_rows": count}
-            about = Operation("scan", template_of(prefix), attributes, parent, prefix, start)
-            self._made(live, about, error, end=start + busy)
+            about = "scan", template_of(prefix), attributes, parent, prefix
+            self._made(live, about, start, error, end=start + busy)
 
     def _made(
-        self, live: Live, about: Operation, error: BaseException | None, values: Values = None, end: int | None = None
+        self,
+        live: Live,
+        about: Operation,
+        start: int,
+        error: BaseException | None,
+        values: Values = None,
+        end: int | None = None,
     ) -> None:
         """Make the span of an operation that has ended: no code below could have needed it as the current one."""
-        span = self._start(live, about)
+        span = self._start(live, about, start)
         if span is not None:
             _finish(live, span, error, None, values, end)
 
-    def _start(self, live: Live, about: Operation) -> Span | None:
-        """A recording span, or None. Tracing that fails must not fail the store."""
-        parent, keys, attributes = about.parent, about.keys, about.attributes
+    def _start(self, live: Live, about: Operation, start: int | None = None) -> Span | None:
+        """A recording span that starts now, or at another time (in ns); or None. Tracing that fails must not fail the store."""
+        operation, target, attributes, parent, keys = about
         if _is_bookkeeping(keys) and not trace.get_current_span(parent).get_span_context().is_valid:
             return None  # a durable run reads its records before it has a span: that must not begin a trace
         try:
-            name = capped(f"{about.name} {about.template}") if about.template else about.name
+            name = capped(f"{operation} {target}") if target else operation
             if (asked := live.additions().store) or live.baggage:
                 attributes = carried(live, parent) | added("store", asked, attributes) | attributes
-            span = live.store.start_span(name, parent, self._kind, attributes, start_time=about.start)
+            span = live.store.start_span(name, parent, self._kind, attributes, start_time=start)
             if not span.is_recording():
                 return None
             if live.capture is not None and keys:
@@ -229,22 +235,8 @@ class Tracing(Layer):
         return span
 
 
-class Operation:
-    """What a span shows of an operation; `start` in ns, None for now."""
-
-    __slots__ = ("attributes", "keys", "name", "parent", "start", "template")
-
-    def __init__(
-        self,
-        name: str,
-        template: str,
-        attributes: Attributes,
-        parent: Context,
-        keys: str | Sequence[str],
-        start: int | None = None,
-    ) -> None:
-        self.name, self.template, self.attributes = name, template, attributes
-        self.parent, self.keys, self.start = parent, keys, start
+Operation = tuple[str, str, Attributes, Context, str | Sequence[str]]
+"""What a span shows of an operation: its name, its target, its attributes, the context around it, and its keys."""
 
 
 def listening_of(layer: Layer) -> Listening:
