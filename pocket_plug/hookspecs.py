@@ -194,8 +194,9 @@ class Specs:
         >>> @node
         ... async def double(n: int) -> int:
         ...     return 2 * n
-        >>> graph = Graph(double, name="doubling", store=Store(f"sqlite:///{mkdtemp()}/state.db"))
-        >>> state = graph.submit_sync(21, run_id="d-1", pocket=Pocket(plugins=[Printing()], autoload=False))
+        >>> with Store(f"sqlite:///{mkdtemp()}/state.db").sync as store:
+        ...     graph = Graph(double, name="doubling", store=store)
+        ...     state = graph.submit_sync(21, run_id="d-1", pocket=Pocket(plugins=[Printing()], autoload=False))
         run d-1 was submitted
         """
 
