@@ -98,7 +98,7 @@ def print_stats(found: Trace, alive: bool) -> None:
 def _caption(found: Trace, alive: bool) -> str:
     numbers = f"{plural(len(found.spans), 'span')}, {plural(found.errors, 'error')}, {plural(found.retries, 'retry')}"
     run = f"run {found.run_id}: " if found.run_id is not None else ""
-    outcome = f"{found.outcome or ('running' if alive else 'not ended')}, " if found.runs else ""
+    outcome = f"{found.outcome or ('running' if alive else 'unfinished')}, " if found.runs else ""
     return f"{run}{outcome}{local_time(found.start)}, {numbers}, trace {found.id}"
 
 
