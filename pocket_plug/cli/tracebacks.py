@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from pathlib import Path
 from traceback import FrameSummary, StackSummary, TracebackException
 
@@ -11,13 +12,13 @@ import click
 import pocket_plug
 
 _LIBRARIES = (
-    *(f"{Path(str(module.__file__)).parent}/" for module in (pocket_plug, asyncio, click)),
-    "<frozen ",  # the import system
+    *(f"{Path(str(module.__file__)).parent}/" for module in (pocket_plug, asyncio, importlib, click)),
+    "<frozen ",  # the import system, too
 )
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback as Python prints it, without the frames of pocket_plug, asyncio and click, unless there are no others."""
+    """The traceback as Python prints it, without the frames of pocket_plug and of what it uses, unless there are no others."""
     shown = TracebackException.from_exception(error)
     _shorten(shown)
     return "".join(shown.format()).rstrip()

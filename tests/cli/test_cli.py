@@ -687,6 +687,15 @@ def test_an_error_is_one_message(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_an_error_of_a_users_module_is_a_short_traceback(capsys):
+    """It shows the module alone, not what imports it."""
+    write("broken.py", "graph = 1 / 0")
+    assert main(["run", "broken.py"]) == 1
+    first, frame, *_, last = capsys.readouterr().err.splitlines()
+    assert (first, last) == ("Traceback (most recent call last):", "ZeroDivisionError: division by zero")
+    assert "broken.py" in frame
+
+
 def test_a_users_error_is_a_short_traceback(capsys):
     """The user's own frames, the cause too, with the note of where in the run it comes from; --debug shows all frames."""
     write(
