@@ -12,8 +12,7 @@ import click
 
 from pocket_plug.errors import ConfigError, UnknownRunError, suggest
 
-from .output import echo, progress
-from .trees import plural
+from .output import echo, plural, progress
 
 if TYPE_CHECKING:
     from pocket_plug.traces.index import TraceIndex

@@ -20,10 +20,10 @@ from pocket_plug.primitives.terminal import escaped_json
 from pocket_plug.store.backend import Backend, Put
 from pocket_plug.store.keys import RESERVED
 
-from .entries import BATCH, count, found_entries, names_of, readable_name
+from .entries import BATCH, found_entries, names_of, readable_name
 from .jsonlines import entries_of, line_of
 from .listed import with_items, without_items
-from .output import echo, progress
+from .output import echo, plural, progress
 from .target import Target
 
 
@@ -65,7 +65,7 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
 
     number, damaged, own = asyncio.run(exported())
     left_out = f"; left out {own:,} of pocket_plug's own, such as durable runs: --all exports them too" if own else ""
-    echo(f"exported {count(number)}{left_out}", err=True)
+    echo(f"exported {plural(number, 'entry')}{left_out}", err=True)
     return int(damaged > 0)
 
 
@@ -105,7 +105,7 @@ def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> No
 
         done, expired = asyncio.run(imported())
     left_out = f"; left out {expired:,} that had expired" if expired else ""
-    echo(f"imported {count(done)}{left_out}", err=True)
+    echo(f"imported {plural(done, 'entry')}{left_out}", err=True)
 
 
 async def _stored(stack: Backend, puts: list[Put], done: int, total: int) -> int:
