@@ -10,6 +10,7 @@ from traceback import FrameSummary, StackSummary, TracebackException
 import click
 
 import pocket_plug
+from pocket_plug.primitives.failures import ON_WORKER
 
 _LIBRARIES = (
     *(f"{Path(str(module.__file__)).parent}/" for module in (pocket_plug, asyncio, importlib, click)),
@@ -25,7 +26,9 @@ def user_traceback(error: BaseException) -> str:
 
 
 def _shorten(shown: TracebackException) -> None:
-    if own := [frame for frame in shown.stack if not frame.filename.startswith(_LIBRARIES)]:
+    own = [frame for frame in shown.stack if not frame.filename.startswith(_LIBRARIES)]
+    notes: list[str] = getattr(shown, "__notes__", None) or []
+    if own or any(note.startswith(ON_WORKER) for note in notes):  # that note has the frames of the worker
         shown.stack = StackSummary.from_list(list[FrameSummary | tuple[str, int, str, str | None]](own))
     for other in (shown.__cause__, shown.__context__, *(shown.exceptions or ())):
         if other is not None:

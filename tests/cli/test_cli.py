@@ -696,6 +696,27 @@ def test_an_error_of_a_users_module_is_a_short_traceback(capsys):
     assert "broken.py" in frame
 
 
+def test_an_error_on_a_worker_is_a_short_traceback(capsys):
+    """The user's frames are in the note that the worker has added; here there are none."""
+    write(
+        "far.py",
+        """
+        import pocket_plug as pp
+
+        @pp.node(executor="processes")
+        def find(n: int) -> float:
+            return 1 / n
+
+        graph = pp.Graph(find, name="orders")
+        """,
+    )
+    assert main(["run", "far.py", "--input", "0"]) == 1
+    raised, _, there = capsys.readouterr().err.partition("on worker ")
+    assert raised.endswith("ZeroDivisionError: division by zero\n")
+    assert "File" not in raised
+    assert "far.py" in there
+
+
 def test_a_users_error_is_a_short_traceback(capsys):
     """The user's own frames, the cause too, with the note of where in the run it comes from; --debug shows all frames."""
     write(
