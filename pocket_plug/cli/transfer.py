@@ -13,7 +13,7 @@ from typing import IO
 import click
 import msgspec
 
-from pocket_plug.errors import CodecError, PocketError
+from pocket_plug.errors import CodecError, CorruptRecordError, PocketError
 from pocket_plug.primitives.lists import place_of
 from pocket_plug.primitives.names import ITEMS
 from pocket_plug.primitives.terminal import escaped_json
@@ -80,7 +80,10 @@ def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> No
     Every line is checked before the first entry is stored. Existing entries are replaced.
     """
     with _readable_twice(file) as lines:
-        total = sum(1 for _ in entries_of(lines, file.name, reserved=take_all))
+        try:
+            total = sum(1 for _ in entries_of(lines, file.name, reserved=take_all))
+        except CorruptRecordError as error:
+            raise CorruptRecordError(f"{error}; nothing was imported") from error.__cause__
         lines.seek(0)
 
         async def imported() -> tuple[int, int]:
