@@ -155,4 +155,4 @@ def type_name(declared: object) -> str:
     """
     if isinstance(declared, type) and not hasattr(declared, "__args__"):
         return declared.__name__
-    return re.sub(r"\b(?:typing|collections\.abc)\.", "", str(declared))
+    return re.sub(r"(?<![\w.])(?:typing|collections\.abc)\.", "", str(declared))
