@@ -1,7 +1,7 @@
 """The command line, `pocket-plug`: results go to stdout, messages to stderr.
 
-Exit codes: 0 success, 1 a run or the user's code failed, 2 wrong usage or configuration,
-3 a run waits for an answer or a time, 4 a store's server can't be reached, 130 interrupted.
+Exit codes: 0 success; 1 a run or the user's code failed, what was named doesn't exist, or a check found something wrong; 2 wrong
+usage or configuration; 3 a run waits for an answer or a time; 4 a store's server can't be reached; 130 interrupted.
 
 A command's module is imported when the command runs, so that the help is fast: this module has only the name of each command
 and the line that the help shows.

@@ -48,10 +48,6 @@ async def found_entries(stack: Backend, names: Sequence[str]) -> AsyncIterator[N
                 yield name, found[name]
 
 
-def count(number: int) -> str:
-    return f"{number:,} {'entry' if number == 1 else 'entries'}"
-
-
 G = TypeVar("G", str, tuple[str, ...])
 
 

@@ -53,11 +53,10 @@ def value_of(given: str | None, wanted: Any, what: str) -> Any:
         kinds = [kind for kind in union_members(wanted) if kind is not type(None)]
         if kinds and all(kind in (str, Path, PurePath) for kind in kinds):
             return kinds[0](text)
-        why, words = why_no_json(_first_fault(text, error)), _in_words(wanted)
-        expected = "" if wanted is Any or why.startswith(f"Expected `{words}`") else f"; expected: {words}"
-        raise click.UsageError(f"{where}: {why}{expected}") from error
+        why = why_no_json(_first_fault(text, error))
+        raise click.UsageError(f"{where}: {why}; give {_in_words(wanted)}") from error
     if not fits(value):
-        raise click.UsageError(f"{where}: found {summary(value)}; expected: {_in_words(wanted)}")
+        raise click.UsageError(f"{where}: found {summary(value)}; give {_in_words(wanted)}")
     return value
 
 
@@ -71,9 +70,12 @@ def _first_fault(text: str, error: Exception) -> Exception:
 
 
 def _in_words(wanted: Any) -> str:
-    """A type's name, or its values as JSON if it has only a few."""
+    """What can be given: a type's name, or its values if it has only a few."""
+    if wanted is Any:
+        return "JSON"
     values = choices(wanted)
-    return type_name(wanted) if values is None else " or ".join(msgspec.json.encode(each).decode() for each in values)
+    words = [type_name(wanted)] if values is None else [msgspec.json.encode(each).decode() for each in values]
+    return f"{' or '.join(words)}, as JSON"
 
 
 def _read(given: str, what: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from pocket_plug.errors import suggest
+from pocket_plug.graph.graph import Graph
 
 
 def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
@@ -26,9 +27,13 @@ def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
     for each in (name,) if name else names:
         if hasattr(module, each):
             return f"{path}:{each}", getattr(module, each)
+    graphs = [each for each, value in vars(module).items() if isinstance(value, Graph)]
     if name:
-        raise click.UsageError(f"{path} has no {name!r}.{suggest(name, dir(module))}")
-    raise click.UsageError(f"{path} defines neither {' nor '.join(names)}; name an object: {path}:name")
+        there = f"; its graphs are {', '.join(graphs)}" if graphs else ""
+        raise click.UsageError(f"{path} has no {name!r}{there}.{suggest(name, dir(module))}")
+    none = f"no {names[0]}" if len(names) == 1 else f"neither {' nor '.join(names)}"
+    there = " or ".join(f"{path}:{each}" for each in graphs or ["name"])
+    raise click.UsageError(f"{path} defines {none}; name an object: {there}")
 
 
 def _file(path: Path, name: str) -> Path:
@@ -37,11 +42,15 @@ def _file(path: Path, name: str) -> Path:
         for each in ("app.py", "__init__.py"):
             if (path / each).is_file():
                 return path / each
-        raise click.UsageError(f"the folder {path} has neither app.py nor __init__.py")
+        raise click.UsageError(
+            f"the folder {path} has neither app.py nor __init__.py; give the path of a Python file in it"
+        )
     if not path.is_file():
         module = path.parent / f"{path.name.replace('.', '/')}.py"  # other tools take `package.module:name`
-        meant = f"; did you mean {module}{name}?" if module.is_file() else ""
-        raise click.UsageError(f"there is no file or folder {path}{meant}")
+        way = "give the path of a Python file, or of a folder with app.py"
+        if module.is_file():
+            way = f"did you mean {module}{name}?"
+        raise click.UsageError(f"there is no file or folder {path}; {way}")
     if path.suffix != ".py":
         raise click.UsageError(f"{path} is not a Python file; its name must end in .py")
     return path

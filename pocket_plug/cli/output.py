@@ -135,6 +135,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def plural(number: int, word: str) -> str:
+    """A number with a noun in the singular or plural.
+
+    >>> plural(1, "retry"), plural(1200, "retry"), plural(0, "span")
+    ('1 retry', '1,200 retries', '0 spans')
+    """
+    many = f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+    return f"{number:,} {word if number == 1 else many}"
+
+
 def how_many_are_wrong(number: int) -> str:
     """The last line of a checking command.
 

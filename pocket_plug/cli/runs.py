@@ -386,7 +386,9 @@ def _with_graph(
 async def _answer_type(graph: Graph[Any, Any], runs: Runs, run_id: str, question: str | None) -> Any:
     """The type of an answer to a run's question."""
     asked = [each for each in (await runs.history(run_id)).questions if question in (None, each.id)]
-    step = step_of_place(graph.plan, asked[-1].id) if asked else None
+    if not asked:
+        return str  # any text: the answer will be refused, with the questions that there are
+    step = step_of_place(graph.plan, asked[-1].id)
     return step.answer_type if isinstance(step, AskStep) else Any
 
 
@@ -469,5 +471,5 @@ def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
     except RunBusyError as error:
         raise click.UsageError(str(error).replace("use force=True", "add --force")) from error
     for run_id in missing:
-        echo(f"there is no run {run_id!r}", err=True)
+        echo(f"there is no run {run_id!r} in {target}; `pocket-plug runs{target.options} ls` lists the runs", err=True)
     return int(bool(missing))

@@ -33,11 +33,9 @@ def check(target: Target, graph: str, as_json: bool) -> int:
     else:
         rows = [(each.run_id, each.state, each.node, each.verdict, _why(each)) for each in found]
         print_table(("run", "state", "node", "verdict", "why"), rows)
-        summary = (
-            f"{len(refused):,} of {len(found):,} open runs can't resume"
-            if refused
-            else f"all {len(found):,} can resume"
-        )
+        summary = f"all {len(found):,} can resume" if found else "there are no open runs"
+        if refused:
+            summary = f"{len(refused):,} of {len(found):,} open runs can't resume"
         echo(summary, err=True)
     return int(bool(refused))
 

@@ -14,7 +14,7 @@ from pocket_plug.plugins.pocket import default_pocket
 
 from .durations import duration
 from .entries import sealing
-from .output import as_json, echo, echo_json
+from .output import as_json, echo, echo_json, plural
 from .target import Target
 
 
@@ -58,8 +58,9 @@ def prune(
         echo(f"{_counted(pruned)} would be removed")
     else:
         echo(f"removed {_counted(pruned)}" + (f"; the file shrinks by {pruned.freed:,} bytes" if pruned.freed else ""))
-    if pruned.unreadable:
-        echo(f"{pruned.unreadable:,} runs are damaged and were kept; `pocket-plug runs rm` removes them", err=True)
+    if kept := pruned.unreadable:
+        them = "it" if kept == 1 else "them"
+        echo(f"kept, since damaged: {plural(kept, 'run')}; `pocket-plug runs rm` removes {them} all the same", err=True)
 
 
 def _configured() -> Retention:
@@ -73,4 +74,4 @@ def _configured() -> Retention:
 
 
 def _counted(pruned: Pruned) -> str:
-    return f"{pruned.runs:,} {'run' if pruned.runs == 1 else 'runs'} ({pruned.records:,} records)"
+    return f"{plural(pruned.runs, 'run')} ({plural(pruned.records, 'record')})"

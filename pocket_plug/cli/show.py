@@ -12,6 +12,7 @@ from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.plugins.config import StoreTable, layer_name
 from pocket_plug.plugins.discovery import Library, find_libraries
 from pocket_plug.plugins.pocket import Pocket, default_pocket
+from pocket_plug.plugins.shown import COLUMNS, plugin_rows
 from pocket_plug.primitives.redaction import public_url, shown
 
 from .output import as_json, echo, echo_json, print_table
@@ -28,18 +29,9 @@ def plugins(as_json: bool) -> None:
     if as_json:
         echo_json([*map(_plugin, records), *map(_library, libraries)])
         return
-    rows: list[tuple[str, ...]] = [
-        (
-            record.name,
-            record.status,
-            f"{record.distribution or record.origin} {record.version or ''}".rstrip(),
-            ", ".join(hook.removeprefix("pocket_") for hook in record.hooks),
-            record.reason,
-        )
-        for record in records
-    ]
+    rows = plugin_rows(records)
     rows += [(each.distribution, "library", f"{each.distribution} {each.version}", "", NO_PLUGIN) for each in libraries]
-    print_table(("name", "status", "from", "hooks", "reason"), rows)
+    print_table(COLUMNS, rows)
 
 
 NO_PLUGIN = "not a plugin, since it has no entry point: programs import it"

@@ -23,7 +23,6 @@ from .backup import backup
 from .durations import duration
 from .entries import (
     BATCH,
-    count,
     found_entries,
     names_of,
     readable_name,
@@ -34,7 +33,7 @@ from .entries import (
 )
 from .jsonlines import is_json, line_of, type_in, why_no_json
 from .listed import faults_of, is_list, remove_items
-from .output import as_json, echo, echo_json, echo_value, in_units, print_table, progress
+from .output import as_json, echo, echo_json, echo_value, in_units, plural, print_table, progress
 from .target import Target, by_name, by_url, path_of
 from .transfer import export, import_
 
@@ -214,7 +213,9 @@ def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> 
             else:
                 there = await names_of(stack, prefix, show_all=False)
                 if not yes:
-                    raise click.UsageError(f"{count(len(there))} would be removed from {target}; to do so, add --yes")
+                    raise click.UsageError(
+                        f"{plural(len(there), 'entry')} would be removed from {target}; to do so, add --yes"
+                    )
             with progress("removing", len(there)) as advance:
                 for start in range(0, len(there), BATCH):
                     batch = there[start : start + BATCH]
@@ -228,7 +229,7 @@ def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> 
     missing = [key for key in keys if key not in there]
     for key in missing:
         echo(f"nothing at {key!r}", err=True)
-    echo(f"removed {count(len(there))}", err=True)
+    echo(f"removed {plural(len(there), 'entry')}", err=True)
     return int(bool(missing))
 
 
@@ -345,9 +346,9 @@ def check(target: Target, as_json: bool) -> int:
             echo(f"fault: {fault}")
         unbound = f", {found.unbound:,} of an older version, not bound to their keys" if found.unbound else ""
         if found.leftovers:
-            echo(f"{count(found.leftovers)} of lists that no longer exist: later appends remove them", err=True)
-        echo(
-            f"checked {count(found.entries)}: {len(found.damaged):,} damaged, {len(found.faults):,} faults{unbound}",
-            err=True,
-        )
+            echo(
+                f"{plural(found.leftovers, 'entry')} of lists that no longer exist: later appends remove them", err=True
+            )
+        entries, faults = plural(found.entries, "entry"), plural(len(found.faults), "fault")
+        echo(f"checked {entries}: {len(found.damaged):,} damaged, {faults}{unbound}", err=True)
     return int(bool(found.damaged or found.faults))

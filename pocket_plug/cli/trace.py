@@ -18,7 +18,7 @@ from pocket_plug.errors import ConfigError, UnknownRunError
 from pocket_plug.primitives.files import make_folder, private
 
 from .durations import duration
-from .output import as_json, echo, echo_json, echo_value, print_table, progress
+from .output import as_json, echo, echo_json, echo_value, plural, print_table, progress
 from .trace_diff import diff
 from .trace_texts import FINE, figures_head, figures_row, outcome_text
 from .traces_found import (
@@ -31,7 +31,7 @@ from .traces_found import (
     say_unreadable,
     traces_of_run,
 )
-from .trees import follow, local_time, plural, print_errors, print_stats, print_tree
+from .trees import follow, local_time, print_errors, print_stats, print_tree
 
 if TYPE_CHECKING:
     from pocket_plug.traces.open_spans import OpenSpan

@@ -12,8 +12,7 @@ import click
 
 from pocket_plug.errors import ConfigError, UnknownRunError, suggest
 
-from .output import echo, progress
-from .trees import plural
+from .output import echo, plural, progress
 
 if TYPE_CHECKING:
     from pocket_plug.traces.index import TraceIndex
@@ -64,12 +63,14 @@ def readable(path: Path) -> Generator[None]:
     except FileNotFoundError:
         raise no_file(path) from None
     except OSError as error:
-        raise ConfigError(f"{path} can't be read: {error.strerror}. Name another file by --file") from error
+        raise ConfigError(f"{path} can't be read: {error.strerror}; name another file") from error
 
 
 def no_file(path: Path) -> UnknownRunError:
     """The error for a missing trace file."""
-    return UnknownRunError(f"there is no file {path}. `pocket-plug run --trace` and observe() create one")
+    return UnknownRunError(
+        f"there is no file {path}. `pocket-plug run --trace` and observe() create one; or name another file"
+    )
 
 
 def say_unreadable(path: Path, lines: int) -> None:

@@ -13,17 +13,17 @@ from typing import IO
 import click
 import msgspec
 
-from pocket_plug.errors import CodecError, PocketError
+from pocket_plug.errors import CodecError, CorruptRecordError, PocketError
 from pocket_plug.primitives.lists import place_of
 from pocket_plug.primitives.names import ITEMS
 from pocket_plug.primitives.terminal import escaped_json
 from pocket_plug.store.backend import Backend, Put
 from pocket_plug.store.keys import RESERVED
 
-from .entries import BATCH, count, found_entries, names_of, readable_name
+from .entries import BATCH, found_entries, names_of, readable_name
 from .jsonlines import entries_of, line_of
 from .listed import with_items, without_items
-from .output import echo, progress
+from .output import echo, plural, progress
 from .target import Target
 
 
@@ -65,7 +65,7 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
 
     number, damaged, own = asyncio.run(exported())
     left_out = f"; left out {own:,} of pocket_plug's own, such as durable runs: --all exports them too" if own else ""
-    echo(f"exported {count(number)}{left_out}", err=True)
+    echo(f"exported {plural(number, 'entry')}{left_out}", err=True)
     return int(damaged > 0)
 
 
@@ -80,7 +80,10 @@ def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> No
     Every line is checked before the first entry is stored. Existing entries are replaced.
     """
     with _readable_twice(file) as lines:
-        total = sum(1 for _ in entries_of(lines, file.name, reserved=take_all))
+        try:
+            total = sum(1 for _ in entries_of(lines, file.name, reserved=take_all))
+        except CorruptRecordError as error:
+            raise CorruptRecordError(f"{error}; nothing was imported") from error.__cause__
         lines.seek(0)
 
         async def imported() -> tuple[int, int]:
@@ -105,7 +108,7 @@ def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> No
 
         done, expired = asyncio.run(imported())
     left_out = f"; left out {expired:,} that had expired" if expired else ""
-    echo(f"imported {count(done)}{left_out}", err=True)
+    echo(f"imported {plural(done, 'entry')}{left_out}", err=True)
 
 
 async def _stored(stack: Backend, puts: list[Put], done: int, total: int) -> int:

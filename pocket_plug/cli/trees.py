@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pocket_plug.primitives.terminal import escaped
 
-from .output import echo, echo_drawn, print_table
+from .output import echo, echo_drawn, plural, print_table
 from .trace_texts import figures_head, figures_row
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def print_stats(found: Trace, alive: bool) -> None:
 def _caption(found: Trace, alive: bool) -> str:
     numbers = f"{plural(len(found.spans), 'span')}, {plural(found.errors, 'error')}, {plural(found.retries, 'retry')}"
     run = f"run {found.run_id}: " if found.run_id is not None else ""
-    outcome = f"{found.outcome or ('running' if alive else 'not ended')}, " if found.runs else ""
+    outcome = f"{found.outcome or ('running' if alive else 'unfinished')}, " if found.runs else ""
     return f"{run}{outcome}{local_time(found.start)}, {numbers}, trace {found.id}"
 
 
@@ -191,13 +191,3 @@ def _line(span: RecordedSpan, by_id: Mapping[str, RecordedSpan]) -> str:
 def local_time(nanoseconds: int) -> str:
     """A time in nanoseconds since the epoch as local time."""
     return datetime.fromtimestamp(nanoseconds / 1e9).astimezone().isoformat(" ", "seconds")[:19]
-
-
-def plural(number: int, word: str) -> str:
-    """A number with a noun in the singular or plural.
-
-    >>> plural(1, "retry"), plural(1200, "retry"), plural(0, "span")
-    ('1 retry', '1,200 retries', '0 spans')
-    """
-    many = f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
-    return f"{number:,} {word if number == 1 else many}"

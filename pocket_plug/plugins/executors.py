@@ -26,7 +26,7 @@ def found_executor(name: str, config: Config, manager: Manager) -> tuple[str, Ca
     found = URL_SCHEME.match(url)
     scheme = (found[1] if found else url).lower()
     if scheme not in known:
-        names = sorted({*config.executors, *known})
+        names = sorted(known if where else {*config.executors, *known})
         if found or where:
             way_out = suggest(scheme, known) or " Install its plugin."
         else:

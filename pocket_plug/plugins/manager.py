@@ -206,7 +206,9 @@ class Manager:
         return tuple(hooks)
 
     def _class_meant(self, plugin: object) -> str:
-        """The hint for a module without hooks that has a class with hooks: the entry point must name the class."""
+        """The hint for a text, and for a module without hooks that has a class with hooks: it must be given instead."""
+        if isinstance(plugin, str):
+            return "it is a text; import the module, and give that"
         for name, kind in vars(plugin).items() if isinstance(plugin, ModuleType) else ():
             if isinstance(kind, type) and any(self._pm.parse_hookimpl_opts(kind, each) for each in dir(kind)):
                 return f"it implements no hook, but its class {name} does; name the class: {kind.__module__}:{name}"

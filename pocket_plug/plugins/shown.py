@@ -1,10 +1,12 @@
-"""The table of plugins in a notebook, as `pocket-plug plugins` prints it."""
+"""The table of plugins, for `pocket-plug plugins` and for notebooks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from pocket_plug.hookspecs import PluginRecord
+
+COLUMNS = ("name", "status", "from", "hooks", "reason")
 
 
 class Plugins(tuple[PluginRecord, ...]):
@@ -17,10 +19,15 @@ class Plugins(tuple[PluginRecord, ...]):
 
 
 def plugin_table(records: Iterable[PluginRecord]) -> str:
-    """An HTML table for a notebook, with a row for each record."""
+    """An HTML table for a notebook."""
     from pocket_plug.primitives.markup import table
 
-    rows = [
+    return table("plugins", COLUMNS, plugin_rows(records))
+
+
+def plugin_rows(records: Iterable[PluginRecord]) -> list[tuple[str, ...]]:
+    """A row of `COLUMNS` for each record."""
+    return [
         (
             record.name,
             record.status,
@@ -30,4 +37,3 @@ def plugin_table(records: Iterable[PluginRecord]) -> str:
         )
         for record in records
     ]
-    return table("plugins", ("name", "status", "from", "hooks", "reason"), rows)

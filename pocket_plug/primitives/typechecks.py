@@ -5,6 +5,7 @@ A hint that can't be resolved is unchecked, never an error: the checks serve the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from itertools import count
 from types import FunctionType, UnionType
@@ -147,5 +148,11 @@ def _is_structural(hint: type) -> bool:
 
 
 def type_name(declared: object) -> str:
-    """A type as one would write it: `User`, `list[User]`."""
-    return declared.__name__ if isinstance(declared, type) and not hasattr(declared, "__args__") else str(declared)
+    """A type as one would write it.
+
+    >>> type_name(int), type_name(Iterable[int]), type_name(list[Any])
+    ('int', 'Iterable[int]', 'list[Any]')
+    """
+    if isinstance(declared, type) and not hasattr(declared, "__args__"):
+        return declared.__name__
+    return re.sub(r"(?<![\w.])(?:typing|collections\.abc)\.", "", str(declared))

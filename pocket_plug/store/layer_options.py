@@ -141,8 +141,11 @@ def _fixing(
     """The `__init__` of a recipe's class, which checks the options first, and freezes the object afterwards."""
 
     @wraps(init)
-    def __init__(self: Any, *none: Any, **options: Any) -> None:
-        init(self, *none, **check(kind, options))
+    def __init__(self: Any, *others: Any, **options: Any) -> None:
+        if others and check is _checked:
+            names = ", ".join(each.name for each in dataclasses.fields(self))
+            raise TypeError(f"{kind.__name__} takes its options by their names: {names}")
+        init(self, *others, **check(kind, options))
         if type(self) is kind:  # else a subclass's `__init__` isn't done yet
             self.__dict__["_is_fixed"] = True
 

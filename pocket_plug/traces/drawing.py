@@ -51,7 +51,7 @@ def draw(
     """The lines of a tree, at most `width` columns wide; `plain` uses ASCII only.
 
     Spans without a parent among the `spans` are put below `root`, or at the top without a root. An open span is drawn up to `now`
-    (nanoseconds since the epoch), and labelled as running if `alive`, or else as not ended. `whole` shows each span and whole
+    (nanoseconds since the epoch), and labelled as running if `alive`, or else as unfinished. `whole` shows each span and whole
     messages. `notes` are lines to show below spans, by span id.
     """
     tree = Folding(spans, root, whole=whole)
@@ -119,7 +119,7 @@ def _label(span: RecordedSpan, nested: RecordedSpan | None, plain: bool, alive: 
         label.append(f" #{attempt}", style="dim")
     kind = escaped((span.error or "error").rpartition(".")[2])
     if not span.end:
-        label.append(f" {'...' if plain else '…'} {'running' if alive else 'not ended'}", style="yellow")
+        label.append(f" {'...' if plain else '…'} {'running' if alive else 'unfinished'}", style="yellow")
     elif span.status == "error":
         label.append(f" {'x' if plain else '✗'} {kind}", style="red" if span.failed else "yellow")
     elif span.error is not None:

@@ -476,21 +476,21 @@ def test_input_is_converted_to_the_graphs_type(capsys, name, given, shown):
     [
         ("number", None, "the graph takes int; give it by --input, as JSON, @FILE, or - for stdin"),
         ("fan", None, "the graph takes list[int]; give it by --input"),
-        ("number", "hello", "--input: JSON is malformed: invalid character (byte 0); expected: int"),
-        ("anything", "{", "--input: Input data was truncated\n"),
-        ("number", '"x"', "--input: Expected `int`, got `str`\n"),
-        ("model", '{"n": -4711}', "--input: Input should be greater than 0 - at `$.n`; expected: Model"),
+        ("number", "hello", "--input: JSON is malformed: invalid character (byte 0); give int, as JSON"),
+        ("anything", "{", "--input: Input data was truncated; give JSON\n"),
+        ("number", '"x"', "--input: Expected `int`, got `str`; give int, as JSON\n"),
+        ("model", '{"n": -4711}', "--input: Input should be greater than 0 - at `$.n`; give Model, as JSON"),
         ("checked", '{"n": -4711}', "--input: Input should be greater than 0 - at `$.n`"),
         ("several", '[{"n": -4711}]', "--input: Input should be greater than 0 - at `$.n` - at `$[0]`"),
         ("other", "{}", "Field required - at `$.n` Or: Field required - at `$.z`"),
-        ("place", '{"id": "a", "where": 5}', "Expected `Path`, got `int` - at `$.where`; expected: Place"),
+        ("place", '{"id": "a", "where": 5}', "Expected `Path`, got `int` - at `$.where`; give Place, as JSON"),
         ("fan", '[1, "x"]', "Expected `int`, got `str` - at `$[1]`"),
         ("mixed", "hello", "JSON is malformed"),
-        ("texts", "[1", "--input: Input data was truncated; expected: list[str]"),
-        ("sure", "yes", "--input: JSON is malformed: invalid character (byte 0); expected: true or false"),
-        ("size", "big", 'expected: "small" or "large"'),
-        ("size", '"big"', 'expected: "small" or "large"'),
-        ("colour", "3", "expected: 1 or 2"),
+        ("texts", "[1", "--input: Input data was truncated; give list[str], as JSON"),
+        ("sure", "yes", "--input: JSON is malformed: invalid character (byte 0); give true or false, as JSON"),
+        ("size", "big", 'give "small" or "large", as JSON'),
+        ("size", '"big"', 'give "small" or "large", as JSON'),
+        ("colour", "3", "give 1 or 2, as JSON"),
         ("model", "@nowhere.json", "--input: the file 'nowhere.json' can't be read: "),
         ("model", "@.", "--input: the file '.' can't be read: "),
         ("model", "@latin.json", "--input from latin.json is not UTF-8: invalid start byte at byte 0"),
@@ -595,12 +595,17 @@ def test_run_a_folder(capsys):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nowhere.py", "there is no file or folder nowhere.py\n"),
+        (
+            "nowhere.py",
+            "there is no file or folder nowhere.py; give the path of a Python file, or of a folder with app.py\n",
+        ),
         ("app:graph", "there is no file or folder app; did you mean app.py:graph?"),
         ("below.app", "there is no file or folder below.app; did you mean below/app.py?"),
-        ("empty", "the folder empty has neither app.py nor __init__.py"),
+        ("empty", "the folder empty has neither app.py nor __init__.py; give the path of a Python file in it"),
         ("notes.txt", "notes.txt is not a Python file; its name must end in .py"),
         ("nothing.py", "nothing.py defines neither main nor graph; name an object: nothing.py:name"),
+        ("named.py", "named.py defines neither main nor graph; name an object: named.py:shop or named.py:other\n"),
+        ("named.py:nosuch", "named.py has no 'nosuch'; its graphs are shop, other.\n"),
         ("nothing.py:grap", "nothing.py has no 'grap'. Did you mean 'graph_'?"),
         ("nothing.py:graph_", "nothing.py:graph_ is int, not a graph, a function or a click command"),
         ("json.py", "can't be imported as 'json', which is"),
@@ -612,10 +617,21 @@ def test_an_invalid_target_is_a_usage_error(capsys, target, message):
     write("notes.txt", "")
     write("json.py", "")
     write("nothing.py", "graph_ = 3")
+    write("named.py", "import pocket_plug as pp\nshop = other = pp.Graph(pp.Sleep(1))")
     write("app.py", "")
     write("below/app.py", "")
     assert main(["run", target]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_without_a_graph(capsys):
+    """`graph` and `worker` look for a graph only."""
+    write("nothing.py", "")
+    write("named.py", "import pocket_plug as pp\nshop = pp.Graph(pp.Sleep(1))")
+    assert main(["graph", "nothing.py"]) == 2
+    assert "nothing.py defines no graph; name an object: nothing.py:name" in capsys.readouterr().err
+    assert main(["worker", "named.py"]) == 2
+    assert "named.py defines no graph; name an object: named.py:shop\n" in capsys.readouterr().err
 
 
 def test_trace(capsys, monkeypatch):
@@ -669,6 +685,36 @@ def test_an_error_is_one_message(capsys):
     assert capsys.readouterr().err == "StoreError: the disk is full\n"
     assert main(["--debug", "run", "failing.py"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_of_a_users_module_is_a_short_traceback(capsys):
+    """It shows the module alone, not what imports it."""
+    write("broken.py", "graph = 1 / 0")
+    assert main(["run", "broken.py"]) == 1
+    first, frame, *_, last = capsys.readouterr().err.splitlines()
+    assert (first, last) == ("Traceback (most recent call last):", "ZeroDivisionError: division by zero")
+    assert "broken.py" in frame
+
+
+def test_an_error_on_a_worker_is_a_short_traceback(capsys):
+    """The user's frames are in the note that the worker has added; here there are none."""
+    write(
+        "far.py",
+        """
+        import pocket_plug as pp
+
+        @pp.node(executor="processes")
+        def find(n: int) -> float:
+            return 1 / n
+
+        graph = pp.Graph(find, name="orders")
+        """,
+    )
+    assert main(["run", "far.py", "--input", "0"]) == 1
+    raised, _, there = capsys.readouterr().err.partition("on worker ")
+    assert raised.endswith("ZeroDivisionError: division by zero\n")
+    assert "File" not in raised
+    assert "far.py" in there
 
 
 def test_a_users_error_is_a_short_traceback(capsys):

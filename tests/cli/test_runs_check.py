@@ -122,6 +122,13 @@ def test_all_runs_can_be_resumed(capsys: pytest.CaptureFixture[str]) -> None:
     assert stored() == before, "nothing is written"
 
 
+def test_without_an_open_run_nothing_stands_in_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also before the first run. It says so."""
+    begin("graph")
+    assert run(["runs", "check", "shop.py"]) == 0
+    assert capsys.readouterr().err == "there are no open runs\n"
+
+
 def test_some_runs_can_not_be_resumed(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 1; each such run is listed with the reason, and the last line has their number."""
     begin("graph", "a")

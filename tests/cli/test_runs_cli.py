@@ -515,7 +515,8 @@ def test_rm_removes_all_of_a_run_and_nothing_else(here: Any) -> None:
     finish("r", "r:2", "r2", "s")
     fill({"mine": 1})
     removed = here("runs", "rm", "r", "nobody", "s", "s")
-    assert (removed.code, removed.err) == (1, "there is no run 'nobody'\n")
+    there_is_none = "there is no run 'nobody' in the default store; `pocket-plug runs ls` lists the runs\n"
+    assert (removed.code, removed.err) == (1, there_is_none)
     left = keys()
     assert "mine" in left
     assert {each["run"] for each in here("runs", "ls", "--json").json} == {"r:2", "r2"}
@@ -713,6 +714,16 @@ def test_an_answer_can_be_left_to_a_worker(own: Any) -> None:
     assert (left.code, left.out, left.err) == (0, "r  pending\n", WHO_GOES_ON)
     assert "answered 'you'" in own("runs", "show", "r").out
     assert own("runs", "resume", "own.py", "r").out == "hello you\n"
+
+
+def test_an_answer_to_a_question_that_was_not_asked(own: Any) -> None:
+    """The message is about the question, whatever the answer looks like."""
+    assert own("run", "own.py", "--run-id", "r", "--input", '"hello"').code == 3
+    refused = own("runs", "answer", "own.py", "r", "you", "--question", "ask#2")
+    assert (refused.code, refused.err) == (
+        1,
+        "RunMismatchError: run 'r' can't take the answer: it has no question 'ask#2'. Open questions: 'ask#1'\n",
+    )
 
 
 def test_ls_watches(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:

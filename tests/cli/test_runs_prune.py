@@ -114,11 +114,13 @@ def test_an_invalid_policy_is_refused(prune: Any, runs: str, message: str) -> No
     assert message in prune(code=2)
 
 
-def test_damaged_runs_are_reported(prune: Any) -> None:
+def test_damaged_runs_are_reported(prune: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """They stay, and all others are pruned."""
     with SyncStore(URL) as store:
         drive(store.stack.write([Put("pocket:run:old 7", None)]))
     assert json.loads(prune("--older", "30d", "--json"))["unreadable"] == 1
+    assert main(["runs", "prune", "--older", "30d"]) == 0
+    assert capsys.readouterr().err == "kept, since damaged: 1 run; `pocket-plug runs rm` removes it all the same\n"
 
 
 def test_a_worker_applies_the_policy(capsys: pytest.CaptureFixture[str]) -> None:

@@ -482,6 +482,7 @@ def test_a_malformed_line_is_refused(line: str, said: str) -> None:
     out, err = run("import", "bad.jsonl", code=1)
     assert out == ""
     assert err.startswith("CorruptRecordError: bad.jsonl, line 3: ")
+    assert err.endswith("; nothing was imported\n")
     assert said in err
     assert not Path("state.db").exists()
 

@@ -173,7 +173,10 @@ def test_a_missing_file_and_a_file_without_runs_are_reported(
     for command in ("ls", "show"):
         code, _, err = says(command, "--file", "t.jsonl")
         assert code == 1
-        assert "there is no file t.jsonl. `pocket-plug run --trace` and observe() create one" in err
+        assert (
+            "there is no file t.jsonl. `pocket-plug run --trace` and observe() create one; or name another file\n"
+            in err
+        )
     Path("t.jsonl").write_text("noise\n")
     code, out, err = says("ls", "--file", "t.jsonl")
     assert (code, len(out.splitlines())) == (0, 1)
@@ -192,7 +195,7 @@ def test_a_path_that_is_not_a_file_is_reported(
     Path(".pocket_plug").write_text("")
     code, _, err = says(*command)
     assert code == 2
-    assert ".pocket_plug/traces.jsonl can't be read: Not a directory. Name another file by --file" in err
+    assert ".pocket_plug/traces.jsonl can't be read: Not a directory; name another file\n" in err
     Path(".pocket_plug").unlink()
     Path(".pocket_plug", "traces.jsonl").mkdir(parents=True)
     code, _, err = says(*command)

@@ -399,7 +399,8 @@ def test_names_and_urls_of_a_pocket(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert pocket.executor("threads") is pocket.executor("threads://")
     assert pocket.executor(heavy) is heavy
     with pytest.raises(
-        ConfigError, match=r"pocket.toml \[executors\].broken: there is no executor 'nowhere://'; there is"
+        ConfigError,
+        match=r"pocket.toml \[executors\].broken: there is no executor 'nowhere://'; there is: processes, threads\.",
     ):
         pocket.executor("broken")
     with pytest.raises(ConfigError, match="Did you mean 'heavy'"):

@@ -491,9 +491,9 @@ edits(
         "items: other results": (items(step("work", int, str, shows=True)), "", "+ items of all give str"),
         "items: other inputs": (items(step("work", UNTYPED, shows=True)), "", "+ node all takes Any"),
         "items: the results are taken as others": (
-            items(join=step("join", list[str], UNTYPED)),
+            items(join=step("join", list[float], UNTYPED)),
             "",
-            "+ node join takes list[str]",
+            "+ node join takes list[float]",
         ),
         "items: rename their node": (items(step("work2", shows=True)), "", "+ start all/work2"),
         "items: a graph in place of their node": (

@@ -9,7 +9,15 @@ from typing import Any, Literal
 import pytest
 
 from pocket_plug.codec import register_type
-from pocket_plug.errors import ConfigError, GraphError, PocketError, RouteError, RunSuspendedError, ValueTypeError
+from pocket_plug.errors import (
+    ConfigError,
+    GraphError,
+    PocketError,
+    RouteError,
+    RunSuspendedError,
+    UndeclaredKeyError,
+    ValueTypeError,
+)
 from pocket_plug.graph.durable.worker import Worker
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.kinds.ask import Answered, Ask
@@ -21,7 +29,7 @@ from pocket_plug.graph.nodes.retry import Retry
 from pocket_plug.graph.runs.runs import SyncRuns
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.store.keys import Key
-from pocket_plug.store.sync import SyncStore, SyncWriter
+from pocket_plug.store.sync import SyncReader, SyncStore, SyncWriter
 from pocket_plug.telemetry import observe
 
 
@@ -350,3 +358,36 @@ def test_a_fallback_without_an_exec_is_a_finding() -> None:
             raise ValueError(number)
 
     assert findings(Saved()) == ("node 'saved' has a fallback, but no exec that could fail",)
+
+
+def test_a_node_of_functions_has_all_options_of_a_class() -> None:
+    """It may have every phase, so each option means something for it; an invalid one is refused as for a class."""
+    seats = Key("seats", int)
+
+    def post(store: SyncWriter, number: int, seats: int | None, result: int | None) -> int:
+        store.set(Key("other", int), number)
+        return number
+
+    def prep(store: SyncReader, number: int) -> int | None:
+        return store.get(seats)
+
+    def exec(seats: int | None) -> int | None:
+        return seats
+
+    book = node.of(
+        prep=prep, exec=exec, post=post, reads=[seats], writes=[seats], isolation="serializable", trace=False
+    )
+    with pytest.raises(UndeclaredKeyError, match="node 'exec' writes 'other', which its writes= does not declare"):
+        Graph(book).run_sync(1)
+    with pytest.raises(ConfigError, match="isolation='serial': give 'default' or 'serializable'"):
+        misspelt.of(exec=exec, isolation="serial")
+
+
+def test_an_each_may_be_given_a_name() -> None:
+    """As an `Ask` and a `Sleep`; otherwise it is named after its node."""
+    graph = Graph(each(plus, name="first") >> each(plus, name="second"))
+    assert graph.run_sync([1, 2]) == [3, 4]
+    assert [each.name for each in graph.plan.steps.values()] == ["first", "second"]
+    wrong: Any = 5
+    with pytest.raises(ConfigError, match="a node's name can't be 5; give a text that is not empty"):
+        each(plus, name=wrong)

@@ -16,9 +16,11 @@ from pocket_plug.errors import ConfigError, GraphError, InputError, PhaseError, 
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.kinds.ask import Answered, Ask
 from pocket_plug.graph.kinds.each import each
+from pocket_plug.graph.kinds.sleep import Sleep
 from pocket_plug.graph.nodes.chain import END, Action, Next
 from pocket_plug.graph.nodes.phases import hints
 from pocket_plug.graph.nodes.retry import Retry
+from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.store.keys import Key
 from pocket_plug.store.layer import Layer
@@ -265,6 +267,59 @@ def test_what_an_action_carries_must_fit_too() -> None:
     assert found == "node 'split' leaves by 'words' with str, but 'double' takes int"
 
 
+def test_the_items_of_an_each_must_fit_too() -> None:
+    """What comes before an `each` gives items for its node, and what comes after takes a list of its outputs."""
+
+    @node
+    def words(text: str) -> list[str]:
+        return text.split()
+
+    @node
+    def length(word: str) -> int:
+        return len(word)
+
+    @node
+    def joined(found: list[str]) -> str:
+        return "".join(found)
+
+    (found,) = findings(Graph(words >> each(length) >> joined))
+    assert found == "node 'each_length' leaves with list[int], but 'joined' takes list[str]"
+    (found,) = findings(Graph(words >> each(double)))
+    assert found == "node 'words' leaves with list[str], but 'each_double' takes Iterable[int]"
+    Graph(words >> each(length) >> each(double)).validate()
+    Graph(words >> each(length, errors="collect") >> joined).validate()  # errors are among them, so it may be anything
+
+
+def test_what_passes_through_a_sleep_must_fit_the_node_behind_it() -> None:
+    """Otherwise it would be found when the time has come, days later; also if several sleeps lead to each other."""
+
+    @node
+    def shout(text: str) -> str:
+        return text.upper()
+
+    first, second = Sleep[Any]("1d"), Sleep[Any]("2d", name="again")
+    (found,) = findings(Graph(plus >> first >> second >> shout))
+    assert found == "node 'plus' leaves with int, but 'shout' takes str"
+    Graph(plus >> first >> second >> double).validate()
+    Graph(plus >> first >> second >> first).validate()
+
+    class Named(Sleep[Any]):
+        def post(self, store: SyncWriter, input: Any, prepared: Any, result: Any) -> Any:
+            return str(input)
+
+    Graph(plus >> Named("1d") >> shout).validate()
+
+
+def test_a_node_shows_its_class_and_name() -> None:
+    """In messages, and where it is printed."""
+    (found,) = findings(Graph(each(plus) >> each(plus)))
+    assert found == (
+        "two nodes have the name 'each_plus': <Each each_plus> and <Each each_plus>; rename one of them with "
+        "with_options(name=…)"
+    )
+    assert [repr(each) for each in (plus, Fork(), Sleep("1s"))] == ["<node plus>", "<Fork fork>", "<Sleep sleep>"]
+
+
 def test_a_node_without_phases_between_different_types_is_a_finding() -> None:
     """It could only pass on its input; between equal types that is fine."""
 
@@ -369,7 +424,7 @@ def test_what_a_nested_graph_leaves_by_an_action_with_must_fit() -> None:
     assert found == "node 'outer' leaves by 'stop' with int, but 'shout' takes str"
     both = Graph(fork, fork.act >> other, name="both")
     (found,) = findings(Graph(both, both.on("stop") >> shout))
-    assert found == f"node 'both' leaves by 'stop' with {Union[int, str]}, but 'shout' takes str"  # noqa: UP007 - so it is shown
+    assert found == f"node 'both' leaves by 'stop' with {type_name(Union[int, str])}, but 'shout' takes str"  # noqa: UP007 - so it is shown
 
 
 def test_an_ask_without_an_edge_for_its_action_is_a_finding() -> None:
@@ -441,7 +496,7 @@ def test_an_input_of_another_type_is_an_error_that_names_the_node() -> None:
     assert called == []
     assert summed.run_sync([1, 2]) == 3
     items: Graph[Any, Any] = Graph(each(plus))
-    with pytest.raises(InputError, match="node 'each_plus' of graph 'graph' takes Iterable, not int"):
+    with pytest.raises(InputError, match=r"node 'each_plus' of graph 'graph' takes Iterable\[int\], not int"):
         items.run_sync(3)
 
 

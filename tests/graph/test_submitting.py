@@ -100,7 +100,7 @@ def test_a_run_that_could_never_be_executed_is_refused(url: str) -> None:
                 await graph.submit("21", run_id="d-1", store=store)  # type: ignore[arg-type]  # the test of it
             with pytest.raises(InputError, match="takes int, not str"):
                 await Graph(graph, name="outer").submit("21", run_id="d-1", store=store)  # type: ignore[arg-type]  # the same
-            with pytest.raises(KeyNameError, match="run_id"):
+            with pytest.raises(KeyNameError, match="a run_id can't be an empty str; give a text that is not empty"):
                 await graph.submit(21, run_id="", store=store)
             assert [key async for key in store.stack.scan("pocket:")] == []
         async with Store() as store:

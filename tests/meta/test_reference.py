@@ -26,6 +26,7 @@ from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.kinds.each import each
 from pocket_plug.graph.nodes.node import Node
 from pocket_plug.graph.nodes.node_functions import node
+from pocket_plug.graph.nodes.options import NodeOptions
 from pocket_plug.graph.nodes.retry import Retry
 from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.layers import logging, metrics, tracing
@@ -218,6 +219,8 @@ def test_every_option_of_a_function_node() -> None:
     for form, method in forms.items():
         typed = get_overloads(getattr(type(node), method))
         taken = {name for each in typed for name in of_signature(each, keywords_only=True)} - {"prep", "exec", "post"}
+        if any("options" in inspect.signature(each).parameters for each in typed):  # Unpack[NodeOptions]
+            taken |= NodeOptions.__annotations__.keys()
         (row,) = [line for line in section("Functions as nodes").splitlines() if re.match(rf"\| `@?{form}[`(]", line)]
         assert set(re.findall(r"`(\w+)`", row.partition("options:")[2])) == taken, form
 

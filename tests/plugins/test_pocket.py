@@ -265,6 +265,8 @@ def test_explicit_plugins_are_isolated_too(caplog):
     assert Pocket(autoload=False, plugins=[object()]).plugin("object").status == "failed"
     with pytest.raises(PluginError, match="plugin 'object' can't be used: it implements no hook"):
         Pocket(autoload=False, plugins=[object()], strict=True)
+    with pytest.raises(PluginError, match="plugin 'str' can't be used: it is a text; import the module, and give that"):
+        Pocket(autoload=False, plugins=["pocket_plug_slow"], strict=True)
 
 
 def test_register_refuses_at_once():

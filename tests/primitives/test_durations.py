@@ -39,5 +39,13 @@ def test_a_ttl_means_seconds(ttl: Any, meant: float) -> None:
 )  # fmt: skip
 def test_anything_else_is_refused(ttl: Any) -> None:
     """With 0 and below the entry would expire at once, with nan never; the message says what was given and what is allowed."""
-    with pytest.raises(ConfigError, match=r"ttl can't be .*; give seconds above 0, a timedelta, or text"):
+    with pytest.raises(ConfigError, match=r"ttl can't be .*; give seconds above 0, (a timedelta, )?or text"):
         seconds(ttl)
+
+
+@pytest.mark.parametrize(("ttl", "in_code"), [("5x", False), (-1, False), (None, True), (timedelta(0), True)])
+def test_a_text_or_a_number_may_be_from_a_file(ttl: Any, in_code: bool) -> None:
+    """Or from the command line. Neither can have a timedelta, so the message doesn't advise one."""
+    with pytest.raises(ConfigError) as refused:
+        seconds(ttl)
+    assert ("a timedelta" in str(refused.value)) == in_code

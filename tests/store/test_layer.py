@@ -448,7 +448,7 @@ def test_an_unknown_option_is_a_type_error() -> None:
         TypeError, match=r"Options has no option 'cuont'; it has: label, count, .*Did you mean 'count'\?"
     ):
         Options(cuont=1)  # type: ignore[call-arg]
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"^Options takes its options by their names: label, count, "):
         Options(1)  # type: ignore[misc]
 
 

@@ -236,7 +236,7 @@ def test_a_run_whose_process_died_is_lost(traced: Traced, capsys: pytest.Capture
     os.utime(path, (now - 1000, now - 1000))
     assert main(["trace", "show", "--file", str(traced.path)]) == 0
     drawn = capsys.readouterr().out
-    assert drawn.startswith("run shop … not ended")
+    assert drawn.startswith("run shop … unfinished")
     assert main(["trace", "show", "--watch", "r-1", "--file", str(traced.path)]) == 1
     assert "its process has stopped writing; it may have been killed" in capsys.readouterr().err
 

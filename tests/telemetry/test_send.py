@@ -203,7 +203,9 @@ def test_certificates_are_those_of_the_environment(
 def test_invalid_files_and_urls(file: Path, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
     """No file, no URL of a backend, a truncated line: each is reported; the rest of a truncated file is sent."""
     assert main(["trace", "send", "nowhere.jsonl", "--to", otlp_sink.url]) == 1
-    assert "there is no file nowhere.jsonl" in capsys.readouterr().err
+    missing = capsys.readouterr().err
+    assert "there is no file nowhere.jsonl" in missing
+    assert "--file" not in missing, "`send` has no such option"
     assert main(["trace", "send", str(file), "--to", "localhost:4318"]) == 2
     assert "'localhost:4318' is not a URL of a backend" in capsys.readouterr().err
     assert main(["trace", "send", str(file), "--to", "me:hunter2@host:4318"]) == 2

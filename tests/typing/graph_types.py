@@ -361,6 +361,7 @@ async def many(store: Store) -> None:
     assert_type(each(fetch), Node[Iterable[str], list[bytes], Any])
     assert_type(each(fetch, concurrency=5, errors="raise"), Node[Iterable[str], list[bytes], Any])
     assert_type(each(fetch, errors="collect"), Node[Iterable[str], list[bytes | Exception], Any])
+    assert_type(each(fetch, name="pages"), Node[Iterable[str], list[bytes], Any])
     assert_type(each(charge), Node[Iterable[Order], list[Receipt], Any])
     assert_type(await fan_out(fetch, ["/"]), list[bytes])
     assert_type(await Graph(each(fetch), name="f").run(["/"]), list[bytes])

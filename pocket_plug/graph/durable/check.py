@@ -37,6 +37,7 @@ class RunCheck:
     """`unchanged`: the graph is unchanged; `unchanged ahead`: the part that the run can still reach is; `not begun`: the run was
     only submitted; `upgraded`: an upgrade moves it; `refused`: it can't resume."""
     state: str
+    """The recorded state: "running" also for a run that has stalled."""
     node: str
     """The node that comes next; `outer/inner` in a nested graph."""
     version: int | None

@@ -163,7 +163,10 @@ def begin(journal: Journal, start: str, value: object) -> Put:
     """
     graph = journal.graph
     if value is MISSING:
-        raise UnknownRunError(f"there is no run {journal.id!r} in {journal.stack!r}; start it: run(input, run_id=…)")
+        raise UnknownRunError(
+            f"there is no run {journal.id!r} in {journal.stack!r}; run(input, run_id=…) starts one, `pocket-plug runs ls` lists "
+            "those of [store]"
+        )
     encoded = journal.encode(value, f"the input of graph {graph.name!r}")
     journal.checkpoint.frames = (Frame(graph.plan.start.name, encoded),)
     begun = {

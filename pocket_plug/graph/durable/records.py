@@ -16,7 +16,7 @@ from pocket_plug.errors import CorruptRecordError, KeyNameError, StoreError
 from pocket_plug.graph.nodes.chain import DEFAULT
 from pocket_plug.primitives.names import check_length, is_unicode
 from pocket_plug.primitives.names import escaped as escaped
-from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.redaction import named, summary
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.keys import RESERVED
 
@@ -167,7 +167,7 @@ def last_write(record: Record) -> str:
 def keys_of(run_id: str) -> tuple[str, str]:
     """The key of a run's checkpoint, and the prefix of the keys of its parts. Raises KeyNameError for an invalid id."""
     if not isinstance(run_id, str) or not run_id:
-        raise KeyNameError(f"a run_id must be a string that is not empty, not {summary(run_id)}")
+        raise KeyNameError(f"a run_id can't be {named(run_id)}; give a text that is not empty")
     if not is_unicode(run_id):
         raise KeyNameError(f"run_id {run_id!r:.80} has a lone surrogate, which no store can write")
     name = escaped(check_length(run_id, "a run_id", MAX_RUN_ID_BYTES), ":")

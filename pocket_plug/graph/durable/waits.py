@@ -168,7 +168,9 @@ def wanted_question(
 
 def already_settled(run_id: str, asked: PlacedWait, answer: object) -> RunMismatchError:
     """The error for an answer to a settled question that has another answer, or none."""
-    what = "was not answered in time" if asked.wait.answer is None else "was already answered, with another answer"
+    what = "was already answered, with another answer, which counts"
+    if asked.wait.answer is None:
+        what = "was not answered in time, and the run continues without an answer"
     return RunMismatchError(
         f"run {run_id!r} can't take this answer ({summary(answer)}): question {asked.place!r} {what}"
     )

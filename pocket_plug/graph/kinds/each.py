@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Iterator
+from types import GenericAlias
 from typing import Any, Literal, overload
 
 from pocket_plug.errors import ConfigError, RunSuspendedError
@@ -33,7 +34,8 @@ class Each(Node[Iterable[X], list[Y]]):
         node: Node[X, Y, Any],
         concurrency: int | None,
         errors: Literal["raise", "collect"],
-        executor: Elsewhere | None = None,
+        executor: Elsewhere | None,
+        name: str,
     ) -> None:
         if as_chain(node).edges or isinstance(node, Chain):
             raise TypeError("each takes one node; make a graph of the chain: each(Graph(a >> b))")
@@ -42,7 +44,7 @@ class Each(Node[Iterable[X], list[Y]]):
         self.node = node if executor is None else node.with_options(executor=executor)
         self.concurrency = None if concurrency is None else check_count(concurrency, "concurrency")
         self.errors = errors
-        self._options = Options(name=f"each_{options_of(node).name}")
+        self._options = Options().changed(self._takes, name=name or f"each_{options_of(node).name}")
 
 
 class EachStep(Step):
@@ -52,8 +54,11 @@ class EachStep(Step):
 
     def __init__(self, node: Each[Any, Any]) -> None:
         super().__init__(node)
-        self.input_type, self.fits = Iterable, checker(Iterable)
         self.inner = step_of(node.node)
+        self.input_type = GenericAlias(Iterable, (self.inner.input_type,))
+        self.fits = checker(Iterable)  # the items are checked one by one
+        if node.errors == "raise":  # otherwise its output has errors, too
+            self.output_type = GenericAlias(list, (self.inner.output_type,))
         self.inner.is_item = True
         self.asks = self.inner.asks
         self.concurrency, self.collects = node.concurrency, node.errors == "collect"
@@ -196,6 +201,7 @@ def each(
     concurrency: int | None = ...,
     errors: Literal["raise"] = ...,
     executor: Elsewhere | None = ...,
+    name: str = ...,
 ) -> Node[Iterable[X], list[Y], Any]: ...
 @overload
 def each(
@@ -205,6 +211,7 @@ def each(
     concurrency: int | None = ...,
     errors: Literal["collect"],
     executor: Elsewhere | None = ...,
+    name: str = ...,
 ) -> Node[Iterable[X], list[Y | Exception], Any]: ...
 def each(
     node: Any,
@@ -213,10 +220,12 @@ def each(
     concurrency: int | None = None,
     errors: Literal["raise", "collect"] = "raise",
     executor: Elsewhere | None = None,
+    name: str = "",
 ) -> Value:
     """A node that takes every item of its input through `node`, and returns the list of their outputs, in order.
 
-    Up to `concurrency` items are processed at a time: 10 by default; with an `executor`, as many as it has room for.
+    Up to `concurrency` items are processed at a time: 10 by default; with an `executor`, as many as it has room for. Without a
+    `name`, it is named after `node`: "each_fetch".
 
     An item is taken from the iterator when a worker task is free, so an iterator of any length is fine. All items share the
     graph's store. The first error cancels the others; with `errors="collect"`, an item's error is its result instead.
@@ -228,7 +237,7 @@ def each(
     >>> Graph(each(double)).run_sync([1, 2, 3])
     [2, 4, 6]
     """
-    return Each(node, concurrency, errors, executor)
+    return Each(node, concurrency, errors, executor, name)
 
 
 make_step.register(Each, EachStep)

@@ -69,6 +69,10 @@ class SleepStep(Step):
 
     node: Sleep[Any]
 
+    @property
+    def returns_input(self) -> bool:
+        return self.post is None
+
     async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
         node = self.node
 

@@ -88,6 +88,9 @@ class Node(Link[I, O], Generic[I, O, R]):
         object.__setattr__(node, "_options", options)
         return node
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._options.name}>"
+
     # Positional-only, and typed as neither async nor sync: so overrides of both kinds, with any parameter names, type-check.
     def prep(self, store: Any, input: I, /) -> Value:
         """Read what `exec` needs; by default it returns the input."""

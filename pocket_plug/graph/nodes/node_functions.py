@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine
-from typing import Any, Generic, Protocol, cast, overload
+from typing import Any, Generic, Protocol, Unpack, cast, overload
 
 from typing_extensions import TypeVar
 
@@ -15,7 +15,7 @@ from pocket_plug.store.sync import SyncReader, SyncWriter
 
 from .chain import AnyNext, I, O
 from .node import AnyNode, Node, X, Y
-from .options import ALL_OPTIONS, Keys, Options, Traced, check_options
+from .options import ALL_OPTIONS, Keys, NodeOptions, Options, Traced, check_options
 from .retry import Retry
 
 AsyncOf = Coroutine[Any, Any, X]
@@ -169,9 +169,7 @@ class _NodeFactory:
         exec: Callable[[P], AsyncOf[Q]],
         post: Callable[[StoreWriter, X, P, Q], AsyncOf[Y]],
         name: str = "",
-        retry: Retry | None = None,
-        timeout: Duration | None = None,
-        executor: Elsewhere | None = None,
+        **options: Unpack[NodeOptions],
     ) -> Node[X, Y, Q]: ...
     @overload
     def of(
@@ -180,9 +178,7 @@ class _NodeFactory:
         prep: Callable[[StoreReader, X], AsyncOf[P]],
         exec: Callable[[P], AsyncOf[Y]],
         name: str = "",
-        retry: Retry | None = None,
-        timeout: Duration | None = None,
-        executor: Elsewhere | None = None,
+        **options: Unpack[NodeOptions],
     ) -> Node[X, Y]: ...
     @overload
     def of(
@@ -192,9 +188,7 @@ class _NodeFactory:
         exec: Callable[[P], Q],
         post: Callable[[SyncWriter, X, P, Q], Y],
         name: str = "",
-        retry: Retry | None = None,
-        timeout: Duration | None = None,
-        executor: Elsewhere | None = None,
+        **options: Unpack[NodeOptions],
     ) -> Node[X, Y, Q]: ...
     @overload
     def of(
@@ -203,9 +197,7 @@ class _NodeFactory:
         prep: Callable[[SyncReader, X], P],
         exec: Callable[[P], Y],
         name: str = "",
-        retry: Retry | None = None,
-        timeout: Duration | None = None,
-        executor: Elsewhere | None = None,
+        **options: Unpack[NodeOptions],
     ) -> Node[X, Y]: ...
     def of(
         self,
@@ -214,16 +206,12 @@ class _NodeFactory:
         exec: object = None,
         post: object = None,
         name: str = "",
-        retry: object = None,
-        timeout: object = None,
-        executor: object = None,
-        **unknown: object,
+        **options: object,
     ) -> Any:
         """Make a node from one function for each phase. Type checkers check that the functions fit each other."""
-        options = {"name": name, "retry": retry, "timeout": timeout, "executor": executor}
         functions = {"prep": prep, "exec": exec, "post": post}
-        _check_options("a node of functions", unknown, {**functions, **options})
-        made: AnyNode = FunctionNode(functions, options)
+        _check_options("a node of functions", options.keys() - ALL_OPTIONS, functions.keys() | ALL_OPTIONS)
+        made: AnyNode = FunctionNode(functions, {"name": name, **options})
         return made
 
 

@@ -139,12 +139,12 @@ class Plan:
         carried = {DEFAULT: step.output_type, **step.carried}
         for action, target in step.actions.items():
             given = carried.get(action, Any)
-            if not fits(given, target.input_type):
-                way = "" if action == DEFAULT else f" by {action!r}"
-                found.append(
-                    f"node {step.name!r} leaves{way} with {type_name(given)}, but {target.name!r} takes "
-                    f"{type_name(target.input_type)}"
-                )
+            way = "" if action == DEFAULT else f" by {action!r}"
+            found += [
+                f"node {step.name!r} leaves{way} with {type_name(given)}, but {taker.name!r} takes {type_name(taker.input_type)}"
+                for taker in _takers(target)
+                if not fits(given, taker.input_type)
+            ]
         return found
 
     def _idle(self, step: Step) -> list[str]:
@@ -154,6 +154,14 @@ class Plan:
                 f"node {step.name!r} overrides no phase, so it can't turn {type_name(given)} into {type_name(left)}"
             ]
         return []
+
+
+def _takers(step: Step) -> list[Step]:
+    """The steps that take what a step is given: itself, and the next one if it returns its input, as a sleep does."""
+    takers = [step]
+    while (last := takers[-1]).returns_input and last.next is not None and last.next not in takers:
+        takers.append(last.next)
+    return takers
 
 
 def _way_out(step: Step, action: str) -> str:

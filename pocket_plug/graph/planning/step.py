@@ -188,6 +188,11 @@ class Step:
         """For a fan-out, the step that its items go through; for any other step, the step itself."""
         return self
 
+    @property
+    def returns_input(self) -> bool:
+        """Does the node always return its input, of whichever type?"""
+        return False
+
     def inner_graph(self) -> Any:
         """The graph that this node is, or that its items go through: a `PlannedGraph`, or None."""
         return None
