@@ -1378,13 +1378,20 @@ def test_a_deleted_file_acknowledges_no_write(
     asyncio.run(scenario()) if loop else drive(scenario())
 
 
-def test_a_deleted_log_acknowledges_no_write(tmp_path: Path) -> None:
-    """With `power`: writes that are only in the log would be lost with the last connection."""
-    backend = SQLite(tmp_path / "state.db")
+@pytest.mark.parametrize("log", ["-wal", "-shm"])
+@pytest.mark.parametrize("durability", MODES)
+def test_a_deleted_log_acknowledges_no_write(
+    tmp_path: Path, log: str, durability: sqlite.Durability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes that are only in the log would be lost with the last connection; without its index another process would neither see
+    them nor be seen, and each would overwrite what the other has written.
+    """
+    monkeypatch.setattr(opened, "LOOK_EVERY", 0)
+    backend = SQLite(tmp_path / "state.db", durability=durability)
     drive(backend.open())
     drive(backend.write([Put("a", 1)]))
-    (tmp_path / "state.db-wal").unlink()
-    with pytest.raises(StoreError, match=r"state\.db-wal was deleted"):
+    (tmp_path / f"state.db{log}").unlink()
+    with pytest.raises(StoreError, match=rf"state\.db{log} was deleted"):
         drive(backend.write([Put("late", 1)]))
     drive(backend.close())
 
@@ -1408,7 +1415,7 @@ def test_an_old_time_stamp_of_the_folder_shows_any_change(
     assert not looks
     (folder / "other").touch()
     drive(backend.write([Put("a", 4)]))
-    assert looks == [f"{folder}/state.db", f"{folder}/state.db-wal"]
+    assert looks == [f"{folder}/state.db", f"{folder}/state.db-wal", f"{folder}/state.db-shm"]
     (GONE | {"log deleted": lambda path: path.with_name("state.db-wal").unlink()})[gone](folder / "state.db")
     with pytest.raises(StoreError, match=r"state\.db(-wal)? was deleted"):
         drive(backend.write([Put("late", 1)]))

@@ -138,7 +138,7 @@ class Connections:
             return
         _close(self.writer)
         self.writer = None
-        self.file.drop_log()
+        self.file.drop_logs()
 
     # ------------------------------------------------------------ forks of this process
     def rest(self) -> bool:
