@@ -24,7 +24,7 @@ from pocket_plug.errors import ConfigError, ConflictError, is_fault
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import log_failure
-from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import OWN, PAST_OWN
 from pocket_plug.primitives.signatures import misfit
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
@@ -98,9 +98,10 @@ class Bounding(Layer):
         self.failures = 0
         """How often `on_evict` raised or an eviction failed."""
         self._awaits = _is_async(self.on_evict)
-        self._lock = new_lock(self._cut_off)
+        self._lock = new_rlock(self._cut_off)  # reentrant, as Memory's
+        self._is_free = True  # false while the index is being changed, by whoever has the lock
         self._going: dict[str, tuple[Any, Reason]] = {}  # chosen for eviction, but not deleted yet
-        self._doubtful: list[Sequence[Change]] = []  # writes that may have been stored, and aren't noted yet
+        self._unnoted: list[tuple[Iterable[Change], int]] = []  # writes to be noted, and their versions
         self._index = index = _Bounded(self)
         inner = self.inner
         if type(inner) is Memory:
@@ -145,9 +146,7 @@ class Bounding(Layer):
     async def open(self) -> None:
         """Count the entries that are there already, as if they were set now."""
         await super().open()
-        with self._lock:
-            self._index.clear()
-            self._going.clear()
+        self._change(self._forget_all)
         async for key in self.inner.scan():
             if self.max_bytes is None:
                 self._note([Put(key, None)], _UNKNOWN)
@@ -172,9 +171,8 @@ class Bounding(Layer):
     def _seen(self, key: str, known: Any, entry: Entry | None) -> Entry | None:
         """What a reader gets of the inner one's entry; `known` is what the index had before the read."""
         if entry is None:
-            with self._lock:
-                if known is not None and self._index.entries.get(key) is known:  # not set in the meantime
-                    self._index.take(key)
+            if known is not None:
+                self._change(self._forget, key, known)
         elif known is None or _UNKNOWN < known.version < entry.version:
             self._note([Put(key, entry.value, entry.expires_at)], entry.version)  # set by somebody else
         elif not self._index.alive(known, self.clock()):
@@ -188,7 +186,7 @@ class Bounding(Layer):
         """Write to the inner one; then delete whatever is over the bounds."""
         if self.ttl is not None:
             # The inner one still has entries that have expired here, and would raise ConflictError if none is expected.
-            self._choose_expired([*expect, *(change.key for change in changes)])
+            self._change(self._take_note, [*expect, *(change.key for change in changes)])
             await self._evict()
         puts = [change for change in changes if isinstance(change, Put)]
         try:
@@ -197,8 +195,9 @@ class Bounding(Layer):
         except ConflictError:
             raise
         except BaseException:
-            self._doubtful += [puts]  # they may have been stored; if this is interrupted too, the next write notes them
-            self._note((), _UNKNOWN)
+            # They may have been stored. If this is interrupted too, the next write notes them.
+            self._unnoted += [(puts, _UNKNOWN)]
+            self._change(self._take_note)
             raise
         await self._evict()
         return version
@@ -226,29 +225,45 @@ class Bounding(Layer):
             known = None
         return known if known is not None or (going := self._going.get(key)) is None else going[0]
 
+    def _change(self, change: Callable[..., None], *arguments: Any) -> None:
+        """Change the index; but not if this has interrupted a change in the same thread, as a signal's handler may, or the end of
+        a dropped coroutine. What is in `_unnoted` is noted later then.
+        """
+        with self._lock:
+            was_free, self._is_free = self._is_free, False
+            try:
+                if was_free:
+                    change(*arguments)
+            finally:
+                self._is_free = was_free
+
+    def _forget_all(self) -> None:
+        self._index.clear()
+        self._going.clear()
+        self._unnoted.clear()
+
+    def _forget(self, key: str, known: Any) -> None:
+        if self._index.entries.get(key) is known:  # not set in the meantime
+            self._index.take(key)
+
     def _note(self, changes: Iterable[Change], version: int) -> None:
         """Note what was written. Writes may return in another order than they were done in: the newest version counts."""
+        self._unnoted += [(changes, version)]
+        self._change(self._take_note)
+
+    def _take_note(self, keys: Iterable[str] = ()) -> None:
+        """Note all writes, and choose what is to be evicted: what of `keys` has expired, and what is over the bounds."""
         index = self._index
-        last = {change.key: change for change in changes}  # of two with the same version, the second would be ignored
-        versioned = [_with_version(change, change.version or version) for change in last.values()]
-        with self._lock:
+        while self._unnoted:
+            changes, version = self._unnoted[0]
+            # Of two with the same version the second would be ignored.
+            last = {change.key: change for change in changes}
+            versioned = [_with_version(change, change.version or version) for change in last.values()]
             index.version += 1  # here it only counts the writes
             index.apply(versioned, version, self.clock())
-            self._note_doubtful()
-            self._choose_dropped()
-
-    def _note_doubtful(self) -> None:
-        index = self._index
-        while self._doubtful:
-            index.apply(
-                [_with_version(put, put.version or _UNKNOWN) for put in self._doubtful[0]], _UNKNOWN, self.clock()
-            )
-            del self._doubtful[0]
-
-    def _choose_expired(self, keys: Iterable[str]) -> None:
-        with self._lock:
-            self._index.take_expired(keys, self.clock())
-            self._choose_dropped()
+            del self._unnoted[0]
+        index.take_expired(keys, self.clock())
+        self._choose_dropped()
 
     def _choose_dropped(self) -> None:
         for key, known, reason in self._index.dropped:
@@ -259,11 +274,13 @@ class Bounding(Layer):
     async def _evict(self) -> None:
         """Delete the chosen entries. A failure fails no write: the deletion is tried again after the next write."""
         dropped: list[Dropped] = []
+        if self._unnoted:  # by what has interrupted the last change
+            self._change(self._take_note)
         while self._going:
-            with self._lock:
-                key, chosen = next(iter(self._going.items()), ("", None))
-            if chosen is None:
-                break
+            try:
+                key, chosen = next(iter(self._going.items()))
+            except (RuntimeError, StopIteration):  # changed by another thread or by what has interrupted this, just now
+                continue
             try:
                 entry = await self._delete(key, chosen[0])
             except Exception as error:  # noqa: BLE001 - whatever a backend may raise
@@ -271,7 +288,7 @@ class Bounding(Layer):
                 break
             with self._lock:
                 if self._going.get(key) is chosen:
-                    del self._going[key]
+                    self._going.pop(key, None)
                 if entry is not None:
                     dropped.append((key, entry, chosen[1]))
                     self._index.count(dropped[-1:])

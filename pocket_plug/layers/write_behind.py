@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pocket_plug.codec import Sealed, default_codec
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreClosedError, StoreError
 from pocket_plug.primitives.forking import after_fork, new_rlock
-from pocket_plug.primitives.locks import Lock
+from pocket_plug.primitives.locks import Lock, in_the_middle, is_held_here
 from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.primitives.waiting import Waiter, drive, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, is_expected
@@ -196,6 +196,7 @@ class WriteBehind(Backend):
 
     async def close(self) -> None:
         """Write what is queued, then close the durable backend. Raises StoreError if the queue can't be written."""
+        self._refuse_in_between()
         waiter = Waiter[None]()
         with self._lock:
             if self._drains:
@@ -239,6 +240,11 @@ class WriteBehind(Backend):
             f"{self.durable!r} is not open for queued writes: it was closed, or not opened yet (with SyncStore(…), "
             "async with Store(…)), or it was opened by the process that this one was forked from"
         )
+
+    def _refuse_in_between(self) -> None:
+        """Raise StoreError if this interrupts an operation of the same thread: the draining thread waits for its end."""
+        if is_held_here(self._lock):
+            raise in_the_middle(f"an operation of the queue to {self.durable!r}", "write, flush or close it")
 
     def _refuse_unless_usable(self) -> None:
         """Raise the error of the last try to write, if there is one, and let the thread try again."""
@@ -363,6 +369,7 @@ class WriteBehind(Backend):
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         """Queue all changes or none, once there is room. Raises CodecError for a value that can't be stored."""
+        self._refuse_in_between()
         if not changes:
             if not self._is_open:
                 raise self.not_open()
@@ -472,6 +479,7 @@ class WriteBehind(Backend):
 
     async def flush(self) -> None:
         """Wait until the durable backend has what was queued when this was called, and has flushed it too."""
+        self._refuse_in_between()
         waiter = Waiter[None]()
         try:
             with self._lock:

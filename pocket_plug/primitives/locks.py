@@ -11,7 +11,10 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
+
+from pocket_plug.errors import StoreError
 
 _BLOCKING = (True,)
 _CRLock: Any = type(threading.RLock())
@@ -59,6 +62,18 @@ if TYPE_CHECKING or sys.version_info[:2] != (3, 14):
     Lock, RLock = threading.Lock, threading.RLock
 else:
     Lock, RLock = GuardedLock, GuardedRLock
+
+
+is_held_here: Callable[[threading.RLock], bool] = methodcaller("_is_owned")
+"""Does this thread hold a reentrant lock? `threading.Condition` asks by the same method."""
+
+
+def in_the_middle(of: str, forbidden: str) -> StoreError:
+    """The error for code that runs in the middle of an operation in its own thread, where waiting for that would never end."""
+    return StoreError(
+        f"this thread is in the middle of {of}, so what has interrupted it can't {forbidden}: a signal's handler, a value's "
+        "`__del__`, or the end of a dropped coroutine. Let it note what to do, and do that later"
+    )
 
 
 class Flag:

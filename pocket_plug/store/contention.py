@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -61,10 +62,11 @@ Place = tuple[str, asyncio.AbstractEventLoop | None]
 
 
 class _Request:
-    __slots__ = ("is_begun", "is_withdrawn", "step", "waiter")
+    __slots__ = ("is_begun", "is_withdrawn", "step", "thread", "waiter")
 
     def __init__(self, step: Step) -> None:
         self.step = step
+        self.thread = threading.get_ident()
         self.is_begun = self.is_withdrawn = False
         self.waiter: Waiter[tuple[bool, Any]] = Waiter()  # (is it served?, the answer); not served: take the lead
 
@@ -106,12 +108,12 @@ class Combiner:
     async def apply(self, name: str, step: Step) -> Any:
         """The caller's answer. Raises what `step` raised, or ConflictError when other processes change the key at each try."""
         request = _Request(step)
-        # Waiting in line could last for ever: the leader may be a task of the event loop that this call blocks, or wait for a
-        # gate that is held around this call.
-        if blocked_loop() is not None or self._gates.held_here():
+        # Waiting in line could last for ever: the leader may be a task of the event loop that this call blocks, wait for a gate
+        # that is held around this call, or be what this call has interrupted.
+        place = (name, request.waiter.loop)
+        if blocked_loop() is not None or self._gates.held_here() or self._has_interrupted(place):
             await self._apply_all(name, [request])
             return request.waiter.outcome()[1]
-        place = (name, request.waiter.loop)
         try:
             with self._lock:
                 line = self._lines.setdefault(place, _Line())
@@ -138,6 +140,13 @@ class Combiner:
                 with suppress(Exception):  # it is being written, and must not take effect after this returns
                     await request.waiter.shielded()
             raise
+
+    def _has_interrupted(self, place: Place) -> bool:
+        """Is a request of this thread in line there already? Then a signal's handler or `__del__` has interrupted that."""
+        line, here = self._lines.get(place), threading.get_ident()
+        if line is None or place[1] is not None:
+            return False
+        return any(isinstance(other, _Request) and other.thread == here for other in (line.leader, *line.requests))
 
     def _withdrew(self, place: Place, request: _Request) -> bool:
         """Take a request out of the line and let another one lead. Returns False if it is being served already."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from math import inf
-from typing import NoReturn
 
-from pocket_plug.errors import ConfigError, StoreError
+from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.forking import new_rlock
+from pocket_plug.primitives.locks import in_the_middle
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Reason
 from .entry_table import FEW, Closed, EntryTable
@@ -81,7 +81,7 @@ class Memory(Backend):
             was_free, self.is_free = self.is_free, False
             try:
                 if not was_free:
-                    _refuse()
+                    raise in_the_middle("an operation of this memory store", "write or scan")
                 table = self._table
                 now = self.clock() if table.has_ttl or table.earliest < inf else 0.0  # nothing can expire: no clock
                 if expect:
@@ -114,7 +114,7 @@ class Memory(Backend):
                 was_free, self.is_free = self.is_free, False
                 try:
                     if not was_free:
-                        _refuse()
+                        raise in_the_middle("an operation of this memory store", "write or scan")
                     names = stretch(table.names(), prefix, after=after, reverse=reverse, limit=size)
                 finally:
                     self.is_free = was_free
@@ -153,10 +153,3 @@ class Memory(Backend):
                 "be incomplete; close it and open it again"
             ),
         )
-
-
-def _refuse() -> NoReturn:
-    raise StoreError(
-        "this thread is in the middle of an operation of this memory store, so what has interrupted it can't write or scan: a "
-        "signal's handler, a value's `__del__`, or the end of a dropped coroutine. Let it note what to do, and do that later"
-    )

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from weakref import finalize
 
 from pocket_plug.errors import ConfigError, ConflictError, StoreClosedError
-from pocket_plug.primitives.forking import after_fork, new_lock
+from pocket_plug.primitives.forking import after_fork, new_rlock
+from pocket_plug.primitives.locks import in_the_middle, is_held_here
 from pocket_plug.primitives.redaction import conceal, named, public_url
 from pocket_plug.primitives.waiting import LoopThread, Runner, drive, drive_inline, run_on
 
@@ -45,7 +46,7 @@ class Stack(Layer):
         self._home: asyncio.AbstractEventLoop | None = None
         self._own_loop: LoopThread | None = None
         self._finalizer: finalize[[], Stack] | None = None  # stops the own loop when the store is garbage-collected
-        self._own_loop_lock = new_lock()
+        self._own_loop_lock = new_rlock()  # reentrant so that a thread can ask whether it holds it
         after_fork(self._leave_loops)
         # How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop.
         self.run: Runner = self._run_at_home if self.needs_loop else drive
@@ -130,12 +131,19 @@ class Stack(Layer):
         if self._is_closed and not self.is_new:
             coroutine.close()
             raise StoreClosedError(f"this store is closed: {self!r}")
-        return run_on(self._find_home(), coroutine)
+        try:
+            home = self._find_home()
+        except BaseException:
+            coroutine.close()
+            raise
+        return run_on(home, coroutine)
 
     def _find_home(self) -> asyncio.AbstractEventLoop:
         """The loop that opened it; if there is none, or it has ended, a loop in a thread of its own."""
         home = self._home
         if home is None or not home.is_running():
+            if is_held_here(self._own_loop_lock):
+                raise in_the_middle("the start of this store's own event loop", "use the store")
             with self._own_loop_lock:
                 own = self._own_loop
                 if own is not None and own.is_closed:
@@ -156,6 +164,8 @@ class Stack(Layer):
         self._finalizer.atexit = False  # the end of the process ends the thread
 
     def _leave_own_loop(self) -> None:
+        if is_held_here(self._own_loop_lock):  # this has interrupted its start, so the close was refused
+            return
         with self._own_loop_lock:
             own = self._own_loop
             if own is None or own.loop is asyncio._get_running_loop():  # then close_sync closes it

@@ -130,9 +130,12 @@ class Transaction:
         change = self.changes.get(key) if self.changes is not None else None
         if change is None:
             return self.seen[key] if self.seen is not None else None
-        if isinstance(change, Put) and (change.expires_at is None or self.clock() < change.expires_at):
-            return Entry(change.value, PRESENT, change.expires_at)  # it gets its version with the commit
+        if isinstance(change, Put) and self._is_alive(change):
+            return Entry(private(change.value), PRESENT, change.expires_at)  # it gets its version with the commit
         return None
+
+    def _is_alive(self, change: Change) -> bool:
+        return isinstance(change, Put) and (change.expires_at is None or self.clock() < change.expires_at)
 
     def _see(self, key: str, entry: Entry | None) -> Entry | None:
         if self.seen is None:
@@ -211,7 +214,7 @@ class Transaction:
         if limit == 0:
             return
         given = 0
-        own = {key: self._entry(key) is not None for key in self.changes or ()}
+        own = {key: self._is_alive(change) for key, change in (self.changes or {}).items()}
         names = [key for key, is_there in own.items() if is_there]
         both = merged(self.stack, names, prefix, after=after, reverse=reverse, size=limit)
         try:

@@ -21,7 +21,7 @@ from pocket_plug.errors import is_fault
 from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.files import make_folder, private
 from pocket_plug.primitives.forking import after_fork
-from pocket_plug.primitives.locks import Flag, Lock
+from pocket_plug.primitives.locks import Flag, RLock
 from pocket_plug.traces.open_spans import files_beside
 from pocket_plug.traces.recorded import NO_RUN
 
@@ -55,7 +55,7 @@ class OpenSpans(SpanProcessor):
         self._open: dict[int, Span] = {}
         self._changed = False
         self._touched = 0.0
-        self._lock = Lock()
+        self._lock = RLock()  # reentrant: a signal's handler or garbage collection may end a span while it is held
         self._awake, self._ending, self._has_ended = Flag(), Flag(), False
         self._thread: threading.Thread | None = None
 

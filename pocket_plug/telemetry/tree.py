@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pocket_plug.errors import is_fault
 from pocket_plug.primitives.failures import say_once
-from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.terminal import is_terminal
 from pocket_plug.traces.drawing import draw, on_console
 from pocket_plug.traces.recorded import Event, RecordedSpan, Status
@@ -106,7 +106,7 @@ class TreeProcessor(SpanProcessor):
         self._file = file
         self._console = _Console(file=file, stderr=file is None, highlight=False, soft_wrap=False)
         self._footer = footer
-        self._lock = new_lock()
+        self._lock = new_rlock()  # reentrant: a signal's handler or garbage collection may end a span while it is held
         self._held: dict[int, _Trace] = {}  # by trace id, those with an open root
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -139,7 +139,7 @@ class TreeProcessor(SpanProcessor):
                 return
             spans, more = trace.end(tree), tree.more
             if not trace.open:
-                del self._held[context.trace_id]
+                self._held.pop(context.trace_id, None)
         scope = span.instrumentation_scope
         if spans or scope is None or scope.name != STORE_SCOPE:
             try:

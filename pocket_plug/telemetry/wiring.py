@@ -65,6 +65,10 @@ _observed: Telemetry | None = None
 _in_production: Telemetry | None = None
 _first_given: dict[str, Mapping[str, object]] = {}
 """The arguments with which `observe` and `setup` set up the telemetry in use."""
+_chosen: dict[Telemetry, Mapping[str, object]] = {}
+"""The settings of tracing that each `Telemetry` in use has changed, in that order."""
+_unchosen: dict[str, object] = {}
+"""The values of these settings before."""
 
 
 def observe(
@@ -90,8 +94,8 @@ def observe(
     file, that file is used instead of them. The file and the terminal show messages of exceptions; they are sent only if
     `capture` says so.
 
-    The other arguments are the process's settings of tracing, which are used if a Pocket's configuration has none. `detail` is
-    "phase" by default; arguments that are None change nothing. `flavours` has no effect any more; 0.3 will remove it.
+    The other arguments are the process's settings of tracing until it is closed, used if a Pocket's configuration has none.
+    `detail` is "phase" by default; arguments that are None change nothing. `flavours` has no effect any more; 0.3 removes it.
 
     If it is called again, it returns the same `Telemetry` until that is closed; the arguments must then be those of the first
     call. It is flushed when the process ends, also by SIGTERM, which waits for at most `flush_timeout` seconds: by default
@@ -155,8 +159,8 @@ def setup(
     each logger that doesn't propagate to it, sends OpenTelemetry log records. If the root logger has no handler yet, the handler
     also writes lines, as structlog does and from the same level on.
 
-    The other arguments are the process's settings of tracing, which are used if a Pocket's configuration has none; arguments
-    that are None change nothing. `flavours` has no effect any more; 0.3 will remove it.
+    The other arguments are the process's settings of tracing, which are used if a Pocket's configuration has none, until the
+    `Telemetry` is closed; arguments that are None change nothing. `flavours` has no effect any more; 0.3 will remove it.
 
     If it is called again, it returns the same `Telemetry` until that is closed; the arguments must then be those of the first
     call. It is flushed when the process ends, also by SIGTERM, which waits for at most `flush_timeout` seconds: by default
@@ -227,9 +231,29 @@ def _whole(made: Telemetry, chosen: tracing.Changes) -> Generator[None]:
     """Use these settings of tracing. If the block fails, `made` is closed, and the former settings are restored."""
     with ExitStack() as undoing:
         undoing.callback(made.close)
-        undoing.callback(tracing.use, tracing.configure(**chosen))
+        former = tracing.configure(**chosen)
+        undoing.callback(tracing.use, former)
         yield
         undoing.pop_all()
+    _chosen[made] = {name: value for name, value in chosen.items() if name != "tracer_provider"}
+    for name in _chosen[made]:
+        _unchosen.setdefault(name, getattr(former, name))
+
+
+def _take_back(made: Telemetry) -> None:
+    """Set the settings of tracing as if this had never chosen any; but not those that the program has changed since."""
+    before, own = {name: _in_use(name) for name in _unchosen}, _chosen.pop(made, {})
+    now = tracing.configure()
+    back = {name: _in_use(name) for name in own if getattr(now, name) == before[name]}
+    tracing.configure(**cast("tracing.Changes", back))
+    for name in own:
+        if not any(name in each for each in _chosen.values()):
+            del _unchosen[name]
+
+
+def _in_use(name: str) -> object:
+    """The value of a setting that was chosen last, or else the one from before."""
+    return [_unchosen[name], *(each[name] for each in _chosen.values() if name in each)][-1]
 
 
 def _flush_timeout(given: float | None) -> float:
@@ -350,6 +374,7 @@ class Telemetry:
                 _observed = None
             if self is _in_production:
                 _in_production = None
+            _take_back(self)
             drop_spans(self._spans)
             if self._records:
                 drop_logs()

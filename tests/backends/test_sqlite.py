@@ -39,6 +39,7 @@ from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Backend, Change, Delete, Entry, Put
 from pocket_plug.store.sync import SyncStore
 from pocket_plug.testing.contracts import BackendContract
+from pocket_plug.testing.interrupts import Between
 from pocket_plug.testing.scenarios import keys_of
 from pocket_plug.testing.shared_contract import SharedBackendContract
 
@@ -398,6 +399,10 @@ class Busy:
 
     def __exit__(self, *_: object) -> None:
         """Released, as the writer thread does."""
+
+    def _is_owned(self) -> bool:
+        """Not by this thread."""
+        return False
 
 
 def test_a_thread_waits_for_another_ones_commit_rather_than_for_the_writer_thread(tmp_path: Path) -> None:
@@ -1373,13 +1378,20 @@ def test_a_deleted_file_acknowledges_no_write(
     asyncio.run(scenario()) if loop else drive(scenario())
 
 
-def test_a_deleted_log_acknowledges_no_write(tmp_path: Path) -> None:
-    """With `power`: writes that are only in the log would be lost with the last connection."""
-    backend = SQLite(tmp_path / "state.db")
+@pytest.mark.parametrize("log", ["-wal", "-shm"])
+@pytest.mark.parametrize("durability", MODES)
+def test_a_deleted_log_acknowledges_no_write(
+    tmp_path: Path, log: str, durability: sqlite.Durability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes that are only in the log would be lost with the last connection; without its index another process would neither see
+    them nor be seen, and each would overwrite what the other has written.
+    """
+    monkeypatch.setattr(opened, "LOOK_EVERY", 0)
+    backend = SQLite(tmp_path / "state.db", durability=durability)
     drive(backend.open())
     drive(backend.write([Put("a", 1)]))
-    (tmp_path / "state.db-wal").unlink()
-    with pytest.raises(StoreError, match=r"state\.db-wal was deleted"):
+    (tmp_path / f"state.db{log}").unlink()
+    with pytest.raises(StoreError, match=rf"state\.db{log} was deleted"):
         drive(backend.write([Put("late", 1)]))
     drive(backend.close())
 
@@ -1403,7 +1415,7 @@ def test_an_old_time_stamp_of_the_folder_shows_any_change(
     assert not looks
     (folder / "other").touch()
     drive(backend.write([Put("a", 4)]))
-    assert looks == [f"{folder}/state.db", f"{folder}/state.db-wal"]
+    assert looks == [f"{folder}/state.db", f"{folder}/state.db-wal", f"{folder}/state.db-shm"]
     (GONE | {"log deleted": lambda path: path.with_name("state.db-wal").unlink()})[gone](folder / "state.db")
     with pytest.raises(StoreError, match=r"state\.db(-wal)? was deleted"):
         drive(backend.write([Put("late", 1)]))
@@ -1554,3 +1566,37 @@ def test_a_check_of_a_file_in_use_finds_no_fault(tmp_path: Path, monkeypatch: py
         await other.close()
 
     asyncio.run(main())
+
+
+def test_a_use_in_the_middle_of_a_write_is_done_or_refused(tmp_path: Path) -> None:
+    """A signal's handler, a `__del__` or the end of a dropped coroutine may use the store in a thread that is just writing: it
+    must not wait for itself, nor take part in that write.
+    """
+    refused: list[str] = []
+
+    def use() -> None:
+        nonlocal total
+        assert store.get("a") in {"before", "outer"}
+        try:
+            store.update("n", lambda n: n + 100, default=0)
+            total += 100
+        except StoreError as error:
+            refused.append(str(error))
+
+    with SyncStore(SQLite(tmp_path / "state.db", durability="process")) as store:
+        total = 0
+        for change in ("set", "update"):
+            for place in itertools.count(1):
+                store.set("a", "before")
+                with Between(place, use) as between:
+                    if change == "set":
+                        store.set("a", "outer")
+                    else:
+                        store.update("n", lambda n: n + 1, default=0)
+                        total += 1
+                assert store.get("n", 0) == total, between.where
+                if not between.where:
+                    break
+        assert total > 100
+    assert refused
+    assert all("in the middle of an operation of" in each for each in refused)

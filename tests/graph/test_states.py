@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import itertools
 import math
 import sys
 import threading
@@ -51,6 +52,7 @@ from pocket_plug.graph.durable.waits import waits_of
 from pocket_plug.graph.kinds.ask import choices
 from pocket_plug.store.backend import Put
 from pocket_plug.testing.clock import FakeClock, run_virtual
+from pocket_plug.testing.interrupts import Between
 
 
 @asynccontextmanager
@@ -364,6 +366,26 @@ def test_a_run_with_a_short_lease_makes_the_heartbeat_faster_at_once(
             time.sleep(0)
         here.begin_short()
     assert looked.wait(20)
+
+
+def test_a_run_that_begins_in_the_middle_of_the_heartbeats_start_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signal's handler may begin a durable run in the thread that is just starting the heartbeat for another one."""
+    monkeypatch.setattr(heartbeat, "this_process", lambda: SimpleNamespace(held=[], executions=list))
+
+    def sweep() -> None:
+        for place in itertools.count(1):
+            heart = heartbeat.Heart()
+            with Between(place, lambda heart=heart: heart.keep_beating(30.0)) as between:
+                heart.keep_beating(30.0)
+            if not between.where:
+                break
+
+    thread = threading.Thread(target=sweep, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), "a deadlock"
 
 
 # ---------------------------------------------------------------- questions

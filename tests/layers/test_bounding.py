@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import replace
 from datetime import timedelta
+from itertools import count
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,11 +25,12 @@ from pocket_plug import Store, SyncStore
 from pocket_plug.errors import ConfigError, ConflictError, StoreError
 from pocket_plug.layers.bounding import Bounding, size_of
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.primitives.waiting import drive_inline
+from pocket_plug.primitives.waiting import drive, drive_inline
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
 from pocket_plug.store.layer import Layer, build_stack
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.interrupts import Between
 from pocket_plug.testing.layer_contract import FaultyMemory
 from pocket_plug.testing.scenarios import keys_of
 
@@ -625,6 +629,39 @@ def test_threads_and_tasks_never_exceed_the_bound(backend: Memory) -> None:
     layer = root.stack.inner
     assert isinstance(layer, Bounding)
     assert layer.failures == 0
+
+
+@pytest.mark.parametrize("bounds", [{"max_entries": 3, "ttl": "1m"}, {"max_bytes": 1_300}], ids=["entries", "bytes"])
+def test_a_use_in_the_middle_of_a_change_of_the_index_is_counted(bounds: dict[str, Any]) -> None:
+    """A signal's handler, a `__del__` or the end of a dropped coroutine may use the store in a thread that is just changing the
+    index: it must not wait for itself, nor change the index under that.
+    """
+
+    def use() -> None:
+        nonlocal refused
+        try:
+            drive(stack.write([Put("inner", "x" * 300)]))
+        except StoreError:  # by the memory below, in the middle of a write; so it counts as one that may be stored
+            refused = 1
+        drive(stack.read("gone"))
+
+    for changes in ([Put("new", "x" * 300)], [Put("a", "x" * 300), Delete("b"), Put("c", "x" * 300), Put("d", 1)]):
+        for place in count(1):
+            stack = Bounding(**bounds).build(inner := Plain())
+            drive(stack.write([Put(key, "x" * 200) for key in ("a", "b", "gone")]))
+            drive(inner.write([Delete("gone")]))
+            refused = 0
+            with Between(place, use) as between:
+                drive(stack.write(changes))
+                drive(stack.read("gone"))
+            if not between.where:
+                break
+            drive(stack.write([Put("last", 1)]))
+            entries = drive(inner.read_many(drive(keys_of(inner))))
+            assert stack.entries <= bounds.get("max_entries", inf), between.where
+            assert stack.entries - len(entries) in (0, refused), between.where
+            sizes = (sys.getsizeof(key) + size_of(entry.value) for key, entry in entries.items())
+            assert sum(sizes) <= bounds.get("max_bytes", inf), between.where
 
 
 # ---------------------------------------------------------------- refused options and stacks

@@ -528,9 +528,11 @@ names = st.one_of(
     st.text(st.characters(), min_size=1, max_size=30),
     st.builds(lambda character, times: character * times, st.characters(), st.integers(1000, 9000)),
 )
+sessions = names.map(lambda text: text.encode(errors="replace").decode())
+"""Others are refused."""
 
 
-@given(names, names, names, names, names, st.sampled_from(["none", "keys", "summary", "full"]))
+@given(names, names, names, names, sessions, st.sampled_from(["none", "keys", "summary", "full"]))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_the_names_are_a_collector_accepts_the_spans(
     graph: str, node: str, failure: str, value: str, session: str, level: Any

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, 
 from pocket_plug.store.layer import Layer, build_stack
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.interrupts import Between
 from pocket_plug.testing.layer_contract import FaultyMemory
 from pocket_plug.testing.scenarios import keys_of
 
@@ -988,6 +990,36 @@ def test_a_queue_of_one_key_takes_writes_one_after_another() -> None:
         store.delete("b")
     assert shelf.has() == {"a": 19, "c": 3, "d": 4}
     assert all(len(landed) <= 2 for landed in shelf.batches)
+
+
+def test_a_use_in_the_middle_of_a_write_is_done_or_refused(tmp_path: Path) -> None:
+    """A signal's handler, a `__del__` or the end of a dropped coroutine may use the queue in a thread that is queuing: it must
+    not change what that write has compared. A flush there would wait for ever: the thread that drains waits for this one.
+    """
+    refused: list[str] = []
+
+    def use() -> None:
+        nonlocal total
+        try:
+            store.update("n", lambda n: n + 100, default=0)
+            total += 100
+            store.flush()
+        except StoreError as error:
+            refused.append(str(error))
+
+    to = SQLite(tmp_path / "state.db", durability="process")
+    with SyncStore(layers=[Persistence(to=to, mode="behind")]) as store:
+        total = 0
+        for place in count(1):
+            with Between(place, use) as between:
+                store.update("n", lambda n: n + 1, default=0)
+            total += 1
+            assert store.get("n") == total, between.where
+            if not between.where:
+                break
+    assert total > 100
+    assert refused
+    assert all("in the middle of an operation of the queue" in each for each in refused)
 
 
 def test_it_can_be_opened_again() -> None:

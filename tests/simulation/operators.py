@@ -40,7 +40,8 @@ async def attempt(
         mine.ended = mine.ended or world.scheduler.now
         run.in_flight -= 1
     except asyncio.CancelledError:
-        mine.ended = world.scheduler.now
+        if not mine.is_streamed:  # else who is cancelled while it leaves the stream doesn't wait for the run's end
+            mine.ended = world.scheduler.now
         run.in_flight -= 1
         world.note(machine.name, f"attempt {mine.number} of {run.id} ends: cancelled")
         task = asyncio.current_task()

@@ -31,6 +31,7 @@ from pocket_plug import (
     Put,
     Store,
     StoreBusyError,
+    StoreError,
     StoreReader,
     StoreWriter,
     SyncError,
@@ -44,7 +45,7 @@ from pocket_plug.layers.persistence import Persistence
 from pocket_plug.primitives.waiting import Waiter, drive, pause
 from pocket_plug.store.contention import FREE_TRIES, TRIES, Backoff, Gates
 from pocket_plug.store.layer import parts
-from pocket_plug.testing.interrupts import Interrupted, Interrupter
+from pocket_plug.testing.interrupts import Between, Interrupted, Interrupter
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 PATIENCE = 30  # seconds until a hang is called a hang
@@ -687,6 +688,30 @@ def test_an_update_within_an_update_ends(threaded: type[Backend]) -> None:
             assert "outer" not in store.get("k")
 
     all_of([nested])
+
+
+def test_an_update_that_interrupts_another_ends(threaded: type[Backend]) -> None:
+    """A signal's handler or a `__del__` may update the key that its own thread is just updating, or waits to update: it must not
+    wait for that in line. No update is lost.
+    """
+
+    def update() -> None:
+        nonlocal inner
+        with suppress(StoreError):  # in the middle of a write of the memory
+            store.update("k", add("inner"), default=())
+            inner += 1
+
+    def sweep() -> None:
+        for outer in itertools.count(1):
+            with Between(outer, update) as between:
+                store.update("k", add("outer"), default=())
+            if not between.where:
+                break
+        assert inner > 100
+        assert Counter(store.get("k")) == {"outer": outer, "inner": inner}
+
+    store, inner = Store(threaded()).sync, 0
+    all_of([sweep])
 
 
 # ------------------------------------------------------------ gates

@@ -7,6 +7,7 @@ import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import count
 from typing import Any
 
 import pytest
@@ -21,11 +22,13 @@ from pocket_plug import (
     Memory,
     Store,
     StoreClosedError,
+    StoreError,
     SyncError,
     SyncStore,
     SyncWriter,
     node,
 )
+from pocket_plug.testing.interrupts import Between
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 
@@ -248,6 +251,39 @@ def test_a_deleted_store_ends_its_loop(new_threads: Callable[[], list[threading.
         if not thread.is_alive():
             break
     assert new_threads() == []
+
+
+def test_a_use_in_the_middle_of_the_start_of_its_loop_is_done_or_refused() -> None:
+    """A signal's handler or a `__del__` may use the store in the thread that is just starting its loop: it must not wait for
+    itself. Nor does a close.
+    """
+    refused: list[str] = []
+
+    def use() -> None:
+        try:
+            store.set("inner", 1)
+        except StoreError as error:
+            refused.append(str(error))
+            with pytest.raises(StoreError, match="in the middle of"):
+                store.close()
+
+    def sweep() -> None:
+        nonlocal store
+        for place in count(1):
+            store = Store(FaultyMemory()).sync
+            with Between(place, use) as between:
+                store.set("outer", 1)
+            assert store.get("outer") == 1
+            store.close()
+            if not between.where:
+                break
+
+    store = Store().sync
+    thread = threading.Thread(target=sweep, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), "a deadlock"
+    assert any("in the middle of the start of this store's own event loop" in each for each in refused)
 
 
 def test_a_failed_opening_can_be_tried_again() -> None:

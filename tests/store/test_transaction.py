@@ -161,6 +161,22 @@ def test_its_values_are_private_copies(open_store: Open) -> None:
     assert store.get("list") == [1, 2]
 
 
+def test_what_it_has_written_itself_is_copied_too(open_store: Open) -> None:
+    """Whoever reads it back and changes it changes nothing; nor does an update that fails half way."""
+    store = open_store()
+    with store.transaction() as tx:
+        tx.set("list", [1])
+        tx.get("list").append(2)
+        tx.get_many(["list"])["list"].append(3)
+        with pytest.raises(ZeroDivisionError):
+            tx.update("list", lambda items: items.append(4) or 1 / 0)
+        assert tx.get("list") == [1]
+        tx.append("log", [1])
+        tx.tail("log", 1)[0].append(2)
+    assert store.get("list") == [1]
+    assert store.tail("log", 1) == [[1]]
+
+
 def test_a_discarded_update_leaves_the_value_alone(open_store: Open) -> None:
     """A function that changes its argument in place works on a copy here too, which is discarded with the transaction."""
     store = open_store()

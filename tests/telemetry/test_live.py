@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import threading
@@ -18,6 +19,8 @@ from pocket_plug.cli.trees import follow
 from pocket_plug.telemetry import live
 from pocket_plug.telemetry.live import OpenSpans
 from pocket_plug.telemetry.local import FileExporter
+from pocket_plug.telemetry.tree import TreeProcessor
+from pocket_plug.testing.interrupts import Between
 from pocket_plug.traces.index import TraceIndex
 from pocket_plug.traces.open_spans import SILENT, open_spans
 from pocket_plug.traces.recorded import TraceFile
@@ -51,6 +54,39 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     traced = Traced(tmp_path / ".pocket_plug" / "traces.jsonl", monkeypatch)
     yield traced
     traced.open.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["open spans", "tree"])
+def test_a_span_in_the_middle_of_another_ones_start_or_end_waits_for_nothing(
+    traced: Traced, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's handler may use a traced store, and the end of a dropped run's coroutine ends spans, in a thread that is just
+    starting or ending a span.
+    """
+    drawn: list[str] = []
+    part = traced.open if kind == "open spans" else TreeProcessor(None, lambda root: "")
+    monkeypatch.setattr(TreeProcessor, "_draw", lambda self, root, *_: drawn.append(root.name))
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(part)
+    tracer = provider.get_tracer("tests")
+
+    def sweep() -> None:
+        for place in itertools.count(1):
+            with Between(place, lambda: tracer.start_span("inner").end()) as between:
+                tracer.start_span("outer").end()
+            if not between.where:
+                break
+
+    thread = threading.Thread(target=sweep, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), "a deadlock"
+    if isinstance(part, TreeProcessor):
+        assert part.held == 0
+        assert drawn.count("outer") == drawn.count("inner") + 1
+    else:
+        part.write()
+        assert not list(open_spans(traced.path))
 
 
 def test_a_process_that_can_start_no_thread_ends_without_an_error(

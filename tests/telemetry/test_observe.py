@@ -109,6 +109,40 @@ graph.run_sync("d")
     assert names_in(tmp_path / "two.jsonl") == sorted(SHOP)
 
 
+def test_what_it_records_of_your_data_ends_with_it(tmp_path: Path) -> None:
+    """In whatever order this and `setup` are closed; but what the program itself has set meanwhile stays."""
+    done = python(
+        """
+from pocket_plug.layers import tracing
+from pocket_plug.telemetry import setup
+
+def now():
+    return tracing.configure().capture, tracing.configure().detail
+
+with observe(capture="full", file="one.jsonl", detail="debug"):
+    pass
+assert now() == (None, "node"), now()
+with observe(file="two.jsonl"):
+    graph.run_sync("secret")
+for setup_first in (False, True):
+    production, development = setup(capture="keys"), observe(capture="full", detail="run")
+    assert now() == ("full", "run")
+    for each in (production, development) if setup_first else (development, production):
+        each.close()
+    assert now() == (None, "node"), now()
+with observe(capture="full"):
+    tracing.configure(capture="summary")
+assert now()[0] == "summary"
+with observe(capture="keys"):
+    pass
+assert now()[0] == "summary"
+""",
+        tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "secret" not in (tmp_path / "two.jsonl").read_text()
+
+
 def test_a_second_call_with_other_arguments_is_refused(tmp_path: Path) -> None:
     """It configures the whole process, so the second call would have no effect; the message says what differs."""
     done = python(
@@ -148,7 +182,7 @@ def test_a_tree_on_request_ends_with_the_files_path(tmp_path: Path) -> None:
 
 
 def test_a_provider_of_the_program_is_used_and_left_as_it_is(tmp_path: Path) -> None:
-    """Nothing is added to it, no file is written, and closing doesn't shut it down."""
+    """Nothing is added to it, no file is written, and closing doesn't shut it down: it goes on with the detail from before."""
     done = python(
         """
 from opentelemetry import trace
@@ -162,13 +196,15 @@ with observe() as telemetry:
     graph.run_sync("a")
 assert telemetry.mode == "yours" and telemetry.file is None
 assert trace.get_tracer_provider() is provider
+print(len(memory.get_finished_spans()))
+memory.clear()
 graph.run_sync("b")
 print(len(memory.get_finished_spans()))
 """,
         tmp_path,
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
     )
-    assert (done.stdout, done.stderr) == ("16\n", "")
+    assert (done.stdout, done.stderr) == ("8\n5\n", "")
     assert not (tmp_path / ".pocket_plug").exists()
 
 

@@ -374,6 +374,27 @@ def test_a_write_without_a_turn_wakes_no_waiter(fresh_url: Callable[[str], str],
     with_backend(url, use)
 
 
+def test_a_write_that_can_not_be_asked_about_again_is_unknown() -> None:
+    """Its answer was lost, and then the server refuses the user: it may have been stored, so it must not be called refused."""
+    with valkey() as server, Proxy(server.port) as proxy:
+
+        async def use(backend: Redis) -> None:
+            async def revoke(_: float) -> None:
+                await asyncio.to_thread(_cli, server, "ACL", "SETUSER", "default", "-eval", "-evalsha")
+
+            await backend.write([Put("a", 1)])  # from now on the server knows the script
+            backend.retrying = replace(backend.retrying, pause=revoke)
+            proxy.swallow(b"lost")
+            with pytest.raises(AnswerLostError, match=r"could not be asked again: .*ACL"):
+                await backend.write([Put("lost", 1)])
+            assert await backend.read("lost") is not None
+            with pytest.raises(StoreError, match="ACL") as caught:
+                await backend.write([Put("never", 1)])
+            assert not isinstance(caught.value, AnswerLostError)
+
+        with_backend(proxy.through(server.url), use)
+
+
 def test_a_copy_that_comes_after_later_writes_does_nothing(
     fresh_url: Callable[[str], str], valkey_server: Server
 ) -> None:

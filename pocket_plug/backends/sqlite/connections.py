@@ -17,7 +17,7 @@ from typing import Any
 
 from pocket_plug.codec import default_codec
 from pocket_plug.primitives.forking import Taken, is_under_way, new_rlock, release, take, wait_for_fork
-from pocket_plug.primitives.locks import Lock
+from pocket_plug.primitives.locks import RLock, in_the_middle, is_held_here
 
 from .opened import OpenedFile
 from .refusals import REFUSALS, explained, is_busy
@@ -54,10 +54,15 @@ class Connections:
         self._begin_locks()
 
     def _begin_locks(self) -> None:
-        self.writing = Lock()
-        """Held while the writer is used."""
+        self.writing = RLock()
+        """Held while the writer is used. Reentrant only so that a thread can ask whether it holds it: see `refuse_in_between`."""
         self.lock = new_rlock()
         """Held while a connection is opened, so that no fork comes in between. Reentrant: garbage collection may withdraw one."""
+
+    def refuse_in_between(self) -> None:
+        """Raise StoreError if this interrupts an operation of its own thread: it would wait for itself, or join in a write."""
+        if is_held_here(self.writing) or is_held_here(self.lock):
+            raise in_the_middle(f"an operation of {self.file.path}", "write there or close it")
 
     def explained(self, error: Exception) -> Exception:
         """An error of SQLite, as our own exception that names the file and the way out."""
@@ -133,7 +138,7 @@ class Connections:
             return
         _close(self.writer)
         self.writer = None
-        self.file.drop_log()
+        self.file.drop_logs()
 
     # ------------------------------------------------------------ forks of this process
     def rest(self) -> bool:
@@ -144,7 +149,8 @@ class Connections:
             if not held:
                 return False
             self._close_readers()
-            take((self.writing,), held)
+            if not is_held_here(self.writing):  # else what forks has interrupted a write
+                take((self.writing,), held)
             if len(held) == 2:
                 self._close_writer()
             return not self._in_use()

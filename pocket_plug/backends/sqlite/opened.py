@@ -14,7 +14,11 @@ from pocket_plug.errors import StoreBusyError, StoreClosedError, StoreError
 from .files import Folder, Identity, Ownership, identity_of, is_at
 
 LOOK_EVERY = 0.05
-"""Reads check at most once in so many seconds whether the file is still in its place. A write checks each time."""
+"""Reads check at most once in so many seconds whether the file is still in its place. A write checks each time, and with
+`durability=process` it checks the log as rarely."""
+
+LOGS = ("-wal", "-shm")
+"""The ends of the names of the log and of its index, in which SQLite's connections see what the others have written."""
 
 _forbidden: set[Identity | None] = set()
 """Files that the parent used at a fork. They can't be opened here: SQLite would take the parent's locks for its own."""
@@ -32,9 +36,10 @@ class OpenedFile:
         """True from `Connections.open` to `Writer.close`, which then still writes what is queued."""
         self.look_next = 0.0
         """When a read has to `look` again, by `monotonic`."""
-        self._name, self._log = str(self.absolute), ""
+        self._name, self._resolved = str(self.absolute), ""
         self._identity: Identity | None = None
-        self._log_identity: Identity | None = None  # known since the first commit by the writer
+        self._logs: dict[str, Identity] = {}  # by the ends of their names; known since the first commit by the writer
+        self._look_at_logs_next = 0.0
         self._folder: Folder | None = None  # with `power` only
         self._ownership: Ownership | None = None
 
@@ -42,7 +47,7 @@ class OpenedFile:
     def know(self) -> None:
         """Note the file that is at the path now as the one that is opened."""
         resolved = self.absolute.resolve()
-        self._identity, self._log = identity_of(self._name), f"{resolved}-wal"
+        self._identity, self._resolved = identity_of(self._name), str(resolved)
         is_linked = resolved != self.absolute  # a link may lead elsewhere while this folder stays as it is
         self._folder = Folder(str(resolved.parent)) if self.power and not is_linked else None
 
@@ -52,27 +57,30 @@ class OpenedFile:
             raise self._moved(self.path) if self.is_open else self.not_open()
         self.look_next = monotonic() + LOOK_EVERY
 
-    def look_with_log(self) -> None:
-        """The same, and with `power` for the log, too. Called in a transaction, since otherwise its write could be lost."""
-        if self._folder is not None and self._folder.is_as_known() and self._log_identity is not None:
+    def look_with_logs(self) -> None:
+        """The same, and for the log and its index. Called in a transaction, since otherwise its write could be lost."""
+        if self._folder is not None and self._folder.is_as_known() and self._logs:
             return
         self.look()
-        if self._log_identity is None:
-            self._log_identity = identity_of(self._log)
-        elif self.power and not is_at(self._log, self._log_identity):
-            raise self._moved(f"{self.path}-wal")
+        if not self._logs:
+            self._logs = {end: found for end in LOGS if (found := identity_of(self._resolved + end)) is not None}
+        elif self.power or self.look_next >= self._look_at_logs_next:
+            for end, known in self._logs.items():
+                if not is_at(self._resolved + end, known):
+                    raise self._moved(self.path + end)
+            self._look_at_logs_next = self.look_next + LOOK_EVERY
         if self._folder is not None:
             self._folder.know()
 
-    def drop_log(self) -> None:
+    def drop_logs(self) -> None:
         """After the writer was closed: forget the log, and remove it if SQLite has left it there.
 
         SQLite leaves it if the file was moved away, and would later take it for the log of another file in that place.
         """
-        log, self._log_identity = self._log_identity, None
-        if log is not None and not is_at(self._name, self._identity) and is_at(self._log, log):
-            for name in (self._log, f"{self._log.removesuffix('-wal')}-shm"):
-                Path(name).unlink(missing_ok=True)
+        logs, self._logs = self._logs, {}
+        if logs and not is_at(self._name, self._identity) and is_at(self._resolved + "-wal", logs.get("-wal")):
+            for end in LOGS:
+                Path(self._resolved + end).unlink(missing_ok=True)
 
     def _moved(self, what: str) -> StoreError:
         return StoreError(

@@ -111,7 +111,7 @@ class Transactions:
         """Do the requests in the transaction that has begun, commit, and note in each its outcome."""
         known, self._versions = self._versions, _UNKNOWN  # in case this is interrupted
         try:
-            self._file.look_with_log()
+            self._file.look_with_logs()
             versions = self._do(writer.execute, batch, *known)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this write's outcome
             roll_back(writer)

@@ -25,9 +25,9 @@ LONGEST_TURN = 1.0
 
 _WAIT = 0.1  # seconds after which a turn checks whether its time is over or a fork is under way
 
-_acquire_at_once: Callable[[threading.Lock], bool] = methodcaller("acquire", False)
+_acquire_at_once: Callable[[threading.RLock], bool] = methodcaller("acquire", False)
 # A commit that doesn't wait for the disk takes less time than waking the writer thread, which needs the interpreter's lock.
-_acquire_soon: Callable[[threading.Lock], bool] = methodcaller("acquire", True, LONGEST_PAUSE)
+_acquire_soon: Callable[[threading.RLock], bool] = methodcaller("acquire", True, LONGEST_PAUSE)
 
 
 class _Turn:
@@ -79,6 +79,7 @@ class Writer:
 
     async def close(self) -> None:
         """Do all queued requests, then close the file. Can be called again if it was interrupted."""
+        self._connections.refuse_in_between()
         finished: Waiter[None] = Waiter()
         with self._lock:
             self._file.is_open = False
@@ -96,6 +97,7 @@ class Writer:
     # ------------------------------------------------------------ callers that write
     async def done(self, request: Request) -> int:
         """Do the request; returns its outcome once it is committed. If cancelled, it is withdrawn unless it has begun."""
+        self._connections.refuse_in_between()
         if (not self._file.power or may_block()) and self._done_in_place(request):
             return request.outcome()
         waiter: Waiter[None] = Waiter()  # `Waiter[None]()` goes through `typing` and takes twice as long
@@ -117,7 +119,7 @@ class Writer:
         if self._queue:
             return False
         connections, file = self._connections, self._file
-        held: list[threading.Lock] = []
+        held: list[threading.RLock] = []
         try:
             held.extend(
                 filter(_acquire_at_once, (connections.writing,))
@@ -149,6 +151,7 @@ class Writer:
     @asynccontextmanager
     async def turn(self) -> AsyncGenerator[None]:
         """The writer thread begins a transaction and keeps it open for the next request of this caller, one second at most."""
+        self._connections.refuse_in_between()
         turn = _Turn()
         before = _current_turn.get()
         try:

@@ -56,10 +56,11 @@ class Heart:
             if lease / 3 < self._pause:
                 self._sooner.set()
             return
-        with self._lock:
+        thread = threading.Thread(target=self._go_on, name="pocket_plug heartbeat", daemon=True)
+        with self._lock:  # no call comes before it is noted, so no signal's handler either, which might begin a run
             if self._thread is None:
-                self._thread = threading.Thread(target=self._go_on, name="pocket_plug heartbeat", daemon=True)
-                self._thread.start()
+                self._thread = thread
+                thread.start()
 
     def _go_on(self) -> None:
         while True:

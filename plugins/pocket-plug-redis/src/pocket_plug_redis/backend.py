@@ -322,19 +322,22 @@ class Redis(Backend):
 
     async def _written(self, send: Callable[[Connection, Token, bool], Awaitable[Any]]) -> Any:
         """Send a write until it is answered, and again while another caller has the turn."""
-        was_sent = False
+        was_sent = was_lost = False  # was a copy sent, and was one not answered?
 
         async def attempt(this: Attempt) -> Any:
             async def do(connection: Connection) -> Any:
-                nonlocal was_sent
+                nonlocal was_sent, was_lost
                 if not connection.is_connected:
                     await connection.connect()
-                again, was_sent, this.sent = was_sent, True, True
+                again, before = was_sent, was_lost
+                was_sent = was_lost = this.sent = True
                 try:
-                    return await send(connection, token, again)
+                    answer = await send(connection, token, again)
                 except (ResponseError, BusyLoadingError):  # the server refused it: nothing was done
-                    was_sent = this.sent = again
+                    was_sent, was_lost, this.sent = again, before, again
                     raise
+                was_lost = before
+                return answer
 
             return await self._attempt(this, do, self._opened().here())
 
@@ -352,12 +355,14 @@ class Redis(Backend):
                         )
                     longest = min(answer[1] / 1000, LONGEST_PAUSE)
                     await self.retrying.pause(random.uniform(0, longest))  # noqa: S311 - no secret
-            except StoreClosedError as error:
-                if not was_sent:
+            except AnswerLostError:
+                raise
+            except StoreError as error:
+                if not was_lost:
                     raise
                 raise AnswerLostError(
-                    f"{self._title}: the store was closed after a write was sent and before it was answered; whether it "
-                    "was committed is not known: read what it wrote before you do it again"
+                    f"{self._title}: a write was sent and its answer was lost; whether it was committed is not known, since the "
+                    f"server could not be asked again: {error}"
                 ) from error
 
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
