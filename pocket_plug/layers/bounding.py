@@ -312,6 +312,7 @@ class Bounding(Layer):
 
     def _cut_off(self) -> None:
         """In a forked child: another thread held the lock at the fork, so the index may be half changed."""
+        self._is_free = True
         self._index.entries = Closed(
             "this process was forked during a write to this bounded store, so the number of its entries is not known; "
             "close it and open it again"

@@ -169,6 +169,37 @@ def test_a_thread_that_stays_in_a_critical_section_is_an_error_in_the_child(
     assert store.get_many(["a", "b"]) == {"a": 1, "b": 1}
 
 
+@pytest.mark.usefixtures("hasty")
+def test_a_thread_that_stays_in_a_change_of_an_index_is_an_error_in_the_child(end: threading.Event) -> None:
+    """Bounding over another backend than memory: in the child its bound can't be kept until it is opened again."""
+
+    class Other(pp.Memory):
+        """Has no table that bounding can replace."""
+
+    def clock() -> float:
+        if not inside.is_set() and asked.is_set():  # in the middle of the change
+            inside.set()
+            end.wait()
+        return 0.0
+
+    asked, inside = threading.Event(), threading.Event()
+    store = pp.SyncStore(Other(), layers=[Bounding(max_entries=2)], clock=clock)
+    store.set("a", 1)
+    asked.set()
+    thread(lambda: store.set("b", 1))
+    assert inside.wait(60)
+
+    def use() -> None:
+        with pytest.raises(StoreClosedError, match="forked during a write to this bounded store"):
+            store.set("c", 1)
+        store.close()
+        with store:
+            store.set_many({"d": 1, "e": 1, "f": 1})
+            assert list(store.keys()) == ["e", "f"]
+
+    assert in_child(use) == 0
+
+
 def test_a_fork_within_a_critical_section_of_the_same_thread_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a signal handler may do it: the thread continues in the child too, and completes its work."""
     monkeypatch.setattr(forking, "PATIENCE", 1.0)  # the child has to complete within it
