@@ -7,7 +7,7 @@ to differ, and for generic types if a parameter of the one can't fit that of the
 from __future__ import annotations
 
 from enum import Enum
-from types import NoneType
+from types import GenericAlias, NoneType
 from typing import (
     Annotated,
     Any,
@@ -59,6 +59,8 @@ def fits(given: Any, wanted: Any) -> bool:
     inner, outer = get_origin(given) or given, get_origin(wanted) or wanted
     if not (isinstance(inner, type) and isinstance(outer, type)):
         return True
+    if inner is type and outer is not type and isinstance(cls := (*get_args(given), None)[0], type):
+        inner = type(cls)  # an Enum is iterable
     return _is_subclass(inner, outer) and _parameters_fit(given, wanted, inner, outer)
 
 
@@ -92,6 +94,8 @@ def _is_subclass(inner: type, outer: type) -> bool:
 
 def _parameters_fit(given: Any, wanted: Any, inner: type, outer: type) -> bool:
     theirs, ours = get_args(given) or _ITEMS.get(given, ()), get_args(wanted)
+    if inner is enumerate and outer is not enumerate:
+        theirs = tuple(GenericAlias(tuple, (int, item)) for item in theirs)
     if not theirs or not ours:
         return True
     if inner is tuple:

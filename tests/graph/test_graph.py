@@ -307,7 +307,12 @@ def test_what_passes_through_a_sleep_must_fit_the_node_behind_it() -> None:
         def post(self, store: SyncWriter, input: Any, prepared: Any, result: Any) -> Any:
             return str(input)
 
+    class Prepared(Sleep[Any]):
+        def prep(self, store: SyncReader, input: Any) -> Any:
+            return str(input)
+
     Graph(plus >> Named("1d") >> shout).validate()
+    Graph(plus >> Prepared("1d") >> shout).validate()
 
 
 def test_a_node_shows_its_class_and_name() -> None:

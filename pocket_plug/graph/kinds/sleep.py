@@ -71,7 +71,7 @@ class SleepStep(Step):
 
     @property
     def returns_input(self) -> bool:
-        return self.post is None
+        return self.prep is None and self.post is None  # a subclass may have them
 
     async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
         node = self.node
