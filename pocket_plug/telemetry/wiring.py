@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import dropwhile
 from math import ceil, inf
 from pathlib import Path
 from typing import Protocol, Self, TypeVar, cast
@@ -65,10 +66,8 @@ _observed: Telemetry | None = None
 _in_production: Telemetry | None = None
 _first_given: dict[str, Mapping[str, object]] = {}
 """The arguments with which `observe` and `setup` set up the telemetry in use."""
-_chosen: dict[Telemetry, Mapping[str, object]] = {}
-"""The settings of tracing that each `Telemetry` in use has changed, in that order."""
-_unchosen: dict[str, object] = {}
-"""The values of these settings before."""
+_chosen: dict[Telemetry, dict[str, tuple[object, object]]] = {}
+"""The settings of tracing that each `Telemetry` in use has changed, in that order: the value of each, and the one before."""
 
 
 def observe(
@@ -196,9 +195,10 @@ def setup(
 def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, source: Source) -> Telemetry:
     """Set up all three signals."""
     if source.disabled:
-        tracing.configure(**chosen)
-        wire_structlog(log_level)
-        return Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), flush_timeout=flush_timeout)
+        made = Telemetry(dict.fromkeys(("traces", "metrics", "logs"), "off"), flush_timeout=flush_timeout)
+        with _whole(made, chosen):
+            wire_structlog(log_level)
+        return made
     # all are made before any is used, so that an invalid setting leaves nothing half set up
     queue_spans, span_mode = ([], "yours") if traces_are_taken() else _with_mode(source.spans())
     queue_records, log_mode = ([], "yours") if logs_are_taken() else _with_mode(source.records())
@@ -235,25 +235,23 @@ def _whole(made: Telemetry, chosen: tracing.Changes) -> Generator[None]:
         undoing.callback(tracing.use, former)
         yield
         undoing.pop_all()
-    _chosen[made] = {name: value for name, value in chosen.items() if name != "tracer_provider"}
-    for name in _chosen[made]:
-        _unchosen.setdefault(name, getattr(former, name))
+    _chosen[made] = {
+        name: (value, getattr(former, name)) for name, value in chosen.items() if name != "tracer_provider"
+    }
 
 
 def _take_back(made: Telemetry) -> None:
     """Set the settings of tracing as if this had never chosen any; but not those that the program has changed since."""
-    before, own = {name: _in_use(name) for name in _unchosen}, _chosen.pop(made, {})
-    now = tracing.configure()
-    back = {name: _in_use(name) for name in own if getattr(now, name) == before[name]}
+    later = [*dropwhile(lambda each: each is not made, _chosen)][1:]
+    now, back = tracing.configure(), dict[str, object]()
+    for name, (value, before) in _chosen.pop(made, {}).items():
+        overlaid = next((_chosen[each] for each in later if name in _chosen[each]), None)
+        if overlaid is None:
+            if getattr(now, name) == value:
+                back[name] = before
+        elif overlaid[name][1] == value:
+            overlaid[name] = overlaid[name][0], before
     tracing.configure(**cast("tracing.Changes", back))
-    for name in own:
-        if not any(name in each for each in _chosen.values()):
-            del _unchosen[name]
-
-
-def _in_use(name: str) -> object:
-    """The value of a setting that was chosen last, or else the one from before."""
-    return [_unchosen[name], *(each[name] for each in _chosen.values() if name in each)][-1]
 
 
 def _flush_timeout(given: float | None) -> float:

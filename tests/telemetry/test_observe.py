@@ -136,6 +136,13 @@ assert now()[0] == "summary"
 with observe(capture="keys"):
     pass
 assert now()[0] == "summary"
+for given in ("keys", "full"):
+    with observe(capture="full"):
+        tracing.configure(capture="none")
+        with setup(capture=given):
+            pass
+        assert now()[0] == "none", now()
+    assert now()[0] == "none", now()
 """,
         tmp_path,
     )

@@ -457,7 +457,14 @@ def test_the_default_service_name_is_the_scripts(tmp_path: Path, otlp_sink: Sink
 def test_switched_off_only_structlog_is_configured(tmp_path: Path) -> None:
     """OTEL_SDK_DISABLED=true."""
     done = python(
-        't = setup(); print(t.mode, t.metrics, t.logs); graph.run_sync("tea")',
+        """
+from pocket_plug.layers import tracing
+t = setup(capture="full")
+print(t.mode, t.metrics, t.logs)
+graph.run_sync("tea")
+t.close()
+assert tracing.configure().capture is None
+""",
         tmp_path,
         OTEL_SDK_DISABLED="true",
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
