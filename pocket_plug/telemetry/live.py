@@ -68,13 +68,21 @@ class OpenSpans(SpanProcessor):
             self._open[span.get_span_context().span_id] = span
             self._changed = True
             if self._thread is None and not self._has_ended:
-                thread = threading.Thread(target=self._work, name="pocket_plug open spans", daemon=True)
-                try:
-                    thread.start()
-                    self._thread = thread
-                except RuntimeError:  # Python 3.12 can't start a thread while the process ends
-                    self._has_ended = True
+                self._start(threading.Thread(target=self._work, name="pocket_plug open spans", daemon=True))
         self._awake.set()
+
+    def _start(self, thread: threading.Thread) -> None:
+        if self._thread is not None:  # what has interrupted this thread has started one
+            return
+        self._thread = thread  # before the start, in the middle of which another span may begin here
+        try:
+            thread.start()
+        except RuntimeError:  # Python 3.12 can't start a thread while the process ends
+            self._thread, self._has_ended = None, True
+        except BaseException:
+            if thread.ident is None:
+                self._thread = None
+            raise
 
     def on_end(self, span: ReadableSpan) -> None:
         """The span is no longer open."""

@@ -59,7 +59,8 @@ class _Trace:
         for span in spans:
             if (tree := self.known.get(span)) is not None:
                 return tree
-        return next(iter(self.open.values())) if len(self.open) == 1 else None
+        trees = [*self.open.values()]
+        return trees[0] if len(trees) == 1 else None
 
     def note(self, span: int, parent: int) -> None:
         tree = self.find(parent)

@@ -89,6 +89,33 @@ def test_a_span_in_the_middle_of_another_ones_start_or_end_waits_for_nothing(
         assert not list(open_spans(traced.path))
 
 
+def test_a_span_that_begins_in_the_middle_of_the_start_of_the_thread_starts_no_second_one(tmp_path: Path) -> None:
+    """Two would take the flags from each other, and the one that `shutdown` waits for might never see that it has to end."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    tracer = provider.get_tracer("tests")
+    ours = "pocket_plug open spans"
+
+    def sweep() -> None:
+        others = [each for each in threading.enumerate() if each.name == ours]
+        for place in itertools.count(1):
+            part = OpenSpans(tmp_path / "traces.jsonl")
+            inner, outer = tracer.start_span("inner"), tracer.start_span("outer")
+            with Between(place, lambda part=part, inner=inner: part.on_start(inner)) as between:
+                part.on_start(outer)
+            started = [each for each in threading.enumerate() if each.name == ours and each not in others]
+            assert len(started) == 1, between.where
+            part.shutdown()
+            if not between.where:
+                break
+        swept.append(place)
+
+    swept: list[int] = []
+    thread = threading.Thread(target=sweep, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert swept
+
+
 def test_a_process_that_can_start_no_thread_ends_without_an_error(
     traced: Traced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
