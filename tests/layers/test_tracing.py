@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -27,9 +28,11 @@ from pocket_plug.hookspecs import NodeCall, Observer, PhaseCall, Run
 from pocket_plug.layers import tracing
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.tracing import Tracing
+from pocket_plug.layers.tracing.settings import Listening
 from pocket_plug.store.backend import Backend, Change, Entry
 from pocket_plug.store.keys import Key
 from pocket_plug.store.memory import Memory
+from pocket_plug.testing.interrupts import Between
 from pocket_plug.testing.spans import SpanCapture
 
 PERSON = Key("person:{}", str)
@@ -775,3 +778,22 @@ def test_a_cancelled_run_closes_every_span_and_leaks_no_context(capture: SpanCap
     assert capture.open == 0
     assert (capture.one("run g").attributes or {})["pocket_plug.run.outcome"] == "cancelled"
     assert all(span.status.status_code is StatusCode.UNSET for span in capture.spans)
+
+
+def test_settings_that_change_in_the_middle_of_their_change_wait_for_nothing() -> None:
+    """A SIGTERM closes what `observe` returned, in a thread that may be just changing the settings, or making a Pocket."""
+
+    def sweep() -> None:
+        for use in (tracing.configure, Listening):
+            for place in itertools.count(1):
+                with Between(place, tracing.configure) as between:
+                    use()
+                if not between.where:
+                    break
+        swept.append(place)
+
+    swept: list[int] = []
+    thread = threading.Thread(target=sweep, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert swept, "a deadlock"

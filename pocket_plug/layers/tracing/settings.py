@@ -22,7 +22,7 @@ from pocket_plug.otel.additions import NONE, Additions
 from pocket_plug.otel.reporting import SCHEMA_URL, changed, globals_of, loaded, own_version
 from pocket_plug.primitives.default_pocket import find_default_pocket
 from pocket_plug.primitives.failures import say_once
-from pocket_plug.primitives.forking import new_lock
+from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.redaction import Redact as Redact
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ class Listening:
 
 
 _all: WeakSet[Listening] = WeakSet()
-_lock = new_lock()
+_lock = new_rlock()  # reentrant: a SIGTERM in the middle closes what `observe` returned
 process = Listening()
 """For runs and stores without a Pocket."""
 look = process.look
