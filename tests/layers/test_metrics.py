@@ -32,6 +32,7 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, R
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.interrupts import Between
 
 Point = tuple[frozenset[tuple[str, Any]], Any]
 
@@ -634,3 +635,28 @@ def test_no_stored_data_is_an_attribute(published: Published) -> None:
         "pocket_plug.run.outcome", "error.type", "db.system.name", "db.namespace", "db.operation.name",
         "pocket_plug.store.hit", "pocket_plug.store.eviction.reason",
     }  # fmt: skip
+
+
+def test_a_failure_in_the_middle_of_counting_another_is_counted() -> None:
+    """A signal's handler may use a store in the thread that is just counting, and fail: such a use may be refused there."""
+    missing = StoreError("no")
+
+    def sweep() -> None:
+        for own in (True, False):
+            for place in count(1):
+                tally = counting.Tally()
+                with Between(place, lambda tally=tally: tally.failed("set", missing)) as between:
+                    tally.failed("set", missing) if own else tally.watch(Memory())
+                if sum(number for number, _ in tally.errors()) != own + bool(between.where):
+                    wrong.append(between.where)
+                if not between.where:
+                    break
+        swept.append(place)
+
+    wrong: list[str] = []
+    swept: list[int] = []
+    thread = threading.Thread(target=sweep, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert swept, "a deadlock"
+    assert wrong == []

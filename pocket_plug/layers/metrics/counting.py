@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from pocket_plug.errors import ConflictError
 from pocket_plug.primitives.failures import capped, error_type
-from pocket_plug.primitives.locks import Lock
+from pocket_plug.primitives.locks import Lock, RLock
 from pocket_plug.store.backend import Keeper, Reason
 
 Value = str | bool | int | float
@@ -160,7 +160,7 @@ class Tally:
         self._failed: Counter[tuple[str, str]] = Counter()
         self._watched: list[Watched] = []
         self._evicted: Counter[Reason] = Counter()  # by keepers that are gone
-        self._lock = Lock()
+        self._lock = RLock()  # reentrant: a signal's handler may use a store while it is held
         tallies.add(self)
 
     def watch(self, keeper: Keeper) -> None:
@@ -202,8 +202,10 @@ class Tally:
         if isinstance(error, ConflictError):
             self.lost.add()
             return
+        kind = operation, errors[error_type(error)]
         with self._lock:
-            self._failed[operation, errors[error_type(error)]] += 1
+            self._failed.setdefault(kind, 0)  # so that no call comes between the look-up and the addition
+            self._failed[kind] += 1
 
     def lookups(self) -> Iterable[tuple[int, Attributes]]:
         """For `pocket_plug.store.lookups`."""
@@ -234,7 +236,7 @@ class Tally:
         self._evicted = Counter(dict.fromkeys(self._evicted, 0))
         for watched in self._watched:
             watched.reset()
-        self._lock = Lock()
+        self._lock = RLock()
 
 
 tallies: weakref.WeakSet[Tally] = weakref.WeakSet()

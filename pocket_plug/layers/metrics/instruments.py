@@ -15,7 +15,7 @@ from pocket_plug.otel.late import measuring_context
 from pocket_plug.otel.reporting import SCHEMA_URL, globals_of, loaded, own_version
 from pocket_plug.primitives.failures import capped, error_type
 from pocket_plug.primitives.forking import after_fork
-from pocket_plug.primitives.locks import Lock, RLock
+from pocket_plug.primitives.locks import RLock
 from pocket_plug.store.backend import WriteQueue
 
 from . import recorded, settings
@@ -102,7 +102,7 @@ class Instruments:
     def reset(self) -> None:
         """Nothing is active: at the start, and in a forked child, which reports only what it begins itself."""
         self.runs, self.items = Going(), Going()
-        self._lock = Lock()
+        self._lock = RLock()  # reentrant: a signal's handler may build a store while it is held
 
     def tally(self, about: Attributes) -> Tally:
         """The tally that is shared by all stores with these attributes."""
