@@ -368,6 +368,22 @@ def test_a_run_with_a_short_lease_makes_the_heartbeat_faster_at_once(
     assert looked.wait(20)
 
 
+def test_a_heartbeat_that_could_not_be_started_is_started_by_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may have no room for a thread just then. Without a heartbeat the process's runs would be taken over."""
+    monkeypatch.setattr(heartbeat, "this_process", lambda: SimpleNamespace(held=[], executions=list))
+    heart, started = heartbeat.Heart(), list[threading.Thread]()
+
+    def no_room(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_room)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        heart.keep_beating(30.0)
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread))
+    heart.keep_beating(30.0)
+    assert [thread.name for thread in started] == ["pocket_plug heartbeat"]
+
+
 def test_a_run_that_begins_in_the_middle_of_the_heartbeats_start_waits_for_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -60,7 +60,11 @@ class Heart:
         with self._lock:  # no call comes before it is noted, so no signal's handler either, which might begin a run
             if self._thread is None:
                 self._thread = thread
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # the machine has no room for a thread: the next execution tries again
+                    self._thread = None
+                    raise
 
     def _go_on(self) -> None:
         while True:
