@@ -42,9 +42,8 @@ def seconds(ttl: Duration, what: str = "ttl", *, or_zero: bool = False) -> float
     if not 0 < result <= sys.float_info.max and not (or_zero and result == 0):
         least = "seconds from 0 up" if or_zero else "seconds above 0"
         found = f"{ttl!r:.80}" if isinstance(ttl, int | float | str | timedelta) else summary(ttl)
-        if not isinstance(
-            ttl, int | float | str
-        ):  # these may be from a file or a command line, which have no timedelta
+        # Numbers and texts may be from a file or a command line, which have no timedelta.
+        if not isinstance(ttl, int | float | str):
             least += ", a timedelta"
         raise ConfigError(
             f"{what} can't be {found}; give {least}, or text made of d, h, m, s and ms, such as '500ms', '5m' or '1h30m'"

@@ -3,6 +3,8 @@
 Python's own locks are such, except in 3.14: there a handler may run between `__enter__` and the body of the `with`, and what
 it raises skips `__exit__` (CPython's issue 148874; fixed in 3.15). So Python 3.14 gets the locks below. A lock that one
 thread acquires and another one releases is not used in a `with`, and may be one of Python's own.
+
+A handler that waits for a lock of its own thread would wait for ever: `is_held_here` asks, and `in_the_middle` is the error.
 """
 
 from __future__ import annotations
