@@ -41,9 +41,8 @@ def decide(store: SyncWriter, answered: Answered[Draft, bool]) -> Draft | Next[D
 
 @node.post
 def send(store: SyncWriter, draft: Draft) -> str:
-    sent = store.update(
-        SENT, lambda sent: [*sent, draft.text], default=[]
-    )  # committed with the checkpoint, so exactly once
+    # committed with the checkpoint, so exactly once
+    sent = store.update(SENT, lambda sent: [*sent, draft.text], default=[])
     return f"sent, as number {len(sent)}"
 
 

@@ -57,9 +57,8 @@ class Ledger(Backend):
         self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
     ) -> AsyncIterator[str]:
         given = 0
-        for key in stretch(
-            sorted(self.entries), prefix, after=after, reverse=reverse
-        ):  # with many keys, keep them sorted
+        # with many keys, keep them sorted
+        for key in stretch(sorted(self.entries), prefix, after=after, reverse=reverse):
             if given == limit:
                 return
             if await self.read(key):  # only existing keys count

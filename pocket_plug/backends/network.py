@@ -259,9 +259,8 @@ class Retrying:
                 failure = error
             except _OutOfTimeError as error:
                 sent = sent or this.sent
-                if (
-                    failure is None or seconds == self.timeout
-                ):  # otherwise the attempt was cut short by the patience, and the failure before says more
+                # otherwise the attempt was cut short by the patience, and the failure before says more
+                if failure is None or seconds == self.timeout:
                     failure = error
             pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (number - 1)))  # noqa: S311 - no secret
             if self.now() + pause >= until or number == self.attempts:

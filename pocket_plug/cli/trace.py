@@ -365,9 +365,8 @@ def send(file: Path, url: str, headers: tuple[str, ...]) -> int:
     for header in headers:
         name, equals, value = header.partition("=")
         if not equals or not name.strip() or not (header.isascii() and header.isprintable()):
-            raise click.UsageError(
-                "--header is KEY=VALUE, in ASCII on one line"
-            )  # the value isn't shown: it may be a secret
+            # the value isn't shown: it may be a secret
+            raise click.UsageError("--header is KEY=VALUE, in ASCII on one line")
         given[name.strip()] = value.strip()
     target = sending.endpoint(url)
     source = TraceFile(file)

@@ -74,14 +74,8 @@ _UNCOUNTED = _pattern(*_PLAIN)
 _SMALL = _pattern(*_PLAIN, *_SMALL_CONTAINERS, *_SMALL_EXTENSIONS)
 
 _LENGTHS = [struct.Struct(">B"), struct.Struct(">H"), struct.Struct(">I")]
-_SIZED = {
-    0xC4: 0,
-    0xC5: 1,
-    0xC6: 2,
-    0xD9: 0,
-    0xDA: 1,
-    0xDB: 2,
-}  # bytes and texts, each with the place of its length in _LENGTHS
+# bytes and texts, each with the place of its length in _LENGTHS
+_SIZED = {0xC4: 0, 0xC5: 1, 0xC6: 2, 0xD9: 0, 0xDA: 1, 0xDB: 2}
 _EXTENSIONS = {0xC7: 0, 0xC8: 1, 0xC9: 2}
 
 

@@ -263,9 +263,8 @@ class Persistence(Layer):
                 self._writes[key] = (*others, write)
                 for lease in self._leases.get(key, ()):
                     lease.keys.discard(key)
-                    self._unsure |= (
-                        {key: _Mark()} if lease.is_filling else {}
-                    )  # the fill may take effect after this write's end
+                    # the fill may take effect after this write's end
+                    self._unsure |= {key: _Mark()} if lease.is_filling else {}
             if isinstance(self._unsure, _Everything):
                 write.overlapped.update(write.keys)
             self._begun += 1  # last: a caller that has read it before finds the keys above

@@ -54,9 +54,8 @@ def _reader_of_context() -> Callable[[], Context]:
     """A faster `get_current`: the `get` method of OpenTelemetry's context variable, which is taken from a token."""
     token = otel_context.attach(otel_context.get_current())
     otel_context.detach(token)
-    variable: ContextVar[Context] | None = getattr(
-        token, "var", None
-    )  # other context implementations have other tokens
+    # other context implementations have other tokens
+    variable: ContextVar[Context] | None = getattr(token, "var", None)
     return otel_context.get_current if variable is None else variable.get
 
 

@@ -275,9 +275,8 @@ class Pocket:
         schemes = ", ".join(f"{scheme}://" for scheme in sorted({"memory", *known}))
         found = URL_SCHEME.match(url)
         if found is None:
-            given = (
-                summary(url) if {*url} & {*"@="} else repr(url)
-            )  # there may be a secret before an @ or in `password=…`
+            # there may be a secret before an @ or in `password=…`
+            given = summary(url) if {*url} & {*"@="} else repr(url)
             raise ConfigError(f"{given} is not a store's URL; it must begin with one of: {schemes}")
         scheme = found[1].lower()
         if scheme == "memory":

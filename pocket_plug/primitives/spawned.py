@@ -17,7 +17,6 @@ UNGUARDED = 71
 def end_unguarded() -> None:
     """End this process without output, if it is a worker that still imports the script."""
     process = multiprocessing.current_process()
-    if process.name.startswith(WORKER) and getattr(
-        process, "_inheriting", False
-    ):  # as multiprocessing's own check does
+    # as multiprocessing's own check does
+    if process.name.startswith(WORKER) and getattr(process, "_inheriting", False):
         raise SystemExit(UNGUARDED)

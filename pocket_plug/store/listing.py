@@ -19,9 +19,8 @@ from .updating import shown_value
 PAGE = 100
 """The most entries that are read in one step."""
 
-_LAST_RESERVED = RESERVED + "\U0010ffff" * (
-    MAX_KEY_BYTES // 4
-)  # keys can't be longer, so each with RESERVED is before it
+# keys can't be longer, so each with RESERVED is before it
+_LAST_RESERVED = RESERVED + "\U0010ffff" * (MAX_KEY_BYTES // 4)
 
 
 def check_limit(limit: object) -> None:

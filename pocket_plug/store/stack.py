@@ -38,9 +38,8 @@ class Stack(Layer):
         self.gates = Gates(self._route_writes)
         self.backoff = Backoff()
         self.combiner = Combiner(self, self.gates, self.pause_after)
-        self._free_tries = (1,) * (
-            FREE_TRIES if self.inline_write else 0
-        )  # a range, made each time, takes four times as long
+        # a range, made each time, takes four times as long
+        self._free_tries = (1,) * (FREE_TRIES if self.inline_write else 0)
         self.is_new = True
         self._is_closed = False
         self._home: asyncio.AbstractEventLoop | None = None
@@ -52,9 +51,8 @@ class Stack(Layer):
         self.run: Runner = self._run_at_home if self.needs_loop else drive
         self.run_read: Runner = drive_inline if self.inline_read else self.run
         self.run_write: Runner = drive_inline if self.inline_write else self.run
-        self.run_update: Runner = (
-            drive if self.inline_read and self.inline_write else self.run
-        )  # an update may wait in line for the key
+        # an update may wait in line for the key
+        self.run_update: Runner = drive if self.inline_read and self.inline_write else self.run
 
     def __repr__(self) -> str:
         return conceal(" > ".join(repr(part) for part in parts(self)[1:]), self.from_environment)

@@ -229,9 +229,8 @@ class Declared:
         where = f"{self}: {place}: " if place else f"{self}: "
         _loader()  # makes the loggers that are filtered below
         loggers = [logging.getLogger(name) for name in [*logging.root.manager.loggerDict] if name.startswith(_LOADER)]
-        without_values = partial(
-            _without_values
-        )  # one for each block: a nested or parallel block may remove its own earlier
+        # one for each block: a nested or parallel block may remove its own earlier
+        without_values = partial(_without_values)
         for logger in loggers:
             logger.addFilter(without_values)
         try:

@@ -84,9 +84,8 @@ class _Registry:
         return map(self._exemplars.put_on, self._registry.collect())
 
     def restricted_registry(self, names: list[str]) -> Any:
-        return self._registry.restricted_registry(
-            names
-        )  # it never contains OpenTelemetry's metrics, so no exemplars either
+        # it never contains OpenTelemetry's metrics, so no exemplars either
+        return self._registry.restricted_registry(names)
 
 
 @contextmanager

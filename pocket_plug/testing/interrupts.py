@@ -83,9 +83,8 @@ class Interrupter:
                 self._pass(frame, f"after {getattr(arg, '__name__', arg)}")
         elif event == "call":
             code, last = frame.f_code.co_code, frame.f_lasti
-            if (
-                code[last] == _RESUME and code[last + 1] & 3 < 2
-            ):  # otherwise it resumes after an `await`, or gets an exception
+            # otherwise it resumes after an `await`, or gets an exception
+            if code[last] == _RESUME and code[last + 1] & 3 < 2:
                 self._pass(frame, "at the entry")
 
     def _trace(self, frame: FrameType, event: str, arg: object) -> Any:

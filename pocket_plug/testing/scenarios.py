@@ -226,9 +226,8 @@ CHILD_SECONDS = 60
 
 def die_where_it_hangs() -> None:
     """In a child: after CHILD_SECONDS, write the tracebacks of all threads to stderr, and kill the process."""
-    faulthandler.register(
-        signal.SIGALRM, file=2, chain=True
-    )  # the number of stderr: pytest may have replaced sys.stderr
+    # the number of stderr: pytest may have replaced sys.stderr
+    faulthandler.register(signal.SIGALRM, file=2, chain=True)
     signal.alarm(CHILD_SECONDS)
 
 

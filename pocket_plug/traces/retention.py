@@ -190,8 +190,7 @@ def _in_place_of(path: Path) -> Generator[BinaryIO]:
         with open(new, "wb", opener=private) as file:
             yield file
         new.replace(path)
-    except (
-        BaseException
-    ):  # not in `finally`: after `replace` the lock excludes nobody, and this name may be another process's file
+    except BaseException:
+        # Not in `finally`: after `replace` the lock excludes nobody, and this name may be another process's file.
         new.unlink(missing_ok=True)
         raise

@@ -85,9 +85,8 @@ def endpoint(url: str) -> SplitResult:
             f"the URL of the backend is invalid: {public_url(url)!r}. Give one such as http://localhost:4318"
         ) from None
     if not usable:
-        given = (
-            repr(shown(parts)) if parts.netloc or "@" not in url else summary(url)
-        )  # without ://, there may be a password in it
+        # without ://, there may be a password in it
+        given = repr(shown(parts)) if parts.netloc or "@" not in url else summary(url)
         raise ConfigError(
             f"{given} is not a URL of a backend; give one such as http://localhost:4318, for OTLP over HTTP"
         )

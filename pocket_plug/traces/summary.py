@@ -176,9 +176,8 @@ def _totals(spans: Sequence[SpanSummary], runs: Collection[str]) -> dict[str, li
             total[2] += 0 if span.id in runs else span.retries
     for span in spans:
         if span.id in runs:
-            totals[span.id][2] = max(
-                totals[span.id][2], span.retries
-            )  # an ended run has the retries of all nodes below
+            # an ended run has the retries of all nodes below
+            totals[span.id][2] = max(totals[span.id][2], span.retries)
     return totals
 
 

@@ -214,11 +214,8 @@ def test_licences_are_found_in_several_places(story: Story) -> None:
 def test_what_is_required_and_missing_is_listed(story: Story) -> None:
     """A requirement that isn't installed, or in another version; requirements of an extra or another Python don't count."""
     found = report(story.folder)["missing"]
-    assert found["fake-incomplete"] == [
-        "fake-nowhere>=2",
-        "fake-two>7",
-        "fake-gone<7",
-    ]  # fake-gone is no longer installed
+    # fake-gone is no longer installed
+    assert found["fake-incomplete"] == ["fake-nowhere>=2", "fake-two>7", "fake-gone<7"]
     assert "fake-gone" not in story.markdown[0].partition("fake-incomplete")[2].splitlines()[0]
     assert found["fake-records"] == ["fake-records>=1"]  # it has no version; "any version" is satisfied by it
     assert {"fake-incomplete", "fake-records"} == {name for name in found if name.startswith("fake-")}

@@ -77,9 +77,8 @@ def test_lists_come_through_an_export_and_an_import() -> None:
     with SyncStore(TO) as store, SyncStore(URL) as source:
         assert store.tail("log", 9) == [{"n": n} for n in (2, 3, 4)]
         assert store.tail("zoo", 9) == [(1, 2)]
-        assert store.ttl("zoo") == pytest.approx(
-            source.ttl("zoo"), abs=60
-        )  # with one deadline, read one after the other
+        # with one deadline, read one after the other
+        assert store.ttl("zoo") == pytest.approx(source.ttl("zoo"), abs=60)
         assert store.append("log", "next") == 4
     lines = run("export", "zoo")[0].splitlines()
     assert len(lines) == 2

@@ -307,9 +307,8 @@ def main(cases: int, seed: int) -> None:
             other.execute("PRAGMA synchronous = OFF")
             with suppress(ZoneInfoNotFoundError):
                 ZoneInfo("Mars/Base")
-            for case in range(
-                seed, seed + 300
-            ):  # from here on, modules that are imported on first use have been imported
+            # from here on, modules that are imported on first use have been imported
+            for case in range(seed, seed + 300):
                 attempt(case, store, backend, other, ended)
             sys.addaudithook(refuse_code)
             before = used_memory()

@@ -419,9 +419,8 @@ def main() -> int:
         options.error(f"{sorted(unknown)}: the stacks are {', '.join(STACKS)}, the uses {', '.join(USES)}")
     warnings.simplefilter("ignore")  # a coroutine that was never started, since the interrupt came first
     logging.disable()
-    structlog.configure(
-        logger_factory=structlog.ReturnLoggerFactory()
-    )  # Python 3.14 may leave a PrintLogger's lock locked
+    # Python 3.14 may leave a PrintLogger's lock locked
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     draw = random.Random(given.seed)
     tried, broken = Counter[str](), 0
     for stack in STACKS:

@@ -288,9 +288,8 @@ def attempt(
 
 def main(worlds: int, seed: int, step: int) -> None:
     """Every single fault (or every `step`-th), then random worlds."""
-    logging.getLogger("pocket_plug").setLevel(
-        logging.CRITICAL
-    )  # hooks of executions that were overtaken fail, and log it
+    # hooks of executions that were overtaken fail, and log it
+    logging.getLogger("pocket_plug").setLevel(logging.CRITICAL)
     ended: Counter[str] = Counter()
     single = list(every_single_fault())[::step]
     for number, case in enumerate(single):

@@ -279,9 +279,8 @@ def test_path_in_the_graph(page):
     expect(page.locator("[data-node=check]")).to_contain_text("\N{MULTIPLICATION SIGN}2")
     expect(page.locator(".end")).to_have_class("end bad")
     boxes = {name: page.locator(f"[data-node={name}] .box").bounding_box() for name in classes}
-    assert (
-        boxes["find"]["x"] < boxes["rate"]["x"] < boxes["check"]["x"] < boxes["ship"]["x"]
-    )  # the edge back doesn't count
+    # the edge back doesn't count
+    assert boxes["find"]["x"] < boxes["rate"]["x"] < boxes["check"]["x"] < boxes["ship"]["x"]
 
 
 def test_graph_and_waterfall_go_together(page):

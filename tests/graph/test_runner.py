@@ -420,9 +420,8 @@ def test_a_failing_hook_does_not_fail_a_committed_node(hook: str, caplog: pytest
     record, whole = (record for record in caplog.records if record.levelno in (logging.ERROR, logging.DEBUG))
     assert f"Hooked.{hook}" in record.getMessage()
     assert "RuntimeError" in record.getMessage()
-    assert (
-        "hook is broken" not in caplog.messages[0]
-    )  # a message may contain anything: it is only for those who ask for it
+    # a message may contain anything: it is only for those who ask for it
+    assert "hook is broken" not in caplog.messages[0]
     assert (record.exc_info, whole.levelno) == (None, logging.DEBUG)
     assert whole.exc_info
     assert whole.exc_info[1] is hooked.error

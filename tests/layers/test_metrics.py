@@ -118,9 +118,8 @@ def test_counts_of_threads_are_exact(published: Published) -> None:
     for thread in threads:
         thread.join()
     assert published.values("pocket_plug.store.lookups")[attributes(hit=True)] == 16_000
-    assert (
-        published.values("pocket_plug.store.lookups")[attributes(hit=True)] == 16_000
-    )  # reading the metrics adds nothing
+    # reading the metrics adds nothing
+    assert published.values("pocket_plug.store.lookups")[attributes(hit=True)] == 16_000
 
 
 def test_stores_of_a_namespace_are_counted_together_and_outlive_themselves(published: Published) -> None:

@@ -376,9 +376,8 @@ def test_own_writes_stay_near_when_they_are_notified() -> None:
     with pytest.raises(StopIteration):
         writing.send(None)
     stack.changed(durable.words[0])
-    assert (
-        drive_inline(stack.read("a")) == drive_inline(near.read("a")) == Entry(1, 1)
-    )  # without an operation of the durable tier
+    # without an operation of the durable tier
+    assert drive_inline(stack.read("a")) == drive_inline(near.read("a")) == Entry(1, 1)
     assert drive_inline(stack.read_many(["a"])) == {"a": Entry(1, 1)}
 
 

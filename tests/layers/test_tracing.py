@@ -302,9 +302,10 @@ def test_spans_that_were_ended_elsewhere_are_left_alone(capture: SpanCapture, ca
     on_start = capture.on_start
     capture.on_start = lambda span, parent_context=None: (began.append(span), on_start(span))  # type: ignore[method-assign]
     assert pp.Graph(work, name="g").run_sync(1) == 1
+    # the test's own one
     assert [record.getMessage() for record in caplog.records if record.name.startswith("opentelemetry")] == [
         "Calling end() on an ended span."
-    ]  # the test's own one
+    ]
 
 
 def test_without_a_provider_a_run_is_silent() -> None:

@@ -401,10 +401,8 @@ def test_at_debug_each_part_of_the_stack_has_a_span() -> None:
     assert capture.tree() == [
         ("set toll:{}", [("layer metrics", [below])]),
         ("get toll:{}", [("layer metrics", [("layer upper", [below])])]),
-        (
-            "get_many",
-            [("layer metrics", [("layer upper", 4 * [below])])],
-        ),  # the first and the last check whether it is one moment
+        # the first and the last check whether it is one moment
+        ("get_many", [("layer metrics", [("layer upper", 4 * [below])])]),
     ]
     assert attributes(capture.spans[1]) == {"pocket_plug.layer": "metrics", "db.operation.name": "write"}
     assert capture.open == 0

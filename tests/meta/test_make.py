@@ -57,7 +57,7 @@ def test_a_target_does_what_its_name_says(target: str, command: str) -> None:
     """As make itself reads the file, without running it."""
     make = shutil.which("make")
     assert make is not None
-    made = (
+    made = (  # of the make that runs the tests
         "MAKEFLAGS",
         "MFLAGS",
         "MAKELEVEL",
@@ -65,7 +65,7 @@ def test_a_target_does_what_its_name_says(target: str, command: str) -> None:
         "ARGS",
         "PYTHON",
         "VENV",
-    )  # of the make that runs the tests
+    )
     kept = {name: value for name, value in os.environ.items() if name not in made}
     done = subprocess.run([make, "--dry-run", target], cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

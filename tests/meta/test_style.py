@@ -113,3 +113,14 @@ def test_a_reason_is_more_than_the_names_of_rules() -> None:
         "# pyright: reportA=false",
     ]
     assert [text for text in (*explained, *bare) if has_reason(text)] == explained
+
+
+def test_a_comment_stands_before_what_it_is_about() -> None:
+    """Not behind the closing bracket of a call, where the formatter puts a comment that is too long for its line."""
+    behind = [
+        f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+        for file in FILES
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)
+        if re.match(r" *[])}]+[:,]? +# (?!fmt:)", line)
+    ]
+    assert behind == []

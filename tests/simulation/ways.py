@@ -143,9 +143,8 @@ class Told:
                 pass
 
     def _enter(self, place: str) -> None:
-        has_asked = (
-            place in self._story.asked | self._story.answers.keys()
-        )  # it is visited again once there is an answer
+        # it is visited again once there is an answer
+        has_asked = place in self._story.asked | self._story.answers.keys()
         if place in self._entered and self._mine is not None and not has_asked:
             self._violate(f"twice that {place} was entered")
         if place in self.left:

@@ -13,9 +13,8 @@ sys.path.append(str(Path(__file__).parent))  # for the modules here that scripts
 
 from otlp_sink import Sink
 
-collect_ignore = (
-    [] if find_spec("opentelemetry.configuration") else ["test_config_file.py"]
-)  # older SDKs have no loader
+# older SDKs have no loader
+collect_ignore = [] if find_spec("opentelemetry.configuration") else ["test_config_file.py"]
 
 
 @pytest.fixture

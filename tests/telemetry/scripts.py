@@ -29,9 +29,8 @@ graph = pp.Graph(look, name="shop", store=pp.Store(layers=["metrics", "tracing"]
 def environment(**env: str) -> dict[str, str]:
     ours = ("OTEL_", "POCKET_PLUG_", "PHOENIX_", "NO_COLOR")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return (
-        kept | {"POCKET_PLUG_FLUSH_TIMEOUT": "60", "POCKET_PLUG_DISABLE": "openinference"} | env
-    )  # a busy machine loses nothing
+    # a busy machine loses nothing
+    return kept | {"POCKET_PLUG_FLUSH_TIMEOUT": "60", "POCKET_PLUG_DISABLE": "openinference"} | env
 
 
 def python(code: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -47,11 +47,8 @@ observed.flush()
 graph.run_sync("tea")
 """
     done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=dead_endpoint, POCKET_PLUG_FLUSH_TIMEOUT="")
-    assert done.stdout.split() == [
-        "2.0",
-        "2.0",
-        "0.5",
-    ]  # the flush; then the exporters of observe and setup, one after the other
+    # the flush; then the exporters of observe and setup, one after the other
+    assert done.stdout.split() == ["2.0", "2.0", "0.5"]
 
 
 @pytest.mark.parametrize(

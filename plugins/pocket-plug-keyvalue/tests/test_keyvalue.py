@@ -27,9 +27,8 @@ from pocket_plug_keyvalue.reasons import LACKS
 from pocket_plug import Change, ConfigError, KeyNameError, Memory, Store, SyncStore, ValueTypeError
 from pocket_plug.testing.clock import FakeClock
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:A configured store is unstable"
-)  # their SimpleStore says that of itself
+# their SimpleStore says that of itself
+pytestmark = pytest.mark.filterwarnings("ignore:A configured store is unstable")
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 

@@ -749,9 +749,8 @@ def test_a_slot_that_moves_to_another_node_takes_its_data_set_along() -> None:
             working = asyncio.gather(
                 *(increment(backend, "n", 5) for _ in range(4)), backend.read("k7"), keys_of(backend)
             )
-            await asyncio.wait(
-                {working}, timeout=0.2
-            )  # half of it is there, half is here: the server refers or refuses
+            # half of it is there, half is here: the server refers or refuses
+            await asyncio.wait({working}, timeout=0.2)
             await asyncio.to_thread(lambda: move(here, there, keys_here(here)))
             for server in (there, here):
                 await asyncio.to_thread(_cli, server, "CLUSTER", "SETSLOT", slot, "NODE", ids[1])

@@ -121,9 +121,8 @@ class Writer:
         connections, file = self._connections, self._file
         held: list[threading.RLock] = []
         try:
-            held.extend(
-                filter(_acquire_at_once, (connections.writing,))
-            )  # one call into C, so no interrupt comes in between
+            # one call into C, so no interrupt comes in between
+            held.extend(filter(_acquire_at_once, (connections.writing,)))
             if not held and not file.power and self._turn is None and may_block():
                 held.extend(filter(_acquire_soon, (connections.writing,)))
             if not held:

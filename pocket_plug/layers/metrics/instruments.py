@@ -249,9 +249,8 @@ settings.on_change.append(_look_again)
 
 
 def _set_of(provider: MeterProvider) -> Instruments | None:
-    own = type(provider).__module__.startswith(
-        "opentelemetry.metrics"
-    )  # the API's own: a proxy, or one that does nothing
+    # the API's own: a proxy, or one that does nothing
+    own = type(provider).__module__.startswith("opentelemetry.metrics")
     if own or isinstance(provider, settings.Muted):
         return None
     if (found := _for_providers.get(provider)) is None:

@@ -87,9 +87,8 @@ class SpanManager:
         try:
             otel_context.detach(self.token)
         finally:
-            if (
-                self.span.is_recording()
-            ):  # else there is nothing to end, or it was ended, as by `observe()` at a SIGTERM
+            # else there is nothing to end, or it was ended, as by `observe()` at a SIGTERM
+            if self.span.is_recording():
                 self.span.end()
 
 

@@ -585,9 +585,8 @@ def _parsed(conninfo: str, shown: str, timeout: float) -> tuple[str, list[tuple[
         whole = make_conninfo(conninfo, **{name: value for name, value in ours.items() if name not in given})
     except (psycopg.Error, UnicodeDecodeError) as error:
         text = re.sub(r'"[^"]*"', '"…"', str(error)).strip()  # libpq may quote a part of the password
-        what = (
-            repr(shown) if "://" in shown else "postgresql: the connection string"
-        )  # any word of the string may be the password
+        # any word of the string may be the password
+        what = repr(shown) if "://" in shown else "postgresql: the connection string"
         raise ConfigError(f"{what}: libpq can't read it ({text})") from None
 
     database = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "the user's"

@@ -120,9 +120,8 @@ class Watching:
             answer: list[bytes] = connection.read_response()
             if answer[0] == b"message" and answer[-1]:  # `open` publishes an empty message, to check its permission
                 versions = _versions(answer[-1])
-                if (
-                    max(versions.values()) < highest
-                ):  # the counter has decreased: after FLUSHALL, or with another copy of the data
+                # the counter has decreased: after FLUSHALL, or with another copy of the data
+                if max(versions.values()) < highest:
                     self._watcher.lost()
                     self._watcher.back()
                 highest = max(versions.values())
