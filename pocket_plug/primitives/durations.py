@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from datetime import timedelta
+from functools import lru_cache
 
 from pocket_plug.errors import ConfigError
 
@@ -16,6 +17,15 @@ Duration = float | timedelta | str
 
 _UNITS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _TEXT = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit}(?![a-z]))?" for unit in _UNITS), re.ASCII)
+
+
+@lru_cache
+def _of_text(text: str) -> float:
+    """The seconds, or NaN. A program has few such texts, and uses one again with each `set`."""
+    found = _TEXT.fullmatch(text) if text else None
+    if found is None:
+        return math.nan
+    return sum(float(number or 0) * unit for number, unit in zip(found.groups(), _UNITS.values(), strict=True))
 
 
 def seconds(ttl: Duration, what: str = "ttl", *, or_zero: bool = False) -> float:
@@ -33,10 +43,8 @@ def seconds(ttl: Duration, what: str = "ttl", *, or_zero: bool = False) -> float
             result = ttl
         case timedelta():
             result = ttl.total_seconds()
-        case str() if ttl and (parts := _TEXT.fullmatch(ttl)):
-            result = sum(
-                float(number or 0) * unit for number, unit in zip(parts.groups(), _UNITS.values(), strict=True)
-            )
+        case str():
+            result = _of_text(ttl)
         case _:
             result = math.nan
     if not 0 < result <= sys.float_info.max and not (or_zero and result == 0):

@@ -117,7 +117,7 @@ def check_prefix(prefix: object, what: str = "a prefix of names") -> str:
 
 def part_of_name(value: object, template: str | None, *, may_be_empty: bool = False) -> str:
     """A value as a part of a name, to fill a placeholder of `template` or to be joined (None): text with escaped separators."""
-    text = value if type(value) is str else _text_of(value, template)
+    text = str(value) if value.__class__ in (str, int) else _text_of(value, template)
     if not text and not may_be_empty:
         raise KeyNameError(
             f"Key({template!r}) can't be filled with an empty value; a placeholder that may be empty is written {{?}}"

@@ -52,6 +52,7 @@ class FullName(str):
 
 
 _new, _concatenated = str.__new__, str.__add__  # for speed: each operation in a Key's scope makes a name
+_new_key: Any = object.__new__
 
 
 def _full_name(text: str, template: str) -> FullName:
@@ -70,6 +71,23 @@ def _is_literal(text: str, frame: FrameType | None) -> bool:
     while frame is not None and frame.f_globals.get("__name__") == "typing":  # `Key[int]("age")` is called from there
         frame = frame.f_back
     return frame is not None and any(constant is text for constant in frame.f_code.co_consts)
+
+
+class _Declared:
+    """What a Key was declared with. All keys that are made by filling it share this, so its check is made once."""
+
+    __slots__ = ("fits", "is_shown", "template", "type")
+
+    def __init__(self, template: Template, type: Any, is_shown: bool) -> None:
+        self.template, self.type = template, type
+        self.is_shown = is_shown
+        """May telemetry show the template?"""
+        self.fits: Callable[[object], bool] | None = None
+        """Is a value of this type? Made when it is first needed: some types import beartype."""
+
+    def __getstate__(self) -> tuple[None, dict[str, object]]:
+        """For pickle and copy: without the check, which is a function, and is made again where it is needed."""
+        return None, {"template": self.template, "type": self.type, "is_shown": self.is_shown, "fits": None}
 
 
 class ReadAs(Generic[V_co, K]):
@@ -96,7 +114,7 @@ class Key(ReadAs[K, K], Generic[K]):
     run time (`Key(f"user:{id}")`, which pyright refuses), since there may be an id in it.
     """
 
-    __slots__ = ("_check", "_name", "_parsed", "_shown", "template", "type", "values")
+    __slots__ = ("_declared", "_name", "values")
 
     @overload
     def __init__(self: Key, template: LiteralString, type: None = None, /) -> None: ...
@@ -105,38 +123,43 @@ class Key(ReadAs[K, K], Generic[K]):
     @overload
     def __init__(self, template: LiteralString, type: TypeForm[K], /) -> None: ...
     def __init__(self, template: LiteralString, type: Any = None, /) -> None:
-        self._parsed = Template(template)
+        parsed = Template(template)
         if type is not None:
             check_type(type, f"Key {template!r}")
-        self.template: str = template
-        self.type: Any = type
-        self.values: tuple[object, ...] = ()
         caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage] # as namedtuple does: there is no other way
-        self._shown = _is_literal(template, caller)
-        self._name: str | None = None
-        if not self._parsed.placeholders:
-            self._name = _full_name(template, template) if self._shown else template
-        self._check: Callable[[object], bool] | None = None
+        self._declared = _Declared(parsed, type, _is_literal(template, caller))
+        self.values: tuple[object, ...] = ()
+        self._name: str | None = None if parsed.placeholders else self._named(template)
         if type is not None:
             declared_types.append(type)
 
-    def __getstate__(self) -> tuple[None, dict[str, object]]:
-        """For pickle and copy: without the check, which is a function, and is made again where it is needed."""
-        return None, {slot: None if slot == "_check" else getattr(self, slot) for slot in self.__slots__}
+    def _named(self, name: str) -> str:
+        declared = self._declared
+        return _full_name(name, declared.template.text) if declared.is_shown else name
+
+    @property
+    def template(self) -> str:
+        """The name with its placeholders, as it was declared."""
+        return self._declared.template.text
+
+    @property
+    def type(self) -> Any:
+        """The type of the value, None if none was declared."""
+        return self._declared.type
 
     def __call__(self, /, *values: object, **named: object) -> Key[K]:
         """The key with its placeholders filled: those of these names by the named values, all others in order."""
         if self.values:
             raise KeyNameError(f"{self!r} is filled already; fill its template: Key({self.template!r})")
-        if named or self._parsed.placeholders != len(values):
-            values = self._parsed.in_order(values, named)
-        return self._filled(values, self._parsed.filled(values))
+        template = self._declared.template
+        if named or template.placeholders != len(values):
+            values = template.in_order(values, named)
+        return self._filled(values, template.filled(values))
 
     def _filled(self, values: tuple[object, ...], name: str) -> Key[K]:
-        filled: Key[K] = object.__new__(type(self))
-        filled.template, filled.type, filled.values, filled._check = self.template, self.type, values, self._check
-        filled._parsed, filled._shown = self._parsed, self._shown
-        filled._name = _full_name(name, self.template) if self._shown else name
+        filled: Key[K] = _new_key(Key)
+        filled._declared, filled.values = self._declared, values
+        filled._name = self._named(name)
         return filled
 
     def __str__(self) -> str:
@@ -158,14 +181,16 @@ class Key(ReadAs[K, K], Generic[K]):
 
         An object of a class that was redefined since, with the same fields, is converted to the newest definition.
         """
-        if self.type is None:
+        declared = self._declared
+        if declared.type is None:
             return value
-        if self._check is None:
-            self._check = checker(self.type)
-        if self._check(value):
+        fits = declared.fits
+        if fits is None:
+            fits = declared.fits = checker(declared.type)
+        if fits(value):
             return value
-        wanted = f"key {self._name or self.template!r} holds {type_name(self.type)}, not"
-        return newest(value, self.type, self._check, wanted)
+        wanted = f"key {self._name or self.template!r} holds {type_name(declared.type)}, not"
+        return newest(value, declared.type, fits, wanted)
 
     def matches(self, name: str) -> bool:
         """Is `name` this key, or one that this template can become?
@@ -175,7 +200,7 @@ class Key(ReadAs[K, K], Generic[K]):
         """
         if self._name is not None:
             return name == self._name
-        return self._parsed.texts(name) is not None
+        return self._declared.template.texts(name) is not None
 
     def parse(self, name: str) -> Key[K] | None:
         """The key with its placeholders filled so that `name` is its name; None if the template doesn't make it.
@@ -188,7 +213,7 @@ class Key(ReadAs[K, K], Generic[K]):
         """
         if self._name is not None:
             return self if name == self._name else None
-        values = self._parsed.values(name)
+        values = self._declared.template.values(name)
         return None if values is None else self._filled(values, name)
 
     def __repr__(self) -> str:

@@ -51,25 +51,23 @@ def split_name(name: str) -> tuple[str, ...]:
 class Template:
     """A name with placeholders in it; a placeholder is written `{}` or `{name}`, and `{?}` or `{name?}` where it may be empty."""
 
-    __slots__ = ("_begins_with_placeholder", "_may_be_empty", "_pattern", "literals", "names", "text")
+    __slots__ = ("_begin", "_pattern", "_rest", "names", "placeholders", "text")
 
     def __init__(self, text: str) -> None:
         self.text = check_name(text)
         found = _PLACEHOLDER.split(text)
-        self.literals, self.names = found[::3], tuple(found[1::3])
-        if any("{" in literal or "}" in literal for literal in self.literals):
+        literals, self.names = found[::3], tuple(found[1::3])
+        self.placeholders = len(self.names)
+        """How many there are."""
+        if any("{" in literal or "}" in literal for literal in literals):
             raise KeyNameError(
                 f"Key({text!r:.80}) has a brace that isn't part of a placeholder; a placeholder is written {{}} or {{name}}, "
                 "with a ? before the } if it may be empty, and filled by KEY(value)"
             )
-        self._may_be_empty = [mark == "?" for mark in found[2::3]]
-        self._begins_with_placeholder = not self.literals[0]
+        self._begin = literals[0]
+        self._rest = [(mark == "?", literal) for mark, literal in zip(found[2::3], literals[1:], strict=True)]
+        """Of each placeholder: may it be empty, and the text after it."""
         self._pattern: re.Pattern[str] | None = None  # most templates are only filled
-
-    @property
-    def placeholders(self) -> int:
-        """How many there are."""
-        return len(self._may_be_empty)
 
     def in_order(self, values: Sequence[object], named: Mapping[str, object]) -> tuple[object, ...]:
         """The values in the order of the placeholders. Raises KeyNameError if they are too few or too many."""
@@ -86,19 +84,16 @@ class Template:
 
     def filled(self, values: Sequence[object]) -> str:
         """The name with a value in each placeholder."""
-        name = self.literals[0]
-        for value, may_be_empty, literal in zip(values, self._may_be_empty, self.literals[1:], strict=True):
-            name += part_of_name(value, self.text, may_be_empty=may_be_empty) + literal
-        return check_name(_unreserved(name) if self._begins_with_placeholder else name)
+        name = self._begin
+        for position, (may_be_empty, literal) in enumerate(self._rest):
+            name += part_of_name(values[position], self.text, may_be_empty=may_be_empty) + literal
+        return check_name(name if self._begin else _unreserved(name))
 
     def texts(self, name: str) -> tuple[str, ...] | None:
         """The texts in the placeholders of a name, as they are escaped there; None if the template doesn't make such names."""
         if self._pattern is None:
-            placeholders = ["([^:]*)" if may_be_empty else "([^:]+)" for may_be_empty in self._may_be_empty]
-            parts = [re.escape(literal) for literal in self.literals]
-            self._pattern = re.compile(
-                "".join([part + placeholder for part, placeholder in zip(parts, [*placeholders, ""], strict=True)])
-            )
+            rest = [f"([^:]{'*' if may_be_empty else '+'}){re.escape(literal)}" for may_be_empty, literal in self._rest]
+            self._pattern = re.compile(re.escape(self._begin) + "".join(rest))
         match = self._pattern.fullmatch(name)
         return None if match is None else match.groups()
 

@@ -201,6 +201,17 @@ def mapping(bench: Bench) -> None:
 
 
 @row
+def filled_key(bench: Bench) -> None:
+    """get at a Key that is filled for each call, in memory: its check is made once, also one of a generic type"""
+    for name, value_type, value in (("an int", int, 1), ("a list", list[int], [1])):
+        store, key = Store(), Key("user:{}", value_type)
+        bench.run(store.set(key(7), value))
+        bench.case(f"KEY(7) of {name}", "await store.get(KEY(7))", store=store, KEY=key)
+    bench.case("text", "await store.get('user:7')", store=store)
+    bench.target("KEY(7) of a list", 1.6, "KEY(7) of an int")
+
+
+@row
 def cached(bench: Bench) -> None:
     """a call of a cached function whose value is there, in memory; the key is made of an argument"""
     import aiocache
