@@ -74,9 +74,11 @@ def place_of(item: str) -> ItemPlace | None:
     >>> place_of(item_of("log", "c0ffee00", 7))
     ItemPlace(owner='log', generation='c0ffee00', number=7)
     """
+    if not item.startswith(ITEMS):
+        return None
     owner, suffix = item[len(ITEMS) : -_SUFFIX], item[-_SUFFIX:]
     _, generation, number = (*suffix.split(":"), "", "")[:3]
-    if not item.startswith(ITEMS) or not owner or not (number.isascii() and number.isdecimal()):
+    if not owner or not (number.isascii() and number.isdecimal()):
         return None
     place = ItemPlace(owner, generation, int(number))
     return place if item_of(*place) == item else None
