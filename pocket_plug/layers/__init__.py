@@ -38,3 +38,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(__all__)}")
     return getattr(import_module(f"{__name__}.{name.lower()}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

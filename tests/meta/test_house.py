@@ -140,3 +140,11 @@ def test_nothing_names_the_machine_it_was_made_on() -> None:
         if mark in (ROOT / name).read_text("utf-8", "replace") and name != "tests/meta/test_house.py"
     ]
     assert guilty == []
+
+
+@pytest.mark.parametrize("name", ["pocket_plug", "pocket_plug.layers"])
+def test_a_prompt_completes_names_that_are_not_loaded_yet(name: str) -> None:
+    """A name loads its module when it is first used; a prompt offers what `dir` lists."""
+    script = f"import {name} as module; print(sorted({{*module.__all__}} - {{*dir(module)}}), module.__all__[0] in vars(module))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "False"]
