@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Put
 from pocket_plug.store.layer import Layer
+from pocket_plug.store.transaction import private
 
 
 class Copying(Layer):
@@ -61,7 +61,7 @@ def _copied(key: str, entry: Entry) -> Entry:
 
 def _copy(key: str, value: Value) -> Value:
     try:
-        return default_codec.private(value)
+        return private(value)
     except CodecError as error:
         raise type(error)(f"key {shown_name(key)!r}: {error}") from error
 

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Awaitable, Iterable
 from typing import TypeVar
 
-from pocket_plug.codec import upgraded
 from pocket_plug.errors import ConfigError, ConflictError
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.store.backend import Entry, Put
@@ -68,6 +67,8 @@ class Migrate(Layer):
 
 async def _watched(operation: Awaitable[T]) -> tuple[T, bool]:
     """The result of an operation, and whether it upgraded anything."""
+    from pocket_plug.codec import upgraded  # late: each program loads this module, and few need the codec
+
     outer, seen = upgraded.get(), list[str]()
     upgraded.set(seen)
     try:

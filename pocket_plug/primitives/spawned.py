@@ -6,7 +6,7 @@ did in its parent: it would start worker processes of its own, and so on.
 
 from __future__ import annotations
 
-import multiprocessing
+import sys
 
 WORKER = "pocket_plug worker"
 """The beginning of the names of our worker processes."""
@@ -16,7 +16,9 @@ UNGUARDED = 71
 
 def end_unguarded() -> None:
     """End this process without output, if it is a worker that still imports the script."""
-    process = multiprocessing.current_process()
+    if "multiprocessing" not in sys.modules:  # a process that it has started has imported it, and others save the time
+        return
+    process = sys.modules["multiprocessing"].current_process()
     # as multiprocessing's own check does
     if process.name.startswith(WORKER) and getattr(process, "_inheriting", False):
         raise SystemExit(UNGUARDED)

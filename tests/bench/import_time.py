@@ -82,6 +82,12 @@ def importing_all(bench: Bench) -> None:
 
 
 @row
+def running(bench: Bench) -> None:
+    """the first run of a process, import included, where no plugin is installed"""
+    against_floor(bench, "import pocket_plug as pp; pp.Graph(pp.node(abs, name='size')).run_sync(-1)")
+
+
+@row
 def helping(bench: Bench) -> None:
     """pocket-plug --help, in a fresh interpreter, where no plugin is installed"""
     against_floor(bench, "from pocket_plug.cli import main; main(['--help'])", 2.5)

@@ -89,6 +89,23 @@ def test_stores_and_graphs_load_nothing_heavy() -> None:
     assert loaded_by("from pocket_plug import Graph, Key, Node, Retry, Store, SyncStore, each", *HEAVY) == []
 
 
+def test_a_run_loads_only_what_it_uses() -> None:
+    """Its built-in plugins are loaded, but not SQLite, the executors, the codec or what a graph's version needs."""
+    code = (
+        "import os; os.environ['POCKET_PLUG_AUTOLOAD'] = '0'\n"
+        "from pocket_plug import Graph, node\n"
+        "assert Graph(node(lambda n: n + 1, name='add')).run_sync(1) == 2"
+    )
+    unused = (
+        "pocket_plug.codec",
+        "pocket_plug.executors.processes",
+        "pocket_plug.graph.following",
+        "pocket_plug.remote",
+    )
+    libraries = ("hashlib", "msgspec", "multiprocessing", "opentelemetry.sdk", "sqlite3", "structlog")
+    assert loaded_by(code, "pocket_plug.backends.sqlite", *unused, *libraries) == ["pocket_plug.backends.sqlite"]
+
+
 def test_the_help_loads_no_command() -> None:
     """`pocket-plug --help` loads neither the commands nor what they need, if no plugin has commands."""
     code = (

@@ -8,22 +8,44 @@
     opened, schema, records       the file's place and its lock; its tables; rows as entries
     backup, files, refusals       copies; the state of files; SQLite's errors as ours
     statements                    all SQL
+
+This module has only the hook: the rest is imported when a URL needs it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.store.backend import Backend
 
-from .backend import Durability as Durability
-from .backend import SQLite as SQLite
+if TYPE_CHECKING:
+    from .backend import Durability as Durability
+    from .backend import SQLite as SQLite
 
 __all__ = ["Durability", "SQLite", "pocket_backends"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(__all__)}")
+    from . import backend
+
+    return getattr(backend, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _from_url(url: str) -> Backend:
+    from .backend import SQLite
+
+    return SQLite.from_url(url)
 
 
 @hookimpl
 def pocket_backends() -> Mapping[str, Callable[[str], Backend]]:
     """The scheme `sqlite`."""
-    return {"sqlite": SQLite.from_url}
+    return {"sqlite": _from_url}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -51,7 +50,9 @@ class Shape:
     @cached_property
     def version(self) -> str:
         """12 hex digits that change if a node or an edge changes, in a nested graph too."""
-        return hashlib.sha256("\n".join(self.lines).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        from hashlib import sha256  # it loads OpenSSL, and a run that nobody observes needs no version
+
+        return sha256("\n".join(self.lines).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def _lines(shape: Shape, prefix: str) -> list[str]:
