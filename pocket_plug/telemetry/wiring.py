@@ -31,7 +31,7 @@ from pocket_plug.primitives.locks import RLock
 from pocket_plug.primitives.redaction import found, public_url
 from pocket_plug.primitives.terminal import is_terminal
 from pocket_plug.traces.recorded import DEFAULT_FILE, RecordedSpan
-from pocket_plug.traces.retention import Retention
+from pocket_plug.traces.retention import TraceLimits
 
 from .declared import declared
 from .ending import in_time, no_sigterm, watch_sigterm, watch_the_end
@@ -74,7 +74,7 @@ def observe(
     *,
     detail: tracing.Detail | None = None,
     file: str | os.PathLike[str] | None = None,
-    keep: Retention | None = None,
+    keep: TraceLimits | None = None,
     terminal: bool | None = None,
     capture: tracing.Capture | None = None,
     redact: tracing.Redact | None = None,
@@ -118,7 +118,8 @@ def observe(
             source = declared() or Environment()
             chosen = _settings(detail or "phase", capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
-            mode, queues, path = _trace_locally(path, keep or Retention.from_environment(), terminal, source)
+            limits = TraceLimits.from_environment() if keep is None else keep
+            mode, queues, path = _trace_locally(path, limits, terminal, source)
             with ExitStack() as undoing:
                 spans = [ended_by(undoing, queue()) for queue in queues]
                 undoing.pop_all()
@@ -439,10 +440,14 @@ def _with_mode(made: list[tuple[str, T]]) -> tuple[list[T], str]:
 
 
 def _trace_locally(
-    file: Path | None, keep: Retention, terminal: bool | None, source: Source
+    file: Path | None, keep: TraceLimits, terminal: bool | None, source: Source
 ) -> tuple[str, list[Callable[[], SpanProcessor]], Path | None]:
     if not isinstance(terminal, bool | None):
         raise ConfigError(f"observe: terminal can't be {found(terminal)}; give True, False or None")
+    if not isinstance(keep, TraceLimits):
+        raise ConfigError(
+            f"observe: keep can't be {found(keep)}; give pocket_plug.telemetry.TraceLimits(size=…, age=…)"
+        )
     if source.disabled:
         return "off", [], None
     if traces_are_taken():

@@ -53,6 +53,7 @@ from pocket_plug.graph.retention import Retention
 from pocket_plug.hookspecs import RunNotice
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer
+from pocket_plug.telemetry import TraceLimits
 from pocket_plug.testing.clock import FakeClock, run_virtual
 
 ELSEWHERE = {"id": "elsewhere", "host": "another machine", "pid": 7, "machine": "another boot", "began": "1"}
@@ -1077,6 +1078,12 @@ def test_invalid_graphs_are_refused(graphs: Any, why: str) -> None:
     """No graph, a node, two graphs with one name: each with its reason."""
     with pytest.raises(ConfigError, match=why):
         Worker(graphs)
+
+
+def test_the_limits_of_a_trace_file_are_no_retention_of_runs() -> None:
+    """They are refused when the worker is made, not when it first removes old runs."""
+    with pytest.raises(ConfigError, match=r"can't be TraceLimits; give pocket_plug\.Retention\(older=…, keep=…\)"):
+        Worker([graph], retention=TraceLimits())  # type: ignore[arg-type]
 
 
 def test_a_store_that_is_not_durable_is_refused_before_anything_is_taken() -> None:

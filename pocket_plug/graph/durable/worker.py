@@ -118,7 +118,8 @@ class Worker:
     >>> asyncio.run(main(f"sqlite:///{mkdtemp()}/state.db"))
     42
 
-    Raises ConfigError if there is no graph, for something that is no graph, and for two graphs with the same name.
+    Raises ConfigError if there is no graph, for something that is no graph, for two graphs with the same name, and for a
+    `retention` that is no `Retention`.
     """
 
     def __init__(
@@ -133,6 +134,10 @@ class Worker:
         report: Callable[[WorkerReport], None] | None = None,
         retention: Retention | None = None,
     ) -> None:
+        if retention is not None and not isinstance(retention, Retention):
+            raise ConfigError(
+                f"a worker's retention can't be {named(retention)}; give pocket_plug.Retention(older=…, keep=…)"
+            )
         self._graphs, self._store, self._pocket, self._report = _checked(graphs), store, pocket, report
         self.concurrency, self.lease = check_count(concurrency, "concurrency"), seconds(lease, "lease")
         self._finders: list[Finder] = []
