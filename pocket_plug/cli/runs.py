@@ -469,7 +469,7 @@ def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
     try:
         missing, _ = _with_runs(target, removed)
     except RunBusyError as error:
-        raise click.UsageError(str(error).replace("use force=True", "add --force")) from error
+        raise click.ClickException(str(error).replace("use force=True", "add --force")) from error
     for run_id in missing:
         echo(f"there is no run {run_id!r} in {target}; `pocket-plug runs{target.options} ls` lists the runs", err=True)
     return int(bool(missing))
