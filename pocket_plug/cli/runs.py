@@ -93,7 +93,7 @@ def _with_runs(target: Target, work: Callable[[Runs], Awaitable[T]]) -> tuple[T,
 def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: int, watch: bool, as_json: bool) -> None:
     """List runs: open ones first, then ended ones.
 
-    Open runs are those that can still be executed: pending, running, stalled, waiting and failed ones. In each part, the
+    Open runs are those that can still be executed: pending, running, stalled, suspended and failed ones. In each part, the
     newest run comes first.
     """
 

@@ -159,7 +159,7 @@ def test_only_open_runs_of_that_graph(capsys: pytest.CaptureFixture[str]) -> Non
     assert run(["runs", "check", "shop.py"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", "a"]
     assert run(["runs", "check", "shop.py:asking"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["waits", "waiting", "sure", "unchanged"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["waits", "suspended", "sure", "unchanged"]
 
 
 @pytest.mark.parametrize("damage", ["run", "start", "no start", "newer"])

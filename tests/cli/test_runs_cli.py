@@ -166,7 +166,7 @@ def test_an_approval_is_submitted_in_one_process_and_answered_in_another(here: A
     (listed,) = here("runs", "ls", "--json").json
     assert (listed["run_id"], listed["state"], listed["graph"], listed["node"]) == (
         "mail",
-        "waiting",
+        "suspended",
         "approval",
         "approve",
     )
@@ -241,7 +241,7 @@ def test_ls_of_a_state(here: Any) -> None:
     finish("done")
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     assert [each["run_id"] for each in here("runs", "ls", "--state", "failed", "--json").json] == ["order"]
-    assert here("runs", "ls", "--state", "waiting", "--json").json == []
+    assert here("runs", "ls", "--state", "suspended", "--json").json == []
     assert here("runs", "ls", "--state", "dead").code == 2
 
 
@@ -375,7 +375,7 @@ def test_an_answer_is_converted_to_the_type_of_the_question(here: Any) -> None:
         refused = elsewhere("runs", "answer", "shop.py:haggle", "h", wrong)
         assert refused.code == 2
         assert "ANSWER: " in refused.err
-        assert here("runs", "show", "h", "--json").json["state"] == "waiting"
+        assert here("runs", "show", "h", "--json").json["state"] == "suspended"
     Path("answer.json").write_text('{"amount": "3.5"}')
     assert elsewhere("runs", "answer", "shop.py:haggle", "h", "@answer.json").out == "agreed on 3.5\n"
 
@@ -484,7 +484,7 @@ def test_ids_that_look_like_options(own: Any, run_id: str) -> None:
     assert (asked.code, asked.out) == (3, ""), asked.err
     assert f"run {run_id!r} waits" in asked.err
     assert [each["run_id"] for each in own("runs", "ls", "--json").json] == [run_id]
-    assert own("runs", "show", "--json", "--", run_id).json["state"] == "waiting"
+    assert own("runs", "show", "--json", "--", run_id).json["state"] == "suspended"
     assert own("runs", "answer", "--", "own.py", run_id, '"you"').out == "hello you\n"
     assert own("runs", "resume", "--", "own.py", run_id).out == "hello you\n"
     assert own("runs", "rm", "--", run_id).code == 0
@@ -669,7 +669,7 @@ def test_ls_shows_a_limited_number_and_says_that_there_are_more(here: Any) -> No
     assert [each["run_id"] for each in everything.json] == ["old", "done3", "done2", "done1", "done0"]
     assert everything.err == ""
     assert [each["run_id"] for each in here("runs", "ls", "--graph", "failing", "--json").json] == ["old"]
-    several = here("runs", "ls", "--state", "failed", "--state", "waiting", "--json")
+    several = here("runs", "ls", "--state", "failed", "--state", "suspended", "--json")
     assert [each["run_id"] for each in several.json] == ["old"]
 
 

@@ -225,7 +225,7 @@ def test_an_answer_and_a_retry_wake_the_workers_of_their_process(url: str) -> No
             said, runs = Said(), Runs(store)
             async with working(worker := Idle([asking], store=store, report=said)):
                 await asking.submit(1, run_id="a", store=store)
-                await said.until(lambda: "waiting" in said.of("a"))
+                await said.until(lambda: "suspended" in said.of("a"))
                 await worker.until_asleep()
                 await runs.answer("a", True)
                 await said.until(lambda: "failed" in said.of("a"))
@@ -247,14 +247,14 @@ def test_a_run_that_sleeps_is_woken_when_its_time_has_come(url: str) -> None:
             said = Said()
             await napping.submit(1, run_id="n", store=store)
             await Worker([napping], store=store, report=said).run(once=True)
-            assert said.of("n") == ["taken", "waiting"]
+            assert said.of("n") == ["taken", "suspended"]
             clock.advance(3599)
             assert await Finder(napping, napping.own_place(Pocket(), store)).find(1) == []
             await Worker([napping], store=store, report=said).run(once=True)
-            assert said.of("n") == ["taken", "waiting"]
+            assert said.of("n") == ["taken", "suspended"]
             clock.advance(1)
             await Worker([napping], store=store, report=said).run(once=True)
-            assert said.of("n") == ["taken", "waiting", "taken", "finished"]
+            assert said.of("n") == ["taken", "suspended", "taken", "finished"]
             assert await store.get("counted") == 1
 
     asyncio.run(main())
@@ -481,10 +481,10 @@ def test_once_ends_when_nothing_is_ready(url: str) -> None:
             await asking.submit(1, run_id="a", store=store)
             await failing.submit(1, run_id="f", store=store)
             await Worker([asking, failing], store=store, report=said).run(once=True)
-            assert said.of("a") == ["taken", "waiting"]
+            assert said.of("a") == ["taken", "suspended"]
             assert said.of("f") == ["taken", "failed"]
             assert [str(report.error) for report in said.reports if report.became == "failed"] == ["no"]
-            assert len(await keys(store, "waiting")) == len(await keys(store, "failed")) == 1
+            assert len(await keys(store, "suspended")) == len(await keys(store, "failed")) == 1
 
     asyncio.run(main())
 
