@@ -118,8 +118,7 @@ def observe(
             source = declared() or Environment()
             chosen = _settings(detail or "phase", capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
-            limits = TraceLimits.from_environment() if keep is None else keep
-            mode, queues, path = _trace_locally(path, limits, terminal, source)
+            mode, queues, path = _trace_locally(path, keep, terminal, source)
             with ExitStack() as undoing:
                 spans = [ended_by(undoing, queue()) for queue in queues]
                 undoing.pop_all()
@@ -440,11 +439,12 @@ def _with_mode(made: list[tuple[str, T]]) -> tuple[list[T], str]:
 
 
 def _trace_locally(
-    file: Path | None, keep: TraceLimits, terminal: bool | None, source: Source
+    file: Path | None, keep: TraceLimits | None, terminal: bool | None, source: Source
 ) -> tuple[str, list[Callable[[], SpanProcessor]], Path | None]:
     if not isinstance(terminal, bool | None):
         raise ConfigError(f"observe: terminal can't be {found(terminal)}; give True, False or None")
-    if not isinstance(keep, TraceLimits):
+    limits = TraceLimits.from_environment() if keep is None else keep
+    if not isinstance(limits, TraceLimits):
         raise ConfigError(
             f"observe: keep can't be {found(keep)}; give pocket_plug.telemetry.TraceLimits(size=…, age=…)"
         )
@@ -459,7 +459,7 @@ def _trace_locally(
         file = DEFAULT_FILE
     made: list[Callable[[], SpanProcessor]] = [*queues]
     if file is not None:
-        made += [partial(SpanExport, FileExporter(file, keep)), partial(OpenSpans, file)]
+        made += [partial(SpanExport, FileExporter(file, limits)), partial(OpenSpans, file)]
     to = " and ".join(map(public_url, source.endpoints("traces")))
     shell, footer = notebook_shell(), partial(_footer, file, to)
     if terminal if terminal is not None else not named and (shell is not None or is_terminal(sys.stderr)):
