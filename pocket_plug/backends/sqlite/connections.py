@@ -141,20 +141,23 @@ class Connections:
         self.writer = None
 
     # ------------------------------------------------------------ forks of this process
-    def rest(self) -> bool:
-        """Before a fork: close every connection that is not in use. Returns True if none was in use."""
+    def rest(self) -> bool | None:
+        """Before a fork: close every connection that is not in use. Returns True if none was in use, and None if what forks has
+        interrupted a write of its own thread.
+        """
         held: Taken = []
         try:
             take((self.lock,), held)
             if not held:
                 return False
             self._close_readers()
-            if not is_held_here(self.writing):  # else what forks has interrupted a write
+            is_interrupted = is_held_here(self.writing)
+            if not is_interrupted:
                 take((self.writing,), held)
             if len(held) == 2:
                 self._close_writer()
             if self._in_use():
-                return False
+                return None if is_interrupted else False
             self.file.drop_logs()
             return True
         finally:
