@@ -273,7 +273,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
     ],
     "Durable runs": [
-        number("Questions that wait", "Durable runs that wait for an answer.", "short", recorded(state="waiting")),
+        number("Questions that wait", "Durable runs that wait for an answer.", "short", recorded(state="suspended")),
         number("Stalled runs", "Their process has ended or hangs.", "short", recorded(state="stalled"), steps=(1, 10)),
         lines(
             "Durable runs",

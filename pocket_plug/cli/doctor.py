@@ -364,13 +364,13 @@ def _telemetry(timeout: float) -> Checks:
         return
     from pocket_plug.telemetry.exporters import SIGNALS, asked, disabled, endpoint, transport
     from pocket_plug.traces.recorded import DEFAULT_FILE
-    from pocket_plug.traces.retention import Retention
+    from pocket_plug.traces.retention import TraceLimits
 
     if disabled():
         yield Check("telemetry", "all", "note", "off, since OTEL_SDK_DISABLED is true")
         return
     try:
-        Retention.from_environment()
+        TraceLimits.from_environment()
     except ConfigError as error:
         yield Check("telemetry", "trace file", "wrong", str(error))
     try:

@@ -93,7 +93,7 @@ def _with_runs(target: Target, work: Callable[[Runs], Awaitable[T]]) -> tuple[T,
 def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: int, watch: bool, as_json: bool) -> None:
     """List runs: open ones first, then ended ones.
 
-    Open runs are those that can still be executed: pending, running, stalled, waiting and failed ones. In each part, the
+    Open runs are those that can still be executed: pending, running, stalled, suspended and failed ones. In each part, the
     newest run comes first.
     """
 
@@ -165,9 +165,9 @@ def _failed(failure: RunFailure) -> str:
 
 
 def _facts(run: RunInfo) -> dict[str, Any]:
-    """A run for JSON, without its result, which may be large."""
-    found = {each.name: getattr(run, each.name) for each in fields(run) if each.name not in ("run_id", "result")}
-    return {"run": run.run_id, **found, "questions": [_question(each) for each in run.questions]}
+    """A run for JSON, without its result, which may be large. 0.1.0 called its id `run`; 0.3 removes that name."""
+    found = {each.name: getattr(run, each.name) for each in fields(run) if each.name != "result"}
+    return {**found, "questions": [_question(each) for each in run.questions], "run": run.run_id}
 
 
 def _question(question: RunQuestion) -> dict[str, Any]:
@@ -195,6 +195,7 @@ def show(target: Target, run_id: str, as_json: bool) -> None:
         executions = [asdict(each) for each in history.executions]
         echo_json({**facts, "executions": executions, "path": [asdict(each) for each in history.path]})
         return
+    del facts["run"]
     facts["executions"] = len(history.executions) or facts["executions"]
     for name, fact in facts.items():
         if fact is not None and (text := _as_text(name, fact, now)):
@@ -469,7 +470,7 @@ def rm(target: Target, run_ids: tuple[str, ...], force: bool) -> int:
     try:
         missing, _ = _with_runs(target, removed)
     except RunBusyError as error:
-        raise click.UsageError(str(error).replace("use force=True", "add --force")) from error
+        raise click.ClickException(str(error).replace("use force=True", "add --force")) from error
     for run_id in missing:
         echo(f"there is no run {run_id!r} in {target}; `pocket-plug runs{target.options} ls` lists the runs", err=True)
     return int(bool(missing))

@@ -29,7 +29,7 @@ def check(target: Target, graph: str, as_json: bool) -> int:
         found = _checked(target, graph)
     refused = [each for each in found if not each.can_resume]
     if as_json:
-        echo_json([_facts(each) for each in found])
+        echo_json([asdict(each) for each in found])
     else:
         rows = [(each.run_id, each.state, each.node, each.verdict, _why(each)) for each in found]
         print_table(("run", "state", "node", "verdict", "why"), rows)
@@ -38,11 +38,6 @@ def check(target: Target, graph: str, as_json: bool) -> int:
             summary = f"{len(refused):,} of {len(found):,} open runs can't resume"
         echo(summary, err=True)
     return int(bool(refused))
-
-
-def _facts(found: RunCheck) -> dict[str, object]:
-    facts = asdict(found)
-    return {"run": facts.pop("run_id"), **facts}  # as in `runs ls`
 
 
 def _why(found: RunCheck) -> str:

@@ -194,7 +194,9 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
                 missing.append(str(error))
         alive = {each.span.trace_id for each in index.open_spans(traces) if each.alive}
         if alive and names:
-            raise click.UsageError(f"{', '.join(names)}: it is in progress; a trace can be removed once it has ended")
+            raise click.ClickException(
+                f"{', '.join(names)}: it is in progress; a trace can be removed once it has ended"
+            )
         traces -= alive
     from pocket_plug.traces.open_spans import remove_left
     from pocket_plug.traces.retention import without

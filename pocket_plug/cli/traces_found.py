@@ -66,9 +66,9 @@ def readable(path: Path) -> Generator[None]:
         raise ConfigError(f"{path} can't be read: {error.strerror}; name another file") from error
 
 
-def no_file(path: Path) -> UnknownRunError:
+def no_file(path: Path) -> ConfigError:
     """The error for a missing trace file."""
-    return UnknownRunError(
+    return ConfigError(
         f"there is no file {path}. `pocket-plug run --trace` and observe() create one; or name another file"
     )
 

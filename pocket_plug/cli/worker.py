@@ -130,7 +130,7 @@ class _Printer:
         self.counts[report.became] += 1
         kind = None if report.error is None else error_type(report.error)
         if self._json_to is not None:
-            about = {"became": report.became, "run": report.run_id, "graph": report.graph, "error": kind}
+            about = {"became": report.became, "run_id": report.run_id, "graph": report.graph, "error": kind}
             echo_json(about, is_compact=True, file=self._json_to)
         else:
             echo(f"{report.became:9}  {report.run_id}  {report.graph}" + (f"  {kind}" if kind else ""))

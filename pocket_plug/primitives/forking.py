@@ -5,10 +5,10 @@ made here, and each `Participant` closes what a child can't share, such as conne
 consistent. In the child, the callbacks of `after_fork` drop what belongs to threads, event loops and connections that only
 the parent has.
 
-A fork waits `PATIENCE` seconds at most: a thread may be stuck, and a signal's handler may fork while its own thread holds a
-lock. In the child, such a lock may be released by the thread that forked, for as long again. If it isn't, the thread that held
-it doesn't exist there: the lock's callback (`lost`) makes what it guards refuse to be used, and the lock is freed. A child that
-a library in C forks by itself gets none of this.
+A fork waits `PATIENCE` seconds at most, and not for a participant that its own thread is using: a thread may be stuck, and a
+signal's handler may fork while its own thread holds a lock. In the child, such a lock may be released by the thread that
+forked, for as long again. If it isn't, the thread that held it doesn't exist there: the lock's callback (`lost`) makes what it
+guards refuse to be used, and the lock is freed. A child that a library in C forks by itself gets none of this.
 """
 
 from __future__ import annotations
@@ -64,8 +64,11 @@ Taken = list[Lockable | None]
 class Participant(Protocol):
     """What must be idle at a fork, such as connections to a file. The thread that forks calls the methods."""
 
-    def rest(self) -> bool:
-        """Try to become idle, and stay so while `is_under_way()`. Returns True if it is; else it is called again."""
+    def rest(self) -> bool | None:
+        """Try to become idle, and stay so while `is_under_way()`. Returns True if it is, and False to be called again.
+
+        None if it can't become idle in time, since the thread that forks is itself in the middle of a use.
+        """
         ...
 
     def begin_anew(self) -> None:
@@ -221,12 +224,15 @@ class _Fork:
         while not self.turn and time.monotonic() < self.until + PATIENCE:  # another fork takes no longer
             take((_turn,), self.turn)
         _under_way = True
-        self.busy = _taking_part()
+        self.busy, awaited = [], _taking_part()
         while True:  # before the locks: an operation on a file may need one to finish
-            self.busy = [each for each in self.busy if _guarded(each, each.rest) is False]
-            if not self.busy or time.monotonic() >= self.until:
+            rested = [(each, _guarded(each, each.rest)) for each in awaited]
+            self.busy += [each for each, is_idle in rested if is_idle is None]
+            awaited = [each for each, is_idle in rested if is_idle is False]
+            if not awaited or time.monotonic() >= self.until:
                 break
             time.sleep(0.001)
+        self.busy += awaited
         locks = [lock for it in [*_locks.values()] if (lock := it()) is not None]
         while not self._take_all(locks) or (_is_importing() and time.monotonic() < self.until):
             release(self.taken)
@@ -304,10 +310,8 @@ def _after_in_parent() -> None:
     _in_spite_of_interrupts(fork, go_on)
     if fork.busy or fork.missing:
         _logger.warning(
-            "a child was forked although %s, after waiting %g s for that to end; stores and queues that were in use may "
-            "raise errors in the child",
+            "a child was forked although %s; stores and queues that were in use may raise errors in the child",
             _title(fork),
-            PATIENCE,
         )
     _raise_again(fork)
 

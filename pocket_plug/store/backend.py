@@ -397,7 +397,8 @@ class Copyable(Protocol):
     def backup(self, file: str | os.PathLike[str], copied: Callable[[int, int], object] = ..., /) -> int:
         """Copy all entries, as of one moment, into a new file; returns its size in bytes. After an error there is no file.
 
-        `copied` is called now and then with how much was copied since its last call, and the total. Raises StoreError.
+        `copied` is called now and then with how much was copied since its last call, and the total. Raises ConfigError if
+        the new file exists already, and StoreError if it can't be written.
         """
         ...
 

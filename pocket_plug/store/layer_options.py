@@ -9,14 +9,16 @@ import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, field
 from functools import cache, wraps
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, isfunction, signature
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from warnings import warn
 
 from typing_extensions import dataclass_transform
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.primitives.names import snake_case
 from pocket_plug.primitives.redaction import found, hidden_of, is_secret, secret, shown, summary
+from pocket_plug.primitives.signatures import misfit
 from pocket_plug.primitives.typechecks import checker, type_name, union_members
 
 from .backend import Backend
@@ -103,6 +105,8 @@ _USES: Mapping[str, str] = {
     "delete_many": "write",
 }
 """Operations of a store, and the operation of layers that each uses."""
+_CLOSE = 0.75
+"""The similarity, at most 1, from which a name counts as misspelt; "raed" and "read" have 0.75."""
 
 
 def refuse_bypassed(cls: type[Recipe], base: type[Recipe]) -> None:
@@ -114,6 +118,46 @@ def refuse_bypassed(cls: type[Recipe], base: type[Recipe]) -> None:
             raise TypeError(
                 f"{cls.__name__}.{name} would never be called: a layer takes part in `{name}` by `{used}`; override that"
             )
+
+
+def warn_of_misspelt(cls: type[Recipe], base: type[Recipe]) -> None:
+    """Warn of methods of a layer's class that are probably misspelt operations, since they are never called."""
+    for name, method in cls.__dict__.items():
+        if name.startswith("_") or hasattr(base, name) or not isfunction(method):
+            continue
+        if (meant := _operation_meant(name, method, cls, base)) is not None:
+            used = f", in which a layer takes part by {_USES[meant]!r}" if meant in _USES else ""
+            warn(
+                f"{cls.__name__}.{name} is no operation of layers, so no store calls it. Did you mean {meant!r}{used}? "
+                f"If it is a helper of yours, name it _{name}",
+                RuntimeWarning,
+                3,  # where the class is defined
+            )
+
+
+def _operation_meant(name: str, method: Callable[..., object], cls: type[Recipe], base: type[Recipe]) -> str | None:
+    """The operation that a method probably means: it is spelt almost so, can be called so, and the class doesn't override it."""
+    for operation in (*dir(base), *_USES):
+        own: Any = getattr(base, _USES.get(operation, operation))
+        if operation.startswith("_") or not isfunction(own) or getattr(cls, own.__name__) is not own:
+            continue
+        if not _is_slip(name.lower(), operation) or iscoroutinefunction(method) != iscoroutinefunction(own):
+            continue
+        given = 2 if operation == "set" else 1
+        if operation not in _USES:
+            given = sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in signature(own).parameters.values()) - 1
+        if misfit(method, 1 + given) is None:
+            return operation
+    return None
+
+
+def _is_slip(name: str, operation: str) -> bool:
+    """Do they differ in few letters, but not in the first? Another word, such as `opened` or `reads`, is no slip."""
+    if name[0] != operation[0] or name.removeprefix(operation) in ("s", "d", "ed", "r", "er"):
+        return False
+    from difflib import SequenceMatcher  # few layers have such methods
+
+    return SequenceMatcher(None, name, operation).ratio() >= _CLOSE
 
 
 def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:

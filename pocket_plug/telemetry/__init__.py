@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from pocket_plug.traces.retention import Retention
+from pocket_plug.traces.retention import TraceLimits
 
 from .rejections import naming_rejections
 
@@ -24,4 +24,4 @@ with naming_rejections():  # the SDK reads the variables of its limits during im
     from .logs import export_event
     from .wiring import Telemetry, observe, setup
 
-__all__ = ["Retention", "Telemetry", "export_event", "observe", "setup"]
+__all__ = ["Telemetry", "TraceLimits", "export_event", "observe", "setup"]

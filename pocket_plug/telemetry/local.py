@@ -23,7 +23,7 @@ from opentelemetry.util.types import AnyValue
 
 from pocket_plug.primitives.files import make_folder
 from pocket_plug.traces.recorded import DEFAULT_FILE
-from pocket_plug.traces.retention import Retention, appending, cut
+from pocket_plug.traces.retention import TraceLimits, appending, cut
 
 COMMAND = "pocket-plug"
 
@@ -171,8 +171,8 @@ class FileExporter(SpanExporter):
     checked with the first batch and then once an hour, the size with each batch.
     """
 
-    def __init__(self, path: Path, keep: Retention | None = None, clock: Callable[[], float] = time.time) -> None:
-        self.path, self._keep, self._clock = path, keep or Retention(), clock
+    def __init__(self, path: Path, keep: TraceLimits | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.path, self._keep, self._clock = path, keep or TraceLimits(), clock
         self._looked = -math.inf
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:

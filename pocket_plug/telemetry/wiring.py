@@ -31,7 +31,7 @@ from pocket_plug.primitives.locks import RLock
 from pocket_plug.primitives.redaction import found, public_url
 from pocket_plug.primitives.terminal import is_terminal
 from pocket_plug.traces.recorded import DEFAULT_FILE, RecordedSpan
-from pocket_plug.traces.retention import Retention
+from pocket_plug.traces.retention import TraceLimits
 
 from .declared import declared
 from .ending import in_time, no_sigterm, watch_sigterm, watch_the_end
@@ -74,7 +74,7 @@ def observe(
     *,
     detail: tracing.Detail | None = None,
     file: str | os.PathLike[str] | None = None,
-    keep: Retention | None = None,
+    keep: TraceLimits | None = None,
     terminal: bool | None = None,
     capture: tracing.Capture | None = None,
     redact: tracing.Redact | None = None,
@@ -118,7 +118,7 @@ def observe(
             source = declared() or Environment()
             chosen = _settings(detail or "phase", capture, redact, baggage)
             seconds = _flush_timeout(flush_timeout)
-            mode, queues, path = _trace_locally(path, keep or Retention.from_environment(), terminal, source)
+            mode, queues, path = _trace_locally(path, keep, terminal, source)
             with ExitStack() as undoing:
                 spans = [ended_by(undoing, queue()) for queue in queues]
                 undoing.pop_all()
@@ -439,10 +439,15 @@ def _with_mode(made: list[tuple[str, T]]) -> tuple[list[T], str]:
 
 
 def _trace_locally(
-    file: Path | None, keep: Retention, terminal: bool | None, source: Source
+    file: Path | None, keep: TraceLimits | None, terminal: bool | None, source: Source
 ) -> tuple[str, list[Callable[[], SpanProcessor]], Path | None]:
     if not isinstance(terminal, bool | None):
         raise ConfigError(f"observe: terminal can't be {found(terminal)}; give True, False or None")
+    limits = TraceLimits.from_environment() if keep is None else keep
+    if not isinstance(limits, TraceLimits):
+        raise ConfigError(
+            f"observe: keep can't be {found(keep)}; give pocket_plug.telemetry.TraceLimits(size=…, age=…)"
+        )
     if source.disabled:
         return "off", [], None
     if traces_are_taken():
@@ -454,7 +459,7 @@ def _trace_locally(
         file = DEFAULT_FILE
     made: list[Callable[[], SpanProcessor]] = [*queues]
     if file is not None:
-        made += [partial(SpanExport, FileExporter(file, keep)), partial(OpenSpans, file)]
+        made += [partial(SpanExport, FileExporter(file, limits)), partial(OpenSpans, file)]
     to = " and ".join(map(public_url, source.endpoints("traces")))
     shell, footer = notebook_shell(), partial(_footer, file, to)
     if terminal if terminal is not None else not named and (shell is not None or is_terminal(sys.stderr)):

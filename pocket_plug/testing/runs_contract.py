@@ -119,14 +119,14 @@ class RunsContract:
             ids = await _some_of_each(store)
             runs = Runs(store)
             everything = (await runs.list()).runs[::-1]
-            kinds: list[tuple[RunState, str]] = [("waiting", "asking"), ("failed", "failing"), ("finished", "plain")]
+            kinds: list[tuple[RunState, str]] = [("suspended", "asking"), ("failed", "failing"), ("finished", "plain")]
             for state, graph in kinds:
                 wanted = [each for each in ids if each.endswith(state)]
                 assert [each.run_id for each in (await runs.list(state=state)).runs] == wanted[::-1]
                 assert [each.run_id for each in (await runs.list(graph=graph)).runs] == wanted[::-1]
                 assert (await runs.list(state="pending", graph=graph)).runs == ()
             both = await runs.list(
-                state={"failed", "waiting"}, since=everything[2].started, until=everything[6].started
+                state={"failed", "suspended"}, since=everything[2].started, until=everything[6].started
             )
             assert [each.run_id for each in both.runs] == [each for each in ids[2:6] if not each.endswith("finished")][
                 ::-1
@@ -225,7 +225,7 @@ class RunsContract:
     if hasattr(os, "fork"):
 
         @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-        @pytest.mark.parametrize("begun", ["waiting", "failed", "finished"])
+        @pytest.mark.parametrize("begun", ["suspended", "failed", "finished"])
         def test_of_eight_processes_that_race_for_a_run_the_losers_are_told(
             self, run: Callable[[Scenario], None], make_backend: Callable[[], Backend], begun: str
         ) -> None:
@@ -233,7 +233,7 @@ class RunsContract:
 
             async def begin(store: Store) -> None:
                 asking, failing, plain = _graphs(store)
-                graph = {"waiting": asking, "failed": failing, "finished": plain}[begun]
+                graph = {"suspended": asking, "failed": failing, "finished": plain}[begun]
                 for number in range(_RACES):
                     with suppress(RunSuspendedError, RuntimeError):
                         await graph.run("go", run_id=f"r{number}")
@@ -271,7 +271,7 @@ def _racer(
     async def race() -> list[_Outcome]:
         async with Store(make_backend()) as store:
             asking, failing, plain = _graphs(store)
-            graph = {"waiting": asking, "failed": failing, "finished": plain}[begun]
+            graph = {"suspended": asking, "failed": failing, "finished": plain}[begun]
             return [await _told(kind, Runs(store), graph, number) for number in range(_RACES)]
 
     return race
@@ -372,7 +372,7 @@ async def _some_of_each(store: Store) -> list[str]:
     asking, failing, plain = _graphs(store)
     ids: list[str] = []
     for number in range(4):
-        for graph, state in ((asking, "waiting"), (failing, "failed"), (plain, "finished")):
+        for graph, state in ((asking, "suspended"), (failing, "failed"), (plain, "finished")):
             clock.advance(1)
             ids.append(f"{number}: {state}")
             with suppress(RunSuspendedError, RuntimeError):

@@ -188,7 +188,7 @@ def answer_all(url: str) -> int:
     """
     with SyncStore(url) as store:
         runs = SyncRuns(store)
-        for waiting in runs.list(state="waiting", limit=1000).runs:
+        for waiting in runs.list(state="suspended", limit=1000).runs:
             for question in runs.questions(waiting.run_id):
                 with contextlib.suppress(RunMismatchError):
                     runs.answer(waiting.run_id, True, question=question.id)
@@ -198,7 +198,7 @@ def answer_all(url: str) -> int:
                     runs.retry(failed.run_id)
         # at one moment: `list` would read the states one after the other, and miss a run that changes its state meanwhile
         records = store.stack.run(store.stack.read_page(RUN, limit=1000))
-        return sum(field_of(entry, "status") in ("pending", "running", "waiting") for _, entry in records if entry)
+        return sum(field_of(entry, "status") in ("pending", "running", "suspended") for _, entry in records if entry)
 
 
 @dataclass
@@ -431,7 +431,7 @@ def _sum_of(number: int) -> int:
 async def _records(stack: Backend) -> Counter[str]:
     """The number of records that ended runs must not have, by kind."""
     left: Counter[str] = Counter()
-    for state in ("pending", "running", "waiting", "failed", "cancelled"):
+    for state in ("pending", "running", "suspended", "failed", "cancelled"):
         left[state] = len([key async for key in stack.scan(f"pocket:run-state:{state}:")])
     left["wake"] = len([key async for key in stack.scan("pocket:run-wake:")])
     left["items"] = len([key async for key in stack.scan("pocket:run-part:") if ":item:" in key])

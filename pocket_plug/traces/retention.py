@@ -32,13 +32,13 @@ _END = re.compile(rb'"endTimeUnixNano":\s*"?(\d+)')
 
 
 @dataclass(frozen=True, slots=True)
-class Retention:
+class TraceLimits:
     """What is kept of a trace file: at most `size` bytes, and spans no older than `age`. None means no limit.
 
     A file that is too large is cut to three quarters of `size`, so that it isn't cut with each batch. Raises ConfigError for
     invalid values.
 
-    >>> print(Retention(), Retention(size=None, age="12h"), Retention(None, None), sep="; ")
+    >>> print(TraceLimits(), TraceLimits(size=None, age="12h"), TraceLimits(None, None), sep="; ")
     100 MB, 30d; 12h; everything
     """
 
@@ -58,7 +58,7 @@ class Retention:
         return ", ".join([*size, *([] if self.age is None else [str(self.age)])]) or "everything"
 
     @classmethod
-    def from_environment(cls) -> Retention:
+    def from_environment(cls) -> TraceLimits:
         """The limits of `POCKET_PLUG_TRACES_SIZE` (bytes) and `POCKET_PLUG_TRACES_AGE` ("7d"); "none" means no limit.
 
         Raises ConfigError for invalid values.
@@ -93,7 +93,7 @@ def appending(path: Path) -> Generator[int]:
             os.close(file)
 
 
-def cut(path: Path, keep: Retention, now: float) -> int:
+def cut(path: Path, keep: TraceLimits, now: float) -> int:
     """Remove lines from the beginning until the limits are met; a file that is too large is cut to three quarters of its limit.
 
     Returns the number of bytes removed; also 0 if another process is writing or cutting. `now`: seconds since the epoch. Raises

@@ -1380,8 +1380,11 @@ def test_a_deleted_file_acknowledges_no_write(
 
 @pytest.mark.parametrize("log", ["-wal", "-shm"])
 @pytest.mark.parametrize("durability", MODES)
+@pytest.mark.parametrize(
+    "moment", ["after a write", "before the first write", "first use of a new file", "read after a fork"]
+)
 def test_a_deleted_log_acknowledges_no_write(
-    tmp_path: Path, log: str, durability: sqlite.Durability, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, log: str, durability: sqlite.Durability, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writes that are only in the log would be lost with the last connection; without its index another process would neither see
     them nor be seen, and each would overwrite what the other has written.
@@ -1389,7 +1392,18 @@ def test_a_deleted_log_acknowledges_no_write(
     monkeypatch.setattr(opened, "LOOK_EVERY", 0)
     backend = SQLite(tmp_path / "state.db", durability=durability)
     drive(backend.open())
-    drive(backend.write([Put("a", 1)]))
+    if moment != "first use of a new file":
+        drive(backend.write([Put("a", 1)]))
+    if moment == "before the first write":
+        drive(backend.close())
+        drive(backend.open())
+    if moment == "read after a fork":  # which has closed all connections, and SQLite has removed the log
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert not (tmp_path / f"state.db{log}").exists()
+        assert drive(backend.read("a")) is not None
     (tmp_path / f"state.db{log}").unlink()
     with pytest.raises(StoreError, match=rf"state\.db{log} was deleted"):
         drive(backend.write([Put("late", 1)]))

@@ -13,7 +13,7 @@ import pytest
 
 from pocket_plug import SyncStore
 from pocket_plug.backends.sqlite import SQLite, backup
-from pocket_plug.errors import StoreError
+from pocket_plug.errors import ConfigError, StoreError
 from pocket_plug.store import parts
 from pocket_plug.store.backend import Copyable
 
@@ -75,7 +75,7 @@ def test_a_backup_is_one_file_for_its_owner_alone(store: SyncStore, tmp_path: Pa
 def test_nothing_is_overwritten(store: SyncStore, tmp_path: Path, name: str) -> None:
     """Neither a file of that name, nor a file that SQLite would take for its log: it would be applied to the backup."""
     (tmp_path / name).write_text("somebody's")
-    with pytest.raises(StoreError, match=f"{name} exists.*nothing is overwritten"):
+    with pytest.raises(ConfigError, match=f"{name} exists.*nothing is overwritten"):
         sqlite_of(store).backup(tmp_path / "backup.db")
     assert (tmp_path / name).read_text() == "somebody's"
     assert sorted(path.name for path in tmp_path.glob("backup*")) == [name]
@@ -88,7 +88,7 @@ def test_a_file_that_appears_meanwhile_is_left_alone(
     """For example by two backups at once; also on a file system without hard links."""
     if not can_link:
         monkeypatch.delattr(os, "link")
-    with pytest.raises(StoreError, match="exists"):
+    with pytest.raises(ConfigError, match="exists"):
         sqlite_of(store).backup(tmp_path / "backup.db", lambda *_: (tmp_path / "backup.db").write_text("theirs"))
     assert (tmp_path / "backup.db").read_text() == "theirs"
     assert sqlite_of(store).backup(tmp_path / "another.db") > 0
@@ -130,7 +130,7 @@ def test_a_killed_backup_leaves_no_file_of_that_name(store: SyncStore, tmp_path:
 
 def test_a_backup_to_a_missing_folder_names_it(store: SyncStore, tmp_path: Path) -> None:
     """The error names the folder that doesn't exist."""
-    with pytest.raises(StoreError, match=r"there is no folder .*nowhere; create it"):
+    with pytest.raises(ConfigError, match=r"there is no folder .*nowhere; create it"):
         sqlite_of(store).backup(tmp_path / "nowhere" / "backup.db")
 
 

@@ -32,7 +32,7 @@ def test_an_open_store_is_backed_up_and_restored(capsys: pytest.CaptureFixture[s
         backup("backup.db")
         store.set("a", 2)
     assert re.search(r"backed up sqlite:///state\.db\S* to backup\.db: [\d,]+ bytes", capsys.readouterr().err)
-    backup("state.db", url="sqlite:///backup.db", code=1)
+    backup("state.db", url="sqlite:///backup.db", code=2)
     assert "state.db exists; nothing is overwritten: give another name, or remove it" in capsys.readouterr().err
     Path("state.db").unlink()
     backup("state.db", url="sqlite:///backup.db")
@@ -47,7 +47,7 @@ def test_a_log_left_behind_has_to_be_removed_before_a_restore(capsys: pytest.Cap
         backup("backup.db")
     Path("state.db").unlink()
     Path("state.db-wal").write_bytes(b"of another life")
-    backup("state.db", url="sqlite:///backup.db", code=1)
+    backup("state.db", url="sqlite:///backup.db", code=2)
     said = capsys.readouterr().err
     assert "state.db-wal exists, which SQLite would take for a part of" in said
     assert "remove it" in said
@@ -91,10 +91,10 @@ def test_a_folder_as_target_of_a_backup_is_refused(tmp_path: Path, capsys: pytes
     """An empty name means the current folder, which nobody should be told to remove; a missing folder is named."""
     with SyncStore(URL) as store:
         store.set("a", 1)
-    backup("", code=1)
+    backup("", code=2)
     said = capsys.readouterr().err
     assert f"{tmp_path} is a folder; name a new file, such as {tmp_path / 'backup.db'}" in said
     assert "remove" not in said
-    backup("nowhere/backup.db", code=1)
+    backup("nowhere/backup.db", code=2)
     assert f"there is no folder {tmp_path / 'nowhere'}; create it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["state.db"]

@@ -89,7 +89,7 @@ def test_without_options_the_policy_of_the_configuration_is_used(prune: Any) -> 
     [
         (["--older", "soon"], "TIME can't be 'soon'"),
         (["--keep", "-1"], "Invalid value for '--keep'"),
-        (["--keep", "1", "--state", "waiting"], "Invalid value for '--state'"),
+        (["--keep", "1", "--state", "suspended"], "Invalid value for '--state'"),
     ],
 )
 def test_invalid_options_are_refused(prune: Any, arguments: list[str], message: str) -> None:

@@ -168,11 +168,11 @@ def test_parents_that_form_a_circle_are_accepted(file: Path, says: Says) -> None
 def test_a_missing_file_and_a_file_without_runs_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
 ) -> None:
-    """With the way out; exit code 1."""
+    """With the way out."""
     monkeypatch.chdir(tmp_path)
     for command in ("ls", "show"):
         code, _, err = says(command, "--file", "t.jsonl")
-        assert code == 1
+        assert code == 2
         assert (
             "there is no file t.jsonl. `pocket-plug run --trace` and observe() create one; or name another file\n"
             in err

@@ -136,7 +136,7 @@ def test_json_is_a_line_for_each() -> None:
     submit("apple")
     ran = worker("shop.py", "shop.py:other", "--url", URL, "--once", "--json")
     taken, finished = map(json.loads, ran.stdout.splitlines())
-    assert taken == {"became": "taken", "run": "apple", "graph": "shop", "error": None}
+    assert taken == {"became": "taken", "run_id": "apple", "graph": "shop", "error": None}
     assert finished["became"] == "finished"
     assert ran.returncode == 0
 

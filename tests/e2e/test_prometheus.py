@@ -143,7 +143,7 @@ def test_the_commands_of_the_how_to_are_those_that_run_here() -> None:
     ("expression", "expected"),
     [
         ('sum(pocket_plug_run_duration_seconds_count{%s,pocket_plug_graph_name="orders"})', ORDERS),
-        ('pocket_plug_run_recorded{%s,pocket_plug_run_state="waiting"}', 5),
+        ('pocket_plug_run_recorded{%s,pocket_plug_run_state="suspended"}', 5),
         ("sum(pocket_plug_run_active{%s})", 0),
         ("sum(pocket_plug_fan_out_active{%s})", 0),
         (

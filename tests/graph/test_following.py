@@ -30,7 +30,7 @@ def said(event: Any) -> str:
         case pp.Asked():
             return f"? {event.place}: {event.question}"
         case pp.Suspended():
-            return f"waiting {dict(event.questions)} {event.wake_at}"
+            return f"suspended {dict(event.questions)} {event.wake_at}"
         case pp.StateChanged():
             return event.state + (f" {event.failure.type}" if event.failure else "")
         case pp.Finished():
@@ -160,7 +160,7 @@ def test_a_run_is_followed_while_it_is_executed(tmp_path: Path) -> None:
                 "< add#1",
                 "> approve#1 node",
                 "? approve#1: Is 2 right?",
-                "waiting {'approve#1': 'Is 2 right?'} None",
+                "suspended {'approve#1': 'Is 2 right?'} None",
                 "pending",
                 "running",
                 "< approve#1",
@@ -220,12 +220,12 @@ def test_questions_of_items_are_reported_separately(tmp_path: Path) -> None:
 
             ids = [each.id for each in await pp.Runs(store).questions("a")]
             found = await told(store, "a", lambda: answer(ids[1]), lambda: answer(ids[0]))
-            assert [line for line in found if line.startswith(("?", "waiting", "*"))] == [
+            assert [line for line in found if line.startswith(("?", "suspended", "*"))] == [
                 f"? {ids[0]}: 0",
                 f"? {ids[1]}: 1",
-                f"waiting {{'{ids[0]}': '0', '{ids[1]}': '1'}} None",
+                f"suspended {{'{ids[0]}': '0', '{ids[1]}': '1'}} None",
                 f"* {ids[1].partition('/')[0]}: Answered(input=1, answer=True)",
-                f"waiting {{'{ids[0]}': '0'}} None",
+                f"suspended {{'{ids[0]}': '0'}} None",
             ]
 
     asyncio.run(main())
@@ -321,7 +321,7 @@ def test_a_run_that_moves_during_a_read_is_reported_in_order(tmp_path: Path, mon
 
             async def moves(place: Any, run_id: str) -> Any:
                 seen = await see(place, run_id)
-                if seen.status == "waiting":
+                if seen.status == "suspended":
                     await graph.resume("a", answer=True)
                 return seen
 
@@ -332,7 +332,7 @@ def test_a_run_that_moves_during_a_read_is_reported_in_order(tmp_path: Path, mon
                 "> add#1 node",
                 "< add#1",
                 "> ask#1 node",
-                "waiting {} None",
+                "suspended {} None",
                 "< ask#1",
                 "= Answered(input=2, answer=True)",
             ]

@@ -432,6 +432,62 @@ def test_what_a_nested_graph_leaves_by_an_action_with_must_fit() -> None:
     assert found == f"node 'both' leaves by 'stop' with {type_name(Union[int, str])}, but 'shout' takes str"  # noqa: UP007 - so it is shown
 
 
+def test_what_a_nested_graph_returns_must_fit() -> None:
+    """What each of its ends returns, also two graphs deep, and of the items of an `each`."""
+
+    @node
+    def shout(text: str) -> str:
+        return text.upper()
+
+    @node
+    def joined(found: list[str]) -> str:
+        return "".join(found)
+
+    @node
+    def spelt(number: int) -> str:
+        return str(number)
+
+    fork = Fork()
+    inner = Graph(double >> plus, name="inner")
+    (found,) = findings(Graph(inner >> shout))
+    assert found == "node 'inner' leaves with int, but 'shout' takes str"
+    (found,) = findings(Graph(Graph(inner, name="outer") >> shout))
+    assert found == "node 'outer' leaves with int, but 'shout' takes str"
+    (found,) = findings(Graph(each(inner) >> joined))
+    assert found == "node 'each_inner' leaves with list[int], but 'joined' takes list[str]"
+    several = Graph(fork >> spelt, fork.act >> double, fork.stop >> plus, name="several")
+    (found,) = findings(Graph(several >> shout))
+    assert found == f"node 'several' leaves with {type_name(Union[str, int])}, but 'shout' takes str"  # noqa: UP007 - so it is shown
+    Graph(inner >> double).validate()
+    Graph(Graph(double >> spelt, name="speaks") >> shout).validate()
+
+
+def test_what_may_never_be_returned_by_a_nested_graph_is_no_finding() -> None:
+    """A program that works is not refused: a node that leaves by its actions only, or always raises, returns nothing."""
+
+    @node
+    def shout(text: str) -> str:
+        return text.upper()
+
+    @node
+    def reject(number: int) -> None:
+        raise ValueError(number)
+
+    @node
+    def spelt(number: int) -> str:
+        return str(number)
+
+    fork = Fork()
+    Graph(
+        Graph(fork.act >> spelt, fork.stop >> spelt.with_options(name="other"), name="by actions") >> shout
+    ).validate()
+    outer = Graph(fork, name="forks")
+    Graph(outer >> shout, outer.on("act") >> double, outer.on("stop") >> plus).validate()
+    Graph(Graph(fork >> spelt, fork.act >> reject, fork.stop >> spelt, name="rejects") >> shout).validate()
+    (found,) = findings(Graph(Graph(double >> reject, name="returns nothing") >> shout))
+    assert found == "node 'returns nothing' leaves with NoneType, but 'shout' takes str"
+
+
 def test_an_ask_without_an_edge_for_its_action_is_a_finding() -> None:
     """Otherwise it would be found when the question's time is over, days later."""
     ask = Ask[int, bool](bool, question="Really?", timeout="2d", action="too_late")

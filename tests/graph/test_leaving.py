@@ -135,7 +135,7 @@ def test_an_execution_that_suspended_its_run_says_so_though_others_have_continue
 
     async def main() -> None:
         async with Store(url) as other:
-            leaving = Leaving(status="waiting", answer=answer, meanwhile=lambda: others(other), happened=happened)
+            leaving = Leaving(status="suspended", answer=answer, meanwhile=lambda: others(other), happened=happened)
             async with Store(url, layers=[leaving]) as store:
                 if by == "run":
                     with pytest.raises(RunSuspendedError) as error:
@@ -144,7 +144,7 @@ def test_an_execution_that_suspended_its_run_says_so_though_others_have_continue
                 else:
                     await asking.submit(1, run_id="r", store=store)
                     await Worker([asking], store=store, report=told.report, concurrency=1).run(once=True)
-                    assert told.became[:2] == ["taken", "waiting"]
+                    assert told.became[:2] == ["taken", "suspended"]
 
     run_virtual(main())
     assert happened
@@ -170,7 +170,7 @@ def test_an_execution_that_was_overtaken_before_it_could_suspend_its_run_says_so
                     await Runs(other).answer("r", True)
                     await Runs(other).cancel("r")
 
-            leaving = Leaving(status="waiting", lands=False, answer=REFUSED, meanwhile=overtake, happened=happened)
+            leaving = Leaving(status="suspended", lands=False, answer=REFUSED, meanwhile=overtake, happened=happened)
             async with Store(url, layers=[leaving]) as store:
                 with pytest.raises(RunFencedError, match="epoch 2 owns it, this is epoch 1"):
                     await asking.run(1, run_id="r", store=store)
@@ -281,7 +281,7 @@ class Slow(Layer):
     """The write by which a run reaches a state takes ten seconds to answer."""
 
     inline_write = False
-    status: str = "waiting"
+    status: str = "suspended"
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
         version = await self.inner.write(changes, expect)
@@ -304,7 +304,7 @@ def test_a_run_that_times_out_as_it_starts_to_wait_is_in_one_state(tmp_path: Pat
             with pytest.raises(RunTimeoutError):
                 await graph.run(1, run_id="r")
             states = [key async for key in store.stack.scan("pocket:run-state:")]
-            assert [key.split(":")[2] for key in states] == ["waiting"]
+            assert [key.split(":")[2] for key in states] == ["suspended"]
             with pytest.raises(RunTimeoutError):
                 await graph.resume("r")
             states = [key async for key in store.stack.scan("pocket:run-state:")]

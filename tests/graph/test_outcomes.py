@@ -58,8 +58,8 @@ ASK = pp.Ask[int, bool](bool, question="sure?", name="asks")
         (hangs, "", "failed", "timeout", "failed"),
         (waits, "by an operator", "cancelled", "cancelled", "cancelled"),
         (waits, "with its task", "cancelled", "cancelled", "stalled"),
-        (ASK, "", "suspended", "suspended", "waiting"),
-        (pp.Sleep("1h"), "", "suspended", "suspended", "waiting"),
+        (ASK, "", "suspended", "suspended", "suspended"),
+        (pp.Sleep("1h"), "", "suspended", "suspended", "suspended"),
     ],
     ids=("output", "fallback", "exception", "timeout", "cancelled run", "cancelled task", "question", "sleep"),
 )

@@ -92,7 +92,7 @@ async def kept(store: Store) -> set[str]:
 async def one_in_each_state(store: Store) -> None:
     await say(store).run("x", run_id="finished")
     with suppress(RunSuspendedError):
-        await asking(store).run("x", run_id="waiting")
+        await asking(store).run("x", run_id="suspended")
     with suppress(Boom):
         await paying(store, [True]).run([3, 4], run_id="failed")
     for status in ("cancelled", "running", "pending"):
@@ -128,7 +128,7 @@ async def remove_key(store: Store, key: str) -> None:
 def test_only_ended_runs_in_the_named_states_are_removed(
     tmp_path: Path, states: tuple[str, ...], gone: set[str]
 ) -> None:
-    """Runs in the named states, and never a pending, running or waiting one; a dry run reports the same and removes nothing."""
+    """Runs in the named states, and never a pending, running or suspended one; a dry run reports the same and removes nothing."""
 
     async def main() -> None:
         clock = FakeClock()
@@ -437,8 +437,8 @@ def test_graphs_are_found_whatever_their_names(tmp_path: Path) -> None:
         ({"keep": -1}, "keep must be a number of runs, 0 or more, not -1"),
         ({"keep": True}, "keep must be a number of runs"),
         (
-            {"keep": 1, "states": ["waiting"]},
-            "runs of the state 'waiting' can't be pruned, only those that have ended",
+            {"keep": 1, "states": ["suspended"]},
+            "runs of the state 'suspended' can't be pruned, only those that have ended",
         ),
         ({"keep": 1, "states": "running"}, "runs of the state 'running' can't be pruned"),
         ({"keep": 1, "states": ["finish"]}, "Did you mean 'finished'?"),

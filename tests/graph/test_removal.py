@@ -85,7 +85,7 @@ def failing(store: Store, broken: list[bool]) -> Graph[list[int], int]:
     return Graph(each(pay, concurrency=1) >> total, store=store, name="paying")
 
 
-@pytest.mark.parametrize("state", ["finished", "kept", "looked at", "failed", "waiting", "sleeping"])
+@pytest.mark.parametrize("state", ["finished", "kept", "looked at", "failed", "suspended", "sleeping"])
 def test_all_records_of_a_run_are_removed(tmp_path: Path, state: str) -> None:
     """In any state, none of its records is left; those of a run whose id starts with the same text are; removing it again finds
     nothing.
@@ -94,7 +94,7 @@ def test_all_records_of_a_run_are_removed(tmp_path: Path, state: str) -> None:
     async def main() -> None:
         clock = FakeClock()
         async with stored(tmp_path, clock=clock) as store:
-            works: dict[str, Node[Any, Any]] = {"waiting": Ask(bool, question="Really?"), "sleeping": Sleep("1h")}
+            works: dict[str, Node[Any, Any]] = {"suspended": Ask(bool, question="Really?"), "sleeping": Sleep("1h")}
             work = works.get(state, node(lambda word: word, name="say"))
             graph = Graph(work, store=store, name="g:1", keep_finished="1d" if state in ("kept", "looked at") else None)
             for run_id in ("r", "r:2", "r2"):

@@ -53,6 +53,7 @@ from pocket_plug.graph.retention import Retention
 from pocket_plug.hookspecs import RunNotice
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer
+from pocket_plug.telemetry import TraceLimits
 from pocket_plug.testing.clock import FakeClock, run_virtual
 
 ELSEWHERE = {"id": "elsewhere", "host": "another machine", "pid": 7, "machine": "another boot", "began": "1"}
@@ -224,7 +225,7 @@ def test_an_answer_and_a_retry_wake_the_workers_of_their_process(url: str) -> No
             said, runs = Said(), Runs(store)
             async with working(worker := Idle([asking], store=store, report=said)):
                 await asking.submit(1, run_id="a", store=store)
-                await said.until(lambda: "waiting" in said.of("a"))
+                await said.until(lambda: "suspended" in said.of("a"))
                 await worker.until_asleep()
                 await runs.answer("a", True)
                 await said.until(lambda: "failed" in said.of("a"))
@@ -246,14 +247,14 @@ def test_a_run_that_sleeps_is_woken_when_its_time_has_come(url: str) -> None:
             said = Said()
             await napping.submit(1, run_id="n", store=store)
             await Worker([napping], store=store, report=said).run(once=True)
-            assert said.of("n") == ["taken", "waiting"]
+            assert said.of("n") == ["taken", "suspended"]
             clock.advance(3599)
             assert await Finder(napping, napping.own_place(Pocket(), store)).find(1) == []
             await Worker([napping], store=store, report=said).run(once=True)
-            assert said.of("n") == ["taken", "waiting"]
+            assert said.of("n") == ["taken", "suspended"]
             clock.advance(1)
             await Worker([napping], store=store, report=said).run(once=True)
-            assert said.of("n") == ["taken", "waiting", "taken", "finished"]
+            assert said.of("n") == ["taken", "suspended", "taken", "finished"]
             assert await store.get("counted") == 1
 
     asyncio.run(main())
@@ -480,10 +481,10 @@ def test_once_ends_when_nothing_is_ready(url: str) -> None:
             await asking.submit(1, run_id="a", store=store)
             await failing.submit(1, run_id="f", store=store)
             await Worker([asking, failing], store=store, report=said).run(once=True)
-            assert said.of("a") == ["taken", "waiting"]
+            assert said.of("a") == ["taken", "suspended"]
             assert said.of("f") == ["taken", "failed"]
             assert [str(report.error) for report in said.reports if report.became == "failed"] == ["no"]
-            assert len(await keys(store, "waiting")) == len(await keys(store, "failed")) == 1
+            assert len(await keys(store, "suspended")) == len(await keys(store, "failed")) == 1
 
     asyncio.run(main())
 
@@ -1077,6 +1078,12 @@ def test_invalid_graphs_are_refused(graphs: Any, why: str) -> None:
     """No graph, a node, two graphs with one name: each with its reason."""
     with pytest.raises(ConfigError, match=why):
         Worker(graphs)
+
+
+def test_the_limits_of_a_trace_file_are_no_retention_of_runs() -> None:
+    """They are refused when the worker is made, not when it first removes old runs."""
+    with pytest.raises(ConfigError, match=r"can't be TraceLimits; give pocket_plug\.Retention\(older=…, keep=…\)"):
+        Worker([graph], retention=TraceLimits())  # type: ignore[arg-type]
 
 
 def test_a_store_that_is_not_durable_is_refused_before_anything_is_taken() -> None:

@@ -227,14 +227,14 @@ def test_a_run_that_moves_while_it_is_listed_is_listed_once(tmp_path: Path) -> N
                 await begun(store, ask >> told, run_id)
             await graph.resume("first", answer=True)
             moving.before = lambda: graph.resume("a", answer=True)
-            moving.state = "finished"  # after it was seen among the waiting runs
+            moving.state = "finished"  # after it was seen among the suspended runs
             assert sorted((each.run_id, each.state) for each in (await runs.list()).runs) == [
-                *(("a", "finished"), ("b", "waiting"), ("c", "waiting"), ("first", "finished")),
+                *(("a", "finished"), ("b", "suspended"), ("c", "suspended"), ("first", "finished")),
             ]
             assert len(await ids(runs)) == 4
             moving.before = lambda: runs.cancel("b")
             moving.state = "finished"
-            assert sorted(await ids(runs, state=("waiting", "finished"))) == ["a", "c", "first"]
+            assert sorted(await ids(runs, state=("suspended", "finished"))) == ["a", "c", "first"]
             moving.before = lambda: runs.cancel("c")
             moving.state = "finished"
             page = await runs.list()
@@ -244,7 +244,7 @@ def test_a_run_that_moves_while_it_is_listed_is_listed_once(tmp_path: Path) -> N
 
 
 def test_a_run_that_moves_back_while_it_is_listed_is_listed(tmp_path: Path) -> None:
-    """A list of all that can still go on must not be empty, only because a waiting run resumes or a failed one is retried."""
+    """A list of all that can still go on must not be empty, only because a suspended run resumes or a failed one is retried."""
 
     async def main() -> None:
         async with stored(tmp_path, Moving) as store:
@@ -257,8 +257,8 @@ def test_a_run_that_moves_back_while_it_is_listed_is_listed(tmp_path: Path) -> N
                 with suppress(KeyboardInterrupt):
                     await graph.resume("resumed", answer=True)
 
-            moving.state, moving.before = "waiting", resume
-            assert await ids(runs, state=("pending", "running", "stalled", "waiting")) == ["resumed"]
+            moving.state, moving.before = "suspended", resume
+            assert await ids(runs, state=("pending", "running", "stalled", "suspended")) == ["resumed"]
             await begun(store, fails, "retried", "h")
             moving.state, moving.before = "failed", lambda: runs.retry("retried")
             assert await ids(runs, state=("pending", "failed")) == ["retried"]
@@ -279,8 +279,8 @@ def test_a_run_that_moves_on_while_many_are_listed_is_listed(tmp_path: Path, tim
                 await begun(store, ask >> told, run_id)
             if times == 2:
                 await runs.cancel("8")
-            moving.state, moving.times, moving.before = "waiting", times, lambda: runs.cancel("0")
-            assert sorted(await ids(runs, state=("waiting", "cancelled"), limit=10)) == expected
+            moving.state, moving.times, moving.before = "suspended", times, lambda: runs.cancel("0")
+            assert sorted(await ids(runs, state=("suspended", "cancelled"), limit=10)) == expected
 
     asyncio.run(main())
 
@@ -389,7 +389,7 @@ def test_runs_of_older_versions_are_found_and_resumed(tmp_path: Path, monkeypatc
                 await make_old(store, run_id, "suspended", question=question)
             runs = Runs(store)
             assert len(await ids(runs)) == 8
-            assert await ids(runs, state="waiting") == ["asks-too", "asks"]
+            assert await ids(runs, state="suspended") == ["asks-too", "asks"]
             assert await ids(runs, state="running") == ["at-work"], "who knows whether it still is"
             (asked,) = await runs.questions("asks")
             assert (asked.id, asked.question.load()) == ("ask#1", "word?")
@@ -421,7 +421,7 @@ def test_changes_of_an_older_version_beside_this_one_are_found(tmp_path: Path) -
                 [Put(f"{RUN}ended", {**entry.value, "status": "finished"}), Delete(f"{RUN}removed")]
             )
             assert [each.state for each in (await runs.list()).runs] == ["finished"]
-            assert await ids(runs, state="waiting") == []
+            assert await ids(runs, state="suspended") == []
             assert await ids(runs, state="finished") == ["ended"]
             assert len([key async for key in store.stack.scan(STATE)]) == 1
 
@@ -744,7 +744,7 @@ def test_waiting_for_a_run(tmp_path: Path) -> None:
         async with stored(tmp_path) as store:
             await begun(store, ask >> told, "r")
             runs = Runs(store)
-            with pytest.raises(TimeoutError, match="run 'r' is still waiting"):
+            with pytest.raises(TimeoutError, match="run 'r' is still suspended"):
                 await runs.wait("r", timeout=0.01)
             waiting = asyncio.ensure_future(runs.wait("r"))
             await Graph(ask >> told, store=store, name="g").resume("r", answer=True)

@@ -608,7 +608,7 @@ def test_a_durable_run_sleeps_in_no_process(tmp_path: Path) -> None:
                 await graph.run(1, run_id="r")
             assert (waiting.value.questions, waiting.value.wake_at) == ({}, clock() + 3600)
             status, found = await state(store)
-            assert (status, found.wake_at, found.questions) == ("waiting", clock() + 3600, 0)
+            assert (status, found.wake_at, found.questions) == ("suspended", clock() + 3600, 0)
             with pytest.raises(RunSuspendedError):
                 await graph.run(1, run_id="r")
             clock.advance(3600)

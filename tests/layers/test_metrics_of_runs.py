@@ -106,18 +106,18 @@ def test_runs_are_counted_by_state_and_graph(tmp_path: Path, published: Publishe
             await asked(asking(store), "e")
             await asked(asking(store), "f")
             await Runs(store).cancel("f")
-            open_ones = ("pending", "running", "stalled", "waiting", "failed")
+            open_ones = ("pending", "running", "stalled", "suspended", "failed")
             none = {f"{graph} {state}": 0 for graph in ("plain", "failing", "asking") for state in open_ones}
             some = {
                 "plain finished": 1,
                 "plain pending": 2,
                 "failing failed": 1,
-                "asking waiting": 1,
+                "asking suspended": 1,
                 "asking cancelled": 1,
             }
             assert published.collect()["recorded"] == none | some
             await asking(store).resume("e", answer=True)
-            assert published.collect()["recorded"]["asking waiting"] == 0
+            assert published.collect()["recorded"]["asking suspended"] == 0
 
     asyncio.run(main())
 
@@ -230,14 +230,14 @@ def test_a_collection_reads_a_limited_amount(tmp_path: Path, monkeypatch: pytest
         async with Store(Seen(tmp_path / "state.db")) as store:
             changes = [
                 Put(state_key(state, graph, float(number), f"{number}"), plain_state(State(float(number), questions=1)))
-                for state in ("finished", "waiting", "pending")
+                for state in ("finished", "suspended", "pending")
                 for graph in ("a", "b")
                 for number in range(5)
             ]
             await store.stack.write(changes)
             found = await figures.RunsWatch(store.stack).look()
             assert {key: number for key, number in found.runs.items() if number} == {
-                ("a", "pending"): 3, ("b", "pending"): 3, ("a", "waiting"): 1,
+                ("a", "pending"): 3, ("b", "pending"): 3, ("a", "suspended"): 1,
             }  # fmt: skip
             assert max(read) <= 2
 
@@ -353,8 +353,8 @@ def test_a_store_with_an_event_loop_is_read_on_that_loop(tmp_path: Path, publish
         async with Store(OfALoop(tmp_path / "state.db"), layers=[Metrics()]) as store:
             await asked(asking(store), "a")
             assert published.runs() == {}
-            assert await asyncio.to_thread(published.runs) == {"asking waiting": 1}
-            assert published.runs() == {"asking waiting": 1}
+            assert await asyncio.to_thread(published.runs) == {"asking suspended": 1}
+            assert published.runs() == {"asking suspended": 1}
 
     asyncio.run(main())
 

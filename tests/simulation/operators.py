@@ -385,7 +385,7 @@ class Chaos:
 
     async def _help_on(self, machine: Machine, run: Story) -> None:
         """What a worker leaves to operators: the first start, a retry, an answer."""
-        what = "answer" if run.status == "waiting" else "retry" if run.status else "submit"
+        what = "answer" if run.status == "suspended" else "retry" if run.status else "submit"
         await operate(self.world, machine, run, what)
 
     async def _let_expire(self, machine: Machine) -> None:

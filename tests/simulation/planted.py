@@ -108,7 +108,7 @@ _expecting(
 
 _expecting(
     "a run is suspended without expecting the questions that it has looked at",
-    lambda changes, key: ":wait:" in key and _puts(changes, records.RUN, status="waiting"),
+    lambda changes, key: ":wait:" in key and _puts(changes, records.RUN, status="suspended"),
 )
 _expecting(
     "an answer beside an execution does not expect that it is still at the run",

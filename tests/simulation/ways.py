@@ -214,7 +214,7 @@ def _judge(world: World, story: Story, began: float, told: Told, event: Any) -> 
                 world.violate(f"who followed {story.id} was told its end after {told.left}, and its path is {path}")
         case pp.StateChanged(state=state) if not story.was(state, began):
             world.violate(f"who followed {story.id} was told that it is {state}, and it was not")
-        case pp.Suspended() if not story.was("waiting", began):
+        case pp.Suspended() if not story.was("suspended", began):
             world.violate(f"who followed {story.id} was told that it waits, and it does not")
         case _:
             pass

@@ -95,7 +95,7 @@ async def bring_to_end(world: World, machine: Machine, help_on: Callable[[Any], 
         if not left:
             break
         for run in left:
-            if run.status in ("failed", "") or (run.status == "waiting" and run.asked):
+            if run.status in ("failed", "") or (run.status == "suspended" and run.asked):
                 await help_on(run)
     else:
         world.violate(f"{[(run.id, run.status) for run in left]} are not brought to their end by a worker")

@@ -368,7 +368,7 @@ class World:
             return True
         if self.aim == "answers":
             return not moves and any(":wait:" in key for key in keys)
-        state = "waiting" if self.aim == "suspensions" else "running"
+        state = "suspended" if self.aim == "suspensions" else "running"
         return moves and any(key.startswith(f"{STATE}{state}:") for key in keys)
 
     def aimed_fate(self, machine: Machine) -> str:
@@ -435,7 +435,7 @@ class World:
         for change in changes:
             self._changed(change.key, change, attempt)
         for run in self.runs.values():
-            if run.status == "waiting" and not run.asked and not run.wakes and not run.is_removed:
+            if run.status == "suspended" and not run.asked and not run.wakes and not run.is_removed:
                 self.violate(f"run {run.id} waits, and nothing is left that it could wait for")
                 run.wakes = True  # reported once
 

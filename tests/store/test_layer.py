@@ -125,6 +125,44 @@ def test_an_override_that_would_never_be_called_is_refused(name: str, operation:
     type("Helped", (Layer,), {name: own, operation: own})
 
 
+async def one(self: Any, key: Any) -> Any: ...
+async def two(self: Any, key: Any, value: Any = None) -> Any: ...
+async def nothing(self: Any) -> None: ...
+def built(self: Any) -> None: ...  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "meant"),
+    [
+        *(("raed", one, "'read'"), ("read_mnay", one, "'read_many'"), ("wirte", two, "'write'")),
+        *(("Write", two, "'write'"), ("clsoe", nothing, "'close'"), ("flsh", nothing, "'flush'")),
+        *(("on_biuld", built, "'on_build'"), ("gett", one, "'get', in which a layer takes part by 'read'")),
+        ("sett", two, "'set', in which a layer takes part by 'write'"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_operation_gives_a_warning(name: str, method: Any, meant: str) -> None:
+    """No store would ever call it, and nothing else would say so. The warning is shown for the line of the class."""
+    with pytest.warns(
+        RuntimeWarning, match=f"^Idle.{name} is no operation .* Did you mean {meant}\\?.* name it _{name}$"
+    ) as found:
+        type("Idle", (Layer,), {name: method})
+    assert found[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *(("_raed", one), ("reads", one), ("reader", one), ("opened", nothing), ("closed", nothing), ("versions", nothing)),
+        *(("ready", nothing), ("raed", nothing), ("raed", built), ("reset", two), ("open_file", nothing), ("gate", one)),
+        *(("build_index", one), ("spread", one), ("close_all", nothing), ("check_value", one), ("raed", property(one))),
+    ],
+)  # fmt: skip
+def test_a_helper_of_a_layer_gives_no_warning(name: str, method: Any) -> None:
+    """It has another word for a name, other parameters, is no coroutine, or stands beside the operation."""
+    type("Helped", (Layer,), {name: method})
+    type("Beside", (Layer,), {"raed": one, "sett": two, "read": one, "write": two})
+
+
 @pytest.mark.parametrize("kind", [Layer, Backend])
 def test_overriding_read_many_alone_is_refused(kind: type[Backend]) -> None:
     """A single get would bypass it, so the class itself is an error, with its name."""

@@ -304,6 +304,20 @@ def test_a_run_whose_process_died_is_lost(traced: Traced, capsys: pytest.Capture
     assert "its process has stopped writing; it may have been killed" in capsys.readouterr().err
 
 
+def test_a_trace_in_progress_is_not_removed(traced: Traced, capsys: pytest.CaptureFixture[str]) -> None:
+    """It can be removed once it has ended, by the same command: so the exit code is not that of wrong usage."""
+    run = traced.run("shop", "r-1")
+    traced.node("charge", run).end()
+    traced.open.write()
+    remove = ["trace", "rm", "r-1", "--file", str(traced.path)]
+    assert main(remove) == 1
+    assert "r-1: it is in progress; a trace can be removed once it has ended" in capsys.readouterr().err
+    run.end()
+    traced.open.write()
+    assert main(remove) == 0
+    assert "removed 1 run, 2 spans" in capsys.readouterr().err
+
+
 def test_a_run_that_is_not_listed_any_more_is_lost_in_the_end(traced: Traced) -> None:
     """Its process no longer lists it, and its end never came into the file."""
     traced.run("shop", "r-1")

@@ -250,7 +250,7 @@ def test_a_run_shows_where_it_is_and_why_it_does_not_continue(tmp_path: Path, wo
         run, page = SyncRuns(store).get("r"), SyncRuns(store).list()
     for shown in (run._repr_html_(), page._repr_html_()):
         cells = re.findall(r">([^<>]+)</t[dh]>", shown)
-        assert {"waiting", "shop", "ok", "2001-09-09 01:46:40", why} <= set(cells)
+        assert {"suspended", "shop", "ok", "2001-09-09 01:46:40", why} <= set(cells)
         assert "hunter2" not in shown
 
 

@@ -418,6 +418,18 @@ except pp.ConfigError as error:
     assert "OTEL_TRACES_EXPORTER is 'zipkin'; give otlp, console or none" in done.stdout
 
 
+def test_the_retention_of_runs_is_no_limit_of_the_trace_file(tmp_path: Path) -> None:
+    """It is refused at once: it would fail when the first spans are written, and all of them would be lost."""
+    code = """
+try:
+    observe(keep=pp.Retention(keep=3))
+except pp.ConfigError as error:
+    print(error)
+"""
+    done = python(code, tmp_path)
+    assert done.stdout == "observe: keep can't be Retention; give pocket_plug.telemetry.TraceLimits(size=…, age=…)\n"
+
+
 def test_observe_that_fails_leaves_no_thread_and_no_notebook_hook(tmp_path: Path) -> None:
     """Whatever was invalid, and any number of times."""
     code = """

@@ -202,7 +202,7 @@ def test_certificates_are_those_of_the_environment(
 
 def test_invalid_files_and_urls(file: Path, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
     """No file, no URL of a backend, a truncated line: each is reported; the rest of a truncated file is sent."""
-    assert main(["trace", "send", "nowhere.jsonl", "--to", otlp_sink.url]) == 1
+    assert main(["trace", "send", "nowhere.jsonl", "--to", otlp_sink.url]) == 2
     missing = capsys.readouterr().err
     assert "there is no file nowhere.jsonl" in missing
     assert "--file" not in missing, "`send` has no such option"

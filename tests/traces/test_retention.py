@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.telemetry import Retention
+from pocket_plug.telemetry import TraceLimits
 from pocket_plug.telemetry.local import LOOK, FileExporter
 from pocket_plug.traces.recorded import TraceFile, read_traces
 from pocket_plug.traces.retention import appending, cut, without
@@ -40,7 +40,7 @@ def test_a_file_that_is_too_large_loses_its_oldest_lines(tmp_path: Path, caplog:
     path = tmp_path / "t.jsonl"
     FileExporter(path).export(spans("s0"))
     line = path.stat().st_size
-    exporter = FileExporter(path, Retention(size=8 * line + 10, age=None))
+    exporter = FileExporter(path, TraceLimits(size=8 * line + 10, age=None))
     for number in range(1, 8):
         exporter.export(spans(f"s{number}"))
     assert len(names(path)) == 8
@@ -55,7 +55,7 @@ def test_a_file_that_is_too_large_loses_its_oldest_lines(tmp_path: Path, caplog:
 def test_spans_that_are_too_old_are_removed(tmp_path: Path) -> None:
     """Checked with the first batch of a process, and each hour."""
     path, now = tmp_path / "t.jsonl", 100.0 * DAY
-    old, new = FileExporter(path, Retention(None, None)), FileExporter(path, Retention(age="30d"), lambda: now)
+    old, new = FileExporter(path, TraceLimits(None, None)), FileExporter(path, TraceLimits(age="30d"), lambda: now)
     old.export(spans("old", end=60 * DAY))
     old.export(spans("young", "old too", end=80 * DAY))
     new.export(spans("new", end=100 * DAY))
@@ -72,8 +72,8 @@ def test_spans_that_are_too_old_are_removed(tmp_path: Path) -> None:
 def test_without_limits_everything_is_kept(tmp_path: Path) -> None:
     """None means no limit."""
     path = tmp_path / "t.jsonl"
-    FileExporter(path, Retention(None, None)).export(spans("old", end=1))
-    assert cut(path, Retention(None, None), 1e9) == 0
+    FileExporter(path, TraceLimits(None, None)).export(spans("old", end=1))
+    assert cut(path, TraceLimits(None, None), 1e9) == 0
     assert names(path) == ["old"]
 
 
@@ -81,16 +81,16 @@ def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     """An invalid value is reported with the name of the variable."""
     monkeypatch.setenv("POCKET_PLUG_TRACES_SIZE", "5000")
     monkeypatch.setenv("POCKET_PLUG_TRACES_AGE", "7d")
-    assert Retention.from_environment() == Retention(5000, "7d")
+    assert TraceLimits.from_environment() == TraceLimits(5000, "7d")
     monkeypatch.setenv("POCKET_PLUG_TRACES_SIZE", "none")
     monkeypatch.setenv("POCKET_PLUG_TRACES_AGE", "none")
-    assert Retention.from_environment() == Retention(None, None)
+    assert TraceLimits.from_environment() == TraceLimits(None, None)
     monkeypatch.setenv("POCKET_PLUG_TRACES_SIZE", "100 MB")
     with pytest.raises(ConfigError, match="POCKET_PLUG_TRACES_SIZE is '100 MB', which is not a number of bytes"):
-        Retention.from_environment()
+        TraceLimits.from_environment()
     for wrong in ({"size": 0}, {"size": True}, {"size": "5"}, {"age": "soon"}):
         with pytest.raises(ConfigError, match="a trace file's"):
-            Retention(**wrong)  # type: ignore[arg-type]
+            TraceLimits(**wrong)  # type: ignore[arg-type]
 
 
 def test_traces_are_removed_and_the_others_stay(tmp_path: Path) -> None:
@@ -114,24 +114,24 @@ def test_a_file_that_another_process_has_locked_is_not_shortened(tmp_path: Path)
     path = tmp_path / "t.jsonl"
     FileExporter(path).export(spans("a"))
     with appending(path):
-        assert cut(path, Retention(1, None), 0) == 0
+        assert cut(path, TraceLimits(1, None), 0) == 0
         with pytest.raises(BlockingIOError):
             without(path, {"0" * 32})
-    assert cut(path, Retention(1, None), 0) > 0
+    assert cut(path, TraceLimits(1, None), 0) > 0
     assert names(path) == []
 
 
 WRITER = """
 import os, sys
 from pathlib import Path
-from pocket_plug.traces.retention import Retention, appending, cut
+from pocket_plug.traces.retention import TraceLimits, appending, cut
 path, me = Path(sys.argv[1]), sys.argv[2]
 for number in range(400):
     with appending(path) as file:
         os.write(file, f"{me} {number} {'x' * 50}\\n".encode())
         large = os.fstat(file).st_size > 5000
     if large:
-        cut(path, Retention(5000, None), 0)
+        cut(path, TraceLimits(5000, None), 0)
 """
 
 

@@ -253,7 +253,7 @@ def test_dbos_has_neither_values_nor_pickles(world: World) -> None:
 def test_a_run_that_waits_for_an_answer_holds_no_place_in_the_queue(world: World) -> None:
     """Its workflow ends as waiting; the answer queues the next workflow."""
     world.do(world.narrow.submit(asking, 1, run_id="a-1", priority=2))
-    assert world.workflow("a-1").output == {"run_id": "a-1", "state": "waiting"}
+    assert world.workflow("a-1").output == {"run_id": "a-1", "state": "suspended"}
     gate.set()
     world.do(world.narrow.submit(noting, "meanwhile", run_id="a-2"))
     assert world.workflow("a-2").status == "SUCCESS"
@@ -277,7 +277,7 @@ def test_what_was_answered_elsewhere_is_caught_up(world: World) -> None:
 def test_a_run_that_sleeps_is_delayed(world: World) -> None:
     """The next workflow is queued at once, and starts when the time has come."""
     world.do(world.wide.submit(sleeping, 1, run_id="z-1"))
-    assert world.workflow("z-1").output == {"run_id": "z-1", "state": "waiting"}
+    assert world.workflow("z-1").output == {"run_id": "z-1", "state": "suspended"}
     delayed = world.workflow("z-1~2", "DELAYED", "ENQUEUED", "PENDING", "SUCCESS")
     assert delayed.delay_until_epoch_ms is not None
     assert world.workflow("z-1~2").output == {"run_id": "z-1", "state": "finished"}
@@ -300,12 +300,12 @@ def test_an_answer_is_not_lost_between_the_run_s_wait_and_the_workflow_s_end(
 
     monkeypatch.setattr(_Turn, "_wait", long_wait)
     world.do(world.wide.submit(asking, 1, run_id="z-2"))
-    until(lambda: world.runs.get("z-2").state == "waiting")
+    until(lambda: world.runs.get("z-2").state == "suspended")
     world.do(world.wide.answer("z-2", True))
     assert world.workflow("z-2~2").output == {"run_id": "z-2", "state": "finished"}
     assert world.workflow("z-2", "PENDING").status == "PENDING"
     gate.set()
-    assert world.workflow("z-2").output == {"run_id": "z-2", "state": "waiting"}
+    assert world.workflow("z-2").output == {"run_id": "z-2", "state": "suspended"}
 
 
 # ---------------------------------------------------------------- failing, and being cancelled

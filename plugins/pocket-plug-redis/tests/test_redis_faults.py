@@ -395,6 +395,38 @@ def test_a_write_that_can_not_be_asked_about_again_is_unknown() -> None:
         with_backend(proxy.through(server.url), use)
 
 
+def test_a_write_whose_copies_are_refused_for_now_is_unknown() -> None:
+    """Its answer was lost, and then a script keeps the server busy for longer than the patience: the refusals say nothing of
+    the copy whose answer was lost. If none was lost, nothing was stored.
+    """
+    with valkey(options={"busy-reply-threshold": "1"}) as server, Proxy(server.port) as proxy:
+
+        async def use(backend: Redis) -> None:
+            scripts: list[asyncio.Task[str]] = []
+
+            async def keep_busy(_: float) -> None:
+                if not scripts:
+                    script = asyncio.to_thread(_cli, server, "EVAL", "while true do end", "0")
+                    scripts.append(asyncio.create_task(script))
+                while not await asyncio.to_thread(_is_busy, server):
+                    pass
+
+            await backend.write([Put("a", 1)])  # from now on the server knows the script
+            backend.retrying = replace(backend.retrying, patience=0.5, pause=keep_busy)
+            proxy.swallow(b"lost")
+            with pytest.raises(AnswerLostError, match="BUSY"):
+                await backend.write([Put("lost", 1)])
+            with pytest.raises(StoreUnreachableError, match="BUSY"):
+                await backend.write([Put("never", 1)])
+            await asyncio.to_thread(_cli, server, "SCRIPT", "KILL")
+            await asyncio.wait(scripts)
+            assert "killed" in str(scripts[0].exception())
+            assert await backend.read("lost") is not None
+            assert await backend.read("never") is None
+
+        with_backend(proxy.through(server.url), use)
+
+
 def test_a_copy_that_comes_after_later_writes_does_nothing(
     fresh_url: Callable[[str], str], valkey_server: Server
 ) -> None:
@@ -542,6 +574,16 @@ def _cli(server: Server, *command: str) -> str:
 
     with redis.Redis.from_url(server.url, decode_responses=True) as raw:
         return str(raw.execute_command(*command))
+
+
+def _is_busy(server: Server) -> bool:
+    """Does a script keep it from answering others?"""
+    import redis
+
+    try:
+        return not _cli(server, "PING")
+    except redis.exceptions.RedisError as error:
+        return "BUSY" in f"{error}" or "busy" in f"{error}"
 
 
 # ---------------------------------------------------------------- URLs

@@ -265,8 +265,8 @@ class SQLite(Backend):
 
         Others can read and write meanwhile, here and in other processes; the log beside the file grows until it is done. After
         an error there is no new file. It blocks: in a program with an event loop call it by `asyncio.to_thread`. `copied` is
-        called now and then with the number of pages copied since its last call, and the total. Raises StoreError if the new
-        file exists already, or can't be written.
+        called now and then with the number of pages copied since its last call, and the total. Raises ConfigError if the
+        new file exists already, or its folder doesn't, and StoreError if the copy can't be written.
         """
         path = Path(file).absolute()
         connection = self._connections.connected()

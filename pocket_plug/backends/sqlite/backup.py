@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
-from pocket_plug.errors import StoreError
+from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.files import make_file
 
 from .statements import VERSION
@@ -27,7 +27,7 @@ Copied = Callable[[int, int], object]
 def copy_whole(source: sqlite3.Connection, file: Path, copied: Copied) -> int:
     """Copy the source into a new file; returns its size in bytes.
 
-    It is written under a temporary name, synced, and then renamed. Raises StoreError if there is a file of that name already, or
+    It is written under a temporary name, synced, and then renamed. Raises ConfigError if there is a file of that name already, or
     no such folder, and sqlite3.Error or OSError if it can't be written; then no file is left.
     """
     _refuse_existing(file)
@@ -71,17 +71,17 @@ def _companions(file: Path) -> list[Path]:
 
 def _refuse_existing(file: Path) -> None:
     if file.is_dir():  # as "" is
-        raise StoreError(f"{file} is a folder; name a new file, such as {file / 'backup.db'}")
+        raise ConfigError(f"{file} is a folder; name a new file, such as {file / 'backup.db'}")
     if not file.parent.is_dir():
-        raise StoreError(f"there is no folder {file.parent}; create it, or name a file in another folder")
+        raise ConfigError(f"there is no folder {file.parent}; create it, or name a file in another folder")
     for there in (file, *_companions(file)):
         if os.path.lexists(there):
             why = "" if there == file else f", which SQLite would take for a part of {file}"
-            raise StoreError(f"{there} exists{why}; nothing is overwritten: give another name, or remove it")
+            raise ConfigError(f"{there} exists{why}; nothing is overwritten: give another name, or remove it")
 
 
 def _give_name(aside: Path, file: Path) -> None:
-    """Rename it, and sync the folder. Raises StoreError if there is a file of that name by now."""
+    """Rename it, and sync the folder. Raises ConfigError if there is a file of that name by now."""
     try:
         os.link(aside, file)
     except FileExistsError:

@@ -21,7 +21,7 @@ from pocket_plug.primitives.locks import RLock, in_the_middle, is_held_here
 
 from .opened import OpenedFile
 from .refusals import REFUSALS, explained, is_busy
-from .schema import prepare
+from .schema import open_logs, prepare
 
 LONGEST_PAUSE = 0.01
 """The most seconds between two tries to lock a file that another process has locked: random, so that no process is preferred.
@@ -126,6 +126,7 @@ class Connections:
         self._close_readers()
         with self.writing:
             self._close_writer()
+            self.file.drop_logs()
             self.file.disown()
 
     def _close_readers(self) -> None:
@@ -138,22 +139,27 @@ class Connections:
             return
         _close(self.writer)
         self.writer = None
-        self.file.drop_logs()
 
     # ------------------------------------------------------------ forks of this process
-    def rest(self) -> bool:
-        """Before a fork: close every connection that is not in use. Returns True if none was in use."""
+    def rest(self) -> bool | None:
+        """Before a fork: close every connection that is not in use. Returns True if none was in use, and None if what forks has
+        interrupted a write of its own thread.
+        """
         held: Taken = []
         try:
             take((self.lock,), held)
             if not held:
                 return False
             self._close_readers()
-            if not is_held_here(self.writing):  # else what forks has interrupted a write
+            is_interrupted = is_held_here(self.writing)
+            if not is_interrupted:
                 take((self.writing,), held)
             if len(held) == 2:
                 self._close_writer()
-            return not self._in_use()
+            if self._in_use():
+                return None if is_interrupted else False
+            self.file.drop_logs()
+            return True
         finally:
             release(held)
 
@@ -202,8 +208,12 @@ class Connections:
         connection = self.connected()
         try:
             connection.execute("PRAGMA query_only = 1")
-        except BaseException:
+            open_logs(connection)
+            self.file.know_logs()
+        except BaseException as error:
             connection.close()
+            if isinstance(error, REFUSALS):
+                raise self.explained(error) from error
             raise
         return connection.cursor()
 
@@ -221,6 +231,7 @@ class Connections:
                 connection = self._connect()
             try:
                 prepare(connection, self.file.path, self.file.power)
+                self.file.know_logs()
             except BaseException:
                 connection.close()
                 raise

@@ -6,6 +6,7 @@ and reads do so now and then.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
 
@@ -38,18 +39,26 @@ class OpenedFile:
         """When a read has to `look` again, by `monotonic`."""
         self._name, self._resolved = str(self.absolute), ""
         self._identity: Identity | None = None
-        self._logs: dict[str, Identity] = {}  # by the ends of their names; known since the first commit by the writer
+        self._logs: Mapping[str, Identity | None] = {}  # by the ends of their names; none while no connection is open
         self._look_at_logs_next = 0.0
         self._folder: Folder | None = None  # with `power` only
         self._ownership: Ownership | None = None
 
     # ------------------------------------------------------------ where it is
     def know(self) -> None:
-        """Note the file that is at the path now as the one that is opened."""
+        """Note the file that is at the path now, and its logs, as those that are opened."""
         resolved = self.absolute.resolve()
-        self._identity, self._resolved = identity_of(self._name), str(resolved)
+        self._identity, self._resolved, self._logs = identity_of(self._name), str(resolved), {}
+        self.know_logs()
         is_linked = resolved != self.absolute  # a link may lead elsewhere while this folder stays as it is
         self._folder = Folder(str(resolved.parent)) if self.power and not is_linked else None
+
+    def know_logs(self) -> None:
+        """Note the log and its index, unless they are known. Called at once when a connection has opened them (`open_logs`): if
+        they are deleted then, the next write has to notice it.
+        """
+        if not self._logs:
+            self._logs = {end: identity_of(self._resolved + end) for end in LOGS}
 
     def look(self) -> None:
         """Raise StoreError if the file isn't in its place any more, or isn't the one that was opened."""
@@ -59,12 +68,10 @@ class OpenedFile:
 
     def look_with_logs(self) -> None:
         """The same, and for the log and its index. Called in a transaction, since otherwise its write could be lost."""
-        if self._folder is not None and self._folder.is_as_known() and self._logs:
+        if self._folder is not None and self._folder.is_as_known():
             return
         self.look()
-        if not self._logs:
-            self._logs = {end: found for end in LOGS if (found := identity_of(self._resolved + end)) is not None}
-        elif self.power or self.look_next >= self._look_at_logs_next:
+        if self.power or self.look_next >= self._look_at_logs_next:
             for end, known in self._logs.items():
                 if not is_at(self._resolved + end, known):
                     raise self._moved(self.path + end)
@@ -73,7 +80,7 @@ class OpenedFile:
             self._folder.know()
 
     def drop_logs(self) -> None:
-        """After the writer was closed: forget the log, and remove it if SQLite has left it there.
+        """After all connections were closed: forget the log, and remove it if SQLite has left it there.
 
         SQLite leaves it if the file was moved away, and would later take it for the log of another file in that place.
         """

@@ -27,7 +27,13 @@ def prepare(connection: sqlite3.Connection, path: str, power: bool) -> None:
     connection.execute(f"PRAGMA synchronous = {'FULL' if power else 'NORMAL'}")
     for name in ("fullfsync", "checkpoint_fullfsync"):  # on macOS only these reach the disk
         connection.execute(f"PRAGMA {name} = {int(power)}")
+    open_logs(connection)
     connection.execute("PRAGMA busy_timeout = 0")  # only the writer thread waits, in its own way
+
+
+def open_logs(connection: sqlite3.Connection) -> None:
+    """Let SQLite open the log and its index, or create them, which it does at a connection's first read."""
+    connection.execute("PRAGMA schema_version").fetchone()
 
 
 def is_new(connection: sqlite3.Connection, path: str) -> bool:

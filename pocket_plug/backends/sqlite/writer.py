@@ -67,8 +67,8 @@ class Writer:
     def __repr__(self) -> str:
         return f"SQLite({self._file.path!r})"  # for log messages about forks
 
-    def rest(self) -> bool:
-        """Before a fork: close every connection that is not in use. Returns True if none was in use."""
+    def rest(self) -> bool | None:
+        """Before a fork: close every connection that is not in use. Returns what `Connections.rest` does."""
         return self._connections.rest()
 
     def begin_anew(self) -> None:

@@ -23,8 +23,8 @@ from .waits import read_wait, wait_key, waits_in
 BATCH = 1000
 """How many runs are read at once."""
 
-OPEN_RECORDED = ("pending", "running", "suspended", "waiting", "failed")
-"""The recorded states of runs that may be resumed. "suspended" is the older name of "waiting"."""
+OPEN_RECORDED = ("pending", "running", "suspended", "failed")
+"""The recorded states of runs that may be resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)

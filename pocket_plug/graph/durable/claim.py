@@ -259,7 +259,7 @@ def _settled(journal: Journal, record: Record, waits: Mapping[str, PlacedWait]) 
     """
     journal.started, journal.epoch, journal.steps = record["started"], record["epoch"] + 1, record["steps"]
     journal.carrier = dict(record["carrier"])
-    if status_of(record) == "waiting":
+    if status_of(record) == "suspended":
         still = [each for each in waits.values() if each.wait.is_open]
         due = journal.wakes(still)
         if still and (due is None or due > journal.stack.clock()):

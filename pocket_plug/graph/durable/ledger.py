@@ -153,7 +153,7 @@ class RunLedger:
     async def _end_early(self, run: Running, error: BaseException) -> None:
         """Record that the run has failed, was cancelled or released. Nothing is recorded if the program itself stops the run."""
         journal = self.journal
-        if journal.status != "running":  # another state is recorded already, such as "waiting" just before a timeout
+        if journal.status != "running":  # another state is recorded already, such as "suspended" just before a timeout
             return
         is_ours = journal.end_interrupt() or not isinstance(error, asyncio.CancelledError)
         if not is_ours or not (isinstance(error, Exception) or journal.is_cancelled):
@@ -470,11 +470,13 @@ class RunLedger:
         changes: list[Change] = [put_wait(journal.part, each.place, each.wait) for each in waits if not each.version]
         asked = [each.wait.since for each in waits if each.wait.kind == "question"]
         wake_at = journal.wakes(waits)
-        changes += journal.changes_to("waiting", wake_at=wake_at, questions=len(asked), asked=min(asked, default=None))
+        changes += journal.changes_to(
+            "suspended", wake_at=wake_at, questions=len(asked), asked=min(asked, default=None)
+        )
         if wake_at is not None:
             changes.append(Put(wake_key(journal.graph.name, wake_at, journal.name), True))
         frame = replace(self.frame, hooks="")  # the hooks of the node before have ended
-        cancelled = await self._save(run, frame, "waiting", changes, expect)
+        cancelled = await self._save(run, frame, "suspended", changes, expect)
         if cancelled is not None:
             raise cancelled
         raise suspended(journal.id, waits, wake_at)

@@ -21,7 +21,7 @@ from pocket_plug.store.backend import Entry
 from pocket_plug.store.keys import RESERVED
 
 FORMAT = 2
-"""The format of a run's record. In format 1, runs had no state, a question was in the record, and "waiting" was "suspended"."""
+"""The format of a run's record. In format 1, runs had no state, and a question was in the record."""
 FORM = 2
 """The format of a graph's recorded form. 1 is the lines of its `Shape`, without types and scopes."""
 Record = Mapping[str, Any]
@@ -38,7 +38,7 @@ MAX_RUN_ID_BYTES = 255
 MAX_GRAPH_BYTES = 255
 """How long the id and the graph's name of a durable run may be in UTF-8. Escaped for a key, they may be three times as long."""
 
-Status = Literal["pending", "running", "waiting", "failed", "cancelled", "finished"]
+Status = Literal["pending", "running", "suspended", "failed", "cancelled", "finished"]
 """The recorded states. Whether a running run is stalled is not recorded: each observer finds it out."""
 
 
@@ -129,7 +129,7 @@ def check(key: str, record: Record, fields: Record) -> None:
 
 def status_of(record: Record) -> Status:
     """The state in a run's record."""
-    status: Status = "waiting" if record["status"] == "suspended" else record["status"]
+    status: Status = record["status"]
     return status
 
 

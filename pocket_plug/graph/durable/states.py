@@ -32,7 +32,7 @@ LEASE = 30.0
 """Seconds after which an execution without a commit or a heartbeat is taken for dead."""
 
 
-RunState = Literal["pending", "running", "stalled", "waiting", "failed", "cancelled", "finished", "unreadable"]
+RunState = Literal["pending", "running", "stalled", "suspended", "failed", "cancelled", "finished", "unreadable"]
 """The states that operators see. `stalled`: recorded as running, but nobody executes it any more. `unreadable`: its record is
 damaged, or of a newer version."""
 

@@ -130,7 +130,7 @@ def value_of(record: bytes | None) -> Any:
 
 _NO_QUESTION: Mapping[str, str] = {
     "failed": "it has failed; try it again by resume(run_id), Runs.retry or `pocket-plug runs retry`",
-    "waiting": "it sleeps",
+    "suspended": "it sleeps",
 }
 """Why a run has no open question, and the way out, by its status; for other statuses the message names the status."""
 

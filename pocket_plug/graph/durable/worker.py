@@ -63,14 +63,14 @@ ALONE = 30.0
 """Seconds for which a worker starts no run so that such a run is alone, at most: runs may take hours, and others wait."""
 CONCURRENCY = 10
 
-Became = Literal["taken", "finished", "waiting", "failed", "cancelled", "released", "lost", "refused"]
+Became = Literal["taken", "finished", "suspended", "failed", "cancelled", "released", "lost", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
     """What has become of a run in a worker.
 
-    `taken`: the worker has claimed it. Then one of: `finished`; `waiting`, for an answer or a time; `failed`; `cancelled`;
+    `taken`: the worker has claimed it. Then one of: `finished`; `suspended`, for an answer or a time; `failed`; `cancelled`;
     `released`, since the worker stops. These are recorded in the store. `lost`: another execution has taken the run over, or the
     store failed; then the run looks stalled until another execution resumes it. `refused`, reported once: the run can't resume in
     this worker's graph.
@@ -118,7 +118,8 @@ class Worker:
     >>> asyncio.run(main(f"sqlite:///{mkdtemp()}/state.db"))
     42
 
-    Raises ConfigError if there is no graph, for something that is no graph, and for two graphs with the same name.
+    Raises ConfigError if there is no graph, for something that is no graph, for two graphs with the same name, and for a
+    `retention` that is no `Retention`.
     """
 
     def __init__(
@@ -133,6 +134,10 @@ class Worker:
         report: Callable[[WorkerReport], None] | None = None,
         retention: Retention | None = None,
     ) -> None:
+        if retention is not None and not isinstance(retention, Retention):
+            raise ConfigError(
+                f"a worker's retention can't be {named(retention)}; give pocket_plug.Retention(older=…, keep=…)"
+            )
         self._graphs, self._store, self._pocket, self._report = _checked(graphs), store, pocket, report
         self.concurrency, self.lease = check_count(concurrency, "concurrency"), seconds(lease, "lease")
         self._finders: list[Finder] = []
@@ -386,11 +391,11 @@ def _became(error: Exception, status: Status) -> Became:
         case RunReleasedError():
             return "released"
         case RunSuspendedError():
-            return "waiting"
+            return "suspended"
         case RunCancelledError():
             return "cancelled"
         case _:
-            return status if status == "waiting" or status == "failed" else "lost"
+            return status if status in ("suspended", "failed") else "lost"
 
 
 def _checked(graphs: Sequence[Served]) -> Sequence[Served]:

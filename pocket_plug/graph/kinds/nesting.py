@@ -24,6 +24,7 @@ class GraphStep(Step):
         self.asks = self.graph.plan.asks
         first = self.graph.plan.start
         self.input_type, self.fits, self.input_class = first.input_type, None, None
+        self.output_type = self.graph.plan.output_type
 
     @property
     def is_sync(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
-from typing import Any, Protocol
+from types import NoneType
+from typing import Any, Protocol, Union
 
 from pocket_plug.errors import ReadOnlyError
 from pocket_plug.graph.nodes.chain import DEFAULT, END, AnyChain, Out
@@ -13,6 +14,7 @@ from pocket_plug.graph.observing.shape import Kind, Shape
 from pocket_plug.graph.upgrades import Upgrade
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.primitives.typefits import fits
+from pocket_plug.primitives.values import Hint
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import StoreReader, View
 
@@ -89,6 +91,20 @@ class Plan:
         kinds: dict[str, Kind] = {name: step.kind for name, step in steps.items()}
         declared = {name: attributes for name, step in steps.items() if (attributes := step.passed.declared)}
         return Shape(kinds, tuple(edges), frozenset(asking), items, within, declared)
+
+    @cached_property
+    def output_type(self) -> Hint:
+        """The type of what the graph returns as a node of another graph: of the nodes that can only end it. Any, in doubt.
+
+        A node that always raises may be declared to return None, so None counts only if no other type is returned.
+        """
+        reached = self._reached()
+        ends = [step for step in self.steps.values() if step in reached and not step.actions and not step.carried]
+        given = tuple(step.output_type for step in ends if step.output_type not in (None, NoneType))
+        try:
+            return Union[given] if given else NoneType if ends else Any  # noqa: UP007 - not all hints have |
+        except TypeError:  # a hint that is no type, or can't be hashed
+            return Any
 
     def named(self, name: str) -> Step | None:
         """The step with this name; None if there is none."""

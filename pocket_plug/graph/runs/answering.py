@@ -37,7 +37,7 @@ _PLAIN: Sequence[Hint] = (int, float, str, bytes, list, tuple, dict, set, frozen
 async def answer(
     place: Place, run_id: str, value: object, question: str | AnyNode | None, graph: PlannedGraph | None
 ) -> RunInfo:
-    """Record an answer. A waiting run becomes pending; if an execution owns the run, it finds the answer by itself."""
+    """Record an answer. A suspended run becomes pending; if an execution owns the run, it finds the answer by itself."""
     encoded, stack = default_codec.encode(value), place.stack
     while True:
         seen = await must_see(place, run_id)
@@ -51,7 +51,7 @@ async def answer(
             raise RunStateError(run_id, seen.status, f"run {run_id!r} can't take an answer: it is {seen.status}")
         _check(run_id, asked, value, graph)
         settled = put_wait(seen.part, asked.place, replace(asked.wait, answer=encoded, settled=stack.clock()))
-        if seen.status == "waiting":
+        if seen.status == "suspended":
             answered = await move(stack, seen, "pending", [settled], {settled.key: asked.version})
         else:
             answered = await _leave(stack, seen, settled, asked)

@@ -17,7 +17,7 @@ from pocket_plug.store.backend import Backend, Entry
 
 from .info import RunState
 
-COUNTED: Sequence[RunState] = ("pending", "running", "waiting", "failed", "cancelled", "finished")
+COUNTED: Sequence[RunState] = ("pending", "running", "suspended", "failed", "cancelled", "finished")
 """The open states first: if a limit is reached, runs that have ended are not counted."""
 MOST = 10_000
 """How many runs of one graph in one state are counted, at most."""
@@ -25,7 +25,7 @@ MOST_KEYS = 50_000
 """How many keys one look reads, at most."""
 MOST_GRAPHS = 500
 MOST_RECORDS = 1_000
-"""The records of how many running runs, and of how many waiting ones, one look reads, at most: those of the oldest runs."""
+"""The records of how many running runs, and of how many suspended ones, one look reads, at most: those of the oldest runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class RunsWatch:
     async def look(self) -> RunFigures:
         """Count the runs now. Each graph that has runs has a number for each open state, which may be 0."""
         counted: dict[tuple[str, RunState], int] = {}
-        first: dict[RunState, list[str]] = {"running": [], "waiting": []}
+        first: dict[RunState, list[str]] = {"running": [], "suspended": []}
         left = MOST_KEYS
         for state in COUNTED:
             for prefix in await prefixes_in(self._stack, state, MOST_GRAPHS):
@@ -63,14 +63,14 @@ class RunsWatch:
         runs: dict[tuple[str, RunState], int] = {}
         for graph in dict.fromkeys(graph for graph, _ in counted):
             runs |= dict.fromkeys(
-                ((graph, state) for state in ("pending", "running", "stalled", "waiting", "failed")), 0
+                ((graph, state) for state in ("pending", "running", "stalled", "suspended", "failed")), 0
             )
         runs |= counted
         stalled = await self._stalled(first["running"])
         for graph, number, _ in stalled:
             runs[graph, "stalled"] = number
             runs[graph, "running"] -= number
-        return RunFigures(runs, await self._questions(first["waiting"]), {graph: age for graph, _, age in stalled})
+        return RunFigures(runs, await self._questions(first["suspended"]), {graph: age for graph, _, age in stalled})
 
     async def _stalled(self, keys: Sequence[str]) -> list[tuple[str, int, float]]:
         """For each graph with stalled runs: its name, their number, and the age of the oldest."""

@@ -97,7 +97,7 @@ class _Follower:
         if info.state != "pending" and seen.record["epoch"]:
             async for event in self._standing(seen):
                 yield event
-        if is_changed and info.state == "waiting":
+        if is_changed and info.state == "suspended":
             open_ones = [each for each in await waits_for(self._stack, seen) if each.wait.is_open]
             yield Suspended(self._id, {each.place: _asked(each) for each in open_ones if _is_asked(each)}, info.wake_at)
         elif info.state in ("failed", "cancelled"):

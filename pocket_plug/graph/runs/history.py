@@ -21,7 +21,7 @@ async def history_of(stack: Stack, seen: Seen) -> RunHistory:
     """The history of a run. If some of its records are damaged, their fields are None, and the rest is complete."""
     part, frames = seen.part, seen.checkpoint.frames
     waits = await waits_for(stack, seen)
-    info = info_of(seen, waits if seen.status == "waiting" else ())
+    info = info_of(seen, waits if seen.status == "suspended" else ())
     start = (await read_each(stack, [f"{part}start"])).get(f"{part}start")
     passed = await _records(stack, f"{part}path:")
     nodes = [frame.node for frame in frames]

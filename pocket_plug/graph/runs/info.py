@@ -22,7 +22,7 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
 
-OPEN: tuple[RunState, ...] = ("pending", "running", "stalled", "waiting", "failed")
+OPEN: tuple[RunState, ...] = ("pending", "running", "stalled", "suspended", "failed")
 """The states of runs that may still be resumed."""
 ENDED: tuple[RunState, ...] = ("cancelled", "finished")
 
@@ -105,7 +105,7 @@ class RunInfo:
     wake_at: float | None = None
     """When it continues by itself, in epoch seconds, if it waits for a time."""
     questions: tuple[RunQuestion, ...] = ()
-    """The open questions of a `waiting` run."""
+    """The open questions of a `suspended` run."""
     trace_id: str | None = None
     """The trace of its last execution."""
     expires_at: float | None = None
@@ -321,8 +321,8 @@ def seen_in(name: str, state_at: str, found: Mapping[str, Found]) -> Seen | Exce
 
 
 async def info_with_questions(stack: Stack, seen: Seen) -> RunInfo:
-    """The RunInfo of a run, with its open questions if it is waiting."""
-    return info_of(seen, await waits_for(stack, seen) if seen.status == "waiting" else ())
+    """The RunInfo of a run, with its open questions if it is suspended."""
+    return info_of(seen, await waits_for(stack, seen) if seen.status == "suspended" else ())
 
 
 async def waits_for(stack: Stack, seen: Seen) -> Sequence[PlacedWait]:

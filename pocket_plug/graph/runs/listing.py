@@ -27,9 +27,9 @@ from pocket_plug.store.stack import Stack
 from .info import RunInfo, RunPage, RunState, info_with_questions, seen_in, unreadable
 from .operations import Place
 
-RECORDED: Sequence[RunState] = ("pending", "running", "waiting", "failed", "cancelled", "finished", "unreadable")
+RECORDED: Sequence[RunState] = ("pending", "running", "suspended", "failed", "cancelled", "finished", "unreadable")
 """The states in keys, in the order in which most runs pass them."""
-RETURNS: Sequence[RunState] = ("pending", "running", "waiting")
+RETURNS: Sequence[RunState] = ("pending", "running", "suspended")
 """The states to which a run returns: by a retry, a worker that stops, an answer. So they are read again at the end."""
 _PLACE = re.compile(r"\d{16}\.\d{6}:")
 

@@ -99,7 +99,7 @@ async def retry(place: Place, run_id: str) -> RunInfo:
 def _not_retried(seen: Seen) -> str:
     why = {
         "running": "it is being executed",
-        "waiting": "it has not failed, and waits",
+        "suspended": "it has not failed, and waits",
         "cancelled": "it was cancelled; remove it, or give the work another run_id",
         "finished": "it has finished",
     }[seen.status]

@@ -122,7 +122,7 @@ class Runs:
         return await history_of(self.stack, await must_see(self._place, run_id))
 
     async def questions(self, run_id: str, /) -> tuple[RunQuestion, ...]:
-        """The open questions of a run, which may be waiting, or still be executing other items. Raises as `get`."""
+        """The open questions of a run, which may be suspended, or still be executing other items. Raises as `get`."""
         await self._open()
         seen = await must_see(self._place, run_id)
         if seen.status in ENDED:
@@ -138,7 +138,7 @@ class Runs:
         question: str | AnyNode | None = None,
         graph: PlannedGraph | None = None,
     ) -> RunInfo:
-        """Answer a question of a run. A waiting run becomes `pending`, so that a worker resumes it.
+        """Answer a question of a run. A suspended run becomes `pending`, so that a worker resumes it.
 
         - `question`: its id, or the Ask that asks; not needed if the run has asked only one.
         - `graph`: the run's graph, for types of answers that can't be checked without it, such as a model.
@@ -206,7 +206,7 @@ class Runs:
         """Yield a run's events from its records, in any process: `async for event in runs.follow(run_id): …`.
 
         The events begin with the run's start: nodes entered and left, items done, questions, and changes of the state. The last
-        one is `Finished`, with the result, or `StateChanged` to "failed" or "cancelled"; a waiting run is followed further. The
+        one is `Finished`, with the result, or `StateChanged` to "failed" or "cancelled"; a suspended run is followed further. The
         run is read once a second, and more often while it makes progress; this doesn't affect the run, and the loop may be left
         at any time. Raises as `get`, and UnknownRunError once the run is removed.
         """

@@ -211,7 +211,7 @@ class DBOSQueue:
             after: str | None = None
             while True:
                 page = await self.runs(graph).list(
-                    state=("pending", "waiting", "stalled"), graph=graph.name, after=after
+                    state=("pending", "suspended", "stalled"), graph=graph.name, after=after
                 )
                 for info in page.runs:
                     await self._queued(graph, info)
@@ -238,7 +238,7 @@ class DBOSQueue:
 
         `after` is the number of a turn that has started; the queued one has a higher number.
         """
-        if info.state not in ("pending", "stalled") and (info.state != "waiting" or info.wake_at is None):
+        if info.state not in ("pending", "stalled") and (info.state != "suspended" or info.wake_at is None):
             return
         number = max((info.executions or 0) + 1, after + 1)
         while True:
@@ -354,7 +354,7 @@ class _Turn:
         info = await self._runs.get(self._run_id)
         number = int(self._workflow_id.removeprefix(self._run_id).removeprefix("~") or 1)
         await _outside(self._queue.see_to(self._graph, info, self._priority, self._carrier, after=number))
-        return self._said("waiting")
+        return self._said("suspended")
 
     async def _is_left(self) -> bool:
         """Wait until nobody executes the run; may this turn continue it? No, if an executor is alive after 1.5 leases.
