@@ -155,7 +155,9 @@ def _is_slip(name: str, operation: str) -> bool:
     """Do they differ in few letters, but not in the first? Another word, such as `opened` or `reads`, is no slip."""
     if name[0] != operation[0] or name.removeprefix(operation) in ("s", "d", "ed", "r", "er"):
         return False
-    from difflib import SequenceMatcher  # few layers have such methods
+    if len({*name} ^ {*operation}) > 2:
+        return False
+    from difflib import SequenceMatcher  # not cheap to import, and few layers have such methods
 
     return SequenceMatcher(None, name, operation).ratio() >= _CLOSE
 
