@@ -28,7 +28,7 @@ from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.store import StoreScope
 
 from .entries import sealing, text_of
-from .given import value_of
+from .given import TakesNumbers, value_of
 from .jsonlines import is_json, type_in
 from .output import as_json, echo, echo_json, in_units, only_json, print_table
 from .run import load_graph, print_result, trace_options, traced
@@ -321,7 +321,7 @@ def resume(
     print_result(result, as_json)
 
 
-@runs.command(context_settings={"ignore_unknown_options": True})  # -1 is an answer
+@runs.command(cls=TakesNumbers)  # -1 is an answer
 @click.argument("graph", metavar="TARGET")
 @click.argument("run_id", metavar="RUN")
 @click.argument("answer_json", metavar="ANSWER")

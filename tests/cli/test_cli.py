@@ -857,6 +857,10 @@ def test_usage(capsys):
     assert "No such command 'plugin'. Did you mean 'plugins'?" in capsys.readouterr().err
     assert main(["runs", "ls", "--url", "sqlite:///a.db"]) == 2
     assert "No such option '--url'. It belongs before ls: pocket-plug runs --url … ls" in capsys.readouterr().err
+    assert main(["runs", "answer", "--url", "sqlite:///a.db", "app.py", "r", "-1"]) == 2
+    assert "It belongs before answer: pocket-plug runs --url … answer" in capsys.readouterr().err
+    assert main(["store", "set", "limit", "-1", "--tll", "1h"]) == 2
+    assert "No such option '--tll'. Did you mean '--ttl'?" in capsys.readouterr().err
     assert main(["store", "ls", "--debug"]) == 2
     assert "It belongs before ls: pocket-plug --debug … ls" in capsys.readouterr().err
 
