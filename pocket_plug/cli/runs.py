@@ -30,7 +30,7 @@ from pocket_plug.store.store import StoreScope
 from .entries import sealing, text_of
 from .given import TakesNumbers, value_of
 from .jsonlines import is_json, type_in
-from .output import as_json, echo, echo_json, in_units, only_json, print_table
+from .output import as_json, echo, echo_json, in_units, only_json, plural, print_table
 from .run import load_graph, print_result, trace_options, traced
 from .runs_check import check
 from .runs_prune import prune
@@ -47,6 +47,9 @@ WATCH_SECONDS = 2.0
 CLOSED: tuple[RunState, ...] = (*ENDED, "unreadable")
 NARROW = 60
 """How many characters of an error's text a table shows."""
+
+LINES = 20
+"""How many lines of a value `show` prints."""
 
 
 @click.group
@@ -266,7 +269,11 @@ def _text(kept: Mapping[str, Any] | None) -> str:
     """A value of a run, for people."""
     if kept is None:
         return ""
-    return str(kept["text"]) if "text" in kept else text_of(kept["value"])
+    text = str(kept["text"]) if "text" in kept else text_of(kept["value"])
+    lines = text.split("\n")
+    if len(lines) <= LINES:
+        return text
+    return "\n".join([*lines[:LINES], f"… and {plural(len(lines) - LINES, 'line')} more; --json prints all"])
 
 
 def _ago(found: float | None, now: float) -> str:
