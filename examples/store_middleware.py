@@ -27,7 +27,7 @@ class Journal(Layer):
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
         version = await self.inner.write(changes, expect)
         for change in changes:
-            what = f"set to a {type(change.value).__name__}" if isinstance(change, Put) else "deleted"
+            what = f"set ({type(change.value).__name__})" if isinstance(change, Put) else "deleted"
             print(f"   {self.prefix}: write {version}: {change.key} {what}")
         return version
 

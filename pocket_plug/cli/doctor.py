@@ -120,7 +120,7 @@ def _print(check: Check, is_first: bool) -> None:
         echo(f"{verdict}  {check.section}  {check.name}: {check.says}")
         return
     from rich.console import Console
-    from rich.padding import Padding
+    from rich.table import Table
     from rich.text import Text
 
     from pocket_plug.primitives.terminal import escaped
@@ -128,10 +128,13 @@ def _print(check: Check, is_first: bool) -> None:
     console = Console(highlight=False)
     if is_first:
         console.print(Text(check.section, style="bold"))
-    said = Text.assemble(
-        (verdict, _COLOURS[check.verdict]), "  ", (escaped(check.name), "bold"), f"  {escaped(check.says)}"
+    line = Table.grid(padding=(0, 2))
+    line.add_row(
+        "",
+        Text(verdict, _COLOURS[check.verdict]),
+        Text.assemble((escaped(check.name), "bold"), f"  {escaped(check.says)}"),
     )
-    console.print(Padding(said, (0, 0, 0, 2)))
+    console.print(line)
 
 
 def _checks(timeout: float) -> Checks:

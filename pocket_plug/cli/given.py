@@ -6,6 +6,7 @@ If the type is str or Path, a text that isn't JSON of this type is taken as it i
 from __future__ import annotations
 
 import sys
+from itertools import takewhile
 from pathlib import Path, PurePath
 from types import GenericAlias
 from typing import Any
@@ -21,6 +22,21 @@ from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import checker, type_name, union_members
 
 from .jsonlines import why_no_json
+
+
+class TakesNumbers(click.Command):
+    """A command with an argument that may be a negative number, such as -1, which click would refuse as an unknown option."""
+
+    ignore_unknown_options = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse other unknown options: they would be taken for arguments."""
+        names = [name for parameter in self.get_params(ctx) for name in parameter.opts]
+        for given in takewhile("--".__ne__, args):
+            name = given.partition("=")[0]
+            if name.startswith("--") and name not in names:
+                raise click.NoSuchOption(name, possibilities=names, ctx=ctx)
+        return super().parse_args(ctx, args)
 
 
 def input_of(step: Step) -> Any:

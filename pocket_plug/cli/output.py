@@ -120,15 +120,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     if sys.stdout.isatty():
         from rich import box
         from rich.console import Console
+        from rich.measure import Measurement
         from rich.table import Table
         from rich.text import Text
 
+        console = Console()
         table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         first = table.columns[0]  # the name, which users type or copy: in a narrow terminal the other columns are cut
         first.no_wrap, first.min_width = True, min(max((len(row[0]) for row in rows), default=0), NAME_WIDTH)
         for row in rows:
             table.add_row(*map(Text, row))  # not as markup
-        Console().print(table)
+        if Measurement.get(console, console.options.update(width=sys.maxsize), table).maximum >= console.width:
+            table.padding = 0  # rather than wrap or cut more
+        console.print(table)
         return
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):

@@ -28,9 +28,9 @@ from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.store import StoreScope
 
 from .entries import sealing, text_of
-from .given import value_of
+from .given import TakesNumbers, value_of
 from .jsonlines import is_json, type_in
-from .output import as_json, echo, echo_json, in_units, only_json, print_table
+from .output import as_json, echo, echo_json, in_units, only_json, plural, print_table
 from .run import load_graph, print_result, trace_options, traced
 from .runs_check import check
 from .runs_prune import prune
@@ -47,6 +47,9 @@ WATCH_SECONDS = 2.0
 CLOSED: tuple[RunState, ...] = (*ENDED, "unreadable")
 NARROW = 60
 """How many characters of an error's text a table shows."""
+
+LINES = 20
+"""How many lines of a value `show` prints."""
 
 
 @click.group
@@ -267,7 +270,11 @@ def _text(kept: Mapping[str, Any] | None) -> str:
     """A value of a run, for people."""
     if kept is None:
         return ""
-    return str(kept["text"]) if "text" in kept else text_of(kept["value"])
+    text = str(kept["text"]) if "text" in kept else text_of(kept["value"])
+    lines = text.split("\n")
+    if len(lines) <= LINES:
+        return text
+    return "\n".join([*lines[:LINES], f"… and {plural(len(lines) - LINES, 'line')} more; --json prints all"])
 
 
 def _ago(found: float | None, now: float) -> str:
@@ -322,7 +329,7 @@ def resume(
     print_result(result, as_json)
 
 
-@runs.command(context_settings={"ignore_unknown_options": True})  # -1 is an answer
+@runs.command(cls=TakesNumbers)  # -1 is an answer
 @click.argument("graph", metavar="TARGET")
 @click.argument("run_id", metavar="RUN")
 @click.argument("answer_json", metavar="ANSWER")

@@ -31,6 +31,7 @@ from .entries import (
     text_of,
     writable_name,
 )
+from .given import TakesNumbers
 from .jsonlines import is_json, line_of, type_in, why_no_json
 from .listed import faults_of, is_list, remove_items
 from .output import as_json, echo, echo_json, echo_value, in_units, plural, print_table, progress
@@ -170,7 +171,7 @@ def _show(value: object) -> None:
         echo_value(value if isinstance(value, str) else text_of(value))
 
 
-@store.command("set", context_settings={"ignore_unknown_options": True})  # -1 is a value
+@store.command("set", cls=TakesNumbers)  # -1 is a value
 @click.argument("key", callback=writable_name)
 @click.argument("value")
 @click.option("--text", "is_text", is_flag=True, help="VALUE is plain text, not JSON.")

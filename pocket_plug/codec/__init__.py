@@ -5,6 +5,7 @@ from .codec import Codec as Codec
 from .codec import Opaque as Opaque
 from .codec import default_codec as default_codec
 from .codec import inspect_record as inspect_record
+from .codec import record_of as record_of
 from .codec import register_type as register_type
 from .records import Sealed as Sealed
 from .records import bound as bound
@@ -26,6 +27,7 @@ __all__ = [
     "is_whole",
     "payload_of",
     "place_of",
+    "record_of",
     "register_type",
     "upgraded",
 ]

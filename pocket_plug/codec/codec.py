@@ -15,6 +15,7 @@ import msgspec
 
 from pocket_plug.errors import CodecError, CorruptRecordError
 from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.primitives.typechecks import declared_types
 from pocket_plug.primitives.values import Value
 
@@ -302,3 +303,17 @@ default_codec = Codec(declared=declared_types)
 """The codec of this process, used where no other one is given. It registers the types of every `Key` by itself."""
 
 register_type = default_codec.register
+
+
+def record_of(key: str, value: object) -> bytes:
+    """The record of an entry's value, by the default codec. Raises CodecError, which names the key, if it can't be encoded.
+
+    >>> record_of("a", object())
+    Traceback (most recent call last):
+      ...
+    pocket_plug.errors.UnregisteredTypeError: key 'a': value: builtins.object is not registered; call register_type(object, ...)
+    """
+    try:
+        return default_codec.encode(value)
+    except CodecError as error:
+        raise type(error)(f"key {shown_name(key)!r}: {error}") from error

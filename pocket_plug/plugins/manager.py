@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from traceback import walk_tb
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast, get_type_hints
 
@@ -134,15 +136,17 @@ class Manager:
     def report(self, plugin: PluginRecord, what: str, error: BaseException, *, silent: bool = False) -> None:
         """Count a failure of a plugin at `what`: a hook, or a part of its observer. Log it, and notify the other plugins, once.
 
-        `silent` omits the error's message, which may contain a run's values: then only the traceback has it. Never raises, also
-        not for an error whose `__str__` raises.
+        `silent` omits the error's message, which may contain a run's values, and names the line instead: then only the traceback
+        has the message. Never raises, also not for an error whose `__str__` raises.
         """
         with self._counting:
             plugin.failures[what] += 1
             first = plugin.failures[what] == 1
         if not first:
             return
-        text = error_type(error) if silent and not isinstance(error, PluginError) else describe(error)
+        text = (
+            f"{error_type(error)}{_line(error)}" if silent and not isinstance(error, PluginError) else describe(error)
+        )
         said = Told(error, conceal(text, self._hidden.get(plugin.name, {})))
         _logger.warning("plugin %s failed at %s: %s (logged once; later failures are only counted)", plugin, what, said)
         self._log_traceback(plugin, what, error)
@@ -367,6 +371,12 @@ class Manager:
 
 
 _FAILED = "pocket_plugin_failed"
+
+
+def _line(error: BaseException) -> str:
+    """Where an error was raised, as in ` at slow.py:17`; "" if it has no traceback."""
+    places = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    return f" at {os.path.basename(places[-1][0])}:{places[-1][1]}" if places else ""
 
 
 def _made(plugin: object) -> object:

@@ -109,7 +109,28 @@ def type_found(declared: object, value: object) -> str:
         found.__qualname__,
     ):
         return f"{found.__name__}: {defined_again(found, declared)}; create the object again"
-    return found.__name__
+    return with_contents(value)
+
+
+def with_contents(value: object, depth: int = 2) -> str:
+    """The type of a value; for a container with the types of its contents, up to three of them.
+
+    >>> with_contents({"a": [1, "b"]}), with_contents((1, None)), with_contents([]), with_contents("a")
+    ('dict[str, list[int | str]]', 'tuple[int, NoneType]', 'list', 'str')
+    """
+    kind = type(value)
+    if depth == 0 or kind not in (list, tuple, set, frozenset, dict) or not value:
+        return kind.__name__
+    contents: Any = value
+    parts = [contents, contents.values()] if kind is dict else [contents]
+    if kind is tuple and len(contents) <= 3:
+        parts = [(item,) for item in contents]
+    return f"{kind.__name__}[{', '.join(_kinds([*part], depth - 1) for part in parts)}]"
+
+
+def _kinds(items: list[object], depth: int) -> str:
+    kinds = list(dict.fromkeys(with_contents(item, depth) for item in items))
+    return " | ".join(kinds if len(kinds) <= 3 else [*kinds[:3], "…"])
 
 
 def defined_again(former: type, later: type) -> str:

@@ -108,10 +108,7 @@ def single_value(key: Any, entry: Entry) -> Value:
 
 def checked_item(key: Key[Any], item: Value) -> Value:
     """An item of a list; raises ValueTypeError where the Key declares another type, or no list."""
-    try:
-        (item,) = key.checked([item])
-    except ValueTypeError as error:
-        raise ValueTypeError(f"{error} of {type(item).__name__}") from error
+    (item,) = key.checked([item])
     return item
 
 

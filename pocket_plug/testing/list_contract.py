@@ -84,14 +84,16 @@ class ListContract:
         """An item that can't be encoded raises an error with the list's key, and isn't appended. Memory takes any object."""
 
         async def scenario(store: Store) -> None:
-            said = ""
+            said: str | None = None
             await store.append("chat:7", 1)
             try:
                 await store.append("chat:7", _Unregistered())
             except CodecError as error:
                 said = str(error)
-            assert ITEMS not in said
-            assert await store.length("chat:7") == (1 if "'chat:7'" in said else 2)
+            assert await store.length("chat:7") == (2 if said is None else 1)
+            if said is not None:
+                assert ITEMS not in said
+                assert "'chat:7'" in said, "the error must name the key: encode values by pocket_plug.codec.record_of"
 
         run_store(scenario)
 
@@ -228,7 +230,7 @@ class ListContract:
 
         async def scenario(store: Store) -> None:
             assert await store.append(_LOG(7), 1) == 1
-            with pytest.raises(ValueTypeError, match=r"log:7.*, not list of str"):
+            with pytest.raises(ValueTypeError, match=r"log:7.*, not list\[str\]"):
                 await store.append(_LOG(7), _any("two"))
             typed = store.typed(int)
             assert await typed.append("log:7", 2) == 2

@@ -17,6 +17,7 @@ import pytest
 
 from pocket_plug import telemetry
 from pocket_plug.cli import main
+from pocket_plug.cli.output import print_table
 from pocket_plug.plugins.pocket import Pocket, set_default_pocket
 
 POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
@@ -149,6 +150,26 @@ def test_plugins_on_a_terminal():
     assert "─" in shown
     assert "bounding" in shown
     assert "\x1b[3" not in on_a_terminal("plugins", NO_COLOR="1")
+
+
+def test_a_table_for_a_narrow_terminal(monkeypatch, capsys):
+    """A table that is too wide has less space between its columns, and cuts no word that fits then."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    columns = ("run", "graph", "outcome", "started", "took", "spans", "errors", "retries")
+    print_table(
+        columns, [("0ef89404eda000000001", "orders", "success", "2026-11-29 22:05:33", "1.2 ms", "5", "0", "0")]
+    )
+    assert " 2026-11-29 " in capsys.readouterr().out
+
+
+def test_the_doctor_on_a_narrow_terminal():
+    """A long line goes on below its text, so that each verdict stands alone."""
+    verdict = re.compile(r"  (ok|note|wrong) ")
+    shown = on_a_terminal("doctor", COLUMNS="60", NO_COLOR="1", TERM="dumb").splitlines()
+    below = [line for line in shown if line.startswith(" ") and not verdict.match(line)]
+    assert below
+    assert all(line.startswith(" " * 9) for line in below), below
 
 
 # ---------------------------------------------------------------- stack
@@ -836,6 +857,10 @@ def test_usage(capsys):
     assert "No such command 'plugin'. Did you mean 'plugins'?" in capsys.readouterr().err
     assert main(["runs", "ls", "--url", "sqlite:///a.db"]) == 2
     assert "No such option '--url'. It belongs before ls: pocket-plug runs --url … ls" in capsys.readouterr().err
+    assert main(["runs", "answer", "--url", "sqlite:///a.db", "app.py", "r", "-1"]) == 2
+    assert "It belongs before answer: pocket-plug runs --url … answer" in capsys.readouterr().err
+    assert main(["store", "set", "limit", "-1", "--tll", "1h"]) == 2
+    assert "No such option '--tll'. Did you mean '--ttl'?" in capsys.readouterr().err
     assert main(["store", "ls", "--debug"]) == 2
     assert "It belongs before ls: pocket-plug --debug … ls" in capsys.readouterr().err
 

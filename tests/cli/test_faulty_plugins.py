@@ -43,27 +43,27 @@ FAULTY = {  # fail while they observe: source of pocket_observe, where, and what
     "in_run": (
         "def part(run): raise RuntimeError('boom')\n    return Observer(run=part)",
         "pocket_observe (enter)",
-        "RuntimeError (logged once",
+        "RuntimeError at pocket_plug_in_run.py:",
     ),
     "in_node": (
         "def part(call): raise SystemExit('boom')\n    return Observer(node=part)",
         "pocket_observe (enter)",
-        "SystemExit (logged once",
+        "SystemExit at pocket_plug_in_node.py:",
     ),
     "in_enter": (
         "class M(Manager):\n        def __enter__(self): raise KeyError('boom')\n    return Observer(phase=lambda call: M())",
         "pocket_observe (enter)",
-        "KeyError (logged once",
+        "KeyError at pocket_plug_in_enter.py:",
     ),
     "in_exit": (
         "return Observer(node=lambda call: FailingExit())",
         "pocket_observe (exit)",
-        "ValueError (logged once",
+        "ValueError at pocket_plug_in_exit.py:",
     ),
     "in_event": (
         "def part(*about): raise ValueError('boom')\n    return Observer(event=part)",
         "pocket_observe (event)",
-        "ValueError (logged once",
+        "ValueError at pocket_plug_in_event.py:",
     ),
     "no_manager": (
         "return Observer(run=lambda run: 3)",

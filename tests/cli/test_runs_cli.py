@@ -273,6 +273,23 @@ def test_show_shows_types_it_does_not_know(here: Any) -> None:
     assert [(each["node"], each["next"]) for each in found["path"]] == [("nested#1/price#1", "deliver")]
 
 
+def test_show_shortens_long_values(here: Any) -> None:
+    """So that what is below them can be seen; JSON has all of them."""
+
+    @node
+    def count(numbers: list[int]) -> int:
+        return len(numbers)
+
+    numbers = list(range(1000))
+    with SyncStore(URL) as store:
+        Graph(count, store=store, name="counting").run_sync(numbers, run_id="long")
+    set_default_pocket(None)
+    shown = here("runs", "show", "long").out
+    assert "… and 980 lines more; --json prints all\n" in shown
+    assert "count#1" in "".join(shown.splitlines()[-2:])
+    assert here("runs", "show", "long", "--json").json["input"]["value"] == numbers
+
+
 def test_show_works_with_damaged_parts(here: Any) -> None:
     """A further record of the run that can't be read is reported, and the rest is shown."""
     finish("r")

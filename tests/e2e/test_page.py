@@ -984,6 +984,10 @@ def test_odd_trees(show):
     expect(page.locator(".row")).to_have_count(6)
     expect(row(page, "node n4")).to_contain_text("parent elsewhere")
     expect(row(page, "node n5")).to_contain_text("not ended")
+    killed = show([Trace("7" * 32, (span(1, None, end=0, name="run killed"),))])
+    expect(killed.locator("#outcome")).to_have_text(
+        "… not ended"
+    )  # a page can't know whether its run is still in progress
     deep = show([Trace("7" * 32, tuple(span(number, number - 1 if number else None) for number in range(3000)))])
     deep.keyboard.press("+")
     expect(deep.locator("#rows")).to_have_attribute("aria-rowcount", "3000")

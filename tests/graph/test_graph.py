@@ -552,7 +552,7 @@ def test_an_input_of_another_type_is_an_error_that_names_the_node() -> None:
     with pytest.raises(InputError, match="node 'plus' of graph 'g' takes int, not str"):
         asyncio.run(graph.run("1"))
     summed: Graph[Any, Any] = Graph(Sum())
-    with pytest.raises(InputError, match=r"node 'sum' of graph 'graph' takes list\[int\], not list"):
+    with pytest.raises(InputError, match=r"node 'sum' of graph 'graph' takes list\[int\], not list\[str\]"):
         summed.run_sync(["a"])
     assert called == []
     assert summed.run_sync([1, 2]) == 3

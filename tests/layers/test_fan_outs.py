@@ -7,6 +7,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +90,26 @@ def run_each(work: Callable[[int], Any], number: int, **options: Any) -> list[An
     """Items through a node of this function, one at a time."""
     node = pp.node(name="work", **options)(work)
     return asyncio.run(pp.Graph(pp.each(node, concurrency=1, errors="collect"), name="g").run(range(number)))
+
+
+def test_an_item_keeps_its_number_when_its_run_is_resumed(tmp_path: Path) -> None:
+    """A resume takes only the items that are left: their numbers are their positions, as in their idempotency keys."""
+    broken = {1}
+
+    @pp.node
+    def work(number: int) -> int:
+        if number in broken:
+            raise OSError("not yet")
+        return number
+
+    graph = pp.Graph(pp.each(work, concurrency=1), name="many")
+    with pp.SyncStore(f"sqlite:///{tmp_path}/state.db") as store:
+        with pytest.raises(OSError, match="not yet"):
+            graph.run_sync([0, 1, 2], store=store, run_id="r")
+        broken.clear()
+        with SpanCapture() as capture:
+            assert graph.run_sync([0, 1, 2], store=store, run_id="r") == [0, 1, 2]
+    assert sorted(items_of(capture)) == [1, 2]
 
 
 # ---------------------------------------------------------------- which items

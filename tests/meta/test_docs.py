@@ -26,7 +26,7 @@ _ELSEWHERE = (
     *("python -m build", "twine ", "/tmp/user/bin/"),  # noqa: S108 - what the page says, which nobody runs
     *("OTEL_EXPORTER_OTLP_ENDPOINT=", "OTEL_METRICS_EXPORTER="),
     *("python examples/monitoring/serve.py", "prometheus ", "promtool ", "victoria-metrics ", "vmalert"),
-    *("export OTEL_", "uvicorn ", "gunicorn ", "celery "),
+    *("export ", "uvicorn ", "gunicorn ", "celery "),
 )
 
 

@@ -172,9 +172,9 @@ SHOWN = {
         shop: read user:1: hit
         shop: read user:2: miss
         update
-        shop: write 2: stats:visits set to a int
+        shop: write 2: stats:visits set (int)
         transaction
-        shop: write 3: user:2 set to a str
+        shop: write 3: user:2 set (str)
         shop: write 3: user:1 deleted
         without await
         shop: read user:2: hit

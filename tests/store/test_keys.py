@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pocket_plug import Graph, SyncStore, node
 from pocket_plug.errors import ConflictError, KeyNameError, PocketError, ValueTypeError
 from pocket_plug.primitives.redaction import summary
-from pocket_plug.primitives.typechecks import checker, declared_types, type_name
+from pocket_plug.primitives.typechecks import checker, declared_types, type_name, with_contents
 from pocket_plug.store.keys import Key, check_name, template_of
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.naming import join_name, split_name
@@ -423,7 +423,23 @@ def test_a_value_is_checked_against_the_declared_type(type_: Any, good: object, 
     if type_ not in (Any, object):
         with pytest.raises(ValueTypeError) as caught:
             key("a").checked(bad)
-        assert str(caught.value) == f"key 'typed:a' holds {type_name(type_)}, not {type(bad).__name__}"
+        assert str(caught.value) == f"key 'typed:a' holds {type_name(type_)}, not {with_contents(bad)}"
+
+
+def test_the_error_says_what_a_container_contains() -> None:
+    """Else the type that was found could be the declared one: not list[str], where the key holds list[int]."""
+    store = SyncStore()
+    for type_, bad, found in (
+        (list[int], ["a"], "list[str]"),
+        (dict[str, int], {"a": [1]}, "dict[str, list[int]]"),
+        (tuple[int, str], (1, 2), "tuple[int, int]"),
+        (set[int], {"a"}, "set[str]"),
+        (list[int], ["a", None, b"", 2.0], "list[str | NoneType | bytes | …]"),
+        (int, [[[[1]]]], "list[list[list]]"),
+    ):
+        with pytest.raises(ValueTypeError) as caught:
+            store.set(Key("k", type_), bad)
+        assert f", not {found}" in str(caught.value)
 
 
 def test_the_check_of_a_type_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:

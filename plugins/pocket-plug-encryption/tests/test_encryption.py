@@ -501,7 +501,7 @@ def test_a_type_that_is_not_registered_here_is_named_with_its_key(monkeypatch: p
     elsewhere = Codec()
     elsewhere.register(Page, tag="elsewhere.Page")
     with monkeypatch.context() as patch:
-        patch.setattr("pocket_plug_encryption.default_codec", elsewhere)
+        patch.setattr("pocket_plug.codec.codec.default_codec", elsewhere)
         store.set("k", Page("x"))
     with pytest.raises(UnknownTypeError, match=r"key 'k': .* type 'elsewhere\.Page'"):
         store.get("k")

@@ -10,9 +10,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from pocket_plug.codec import default_codec, is_whole, place_of
+from pocket_plug.codec import default_codec, is_whole, place_of, record_of
 from pocket_plug.errors import CodecError, CorruptRecordError, StoreError
-from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.store.backend import Change, Entry, Put
 
 from .statements import READ, SEEN
@@ -26,10 +25,7 @@ def encoded(change: Change) -> Change:
     """The change with its value as a record. Raises CodecError, which names the key, for a value that can't be encoded."""
     if not isinstance(change, Put):
         return change
-    try:
-        return Put(change.key, default_codec.encode(change.value), change.expires_at, change.version)
-    except CodecError as error:
-        raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
+    return Put(change.key, record_of(change.key, change.value), change.expires_at, change.version)
 
 
 class Records:

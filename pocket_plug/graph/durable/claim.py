@@ -18,7 +18,7 @@ from pocket_plug.errors import (
 from pocket_plug.graph.kinds.ask import AskStep
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.redaction import summary
-from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.typechecks import type_name, with_contents
 from pocket_plug.store.backend import Change, Delete, Entry, Put
 from pocket_plug.store.store import MISSING
 
@@ -291,7 +291,7 @@ def _answered(
     if isinstance(step, AskStep) and not step.accepts(answer):
         raise InputError(
             f"node {step.name!r} of graph {journal.graph.name!r} asks for {type_name(step.answer_type)}, "
-            f"not {type(answer).__name__}; run {journal.id!r} still waits for an answer"
+            f"not {with_contents(answer)}; run {journal.id!r} still waits for an answer"
         )
     settled = replace(asked.wait, answer=journal.encode(answer, "the answer"), settled=journal.stack.clock())
     return put_wait(journal.part, asked.place, settled)

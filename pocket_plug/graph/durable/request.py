@@ -56,7 +56,8 @@ def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> N
         found = "may lose acknowledged writes" if stack.survives else "is not persistent"
         raise ConfigError(
             f"{asked}the run of graph {graph.name!r} is durable, but its store "
-            f"{stack!r} {found}; give the graph a persistent one: Graph(…, store=Store('sqlite:///state.db'))"
+            f"{stack!r} {found}; give the graph a persistent one: Graph(…, store=Store('sqlite:///state.db')). Without store= "
+            "it uses [store] of the configuration"
         )
     if stack.read_only and asked:
         raise ReadOnlyError(

@@ -7,7 +7,7 @@ from pocket_plug.graph.kinds.nesting import GraphStep
 from pocket_plug.graph.observing.host import RunHost
 from pocket_plug.graph.observing.views import Carrier, RunNotice
 from pocket_plug.graph.planning.plan import Plan, PlannedGraph
-from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.typechecks import type_name, with_contents
 from pocket_plug.store.backend import Put
 from pocket_plug.store.stack import Stack
 
@@ -66,5 +66,5 @@ def _check_input(plan: Plan, value: object) -> None:
         step = step.graph.plan.start
     if step.fits is not None and not step.fits(value):
         raise InputError(
-            f"node {step.name!r} of graph {plan.name!r} takes {type_name(step.input_type)}, not {type(value).__name__}"
+            f"node {step.name!r} of graph {plan.name!r} takes {type_name(step.input_type)}, not {with_contents(value)}"
         )

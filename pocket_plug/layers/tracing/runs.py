@@ -219,8 +219,8 @@ class NodeSpan(SpanManager):
             **call.attributes,
         }
         title = capped(f"item {name}" if call.is_item else f"node {name}")
-        if type(self) is ItemSpan:
-            attributes["pocket_plug.fan_out.index"] = self.index
+        if type(self) is ItemSpan and call.position is not None:
+            attributes["pocket_plug.fan_out.index"] = call.position
         if (asked := self.run.additions.node) or live.baggage:
             attributes = carried(live, context) | added("node", asked, call, attributes) | attributes
         return live.graph.start_span(title, context, attributes=attributes, start_time=start)

@@ -79,7 +79,7 @@ function outcomeOf(node) {
   return ["failed", "interrupted", "suspended", "cancelled", "running", "fallback", "ok"].find((outcome) => found.has(outcome)) ?? (found.size ? "ok" : node.earlier ? "earlier" : "unvisited");
 }
 
-const SIGNS = { failed: "✗", failure: "✗", timeout: "◷", suspended: "‖", cancelled: "⊘", interrupted: "!", running: "…", fallback: "⤵", ok: "✓", success: "✓", earlier: "✓", unvisited: "" };
+const SIGNS = { failed: "✗", failure: "✗", timeout: "◷", suspended: "‖", cancelled: "⊘", interrupted: "!", running: "…", "not ended": "…", fallback: "⤵", ok: "✓", success: "✓", earlier: "✓", unvisited: "" };
 
 // ---------------------------------------------------------------- layers
 const HEIGHT = 44; // of a node

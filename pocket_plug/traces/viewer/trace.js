@@ -191,7 +191,7 @@ class Trace {
     this.retries = Math.max(sum(this.runs.filter((run) => ![...run.above()].some(({ type }) => type === "run")), "run.retries"), this.spans.reduce((total, span) => total + span.retries, 0));
     this.runId = String(this.root?.get("run.id") ?? "");
     this.title = String(this.root?.get("graph.name") ?? this.root?.name ?? "empty trace");
-    this.outcome = this.root?.get("run.outcome") ?? (this.root?.goesOn ? "running" : this.failed.length ? "failure" : "");
+    this.outcome = this.root?.get("run.outcome") ?? (this.root?.goesOn ? "not ended" : this.failed.length ? "failure" : "");
     this.service = String(named(this.root?.resourcePairs ?? []).find(([name]) => name === "service.name")?.[1] ?? "");
   }
 

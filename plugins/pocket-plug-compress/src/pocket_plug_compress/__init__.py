@@ -20,7 +20,7 @@ from pocket_plug import (
     hookimpl,
     register_type,
 )
-from pocket_plug.codec import default_codec
+from pocket_plug.codec import default_codec, record_of
 from pocket_plug.primitives.shown_names import shown_name
 
 LEVELS = {"zlib": range(1, 10), "zstd": range(1, 23)}
@@ -85,10 +85,7 @@ class Compress(Layer):
     def _packed(self, change: Change) -> Change:
         if not isinstance(change, Put) or self._is_small(change.value):
             return change
-        try:
-            record = default_codec.encode(change.value)
-        except CodecError as error:
-            raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
+        record = record_of(change.key, change.value)
         is_marker = isinstance(change.value, Compressed)  # the user's own value: if not wrapped, a read would unpack it
         if len(record) < self.min_bytes and not is_marker:
             return change

@@ -30,7 +30,7 @@ from pocket_plug import (
     register_type,
     secret,
 )
-from pocket_plug.codec import default_codec, upgraded
+from pocket_plug.codec import default_codec, record_of, upgraded
 from pocket_plug.primitives.names import OWN, PAST_OWN
 from pocket_plug.primitives.shown_names import shown_name
 
@@ -132,10 +132,7 @@ class Encryption(Layer):
     def _closed(self, change: Change) -> Change:
         if not isinstance(change, Put):
             return change
-        try:
-            record = default_codec.encode(change.value)
-        except CodecError as error:
-            raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
+        record = record_of(change.key, change.value)
         current, nonce = self.key_ids[0], os.urandom(_NONCE_SIZE)
         data = self._ciphers[current].encrypt(nonce, record, _place(current, change.key))
         return replace(change, value=Encrypted(current, nonce, data))

@@ -24,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo
 
 from pocket_plug.backends.network import Attempt, PerLoop, Retrying, Slots, Token, check_store
-from pocket_plug.codec import bound, default_codec, is_whole, place_of
+from pocket_plug.codec import bound, default_codec, is_whole, place_of, record_of
 from pocket_plug.errors import (
     AnswerLostError,
     CodecError,
@@ -37,7 +37,6 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.primitives.redaction import MASK, public_url
-from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.primitives.urls import LEAST_WAIT, PERCENT, one_of, seconds, url_options
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, Put, Watcher
 
@@ -465,10 +464,7 @@ class PostgreSQL(Backend):
 
     # ------------------------------------------------------------ values, sizes and errors
     def _encoded(self, change: Put, end: float | None) -> bytes:
-        try:
-            return bound(default_codec.encode(change.value), place_of(change.key, _OWN_VERSION, end))
-        except CodecError as error:
-            raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
+        return bound(record_of(change.key, change.value), place_of(change.key, _OWN_VERSION, end))
 
     def _entry(self, key: str, row: Row, now: float) -> Entry | None:
         """The entry of a row; None if it has expired. Raises CorruptRecordError if the row is damaged, also if it seems to have

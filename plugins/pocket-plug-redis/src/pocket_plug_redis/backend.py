@@ -20,9 +20,8 @@ from redis.exceptions import BusyLoadingError, ResponseError
 
 from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecordError, Delete, Entry, StoreError
 from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store
-from pocket_plug.codec import bound, default_codec, is_whole, place_of
+from pocket_plug.codec import bound, default_codec, is_whole, place_of, record_of
 from pocket_plug.errors import AnswerLostError, StoreBusyError, StoreClosedError, WriteSizeError
-from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.primitives.urls import LEAST_WAIT, one_of, seconds, url_options
 from pocket_plug.store.backend import NO_EXPECTATIONS, ProbeResult, Watcher
 
@@ -382,10 +381,7 @@ class Redis(Backend):
             )
         if isinstance(change, Delete):
             return b"", own, ""
-        try:
-            record = default_codec.encode(change.value)
-        except CodecError as error:
-            raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
+        record = record_of(change.key, change.value)
         deadline = math.nan if change.expires_at is None else change.expires_at
         ends = HEAD.pack(0, deadline)[TAIL.size :]
         entry = ends + bound(record, place_of(str(change.key), 0, change.expires_at))
