@@ -335,6 +335,13 @@ def test_the_causes_of_errors_that_quote_nothing_are_kept() -> None:
             "postgresql+x://db/app?user=me&sslpassword=***&a=b#c",
         ),
         (f"http://h/?api_KEY={WORD}", "http://h/?api_KEY=***"),
+        (f"postgresql://db/app?password=a;{WORD}&a=b", "postgresql://db/app?password=***&a=b"),  # libpq's password, too
+        (f"postgresql://db/app?password=a#{WORD}", "postgresql://db/app?password=***"),
+        (f"postgresql://db/app?password=a@{WORD}", "postgresql://db/app?password=***@***"),
+        (f"postgresql://db:5432/app?password=a@{WORD}&a=b", "postgresql://db:***@***&a=b"),
+        (f"postgresql://db/app?password=a {WORD}", "postgresql://db/app?password=***"),
+        (f"postgresql://db/app?a=b;p%61ssword={WORD}", "postgresql://db/app?a=b;p%61ssword=***"),
+        (f"redis://app:a?key={WORD}@cache", "redis://app:***@***"),
         (f"see net://u:{WORD}@h and net://v:{WORD}@i", "see net://u:***@h and net://v:***@i"),
         ("sqlite:////srv/a:b@c.db?timeout=5", "sqlite:////srv/a:b@c.db?timeout=5"),
         ("http://localhost:4318/v1/traces", "http://localhost:4318/v1/traces"),
