@@ -235,6 +235,14 @@ def test_graphs_and_nodes_are_summed_up(path: Path) -> None:
         assert index.stats(graph="mail") == []
 
 
+def test_nodes_whose_graph_is_unknown_are_summed_up_too(tmp_path: Path) -> None:
+    """A span of another program may have a node's name and no graph's."""
+    path = tmp_path / "t.jsonl"
+    path.write_text(line(node(1, 2, 5, "charge"), span(1, 3, 0, 5, node_name="ship", node_visit=1, run_id="r-1-1")))
+    with TraceIndex(path) as index:
+        assert [(each.graph, each.node) for each in index.stats()] == [("", "ship"), ("shop", "charge")]
+
+
 def attribute(name: str, value: str) -> dict[str, object]:
     return {"key": name, "value": {"stringValue": value}}
 
