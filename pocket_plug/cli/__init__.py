@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
+from io import TextIOWrapper
 from typing import IO, Any
 
 import click
@@ -188,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(sys, stream) is None:  # closed by the caller (`>&-`); the next opened file would get its number
             setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
     try:
-        with _escaped_logs(), searching_config():
+        with _escaped_logs(), _any_text_on_stdout(), searching_config():
             code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
     except click.ClickException as error:
         message = error.message
@@ -255,6 +256,22 @@ def _escaped_logs() -> Generator[None]:
         yield
     finally:
         printing.formatter = former
+
+
+@contextmanager
+def _any_text_on_stdout() -> Generator[None]:
+    """Let stdout escape characters that its encoding lacks, as stderr does: in a Latin-1 locale, printing others would raise."""
+    out = sys.stdout
+    if not isinstance(out, TextIOWrapper):
+        yield
+        return
+    former = out.errors
+    out.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the user's code may have closed it
+            out.reconfigure(errors=former)
 
 
 @contextmanager
