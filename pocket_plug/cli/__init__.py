@@ -270,7 +270,7 @@ def _any_text_on_stdout() -> Generator[None]:
     try:
         yield
     finally:
-        with suppress(ValueError):  # the user's code may have closed it
+        with suppress(ValueError, OSError):  # it was closed, or can't be written to, which was reported
             out.reconfigure(errors=former)
 
 
