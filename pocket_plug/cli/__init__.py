@@ -31,6 +31,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.primitives.default_pocket import searching_config
+from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.terminal import escaped
 
 from .output import echo, said_if_unwritable
@@ -245,7 +246,7 @@ def _where_it_stands(error: click.NoSuchOption) -> str:
 
 @contextmanager
 def _escaped_logs() -> Generator[None]:
-    """Escape log records that Python prints because no handler is set: all output is escaped."""
+    """Escape log records that Python prints because no handler is set: all output is escaped, and has no passwords of URLs."""
     printing = logging.lastResort
     if printing is None:
         yield
@@ -292,4 +293,4 @@ def _plugins_tracebacks() -> Generator[None]:
 
 class _Escaped(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return escaped(super().format(record), keep="\n\t")
+        return escaped(public_url(super().format(record)), keep="\n\t")  # OpenTelemetry logs the whole URL of its endpoint

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -352,6 +354,17 @@ def test_no_password_of_a_url_is_shown(url: str, shown: str) -> None:
     assert public_url(url) == shown
     assert public({"a": [url, (url,)], "b": 1}) == {"a": [shown, (shown,)], "b": 1}
     assert repr(Sealing(key="", to=url)).endswith(f"to={shown!r})")
+
+
+def test_a_command_prints_no_password_that_others_log(tmp_path: Path) -> None:
+    """As OpenTelemetry's exporter logs the whole URL of an endpoint whose port is invalid."""
+    app = tmp_path / "app.py"
+    app.write_text(
+        f"import logging\ndef main(): logging.getLogger('otel').error('failed: %s', 'http://u:{WORD}@host:99999/v1')"
+    )
+    program = f"import sys; from pocket_plug.cli import main; sys.exit(main(['run', {str(app)!r}]))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "failed: http://u:***@host:99999/v1\n")
 
 
 @pytest.mark.parametrize("error", [ConfigError, OSError])
