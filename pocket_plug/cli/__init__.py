@@ -293,4 +293,5 @@ def _plugins_tracebacks() -> Generator[None]:
 
 class _Escaped(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return escaped(public_url(super().format(record)), keep="\n\t")  # OpenTelemetry logs the whole URL of its endpoint
+        said = public_url(super().format(record))  # OpenTelemetry logs the whole URL of its endpoint
+        return escaped(said, keep="\n\t")

@@ -264,6 +264,7 @@ def test_set_takes_json_or_text() -> None:
         (["set", "a", "{"], "For plain text, add --text"),
         (["set", "a", "NaN"], "VALUE is not JSON"),
         (["set", "a", "[" * 100_000], "VALUE is not JSON: it is nested too deeply"),
+        (["set", "a", "\udcff"], "VALUE is not JSON"),  # a byte that isn't UTF-8
         (["set", "a", "1", "--ttl", "soon"], "'--ttl': TIME can't be 'soon'"),
         (["set", "pocket:x", "1"], "the prefix 'pocket:' is reserved"),
         *[
