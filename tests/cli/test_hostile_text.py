@@ -333,6 +333,15 @@ def test_what_the_encoding_of_stdout_lacks_is_escaped(tmp_path: Path) -> None:
     assert rb"\u6f22" in piped.stdout
 
 
+def test_json_is_valid_in_any_encoding_of_stdout() -> None:
+    """It escapes what the encoding lacks as JSON does, beyond 16 bits by two escapes."""
+    out = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    with redirect_stdout(out):
+        print_result(["漢😀é"], as_json=True)
+    out.seek(0)
+    assert json.loads(out.read()) == ["漢😀é"]
+
+
 def test_commands_print_through_one_module() -> None:
     """No command bypasses the escaping."""
     own = Path(pocket_plug.cli.__file__).parent
