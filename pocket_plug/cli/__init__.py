@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
+from io import TextIOWrapper
 from typing import IO, Any
 
 import click
@@ -30,6 +31,7 @@ from pocket_plug.errors import (
     suggest,
 )
 from pocket_plug.primitives.default_pocket import searching_config
+from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.terminal import escaped
 
 from .output import echo, said_if_unwritable
@@ -188,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(sys, stream) is None:  # closed by the caller (`>&-`); the next opened file would get its number
             setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
     try:
-        with _escaped_logs(), searching_config():
+        with _escaped_logs(), _any_text_on_stdout(), searching_config():
             code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
     except click.ClickException as error:
         message = error.message
@@ -244,7 +246,7 @@ def _where_it_stands(error: click.NoSuchOption) -> str:
 
 @contextmanager
 def _escaped_logs() -> Generator[None]:
-    """Escape log records that Python prints because no handler is set: all output is escaped."""
+    """Escape log records that Python prints because no handler is set: all output is escaped, and has no passwords of URLs."""
     printing = logging.lastResort
     if printing is None:
         yield
@@ -255,6 +257,22 @@ def _escaped_logs() -> Generator[None]:
         yield
     finally:
         printing.formatter = former
+
+
+@contextmanager
+def _any_text_on_stdout() -> Generator[None]:
+    """Let stdout escape characters that its encoding lacks, as stderr does: in a Latin-1 locale, printing others would raise."""
+    out = sys.stdout
+    if not isinstance(out, TextIOWrapper):
+        yield
+        return
+    former = out.errors
+    out.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with suppress(ValueError, OSError):  # it was closed, or can't be written to, which was reported
+            out.reconfigure(errors=former)
 
 
 @contextmanager
@@ -275,4 +293,5 @@ def _plugins_tracebacks() -> Generator[None]:
 
 class _Escaped(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return escaped(super().format(record), keep="\n\t")
+        said = public_url(super().format(record))  # OpenTelemetry logs the whole URL of its endpoint
+        return escaped(said, keep="\n\t")

@@ -38,7 +38,11 @@ def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
 
 def _file(path: Path, name: str) -> Path:
     """The Python file that is meant. `name` is for the message: what was given behind the path, such as ":graph"."""
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # too long a name, as of a whole program
+        raise click.UsageError(f"{str(path)[:80]!r} can't be the path of a file: {error.strerror}") from error
+    if is_folder:
         for each in ("app.py", "__init__.py"):
             if (path / each).is_file():
                 return path / each

@@ -7,6 +7,7 @@ escapes, so the document's meaning doesn't change.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
@@ -17,6 +18,8 @@ import click
 from pocket_plug.primitives.terminal import escaped, escaped_json
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
+
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 
 NAME_WIDTH = 40
 """In a narrow terminal, the first column keeps up to this many characters."""
@@ -111,7 +114,10 @@ def echo_json(value: object, *, is_compact: bool = False, file: IO[str] | None =
         document = json.dumps(msgspec.to_builtins(value, enc_hook=str)).encode()
     if not is_compact:
         document = msgspec.json.format(document, indent=2)
-    _write(escaped_json(document.decode()), file=file)
+    text = escaped_json(document.decode())
+    if (getattr(file or sys.stdout, "encoding", None) or "utf-8").lower() not in ("utf-8", "utf8"):
+        text = _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)  # the encoding may lack it
+    _write(text, file=file)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

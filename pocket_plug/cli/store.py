@@ -193,7 +193,7 @@ def set_(target: Target, key: str, value: str, is_text: bool, ttl: float | None)
 def _from_json(text: str) -> object:
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         raise click.UsageError(f"VALUE is not JSON: {why_no_json(error)}. For plain text, add --text") from error
 
 

@@ -23,7 +23,7 @@ from pocket_plug.store.keys import RESERVED
 from .entries import BATCH, found_entries, names_of, readable_name
 from .jsonlines import entries_of, line_of
 from .listed import with_items, without_items
-from .output import echo, plural, progress
+from .output import echo, plural, progress, said_if_unwritable
 from .target import Target
 
 
@@ -56,9 +56,11 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
                     else:
                         number += 1
                         line = encode(line_of(name, entry))
-                        out.write((escaped_json(line.decode()).encode() if on_terminal else line) + b"\n")
+                        with said_if_unwritable("stdout"):
+                            out.write((escaped_json(line.decode()).encode() if on_terminal else line) + b"\n")
                     advance(not name.startswith(ITEMS))
-            out.flush()
+            with said_if_unwritable("stdout"):
+                out.flush()
             if await stack.version() != before:
                 echo("the store was changed meanwhile: the export is not a consistent snapshot", err=True)
         return number, damaged, len(there) - len(names)

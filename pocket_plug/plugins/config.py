@@ -86,10 +86,15 @@ def named_config() -> Path | None:
 def find_config() -> Path | None:
     """The nearest configuration file: in the current folder, or in the nearest folder above that has one.
 
-    In a folder, it is `pocket.toml`, or else a `pyproject.toml` with our table.
+    In a folder, it is `pocket.toml`, or else a `pyproject.toml` with our table. Raises ConfigError if the current folder was
+    removed.
     """
     here = Path()
-    return next((found for each in (here, *here.absolute().parents) if (found := _config_in(each))), None)
+    try:
+        folders = here, *here.absolute().parents
+    except FileNotFoundError:
+        raise ConfigError("the current folder was removed; change to one that exists") from None
+    return next((found for each in folders if (found := _config_in(each))), None)
 
 
 def _config_in(folder: Path) -> Path | None:

@@ -29,9 +29,11 @@ URL_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _PASSWORD = re.compile(r"(\w[\w+.-]*://[^/?#@:\s]*):\S*@")
 _WHOLE = re.compile(r"\A(\w[\w+.-]*://[^/?#@:\s]*):.*@", re.DOTALL)
 """For a text that begins with a URL: the password in this URL may have spaces, too."""
-_PARAMETER = re.compile(
-    r"([?&;][^=&;#\s]*(?:pass|pwd|secret|token|key|auth|credential)[^=&;#\s]*=)[^&;#\s]+", re.IGNORECASE
-)
+# A value goes up to the next "&": for drivers such as libpq, ";", "#" and "@" are a part of it. A name that is
+# percent-encoded may be that of a password.
+_NAME_TO_HIDE = r"[?&;#][^=&;#\s]*(?:pass|pwd|secret|token|key|auth|credential|%)[^=&;#\s]*="
+_PARAMETER = re.compile(rf"({_NAME_TO_HIDE})([^&\s]+)", re.IGNORECASE)
+_WHOLE_PARAMETER = re.compile(rf"({_NAME_TO_HIDE})([^&]+)", re.IGNORECASE)
 
 
 def length(value: object) -> int | None:
@@ -83,7 +85,14 @@ def public_url(url: str) -> str:
     >>> public_url("redis://app:secret@cache:6379/0"), public_url("postgresql://db/app?user=me&password=secret")
     ('redis://app:***@cache:6379/0', 'postgresql://db/app?user=me&password=***')
     """
-    return _PARAMETER.sub(rf"\1{MASK}", _PASSWORD.sub(rf"\1:{MASK}@", _WHOLE.sub(rf"\1:{MASK}@", url)))
+    parameter = _WHOLE_PARAMETER if URL_SCHEME.match(url) else _PARAMETER
+    url = parameter.sub(_masked, url)
+    return _PASSWORD.sub(rf"\1:{MASK}@", _WHOLE.sub(rf"\1:{MASK}@", url))
+
+
+def _masked(parameter: re.Match[str]) -> str:
+    """A parameter with the mask in place of its value; each "@" stays, since what is before it may be a user's password."""
+    return parameter[1] + re.sub(r"[^@]+", MASK, parameter[2])
 
 
 def public(option: Any) -> Any:

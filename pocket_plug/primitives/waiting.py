@@ -166,7 +166,7 @@ class Waiter(Generic[T]):
 
     def block(self, timeout: float = -1) -> bool:
         """Block the thread until somebody wakes it, at most `timeout` seconds; returns whether it was woken."""
-        return self._woken or self._lock.acquire(timeout=timeout)
+        return self._woken or self._lock.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
 
     @property
     def is_woken(self) -> bool:

@@ -275,7 +275,7 @@ class TraceIndex:
             """select * from (
                 select graph, null as node, duration, outcome not in ('success', 'suspended'), retries from run
                 where outcome not in ('unfinished', 'interrupted') and start >= :since
-                union all select graph, node, end - start, failed, retries from span
+                union all select ifnull(graph, ''), node, end - start, failed, retries from span
                 where node is not null and start >= :since
             ) where :graph is null or graph = :graph""",
             {"since": since, "graph": graph},

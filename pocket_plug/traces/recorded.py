@@ -36,6 +36,9 @@ If the stack has messages of causes, the mark's value is the stack without them,
 
 STACK = "exception.stacktrace"
 
+MOST = 2**31 - 1
+"""The largest number of things that is believed. A damaged span may state any, and the index has sums in 64 bits."""
+
 NO_RUN = frozenset(("pocket_plug.node.name", "pocket_plug.run.parent_id"))
 """Attributes that nodes and nested runs have besides a run's id, and outermost runs don't have."""
 
@@ -109,13 +112,12 @@ class RecordedSpan:
         retries = own.get("pocket_plug.run.retries", own.get("pocket_plug.node.retries"))
         if retries is None and isinstance(attempts := own.get("pocket_plug.node.attempts"), int):
             retries = attempts - 1  # one attempt, or a file of an older version
-        return max(retries, 0) if isinstance(retries, int) else 0
+        return _number(retries)
 
     @property
     def suppressed_errors(self) -> int:
         """For a fan-out: the number of items that failed and have no span."""
-        number = self.attributes.get("pocket_plug.fan_out.suppressed_failed")
-        return number if isinstance(number, int) else 0
+        return _number(self.attributes.get("pocket_plug.fan_out.suppressed_failed"))
 
     @property
     def error(self) -> str | None:
@@ -127,6 +129,11 @@ class RecordedSpan:
             )
             kind = next(raised, None)
         return kind if isinstance(kind, str) else None
+
+
+def _number(attribute: AnyValue | None) -> int:
+    """How many things an attribute counts: at most `MOST`, and 0 if it is no such number."""
+    return min(max(attribute, 0), MOST) if isinstance(attribute, int) else 0
 
 
 @dataclass(frozen=True)

@@ -622,6 +622,7 @@ def test_run_a_folder(capsys):
         ),
         ("app:graph", "there is no file or folder app; did you mean app.py:graph?"),
         ("below.app", "there is no file or folder below.app; did you mean below/app.py?"),
+        ("x" * 5000, "can't be the path of a file: File name too long"),
         ("empty", "the folder empty has neither app.py nor __init__.py; give the path of a Python file in it"),
         ("notes.txt", "notes.txt is not a Python file; its name must end in .py"),
         ("nothing.py", "nothing.py defines neither main nor graph; name an object: nothing.py:name"),

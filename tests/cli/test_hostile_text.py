@@ -318,6 +318,30 @@ def test_a_lone_surrogate_is_escaped(capfdbinary: Any) -> None:
     assert capfdbinary.readouterr().out == b'a\\ud800\n["a\\ud800"]\n'
 
 
+def test_what_the_encoding_of_stdout_lacks_is_escaped(tmp_path: Path) -> None:
+    """As in a legacy locale, into a pipe and on a terminal."""
+    with SyncStore(f"sqlite:///{tmp_path}/state.db?durability=process") as store:
+        store.set("漢", 1)
+    command = [*POCKET_PLUG, "store", "--url", f"sqlite:///{tmp_path}/state.db", "ls"]
+    in_locale = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    piped = subprocess.run(command, capture_output=True, env=in_locale, timeout=60, check=False)
+    with terminal() as (stream, all_shown):
+        drawn = subprocess.run(command, stdout=stream, stderr=stream, env=in_locale, timeout=60, check=False)
+        shown = all_shown()
+    assert (piped.returncode, drawn.returncode) == (0, 0), (piped.stderr, shown)
+    assert r"\u6f22" in shown
+    assert rb"\u6f22" in piped.stdout
+
+
+def test_json_is_valid_in_any_encoding_of_stdout() -> None:
+    """It escapes what the encoding lacks as JSON does, beyond 16 bits by two escapes."""
+    out = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    with redirect_stdout(out):
+        print_result(["漢😀é"], as_json=True)
+    out.seek(0)
+    assert json.loads(out.read()) == ["漢😀é"]
+
+
 def test_commands_print_through_one_module() -> None:
     """No command bypasses the escaping."""
     own = Path(pocket_plug.cli.__file__).parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import enum
+import errno
 import io
 import json
 import os
@@ -263,6 +264,7 @@ def test_set_takes_json_or_text() -> None:
         (["set", "a", "{"], "For plain text, add --text"),
         (["set", "a", "NaN"], "VALUE is not JSON"),
         (["set", "a", "[" * 100_000], "VALUE is not JSON: it is nested too deeply"),
+        (["set", "a", "\udcff"], "VALUE is not JSON"),  # a byte that isn't UTF-8
         (["set", "a", "1", "--ttl", "soon"], "'--ttl': TIME can't be 'soon'"),
         (["set", "pocket:x", "1"], "the prefix 'pocket:' is reserved"),
         *[
@@ -382,6 +384,32 @@ def test_an_export_is_readable_for_people() -> None:
         ("d", "int"),
     ]
     assert base64.b64decode(lines[1]["record"]) == default_codec.encode((1, 2))
+
+
+class Full(io.RawIOBase):
+    """A file on a disk that has no room left, at first."""
+
+    room = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return len(data)
+
+
+@pytest.mark.parametrize("number", [1, 2_000])
+def test_an_export_to_a_full_disk_is_an_error_without_a_traceback(number: int) -> None:
+    """Whether the disk is full at once, or when the last lines are written."""
+    fill({f"k{n}": "value" for n in range(number)})
+    said, disk = io.StringIO(), Full()
+    with redirect_stdout(io.TextIOWrapper(io.BufferedWriter(disk))) as full, redirect_stderr(said):
+        assert main(["store", "--url", URL, "export"]) == 1
+        disk.room = True
+        full.close()
+    assert said.getvalue() == "Error: stdout can't be written to: No space left on device; the output is incomplete\n"
 
 
 def test_an_unknown_type_is_moved_byte_for_byte() -> None:

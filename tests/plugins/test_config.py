@@ -88,6 +88,15 @@ def test_the_nearest_file_is_used(tmp_path, monkeypatch):
     assert find_config() == Path("pocket.toml")
 
 
+def test_a_removed_current_folder_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders above it are unknown then, so nobody can say whether there is a file."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="the current folder was removed"):
+        find_config()
+
+
 def test_a_foreign_pyproject_is_left_alone():
     """A pyproject.toml without our table may have any mistakes."""
     written("[broken", "pyproject.toml")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -335,6 +337,13 @@ def test_the_causes_of_errors_that_quote_nothing_are_kept() -> None:
             "postgresql+x://db/app?user=me&sslpassword=***&a=b#c",
         ),
         (f"http://h/?api_KEY={WORD}", "http://h/?api_KEY=***"),
+        (f"postgresql://db/app?password=a;{WORD}&a=b", "postgresql://db/app?password=***&a=b"),  # libpq's password, too
+        (f"postgresql://db/app?password=a#{WORD}", "postgresql://db/app?password=***"),
+        (f"postgresql://db/app?password=a@{WORD}", "postgresql://db/app?password=***@***"),
+        (f"postgresql://db:5432/app?password=a@{WORD}&a=b", "postgresql://db:***@***&a=b"),
+        (f"postgresql://db/app?password=a {WORD}", "postgresql://db/app?password=***"),
+        (f"postgresql://db/app?a=b;p%61ssword={WORD}", "postgresql://db/app?a=b;p%61ssword=***"),
+        (f"redis://app:a?key={WORD}@cache", "redis://app:***@***"),
         (f"see net://u:{WORD}@h and net://v:{WORD}@i", "see net://u:***@h and net://v:***@i"),
         ("sqlite:////srv/a:b@c.db?timeout=5", "sqlite:////srv/a:b@c.db?timeout=5"),
         ("http://localhost:4318/v1/traces", "http://localhost:4318/v1/traces"),
@@ -345,6 +354,17 @@ def test_no_password_of_a_url_is_shown(url: str, shown: str) -> None:
     assert public_url(url) == shown
     assert public({"a": [url, (url,)], "b": 1}) == {"a": [shown, (shown,)], "b": 1}
     assert repr(Sealing(key="", to=url)).endswith(f"to={shown!r})")
+
+
+def test_a_command_prints_no_password_that_others_log(tmp_path: Path) -> None:
+    """As OpenTelemetry's exporter logs the whole URL of an endpoint whose port is invalid."""
+    app = tmp_path / "app.py"
+    app.write_text(
+        f"import logging\ndef main(): logging.getLogger('otel').error('failed: %s', 'http://u:{WORD}@host:99999/v1')"
+    )
+    program = f"import sys; from pocket_plug.cli import main; sys.exit(main(['run', {str(app)!r}]))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "failed: http://u:***@host:99999/v1\n")
 
 
 @pytest.mark.parametrize("error", [ConfigError, OSError])

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -246,6 +247,25 @@ def test_shielded_gives_the_outcome() -> None:
             await failed.shielded()
 
     asyncio.run(main())
+
+
+def test_a_timeout_may_be_longer_than_the_system_can_count() -> None:
+    """As one of 300 years, which stands for none."""
+    waiter: Waiter[int] = Waiter()
+    here, is_over = threading.get_ident(), False
+
+    def wake_the_blocked() -> None:
+        while not is_over and sys._current_frames()[here].f_code is not Waiter.block.__code__:
+            pass
+        wake([waiter.give(7)])
+
+    thread = in_thread(wake_the_blocked)
+    try:
+        assert waiter.block(1e10)
+    finally:
+        is_over = True
+        thread.join()
+    assert waiter.outcome() == 7
 
 
 def test_an_interrupt_of_a_blocked_thread_is_raised_in_the_coroutine() -> None:

@@ -235,6 +235,22 @@ def test_graphs_and_nodes_are_summed_up(path: Path) -> None:
         assert index.stats(graph="mail") == []
 
 
+def test_nodes_whose_graph_is_unknown_are_summed_up_too(tmp_path: Path) -> None:
+    """A span of another program may have a node's name and no graph's."""
+    path = tmp_path / "t.jsonl"
+    path.write_text(line(node(1, 2, 5, "charge"), span(1, 3, 0, 5, node_name="ship", node_visit=1, run_id="r-1-1")))
+    with TraceIndex(path) as index:
+        assert [(each.graph, each.node) for each in index.stats()] == [("", "ship"), ("shop", "charge")]
+
+
+@pytest.mark.parametrize("number", [10**30, 2**63 - 1])
+def test_a_number_that_cannot_be_makes_no_other_trace_unreadable(path: Path, number: int) -> None:
+    """A damaged span may say that there were more retries than the index can store, or than it can sum up."""
+    with path.open("a") as file:
+        file.write(line(*(node(4, at, 5, "charge", node_retries=number) for at in (2, 3)), run(4)))
+    assert [run.run_id for run in listed(path)] == ["r-4-1", "r-3-1", "r-2-1", "r-1-1"]
+
+
 def attribute(name: str, value: str) -> dict[str, object]:
     return {"key": name, "value": {"stringValue": value}}
 

@@ -212,6 +212,21 @@ def test_a_run_that_was_recorded_and_not_queued_is_queued_by_the_next_submit(wor
     assert world.workflow("o-2").status == "SUCCESS"
 
 
+def test_a_run_whose_id_looks_like_a_later_turn_of_another_one_disturbs_neither(world: World) -> None:
+    """Both have turns of their own: each finishes, and a cancelled one takes no turn of the other from the queue."""
+    world.do(world.narrow.submit(noting, "first", run_id="i-0"))  # while it is under way, the others stay in the queue
+    world.do(world.narrow.submit(noting, "other", run_id="i-1~2"))
+    world.do(world.narrow.submit(noting, "another", run_id="i-2~2"))
+    for run_id in ("i-1", "i-2"):
+        world.do(world.wide.submit(asking, "book", run_id=run_id))
+        until(lambda run_id=run_id: world.runs.get(run_id).state == "waiting")  # type: ignore[misc]
+    world.do(world.wide.answer("i-1", True))
+    until(lambda: world.runs.get("i-1").state == "finished")
+    world.do(world.wide.cancel("i-2"))
+    gate.set()
+    until(lambda: {world.runs.get(f"i-{n}~2").state for n in (1, 2)} == {"finished"})
+
+
 def test_runs_of_a_queue_begin_by_priority_and_no_more_at_once_than_it_allows(world: World) -> None:
     """Priority 1 comes before 5; running workflows are not interrupted."""
     world.do(world.narrow.submit(noting, "first", run_id="p-1"))

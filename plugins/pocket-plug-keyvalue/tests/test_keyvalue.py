@@ -105,7 +105,7 @@ def test_no_name_for_the_default_collection_is_the_usual_one(name: str | None) -
     assert asyncio.run(kv.get("a", collection="default_collection")) == {"n": 1}
 
 
-@pytest.mark.parametrize("ttl", [0, -1, True, float("nan"), float("inf"), "soon", "5"])
+@pytest.mark.parametrize("ttl", [0, -1, True, float("nan"), float("inf"), 10**400, "soon", "5", b"5"])
 def test_an_invalid_ttl_is_refused(ttl: Any) -> None:
     """As in py-key-value's stores; nothing is stored."""
     kv = KeyValue(Store())

@@ -239,6 +239,18 @@ def test_a_checkpoint_is_listed_by_its_id_alone(saver: PocketSaver) -> None:
         assert [one.config for one in found] == [config("a", checkpoint_ns="sub:1", checkpoint_id="02")]
 
 
+def test_an_empty_id_names_no_checkpoint(saver: PocketSaver) -> None:
+    """The thread's latest one is meant then, as in LangGraph's own savers: a graph goes on, instead of beginning anew."""
+    for each in (saver, InMemorySaver()):
+        first = each.put(config("a", checkpoint_id=""), empty_checkpoint() | {"id": "01"}, {}, {})
+        each.put(first, empty_checkpoint() | {"id": "02"}, {}, {})
+        latest = each.get_tuple(config("a", checkpoint_id=""))
+        assert latest is not None
+        assert latest.checkpoint["id"] == "02"
+        assert ids(each.list(config("a", checkpoint_id=""), before=config("a", checkpoint_id=""))) == ["02", "01"]
+        assert [found.parent_config for found in each.list(config("a"))] == [first, None]
+
+
 # ---------------------------------------------------------------- writes
 def test_writes_come_in_the_order_in_which_they_apply(saver: PocketSaver) -> None:
     """By the path of their tasks, in whatever order they were put."""

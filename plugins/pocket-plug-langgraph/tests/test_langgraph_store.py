@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 from langgraph.graph import END, START, StateGraph
-from langgraph.store.base import GetOp, ListNamespacesOp, Op, PutOp, SearchOp, TTLConfig
+from langgraph.store.base import GetOp, ListNamespacesOp, MatchCondition, Op, PutOp, SearchOp, TTLConfig
 from langgraph.store.memory import InMemoryStore
 from pocket_plug_langgraph import PocketStore
 
@@ -188,6 +188,7 @@ def test_namespaces_are_listed_as_langgraphs_own_does(memories: PocketStore) -> 
             each.list_namespaces(prefix=("a",), suffix=("c",)),
             each.list_namespaces(max_depth=1),
             each.list_namespaces(limit=2, offset=1),
+            each.batch([ListNamespacesOp((MatchCondition("prefix", ()), MatchCondition("suffix", ())))])[0],
         ]
         for each in both
     )

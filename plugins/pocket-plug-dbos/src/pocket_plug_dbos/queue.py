@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -45,6 +46,8 @@ LOOK = 1.0
 """Seconds between two checks for cancelled workflows, and between two checks of a run that another executor holds."""
 LONGEST_PAUSE = 30.0
 """The most seconds between two tries of a turn if its store can't be reached."""
+_LATER: Final = re.compile(r"~[0-9]+\Z")
+"""The end of the id of a turn after the first one."""
 _NOT_BEGUN: Final = ("ENQUEUED", "DELAYED")
 
 
@@ -223,7 +226,7 @@ class DBOSQueue:
     # ------------------------------------------------------------ turns
     async def _queued(self, graph: AnyGraph, info: RunInfo) -> RunInfo:
         """Queue the run's next turn, with the first turn's priority, and its trace if the caller has none; return `info`."""
-        first = await DBOS.get_workflow_status_async(info.run_id)
+        first = await DBOS.get_workflow_status_async(_turn_id(info.run_id, 1))
         priority: int | None = None
         carrier: dict[str, str] = {}
         if first is not None and first.name == self._workflow(graph) and first.input is not None:
@@ -434,5 +437,9 @@ async def _outside(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def _turn_id(run_id: str, number: int) -> str:
-    """The id of a turn's workflow; that of the first turn is the run's id."""
-    return run_id if number == 1 else f"{run_id}~{number}"
+    """The id of a turn's workflow; that of the first turn is the run's id, unless it could be a later turn of another run.
+
+    >>> _turn_id("order", 1), _turn_id("order", 2), _turn_id("order~2", 1)
+    ('order', 'order~2', 'order~2~1')
+    """
+    return run_id if number == 1 and not _LATER.search(run_id) else f"{run_id}~{number}"

@@ -143,8 +143,8 @@ def _seconds(ttl: SupportsFloat | None) -> float | None:
     if ttl is None:
         return None
     try:
-        seconds = math.nan if isinstance(ttl, bool | str) else float(ttl)
-    except (TypeError, ValueError):
+        seconds = math.nan if isinstance(ttl, bool | str | bytes) else float(ttl)
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise InvalidTTLError(ttl)

@@ -63,7 +63,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that the config names, or the latest of its thread and namespace; None if there is none."""
         thread, namespace = _place(config)
-        checkpoint_id = get_checkpoint_id(config)
+        checkpoint_id = _wanted(config)
         if checkpoint_id is not None:
             return await self._tuple((thread, namespace, checkpoint_id))
         start = below(thread, namespace)
@@ -84,7 +84,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
     ) -> AsyncIterator[CheckpointTuple]:
         """The checkpoints of a thread, or of all threads, newest first. `filter` compares the metadata, key by key."""
         left = limit
-        async for address in self._addresses(config, get_checkpoint_id(before) if before else None):
+        async for address in self._addresses(config, _wanted(before) if before else None):
             if left is not None and left <= 0:
                 return
             found = await self._tuple(address, filter)
@@ -100,7 +100,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
 
     async def _addresses(self, config: RunnableConfig | None, before: str | None) -> AsyncIterator[Address]:
         """The addresses of checkpoints. One namespace is read page by page; of several, all names are read and sorted by id."""
-        wanted = None if config is None else get_checkpoint_id(config)
+        wanted = None if config is None else _wanted(config)
         if config is None:
             found = [_address(name) async for name in self._checkpoints()]
         elif _configurable(config).get("checkpoint_ns") is None:
@@ -171,7 +171,7 @@ class PocketSaver(Holder, BaseCheckpointSaver[int]):
         """Store a checkpoint, in one write; return the config that names it."""
         thread, namespace = _place(config)
         row: Row = [
-            get_checkpoint_id(config),
+            _wanted(config),
             *self.serde.dumps_typed(checkpoint),
             *self.serde.dumps_typed(get_checkpoint_metadata(config, metadata)),
         ]
@@ -296,6 +296,11 @@ def _place(config: RunnableConfig) -> tuple[str, str]:
     """The thread and the namespace of a config."""
     configurable = _configurable(config)
     return str(configurable["thread_id"]), configurable.get("checkpoint_ns") or ""
+
+
+def _wanted(config: RunnableConfig) -> str | None:
+    """The id of the checkpoint that a config names; None if it names none: as in LangGraph's own savers, "" is no id."""
+    return get_checkpoint_id(config) or None
 
 
 def _config(thread: str, namespace: str, checkpoint_id: str) -> RunnableConfig:
