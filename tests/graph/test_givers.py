@@ -60,7 +60,7 @@ def test_a_refused_input_names_the_node_that_gave_it() -> None:
     assert refused(forgets >> inc) == (
         f"{takes}NoneType: node 'forgets' returned it, though it declares int; does it lack a `return`?"
     )
-    assert refused(untyped >> inc) == f"{takes}list: node 'untyped' returned it"
+    assert refused(untyped >> inc) == f"{takes}list[int]: node 'untyped' returned it"
     assert refused(bad >> Graph(Graph(inc, name="g"), name="outer")) == (
         f"{takes}str: node 'bad' returned it, though it declares int"
     )

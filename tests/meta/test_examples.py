@@ -154,7 +154,7 @@ SHOWN = {
     "repository": """
         User(id='1', name='Alice') / None
         User(id='1', name='Alicia')
-        refused: '3': this store is typed User, the value is dict
+        refused: '3': this store is typed User, the value is dict[str, str]
     """,
     "scopes": """
         from the root: Alice and Bob
