@@ -235,7 +235,7 @@ class TraceIndex:
         rows = self._tables.execute(
             """select distinct trace_id from span join trace on number = trace
             where failed and (error = :kind or substr(error, -length(:kind) - 1) = '.' || :kind)""",
-            {"kind": kind},
+            {"kind": _unicode(kind)},
         )
         return {id for (id,) in rows}
 
@@ -278,7 +278,7 @@ class TraceIndex:
                 union all select ifnull(graph, ''), node, end - start, failed, retries from span
                 where node is not null and start >= :since
             ) where :graph is null or graph = :graph""",
-            {"since": since, "graph": graph},
+            {"since": since, "graph": None if graph is None else _unicode(graph)},
         ):
             of.setdefault((of_graph, node), []).append(tuple(numbers))
         found = [
@@ -299,6 +299,11 @@ class TraceIndex:
 
 def _has(span: RecordedSpan, name: str, value: str) -> bool:
     return any(name in each and _as_text(each[name]) == value for each in (span.attributes, span.resource))
+
+
+def _unicode(text: str) -> str:
+    """A text from the command line, which may have bytes that aren't UTF-8, as SQLite takes it; no span has any."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _as_text(value: AnyValue) -> str:
