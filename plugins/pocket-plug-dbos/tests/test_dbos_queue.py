@@ -94,6 +94,8 @@ class World:
     wide: DBOSQueue
     narrow: DBOSQueue
     """One turn at a time."""
+    other: DBOSQueue
+    """Over another store."""
 
     @property
     def runs(self) -> pp.SyncRuns:
@@ -139,7 +141,8 @@ def world(
         server: Server = request.getfixturevalue("postgres_server")
         url = f"{server.url.rpartition('/')[0]}/dbos_queue"
     store = pp.Store(f"sqlite:///{folder}/state.db")
-    with store.sync:
+    other_store = pp.Store(f"sqlite:///{folder}/other.db")
+    with store.sync, other_store.sync:
         DBOS(
             config={
                 "name": "tests",
@@ -159,12 +162,14 @@ def world(
             "wide", graphs, store=store, worker_concurrency=8, limiter={"limit": 1000, "period": 1}, poll=0.02
         )
         narrow = DBOSQueue("narrow", [noting, asking], store=store, concurrency=1, poll=0.02)
+        other = DBOSQueue("other", [orders], store=other_store, poll=0.02)
         wide.schedule(ticking, "* * * * * *", lambda at: at.second, name="tick")
         try:
             DBOS.launch()
             asyncio.run(wide.register())
             asyncio.run(narrow.register())
-            yield World(folder, url, store, wide, narrow)
+            asyncio.run(other.register())
+            yield World(folder, url, store, wide, narrow, other)
         finally:
             DBOS.destroy(destroy_registry=True)
 
@@ -219,12 +224,25 @@ def test_a_run_whose_id_looks_like_a_later_turn_of_another_one_disturbs_neither(
     world.do(world.narrow.submit(noting, "another", run_id="i-2~2"))
     for run_id in ("i-1", "i-2"):
         world.do(world.wide.submit(asking, "book", run_id=run_id))
-        until(lambda run_id=run_id: world.runs.get(run_id).state == "waiting")  # type: ignore[misc]
+        until(lambda run_id=run_id: world.runs.get(run_id).state == "suspended")  # type: ignore[misc]
     world.do(world.wide.answer("i-1", True))
     until(lambda: world.runs.get("i-1").state == "finished")
     world.do(world.wide.cancel("i-2"))
     gate.set()
     until(lambda: {world.runs.get(f"i-{n}~2").state for n in (1, 2)} == {"finished"})
+
+
+def test_runs_of_two_stores_may_have_the_same_id(world: World) -> None:
+    """Each has turns of its own: it is queued though a turn of the other one waits, and cancelled without it."""
+    there = pp.SyncRuns(world.other.store)
+    for run_id in ("y-0", "y-1", "y-2"):  # while the first one is under way, the others stay in the queue
+        world.do(world.narrow.submit(noting, run_id, run_id=run_id))
+    world.do(world.other.submit(orders, "mine", run_id="y-1"))
+    until(lambda: there.get("y-1").state == "finished")
+    orders.submit_sync("mine", run_id="y-2", store=world.other.store)
+    world.do(world.other.cancel("y-2"))
+    gate.set()
+    until(lambda: {world.runs.get(f"y-{n}").state for n in range(3)} == {"finished"})
 
 
 def test_runs_of_a_queue_begin_by_priority_and_no_more_at_once_than_it_allows(world: World) -> None:

@@ -196,12 +196,12 @@ class DBOSQueue:
 
     async def cancel(self, run_id: str, /) -> RunInfo:
         """Cancel as `Runs.cancel` does. Workflows that have not started are cancelled too; a running one ends as cancelled."""
-        _, runs = await self._find(run_id)
+        graph, runs = await self._find(run_id)
         info = await runs.cancel(run_id)
         ids = [_turn_id(run_id, number) for number in range(1, (info.executions or 0) + 3)]
         queued = await DBOS.list_workflows_async(workflow_ids=ids, status=[*_NOT_BEGUN], load_input=False)
-        if queued:
-            await DBOS.cancel_workflows_async([each.workflow_id for each in queued])
+        if own := [each.workflow_id for each in queued if each.name == self._workflow(graph)]:
+            await DBOS.cancel_workflows_async(own)
         return info
 
     async def catch_up(self) -> int:
@@ -249,12 +249,17 @@ class DBOSQueue:
             try:
                 return await self._enqueue(workflow_id, graph, info, priority, carrier)
             except dbos_error.DBOSWorkflowIDInUseError as used:
-                if used.workflow_status == "DELAYED":
-                    until = time.time() if info.wake_at is None else info.wake_at
-                    await DBOS.set_workflow_delay_async(workflow_id, delay_until_epoch_ms=int(until * 1000))
-                if used.workflow_status in _NOT_BEGUN:
+                if used.workflow_status in _NOT_BEGUN and await self._has_queued(workflow_id, graph):
+                    if used.workflow_status == "DELAYED":
+                        until = time.time() if info.wake_at is None else info.wake_at
+                        await DBOS.set_workflow_delay_async(workflow_id, delay_until_epoch_ms=int(until * 1000))
                     return None
             number += 1
+
+    async def _has_queued(self, workflow_id: str, graph: AnyGraph) -> bool:
+        """Is it a workflow of this queue and graph? Another queue may have a run with the same id, in another store."""
+        status = await DBOS.get_workflow_status_async(workflow_id)
+        return status is not None and status.name == self._workflow(graph)
 
     async def _enqueue(
         self, workflow_id: str, graph: AnyGraph, info: RunInfo, priority: int | None, carrier: Mapping[str, str]
