@@ -105,6 +105,8 @@ class Connections:
     def _connect(self) -> sqlite3.Connection:
         """The same for a caller that holds the lock and has checked that no fork is under way."""
         self.file.check_connectable()
+        if not self._in_use():  # SQLite has removed the log, if an error has closed the only reader since a fork
+            self.file.drop_logs()
         try:
             connection = sqlite3.connect(
                 f"{self.file.absolute.as_uri()}?mode=rw",
