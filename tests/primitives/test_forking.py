@@ -618,6 +618,20 @@ def test_a_failing_fork_callback_affects_no_other(caplog: pytest.LogCaptureFixtu
     assert caplog.text.count("failed to prepare for a fork") == 1
 
 
+def test_a_participant_that_says_nothing_is_idle(caplog: pytest.LogCaptureFixture) -> None:
+    """It has closed what it had; so a fork waits for nothing, and gives no warning."""
+
+    class Part:
+        def rest(self) -> None: ...
+
+        begin_anew = rest
+
+    part: Any = Part()
+    forking.take_part(part)
+    assert in_child(lambda: None) == 0
+    assert not caplog.text
+
+
 def test_forks_while_stores_are_opened_and_closed(tmp_path: Path, end: threading.Event) -> None:
     """On one file, all the time, by several threads: the child finds no half-made connection, and no wrong owner."""
     opened = threading.Semaphore(0)

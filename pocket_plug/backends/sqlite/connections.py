@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from pocket_plug.codec import default_codec
-from pocket_plug.primitives.forking import Taken, is_under_way, new_rlock, release, take, wait_for_fork
+from pocket_plug.primitives.forking import Rested, Taken, is_under_way, new_rlock, release, take, wait_for_fork
 from pocket_plug.primitives.locks import RLock, in_the_middle, is_held_here
 
 from .opened import OpenedFile
@@ -143,9 +143,9 @@ class Connections:
         self.writer = None
 
     # ------------------------------------------------------------ forks of this process
-    def rest(self) -> bool | None:
-        """Before a fork: close every connection that is not in use. Returns True if none was in use, and None if what forks has
-        interrupted a write of its own thread.
+    def rest(self) -> Rested:
+        """Before a fork: close every connection that is not in use. Returns True if none was in use, and "never" if what forks
+        has interrupted a write of its own thread.
         """
         held: Taken = []
         try:
@@ -159,7 +159,7 @@ class Connections:
             if len(held) == 2:
                 self._close_writer()
             if self._in_use():
-                return None if is_interrupted else False
+                return "never" if is_interrupted else False
             self.file.drop_logs()
             return True
         finally:
