@@ -375,9 +375,9 @@ edits(
             "has left node 'inner/q', which doesn't exist there",
         ),
         "leaving: the node of its hooks gives another type": (
-            leaving("x", "x", last=hooked("q", str, by="x")),
+            leaving("x", "x", last=hooked("q", bool, by="x")),
             "",
-            "+ node inner/q gives str",
+            "+ node inner/q gives bool",
         ),
         "leaving: another scope for its hooks": (leaving("x", "x", scope="in"), "", "in scope 'in:'"),
         "leaving: what takes the value is retyped": (
