@@ -377,6 +377,30 @@ def test_children_and_their_parent_count_in_one_file(tmp_path: Path, durability:
         assert store.get("n") == 60
 
 
+@pytest.mark.usefixtures("hasty")
+def test_a_connection_whose_close_was_interrupted_is_not_in_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The interrupt comes when SQLite has just closed it: a fork doesn't wait for it, and the child can use the file."""
+
+    def interrupt(frame: types.FrameType, event: str, called: Any) -> None:
+        if event == "c_return" and called.__name__ == "close" and isinstance(called.__self__, sqlite3.Connection):
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    drive(backend.read("a"))
+    sys.setprofile(interrupt)
+    with pytest.raises(KeyboardInterrupt) as error:
+        drive(backend.read("\ud800"))
+    assert in_child(lambda: drive(backend.write([pp.Put("a", 1)]))) == 0
+    assert not caplog.text
+    assert drive(backend.read("a")) == pp.Entry(1, 1)
+    drive(backend.close())
+    del error  # whose traceback has kept the connection
+
+
 POOL = """
 import multiprocessing, sys
 import pocket_plug as pp

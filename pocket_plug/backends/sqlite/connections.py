@@ -34,11 +34,14 @@ _left_alone: list[_Connection] = []
 class _Connection(sqlite3.Connection):
     """A connection that can be referred to weakly and knows whether it is open."""
 
-    is_open = True
-
-    def close(self) -> None:
-        super().close()
-        self.is_open = False
+    @property
+    def is_open(self) -> bool:
+        """SQLite is asked, since an interrupt may come just after it was closed."""
+        try:
+            _ = self.in_transaction
+        except sqlite3.ProgrammingError:
+            return False
+        return True
 
 
 class Connections:
