@@ -26,7 +26,7 @@ from functools import partial
 from itertools import count, takewhile
 from operator import methodcaller
 from types import MethodType
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 from weakref import ReferenceType, ref
 
 from pocket_plug.errors import StoreError, is_fault
@@ -59,16 +59,15 @@ class Lockable(Protocol):
 L = TypeVar("L", bound=Lockable)
 Taken = list[Lockable | None]
 """Locks that are held here; None while they are being released."""
+Rested = bool | Literal["never"]
+"""Is a participant idle? "never": it can't be in time, since the thread that forks is itself in the middle of a use."""
 
 
 class Participant(Protocol):
     """What must be idle at a fork, such as connections to a file. The thread that forks calls the methods."""
 
-    def rest(self) -> bool | None:
-        """Try to become idle, and stay so while `is_under_way()`. Returns True if it is, and False to be called again.
-
-        None if it can't become idle in time, since the thread that forks is itself in the middle of a use.
-        """
+    def rest(self) -> Rested:
+        """Try to become idle, and stay so while `is_under_way()`. Returns True if it is, and False to be called again."""
         ...
 
     def begin_anew(self) -> None:
@@ -227,7 +226,7 @@ class _Fork:
         self.busy, awaited = [], _taking_part()
         while True:  # before the locks: an operation on a file may need one to finish
             rested = [(each, _guarded(each, each.rest)) for each in awaited]
-            self.busy += [each for each, is_idle in rested if is_idle is None]
+            self.busy += [each for each, is_idle in rested if is_idle == "never"]
             awaited = [each for each, is_idle in rested if is_idle is False]
             if not awaited or time.monotonic() >= self.until:
                 break

@@ -18,7 +18,9 @@ def end_unguarded() -> None:
     """End this process without output, if it is a worker that still imports the script."""
     if "multiprocessing" not in sys.modules:  # a process that it has started has imported it, and others save the time
         return
-    process = sys.modules["multiprocessing"].current_process()
+    import multiprocessing  # waits, if another thread has only begun to import it
+
+    process = multiprocessing.current_process()
     # as multiprocessing's own check does
     if process.name.startswith(WORKER) and getattr(process, "_inheriting", False):
         raise SystemExit(UNGUARDED)

@@ -105,8 +105,6 @@ _USES: Mapping[str, str] = {
     "delete_many": "write",
 }
 """Operations of a store, and the operation of layers that each uses."""
-_CLOSE = 0.75
-"""The similarity, at most 1, from which a name counts as misspelt; "raed" and "read" have 0.75."""
 
 
 def refuse_bypassed(cls: type[Recipe], base: type[Recipe]) -> None:
@@ -141,7 +139,7 @@ def _operation_meant(name: str, method: Callable[..., object], cls: type[Recipe]
         own: Any = getattr(base, _USES.get(operation, operation))
         if operation.startswith("_") or not isfunction(own) or getattr(cls, own.__name__) is not own:
             continue
-        if not _is_slip(name.lower(), operation) or iscoroutinefunction(method) != iscoroutinefunction(own):
+        if name.lower() not in _slips(operation) or iscoroutinefunction(method) != iscoroutinefunction(own):
             continue
         given = 2 if operation == "set" else 1
         if operation not in _USES:
@@ -151,15 +149,18 @@ def _operation_meant(name: str, method: Callable[..., object], cls: type[Recipe]
     return None
 
 
-def _is_slip(name: str, operation: str) -> bool:
-    """Do they differ in few letters, but not in the first? Another word, such as `opened` or `reads`, is no slip."""
-    if name[0] != operation[0] or name.removeprefix(operation) in ("s", "d", "ed", "r", "er"):
-        return False
-    if len({*name} ^ {*operation}) > 2:
-        return False
-    from difflib import SequenceMatcher  # not cheap to import, and few layers have such methods
+@cache
+def _slips(operation: str) -> frozenset[str]:
+    """The ways to misspell it: a letter is missing or doubled, or two are swapped, but not at the beginning of a word.
 
-    return SequenceMatcher(None, name, operation).ratio() >= _CLOSE
+    Other similar names, such as `ready`, `span` or `read_any`, are other words.
+    """
+    slips = {operation}
+    for at, letter in enumerate(operation):
+        before, rest = operation[:at], operation[at + 1 :]
+        if before[-1:] not in ("", "_"):
+            slips |= {before + rest, before + letter + letter + rest, before + rest[:1] + letter + rest[1:]}
+    return frozenset(slips)
 
 
 def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:

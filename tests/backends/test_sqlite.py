@@ -1410,6 +1410,34 @@ def test_a_deleted_log_acknowledges_no_write(
     drive(backend.close())
 
 
+@pytest.mark.parametrize("durability", MODES)
+def test_a_log_that_sqlite_has_removed_is_no_deleted_log(
+    tmp_path: Path, durability: sqlite.Durability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a fork, a reader may be the only connection. An error closes it, and SQLite removes the log; the next write creates
+    another one.
+    """
+    monkeypatch.setattr(opened, "LOOK_EVERY", 0)
+    backend = SQLite(tmp_path / "state.db", durability=durability)
+    drive(backend.open())
+    drive(backend.write([Put("a", 1)]))
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    drive(backend.read("a"))
+    for log in ("-wal", "-shm"):  # else the other one may get the same number
+        os.link(tmp_path / f"state.db{log}", tmp_path / f"taken{log}")
+    with pytest.raises(UnicodeEncodeError):
+        drive(backend.read("\ud800"))
+    assert not (tmp_path / "state.db-wal").exists()
+    drive(backend.write([Put("a", 2)]))
+    entry = drive(backend.read("a"))
+    assert entry is not None
+    assert entry.value == 2
+    drive(backend.close())
+
+
 @pytest.mark.parametrize("gone", [*GONE, "log deleted"])
 def test_an_old_time_stamp_of_the_folder_shows_any_change(
     tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch

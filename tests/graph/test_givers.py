@@ -66,6 +66,24 @@ def test_a_refused_input_names_the_node_that_gave_it() -> None:
     )
 
 
+def test_a_nested_graph_that_gave_it_is_said_to_declare_nothing() -> None:
+    """One of its ends returns an int, as declared, and another one None, as declared too."""
+
+    @node
+    def nothing(x: int) -> None:
+        return None
+
+    class Part(Node[int, int]):
+        off = Action[int]()
+
+        def post(self, store: Any, x: int, prepared: int, result: int) -> Any:
+            return self.off(x)
+
+    part = Part()
+    inner = Graph(part >> inc.with_options(name="other"), part.off >> nothing, name="inner")
+    assert refused(inner >> inc) == "node 'inc' of graph 'g' takes int, not NoneType: node 'inner' returned it"
+
+
 def test_a_text_that_is_an_actions_name_gets_a_hint() -> None:
     """A newcomer returns the name of an action as a text, and gets a hint; the value itself stands in no other message."""
     decides = Decides()

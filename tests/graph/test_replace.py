@@ -134,6 +134,26 @@ def test_a_nested_graphs_node_is_replaced_in_that():
     assert outer.replace(shop=shop.replace(charge=Fake())).run_sync("7") == "noted: receipt for 7"
 
 
+def test_a_nested_graph_can_be_replaced_by_a_node_that_returns_what_the_graph_may_return():
+    """What it returns is known in part only: validate() leaves out the None of one of its ends, and what a node ends it with."""
+
+    @node
+    def keep(receipt: str) -> None:
+        return None
+
+    @node
+    def nothing(amount: int) -> str | None:
+        return None
+
+    @node
+    def shown(receipt: str | None) -> str:
+        return f"shown: {receipt}"
+
+    till = Graph(charge >> note, charge.declined >> keep, name="till")
+    outer = Graph(till >> shown, name="outer")
+    assert outer.replace(till=nothing).run_sync(7) == "shown: None"
+
+
 def test_a_copy_has_a_store_of_its_own():
     """If no store is named: each has its own store in memory."""
 

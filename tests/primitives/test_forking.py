@@ -377,6 +377,30 @@ def test_children_and_their_parent_count_in_one_file(tmp_path: Path, durability:
         assert store.get("n") == 60
 
 
+@pytest.mark.usefixtures("hasty")
+def test_a_connection_whose_close_was_interrupted_is_not_in_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The interrupt comes when SQLite has just closed it: a fork doesn't wait for it, and the child can use the file."""
+
+    def interrupt(frame: types.FrameType, event: str, called: Any) -> None:
+        if event == "c_return" and called.__name__ == "close" and isinstance(called.__self__, sqlite3.Connection):
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    drive(backend.read("a"))
+    sys.setprofile(interrupt)
+    with pytest.raises(KeyboardInterrupt) as error:
+        drive(backend.read("\ud800"))
+    assert in_child(lambda: drive(backend.write([pp.Put("a", 1)]))) == 0
+    assert not caplog.text
+    assert drive(backend.read("a")) == pp.Entry(1, 1)
+    drive(backend.close())
+    del error  # whose traceback has kept the connection
+
+
 POOL = """
 import multiprocessing, sys
 import pocket_plug as pp
@@ -616,6 +640,20 @@ def test_a_failing_fork_callback_affects_no_other(caplog: pytest.LogCaptureFixtu
 
     assert in_child(check) == 0
     assert caplog.text.count("failed to prepare for a fork") == 1
+
+
+def test_a_participant_that_says_nothing_is_idle(caplog: pytest.LogCaptureFixture) -> None:
+    """It has closed what it had; so a fork waits for nothing, and gives no warning."""
+
+    class Part:
+        def rest(self) -> None: ...
+
+        begin_anew = rest
+
+    part: Any = Part()
+    forking.take_part(part)
+    assert in_child(lambda: None) == 0
+    assert not caplog.text
 
 
 def test_forks_while_stores_are_opened_and_closed(tmp_path: Path, end: threading.Event) -> None:

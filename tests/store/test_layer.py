@@ -128,7 +128,8 @@ def test_an_override_that_would_never_be_called_is_refused(name: str, operation:
 async def one(self: Any, key: Any) -> Any: ...
 async def two(self: Any, key: Any, value: Any = None) -> Any: ...
 async def nothing(self: Any) -> None: ...
-def built(self: Any) -> None: ...  # fmt: skip
+def built(self: Any) -> None: ...
+def plain(self: Any, value: Any) -> None: ...  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def built(self: Any) -> None: ...  # fmt: skip
         *(("raed", one, "'read'"), ("read_mnay", one, "'read_many'"), ("wirte", two, "'write'")),
         *(("Write", two, "'write'"), ("clsoe", nothing, "'close'"), ("flsh", nothing, "'flush'")),
         *(("on_biuld", built, "'on_build'"), ("gett", one, "'get', in which a layer takes part by 'read'")),
-        ("sett", two, "'set', in which a layer takes part by 'write'"),
+        *(("sett", two, "'set', in which a layer takes part by 'write'"), ("readMany", one, "'read_many'")),
     ],
 )  # fmt: skip
 def test_a_misspelt_operation_gives_a_warning(name: str, method: Any, meant: str) -> None:
@@ -155,6 +156,8 @@ def test_a_misspelt_operation_gives_a_warning(name: str, method: Any, meant: str
         *(("_raed", one), ("reads", one), ("reader", one), ("opened", nothing), ("closed", nothing), ("versions", nothing)),
         *(("ready", nothing), ("raed", nothing), ("raed", built), ("reset", two), ("open_file", nothing), ("gate", one)),
         *(("build_index", one), ("spread", one), ("close_all", nothing), ("check_value", one), ("raed", property(one))),
+        *(("reload", one), ("reread", one), ("ready", one), ("read_part", one), ("read_any", one), ("read_range", one)),
+        *(("delete_all", one), ("delegate", two), ("get_meta", one), ("clone", nothing), ("span", plain), ("tune", plain)),
     ],
 )  # fmt: skip
 def test_a_helper_of_a_layer_gives_no_warning(name: str, method: Any) -> None:

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from pocket_plug.codec import default_codec
-from pocket_plug.primitives.forking import Taken, is_under_way, new_rlock, release, take, wait_for_fork
+from pocket_plug.primitives.forking import Rested, Taken, is_under_way, new_rlock, release, take, wait_for_fork
 from pocket_plug.primitives.locks import RLock, in_the_middle, is_held_here
 
 from .opened import OpenedFile
@@ -34,11 +34,14 @@ _left_alone: list[_Connection] = []
 class _Connection(sqlite3.Connection):
     """A connection that can be referred to weakly and knows whether it is open."""
 
-    is_open = True
-
-    def close(self) -> None:
-        super().close()
-        self.is_open = False
+    @property
+    def is_open(self) -> bool:
+        """SQLite is asked, since an interrupt may come just after it was closed."""
+        try:
+            _ = self.in_transaction
+        except sqlite3.ProgrammingError:
+            return False
+        return True
 
 
 class Connections:
@@ -105,6 +108,8 @@ class Connections:
     def _connect(self) -> sqlite3.Connection:
         """The same for a caller that holds the lock and has checked that no fork is under way."""
         self.file.check_connectable()
+        if not self._in_use():  # SQLite has removed the log, if an error has closed the only reader since a fork
+            self.file.drop_logs()
         try:
             connection = sqlite3.connect(
                 f"{self.file.absolute.as_uri()}?mode=rw",
@@ -141,9 +146,9 @@ class Connections:
         self.writer = None
 
     # ------------------------------------------------------------ forks of this process
-    def rest(self) -> bool | None:
-        """Before a fork: close every connection that is not in use. Returns True if none was in use, and None if what forks has
-        interrupted a write of its own thread.
+    def rest(self) -> Rested:
+        """Before a fork: close every connection that is not in use. Returns True if none was in use, and "never" if what forks
+        has interrupted a write of its own thread.
         """
         held: Taken = []
         try:
@@ -157,7 +162,7 @@ class Connections:
             if len(held) == 2:
                 self._close_writer()
             if self._in_use():
-                return None if is_interrupted else False
+                return "never" if is_interrupted else False
             self.file.drop_logs()
             return True
         finally:

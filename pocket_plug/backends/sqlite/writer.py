@@ -13,7 +13,7 @@ from operator import methodcaller
 from time import monotonic
 
 from pocket_plug.errors import StoreError
-from pocket_plug.primitives.forking import is_under_way, take_part, wait_for_fork
+from pocket_plug.primitives.forking import Rested, is_under_way, take_part, wait_for_fork
 from pocket_plug.primitives.waiting import Waiter, may_block, wake
 
 from .connections import LONGEST_PAUSE, Connections, begin, roll_back
@@ -67,7 +67,7 @@ class Writer:
     def __repr__(self) -> str:
         return f"SQLite({self._file.path!r})"  # for log messages about forks
 
-    def rest(self) -> bool | None:
+    def rest(self) -> Rested:
         """Before a fork: close every connection that is not in use. Returns what `Connections.rest` does."""
         return self._connections.rest()
 

@@ -96,7 +96,8 @@ class Plan:
     def output_type(self) -> Hint:
         """The type of what the graph returns as a node of another graph: of the nodes that can only end it. Any, in doubt.
 
-        A node that always raises may be declared to return None, so None counts only if no other type is returned.
+        A node that always raises may be declared to return None, so None counts only if no other type is returned. So the graph
+        may return more than this, and this may only be used to find what the next node certainly can't take.
         """
         reached = self._reached()
         ends = [step for step in self.steps.values() if step in reached and not step.actions and not step.carried]

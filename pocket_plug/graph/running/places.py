@@ -64,7 +64,8 @@ def name_source(error: InputError, source: Step, target: Step, value: object) ->
     if target.fits is None or target.fits(value):
         return  # the error is another one, from inside the node
     text = f"{error}: node {source.name!r} returned it"
-    if source.output_type is not Any and not checker(source.output_type)(value):
+    is_declared = source.inner_graph() is None and source.output_type is not Any
+    if is_declared and not checker(source.output_type)(value):
         text += f", though it declares {type_name(source.output_type)}"
         text += "; does it lack a `return`?" if value is None else ""
     if isinstance(value, str) and value in {*source.actions, *source.carried, END.name}:
