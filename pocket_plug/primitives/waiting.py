@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextlib import suppress
+from threading import TIMEOUT_MAX
 from typing import Any, Generic, Protocol, TypeVar
 
 from pocket_plug.errors import StoreError, SyncError
@@ -166,7 +167,7 @@ class Waiter(Generic[T]):
 
     def block(self, timeout: float = -1) -> bool:
         """Block the thread until somebody wakes it, at most `timeout` seconds; returns whether it was woken."""
-        return self._woken or self._lock.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+        return self._woken or self._lock.acquire(timeout=min(timeout, TIMEOUT_MAX))
 
     @property
     def is_woken(self) -> bool:

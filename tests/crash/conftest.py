@@ -62,6 +62,14 @@ class Connection(apsw.Connection):
     def setlimit(self, category: int, limit: int) -> int:
         return self.limit(category, limit)
 
+    @property
+    def is_open(self) -> bool:
+        try:
+            _ = self.in_transaction
+        except apsw.ConnectionClosedError:
+            return False
+        return True
+
 
 class LosingDisk:
     """Records everything that SQLite does to its files, by a VFS, and produces what may be left of them at any moment.
