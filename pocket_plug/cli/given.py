@@ -6,6 +6,7 @@ If the type is str or Path, a text that isn't JSON of this type is taken as it i
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path, PurePath
 from types import GenericAlias
@@ -35,7 +36,7 @@ class TakesNumbers(click.Command):
         for given in takewhile("--".__ne__, args):
             name = given.partition("=")[0]
             if name.startswith("--") and name not in names:
-                raise click.NoSuchOption(name, possibilities=names, ctx=ctx)
+                raise click.NoSuchOption(name, possibilities=get_close_matches(name, names), ctx=ctx)
         return super().parse_args(ctx, args)
 
 

@@ -23,10 +23,6 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{name.lower()}"), name)
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
 def _threads(url: str) -> Executor:
     from .threads import Threads
 

@@ -35,10 +35,6 @@ def __getattr__(name: str) -> Any:
     return getattr(backend, name)
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
 def _from_url(url: str) -> Backend:
     from .backend import SQLite
 
