@@ -26,12 +26,13 @@ URL_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 """The beginning of a URL."""
 
 # Up to the last "@": a password may hold one, or a "/", though it should not.
-_PASSWORD = re.compile(r"(\w[\w+.-]*://[^/?#@:\s]*):\S*@")
+# In these two, what comes first keeps the time linear: a log record may have any length, and a long word in it.
+_PASSWORD = re.compile(r"(?<![\w+.-])([\w+.-]+://[^/?#@:\s]*):\S*@")
 _WHOLE = re.compile(r"\A(\w[\w+.-]*://[^/?#@:\s]*):.*@", re.DOTALL)
 """For a text that begins with a URL: the password in this URL may have spaces, too."""
 # A value goes up to the next "&": for drivers such as libpq, ";", "#" and "@" are a part of it. A name that is
 # percent-encoded may be that of a password.
-_NAME_TO_HIDE = r"[?&;#][^=&;#\s]*(?:pass|pwd|secret|token|key|auth|credential|%)[^=&;#\s]*="
+_NAME_TO_HIDE = r"[?&;#](?=[^=&;#\s]*=)[^=&;#\s]*(?:pass|pwd|secret|token|key|auth|credential|%)[^=&;#\s]*="
 _PARAMETER = re.compile(rf"({_NAME_TO_HIDE})([^&\s]+)", re.IGNORECASE)
 _WHOLE_PARAMETER = re.compile(rf"({_NAME_TO_HIDE})([^&]+)", re.IGNORECASE)
 

@@ -546,3 +546,10 @@ def test_no_error_quotes_a_value(
     control = Said()
     control.error(lambda: int(WORD))  # other errors quote their input
     assert len(control.with_word()) == 2
+
+
+@pytest.mark.parametrize("text", ["'a' * 2_000_000", "'?' + 'key' * 700_000"], ids=["word", "parameter"])
+def test_a_long_text_is_searched_in_linear_time(text: str) -> None:
+    """Log records are searched for passwords, and may have anything in them: quadratic time would be hours here."""
+    code = f"from pocket_plug.primitives.redaction import public_url; text = {text}; assert public_url(text) == text"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
