@@ -26,7 +26,7 @@ URL_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 """The beginning of a URL."""
 
 # Up to the last "@": a password may hold one, or a "/", though it should not.
-# In these two, what comes first keeps the time linear: a log record may have any length, and a long word in it.
+# The looks behind (here) and ahead (in _NAME_TO_HIDE) keep the time linear: a log record may contain a very long word.
 _PASSWORD = re.compile(r"(?<![\w+.-])([\w+.-]+://[^/?#@:\s]*):\S*@")
 _WHOLE = re.compile(r"\A(\w[\w+.-]*://[^/?#@:\s]*):.*@", re.DOTALL)
 """For a text that begins with a URL: the password in this URL may have spaces, too."""
