@@ -401,6 +401,36 @@ def test_a_connection_whose_close_was_interrupted_is_not_in_use(
     del error  # whose traceback has kept the connection
 
 
+@pytest.mark.usefixtures("hasty")
+def test_a_connection_that_another_thread_is_closing_is_in_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the child SQLite's library would believe for ever that the lock with which it closes a file is held."""
+    closing, go_on = threading.Event(), threading.Event()
+
+    class Function:
+        """What SQLite drops in the middle of a close."""
+
+        def __call__(self) -> None: ...
+
+        def __del__(self) -> None:
+            closing.set()
+            assert go_on.wait(timeout=60)
+
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    assert backend._connections.writer is not None
+    backend._connections.writer.connection.create_function("function", 0, Function())
+    closer = thread(lambda: drive(backend.close()))
+    assert closing.wait(timeout=60)
+    assert in_child(lambda: None) == 0
+    assert caplog.text.count("SQLite(") == caplog.text.count("was in use") == 1
+    go_on.set()
+    closer.join()
+    assert in_child(lambda: drive(SQLite(tmp_path / "state.db").open())) == 0
+    assert caplog.text.count("was in use") == 1
+
+
 POOL = """
 import multiprocessing, sys
 import pocket_plug as pp

@@ -34,14 +34,14 @@ _left_alone: list[_Connection] = []
 class _Connection(sqlite3.Connection):
     """A connection that can be referred to weakly and knows whether it is open."""
 
-    @property
-    def is_open(self) -> bool:
-        """SQLite is asked, since an interrupt may come just after it was closed."""
+    is_open = True
+    """Until the file's locks are released. sqlite3 itself calls a connection closed while another thread is still closing it."""
+
+    def close(self) -> None:
         try:
-            _ = self.in_transaction
-        except sqlite3.ProgrammingError:
-            return False
-        return True
+            super().close()
+        finally:  # also if an interrupt comes just after it
+            self.is_open = False
 
 
 class Connections:
