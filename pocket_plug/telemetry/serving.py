@@ -8,13 +8,18 @@ import os
 import threading
 from typing import Any
 
-from pocket_plug.primitives.forking import SOON, after_fork
+from pocket_plug.primitives.forking import after_fork
 
 _WAY_OUT = (
     "Where a server has several processes, send metrics by OTLP, to a collector or to Prometheus itself: "
     "OTEL_METRICS_EXPORTER=otlp OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=http://localhost:9090/api/v1/otlp/v1/metrics, and "
     "prometheus --web.enable-otlp-receiver"
 )
+
+_LATER = 1.0
+"""Seconds after a fork until the child logs that its metrics are not served, if it is still there and runs this program. Log
+handlers reset themselves in the fork, and drop what was logged before; on a machine under load a fork may take long.
+"""
 
 _logger = logging.getLogger("pocket_plug")
 
@@ -49,8 +54,7 @@ class MetricsServer:
         self._server.socket.close()
         self._server = None
         if not self._said[0]:
-            # a little later: log handlers reset themselves after this function, and would drop the record
-            later = threading.Timer(SOON, self._say_unseen)
+            later = threading.Timer(_LATER, self._say_unseen)
             later.name, later.daemon = "pocket_plug serving", True
             later.start()
 
