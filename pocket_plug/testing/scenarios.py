@@ -111,27 +111,29 @@ def hasty_threads() -> Generator[None]:
         sys.setswitchinterval(usual)
 
 
-GIVES_WAY = 0.002
-"""Seconds for which a thread waits for its rival, which may itself have to wait for this thread."""
+GIVES_WAY = 0.005
+"""Seconds for which a thread waits for its rival once that has begun: the rival may itself have to wait for this thread."""
 
 
 @contextmanager
 def rival(act: Callable[[], T]) -> Generator[tuple[Callable[[], object], list[T]]]:
     """A thread that calls `act` when released, or else at the end. Yields the function that releases it, and a list that gets
     the result."""
-    gate, done, came_to = threading.Lock(), threading.Lock(), list[T]()
+    gate, begun, done, came_to = threading.Lock(), threading.Lock(), threading.Lock(), list[T]()
 
     def wait() -> None:
         gate.acquire()
+        begun.release()
         came_to.append(act())
         done.release()
 
     def go() -> None:
         gate.release()
+        begun.acquire()
         done.acquire(timeout=GIVES_WAY)
 
-    gate.acquire()
-    done.acquire()
+    for lock in (gate, begun, done):
+        lock.acquire()
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     try:
