@@ -548,6 +548,37 @@ def test_forked_in_the_middle_of_a_commit_the_child_refuses_the_file(
     assert len(drive(_all_of(path))) == 2
 
 
+def test_forked_in_the_middle_of_a_commit_no_other_thread_is_within_sqlite(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a thread may hold a lock of SQLite's library, which nobody would release in the child: every file would hang there."""
+    copying, copied = threading.Event(), threading.Event()
+
+    def until_the_fork(done: int, total: int) -> None:
+        copying.set()
+        while not forking.is_under_way():
+            time.sleep(0)
+
+    def copy() -> None:
+        backend.backup(tmp_path / "copy.db", until_the_fork)
+        copied.set()
+
+    def forks() -> float:
+        thread(copy)
+        assert copying.wait(timeout=60)
+        codes.append(in_child(lambda: copied.is_set() or os._exit(2)))
+        return 0.0
+
+    codes: list[int] = []
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    backend.clock = forks
+    drive(backend.write([pp.Put("a", 1)]))
+    assert codes == [0]
+    assert caplog.text.count("SQLite(") == 1
+    drive(backend.close())
+
+
 async def _all_of(path: Path) -> list[str]:
     backend = SQLite(path)
     await backend.open()

@@ -147,8 +147,8 @@ class Connections:
 
     # ------------------------------------------------------------ forks of this process
     def rest(self) -> Rested:
-        """Before a fork: close every connection that is not in use. Returns True if none was in use, and "never" if what forks
-        has interrupted a write of its own thread.
+        """Before a fork: close every connection that is not in use. Returns True if none was in use, and "never" if the only one
+        is the writer, of which what forks has interrupted a write of its own thread.
         """
         held: Taken = []
         try:
@@ -161,10 +161,12 @@ class Connections:
                 take((self.writing,), held)
             if len(held) == 2:
                 self._close_writer()
-            if self._in_use():
-                return "never" if is_interrupted else False
-            self.file.drop_logs()
-            return True
+            in_use = self._in_use()
+            if not in_use:
+                self.file.drop_logs()
+                return True
+            own = self.writer.connection if is_interrupted and self.writer is not None else None
+            return "never" if in_use == [own] else False  # another thread that is within SQLite may hold locks of its library
         finally:
             release(held)
 
