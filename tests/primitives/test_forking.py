@@ -377,6 +377,30 @@ def test_children_and_their_parent_count_in_one_file(tmp_path: Path, durability:
         assert store.get("n") == 60
 
 
+def test_a_read_keeps_no_connection_while_a_fork_waits(tmp_path: Path) -> None:
+    """A thread that reads without a break would use it again before the fork can close it: some forks took 5 s, and failed."""
+    kept: list[int] = []
+
+    class Reads:
+        """Another thread's read ends in the middle of the fork."""
+
+        def rest(self) -> None:
+            thread(lambda: drive(backend.read("a"))).join()
+            kept.append(len(backend._connections._readers))
+
+        def begin_anew(self) -> None: ...
+
+    reads = Reads()
+    forking.take_part(reads)  # asked before the backend
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    drive(backend.read("a"))
+    assert len(backend._connections._readers) == 1
+    assert in_child(lambda: drive(backend.read("a"))) == 0
+    assert kept == [0]
+    drive(backend.close())
+
+
 @pytest.mark.usefixtures("hasty")
 def test_a_connection_whose_close_was_interrupted_is_not_in_use(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -205,7 +205,7 @@ class Connections:
                 raise self.explained(error) from error
             raise
         self._readers.append(cursor)
-        if not file.is_open:
+        if not file.is_open or is_under_way():  # a fork waits for it, and this thread might use it again at once
             self._close_readers()
         return rows
 
