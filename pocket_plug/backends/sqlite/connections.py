@@ -37,7 +37,11 @@ class _Connection(sqlite3.Connection):
     is_open = True
     """Until the file's locks are released. sqlite3 itself calls a connection closed while another thread is still closing it."""
 
+    is_closing = False
+    """True from the beginning of its close: SQLite may be removing the log with it."""
+
     def close(self) -> None:
+        self.is_closing = True
         try:
             super().close()
         finally:  # also if an interrupt comes just after it
@@ -108,7 +112,8 @@ class Connections:
     def _connect(self) -> sqlite3.Connection:
         """The same for a caller that holds the lock and has checked that no fork is under way."""
         self.file.check_connectable()
-        if not self._in_use():  # SQLite has removed the log, if an error has closed the only reader since a fork
+        # SQLite removes the log with the last one, such as the only reader since a fork, if an error closes that
+        if all(connection.is_closing for connection in self._all):
             self.file.drop_logs()
         try:
             connection = sqlite3.connect(
