@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dis
 import gc
 import importlib
 import multiprocessing
@@ -18,6 +19,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import pytest
 
 import pocket_plug as pp
 from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.backends.sqlite.connections import _Connection
 from pocket_plug.errors import StoreBusyError, StoreClosedError
 from pocket_plug.graph.running import context
 from pocket_plug.layers import Bounding, Persistence
@@ -423,6 +426,43 @@ def test_a_connection_whose_close_was_interrupted_is_not_in_use(
     assert drive(backend.read("a")) == pp.Entry(1, 1)
     drive(backend.close())
     del error  # whose traceback has kept the connection
+
+
+def test_a_connection_whose_close_was_interrupted_at_any_call_knows_whether_it_is_open() -> None:
+    """If it seemed closed while it is open, a child would inherit it, and take the parent's locks for its own."""
+    ends: list[bool] = []
+
+    def interrupt(frame: types.FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is not _Connection.close.__code__:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        step = dis.opname[frame.f_code.co_code[frame.f_lasti]] if event == "opcode" else ""
+        if event == "opcode" and steps and steps[-1].startswith("CALL"):
+            calls.append(step)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+        steps.append(step)
+        return interrupt
+
+    for number in count(1):
+        connection, steps, calls = sqlite3.connect(":memory:", factory=_Connection), list[str](), list[str]()
+        sys.settrace(interrupt)
+        try:
+            connection.close()
+        except KeyboardInterrupt:
+            ends.append(connection.is_open)
+        finally:
+            sys.settrace(None)
+        is_open = True
+        try:
+            _ = connection.in_transaction
+        except sqlite3.ProgrammingError:
+            is_open = False
+        assert connection.is_open == is_open
+        connection.close()
+        if len(calls) < number:
+            break
+    assert ends == [False]
 
 
 @pytest.mark.usefixtures("hasty")

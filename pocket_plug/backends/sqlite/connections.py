@@ -43,7 +43,7 @@ class _Connection(sqlite3.Connection):
     def close(self) -> None:
         self.is_closing = True
         try:
-            super().close()
+            sqlite3.Connection.close(self)  # after the call of `super()`, an interrupt might come before the close
         finally:  # also if an interrupt comes just after it
             self.is_open = False
 
@@ -171,7 +171,9 @@ class Connections:
                 self.file.drop_logs()
                 return True
             own = self.writer.connection if is_interrupted and self.writer is not None else None
-            return "never" if in_use == [own] else False  # another thread that is within SQLite may hold locks of its library
+            return (
+                "never" if in_use == [own] else False
+            )  # another thread that is within SQLite may hold locks of its library
         finally:
             release(held)
 
