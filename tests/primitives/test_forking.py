@@ -35,6 +35,7 @@ from pocket_plug.primitives import forking
 from pocket_plug.primitives.forking import after_fork, new_lock, new_rlock
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import NO_EXPECTATIONS
+from pocket_plug.testing.interrupts import Interrupted, Interrupter
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -465,6 +466,22 @@ def test_a_connection_whose_close_was_interrupted_at_any_call_knows_whether_it_i
     assert ends == [False]
 
 
+@pytest.mark.filterwarnings("ignore:.*WeakSet:pytest.PytestUnraisableExceptionWarning")  # it is interrupted, too
+def test_a_write_succeeds_after_an_interrupt_while_a_fork_closes_the_connections(tmp_path: Path) -> None:
+    """The fork then closes them once more; another thread may write in between."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    for place in count(1):
+        drive(backend.read("a"))
+        interrupter = Interrupter(place)
+        with suppress(Interrupted), interrupter:
+            backend._writer.rest()
+        drive(backend.write([pp.Put("a", place)]))
+        if not interrupter.where:
+            break
+    drive(backend.close())
+
+
 @pytest.mark.usefixtures("hasty")
 def test_a_connection_that_another_thread_is_closing_is_in_use(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -677,6 +694,7 @@ def test_a_fork_does_not_wait_for_another_process_that_writes(
 WAITING = """
 import concurrent.futures.thread, itertools, os, signal, sqlite3, sys, threading
 import pocket_plug as pp
+from pocket_plug.testing.interrupts import Interrupted, Interrupter
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 parent = os.getpid()

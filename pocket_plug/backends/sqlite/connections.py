@@ -147,8 +147,13 @@ class Connections:
     def _close_writer(self) -> None:
         if self.writer is None:
             return
-        _close(self.writer)
-        self.writer = None
+        try:
+            _close(self.writer)
+        except BaseException:  # interrupted: another thread must not find it half closed
+            _close(self.writer)
+            raise
+        finally:
+            self.writer = None
 
     # ------------------------------------------------------------ forks of this process
     def rest(self) -> Rested:
@@ -175,7 +180,11 @@ class Connections:
                 "never" if in_use == [own] else False
             )  # another thread that is within SQLite may hold locks of its library
         finally:
-            release(held)
+            try:
+                release(held)
+            except BaseException:  # interrupted
+                release(held)
+                raise
 
     def _in_use(self) -> list[_Connection]:
         return [connection for connection in self._all if connection.is_open]
