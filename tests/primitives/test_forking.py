@@ -256,6 +256,49 @@ def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it(
         assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 
 
+class AtTheEnd(Interrupter):
+    """Interrupts only what is done after a fork, in the parent and in the child."""
+
+    is_over = False
+
+    def _pass(self, frame: types.FrameType, what: str) -> None:
+        self.is_over = self.is_over or frame.f_code.co_name.startswith("_after_in_")
+        if self.is_over:
+            super()._pass(frame, what)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as Python reports what is raised there
+def test_an_interrupt_at_the_end_of_a_fork_leaves_nothing_locked(tmp_path: Path) -> None:
+    """Neither in the parent nor in the child, also at the entry of what Python calls first: everybody waited for ever."""
+    parent, lock, backend = os.getpid(), new_lock(), SQLite(tmp_path / "state.db")
+    drive(backend.open())
+
+    def check() -> None:
+        assert not forking.is_under_way()
+        assert lock.acquire(blocking=False)
+        lock.release()
+        writing = thread(lambda: drive(backend.write([pp.Put("a", 1)])))
+        writing.join(60)
+        assert not writing.is_alive()
+
+    for place in count(1):
+        drive(backend.read("a"))
+        interrupter = AtTheEnd(place)
+        with suppress(Interrupted), interrupter:
+            os.fork()
+        if os.getpid() != parent:
+            try:
+                check()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0, interrupter.where
+        check()
+        if not interrupter.where:
+            break
+    drive(backend.close())
+
+
 def test_a_child_can_import_what_its_parent_was_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's lock of a module would be held there for ever: a fork waits until other threads' imports have ended."""
     (tmp_path / "slow_to_import.py").write_text(
