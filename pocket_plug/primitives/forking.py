@@ -14,6 +14,7 @@ guards refuse to be used, and the lock is freed. A child that a library in C for
 from __future__ import annotations
 
 import _thread
+import gc
 import importlib
 import logging
 import os
@@ -226,12 +227,16 @@ class _Fork:
             take((_turn,), self.turn)
         _under_way = True
         self.busy, awaited = [], _taking_part()
+        collect_at = self.until - 0.9 * PATIENCE
         while True:  # before the locks: an operation on a file may need one to finish
             rested = [(each, _guarded(each, each.rest)) for each in awaited]
             self.busy += [each for each, is_idle in rested if is_idle == "never"]
             awaited = [each for each, is_idle in rested if is_idle is False]
             if not awaited or time.monotonic() >= self.until:
                 break
+            if time.monotonic() >= collect_at:
+                gc.collect()  # what isn't idle may be garbage, such as a connection that an interrupt dropped
+                collect_at = self.until
             time.sleep(0.001)
         self.busy += awaited
         locks = [lock for it in [*_locks.values()] if (lock := it()) is not None]

@@ -141,8 +141,15 @@ class Connections:
 
     def _close_readers(self) -> None:
         while self._readers:
-            with suppress(IndexError):  # another thread has just taken the last one, and will close it
-                _close(self._readers.pop())
+            try:
+                cursor = self._readers.pop()
+            except IndexError:  # another thread has just taken the last one, and will close it
+                return
+            try:
+                _close(cursor)
+            except BaseException:  # interrupted: its traceback would keep the connection open
+                _close(cursor)
+                raise
 
     def _close_writer(self) -> None:
         if self.writer is None:
