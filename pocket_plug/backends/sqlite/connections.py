@@ -183,9 +183,8 @@ class Connections:
                 self.file.drop_logs()
                 return True
             own = self.writer.connection if is_interrupted and self.writer is not None else None
-            return (
-                "never" if in_use == [own] else False
-            )  # another thread that is within SQLite may hold locks of its library
+            # any other thread that is within SQLite may hold a lock of its library
+            return "never" if in_use == [own] else False
         finally:
             try:
                 release(held)
