@@ -14,6 +14,7 @@ guards refuse to be used, and the lock is freed. A child that a library in C for
 from __future__ import annotations
 
 import _thread
+import gc
 import importlib
 import logging
 import os
@@ -154,6 +155,7 @@ _under_way = False
 
 class _Here(threading.local):
     fork: _Fork | None = None
+    ended = 0  # of the forks for which `_after…` was called once, not twice
 
 
 _here = _Here()
@@ -209,6 +211,7 @@ class _Fork:
 
     def __init__(self) -> None:
         self.depth = 1
+        self.is_ended = False
         self.until = time.monotonic() + PATIENCE
         self.turn: Taken = []
         self.taken: Taken = []
@@ -224,12 +227,16 @@ class _Fork:
             take((_turn,), self.turn)
         _under_way = True
         self.busy, awaited = [], _taking_part()
+        collect_at = self.until - 0.9 * PATIENCE
         while True:  # before the locks: an operation on a file may need one to finish
             rested = [(each, _guarded(each, each.rest)) for each in awaited]
             self.busy += [each for each, is_idle in rested if is_idle == "never"]
             awaited = [each for each, is_idle in rested if is_idle is False]
             if not awaited or time.monotonic() >= self.until:
                 break
+            if time.monotonic() >= collect_at:
+                gc.collect()  # what isn't idle may be garbage, such as a connection that an interrupt dropped
+                collect_at = self.until
             time.sleep(0.001)
         self.busy += awaited
         locks = [lock for it in [*_locks.values()] if (lock := it()) is not None]
@@ -256,14 +263,13 @@ class _Fork:
             left = left[1:]
         return True
 
-    def end(self) -> bool:
-        """Release everything at the end of the outermost fork: a signal's handler may have forked in the middle of one."""
-        self.depth -= 1
-        if self.depth:
-            return False
-        _here.fork = None
+    def end(self) -> None:
+        """Release everything. If it is interrupted, it is called again."""
+        global _under_way
+        if not self.is_ended:  # then another thread may have begun a fork since
+            self.is_ended, _under_way = True, False
         release(self.taken)
-        return True
+        release(self.turn)
 
 
 def _in_spite_of_interrupts(fork: _Fork, step: Callback) -> None:
@@ -290,23 +296,23 @@ def _guarded(part: object, step: Callable[[], T]) -> T | None:
 def _before() -> None:
     fork = _here.fork
     if fork is not None:
-        fork.depth += 1
-        return
+        if not fork.is_ended:
+            fork.depth += 1
+            return
+        fork.end()  # a signal's handler forks at the end of another fork
     fork = _here.fork = _Fork()
+    _here.ended = 0
     _in_spite_of_interrupts(fork, fork.prepare)
 
 
 def _after_in_parent() -> None:
     fork = _here.fork
-    if fork is None or not fork.end():
+    if fork is None:
         return
-
-    def go_on() -> None:
-        global _under_way
-        _under_way = False
-        release(fork.turn)
-
-    _in_spite_of_interrupts(fork, go_on)
+    if fork.depth == 1:
+        _in_spite_of_interrupts(fork, fork.end)
+    if not _is_over(fork):
+        return
     if fork.busy or fork.missing:
         _logger.warning(
             "a child was forked although %s; stores and queues that were in use may raise errors in the child",
@@ -338,10 +344,32 @@ def _title(fork: _Fork) -> str:
 
 def _after_in_child() -> None:
     fork = _here.fork
-    if fork is not None:
-        fork.end()
-        _in_spite_of_interrupts(fork, lambda: _begin_anew(fork))
-        _raise_again(fork)
+    if fork is None:
+        return
+    if fork.depth == 1:
+        _in_spite_of_interrupts(fork, fork.end)
+    _in_spite_of_interrupts(fork, lambda: _begin_anew(fork))
+    _is_over(fork)
+    _raise_again(fork)
+
+
+def _is_over(fork: _Fork) -> bool:
+    """Note the end of a fork. False for one in the middle of another one, by a signal's handler: the outer one goes on."""
+    _here.ended += 1  # from here on no call, so no interrupt
+    fork.depth -= 1
+    if fork.depth:
+        return False
+    _here.fork = None
+    return True
+
+
+def _unless_ended(after: Callback) -> None:
+    """The second call after a fork: an interrupt of the first one, as soon as at its entry, would let everybody wait for ever."""
+    if _here.ended:
+        _here.ended -= 1
+    else:
+        after()
+        _here.ended = 0
 
 
 def _begin_anew(fork: _Fork) -> None:
@@ -376,3 +404,6 @@ def _report_lost(lock: Lockable) -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(
+        after_in_parent=partial(_unless_ended, _after_in_parent), after_in_child=partial(_unless_ended, _after_in_child)
+    )

@@ -26,15 +26,16 @@ URL_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 """The beginning of a URL."""
 
 # Up to the last "@": a password may hold one, or a "/", though it should not.
-# The looks behind (here) and ahead (in _NAME_TO_HIDE) keep the time linear: a log record may contain a very long word.
-_PASSWORD = re.compile(r"(?<![\w+.-])([\w+.-]+://[^/?#@:\s]*):\S*@")
+# The time is linear, since a log record may contain a very long word: no part of it is searched from several places. So a
+# match without an "@" goes up to the word's end, too, and there is no "?" within a name in _NAME_TO_HIDE.
+_PASSWORD = re.compile(r"(?<![\w+.-])([\w+.-]+://[^/?#@:\s]*):(?:\S*(@)|\S*)")
 _WHOLE = re.compile(r"\A(\w[\w+.-]*://[^/?#@:\s]*):.*@", re.DOTALL)
 """For a text that begins with a URL: the password in this URL may have spaces, too."""
 # A value goes up to the next "&": for drivers such as libpq, ";", "#" and "@" are a part of it. A name that is
 # percent-encoded may be that of a password.
-_NAME_TO_HIDE = r"[?&;#](?=[^=&;#\s]*=)[^=&;#\s]*(?:pass|pwd|secret|token|key|auth|credential|%)[^=&;#\s]*="
-_PARAMETER = re.compile(rf"({_NAME_TO_HIDE})([^&\s]+)", re.IGNORECASE)
-_WHOLE_PARAMETER = re.compile(rf"({_NAME_TO_HIDE})([^&]+)", re.IGNORECASE)
+_NAME_TO_HIDE = r"[?&;#](?=[^=?&;#\s]*=)[^=?&;#\s]*(?:pass|pwd|secret|token|key|auth|credential|%)[^=?&;#\s]*="
+_PARAMETER = re.compile(rf"({_NAME_TO_HIDE})([^&\s]*)", re.IGNORECASE)
+_WHOLE_PARAMETER = re.compile(rf"({_NAME_TO_HIDE})([^&]*)", re.IGNORECASE)
 
 
 def length(value: object) -> int | None:
@@ -88,7 +89,11 @@ def public_url(url: str) -> str:
     """
     parameter = _WHOLE_PARAMETER if URL_SCHEME.match(url) else _PARAMETER
     url = parameter.sub(_masked, url)
-    return _PASSWORD.sub(rf"\1:{MASK}@", _WHOLE.sub(rf"\1:{MASK}@", url))
+    return _PASSWORD.sub(_without_password, _WHOLE.sub(rf"\1:{MASK}@", url))
+
+
+def _without_password(url: re.Match[str]) -> str:
+    return f"{url[1]}:{MASK}@" if url[2] else url[0]
 
 
 def _masked(parameter: re.Match[str]) -> str:

@@ -153,14 +153,14 @@ def _operation_meant(name: str, method: Callable[..., object], cls: type[Recipe]
 def _slips(operation: str) -> frozenset[str]:
     """The ways to misspell it: a letter is missing or doubled, or two are swapped, but not at the beginning of a word.
 
-    Other similar names, such as `ready`, `span` or `read_any`, are other words.
+    Other similar names, such as `ready`, `span` or `read_any`, are other words, as are those of two letters, such as `on`.
     """
     slips = {operation}
     for at, letter in enumerate(operation):
         before, rest = operation[:at], operation[at + 1 :]
         if before[-1:] not in ("", "_"):
             slips |= {before + rest, before + letter + letter + rest, before + rest[:1] + letter + rest[1:]}
-    return frozenset(slips)
+    return frozenset(slip for slip in slips if len(slip) > 2)
 
 
 def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:

@@ -1438,6 +1438,39 @@ def test_a_log_that_sqlite_has_removed_is_no_deleted_log(
     drive(backend.close())
 
 
+def test_a_log_that_sqlite_removes_while_another_thread_connects_is_no_deleted_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow disk, a close takes long: of the only reader since a fork, for example, if an error closes it."""
+    monkeypatch.setattr(opened, "LOOK_EVERY", 0)
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    drive(backend.write([Put("a", 1)]))
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    drive(backend.read("a"))
+
+    class Function:
+        """What SQLite drops at the end of a close, when the log is removed."""
+
+        def __call__(self) -> None: ...
+
+        def __del__(self) -> None:
+            other = threading.Thread(target=lambda: drive(backend.read("a")))
+            other.start()
+            other.join()
+
+    for log in ("-wal", "-shm"):  # else the other one may get the same number
+        os.link(tmp_path / f"state.db{log}", tmp_path / f"taken{log}")
+    backend._connections._readers[0].connection.create_function("function", 0, Function())
+    with pytest.raises(UnicodeEncodeError):
+        drive(backend.read("\ud800"))
+    drive(backend.write([Put("a", 2)]))
+    drive(backend.close())
+
+
 @pytest.mark.parametrize("gone", [*GONE, "log deleted"])
 def test_an_old_time_stamp_of_the_folder_shows_any_change(
     tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch

@@ -368,20 +368,48 @@ def test_a_run_with_a_short_lease_makes_the_heartbeat_faster_at_once(
     assert looked.wait(20)
 
 
-def test_a_heartbeat_that_could_not_be_started_is_started_by_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_a_heartbeat_that_could_not_be_started_is_started_by_the_next_run(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     """The machine may have no room for a thread just then. Without a heartbeat the process's runs would be taken over."""
     monkeypatch.setattr(heartbeat, "this_process", lambda: SimpleNamespace(held=[], executions=list))
     heart, started = heartbeat.Heart(), list[threading.Thread]()
 
-    def no_room(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    def fail(thread: threading.Thread) -> None:
+        raise error
 
-    monkeypatch.setattr(threading.Thread, "start", no_room)
-    with pytest.raises(RuntimeError, match="can't start new thread"):
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(type(error)):
         heart.keep_beating(30.0)
     monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread))
     heart.keep_beating(30.0)
     assert [thread.name for thread in started] == ["pocket_plug heartbeat"]
+
+
+def test_a_heartbeat_whose_start_is_interrupted_when_it_runs_leaves_the_beating_to_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process has one heartbeat."""
+    beating: list[threading.Thread] = []
+
+    def executions() -> list[Any]:
+        beating.append(threading.current_thread())
+        return []
+
+    monkeypatch.setattr(heartbeat, "this_process", lambda: SimpleNamespace(held=[], executions=executions))
+    heart, started, start = heartbeat.Heart(), list[threading.Thread](), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        started.append(thread)
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        heart.keep_beating(30.0)
+    started[0].join()
+    assert beating == []
 
 
 def test_a_run_that_begins_in_the_middle_of_the_heartbeats_start_waits_for_nothing(

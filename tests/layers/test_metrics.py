@@ -659,3 +659,25 @@ def test_a_failure_in_the_middle_of_counting_another_is_counted() -> None:
     thread.join(60)
     assert swept, "a deadlock"
     assert wrong == []
+
+
+def test_a_store_that_is_made_in_the_middle_of_making_another_counts_no_eviction_twice() -> None:
+    """By a signal's handler, for example. Both add up the evictions of a store that is gone; the outer one failed at that."""
+
+    def keeper() -> Forgetful:
+        built = Forgetful().build(Memory())
+        assert isinstance(built, Forgetful)
+        return built
+
+    totals: set[int] = set()
+    for place in count(1):
+        tally, gone, one, other = counting.Tally(), keeper(), keeper(), keeper()
+        tally.watch(gone)
+        gone.evictions["size"] += 3
+        del gone
+        with Between(place, lambda tally=tally, other=other: tally.watch(other)) as between:
+            tally.watch(one)
+        totals.add(sum(number for number, _ in tally.evictions()))
+        if not between.where:
+            break
+    assert totals == {3}

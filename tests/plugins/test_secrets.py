@@ -548,7 +548,17 @@ def test_no_error_quotes_a_value(
     assert len(control.with_word()) == 2
 
 
-@pytest.mark.parametrize("text", ["'a' * 2_000_000", "'?' + 'key' * 700_000"], ids=["word", "parameter"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'a' * 2_000_000",
+        "'?' + 'key' * 700_000",
+        "'?' + 'key' * 700_000 + '='",
+        "'?' * 2_000_000 + '='",
+        "'a://b:' * 350_000",
+    ],
+    ids=["word", "name", "name without a value", "beginnings of names", "ports"],
+)
 def test_a_long_text_is_searched_in_linear_time(text: str) -> None:
     """Log records are searched for passwords, and may have anything in them: quadratic time would be hours here."""
     code = f"from pocket_plug.primitives.redaction import public_url; text = {text}; assert public_url(text) == text"

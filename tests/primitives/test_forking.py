@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dis
 import gc
 import importlib
 import multiprocessing
@@ -18,6 +19,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import pytest
 
 import pocket_plug as pp
 from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.backends.sqlite.connections import _Connection
 from pocket_plug.errors import StoreBusyError, StoreClosedError
 from pocket_plug.graph.running import context
 from pocket_plug.layers import Bounding, Persistence
@@ -32,6 +35,7 @@ from pocket_plug.primitives import forking
 from pocket_plug.primitives.forking import after_fork, new_lock, new_rlock
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import NO_EXPECTATIONS
+from pocket_plug.testing.interrupts import Interrupted, Interrupter
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -252,6 +256,49 @@ def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it(
         assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 
 
+class AtTheEnd(Interrupter):
+    """Interrupts only what is done after a fork, in the parent and in the child."""
+
+    is_over = False
+
+    def _pass(self, frame: types.FrameType, what: str) -> None:
+        self.is_over = self.is_over or frame.f_code.co_name.startswith("_after_in_")
+        if self.is_over:
+            super()._pass(frame, what)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as Python reports what is raised there
+def test_an_interrupt_at_the_end_of_a_fork_leaves_nothing_locked(tmp_path: Path) -> None:
+    """Neither in the parent nor in the child, also at the entry of what Python calls first: everybody waited for ever."""
+    parent, lock, backend = os.getpid(), new_lock(), SQLite(tmp_path / "state.db")
+    drive(backend.open())
+
+    def check() -> None:
+        assert not forking.is_under_way()
+        assert lock.acquire(blocking=False)
+        lock.release()
+        writing = thread(lambda: drive(backend.write([pp.Put("a", 1)])))
+        writing.join(60)
+        assert not writing.is_alive()
+
+    for place in count(1):
+        drive(backend.read("a"))
+        interrupter = AtTheEnd(place)
+        with suppress(Interrupted), interrupter:
+            os.fork()
+        if os.getpid() != parent:
+            try:
+                check()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0, interrupter.where
+        check()
+        if not interrupter.where:
+            break
+    drive(backend.close())
+
+
 def test_a_child_can_import_what_its_parent_was_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's lock of a module would be held there for ever: a fork waits until other threads' imports have ended."""
     (tmp_path / "slow_to_import.py").write_text(
@@ -377,6 +424,46 @@ def test_children_and_their_parent_count_in_one_file(tmp_path: Path, durability:
         assert store.get("n") == 60
 
 
+@pytest.mark.filterwarnings(
+    "ignore:unclosed database:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_a_connection_that_an_interrupt_has_dropped_is_not_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the garbage collector closes it, since sqlite3 refers to it in a circle. It may not run for hours."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    drive(backend.read("a"))
+    backend._connections._readers.clear()  # as if an interrupt had come when it was taken from there
+    assert in_child(lambda: drive(backend.write([pp.Put("a", 1)]))) == 0
+    assert not caplog.text
+    drive(backend.close())
+
+
+def test_a_read_keeps_no_connection_while_a_fork_waits(tmp_path: Path) -> None:
+    """A thread that reads without a break would use it again before the fork can close it: some forks took 5 s, and failed."""
+    kept: list[int] = []
+
+    class Reads:
+        """Another thread's read ends in the middle of the fork."""
+
+        def rest(self) -> None:
+            thread(lambda: drive(backend.read("a"))).join()
+            kept.append(len(backend._connections._readers))
+
+        def begin_anew(self) -> None: ...
+
+    reads = Reads()
+    forking.take_part(reads)  # asked before the backend
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    drive(backend.read("a"))
+    assert len(backend._connections._readers) == 1
+    assert in_child(lambda: drive(backend.read("a"))) == 0
+    assert kept == [0]
+    drive(backend.close())
+
+
 @pytest.mark.usefixtures("hasty")
 def test_a_connection_whose_close_was_interrupted_is_not_in_use(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -399,6 +486,64 @@ def test_a_connection_whose_close_was_interrupted_is_not_in_use(
     assert drive(backend.read("a")) == pp.Entry(1, 1)
     drive(backend.close())
     del error  # whose traceback has kept the connection
+
+
+def test_a_connection_whose_close_was_interrupted_at_any_call_knows_whether_it_is_open() -> None:
+    """If it seemed closed while it is open, a child would inherit it, and take the parent's locks for its own."""
+    ends: list[bool] = []
+
+    def interrupt(frame: types.FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is not _Connection.close.__code__:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        step = dis.opname[frame.f_code.co_code[frame.f_lasti]] if event == "opcode" else ""
+        if event == "opcode" and steps and steps[-1].startswith("CALL"):
+            calls.append(step)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+        steps.append(step)
+        return interrupt
+
+    for number in count(1):
+        connection, steps, calls = sqlite3.connect(":memory:", factory=_Connection), list[str](), list[str]()
+        sys.settrace(interrupt)
+        try:
+            connection.close()
+        except KeyboardInterrupt:
+            ends.append(connection.is_open)
+        finally:
+            sys.settrace(None)
+        is_open = True
+        try:
+            _ = connection.in_transaction
+        except sqlite3.ProgrammingError:
+            is_open = False
+        assert connection.is_open == is_open
+        connection.close()
+        if len(calls) < number:
+            break
+    assert ends == [False]
+
+
+@pytest.mark.filterwarnings("ignore:.*WeakSet:pytest.PytestUnraisableExceptionWarning")  # it is interrupted, too
+def test_a_write_succeeds_after_an_interrupt_while_a_fork_closes_the_connections(tmp_path: Path) -> None:
+    """The fork then closes them once more, and finds none in use; another thread may write in between."""
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    for place in count(1):
+        drive(backend.read("a"))
+        interrupter, raised = Interrupter(place), list[Interrupted]()
+        try:
+            with interrupter:
+                backend._writer.rest()
+        except Interrupted as error:
+            raised.append(error)  # its traceback keeps what was in use
+        gc.collect()  # for one that nothing refers to any more, as a fork does
+        assert backend._writer.rest(), interrupter.where
+        drive(backend.write([pp.Put("a", place)]))
+        if not interrupter.where:
+            break
+    drive(backend.close())
 
 
 @pytest.mark.usefixtures("hasty")
@@ -548,6 +693,37 @@ def test_forked_in_the_middle_of_a_commit_the_child_refuses_the_file(
     assert len(drive(_all_of(path))) == 2
 
 
+def test_forked_in_the_middle_of_a_commit_no_other_thread_is_within_sqlite(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a thread may hold a lock of SQLite's library, which nobody would release in the child: every file would hang there."""
+    copying, copied = threading.Event(), threading.Event()
+
+    def until_the_fork(done: int, total: int) -> None:
+        copying.set()
+        while not forking.is_under_way():
+            time.sleep(0)
+
+    def copy() -> None:
+        backend.backup(tmp_path / "copy.db", until_the_fork)
+        copied.set()
+
+    def forks() -> float:
+        thread(copy)
+        assert copying.wait(timeout=60)
+        codes.append(in_child(lambda: copied.is_set() or os._exit(2)))
+        return 0.0
+
+    codes: list[int] = []
+    backend = SQLite(tmp_path / "state.db")
+    drive(backend.open())
+    backend.clock = forks
+    drive(backend.write([pp.Put("a", 1)]))
+    assert codes == [0]
+    assert caplog.text.count("SQLite(") == 1
+    drive(backend.close())
+
+
 async def _all_of(path: Path) -> list[str]:
     backend = SQLite(path)
     await backend.open()
@@ -582,6 +758,7 @@ def test_a_fork_does_not_wait_for_another_process_that_writes(
 WAITING = """
 import concurrent.futures.thread, itertools, os, signal, sqlite3, sys, threading
 import pocket_plug as pp
+from pocket_plug.testing.interrupts import Interrupted, Interrupter
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 parent = os.getpid()

@@ -158,6 +158,7 @@ def test_a_misspelt_operation_gives_a_warning(name: str, method: Any, meant: str
         *(("build_index", one), ("spread", one), ("close_all", nothing), ("check_value", one), ("raed", property(one))),
         *(("reload", one), ("reread", one), ("ready", one), ("read_part", one), ("read_any", one), ("read_range", one)),
         *(("delete_all", one), ("delegate", two), ("get_meta", one), ("clone", nothing), ("span", plain), ("tune", plain)),
+        ("on", nothing),
     ],
 )  # fmt: skip
 def test_a_helper_of_a_layer_gives_no_warning(name: str, method: Any) -> None:

@@ -37,9 +37,13 @@ class _Connection(sqlite3.Connection):
     is_open = True
     """Until the file's locks are released. sqlite3 itself calls a connection closed while another thread is still closing it."""
 
+    is_closing = False
+    """True from the beginning of its close: SQLite may be removing the log with it."""
+
     def close(self) -> None:
+        self.is_closing = True
         try:
-            super().close()
+            sqlite3.Connection.close(self)  # after the call of `super()`, an interrupt might come before the close
         finally:  # also if an interrupt comes just after it
             self.is_open = False
 
@@ -108,7 +112,8 @@ class Connections:
     def _connect(self) -> sqlite3.Connection:
         """The same for a caller that holds the lock and has checked that no fork is under way."""
         self.file.check_connectable()
-        if not self._in_use():  # SQLite has removed the log, if an error has closed the only reader since a fork
+        # SQLite removes the log with the last one, such as the only reader since a fork, if an error closes that
+        if all(connection.is_closing for connection in self._all):
             self.file.drop_logs()
         try:
             connection = sqlite3.connect(
@@ -136,19 +141,31 @@ class Connections:
 
     def _close_readers(self) -> None:
         while self._readers:
-            with suppress(IndexError):  # another thread has just taken the last one, and will close it
-                _close(self._readers.pop())
+            try:
+                cursor = self._readers.pop()
+            except IndexError:  # another thread has just taken the last one, and will close it
+                return
+            try:
+                _close(cursor)
+            except BaseException:  # interrupted: its traceback would keep the connection open
+                _close(cursor)
+                raise
 
     def _close_writer(self) -> None:
         if self.writer is None:
             return
-        _close(self.writer)
-        self.writer = None
+        try:
+            _close(self.writer)
+        except BaseException:  # interrupted: another thread must not find it half closed
+            _close(self.writer)
+            raise
+        finally:
+            self.writer = None
 
     # ------------------------------------------------------------ forks of this process
     def rest(self) -> Rested:
-        """Before a fork: close every connection that is not in use. Returns True if none was in use, and "never" if what forks
-        has interrupted a write of its own thread.
+        """Before a fork: close every connection that is not in use. Returns True if none was in use, and "never" if the only one
+        is the writer, of which what forks has interrupted a write of its own thread.
         """
         held: Taken = []
         try:
@@ -161,12 +178,19 @@ class Connections:
                 take((self.writing,), held)
             if len(held) == 2:
                 self._close_writer()
-            if self._in_use():
-                return "never" if is_interrupted else False
-            self.file.drop_logs()
-            return True
+            in_use = self._in_use()
+            if not in_use:
+                self.file.drop_logs()
+                return True
+            own = self.writer.connection if is_interrupted and self.writer is not None else None
+            # any other thread that is within SQLite may hold a lock of its library
+            return "never" if in_use == [own] else False
         finally:
-            release(held)
+            try:
+                release(held)
+            except BaseException:  # interrupted
+                release(held)
+                raise
 
     def _in_use(self) -> list[_Connection]:
         return [connection for connection in self._all if connection.is_open]
@@ -203,7 +227,7 @@ class Connections:
                 raise self.explained(error) from error
             raise
         self._readers.append(cursor)
-        if not file.is_open:
+        if not file.is_open or is_under_way():  # a fork waits for it, and this thread might use it again at once
             self._close_readers()
         return rows
 

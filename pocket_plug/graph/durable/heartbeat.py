@@ -62,11 +62,14 @@ class Heart:
                 self._thread = thread
                 try:
                     thread.start()
-                except RuntimeError:  # the machine has no room for a thread: the next execution tries again
+                except BaseException:  # no room for a thread, or an interrupt: the next execution tries again
                     self._thread = None
                     raise
 
     def _go_on(self) -> None:
+        with self._lock:
+            if self._thread is not threading.current_thread():  # its start was interrupted, and it runs nevertheless
+                return
         while True:
             self._pause = inf  # an execution that begins from here on may be missing below: its lease ends the pause
             # No local variable may refer to an execution: it would keep it, and its store, alive while the thread waits.

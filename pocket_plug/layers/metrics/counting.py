@@ -178,8 +178,12 @@ class Tally:
     def _settle(self, keeper: Keeper | None) -> None:
         """Add up the evictions of a keeper that leaves; None: of keepers that are gone."""
         for watched in [watched for watched in self._watched if watched.keeper() is keeper]:
-            self._evicted.update(watched.evicted())
-            self._watched.remove(watched)
+            evicted = watched.evicted()
+            if watched in self._watched:  # else a signal's handler has added them up in between
+                self._watched.remove(watched)
+                for reason, number in evicted.items():
+                    self._evicted.setdefault(reason, 0)  # as in `failed`
+                    self._evicted[reason] += number
 
     def entries(self) -> Iterable[tuple[int, Attributes]]:
         """For `pocket_plug.store.entries`."""
