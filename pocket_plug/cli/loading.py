@@ -39,10 +39,12 @@ def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
 def _file(path: Path, name: str) -> Path:
     """The Python file that is meant. `name` is for the message: what was given behind the path, such as ":graph"."""
     try:
-        is_folder = path.is_dir()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # said below
     except OSError as error:  # too long a name, as of a whole program
         raise click.UsageError(f"{str(path)[:80]!r} can't be the path of a file: {error.strerror}") from error
-    if is_folder:
+    if path.is_dir():
         for each in ("app.py", "__init__.py"):
             if (path / each).is_file():
                 return path / each

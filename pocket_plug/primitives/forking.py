@@ -19,6 +19,7 @@ import importlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -26,13 +27,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count, takewhile
 from operator import methodcaller
-from types import MethodType
+from types import FrameType, MethodType
 from typing import Literal, Protocol, TypeVar
 from weakref import ReferenceType, ref
 
 from pocket_plug.errors import StoreError, is_fault
 
 from .locks import Lock, RLock
+from .signals import raised_by_handler
 
 PATIENCE = 5.0
 """Seconds that a fork waits, at most, for other threads to finish what they are doing."""
@@ -155,7 +157,6 @@ _under_way = False
 
 class _Here(threading.local):
     fork: _Fork | None = None
-    ended = 0  # of the forks for which `_after…` was called once, not twice
 
 
 _here = _Here()
@@ -168,7 +169,7 @@ def is_under_way() -> bool:
 
 def wait_for_fork() -> None:
     """Wait for the end of a fork that another thread has begun; hold no lock meanwhile. Raises StoreError if this thread did."""
-    if _here.fork is not None:
+    if _here.fork is not None and _here.fork.callers:
         raise StoreError(
             "a function that was passed to os.register_at_fork used a store during a fork; register the function after "
             "pocket_plug is imported"
@@ -210,8 +211,9 @@ class _Fork:
     """One fork: the locks that were acquired for it, and what wasn't idle or free in time."""
 
     def __init__(self) -> None:
-        self.depth = 1
-        self.is_ended = False
+        self.callers: list[FrameType | None] = []
+        """The frames that fork now: a signal's handler may fork in the middle of a fork. Empty once the outermost one is over."""
+        self.is_prepared = self.is_settled = False
         self.until = time.monotonic() + PATIENCE
         self.turn: Taken = []
         self.taken: Taken = []
@@ -225,7 +227,8 @@ class _Fork:
         release(self.taken)
         while not self.turn and time.monotonic() < self.until + PATIENCE:  # another fork takes no longer
             take((_turn,), self.turn)
-        _under_way = True
+        if self.turn:  # otherwise it is the other fork's, as long as that lasts
+            _under_way = True
         self.busy, awaited = [], _taking_part()
         collect_at = self.until - 0.9 * PATIENCE
         while True:  # before the locks: an operation on a file may need one to finish
@@ -243,6 +246,7 @@ class _Fork:
         while not self._take_all(locks) or (_is_importing() and time.monotonic() < self.until):
             release(self.taken)
             time.sleep(0.001)
+        self.is_prepared = True
 
     def _take_all(self, locks: list[Lockable]) -> bool:
         """Acquire all of them; False if one isn't free soon, which is then the first of `locks`, to be tried first the next time.
@@ -263,13 +267,20 @@ class _Fork:
             left = left[1:]
         return True
 
-    def end(self) -> None:
-        """Release everything. If it is interrupted, it is called again."""
+    def is_over(self, caller: FrameType | None) -> bool:
+        """Note that the fork of this frame is over; returns whether the outermost one is. Can be called again."""
+        if self.callers and self.callers[-1] is caller:
+            self.callers.pop()
+        return not self.callers
+
+    def go_on(self) -> None:
+        """In the parent: let everybody continue. Can be called again."""
         global _under_way
-        if not self.is_ended:  # then another thread may have begun a fork since
-            self.is_ended, _under_way = True, False
         release(self.taken)
-        release(self.turn)
+        if self.turn:
+            _under_way = False
+            release(self.turn)
+        self.is_settled = True
 
 
 def _in_spite_of_interrupts(fork: _Fork, step: Callback) -> None:
@@ -283,51 +294,57 @@ def _in_spite_of_interrupts(fork: _Fork, step: Callback) -> None:
 
 
 def _guarded(part: object, step: Callable[[], T]) -> T | None:
-    """Run a step of one participant or callback. If it fails that is logged, and the others still get their turn."""
+    """Run a step of one participant or callback. If it fails that is logged, and the others still get their turn.
+
+    What a signal's handler raises is no failure of the step: then all steps are done again.
+    """
     try:
         return step()
     except BaseException as error:
-        if not is_fault(error):
+        if not is_fault(error) or raised_by_handler(error):
             raise
         _logger.exception("%r failed to prepare for a fork, or to start again in the child", part)
     return None
 
 
+def _caller() -> FrameType | None:
+    """The frame that forks, for a function that Python calls at the fork."""
+    return sys._getframe(1).f_back  # pyright: ignore[reportPrivateUsage] # as in `Key`
+
+
 def _before() -> None:
-    fork = _here.fork
-    if fork is not None:
-        if not fork.is_ended:
-            fork.depth += 1
-            return
-        fork.end()  # a signal's handler forks at the end of another fork
-    fork = _here.fork = _Fork()
-    _here.ended = 0
-    _in_spite_of_interrupts(fork, fork.prepare)
+    caller, fork = _caller(), _here.fork
+    if fork is None or not fork.callers:
+        fork = _here.fork = _Fork()
+    if caller not in fork.callers:
+        fork.callers.append(caller)
+    if len(fork.callers) == 1 and not fork.is_prepared:
+        _in_spite_of_interrupts(fork, fork.prepare)
 
 
 def _after_in_parent() -> None:
     fork = _here.fork
-    if fork is None:
+    if fork is None or not fork.is_over(_caller()) or fork.is_settled:
         return
-    if fork.depth == 1:
-        _in_spite_of_interrupts(fork, fork.end)
-    if not _is_over(fork):
-        return
+    _in_spite_of_interrupts(fork, fork.go_on)
     if fork.busy or fork.missing:
         _logger.warning(
             "a child was forked although %s; stores and queues that were in use may raise errors in the child",
             _title(fork),
         )
-    _raise_again(fork)
 
 
 def _raise_again(fork: _Fork) -> None:
     """Raise what a signal's handler raised during the fork. It has to be the last that is done for a fork."""
-    if isinstance(fork.interrupt, KeyboardInterrupt):  # raised here it is only printed, so the signal is sent once more
-        # unpacking what `map` does is no call, so however soon the signal comes, its handler is called after the fork
-        [_] = map(_thread.start_new_thread, (_send_interrupt,), ((),))
-    elif fork.interrupt is not None:
-        raise fork.interrupt
+    try:
+        # Raised here it is only printed, so the signal is sent once more. Unpacking what `map` does is no call, so however soon
+        # the signal comes, its handler is called after the fork.
+        if isinstance(fork.interrupt, KeyboardInterrupt):
+            [_] = map(_thread.start_new_thread, (_send_interrupt,), ((),))
+        elif fork.interrupt is not None:
+            raise fork.interrupt
+    finally:
+        fork.interrupt = None  # its traceback refers to the fork
 
 
 def _send_interrupt() -> None:
@@ -343,33 +360,21 @@ def _title(fork: _Fork) -> str:
 
 
 def _after_in_child() -> None:
-    fork = _here.fork
-    if fork is None:
+    caller, fork = _caller(), _here.fork
+    if fork is None or fork.is_settled or (fork.callers and caller not in fork.callers):
         return
-    if fork.depth == 1:
-        _in_spite_of_interrupts(fork, fork.end)
+    if fork.is_over(caller):
+        release(fork.taken)
     _in_spite_of_interrupts(fork, lambda: _begin_anew(fork))
-    _is_over(fork)
-    _raise_again(fork)
+    fork.is_settled = not fork.callers
 
 
-def _is_over(fork: _Fork) -> bool:
-    """Note the end of a fork. False for one in the middle of another one, by a signal's handler: the outer one goes on."""
-    _here.ended += 1  # from here on no call, so no interrupt
-    fork.depth -= 1
-    if fork.depth:
-        return False
-    _here.fork = None
-    return True
-
-
-def _unless_ended(after: Callback) -> None:
-    """The second call after a fork: an interrupt of the first one, as soon as at its entry, would let everybody wait for ever."""
-    if _here.ended:
-        _here.ended -= 1
-    else:
-        after()
-        _here.ended = 0
+def _end() -> None:
+    """The outermost fork is over, in the parent or in the child."""
+    fork = _here.fork
+    if fork is not None and not fork.callers:
+        _here.fork = None
+        _raise_again(fork)
 
 
 def _begin_anew(fork: _Fork) -> None:
@@ -403,7 +408,7 @@ def _report_lost(lock: Lockable) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
-    os.register_at_fork(
-        after_in_parent=partial(_unless_ended, _after_in_parent), after_in_child=partial(_unless_ended, _after_in_child)
-    )
+    # An interrupt may come at the entry of a function, where no `try` helps: so each is called twice.
+    for _ in range(2):
+        os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(after_in_parent=_end, after_in_child=_end)

@@ -256,47 +256,90 @@ def test_a_keyboard_interrupt_while_a_fork_waits_is_raised_after_it(
         assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 
 
-class AtTheEnd(Interrupter):
-    """Interrupts only what is done after a fork, in the parent and in the child."""
+INTERRUPTED = """
+import itertools, os, signal, sys, threading
+import pocket_plug as pp
+from pocket_plug.primitives import forking
+from pocket_plug.primitives.forking import new_lock
+from pocket_plug.testing.interrupts import Interrupter
 
-    is_over = False
-
-    def _pass(self, frame: types.FrameType, what: str) -> None:
-        self.is_over = self.is_over or frame.f_code.co_name.startswith("_after_in_")
-        if self.is_over:
+class Within(Interrupter):
+    def _pass(self, frame, what):
+        if frame.f_code.co_filename == forking.__file__:
             super()._pass(frame, what)
 
+sys.unraisablehook = lambda raised: None  # Python can only print what is raised in a function that it calls at a fork
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # sent again after the fork
+lock = new_lock()
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as Python reports what is raised there
-def test_an_interrupt_at_the_end_of_a_fork_leaves_nothing_locked(tmp_path: Path) -> None:
-    """Neither in the parent nor in the child, also at the entry of what Python calls first: everybody waited for ever."""
-    parent, lock, backend = os.getpid(), new_lock(), SQLite(tmp_path / "state.db")
-    drive(backend.open())
+def check(name):
+    with lock:
+        store.update(name, lambda n: n + 1, default=0)
+
+def in_thread(name):
+    checking = threading.Thread(target=check, args=(name,), daemon=True)
+    checking.start()
+    checking.join(20)
+    return not checking.is_alive()
+
+with pp.SyncStore(f"sqlite:///{sys.argv[1]}/state.db") as store:
+    for n in itertools.count(1):
+        with Within(n, KeyboardInterrupt) as interrupter:
+            child = os.fork()
+        if child == 0:
+            os._exit(9 if not in_thread("child") else 1 if interrupter.where else 0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status not in (0, 1) or not in_thread("parent"):
+            print("child" if status not in (0, 1) else "parent", "hangs after an interrupt", interrupter.where, flush=True)
+            os._exit(0)
+        if not interrupter.where and status == 0:
+            break
+    assert store.get_many(["child", "parent"]) == {"child": n, "parent": n}
+print("interrupted" if n > 10 else "never interrupted", flush=True)
+os._exit(0)  # a thread may hang
+"""
+
+
+def test_an_interrupt_at_any_place_of_a_fork_leaves_no_lock_locked(tmp_path: Path) -> None:
+    """Also where Python enters a function that it calls at a fork: most signals that come during a fork are handled there."""
+    assert run(INTERRUPTED, tmp_path) == "interrupted\n"
+
+
+def test_what_a_signal_handler_raises_in_a_participant_is_no_failure_of_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A time limit at SIGALRM: all steps of the participant are done again, before the fork and in the child."""
+    steps: list[str] = []
+
+    def time_is_over(*_: object) -> None:
+        raise TimeoutError
+
+    def do(step: str) -> None:
+        steps.append(f"{step} begins")
+        if steps.count(f"{step} begins") == 1:
+            signal.raise_signal(signal.SIGALRM)
+        steps.append(f"{step} ends")
+
+    class Part:
+        def rest(self) -> bool:
+            do("rest")
+            return True
+
+        def begin_anew(self) -> None:
+            do("anew")
 
     def check() -> None:
-        assert not forking.is_under_way()
-        assert lock.acquire(blocking=False)
-        lock.release()
-        writing = thread(lambda: drive(backend.write([pp.Put("a", 1)])))
-        writing.join(60)
-        assert not writing.is_alive()
+        assert steps == ["rest begins", "rest begins", "rest ends", "anew begins", "anew begins", "anew ends"]
 
-    for place in count(1):
-        drive(backend.read("a"))
-        interrupter = AtTheEnd(place)
-        with suppress(Interrupted), interrupter:
-            os.fork()
-        if os.getpid() != parent:
-            try:
-                check()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0, interrupter.where
-        check()
-        if not interrupter.where:
-            break
-    drive(backend.close())
+    part = Part()
+    forking.take_part(part)
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: None)  # Python can only print it
+    former = signal.signal(signal.SIGALRM, time_is_over)
+    try:
+        assert in_child(check) == 0
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    assert not caplog.text
 
 
 def test_a_child_can_import_what_its_parent_was_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
