@@ -70,6 +70,10 @@ class Connection(apsw.Connection):
             return False
         return True
 
+    @property
+    def is_closing(self) -> bool:
+        return not self.is_open
+
 
 class LosingDisk:
     """Records everything that SQLite does to its files, by a VFS, and produces what may be left of them at any moment.

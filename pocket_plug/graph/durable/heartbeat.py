@@ -56,7 +56,7 @@ class Heart:
             if lease / 3 < self._pause:
                 self._sooner.set()
             return
-        thread = threading.Thread(target=self._go_on, name="pocket_plug heartbeat", daemon=True)
+        thread = threading.Thread(target=lambda: self._go_on(thread), name="pocket_plug heartbeat", daemon=True)
         with self._lock:  # no call comes before it is noted, so no signal's handler either, which might begin a run
             if self._thread is None:
                 self._thread = thread
@@ -66,9 +66,9 @@ class Heart:
                     self._thread = None
                     raise
 
-    def _go_on(self) -> None:
+    def _go_on(self, thread: threading.Thread) -> None:
         with self._lock:
-            if self._thread is not threading.current_thread():  # its start was interrupted, and it runs nevertheless
+            if self._thread is not thread:  # its start was interrupted, and it runs nevertheless
                 return
         while True:
             self._pause = inf  # an execution that begins from here on may be missing below: its lease ends the pause
@@ -77,7 +77,7 @@ class Heart:
             if not leases:
                 with self._lock:
                     # Before the last check: an execution that begins after it starts another thread.
-                    thread, self._thread = self._thread, None
+                    self._thread = None
                     if not this_process().held:
                         return
                     self._thread = thread
