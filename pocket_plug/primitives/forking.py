@@ -40,7 +40,8 @@ PATIENCE = 5.0
 """Seconds that a fork waits, at most, for other threads to finish what they are doing."""
 
 SOON = 0.1
-"""Seconds after a fork until a Ctrl-C that came in the middle of it is raised again: until then the caller has the child's id."""
+"""Seconds after a fork until a Ctrl-C that came in the middle of it is raised again: until then the caller has the child's id,
+also on a machine under load."""
 
 _SLICE = 0.01  # seconds to wait for one lock, while others are held
 

@@ -105,6 +105,14 @@ def another_writer(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+def fork() -> None:
+    """Fork, which closes this process's connections; the child ends at once."""
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
 async def settle(turns: int = 20) -> None:
     """Let all tasks of this loop run until they wait."""
     for _ in range(turns):
@@ -1397,11 +1405,8 @@ def test_a_deleted_log_acknowledges_no_write(
     if moment == "before the first write":
         drive(backend.close())
         drive(backend.open())
-    if moment == "read after a fork":  # which has closed all connections, and SQLite has removed the log
-        child = os.fork()
-        if not child:
-            os._exit(0)
-        os.waitpid(child, 0)
+    if moment == "read after a fork":  # with the last connection, SQLite has removed the log
+        fork()
         assert not (tmp_path / f"state.db{log}").exists()
         assert drive(backend.read("a")) is not None
     (tmp_path / f"state.db{log}").unlink()
@@ -1421,10 +1426,7 @@ def test_a_log_that_sqlite_has_removed_is_no_deleted_log(
     backend = SQLite(tmp_path / "state.db", durability=durability)
     drive(backend.open())
     drive(backend.write([Put("a", 1)]))
-    child = os.fork()
-    if not child:
-        os._exit(0)
-    os.waitpid(child, 0)
+    fork()
     drive(backend.read("a"))
     for log in ("-wal", "-shm"):  # else the other one may get the same number
         os.link(tmp_path / f"state.db{log}", tmp_path / f"taken{log}")
@@ -1446,10 +1448,7 @@ def test_a_log_that_sqlite_removes_while_another_thread_connects_is_no_deleted_l
     backend = SQLite(tmp_path / "state.db")
     drive(backend.open())
     drive(backend.write([Put("a", 1)]))
-    child = os.fork()
-    if not child:
-        os._exit(0)
-    os.waitpid(child, 0)
+    fork()
     drive(backend.read("a"))
 
     class Function:

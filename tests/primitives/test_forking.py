@@ -802,7 +802,6 @@ def test_a_fork_does_not_wait_for_another_process_that_writes(
 WAITING = """
 import concurrent.futures.thread, itertools, os, signal, sqlite3, sys, threading
 import pocket_plug as pp
-from pocket_plug.testing.interrupts import Interrupted, Interrupter
 from pocket_plug.testing.layer_contract import FaultyMemory
 
 parent = os.getpid()

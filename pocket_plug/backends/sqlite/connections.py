@@ -112,7 +112,7 @@ class Connections:
     def _connect(self) -> sqlite3.Connection:
         """The same for a caller that holds the lock and has checked that no fork is under way."""
         self.file.check_connectable()
-        # SQLite removes the log with the last one, such as the only reader since a fork, if an error closes that
+        # With its last connection SQLite removes the log: if an error closes the only reader since a fork, for example.
         if all(connection.is_closing for connection in self._all):
             self.file.drop_logs()
         try:
@@ -164,8 +164,8 @@ class Connections:
 
     # ------------------------------------------------------------ forks of this process
     def rest(self) -> Rested:
-        """Before a fork: close every connection that is not in use. Returns True if none was in use, and "never" if the only one
-        is the writer, of which what forks has interrupted a write of its own thread.
+        """Before a fork: close every connection that is not in use. Returns True if none was in use, and "never" if only the
+        writer is, by the thread that forks: a signal's handler forks in the middle of a write.
         """
         held: Taken = []
         try:
