@@ -25,6 +25,7 @@ from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_rlock
+from pocket_plug.primitives.locks import HAS_GIL
 from pocket_plug.primitives.names import OWN, PAST_OWN
 from pocket_plug.primitives.signatures import misfit
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
@@ -108,7 +109,8 @@ class Bounding(Layer):
             index.notify = self._report_evictions if self.on_evict is not None else None
             inner.adopt(index)
             write = index.writing(inner)
-            direct: dict[str, Any] = {"read": index.read, "write": write, "scan": inner.scan, "open": inner.open}
+            read = index.read if HAS_GIL else inner.locked_read
+            direct: dict[str, Any] = {"read": read, "write": write, "scan": inner.scan, "open": inner.open}
             self.__dict__.update(direct)
         self.inline_write = inner.inline_write and inner.inline_read and not self._awaits
         self.needs_loop = inner.needs_loop or self._awaits
@@ -419,7 +421,7 @@ class _Bounded(EntryTable):
         self._max_entries, self._max_bytes = limits
 
     async def read(self, key: str) -> Entry | None:
-        """The entry, which is the most recently used one then. Without a lock: each call on an OrderedDict is atomic."""
+        """The entry, which is the most recently used one then. No lock: with the GIL, a call on an OrderedDict is atomic."""
         entries, clock = self.entries, self._clock
         entry: _Kept | None = entries.get(key)
         if entry is None or ((deadline := entry.deadline) is not None and clock() >= deadline):

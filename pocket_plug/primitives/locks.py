@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from pocket_plug.errors import StoreError
 
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+"""False in a free-threaded Python: there, only locks keep a thread from seeing what another one has half done."""
+
 _BLOCKING = (True,)
 _CRLock: Any = type(threading.RLock())
 
