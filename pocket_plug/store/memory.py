@@ -67,7 +67,7 @@ class Memory(Backend):
 
     async def locked_read(self, key: str) -> Entry | None:
         """The `read` of a Python without the GIL."""
-        return (await self.read_many((key,))).get(key)
+        return (await Memory.read_many(self, (key,))).get(key)  # a subclass may read one by one
 
     async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """All entries as of one moment: under the lock, as writes are."""
