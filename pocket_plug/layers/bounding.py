@@ -27,7 +27,7 @@ from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import OWN, PAST_OWN
 from pocket_plug.primitives.signatures import misfit
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered, with_version
 from pocket_plug.store.entry_table import Closed, Dropped, EntryTable
 from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
@@ -258,7 +258,7 @@ class Bounding(Layer):
             changes, version = self._unnoted[0]
             # Of two with the same version the second would be ignored.
             last = {change.key: change for change in changes}
-            versioned = [_with_version(change, change.version or version) for change in last.values()]
+            versioned = [with_version(change, change.version or version) for change in last.values()]
             index.version += 1  # here it only counts the writes
             index.apply(versioned, version, self.clock())
             del self._unnoted[0]
@@ -624,12 +624,6 @@ class _Bounded(EntryTable):
             record: Any = self.entries.get(key)
             if record is not None and record is not self.gone and not self.alive(record, now):
                 self.take(key, "expired")
-
-
-def _with_version(change: Change, version: int) -> Change:
-    if isinstance(change, Put):
-        return Put(change.key, change.value, change.expires_at, version, change.renews)
-    return Delete(change.key, version)
 
 
 def _is_async(function: object) -> bool:

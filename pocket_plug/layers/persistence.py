@@ -20,7 +20,7 @@ from pocket_plug.errors import ConfigError, ConflictError
 from pocket_plug.hookspecs import hookimpl
 from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.waiting import pause
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, with_version
 from pocket_plug.store.entry_table import Closed
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.resolving import resolve_backend
@@ -238,12 +238,7 @@ class Persistence(Layer):
 
     async def _follow(self, changes: Iterable[Change], version: int) -> bool:
         """Write to the near tier what the durable one has; returns whether that succeeded. The write is done either way."""
-        near: list[Change] = [
-            Put(change.key, change.value, change.expires_at, version, change.renews)
-            if isinstance(change, Put)
-            else Delete(change.key, version)
-            for change in changes
-        ]
+        near = [with_version(change, version) for change in changes]
         try:
             if near:
                 await self.inner.write(near)

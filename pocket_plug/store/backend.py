@@ -81,6 +81,13 @@ class Delete:
 Change = Put | Delete
 
 
+def with_version(change: Change, version: int) -> Change:
+    """The change with a version, for a tier or an index that takes it only if that is newer."""
+    if isinstance(change, Put):
+        return Put(change.key, change.value, change.expires_at, version, change.renews)
+    return Delete(change.key, version)
+
+
 class Watcher(Protocol):
     """Is notified of writes, by a backend that can watch (`Backend.watch`). It begins as lost, until `back` is called.
 
