@@ -26,7 +26,7 @@ from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import OWN, PAST_OWN
-from pocket_plug.primitives.signatures import misfit
+from pocket_plug.primitives.signatures import is_async, misfit
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put, Reason, Tiered, with_version
 from pocket_plug.store.entry_table import Closed, Dropped, EntryTable
 from pocket_plug.store.layer import Layer, parts
@@ -97,7 +97,7 @@ class Bounding(Layer):
         self.evicts = True
         self.failures = 0
         """How often `on_evict` raised or an eviction failed."""
-        self._awaits = _is_async(self.on_evict)
+        self._awaits = self.on_evict is not None and is_async(self.on_evict)
         self._lock = new_rlock(self._cut_off)  # reentrant, as Memory's
         self._is_free = True  # false while the index is being changed, by whoever has the lock
         self._going: dict[str, tuple[Any, Reason]] = {}  # chosen for eviction, but not deleted yet
@@ -624,11 +624,6 @@ class _Bounded(EntryTable):
             record: Any = self.entries.get(key)
             if record is not None and record is not self.gone and not self.alive(record, now):
                 self.take(key, "expired")
-
-
-def _is_async(function: object) -> bool:
-    call = getattr(function.__class__, "__call__", None)  # noqa: B004 - an object may have an async one
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 _ATOMS = frozenset({str, bytes, int, float, bool, type(None)})
