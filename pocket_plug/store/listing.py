@@ -8,7 +8,7 @@ from functools import partial
 
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreError
 from pocket_plug.primitives.names import MAX_KEY_BYTES, RESERVED, check_prefix
-from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.values import Value
 
 from .backend import PRESENT, Delete, Entry, page_of
@@ -26,8 +26,7 @@ _LAST_RESERVED = RESERVED + "\U0010ffff" * (MAX_KEY_BYTES // 4)
 def check_limit(limit: object) -> None:
     """Raise ConfigError for a limit that is no number of entries."""
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-        found = repr(limit) if isinstance(limit, int) else summary(limit)
-        raise ConfigError(f"limit can't be {found}; give a number of entries from 0 up, or None for all")
+        raise ConfigError(f"limit can't be {found(limit)}; give a number of entries from 0 up, or None for all")
 
 
 def names_of(

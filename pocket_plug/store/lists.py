@@ -16,7 +16,7 @@ from typing import Any
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreError, ValueTypeError
 from pocket_plug.primitives.lists import ItemPlace, ListHead, item_of, items_of, new_head, place_of
 from pocket_plug.primitives.names import ITEMS
-from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.values import Value
 
 from .backend import READ_TRIES, Change, Delete, Entry, Put
@@ -37,8 +37,7 @@ LOOKED_AT, LOOKS = 128, 8
 def check_number(number: object, what: str) -> int:
     """A number of items, 0 or more. Raises ConfigError for anything else."""
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        found = repr(number) if isinstance(number, int) else summary(number)
-        raise ConfigError(f"{what} can't be {found}; give a number of items from 0 up")
+        raise ConfigError(f"{what} can't be {found(number)}; give a number of items from 0 up")
     return number
 
 
