@@ -14,7 +14,8 @@ from pocket_plug.primitives.redaction import conceal, named, public_url
 from pocket_plug.primitives.waiting import LoopThread, Runner, drive, drive_inline, run_on
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Clock
-from .contention import FREE_TRIES, Backoff, Combiner, Gates, Step
+from .contention import FREE_TRIES, Backoff, Combiner, Step
+from .gates import Gates
 from .layer import Layer, build_stack, parts
 from .resolving import order_names, resolve_backend, resolve_layer
 
