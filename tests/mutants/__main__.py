@@ -147,6 +147,7 @@ TESTS: dict[str, str] = {
     "store/scanning": "test_scanning test_memory_contract test_transaction test_layer_contract test_behind_contract",
     "store/stack": "test_layer test_store test_pocket",
     "store/store": "test_store test_sync",
+    "store/overrides": "test_layer",
     "store/sync": "test_sync test_store",
     "store/transaction": "test_transaction test_isolation_levels test_store test_contention",
     "store/typed": "test_keys test_store",
