@@ -136,6 +136,7 @@ TESTS: dict[str, str] = {
     "store/caching": "test_caching",
     "store/contention": "test_contention test_hot_key test_transaction test_isolation_levels",
     "store/entry_table": "test_memory_contract test_store test_durations test_store_machine test_bounding",
+    "store/flights": "test_caching",
     "store/gates": "test_contention test_hot_key test_transaction test_isolation_levels",
     "store/keys": "test_keys test_store",
     "store/layer": "test_layer",
