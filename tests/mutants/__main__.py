@@ -138,6 +138,7 @@ TESTS: dict[str, str] = {
     "store/entry_table": "test_memory_contract test_store test_durations test_store_machine test_bounding",
     "store/flights": "test_caching",
     "store/gates": "test_contention test_hot_key test_transaction test_isolation_levels",
+    "store/home": "test_sync test_waiting",
     "store/keys": "test_keys test_store",
     "store/layer": "test_layer",
     "store/listing": "test_listing test_memory_contract",
