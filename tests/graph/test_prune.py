@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from pocket_plug import Ask, ConfigError, Graph, Put, Runs, RunSuspendedError, Store, StoreWriter, each, node
-from pocket_plug.graph.durable import indexing, remove_run
+from pocket_plug.graph.durable import indexing
 from pocket_plug.graph.durable.prune import EVERY, PAUSE, REST, SLICE, Pruned, Pruner, Pruning, prune
+from pocket_plug.graph.durable.removal import remove_run
 from pocket_plug.graph.durable.states import prefixes_in
 from pocket_plug.graph.retention import Retention
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change

@@ -25,8 +25,8 @@ from pocket_plug import (
     each,
     node,
 )
-from pocket_plug.graph.durable import remove_run
 from pocket_plug.graph.durable.finished import sweep
+from pocket_plug.graph.durable.removal import remove_run
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change
 from pocket_plug.store.layer import Layer
 from pocket_plug.testing.clock import FakeClock

@@ -14,9 +14,8 @@ from pocket_plug.store.stack import Stack
 from .changes import written
 from .judging import How, Judge, RunRecords
 from .reading import read_each
-from .records import RUN, check_start, field_of, look_at, place_of, status_of
+from .records import RUN, check_start, field_of, look_at, part_of, place_of, start_key, status_of
 from .request import prepare
-from .standing import part_of
 from .states import STATE, states_of
 from .waits import read_wait, wait_key, waits_in
 
@@ -60,11 +59,11 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
     for at in range(0, len(keys), BATCH):
         read = await read_each(stack, keys[at : at + BATCH])
         runs = {key: entry for key, entry in read.items() if _is_open(entry, graph.name)}
-        begun = await read_each(stack, [f"{part_of(key)}start" for key in runs])
+        begun = await read_each(stack, [start_key(part_of(key)) for key in runs])
         asking = {key: name for key, entry in runs.items() if (name := _asking(key, entry)) is not None}
         waits = await read_each(stack, list(asking.values()))
         for key, entry in runs.items():
-            start = begun.get(f"{part_of(key)}start")
+            start = begun.get(start_key(part_of(key)))
             if _is_elsewhere(start, str(place[1])):
                 continue
             asked = waits.get(asking.get(key, ""))
@@ -130,7 +129,7 @@ async def _checked(
         state, node = status_of(record), written(frame.node for frame in checkpoint.frames if frame.node is not None)
         if start is None:
             raise CorruptRecordError(f"run {run_id!r} has lost the record of its start; it can only be removed")
-        check_start(f"{part_of(key)}start", start.value)
+        check_start(start_key(part_of(key)), start.value)
         version = start.value.get("version", 1)
         waits = waits_in(record, checkpoint.frames)
         if wait is not None:

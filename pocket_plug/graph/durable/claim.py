@@ -26,8 +26,8 @@ from .executions import note_execution
 from .journal import Journal
 from .judging import RunRecords
 from .processes import this_process
-from .records import FORM, Frame, Record, check_run, check_start, field_of, status_of
-from .standing import BATCH, ITEM
+from .records import FORM, ITEM, Frame, Record, check_run, check_start, field_of, start_key, status_of
+from .standing import BATCH
 from .states import RunFailure, State, plain_state, read_state, state_key, state_of, trace_id, wake_key
 from .waits import (
     PlacedWait,
@@ -48,7 +48,7 @@ async def claim(journal: Journal, value: object) -> bytes | None:
 
     A run that is given an input is mostly new, so it isn't read first: if it exists, the claim conflicts, and then it is read.
     """
-    stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
+    stack, key, start = journal.stack, journal.checkpoint.key, start_key(journal.part)
     may_be_new = value is not MISSING
     while True:
         entry = None if may_be_new else await stack.read(key)
@@ -109,7 +109,7 @@ async def _confirmed(journal: Journal, entry: Entry) -> Confirmed | None:
     None if `entry` is out of date, and the run must be read again: a cache may be behind the authority. Raises RunBusyError if a
     run that was seen to be stalled has changed since.
     """
-    start, state_at = journal.part + "start", state_of(entry.value, journal.name)
+    start, state_at = start_key(journal.part), state_of(entry.value, journal.name)
     found = await journal.stack.read_many((start, state_at))
     state_entry = found.get(state_at)
     state = read_state(state_at, state_entry) if state_entry is not None else None

@@ -37,8 +37,8 @@ from .finished import sweep
 from .heartbeat import keep_beating
 from .journal import Journal, RunReleasedError
 from .processes import this_process
-from .records import Checkpoint, Frame, Status, escaped, execution_of, plain
-from .standing import in_order, item_key
+from .records import PATH, Checkpoint, Frame, Status, escaped, execution_of, item_key, plain, start_key
+from .standing import in_order
 from .states import wake_key
 from .waits import PlacedWait, Wait, put_wait, read_wait, suspended, wait_key
 
@@ -109,7 +109,7 @@ class RunLedger:
         run.steps = journal.steps
         run.run.resumed, run.run.carrier = journal.epoch > 1, journal.carrier
         if value is MISSING:
-            begun = await run.stack.read(journal.part + "start")
+            begun = await run.stack.read(start_key(journal.part))
             with suppress(CodecError):  # the input is only for observers
                 run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
         return MISSING
@@ -309,7 +309,7 @@ class RunLedger:
                 records = [Put(checkpoint.key, journal.record(token, frames, status))]
             if leaving:
                 passed = {"node": self.current, "next": frame.node, "at": run.stack.clock()}
-                records.append(Put(f"{journal.part}path:{commits:09}", passed))
+                records.append(Put(f"{journal.part}{PATH}{commits:09}", passed))
         version = await self._store_commit([*changes, *records], expect, token, status != "running")
         if isinstance(kept := records[0], Put) and kept.key == journal.checkpoint.key:
             journal.landed_record, journal.status = kept.value, status
@@ -346,7 +346,7 @@ class RunLedger:
         if self.journal.is_released:
             raise RunReleasedError(self.journal.id)
         current = f"{self.current}[{position}]"
-        key = item_key(self.journal.part, self.current, position)
+        key = item_key(self.journal.part, current)
         # An item in `items` has waited before.
         checkpoint = Checkpoint(key, is_old=self.checkpoint.is_old or key in self.items)
         self.items[key] = None

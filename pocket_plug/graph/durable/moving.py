@@ -28,10 +28,10 @@ from .records import (
     keys_of,
     last_write,
     look_at,
+    part_of,
     status_of,
 )
 from .stalled import StallWatch
-from .standing import part_of
 from .states import State, plain_state, read_state, state_key, state_of, wake_key
 from .waits import put_wait, waits_in
 from .waking import wake_workers

@@ -31,6 +31,8 @@ RUN = f"{RESERVED}run:"
 PART = f"{RESERVED}run-part:"
 """`pocket:run-part:ID:…` are the run's other records: `start`, `path:N` for each node that it has passed, `item:…` for each item
 of a fan-out in progress, `wait:…` and `execution:N`."""
+PATH, ITEM = "path:", "item:"
+"""The beginnings of the keys of passed nodes and of items, after the prefix of the run's parts."""
 RUN_ENDED = f"{RESERVED}run-ended:"
 """`pocket:run-ended:TIME:ID` is the note of a finished run with `keep_finished`: the run is to be checked at TIME."""
 
@@ -172,6 +174,21 @@ def keys_of(run_id: str) -> tuple[str, str]:
         raise KeyNameError(f"run_id {run_id!r:.80} has a lone surrogate, which no store can write")
     name = escaped(check_length(run_id, "a run_id", MAX_RUN_ID_BYTES), ":")
     return RUN + name, f"{PART}{name}:"
+
+
+def part_of(key: str) -> str:
+    """The prefix of the keys of a run's parts, from the key of its checkpoint."""
+    return f"{PART}{key.removeprefix(RUN)}:"
+
+
+def start_key(part: str) -> str:
+    """The key of the record of a run's start."""
+    return f"{part}start"
+
+
+def item_key(part: str, place: str) -> str:
+    """The key of the record of the item at a place, such as `/each#1[3]`."""
+    return f"{part}{ITEM}{escaped(place, ':')}"
 
 
 def look_at(key: str, entry: Entry) -> tuple[Record, Checkpoint]:

@@ -17,7 +17,7 @@ from pocket_plug.store.stack import Stack
 
 from .moving import Seen, move, read_after_failure, see
 from .reading import Found, read_each
-from .records import PART, RUN, keys_of, look_at, look_key
+from .records import PART, RUN, keys_of, look_at, look_key, start_key
 from .states import STATE
 
 FINAL = ("finished", "cancelled")
@@ -117,7 +117,7 @@ async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iter
 async def _trim(stack: Stack, name: str, expect: Mapping[str, int]) -> list[str]:
     """Remove parts of such a run until the rest fits into one write, and return the keys of the rest."""
     part, after = f"{PART}{name}:", ""
-    start = part + "start"  # last, since without it a finished run could not return its result
+    start = start_key(part)  # last, since without it a finished run could not return its result
     while True:
         page = [each async for each in stack.scan(part, after=after, limit=CHUNK)]
         parts = [each for each in page if each != start]

@@ -16,11 +16,11 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Backend
 
 from .forms import GraphForm, NodeForm
-from .records import PART, RUN, Checkpoint, Frame, escaped, place_of
+from .records import ITEM, Checkpoint, Frame, escaped, item_key, place_of
 from .waits import PlacedWait, waits_of
 
-ITEM = "item:"
-"""The beginning of an item's key after the run's prefix."""
+BATCH = 1000
+"""How many records are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +70,6 @@ def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
     return step
 
 
-def item_key(part: str, place: str, position: int) -> str:
-    """The key of the record of an item of the fan-out at a place."""
-    return key_of_item(part, f"{place}[{position}]")
-
-
-def key_of_item(part: str, place: str) -> str:
-    """The key of the record of the item at a place."""
-    return f"{part}{ITEM}{escaped(place, ':')}"
-
-
-def part_of(key: str) -> str:
-    """The prefix of the keys of a run's parts, from the key of its checkpoint."""
-    return f"{PART}{key.removeprefix(RUN)}:"
-
-
 class Items:
     """The records of the items of the fan-out where a run is, and the position of each item."""
 
@@ -130,7 +115,7 @@ class Items:
             return Standing(tuple(frames), at.under if wait is not None else (), wait=wait)
         size, inner = _size(frames[-1].value), node.inner
         for position in range(size or 0):
-            self.versions.setdefault(item_key(self.part, at.place, position), 0)
+            self.versions.setdefault(item_key(self.part, f"{at.place}[{position}]"), 0)
         start = Frame(inner.start, b"")
         items = {
             position: self._standing(inner, each or (start,), f"{at.place}[{position}]", is_item=True)
@@ -188,10 +173,6 @@ def _spots(
     if leaf.node is not None and leaf.node.inner is not None:
         for number, item in standing.items.items():
             yield from _spots(leaf.node.inner, item, f"{leaf.place}[{number}]", (*positions, number))
-
-
-BATCH = 1000
-"""How many records are read at once."""
 
 
 def in_order(items: Iterable[Value]) -> Iterable[Value]:

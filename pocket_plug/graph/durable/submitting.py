@@ -13,7 +13,7 @@ from pocket_plug.store.stack import Stack
 
 from .claim import begin, refuse_another
 from .journal import Journal, Wanted
-from .records import Status, check_run, check_start, status_of
+from .records import Status, check_run, check_start, start_key, status_of
 from .request import prepare
 from .states import State, plain_state, state_key
 from .waking import wake_workers
@@ -35,7 +35,7 @@ async def submit(
     prepare(graph, place, f"run_id={run_id!r}: ")
     _check_input(graph.plan, value)
     journal = Journal(Wanted(run_id), graph, place)
-    stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
+    stack, key, start = journal.stack, journal.checkpoint.key, start_key(journal.part)
     journal.epoch = 0
     if traceparent is not None:
         journal.carrier = {"traceparent": traceparent} if isinstance(traceparent, str) else dict(traceparent)

@@ -15,8 +15,8 @@ from pocket_plug.graph.durable.forms import GraphForm
 from pocket_plug.graph.durable.judging import form_before
 from pocket_plug.graph.durable.moving import Seen
 from pocket_plug.graph.durable.reading import read_each
-from pocket_plug.graph.durable.records import Checkpoint, place_of
-from pocket_plug.graph.durable.standing import ITEM, Standing
+from pocket_plug.graph.durable.records import ITEM, PATH, Checkpoint, place_of, start_key
+from pocket_plug.graph.durable.standing import Standing
 from pocket_plug.graph.durable.waits import PlacedWait, value_of
 from pocket_plug.graph.following.events import (
     Asked,
@@ -106,7 +106,8 @@ class _Follower:
 
     async def _read_form(self, seen: Seen) -> GraphForm | None:
         """The form of the run's graph, which has the types of its nodes; None if it can't be read."""
-        found = (await read_each(self._stack, [f"{seen.part}start"])).get(f"{seen.part}start")
+        key = start_key(seen.part)
+        found = (await read_each(self._stack, [key])).get(key)
         try:
             return form_before(found.value) if isinstance(found, Entry) else None
         except (CorruptRecordError, KeyError, TypeError):
@@ -115,7 +116,7 @@ class _Follower:
     # ------------------------------------------------------------ the nodes that the run has passed
     async def _path(self, seen: Seen) -> AsyncGenerator[FollowedEvent]:
         """The events of the nodes that the run had passed when its record was read."""
-        prefix = f"{seen.part}path:"
+        prefix = seen.part + PATH
         last = f"{prefix}{seen.checkpoint.commits:09}"
         while keys := [key async for key in self._stack.scan(prefix, after=self._passed, limit=PAGE) if key <= last]:
             found = await read_each(self._stack, keys)

@@ -8,6 +8,7 @@ from typing import Any
 from pocket_plug.graph.durable.executions import EXECUTION
 from pocket_plug.graph.durable.moving import Seen
 from pocket_plug.graph.durable.reading import Found, read_each
+from pocket_plug.graph.durable.records import PATH, start_key
 from pocket_plug.graph.durable.states import RunFailure
 from pocket_plug.store.stack import Stack
 
@@ -22,8 +23,9 @@ async def history_of(stack: Stack, seen: Seen) -> RunHistory:
     part, frames = seen.part, seen.checkpoint.frames
     waits = await waits_for(stack, seen)
     info = info_of(seen, waits if seen.status == "suspended" else ())
-    start = (await read_each(stack, [f"{part}start"])).get(f"{part}start")
-    passed = await _records(stack, f"{part}path:")
+    key = start_key(part)
+    start = (await read_each(stack, [key])).get(key)
+    passed = await _records(stack, part + PATH)
     nodes = [frame.node for frame in frames]
     return RunHistory(
         run=info,
