@@ -11,10 +11,9 @@ from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
 
-from .changes import written
 from .judging import How, Judge, RunRecords
 from .reading import read_each
-from .records import RUN, check_start, field_of, look_at, part_of, place_of, start_key, status_of
+from .records import RUN, check_start, field_of, next_place, node_of, part_of, read_run, start_key, status_of
 from .request import prepare
 from .states import STATE, states_of
 from .waits import read_wait, wait_key, waits_in
@@ -94,8 +93,8 @@ def _asking(key: str, entry: Entry | CodecError) -> str | None:
     """The key of the question that the run's next node would have asked; None if the record can't be read."""
     try:
         if isinstance(entry, Entry):
-            frames = look_at(key, entry)[1].frames
-            return wait_key(part_of(key), place_of("", frames, False)[1:])
+            frames = read_run(key, entry)[1].frames
+            return wait_key(part_of(key), next_place("", frames, False)[1:])
     except PocketError:
         pass
     return None
@@ -125,8 +124,8 @@ async def _checked(
         assert isinstance(entry, Entry)
         assert isinstance(start, Entry | None)
         assert isinstance(wait, Entry | None)
-        record, checkpoint = look_at(key, entry)
-        state, node = status_of(record), written(frame.node for frame in checkpoint.frames if frame.node is not None)
+        record, checkpoint = read_run(key, entry)
+        state, node = status_of(record), node_of(checkpoint.frames)
         if start is None:
             raise CorruptRecordError(f"run {run_id!r} has lost the record of its start; it can only be removed")
         check_start(start_key(part_of(key)), start.value)

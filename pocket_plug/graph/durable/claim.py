@@ -26,7 +26,7 @@ from .executions import note_execution
 from .journal import Journal
 from .judging import RunRecords
 from .processes import this_process
-from .records import FORM, ITEM, Frame, Record, check_run, check_start, field_of, start_key, status_of
+from .records import FORM, ITEM, Frame, Record, check_run, check_start, field_of, node_of, start_key, status_of
 from .standing import BATCH
 from .states import RunFailure, State, plain_state, read_state, state_key, state_of, trace_id, wake_key
 from .waits import (
@@ -115,11 +115,11 @@ async def _confirmed(journal: Journal, entry: Entry) -> Confirmed | None:
     state = read_state(state_at, state_entry) if state_entry is not None else None
     expect = {journal.checkpoint.key: entry.version, state_at: state_entry.version if state_entry is not None else 0}
     if status_of(entry.value) == "running":
-        expect |= journal.wanted.seen
+        expect |= journal.wanted.stalled_at
     try:
         await journal.stack.write((), expect)
     except ConflictError:
-        if journal.wanted.seen:
+        if journal.wanted.stalled_at:
             raise _busy(journal, entry.value, state) from None
         return None
     return found.get(start), state_entry, state, expect
@@ -201,7 +201,7 @@ def _refuse_if_busy(journal: Journal, record: Record, state: State | None) -> No
     status, wanted = status_of(record), journal.wanted
     if status == "cancelled":
         raise journal.cancelled_error()
-    if status != "running" or state is None or state.process is None or wanted.takeover or wanted.seen:
+    if status != "running" or state is None or state.process is None or wanted.takeover or wanted.stalled_at:
         return
     is_own = state.owner == journal.owner  # an earlier claim of this execution seemed lost, and was stored late
     if not is_own and not this_process().knows_ended(state.owner, state.process):
@@ -237,7 +237,7 @@ async def _refuse_one_more(journal: Journal, record: Record, tries: int, expect:
     """
     if tries <= journal.wanted.max_tries or journal.is_cancelled:  # this execution would only end a cancelled run
         return
-    node = "/".join(frame.node for frame in journal.checkpoint.frames if frame.node)
+    node = node_of(journal.checkpoint.frames)
     error = RunStuckError(
         f"run {journal.id!r}: {tries - 1} executions in a row have ended at node {node!r} without an error and without "
         "progress. Does the node end its process, or need too much memory? A resume of the run tries it again"

@@ -13,7 +13,7 @@ from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack
 
 from .reading import Found, read_each
-from .records import RUN, look_at
+from .records import RUN, read_run
 from .states import STATE, State, plain_state, state_key, state_of
 
 INDEXED = f"{RESERVED}run-indexed"
@@ -57,7 +57,7 @@ def _state(key: str, found: Found) -> tuple[str, int, Put]:
     try:
         if isinstance(found, CodecError):
             raise found
-        record, _ = look_at(key, found)
+        record, _ = read_run(key, found)
     except PocketError:
         version = 0 if isinstance(found, CodecError) else found.version
         return key, version, Put(state_key("unreadable", "", 0.0, name), plain_state(State(0.0)))

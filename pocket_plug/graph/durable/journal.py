@@ -70,7 +70,7 @@ class Wanted:
     takeover: bool = False
     """Take the run over even if another execution may still be alive?"""
     lease: float = LEASE
-    seen: Mapping[str, int] = field(default_factory=dict[str, int])
+    stalled_at: Mapping[str, int] = field(default_factory=dict[str, int])
     """The versions at which a worker has found the run stalled. It is taken over if they are unchanged."""
     max_tries: float = math.inf
     """After so many executions without progress, the run fails."""

@@ -27,8 +27,8 @@ from .records import (
     field_of,
     keys_of,
     last_write,
-    look_at,
     part_of,
+    read_run,
     status_of,
 )
 from .stalled import StallWatch
@@ -93,7 +93,7 @@ async def see(stack: Stack, run_id: str) -> Seen | None:
     key, _ = keys_of(run_id)
     entry = await stack.read(key)
     while entry is not None:
-        record, checkpoint = look_at(key, entry)
+        record, checkpoint = read_run(key, entry)
         state_at = state_of(record, key.removeprefix(RUN))
         found = await stack.read_many((key, state_at))
         now = found.get(key)
@@ -114,7 +114,9 @@ def seen_of(
 async def mark_stalled(watch: StallWatch, runs: Iterable[Seen]) -> list[Seen]:
     """The same runs; those that `watch` finds stalled have `unmoved`."""
     found = list(runs)
-    stalled = {each.key: each.seen for each in await watch.look([each.state_key for each in found if each.is_at_work])}
+    stalled = {
+        each.key: each.versions for each in await watch.look([each.state_key for each in found if each.is_at_work])
+    }
     return [
         replace(each, unmoved=versions)
         if (versions := stalled.get(each.state_key)) and _has_versions(each, versions)

@@ -15,7 +15,7 @@ from pocket_plug.store.stack import Stack
 from .indexing import index_old
 from .moving import seen_of
 from .reading import read_each
-from .records import RUN, look_at
+from .records import RUN, read_run
 from .removal import take_apart
 from .states import StateKey, prefixes_in, state_of, states_of
 
@@ -138,7 +138,7 @@ class Pruning:
         batch: dict[str, tuple[int, list[str]]] = {}
         for run, entry in (await self._read(old)).items():
             try:
-                record, checkpoint = look_at(run, entry)
+                record, checkpoint = read_run(run, entry)
                 seen = seen_of(run, entry, record, checkpoint, *old[run])
             except PocketError:
                 self.unreadable += 1

@@ -31,7 +31,7 @@ class Ready:
     """A run that may be claimed."""
 
     run_id: str
-    seen: Mapping[str, int] = field(default_factory=dict[str, int])
+    versions: Mapping[str, int] = field(default_factory=dict[str, int])
     """For a stalled run, the versions that a takeover expects."""
     left: State | None = None
     """For a stalled run, its state."""
@@ -57,7 +57,7 @@ class Finder:
         await self._forget()
         running = [key async for key in self.stack.scan(states_of("running", self.graph.name))]
         return [
-            Ready(each.run_id, each.seen, each.state)
+            Ready(each.run_id, each.versions, each.state)
             for each in await self._watch.look(running)
             if self._may_take(each.run_id)
         ]

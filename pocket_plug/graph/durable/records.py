@@ -191,7 +191,7 @@ def item_key(part: str, place: str) -> str:
     return f"{part}{ITEM}{escaped(place, ':')}"
 
 
-def look_at(key: str, entry: Entry) -> tuple[Record, Checkpoint]:
+def read_run(key: str, entry: Entry) -> tuple[Record, Checkpoint]:
     """A run's record and the checkpoint in it, for those that only read. Raises StoreError, CorruptRecordError."""
     check_run(key, entry.value)
     checkpoint = Checkpoint(key)
@@ -211,12 +211,17 @@ def look_time(key: str) -> float:
     return 0.0  # not written by us; it sorts first, and is removed
 
 
-def place_of(within: str, frames: Sequence[Frame], is_item: bool) -> str:
+def next_place(within: str, frames: Sequence[Frame], is_item: bool) -> str:
     """The place of the innermost frame's next visit, such as `/outer#1/inner#2`. An item's own node has the item's place."""
     for frame in frames[1:] if is_item else frames:
         name = frame.node or ""
         within += f"/{escaped(name, '/#[')}#{frame.visits.get(name, 0) + 1}"
     return within
+
+
+def node_of(frames: Sequence[Frame]) -> str:
+    """The node that comes next, after the nodes that contain it: `outer/inner`."""
+    return "/".join(frame.node for frame in frames if frame.node is not None)
 
 
 def plain(frame: Frame) -> Record:

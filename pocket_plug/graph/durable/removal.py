@@ -17,7 +17,7 @@ from pocket_plug.store.stack import Stack
 
 from .moving import Seen, move, read_after_failure, see
 from .reading import Found, read_each
-from .records import PART, RUN, keys_of, look_at, look_key, start_key
+from .records import PART, RUN, keys_of, look_key, read_run, start_key
 from .states import STATE
 
 FINAL = ("finished", "cancelled")
@@ -81,7 +81,7 @@ def _is_sound(key: str, found: Found) -> bool:
     """Is it a run's record that this version can read?"""
     try:
         if isinstance(found, Entry):
-            look_at(key, found)
+            read_run(key, found)
         return isinstance(found, Entry)
     except PocketError:
         return False

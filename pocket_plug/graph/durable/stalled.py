@@ -29,7 +29,7 @@ class Stalled:
     run_id: str
     graph: str
     state: State
-    seen: Mapping[str, int]
+    versions: Mapping[str, int]
     """The versions of its record, its state and its process's heartbeat, which a takeover expects."""
     moved: float
     """When its record was last written, in epoch seconds."""

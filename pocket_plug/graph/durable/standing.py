@@ -16,7 +16,7 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Backend
 
 from .forms import GraphForm, NodeForm
-from .records import ITEM, Checkpoint, Frame, escaped, item_key, place_of
+from .records import ITEM, Checkpoint, Frame, escaped, item_key, next_place
 from .waits import PlacedWait, waits_of
 
 BATCH = 1000
@@ -84,7 +84,7 @@ class Items:
 
         Raises CorruptRecordError.
         """
-        at = leaf_of(form, frames, place_of("", frames, is_item=False))
+        at = leaf_of(form, frames, next_place("", frames, is_item=False))
         if at.node is not None and at.node.kind == "fan_out":
             keys = [key async for key in stack.scan(self.part + ITEM)]
             for start in range(0, len(keys), BATCH):
@@ -109,7 +109,7 @@ class Items:
                 found.setdefault(position, ())  # it may have no record of its own yet
 
     def _standing(self, form: GraphForm, frames: Sequence[Frame], within: str = "", is_item: bool = False) -> Standing:
-        at = leaf_of(form, frames, place_of(within, frames, is_item))
+        at = leaf_of(form, frames, next_place(within, frames, is_item))
         wait, node = self.waits.get(at.place[1:]), at.node
         if node is None or node.kind != "fan_out" or node.inner is None:
             return Standing(tuple(frames), at.under if wait is not None else (), wait=wait)
@@ -168,7 +168,7 @@ def spots(form: GraphForm, standing: Standing) -> dict[tuple[int, ...], Spot]:
 def _spots(
     form: GraphForm, standing: Standing, within: str, positions: tuple[int, ...]
 ) -> Iterator[tuple[tuple[int, ...], Spot]]:
-    leaf = leaf_of(form, standing.frames, place_of(within, standing.frames, bool(positions)))
+    leaf = leaf_of(form, standing.frames, next_place(within, standing.frames, bool(positions)))
     yield positions, Spot(standing, within, leaf)
     if leaf.node is not None and leaf.node.inner is not None:
         for number, item in standing.items.items():

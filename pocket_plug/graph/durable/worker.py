@@ -284,7 +284,7 @@ class Worker:
         return len(free[:room])
 
     def _begin(self, finder: Finder, ready: Ready, pocket: RunHost) -> asyncio.Task[None]:
-        wanted = Wanted(ready.run_id, lease=self.lease, seen=ready.seen, max_tries=MAX_TRIES, in_worker=True)
+        wanted = Wanted(ready.run_id, lease=self.lease, stalled_at=ready.versions, max_tries=MAX_TRIES, in_worker=True)
         journal = Journal(wanted, finder.graph, finder.place)
         self._journals[finder, ready.run_id] = journal
         if self._is_stopping:

@@ -15,7 +15,7 @@ from pocket_plug.graph.durable.forms import GraphForm
 from pocket_plug.graph.durable.judging import form_before
 from pocket_plug.graph.durable.moving import Seen
 from pocket_plug.graph.durable.reading import read_each
-from pocket_plug.graph.durable.records import ITEM, PATH, Checkpoint, place_of, start_key
+from pocket_plug.graph.durable.records import ITEM, PATH, Checkpoint, next_place, start_key
 from pocket_plug.graph.durable.standing import Standing
 from pocket_plug.graph.durable.waits import PlacedWait, value_of
 from pocket_plug.graph.following.events import (
@@ -160,7 +160,7 @@ class _Follower:
     async def _standing(self, seen: Seen) -> AsyncGenerator[FollowedEvent]:
         """The events of the current node: that it was entered, its items that are done, its questions."""
         frames = seen.checkpoint.frames
-        if any(frame.node is None for frame in frames) or (at := _parsed(place_of("", frames, False))) is None:
+        if any(frame.node is None for frame in frames) or (at := _parsed(next_place("", frames, False))) is None:
             return
         for event in self._enter(at):
             yield event

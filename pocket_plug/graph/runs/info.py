@@ -11,10 +11,9 @@ from urllib.parse import unquote
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, PocketError
-from pocket_plug.graph.durable.changes import written
 from pocket_plug.graph.durable.moving import Seen, seen_of
 from pocket_plug.graph.durable.reading import Found, read_each
-from pocket_plug.graph.durable.records import RUN, look_at
+from pocket_plug.graph.durable.records import RUN, node_of, read_run
 from pocket_plug.graph.durable.states import RunFailure, trace_id
 from pocket_plug.graph.durable.states import RunState as RunState
 from pocket_plug.graph.durable.waits import WAIT, PlacedWait, read_wait, waits_in
@@ -263,7 +262,7 @@ def info_of(seen: Seen, waits: Iterable[PlacedWait] = ()) -> RunInfo:
         run_id=seen.run_id,
         state="stalled" if seen.is_stalled else cast("RunState", seen.status),
         graph=record["graph"],
-        node=written(frame.node for frame in frames if frame.node is not None) or None,
+        node=node_of(frames) or None,
         steps=record["steps"],
         executions=record["epoch"],
         started=record["started"],
@@ -312,7 +311,7 @@ def seen_in(name: str, state_at: str, found: Mapping[str, Found]) -> Seen | Exce
             if isinstance(each, CodecError):
                 raise each
         assert isinstance(entry, Entry)
-        record, checkpoint = look_at(key, entry)
+        record, checkpoint = read_run(key, entry)
         return seen_of(
             key, entry, record, checkpoint, state_at, state_entry if isinstance(state_entry, Entry) else None
         )
