@@ -47,7 +47,7 @@ async def submit(
                 check_start(start, begun.value)
                 refuse_another(journal, begun.value, value)
             return status_of(entry.value)
-        begins = begin(journal, start, value)
+        begins = begin(journal, value)
         record = journal.record(journal.token(), journal.checkpoint.frames, "pending")
         state_at = state_key("pending", graph.name, journal.started, journal.name)
         try:
