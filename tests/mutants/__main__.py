@@ -119,6 +119,7 @@ TESTS: dict[str, str] = {
     "layers/persistence/__init__": "test_persistence test_layer_contract",
     "layers/readonly": "test_readonly",
     "layers/timeout": "test_timeout test_layer_contract",
+    "layers/persistence/trust": "test_persistence test_near",
     "layers/persistence/write_behind": "test_write_behind test_behind_contract",
     "plugins/config": "test_config test_pocket",
     "plugins/discovery": "test_discovery",
