@@ -92,7 +92,7 @@ class Combiner:
         self._backend = backend
         self._gates = gates
         self._backoff = backoff
-        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
+        self._lock = new_rlock()
         self._lines: dict[Place, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         after_fork(self._forget_others)

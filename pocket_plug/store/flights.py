@@ -49,9 +49,7 @@ _leading: ContextVar[tuple[Flight, ...]] = ContextVar("pocket_plug.cached", defa
 """The computations that the current call is part of."""
 
 
-# One for all functions, since their calls may wait for each other in a circle. Reentrant: garbage collection may close a
-# caller's coroutine while it is held.
-_lock = new_rlock()
+_lock = new_rlock()  # one for all functions, since their calls may wait for each other in a circle
 
 
 class Flights:

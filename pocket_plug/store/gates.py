@@ -69,7 +69,7 @@ class Gates:
     """
 
     def __init__(self, on_priority: Callable[[bool], None] = lambda has_priority: None) -> None:
-        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
+        self._lock = new_rlock()
         self._queues: dict[str, deque[Waiter[None]]] = {}  # the first one holds the gate
         self._priorities: dict[str, _Priority] = {}
         self._on_priority = on_priority

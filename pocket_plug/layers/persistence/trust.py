@@ -64,7 +64,7 @@ class Trust:
 
     def __init__(self, is_watched: bool) -> None:
         self.is_watched = is_watched
-        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
+        self._lock = new_rlock()
         self.begun = 0
         """Counts the writes, and the notifications of writes by others."""
         self.writes: MutableMapping[str, tuple[Write, ...]] = {}

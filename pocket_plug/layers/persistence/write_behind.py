@@ -116,7 +116,7 @@ class WriteBehind(Backend):
         return f"WriteBehind({self.durable!r})"
 
     def _begin_empty(self) -> None:
-        self._lock = new_rlock()  # guards all of these; reentrant, since garbage collection may withdraw a ticket
+        self._lock = new_rlock()  # guards all of these
         # Used to wait and notify only: its `__enter__` is a Python function, which may be interrupted.
         self._state = threading.Condition(self._lock)
         self._pending: Queue = {}
