@@ -21,7 +21,7 @@ from pocket_plug.primitives.names import (
 from .backend import Backend, Clock
 from .keys import Key
 from .layer import Layer
-from .stack import Stack, build, stack_table
+from .stack import Stack, StorePlace, build, stack_table
 from .transaction import Transaction
 
 T_co = TypeVar("T_co", covariant=True)
@@ -109,7 +109,7 @@ class View:
         )
 
     @property
-    def place(self) -> tuple[Stack, str]:
+    def place(self) -> StorePlace:
         """The stack of this view, and the view's prefix in it."""
         return self._source.stack, self._prefix
 

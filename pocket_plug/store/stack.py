@@ -151,6 +151,10 @@ class Stack(Layer):
             self._home.close_own()
 
 
+StorePlace = tuple[Stack, str]
+"""Where a view reads and writes: its stack, and the prefix of its names there."""
+
+
 def stack_table(stack: Stack, prefix: str = "") -> str:
     """HTML for a notebook: the parts with their options, as in `repr`, outermost first, and never an entry."""
     from pocket_plug.primitives.markup import table

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from pocket_plug.errors import CodecError, CorruptRecordError, PocketError, RunChangedError
 from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.store.backend import Entry
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import Stack, StorePlace
 
 from .judging import How, Judge, RunRecords
 from .reading import read_each
@@ -46,13 +46,13 @@ class RunCheck:
     """The differences in the part of the graph that the run can still reach."""
 
 
-async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunCheck]:
+async def check_runs(graph: PlannedGraph, place: StorePlace) -> list[RunCheck]:
     """Check all open runs of a graph whose nodes read and write in this place, in the order of their ids.
 
     No run is executed, and nothing is written. Raises ConfigError if the store can't keep durable runs, and errors of reads.
     """
     prepare(graph, place)
-    stack, judge = place[0], Judge(graph, place)
+    (stack, scope), judge = place, Judge(graph, place)
     found: list[RunCheck] = []
     keys = await _keys(stack, graph.name)
     for at in range(0, len(keys), BATCH):
@@ -63,7 +63,7 @@ async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunC
         waits = await read_each(stack, list(asking.values()))
         for key, entry in runs.items():
             start = begun.get(start_key(part_of(key)))
-            if _is_elsewhere(start, str(place[1])):
+            if _is_elsewhere(start, str(scope)):
                 continue
             asked = waits.get(asking.get(key, ""))
             found.append(await _checked(stack, judge, key, entry, start, asked))

@@ -31,7 +31,7 @@ from pocket_plug.graph.running.protocols import Running
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.waiting import pause as wait
 from pocket_plug.store.backend import Change, Delete, Entry, Put
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import MISSING
 
 from .executions import execution_key
@@ -89,9 +89,10 @@ class RunReleasedError(RunSuspendedError):
 class Journal:
     """The journal of one execution of a durable run: its checkpoint, and the tokens by which it recognizes its own writes."""
 
-    def __init__(self, wanted: Wanted, graph: PlannedGraph, place: tuple[Stack, str]) -> None:
+    def __init__(self, wanted: Wanted, graph: PlannedGraph, place: StorePlace) -> None:
         self.wanted, self.id, self.graph = wanted, wanted.run_id, graph
-        self.stack, self.prefix = place[0], str(place[1])
+        self.stack, prefix = place
+        self.prefix = str(prefix)
         self.judge = Judge(graph, place)
         key, self.part = keys_of(self.id)
         self.name = key.removeprefix(RUN)

@@ -15,7 +15,7 @@ from pocket_plug.graph.planning.step import Step
 from pocket_plug.graph.upgrades import Upgrade
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Put
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 
 from .changes import Differences, Facts, differences, misplaced
 from .forms import GraphForm, form_of, read_form, read_lines
@@ -72,7 +72,7 @@ class RunRecords:
 class Judge:
     """Decides how the runs of one graph resume."""
 
-    def __init__(self, graph: PlannedGraph, place: tuple[Stack, str]) -> None:
+    def __init__(self, graph: PlannedGraph, place: StorePlace) -> None:
         self.graph = graph
         self.text = form_of(graph.plan, place)
         self._known: dict[object, Differences] = {}

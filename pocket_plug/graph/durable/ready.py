@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.scanning import paged
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import Stack, StorePlace
 
 from .reading import read_each
 from .records import RUN, escaped
@@ -40,10 +40,9 @@ class Ready:
 class Finder:
     """Finds the ready runs of one graph in one store."""
 
-    def __init__(
-        self, graph: PlannedGraph, place: tuple[Stack, str], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.graph, self.place, self.stack = graph, place, place[0]
+    def __init__(self, graph: PlannedGraph, place: StorePlace, clock: Callable[[], float] = time.monotonic) -> None:
+        self.graph, self.place = graph, place
+        self.stack, _ = place
         self._watch = StallWatch(self.stack, clock)
         self._refused: dict[str, int | None] = {}
         """The runs that are skipped, with the version of the refused record; None: until the next review."""

@@ -9,7 +9,7 @@ from pocket_plug.graph.observing.views import Carrier, RunNotice
 from pocket_plug.graph.planning.plan import Plan, PlannedGraph
 from pocket_plug.primitives.typechecks import type_name, with_contents
 from pocket_plug.store.backend import Put
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 
 from .claim import begin, refuse_another
 from .journal import Journal, Wanted
@@ -21,7 +21,7 @@ from .waking import wake_workers
 
 async def submit(
     graph: PlannedGraph,
-    place: tuple[Stack, str],
+    place: StorePlace,
     run_id: str,
     value: object,
     host: RunHost,
