@@ -16,7 +16,7 @@ from warnings import warn
 from pocket_plug.errors import ConfigError, is_fault
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.redaction import named
-from pocket_plug.primitives.redaction import secret as secret
+from pocket_plug.primitives.secret_options import secret as secret
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Watcher, read_around
 from .layer_options import Recipe

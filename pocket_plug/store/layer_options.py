@@ -15,7 +15,8 @@ from typing_extensions import dataclass_transform
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.primitives.names import snake_case
-from pocket_plug.primitives.redaction import found, hidden_of, is_secret, secret, shown, summary
+from pocket_plug.primitives.redaction import found, summary
+from pocket_plug.primitives.secret_options import hidden_of, is_secret, secret, shown
 from pocket_plug.primitives.typechecks import checker, type_name, union_members
 
 from .backend import Backend
