@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, CorruptRecordError, PocketError, RunChangedError
 from pocket_plug.graph.planning.plan import PlannedGraph
+from pocket_plug.primitives.batches import batched
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack, StorePlace
 
@@ -55,8 +56,8 @@ async def check_runs(graph: PlannedGraph, place: StorePlace) -> list[RunCheck]:
     (stack, scope), judge = place, Judge(graph, place)
     found: list[RunCheck] = []
     keys = await _keys(stack, graph.name)
-    for at in range(0, len(keys), BATCH):
-        read = await read_each(stack, keys[at : at + BATCH])
+    for batch in batched(keys, BATCH):
+        read = await read_each(stack, batch)
         runs = {key: entry for key, entry in read.items() if _is_open(entry, graph.name)}
         begun = await read_each(stack, [start_key(part_of(key)) for key in runs])
         asking = {key: name for key, entry in runs.items() if (name := _asking(key, entry)) is not None}

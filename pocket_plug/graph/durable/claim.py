@@ -16,6 +16,7 @@ from pocket_plug.errors import (
     UnknownRunError,
 )
 from pocket_plug.graph.kinds.ask import AskStep
+from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import type_name, with_contents
@@ -265,8 +266,8 @@ async def _tries(journal: Journal, state: State | None, state_entry: Entry | Non
     if state is None or state_entry is None or not state.tries or state.commits != journal.checkpoint.commits:
         return 1
     keys = [key async for key in journal.stack.scan(journal.part + ITEM)]
-    for at in range(0, len(keys), BATCH):
-        items = await journal.stack.read_many(keys[at : at + BATCH])
+    for batch in batched(keys, BATCH):
+        items = await journal.stack.read_many(batch)
         if any(item.version > state_entry.version for item in items.values()):
             return 1
     return state.tries + 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError
+from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import Put
 from pocket_plug.store.keys import RESERVED
@@ -32,8 +33,8 @@ async def index_old(stack: Stack, rest: float = 0.0) -> None:
     names = [key.removeprefix(RUN) for key in await _keys(stack, RUN, rest)]
     known = {key.rpartition(":")[2] for key in await _keys(stack, STATE, rest)} if names else set[str]()
     old = [name for name in names if name not in known]
-    for at in range(0, len(old), BATCH):
-        found = await read_each(stack, [RUN + name for name in old[at : at + BATCH]])
+    for batch in batched(old, BATCH):
+        found = await read_each(stack, [RUN + name for name in batch])
         await _put(stack, [_state(key, entry) for key, entry in found.items()])
         await pause(rest)
     if names:  # without runs, the next call costs nothing either, and a store that is only read isn't written

@@ -12,6 +12,7 @@ from pocket_plug.errors import CodecError
 from pocket_plug.graph.kinds.nesting import GraphStep
 from pocket_plug.graph.planning.plan import Plan
 from pocket_plug.graph.planning.step import Step
+from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Backend
 
@@ -87,8 +88,8 @@ class Items:
         at = leaf_of(form, frames, next_place("", frames, is_item=False))
         if at.node is not None and at.node.kind == "fan_out":
             keys = [key async for key in stack.scan(self.part + ITEM)]
-            for start in range(0, len(keys), BATCH):
-                for key, entry in (await stack.read_many(keys[start : start + BATCH])).items():
+            for batch in batched(keys, BATCH):
+                for key, entry in (await stack.read_many(batch)).items():
                     checkpoint = Checkpoint(key)
                     checkpoint.load(entry)
                     self.versions[key] = entry.version

@@ -29,6 +29,7 @@ from pocket_plug.graph.following.events import (
     StateChanged,
     Suspended,
 )
+from pocket_plug.primitives.batches import batched
 from pocket_plug.store.backend import Entry
 
 from .info import field_in, info_of, waits_for
@@ -175,8 +176,8 @@ class _Follower:
     async def _items(self, seen: Seen, at: NodePlace) -> AsyncGenerator[FollowedEvent]:
         prefix = seen.part + ITEM
         keys = [key async for key in self._stack.scan(prefix, limit=MOST_ITEMS) if key not in self._yielded]
-        for start in range(0, len(keys), PAGE):
-            for key, entry in (await read_each(self._stack, keys[start : start + PAGE])).items():
+        for batch in batched(keys, PAGE):
+            for key, entry in (await read_each(self._stack, batch)).items():
                 place = _parsed(unquote(key.removeprefix(prefix)))
                 if place is None or not _is_part(place, at) or (output := _done(key, entry)) is None:
                     continue

@@ -10,6 +10,7 @@ from pocket_plug.graph.durable.moving import Seen
 from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import PATH, start_key
 from pocket_plug.graph.durable.states import RunFailure
+from pocket_plug.primitives.batches import batched
 from pocket_plug.store.stack import Stack
 
 from .info import PassedNode, RunExecution, RunHistory, RunInfo, field_in, info_of, kept, questions_of, waits_for
@@ -45,8 +46,8 @@ async def history_of(stack: Stack, seen: Seen) -> RunHistory:
 async def _records(stack: Stack, prefix: str) -> dict[str, Found]:
     keys = [key async for key in stack.scan(prefix)]
     found: dict[str, Found] = {}
-    for at in range(0, len(keys), BATCH):
-        found |= await read_each(stack, keys[at : at + BATCH])
+    for batch in batched(keys, BATCH):
+        found |= await read_each(stack, batch)
     return {key: found[key] for key in keys if key in found}
 
 
