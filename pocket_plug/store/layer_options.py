@@ -36,9 +36,8 @@ class Recipe(Backend):
     plugin: ClassVar[object] = None
     """The plugin that offers it: the object in the Pocket that made this recipe. None for a recipe made in code."""
 
-    _written: ClassVar[
-        Mapping[str, Any]
-    ] = {}  # options that come from the environment, as the configuration writes them
+    _written: ClassVar[Mapping[str, Any]] = {}
+    """The options that come from the environment, as the configuration writes them."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -52,7 +51,7 @@ class Recipe(Backend):
                 raise TypeError(
                     f"{cls.__name__}: an option can't be called {taken!r}, which every layer has; rename it"
                 )
-        cls.__init__ = _fixing(cls.__init__, cls, _unchecked if has_init else _checked)  # type: ignore[method-assign] # a guard around it
+        cls.__init__ = _fixing(cls.__init__, cls, checks=not has_init)  # type: ignore[method-assign] # a guard around it
 
     def made_by(self, plugin: object, written: Mapping[str, Any]) -> None:
         """Note, if a Pocket makes it by name, the plugin's object and the options that come from the environment."""
@@ -113,17 +112,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return checker(hint)(value) and (value.__class__ is not bool or hint in (bool, Any, object))
 
 
-def _fixing(
-    init: Callable[..., None], kind: type[Recipe], check: Callable[[type[Recipe], dict[str, Any]], dict[str, Any]]
-) -> Callable[..., None]:
-    """The `__init__` of a recipe's class, which checks the options first, and freezes the object afterwards."""
+def _fixing(init: Callable[..., None], kind: type[Recipe], checks: bool) -> Callable[..., None]:
+    """The `__init__` of a recipe's class, which freezes the object. It `checks` the options, unless the class's own one does."""
 
     @wraps(init)
     def __init__(self: Any, *others: Any, **options: Any) -> None:
-        if others and check is _checked:
+        if checks and others:
             names = ", ".join(each.name for each in dataclasses.fields(self))
             raise TypeError(f"{kind.__name__} takes its options by their names: {names}")
-        init(self, *others, **check(kind, options))
+        init(self, *others, **(_checked(kind, options) if checks else options))
         if type(self) is kind:  # else a subclass's `__init__` isn't done yet
             self.__dict__["_is_fixed"] = True
 
@@ -155,11 +152,6 @@ def _unannotated(kind: type[Recipe], option: str) -> str:
         if isinstance(value, int | float | str | tuple)
         else ""
     )
-
-
-def _unchecked(kind: type[Recipe], options: dict[str, Any]) -> dict[str, Any]:
-    """The options, unchecked: a class with an `__init__` of its own checks them there."""
-    return options
 
 
 def _given(option: dataclasses.Field[Any], given: Any) -> str:

@@ -115,19 +115,19 @@ class Pruning:
                 elif len(last := [key async for key in self.stack.scan(prefix, reverse=True, limit=keep)]) == keep:
                     yield _Range(prefix, last[-1])
 
-    async def _look(self, range: _Range) -> bool:
+    async def _look(self, runs: _Range) -> bool:
         """Remove those of the next few runs that are old enough. Returns True if there may be more."""
-        page = [key async for key in self.stack.scan(range.prefix, after=range.after, limit=SLICE)]
+        page = [key async for key in self.stack.scan(runs.prefix, after=runs.after, limit=SLICE)]
         begun: list[str] = []
         is_over = len(page) < SLICE
         for key in page:
             started = _started(key)
-            if (range.end is not None and key >= range.end) or (started is not None and not self._is_old(started)):
+            if (runs.end is not None and key >= runs.end) or (started is not None and not self._is_old(started)):
                 is_over = True
                 break
             begun += [key] if started is not None else []
         await self._remove(begun)
-        range.after = page[-1] if page else ""
+        runs.after = page[-1] if page else ""
         return not is_over
 
     def _is_old(self, time: float) -> bool:

@@ -211,6 +211,7 @@ class Persistence(Layer):
             return False
         return True
 
+    # ------------------------------------------------------------ what the near tier has to drop
     async def _drop(self, keys: Collection[str]) -> None:
         marks, settled = self.trust.marks_of(keys)
         await self.inner.write([Delete(key, None if mark is None else mark.newest) for key, mark in marks.items()])
