@@ -147,10 +147,8 @@ async def move(
     now, token = stack.clock(), f".{run_ids.next()}.{last_write(seen.record)}"  # begins with a dot: no execution's
     record = {name: seen.record[name] for name in RUN_FIELDS}
     record |= {"format": FORMAT, "status": status, "owner": token, "updated": now}
-    state_at, state = (
-        state_key(status, record["graph"], record["started"], seen.name),
-        State(now if since is None else since, **facts),
-    )
+    state_at = state_key(status, record["graph"], record["started"], seen.name)
+    state = State(now if since is None else since, **facts)
     writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(state_at, plain_state(state)), *changes]
     if seen.state_version and seen.state_key != state_at:
         writes.append(Delete(seen.state_key))

@@ -17,7 +17,7 @@ from pocket_plug.store.stack import Stack
 
 from .moving import Seen, move, read_after_failure, see
 from .reading import Found, read_each
-from .records import PART, RUN, keys_of, look_key, read_run, start_key
+from .records import RUN, keys_of, look_key, part_of, read_run, start_key
 from .states import STATE
 
 FINAL = ("finished", "cancelled")
@@ -44,7 +44,7 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
     key = RUN + name
     found = (await read_each(stack, [key])).get(key)
     if found is None:
-        is_there = bool([each async for each in stack.scan(f"{PART}{name}:", limit=1)])
+        is_there = bool([each async for each in stack.scan(part_of(key), limit=1)])
         if is_there:
             await erase(stack, name, {key: 0})
         return is_there
@@ -116,7 +116,7 @@ async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iter
 
 async def _trim(stack: Stack, name: str, expect: Mapping[str, int]) -> list[str]:
     """Remove parts of such a run until the rest fits into one write, and return the keys of the rest."""
-    part, after = f"{PART}{name}:", ""
+    part, after = part_of(RUN + name), ""
     start = start_key(part)  # last, since without it a finished run could not return its result
     while True:
         page = [each async for each in stack.scan(part, after=after, limit=CHUNK)]
