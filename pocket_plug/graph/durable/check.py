@@ -13,7 +13,7 @@ from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack, StorePlace
 
 from .judging import How, Judge, RunRecords
-from .reading import read_each
+from .reading import Found, read_each, readable
 from .records import RUN, check_start, field_of, next_place, node_of, part_of, read_run, start_key, status_of
 from .request import prepare
 from .states import STATE, states_of
@@ -83,59 +83,47 @@ async def _keys(stack: Stack, graph: str) -> list[str]:
     return [key async for key in stack.scan(RUN) if key.removeprefix(RUN) not in others]
 
 
-def _is_open(entry: Entry | CodecError, graph: str) -> bool:
+def _is_open(entry: Found, graph: str) -> bool:
     """Is it an open run of that graph? A record that can't be read may be one."""
     if isinstance(entry, CodecError):
         return True
     return field_of(entry, "graph") == graph and field_of(entry, "status") in OPEN_RECORDED
 
 
-def _asking(key: str, entry: Entry | CodecError) -> str | None:
+def _asking(key: str, entry: Found) -> str | None:
     """The key of the question that the run's next node would have asked; None if the record can't be read."""
     try:
-        if isinstance(entry, Entry):
-            frames = read_run(key, entry)[1].frames
-            return wait_key(part_of(key), next_place("", frames, False)[1:])
+        frames = read_run(key, readable(entry))[1].frames
     except PocketError:
-        pass
-    return None
+        return None
+    return wait_key(part_of(key), next_place("", frames, False)[1:])
 
 
-def _is_elsewhere(start: Entry | CodecError | None, scope: str) -> bool:
+def _is_elsewhere(start: Found | None, scope: str) -> bool:
     """Does the run belong to a graph of the same name in another scope? If its record has no scope, it may be this graph's."""
     return isinstance(start, Entry) and field_of(start, "scope") not in (None, scope)
 
 
 async def _checked(
-    stack: Stack,
-    judge: Judge,
-    key: str,
-    entry: Entry | CodecError,
-    start: Entry | CodecError | None,
-    wait: Entry | CodecError | None,
+    stack: Stack, judge: Judge, key: str, run: Found, start: Found | None, wait: Found | None
 ) -> RunCheck:
     state, node, version = "unreadable", "", None
     verdict: How | Literal["refused"] = "refused"
     why, differences = "", tuple[str, ...]()
-    run_id = unquote(key.removeprefix(RUN))
+    run_id, part = unquote(key.removeprefix(RUN)), part_of(key)
     try:
-        for each in (entry, start, wait):
-            if isinstance(each, CodecError):
-                raise each
-        assert isinstance(entry, Entry)
-        assert isinstance(start, Entry | None)
-        assert isinstance(wait, Entry | None)
+        entry, begun, asking = readable(run), readable(start), readable(wait)
         record, checkpoint = read_run(key, entry)
         state, node = status_of(record), node_of(checkpoint.frames)
-        if start is None:
+        if begun is None:
             raise CorruptRecordError(f"run {run_id!r} has lost the record of its start; it can only be removed")
-        check_start(start_key(part_of(key)), start.value)
-        version = start.value.get("version", 1)
+        check_start(start_key(part), begun.value)
+        version = begun.value.get("version", 1)
         waits = waits_in(record, checkpoint.frames)
-        if wait is not None:
-            asked = read_wait(part_of(key), _asking(key, entry) or "", wait)
+        if asking is not None:
+            asked = read_wait(part, _asking(key, entry) or "", asking)
             waits[asked.place] = asked
-        kept = RunRecords(run_id, part_of(key), record, start.value, checkpoint.frames, waits)
+        kept = RunRecords(run_id, part, record, begun.value, checkpoint.frames, waits)
         verdict = (await judge.verdict(stack, kept)).how
     except RunChangedError as error:
         why, differences = error.message, error.differences

@@ -13,7 +13,7 @@ from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack
 
-from .reading import Found, read_each
+from .reading import Found, read_each, readable
 from .records import RUN, read_run
 from .states import STATE, State, plain_state, state_key, state_of
 
@@ -56,13 +56,12 @@ def _state(key: str, found: Found) -> tuple[str, int, Put]:
     """A run's key, its version (0 if it can't be read), and the change that records its state."""
     name = key.removeprefix(RUN)
     try:
-        if isinstance(found, CodecError):
-            raise found
-        record, _ = read_run(key, found)
+        entry = readable(found)
+        record, _ = read_run(key, entry)
     except PocketError:
         version = 0 if isinstance(found, CodecError) else found.version
         return key, version, Put(state_key("unreadable", "", 0.0, name), plain_state(State(0.0)))
-    return key, found.version, Put(state_of(record, name), plain_state(State(record["updated"])), found.expires_at)
+    return key, entry.version, Put(state_of(record, name), plain_state(State(record["updated"])), entry.expires_at)
 
 
 async def _put(stack: Stack, states: Sequence[tuple[str, int, Put]]) -> None:

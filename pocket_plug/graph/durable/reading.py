@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 from pocket_plug.errors import CodecError
 from pocket_plug.store.backend import Backend, Entry
 
 Found = Entry | CodecError
+
+
+@overload
+def readable(found: Found) -> Entry: ...
+@overload
+def readable(found: None) -> None: ...
+def readable(found: Found | None) -> Entry | None:
+    """The entry, if there is one. Raises its error if it can't be read."""
+    if isinstance(found, CodecError):
+        raise found
+    return found
 
 
 async def read_each(stack: Backend, keys: Sequence[str]) -> dict[str, Found]:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyError
-from pocket_plug.store.backend import Delete, Entry
+from pocket_plug.store.backend import Delete
 from pocket_plug.store.stack import Stack
 
 from .moving import Seen, move, read_after_failure, see
-from .reading import Found, read_each
+from .reading import Found, read_each, readable
 from .records import RUN, keys_of, look_key, part_of, read_run, start_key
 from .states import STATE
 
@@ -80,11 +80,10 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
 def _is_sound(key: str, found: Found) -> bool:
     """Is it a run's record that this version can read?"""
     try:
-        if isinstance(found, Entry):
-            read_run(key, found)
-        return isinstance(found, Entry)
+        read_run(key, readable(found))
     except PocketError:
         return False
+    return True
 
 
 async def take_apart(stack: Stack, seen: Seen) -> tuple[int, list[str]]:

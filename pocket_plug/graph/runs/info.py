@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, PocketError
 from pocket_plug.graph.durable.moving import Seen, seen_of
-from pocket_plug.graph.durable.reading import Found, read_each
+from pocket_plug.graph.durable.reading import Found, read_each, readable
 from pocket_plug.graph.durable.records import RUN, node_of, read_run
 from pocket_plug.graph.durable.states import RunFailure, trace_id
 from pocket_plug.graph.durable.states import RunState as RunState
@@ -306,15 +306,9 @@ def seen_in(name: str, state_at: str, found: Mapping[str, Found]) -> Seen | Exce
     """A run from these entries, or the error if they can't be read. `state_at` is the key of its state."""
     key = RUN + name
     try:
-        entry, state_entry = found[key], found.get(state_at)
-        for each in (entry, state_entry):
-            if isinstance(each, CodecError):
-                raise each
-        assert isinstance(entry, Entry)
+        entry, state_entry = readable(found[key]), readable(found.get(state_at))
         record, checkpoint = read_run(key, entry)
-        return seen_of(
-            key, entry, record, checkpoint, state_at, state_entry if isinstance(state_entry, Entry) else None
-        )
+        return seen_of(key, entry, record, checkpoint, state_at, state_entry)
     except PocketError as error:
         return error
 
