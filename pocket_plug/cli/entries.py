@@ -11,11 +11,11 @@ import click
 
 from pocket_plug.codec import Sealed, default_codec, inspect_record
 from pocket_plug.errors import KeyNameError
-from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.names import check_readable
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.keys import RESERVED, check_name, check_prefix
+from pocket_plug.store.reading import Found, read_each
 
 BATCH = 1000
 """How many entries are read or written at once."""

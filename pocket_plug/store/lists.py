@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreError, ValueTypeError
@@ -24,6 +23,7 @@ from .backend import READ_TRIES, Change, Delete, Entry, Put
 from .base import Source
 from .contention import Step
 from .listing import PAGE, batch_size
+from .reading import read_each
 from .stack import Stack
 from .transaction import Transaction
 
@@ -270,12 +270,6 @@ def _is_dead(place: ItemPlace, heads: Mapping[str, Entry | None]) -> bool:
 
 async def _heads(source: Source, owners: Collection[str]) -> dict[str, Entry | None]:
     """The entries at these keys; damaged ones are left out, since nobody can know which items they have."""
-    try:
-        found = await source.read_many(owners)
-        return {owner: found.get(owner) for owner in owners}
-    except CodecError:
-        heads: dict[str, Entry | None] = {}
-        for owner in owners:
-            with suppress(CodecError):
-                heads[owner] = await source.read(owner)
-        return heads
+    found = await read_each(source, owners)
+    entries = {owner: found.get(owner) for owner in owners}
+    return {owner: entry for owner, entry in entries.items() if not isinstance(entry, CodecError)}

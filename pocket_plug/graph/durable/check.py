@@ -10,10 +10,10 @@ from pocket_plug.errors import CodecError, CorruptRecordError, PocketError, RunC
 from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.primitives.batches import batched
 from pocket_plug.store.backend import Entry
+from pocket_plug.store.reading import Found, read_each, readable
 from pocket_plug.store.stack import Stack, StorePlace
 
 from .judging import How, Judge, RunRecords
-from .reading import Found, read_each, readable
 from .records import RUN, check_start, field_of, next_place, node_of, part_of, read_run, start_key, status_of
 from .request import prepare
 from .states import STATE, states_of

@@ -10,10 +10,10 @@ from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import Put
 from pocket_plug.store.keys import RESERVED
+from pocket_plug.store.reading import Found, read_each, readable
 from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack
 
-from .reading import Found, read_each, readable
 from .records import RUN, read_run
 from .states import STATE, State, plain_state, state_key, state_of
 

@@ -10,11 +10,11 @@ from pocket_plug.graph.retention import Retention
 from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import Delete, Entry
+from pocket_plug.store.reading import read_each
 from pocket_plug.store.stack import Stack
 
 from .indexing import index_old
 from .moving import seen_of
-from .reading import read_each
 from .records import RUN, read_run
 from .removal import take_apart
 from .states import StateKey, prefixes_in, state_of, states_of

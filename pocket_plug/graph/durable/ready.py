@@ -14,10 +14,10 @@ from urllib.parse import unquote
 
 from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.store.backend import Entry
+from pocket_plug.store.reading import read_each
 from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack, StorePlace
 
-from .reading import read_each
 from .records import RUN, escaped
 from .stalled import StallWatch
 from .states import WAKE, State, StateKey, sortable_time, states_of, wakes_of

@@ -13,10 +13,10 @@ from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyError
 from pocket_plug.store.backend import Delete
+from pocket_plug.store.reading import Found, read_each, readable
 from pocket_plug.store.stack import Stack
 
 from .moving import Seen, move, read_after_failure, see
-from .reading import Found, read_each, readable
 from .records import RUN, keys_of, look_key, part_of, read_run, start_key
 from .states import STATE
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from pocket_plug.errors import CorruptRecordError
 from pocket_plug.store.backend import Backend, Entry
+from pocket_plug.store.reading import read_each
 
 from .heartbeat import BEAT
 from .processes import this_process
-from .reading import read_each
 from .records import RUN, SECONDS, escaped, field_of
 from .states import State, StateKey, read_state
 

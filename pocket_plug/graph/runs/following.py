@@ -14,7 +14,6 @@ from pocket_plug.errors import CodecError, CorruptRecordError, UnknownRunError
 from pocket_plug.graph.durable.forms import GraphForm
 from pocket_plug.graph.durable.judging import form_before
 from pocket_plug.graph.durable.moving import Seen
-from pocket_plug.graph.durable.reading import read_each
 from pocket_plug.graph.durable.records import ITEM, PATH, Checkpoint, next_place, start_key
 from pocket_plug.graph.durable.standing import Standing
 from pocket_plug.graph.durable.waits import PlacedWait, value_of
@@ -31,6 +30,7 @@ from pocket_plug.graph.following.events import (
 )
 from pocket_plug.primitives.batches import batched
 from pocket_plug.store.backend import Entry
+from pocket_plug.store.reading import read_each
 
 from .info import field_in, info_of, waits_for
 from .operations import Place, must_see

@@ -7,10 +7,10 @@ from typing import Any
 
 from pocket_plug.graph.durable.executions import EXECUTION
 from pocket_plug.graph.durable.moving import Seen
-from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import PATH, start_key
 from pocket_plug.graph.durable.states import RunFailure
 from pocket_plug.primitives.batches import batched
+from pocket_plug.store.reading import Found, read_each
 from pocket_plug.store.stack import Stack
 
 from .info import PassedNode, RunExecution, RunHistory, RunInfo, field_in, info_of, kept, questions_of, waits_for

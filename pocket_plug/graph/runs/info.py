@@ -12,13 +12,13 @@ from urllib.parse import unquote
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, PocketError
 from pocket_plug.graph.durable.moving import Seen, seen_of
-from pocket_plug.graph.durable.reading import Found, read_each, readable
 from pocket_plug.graph.durable.records import RUN, node_of, read_run
 from pocket_plug.graph.durable.states import RunFailure, trace_id
 from pocket_plug.graph.durable.states import RunState as RunState
 from pocket_plug.graph.durable.waits import WAIT, PlacedWait, read_wait, waits_in
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Entry
+from pocket_plug.store.reading import Found, read_each, readable
 from pocket_plug.store.stack import Stack
 
 OPEN: tuple[RunState, ...] = ("pending", "running", "stalled", "suspended", "failed")

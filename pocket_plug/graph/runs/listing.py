@@ -18,10 +18,10 @@ from urllib.parse import unquote
 
 from pocket_plug.errors import ConfigError, ConflictError
 from pocket_plug.graph.durable.moving import Seen, mark_stalled, see
-from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import RUN
 from pocket_plug.graph.durable.states import State, plain_state, prefixes_in, sortable_time, state_of, states_of
 from pocket_plug.store.backend import Change, Delete, Put
+from pocket_plug.store.reading import Found, read_each
 from pocket_plug.store.stack import Stack
 
 from .info import RunInfo, RunPage, RunState, info_with_questions, seen_in, unreadable

@@ -1,12 +1,13 @@
-"""Reads records in batches. A record that can't be read yields its error, and the others are read nevertheless."""
+"""Reads several entries although some are damaged: such an entry yields its error, and the others are read nevertheless."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Collection, Iterable
+from typing import Protocol, overload
 
 from pocket_plug.errors import CodecError
-from pocket_plug.store.backend import Backend, Entry
+
+from .backend import Entry
 
 Found = Entry | CodecError
 
@@ -22,18 +23,30 @@ def readable(found: Found | None) -> Entry | None:
     return found
 
 
-async def read_each(stack: Backend, keys: Sequence[str]) -> dict[str, Found]:
+class Reads(Protocol):
+    """What can be read as a `Backend` can."""
+
+    async def read(self, key: str) -> Entry | None:
+        """The entry at `key`: see `Backend.read`."""
+        ...
+
+    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The entries that exist: see `Backend.read_many`."""
+        ...
+
+
+async def read_each(source: Reads, keys: Collection[str]) -> dict[str, Found]:
     """The entries at these keys, or the errors of those that can't be read. As of one moment if all can be read."""
     if not keys:
         return {}
     try:
-        return dict(await stack.read_many(keys))
+        return dict(await source.read_many(keys))
     except CodecError:
         pass
     found: dict[str, Found] = {}
     for key in keys:
         try:
-            entry = await stack.read(key)
+            entry = await source.read(key)
         except CodecError as error:
             found[key] = error
         else:
