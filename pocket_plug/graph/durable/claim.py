@@ -29,7 +29,7 @@ from .judging import RunRecords
 from .processes import this_process
 from .records import FORM, ITEM, Frame, Record, check_run, check_start, field_of, node_of, start_key, status_of
 from .standing import BATCH
-from .states import RunFailure, State, plain_state, read_state, state_key, state_of, trace_id, wake_key
+from .states import RunFailure, State, put_state, read_state, state_key, state_of, trace_id, wake_key
 from .waits import (
     PlacedWait,
     already_settled,
@@ -183,7 +183,7 @@ async def _take_over(journal: Journal, writes: _Writes) -> bool:
         cancelled=journal.is_cancelled,
     )
     record = journal.record(token, checkpoint.frames)
-    writes.add(Put(checkpoint.key, record), Put(journal.state_key, plain_state(state)))
+    writes.add(Put(checkpoint.key, record), put_state(journal.state_key, state))
     try:
         version = await journal.stack.write([*writes.changes.values()], writes.expect)
     except Exception as error:
@@ -291,7 +291,7 @@ async def _refuse_one_more(journal: Journal, record: Record, tries: int, expect:
     state_at = state_key("failed", journal.graph.name, journal.started, journal.name)
     changes: list[Change] = [Delete(state_of(record, journal.name)), Put(journal.checkpoint.key, left)]
     with suppress(ConflictError):
-        await journal.stack.write([*changes, Put(state_at, plain_state(State(now, failure=failure)))], expect)
+        await journal.stack.write([*changes, put_state(state_at, State(now, failure=failure))], expect)
         raise error
 
 

@@ -15,7 +15,7 @@ from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack
 
 from .records import RUN, read_run
-from .states import STATE, State, plain_state, state_key, state_of
+from .states import STATE, State, put_state, state_key, state_of
 
 INDEXED = f"{RESERVED}run-indexed"
 """The key that notes that this was done."""
@@ -60,8 +60,8 @@ def _state(key: str, found: Found) -> tuple[str, int, Put]:
         record, _ = read_run(key, entry)
     except PocketError:
         version = 0 if isinstance(found, CodecError) else found.version
-        return key, version, Put(state_key("unreadable", "", 0.0, name), plain_state(State(0.0)))
-    return key, entry.version, Put(state_of(record, name), plain_state(State(record["updated"])), entry.expires_at)
+        return key, version, put_state(state_key("unreadable", "", 0.0, name), State(0.0))
+    return key, entry.version, put_state(state_of(record, name), State(record["updated"]), entry.expires_at)
 
 
 async def _put(stack: Stack, states: Sequence[tuple[str, int, Put]]) -> None:

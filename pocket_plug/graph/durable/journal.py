@@ -51,7 +51,7 @@ from .records import (
     look_key,
     plain,
 )
-from .states import LEASE, State, failure_of, notice_attributes, plain_state, read_state, state_key
+from .states import LEASE, State, failure_of, notice_attributes, put_state, read_state, state_key
 from .waits import PlacedWait
 
 PAUSES: Sequence[float] = (0.05, 0.5)
@@ -188,9 +188,8 @@ class Journal:
 
     def changes_to(self, status: Status, **facts: Any) -> list[Change]:
         """The changes by which the run leaves `running` for another state."""
-        left = State(self.stack.clock(), **facts)
         state_at = state_key(status, self.graph.name, self.started, self.name)
-        return [Delete(self.state_key), Put(state_at, plain_state(left))]
+        return [Delete(self.state_key), put_state(state_at, State(self.stack.clock(), **facts))]
 
     def wakes(self, waits: Iterable[PlacedWait]) -> float | None:
         """When a run that waits for these continues by itself: at the earliest of their times and the graph's timeout."""

@@ -37,7 +37,7 @@ from .finished import sweep
 from .heartbeat import keep_beating
 from .journal import Journal, RunReleasedError
 from .processes import this_process
-from .records import PATH, Checkpoint, Frame, Status, escaped, execution_of, item_key, plain, start_key
+from .records import PATH, Checkpoint, Frame, Status, escaped, execution_of, item_key, plain, start_key, visit_place
 from .standing import in_order
 from .states import wake_key
 from .waits import PlacedWait, Wait, put_wait, read_wait, suspended, wait_key
@@ -199,7 +199,7 @@ class RunLedger:
         if frame.hooks and len(checkpoint.frames) == self.level + 1:
             left = run.plan.named(frame.hooks)
             assert left is not None
-            self._stand_at(self._visit_of(left, frame.visits.get(left.name, 1)))
+            self._stand_at(visit_place(self.within, left.name, frame.visits.get(left.name, 1)))
             cancelled = await clean_up(run, left, None, ("on_success", "on_complete"), value)
         if frame.node is None:
             return None, value, cancelled
@@ -211,7 +211,7 @@ class RunLedger:
         """Called before each node. Sets the run's position. Raises RunReleasedError if the run is to be released."""
         if self.journal.is_released:
             raise self._released()
-        self._stand_at(self._visit_of(step, self.frame.visits.get(step.name, 0) + 1))
+        self._stand_at(visit_place(self.within, step.name, self.frame.visits.get(step.name, 0) + 1))
 
     def _released(self) -> RunReleasedError:
         """The error that releases the run here, between two nodes. The record notes that the last node's hooks have ended."""
@@ -226,9 +226,6 @@ class RunLedger:
         if self.journal.resume_unreported and len(self.checkpoint.frames) <= self.level + 1:
             self.journal.resume_unreported = False
             run.event("resume", call, {"epoch": self.journal.epoch})
-
-    def _visit_of(self, step: Step, visit: int) -> str:
-        return f"{self.within}/{escaped(step.name, '/#[')}#{visit}"
 
     def _stand_at(self, current: str) -> None:
         self.current = current

@@ -32,7 +32,7 @@ from .records import (
     status_of,
 )
 from .stalled import StallWatch
-from .states import State, plain_state, read_state, state_key, state_of, wake_key
+from .states import State, put_state, read_state, state_key, state_of, wake_key
 from .waits import put_wait, waits_in
 from .waking import wake_workers
 
@@ -149,7 +149,7 @@ async def move(
     record |= {"format": FORMAT, "status": status, "owner": token, "updated": now}
     state_at = state_key(status, record["graph"], record["started"], seen.name)
     state = State(now if since is None else since, **facts)
-    writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(state_at, plain_state(state)), *changes]
+    writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), put_state(state_at, state), *changes]
     if seen.state_version and seen.state_key != state_at:
         writes.append(Delete(seen.state_key))
     if seen.state.wake_at is not None:

@@ -211,11 +211,16 @@ def look_time(key: str) -> float:
     return 0.0  # not written by us; it sorts first, and is removed
 
 
+def visit_place(within: str, node: str, visit: int) -> str:
+    """The place of a visit of a node, such as `/outer#1/inner#2`."""
+    return f"{within}/{escaped(node, '/#[')}#{visit}"
+
+
 def next_place(within: str, frames: Sequence[Frame], is_item: bool) -> str:
-    """The place of the innermost frame's next visit, such as `/outer#1/inner#2`. An item's own node has the item's place."""
+    """The place of the innermost frame's next visit. An item's own node has the item's place."""
     for frame in frames[1:] if is_item else frames:
         name = frame.node or ""
-        within += f"/{escaped(name, '/#[')}#{frame.visits.get(name, 0) + 1}"
+        within = visit_place(within, name, frame.visits.get(name, 0) + 1)
     return within
 
 

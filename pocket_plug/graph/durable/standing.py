@@ -17,7 +17,7 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Backend
 
 from .forms import GraphForm, NodeForm
-from .records import ITEM, Checkpoint, Frame, escaped, item_key, next_place
+from .records import ITEM, Checkpoint, Frame, escaped, item_key, next_place, visit_place
 from .waits import PlacedWait, waits_of
 
 BATCH = 1000
@@ -146,7 +146,7 @@ def leaf_of(form: GraphForm, frames: Sequence[Frame], place: str) -> Leaf:
     under: list[str] = []
     while node is not None and node.kind == "graph" and node.inner is not None:
         under.append(node.inner.start)
-        place += f"/{escaped(node.inner.start, '/#[')}#1"
+        place = visit_place(place, node.inner.start, 1)
         node = node.inner.nodes.get(node.inner.start)
     return Leaf(place, tuple(under), node)
 

@@ -15,7 +15,7 @@ from .claim import begin, refuse_another
 from .journal import Journal, Wanted
 from .records import Status, check_run, check_start, start_key, status_of
 from .request import prepare
-from .states import State, plain_state, state_key
+from .states import State, put_state, state_key
 from .waking import wake_workers
 
 
@@ -51,7 +51,7 @@ async def submit(
         record = journal.record(journal.token(), journal.checkpoint.frames, "pending")
         state_at = state_key("pending", graph.name, journal.started, journal.name)
         try:
-            await stack.write([begins, Put(key, record), Put(state_at, plain_state(State(stack.clock())))], {key: 0})
+            await stack.write([begins, Put(key, record), put_state(state_at, State(stack.clock()))], {key: 0})
         except ConflictError:
             continue  # another process was faster, or this write was sent twice: read the run
         wake_workers()
