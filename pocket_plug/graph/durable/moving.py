@@ -24,6 +24,7 @@ from .records import (
     Checkpoint,
     Record,
     Status,
+    check_run,
     field_of,
     keys_of,
     last_write,
@@ -93,20 +94,22 @@ async def see(stack: Stack, run_id: str) -> Seen | None:
     key, _ = keys_of(run_id)
     entry = await stack.read(key)
     while entry is not None:
-        record, checkpoint = read_run(key, entry)
-        state_at = state_of(record, key.removeprefix(RUN))
+        check_run(key, entry.value)
+        state_at = state_of(entry.value, key.removeprefix(RUN))
         found = await stack.read_many((key, state_at))
         now = found.get(key)
         if now is not None and now.version == entry.version:
-            return seen_of(key, entry, record, checkpoint, state_at, found.get(state_at))
+            return seen_of(key, entry, state_at, found.get(state_at))
         entry = now
     return None
 
 
-def seen_of(
-    key: str, entry: Entry, record: Record, checkpoint: Checkpoint, state_at: str, state_entry: Entry | None
-) -> Seen:
-    """A run from its entries: `state_at` is the key of its state, `state_entry` the entry there. Raises CorruptRecordError."""
+def seen_of(key: str, entry: Entry, state_at: str, state_entry: Entry | None) -> Seen:
+    """A run from its entries: `state_at` is the key of its state, `state_entry` the entry there.
+
+    Raises StoreError for a newer format, CorruptRecordError.
+    """
+    record, checkpoint = read_run(key, entry)
     state = State(record["updated"]) if state_entry is None else read_state(state_at, state_entry)
     return Seen(key, entry, record, checkpoint, state_at, 0 if state_entry is None else state_entry.version, state)
 

@@ -15,7 +15,7 @@ from pocket_plug.store.stack import Stack
 
 from .indexing import index_old
 from .moving import seen_of
-from .records import RUN, read_run
+from .records import RUN
 from .removal import take_apart
 from .states import StateKey, prefixes_in, state_of, states_of
 
@@ -138,12 +138,11 @@ class Pruning:
         batch: dict[str, tuple[int, list[str]]] = {}
         for run, entry in (await self._read(old)).items():
             try:
-                record, checkpoint = read_run(run, entry)
-                seen = seen_of(run, entry, record, checkpoint, *old[run])
+                seen = seen_of(run, entry, *old[run])
             except PocketError:
                 self.unreadable += 1
                 continue
-            if not self._is_old(seen.state.since) or seen.state_key != state_of(record, seen.name):
+            if not self._is_old(seen.state.since) or seen.state_key != state_of(seen.record, seen.name):
                 continue  # it ended later, or has entered another state meanwhile
             if self.dry_run:
                 self.runs += 1

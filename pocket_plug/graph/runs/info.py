@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, PocketError
 from pocket_plug.graph.durable.moving import Seen, seen_of
-from pocket_plug.graph.durable.records import RUN, node_of, read_run
+from pocket_plug.graph.durable.records import RUN, node_of
 from pocket_plug.graph.durable.states import RunFailure, trace_id
 from pocket_plug.graph.durable.states import RunState as RunState
 from pocket_plug.graph.durable.waits import WAIT, PlacedWait, read_wait, waits_in
@@ -307,8 +307,7 @@ def seen_in(name: str, state_at: str, found: Mapping[str, Found]) -> Seen | Exce
     key = RUN + name
     try:
         entry, state_entry = readable(found[key]), readable(found.get(state_at))
-        record, checkpoint = read_run(key, entry)
-        return seen_of(key, entry, record, checkpoint, state_at, state_entry)
+        return seen_of(key, entry, state_at, state_entry)
     except PocketError as error:
         return error
 
