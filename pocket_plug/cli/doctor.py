@@ -29,7 +29,8 @@ from pocket_plug.plugins.discovery import OUR_DISTRIBUTION, find_libraries, miss
 from pocket_plug.plugins.pocket import DISABLE, Pocket, named_by_variable
 from pocket_plug.plugins.tables import alternatives
 from pocket_plug.primitives.failures import concealed
-from pocket_plug.primitives.redaction import public_url, summary, variables
+from pocket_plug.primitives.redaction import public_url, summary
+from pocket_plug.primitives.secret_options import variables
 from pocket_plug.store.backend import Backend, ProbeResult
 from pocket_plug.store.memory import Memory
 

@@ -11,10 +11,11 @@ import click
 
 from pocket_plug.codec import Sealed, default_codec, inspect_record
 from pocket_plug.errors import KeyNameError
-from pocket_plug.graph.durable.reading import Found, read_each
+from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.names import check_readable
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.keys import RESERVED, check_name, check_prefix
+from pocket_plug.store.reading import Found, read_each
 
 BATCH = 1000
 """How many entries are read or written at once."""
@@ -40,8 +41,7 @@ async def names_of(stack: Backend, prefix: str, show_all: bool) -> list[str]:
 
 async def found_entries(stack: Backend, names: Sequence[str]) -> AsyncIterator[NamedEntry]:
     """The entries that still exist, read in batches. An entry that can't be read yields its error instead."""
-    for start in range(0, len(names), BATCH):
-        batch = names[start : start + BATCH]
+    for batch in batched(names, BATCH):
         found = await read_each(stack, batch)
         for name in batch:
             if name in found:

@@ -13,7 +13,8 @@ from pocket_plug.plugins.config import StoreTable, layer_name
 from pocket_plug.plugins.discovery import Library, find_libraries
 from pocket_plug.plugins.pocket import Pocket, default_pocket
 from pocket_plug.plugins.shown import COLUMNS, plugin_rows
-from pocket_plug.primitives.redaction import public_url, shown
+from pocket_plug.primitives.redaction import public_url
+from pocket_plug.primitives.secret_options import shown
 
 from .output import as_json, echo, echo_json, print_table
 

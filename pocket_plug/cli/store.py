@@ -13,6 +13,7 @@ import msgspec
 
 from pocket_plug.codec import UNBOUND, Sealed, default_codec, upgraded
 from pocket_plug.errors import CodecError, MissingKeyError, StoreError
+from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.lists import ListHead
 from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.backend import Backend, Delete, Entry, Put
@@ -218,8 +219,7 @@ def rm(target: Target, keys: tuple[str, ...], prefix: str | None, yes: bool) -> 
                         f"{plural(len(there), 'entry')} would be removed from {target}; to do so, add --yes"
                     )
             with progress("removing", len(there)) as advance:
-                for start in range(0, len(there), BATCH):
-                    batch = there[start : start + BATCH]
+                for batch in batched(there, BATCH):
                     heads = await lists_at(stack, batch)
                     await stack.write([Delete(key) for key in batch])
                     await remove_items(stack, heads)

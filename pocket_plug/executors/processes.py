@@ -50,7 +50,7 @@ class Processes(Executor):
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = (os.cpu_count() or 1) if workers is None else check_count(workers, "workers")
-        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
+        self._lock = new_rlock()
         self._begin()
         after_fork(self._begin)
         close_at_exit(self)  # before multiprocessing does, which would wait for idle workers
@@ -137,7 +137,7 @@ class _Worker:
 
     def __init__(self, queue: SimpleQueue[_Task | None], number: int) -> None:
         self._queue, self._number = queue, number
-        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
+        self._lock = new_rlock()
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._task: _Task | None = None

@@ -10,7 +10,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.keys import Key
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
@@ -101,9 +101,9 @@ class Graph(Drawn, Node[I, O]):
         self.keep_finished = None if keep_finished is None else seconds(keep_finished, "keep_finished")
         self.version, self.upgrade = check_count(version, "version"), check_upgrade(upgrade, version, self.name)
         self.timeout = None if timeout is None else seconds(timeout, "timeout")
-        needs_loop = store is not None and store.place[0].needs_loop
+        needs_loop = store is not None and store.stack.needs_loop
         self.plan = Plan(self._chains, self.name, step_of, needs_loop)
-        self._placed: tuple[Stack, str] | None = None
+        self._placed: StorePlace | None = None
         self._validated: Options | None = None
 
     @property
@@ -278,7 +278,8 @@ class Graph(Drawn, Node[I, O]):
 
         pocket = pocket or default_host()
         place = self.own_place(pocket, store)
-        await place[0].ensure_open()
+        stack, _ = place
+        await stack.ensure_open()
         return await submit(self, place, run_id, input, pocket, traceparent)
 
     def submit_sync(
@@ -296,9 +297,10 @@ class Graph(Drawn, Node[I, O]):
 
         pocket = pocket or default_host()
         place = self.own_place(pocket, store)
-        if place[0].is_new:
-            place[0].open_sync()
-        return place[0].run(submit(self, place, run_id, input, pocket, traceparent))
+        stack, _ = place
+        if stack.is_new:
+            stack.open_sync()
+        return stack.run(submit(self, place, run_id, input, pocket, traceparent))
 
     async def check_runs(
         self, *, pocket: RunHost | None = None, store: StoreScope | SyncScope | None = None
@@ -310,7 +312,8 @@ class Graph(Drawn, Node[I, O]):
         from .durable import check_runs
 
         place = self.own_place(pocket or default_host(), store)
-        await place[0].ensure_open()
+        stack, _ = place
+        await stack.ensure_open()
         return await check_runs(self, place)
 
     def check_runs_sync(
@@ -320,11 +323,12 @@ class Graph(Drawn, Node[I, O]):
         from .durable import check_runs
 
         place = self.own_place(pocket or default_host(), store)
-        if place[0].is_new:
-            place[0].open_sync()
-        return place[0].run(check_runs(self, place))
+        stack, _ = place
+        if stack.is_new:
+            stack.open_sync()
+        return stack.run(check_runs(self, place))
 
-    def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> tuple[Stack, str]:
+    def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> StorePlace:
         """The stack and the key prefix of the graph when it is not nested, with `store` if that is given.
 
         Raises ConfigError if that isn't a store, or if the graph was made with one.
@@ -364,7 +368,7 @@ class Graph(Drawn, Node[I, O]):
             execution.run.traceparent = {"traceparent": traceparent} if isinstance(traceparent, str) else traceparent
         return execution
 
-    def place(self, outer: View) -> tuple[Stack, str]:
+    def place(self, outer: View) -> StorePlace:
         """The stack and the key prefix of its nodes, given the outer graph's store."""
         view = self._store if self._store is not None else outer
         return (view if self._scope is None else view.scope(self._scope)).place

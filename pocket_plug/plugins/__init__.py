@@ -1,9 +1,7 @@
 """Plugins: found by their entry points, registered with pluggy, and configured by a Pocket, which runs and stores use."""
 
-from pocket_plug.hookspecs import PluginRecord as PluginRecord
+from pocket_plug.hookspecs import PluginRecord
 
-from .pocket import Pocket as Pocket
-from .pocket import default_pocket as default_pocket
-from .pocket import set_default_pocket as set_default_pocket
+from .pocket import Pocket, default_pocket, set_default_pocket
 
 __all__ = ["PluginRecord", "Pocket", "default_pocket", "set_default_pocket"]

@@ -17,7 +17,7 @@ from typing import Any
 from pocket_plug.errors import ConfigError, is_fault
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
-from pocket_plug.primitives.redaction import variables
+from pocket_plug.primitives.secret_options import variables
 
 from .config import Config, StoreTable, expand, layer_name, option_values, read_config
 from .missing import why_missing

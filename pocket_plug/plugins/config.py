@@ -20,7 +20,8 @@ from pocket_plug.errors import ConfigError, is_fault
 from pocket_plug.graph.retention import BY_DEFAULT, Retention
 from pocket_plug.primitives.default_pocket import searches_config
 from pocket_plug.primitives.failures import concealed
-from pocket_plug.primitives.redaction import VARIABLE, hidden_of, is_secret, named, public_url, shown, summary
+from pocket_plug.primitives.redaction import named, public_url, summary
+from pocket_plug.primitives.secret_options import VARIABLE, hidden_of, is_secret, shown
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.layer_options import fitted
 from pocket_plug.store.resolving import LayerSpec

@@ -9,7 +9,8 @@ from typing import Any
 from pocket_plug.errors import ConfigError, PluginError, PocketError, is_fault, suggest
 from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.primitives.failures import concealed
-from pocket_plug.primitives.redaction import URL_SCHEME, public_url, summary, variables
+from pocket_plug.primitives.redaction import URL_SCHEME, public_url, summary
+from pocket_plug.primitives.secret_options import variables
 from pocket_plug.remote import Executor
 
 from .config import Config, expand

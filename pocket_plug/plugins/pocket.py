@@ -33,7 +33,8 @@ from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import snake_case
-from pocket_plug.primitives.redaction import URL_SCHEME, public_url, summary, variables
+from pocket_plug.primitives.redaction import URL_SCHEME, public_url, summary
+from pocket_plug.primitives.secret_options import variables
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory

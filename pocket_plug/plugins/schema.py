@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from typing_extensions import is_typeddict
 
-from pocket_plug.primitives.redaction import is_secret
+from pocket_plug.primitives.secret_options import is_secret
 from pocket_plug.primitives.typechecks import union_members
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.layer_options import hints_of

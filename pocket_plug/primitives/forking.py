@@ -139,7 +139,7 @@ def new_lock(lost: Callback | None = None) -> threading.Lock:
 
 
 def new_rlock(lost: Callback | None = None) -> threading.RLock:
-    """The same, reentrant."""
+    """The same, reentrant: while a thread holds it, garbage collection may close a caller's coroutine, which acquires it too."""
     return _known(RLock(), lost)
 
 

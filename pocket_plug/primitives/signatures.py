@@ -26,9 +26,14 @@ def misfit(function: Callable[..., object], arguments: int) -> str | None:
 
 
 def is_async(function: Callable[..., object]) -> bool:
-    """Is it `async def`?"""
-    call: object = getattr(function, "__call__", None)  # noqa: B004 - to look at the method, not to ask whether it can be called
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+    """Is it `async def`, or an object whose `__call__` is?
+
+    >>> class Job:
+    ...     async def __call__(self) -> None: ...
+    >>> is_async(Job()), is_async(Job)
+    (True, False)
+    """
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def fault_of_question(function: Callable[..., object]) -> str | None:

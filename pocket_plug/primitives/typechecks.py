@@ -135,10 +135,10 @@ def _kinds(items: list[object], depth: int) -> str:
 
 def defined_again(former: type, later: type) -> str:
     """The message for an object whose class was defined again under the same name."""
-    return f"{place_of(former)} was defined again, with other fields, since this object was made: {place_of(later)}"
+    return f"{_where_defined(former)} was defined again, with other fields, since this object was made: {_where_defined(later)}"
 
 
-def place_of(cls: type) -> str:
+def _where_defined(cls: type) -> str:
     """A class and where it was defined, as far as that can be known."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     line = getattr(cls, "__firstlineno__", None)  # since Python 3.13; before that, the line of a method

@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from pocket_plug.errors import StoreError, SyncError
 
 from .forking import after_fork
+from .locks import Flag
 
 T = TypeVar("T")
 
@@ -304,8 +305,7 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         self.is_closed = False
         """Has its end begun? It runs only once."""
-        self._starts = threading.Lock()  # an Event, interrupted, might keep its own lock for good
-        self._starts.acquire()
+        self._runs = Flag()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name=name, daemon=True)
 
     def start(self) -> None:
@@ -314,7 +314,7 @@ class LoopThread:
             return
         try:
             self._thread.start()
-            self._starts.acquire()
+            self._runs.wait()
         except BaseException:
             self.stop()
             raise
@@ -322,7 +322,7 @@ class LoopThread:
     async def _live(self) -> None:
         self._closed = asyncio.Event()
         self.loop = asyncio.get_running_loop()
-        self._starts.release()
+        self._runs.set()
         if not self.is_closed:
             await self._closed.wait()
 

@@ -6,7 +6,6 @@ can't be bypassed by a sibling method.
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -18,6 +17,8 @@ from typing_extensions import dataclass_transform
 
 from pocket_plug.errors import ConfigError, ConflictError, StoreBusyError
 from pocket_plug.primitives.values import Value
+
+from .overrides import check_scan, refuse_bypassed
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -79,6 +80,13 @@ class Delete:
 
 
 Change = Put | Delete
+
+
+def with_version(change: Change, version: int) -> Change:
+    """The change with a version, for a tier or an index that takes it only if that is newer."""
+    if isinstance(change, Put):
+        return Put(change.key, change.value, change.expires_at, version, change.renews)
+    return Delete(change.key, version)
 
 
 class Watcher(Protocol):
@@ -183,10 +191,9 @@ class Backend:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "read_many" in cls.__dict__ and cls.read is Backend.read:
-            raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would bypass it")
+        refuse_bypassed(cls, Backend)
         if "scan" in cls.__dict__:
-            _check_scan(cls)
+            check_scan(cls)
         if "read" in cls.__dict__ and "read_many" not in cls.__dict__:
             cls.read_many = cls._read_one_by_one  # type: ignore[method-assign] # else batches would bypass this `read`
         if "read_page" not in cls.__dict__ and not cls.__dict__.keys().isdisjoint(("read", "read_many", "scan")):
@@ -339,21 +346,6 @@ class Backend:
 
     async def close(self) -> None:
         """Release everything; operations raise StoreClosedError from now on. May be called twice."""
-
-
-def _check_scan(cls: type[Backend]) -> None:
-    """Raise TypeError if the class's `scan` has no parameters for pages."""
-    try:
-        taken = inspect.signature(cls.scan).parameters
-    except (TypeError, ValueError):  # it has no signature
-        return
-    lacking = [name for name in ("after", "reverse", "limit") if name not in taken]
-    if lacking and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
-        raise TypeError(
-            f"{cls.__name__}.scan doesn't take {', '.join(lacking)}; declare it as "
-            '`scan(self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None)`. A layer '
-            "passes them to its inner one; `Backend.scan` says what they mean to a backend"
-        )
 
 
 # ---------------------------------------------------------------- what a part may have besides

@@ -8,12 +8,20 @@ from enum import Enum
 from typing import Any, Final, Generic, Self, TypeVar, final
 
 from pocket_plug.errors import KeyNameError
-from pocket_plug.primitives.names import MAX_NAME_BYTES, check_length, check_prefix, check_readable, check_scope
+from pocket_plug.primitives.names import (
+    MAX_NAME_BYTES,
+    PAST_OWN,
+    RESERVED,
+    check_length,
+    check_prefix,
+    check_readable,
+    check_scope,
+)
 
 from .backend import Backend, Clock
-from .keys import RESERVED, Key
+from .keys import Key
 from .layer import Layer
-from .stack import Stack, build, stack_table
+from .stack import Stack, StorePlace, build, stack_table
 from .transaction import Transaction
 
 T_co = TypeVar("T_co", covariant=True)
@@ -53,7 +61,6 @@ class StoredValue(Generic[T_co]):
     """When it expires, in epoch seconds; None for never."""
 
 
-_PAST_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)  # names up to it begin with RESERVED; cheaper than a slice
 SHORT = MAX_NAME_BYTES // 4
 """A name of at most so many characters isn't too long, whatever the characters."""
 
@@ -76,7 +83,7 @@ class View:
         return stack_table(*self.place)
 
     def _name(self, key: Any) -> str:
-        if key.__class__ is str and not (RESERVED <= key < _PAST_RESERVED) and key and key.isascii():
+        if key.__class__ is str and not (RESERVED <= key < PAST_OWN) and key and key.isascii():
             return self._prefix + key
         if key.__class__ is Key:
             return self._prefix + key.full_name()
@@ -102,7 +109,7 @@ class View:
         )
 
     @property
-    def place(self) -> tuple[Stack, str]:
+    def place(self) -> StorePlace:
         """The stack of this view, and the view's prefix in it."""
         return self._source.stack, self._prefix
 

@@ -9,25 +9,22 @@ help: it is for a short read and write, and would block all other writers while 
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-import asyncio
 import inspect
-import threading
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
 from functools import wraps
 from types import CoroutineType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
-from pocket_plug.errors import ConfigError, ConflictError, SyncError, ValueTypeError
+from pocket_plug.errors import ConfigError, ConflictError, ValueTypeError
 from pocket_plug.primitives.durations import Duration, seconds
-from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.signatures import is_async
 from pocket_plug.primitives.values import Value
-from pocket_plug.primitives.waiting import Waiter, drive, may_block, wake
+from pocket_plug.primitives.waiting import drive
 
 from .backend import Delete
 from .base import MISSING, Source, View
+from .flights import Flight, Flights
 from .keys import Key
 from .naming import Template
 
@@ -210,135 +207,6 @@ class _KeyOf:
         return self._key(*[bound.arguments[name] for name in self._names])
 
 
-# ---------------------------------------------------------------- one computes, the others wait
-class _Flight:
-    """One call for one value: it computes the value, and other calls may wait for it, or it waits for another call."""
-
-    __slots__ = ("error", "is_landed", "is_void", "loop", "thread", "value", "waiters", "waits_for")
-
-    def __init__(self) -> None:
-        self.value: Value = None
-        self.error: Exception | None = None
-        self.is_landed = False
-        """Is there a value? If there is neither a value nor an error, the computation was cancelled."""
-        self.is_void = False
-        """Has it been invalidated? Then its result must not be kept."""
-        self.waiters: list[Waiter[None]] = []
-        self.waits_for: set[_Flight] = set()
-        """The call that it waits for; if it computes, the calls within its computation that wait."""
-        self.loop = asyncio._get_running_loop()
-        self.thread = threading.get_ident()
-
-    @property
-    def is_orphaned(self) -> bool:
-        """Has the loop stopped that it is computed on? Then the computation may never continue."""
-        return self.loop is not None and not self.loop.is_running()
-
-    def needs(self, others: Collection[_Flight]) -> bool:
-        """Does it wait for one of these calls, directly or through others? Each call is looked at once only."""
-        found = ahead = {self}
-        while ahead and found.isdisjoint(others):
-            ahead = {needed for each in ahead for needed in each.waits_for} - found
-            found |= ahead
-        return not found.isdisjoint(others)
-
-
-_leading: ContextVar[tuple[_Flight, ...]] = ContextVar("pocket_plug.cached", default=())
-"""The computations that the current call is part of."""
-
-
-# One for all functions, since their calls may wait for each other in a circle. Reentrant: garbage collection may close a
-# caller's coroutine while it is held.
-_lock = new_rlock()
-
-
-class _Flights:
-    """The running computations of one function, by the names of their keys.
-
-    A call may be interrupted (Ctrl-C) between any two steps. So `_end` can be called again.
-    """
-
-    def __init__(self) -> None:
-        self._by_name: dict[str, _Flight] = {}
-        after_fork(self._forget_others)
-
-    def _forget_others(self) -> None:
-        """In a forked child: these computations run in the parent."""
-        self._by_name = {}
-
-    async def once(self, name: str, compute: Callable[[_Flight], Awaitable[Value]]) -> Value:
-        """The result of `compute`, which one caller calls. Raises SyncError if a call would wait for itself."""
-        around = _leading.get()
-        while True:
-            flight = mine = _Flight()
-            try:
-                waiter = self._join(name, mine, around)
-                if waiter is None:
-                    return await _computed(mine, compute, around)
-                flight, wakes = waiter
-                await wakes
-            finally:
-                try:
-                    self._end(name, mine, around)
-                except BaseException:
-                    self._end(name, mine, around)
-                    raise
-            if flight.error is not None:
-                raise flight.error
-            if flight.is_landed:
-                return flight.value
-
-    def _join(self, name: str, mine: _Flight, around: tuple[_Flight, ...]) -> tuple[_Flight, Waiter[None]] | None:
-        """The running computation, and a waiter that its end wakes; None: the caller has to compute."""
-        with _lock:
-            flight = self._by_name.setdefault(name, mine)
-            if flight.is_orphaned:
-                mine.waiters = flight.waiters  # they try again when this one ends
-                flight = self._by_name[name] = mine
-            if flight is mine:
-                return None
-            if flight.needs(around) or (may_block() and flight.thread == threading.get_ident()):
-                raise SyncError(
-                    f"{name!r} can't be computed: the cached function that computes it needs {name!r} itself"
-                )
-            waiter = Waiter[None]()
-            mine.waits_for.add(flight)
-            for each in around:
-                each.waits_for.add(mine)
-            flight.waiters.append(waiter)
-            return flight, waiter
-
-    def _end(self, name: str, mine: _Flight, around: tuple[_Flight, ...]) -> None:
-        with _lock:
-            if self._by_name.get(name) is mine:
-                del self._by_name[name]
-            for each in around:
-                each.waits_for.discard(mine)
-        wake(waiter.give(None) for waiter in mine.waiters)
-
-    def invalidate(self, name: str) -> None:
-        """Let the result of a running computation not be kept; new callers don't wait for it."""
-        with _lock:
-            flight = self._by_name.pop(name, None)
-            if flight is not None:
-                flight.is_void = True
-
-
-async def _computed(
-    flight: _Flight, compute: Callable[[_Flight], Awaitable[Value]], around: tuple[_Flight, ...]
-) -> Value:
-    _leading.set((*around, flight))
-    try:
-        flight.value = await compute(flight)
-        flight.is_landed = True
-        return flight.value
-    except Exception as error:
-        flight.error = error
-        raise
-    finally:
-        _leading.set(around)
-
-
 # ---------------------------------------------------------------- the function that users call
 class _Cache:
     """What a decorated function does with the store. `run` returns a view's coroutine, or one that runs it in place."""
@@ -347,14 +215,14 @@ class _Cache:
         self, view: Cacheable, ttl: Duration | None, run: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
     ) -> None:
         self._view, self._ttl, self._run = view, ttl, run
-        self._flights = _Flights()
+        self._flights = Flights()
 
     async def get(self, key: Key[Value], make: Callable[[], Awaitable[Value]]) -> Value:
         value = await self._run(self._view.get(key, MISSING))
         if value is not MISSING:
             return value
 
-        async def compute(flight: _Flight) -> Value:
+        async def compute(flight: Flight) -> Value:
             value = await self._run(self._view.get(key, MISSING))  # somebody may have been faster
             if value is MISSING:
                 value = await make()

@@ -16,10 +16,11 @@ from warnings import warn
 from pocket_plug.errors import ConfigError, is_fault
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.redaction import named
-from pocket_plug.primitives.redaction import secret as secret
+from pocket_plug.primitives.secret_options import secret as secret
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Entry, Watcher, read_around
-from .layer_options import Recipe, refuse_bypassed, warn_of_misspelt
+from .layer_options import Recipe
+from .overrides import refuse_bypassed, refuse_uncalled, warn_of_misspelt
 
 # The operations that are bound to the inner one, each with the operations that it is derived from: it is bound only if
 # the layer overrides none of them.
@@ -58,6 +59,7 @@ class Layer(Recipe):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         refuse_bypassed(cls, Layer)
+        refuse_uncalled(cls, Layer)
         warn_of_misspelt(cls, Layer)
         if "beneath" in cls.__dict__:
             warn(f"{cls.__name__}.beneath is now called wrap_inner; 0.3 removes the old name", DeprecationWarning, 2)

@@ -9,16 +9,14 @@ import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, field
 from functools import cache, wraps
-from inspect import iscoroutinefunction, isfunction, signature
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
-from warnings import warn
 
 from typing_extensions import dataclass_transform
 
 from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.primitives.names import snake_case
-from pocket_plug.primitives.redaction import found, hidden_of, is_secret, secret, shown, summary
-from pocket_plug.primitives.signatures import misfit
+from pocket_plug.primitives.redaction import found, summary
+from pocket_plug.primitives.secret_options import hidden_of, is_secret, secret, shown
 from pocket_plug.primitives.typechecks import checker, type_name, union_members
 
 from .backend import Backend
@@ -38,9 +36,8 @@ class Recipe(Backend):
     plugin: ClassVar[object] = None
     """The plugin that offers it: the object in the Pocket that made this recipe. None for a recipe made in code."""
 
-    _written: ClassVar[
-        Mapping[str, Any]
-    ] = {}  # options that come from the environment, as the configuration writes them
+    _written: ClassVar[Mapping[str, Any]] = {}
+    """The options that come from the environment, as the configuration writes them."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -54,7 +51,7 @@ class Recipe(Backend):
                 raise TypeError(
                     f"{cls.__name__}: an option can't be called {taken!r}, which every layer has; rename it"
                 )
-        cls.__init__ = _fixing(cls.__init__, cls, _unchecked if has_init else _checked)  # type: ignore[method-assign] # a guard around it
+        cls.__init__ = _fixing(cls.__init__, cls, checks=not has_init)  # type: ignore[method-assign] # a guard around it
 
     def made_by(self, plugin: object, written: Mapping[str, Any]) -> None:
         """Note, if a Pocket makes it by name, the plugin's object and the options that come from the environment."""
@@ -96,73 +93,6 @@ class Recipe(Backend):
             )
 
 
-_USES: Mapping[str, str] = {
-    "get": "read",
-    "get_many": "read",
-    "set": "write",
-    "set_many": "write",
-    "delete": "write",
-    "delete_many": "write",
-}
-"""Operations of a store, and the operation of layers that each uses."""
-
-
-def refuse_bypassed(cls: type[Recipe], base: type[Recipe]) -> None:
-    """Raise TypeError if a layer's class overrides an operation that is bypassed, or never called, without that of the base."""
-    if "read_many" in cls.__dict__ and cls.read is base.read:
-        raise TypeError(f"{cls.__name__} overrides read_many without read: single gets would bypass it")
-    for name, used in _USES.items():
-        if iscoroutinefunction(cls.__dict__.get(name)) and getattr(cls, used) is getattr(base, used):
-            raise TypeError(
-                f"{cls.__name__}.{name} would never be called: a layer takes part in `{name}` by `{used}`; override that"
-            )
-
-
-def warn_of_misspelt(cls: type[Recipe], base: type[Recipe]) -> None:
-    """Warn of methods of a layer's class that are probably misspelt operations, since they are never called."""
-    for name, method in cls.__dict__.items():
-        if name.startswith("_") or hasattr(base, name) or not isfunction(method):
-            continue
-        if (meant := _operation_meant(name, method, cls, base)) is not None:
-            used = f", in which a layer takes part by {_USES[meant]!r}" if meant in _USES else ""
-            warn(
-                f"{cls.__name__}.{name} is no operation of layers, so no store calls it. Did you mean {meant!r}{used}? "
-                f"If it is a helper of yours, name it _{name}",
-                RuntimeWarning,
-                3,  # where the class is defined
-            )
-
-
-def _operation_meant(name: str, method: Callable[..., object], cls: type[Recipe], base: type[Recipe]) -> str | None:
-    """The operation that a method probably means: it is spelt almost so, can be called so, and the class doesn't override it."""
-    for operation in (*dir(base), *_USES):
-        own: Any = getattr(base, _USES.get(operation, operation))
-        if operation.startswith("_") or not isfunction(own) or getattr(cls, own.__name__) is not own:
-            continue
-        if name.lower() not in _slips(operation) or iscoroutinefunction(method) != iscoroutinefunction(own):
-            continue
-        given = 2 if operation == "set" else 1
-        if operation not in _USES:
-            given = sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in signature(own).parameters.values()) - 1
-        if misfit(method, 1 + given) is None:
-            return operation
-    return None
-
-
-@cache
-def _slips(operation: str) -> frozenset[str]:
-    """The ways to misspell it: a letter is missing or doubled, or two are swapped, but not at the beginning of a word.
-
-    Other similar names, such as `ready`, `span` or `read_any`, are other words, as are those of two letters, such as `on`.
-    """
-    slips = {operation}
-    for at, letter in enumerate(operation):
-        before, rest = operation[:at], operation[at + 1 :]
-        if before[-1:] not in ("", "_"):
-            slips |= {before + rest, before + letter + letter + rest, before + rest[:1] + letter + rest[1:]}
-    return frozenset(slip for slip in slips if len(slip) > 2)
-
-
 def fitted(kind: Any, option: str, given: Any) -> tuple[Any, str | None]:
     """The value for an option, and None; if it doesn't fit, the value and the allowed types in words.
 
@@ -182,17 +112,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return checker(hint)(value) and (value.__class__ is not bool or hint in (bool, Any, object))
 
 
-def _fixing(
-    init: Callable[..., None], kind: type[Recipe], check: Callable[[type[Recipe], dict[str, Any]], dict[str, Any]]
-) -> Callable[..., None]:
-    """The `__init__` of a recipe's class, which checks the options first, and freezes the object afterwards."""
+def _fixing(init: Callable[..., None], kind: type[Recipe], checks: bool) -> Callable[..., None]:
+    """The `__init__` of a recipe's class, which freezes the object. It `checks` the options, unless the class's own one does."""
 
     @wraps(init)
     def __init__(self: Any, *others: Any, **options: Any) -> None:
-        if others and check is _checked:
+        if checks and others:
             names = ", ".join(each.name for each in dataclasses.fields(self))
             raise TypeError(f"{kind.__name__} takes its options by their names: {names}")
-        init(self, *others, **check(kind, options))
+        init(self, *others, **(_checked(kind, options) if checks else options))
         if type(self) is kind:  # else a subclass's `__init__` isn't done yet
             self.__dict__["_is_fixed"] = True
 
@@ -224,11 +152,6 @@ def _unannotated(kind: type[Recipe], option: str) -> str:
         if isinstance(value, int | float | str | tuple)
         else ""
     )
-
-
-def _unchecked(kind: type[Recipe], options: dict[str, Any]) -> dict[str, Any]:
-    """The options, unchecked: a class with an `__init__` of its own checks them there."""
-    return options
 
 
 def _given(option: dataclasses.Field[Any], given: Any) -> str:

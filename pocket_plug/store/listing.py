@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreError
+from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.names import MAX_KEY_BYTES, RESERVED, check_prefix
-from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.values import Value
 
 from .backend import PRESENT, Delete, Entry, page_of
@@ -26,8 +27,7 @@ _LAST_RESERVED = RESERVED + "\U0010ffff" * (MAX_KEY_BYTES // 4)
 def check_limit(limit: object) -> None:
     """Raise ConfigError for a limit that is no number of entries."""
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-        found = repr(limit) if isinstance(limit, int) else summary(limit)
-        raise ConfigError(f"limit can't be {found}; give a number of entries from 0 up, or None for all")
+        raise ConfigError(f"limit can't be {found(limit)}; give a number of entries from 0 up, or None for all")
 
 
 def names_of(
@@ -76,7 +76,7 @@ async def pages_of(
 ) -> AsyncGenerator[list[tuple[str, Value]]]:
     """The names in a scope, without the scope, with the values to show, in pages; each page is as of one moment."""
     check_limit(limit)
-    start, most, prefix = len(scope), step_of(source, PAGE), scope + prefix
+    start, most, prefix = len(scope), batch_size(source, PAGE), scope + prefix
     read_page: Callable[..., Awaitable[list[tuple[str, Entry | None]]]]
     if isinstance(source, Stack) and not _may_be_reserved(prefix):
         read_page = source.read_page
@@ -108,8 +108,8 @@ async def remove(source: Stack | Transaction, names: Collection[str]) -> int:
     If one of them is damaged, one by one.
     """
     removed = 0
-    for some in _slices(list(dict.fromkeys(names)), step_of(source, None, 2)):
-        left = some
+    names = list(dict.fromkeys(names))
+    for left in batched(names, batch_size(source, max(1, len(names)), 2)):
         while left:
             try:
                 await source.write([Delete(name) for name in left], dict.fromkeys(left, PRESENT))
@@ -145,7 +145,7 @@ async def _remove_each(source: Stack | Transaction, names: Sequence[str]) -> int
 async def remove_all(source: Stack | Transaction, prefix: str) -> int:
     """Remove all entries whose names begin with a prefix, in several writes; returns how many there were."""
     removed, after = 0, ""
-    size = step_of(source, 5 * PAGE, 2)
+    size = batch_size(source, 5 * PAGE, 2)
     while names := [name async for name in names_of(source, prefix, after=after, limit=size)]:
         removed += await remove(source, names)
         if len(names) < size:
@@ -154,14 +154,7 @@ async def remove_all(source: Stack | Transaction, prefix: str) -> int:
     return removed
 
 
-def step_of(source: Stack | Transaction, most: int | None, each: int = 1) -> int:
-    """How many entries one step may have, at most `most`; 0 for any number. An entry takes `each` changes and expectations."""
-    taken = source.stack.max_changes
-    if taken is None:
-        return most or 0
-    return max(1, taken // each) if most is None else max(1, min(most, taken // each))
-
-
-def _slices(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    size = size or len(names) or 1
-    return (names[start : start + size] for start in range(0, len(names), size))
+def batch_size(source: Stack | Transaction, most: int, each: int = 1) -> int:
+    """How many entries one step may have, at most `most`. An entry takes `each` changes and expectations."""
+    allowed = source.stack.max_changes
+    return most if allowed is None else max(1, min(most, allowed // each))

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreError, ValueTypeError
+from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.lists import ItemPlace, ListHead, item_of, items_of, new_head, place_of
 from pocket_plug.primitives.names import ITEMS
-from pocket_plug.primitives.redaction import summary
+from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.values import Value
 
 from .backend import READ_TRIES, Change, Delete, Entry, Put
 from .base import Source
 from .contention import Step
-from .listing import PAGE, step_of
+from .listing import PAGE, batch_size
+from .reading import read_each
 from .stack import Stack
 from .transaction import Transaction
 
@@ -37,8 +38,7 @@ LOOKED_AT, LOOKS = 128, 8
 def check_number(number: object, what: str) -> int:
     """A number of items, 0 or more. Raises ConfigError for anything else."""
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        found = repr(number) if isinstance(number, int) else summary(number)
-        raise ConfigError(f"{what} can't be {found}; give a number of items from 0 up")
+        raise ConfigError(f"{what} can't be {found(number)}; give a number of items from 0 up")
     return number
 
 
@@ -100,7 +100,7 @@ async def append(source: Source, name: str, key: Any, item: Value, until: float 
 
 async def trim(source: Source, name: str, key: Any, keep: int) -> int:
     """Remove all but the last items; returns how many. In a transaction, later appends delete what exceeds a page."""
-    most = max(0, step_of(source, PAGE) - 2)  # two for the head and its expected version
+    most = max(0, batch_size(source, PAGE) - 2)  # two for the head and its expected version
     number, later = await source.apply(name, trimming(name, key, check_number(keep, "keep"), most))
     rest = list(later)
     if rest and isinstance(source, Transaction):
@@ -127,7 +127,7 @@ async def item_pages(source: Source, name: str, key: Any) -> AsyncGenerator[list
     began = head_of(key, await source.read(name))
     if began is None:
         return
-    place, size = began.first, step_of(source, PAGE)
+    place, size = began.first, batch_size(source, PAGE)
 
     def page(head: ListHead) -> range:
         start = max(place, head.first)
@@ -151,9 +151,8 @@ async def _read(source: Source, name: str, key: Any, picked: Callable[[ListHead]
         numbers = picked(head)
         names = [item_of(name, head.generation, number) for number in numbers]
         found: dict[str, Entry] = {}
-        size = step_of(source, 5 * PAGE)
-        for start in range(0, len(names), size):
-            found |= await _entries(source, names[start : start + size])
+        for batch in batched(names, batch_size(source, 5 * PAGE)):
+            found |= await (source.look_at_items if isinstance(source, Transaction) else source.read_many)(batch)
         if len(found) == len(names) or source.stack.evicts:
             return numbers, [found[each].value for each in names if each in found]
         seen = entry
@@ -171,10 +170,6 @@ async def _read(source: Source, name: str, key: Any, picked: Callable[[ListHead]
             "they were removed, or not restored with it; `pocket-plug store check` finds such lists"
         )
     raise StoreBusyError(f"{str(key)!r}: the list was trimmed or replaced at each of {READ_TRIES} tries; try again")
-
-
-async def _entries(source: Source, names: Sequence[str]) -> dict[str, Entry]:
-    return await (source.look_at_items(names) if isinstance(source, Transaction) else source.read_many(names))
 
 
 # ---------------------------------------------------------------- left-over items
@@ -197,7 +192,7 @@ async def remove_lists_below(source: Source, prefix: str) -> None:
 
 
 async def _remove_found(source: Source, prefix: str, is_meant: Callable[[str], bool]) -> None:
-    after, size = "", step_of(source, 5 * PAGE)
+    after, size = "", batch_size(source, 5 * PAGE)
     while names := [item async for item in source.scan(prefix, after=after, limit=size)]:
         await _clear_away(source, await _dead(source, places_of(names, is_meant)))
         if len(names) < size:
@@ -212,9 +207,8 @@ async def _clear_away(source: Source, items: Sequence[str]) -> None:
     if isinstance(source, Transaction):
         source.clear_away(items)
         return
-    size = step_of(source, 5 * PAGE)
-    for start in range(0, len(items), size):
-        await source.write([Delete(item) for item in items[start : start + size]])
+    for batch in batched(items, batch_size(source, 5 * PAGE)):
+        await source.write([Delete(item) for item in batch])
 
 
 async def _look_for_leftovers(source: Source, name: str) -> None:
@@ -276,12 +270,6 @@ def _is_dead(place: ItemPlace, heads: Mapping[str, Entry | None]) -> bool:
 
 async def _heads(source: Source, owners: Collection[str]) -> dict[str, Entry | None]:
     """The entries at these keys; damaged ones are left out, since nobody can know which items they have."""
-    try:
-        found = await source.read_many(owners)
-        return {owner: found.get(owner) for owner in owners}
-    except CodecError:
-        heads: dict[str, Entry | None] = {}
-        for owner in owners:
-            with suppress(CodecError):
-                heads[owner] = await source.read(owner)
-        return heads
+    found = await read_each(source, owners)
+    entries = {owner: found.get(owner) for owner in owners}
+    return {owner: entry for owner, entry in entries.items() if not isinstance(entry, CodecError)}

@@ -150,13 +150,10 @@ class Memory(Backend):
     def _cut_off(self) -> None:
         """In a forked child: another thread held the lock at the fork, so a write may be half done."""
         self.is_free = True
-        self._table.sorted, self._table.entries = (
-            None,
-            Closed(
-                "this process was forked during a write to this memory store, which may "
-                "be incomplete; close it and open it again"
-            ),
+        closed = Closed(
+            "this process was forked during a write to this memory store, which may be incomplete; close it and open it again"
         )
+        self._table.sorted, self._table.entries = None, closed
 
 
 if not HAS_GIL:

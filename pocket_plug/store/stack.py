@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
-from weakref import finalize
 
 from pocket_plug.errors import ConfigError, ConflictError, StoreClosedError
-from pocket_plug.primitives.forking import after_fork, new_rlock
-from pocket_plug.primitives.locks import in_the_middle, is_held_here
 from pocket_plug.primitives.redaction import conceal, named, public_url
-from pocket_plug.primitives.waiting import LoopThread, Runner, drive, drive_inline, run_on
+from pocket_plug.primitives.waiting import Runner, drive, drive_inline, run_on
 
 from .backend import NO_EXPECTATIONS, Backend, Change, Clock
-from .contention import FREE_TRIES, Backoff, Combiner, Gates, Step
+from .contention import FREE_TRIES, Backoff, Combiner, Step
+from .gates import Gates
+from .home import Home
 from .layer import Layer, build_stack, parts
 from .resolving import order_names, resolve_backend, resolve_layer
 
@@ -42,11 +41,7 @@ class Stack(Layer):
         self._free_tries = (1,) * (FREE_TRIES if self.inline_write else 0)
         self.is_new = True
         self._is_closed = False
-        self._home: asyncio.AbstractEventLoop | None = None
-        self._own_loop: LoopThread | None = None
-        self._finalizer: finalize[[], Stack] | None = None  # stops the own loop when the store is garbage-collected
-        self._own_loop_lock = new_rlock()  # reentrant so that a thread can ask whether it holds it
-        after_fork(self._leave_loops)
+        self._home = Home(self.__repr__)
         # How a sync caller runs an operation: in place, blocking on the part's own primitive, or on the home loop.
         self.run: Runner = self._run_at_home if self.needs_loop else drive
         self.run_read: Runner = drive_inline if self.inline_read else self.run
@@ -110,7 +105,7 @@ class Stack(Layer):
 
     async def _open(self) -> None:
         if self.needs_loop:
-            self._home = asyncio.get_running_loop()
+            self._home.loop = asyncio.get_running_loop()
         await self.inner.open()
         self.is_new = self._is_closed = False
 
@@ -119,70 +114,27 @@ class Stack(Layer):
             await self._open()
 
     async def _close(self) -> None:
-        self.is_new, self._is_closed, self._home = False, True, None
+        self.is_new, self._is_closed, self._home.loop = False, True, None
         try:
             await self.inner.close()
         finally:
-            self._leave_own_loop()
+            self._home.close_own()
 
     def _run_at_home(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self._is_closed and not self.is_new:
             coroutine.close()
             raise StoreClosedError(f"this store is closed: {self!r}")
         try:
-            home = self._find_home()
+            loop = self._home.find()
         except BaseException:
             coroutine.close()
             raise
-        return run_on(home, coroutine)
-
-    def _find_home(self) -> asyncio.AbstractEventLoop:
-        """The loop that opened it; if there is none, or it has ended, a loop in a thread of its own."""
-        home = self._home
-        if home is None or not home.is_running():
-            if is_held_here(self._own_loop_lock):
-                raise in_the_middle("the start of this store's own event loop", "use the store")
-            with self._own_loop_lock:
-                own = self._own_loop
-                if own is not None and own.is_closed:
-                    own.stop()  # again, for its close may have been interrupted
-                    own = None
-                if own is None:
-                    own = self._own_loop = LoopThread(f"pocket_plug {self!r}"[:60])
-                    self._end_with_the_store(own)
-                own.start()
-                self._home = home = own.loop
-        return home
-
-    def _end_with_the_store(self, own: LoopThread) -> None:
-        """Stop this loop when the store is garbage-collected: a store that failed to open, or is dropped, is never closed."""
-        if self._finalizer is not None:
-            self._finalizer.detach()
-        self._finalizer = finalize(self, own.stop)
-        self._finalizer.atexit = False  # the end of the process ends the thread
-
-    def _leave_own_loop(self) -> None:
-        if is_held_here(self._own_loop_lock):  # this has interrupted its start, so the close was refused
-            return
-        with self._own_loop_lock:
-            own = self._own_loop
-            if own is None or own.loop is asyncio._get_running_loop():  # then close_sync closes it
-                return
-        own.close()
-        with self._own_loop_lock:
-            if self._own_loop is own:
-                self._own_loop = None
-
-    def _leave_loops(self) -> None:
-        """In a forked child: its parent's loops don't run here."""
-        self._home = self._own_loop = None
-        if self._finalizer is not None:  # it would wake the parent's loop
-            self._finalizer.detach()
+        return run_on(loop, coroutine)
 
     def open_sync(self) -> None:
         """Open it for callers without a loop."""
         if self.needs_loop:
-            self._find_home()
+            self._home.find()
             self._is_closed = False
         self.run(self.open())
 
@@ -196,7 +148,11 @@ class Stack(Layer):
             if not (self.needs_loop and self._is_closed):
                 self.run(self.close())
         finally:
-            self._leave_own_loop()
+            self._home.close_own()
+
+
+StorePlace = tuple[Stack, str]
+"""Where a view reads and writes: its stack, and the prefix of its names there."""
 
 
 def stack_table(stack: Stack, prefix: str = "") -> str:

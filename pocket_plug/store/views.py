@@ -17,7 +17,7 @@ from pocket_plug.errors import CodecError, ConfigError, ConflictError, MissingKe
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.lists import ListHead
 from pocket_plug.primitives.names import check_length
-from pocket_plug.primitives.redaction import named, summary
+from pocket_plug.primitives.redaction import found, named
 from pocket_plug.primitives.values import Value
 
 from . import lists
@@ -453,10 +453,9 @@ refuse_writes(StoreReader, StoreWriter)
 def _version(expect: object, source: Source) -> int:
     least = PRESENT if isinstance(source, Transaction) else 0  # PRESENT stands for a transaction's own write
     if not isinstance(expect, int) or isinstance(expect, bool) or expect < least:
-        found = repr(expect) if isinstance(expect, int) else summary(expect)
         own = f"; {PRESENT} is the version of a transaction's own write, until its commit" if expect == PRESENT else ""
         raise ConfigError(
-            f"expect can't be {found}; give the version of entry(key), or 0 if the key must not exist{own}"
+            f"expect can't be {found(expect)}; give the version of entry(key), or 0 if the key must not exist{own}"
         )
     return expect
 

@@ -19,8 +19,8 @@ from pocket_plug import Graph, SyncStore, node
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
 from pocket_plug.errors import ConflictError, RunFencedError
-from pocket_plug.graph.durable import RUN, keys_of
 from pocket_plug.graph.durable.indexing import INDEXED
+from pocket_plug.graph.durable.records import RUN, keys_of
 from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Delete, Put

@@ -275,9 +275,10 @@ def inside(place: Place) -> None:
             assert index._bytes == (sum(entry.size for entry in entries.values()) if index._weighs else 0)
             assert index._exempt == sum(key.startswith("pocket:") for key in entries)
             assert not index.buried
-        for name in ("_writes", "_leases", "_queues", "_looks", "_reserved", "_going"):
-            left: Any = getattr(part, name, None)
-            assert not left, f"{type(part).__name__}.{name} keeps {left!r:.200}"
+        for holder in (part, getattr(part, "trust", None)):
+            for name in ("writes", "_leases", "_looks", "_reserved", "_going"):
+                left: Any = getattr(holder, name, None)
+                assert not left, f"{type(holder).__name__}.{name} keeps {left!r:.200}"
     stack = place.store.stack
     for left in (stack.gates._queues, stack.combiner._lines):
         assert not left, f"those who queue: {left!r:.200}"

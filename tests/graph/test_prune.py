@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,47 +13,22 @@ from typing import Any
 import pytest
 
 from pocket_plug import Ask, ConfigError, Graph, Put, Runs, RunSuspendedError, Store, StoreWriter, each, node
-from pocket_plug.graph.durable import indexing, remove_run
+from pocket_plug.graph.durable import indexing
 from pocket_plug.graph.durable.prune import EVERY, PAUSE, REST, SLICE, Pruned, Pruner, Pruning, prune
+from pocket_plug.graph.durable.removal import remove_run
 from pocket_plug.graph.durable.states import prefixes_in
 from pocket_plug.graph.retention import Retention
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change
-from pocket_plug.store.layer import Layer
+from pocket_plug.store.backend import Change
 from pocket_plug.testing.clock import FakeClock
+
+from .meanwhile import TOLD, stored
+from .meanwhile import undisturbed as undisturbed
 
 DAY = 86_400.0
 
 
-class Told:
-    """What the layers of this module call before each write."""
-
-    before: Callable[[Sequence[Change]], Awaitable[None]] | None = None
-
-
-TOLD = Told()
-
-
-class Meanwhile(Layer):
-    """Does something before a write."""
-
-    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        if TOLD.before is not None and changes:
-            await TOLD.before(changes)
-        return await self.inner.write(changes, expect)
-
-
-@pytest.fixture(autouse=True)
-def undisturbed() -> Generator[None]:
-    yield
-    TOLD.before = None
-
-
 class Boom(Exception):
     """The error of a failing node."""
-
-
-def stored(folder: Path, clock: Callable[[], float]) -> Store:
-    return Store(f"sqlite:///{folder}/state.db?durability=process", layers=[Meanwhile()], clock=clock)
 
 
 def say(store: Store, name: str = "say") -> Graph[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,39 +25,13 @@ from pocket_plug import (
     each,
     node,
 )
-from pocket_plug.graph.durable import remove_run
 from pocket_plug.graph.durable.finished import sweep
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change
-from pocket_plug.store.layer import Layer
+from pocket_plug.graph.durable.removal import remove_run
+from pocket_plug.store.backend import Change
 from pocket_plug.testing.clock import FakeClock
 
-
-class Told:
-    """What the layers of this module call before each write."""
-
-    before: Callable[[Sequence[Change]], Awaitable[None]] | None = None
-
-
-TOLD = Told()
-
-
-class Meanwhile(Layer):
-    """Does something before a write."""
-
-    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        if TOLD.before is not None and changes:
-            await TOLD.before(changes)
-        return await self.inner.write(changes, expect)
-
-
-@pytest.fixture(autouse=True)
-def undisturbed() -> Generator[None]:
-    yield
-    TOLD.before = None
-
-
-def stored(folder: Path, **options: Any) -> Store:
-    return Store(f"sqlite:///{folder}/state.db?durability=process", layers=[Meanwhile()], **options)
+from .meanwhile import TOLD, stored
+from .meanwhile import undisturbed as undisturbed
 
 
 async def records(store: Store) -> list[str]:

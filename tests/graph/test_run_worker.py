@@ -663,7 +663,7 @@ def test_a_run_is_stalled_when_nothing_has_moved_for_its_lease_by_the_observers_
             assert await watch.look([running]) == []
             clock.advance(1)
             (stalled,) = await watch.look([running])
-            assert (stalled.run_id, stalled.graph, stalled.seen.keys()) == (
+            assert (stalled.run_id, stalled.graph, stalled.versions.keys()) == (
                 "d-1",
                 "doubling",
                 {running, keys_of("d-1")[0], "pocket:run-beat:elsewhere"},  # it doesn't exist yet
@@ -697,7 +697,7 @@ def test_a_heartbeat_counts_for_the_executions_that_it_names(url: str) -> None:
             assert await watch.look([running]) == []
             clock.advance(30)
             (stalled,) = await watch.look([running])
-            assert spoken in stalled.seen
+            assert spoken in stalled.versions
 
     asyncio.run(main())
 
@@ -754,7 +754,7 @@ def test_a_takeover_expects_the_versions_that_were_read(url: str) -> None:
                 from pocket_plug.graph.observing.host import default_host
 
                 host = default_host()
-                request = Request(f"d-{moved}", takeover=False, allow_changed=False, seen=stalled.seen)
+                request = Request(f"d-{moved}", takeover=False, allow_changed=False, stalled_at=stalled.versions)
                 execution = request.execution(graph, graph.own_place(host, store), None, host, True, True)
                 from pocket_plug import MISSING
 

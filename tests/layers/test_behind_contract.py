@@ -10,7 +10,7 @@ import pytest
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.layers.write_behind import WriteBehind
+from pocket_plug.layers.persistence.write_behind import WriteBehind
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory

@@ -15,7 +15,8 @@ from typing import Any, cast
 import pytest
 
 from pocket_plug.errors import ConfigError, StoreClosedError, StoreError
-from pocket_plug.layers.persistence import MANY_MARKS, MAX_MARKS, Persistence
+from pocket_plug.layers.persistence import MANY_MARKS, Persistence
+from pocket_plug.layers.persistence.trust import MAX_MARKS
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.waiting import drive_inline
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, Watcher
@@ -212,7 +213,7 @@ class Walk:
         self.random = Random(seed)
         self.near, self.durable = Stepped(), Stepped(can_watch=True)
         self.stack = Persistence(to=self.durable).build(self.near)
-        self.watcher = cast("Persistence", self.stack)
+        self.watcher = cast("Persistence", self.stack).trust
         self.under_way: list[Underway] = []
         self.since = dict.fromkeys(KEYS, 0)
         self.is_lost, self.in_order = True, self.random.random() < 0.5
@@ -360,7 +361,7 @@ def watched(near: Memory | None = None) -> tuple[Persistence, Memory, Stepped]:
     near, durable = near or Memory(), Stepped(can_watch=True)
     durable.is_slow = False
     stack = cast("Persistence", Persistence(to=durable).build(near))
-    stack.back()
+    stack.trust.back()
     drive_inline(stack.read("nothing"))
     return stack, near, durable
 
@@ -372,10 +373,10 @@ def test_own_writes_stay_near_when_they_are_notified() -> None:
     writing = stack.write([Put("a", 1)])
     writing.send(None)
     writing.send(None)  # it is done
-    stack.changed(durable.words[0])
+    stack.trust.changed(durable.words[0])
     with pytest.raises(StopIteration):
         writing.send(None)
-    stack.changed(durable.words[0])
+    stack.trust.changed(durable.words[0])
     # without an operation of the durable tier
     assert drive_inline(stack.read("a")) == drive_inline(near.read("a")) == Entry(1, 1)
     assert drive_inline(stack.read_many(["a"])) == {"a": Entry(1, 1)}
@@ -390,7 +391,7 @@ def test_a_later_write_of_another_client_is_not_hidden_by_ours() -> None:
     writing = stack.write([Put("a", "ours")])
     writing.send(None)
     drive_inline(durable.write([Put("a", "theirs")]))
-    stack.changed(durable.words[-1])
+    stack.trust.changed(durable.words[-1])
     reading = stack.read("a")
     with suppress(StopIteration):
         while True:
@@ -406,14 +407,14 @@ def test_a_batch_does_not_mix_newer_and_older_states() -> None:
     """If a later write is notified before an earlier one, this says nothing about the earlier one's other keys."""
     stack, near, durable = watched()
     drive_inline(stack.write([Put("b", "old")]))
-    stack.changed(durable.words[-1], 1)
+    stack.trust.changed(durable.words[-1], 1)
     drive_inline(durable.write([Put("a", "new"), Put("b", "new")]))
     drive_inline(durable.write([Put("c", 1)]))
-    stack.changed(durable.words[-1], 1)
+    stack.trust.changed(durable.words[-1], 1)
     assert drive_inline(stack.read("a")) == Entry("new", 2)
     assert drive_inline(near.read("b")) == Entry("old", 1)
     assert drive_inline(stack.read_many("ab")) == {"a": Entry("new", 2), "b": Entry("new", 2)}
-    stack.changed(durable.words[-2], 3)
+    stack.trust.changed(durable.words[-2], 3)
     drive_inline(stack.read_many("ab"))
     durable.is_slow = True  # from here on it doesn't answer
     assert drive_inline(stack.read_many("ab")) == {"a": Entry("new", 2), "b": Entry("new", 2)}
@@ -424,12 +425,12 @@ def test_nothing_is_mixed_after_the_server_was_restored_from_an_older_copy() -> 
     stack, _, durable = watched()
     for _ in range(5):
         drive_inline(durable.write([Put("c", 1)]))
-        stack.changed(durable.words[-1])
-    stack.lost()
+        stack.trust.changed(durable.words[-1])
+    stack.trust.lost()
     stack.authority = older = Stepped(can_watch=True)
     older.is_slow = False
     drive_inline(older.write([Put("b", "old")]))
-    stack.back()
+    stack.trust.back()
     assert drive_inline(stack.read("b")) == Entry("old", 1)
     drive_inline(older.write([Put("a", "new"), Put("b", "new")]))
     assert drive_inline(stack.read("a")) == Entry("new", 2)
@@ -440,13 +441,13 @@ def test_without_notifications_reads_go_through_and_fill_nothing() -> None:
     """A value that is read then could be outdated when notifications come again."""
     stack, near, durable = watched()
     drive_inline(stack.write([Put("a", 1), Put("b", 1)]))
-    stack.lost()
+    stack.trust.lost()
     drive_inline(durable.write([Put("a", 2)]))
     assert drive_inline(stack.read("a")) == Entry(2, 2)
     assert drive_inline(stack.read_many(["a", "b"])) == {"a": Entry(2, 2), "b": Entry(1, 1)}
     drive_inline(stack.write([Put("c", 3)]))
     assert drive_inline(near.read_many("abc")) == {"a": Entry(1, 1), "b": Entry(1, 1)}
-    stack.back()
+    stack.trust.back()
     assert drive_inline(stack.read("b")) == Entry(1, 1)
     assert drive_inline(near.read_many("abc")) == {"b": Entry(1, 1)}
 
@@ -456,14 +457,14 @@ def test_unread_notifications_take_limited_memory() -> None:
     stack, near, durable = watched()
     drive_inline(stack.write([Put("a", 1)]))
     for n in range(MAX_MARKS + 5):
-        stack.changed({f"k{n}": n + 2})
-    assert len(stack._unsure) < MAX_MARKS
+        stack.trust.changed({f"k{n}": n + 2})
+    assert len(stack.trust.unsure) < MAX_MARKS
     drive_inline(durable.write([Put("a", 2)]))
     assert drive_inline(stack.read("a")) == Entry(2, 2)
     for n in range(MANY_MARKS + 5):
-        stack.changed({f"k{n}": n + 2})
+        stack.trust.changed({f"k{n}": n + 2})
     drive_inline(stack.read("not near"))
-    assert not stack._unsure
+    assert not stack.trust.unsure
     assert drive_inline(near.read("a")) == Entry(2, 2)
 
 

@@ -31,7 +31,7 @@ from pocket_plug.errors import (
 )
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import MAX_PENDING, Persistence
-from pocket_plug.layers.write_behind import DELAYS, WriteBehind
+from pocket_plug.layers.persistence.write_behind import DELAYS, WriteBehind
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.store.layer import Layer, build_stack

@@ -66,7 +66,7 @@ def test_every_module_has_tests_and_mutants_that_parse() -> None:
     for module in TESTS:
         assert [file for file in first_tests(module) if not (ROOT / file).is_file()] == []
     assert [folder for folder in wider() if not (ROOT / folder).is_dir()] == []
-    for mutant in draw(["store/memory", "layers/persistence"], 1, 40):
+    for mutant in draw(["store/memory", "layers/persistence/__init__"], 1, 40):
         ast.parse(mutant.source)
         assert mutant.source != mutant.original == (ROOT / mutant.file).read_bytes()
 

@@ -21,7 +21,7 @@ from pocket_plug.graph.durable import heartbeat, ledger, processes, waking, work
 from pocket_plug.graph.following import streaming
 from pocket_plug.graph.running import context, execution
 from pocket_plug.primitives import waiting
-from pocket_plug.store.contention import Gates
+from pocket_plug.store.gates import Gates
 
 from .graphs import stage
 from .loop import Flag, Hang, Lock, this_thread

@@ -43,7 +43,8 @@ from pocket_plug.graph.running.protocols import LATE_CONFLICTS
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.primitives.waiting import Waiter, drive, pause
-from pocket_plug.store.contention import FREE_TRIES, TRIES, Backoff, Gates
+from pocket_plug.store.contention import FREE_TRIES, TRIES, Backoff
+from pocket_plug.store.gates import Gates
 from pocket_plug.store.layer import parts
 from pocket_plug.testing.interrupts import Between, Interrupted, Interrupter
 from pocket_plug.testing.layer_contract import FaultyMemory

@@ -231,7 +231,7 @@ class SQLite(Backend):
         """One transaction, committed before this returns. Raises StoreBusyError if the file stays locked."""
         if not changes:
             return await self._check(expect)
-        return await self._writer.done(Request([*map(encoded, changes)], expect, self.clock))
+        return await self._writer.done(Request(self.clock, [*map(encoded, changes)], expect))
 
     async def _check(self, expect: Mapping[str, int]) -> int:
         # Read first, so that it isn't newer than what is checked. It may be, if another instance has reserved versions: to
@@ -256,7 +256,7 @@ class SQLite(Backend):
         ((mode, free, _),) = self._rows(FREE, ((),))
         if not free or mode != _INCREMENTAL:
             return 0
-        request = Compaction(size, self.clock)
+        request = Compaction(self.clock, size)
         await self._writer.done(request)
         return request.freed
 

@@ -38,10 +38,10 @@ class Request:
     waiter: Waiter[None]
     """Woken by the writer thread, if that thread does the request."""
 
-    def __init__(self, changes: Sequence[Change], expect: Mapping[str, int], clock: Clock) -> None:
-        self.changes = changes
-        self.expect = expect
-        self.clock = clock
+    def __init__(
+        self, clock: Clock, changes: Sequence[Change] = (), expect: Mapping[str, int] = NO_EXPECTATIONS
+    ) -> None:
+        self.clock, self.changes, self.expect = clock, changes, expect
         self.version = 0
         self.is_queued = False
         self.error: Exception | None = None
@@ -62,8 +62,8 @@ class Compaction(Request):
 
     __slots__ = ("freed", "size")
 
-    def __init__(self, size: int, clock: Clock) -> None:
-        super().__init__((), NO_EXPECTATIONS, clock)
+    def __init__(self, clock: Clock, size: int) -> None:
+        super().__init__(clock)
         self.size, self.freed = size, 0
 
     def serve(self, execute: Execute, version: int) -> int:
@@ -78,9 +78,6 @@ class Settlement(Request):
     """The request for the last version, if another instance may have reserved some: that one has to reserve again."""
 
     __slots__ = ()
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__((), NO_EXPECTATIONS, clock)
 
     def serve(self, execute: Execute, version: int) -> int:
         self.version = version + _is_reserved(version)

@@ -6,12 +6,8 @@ from pocket_plug.graph.kinds.ask import Answered
 from .check import RunCheck as RunCheck
 from .check import check_runs as check_runs
 from .ledger import idempotency_key as idempotency_key
-from .records import RUN as RUN
 from .records import keys_of as keys_of
-from .records import look_at as look_at
-from .removal import remove_run as remove_run
 from .request import Request as Request
-from .standing import step_at as step_at
 from .states import RunFailure as RunFailure
 
 register_type(Answered, tag="pocket_plug.Answered")

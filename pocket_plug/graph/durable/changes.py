@@ -23,7 +23,7 @@ Around = list[tuple[GraphForm, Path, NodeForm]]
 """The nodes that contain a run's position, the outermost first. For each: its graph, its path, its form."""
 
 
-def written(path: Iterable[str]) -> str:
+def path_text(path: Iterable[str]) -> str:
     """A node's path as text."""
     return "/".join(path)
 
@@ -214,13 +214,13 @@ def differences(before: Facts, now: Facts) -> Differences:
 
 def _line(fact: Fact, value: str) -> str:
     what, path, action = fact
-    node = written(path)
+    node = path_text(path)
     if what == "node":
         return f"{value} {node}"
     if what == "edge":
-        return f"edge {node} -{action}-> {written((*path[:-1], value))}"
+        return f"edge {node} -{action}-> {path_text((*path[:-1], value))}"
     if what == "start":
-        return f"start {written((*path, value))}"
+        return f"start {path_text((*path, value))}"
     if what == "scope":
         return f"graph {node} in scope {value!r}"
     if what == "answer":
@@ -240,7 +240,7 @@ def _misplaced(graph: GraphForm, standing: Standing, who: str, path: Path = ()) 
     frames, wait = standing.frames, standing.wait
     leaf = leaf_of(graph, frames, "").node
     if wait is not None and wait.wait.kind == "question" and (leaf is None or leaf.kind != "ask"):
-        place = written((*path, *(frame.node for frame in frames if frame.node is not None), *standing.under))
+        place = path_text((*path, *(frame.node for frame in frames if frame.node is not None), *standing.under))
         verb = "waits for" if wait.wait.is_open else "has been given"
         return f"{who} {verb} an answer at {place!r}, but no node asks there"
     leads: list[Mapping[str, str]] = []
@@ -248,19 +248,19 @@ def _misplaced(graph: GraphForm, standing: Standing, who: str, path: Path = ()) 
     for depth, frame in enumerate(frames):
         for name, verb in ((frame.hooks if depth == len(frames) - 1 else "", "has left"), (frame.node, "is at")):
             if name and name not in graph.nodes:
-                return f"{who} {verb} node {written((*path, name))!r}, which doesn't exist there"
+                return f"{who} {verb} node {path_text((*path, name))!r}, which doesn't exist there"
         if frame.node is None:
             break
         path, node = (*path, frame.node), graph.nodes[frame.node]
         if depth < len(frames) - 1:
             if node.kind != "graph" or node.inner is None:
-                return f"{who} is inside {written(path)!r}, which is not a graph; its kind is {node.kind}"
+                return f"{who} is inside {path_text(path)!r}, which is not a graph; its kind is {node.kind}"
             leads.append(node.leads)
             graph = node.inner
     last = frames[-1]
     if last.node is None:
         if last.action != DEFAULT and not any(last.action in each for each in leads):
-            return f"{who} leaves {written(path)!r} by {last.action!r}, for which there is no edge"
+            return f"{who} leaves {path_text(path)!r} by {last.action!r}, for which there is no edge"
         return None
     return _items_misplaced(node, standing, who, path)
 
@@ -272,9 +272,9 @@ def _items_misplaced(node: NodeForm | None, standing: Standing, who: str, path: 
         path = (*path, name)
         node = None if node is None or node.inner is None else node.inner.nodes.get(name)
     if node is None or node.kind != "fan_out" or node.inner is None:
-        return f"{who} is halfway through the fan-out {written(path)!r}, which doesn't exist there"
+        return f"{who} is halfway through the fan-out {path_text(path)!r}, which doesn't exist there"
     for position, item in standing.items.items():
-        inner = _misplaced(node.inner, item, f"item {position} of {written(path)!r}", path)
+        inner = _misplaced(node.inner, item, f"item {position} of {path_text(path)!r}", path)
         if inner is not None:
             return inner
     return None

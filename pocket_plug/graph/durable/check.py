@@ -8,15 +8,14 @@ from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, CorruptRecordError, PocketError, RunChangedError
 from pocket_plug.graph.planning.plan import PlannedGraph
+from pocket_plug.primitives.batches import batched
 from pocket_plug.store.backend import Entry
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.reading import Found, read_each, readable
+from pocket_plug.store.stack import Stack, StorePlace
 
-from .changes import written
 from .judging import How, Judge, RunRecords
-from .reading import read_each
-from .records import RUN, check_start, field_of, look_at, place_of, status_of
+from .records import RUN, check_start, field_of, next_place, node_of, part_of, read_run, start_key, status_of
 from .request import prepare
-from .standing import part_of
 from .states import STATE, states_of
 from .waits import read_wait, wait_key, waits_in
 
@@ -48,24 +47,24 @@ class RunCheck:
     """The differences in the part of the graph that the run can still reach."""
 
 
-async def check_runs(graph: PlannedGraph, place: tuple[Stack, str]) -> list[RunCheck]:
+async def check_runs(graph: PlannedGraph, place: StorePlace) -> list[RunCheck]:
     """Check all open runs of a graph whose nodes read and write in this place, in the order of their ids.
 
     No run is executed, and nothing is written. Raises ConfigError if the store can't keep durable runs, and errors of reads.
     """
     prepare(graph, place)
-    stack, judge = place[0], Judge(graph, place)
+    (stack, scope), judge = place, Judge(graph, place)
     found: list[RunCheck] = []
     keys = await _keys(stack, graph.name)
-    for at in range(0, len(keys), BATCH):
-        read = await read_each(stack, keys[at : at + BATCH])
+    for batch in batched(keys, BATCH):
+        read = await read_each(stack, batch)
         runs = {key: entry for key, entry in read.items() if _is_open(entry, graph.name)}
-        begun = await read_each(stack, [f"{part_of(key)}start" for key in runs])
+        begun = await read_each(stack, [start_key(part_of(key)) for key in runs])
         asking = {key: name for key, entry in runs.items() if (name := _asking(key, entry)) is not None}
         waits = await read_each(stack, list(asking.values()))
         for key, entry in runs.items():
-            start = begun.get(f"{part_of(key)}start")
-            if _is_elsewhere(start, str(place[1])):
+            start = begun.get(start_key(part_of(key)))
+            if _is_elsewhere(start, str(scope)):
                 continue
             asked = waits.get(asking.get(key, ""))
             found.append(await _checked(stack, judge, key, entry, start, asked))
@@ -84,59 +83,47 @@ async def _keys(stack: Stack, graph: str) -> list[str]:
     return [key async for key in stack.scan(RUN) if key.removeprefix(RUN) not in others]
 
 
-def _is_open(entry: Entry | CodecError, graph: str) -> bool:
+def _is_open(entry: Found, graph: str) -> bool:
     """Is it an open run of that graph? A record that can't be read may be one."""
     if isinstance(entry, CodecError):
         return True
     return field_of(entry, "graph") == graph and field_of(entry, "status") in OPEN_RECORDED
 
 
-def _asking(key: str, entry: Entry | CodecError) -> str | None:
+def _asking(key: str, entry: Found) -> str | None:
     """The key of the question that the run's next node would have asked; None if the record can't be read."""
     try:
-        if isinstance(entry, Entry):
-            frames = look_at(key, entry)[1].frames
-            return wait_key(part_of(key), place_of("", frames, False)[1:])
+        frames = read_run(key, readable(entry))[1].frames
     except PocketError:
-        pass
-    return None
+        return None
+    return wait_key(part_of(key), next_place("", frames, False)[1:])
 
 
-def _is_elsewhere(start: Entry | CodecError | None, scope: str) -> bool:
+def _is_elsewhere(start: Found | None, scope: str) -> bool:
     """Does the run belong to a graph of the same name in another scope? If its record has no scope, it may be this graph's."""
     return isinstance(start, Entry) and field_of(start, "scope") not in (None, scope)
 
 
 async def _checked(
-    stack: Stack,
-    judge: Judge,
-    key: str,
-    entry: Entry | CodecError,
-    start: Entry | CodecError | None,
-    wait: Entry | CodecError | None,
+    stack: Stack, judge: Judge, key: str, run: Found, start: Found | None, wait: Found | None
 ) -> RunCheck:
     state, node, version = "unreadable", "", None
     verdict: How | Literal["refused"] = "refused"
     why, differences = "", tuple[str, ...]()
-    run_id = unquote(key.removeprefix(RUN))
+    run_id, part = unquote(key.removeprefix(RUN)), part_of(key)
     try:
-        for each in (entry, start, wait):
-            if isinstance(each, CodecError):
-                raise each
-        assert isinstance(entry, Entry)
-        assert isinstance(start, Entry | None)
-        assert isinstance(wait, Entry | None)
-        record, checkpoint = look_at(key, entry)
-        state, node = status_of(record), written(frame.node for frame in checkpoint.frames if frame.node is not None)
-        if start is None:
+        entry, begun, asking = readable(run), readable(start), readable(wait)
+        record, checkpoint = read_run(key, entry)
+        state, node = status_of(record), node_of(checkpoint.frames)
+        if begun is None:
             raise CorruptRecordError(f"run {run_id!r} has lost the record of its start; it can only be removed")
-        check_start(f"{part_of(key)}start", start.value)
-        version = start.value.get("version", 1)
+        check_start(start_key(part), begun.value)
+        version = begun.value.get("version", 1)
         waits = waits_in(record, checkpoint.frames)
-        if wait is not None:
-            asked = read_wait(part_of(key), _asking(key, entry) or "", wait)
+        if asking is not None:
+            asked = read_wait(part, _asking(key, entry) or "", asking)
             waits[asked.place] = asked
-        kept = RunRecords(run_id, part_of(key), record, start.value, checkpoint.frames, waits)
+        kept = RunRecords(run_id, part, record, begun.value, checkpoint.frames, waits)
         verdict = (await judge.verdict(stack, kept)).how
     except RunChangedError as error:
         why, differences = error.message, error.differences

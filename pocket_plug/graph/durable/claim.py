@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from pocket_plug.errors import (
     ConflictError,
@@ -16,6 +16,7 @@ from pocket_plug.errors import (
     UnknownRunError,
 )
 from pocket_plug.graph.kinds.ask import AskStep
+from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import type_name, with_contents
@@ -26,9 +27,9 @@ from .executions import note_execution
 from .journal import Journal
 from .judging import RunRecords
 from .processes import this_process
-from .records import FORM, Frame, Record, check_run, check_start, field_of, status_of
-from .standing import BATCH, ITEM
-from .states import RunFailure, State, plain_state, read_state, state_key, state_of, trace_id, wake_key
+from .records import FORM, ITEM, Frame, Record, check_run, check_start, field_of, node_of, start_key, status_of
+from .standing import BATCH
+from .states import RunFailure, State, put_state, read_state, state_key, state_of, trace_id, wake_key
 from .waits import (
     PlacedWait,
     already_settled,
@@ -43,89 +44,132 @@ from .waits import (
 )
 
 
+@dataclass(slots=True)
+class _Writes:
+    """What a claim writes, and the versions that it expects."""
+
+    expect: dict[str, int]
+    changes: dict[str, Change] = field(default_factory=dict[str, Change])
+    """By key: a later change replaces an earlier one."""
+    tries: int = 1
+    """How many executions have begun since the run's last commit, this one included."""
+
+    def add(self, *changes: Change) -> None:
+        """Add changes."""
+        self.changes.update((change.key, change) for change in changes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A run's records, as of one moment."""
+
+    run: Entry
+    start: Entry | None
+    state_entry: Entry | None
+    state: State | None
+    expect: Mapping[str, int]
+    """Their versions. For a run that a worker has found stalled, also those that it had then."""
+
+
 async def claim(journal: Journal, value: object) -> bytes | None:
     """Record this execution as the run's owner. Returns the result of a finished run, else None.
 
     A run that is given an input is mostly new, so it isn't read first: if it exists, the claim conflicts, and then it is read.
     """
-    stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
-    may_be_new = value is not MISSING
+    key, may_be_new = journal.checkpoint.key, value is not MISSING
     while True:
-        entry = None if may_be_new else await stack.read(key)
+        entry = None if may_be_new else await journal.stack.read(key)
         may_be_new = False
-        changes: list[Change]
         if entry is None:
-            expect, tries = {key: 0}, 1
-            changes = [begin(journal, start, value)]
+            writes = _Writes({key: 0})
+            writes.add(begin(journal, value))
         else:
-            check_run(key, entry.value)
-            if (stands := await _confirmed(journal, entry)) is None:
+            stored = await _confirmed(journal, entry)
+            if stored is None:
                 continue
-            begun, state_entry, state, expect = stands
-            if begun is None:
-                raise CorruptRecordError(f"run {journal.id!r} has lost its record {start!r}; it can only be removed")
-            check_start(start, begun.value)
-            # If the run was cancelled, but no execution has ended it yet, this one does.
-            journal.is_cancelled = state is not None and state.cancelled
-            journal.checkpoint.load(entry)
-            refuse_another(journal, begun.value, value)
-            _refuse_if_busy(journal, entry.value, state)
-            changes = [Delete(state_of(entry.value, journal.name))] if state_entry is not None else []
-            waits = waits_in(entry.value, journal.checkpoint.frames)
-            changes += [put_wait(journal.part, each.place, each.wait) for each in waits.values()]
-            waits |= await waits_of(stack, journal.part)
-            moved: Mapping[str, str] = {}
-            if status_of(entry.value) != "finished":
-                kept = RunRecords(journal.id, journal.part, entry.value, begun.value, journal.checkpoint.frames, waits)
-                verdict = await journal.judge.verdict(stack, kept, journal.wanted.allow_changed)
-                journal.checkpoint.frames = verdict.frames
-                written = {change.key for change in verdict.changes}
-                changes = [*(each for each in changes if each.key not in written), *verdict.changes]
-                expect |= verdict.expect
-                waits, moved = dict(verdict.waits), verdict.moved
-            answered = _answered(journal, entry.value, waits, moved)
-            if (result := _settled(journal, entry.value, waits if answered is None else {})) is not None:
-                return result
-            if answered is not None:
-                changes = [*(each for each in changes if each.key != answered.key), answered]
-                was = {wait_key(journal.part, place): each.version for place, each in waits.items()}
-                expect[answered.key] = was.get(answered.key, 0)
-            if state is not None and state.wake_at is not None:
-                changes.append(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
-            tries = await _tries(journal, state, state_entry)
-            await _refuse_one_more(journal, entry.value, tries, expect)
-            changes.append(note_execution(journal.part, journal.epoch, stack.clock(), entry.value, state))
-        if await _take_over(journal, changes, expect, tries):
+            resumed = await _resumed(journal, stored, value)
+            if isinstance(resumed, bytes):
+                return resumed
+            writes = resumed
+        if await _take_over(journal, writes):
             journal.checkpoint.is_old, journal.resume_unreported = entry is not None, journal.epoch > 1
             return None
 
 
-Confirmed = tuple[Entry | None, Entry | None, State | None, dict[str, int]]
+async def _confirmed(journal: Journal, entry: Entry) -> _Stored | None:
+    """The run's records. None if `entry` is out of date, and the run must be read again: a cache may be behind the authority.
 
-
-async def _confirmed(journal: Journal, entry: Entry) -> Confirmed | None:
-    """The entries of the run's start and state, the state itself, and the versions that a claim expects.
-
-    None if `entry` is out of date, and the run must be read again: a cache may be behind the authority. Raises RunBusyError if a
-    run that was seen to be stalled has changed since.
+    Raises RunBusyError if a run that was seen to be stalled has changed since.
     """
-    start, state_at = journal.part + "start", state_of(entry.value, journal.name)
+    check_run(journal.checkpoint.key, entry.value)
+    start, state_at = start_key(journal.part), state_of(entry.value, journal.name)
     found = await journal.stack.read_many((start, state_at))
     state_entry = found.get(state_at)
     state = read_state(state_at, state_entry) if state_entry is not None else None
     expect = {journal.checkpoint.key: entry.version, state_at: state_entry.version if state_entry is not None else 0}
     if status_of(entry.value) == "running":
-        expect |= journal.wanted.seen
+        expect |= journal.wanted.stalled_at
     try:
         await journal.stack.write((), expect)
     except ConflictError:
-        if journal.wanted.seen:
+        if journal.wanted.stalled_at:
             raise _busy(journal, entry.value, state) from None
         return None
-    return found.get(start), state_entry, state, expect
+    return _Stored(entry, found.get(start), state_entry, state, expect)
 
 
-async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, int], tries: int) -> bool:
+async def _resumed(journal: Journal, stored: _Stored, value: object) -> _Writes | bytes:
+    """The claim of a run that exists, or the result of a finished one. Raises what refuses this execution."""
+    record, state, writes = stored.run.value, stored.state, _Writes(dict(stored.expect))
+    start = start_key(journal.part)
+    if stored.start is None:
+        raise CorruptRecordError(f"run {journal.id!r} has lost its record {start!r}; it can only be removed")
+    check_start(start, stored.start.value)
+    # If the run was cancelled, but no execution has ended it yet, this one does.
+    journal.is_cancelled = state is not None and state.cancelled
+    journal.checkpoint.load(stored.run)
+    refuse_another(journal, stored.start.value, value)
+    _refuse_if_busy(journal, record, state)
+    if stored.state_entry is not None:
+        writes.add(Delete(state_of(record, journal.name)))
+    waits, moved = await _judged(journal, record, stored.start.value, writes)
+    answered = _answered(journal, record, waits, moved)
+    if (result := _settled(journal, record, waits if answered is None else {})) is not None:
+        return result
+    if answered is not None:
+        writes.add(answered)
+        was = {wait_key(journal.part, place): each.version for place, each in waits.items()}
+        writes.expect[answered.key] = was.get(answered.key, 0)
+    if state is not None and state.wake_at is not None:
+        writes.add(Delete(wake_key(journal.graph.name, state.wake_at, journal.name)))
+    writes.tries = await _tries(journal, state, stored.state_entry)
+    await _refuse_one_more(journal, record, writes.tries, writes.expect)
+    writes.add(note_execution(journal.part, journal.epoch, journal.stack.clock(), record, state))
+    return writes
+
+
+async def _judged(
+    journal: Journal, record: Record, start: Record, writes: _Writes
+) -> tuple[Mapping[str, PlacedWait], Mapping[str, str]]:
+    """The waits with which the run resumes in this graph, and the new places of those that an upgrade moves.
+
+    What the claim must write for that is added to `writes`. Raises RunChangedError if the run can't resume.
+    """
+    checkpoint = journal.checkpoint
+    waits = waits_in(record, checkpoint.frames)
+    writes.add(*(put_wait(journal.part, each.place, each.wait) for each in waits.values()))
+    waits |= await waits_of(journal.stack, journal.part)
+    if status_of(record) == "finished":
+        return waits, {}
+    kept = RunRecords(journal.id, journal.part, record, start, checkpoint.frames, waits)
+    verdict = await journal.judge.verdict(journal.stack, kept, journal.wanted.allow_changed)
+    checkpoint.frames = verdict.frames
+    writes.add(*verdict.changes)
+    writes.expect |= verdict.expect
+    return verdict.waits, verdict.moved
+
+
+async def _take_over(journal: Journal, writes: _Writes) -> bool:
     """Write the run's record with this execution as the owner. Returns False if another one was faster."""
     token, checkpoint = journal.token(), journal.checkpoint
     journal.state_key = state_key("running", journal.graph.name, journal.started, journal.name)
@@ -134,20 +178,19 @@ async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, 
         owner=journal.owner,
         process=this_process().record,
         lease=journal.wanted.lease,
-        tries=tries,
+        tries=writes.tries,
         commits=checkpoint.commits + 1,
         cancelled=journal.is_cancelled,
     )
     record = journal.record(token, checkpoint.frames)
-    changes = [change for change in changes if change.key != journal.state_key]
-    changes += [Put(checkpoint.key, record), Put(journal.state_key, plain_state(state))]
+    writes.add(Put(checkpoint.key, record), put_state(journal.state_key, state))
     try:
-        version = await journal.stack.write(changes, expect)
+        version = await journal.stack.write([*writes.changes.values()], writes.expect)
     except Exception as error:
         now = (await journal.found((checkpoint.key,), error, "the start of this execution")).get(checkpoint.key)
         if now is None or field_of(now, "owner") != token:
             journal.state_key = ""
-            if isinstance(error, ConflictError) or (now is not None and not expect[checkpoint.key]):
+            if isinstance(error, ConflictError) or (now is not None and not writes.expect[checkpoint.key]):
                 return False  # the caller reads the run again
             raise
         version = now.version
@@ -156,7 +199,7 @@ async def _take_over(journal: Journal, changes: list[Change], expect: dict[str, 
     return True
 
 
-def begin(journal: Journal, start: str, value: object) -> Put:
+def begin(journal: Journal, value: object) -> Put:
     """The change that records a new run's start; also sets the journal's first position.
 
     Raises UnknownRunError if no input was given, so that the run can't be a new one.
@@ -178,7 +221,7 @@ def begin(journal: Journal, start: str, value: object) -> Put:
         "input": encoded,
         "started": journal.started,
     }
-    return Put(start, begun)
+    return Put(start_key(journal.part), begun)
 
 
 def refuse_another(journal: Journal, start: Record, value: object) -> None:
@@ -201,7 +244,7 @@ def _refuse_if_busy(journal: Journal, record: Record, state: State | None) -> No
     status, wanted = status_of(record), journal.wanted
     if status == "cancelled":
         raise journal.cancelled_error()
-    if status != "running" or state is None or state.process is None or wanted.takeover or wanted.seen:
+    if status != "running" or state is None or state.process is None or wanted.takeover or wanted.stalled_at:
         return
     is_own = state.owner == journal.owner  # an earlier claim of this execution seemed lost, and was stored late
     if not is_own and not this_process().knows_ended(state.owner, state.process):
@@ -223,8 +266,8 @@ async def _tries(journal: Journal, state: State | None, state_entry: Entry | Non
     if state is None or state_entry is None or not state.tries or state.commits != journal.checkpoint.commits:
         return 1
     keys = [key async for key in journal.stack.scan(journal.part + ITEM)]
-    for at in range(0, len(keys), BATCH):
-        items = await journal.stack.read_many(keys[at : at + BATCH])
+    for batch in batched(keys, BATCH):
+        items = await journal.stack.read_many(batch)
         if any(item.version > state_entry.version for item in items.values()):
             return 1
     return state.tries + 1
@@ -237,7 +280,7 @@ async def _refuse_one_more(journal: Journal, record: Record, tries: int, expect:
     """
     if tries <= journal.wanted.max_tries or journal.is_cancelled:  # this execution would only end a cancelled run
         return
-    node = "/".join(frame.node for frame in journal.checkpoint.frames if frame.node)
+    node = node_of(journal.checkpoint.frames)
     error = RunStuckError(
         f"run {journal.id!r}: {tries - 1} executions in a row have ended at node {node!r} without an error and without "
         "progress. Does the node end its process, or need too much memory? A resume of the run tries it again"
@@ -248,7 +291,7 @@ async def _refuse_one_more(journal: Journal, record: Record, tries: int, expect:
     state_at = state_key("failed", journal.graph.name, journal.started, journal.name)
     changes: list[Change] = [Delete(state_of(record, journal.name)), Put(journal.checkpoint.key, left)]
     with suppress(ConflictError):
-        await journal.stack.write([*changes, Put(state_at, plain_state(State(now, failure=failure)))], expect)
+        await journal.stack.write([*changes, put_state(state_at, State(now, failure=failure))], expect)
         raise error
 
 

@@ -14,7 +14,7 @@ from pocket_plug.store.stack import Stack
 
 from .records import RUN, RUN_ENDED, field_of, look_key, look_time
 from .removal import erase
-from .states import plain_state, read_state, state_of
+from .states import put_state, read_state, state_of
 
 SWEPT = 4
 """How many finished runs are checked when a run ends, at most. More than one, so that a backlog gets smaller."""
@@ -60,6 +60,6 @@ async def _look_again(stack: Stack, key: str, now: float) -> None:
     changes: list[Change] = [Delete(key), Put(look_key(now + keep, name), {**look.value, "is_seen": True})]
     expect = {key: look.version, run: ended.version}
     if (state_entry := await stack.read(state_at)) is not None:
-        changes.append(Put(state_at, plain_state(replace(read_state(state_at, state_entry), look_at=now + keep))))
+        changes.append(put_state(state_at, replace(read_state(state_at, state_entry), look_at=now + keep)))
         expect[state_at] = state_entry.version
     await stack.write(changes, expect)

@@ -27,7 +27,7 @@ from pocket_plug.graph.planning.plan import Plan
 from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.typechecks import UNIONS
 from pocket_plug.primitives.values import Hint, Value
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import StoreReader
 
 from .records import Record
@@ -61,7 +61,7 @@ class GraphForm:
     """The prefix of its keys."""
 
 
-def form_of(plan: Plan, place: tuple[Stack, str]) -> str:
+def form_of(plan: Plan, place: StorePlace) -> str:
     """The form of a graph whose nodes read and write in this place, as the text that is recorded."""
     prefix = str(place[1])
     if prefix not in plan.forms:
@@ -108,12 +108,12 @@ def _text(found: Value) -> Value:
     return found
 
 
-def _form(plan: Plan, place: tuple[Stack, str]) -> GraphForm:
+def _form(plan: Plan, place: StorePlace) -> GraphForm:
     steps = {step.name: step for step in (plan.start, *plan.steps.values())}
     return GraphForm(plan.start.name, {name: _node(step, place) for name, step in steps.items()}, str(place[1]))
 
 
-def _node(step: Step, place: tuple[Stack, str]) -> NodeForm:
+def _node(step: Step, place: StorePlace) -> NodeForm:
     leads = {action: target.name for action, target in step.actions.items()}
     if step.passed is not step:
         item = _node(step.passed, place)

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError
+from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import Put
 from pocket_plug.store.keys import RESERVED
+from pocket_plug.store.reading import Found, read_each, readable
 from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack
 
-from .reading import Found, read_each
-from .records import RUN, look_at
-from .states import STATE, State, plain_state, state_key, state_of
+from .records import RUN, read_run
+from .states import STATE, State, put_state, state_key, state_of
 
 INDEXED = f"{RESERVED}run-indexed"
 """The key that notes that this was done."""
@@ -32,8 +33,8 @@ async def index_old(stack: Stack, rest: float = 0.0) -> None:
     names = [key.removeprefix(RUN) for key in await _keys(stack, RUN, rest)]
     known = {key.rpartition(":")[2] for key in await _keys(stack, STATE, rest)} if names else set[str]()
     old = [name for name in names if name not in known]
-    for at in range(0, len(old), BATCH):
-        found = await read_each(stack, [RUN + name for name in old[at : at + BATCH]])
+    for batch in batched(old, BATCH):
+        found = await read_each(stack, [RUN + name for name in batch])
         await _put(stack, [_state(key, entry) for key, entry in found.items()])
         await pause(rest)
     if names:  # without runs, the next call costs nothing either, and a store that is only read isn't written
@@ -55,13 +56,12 @@ def _state(key: str, found: Found) -> tuple[str, int, Put]:
     """A run's key, its version (0 if it can't be read), and the change that records its state."""
     name = key.removeprefix(RUN)
     try:
-        if isinstance(found, CodecError):
-            raise found
-        record, _ = look_at(key, found)
+        entry = readable(found)
+        record, _ = read_run(key, entry)
     except PocketError:
         version = 0 if isinstance(found, CodecError) else found.version
-        return key, version, Put(state_key("unreadable", "", 0.0, name), plain_state(State(0.0)))
-    return key, found.version, Put(state_of(record, name), plain_state(State(record["updated"])), found.expires_at)
+        return key, version, put_state(state_key("unreadable", "", 0.0, name), State(0.0))
+    return key, entry.version, put_state(state_of(record, name), State(record["updated"]), entry.expires_at)
 
 
 async def _put(stack: Stack, states: Sequence[tuple[str, int, Put]]) -> None:

@@ -31,7 +31,7 @@ from pocket_plug.graph.running.protocols import Running
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.waiting import pause as wait
 from pocket_plug.store.backend import Change, Delete, Entry, Put
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import MISSING
 
 from .executions import execution_key
@@ -51,7 +51,7 @@ from .records import (
     look_key,
     plain,
 )
-from .states import LEASE, State, failure_of, notice_attributes, plain_state, read_state, state_key
+from .states import LEASE, State, failure_of, notice_attributes, put_state, read_state, state_key
 from .waits import PlacedWait
 
 PAUSES: Sequence[float] = (0.05, 0.5)
@@ -70,7 +70,7 @@ class Wanted:
     takeover: bool = False
     """Take the run over even if another execution may still be alive?"""
     lease: float = LEASE
-    seen: Mapping[str, int] = field(default_factory=dict[str, int])
+    stalled_at: Mapping[str, int] = field(default_factory=dict[str, int])
     """The versions at which a worker has found the run stalled. It is taken over if they are unchanged."""
     max_tries: float = math.inf
     """After so many executions without progress, the run fails."""
@@ -86,12 +86,36 @@ class RunReleasedError(RunSuspendedError):
         self.args = (f"run {run_id!r} was released: its worker stops, and another worker resumes it",)
 
 
+class WorkingTask:
+    """The task of an execution, which a request to cancel the run cancels while a node works."""
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.loop = task.get_loop()
+        self.is_interrupted = False
+        self._task, self._cancelled = task, 0
+
+    def interrupt(self) -> None:
+        """Cancel it."""
+        self.is_interrupted = True
+        # Read only now: before Python 3.13, a TaskGroup that has failed may leave a cancellation that isn't taken back.
+        self._cancelled = self._task.cancelling()
+        self._task.cancel()
+
+    def end_interrupt(self) -> bool:
+        """Take back this cancellation, if there is one. Was it the only one?"""
+        if not self.is_interrupted:
+            return False
+        self.is_interrupted = False
+        return self._task.uncancel() <= self._cancelled
+
+
 class Journal:
     """The journal of one execution of a durable run: its checkpoint, and the tokens by which it recognizes its own writes."""
 
-    def __init__(self, wanted: Wanted, graph: PlannedGraph, place: tuple[Stack, str]) -> None:
+    def __init__(self, wanted: Wanted, graph: PlannedGraph, place: StorePlace) -> None:
         self.wanted, self.id, self.graph = wanted, wanted.run_id, graph
-        self.stack, self.prefix = place[0], str(place[1])
+        self.stack, prefix = place
+        self.prefix = str(prefix)
         self.judge = Judge(graph, place)
         key, self.part = keys_of(self.id)
         self.name = key.removeprefix(RUN)
@@ -115,10 +139,7 @@ class Journal:
         self.landed_record: Record = {}
         """The run's record as this execution has written it last."""
         self.lease = wanted.lease
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._cancelling = 0
-        self._is_interrupted = False
+        self._task: WorkingTask | None = None
         self.is_cancelled = False
         """Has this execution seen a request to cancel the run?"""
         self.status: Status = "running"
@@ -167,9 +188,8 @@ class Journal:
 
     def changes_to(self, status: Status, **facts: Any) -> list[Change]:
         """The changes by which the run leaves `running` for another state."""
-        left = State(self.stack.clock(), **facts)
         state_at = state_key(status, self.graph.name, self.started, self.name)
-        return [Delete(self.state_key), Put(state_at, plain_state(left))]
+        return [Delete(self.state_key), put_state(state_at, State(self.stack.clock(), **facts))]
 
     def wakes(self, waits: Iterable[PlacedWait]) -> float | None:
         """When a run that waits for these continues by itself: at the earliest of their times and the graph's timeout."""
@@ -192,31 +212,24 @@ class Journal:
 
     def listen(self, run: Running) -> None:
         """From now on, a request to cancel the run cancels its task while a node works, if the run has an event loop."""
-        if run.loop:
-            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if run.loop and (task := asyncio.current_task()) is not None:
+            self._task = WorkingTask(task)
 
     def receive_state(self, entry: Entry | None) -> None:
         """Receive the run's current state, which may contain a request to cancel. Called in any thread."""
-        if self._loop is None:
+        if self._task is None:
             self.read_request(entry)  # the next commit finds it, too
         else:
             with suppress(RuntimeError):  # the loop is closed, so the run has ended
-                self._loop.call_soon_threadsafe(self._receive_state, entry)
+                self._task.loop.call_soon_threadsafe(self._interrupt_if_asked, self._task, entry)
 
-    def _receive_state(self, entry: Entry | None) -> None:
-        is_at_work = self.owner in this_process().held and not self._is_interrupted
-        if is_at_work and self.read_request(entry) and self._task is not None:
-            self._is_interrupted = True
-            # Read only now: before Python 3.13, a TaskGroup that has failed may leave a cancellation that isn't taken back.
-            self._cancelling = self._task.cancelling()
-            self._task.cancel()
+    def _interrupt_if_asked(self, task: WorkingTask, entry: Entry | None) -> None:
+        if self.owner in this_process().held and not task.is_interrupted and self.read_request(entry):
+            task.interrupt()
 
     def end_interrupt(self) -> bool:
         """Take back the cancellation of the task, if a request to cancel the run has caused it. Was that the only one?"""
-        if not self._is_interrupted or self._task is None:
-            return False
-        self._is_interrupted = False
-        return self._task.uncancel() <= self._cancelling
+        return self._task is not None and self._task.end_interrupt()
 
     def cancelled_error(self) -> RunCancelledError:
         """The error that ends an execution of a cancelled run."""

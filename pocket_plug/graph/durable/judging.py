@@ -15,12 +15,12 @@ from pocket_plug.graph.planning.step import Step
 from pocket_plug.graph.upgrades import Upgrade
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Put
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 
 from .changes import Differences, Facts, differences, misplaced
 from .forms import GraphForm, form_of, read_form, read_lines
-from .records import FORM, Frame, Record, plain
-from .standing import Items, Spot, Standing, key_of_item, spots, step_at
+from .records import FORM, Frame, Record, item_key, plain, start_key
+from .standing import Items, Spot, Standing, spots, step_at
 from .upgrading import upgraded
 from .waits import PlacedWait, put_wait, wait_key
 
@@ -72,7 +72,7 @@ class RunRecords:
 class Judge:
     """Decides how the runs of one graph resume."""
 
-    def __init__(self, graph: PlannedGraph, place: tuple[Stack, str]) -> None:
+    def __init__(self, graph: PlannedGraph, place: StorePlace) -> None:
         self.graph = graph
         self.text = form_of(graph.plan, place)
         self._known: dict[object, Differences] = {}
@@ -90,7 +90,7 @@ class Judge:
             last = replace(standing.last, hooks="")
             standing = replace(standing, frames=(*standing.frames[:-1], last))
         start = Put(
-            f"{kept.part}start", {**kept.start, "shape": self.text, "form": FORM, "version": self.graph.version}
+            start_key(kept.part), {**kept.start, "shape": self.text, "form": FORM, "version": self.graph.version}
         )
         if not kept.is_begun and not steps and _begins_alike(before, form):
             return Verdict("not begun", (replace(standing.last, node=form.start),), (start,), waits=kept.waits)
@@ -111,7 +111,7 @@ class Judge:
     def _upgraded(self, run: RunRecords, start: Put, items: Items, former: Spots, now: Spots) -> Verdict:
         """How an upgraded run resumes: with the changes that move the records of its items and waits to their new places."""
         kept = {
-            key_of_item(run.part, spot.within): [plain(frame) for frame in spot.standing.frames]
+            item_key(run.part, spot.within): [plain(frame) for frame in spot.standing.frames]
             for positions, spot in now.items()
             if positions
         }

@@ -37,8 +37,8 @@ from .finished import sweep
 from .heartbeat import keep_beating
 from .journal import Journal, RunReleasedError
 from .processes import this_process
-from .records import Checkpoint, Frame, Status, escaped, execution_of, plain
-from .standing import in_order, item_key
+from .records import PATH, Checkpoint, Frame, Status, escaped, execution_of, item_key, plain, start_key, visit_place
+from .standing import in_order
 from .states import wake_key
 from .waits import PlacedWait, Wait, put_wait, read_wait, suspended, wait_key
 
@@ -109,7 +109,7 @@ class RunLedger:
         run.steps = journal.steps
         run.run.resumed, run.run.carrier = journal.epoch > 1, journal.carrier
         if value is MISSING:
-            begun = await run.stack.read(journal.part + "start")
+            begun = await run.stack.read(start_key(journal.part))
             with suppress(CodecError):  # the input is only for observers
                 run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
         return MISSING
@@ -199,7 +199,7 @@ class RunLedger:
         if frame.hooks and len(checkpoint.frames) == self.level + 1:
             left = run.plan.named(frame.hooks)
             assert left is not None
-            self._stand_at(self._visit_of(left, frame.visits.get(left.name, 1)))
+            self._stand_at(visit_place(self.within, left.name, frame.visits.get(left.name, 1)))
             cancelled = await clean_up(run, left, None, ("on_success", "on_complete"), value)
         if frame.node is None:
             return None, value, cancelled
@@ -211,7 +211,7 @@ class RunLedger:
         """Called before each node. Sets the run's position. Raises RunReleasedError if the run is to be released."""
         if self.journal.is_released:
             raise self._released()
-        self._stand_at(self._visit_of(step, self.frame.visits.get(step.name, 0) + 1))
+        self._stand_at(visit_place(self.within, step.name, self.frame.visits.get(step.name, 0) + 1))
 
     def _released(self) -> RunReleasedError:
         """The error that releases the run here, between two nodes. The record notes that the last node's hooks have ended."""
@@ -226,9 +226,6 @@ class RunLedger:
         if self.journal.resume_unreported and len(self.checkpoint.frames) <= self.level + 1:
             self.journal.resume_unreported = False
             run.event("resume", call, {"epoch": self.journal.epoch})
-
-    def _visit_of(self, step: Step, visit: int) -> str:
-        return f"{self.within}/{escaped(step.name, '/#[')}#{visit}"
 
     def _stand_at(self, current: str) -> None:
         self.current = current
@@ -309,7 +306,7 @@ class RunLedger:
                 records = [Put(checkpoint.key, journal.record(token, frames, status))]
             if leaving:
                 passed = {"node": self.current, "next": frame.node, "at": run.stack.clock()}
-                records.append(Put(f"{journal.part}path:{commits:09}", passed))
+                records.append(Put(f"{journal.part}{PATH}{commits:09}", passed))
         version = await self._store_commit([*changes, *records], expect, token, status != "running")
         if isinstance(kept := records[0], Put) and kept.key == journal.checkpoint.key:
             journal.landed_record, journal.status = kept.value, status
@@ -346,7 +343,7 @@ class RunLedger:
         if self.journal.is_released:
             raise RunReleasedError(self.journal.id)
         current = f"{self.current}[{position}]"
-        key = item_key(self.journal.part, self.current, position)
+        key = item_key(self.journal.part, current)
         # An item in `items` has waited before.
         checkpoint = Checkpoint(key, is_old=self.checkpoint.is_old or key in self.items)
         self.items[key] = None

@@ -24,15 +24,16 @@ from .records import (
     Checkpoint,
     Record,
     Status,
+    check_run,
     field_of,
     keys_of,
     last_write,
-    look_at,
+    part_of,
+    read_run,
     status_of,
 )
 from .stalled import StallWatch
-from .standing import part_of
-from .states import State, plain_state, read_state, state_key, state_of, wake_key
+from .states import State, put_state, read_state, state_key, state_of, wake_key
 from .waits import put_wait, waits_in
 from .waking import wake_workers
 
@@ -93,20 +94,22 @@ async def see(stack: Stack, run_id: str) -> Seen | None:
     key, _ = keys_of(run_id)
     entry = await stack.read(key)
     while entry is not None:
-        record, checkpoint = look_at(key, entry)
-        state_at = state_of(record, key.removeprefix(RUN))
+        check_run(key, entry.value)
+        state_at = state_of(entry.value, key.removeprefix(RUN))
         found = await stack.read_many((key, state_at))
         now = found.get(key)
         if now is not None and now.version == entry.version:
-            return seen_of(key, entry, record, checkpoint, state_at, found.get(state_at))
+            return seen_of(key, entry, state_at, found.get(state_at))
         entry = now
     return None
 
 
-def seen_of(
-    key: str, entry: Entry, record: Record, checkpoint: Checkpoint, state_at: str, state_entry: Entry | None
-) -> Seen:
-    """A run from its entries: `state_at` is the key of its state, `state_entry` the entry there. Raises CorruptRecordError."""
+def seen_of(key: str, entry: Entry, state_at: str, state_entry: Entry | None) -> Seen:
+    """A run from its entries: `state_at` is the key of its state, `state_entry` the entry there.
+
+    Raises StoreError for a newer format, CorruptRecordError.
+    """
+    record, checkpoint = read_run(key, entry)
     state = State(record["updated"]) if state_entry is None else read_state(state_at, state_entry)
     return Seen(key, entry, record, checkpoint, state_at, 0 if state_entry is None else state_entry.version, state)
 
@@ -114,7 +117,9 @@ def seen_of(
 async def mark_stalled(watch: StallWatch, runs: Iterable[Seen]) -> list[Seen]:
     """The same runs; those that `watch` finds stalled have `unmoved`."""
     found = list(runs)
-    stalled = {each.key: each.seen for each in await watch.look([each.state_key for each in found if each.is_at_work])}
+    stalled = {
+        each.key: each.versions for each in await watch.look([each.state_key for each in found if each.is_at_work])
+    }
     return [
         replace(each, unmoved=versions)
         if (versions := stalled.get(each.state_key)) and _has_versions(each, versions)
@@ -145,11 +150,9 @@ async def move(
     now, token = stack.clock(), f".{run_ids.next()}.{last_write(seen.record)}"  # begins with a dot: no execution's
     record = {name: seen.record[name] for name in RUN_FIELDS}
     record |= {"format": FORMAT, "status": status, "owner": token, "updated": now}
-    state_at, state = (
-        state_key(status, record["graph"], record["started"], seen.name),
-        State(now if since is None else since, **facts),
-    )
-    writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), Put(state_at, plain_state(state)), *changes]
+    state_at = state_key(status, record["graph"], record["started"], seen.name)
+    state = State(now if since is None else since, **facts)
+    writes: list[Change] = [Put(seen.key, record, seen.entry.expires_at), put_state(state_at, state), *changes]
     if seen.state_version and seen.state_key != state_at:
         writes.append(Delete(seen.state_key))
     if seen.state.wake_at is not None:

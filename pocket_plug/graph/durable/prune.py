@@ -10,12 +10,12 @@ from pocket_plug.graph.retention import Retention
 from pocket_plug.primitives.durations import seconds
 from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import Delete, Entry
+from pocket_plug.store.reading import read_each
 from pocket_plug.store.stack import Stack
 
 from .indexing import index_old
 from .moving import seen_of
-from .reading import read_each
-from .records import RUN, look_at
+from .records import RUN
 from .removal import take_apart
 from .states import StateKey, prefixes_in, state_of, states_of
 
@@ -115,19 +115,19 @@ class Pruning:
                 elif len(last := [key async for key in self.stack.scan(prefix, reverse=True, limit=keep)]) == keep:
                     yield _Range(prefix, last[-1])
 
-    async def _look(self, range: _Range) -> bool:
+    async def _look(self, runs: _Range) -> bool:
         """Remove those of the next few runs that are old enough. Returns True if there may be more."""
-        page = [key async for key in self.stack.scan(range.prefix, after=range.after, limit=SLICE)]
+        page = [key async for key in self.stack.scan(runs.prefix, after=runs.after, limit=SLICE)]
         begun: list[str] = []
         is_over = len(page) < SLICE
         for key in page:
             started = _started(key)
-            if (range.end is not None and key >= range.end) or (started is not None and not self._is_old(started)):
+            if (runs.end is not None and key >= runs.end) or (started is not None and not self._is_old(started)):
                 is_over = True
                 break
             begun += [key] if started is not None else []
         await self._remove(begun)
-        range.after = page[-1] if page else ""
+        runs.after = page[-1] if page else ""
         return not is_over
 
     def _is_old(self, time: float) -> bool:
@@ -138,12 +138,11 @@ class Pruning:
         batch: dict[str, tuple[int, list[str]]] = {}
         for run, entry in (await self._read(old)).items():
             try:
-                record, checkpoint = look_at(run, entry)
-                seen = seen_of(run, entry, record, checkpoint, *old[run])
+                seen = seen_of(run, entry, *old[run])
             except PocketError:
                 self.unreadable += 1
                 continue
-            if not self._is_old(seen.state.since) or seen.state_key != state_of(record, seen.name):
+            if not self._is_old(seen.state.since) or seen.state_key != state_of(seen.record, seen.name):
                 continue  # it ended later, or has entered another state meanwhile
             if self.dry_run:
                 self.runs += 1

@@ -14,10 +14,10 @@ from urllib.parse import unquote
 
 from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.store.backend import Entry
+from pocket_plug.store.reading import read_each
 from pocket_plug.store.scanning import paged
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import Stack, StorePlace
 
-from .reading import read_each
 from .records import RUN, escaped
 from .stalled import StallWatch
 from .states import WAKE, State, StateKey, sortable_time, states_of, wakes_of
@@ -31,7 +31,7 @@ class Ready:
     """A run that may be claimed."""
 
     run_id: str
-    seen: Mapping[str, int] = field(default_factory=dict[str, int])
+    versions: Mapping[str, int] = field(default_factory=dict[str, int])
     """For a stalled run, the versions that a takeover expects."""
     left: State | None = None
     """For a stalled run, its state."""
@@ -40,10 +40,9 @@ class Ready:
 class Finder:
     """Finds the ready runs of one graph in one store."""
 
-    def __init__(
-        self, graph: PlannedGraph, place: tuple[Stack, str], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.graph, self.place, self.stack = graph, place, place[0]
+    def __init__(self, graph: PlannedGraph, place: StorePlace, clock: Callable[[], float] = time.monotonic) -> None:
+        self.graph, self.place = graph, place
+        self.stack, _ = place
         self._watch = StallWatch(self.stack, clock)
         self._refused: dict[str, int | None] = {}
         """The runs that are skipped, with the version of the refused record; None: until the next review."""
@@ -57,7 +56,7 @@ class Finder:
         await self._forget()
         running = [key async for key in self.stack.scan(states_of("running", self.graph.name))]
         return [
-            Ready(each.run_id, each.seen, each.state)
+            Ready(each.run_id, each.versions, each.state)
             for each in await self._watch.look(running)
             if self._may_take(each.run_id)
         ]

@@ -31,6 +31,8 @@ RUN = f"{RESERVED}run:"
 PART = f"{RESERVED}run-part:"
 """`pocket:run-part:ID:…` are the run's other records: `start`, `path:N` for each node that it has passed, `item:…` for each item
 of a fan-out in progress, `wait:…` and `execution:N`."""
+PATH, ITEM = "path:", "item:"
+"""The beginnings of the keys of passed nodes and of items, after the prefix of the run's parts."""
 RUN_ENDED = f"{RESERVED}run-ended:"
 """`pocket:run-ended:TIME:ID` is the note of a finished run with `keep_finished`: the run is to be checked at TIME."""
 
@@ -174,7 +176,22 @@ def keys_of(run_id: str) -> tuple[str, str]:
     return RUN + name, f"{PART}{name}:"
 
 
-def look_at(key: str, entry: Entry) -> tuple[Record, Checkpoint]:
+def part_of(key: str) -> str:
+    """The prefix of the keys of a run's parts, from the key of its checkpoint."""
+    return f"{PART}{key.removeprefix(RUN)}:"
+
+
+def start_key(part: str) -> str:
+    """The key of the record of a run's start."""
+    return f"{part}start"
+
+
+def item_key(part: str, place: str) -> str:
+    """The key of the record of the item at a place, such as `/each#1[3]`."""
+    return f"{part}{ITEM}{escaped(place, ':')}"
+
+
+def read_run(key: str, entry: Entry) -> tuple[Record, Checkpoint]:
     """A run's record and the checkpoint in it, for those that only read. Raises StoreError, CorruptRecordError."""
     check_run(key, entry.value)
     checkpoint = Checkpoint(key)
@@ -194,12 +211,22 @@ def look_time(key: str) -> float:
     return 0.0  # not written by us; it sorts first, and is removed
 
 
-def place_of(within: str, frames: Sequence[Frame], is_item: bool) -> str:
-    """The place of the innermost frame's next visit, such as `/outer#1/inner#2`. An item's own node has the item's place."""
+def visit_place(within: str, node: str, visit: int) -> str:
+    """The place of a visit of a node, such as `/outer#1/inner#2`."""
+    return f"{within}/{escaped(node, '/#[')}#{visit}"
+
+
+def next_place(within: str, frames: Sequence[Frame], is_item: bool) -> str:
+    """The place of the innermost frame's next visit. An item's own node has the item's place."""
     for frame in frames[1:] if is_item else frames:
         name = frame.node or ""
-        within += f"/{escaped(name, '/#[')}#{frame.visits.get(name, 0) + 1}"
+        within = visit_place(within, name, frame.visits.get(name, 0) + 1)
     return within
+
+
+def node_of(frames: Sequence[Frame]) -> str:
+    """The node that comes next, after the nodes that contain it: `outer/inner`."""
+    return "/".join(frame.node for frame in frames if frame.node is not None)
 
 
 def plain(frame: Frame) -> Record:

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 from pocket_plug.errors import CodecError, ConflictError, PocketError, RunBusyError
-from pocket_plug.store.backend import Delete, Entry
+from pocket_plug.store.backend import Delete
+from pocket_plug.store.reading import Found, read_each, readable
 from pocket_plug.store.stack import Stack
 
 from .moving import Seen, move, read_after_failure, see
-from .reading import Found, read_each
-from .records import PART, RUN, keys_of, look_at, look_key
+from .records import RUN, keys_of, look_key, part_of, read_run, start_key
 from .states import STATE
 
 FINAL = ("finished", "cancelled")
@@ -44,7 +44,7 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
     key = RUN + name
     found = (await read_each(stack, [key])).get(key)
     if found is None:
-        is_there = bool([each async for each in stack.scan(f"{PART}{name}:", limit=1)])
+        is_there = bool([each async for each in stack.scan(part_of(key), limit=1)])
         if is_there:
             await erase(stack, name, {key: 0})
         return is_there
@@ -80,11 +80,10 @@ async def _remove(stack: Stack, name: str, force: bool) -> bool:
 def _is_sound(key: str, found: Found) -> bool:
     """Is it a run's record that this version can read?"""
     try:
-        if isinstance(found, Entry):
-            look_at(key, found)
-        return isinstance(found, Entry)
+        read_run(key, readable(found))
     except PocketError:
         return False
+    return True
 
 
 async def take_apart(stack: Stack, seen: Seen) -> tuple[int, list[str]]:
@@ -116,8 +115,8 @@ async def erase(stack: Stack, name: str, expect: Mapping[str, int], others: Iter
 
 async def _trim(stack: Stack, name: str, expect: Mapping[str, int]) -> list[str]:
     """Remove parts of such a run until the rest fits into one write, and return the keys of the rest."""
-    part, after = f"{PART}{name}:", ""
-    start = part + "start"  # last, since without it a finished run could not return its result
+    part, after = part_of(RUN + name), ""
+    start = start_key(part)  # last, since without it a finished run could not return its result
     while True:
         page = [each async for each in stack.scan(part, after=after, limit=CHUNK)]
         parts = [each for each in page if each != start]

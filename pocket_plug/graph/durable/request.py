@@ -15,7 +15,7 @@ from pocket_plug.graph.running.execution import Execution
 from pocket_plug.primitives.names import check_length
 from pocket_plug.primitives.typechecks import declared_types
 from pocket_plug.store.keys import MAX_KEY_BYTES
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import StoreReader
 
 from .journal import Journal, Wanted
@@ -35,7 +35,7 @@ class Request:
         self.run_id, self.wanted = run_id, Wanted(run_id, **wanted)
 
     def execution(
-        self, graph: PlannedGraph, place: tuple[Stack, str], input: object, pocket: RunHost, loop: bool, threads: bool
+        self, graph: PlannedGraph, place: StorePlace, input: object, pocket: RunHost, loop: bool, threads: bool
     ) -> Execution:
         """The execution of this request. Raises ConfigError if the graph's store can't keep durable runs."""
         prepare(graph, place, f"run_id={self.run_id!r}: ")
@@ -43,7 +43,7 @@ class Request:
         return Execution(graph, place, input, pocket, loop, threads, ledger=ledger, run_id=self.run_id)
 
 
-def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> None:
+def prepare(graph: PlannedGraph, place: StorePlace, asked: str = "") -> None:
     """Check a graph and its store before its durable runs are read or written, and declare its types to the codec.
 
     `asked` begins the messages, and says that the caller will write. Raises ConfigError if the store can't keep durable runs,
@@ -51,7 +51,7 @@ def prepare(graph: PlannedGraph, place: tuple[Stack, str], asked: str = "") -> N
     """
     if not graph.plan.is_declared:
         check(graph, None)
-    stack = place[0]
+    stack, _ = place
     if not stack.survives or stack.buffered:
         found = "may lose acknowledged writes" if stack.survives else "is not persistent"
         raise ConfigError(
@@ -88,7 +88,7 @@ def _check_places(plan: Plan, within: str, name: str) -> None:
             _check_places(step.graph.plan, place, name)
 
 
-def _check_stores(plan: Plan, place: tuple[Stack, str]) -> None:
+def _check_stores(plan: Plan, place: StorePlace) -> None:
     for step in (step.passed for step in plan.steps.values()):
         if isinstance(step, GraphStep):
             inner = step.graph.place(StoreReader(*place))

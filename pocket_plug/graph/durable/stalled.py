@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from pocket_plug.errors import CorruptRecordError
 from pocket_plug.store.backend import Backend, Entry
+from pocket_plug.store.reading import read_each
 
 from .heartbeat import BEAT
 from .processes import this_process
-from .reading import read_each
 from .records import RUN, SECONDS, escaped, field_of
 from .states import State, StateKey, read_state
 
@@ -29,7 +29,7 @@ class Stalled:
     run_id: str
     graph: str
     state: State
-    seen: Mapping[str, int]
+    versions: Mapping[str, int]
     """The versions of its record, its state and its process's heartbeat, which a takeover expects."""
     moved: float
     """When its record was last written, in epoch seconds."""

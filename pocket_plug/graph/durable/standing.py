@@ -12,15 +12,16 @@ from pocket_plug.errors import CodecError
 from pocket_plug.graph.kinds.nesting import GraphStep
 from pocket_plug.graph.planning.plan import Plan
 from pocket_plug.graph.planning.step import Step
+from pocket_plug.primitives.batches import batched
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Backend
 
 from .forms import GraphForm, NodeForm
-from .records import PART, RUN, Checkpoint, Frame, escaped, place_of
+from .records import ITEM, Checkpoint, Frame, escaped, item_key, next_place, visit_place
 from .waits import PlacedWait, waits_of
 
-ITEM = "item:"
-"""The beginning of an item's key after the run's prefix."""
+BATCH = 1000
+"""How many records are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +71,6 @@ def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
     return step
 
 
-def item_key(part: str, place: str, position: int) -> str:
-    """The key of the record of an item of the fan-out at a place."""
-    return key_of_item(part, f"{place}[{position}]")
-
-
-def key_of_item(part: str, place: str) -> str:
-    """The key of the record of the item at a place."""
-    return f"{part}{ITEM}{escaped(place, ':')}"
-
-
-def part_of(key: str) -> str:
-    """The prefix of the keys of a run's parts, from the key of its checkpoint."""
-    return f"{PART}{key.removeprefix(RUN)}:"
-
-
 class Items:
     """The records of the items of the fan-out where a run is, and the position of each item."""
 
@@ -99,11 +85,11 @@ class Items:
 
         Raises CorruptRecordError.
         """
-        at = leaf_of(form, frames, place_of("", frames, is_item=False))
+        at = leaf_of(form, frames, next_place("", frames, is_item=False))
         if at.node is not None and at.node.kind == "fan_out":
             keys = [key async for key in stack.scan(self.part + ITEM)]
-            for start in range(0, len(keys), BATCH):
-                for key, entry in (await stack.read_many(keys[start : start + BATCH])).items():
+            for batch in batched(keys, BATCH):
+                for key, entry in (await stack.read_many(batch)).items():
                     checkpoint = Checkpoint(key)
                     checkpoint.load(entry)
                     self.versions[key] = entry.version
@@ -124,13 +110,13 @@ class Items:
                 found.setdefault(position, ())  # it may have no record of its own yet
 
     def _standing(self, form: GraphForm, frames: Sequence[Frame], within: str = "", is_item: bool = False) -> Standing:
-        at = leaf_of(form, frames, place_of(within, frames, is_item))
+        at = leaf_of(form, frames, next_place(within, frames, is_item))
         wait, node = self.waits.get(at.place[1:]), at.node
         if node is None or node.kind != "fan_out" or node.inner is None:
             return Standing(tuple(frames), at.under if wait is not None else (), wait=wait)
         size, inner = _size(frames[-1].value), node.inner
         for position in range(size or 0):
-            self.versions.setdefault(item_key(self.part, at.place, position), 0)
+            self.versions.setdefault(item_key(self.part, f"{at.place}[{position}]"), 0)
         start = Frame(inner.start, b"")
         items = {
             position: self._standing(inner, each or (start,), f"{at.place}[{position}]", is_item=True)
@@ -160,7 +146,7 @@ def leaf_of(form: GraphForm, frames: Sequence[Frame], place: str) -> Leaf:
     under: list[str] = []
     while node is not None and node.kind == "graph" and node.inner is not None:
         under.append(node.inner.start)
-        place += f"/{escaped(node.inner.start, '/#[')}#1"
+        place = visit_place(place, node.inner.start, 1)
         node = node.inner.nodes.get(node.inner.start)
     return Leaf(place, tuple(under), node)
 
@@ -183,15 +169,11 @@ def spots(form: GraphForm, standing: Standing) -> dict[tuple[int, ...], Spot]:
 def _spots(
     form: GraphForm, standing: Standing, within: str, positions: tuple[int, ...]
 ) -> Iterator[tuple[tuple[int, ...], Spot]]:
-    leaf = leaf_of(form, standing.frames, place_of(within, standing.frames, bool(positions)))
+    leaf = leaf_of(form, standing.frames, next_place(within, standing.frames, bool(positions)))
     yield positions, Spot(standing, within, leaf)
     if leaf.node is not None and leaf.node.inner is not None:
         for number, item in standing.items.items():
             yield from _spots(leaf.node.inner, item, f"{leaf.place}[{number}]", (*positions, number))
-
-
-BATCH = 1000
-"""How many records are read at once."""
 
 
 def in_order(items: Iterable[Value]) -> Iterable[Value]:

@@ -17,7 +17,7 @@ from pocket_plug.errors import CorruptRecordError
 from pocket_plug.graph.running.places import place_of
 from pocket_plug.primitives.failures import error_text, error_type
 from pocket_plug.primitives.redaction import summary
-from pocket_plug.store.backend import Backend, Entry
+from pocket_plug.store.backend import Backend, Entry, Put
 from pocket_plug.store.keys import RESERVED
 
 from .records import Record, escaped, status_of
@@ -192,6 +192,11 @@ def plain_state(state: State) -> dict[str, Any]:
     if state.failure is not None:
         record["failure"] = asdict(state.failure)
     return record
+
+
+def put_state(key: str, state: State, expires_at: float | None = None) -> Put:
+    """The change that records a state."""
+    return Put(key, plain_state(state), expires_at)
 
 
 def read_state(key: str, entry: Entry) -> State:

@@ -9,19 +9,19 @@ from pocket_plug.graph.observing.views import Carrier, RunNotice
 from pocket_plug.graph.planning.plan import Plan, PlannedGraph
 from pocket_plug.primitives.typechecks import type_name, with_contents
 from pocket_plug.store.backend import Put
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 
 from .claim import begin, refuse_another
 from .journal import Journal, Wanted
-from .records import Status, check_run, check_start, status_of
+from .records import Status, check_run, check_start, start_key, status_of
 from .request import prepare
-from .states import State, plain_state, state_key
+from .states import State, put_state, state_key
 from .waking import wake_workers
 
 
 async def submit(
     graph: PlannedGraph,
-    place: tuple[Stack, str],
+    place: StorePlace,
     run_id: str,
     value: object,
     host: RunHost,
@@ -35,7 +35,7 @@ async def submit(
     prepare(graph, place, f"run_id={run_id!r}: ")
     _check_input(graph.plan, value)
     journal = Journal(Wanted(run_id), graph, place)
-    stack, key, start = journal.stack, journal.checkpoint.key, journal.part + "start"
+    stack, key, start = journal.stack, journal.checkpoint.key, start_key(journal.part)
     journal.epoch = 0
     if traceparent is not None:
         journal.carrier = {"traceparent": traceparent} if isinstance(traceparent, str) else dict(traceparent)
@@ -47,11 +47,11 @@ async def submit(
                 check_start(start, begun.value)
                 refuse_another(journal, begun.value, value)
             return status_of(entry.value)
-        begins = begin(journal, start, value)
+        begins = begin(journal, value)
         record = journal.record(journal.token(), journal.checkpoint.frames, "pending")
         state_at = state_key("pending", graph.name, journal.started, journal.name)
         try:
-            await stack.write([begins, Put(key, record), Put(state_at, plain_state(State(stack.clock())))], {key: 0})
+            await stack.write([begins, Put(key, record), put_state(state_at, State(stack.clock()))], {key: 0})
         except ConflictError:
             continue  # another process was faster, or this write was sent twice: read the run
         wake_workers()

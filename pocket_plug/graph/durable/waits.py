@@ -21,7 +21,7 @@ from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import Backend, Entry, Put
 
-from .records import Frame, Record, escaped, place_of
+from .records import Frame, Record, escaped, next_place
 
 WAIT = "wait:"
 """The beginning of a wait's key after the run's prefix."""
@@ -100,7 +100,7 @@ def waits_in(record: Record, frames: Sequence[Frame]) -> dict[str, PlacedWait]:
     if not is_open and not record["is_answered"]:
         return {}
     answer, settled = (None, None) if is_open else (record["answer"], record["updated"])
-    place = place_of("", frames, False)[1:]
+    place = next_place("", frames, False)[1:]
     return {
         place: PlacedWait(
             place, Wait("question", record["updated"], record["question"], answer=answer, settled=settled)

@@ -34,7 +34,7 @@ from pocket_plug.primitives.failures import describe, error_type, log_failure
 from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.signals import raised_by_handler
 from pocket_plug.primitives.values import Value
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import MISSING, StoreScope
 from pocket_plug.store.sync import SyncScope
 
@@ -90,7 +90,7 @@ class Served(PlannedGraph, Protocol):
         """Raise GraphError if the graph can't run."""
         ...
 
-    def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> tuple[Stack, str]:
+    def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> StorePlace:
         """The stack and the key prefix of the graph when it is not nested."""
         ...
 
@@ -232,8 +232,9 @@ class Worker:
         graph.validate(pocket=pocket)
         place = graph.own_place(pocket, self._store)
         prepare(graph, place, "worker: ")
-        if place[0].is_new:
-            await place[0].ensure_open()
+        stack, _ = place
+        if stack.is_new:
+            await stack.ensure_open()
         return Finder(graph, place, self._loop.time)
 
     async def _prune(self, *, once: bool) -> None:
@@ -284,7 +285,7 @@ class Worker:
         return len(free[:room])
 
     def _begin(self, finder: Finder, ready: Ready, pocket: RunHost) -> asyncio.Task[None]:
-        wanted = Wanted(ready.run_id, lease=self.lease, seen=ready.seen, max_tries=MAX_TRIES, in_worker=True)
+        wanted = Wanted(ready.run_id, lease=self.lease, stalled_at=ready.versions, max_tries=MAX_TRIES, in_worker=True)
         journal = Journal(wanted, finder.graph, finder.place)
         self._journals[finder, ready.run_id] = journal
         if self._is_stopping:

@@ -31,7 +31,7 @@ class Feed:
         """Has the reader stopped reading?"""
         self.is_over = False
         """Has the run ended?"""
-        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
+        self._lock = new_rlock()
         self._events: OrderedDict[object, AnyEvent] = OrderedDict()
         self._keys = itertools.count()
         self._readers: dict[Waiter[None], None] = {}

@@ -25,7 +25,7 @@ from pocket_plug.graph.observing.views import NodeCall, Observer, PhaseCall, Run
 from pocket_plug.graph.running.execution import Execution
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.waiting import has_loop
-from pocket_plug.store.contention import holds_gates
+from pocket_plug.store.gates import holds_gates
 from pocket_plug.store.store import MISSING, Store
 
 from .events import (

@@ -15,7 +15,7 @@ from pocket_plug.graph.upgrades import Upgrade
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.primitives.typefits import fits
 from pocket_plug.primitives.values import Hint
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import StoreReader, View
 
 from .step import Step
@@ -218,12 +218,12 @@ class PlannedGraph(Protocol):
         """The graph's name."""
         ...
 
-    def place(self, outer: View) -> tuple[Stack, str]:
+    def place(self, outer: View) -> StorePlace:
         """The stack and the key prefix of its nodes, given the outer graph's store."""
         ...
 
 
-def refuse_read_only(graph: PlannedGraph, place: tuple[Stack, str]) -> None:
+def refuse_read_only(graph: PlannedGraph, place: StorePlace) -> None:
     """Raise ReadOnlyError if a node of the graph, or of a nested graph, declares writes and its store is read-only."""
     for step in graph.plan.steps.values():
         if step.passed.writes:

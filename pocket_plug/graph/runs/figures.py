@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pocket_plug.errors import CorruptRecordError
-from pocket_plug.graph.durable.reading import read_each
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import StateKey, graph_of, prefixes_in, read_state
 from pocket_plug.store.backend import Backend, Entry
+from pocket_plug.store.reading import read_each
 
 from .info import RunState
 

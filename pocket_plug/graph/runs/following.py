@@ -14,9 +14,8 @@ from pocket_plug.errors import CodecError, CorruptRecordError, UnknownRunError
 from pocket_plug.graph.durable.forms import GraphForm
 from pocket_plug.graph.durable.judging import form_before
 from pocket_plug.graph.durable.moving import Seen
-from pocket_plug.graph.durable.reading import read_each
-from pocket_plug.graph.durable.records import Checkpoint, place_of
-from pocket_plug.graph.durable.standing import ITEM, Standing
+from pocket_plug.graph.durable.records import ITEM, PATH, Checkpoint, next_place, start_key
+from pocket_plug.graph.durable.standing import Standing
 from pocket_plug.graph.durable.waits import PlacedWait, value_of
 from pocket_plug.graph.following.events import (
     Asked,
@@ -29,7 +28,9 @@ from pocket_plug.graph.following.events import (
     StateChanged,
     Suspended,
 )
+from pocket_plug.primitives.batches import batched
 from pocket_plug.store.backend import Entry
+from pocket_plug.store.reading import read_each
 
 from .info import field_in, info_of, waits_for
 from .operations import Place, must_see
@@ -106,7 +107,8 @@ class _Follower:
 
     async def _read_form(self, seen: Seen) -> GraphForm | None:
         """The form of the run's graph, which has the types of its nodes; None if it can't be read."""
-        found = (await read_each(self._stack, [f"{seen.part}start"])).get(f"{seen.part}start")
+        key = start_key(seen.part)
+        found = (await read_each(self._stack, [key])).get(key)
         try:
             return form_before(found.value) if isinstance(found, Entry) else None
         except (CorruptRecordError, KeyError, TypeError):
@@ -115,7 +117,7 @@ class _Follower:
     # ------------------------------------------------------------ the nodes that the run has passed
     async def _path(self, seen: Seen) -> AsyncGenerator[FollowedEvent]:
         """The events of the nodes that the run had passed when its record was read."""
-        prefix = f"{seen.part}path:"
+        prefix = seen.part + PATH
         last = f"{prefix}{seen.checkpoint.commits:09}"
         while keys := [key async for key in self._stack.scan(prefix, after=self._passed, limit=PAGE) if key <= last]:
             found = await read_each(self._stack, keys)
@@ -159,7 +161,7 @@ class _Follower:
     async def _standing(self, seen: Seen) -> AsyncGenerator[FollowedEvent]:
         """The events of the current node: that it was entered, its items that are done, its questions."""
         frames = seen.checkpoint.frames
-        if any(frame.node is None for frame in frames) or (at := _parsed(place_of("", frames, False))) is None:
+        if any(frame.node is None for frame in frames) or (at := _parsed(next_place("", frames, False))) is None:
             return
         for event in self._enter(at):
             yield event
@@ -174,8 +176,8 @@ class _Follower:
     async def _items(self, seen: Seen, at: NodePlace) -> AsyncGenerator[FollowedEvent]:
         prefix = seen.part + ITEM
         keys = [key async for key in self._stack.scan(prefix, limit=MOST_ITEMS) if key not in self._yielded]
-        for start in range(0, len(keys), PAGE):
-            for key, entry in (await read_each(self._stack, keys[start : start + PAGE])).items():
+        for batch in batched(keys, PAGE):
+            for key, entry in (await read_each(self._stack, batch)).items():
                 place = _parsed(unquote(key.removeprefix(prefix)))
                 if place is None or not _is_part(place, at) or (output := _done(key, entry)) is None:
                     continue

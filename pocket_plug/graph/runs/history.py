@@ -7,8 +7,10 @@ from typing import Any
 
 from pocket_plug.graph.durable.executions import EXECUTION
 from pocket_plug.graph.durable.moving import Seen
-from pocket_plug.graph.durable.reading import Found, read_each
+from pocket_plug.graph.durable.records import PATH, start_key
 from pocket_plug.graph.durable.states import RunFailure
+from pocket_plug.primitives.batches import batched
+from pocket_plug.store.reading import Found, read_each
 from pocket_plug.store.stack import Stack
 
 from .info import PassedNode, RunExecution, RunHistory, RunInfo, field_in, info_of, kept, questions_of, waits_for
@@ -22,8 +24,9 @@ async def history_of(stack: Stack, seen: Seen) -> RunHistory:
     part, frames = seen.part, seen.checkpoint.frames
     waits = await waits_for(stack, seen)
     info = info_of(seen, waits if seen.status == "suspended" else ())
-    start = (await read_each(stack, [f"{part}start"])).get(f"{part}start")
-    passed = await _records(stack, f"{part}path:")
+    key = start_key(part)
+    start = (await read_each(stack, [key])).get(key)
+    passed = await _records(stack, part + PATH)
     nodes = [frame.node for frame in frames]
     return RunHistory(
         run=info,
@@ -43,8 +46,8 @@ async def history_of(stack: Stack, seen: Seen) -> RunHistory:
 async def _records(stack: Stack, prefix: str) -> dict[str, Found]:
     keys = [key async for key in stack.scan(prefix)]
     found: dict[str, Found] = {}
-    for at in range(0, len(keys), BATCH):
-        found |= await read_each(stack, keys[at : at + BATCH])
+    for batch in batched(keys, BATCH):
+        found |= await read_each(stack, batch)
     return {key: found[key] for key in keys if key in found}
 
 

@@ -11,15 +11,14 @@ from urllib.parse import unquote
 
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import CodecError, PocketError
-from pocket_plug.graph.durable.changes import written
 from pocket_plug.graph.durable.moving import Seen, seen_of
-from pocket_plug.graph.durable.reading import Found, read_each
-from pocket_plug.graph.durable.records import RUN, look_at
+from pocket_plug.graph.durable.records import RUN, node_of
 from pocket_plug.graph.durable.states import RunFailure, trace_id
 from pocket_plug.graph.durable.states import RunState as RunState
 from pocket_plug.graph.durable.waits import WAIT, PlacedWait, read_wait, waits_in
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Entry
+from pocket_plug.store.reading import Found, read_each, readable
 from pocket_plug.store.stack import Stack
 
 OPEN: tuple[RunState, ...] = ("pending", "running", "stalled", "suspended", "failed")
@@ -263,7 +262,7 @@ def info_of(seen: Seen, waits: Iterable[PlacedWait] = ()) -> RunInfo:
         run_id=seen.run_id,
         state="stalled" if seen.is_stalled else cast("RunState", seen.status),
         graph=record["graph"],
-        node=written(frame.node for frame in frames if frame.node is not None) or None,
+        node=node_of(frames) or None,
         steps=record["steps"],
         executions=record["epoch"],
         started=record["started"],
@@ -307,15 +306,8 @@ def seen_in(name: str, state_at: str, found: Mapping[str, Found]) -> Seen | Exce
     """A run from these entries, or the error if they can't be read. `state_at` is the key of its state."""
     key = RUN + name
     try:
-        entry, state_entry = found[key], found.get(state_at)
-        for each in (entry, state_entry):
-            if isinstance(each, CodecError):
-                raise each
-        assert isinstance(entry, Entry)
-        record, checkpoint = look_at(key, entry)
-        return seen_of(
-            key, entry, record, checkpoint, state_at, state_entry if isinstance(state_entry, Entry) else None
-        )
+        entry, state_entry = readable(found[key]), readable(found.get(state_at))
+        return seen_of(key, entry, state_at, state_entry)
     except PocketError as error:
         return error
 

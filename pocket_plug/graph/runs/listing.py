@@ -18,10 +18,10 @@ from urllib.parse import unquote
 
 from pocket_plug.errors import ConfigError, ConflictError
 from pocket_plug.graph.durable.moving import Seen, mark_stalled, see
-from pocket_plug.graph.durable.reading import Found, read_each
 from pocket_plug.graph.durable.records import RUN
-from pocket_plug.graph.durable.states import State, plain_state, prefixes_in, sortable_time, state_of, states_of
-from pocket_plug.store.backend import Change, Delete, Put
+from pocket_plug.graph.durable.states import State, prefixes_in, put_state, sortable_time, state_of, states_of
+from pocket_plug.store.backend import Change, Delete
+from pocket_plug.store.reading import Found, read_each
 from pocket_plug.store.stack import Stack
 
 from .info import RunInfo, RunPage, RunState, info_with_questions, seen_in, unreadable
@@ -166,7 +166,7 @@ async def _correct_key(stack: Stack, key: str, seen: Seen | None) -> None:
     expect, changes = {key: state_entry.version, RUN + name: 0}, list[Change]([Delete(key)])
     if seen is not None:
         state_at = state_of(seen.record, name)
-        changes.append(Put(state_at, plain_state(State(seen.record["updated"])), seen.entry.expires_at))
+        changes.append(put_state(state_at, State(seen.record["updated"]), seen.entry.expires_at))
         expect |= {RUN + name: seen.entry.version, state_at: 0}
     with suppress(ConflictError):  # it was corrected or changed by another process
         await stack.write(changes, expect)

@@ -12,10 +12,10 @@ from pocket_plug.errors import ConflictError, RunStateError, UnknownRunError
 from pocket_plug.graph.durable.moving import Seen, mark_stalled, move, read_after_failure, see
 from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.stalled import StallWatch
-from pocket_plug.graph.durable.states import plain_state, read_state
+from pocket_plug.graph.durable.states import put_state, read_state
 from pocket_plug.graph.observing.host import default_host
 from pocket_plug.graph.observing.views import RunNotice
-from pocket_plug.store.backend import Entry, Put
+from pocket_plug.store.backend import Entry
 from pocket_plug.store.stack import Stack
 
 from .info import RunInfo, info_of
@@ -65,9 +65,9 @@ async def _request_cancel(stack: Stack, seen: Seen) -> Seen | None:
     if seen.state.cancelled:
         return seen
     state = replace(seen.state, cancelled=True)
-    record = plain_state(state)
+    put = put_state(seen.state_key, state)
     try:
-        version = await stack.write([Put(seen.state_key, record)], {seen.state_key: seen.state_version})
+        version = await stack.write([put], {seen.state_key: seen.state_version})
     except ConflictError:
         return None
     except Exception:
@@ -79,7 +79,7 @@ async def _request_cancel(stack: Stack, seen: Seen) -> Seen | None:
         version = now.version
     held = this_process().held.get(state.owner)
     if held is not None:
-        held.receive_state(Entry(record, version))
+        held.receive_state(Entry(put.value, version))
     return replace(seen, state=state, state_version=version)
 
 

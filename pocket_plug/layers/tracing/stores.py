@@ -62,10 +62,8 @@ class Tracing(Layer):
         self._of_hit, self._of_miss = ({**self._of_get, "pocket_plug.store.hit": hit} for hit in (True, False))
         self._read_on = self.inner.read
         probed = isinstance(self.inner, Probe)
-        self._attach_read, self._attach_write = (
-            probed or not self.inner.inline_read,
-            probed or not self.inner.inline_write,
-        )
+        self._attach_read = probed or not self.inner.inline_read
+        self._attach_write = probed or not self.inner.inline_write
 
     def wrap_inner(self, part: Backend) -> Backend:
         """At detail "debug" wrap each part of the stack in a Probe, except Memory, which a layer may adopt."""

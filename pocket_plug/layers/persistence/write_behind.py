@@ -116,7 +116,7 @@ class WriteBehind(Backend):
         return f"WriteBehind({self.durable!r})"
 
     def _begin_empty(self) -> None:
-        self._lock = new_rlock()  # guards all of these; reentrant, since garbage collection may withdraw a ticket
+        self._lock = new_rlock()  # guards all of these
         # Used to wait and notify only: its `__enter__` is a Python function, which may be interrupted.
         self._state = threading.Condition(self._lock)
         self._pending: Queue = {}
@@ -127,9 +127,8 @@ class WriteBehind(Backend):
         self._admitted: list[Waiter[None]] = []  # to be woken
         self._flushes: list[tuple[int, Waiter[None]]] = []
         self._closers: list[Waiter[None]] = []
-        self._looks: list[
-            list[Queue]
-        ] = []  # for each running look into the durable backend, the batches written meanwhile
+        self._looks: list[list[Queue]] = []
+        """For each running look into the durable backend, the batches written meanwhile."""
         self._version = 0  # the last one that a write got
         self._counters = {0}  # what the durable backend's counter may be; after a lost answer there are several
         self._failure: Exception | None = None
