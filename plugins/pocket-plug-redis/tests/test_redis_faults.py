@@ -826,3 +826,23 @@ def test_a_cluster_is_followed_to_where_a_data_set_lies() -> None:
             for place, server in enumerate((one, two)):
                 with_backend(f"{server.url}?store={name}{place}", use)
         assert all(int(_cli(server, "DBSIZE")) > 300 for server in (one, two))
+
+
+def test_a_node_of_a_cluster_that_is_silent_is_left_for_the_one_that_took_over() -> None:
+    """A redirection is followed as long as it leads somewhere; then the address of the URL is asked again."""
+    with cluster() as (one, two):
+        name = next(name for name in "abcdefgh" if int(_cli(one, "CLUSTER", "KEYSLOT", f"{{pocket:{name}}}")) > 8191)
+
+        async def use(backend: Redis) -> None:
+            await backend.write([Put("a", 1)])
+            assert backend._at == ("127.0.0.1", two.port)
+            slot, own = _cli(one, "CLUSTER", "KEYSLOT", f"{{pocket:{name}}}"), _cli(one, "CLUSTER", "MYID")
+            two.stop()
+            try:
+                _cli(one, "CLUSTER", "SETSLOT", slot, "NODE", own)
+                await backend.write([Put("a", 2)])
+            finally:
+                two.go_on()
+            assert backend._at is None
+
+        with_backend(f"{one.url}?store={name}&timeout=1&patience=4", use)

@@ -435,6 +435,9 @@ class Redis(Backend):
             raise found from error
         finally:
             try:
+                if this.is_over:  # the other connections may lead nowhere too, or the data set be on another node now
+                    self._at = None
+                    pool.forget()
                 pool.leave(place, is_whole)
             except BaseException:  # interrupted by a signal handler
                 pool.leave(place, False)
