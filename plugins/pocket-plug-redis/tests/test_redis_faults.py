@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from pocket_plug_redis import Redis, connections
+from pocket_plug_redis.scripts import CHECK, LEAVE, SCAN, TAKE, TRY, WRITE
 
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
 from pocket_plug.errors import (
@@ -128,6 +129,18 @@ def test_a_user_that_lacks_a_permission_is_refused_before_it_matters() -> None:
             assert "right-one" not in refused(url, *words)
         _cli(server, "ACL", "SETUSER", "app", "reset", *rules.split())
         with_backend(url, lambda backend: backend.write([Put("a", 1)]))
+
+
+def test_a_refused_user_leaves_nothing_that_keeps_others_out() -> None:
+    """`open` tries commands one after the other, in a script that isn't undone; each of them is refused here once."""
+    called = {*re.findall(r"call\('(\w+)'", "".join(each.text for each in (CHECK, LEAVE, SCAN, TAKE, TRY, WRITE))), "BLPOP"}
+    with valkey() as server:
+        url = server.url.replace("//", "//app:right-one@")
+        for command in sorted(called):
+            rules = "on >right-one ~{pocket:*}* resetchannels &{pocket:*}* +@all -@dangerous +info +config|get"
+            _cli(server, "ACL", "SETUSER", "app", "reset", *rules.split(), f"-{command}")
+            refused(url, "ACL", command.lower())
+            with_backend(server.url, lambda backend: backend.write([Put("a", 1)]))
 
 
 def test_a_write_that_cannot_be_published_is_not_done() -> None:

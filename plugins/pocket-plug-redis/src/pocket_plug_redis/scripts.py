@@ -263,10 +263,12 @@ return found
 """
 )
 
-# KEYS: two for trials. ARGV: the channel. Calls the commands that other scripts call: so `open` finds missing permissions.
+# KEYS: two for trials. ARGV: the channel. Calls the commands that other scripts call: so `open` finds missing permissions. An
+# element is left at the second key, for a BLPOP. What an earlier trial has left that was refused is deleted first.
 TRY = Script(
     """
 local key, set = KEYS[1], KEYS[2]
+redis.call('DEL', key, set)
 redis.call('SET', key, '')
 redis.call('HSET', set, 'a', 'b')
 redis.call('HGET', set, 'a')
@@ -283,7 +285,7 @@ redis.call('MGET', key)
 redis.call('GETRANGE', key, 0, 0)
 redis.call('TIME')
 redis.call('DEL', key, set)
-redis.call('RPUSH', set, '')
+redis.call('RPUSH', set, '', '')
 redis.call('PEXPIRE', set, 1000)
 redis.call('PTTL', set)
 redis.call('LPOP', set)
