@@ -121,7 +121,7 @@ def test_a_wrong_password_is_said_at_once() -> None:
 def test_a_user_that_lacks_a_permission_is_refused_before_it_matters() -> None:
     """A script that is refused in the middle would have executed one half."""
     with valkey() as server, SyncStore(server.url):
-        rules = "on >right-one ~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
+        rules = "on >right-one ~{pocket:*}* resetchannels &{pocket:*}* +@all -@dangerous +info +config|get"
         for without in ("-publish", "-zadd", "-evalsha -eval", "resetchannels", "-config"):
             _cli(server, "ACL", "SETUSER", "app", "reset", *rules.split(), *without.split())
             url = server.url.replace("//", "//app:right-one@")

@@ -28,7 +28,7 @@ _SOON = re.compile(
 
 _MOVED = re.compile(r"\bMOVED \d+ (\S*):(\d+)|MovedError: \d+ (\S*):(\d+)")
 
-_ACL = "~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
+_ACL = "~{pocket:*}* resetchannels &{pocket:*}* +@all -@dangerous +info +config|get"
 _WAYS_OUT = {
     r"\bNOPERM\b|NoPermission|ACL failure|no permissions|user executing the script can't": "the user lacks permissions "
     f"that a store needs; grant them in the server's ACL: {_ACL}",
