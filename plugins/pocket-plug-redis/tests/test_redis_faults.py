@@ -22,6 +22,8 @@ from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
 from pocket_plug.errors import (
     AnswerLostError,
     ConfigError,
+    ConflictError,
+    CorruptRecordError,
     StoreBusyError,
     StoreClosedError,
     StoreUnreachableError,
@@ -31,6 +33,7 @@ from pocket_plug.primitives.waiting import LoopThread, run_on
 from pocket_plug.testing.proxy import Proxy, close_server
 from pocket_plug.testing.scenarios import increment, keys_of
 from pocket_plug.testing.servers import Server, certificate, free_port, valkey
+from pocket_plug.testing.watch_contract import Noted
 
 SHORT = "&timeout=0.5&patience=1.5"
 PASSWORD = "hunter2-secret"  # noqa: S105 - of a test's server
@@ -133,7 +136,10 @@ def test_a_user_that_lacks_a_permission_is_refused_before_it_matters() -> None:
 
 def test_a_refused_user_leaves_nothing_that_keeps_others_out() -> None:
     """`open` tries commands one after the other, in a script that isn't undone; each of them is refused here once."""
-    called = {*re.findall(r"call\('(\w+)'", "".join(each.text for each in (CHECK, LEAVE, SCAN, TAKE, TRY, WRITE))), "BLPOP"}
+    called = {
+        *re.findall(r"call\('(\w+)'", "".join(each.text for each in (CHECK, LEAVE, SCAN, TAKE, TRY, WRITE))),
+        "BLPOP",
+    }
     with valkey() as server:
         url = server.url.replace("//", "//app:right-one@")
         for command in sorted(called):
@@ -536,6 +542,94 @@ def test_what_is_damaged_is_an_error_and_check_finds_the_rest(
             faults = await backend.check()
         for words in ("'b' is missing", "'c' is in the index", "'a' has another deadline", "'a' has a version above"):
             assert any(words in fault for fault in faults), faults
+
+    with_backend(url, use)
+
+
+@pytest.mark.parametrize("name", ["names", "ends", "slots"])
+def test_a_write_that_meets_another_program_s_key_is_not_done(
+    fresh_url: Callable[[str], str], valkey_server: Server, name: str
+) -> None:
+    """A script isn't undone where it fails, so it fails before its first change. Otherwise an entry would have a version that
+    the next write gets too."""
+    url = fresh_url("")
+    foreign = "{pocket:" + url.rpartition("=")[2] + "}/" + name
+
+    async def use(backend: Redis) -> None:
+        told = Noted()
+        version = await backend.write([Put("a", 1, 4e9)])
+        await backend.watch(told)
+        await asyncio.to_thread(told.wait_for_back)
+        _cli(valkey_server, "RENAME", foreign, f"{foreign}-kept")
+        _cli(valkey_server, "SET", foreign, "another program's")
+        backend._renewed.clear()
+        with pytest.raises(StoreError, match="another program uses pocket_plug's keys"):
+            await backend.write([Put("a", 2, 4e9), Put("b", 2)], {"a": version})
+        assert await backend.read_many(["a", "b"]) == {"a": Entry(1, version, 4e9)}
+        assert await backend.version() == version
+        _cli(valkey_server, "RENAME", f"{foreign}-kept", foreign)
+        assert await backend.write([Put("a", 2, 4e9)], {"a": version}) == version + 1
+        await asyncio.to_thread(told.wait_for_version, {"a": version + 1})
+        assert [versions for _, _, versions in told.words if versions] == [{"a": version + 1}]
+        assert await backend.check() == []
+
+    with_backend(url, use)
+
+
+@pytest.mark.parametrize("found", ["junk", "", "-5", "1.5", "nan", "1e3", str(2**53), str(10**20)])
+def test_a_damaged_counter_is_an_error_of_whoever_needs_it(
+    fresh_url: Callable[[str], str], valkey_server: Server, found: str
+) -> None:
+    """No write gets a version from it. Entries can be read and scanned, so also exported."""
+    url = fresh_url("")
+    tag = "{pocket:" + url.rpartition("=")[2] + "}"
+
+    async def use(backend: Redis) -> None:
+        version = await backend.write([Put("a", 1)])
+        _cli(valkey_server, "HSET", tag, "", found)
+        operations: tuple[Callable[[], Awaitable[object]], ...] = (
+            lambda: backend.write([Put("a", 2)]),
+            lambda: backend.write([], {"a": version}),
+            backend.version,
+            backend.check,
+        )
+        for operation in operations:
+            with pytest.raises(StoreError, match=r"the counter of versions is damaged.*store=") as caught:
+                await operation()
+            assert f"'{found}'" in str(caught.value)
+        assert await backend.read("a") == Entry(1, version)
+        assert await keys_of(backend) == ["a"]
+
+    with_backend(url, use)
+
+
+def test_a_damaged_number_of_the_layout_is_said(fresh_url: Callable[[str], str], valkey_server: Server) -> None:
+    """As what was found there."""
+    url = fresh_url("")
+    place = "{pocket:" + url.rpartition("=")[2] + "}/layout"
+    for found in ("2", "junk", ""):
+        _cli(valkey_server, "SET", place, found)
+        refused(url, f"has layout '{found}'", "knows only layout 1")
+
+
+def test_what_is_left_of_a_cut_off_entry_is_not_taken_for_nothing(
+    fresh_url: Callable[[str], str], valkey_server: Server
+) -> None:
+    """Whoever expects that there is no entry doesn't write over it unseen."""
+    url = fresh_url("")
+    place = "{pocket:" + url.rpartition("=")[2] + "}:a"
+
+    async def use(backend: Redis) -> None:
+        await backend.write([Put("a", 1)])
+        for length in range(1, 16):
+            _cli(valkey_server, "SET", place, "x" * length)
+            for expected in (0, -1):
+                with pytest.raises(ConflictError):
+                    await backend.write([Put("a", 2)], {"a": expected})
+            with pytest.raises(CorruptRecordError, match="key 'a'"):
+                await backend.read("a")
+        await backend.write([Put("a", 2)])
+        assert (await backend.read_many(["a"]))["a"].value == 2
 
     with_backend(url, use)
 

@@ -27,7 +27,7 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, ProbeResult, Watcher
 
 from .checking import check_server, look_at
 from .connections import MOST, TLS_FILES, Connection, Place, Pool, Server, call, cut, run_script
-from .failures import LOST, explained, moved_to
+from .failures import DAMAGED_COUNTER, LOST, explained, moved_to
 from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
 from .turns import Turn, had
 from .watching import Watching
@@ -234,7 +234,11 @@ class Redis(Backend):
             first, size = b"(" + found[0], PAGE
 
     async def check(self) -> list[str]:
-        """Find entries that the index lacks, names without an entry, deadlines that differ, and versions above the counter."""
+        """Find entries that the index lacks, names without an entry, deadlines that differ, and versions above the counter.
+
+        Raises StoreError if the counter is damaged.
+        """
+        await self.version()
         faults: list[str] = []
         cursor = b"0"
         while True:
@@ -258,8 +262,15 @@ class Redis(Backend):
         return [f"key {names[place]!r} {_FAULTS[what]}" for what, place in pairs]
 
     async def version(self) -> int:
-        """Read the counter."""
-        return int(await self.call("HGET", self._state, b"") or 0)
+        """Read the counter. Raises StoreError if it is damaged."""
+        counter: bytes | None = await self.call("HGET", self._state, b"")
+        if counter is None:
+            return 0
+        if not counter.isdigit() or int(counter) > LAST_VERSION:
+            raise StoreError(
+                f"{self._title}: {DAMAGED_COUNTER} (it is '{counter[:40].decode(errors='backslashreplace')}')"
+            )
+        return int(counter)
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:

@@ -64,9 +64,10 @@ def _named(about: Mapping[str, str]) -> str:
 
 
 def _check_layout(server: str, found: bytes | None) -> None:
-    if found is not None and int(found) != LAYOUT:
+    if found is not None and found != str(LAYOUT).encode():
         raise StoreError(
-            f"{server}: it has layout {int(found)}, but this pocket-plug-redis knows only layout {LAYOUT}; upgrade it"
+            f"{server}: it has layout '{found.decode(errors='backslashreplace')}', but this pocket-plug-redis knows only layout "
+            f"{LAYOUT}; upgrade it"
         )
 
 
