@@ -45,6 +45,7 @@ WAYS_OUT = {
     "54000": "a key is too long for its index, or a statement for the server; keys may have 2 KiB of UTF-8",
     "PP001": "its default_transaction_isolation must be 'read committed'; ALTER ROLE … SET default_transaction_isolation = "
     "'read committed'",
+    "PP002": "its sequence is behind its entries, as after a logical replication, which copies no sequences; nothing was written",
 }
 
 _REFUSALS = {
