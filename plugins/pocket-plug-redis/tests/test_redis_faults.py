@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from pocket_plug_redis import Redis, connections
-from pocket_plug_redis.scripts import CHECK, LEAVE, SCAN, TAKE, TRY, WRITE
+from pocket_plug_redis.scripts import CHECK, HOURS, LEAVE, RENEW_EVERY, SCAN, TAKE, TRY, WRITE
 
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
 from pocket_plug.errors import (
@@ -483,6 +483,40 @@ def test_more_writes_than_connections_meet_a_close(fresh_url: Callable[[str], st
         await after.close()
 
     asyncio.run(main())
+
+
+def test_slots_of_cancelled_writes_are_forgotten(
+    fresh_url: Callable[[str], str], valkey_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled write's slot is never used again. This program forgets it within an hour, and the server after a day."""
+    import redis
+
+    url, hours = fresh_url(""), 0
+    tag = "{pocket:" + url.rpartition("=")[2] + "}"
+    monkeypatch.setattr("pocket_plug_redis.backend.monotonic", lambda: RENEW_EVERY * hours)
+
+    async def use(backend: Redis) -> None:
+        nonlocal hours
+        for n in range(10):
+            writing = asyncio.ensure_future(backend.write([Put("a", n)]))
+            await asyncio.sleep(0)
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+        assert len(backend._renewed) == 10
+        hours += 1
+        await backend.write([Put("a", -1)])
+        assert len(backend._renewed) == 1
+        with redis.Redis.from_url(valkey_server.url) as raw:
+            assert raw.zcard(f"{tag}/slots") == raw.hlen(tag) - 1 == 11
+            old = int(time.time() / 3600) - HOURS
+            raw.zadd(f"{tag}/slots", dict.fromkeys(raw.zrange(f"{tag}/slots", 0, -1), old))
+            hours += 1
+            version = await backend.write([Put("a", -2)])
+            assert raw.zcard(f"{tag}/slots") == raw.hlen(tag) - 1 == 1
+        assert await backend.read("a") == Entry(-2, version)
+
+    with_backend(url, use)
 
 
 def test_a_write_over_the_limit_is_refused_whole(fresh_url: Callable[[str], str]) -> None:

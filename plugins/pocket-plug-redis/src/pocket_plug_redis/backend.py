@@ -102,7 +102,7 @@ class Redis(Backend):
         self._pools: PerLoop[Pool] | None = None  # None unless it is open
         self.retrying = Retrying(self._title, LOST, timeout, patience)
         self._tokens = Slots()
-        self._renewed: dict[str, float] = {}  # when each slot was renewed, by the monotonic clock
+        self._hour, self._renewed = 0, set[str]()  # the slots that were renewed in this hour of the monotonic clock
         self._watching: Watching | None = None
 
     @classmethod
@@ -308,11 +308,13 @@ class Redis(Backend):
         ]
 
         async def send(connection: Connection, token: Token, again: bool) -> Any:
-            renews = bool(changes) and monotonic() >= self._renewed.get(token.slot, -math.inf) + RENEW_EVERY
+            if (hour := int(monotonic() / RENEW_EVERY)) != self._hour:
+                self._hour, self._renewed = hour, set()
+            renews = bool(changes) and token.slot not in self._renewed
             flags = (int(again), int(renews), who, repr(self.clock()))
             answer = await run_script(connection, WRITE, *fixed, *token, *flags, *arguments)
             if renews and isinstance(answer, int):
-                self._renewed[token.slot] = monotonic()
+                self._renewed.add(token.slot)
             return answer
 
         if not changes:

@@ -45,7 +45,7 @@ HOURS = 25
 """Hours after which a slot that was not renewed is removed."""
 
 RENEW_EVERY = 3600.0
-"""Seconds after which a slot is renewed by its next write."""
+"""Seconds: the first write of a slot in each such period renews it."""
 
 CHANGE = struct.Struct(">QI")
 """What is published for each change: its version and the number of bytes of its name, before the name itself."""
