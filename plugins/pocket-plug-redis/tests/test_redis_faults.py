@@ -987,3 +987,22 @@ def test_a_node_of_a_cluster_that_is_silent_is_left_for_the_one_that_took_over()
             assert backend._at is None
 
         with_backend(f"{one.url}?store={name}&timeout=1&patience=4", use)
+
+
+def test_a_node_of_a_cluster_is_found_again_without_the_one_that_the_url_names() -> None:
+    """The URL's node is gone, and the data set's node is silent for a while: programs that are running continue."""
+    with cluster() as (one, two):
+        name = next(name for name in "abcdefgh" if int(_cli(one, "CLUSTER", "KEYSLOT", f"{{pocket:{name}}}")) > 8191)
+
+        async def use(backend: Redis) -> None:
+            async def go_on(_: float) -> None:
+                two.go_on()
+
+            version = await backend.write([Put("a", 1)])
+            one.kill()
+            two.stop()
+            backend.retrying = replace(backend.retrying, pause=go_on)
+            assert await backend.read("a") == Entry(1, version)
+            assert await backend.write([Put("a", 2)]) > version
+
+        with_backend(f"{one.url}?store={name}&timeout=1&patience=4", use)

@@ -90,7 +90,10 @@ class Redis(Backend):
         self.timeout, self.patience = timeout, patience
         self.server = server
         self.address = server.address
-        self._at: tuple[str, int] | None = None  # the cluster's node with this data set, if it has redirected us
+        # Where to connect: the cluster's node with this data set, if it has redirected us, or None for the server of the URL.
+        # If there is no answer, the other one of the two is asked next.
+        self._at: tuple[str, int] | None = None
+        self._not_at: tuple[str, int] | None = None
         tag = f"{{pocket:{store}}}"
         self._state = tag.encode()
         self._entry = f"{tag}:".encode()
@@ -441,7 +444,7 @@ class Redis(Backend):
         except Exception as error:
             if this.is_over:
                 raise
-            self._at = None
+            self._at, self._not_at = self._not_at, self._at
             found = self._explained(error, pool)
             if found is error:  # it must not be its own cause: a loop over causes would never end
                 raise
@@ -449,7 +452,7 @@ class Redis(Backend):
         finally:
             try:
                 if this.is_over:  # the other connections may lead nowhere too, or the data set be on another node now
-                    self._at = None
+                    self._at, self._not_at = self._not_at, self._at
                     pool.forget()
                 pool.leave(place, is_whole)
             except BaseException:  # interrupted by a signal handler
@@ -458,7 +461,7 @@ class Redis(Backend):
 
     def _explained(self, error: Exception, pool: Pool) -> Exception:
         if (moved := moved_to(error)) is not None:
-            self._at = moved[0] or self.server.host, moved[1]
+            self._at, self._not_at = (moved[0] or self.server.host, moved[1]), None
         found = explained(error, self._title)
         if isinstance(found, LOST):
             pool.forget()
