@@ -340,10 +340,10 @@ def fails(server: Server, data_set: str, code: str, times: int) -> None:
 
 
 def test_transient_errors_are_retried(instances: Callable[[], Backend], shared_server: Server, data_set: str) -> None:
-    """A deadlock, a serialization failure, a lock or statement timeout: the write is done, once."""
+    """A deadlock, a serialization failure, a timeout of a lock, a statement or a transaction: the write is done, once."""
 
     async def scenario(backend: Backend) -> None:
-        for n, code in enumerate(("40P01", "40001", "55P03", "57014")):
+        for n, code in enumerate(("40P01", "40001", "55P03", "57014", "25P04")):
             await asyncio.to_thread(fails, shared_server, data_set, code, 2)
             await increment(backend, "n", 1)
             entry = await backend.read("n")

@@ -21,6 +21,7 @@ TRY_AGAIN = {
     "57P03": "it is starting up or shutting down",
     "57P05": "the connection was idle for longer than the server's idle_session_timeout",
     "25P03": "the transaction was idle for longer than the server's idle_in_transaction_session_timeout",
+    "25P04": "the transaction took longer than the server's transaction_timeout",
 }
 """Errors that pass by themselves, by SQLSTATE: the operation is tried again until `patience` seconds have passed."""
 
