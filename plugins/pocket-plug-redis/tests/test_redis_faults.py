@@ -825,6 +825,7 @@ def saying(answers: Mapping[bytes, bytes], otherwise: bytes) -> Iterator[int]:
         ("MISCONF Errors writing to the AOF file: No space left on device", "disk", False),
         ("WRONGTYPE Operation against a key holding the wrong kind of value", "another program", False),
         ("ERR unknown command 'EVALSHA'", "lacks a command", False),
+        ("ERR Protocol error: invalid bulk length", "proto-max-bulk-len", False),
         ("NOAUTH Authentication required.", "password", False),
         ("NOPERM User app has no permissions to run the 'info' command", "ACL", False),
         ("ERR something new", "something new", False),

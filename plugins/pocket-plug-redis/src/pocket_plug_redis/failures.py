@@ -44,6 +44,7 @@ _WAYS_OUT = {
     r"\bDAMAGED\b": DAMAGED_COUNTER,
     r"DB index|Invalid Database|SELECT is not allowed": "it has no such database; see `databases` in its configuration, "
     "and in a cluster use 0",
+    "invalid bulk length": "a value is longer than it accepts; nothing was stored: raise its setting `proto-max-bulk-len`",
     r"unknown command|Unknown Redis command": "it lacks a command that pocket_plug needs; Redis 6.0 or later, or Valkey, has it",
 }
 
