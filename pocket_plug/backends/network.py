@@ -262,7 +262,8 @@ class Retrying:
                 # otherwise the attempt was cut short by the patience, and the failure before says more
                 if failure is None or seconds == self.timeout:
                     failure = error
-            pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (number - 1)))  # noqa: S311 - no secret
+            longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(number - 1, 10))  # beyond 2.0 ** 1023 it is an error
+            pause = random.uniform(0, longest)  # noqa: S311 - no secret
             if self.now() + pause >= until or number == self.attempts:
                 raise self._given_up(number, sent, failure) from failure
             await self.pause(pause)

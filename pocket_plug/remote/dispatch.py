@@ -72,7 +72,7 @@ class Job(Waiter[Value]):
         self.sent: Waiter[None] | None = None if timeout is None else Waiter()
         """Woken when it is sent: its timeout begins then."""
         self.deadline: float | None = None
-        """Epoch seconds; known once it is sent."""
+        """By this process's monotonic clock; known once it is sent."""
         self.chunk: _Sent | None = None
         self.is_left = False
         self.goes_alone = False
@@ -196,13 +196,20 @@ class Dispatch:
         return jobs
 
     def _send(self, sent: _Sent) -> None:
-        now = time.time()
+        now = time.monotonic()
         nodes: dict[Node, int] = {}
         for job in sent.jobs:
             if job.timeout is not None and job.deadline is None:
                 job.deadline = now + job.timeout
         items = [
-            Item(nodes.setdefault(job.node, len(nodes)), job.value, job.carrier, job.deadline, job.key, job.place)
+            Item(
+                nodes.setdefault(job.node, len(nodes)),
+                job.value,
+                job.carrier,
+                None if job.deadline is None else job.deadline - now,
+                job.key,
+                job.place,
+            )
             for job in sent.jobs
         ]
         wake([job.sent.give(None) for job in sent.jobs if job.sent is not None])

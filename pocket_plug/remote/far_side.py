@@ -49,6 +49,7 @@ def perform(request: bytes) -> bytes:
 
     If it takes too long, only the first items have an answer; the others weren't begun.
     """
+    came = time.perf_counter()
     chunk = chunk_of(request)
     worker = f"{socket.gethostname()}:{os.getpid()}"
     with _Loop() as loop:
@@ -56,9 +57,13 @@ def perform(request: bytes) -> bytes:
         answers: list[Answer] = []
         end = time.perf_counter() + ENOUGH
         for item in chunk.items:
-            if answers and time.perf_counter() >= end:
+            now = time.perf_counter()
+            if answers and now >= end:
                 break
-            answers.append(_answer(item, chunk.nodes[item.node], nodes[item.node], loop))
+            if item.seconds is not None and now >= came + item.seconds:
+                answers.append(_LATE)
+            else:
+                answers.append(_answer(item, chunk.nodes[item.node], nodes[item.node], loop))
     return to_bytes(Answers(worker, answers))
 
 
@@ -99,8 +104,6 @@ class _Reports:
 
 
 def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) -> Answer:
-    if item.deadline is not None and time.time() >= item.deadline:
-        return _LATE
     began = time.perf_counter()
     reports = None if item.place is None else _Reports(item.place)
     try:

@@ -10,7 +10,7 @@ import msgspec
 
 from pocket_plug.errors import CodecError
 
-FORMAT = 2
+FORMAT = 3
 """Both sides must use the same format."""
 
 
@@ -34,8 +34,8 @@ class Item(msgspec.Struct, array_like=True, frozen=True):
     value: bytes
     carrier: dict[str, str]
     """The trace context, the session and the baggage."""
-    deadline: float | None
-    """Epoch seconds; after them it is not begun."""
+    seconds: float | None
+    """So long after the request has come it is not begun any more. No moment, since the machines' clocks may differ."""
     key: str | None
     """The result of `idempotency_key()`."""
     place: str | None = None

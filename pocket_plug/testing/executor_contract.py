@@ -370,11 +370,11 @@ class ExecutorContract:
         assert error.module == node.reference.partition(":")[0]
 
     def test_late_work_is_not_begun(self, executor: Executor) -> None:
-        """A worker doesn't begin work after its deadline."""
+        """A worker doesn't begin work for which no time is left."""
         if executor.in_process:
             return
         node = Node("half", f"{graphs.__name__}:halving", ("half",), 1, "0.0:")
-        request = to_bytes(Chunk(FORMAT, [node], [Item(0, b"", {}, 1.0, None)]))
+        request = to_bytes(Chunk(FORMAT, [node], [Item(0, b"", {}, 0.0, None)]))
         answer = answers_of(executor.submit(perform, request).result(HANGS)).answers[0]
         assert (answer.value, answer.failure) == (None, None)
 

@@ -153,6 +153,16 @@ class Proxy:
 
         self._do(cut)
 
+    def silence(self) -> None:
+        """Pass nothing on over the open connections any more, and don't close them, as if the server's machine had lost its
+        power. New connections work."""
+
+        async def silence() -> None:
+            for link in self._links:
+                link.is_silent = True
+
+        self._do(silence)
+
     def close(self) -> None:
         """Cut all connections, and accept no more. May be called twice."""
         if not self._thread.is_closed:
@@ -223,6 +233,8 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(_SIZE):
                 await self._flows.wait()
+                if link.is_silent:
+                    continue
                 rule = next((rule for rule in self._waiting if rule.takes(data)), None)
                 if rule is not None:
                     self._waiting.remove(rule)
@@ -257,7 +269,7 @@ class _Link:
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self.client, self.server = client, server
         self.swallows: _Rule | None = None
-        self.delays = False
+        self.delays = self.is_silent = False
         self.released, self.over = asyncio.Event(), asyncio.Event()
 
     def cut(self) -> None:

@@ -239,6 +239,21 @@ class ServerBackendContract(SharedBackendContract):
 
         through(scenario)
 
+    def test_connections_that_lead_nowhere_cost_one_attempt(self, through: Callable[..., Any], proxy: Proxy) -> None:
+        """The server's machine has lost its power, or a firewall has forgotten idle connections, so that nothing closes them: an
+        operation doesn't try one after the other until its patience is over."""
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put("a", 1)])
+            await asyncio.gather(*(backend.read("a") for _ in range(30)))
+            proxy.silence()
+            assert await backend.read("a") == Entry(1, version)
+            await asyncio.gather(*(backend.read("a") for _ in range(30)))
+            proxy.silence()
+            assert await backend.write([Put("a", 2)]) > version
+
+        through(scenario, timeout=1, patience=4)
+
     # ------------------------------------------------------------ a server that doesn't answer
     def test_a_server_that_does_not_answer_is_an_error_in_time(
         self, hasty: Callable[[Use], Any], server: Server

@@ -318,6 +318,14 @@ def test_patience_ends_and_the_error_names_the_server_and_no_password() -> None:
     assert isinstance(caught.value.__cause__, LostError)
 
 
+def test_a_patience_of_hours_ends_like_any_other() -> None:
+    """After thousands of attempts; the pauses between them have long reached their bound."""
+    clock = FakeClock()
+    assert asyncio.run(retrying(clock, patience=86_400)(failing(3_000, LostError()))) == 3_001
+    with pytest.raises(StoreUnreachableError, match="could not for 3600 s"):
+        asyncio.run(retrying(clock, patience=3_600)(failing(10**9, LostError())))
+
+
 def test_a_few_attempts_end_before_the_patience() -> None:
     """For a caller that only checks whether the server is reachable: the error of the last attempt is raised, and what it waited
     for.

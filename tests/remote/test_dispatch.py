@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from pocket_plug import CodecError, ExecutorError, ExecutorLostError, PocketError, WorkerCodeError
+from pocket_plug.codec import default_codec
 from pocket_plug.graph.elsewhere import Address, Work
 from pocket_plug.remote import Executor, dispatch, far_side, perform
 from pocket_plug.remote.dispatch import Dispatch
@@ -158,7 +160,7 @@ def test_items_that_start_together_are_sent_together() -> None:
 
 
 def test_items_that_a_worker_returns_are_sent_again() -> None:
-    """First, in their order, with their original deadline; items that nobody waits for are not sent."""
+    """First, in their order, with what is left of their time; items that nobody waits for are not sent."""
 
     async def main() -> None:
         executor = Manual()
@@ -175,7 +177,12 @@ def test_items_that_a_worker_returns_are_sent_again() -> None:
         assert await asyncio.gather(*tasks[place : place + 2]) == [place, place + 1]
         executor.answer_all(10.0)
         again = [item for later, _ in executor.sent[before:] for item in later.items][: count - 3]
-        assert again == [chunk.items[2], *chunk.items[4:]]
+        given_back = [chunk.items[2], *chunk.items[4:]]
+        assert [item.value for item in again] == [item.value for item in given_back]
+        for item, before_ in zip(again, given_back, strict=True):
+            assert item.seconds is not None
+            assert before_.seconds is not None
+            assert 900 < item.seconds < before_.seconds
         await asyncio.wait(tasks)
 
     run(main())
@@ -190,6 +197,17 @@ def test_a_worker_returns_items_that_it_has_not_started(monkeypatch: pytest.Monk
     assert len(answers_of(perform(request)).answers) == 3
     monkeypatch.setattr(far_side, "ENOUGH", 0.0)
     assert len(answers_of(perform(request)).answers) == 1
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+def test_a_worker_s_clock_does_not_matter(monkeypatch: pytest.MonkeyPatch, ahead: float) -> None:
+    """A timeout is measured by each side's own monotonic clock: the machines' clocks may differ by hours."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + ahead)
+    node = Node("half", f"{AT.reference}", (), 1, "0.0:")
+    for seconds, is_done in ((60.0, True), (0.0, False), (-1.0, False)):
+        answers = perform(to_bytes(Chunk(FORMAT, [node], [Item(0, default_codec.encode(4), {}, seconds, None)])))
+        assert (answers_of(answers).answers[0].value is not None) == is_done
 
 
 @pytest.mark.parametrize(
@@ -362,7 +380,7 @@ def test_an_invalid_answer_is_an_error(answer: bytes) -> None:
 
 
 def test_the_timeout_starts_when_an_item_is_sent() -> None:
-    """An item in the queue doesn't time out yet; the request has the deadline for its start."""
+    """An item in the queue doesn't time out yet; the request has the time in which it may be begun."""
 
     async def main() -> None:
         executor = Manual()
@@ -371,7 +389,7 @@ def test_the_timeout_starts_when_an_item_is_sent() -> None:
         await asyncio.sleep(0.01)  # longer than its timeout
         assert not queued.done()
         executor.answer(0, 0.1)
-        assert executor.sent[2][0].items[0].deadline is not None
+        assert executor.sent[2][0].items[0].seconds is not None
         executor.answer(2, 0.1)
         executor.answer(1, 0.1)
         assert await asyncio.gather(*first) == [1, 2]

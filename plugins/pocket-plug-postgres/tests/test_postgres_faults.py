@@ -22,7 +22,7 @@ from pocket_plug_postgres.backend import Durability
 from pocket_plug import Delete, Put, StoreError, SyncStore
 from pocket_plug.store.backend import Backend, Entry
 from pocket_plug.testing.proxy import POSTGRES_TLS, Proxy
-from pocket_plug.testing.scenarios import HANGS, increment
+from pocket_plug.testing.scenarios import HANGS, increment, keys_of
 from pocket_plug.testing.servers import Server, certificate, free_port, postgres, standby
 
 SOON = 20.0
@@ -340,10 +340,10 @@ def fails(server: Server, data_set: str, code: str, times: int) -> None:
 
 
 def test_transient_errors_are_retried(instances: Callable[[], Backend], shared_server: Server, data_set: str) -> None:
-    """A deadlock, a serialization failure, a lock or statement timeout: the write is done, once."""
+    """A deadlock, a serialization failure, a timeout of a lock, a statement or a transaction: the write is done, once."""
 
     async def scenario(backend: Backend) -> None:
-        for n, code in enumerate(("40P01", "40001", "55P03", "57014")):
+        for n, code in enumerate(("40P01", "40001", "55P03", "57014", "25P04")):
             await asyncio.to_thread(fails, shared_server, data_set, code, 2)
             await increment(backend, "n", 1)
             entry = await backend.read("n")
@@ -395,6 +395,102 @@ def test_a_data_set_that_is_dropped_while_it_is_open(
         await backend.write([Put("a", 1)])
 
     run(instances(), anew)
+
+
+@pytest.mark.parametrize(
+    ("drop", "named"),
+    [
+        ("FUNCTION {s}.write", "write"),
+        ("SEQUENCE {s}.versions", "versions"),
+        ("TABLE {s}.slots", "slots"),
+        ("TABLE {s}.entries", "entries"),
+        ("TABLE {s}.about", "about"),
+    ],
+)
+def test_a_data_set_of_which_a_part_was_dropped(
+    instances: Callable[[], Backend], shared_server: Server, data_set: str, drop: str, named: str
+) -> None:
+    """What the open store says is to be done leads to an error that names the part, and never to a data set that seems new. The
+    way out that it names works."""
+    schema = f'"pocket_plug_{data_set}"'
+
+    async def scenario(backend: Backend) -> None:
+        await backend.write([Put("a", 1)])
+        await asyncio.to_thread(sql, shared_server.url, f"DROP {drop.format(s=schema)}")
+        with pytest.raises(StoreError, match=r"(is|are) gone"):
+            await backend.write([Put("a", 2)])
+
+    run(instances(), scenario)
+    said = refusal(instances())
+    assert f"lacks {named}" in said
+    with pytest.raises(StoreError, match=f"lacks {named}"):
+        asyncio.run(instances().probe(5))
+    sql(shared_server.url, said.split("empty data set: ")[1])
+
+    async def anew(backend: Backend) -> None:
+        assert await backend.read("a") is None
+        await backend.write([Put("a", 1)])
+
+    run(instances(), anew)
+
+
+def test_a_data_set_that_does_not_say_its_version(
+    instances: Callable[[], Backend], shared_server: Server, data_set: str
+) -> None:
+    asyncio.run(instances().open())
+    sql(shared_server.url, f'DELETE FROM "pocket_plug_{data_set}".about')
+    assert "lacks the row of about" in refusal(instances())
+
+
+def test_a_sequence_behind_the_entries_gives_no_version(
+    instances: Callable[[], Backend], shared_server: Server, data_set: str
+) -> None:
+    """Logical replication copies no sequences, say. No entry gets a lower version than it had, and the way out works."""
+    schema = f'"pocket_plug_{data_set}"'
+
+    async def scenario(backend: Backend) -> None:
+        for n in range(5):
+            version = await backend.write([Put("a", n)])
+        await asyncio.to_thread(sql, shared_server.url, f"SELECT setval('{schema}.versions', 1)")
+        for operation in (
+            lambda: backend.write([Put("b", 1), Put("a", 6)]),
+            lambda: backend.write([Put("a", 6)], {"a": version}),
+        ):
+            with pytest.raises(StoreError, match="its sequence is behind its entries") as caught:
+                await operation()
+        assert await backend.read_many(["a", "b"]) == {"a": Entry(4, version)}
+        await asyncio.to_thread(sql, shared_server.url, str(caught.value).split("run: ")[1].removesuffix(")"))
+        assert await backend.write([Put("a", 6)], {"a": version}) > version
+
+    run(instances(), scenario)
+
+
+def test_rows_that_a_policy_hides_are_no_missing_data(shared_server: Server, data_set: str) -> None:
+    """An administrator has enabled row-level security, without a policy for this role: each read would find nothing."""
+    asyncio.run(PostgreSQL(shared_server.url, store=data_set, durability="process").open())
+    schema = f'"pocket_plug_{data_set}"'
+    with role(shared_server, "guest") as url:
+        sql(
+            shared_server.url,
+            f'GRANT USAGE ON SCHEMA {schema} TO "guest"; GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO "guest"; '
+            f'GRANT ALL ON ALL SEQUENCES IN SCHEMA {schema} TO "guest"',
+        )
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put("a", 1)])
+            await asyncio.to_thread(sql, shared_server.url, f"ALTER TABLE {schema}.entries ENABLE ROW LEVEL SECURITY")
+            operations: tuple[Callable[[], Awaitable[object]], ...] = (
+                lambda: backend.read("a"),
+                lambda: backend.read_many(["a"]),
+                lambda: backend.write([], {"a": version}),
+                lambda: backend.write([Put("a", 2)], {"a": 0}),
+                lambda: keys_of(backend),
+            )
+            for operation in operations:
+                with pytest.raises(StoreError, match="row-level security"):
+                    await operation()
+
+        run(PostgreSQL(url, store=data_set, durability="process"), scenario)
 
 
 # ---------------------------------------------------------------- unsuitable servers

@@ -16,11 +16,14 @@ from pathlib import Path
 
 import pytest
 from pocket_plug_redis import Redis, connections
+from pocket_plug_redis.scripts import CHECK, HOURS, LEAVE, RENEW_EVERY, SCAN, TAKE, TRY, WRITE
 
 from pocket_plug import Delete, Entry, Put, Store, StoreError, SyncStore
 from pocket_plug.errors import (
     AnswerLostError,
     ConfigError,
+    ConflictError,
+    CorruptRecordError,
     StoreBusyError,
     StoreClosedError,
     StoreUnreachableError,
@@ -30,6 +33,7 @@ from pocket_plug.primitives.waiting import LoopThread, run_on
 from pocket_plug.testing.proxy import Proxy, close_server
 from pocket_plug.testing.scenarios import increment, keys_of
 from pocket_plug.testing.servers import Server, certificate, free_port, valkey
+from pocket_plug.testing.watch_contract import Noted
 
 SHORT = "&timeout=0.5&patience=1.5"
 PASSWORD = "hunter2-secret"  # noqa: S105 - of a test's server
@@ -120,7 +124,7 @@ def test_a_wrong_password_is_said_at_once() -> None:
 def test_a_user_that_lacks_a_permission_is_refused_before_it_matters() -> None:
     """A script that is refused in the middle would have executed one half."""
     with valkey() as server, SyncStore(server.url):
-        rules = "on >right-one ~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
+        rules = "on >right-one ~{pocket:*}* resetchannels &{pocket:*}* +@all -@dangerous +info +config|get"
         for without in ("-publish", "-zadd", "-evalsha -eval", "resetchannels", "-config"):
             _cli(server, "ACL", "SETUSER", "app", "reset", *rules.split(), *without.split())
             url = server.url.replace("//", "//app:right-one@")
@@ -128,6 +132,21 @@ def test_a_user_that_lacks_a_permission_is_refused_before_it_matters() -> None:
             assert "right-one" not in refused(url, *words)
         _cli(server, "ACL", "SETUSER", "app", "reset", *rules.split())
         with_backend(url, lambda backend: backend.write([Put("a", 1)]))
+
+
+def test_a_refused_user_leaves_nothing_that_keeps_others_out() -> None:
+    """`open` tries commands one after the other, in a script that isn't undone; each of them is refused here once."""
+    called = {
+        *re.findall(r"call\('(\w+)'", "".join(each.text for each in (CHECK, LEAVE, SCAN, TAKE, TRY, WRITE))),
+        "BLPOP",
+    }
+    with valkey() as server:
+        url = server.url.replace("//", "//app:right-one@")
+        for command in sorted(called):
+            rules = "on >right-one ~{pocket:*}* resetchannels &{pocket:*}* +@all -@dangerous +info +config|get"
+            _cli(server, "ACL", "SETUSER", "app", "reset", *rules.split(), f"-{command}")
+            refused(url, "ACL", command.lower())
+            with_backend(server.url, lambda backend: backend.write([Put("a", 1)]))
 
 
 def test_a_write_that_cannot_be_published_is_not_done() -> None:
@@ -466,6 +485,40 @@ def test_more_writes_than_connections_meet_a_close(fresh_url: Callable[[str], st
     asyncio.run(main())
 
 
+def test_slots_of_cancelled_writes_are_forgotten(
+    fresh_url: Callable[[str], str], valkey_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled write's slot is never used again. This program forgets it within an hour, and the server after a day."""
+    import redis
+
+    url, hours = fresh_url(""), 0
+    tag = "{pocket:" + url.rpartition("=")[2] + "}"
+    monkeypatch.setattr("pocket_plug_redis.backend.monotonic", lambda: RENEW_EVERY * hours)
+
+    async def use(backend: Redis) -> None:
+        nonlocal hours
+        for n in range(10):
+            writing = asyncio.ensure_future(backend.write([Put("a", n)]))
+            await asyncio.sleep(0)
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+        assert len(backend._renewed) == 10
+        hours += 1
+        await backend.write([Put("a", -1)])
+        assert len(backend._renewed) == 1
+        with redis.Redis.from_url(valkey_server.url) as raw:
+            assert raw.zcard(f"{tag}/slots") == raw.hlen(tag) - 1 == 11
+            old = int(time.time() / 3600) - HOURS
+            raw.zadd(f"{tag}/slots", dict.fromkeys(raw.zrange(f"{tag}/slots", 0, -1), old))
+            hours += 1
+            version = await backend.write([Put("a", -2)])
+            assert raw.zcard(f"{tag}/slots") == raw.hlen(tag) - 1 == 1
+        assert await backend.read("a") == Entry(-2, version)
+
+    with_backend(url, use)
+
+
 def test_a_write_over_the_limit_is_refused_whole(fresh_url: Callable[[str], str]) -> None:
     """The error names the size and the limit; a write that has exactly the limit is done."""
 
@@ -523,6 +576,94 @@ def test_what_is_damaged_is_an_error_and_check_finds_the_rest(
             faults = await backend.check()
         for words in ("'b' is missing", "'c' is in the index", "'a' has another deadline", "'a' has a version above"):
             assert any(words in fault for fault in faults), faults
+
+    with_backend(url, use)
+
+
+@pytest.mark.parametrize("name", ["names", "ends", "slots"])
+def test_a_write_that_meets_another_program_s_key_is_not_done(
+    fresh_url: Callable[[str], str], valkey_server: Server, name: str
+) -> None:
+    """A script isn't undone where it fails, so it fails before its first change. Otherwise an entry would have a version that
+    the next write gets too."""
+    url = fresh_url("")
+    foreign = "{pocket:" + url.rpartition("=")[2] + "}/" + name
+
+    async def use(backend: Redis) -> None:
+        told = Noted()
+        version = await backend.write([Put("a", 1, 4e9)])
+        await backend.watch(told)
+        await asyncio.to_thread(told.wait_for_back)
+        _cli(valkey_server, "RENAME", foreign, f"{foreign}-kept")
+        _cli(valkey_server, "SET", foreign, "another program's")
+        backend._renewed.clear()
+        with pytest.raises(StoreError, match="another program uses pocket_plug's keys"):
+            await backend.write([Put("a", 2, 4e9), Put("b", 2)], {"a": version})
+        assert await backend.read_many(["a", "b"]) == {"a": Entry(1, version, 4e9)}
+        assert await backend.version() == version
+        _cli(valkey_server, "RENAME", f"{foreign}-kept", foreign)
+        assert await backend.write([Put("a", 2, 4e9)], {"a": version}) == version + 1
+        await asyncio.to_thread(told.wait_for_version, {"a": version + 1})
+        assert [versions for _, _, versions in told.words if versions] == [{"a": version + 1}]
+        assert await backend.check() == []
+
+    with_backend(url, use)
+
+
+@pytest.mark.parametrize("found", ["junk", "", "-5", "1.5", "nan", "1e3", str(2**53), str(10**20)])
+def test_a_damaged_counter_is_an_error_of_whoever_needs_it(
+    fresh_url: Callable[[str], str], valkey_server: Server, found: str
+) -> None:
+    """No write gets a version from it. Entries can be read and scanned, so also exported."""
+    url = fresh_url("")
+    tag = "{pocket:" + url.rpartition("=")[2] + "}"
+
+    async def use(backend: Redis) -> None:
+        version = await backend.write([Put("a", 1)])
+        _cli(valkey_server, "HSET", tag, "", found)
+        operations: tuple[Callable[[], Awaitable[object]], ...] = (
+            lambda: backend.write([Put("a", 2)]),
+            lambda: backend.write([], {"a": version}),
+            backend.version,
+            backend.check,
+        )
+        for operation in operations:
+            with pytest.raises(StoreError, match=r"the counter of versions is damaged.*store=") as caught:
+                await operation()
+            assert f"'{found}'" in str(caught.value)
+        assert await backend.read("a") == Entry(1, version)
+        assert await keys_of(backend) == ["a"]
+
+    with_backend(url, use)
+
+
+def test_a_damaged_number_of_the_layout_is_said(fresh_url: Callable[[str], str], valkey_server: Server) -> None:
+    """As what was found there."""
+    url = fresh_url("")
+    place = "{pocket:" + url.rpartition("=")[2] + "}/layout"
+    for found in ("2", "junk", ""):
+        _cli(valkey_server, "SET", place, found)
+        refused(url, f"has layout '{found}'", "knows only layout 1")
+
+
+def test_what_is_left_of_a_cut_off_entry_is_not_taken_for_nothing(
+    fresh_url: Callable[[str], str], valkey_server: Server
+) -> None:
+    """Whoever expects that there is no entry doesn't write over it unseen."""
+    url = fresh_url("")
+    place = "{pocket:" + url.rpartition("=")[2] + "}:a"
+
+    async def use(backend: Redis) -> None:
+        await backend.write([Put("a", 1)])
+        for length in range(1, 16):
+            _cli(valkey_server, "SET", place, "x" * length)
+            for expected in (0, -1):
+                with pytest.raises(ConflictError):
+                    await backend.write([Put("a", 2)], {"a": expected})
+            with pytest.raises(CorruptRecordError, match="key 'a'"):
+                await backend.read("a")
+        await backend.write([Put("a", 2)])
+        assert (await backend.read_many(["a"]))["a"].value == 2
 
     with_backend(url, use)
 
@@ -684,6 +825,7 @@ def saying(answers: Mapping[bytes, bytes], otherwise: bytes) -> Iterator[int]:
         ("MISCONF Errors writing to the AOF file: No space left on device", "disk", False),
         ("WRONGTYPE Operation against a key holding the wrong kind of value", "another program", False),
         ("ERR unknown command 'EVALSHA'", "lacks a command", False),
+        ("ERR Protocol error: invalid bulk length", "proto-max-bulk-len", False),
         ("NOAUTH Authentication required.", "password", False),
         ("NOPERM User app has no permissions to run the 'info' command", "ACL", False),
         ("ERR something new", "something new", False),
@@ -826,3 +968,42 @@ def test_a_cluster_is_followed_to_where_a_data_set_lies() -> None:
             for place, server in enumerate((one, two)):
                 with_backend(f"{server.url}?store={name}{place}", use)
         assert all(int(_cli(server, "DBSIZE")) > 300 for server in (one, two))
+
+
+def test_a_node_of_a_cluster_that_is_silent_is_left_for_the_one_that_took_over() -> None:
+    """A redirection is followed as long as it leads somewhere; then the address of the URL is asked again."""
+    with cluster() as (one, two):
+        name = next(name for name in "abcdefgh" if int(_cli(one, "CLUSTER", "KEYSLOT", f"{{pocket:{name}}}")) > 8191)
+
+        async def use(backend: Redis) -> None:
+            await backend.write([Put("a", 1)])
+            assert backend._at == ("127.0.0.1", two.port)
+            slot, own = _cli(one, "CLUSTER", "KEYSLOT", f"{{pocket:{name}}}"), _cli(one, "CLUSTER", "MYID")
+            two.stop()
+            try:
+                _cli(one, "CLUSTER", "SETSLOT", slot, "NODE", own)
+                await backend.write([Put("a", 2)])
+            finally:
+                two.go_on()
+            assert backend._at is None
+
+        with_backend(f"{one.url}?store={name}&timeout=1&patience=4", use)
+
+
+def test_a_node_of_a_cluster_is_found_again_without_the_one_that_the_url_names() -> None:
+    """The URL's node is gone, and the data set's node is silent for a while: programs that are running continue."""
+    with cluster() as (one, two):
+        name = next(name for name in "abcdefgh" if int(_cli(one, "CLUSTER", "KEYSLOT", f"{{pocket:{name}}}")) > 8191)
+
+        async def use(backend: Redis) -> None:
+            async def go_on(_: float) -> None:
+                two.go_on()
+
+            version = await backend.write([Put("a", 1)])
+            one.kill()
+            two.stop()
+            backend.retrying = replace(backend.retrying, pause=go_on)
+            assert await backend.read("a") == Entry(1, version)
+            assert await backend.write([Put("a", 2)]) > version
+
+        with_backend(f"{one.url}?store={name}&timeout=1&patience=4", use)

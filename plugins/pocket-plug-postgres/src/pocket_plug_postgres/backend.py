@@ -443,6 +443,8 @@ class PostgreSQL(Backend):
                     raise ConnectionLostError("it has become read-only") from error
         finally:
             try:
+                if attempt.is_over:  # the other connections may lead nowhere too
+                    pool.forget()
                 pool.leave(attempt)
             except BaseException:  # interrupted
                 pool.leave(attempt)

@@ -21,6 +21,7 @@ TRY_AGAIN = {
     "57P03": "it is starting up or shutting down",
     "57P05": "the connection was idle for longer than the server's idle_session_timeout",
     "25P03": "the transaction was idle for longer than the server's idle_in_transaction_session_timeout",
+    "25P04": "the transaction took longer than the server's transaction_timeout",
 }
 """Errors that pass by themselves, by SQLSTATE: the operation is tried again until `patience` seconds have passed."""
 
@@ -45,6 +46,7 @@ WAYS_OUT = {
     "54000": "a key is too long for its index, or a statement for the server; keys may have 2 KiB of UTF-8",
     "PP001": "its default_transaction_isolation must be 'read committed'; ALTER ROLE … SET default_transaction_isolation = "
     "'read committed'",
+    "PP002": "its sequence is behind its entries, as after a logical replication, which copies no sequences; nothing was written",
 }
 
 _REFUSALS = {

@@ -67,24 +67,42 @@ def _check_age(link: Link, data: DataSet) -> None:
 
 
 async def _check_version(link: Link, data: DataSet) -> None:
-    [[version]] = await link.script(data.sql("SELECT schema_version FROM {s}.about"))
-    if int(version) > SCHEMA_VERSION:
+    """Raise StoreError for a newer data set, and if this one lacks a part: it isn't made anew, or entries would seem missing."""
+    lacks = _PARTS - await _parts(link, data)
+    if "about" not in lacks:
+        versions = await link.script(data.sql("SELECT schema_version FROM {s}.about"))
+        if versions and int(versions[0][0]) > SCHEMA_VERSION:
+            raise StoreError(
+                f"{data.server} has schema {versions[0][0]}, but this pocket-plug-postgres knows only schema {SCHEMA_VERSION}; "
+                "upgrade pocket-plug-postgres"
+            )
+        lacks |= set() if versions else {"the row of about"}
+    if lacks:
         raise StoreError(
-            f"{data.server} has schema {version}, but this pocket-plug-postgres knows only schema {SCHEMA_VERSION}; upgrade "
-            "pocket-plug-postgres"
+            f'{data.server}: the schema "{data.schema}" lacks {" and ".join(sorted(lacks))}; restore a backup of the whole '
+            f'schema, or, to begin with an empty data set: DROP SCHEMA "{data.schema}" CASCADE'
         )
 
+
+_PARTS = {"about", "versions", "entries", "slots", "write"}
+"""The names of a data set's tables, sequence and function."""
 
 # These read the catalog and don't use to_regclass, which within a transaction still answers from what the connection
 # knew before the lock.
 _HAS_SCHEMA = "SELECT 1 FROM pg_namespace WHERE nspname = '{channel}'"
-_HAS_TABLES = """
-SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = '{channel}' AND c.relname = 'about'
+_HAS_PARTS = """
+SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = '{channel}'
+UNION ALL
+SELECT p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = '{channel}'
 """
 
 
+async def _parts(link: Link, data: DataSet) -> set[str]:
+    return _PARTS & {name for [name] in await link.script(data.sql(_HAS_PARTS))}
+
+
 async def _exists(link: Link, data: DataSet) -> bool:
-    return bool(await link.script(data.sql(_HAS_TABLES)))
+    return bool(await _parts(link, data))
 
 
 async def _make(link: Link, data: DataSet) -> None:

@@ -10,10 +10,11 @@ SCHEMA_VERSION = 1
 OLDEST_SERVER = 13
 
 # Run once per connection. Plans are cached, and a plan that was made while the table was small must not scan all of it
-# later. At the timeout the client has given up its attempt, so the server should stop its statement too.
+# later. At the timeout the client has given up its attempt, so the server should stop its statement too. Rows that a policy
+# hides would look like missing entries; without row_security, the server raises an error instead.
 SESSION = """
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
-SET statement_timeout = {milliseconds}
+SET row_security = off; SET statement_timeout = {milliseconds}
 """
 
 # The sequence begins at 0, which no write gets. Writes notify until `watched_until`, which each watcher keeps renewing.
@@ -100,7 +101,11 @@ BEGIN
         IF _change.value IS NOT NULL THEN
             INSERT INTO {s}.entries AS e VALUES (_change.key, _change.value, coalesce(_change.own, _given), _change.ends)
             ON CONFLICT (key) DO UPDATE SET value = excluded.value, version = excluded.version, expires_at = excluded.expires_at
-            WHERE _change.own IS NULL OR _change.own > e.version;
+            WHERE CASE WHEN _change.own IS NULL THEN e.version <= _highest ELSE e.version < _change.own END;
+            IF NOT FOUND AND _change.own IS NULL THEN  -- the sequence was set back
+                RAISE EXCEPTION 'the sequence gave %, and an entry has a higher version; run: SELECT setval(''{s}.versions'', '
+                    '(SELECT max(version) FROM {s}.entries))', _given USING ERRCODE = 'PP002';
+            END IF;
         ELSE
             DELETE FROM {s}.entries e WHERE e.key = _change.key AND (_change.own IS NULL OR e.version <= _change.own);
         END IF;

@@ -27,7 +27,7 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, ProbeResult, Watcher
 
 from .checking import check_server, look_at
 from .connections import MOST, TLS_FILES, Connection, Place, Pool, Server, call, cut, run_script
-from .failures import LOST, explained, moved_to
+from .failures import DAMAGED_COUNTER, LOST, explained, moved_to
 from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
 from .turns import Turn, had
 from .watching import Watching
@@ -90,7 +90,10 @@ class Redis(Backend):
         self.timeout, self.patience = timeout, patience
         self.server = server
         self.address = server.address
-        self._at: tuple[str, int] | None = None  # the cluster's node with this data set, if it has redirected us
+        # Where to connect: the cluster's node with this data set, if it has redirected us, or None for the server of the URL.
+        # If there is no answer, the other one of the two is asked next.
+        self._at: tuple[str, int] | None = None
+        self._not_at: tuple[str, int] | None = None
         tag = f"{{pocket:{store}}}"
         self._state = tag.encode()
         self._entry = f"{tag}:".encode()
@@ -102,7 +105,7 @@ class Redis(Backend):
         self._pools: PerLoop[Pool] | None = None  # None unless it is open
         self.retrying = Retrying(self._title, LOST, timeout, patience)
         self._tokens = Slots()
-        self._renewed: dict[str, float] = {}  # when each slot was renewed, by the monotonic clock
+        self._hour, self._renewed = 0, set[str]()  # the slots that were renewed in this hour of the monotonic clock
         self._watching: Watching | None = None
 
     @classmethod
@@ -234,7 +237,11 @@ class Redis(Backend):
             first, size = b"(" + found[0], PAGE
 
     async def check(self) -> list[str]:
-        """Find entries that the index lacks, names without an entry, deadlines that differ, and versions above the counter."""
+        """Find entries that the index lacks, names without an entry, deadlines that differ, and versions above the counter.
+
+        Raises StoreError if the counter is damaged.
+        """
+        await self.version()
         faults: list[str] = []
         cursor = b"0"
         while True:
@@ -258,8 +265,15 @@ class Redis(Backend):
         return [f"key {names[place]!r} {_FAULTS[what]}" for what, place in pairs]
 
     async def version(self) -> int:
-        """Read the counter."""
-        return int(await self.call("HGET", self._state, b"") or 0)
+        """Read the counter. Raises StoreError if it is damaged."""
+        counter: bytes | None = await self.call("HGET", self._state, b"")
+        if counter is None:
+            return 0
+        if not counter.isdigit() or int(counter) > LAST_VERSION:
+            raise StoreError(
+                f"{self._title}: {DAMAGED_COUNTER} (it is '{counter[:40].decode(errors='backslashreplace')}')"
+            )
+        return int(counter)
 
     # ------------------------------------------------------------ writing
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
@@ -297,11 +311,13 @@ class Redis(Backend):
         ]
 
         async def send(connection: Connection, token: Token, again: bool) -> Any:
-            renews = bool(changes) and monotonic() >= self._renewed.get(token.slot, -math.inf) + RENEW_EVERY
+            if (hour := int(monotonic() / RENEW_EVERY)) != self._hour:
+                self._hour, self._renewed = hour, set()
+            renews = bool(changes) and token.slot not in self._renewed
             flags = (int(again), int(renews), who, repr(self.clock()))
             answer = await run_script(connection, WRITE, *fixed, *token, *flags, *arguments)
             if renews and isinstance(answer, int):
-                self._renewed[token.slot] = monotonic()
+                self._renewed.add(token.slot)
             return answer
 
         if not changes:
@@ -428,13 +444,16 @@ class Redis(Backend):
         except Exception as error:
             if this.is_over:
                 raise
-            self._at = None
+            self._at, self._not_at = self._not_at, self._at
             found = self._explained(error, pool)
             if found is error:  # it must not be its own cause: a loop over causes would never end
                 raise
             raise found from error
         finally:
             try:
+                if this.is_over:  # the other connections may lead nowhere too, or the data set be on another node now
+                    self._at, self._not_at = self._not_at, self._at
+                    pool.forget()
                 pool.leave(place, is_whole)
             except BaseException:  # interrupted by a signal handler
                 pool.leave(place, False)
@@ -442,7 +461,7 @@ class Redis(Backend):
 
     def _explained(self, error: Exception, pool: Pool) -> Exception:
         if (moved := moved_to(error)) is not None:
-            self._at = moved[0] or self.server.host, moved[1]
+            self._at, self._not_at = (moved[0] or self.server.host, moved[1]), None
         found = explained(error, self._title)
         if isinstance(found, LOST):
             pool.forget()

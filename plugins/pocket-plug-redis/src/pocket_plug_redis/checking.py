@@ -37,6 +37,7 @@ async def check_server(
     level = logging.WARNING if abs(found.skew or 0) > LARGEST_SKEW and clock is time.time else logging.DEBUG
     _logger.log(level, "%s: its clock is %.3f s ahead of this program's, by which entries expire", server, found.skew)
     await run_script(connection, TRY, 2, attempt, attempt + b"2", channel)
+    await call(connection, "BLPOP", attempt + b"2", "0.01")
     if await call(connection, "SET", layout, LAYOUT, "NX") is None:  # it exists, perhaps only since `look_at`
         _check_layout(server, await call(connection, "GET", layout))
 
@@ -63,9 +64,10 @@ def _named(about: Mapping[str, str]) -> str:
 
 
 def _check_layout(server: str, found: bytes | None) -> None:
-    if found is not None and int(found) != LAYOUT:
+    if found is not None and found != str(LAYOUT).encode():
         raise StoreError(
-            f"{server}: it has layout {int(found)}, but this pocket-plug-redis knows only layout {LAYOUT}; upgrade it"
+            f"{server}: it has layout '{found.decode(errors='backslashreplace')}', but this pocket-plug-redis knows only layout "
+            f"{LAYOUT}; upgrade it"
         )
 
 

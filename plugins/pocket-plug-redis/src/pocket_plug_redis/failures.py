@@ -28,7 +28,12 @@ _SOON = re.compile(
 
 _MOVED = re.compile(r"\bMOVED \d+ (\S*):(\d+)|MovedError: \d+ (\S*):(\d+)")
 
-_ACL = "~{pocket:*}* &{pocket:*}* +@all -@dangerous +info +config|get"
+_ACL = "~{pocket:*}* resetchannels &{pocket:*}* +@all -@dangerous +info +config|get"
+DAMAGED_COUNTER = (
+    "the counter of versions is damaged, so nothing can be written; export the entries, and import them into another data "
+    "set (store=…)"
+)
+
 _WAYS_OUT = {
     r"\bNOPERM\b|NoPermission|ACL failure|no permissions|user executing the script can't": "the user lacks permissions "
     f"that a store needs; grant them in the server's ACL: {_ACL}",
@@ -36,8 +41,10 @@ _WAYS_OUT = {
     "memory (`maxmemory` in its configuration)",
     r"\bMISCONF\b|persist (to|on) disk": "it can't write to its disk, so it accepts no writes; see its log, and free some space",
     r"\bWRONGTYPE\b|wrong kind of value": "another program uses pocket_plug's keys there; give pocket_plug a database of its own",
+    r"\bDAMAGED\b": DAMAGED_COUNTER,
     r"DB index|Invalid Database|SELECT is not allowed": "it has no such database; see `databases` in its configuration, "
     "and in a cluster use 0",
+    "invalid bulk length": "a value is longer than it accepts; nothing was stored: raise its setting `proto-max-bulk-len`",
     r"unknown command|Unknown Redis command": "it lacks a command that pocket_plug needs; Redis 6.0 or later, or Valkey, has it",
 }
 

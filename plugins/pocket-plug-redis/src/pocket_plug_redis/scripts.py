@@ -31,8 +31,8 @@ HEAD = struct.Struct(">Qd")
 
 TAIL = struct.Struct(">Q")
 
-LAST_VERSION = 2**53
-"""The highest version: Lua's numbers are doubles, which are exact up to it."""
+LAST_VERSION = 2**53 - 1
+"""The highest version: Lua's numbers are doubles, which are exact up to it and to the next number."""
 
 SLACK = 60.0
 """Seconds that an entry is kept after its deadline, at least: the clocks of other programs may be behind."""
@@ -45,7 +45,7 @@ HOURS = 25
 """Hours after which a slot that was not renewed is removed."""
 
 RENEW_EVERY = 3600.0
-"""Seconds after which a slot is renewed by its next write."""
+"""Seconds: the first write of a slot in each such period renews it."""
 
 CHANGE = struct.Struct(">QI")
 """What is published for each change: its version and the number of bytes of its name, before the name itself."""
@@ -63,7 +63,7 @@ class Script:
 _SEEN = """
 local function seen(key, now)
   local head = redis.call('GETRANGE', key, 0, 15)
-  if #head < 16 then return 0 end
+  if #head < 16 then return head == '' and 0 or -2 end -- -2: what is left of a damaged one is as nobody expects it
   local version, deadline = struct.unpack('>I8d', head)
   if deadline <= now then return 0 end
   return version
@@ -132,7 +132,11 @@ local state, names, ends, slots = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local slot, number, turn, now = ARGV[1], tonumber(ARGV[2]), ARGV[5], tonumber(ARGV[6])
 local expected, changes = tonumber(ARGV[7]), tonumber(ARGV[8])
 local had = call('HMGET', state, '', slot, 'turn')
-local version, was_noted = tonumber(had[1] or '0'), false
+local counter, was_noted = had[1] or '0', false
+local version = tonumber(counter)
+if not string.find(counter, '^%d+$') or version > {LAST_VERSION} then
+  return redis.error_reply("DAMAGED the counter of versions is '" .. string.sub(counter, 1, 40) .. "'")
+end
 if had[2] and changes > 0 then
   local noted, came_of = unpack_('>I8I8', had[2])
   if noted > number then return {{{LATE}}} end
@@ -167,6 +171,7 @@ if #conflict == 1 and not was_noted then -- it will land: what may fail comes be
     if own and own > highest then highest = own end
     told[i] = stamps[i] .. pack('>I4', #name) .. name
   end
+  for _, index in ipairs({{names, ends, slots}}) do call('ZCARD', index) end -- fails if it is another program's key
   call('HSET', state, '', had[1] or '0') -- changes nothing; fails if the server takes no writes now
   call('PUBLISH', state .. '/changes', table.concat(told)) -- fails without a right to the channel
 end
@@ -263,16 +268,19 @@ return found
 """
 )
 
-# KEYS: two for trials. ARGV: the channel. Calls the commands that other scripts call: so `open` finds missing permissions.
+# KEYS: two for trials. ARGV: the channel. Calls the commands that other scripts call: so `open` finds missing permissions. An
+# element is left at the second key, for a BLPOP. What an earlier trial has left that was refused is deleted first.
 TRY = Script(
     """
 local key, set = KEYS[1], KEYS[2]
+redis.call('DEL', key, set)
 redis.call('SET', key, '')
 redis.call('HSET', set, 'a', 'b')
 redis.call('HGET', set, 'a')
 redis.call('HMGET', set, 'a')
 redis.call('HDEL', set, 'a')
 redis.call('ZADD', set, 0, 'a')
+redis.call('ZCARD', set)
 redis.call('ZSCORE', set, 'a')
 redis.call('ZRANGEBYSCORE', set, 0, 0)
 redis.call('ZRANGEBYLEX', set, '-', '+')
@@ -283,7 +291,7 @@ redis.call('MGET', key)
 redis.call('GETRANGE', key, 0, 0)
 redis.call('TIME')
 redis.call('DEL', key, set)
-redis.call('RPUSH', set, '')
+redis.call('RPUSH', set, '', '')
 redis.call('PEXPIRE', set, 1000)
 redis.call('PTTL', set)
 redis.call('LPOP', set)

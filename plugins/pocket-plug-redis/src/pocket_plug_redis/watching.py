@@ -107,7 +107,8 @@ class Watching:
             _logger.info("%s: other programs' writes are notified again", self._title)
             self._reason = ""
         self._watcher.back()
-        ask_at, answer_by, highest = monotonic() + WATCH_EVERY, float("inf"), 0
+        ask_at, answer_by = monotonic() + WATCH_EVERY, float("inf")
+        highest = 1  # what an emptied data set begins with again, before which there may have been others
         while not stopped.is_set():
             now = monotonic()
             if now >= answer_by:
@@ -120,8 +121,8 @@ class Watching:
             answer: list[bytes] = connection.read_response()
             if answer[0] == b"message" and answer[-1]:  # `open` publishes an empty message, to check its permission
                 versions = _versions(answer[-1])
-                # the counter has decreased: after FLUSHALL, or with another copy of the data
-                if max(versions.values()) < highest:
+                # the counter has begun anew: after FLUSHALL, or with another copy of the data
+                if max(versions.values()) <= highest:
                     self._watcher.lost()
                     self._watcher.back()
                 highest = max(versions.values())
