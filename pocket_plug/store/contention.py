@@ -19,7 +19,6 @@ from pocket_plug.primitives.waiting import Waiter, blocked_loop, pause, wake
 
 from .backend import Backend, Change, Entry, Put
 from .gates import Gates, Hold
-from .gates import holds_gates as holds_gates
 
 Step = Callable[[Entry | None], tuple[Sequence[Change], Any]]
 """What an update does: takes the entry; returns the changes, at most one of the entry's key, and the caller's answer. It may be

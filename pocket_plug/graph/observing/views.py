@@ -188,7 +188,7 @@ class Observer:
     event: Callable[[str, NodeCall, Mapping[str, Any]], None] | None = None
     pace: Callable[[], Awaitable[None]] | None = None
     """Awaited before each node and each item if an event loop drives the run; the run waits until it returns. For an observer
-    that sends what it sees to a slower reader. It must not wait while `contention.holds_gates()`."""
+    that sends what it sees to a slower reader. It must not wait while `gates.holds_gates()`."""
     outermost: bool = False
     """True for tracing: it is entered first, so that what the other observers log has its ids."""
     guarded_only: bool = False

@@ -34,7 +34,7 @@ from pocket_plug.graph.planning.step import Step, Visiting, Way
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import drive, pause
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import MISSING, StoreReader
 
 from .context import awaited_to_its_end, idempotency, in_own_context, run_ids
@@ -68,7 +68,7 @@ class Execution:
     def __init__(
         self,
         graph: PlannedGraph,
-        place: tuple[Stack, str],
+        place: StorePlace,
         input: object,
         pocket: RunHost,
         loop: bool,
@@ -317,8 +317,9 @@ class Execution:
         `exits` are the actions for which the node has an edge; None if no action may lead out of it.
         """
         place = graph.place(StoreReader(self.stack, self.prefix))
-        if place[0].is_new:
-            await place[0].ensure_open()
+        stack, _ = place
+        if stack.is_new:
+            await stack.ensure_open()
         ledger = self.ledger.nested() if self.ledger is not None else None
         inner = Execution(graph, place, value, self.pocket, self.loop, self.threads, parent=self, ledger=ledger)
         inner.exits = NO_EXITS if exits is None else {**self.exits, **exits}
