@@ -258,6 +258,55 @@ def test_a_replica_that_was_the_primary_is_left() -> None:
         with_backend(server.url + "?timeout=1&patience=1", use)
 
 
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_a_server_that_comes_back_with_other_settings_gets_no_write(is_idle: bool) -> None:
+    """It was restarted with eviction, or without an fsync for each write: a write would be acknowledged and not survive. Once the
+    settings are right again, programs continue.
+    """
+    with valkey() as server:
+
+        async def use(backend: Redis) -> None:
+            version = await backend.write([Put("a", 1)])
+            for setting in ("maxmemory-policy allkeys-lru maxmemory 1gb", "appendfsync everysec"):
+                if is_idle:  # the server closes the connection before it is used again
+                    _cli(server, "CONFIG", "SET", *setting.split())
+                    _cli(server, "CLIENT", "KILL", "TYPE", "normal")
+                    while not connections.has_ended(backend._opened().here()._free[-1]):
+                        await asyncio.sleep(0)
+                else:
+                    server.stop()
+                    with pytest.raises(StoreError):
+                        await backend.read("a")
+                    server.go_on()
+                    _cli(server, "CONFIG", "SET", *setting.split())
+                said = f"127.0.0.1:{server.port}.*{setting.split()[0]}"
+                with pytest.raises(StoreUnreachableError, match=said):
+                    await backend.read("a")
+                with pytest.raises(StoreUnreachableError, match=said):
+                    await backend.write([Put("a", 2)])
+                _cli(server, "CONFIG", "SET", "maxmemory", "0")
+                _cli(server, "CONFIG", "SET", "appendfsync", "always")
+                assert await backend.read("a") == Entry(1, version)
+
+        with_backend(server.url + "?timeout=0.5&patience=1", use)
+
+
+def test_a_replica_is_not_read_after_a_failover() -> None:
+    """Sentinel closes the connections to a server that it makes a replica; the address may still lead there."""
+    with valkey() as other, valkey() as server:
+
+        async def use(backend: Redis) -> None:
+            await backend.write([Put("a", 1)])
+            _cli(server, "REPLICAOF", "127.0.0.1", str(other.port))
+            _cli(server, "CLIENT", "KILL", "TYPE", "normal")
+            with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}.* is a replica of 127.0.0.1:{other.port}"):
+                await backend.read("a")
+            _cli(server, "REPLICAOF", "NO", "ONE")
+            await backend.read("a")
+
+        with_backend(server.url + "?timeout=1&patience=1", use)
+
+
 def test_nothing_is_sent_on_a_connection_that_the_server_has_closed() -> None:
     """If the server was killed or its `timeout` has closed the connection, no write is sent there, so no outcome is unknown."""
     with valkey() as server:

@@ -27,7 +27,7 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, ProbeResult, Watcher
 
 from .checking import check_server, look_at
 from .connections import MOST, TLS_FILES, Connection, Place, Pool, Server, call, cut, run_script
-from .failures import DAMAGED_COUNTER, LOST, explained, moved_to
+from .failures import DAMAGED_COUNTER, LOST, NotNowError, explained, moved_to
 from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
 from .turns import Turn, had
 from .watching import Watching
@@ -103,6 +103,7 @@ class Redis(Backend):
         self._changes = f"{tag}/changes".encode()
         self._title = f"redis at {server}, store {store!r}"
         self._pools: PerLoop[Pool] | None = None  # None unless it is open
+        self._is_verified = False  # has `open` checked the server?
         self.retrying = Retrying(self._title, LOST, timeout, patience)
         self._tokens = Slots()
         self._hour, self._renewed = 0, set[str]()  # the slots that were renewed in this hour of the monotonic clock
@@ -139,6 +140,7 @@ class Redis(Backend):
         except BaseException:
             await self.close()
             raise
+        self._is_verified = True
 
     async def probe(self, patience: float) -> ProbeResult:
         """Make the checks of `open` that only read. `open` also tries the commands of scripts, and stores the layout's number."""
@@ -163,7 +165,7 @@ class Redis(Backend):
 
     async def close(self) -> None:
         """Wait for operations in progress, for one timeout at most, and close the connections of all event loops."""
-        pools, self._pools = self._pools, None
+        pools, self._pools, self._is_verified = self._pools, None, False
         if self._watching is not None:
             self._watching.stop()
         if pools is not None:
@@ -432,6 +434,7 @@ class Redis(Backend):
                 this.awaits = "TLS handshake (does this port speak TLS? without it, write redis://)"
                 await connection.connect()
                 this.awaits = "answer"
+            await self._verify_again(connection, pool)
             answer = await do(connection)
             is_whole = True
             return answer
@@ -458,6 +461,17 @@ class Redis(Backend):
             except BaseException:  # interrupted by a signal handler
                 pool.leave(place, False)
                 raise
+
+    async def _verify_again(self, connection: Connection, pool: Pool) -> None:
+        """After a loss, check again what `open` has checked: the server may have come back as a replica, or without its file."""
+        losses = pool.losses
+        if not self._is_verified or losses == pool.verified:
+            return
+        try:
+            await look_at(connection, self._title, self.durability, self.clock, self._layout)
+        except StoreError as error:
+            raise NotNowError(str(error)) from error
+        pool.verified = losses
 
     def _explained(self, error: Exception, pool: Pool) -> Exception:
         if (moved := moved_to(error)) is not None:

@@ -162,6 +162,10 @@ class Pool:
         self._waiting: deque[tuple[Place, asyncio.Future[None]]] = deque()
         self._is_closed = False
         self._idle = asyncio.Event()
+        self.losses = 0
+        """Counts lost connections: after each of them the server may be another one, or have other settings."""
+        self.verified = 0
+        """The losses when the server was last looked at."""
 
     @property
     def is_full(self) -> bool:
@@ -183,6 +187,7 @@ class Pool:
             self._free.pop()
             if not has_ended(place.connection):
                 return place.connection
+            self.losses += 1
             cut(place.connection)
         place.connection = self._make()
         return place.connection
@@ -207,6 +212,7 @@ class Pool:
 
     def forget(self) -> None:
         """Close the connections that are free: their server may be gone, or no longer the right one."""
+        self.losses += 1
         while self._free:
             cut(self._free.pop())
 
