@@ -1031,12 +1031,12 @@ def test_a_node_of_a_cluster_that_is_silent_is_left_for_the_one_that_took_over()
             two.stop()
             try:
                 _cli(one, "CLUSTER", "SETSLOT", slot, "NODE", own)
-                await backend.write([Put("a", 2)])
+                await asyncio.gather(*(backend.write([Put(f"k{n}", n)]) for n in range(8)))
             finally:
                 two.go_on()
             assert backend._at is None
 
-        with_backend(f"{one.url}?store={name}&timeout=1&patience=4", use)
+        with_backend(f"{one.url}?store={name}&timeout=2&patience=3.9", use)
 
 
 def test_a_node_of_a_cluster_is_found_again_without_the_one_that_the_url_names() -> None:

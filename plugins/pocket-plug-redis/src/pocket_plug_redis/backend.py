@@ -424,7 +424,7 @@ class Redis(Backend):
 
     async def _attempt(self, this: Attempt, do: Do[T], pool: Pool) -> T:
         """Make one attempt, on a connection of the pool. Raises one of LOST if another attempt may succeed."""
-        place, is_whole = Place(), False
+        place, is_whole, at = Place(), False, self._at
         try:
             if pool.is_full:
                 this.awaits = f"free connection of the {MOST} that this event loop may have"
@@ -447,7 +447,7 @@ class Redis(Backend):
         except Exception as error:
             if this.is_over:
                 raise
-            self._at, self._not_at = self._not_at, self._at
+            self._connect_elsewhere(at)
             found = self._explained(error, pool)
             if found is error:  # it must not be its own cause: a loop over causes would never end
                 raise
@@ -455,12 +455,17 @@ class Redis(Backend):
         finally:
             try:
                 if this.is_over:  # the other connections may lead nowhere too, or the data set be on another node now
-                    self._at, self._not_at = self._not_at, self._at
+                    self._connect_elsewhere(at)
                     pool.forget()
                 pool.leave(place, is_whole)
             except BaseException:  # interrupted by a signal handler
                 pool.leave(place, False)
                 raise
+
+    def _connect_elsewhere(self, at: tuple[str, int] | None) -> None:
+        """Connect elsewhere next, unless another attempt has left that place already."""
+        if self._at == at:
+            self._at, self._not_at = self._not_at, at
 
     async def _verify_again(self, connection: Connection, pool: Pool) -> None:
         """After a loss, check again what `open` has checked: the server may have come back as a replica, or without its file."""
