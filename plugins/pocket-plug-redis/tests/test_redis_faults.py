@@ -212,6 +212,22 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
         refused(server.url.replace("redis://", "rediss://") + "?timeout=0.5&patience=1", "speak TLS", "redis://")
 
 
+def test_a_key_with_a_pass_phrase_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
+    """OpenSSL would ask on the terminal, and the event loop would wait for the answer for ever."""
+    from cryptography.hazmat.primitives import serialization
+
+    made, other = certificate(tmp_path), tmp_path / "encrypted.pem"
+    key = serialization.load_pem_private_key(made.key.read_bytes(), None)
+    how = serialization.BestAvailableEncryption(PASSWORD.encode())
+    kinds = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    other.write_bytes(key.private_bytes(*kinds, how))
+    url = f"rediss://127.0.0.1:{free_port()}/0?ssl_certfile={made.chain}&ssl_keyfile="
+    refused(f"{url}{other}", "ssl_keyfile", "no pass phrase")
+    refused(f"{url}{made.chain}", "ssl_keyfile", "no pass phrase")
+    with pytest.raises(ConfigError, match=r"has ssl_keyfile.* no ssl_certfile"):
+        Redis.from_url(f"rediss://h/0?ssl_keyfile={made.key}")
+
+
 def test_a_socket_file(tmp_path: Path) -> None:
     """`unix://` as in redis-py; the error names a socket that doesn't exist."""
     place = tmp_path / "socket"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -162,6 +163,16 @@ class Redis(Backend):
                 raise StoreError(
                     f"{self._title}: {name} is {path!r}, but there is no such file on this machine; correct the URL"
                 )
+        if (certificate := self.server.files.get("ssl_certfile")) is None:
+            return
+        try:  # with a password, or OpenSSL would ask for it on the terminal
+            key = self.server.files.get("ssl_keyfile")
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
+        except OSError as error:
+            raise StoreError(
+                f"{self._title}: ssl_certfile and ssl_keyfile can't be used ({error}); both must be readable, in PEM format and "
+                "belong together, and the key must have no pass phrase"
+            ) from error
 
     async def close(self) -> None:
         """Wait for operations in progress, for one timeout at most, and close the connections of all event loops."""

@@ -59,6 +59,8 @@ class Server:
         except ValueError as error:
             why = PERCENT if "@" in url else str(error)  # the error may quote a part of the password
             raise ConfigError(f"{shown!r} is not a URL of a server ({why}); write {EXAMPLES}") from None
+        if "ssl_keyfile" in files and "ssl_certfile" not in files:
+            raise ConfigError(f"{shown!r} has ssl_keyfile, but no ssl_certfile, the certificate that it is for; add it")
         path = unquote(parts.path)
         self.is_unix, self.is_tls = parts.scheme == "unix", parts.scheme == "rediss"
         self.user, self.password = unquote(parts.username or ""), unquote(parts.password or "")
