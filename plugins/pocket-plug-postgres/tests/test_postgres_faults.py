@@ -167,6 +167,22 @@ def test_tls_with_a_certificate_that_is_not_trusted(shared_server: Server, data_
                 assert "its certificate is not trusted, or is not for this host" in refusal(backend)
 
 
+def test_nobody_is_asked_for_the_pass_phrase_of_a_key(shared_server: Server, data_set: str, tmp_path: Path) -> None:
+    """OpenSSL would ask on the terminal, and the event loop would wait for the answer for ever. The way out works."""
+    from cryptography.hazmat.primitives import serialization
+
+    made, key = certificate(tmp_path), tmp_path / "encrypted.pem"
+    how = serialization.BestAvailableEncryption(b"hunter2")
+    kinds = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key.write_bytes(serialization.load_pem_private_key(made.key.read_bytes(), None).private_bytes(*kinds, how))
+    key.chmod(0o600)
+    with Proxy(shared_server.port, tls=made, asked=POSTGRES_TLS) as proxy:
+        url = f"{proxy.through(shared_server.url)}?sslmode=require&sslcert={made.chain}&sslkey={key}"
+        said = refusal(PostgreSQL(url, store=data_set, durability="process"))
+        assert "sslpassword=" in said
+        asyncio.run(PostgreSQL(f"{url}&sslpassword=hunter2", store=data_set, durability="process").open())
+
+
 def test_a_server_without_tls_where_it_is_asked_for(shared_server: Server, data_set: str) -> None:
     assert "TLS can't be used" in refusal(PostgreSQL(f"{shared_server.url}?sslmode=require", store=data_set))
 

@@ -212,6 +212,22 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
         refused(server.url.replace("redis://", "rediss://") + "?timeout=0.5&patience=1", "speak TLS", "redis://")
 
 
+def test_a_key_with_a_pass_phrase_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
+    """OpenSSL would ask on the terminal, and the event loop would wait for the answer for ever."""
+    from cryptography.hazmat.primitives import serialization
+
+    made, other = certificate(tmp_path), tmp_path / "encrypted.pem"
+    key = serialization.load_pem_private_key(made.key.read_bytes(), None)
+    how = serialization.BestAvailableEncryption(PASSWORD.encode())
+    kinds = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    other.write_bytes(key.private_bytes(*kinds, how))
+    url = f"rediss://127.0.0.1:{free_port()}/0?ssl_certfile={made.chain}&ssl_keyfile="
+    refused(f"{url}{other}", "ssl_keyfile", "no pass phrase")
+    refused(f"{url}{made.chain}", "ssl_keyfile", "no pass phrase")
+    with pytest.raises(ConfigError, match=r"has ssl_keyfile.* no ssl_certfile"):
+        Redis.from_url(f"rediss://h/0?ssl_keyfile={made.key}")
+
+
 def test_a_socket_file(tmp_path: Path) -> None:
     """`unix://` as in redis-py; the error names a socket that doesn't exist."""
     place = tmp_path / "socket"
@@ -254,6 +270,55 @@ def test_a_replica_that_was_the_primary_is_left() -> None:
             assert not isinstance(caught.value, AnswerLostError)
             _cli(server, "REPLICAOF", "NO", "ONE")
             await backend.write([Put("a", 3)])
+
+        with_backend(server.url + "?timeout=1&patience=1", use)
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_a_server_that_comes_back_with_other_settings_gets_no_write(is_idle: bool) -> None:
+    """It was restarted with eviction, or without an fsync for each write: a write would be acknowledged and not survive. Once the
+    settings are right again, programs continue.
+    """
+    with valkey() as server:
+
+        async def use(backend: Redis) -> None:
+            version = await backend.write([Put("a", 1)])
+            for setting in ("maxmemory-policy allkeys-lru maxmemory 1gb", "appendfsync everysec"):
+                if is_idle:  # the server closes the connection before it is used again
+                    _cli(server, "CONFIG", "SET", *setting.split())
+                    _cli(server, "CLIENT", "KILL", "TYPE", "normal")
+                    while not connections.has_ended(backend._opened().here()._free[-1]):
+                        await asyncio.sleep(0)
+                else:
+                    server.stop()
+                    with pytest.raises(StoreError):
+                        await backend.read("a")
+                    server.go_on()
+                    _cli(server, "CONFIG", "SET", *setting.split())
+                said = f"127.0.0.1:{server.port}.*{setting.split()[0]}"
+                with pytest.raises(StoreUnreachableError, match=said):
+                    await backend.read("a")
+                with pytest.raises(StoreUnreachableError, match=said):
+                    await backend.write([Put("a", 2)])
+                _cli(server, "CONFIG", "SET", "maxmemory", "0")
+                _cli(server, "CONFIG", "SET", "appendfsync", "always")
+                assert await backend.read("a") == Entry(1, version)
+
+        with_backend(server.url + "?timeout=0.5&patience=1", use)
+
+
+def test_a_replica_is_not_read_after_a_failover() -> None:
+    """Sentinel closes the connections to a server that it makes a replica; the address may still lead there."""
+    with valkey() as other, valkey() as server:
+
+        async def use(backend: Redis) -> None:
+            await backend.write([Put("a", 1)])
+            _cli(server, "REPLICAOF", "127.0.0.1", str(other.port))
+            _cli(server, "CLIENT", "KILL", "TYPE", "normal")
+            with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}.* is a replica of 127.0.0.1:{other.port}"):
+                await backend.read("a")
+            _cli(server, "REPLICAOF", "NO", "ONE")
+            await backend.read("a")
 
         with_backend(server.url + "?timeout=1&patience=1", use)
 
@@ -982,12 +1047,12 @@ def test_a_node_of_a_cluster_that_is_silent_is_left_for_the_one_that_took_over()
             two.stop()
             try:
                 _cli(one, "CLUSTER", "SETSLOT", slot, "NODE", own)
-                await backend.write([Put("a", 2)])
+                await asyncio.gather(*(backend.write([Put(f"k{n}", n)]) for n in range(8)))
             finally:
                 two.go_on()
             assert backend._at is None
 
-        with_backend(f"{one.url}?store={name}&timeout=1&patience=4", use)
+        with_backend(f"{one.url}?store={name}&timeout=2&patience=3.9", use)
 
 
 def test_a_node_of_a_cluster_is_found_again_without_the_one_that_the_url_names() -> None:

@@ -580,6 +580,9 @@ def _parsed(conninfo: str, shown: str, timeout: float) -> tuple[str, list[tuple[
         ours: dict[str, Any] = {"application_name": "pocket_plug"}
         if len(hosts) > 1:
             ours["connect_timeout"] = max(LEAST_CONNECT, int(timeout / len(hosts)))
+        # Any text will do. Without one, OpenSSL asks on the terminal for the pass phrase of a key. A service may have its own.
+        if not given.get("service") and not os.environ.get("PGSERVICE"):
+            ours["sslpassword"] = "none"
         whole = make_conninfo(conninfo, **{name: value for name, value in ours.items() if name not in given})
     except (psycopg.Error, UnicodeDecodeError) as error:
         text = re.sub(r'"[^"]*"', '"…"', str(error)).strip()  # libpq may quote a part of the password

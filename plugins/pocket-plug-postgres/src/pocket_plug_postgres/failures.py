@@ -54,6 +54,7 @@ _REFUSALS = {
     "no password supplied": "it asks for a password; give it in the URL, by PGPASSWORD or in ~/.pgpass",
     "authentication failed": "the user can't log in in this way; see the server's pg_hba.conf",
     "pg_hba.conf": "it allows no connection from this machine for this user and database; see the server's pg_hba.conf",
+    "could not load private key": "the key at sslkey= can't be read; if it has a pass phrase, give it: sslpassword=",
     "certificate": "its certificate is not trusted, or is not for this host; see sslrootcert= and sslmode=",
     "SSL": "TLS can't be used with it as sslmode= says; see sslmode=, and ssl in the server's postgresql.conf",
     "not permitted to log in": "the role may not log in; ALTER ROLE … LOGIN",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -27,7 +28,7 @@ from pocket_plug.store.backend import NO_EXPECTATIONS, ProbeResult, Watcher
 
 from .checking import check_server, look_at
 from .connections import MOST, TLS_FILES, Connection, Place, Pool, Server, call, cut, run_script
-from .failures import DAMAGED_COUNTER, LOST, explained, moved_to
+from .failures import DAMAGED_COUNTER, LOST, NotNowError, explained, moved_to
 from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
 from .turns import Turn, had
 from .watching import Watching
@@ -103,6 +104,7 @@ class Redis(Backend):
         self._changes = f"{tag}/changes".encode()
         self._title = f"redis at {server}, store {store!r}"
         self._pools: PerLoop[Pool] | None = None  # None unless it is open
+        self._is_verified = False  # has `open` checked the server?
         self.retrying = Retrying(self._title, LOST, timeout, patience)
         self._tokens = Slots()
         self._hour, self._renewed = 0, set[str]()  # the slots that were renewed in this hour of the monotonic clock
@@ -139,6 +141,7 @@ class Redis(Backend):
         except BaseException:
             await self.close()
             raise
+        self._is_verified = True
 
     async def probe(self, patience: float) -> ProbeResult:
         """Make the checks of `open` that only read. `open` also tries the commands of scripts, and stores the layout's number."""
@@ -160,10 +163,20 @@ class Redis(Backend):
                 raise StoreError(
                     f"{self._title}: {name} is {path!r}, but there is no such file on this machine; correct the URL"
                 )
+        if (certificate := self.server.files.get("ssl_certfile")) is None:
+            return
+        try:  # with a password, or OpenSSL would ask for it on the terminal
+            key = self.server.files.get("ssl_keyfile")
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
+        except OSError as error:
+            raise StoreError(
+                f"{self._title}: ssl_certfile and ssl_keyfile can't be used ({error}); both must be readable, in PEM format and "
+                "belong together, and the key must have no pass phrase"
+            ) from error
 
     async def close(self) -> None:
         """Wait for operations in progress, for one timeout at most, and close the connections of all event loops."""
-        pools, self._pools = self._pools, None
+        pools, self._pools, self._is_verified = self._pools, None, False
         if self._watching is not None:
             self._watching.stop()
         if pools is not None:
@@ -422,7 +435,7 @@ class Redis(Backend):
 
     async def _attempt(self, this: Attempt, do: Do[T], pool: Pool) -> T:
         """Make one attempt, on a connection of the pool. Raises one of LOST if another attempt may succeed."""
-        place, is_whole = Place(), False
+        place, is_whole, at = Place(), False, self._at
         try:
             if pool.is_full:
                 this.awaits = f"free connection of the {MOST} that this event loop may have"
@@ -432,6 +445,7 @@ class Redis(Backend):
                 this.awaits = "TLS handshake (does this port speak TLS? without it, write redis://)"
                 await connection.connect()
                 this.awaits = "answer"
+            await self._verify_again(connection, pool)
             answer = await do(connection)
             is_whole = True
             return answer
@@ -444,7 +458,7 @@ class Redis(Backend):
         except Exception as error:
             if this.is_over:
                 raise
-            self._at, self._not_at = self._not_at, self._at
+            self._connect_elsewhere(at)
             found = self._explained(error, pool)
             if found is error:  # it must not be its own cause: a loop over causes would never end
                 raise
@@ -452,12 +466,28 @@ class Redis(Backend):
         finally:
             try:
                 if this.is_over:  # the other connections may lead nowhere too, or the data set be on another node now
-                    self._at, self._not_at = self._not_at, self._at
+                    self._connect_elsewhere(at)
                     pool.forget()
                 pool.leave(place, is_whole)
             except BaseException:  # interrupted by a signal handler
                 pool.leave(place, False)
                 raise
+
+    def _connect_elsewhere(self, at: tuple[str, int] | None) -> None:
+        """Connect elsewhere next, unless another attempt has left that place already."""
+        if self._at == at:
+            self._at, self._not_at = self._not_at, at
+
+    async def _verify_again(self, connection: Connection, pool: Pool) -> None:
+        """After a loss, check again what `open` has checked: the server may have come back as a replica, or without its file."""
+        losses = pool.losses
+        if not self._is_verified or losses == pool.verified:
+            return
+        try:
+            await look_at(connection, self._title, self.durability, self.clock, self._layout)
+        except StoreError as error:
+            raise NotNowError(str(error)) from error
+        pool.verified = losses
 
     def _explained(self, error: Exception, pool: Pool) -> Exception:
         if (moved := moved_to(error)) is not None:

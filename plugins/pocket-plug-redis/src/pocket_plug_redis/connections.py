@@ -59,6 +59,8 @@ class Server:
         except ValueError as error:
             why = PERCENT if "@" in url else str(error)  # the error may quote a part of the password
             raise ConfigError(f"{shown!r} is not a URL of a server ({why}); write {EXAMPLES}") from None
+        if "ssl_keyfile" in files and "ssl_certfile" not in files:
+            raise ConfigError(f"{shown!r} has ssl_keyfile, but no ssl_certfile, the certificate that it is for; add it")
         path = unquote(parts.path)
         self.is_unix, self.is_tls = parts.scheme == "unix", parts.scheme == "rediss"
         self.user, self.password = unquote(parts.username or ""), unquote(parts.password or "")
@@ -162,6 +164,10 @@ class Pool:
         self._waiting: deque[tuple[Place, asyncio.Future[None]]] = deque()
         self._is_closed = False
         self._idle = asyncio.Event()
+        self.losses = 0
+        """Counts lost connections: after each of them the server may be another one, or have other settings."""
+        self.verified = 0
+        """The losses when the server was last looked at."""
 
     @property
     def is_full(self) -> bool:
@@ -183,6 +189,7 @@ class Pool:
             self._free.pop()
             if not has_ended(place.connection):
                 return place.connection
+            self.losses += 1
             cut(place.connection)
         place.connection = self._make()
         return place.connection
@@ -207,6 +214,7 @@ class Pool:
 
     def forget(self) -> None:
         """Close the connections that are free: their server may be gone, or no longer the right one."""
+        self.losses += 1
         while self._free:
             cut(self._free.pop())
 
