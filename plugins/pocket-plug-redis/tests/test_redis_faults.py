@@ -1007,3 +1007,24 @@ def test_a_node_of_a_cluster_is_found_again_without_the_one_that_the_url_names()
             assert await backend.write([Put("a", 2)]) > version
 
         with_backend(f"{one.url}?store={name}&timeout=1&patience=4", use)
+
+
+@pytest.mark.parametrize("readers", [2, 3, 4])
+def test_a_silent_node_is_left_by_all_that_wait_for_it(readers: int) -> None:
+    """Operations that fail at the same time ask the other node next, whether their number is even or odd."""
+    with cluster() as (one, two):
+        name = next(name for name in "abcdefgh" if int(_cli(one, "CLUSTER", "KEYSLOT", f"{{pocket:{name}}}")) > 8191)
+
+        async def use(backend: Redis) -> None:
+            await backend.write([Put("a", 1)])
+            await asyncio.gather(*(backend.read("a") for _ in range(readers)))
+            slot, own = _cli(one, "CLUSTER", "KEYSLOT", f"{{pocket:{name}}}"), _cli(one, "CLUSTER", "MYID")
+            two.stop()
+            try:
+                _cli(one, "CLUSTER", "SETSLOT", slot, "NODE", own)
+                assert await asyncio.gather(*(backend.read("a") for _ in range(readers))) == [None] * readers
+            finally:
+                two.go_on()
+            assert backend._at is None
+
+        with_backend(f"{one.url}?store={name}&timeout=1&patience=4", use)

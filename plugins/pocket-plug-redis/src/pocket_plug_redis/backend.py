@@ -422,7 +422,7 @@ class Redis(Backend):
 
     async def _attempt(self, this: Attempt, do: Do[T], pool: Pool) -> T:
         """Make one attempt, on a connection of the pool. Raises one of LOST if another attempt may succeed."""
-        place, is_whole = Place(), False
+        place, is_whole, at = Place(), False, self._at
         try:
             if pool.is_full:
                 this.awaits = f"free connection of the {MOST} that this event loop may have"
@@ -444,20 +444,29 @@ class Redis(Backend):
         except Exception as error:
             if this.is_over:
                 raise
-            self._at, self._not_at = self._not_at, self._at
+            self._ask_elsewhere(at)
             found = self._explained(error, pool)
             if found is error:  # it must not be its own cause: a loop over causes would never end
                 raise
             raise found from error
         finally:
             try:
-                if this.is_over:  # the other connections may lead nowhere too, or the data set be on another node now
-                    self._at, self._not_at = self._not_at, self._at
+                if this.is_over and place.connection is not None:
+                    # the other connections may lead nowhere too, or the data set be on another node now
+                    self._ask_elsewhere(at)
                     pool.forget()
                 pool.leave(place, is_whole)
             except BaseException:  # interrupted by a signal handler
                 pool.leave(place, False)
                 raise
+
+    def _ask_elsewhere(self, at: tuple[str, int] | None) -> None:
+        """Let new connections lead to the other node, since this one didn't answer.
+
+        Of several attempts that fail there, only the first one does it: if each did, an even number would change nothing.
+        """
+        if self._at == at:
+            self._at, self._not_at = self._not_at, at
 
     def _explained(self, error: Exception, pool: Pool) -> Exception:
         if (moved := moved_to(error)) is not None:
