@@ -96,7 +96,7 @@ class Dispatch:
 
     def __init__(self, title: Callable[[], str], submit: Submit, window: Callable[[], int]) -> None:
         self._title, self._submit, self._window = title, submit, window
-        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
+        self._lock = new_rlock()
         self._begin()
         after_fork(self._begin)
 

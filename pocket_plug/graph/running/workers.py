@@ -74,7 +74,7 @@ class Workers:
     def __init__(self, most: int = MAX_THREADS) -> None:
         self._most = most
         self._queue: SimpleQueue[_Job] = SimpleQueue()
-        self._lock = new_rlock()  # reentrant: garbage collection may close a caller's coroutine while this is held
+        self._lock = new_rlock()
         self._jobs: set[_Job] = set()  # those that a caller waits for
         self._threads: set[threading.Thread] = set()  # those that take jobs
         self._abandoned: set[_Job] = set()
