@@ -37,7 +37,8 @@ WAYS_OUT = {
     "42P05": f"another client has prepared a statement of this name, as behind a pooler in transaction mode; {_POOLER}",
     "3D000": "there is no such database; create it, or correct the URL",
     "42501": "the role lacks rights that it needs: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA … TO …; "
-    "GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA … TO …; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA … TO …",
+    "GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA … TO …; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA … TO …; where "
+    "row-level security is on: ALTER ROLE … BYPASSRLS",
     "42883": "the data set's function is gone; close the store and open it again",
     "42P01": "the data set's tables are gone; close the store and open it again",
     "3F000": "the data set's schema is gone; close the store and open it again",

@@ -465,7 +465,8 @@ class Redis(Backend):
             raise found from error
         finally:
             try:
-                if this.is_over:  # the other connections may lead nowhere too, or the data set be on another node now
+                if this.is_over and place.connection is not None:
+                    # the other connections may lead nowhere too, or the data set be on another node now
                     self._connect_elsewhere(at)
                     pool.forget()
                 pool.leave(place, is_whole)
@@ -474,7 +475,10 @@ class Redis(Backend):
                 raise
 
     def _connect_elsewhere(self, at: tuple[str, int] | None) -> None:
-        """Connect elsewhere next, unless another attempt has left that place already."""
+        """Connect elsewhere next, since there was no answer.
+
+        Of several attempts that fail there only the first one does it: if each did, an even number would change nothing.
+        """
         if self._at == at:
             self._at, self._not_at = self._not_at, at
 

@@ -65,9 +65,9 @@ def _named(about: Mapping[str, str]) -> str:
 
 def _check_layout(server: str, found: bytes | None) -> None:
     if found is not None and found != str(LAYOUT).encode():
+        layout = found[:40].decode(errors="backslashreplace")
         raise StoreError(
-            f"{server}: it has layout '{found.decode(errors='backslashreplace')}', but this pocket-plug-redis knows only layout "
-            f"{LAYOUT}; upgrade it"
+            f"{server}: it has layout '{layout}', but this pocket-plug-redis knows only layout {LAYOUT}; upgrade it"
         )
 
 

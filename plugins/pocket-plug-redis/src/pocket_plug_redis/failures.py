@@ -36,7 +36,7 @@ DAMAGED_COUNTER = (
 
 _WAYS_OUT = {
     r"\bNOPERM\b|NoPermission|ACL failure|no permissions|user executing the script can't": "the user lacks permissions "
-    f"that a store needs; grant them in the server's ACL: {_ACL}",
+    f"that a store needs; grant them in the server's ACL: {_ACL} (Redis 6.0: without `resetchannels` and `&…`)",
     r"\bOOM\b|maxmemory": "its memory is full, and nothing of the write was stored; remove entries, or give it more "
     "memory (`maxmemory` in its configuration)",
     r"\bMISCONF\b|persist (to|on) disk": "it can't write to its disk, so it accepts no writes; see its log, and free some space",
