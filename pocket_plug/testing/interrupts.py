@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dis
+import selectors
 import signal
 import sys
 import types
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _RESUME, _TURN = dis.opmap["RESUME"], dis.opmap["JUMP_BACKWARD"]
-_ASYNCIO = str(Path(asyncio.__file__).parent)
+_ASYNCIO = str(Path(asyncio.__file__).parent), selectors.__file__
 _ENTER = dis.opmap.get("LOAD_SPECIAL")  # with 3.14, the call of a `with`'s `__enter__` became a step of its own
 
 
@@ -33,8 +34,9 @@ class Interrupter:
     `places` counts the places that were passed, and `where` describes the one at which it was raised. `error` is raised instead
     of `Interrupted`.
 
-    asyncio's own code isn't interrupted, since we can't fix what an exception breaks there. With `by`, a signal's number, it is:
-    then a handler of that signal raises the error, which `run_sync`, with its own loop, must tolerate at every place.
+    The code of asyncio and of its selectors isn't interrupted, since we can't fix what an exception breaks there. With `by`, a
+    signal's number, it is: then a handler of that signal raises the error, which `run_sync`, with its own loop, must tolerate at
+    every place.
 
     >>> with Interrupter(0) as counting:
     ...     _ = sorted([2, 1])
@@ -44,7 +46,7 @@ class Interrupter:
 
     def __init__(self, at: int, error: type[BaseException] = Interrupted, by: int | None = None) -> None:
         self._at, self._error, self._by = at, error, by
-        self._spared = (__file__,) if by is not None else (__file__, _ASYNCIO)
+        self._spared = (__file__,) if by is not None else (__file__, *_ASYNCIO)
         self.places = 0
         self.where = ""
 
