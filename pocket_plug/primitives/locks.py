@@ -5,6 +5,7 @@ it raises skips `__exit__` (CPython's issue 148874; fixed in 3.15). So Python 3.
 thread acquires and another one releases is not used in a `with`, and may be one of Python's own.
 
 A handler that waits for a lock of its own thread would wait for ever: `is_held_here` asks, and `in_the_middle` is the error.
+`HAS_GIL` says whether a lock is needed where the GIL does its work.
 """
 
 from __future__ import annotations
