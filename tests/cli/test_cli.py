@@ -20,7 +20,7 @@ from pocket_plug.cli import main
 from pocket_plug.cli.output import print_table
 from pocket_plug.plugins.pocket import Pocket, set_default_pocket
 
-POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-m", "pocket_plug"]
 
 ORDERS = """
     from dataclasses import dataclass

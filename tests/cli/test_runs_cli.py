@@ -26,7 +26,7 @@ from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Delete, Put
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-W", "error", "-m", "pocket_plug"]
 WHO_GOES_ON = "`pocket-plug worker TARGET` resumes pending runs, `pocket-plug runs resume TARGET RUN` a single one\n"
 URL = "sqlite:///state.db?durability=process"
 

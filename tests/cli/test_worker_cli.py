@@ -20,7 +20,7 @@ from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import states_of
 from pocket_plug.testing.clock import FakeClock
 
-POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-W", "error", "-m", "pocket_plug"]
 URL = "sqlite:///state.db?durability=process"
 
 SHOP = """
