@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
@@ -109,8 +108,7 @@ def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: i
                 return found[:limit], True
         return found, False
 
-    def show() -> None:
-        (found, is_more), now = _with_runs(target, listed)
+    def show(found: list[RunInfo], is_more: bool, now: float) -> None:
         if as_json:
             echo_json([_facts(each) for each in found])
         else:
@@ -118,15 +116,23 @@ def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: i
         if is_more:
             echo(f"there are more runs; use --limit {limit * 10} to see them", err=True)
 
-    show()
+    async def shown() -> None:
+        async with target.opened() as stack:
+            runs = Runs(StoreScope(stack))  # one for all looks: it remembers since when a run is unchanged
+            show(*await listed(runs), stack.clock())
+            while watch:
+                await asyncio.sleep(WATCH_SECONDS)
+                found = await listed(runs)
+                if sys.stdout.isatty():
+                    click.clear()
+                show(*found, stack.clock())
+
     try:
-        while watch:
-            time.sleep(WATCH_SECONDS)
-            if sys.stdout.isatty():
-                click.clear()
-            show()
-    except KeyboardInterrupt:  # the way to stop watching
-        return
+        with sealing():
+            asyncio.run(shown())
+    except KeyboardInterrupt:
+        if not watch:  # there it is the way to stop
+            raise
 
 
 def _row(run: RunInfo, now: float) -> Sequence[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,8 @@ from pocket_plug.cli import main
 from pocket_plug.errors import ConflictError, RunFencedError
 from pocket_plug.graph.durable.indexing import INDEXED
 from pocket_plug.graph.durable.records import RUN, keys_of
+from pocket_plug.graph.durable.stalled import StallWatch
+from pocket_plug.graph.durable.states import State, put_state
 from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Delete, Put
@@ -117,9 +121,15 @@ def elsewhere(*arguments: str) -> Ran:
 
 
 def fill(values: dict[str, Any]) -> None:
+    with opened() as backend:
+        drive(backend.write([Put(key, value) for key, value in values.items()]))
+
+
+@contextmanager
+def opened() -> Iterator[SQLite]:
     backend = SQLite("state.db", durability="process")
     drive(backend.open())
-    drive(backend.write([Put(key, value) for key, value in values.items()]))
+    yield backend
     drive(backend.close())
 
 
@@ -127,11 +137,8 @@ def keys(prefix: str = "") -> list[str]:
     async def names() -> list[str]:
         return [name async for name in backend.scan(prefix) if name != INDEXED]  # the index stays once runs were listed
 
-    backend = SQLite("state.db", durability="process")
-    drive(backend.open())
-    found = drive(names())
-    drive(backend.close())
-    return found
+    with opened() as backend:
+        return drive(names())
 
 
 def overwrite(key: str, record: bytes) -> None:
@@ -744,21 +751,45 @@ def test_an_answer_to_a_question_that_was_not_asked(own: Any) -> None:
     )
 
 
+def watch(here: Any, monkeypatch: pytest.MonkeyPatch, *meanwhile: Callable[[], object]) -> Ran:
+    """`runs ls --watch`: each of `meanwhile` is called between two looks, then comes Ctrl-C."""
+    steps = iter(meanwhile)
+
+    async def sleep(seconds: float) -> None:
+        if (step := next(steps, None)) is None:
+            raise KeyboardInterrupt
+        await asyncio.to_thread(step)
+
+    monkeypatch.setattr("pocket_plug.cli.runs.asyncio", SimpleNamespace(run=asyncio.run, sleep=sleep))
+    watched: Ran = here("runs", "ls", "--watch")
+    return watched
+
+
 def test_ls_watches(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The list is printed again and again, with the changes, until Ctrl-C, which is no failure."""
     finish("a")
-    looks: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        looks.append(seconds)
-        if len(looks) == 2:
-            raise KeyboardInterrupt
-        finish("b")
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    watched = here("runs", "ls", "--watch")
+    watched = watch(here, monkeypatch, lambda: finish("b"))
     assert watched.code == 0
     assert [line.split()[0] for line in watched.out.splitlines()] == ["run", "a", "run", "b", "a"]
+
+
+def test_ls_notices_while_it_watches_that_a_run_is_stalled(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine, or in a stopped process: its record is unchanged for its lease, by the clock of `ls`."""
+    clock = [0.0]
+    monkeypatch.setattr(StallWatch.__init__, "__defaults__", (lambda: clock[0],))
+    process = {"id": "elsewhere", "host": "another machine", "pid": 7, "machine": "another boot", "began": "1"}
+    with SyncStore(URL) as store:
+        Graph(node(lambda word: word, name="say"), store=store, name="g").submit_sync("x", run_id="r")
+    (pending,), run = keys("pocket:run-state:pending:"), keys_of("r")[0]
+    running = State(0.0, owner="it", process=process, lease=30.0)
+    with opened() as backend:
+        record = drive(backend.read(run))
+        assert record is not None
+        now_running = Put(run, {**record.value, "status": "running", "owner": "it.1"})
+        drive(backend.write([now_running, Delete(pending), put_state(pending.replace("pending", "running"), running)]))
+    moments = [29.0, 31.0]
+    watched = watch(here, monkeypatch, *[lambda: clock.insert(0, moments.pop(0))] * 2)
+    assert [line.split()[1] for line in watched.out.splitlines()] == [*["state", "running"] * 2, "state", "stalled"]
 
 
 HANGS = """
