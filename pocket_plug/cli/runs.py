@@ -465,7 +465,7 @@ def _print_state(run: RunInfo, as_json: bool) -> None:
     if as_json:
         echo_json(_facts(run))
     else:
-        echo(f"{run.run_id}  {'ending' if run.is_ending else run.state}")
+        echo(escaped(f"{run.run_id}  {'ending' if run.is_ending else run.state}"))
 
 
 @runs.command

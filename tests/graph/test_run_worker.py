@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -41,6 +42,7 @@ from pocket_plug import (
     hookimpl,
     node,
 )
+from pocket_plug.backends.sqlite.refusals import explained
 from pocket_plug.graph.durable.heartbeat import BEAT, beat
 from pocket_plug.graph.durable.journal import Journal, Wanted
 from pocket_plug.graph.durable.processes import this_process
@@ -980,7 +982,9 @@ def test_these_changes_are_logged(url: str, tmp_path: Path, fresh_structlog: Non
 
 
 # ---------------------------------------------------------------- runs that can't be continued
-def test_a_run_that_does_not_fit_the_graph_is_left_and_reported_once(url: str) -> None:
+def test_a_run_that_does_not_fit_the_graph_is_left_and_reported_once(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its graph has changed: reported once until its record changes; other runs are taken, and it isn't changed."""
 
     async def main() -> None:
@@ -1007,6 +1011,8 @@ def test_a_run_that_does_not_fit_the_graph_is_left_and_reported_once(url: str) -
             assert await graph.resume("d-1", store=store) == 2
 
     asyncio.run(main())
+    (warning,) = [record.getMessage() for record in caplog.records if "skips run" in record.getMessage()]
+    assert "it is at node 'double', which doesn't exist there" in warning
 
 
 def test_many_such_runs_do_not_hide_others(url: str) -> None:
@@ -1153,6 +1159,39 @@ def test_a_worker_names_the_server_that_it_can_not_reach(url: str, caplog: pytes
     assert "StoreUnreachableError: redis at db.example:6379 can't be reached; check that it runs" in warnings[0]
     assert "hunter2" not in warnings[0]
     assert "4711" not in warnings[1]
+
+
+def test_a_worker_says_once_what_is_wrong_with_its_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk fails each ready run, at each try: the log says that it is full, and isn't filled itself."""
+    full: list[bool] = []
+    tries: list[int] = []
+
+    class Full(Layer):
+        name = "full"
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+            if full and any(change.key.startswith(RUN) for change in changes):
+                tries.append(1)
+                if len(tries) == 30:
+                    full.clear()
+                error = sqlite3.OperationalError("database or disk is full, of 'card 4711'")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise explained(error, "state.db", 5.0)
+            return await self.inner.write(changes, expect)
+
+    async def main() -> None:
+        async with Store(f"sqlite:///{tmp_path}/full.db?durability=process", layers=[Full()]) as store:
+            for at in range(10):
+                await graph.submit(1, run_id=f"d-{at}", store=store)
+            full.append(True)
+            said = Said()
+            async with working(Worker([graph], store=store, report=said, lease=0.2)):
+                await said.until(lambda: all("finished" in said.of(f"d-{at}") for at in range(10)))
+
+    asyncio.run(main())
+    (warning,) = [record.getMessage() for record in caplog.records if "could not take" in record.getMessage()]
+    assert "StoreError: state.db: the disk is full, and nothing of the write was stored; free some space" in warning
+    assert "4711" not in warning
 
 
 # ---------------------------------------------------------------- old runs
