@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 import click
 
 from pocket_plug.codec import inspect_record
-from pocket_plug.errors import CodecError, RunBusyError
+from pocket_plug.errors import CodecError, CorruptRecordError, RunBusyError, RunStateError, UnknownRunError
 from pocket_plug.graph.durable import RunFailure, keys_of
 from pocket_plug.graph.durable.waits import step_of_place
 from pocket_plug.graph.graph import Graph
@@ -411,46 +411,56 @@ async def _answer_type(graph: Graph[Any, Any], runs: Runs, run_id: str, question
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN...")
 @as_json
 @click.pass_obj
-def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
+def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> int:
     """End runs; they can't be resumed after that. Their nodes' writes are kept.
 
-    A process that executes such a run notices this at its next commit, or within a third of its lease.
+    A process that executes such a run notices this at its next commit, or within a third of its lease. If a RUN can't be
+    cancelled, that is reported, and the exit code is 1.
     """
-    _change(target, run_ids, Runs.cancel, as_json)
+    return int(_change(target, run_ids, Runs.cancel, as_json) > 0)
 
 
 @runs.command
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN...")
 @as_json
 @click.pass_obj
-def retry(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
+def retry(target: Target, run_ids: tuple[str, ...], as_json: bool) -> int:
     """Retry runs that have failed or stalled: they become pending.
 
-    `pocket-plug worker TARGET` then resumes them. Without a worker, use `resume`.
+    `pocket-plug worker TARGET` then resumes them. Without a worker, use `resume`. If a RUN can't be retried, that is
+    reported, and the exit code is 1.
     """
-    _change(target, run_ids, Runs.retry, as_json)
-    if not as_json:
+    refused = _change(target, run_ids, Runs.retry, as_json)
+    if not as_json and refused < len(run_ids):
         _say_how_to_resume()
+    return int(refused > 0)
 
 
 def _change(
     target: Target, run_ids: Sequence[str], operation: Callable[[Runs, str], Awaitable[RunInfo]], as_json: bool
-) -> None:
-    """Apply an operation to each run, and print the run's new state. It stops at the first run for which it fails."""
+) -> int:
+    """Apply an operation to each run, and print the run's new state. Returns for how many runs it was refused."""
 
     async def changed(runs: Runs) -> None:
         for run_id in run_ids:
-            run = await operation(runs, run_id)
+            try:
+                run = await operation(runs, run_id)
+            except (RunStateError, UnknownRunError, CorruptRecordError) as error:  # of this run only: others go on
+                refused.append(run_id)
+                echo(escaped(f"{type(error).__name__}: {error}"), err=True)
+                continue
             if not as_json:
                 _print_state(run, as_json=False)
             found.append(_facts(run))
 
     found: list[dict[str, Any]] = []
+    refused: list[str] = []
     try:
         _with_runs(target, changed)
     finally:
         if as_json:
             echo_json(found)
+    return len(refused)
 
 
 def _say_how_to_resume() -> None:

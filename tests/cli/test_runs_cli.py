@@ -715,6 +715,21 @@ def test_a_failure_is_shown_and_retried(here: Any) -> None:
     assert refused.err == "RunStateError: run 'done' can't be tried again: it has finished\n"
 
 
+def test_one_run_that_can_not_be_changed_does_not_stop_the_others(here: Any) -> None:
+    """A worker may have taken one of many meanwhile: it is reported, and the exit code is 1."""
+    for run_id in ("a", "c"):
+        fail(run_id)
+    finish("b")
+    retried = here("runs", "retry", "a", "b", "none", "c")
+    assert (retried.code, retried.out) == (1, "a  pending\nc  pending\n")
+    first, second, way_on = retried.err.splitlines()
+    assert first == "RunStateError: run 'b' can't be tried again: it has finished"
+    assert second.startswith("UnknownRunError: there is no run 'none'")
+    assert f"{way_on}\n" == WHO_GOES_ON
+    cancelled = here("runs", "cancel", "none", "a", "--json")
+    assert (cancelled.code, [each["run_id"] for each in cancelled.json]) == (1, ["a"])
+
+
 def test_cancel_ends_runs(own: Any) -> None:
     """A waiting run is cancelled at once; an unknown or ended one is reported, with the ones before it in JSON."""
     for run_id in ("r", "s"):
