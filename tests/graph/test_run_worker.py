@@ -30,7 +30,9 @@ from pocket_plug import (
     RunStuckError,
     Sleep,
     Store,
+    StoreBusyError,
     StoreError,
+    StoreReader,
     StoreUnreachableError,
     StoreWriter,
     SyncWriter,
@@ -53,7 +55,7 @@ from pocket_plug.graph.durable.states import State, plain_state, read_state, sta
 from pocket_plug.graph.durable.worker import ALONE, MAX_TRIES, SUSPECT, Became
 from pocket_plug.graph.retention import Retention
 from pocket_plug.hookspecs import RunNotice
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.store.layer import Layer
 from pocket_plug.telemetry import TraceLimits
 from pocket_plug.testing.clock import FakeClock, run_virtual
@@ -1159,6 +1161,53 @@ def test_a_worker_names_the_server_that_it_can_not_reach(url: str, caplog: pytes
     assert "StoreUnreachableError: redis at db.example:6379 can't be reached; check that it runs" in warnings[0]
     assert "hunter2" not in warnings[0]
     assert "4711" not in warnings[1]
+
+
+@pytest.mark.parametrize("away", [StoreUnreachableError, StoreBusyError])
+@pytest.mark.parametrize("phase", ["prep", "commit", "an item's commit"])
+def test_a_run_whose_store_was_away_for_a_while_is_executed_again(
+    url: str, phase: str, away: type[StoreError]
+) -> None:
+    """The store is back before the worker gives up: the run has not failed, so nobody needs to retry it."""
+    left = [phase]
+
+    class Away(Layer):
+        name = "away"
+
+        async def read(self, key: str) -> Entry | None:
+            if key == "seen" and left == ["prep"]:
+                raise away(left.pop())
+            return await self.inner.read(key)
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+            if any(change.key == "seen" for change in changes) and left and left != ["prep"]:
+                raise away(left.pop())
+            return await self.inner.write(changes, expect)
+
+    class See(Node[int, int], name="see"):
+        async def prep(self, store: StoreReader, n: int) -> int:
+            return int(await store.get("seen", 0))
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            await store.set("seen", prepared + 1)
+            return prepared + 1
+
+    async def main() -> None:
+        async with Store(url, layers=[Away()]) as store:
+            seeing: Graph[Any, Any] = Graph(each(See()) if "item" in phase else See(), store=store, name="seeing")
+            given: Any = [1] if "item" in phase else 1
+            await seeing.submit(given, run_id="d-1")
+            said = Said()
+            async with working(Worker([seeing], report=said)):
+                await said.until(lambda: {"finished", "failed"} & {*said.of("d-1")})
+            assert said.of("d-1") == ["taken", "lost", "taken", "finished"]
+            assert await store.get("seen") == 1
+            left.append(phase)
+            with pytest.raises(away):
+                await seeing.run(given, run_id="d-2")  # here the caller decides
+            assert (await Runs(store).get("d-2")).state == "failed"
+
+    asyncio.run(main())
 
 
 def test_a_worker_says_once_what_is_wrong_with_its_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
