@@ -174,12 +174,10 @@ class RunLedger:
 
         Without a worker, the caller gets the error, and decides.
         """
-        journal, is_own = self.journal, any(error is each for each in (self.checkpoint.failed, *self.journal.unrecorded))
-        return (
-            journal.wanted.in_worker
-            and isinstance(error, StoreUnreachableError | StoreBusyError)
-            and (is_own or error.stack is journal.stack)
-        )
+        if not self.in_worker or not isinstance(error, StoreUnreachableError | StoreBusyError):
+            return False
+        of_writes = (self.checkpoint.failed, *self.journal.unrecorded)
+        return error.stack is self.journal.stack or any(error is each for each in of_writes)
 
     async def close(self) -> None:
         """The run has finished: remove other runs that have finished long ago."""

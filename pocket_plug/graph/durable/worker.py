@@ -72,8 +72,8 @@ class WorkerReport:
 
     `taken`: the worker has claimed it. Then one of: `finished`; `suspended`, for an answer or a time; `failed`; `cancelled`;
     `released`, since the worker stops. These are recorded in the store. `lost`: another execution has taken the run over, or the
-    store failed; then the run is pending, or looks stalled, until another execution resumes it. `refused`, reported once: the run can't resume in
-    this worker's graph.
+    store failed; then the run is pending, or looks stalled, until another execution resumes it. `refused`, reported once: the run
+    can't resume in this worker's graph.
     """
 
     became: Became
