@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 import click
 
 from pocket_plug.codec import inspect_record
-from pocket_plug.errors import CodecError, CorruptRecordError, RunBusyError, RunStateError, UnknownRunError
+from pocket_plug.errors import (
+    CodecError,
+    CorruptRecordError,
+    RunBusyError,
+    RunStateError,
+    UnknownRunError,
+    as_date,
+)
 from pocket_plug.graph.durable import RunFailure, keys_of
 from pocket_plug.graph.durable.waits import step_of_place
 from pocket_plug.graph.graph import Graph
@@ -48,7 +55,7 @@ NARROW = 60
 """How many characters of an error's text a table shows."""
 
 LINES = 20
-"""How many lines of a value `show` prints."""
+"""How many lines of a value, and of the path, `show` prints."""
 
 
 @click.group
@@ -159,8 +166,10 @@ def _why(run: RunInfo, now: float) -> str:
     if run.wake_at is not None:
         return f"for {in_units(run.wake_at - now)}"
     if run.owner is not None:
-        moved = run.updated if run.updated is not None else run.owner.since
-        return f"pid {run.owner.pid} on {run.owner.host}, last written {in_units(now - moved)} ago"
+        silent = now - (run.updated if run.updated is not None else run.owner.since)
+        # By this machine's clock, so it is only a hint; `--watch` finds out.
+        late = f", longer than its lease of {in_units(run.owner.lease)}" if silent > run.owner.lease else ""
+        return f"pid {run.owner.pid} on {run.owner.host}, last written {in_units(silent)} ago{late}"
     return ""
 
 
@@ -205,6 +214,8 @@ def show(target: Target, run_id: str, as_json: bool) -> None:
         echo_json({**facts, "executions": executions, "path": [asdict(each) for each in history.path]})
         return
     del facts["run"]
+    if facts.pop("is_ending"):
+        facts["state"] = "ending"  # as in `ls`
     facts["executions"] = len(history.executions) or facts["executions"]
     for name, fact in facts.items():
         if fact is not None and (text := _as_text(name, fact, now)):
@@ -232,13 +243,16 @@ def _print_tables(history: RunHistory, now: float) -> None:
         echo(escaped(f"\n{of_all} draws them, if their spans are in a file", keep="\n"))
     if history.path:
         echo()
-        passed = [(each.node or "", each.next or "", _ago(each.at, now)) for each in history.path]
+        last = history.path[-LINES:]  # a loop may have passed thousands
+        if more := len(history.path) - len(last):
+            echo(f"{plural(more, 'node')} passed before these; --json prints all")
+        passed = [(each.node or "", each.next or "", _ago(each.at, now)) for each in last]
         print_table(("passed", "next", "ago"), passed)
 
 
 def _as_text(name: str, fact: Any, now: float) -> str:
     if name in ("started", "updated", "since"):
-        return f"{in_units(now - fact)} ago"
+        return f"{in_units(now - fact)} ago, {as_date(fact, local=True)}"
     if name in ("expires_at", "wake_at"):
         return f"in {in_units(fact - now)}"
     if name == "visits":

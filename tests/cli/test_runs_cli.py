@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import Graph, SyncStore, node
+from pocket_plug import Action, Graph, Node, SyncStore, node
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
 from pocket_plug.errors import ConflictError, RunFencedError
@@ -295,6 +295,28 @@ def test_show_shortens_long_values(here: Any) -> None:
     assert "… and 980 lines more; --json prints all\n" in shown
     assert "count#1" in "".join(shown.splitlines()[-2:])
     assert here("runs", "show", "long", "--json").json["input"]["value"] == numbers
+
+
+def test_show_has_the_end_of_a_long_path_and_the_date(here: Any) -> None:
+    """A loop has passed thousands of nodes: what is above stays on the screen. The date is for a search in logs."""
+
+    class Again(Node[int, int], name="again"):
+        more = Action[int]()
+
+        async def post(self, store: Any, n: int, prepared: Any, result: Any) -> Any:
+            return self.more(n + 1) if n < 30 else n
+
+    again = Again()
+    with SyncStore(URL) as store:
+        Graph(again, again.more >> again, store=store, name="loop").run_sync(1, run_id="r")
+    set_default_pocket(None)
+    lines = here("runs", "show", "r").out.splitlines()
+    began = datetime.fromtimestamp(here("runs", "show", "r", "--json").json["started"]).astimezone()
+    assert any(
+        re.fullmatch(rf"started     \d+s ago, {re.escape(began.isoformat(' ', 'seconds'))}", line) for line in lines
+    )
+    at = lines.index("10 nodes passed before these; --json prints all")
+    assert [line.split()[0] for line in lines[at + 2 :]] == [f"again#{visit}" for visit in range(11, 31)]
 
 
 def test_show_works_with_damaged_parts(here: Any) -> None:
@@ -800,11 +822,15 @@ def test_ls_notices_while_it_watches_that_a_run_is_stalled(here: Any, monkeypatc
     with opened() as backend:
         record = drive(backend.read(run))
         assert record is not None
-        now_running = Put(run, {**record.value, "status": "running", "owner": "it.1"})
+        now_running = Put(run, {**record.value, "status": "running", "owner": "it.1", "updated": 5.0})
         drive(backend.write([now_running, Delete(pending), put_state(pending.replace("pending", "running"), running)]))
     moments = [29.0, 31.0]
     watched = watch(here, monkeypatch, *[lambda: clock.insert(0, moments.pop(0))] * 2)
-    assert [line.split()[1] for line in watched.out.splitlines()] == [*["state", "running"] * 2, "state", "stalled"]
+    lines = watched.out.splitlines()
+    assert [line.split()[1] for line in lines] == [*["state", "running"] * 2, "state", "stalled"]
+    assert "ago, longer than its lease of 30s" in lines[1], "by the wall clock it was last written long ago"
+    assert here("runs", "cancel", "r").out == "r  ending\n"
+    assert here("runs", "show", "r").out.splitlines()[1] == "state       ending"
 
 
 HANGS = """
