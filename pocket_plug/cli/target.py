@@ -58,6 +58,11 @@ class Target:
         path = path_of(backend)
         if path is not None and not may_be_new and not path.exists():
             raise click.UsageError(f"{self}: there is no file {path}; give the path of a store that exists")
+        if path is not None and not may_be_new and path.stat().st_size == 0:  # SQLite would take it for a new one
+            raise click.UsageError(
+                f"{self}: the file {path} is empty, with 0 bytes, so this is no store, or it has lost all its entries; "
+                "restore a backup, or give the path of a store"
+            )
         return stack, backend
 
     @property
