@@ -116,10 +116,9 @@ def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: i
         return found, False
 
     def show(found: list[RunInfo], is_more: bool, now: float) -> None:
-        if as_json:
-            echo_json([_facts(each) for each in found])
-        else:
-            print_table(("run", "state", "graph", "node", "age", "steps", "why"), [_row(each, now) for each in found])
+        _print_list(found, now, as_json)
+        if not found:
+            echo(f"there are no {'such runs' if states or graph else 'runs'} in {target}", err=True)
         if is_more:
             echo(f"there are more runs; use --limit {limit * 10} to see them", err=True)
 
@@ -140,6 +139,13 @@ def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: i
     except KeyboardInterrupt:
         if not watch:  # there it is the way to stop
             raise
+
+
+def _print_list(found: list[RunInfo], now: float, as_json: bool) -> None:
+    if as_json:
+        echo_json([_facts(each) for each in found])
+    else:
+        print_table(("run", "state", "graph", "node", "age", "steps", "why"), [_row(each, now) for each in found])
 
 
 def _row(run: RunInfo, now: float) -> Sequence[str]:
@@ -431,7 +437,14 @@ def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> int:
     A process that executes such a run notices this at its next commit, or within a third of its lease. If a RUN can't be
     cancelled, that is reported, and the exit code is 1.
     """
-    return int(_change(target, run_ids, Runs.cancel, as_json) > 0)
+    changed, refused = _change(target, run_ids, Runs.cancel, as_json)
+    if not as_json and any(run.is_ending for run in changed):
+        echo(
+            "ending: a process executes it, and notices this at its next commit, or within a third of its lease; if the process "
+            "is gone, a worker ends the run",
+            err=True,
+        )
+    return int(refused)
 
 
 @runs.command
@@ -444,37 +457,37 @@ def retry(target: Target, run_ids: tuple[str, ...], as_json: bool) -> int:
     `pocket-plug worker TARGET` then resumes them. Without a worker, use `resume`. If a RUN can't be retried, that is
     reported, and the exit code is 1.
     """
-    refused = _change(target, run_ids, Runs.retry, as_json)
-    if not as_json and refused < len(run_ids):
+    changed, refused = _change(target, run_ids, Runs.retry, as_json)
+    if changed and not as_json:
         _say_how_to_resume()
-    return int(refused > 0)
+    return int(refused)
 
 
 def _change(
     target: Target, run_ids: Sequence[str], operation: Callable[[Runs, str], Awaitable[RunInfo]], as_json: bool
-) -> int:
-    """Apply an operation to each run, and print the run's new state. Returns for how many runs it was refused."""
+) -> tuple[list[RunInfo], bool]:
+    """Apply an operation to each run, and print the run's new state. Returns the changed runs, and whether any refused it."""
 
     async def changed(runs: Runs) -> None:
         for run_id in run_ids:
             try:
                 run = await operation(runs, run_id)
             except (RunStateError, UnknownRunError, CorruptRecordError) as error:  # of this run only: others go on
-                refused.append(run_id)
+                refused.append(error)
                 echo(escaped(f"{type(error).__name__}: {error}"), err=True)
                 continue
             if not as_json:
                 _print_state(run, as_json=False)
-            found.append(_facts(run))
+            found.append(run)
 
-    found: list[dict[str, Any]] = []
-    refused: list[str] = []
+    found: list[RunInfo] = []
+    refused: list[Exception] = []
     try:
         _with_runs(target, changed)
     finally:
         if as_json:
-            echo_json(found)
-    return len(refused)
+            echo_json([_facts(each) for each in found])
+    return found, bool(refused)
 
 
 def _say_how_to_resume() -> None:

@@ -249,6 +249,7 @@ def test_ls_of_a_state(here: Any) -> None:
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     assert [each["run_id"] for each in here("runs", "ls", "--state", "failed", "--json").json] == ["order"]
     assert here("runs", "ls", "--state", "suspended", "--json").json == []
+    assert here("runs", "ls", "--state", "suspended").err == "there are no such runs in the default store\n"
     assert here("runs", "ls", "--state", "dead").code == 2
 
 
@@ -829,7 +830,9 @@ def test_ls_notices_while_it_watches_that_a_run_is_stalled(here: Any, monkeypatc
     lines = watched.out.splitlines()
     assert [line.split()[1] for line in lines] == [*["state", "running"] * 2, "state", "stalled"]
     assert "ago, longer than its lease of 30s" in lines[1], "by the wall clock it was last written long ago"
-    assert here("runs", "cancel", "r").out == "r  ending\n"
+    cancelled = here("runs", "cancel", "r")
+    assert cancelled.out == "r  ending\n"
+    assert cancelled.err.startswith("ending: a process executes it, and notices this at its next commit")
     assert here("runs", "show", "r").out.splitlines()[1] == "state       ending"
 
 
