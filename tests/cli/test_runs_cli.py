@@ -364,6 +364,25 @@ def test_show_links_the_traces_of_all_executions(here: Any) -> None:
     assert {each["trace_id"] for each in drawn} == set(traces)
 
 
+@pytest.mark.parametrize("command", [["runs", "ls"], ["store", "check"]])
+def test_a_store_that_does_not_answer_at_once(here: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    """A server that is away is tried for half a minute: the command says what it waits for."""
+
+    async def slowly(self: SQLite) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await at_once(self)
+
+    fill({"a": 1})
+    at_once = SQLite.open
+    said = "the default store doesn't answer yet; waiting\n"
+    assert said not in here(*command).err
+    monkeypatch.setattr("pocket_plug.cli.target.PATIENT_SECONDS", 0.0)
+    monkeypatch.setattr(SQLite, "open", slowly)
+    ran = here(*command)
+    assert (ran.code, said in ran.err) == (0, True)
+
+
 def test_show_of_no_run(here: Any) -> None:
     """The error says that there is no such run, and where the command has looked."""
     finish("r")
