@@ -131,6 +131,14 @@ def test_what_it_runs_is_traced_with_what_is_captured() -> None:
     assert '"delivered for 5"' in Path(".pocket_plug/traces.jsonl").read_text("utf-8").replace("\\", "")
 
 
+def test_a_run_id_with_a_line_break_is_one_line() -> None:
+    """Ids may come from users: none can pretend that another run has finished."""
+    submit("apple\nfinished   fig  shop")
+    ran = worker("shop.py", "--url", URL, "--once")
+    line = r"apple\nfinished   fig  shop  shop"
+    assert ran.stdout.splitlines() == [f"taken      {line}", f"finished   {line}"]
+
+
 def test_json_is_a_line_for_each() -> None:
     """For machines."""
     submit("apple")
