@@ -817,7 +817,7 @@ def watch(here: Any, monkeypatch: pytest.MonkeyPatch, *meanwhile: Callable[[], o
             raise KeyboardInterrupt
         await asyncio.to_thread(step)
 
-    monkeypatch.setattr("pocket_plug.cli.runs.asyncio", SimpleNamespace(run=asyncio.run, sleep=sleep))
+    monkeypatch.setattr("pocket_plug.cli.runs.listing.asyncio", SimpleNamespace(run=asyncio.run, sleep=sleep))
     watched: Ran = here("runs", "ls", "--watch")
     return watched
 
