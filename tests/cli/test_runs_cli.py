@@ -712,14 +712,14 @@ def test_ids_are_shown_unchanged_on_a_terminal(
 
 
 # ---------------------------------------------------------------- failures, answers and cancellation
-def fail(run_id: str) -> None:
+def fail(run_id: str, error: type[Exception] = RuntimeError) -> None:
     """A run that has failed."""
 
     @node
     def fails(word: str) -> str:
-        raise RuntimeError("closed")
+        raise error("closed")
 
-    with SyncStore(URL) as store, pytest.raises(RuntimeError):
+    with SyncStore(URL) as store, pytest.raises(error):
         Graph(fails, store=store, name="failing").run_sync("x", run_id=run_id)
     set_default_pocket(None)
 
@@ -770,6 +770,78 @@ def test_one_run_that_can_not_be_changed_does_not_stop_the_others(here: Any) -> 
     assert f"{way_on}\n" == WHO_GOES_ON
     cancelled = here("runs", "cancel", "none", "a", "--json")
     assert (cancelled.code, [each["run_id"] for each in cancelled.json]) == (1, ["a"])
+
+
+class Closed(Exception):
+    """An error of an application."""
+
+
+def test_runs_are_counted_by_state_graph_node_and_error(here: Any) -> None:
+    """The largest group comes first."""
+    finish("done0", "done1", "done2")
+    for run_id in ("a", "b"):
+        fail(run_id, Closed)
+    fail("c")
+    about = ("state", "graph", "node", "error", "runs")
+    counted = here("runs", "count", "--json").json
+    assert [tuple(each[name] for name in about) for each in counted] == [
+        ("finished", "plain", None, None, 3),
+        ("failed", "failing", "fails", "Closed", 2),
+        ("failed", "failing", "fails", "RuntimeError", 1),
+    ]
+    first = here("runs", "show", "a", "--json").json
+    assert counted[1]["since"] == first["since"]
+    header, *rows = here("runs", "count", "--state", "failed", "--error", "Closed").out.splitlines()
+    assert (header.split(), [row.split()[:5] for row in rows]) == (
+        [*about, "oldest"],
+        [["failed", "failing", "fails", "Closed", "2"]],
+    )
+    nothing = here("runs", "count", "--graph", "none")
+    assert (nothing.code, nothing.err) == (0, "there are no such runs in the default store\n")
+
+
+def test_runs_are_selected_by_node_and_error(here: Any) -> None:
+    """For the list and for changes; a run whose failure was retried has no error any more."""
+    finish("done")
+    for run_id in ("a", "b", "c"):
+        fail(run_id, Closed)
+    fail("other")
+
+    def ids(*options: str) -> list[str]:
+        return [each["run_id"] for each in here("runs", *options, "--json").json]
+
+    assert ids("ls", "--error", "Closed", "--limit", "2") == ["c", "b"]
+    assert ids("ls", "--node", "fails") == ["other", "c", "b", "a"]
+    assert ids("ls", "--error", f"{Closed.__module__}.Closed") == ids("ls", "--error", "Closed") == ["c", "b", "a"]
+    assert ids("ls", "--error", "Close") == ids("ls", "--node", "fail") == []
+    planned = here("runs", "retry", "--error", "Closed", "--dry-run")
+    assert [line.split()[:2] for line in planned.out.splitlines()[1:]] == [[each, "failed"] for each in "cba"]
+    retried = here("runs", "retry", "--error", "Closed")
+    assert (retried.code, retried.out, retried.err) == (0, "retried 3 runs\n", WHO_GOES_ON)
+    again = here("runs", "retry", "--error", "Closed")
+    assert (again.code, again.out, again.err) == (0, "", "there are no such runs in the default store\n")
+    assert ids("cancel", "--graph", "failing", "--state", "pending") == ["c", "b", "a"]
+    assert ids("cancel", "--graph", "plain") == []  # it has finished
+    assert [each["state"] for each in here("runs", "ls", "--json").json] == ["failed", *["cancelled"] * 3, "finished"]
+
+
+@pytest.mark.parametrize("command", ["cancel", "retry"])
+@pytest.mark.parametrize(
+    ("arguments", "way_out"),
+    [
+        ([], "give RUNs, or select them by --state, --graph, --node or --error"),
+        (["a", "--graph", "failing"], "give RUNs, or select them by --state, --graph, --node and --error; not both"),
+        (["a", "--dry-run"], "give RUNs, or select them by --state, --graph, --node and --error; not both"),
+        (["--state", "finished"], "Invalid value for '--state': 'finished' is not one of"),
+    ],
+)
+def test_a_change_says_which_runs_it_is_about(here: Any, command: str, arguments: list[str], way_out: str) -> None:
+    """No run is changed by a command that names none, or that is ambiguous."""
+    fail("a")
+    refused = here("runs", command, *arguments)
+    assert (refused.code, refused.out) == (2, "")
+    assert way_out in refused.err
+    assert [each["state"] for each in here("runs", "ls", "--json").json] == ["failed"]
 
 
 def test_cancel_ends_runs(own: Any) -> None:

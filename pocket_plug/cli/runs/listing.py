@@ -1,10 +1,12 @@
-"""`runs ls`: lists runs."""
+"""`runs ls` and `runs count`: which runs there are, and how many."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
 from typing import get_args
 
 import click
@@ -15,58 +17,44 @@ from pocket_plug.cli.target import Target
 from pocket_plug.graph.runs import ENDED, OPEN, RunInfo, Runs, RunState
 from pocket_plug.store.store import StoreScope
 
-from .facts import facts_of, why
+from .facts import facts_of, why, with_runs
+from .selection import Selection, error_names, selecting
 
 LIMIT = 100
 """How many runs `ls` shows by default."""
 WATCH_SECONDS = 2.0
 """Seconds between two refreshes of `ls --watch`."""
+ALL: tuple[RunState, ...] = get_args(RunState)
 CLOSED: tuple[RunState, ...] = (*ENDED, "unreadable")
 
 
 @click.command
-@click.option(
-    "--state",
-    "states",
-    type=click.Choice(get_args(RunState)),
-    multiple=True,
-    help="Only runs in this state; may be repeated.",
-)
-@click.option("--graph", metavar="NAME", help="Only runs of this graph.")
+@selecting(ALL)
 @click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True, metavar="N", help="At most N runs.")
 @click.option("--watch", is_flag=True, help="Refresh the list until Ctrl-C.")
 @as_json
 @click.pass_obj
-def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: int, watch: bool, as_json: bool) -> None:
+def ls(target: Target, selection: Selection, limit: int, watch: bool, as_json: bool) -> None:
     """List runs: open ones first, then ended ones.
 
     Open runs are those that can still be executed: pending, running, stalled, suspended and failed ones. In each part, the
     newest run comes first.
     """
 
-    async def listed(runs: Runs) -> tuple[list[RunInfo], bool]:
-        found: list[RunInfo] = []
-        for wanted in (states,) if states else (OPEN, CLOSED):
-            page = await runs.list(state=wanted, graph=graph, limit=limit + 1 - len(found))
-            found += page.runs
-            if len(found) > limit:
-                return found[:limit], True
-        return found, False
-
     def show(found: list[RunInfo], is_more: bool, now: float) -> None:
-        _print_list(found, now, as_json)
+        print_list(found, now, as_json)
         if not found:
-            echo(f"there are no {'such runs' if states or graph else 'runs'} in {target}", err=True)
+            say_that_there_are_none(target, selection)
         if is_more:
             echo(f"there are more runs; use --limit {limit * 10} to see them", err=True)
 
     async def shown() -> None:
         async with target.opened() as stack:
             runs = Runs(StoreScope(stack))  # one for all looks: it remembers since when a run is unchanged
-            show(*await listed(runs), stack.clock())
+            show(*await _listed(runs, selection, limit), stack.clock())
             while watch:
                 await asyncio.sleep(WATCH_SECONDS)
-                found = await listed(runs)
+                found = await _listed(runs, selection, limit)
                 if sys.stdout.isatty():
                     click.clear()
                 show(*found, stack.clock())
@@ -79,7 +67,19 @@ def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: i
             raise
 
 
-def _print_list(found: list[RunInfo], now: float, as_json: bool) -> None:
+async def _listed(runs: Runs, selection: Selection, limit: int) -> tuple[list[RunInfo], bool]:
+    """At most `limit` runs, and whether there are more."""
+    found: list[RunInfo] = []
+    for states in (selection.states,) if selection.states else (OPEN, CLOSED):
+        async with aclosing(selection.each(runs, states, limit + 1)) as each:
+            async for run in each:
+                if len(found) == limit:
+                    return found, True
+                found.append(run)
+    return found, False
+
+
+def print_list(found: list[RunInfo], now: float, as_json: bool) -> None:
     if as_json:
         echo_json([facts_of(each) for each in found])
     else:
@@ -92,7 +92,65 @@ def _row(run: RunInfo, now: float) -> Sequence[str]:
         "ending" if run.is_ending else run.state,
         run.graph or "",
         run.node or "",
-        "" if run.started is None else in_units(now - run.started),
+        _age(run.started, now),
         "" if run.steps is None else str(run.steps),
         why(run, now),
     )
+
+
+def say_that_there_are_none(target: Target, selection: Selection) -> None:
+    echo(f"there are no {'such runs' if selection.is_given else 'runs'} in {target}", err=True)
+
+
+# ---------------------------------------------------------------- count
+@dataclass(slots=True)
+class _Group:
+    """Runs that have these in common."""
+
+    state: str
+    graph: str | None
+    node: str | None
+    error: str | None
+    runs: int = 0
+    since: float | None = None
+    """When the first of them entered its state, in epoch seconds."""
+
+    def add(self, run: RunInfo) -> None:
+        self.runs += 1
+        if run.since is not None and (self.since is None or run.since < self.since):
+            self.since = run.since
+
+
+@click.command
+@selecting(ALL)
+@as_json
+@click.pass_obj
+def count(target: Target, selection: Selection, as_json: bool) -> None:
+    """Count runs by state, graph, node and error.
+
+    `oldest` is how long ago the first of them entered its state.
+    """
+
+    async def counted(runs: Runs) -> list[_Group]:
+        groups: dict[tuple[str | None, ...], _Group] = {}
+        async for run in selection.each(runs, selection.states or ALL):
+            *_, error = error_names(run) or (None,)
+            about = "ending" if run.is_ending else run.state, run.graph, run.node, error
+            groups.setdefault(about, _Group(*about)).add(run)
+        return sorted(groups.values(), key=lambda group: -group.runs)
+
+    groups, now = with_runs(target, counted)
+    if as_json:
+        echo_json([asdict(each) for each in groups])
+        return
+    rows = [
+        (each.state, each.graph or "", each.node or "", each.error or "", f"{each.runs:,}", _age(each.since, now))
+        for each in groups
+    ]
+    print_table(("state", "graph", "node", "error", "runs", "oldest"), rows)
+    if not groups:
+        say_that_there_are_none(target, selection)
+
+
+def _age(since: float | None, now: float) -> str:
+    return "" if since is None else in_units(now - since)
