@@ -32,6 +32,7 @@ from pocket_plug import (
     StoreError,
     StoreUnreachableError,
     StoreWriter,
+    SyncStore,
     SyncWriter,
     Worker,
     WorkerReport,
@@ -487,6 +488,30 @@ def test_once_ends_when_nothing_is_ready(url: str) -> None:
             assert len(await keys(store, "suspended")) == len(await keys(store, "failed")) == 1
 
     asyncio.run(main())
+
+
+def test_a_worker_can_run_again_in_another_event_loop(url: str) -> None:
+    """As in a test that lets a worker do what is ready, advances the clock, and calls it again."""
+    asleep = asyncio.Event()
+
+    class Signalling(Worker):
+        async def _sleep(self, pause: float) -> None:
+            asleep.set()
+            await super()._sleep(3600)
+
+    @node
+    async def until_asleep(n: int) -> int:
+        await asleep.wait()
+        return n
+
+    waiting = Graph(until_asleep, name="waiting")
+    with SyncStore(url) as store:
+        worker = Signalling([waiting], store=store)
+        for run_id in ("a", "b"):
+            asleep = asyncio.Event()
+            waiting.submit_sync(1, run_id=run_id, store=store)
+            asyncio.run(worker.run(once=True))
+            assert waiting.resume_sync(run_id, store=store) == 1
 
 
 @pytest.mark.parametrize("became", ["taken", "finished"])

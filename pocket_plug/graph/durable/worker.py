@@ -164,6 +164,7 @@ class Worker:
         a graph's store can't keep durable runs, and GraphError for a graph that can't run.
         """
         self._loop, pocket = asyncio.get_running_loop(), self._pocket or default_host()
+        self._woken = asyncio.Event()  # belongs to one event loop, and the next call may run in another
         self._review_at, failures, self._unreachable = 0.0, 0, None
         self._finders = [await self._finder(graph, pocket) for graph in self._graphs]
         pruning = asyncio.create_task(self._prune(once=once))
