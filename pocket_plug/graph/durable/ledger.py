@@ -52,7 +52,10 @@ def idempotency_key() -> str:
     """
     key = idempotency.get()
     if key is None:
-        raise UnknownRunError("idempotency_key(): there is no durable run here; start it with run(…, run_id=…)")
+        raise UnknownRunError(
+            "idempotency_key(): there is no durable run here; start it with run(…, run_id=…). To test the node alone, give "
+            "run_node(…, run_id=…)"
+        )
     return key
 
 
