@@ -548,7 +548,7 @@ def test_another_input_is_refused(tmp_path: Path) -> None:
                     await graph.run(other, run_id="r")
             with pytest.raises(RunMismatchError, match="'same' in scope ''"):
                 await Graph(same, store=store, name="other").run(numbers, run_id="r")
-            with pytest.raises(RunMismatchError, match="in 'tenant:'"):
+            with pytest.raises(RunMismatchError, match=r"not to 'same' in scope 'tenant:'; resume it with .*store.scope"):
                 await Graph(same, store=store.scope("tenant"), name="same").run(numbers, run_id="r")
 
     asyncio.run(main())

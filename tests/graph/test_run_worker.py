@@ -40,6 +40,7 @@ from pocket_plug import (
     each,
     fan_out,
     hookimpl,
+    join_name,
     node,
 )
 from pocket_plug.graph.durable.heartbeat import BEAT, beat
@@ -72,6 +73,7 @@ async def count(store: StoreWriter, n: int) -> int:
 
 
 graph = Graph(double >> count, name="doubling")
+nested = Graph(Graph(double >> count, name="inner"), name="nested")
 
 
 @pytest.fixture
@@ -488,6 +490,46 @@ def test_once_ends_when_nothing_is_ready(url: str) -> None:
             assert len(await keys(store, "suspended")) == len(await keys(store, "failed")) == 1
 
     asyncio.run(main())
+
+
+def test_a_worker_executes_the_runs_of_all_scopes_of_its_store(url: str) -> None:
+    """A service gives each tenant a scope; each run reads and writes in the scope in which it was submitted."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            said = Said()
+            tenants = {name: store.scope(join_name(name)) for name in ("acme", "a:b")}
+            for name, tenant in tenants.items():
+                await nested.submit(1, run_id=name, store=tenant)
+            await nested.submit(1, run_id="base", store=store)
+            assert [check.verdict for check in await nested.check_runs(store=store)] == ["unchanged"] * 3
+            await Worker([nested], store=store, report=said).run(once=True)
+            assert {report.became for report in said.reports} == {"taken", "finished"}
+            assert [await tenant.get("counted") for tenant in tenants.values()] == [1, 1]
+            assert await store.get("counted") == 1
+            assert await nested.resume("a:b", store=tenants["a:b"]) == 2
+
+    asyncio.run(main())
+
+
+def test_a_worker_over_a_scope_leaves_the_runs_outside(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """They are reported once, as refused, with the reason; they stay as they are."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            said = Said()
+            await nested.submit(1, run_id="other", store=store.scope("other"))
+            await nested.submit(1, run_id="within", store=store.scope("acme").scope("shop"))
+            assert [check.run_id for check in await nested.check_runs(store=store.scope("acme"))] == ["within"]
+            await Worker([nested], store=store.scope("acme"), report=said).run(once=True)
+            assert (said.of("within"), said.of("other")) == (["taken", "finished"], ["refused"])
+            (refused,) = [report.error for report in said.reports if report.became == "refused"]
+            assert "in scope 'other:', not to 'nested' in scope 'acme:'; resume it with that scope" in str(refused)
+            assert (await Runs(store).get("other")).state == "pending"
+
+    asyncio.run(main())
+    assert "skips run 'other' of graph 'nested'" in caplog.text
+    assert "it is in another scope" in caplog.text
 
 
 def test_a_worker_can_run_again_in_another_event_loop(url: str) -> None:

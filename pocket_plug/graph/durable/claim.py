@@ -228,9 +228,13 @@ def refuse_another(journal: Journal, start: Record, value: object) -> None:
     """Raise RunMismatchError if the run has another graph or another input."""
     name, prefix = journal.graph.name, journal.prefix
     if (start["graph"], start["scope"]) != (name, prefix):
+        way_out = "give the new run another run_id"
+        if start["graph"] == name:
+            journal.other_scope = start["scope"]
+            way_out = f"resume it with that scope of its store, store=store.scope(…), or {way_out}"
         raise RunMismatchError(
-            f"run {journal.id!r} belongs to graph {start['graph']!r} in scope {start['scope']!r}, not to "
-            f"{name!r} in {prefix!r}; give the new run another run_id"
+            f"run {journal.id!r} belongs to graph {start['graph']!r} in scope {start['scope']!r}, not to {name!r} in scope "
+            f"{prefix!r}; {way_out}"
         )
     if value is not MISSING and not _same(journal, start["input"], value):
         raise RunMismatchError(

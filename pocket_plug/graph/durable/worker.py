@@ -287,11 +287,12 @@ class Worker:
 
     def _begin(self, finder: Finder, ready: Ready, pocket: RunHost) -> asyncio.Task[None]:
         wanted = Wanted(ready.run_id, lease=self.lease, stalled_at=ready.versions, max_tries=MAX_TRIES, in_worker=True)
-        journal = Journal(wanted, finder.graph, finder.place)
+        place = finder.place_of(ready.run_id)
+        journal = Journal(wanted, finder.graph, place)
         self._journals[finder, ready.run_id] = journal
         if self._is_stopping:
             journal.is_released = True
-        task = asyncio.create_task(self._execute(finder, ready, journal, pocket), name=f"run {ready.run_id}")
+        task = asyncio.create_task(self._execute(finder, ready, journal, place, pocket), name=f"run {ready.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
@@ -302,7 +303,9 @@ class Worker:
         if not task.cancelled() and (error := task.exception()) is not None:
             log_failure(logging.ERROR, "a worker could not end the execution of a run", error)
 
-    async def _execute(self, finder: Finder, ready: Ready, journal: Journal, pocket: RunHost) -> None:
+    async def _execute(
+        self, finder: Finder, ready: Ready, journal: Journal, place: StorePlace, pocket: RunHost
+    ) -> None:
         """Execute a run, if it can be claimed, and report what becomes of it."""
 
         def taken() -> None:
@@ -314,7 +317,7 @@ class Worker:
         ledger = _WorkerLedger(journal, taken)
         try:
             execution = Execution(
-                finder.graph, finder.place, MISSING, pocket, loop=True, threads=True, ledger=ledger, run_id=journal.id
+                finder.graph, place, MISSING, pocket, loop=True, threads=True, ledger=ledger, run_id=journal.id
             )
             await execution.go(MISSING)
         except Exception as error:  # noqa: BLE001 - it is the run's error, and is recorded there
@@ -335,6 +338,8 @@ class Worker:
             pocket.notify(RunNotice("stuck", journal.id, journal.graph.name, {"tries": MAX_TRIES}))
             pocket.notify(RunNotice("failed", journal.id, journal.graph.name, {"error_type": error_type(error)}))
             self._tell("failed", journal, error)
+        elif journal.other_scope is not None and finder.found_in(journal.id, journal.other_scope):
+            pass  # the next poll claims it there
         elif isinstance(error, RunBusyError | RunSuspendedError | RunCancelledError):
             finder.refuse(journal.id, None)  # another execution was faster
         elif isinstance(error, StoreError):
@@ -345,9 +350,12 @@ class Worker:
             seen = journal.checkpoint.version or (await versions_of(finder.stack, [journal.id]))[journal.id]
             finder.refuse(journal.id, seen)
             self._tell("refused", journal, error)
+            reason = (
+                "`graph.check_runs()` shows the reason" if journal.other_scope is None else "it is in another scope"
+            )
             _logger.warning(
-                "a worker skips run %r of graph %r until its record changes: %s. `graph.check_runs()` shows the reason",
-                *(journal.id, journal.graph.name, error_type(error)),
+                "a worker skips run %r of graph %r until its record changes: %s. %s",
+                *(journal.id, journal.graph.name, error_type(error), reason),
             )
 
     def _tell(self, became: Became, journal: Journal, error: Exception | None = None) -> None:
