@@ -1384,7 +1384,7 @@ def test_an_answer_is_kept(tmp_path: Path) -> None:
                 await graph.resume("r")
             with pytest.raises(RunSuspendedError):
                 await graph.run("x", run_id="r")
-            with pytest.raises(RunMismatchError, match=r"which question is it for.*Open questions: 'two#1'"):
+            with pytest.raises(RunMismatchError, match=r"has asked 2 questions.*; give question=…\. Open questions: 'two#1'"):
                 await graph.resume("r", answer=1)  # the call that gave the first answer, once more
             with pytest.raises(RunMismatchError, match="question 'one#1' was already answered"):
                 await graph.resume("r", answer=2, question=one)
