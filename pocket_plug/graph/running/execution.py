@@ -150,9 +150,8 @@ class Execution:
         """Run from the start, or from the recorded position, to the end; return the output of the last node."""
         ledger = self.ledger
         if ledger is None and self.above is None and idempotency.get() != self.key:
-            idempotency.set(
-                self.key
-            )  # the key of a durable run's node that starts this run is not for this run's nodes
+            # the key of a durable run's node that starts this run is not for this run's nodes
+            idempotency.set(self.key)
         try:
             if ledger is not None and (result := await ledger.claim(self, value)) is not MISSING:
                 return result
