@@ -380,7 +380,7 @@ def _about(call: NodeCall) -> dict[str, Any]:
 
 
 def _names_of(run: Run) -> dict[str, str]:
-    """The names of a run for all that is logged in it; in a nested graph also the id of the outermost run, which the caller knows."""
+    """The names of a run for all that is logged in it; in a nested graph also the id of the outermost run."""
     names = {"run_id": run.id, "graph": run.graph}
     if (outer := run.parent) is not None:
         while outer.parent is not None:

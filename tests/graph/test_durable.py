@@ -548,7 +548,9 @@ def test_another_input_is_refused(tmp_path: Path) -> None:
                     await graph.run(other, run_id="r")
             with pytest.raises(RunMismatchError, match="'same' in scope ''"):
                 await Graph(same, store=store, name="other").run(numbers, run_id="r")
-            with pytest.raises(RunMismatchError, match=r"not to 'same' in scope 'tenant:'; resume it with .*store.scope"):
+            with pytest.raises(
+                RunMismatchError, match=r"not to 'same' in scope 'tenant:'; resume it with .*store.scope"
+            ):
                 await Graph(same, store=store.scope("tenant"), name="same").run(numbers, run_id="r")
 
     asyncio.run(main())
@@ -1384,7 +1386,9 @@ def test_an_answer_is_kept(tmp_path: Path) -> None:
                 await graph.resume("r")
             with pytest.raises(RunSuspendedError):
                 await graph.run("x", run_id="r")
-            with pytest.raises(RunMismatchError, match=r"has asked 2 questions.*; give question=…\. Open questions: 'two#1'"):
+            with pytest.raises(
+                RunMismatchError, match=r"has asked 2 questions.*; give question=…\. Open questions: 'two#1'"
+            ):
                 await graph.resume("r", answer=1)  # the call that gave the first answer, once more
             with pytest.raises(RunMismatchError, match="question 'one#1' was already answered"):
                 await graph.resume("r", answer=2, question=one)
