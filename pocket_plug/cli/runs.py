@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
@@ -16,7 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 import click
 
 from pocket_plug.codec import inspect_record
-from pocket_plug.errors import CodecError, RunBusyError
+from pocket_plug.errors import (
+    CodecError,
+    CorruptRecordError,
+    RunBusyError,
+    RunStateError,
+    UnknownRunError,
+    as_date,
+)
 from pocket_plug.graph.durable import RunFailure, keys_of
 from pocket_plug.graph.durable.waits import step_of_place
 from pocket_plug.graph.graph import Graph
@@ -49,7 +55,7 @@ NARROW = 60
 """How many characters of an error's text a table shows."""
 
 LINES = 20
-"""How many lines of a value `show` prints."""
+"""How many lines of a value, and of the path, `show` prints."""
 
 
 @click.group
@@ -109,24 +115,37 @@ def ls(target: Target, states: tuple[RunState, ...], graph: str | None, limit: i
                 return found[:limit], True
         return found, False
 
-    def show() -> None:
-        (found, is_more), now = _with_runs(target, listed)
-        if as_json:
-            echo_json([_facts(each) for each in found])
-        else:
-            print_table(("run", "state", "graph", "node", "age", "steps", "why"), [_row(each, now) for each in found])
+    def show(found: list[RunInfo], is_more: bool, now: float) -> None:
+        _print_list(found, now, as_json)
+        if not found:
+            echo(f"there are no {'such runs' if states or graph else 'runs'} in {target}", err=True)
         if is_more:
             echo(f"there are more runs; use --limit {limit * 10} to see them", err=True)
 
-    show()
+    async def shown() -> None:
+        async with target.opened() as stack:
+            runs = Runs(StoreScope(stack))  # one for all looks: it remembers since when a run is unchanged
+            show(*await listed(runs), stack.clock())
+            while watch:
+                await asyncio.sleep(WATCH_SECONDS)
+                found = await listed(runs)
+                if sys.stdout.isatty():
+                    click.clear()
+                show(*found, stack.clock())
+
     try:
-        while watch:
-            time.sleep(WATCH_SECONDS)
-            if sys.stdout.isatty():
-                click.clear()
-            show()
-    except KeyboardInterrupt:  # the way to stop watching
-        return
+        with sealing():
+            asyncio.run(shown())
+    except KeyboardInterrupt:
+        if not watch:  # there it is the way to stop
+            raise
+
+
+def _print_list(found: list[RunInfo], now: float, as_json: bool) -> None:
+    if as_json:
+        echo_json([_facts(each) for each in found])
+    else:
+        print_table(("run", "state", "graph", "node", "age", "steps", "why"), [_row(each, now) for each in found])
 
 
 def _row(run: RunInfo, now: float) -> Sequence[str]:
@@ -153,8 +172,10 @@ def _why(run: RunInfo, now: float) -> str:
     if run.wake_at is not None:
         return f"for {in_units(run.wake_at - now)}"
     if run.owner is not None:
-        moved = run.updated if run.updated is not None else run.owner.since
-        return f"pid {run.owner.pid} on {run.owner.host}, last written {in_units(now - moved)} ago"
+        silent = now - (run.updated if run.updated is not None else run.owner.since)
+        # By this machine's clock, so it is only a hint; `--watch` finds out.
+        late = f", longer than its lease of {in_units(run.owner.lease)}" if silent > run.owner.lease else ""
+        return f"pid {run.owner.pid} on {run.owner.host}, last written {in_units(silent)} ago{late}"
     return ""
 
 
@@ -199,6 +220,8 @@ def show(target: Target, run_id: str, as_json: bool) -> None:
         echo_json({**facts, "executions": executions, "path": [asdict(each) for each in history.path]})
         return
     del facts["run"]
+    if facts.pop("is_ending"):
+        facts["state"] = "ending"  # as in `ls`
     facts["executions"] = len(history.executions) or facts["executions"]
     for name, fact in facts.items():
         if fact is not None and (text := _as_text(name, fact, now)):
@@ -226,13 +249,16 @@ def _print_tables(history: RunHistory, now: float) -> None:
         echo(escaped(f"\n{of_all} draws them, if their spans are in a file", keep="\n"))
     if history.path:
         echo()
-        passed = [(each.node or "", each.next or "", _ago(each.at, now)) for each in history.path]
+        last = history.path[-LINES:]  # a loop may have passed thousands
+        if more := len(history.path) - len(last):
+            echo(f"{plural(more, 'node')} passed before these; --json prints all")
+        passed = [(each.node or "", each.next or "", _ago(each.at, now)) for each in last]
         print_table(("passed", "next", "ago"), passed)
 
 
 def _as_text(name: str, fact: Any, now: float) -> str:
     if name in ("started", "updated", "since"):
-        return f"{in_units(now - fact)} ago"
+        return f"{in_units(now - fact)} ago, {as_date(fact, local=True)}"
     if name in ("expires_at", "wake_at"):
         return f"in {in_units(fact - now)}"
     if name == "visits":
@@ -405,46 +431,63 @@ async def _answer_type(graph: Graph[Any, Any], runs: Runs, run_id: str, question
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN...")
 @as_json
 @click.pass_obj
-def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
+def cancel(target: Target, run_ids: tuple[str, ...], as_json: bool) -> int:
     """End runs; they can't be resumed after that. Their nodes' writes are kept.
 
-    A process that executes such a run notices this at its next commit, or within a third of its lease.
+    A process that executes such a run notices this at its next commit, or within a third of its lease. If a RUN can't be
+    cancelled, that is reported, and the exit code is 1.
     """
-    _change(target, run_ids, Runs.cancel, as_json)
+    changed, refused = _change(target, run_ids, Runs.cancel, as_json)
+    if not as_json and any(run.is_ending for run in changed):
+        echo(
+            "ending: a process executes it, and notices this at its next commit, or within a third of its lease; if the process "
+            "is gone, a worker ends the run",
+            err=True,
+        )
+    return int(refused)
 
 
 @runs.command
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN...")
 @as_json
 @click.pass_obj
-def retry(target: Target, run_ids: tuple[str, ...], as_json: bool) -> None:
+def retry(target: Target, run_ids: tuple[str, ...], as_json: bool) -> int:
     """Retry runs that have failed or stalled: they become pending.
 
-    `pocket-plug worker TARGET` then resumes them. Without a worker, use `resume`.
+    `pocket-plug worker TARGET` then resumes them. Without a worker, use `resume`. If a RUN can't be retried, that is
+    reported, and the exit code is 1.
     """
-    _change(target, run_ids, Runs.retry, as_json)
-    if not as_json:
+    changed, refused = _change(target, run_ids, Runs.retry, as_json)
+    if changed and not as_json:
         _say_how_to_resume()
+    return int(refused)
 
 
 def _change(
     target: Target, run_ids: Sequence[str], operation: Callable[[Runs, str], Awaitable[RunInfo]], as_json: bool
-) -> None:
-    """Apply an operation to each run, and print the run's new state. It stops at the first run for which it fails."""
+) -> tuple[list[RunInfo], bool]:
+    """Apply an operation to each run, and print the run's new state. Returns the changed runs, and whether any refused it."""
 
     async def changed(runs: Runs) -> None:
         for run_id in run_ids:
-            run = await operation(runs, run_id)
+            try:
+                run = await operation(runs, run_id)
+            except (RunStateError, UnknownRunError, CorruptRecordError) as error:  # of this run only: others go on
+                refused.append(error)
+                echo(escaped(f"{type(error).__name__}: {error}"), err=True)
+                continue
             if not as_json:
                 _print_state(run, as_json=False)
-            found.append(_facts(run))
+            found.append(run)
 
-    found: list[dict[str, Any]] = []
+    found: list[RunInfo] = []
+    refused: list[Exception] = []
     try:
         _with_runs(target, changed)
     finally:
         if as_json:
-            echo_json(found)
+            echo_json([_facts(each) for each in found])
+    return found, bool(refused)
 
 
 def _say_how_to_resume() -> None:
@@ -459,7 +502,7 @@ def _print_state(run: RunInfo, as_json: bool) -> None:
     if as_json:
         echo_json(_facts(run))
     else:
-        echo(f"{run.run_id}  {'ending' if run.is_ending else run.state}")
+        echo(escaped(f"{run.run_id}  {'ending' if run.is_ending else run.state}"))
 
 
 @runs.command
