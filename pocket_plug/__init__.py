@@ -66,7 +66,7 @@ from .renamed import RenamedModules, renamed
 
 if TYPE_CHECKING:
     from .codec import register_type
-    from .graph.durable import RunCheck, RunFailure, idempotency_key
+    from .graph.durable import RunCheck, RunFailure, current_run_id, idempotency_key
     from .graph.durable.prune import Pruned
     from .graph.durable.worker import Worker, WorkerReport
     from .graph.fan_out import fan_out
@@ -155,6 +155,7 @@ _MODULES = {
     "Retention": "graph.retention",
     "Worker": "graph.durable.worker",
     "WorkerReport": "graph.durable.worker",
+    "current_run_id": "graph.durable",
     "idempotency_key": "graph.durable",
     "Graph": "graph.graph",
     "Node": "graph.nodes.node",
@@ -322,6 +323,7 @@ __all__ = [
     "WrappedStopIterationError",
     "WrappedSystemExitError",
     "WriteSizeError",
+    "current_run_id",
     "each",
     "emit",
     "fan_out",

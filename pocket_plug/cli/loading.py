@@ -31,9 +31,8 @@ def load(target: str, names: tuple[str, ...]) -> tuple[str, Any]:
     if name:
         there = f"; its graphs are {', '.join(graphs)}" if graphs else ""
         raise click.UsageError(f"{path} has no {name!r}{there}.{suggest(name, dir(module))}")
-    none = f"no {names[0]}" if len(names) == 1 else f"neither {' nor '.join(names)}"
     there = " or ".join(f"{path}:{each}" for each in graphs or ["name"])
-    raise click.UsageError(f"{path} defines {none}; name an object: {there}")
+    raise click.UsageError(f"{path} defines nothing named {' or '.join(names)}; name an object: {there}")
 
 
 def _file(path: Path, name: str) -> Path:

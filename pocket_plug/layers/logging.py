@@ -204,6 +204,7 @@ _writers = {name: partial(_write, number) for name, number in LEVELS.items()}
 
 _ATTRIBUTES = {
     "run_id": "pocket_plug.run.id",
+    "outer_run_id": "pocket_plug.run.outer_id",
     "graph": "pocket_plug.graph.name",
     "node": "pocket_plug.node.name",
     "error_type": "error.type",
@@ -292,14 +293,14 @@ class _RunLog:
 
     def __enter__(self) -> None:
         run = self.run
-        self.tokens = _bind(run_id=run.id, graph=run.graph)
+        self.tokens = _bind(**_names_of(run))
         if run.parent is None:
             _escaped.set(deque(maxlen=64))  # in the outermost run's own context: there is nothing to reset
         self.started = time.perf_counter()
         parent = {"parent_id": run.parent.id} if run.parent is not None else {}
         self.span = trace.get_current_span()
         begun = "pocket_plug.run.resumed" if run.resumed else "pocket_plug.run.started"
-        _say(self.log, "info", begun, run_id=run.id, graph=run.graph, **parent)
+        _say(self.log, "info", begun, **_names_of(run), **parent)
         open_runs.begun(self)
 
     def __exit__(self, *_: object) -> None:
@@ -318,12 +319,7 @@ class _RunLog:
 
     def _finish(self, outcome: str | None, failure: Mapping[str, str]) -> None:
         run = self.run
-        about = {
-            "run_id": run.id,
-            "graph": run.graph,
-            "steps": run.steps,
-            "duration": time.perf_counter() - self.started,
-        }
+        about = {**_names_of(run), "steps": run.steps, "duration": time.perf_counter() - self.started}
         if outcome == "suspended":  # it waits for an answer; nothing has failed
             _say(self.log, "info", "pocket_plug.run.suspended", **about)
             return
@@ -380,7 +376,17 @@ def _was_logged(error: BaseException) -> bool:
 
 
 def _about(call: NodeCall) -> dict[str, Any]:
-    return {"run_id": call.run.id, "graph": call.run.graph, "node": call.name, "visit": call.visit}
+    return {**_names_of(call.run), "node": call.name, "visit": call.visit}
+
+
+def _names_of(run: Run) -> dict[str, str]:
+    """The names of a run for all that is logged in it; in a nested graph also the id of the outermost run."""
+    names = {"run_id": run.id, "graph": run.graph}
+    if (outer := run.parent) is not None:
+        while outer.parent is not None:
+            outer = outer.parent
+        names["outer_run_id"] = outer.id
+    return names
 
 
 def _event(log: Methods, name: str, call: NodeCall, attributes: Mapping[str, Any]) -> None:

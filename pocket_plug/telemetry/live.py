@@ -30,6 +30,12 @@ from .local import written
 INTERVAL = 0.2
 """Seconds between two looks at the open spans. A shorter run is never written."""
 
+SHARE = 0.1
+"""The thread works at most about this part of the time: a service has hundreds of open spans, and needs the GIL for its runs."""
+
+LONGEST = 1.0
+"""The longest pause, in seconds: other processes take this one for dead if it doesn't touch the file."""
+
 LEFT = 24 * 3600.0
 """Seconds after which the next process removes the file of a killed one."""
 
@@ -101,16 +107,19 @@ class OpenSpans(SpanProcessor):
         self._remove()
 
     def _work(self) -> None:
+        pause = INTERVAL
         while not self._has_ended:
             if not self._open:
                 self._awake.wait()
-            if not self._ending.wait(INTERVAL):
+            if not self._ending.wait(pause):
+                began = time.thread_time()
                 try:
                     self.write()
                 except BaseException as error:  # neither a full disk nor an odd attribute may stop this thread
                     if not is_fault(error):
                         raise
                     say_once("writing the open spans", error)
+                pause = max(INTERVAL, min((time.thread_time() - began) / SHARE, LONGEST))
 
     def write(self, clock: Callable[[], float] = time.time) -> None:
         """Write the open spans if they have changed; otherwise touch the file, to show that the process is alive."""

@@ -38,7 +38,7 @@ _SEVERITIES = {
     "critical": SeverityNumber.FATAL,
 }
 _OTHER_NAMES = {"warn": "warning", "exception": "error", "err": "error", "fatal": "critical", "msg": "info"}
-_BOUND = ("run_id", "graph", "node", "error_type", "stack")
+_BOUND = ("run_id", "outer_run_id", "graph", "node", "error_type", "stack")
 """Fields that get the same attribute names as those of pocket_plug's own events, in records of a run or of pocket_plug."""
 
 _ELSEWHERE = ("event", "level", "timestamp", "logger", "trace_id", "span_id", "exc_info", "exception")

@@ -10,12 +10,14 @@ from typing_extensions import TypeVar
 
 from pocket_plug.errors import ConfigError, GraphError
 from pocket_plug.graph.addresses import executor_faults
+from pocket_plug.graph.durable.records import MAX_RUN_ID_BYTES, escaped, visit_place
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.nodes.chain import as_chain
 from pocket_plug.graph.nodes.node import Node, options_of
 from pocket_plug.graph.observing.host import RunHost, default_host
 from pocket_plug.graph.running.context import in_own_context
 from pocket_plug.graph.running.execution import Execution
+from pocket_plug.primitives.names import check_length
 from pocket_plug.store.store import Store, StoreScope
 from pocket_plug.store.sync import SyncScope
 
@@ -41,12 +43,15 @@ async def run_node(
     *,
     store: StoreScope | SyncScope | None = None,
     pocket: RunHost | None = None,
+    run_id: str | None = None,
 ) -> NodeResult[O]:
     """Run a node with an input: prep, exec with its retries and timeout, post, the commit, then the hooks.
 
     The node uses `store`, or else a new store in memory. `pocket` has the plugins that observe it, and its executor; by default
-    it is the process's default Pocket. The node may be left by any action, without an edge for it. Raises what the node raises,
-    InputError for an input of a wrong type, and GraphError, with all faults, for a node that no graph could run.
+    it is the process's default Pocket. `run_id` is for a node that calls `idempotency_key()`: the key is that of its first visit
+    in a durable run with this id. The run isn't recorded. The node may be left by any action, without an edge for it. Raises
+    what the node raises, InputError for an input of a wrong type, and GraphError, with all faults, for a node that no graph
+    could run.
 
     >>> import asyncio
     >>> from pocket_plug import Action, Node, Store, StoreWriter
@@ -61,7 +66,7 @@ async def run_node(
     >>> asyncio.run(run_node(Charge(), 700))
     NodeResult(output='too much', action='declined')
     """
-    execution = _execution(node, input, store, pocket, loop=True)
+    execution = _execution(node, input, store, pocket, run_id, loop=True)
     await execution.stack.ensure_open()
     output: O = await in_own_context(execution.go(input))
     return NodeResult(output, execution.left_by)
@@ -74,6 +79,7 @@ def run_node_sync(
     *,
     store: StoreScope | SyncScope | None = None,
     pocket: RunHost | None = None,
+    run_id: str | None = None,
 ) -> NodeResult[O]:
     """`run_node` for callers without `await`; as in `run_sync`, an event loop is made if a phase is `async def`.
 
@@ -84,7 +90,7 @@ def run_node_sync(
     >>> run_node_sync(double, 21).output
     42
     """
-    execution = _execution(node, input, store, pocket, loop=False)
+    execution = _execution(node, input, store, pocket, run_id, loop=False)
     output: O = execution.go_in_place(input, execution.plan.is_sync)
     return NodeResult(output, execution.left_by)
 
@@ -94,6 +100,7 @@ def _execution(
     input: object,
     store: StoreScope | SyncScope | None,
     pocket: RunHost | None,
+    run_id: str | None,
     *,
     loop: bool,
 ) -> Execution:
@@ -109,9 +116,24 @@ def _execution(
         found += executor_faults(graph, pocket)
     if found:
         raise GraphError(f"node {graph.name!r} can't run:", found)
-    execution = Execution(graph, graph.own_place(pocket, store or Store()), input, pocket, loop, loop)
+    place = graph.own_place(pocket, store or Store())
+    execution = Execution(graph, place, input, pocket, loop, loop, run_id=run_id or "")
     execution.exits = ANY_ACTION
+    if run_id is not None:
+        execution.key = _key(graph, run_id)
     return execution
+
+
+def _key(graph: Graph[Any, Any], run_id: str) -> str:
+    """The idempotency key of the node's first visit in a durable run."""
+    step = graph.plan.start
+    if step.kind != "node":
+        raise ConfigError(
+            f"node {step.name!r} has nodes inside, each with a key of its own, so run_node takes no run_id= for it; run it "
+            "in a durable run: graph.run(…, run_id=…)"
+        )
+    check_length(run_id, "a run_id", MAX_RUN_ID_BYTES)
+    return escaped(run_id, "/") + visit_place("", step.name, 1)
 
 
 class _AnyAction(Mapping[str, object]):

@@ -638,8 +638,8 @@ def test_run_a_folder(capsys):
         ("x" * 5000, "can't be the path of a file: File name too long"),
         ("empty", "the folder empty has neither app.py nor __init__.py; give the path of a Python file in it"),
         ("notes.txt", "notes.txt is not a Python file; its name must end in .py"),
-        ("nothing.py", "nothing.py defines neither main nor graph; name an object: nothing.py:name"),
-        ("named.py", "named.py defines neither main nor graph; name an object: named.py:shop or named.py:other\n"),
+        ("nothing.py", "nothing.py defines nothing named main or graph; name an object: nothing.py:name"),
+        ("named.py", "named.py defines nothing named main or graph; name an object: named.py:shop or named.py:other\n"),
         ("named.py:nosuch", "named.py has no 'nosuch'; its graphs are shop, other.\n"),
         ("nothing.py:grap", "nothing.py has no 'grap'. Did you mean 'graph_'?"),
         ("nothing.py:graph_", "nothing.py:graph_ is int, not a graph, a function or a click command"),
@@ -664,9 +664,9 @@ def test_a_file_without_a_graph(capsys):
     write("nothing.py", "")
     write("named.py", "import pocket_plug as pp\nshop = pp.Graph(pp.Sleep(1))")
     assert main(["graph", "nothing.py"]) == 2
-    assert "nothing.py defines no graph; name an object: nothing.py:name" in capsys.readouterr().err
+    assert "nothing.py defines nothing named graph; name an object: nothing.py:name" in capsys.readouterr().err
     assert main(["worker", "named.py"]) == 2
-    assert "named.py defines no graph; name an object: named.py:shop\n" in capsys.readouterr().err
+    assert "named.py defines nothing named graph; name an object: named.py:shop\n" in capsys.readouterr().err
 
 
 def test_trace(capsys, monkeypatch):

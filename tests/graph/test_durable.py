@@ -47,10 +47,12 @@ from pocket_plug import (
     StoreError,
     StoreReader,
     StoreWriter,
+    SyncReader,
     SyncStore,
     SyncWriter,
     UnknownRunError,
     UnregisteredTypeError,
+    current_run_id,
     each,
     hookimpl,
     idempotency_key,
@@ -548,8 +550,11 @@ def test_another_input_is_refused(tmp_path: Path) -> None:
                     await graph.run(other, run_id="r")
             with pytest.raises(RunMismatchError, match="not to 'other'; give the new run"):
                 await Graph(same, store=store, name="other").run(numbers, run_id="r")
-            with pytest.raises(RunMismatchError, match="in 'tenant:'"):
-                await Graph(same, store=store.scope("tenant"), name="same").run(numbers, run_id="r")
+            tenant = Graph(same, store=store.scope("tenant"), name="same")
+            with pytest.raises(RunMismatchError, match="not to 'same' in scope 'tenant:'; give the new run another"):
+                await tenant.run(numbers, run_id="r")
+            with pytest.raises(RunMismatchError, match=r"resume it with that scope of its store, store=store.scope\("):
+                await tenant.resume("r")
 
     asyncio.run(main())
 
@@ -1388,7 +1393,9 @@ def test_an_answer_is_kept(tmp_path: Path) -> None:
                 await graph.resume("r")
             with pytest.raises(RunSuspendedError):
                 await graph.run("x", run_id="r")
-            with pytest.raises(RunMismatchError, match=r"which question is it for.*Open questions: 'two#1'"):
+            with pytest.raises(
+                RunMismatchError, match=r"has asked 2 questions.*; give question=…\. Open questions: 'two#1'"
+            ):
                 await graph.resume("r", answer=1)  # the call that gave the first answer, once more
             with pytest.raises(RunMismatchError, match="question 'one#1' was already answered"):
                 await graph.resume("r", answer=2, question=one)
@@ -1602,6 +1609,43 @@ def test_what_observers_see(tmp_path: Path) -> None:
                 ("resume", "approve", {"epoch": 2}), ("approve", 1, "ok", None), ("decide", 1, "ok", None),
                 ("asking", "success"), ("asking", 1, "ok", None), ("send", 1, "ok", None), ("mail", True, "success"),
             ]  # fmt: skip
+
+    asyncio.run(main())
+
+
+def test_a_node_knows_the_id_of_its_run(tmp_path: Path) -> None:
+    """In all phases and hooks, in worker threads, items and nested graphs, and of the outermost run."""
+    seen = dict[str, str]()
+
+    class Noting(Node[int, list[int], int]):
+        def prep(self, store: SyncReader, n: int) -> int:
+            seen["prep"] = current_run_id()
+            return n
+
+        def exec(self, n: int) -> int:
+            seen["exec"] = current_run_id()
+            return n
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> list[int]:
+            seen["post"] = current_run_id()
+            return [1, 2]
+
+        async def on_success(self, store: StoreWriter, output: object) -> None:
+            seen["on_success"] = current_run_id()
+
+    @node
+    async def item(n: int) -> int:
+        seen[f"item {n}"] = current_run_id()
+        return n
+
+    async def main() -> None:
+        async with stored(tmp_path) as store:
+            graph = Graph(Noting() >> each(Graph(item, name="inner")), name="outer")
+            await graph.run(1, run_id="a/b%2F:é", store=store)
+            assert set(seen.values()) == {"a/b%2F:é"}
+            assert len(seen) == 6
+            with pytest.raises(UnknownRunError, match=r"current_run_id\(\): there is no durable run here"):
+                await graph.run(1, store=store)
 
     asyncio.run(main())
 

@@ -16,6 +16,7 @@ import pocket_plug as pp
 from pocket_plug.graph.runs import following
 from pocket_plug.store.backend import Put
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.spans import SpanCapture
 
 
 def said(event: Any) -> str:
@@ -304,6 +305,28 @@ def test_it_polls_less_often_the_longer_nothing_is_new(tmp_path: Path) -> None:
             assert paused.pauses[:2] == [0.02, 0.03]
             assert sorted(paused.pauses[:13]) == paused.pauses[:13]
             assert paused.pauses[11:] == [1.0, 1.0, 0.02, 0.03]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("detail", ["phase", "debug"])
+def test_its_polls_are_not_in_the_trace_around_it(tmp_path: Path, detail: Any) -> None:
+    """A web request that follows a run for an hour would have thousands of spans; what its loop does has spans as ever."""
+
+    async def main() -> None:
+        with SpanCapture(detail) as capture:
+            async with pp.Store(f"sqlite:///{tmp_path}/state.db?durability=process", layers=["tracing"]) as store:
+                graph = pp.Graph(add, name="words", store=store)
+                await graph.run(1, run_id="w")
+                await store.set("seen", 0)
+                runs = pp.Runs(store)
+                with capture.tracer_provider.get_tracer("").start_as_current_span("request"):
+                    async for _ in runs.follow("w"):
+                        await store.get("seen")
+                    await runs.wait("w")
+            request = capture.one("request")
+            below = [span.name for span in capture.spans if span.parent == request.context]
+            assert below == ["get"] * 3
 
     asyncio.run(main())
 

@@ -35,6 +35,7 @@ from pocket_plug import (
     StoreReader,
     StoreUnreachableError,
     StoreWriter,
+    SyncStore,
     SyncWriter,
     Worker,
     WorkerReport,
@@ -42,6 +43,7 @@ from pocket_plug import (
     each,
     fan_out,
     hookimpl,
+    join_name,
     node,
 )
 from pocket_plug.backends.sqlite.refusals import explained
@@ -75,6 +77,7 @@ async def count(store: StoreWriter, n: int) -> int:
 
 
 graph = Graph(double >> count, name="doubling")
+nested = Graph(Graph(double >> count, name="inner"), name="nested")
 
 
 @pytest.fixture
@@ -491,6 +494,70 @@ def test_once_ends_when_nothing_is_ready(url: str) -> None:
             assert len(await keys(store, "suspended")) == len(await keys(store, "failed")) == 1
 
     asyncio.run(main())
+
+
+def test_a_worker_executes_the_runs_of_all_scopes_of_its_store(url: str) -> None:
+    """A service gives each tenant a scope; each run reads and writes in the scope in which it was submitted."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            said = Said()
+            tenants = {name: store.scope(join_name(name)) for name in ("acme", "a:b")}
+            for name, tenant in tenants.items():
+                await nested.submit(1, run_id=name, store=tenant)
+            await nested.submit(1, run_id="base", store=store)
+            assert [check.verdict for check in await nested.check_runs(store=store)] == ["unchanged"] * 3
+            await Worker([nested], store=store, report=said).run(once=True)
+            assert {report.became for report in said.reports} == {"taken", "finished"}
+            assert [await tenant.get("counted") for tenant in tenants.values()] == [1, 1]
+            assert await store.get("counted") == 1
+            assert await nested.resume("a:b", store=tenants["a:b"]) == 2
+
+    asyncio.run(main())
+
+
+def test_a_worker_over_a_scope_leaves_the_runs_outside(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """They are reported once, as refused, with the reason; they stay as they are."""
+
+    async def main() -> None:
+        async with Store(url) as store:
+            said = Said()
+            await nested.submit(1, run_id="other", store=store.scope("other"))
+            await nested.submit(1, run_id="within", store=store.scope("acme").scope("shop"))
+            assert [check.run_id for check in await nested.check_runs(store=store.scope("acme"))] == ["within"]
+            await Worker([nested], store=store.scope("acme"), report=said).run(once=True)
+            assert (said.of("within"), said.of("other")) == (["taken", "finished"], ["refused"])
+            (refused,) = [report.error for report in said.reports if report.became == "refused"]
+            assert "in scope 'other:', not to 'nested' in scope 'acme:'; resume it with that scope" in str(refused)
+            assert (await Runs(store).get("other")).state == "pending"
+
+    asyncio.run(main())
+    assert "skips run 'other' of graph 'nested'" in caplog.text
+    assert "it is in another scope" in caplog.text
+
+
+def test_a_worker_can_run_again_in_another_event_loop(url: str) -> None:
+    """As in a test that lets a worker do what is ready, advances the clock, and calls it again."""
+    asleep = asyncio.Event()
+
+    class Signalling(Worker):
+        async def _sleep(self, pause: float) -> None:
+            asleep.set()
+            await super()._sleep(3600)
+
+    @node
+    async def until_asleep(n: int) -> int:
+        await asleep.wait()
+        return n
+
+    waiting = Graph(until_asleep, name="waiting")
+    with SyncStore(url) as store:
+        worker = Signalling([waiting], store=store)
+        for run_id in ("a", "b"):
+            asleep = asyncio.Event()
+            waiting.submit_sync(1, run_id=run_id, store=store)
+            asyncio.run(worker.run(once=True))
+            assert waiting.resume_sync(run_id, store=store) == 1
 
 
 @pytest.mark.parametrize("became", ["taken", "finished"])

@@ -18,6 +18,7 @@ from pocket_plug import (
     SyncWriter,
     node,
 )
+from pocket_plug.graph.durable.forms import MOST_FORMS
 from pocket_plug.graph.durable.records import keys_of
 from pocket_plug.graph.durable.states import StateKey, states_of
 
@@ -116,6 +117,15 @@ def test_submitting_without_await(url: str) -> None:
         assert graph.submit_sync(21, run_id="d-1", store=store) == "pending"
         assert graph.resume_sync("d-1", store=store) == 42
         assert graph.submit_sync(21, run_id="d-1", store=store) == "finished"
+
+
+def test_many_scopes_take_no_memory(url: str) -> None:
+    """A service has a scope for each tenant; the graph doesn't remember them all."""
+    many = Graph(double, name="many")
+    with SyncStore(url) as store:
+        for number in range(100):
+            many.submit_sync(1, run_id=f"d-{number}", store=store.scope(f"tenant-{number}"))
+    assert len(many.plan.forms) <= MOST_FORMS
 
 
 def test_a_graph_without_a_store_of_its_own_uses_the_given_one(url: str) -> None:

@@ -226,6 +226,28 @@ def test_events_after_a_nested_run_have_the_outer_runs_ids(logs: LogCapture) -> 
     assert own_events == [("info", "inside", "inner", "inside"), ("info", "after", "outer", "after")]
 
 
+def test_events_inside_nested_runs_have_the_id_of_the_outermost_run(logs: LogCapture) -> None:
+    """A search for a durable run's id finds the events of its nested graphs too, own ones and pocket_plug's."""
+    own = structlog.get_logger()
+
+    @pp.node(retry=pp.Retry(attempts=2))
+    async def inside(n: int) -> int:
+        own.info("inside")
+        raise ValueError
+
+    middle = pp.Graph(pp.each(pp.Graph(inside, name="inner"), errors="collect"), name="middle")
+    asyncio.run(pp.Graph(middle, name="outer").run([1]))
+    events = {entry["event"]: entry for entry in logs.entries if entry.get("graph") == "inner"}
+    run_id = logs.entries[0]["run_id"]
+    assert {entry["outer_run_id"] for entry in events.values()} == {run_id}
+    assert {
+        "inside",
+        *(f"pocket_plug.{name}" for name in ("run.started", "run.finished", "node.retry", "node.exception")),
+    } == {*events}
+    assert [entry.get("outer_run_id") for entry in logs.entries if entry["graph"] == "outer"] == [None, None]
+    assert pocket_logging.attributes_of("", {"outer_run_id": run_id}) == {"pocket_plug.run.outer_id": run_id}
+
+
 def test_an_error_is_logged_once_by_the_node_that_raised_it(logs: LogCapture) -> None:
     """Not again by the graph and the fan-out around it; the run's end is a warning with the outcome."""
 

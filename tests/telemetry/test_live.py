@@ -16,6 +16,7 @@ from opentelemetry.trace import set_span_in_context
 
 from pocket_plug.cli import main
 from pocket_plug.cli.trees import follow
+from pocket_plug.primitives.locks import Flag
 from pocket_plug.telemetry import live
 from pocket_plug.telemetry.live import OpenSpans
 from pocket_plug.telemetry.local import FileExporter
@@ -151,6 +152,35 @@ def test_open_spans_are_written_and_ended_ones_are_not(traced: Traced) -> None:
     traced.open.shutdown()
     assert [path.name for path in traced.path.parent.iterdir()] == ["traces.jsonl"]
     assert traced.open.last_run == "r-2"
+
+
+def test_the_thread_writes_less_often_if_a_write_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of open spans must not take the time of the runs that they belong to; but the process must not seem dead."""
+    now, costs, pauses, enough = 0.0, [0.001, 0.05, 7.0, 0.001], list[float](), threading.Event()
+
+    class Counting(OpenSpans):
+        def write(self, *_: Any) -> None:
+            nonlocal now
+            now += costs[len(pauses) - 1]
+
+    class Ending(Flag):
+        def wait(self, timeout: float = -1) -> bool:
+            pauses.append(timeout)
+            if len(pauses) > len(costs):
+                enough.set()
+                return super().wait()
+            return False
+
+    monkeypatch.setattr(live.time, "thread_time", lambda: now)
+    spans = Counting(tmp_path / "traces.jsonl")
+    spans._ending = Ending()  # pyright: ignore[reportPrivateUsage]
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(spans)
+    provider.get_tracer("pocket_plug.graph").start_span("run shop")
+    assert enough.wait(60)
+    spans.shutdown()
+    assert pauses == pytest.approx([0.2, 0.2, 0.5, 1.0, 0.2])
+    assert live.LONGEST < SILENT
 
 
 def test_the_thread_writes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

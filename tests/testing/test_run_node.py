@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +28,10 @@ from pocket_plug import (
     StoreWriter,
     SyncStore,
     SyncWriter,
+    UnknownRunError,
     each,
     hookimpl,
+    idempotency_key,
     node,
 )
 from pocket_plug.graph.graph import Graph
@@ -221,3 +224,34 @@ def test_anything_but_a_store_is_refused(run: Running):
 
     with pytest.raises(ConfigError, match=r"store can't be str; give Store\('memory://'\)"):
         run(double, 21, store="memory://")
+
+
+@both
+def test_a_run_id_gives_the_node_its_idempotency_key(run: Running, tmp_path: Path):
+    """The same key as in a durable run with this id, also in a worker thread; the store need not be durable."""
+
+    @node(retry=Retry(attempts=2))
+    def pay(cents: int) -> str:
+        keys.append(idempotency_key())
+        if len(keys) == 1:
+            raise ConnectionError
+        return keys[-1]
+
+    keys: list[str] = []
+    assert run(pay, 5, run_id="order/7").output == keys[0] == keys[1]
+    with SyncStore(f"sqlite:///{tmp_path}/runs.db") as store:
+        assert Graph(pay, store=store).run_sync(5, run_id="order/7") == keys[0]
+
+
+@both
+def test_without_a_run_id_there_is_no_idempotency_key(run: Running):
+    """The error says how to give one; what contains several nodes can't have one."""
+
+    @node
+    def pay(cents: int) -> str:
+        return idempotency_key()
+
+    with pytest.raises(UnknownRunError, match=r"run_node\(…, run_id=…\)"):
+        run(pay, 5)
+    with pytest.raises(ConfigError, match="node 'each_pay' has nodes inside"):
+        run(each(pay), [5], run_id="order-7")

@@ -54,6 +54,7 @@ from pocket_plug import (
     SyncWriter,
     Worker,
     WorkerReport,
+    current_run_id,
     each,
     emit,
     fan_out,
@@ -473,6 +474,7 @@ async def durable(store: Store) -> None:
     maybe = Ask[Order, bool | None](bool | None, question="Sure?")
     assert_type(approval.resume_sync("r", answer=None, question=maybe, allow_changed=True), float)
     assert_type(idempotency_key(), str)
+    assert_type(current_run_id(), str)
     assert_type(await fan_out(fetch, ["/"], store=store, run_id="r"), list[bytes])
     async with Pocket() as pocket:
         assert_type(await pocket.run(approval, Order("1"), run_id="r"), float)

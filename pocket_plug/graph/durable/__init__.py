@@ -5,6 +5,7 @@ from pocket_plug.graph.kinds.ask import Answered
 
 from .check import RunCheck as RunCheck
 from .check import check_runs as check_runs
+from .ledger import current_run_id as current_run_id
 from .ledger import idempotency_key as idempotency_key
 from .records import keys_of as keys_of
 from .request import Request as Request

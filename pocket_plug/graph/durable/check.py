@@ -49,12 +49,12 @@ class RunCheck:
 
 
 async def check_runs(graph: PlannedGraph, place: StorePlace) -> list[RunCheck]:
-    """Check all open runs of a graph whose nodes read and write in this place, in the order of their ids.
+    """Check all open runs of a graph whose nodes read and write in this place or a scope of it, in the order of their ids.
 
     No run is executed, and nothing is written. Raises ConfigError if the store can't keep durable runs, and errors of reads.
     """
     prepare(graph, place)
-    (stack, scope), judge = place, Judge(graph, place)
+    stack, scope = place
     found: list[RunCheck] = []
     keys = await _keys(stack, graph.name)
     for batch in batched(keys, BATCH):
@@ -65,10 +65,11 @@ async def check_runs(graph: PlannedGraph, place: StorePlace) -> list[RunCheck]:
         waits = await read_each(stack, list(asking.values()))
         for key, entry in runs.items():
             start = begun.get(start_key(part_of(key)))
-            if _is_elsewhere(start, str(scope)):
+            begun_in = _scope_of(start, str(scope))
+            if not begun_in.startswith(scope):
                 continue
             asked = waits.get(asking.get(key, ""))
-            found.append(await _checked(stack, judge, key, entry, start, asked))
+            found.append(await _checked(stack, Judge(graph, (stack, begun_in)), key, entry, start, asked))
     return found
 
 
@@ -100,9 +101,10 @@ def _asking(key: str, entry: Found) -> str | None:
     return wait_key(part_of(key), next_place("", frames, False)[1:])
 
 
-def _is_elsewhere(start: Found | None, scope: str) -> bool:
-    """Does the run belong to a graph of the same name in another scope? If its record has no scope, it may be this graph's."""
-    return isinstance(start, Entry) and field_of(start, "scope") not in (None, scope)
+def _scope_of(start: Found | None, scope: str) -> str:
+    """The scope in which a run was begun. If its record has none, it may be this one."""
+    found = field_of(start, "scope") if isinstance(start, Entry) else None
+    return found if isinstance(found, str) else scope
 
 
 async def _checked(

@@ -228,8 +228,12 @@ def refuse_another(journal: Journal, start: Record, value: object) -> None:
     """Raise RunMismatchError if the run has another graph or another input."""
     name, prefix = journal.graph.name, journal.prefix
     if (start["graph"], start["scope"]) != (name, prefix):
-        scopes = (f" in scope {start['scope']!r}", f" in {prefix!r}") if start["scope"] != prefix else ("", "")
-        way_out = "resume it with that graph" if value is MISSING else "give the new run another run_id"
+        scopes = (f" in scope {start['scope']!r}", f" in scope {prefix!r}") if start["scope"] != prefix else ("", "")
+        place = "graph"
+        if start["graph"] == name:
+            journal.other_scope = start["scope"]
+            place = "scope of its store, store=store.scope(…)"
+        way_out = f"resume it with that {place}" if value is MISSING else "give the new run another run_id"
         raise RunMismatchError(
             f"run {journal.id!r} belongs to graph {start['graph']!r}{scopes[0]}, not to {name!r}{scopes[1]}; {way_out}"
         )

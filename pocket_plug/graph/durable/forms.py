@@ -61,14 +61,21 @@ class GraphForm:
     """The prefix of its keys."""
 
 
+MOST_FORMS = 64
+"""How many prefixes' forms of a graph are kept: a service may have a scope for each of its tenants."""
+
+
 def form_of(plan: Plan, place: StorePlace) -> str:
     """The form of a graph whose nodes read and write in this place, as the text that is recorded."""
     prefix = str(place[1])
-    if prefix not in plan.forms:
-        plan.forms[prefix] = json.dumps(
+    form = plan.forms.get(prefix)  # another thread may clear them
+    if form is None:
+        if len(plan.forms) >= MOST_FORMS:
+            plan.forms.clear()
+        form = plan.forms[prefix] = json.dumps(
             asdict(_form(plan, place), dict_factory=_said), ensure_ascii=False, sort_keys=True
         )
-    return plan.forms[prefix]
+    return form
 
 
 @lru_cache(maxsize=64)

@@ -116,6 +116,8 @@ class Journal:
         self.wanted, self.id, self.graph = wanted, wanted.run_id, graph
         self.stack, prefix = place
         self.prefix = str(prefix)
+        self.other_scope: str | None = None
+        """The scope of the run, if a claim has found that it isn't this one."""
         self.judge = Judge(graph, place)
         key, self.part = keys_of(self.id)
         self.name = key.removeprefix(RUN)

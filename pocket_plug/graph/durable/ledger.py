@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from urllib.parse import unquote
 
 from pocket_plug.codec import default_codec
 from pocket_plug.codec.error_values import storable
@@ -54,8 +55,26 @@ def idempotency_key() -> str:
     """
     key = idempotency.get()
     if key is None:
-        raise UnknownRunError("idempotency_key(): there is no durable run here; start it with run(…, run_id=…)")
+        raise UnknownRunError(
+            "idempotency_key(): there is no durable run here; start it with run(…, run_id=…). To test the node alone, give "
+            "run_node(…, run_id=…)"
+        )
     return key
+
+
+def current_run_id() -> str:
+    """The id of the durable run in which this is called, the outermost one: for keys of the run's own state, or another service.
+
+    Can be called in all phases and hooks of a node, and in functions that they call. Raises UnknownRunError as
+    `idempotency_key()`.
+    """
+    key = idempotency.get()
+    if key is None:
+        raise UnknownRunError(
+            "current_run_id(): there is no durable run here; start it with run(…, run_id=…). To test the node alone, give "
+            "run_node(…, run_id=…)"
+        )
+    return unquote(key.partition("/")[0])
 
 
 class RunLedger:

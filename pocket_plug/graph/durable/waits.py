@@ -147,7 +147,8 @@ def wanted_question(
     found: list[str]
     if question is None:
         found = list(asked) if len(asked) == 1 else []
-        what = "which question is it for? Give question=…" if open_ones else "no question is open"
+        several = f"it has asked {len(asked)} questions, and a late answer could be for another one; give question=…"
+        what = several if open_ones else "no question is open"
     elif isinstance(question, str):
         found = [question] if question in asked else []
         what = f"it has no question {question!r}"

@@ -166,6 +166,7 @@ class Worker:
         a graph's store can't keep durable runs, and GraphError for a graph that can't run.
         """
         self._loop, pocket = asyncio.get_running_loop(), self._pocket or default_host()
+        self._woken = asyncio.Event()  # belongs to one event loop, and the next call may run in another
         self._review_at, failures, self._unreachable = 0.0, 0, None
         self._finders = [await self._finder(graph, pocket) for graph in self._graphs]
         pruning = asyncio.create_task(self._prune(once=once))
@@ -288,11 +289,12 @@ class Worker:
 
     def _begin(self, finder: Finder, ready: Ready, pocket: RunHost) -> asyncio.Task[None]:
         wanted = Wanted(ready.run_id, lease=self.lease, stalled_at=ready.versions, max_tries=MAX_TRIES, in_worker=True)
-        journal = Journal(wanted, finder.graph, finder.place)
+        place = finder.place_of(ready.run_id)
+        journal = Journal(wanted, finder.graph, place)
         self._journals[finder, ready.run_id] = journal
         if self._is_stopping:
             journal.is_released = True
-        task = asyncio.create_task(self._execute(finder, ready, journal, pocket), name=f"run {ready.run_id}")
+        task = asyncio.create_task(self._execute(finder, ready, journal, place, pocket), name=f"run {ready.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
@@ -303,7 +305,9 @@ class Worker:
         if not task.cancelled() and (error := task.exception()) is not None:
             log_failure(logging.ERROR, "a worker could not end the execution of a run", error)
 
-    async def _execute(self, finder: Finder, ready: Ready, journal: Journal, pocket: RunHost) -> None:
+    async def _execute(
+        self, finder: Finder, ready: Ready, journal: Journal, place: StorePlace, pocket: RunHost
+    ) -> None:
         """Execute a run, if it can be claimed, and report what becomes of it."""
 
         def taken() -> None:
@@ -316,7 +320,7 @@ class Worker:
         ledger = _WorkerLedger(journal, taken)
         try:
             execution = Execution(
-                finder.graph, finder.place, MISSING, pocket, loop=True, threads=True, ledger=ledger, run_id=journal.id
+                finder.graph, place, MISSING, pocket, loop=True, threads=True, ledger=ledger, run_id=journal.id
             )
             await execution.go(MISSING)
         except Exception as error:  # noqa: BLE001 - it is the run's error, and is recorded there
@@ -337,6 +341,8 @@ class Worker:
             pocket.notify(RunNotice("stuck", journal.id, journal.graph.name, {"tries": MAX_TRIES}))
             pocket.notify(RunNotice("failed", journal.id, journal.graph.name, {"error_type": error_type(error)}))
             self._tell("failed", journal, error)
+        elif journal.other_scope is not None and finder.found_in(journal.id, journal.other_scope):
+            pass  # the next poll claims it there
         elif isinstance(error, RunBusyError | RunSuspendedError | RunCancelledError):
             finder.refuse(journal.id, None)  # another execution was faster
         elif isinstance(error, StoreError):
@@ -351,10 +357,11 @@ class Worker:
             seen = journal.checkpoint.version or (await versions_of(finder.stack, [journal.id]))[journal.id]
             finder.refuse(journal.id, seen)
             self._tell("refused", journal, error)
+            check = "`pocket-plug runs check` or `graph.check_runs()` shows the reason"
             _logger.warning(
-                "a worker skips run %r of graph %r until its record changes: %s. `pocket-plug runs check` or "
-                "`graph.check_runs()` shows the reason",
+                "a worker skips run %r of graph %r until its record changes: %s. %s",
                 *(journal.id, journal.graph.name, loggable_text(error) or error_type(error)),
+                check if journal.other_scope is None else "it is in another scope",
             )
 
     def _tell(self, became: Became, journal: Journal, error: Exception | None = None) -> None:

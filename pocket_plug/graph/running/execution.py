@@ -58,7 +58,7 @@ class Execution:
     """
 
     __slots__ = (
-        *("above", "attempts", "began", "exits", "grace", "ledger", "left_by", "look_at", "loop", "max_steps"),
+        *("above", "attempts", "began", "exits", "grace", "key", "ledger", "left_by", "look_at", "loop", "max_steps"),
         *("plan", "pocket", "prefix", "run", "stack", "steps", "threads", "timeout", "turn_ends", "visits"),
         *("watchers", "where"),
     )
@@ -83,6 +83,7 @@ class Execution:
             refuse_read_only(graph, place)
         self.pocket, self.loop, self.threads, self.ledger = pocket, loop, threads, ledger
         self.left_by = DEFAULT
+        self.key: str | None = None  # the key of `idempotency_key()`, for a single node without a ledger
         self.steps = 0
         self.look_at = STEPS_PER_LOOK if graph.max_steps >= STEPS_PER_LOOK else graph.max_steps + 1
         self.turn_ends = 0.0
@@ -148,8 +149,9 @@ class Execution:
     async def go(self, value: object) -> Value:
         """Run from the start, or from the recorded position, to the end; return the output of the last node."""
         ledger = self.ledger
-        if ledger is None and self.above is None and idempotency.get() is not None:
-            idempotency.set(None)  # the key of a durable run's node that starts this run is not for this run's nodes
+        if ledger is None and self.above is None and idempotency.get() != self.key:
+            # the key of a durable run's node that starts this run is not for this run's nodes
+            idempotency.set(self.key)
         try:
             if ledger is not None and (result := await ledger.claim(self, value)) is not MISSING:
                 return result

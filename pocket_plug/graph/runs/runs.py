@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator
+from contextlib import aclosing
 from typing import Any, TypeVar, get_args
 
 from pocket_plug.errors import ConfigError, PocketError, suggest
@@ -19,6 +20,7 @@ from pocket_plug.graph.nodes.node import AnyNode
 from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.graph.retention import BY_DEFAULT, Prunable, Retention
 from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.polls import polling
 from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause
@@ -211,8 +213,13 @@ class Runs:
         at any time. Raises as `get`, and UnknownRunError once the run is removed.
         """
         await self._open()
-        async for event in follow(self._place, run_id, self._pause):
-            yield event
+        async with aclosing(follow(self._place, run_id, self._pause)) as events:
+            while True:
+                with polling():  # not around `yield`: what the caller does with the event is no poll
+                    event = await anext(events, None)
+                if event is None:
+                    return
+                yield event
 
     async def wait(
         self,
@@ -224,12 +231,15 @@ class Runs:
         """Wait until a run is finished, failed or cancelled, in any process. Raises TimeoutError, else as `get`."""
         last = None if timeout is None else time.monotonic() + seconds(timeout, "timeout")
         between, most = PAUSES
-        while (info := await self.get(run_id)).state not in ("finished", "failed", "cancelled"):
+        while True:
+            with polling():
+                info = await self.get(run_id)
+            if info.state in ("finished", "failed", "cancelled"):
+                return info
             if last is not None and time.monotonic() >= last:
                 raise TimeoutError(f"run {run_id!r} is still {info.state} after wait(…, timeout={timeout!r})")
             await self._pause(between)
             between = min(between * 1.5, most)
-        return info
 
 
 def _newest(runs: Runs) -> str | None:

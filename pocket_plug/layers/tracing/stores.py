@@ -17,6 +17,7 @@ from pocket_plug.otel.late import LateSpan
 from pocket_plug.otel.reporting import current_context, server_of, suppressed, system_of
 from pocket_plug.primitives.failures import capped, say_once
 from pocket_plug.primitives.names import OWN, PAST_OWN, RESERVED
+from pocket_plug.primitives.polls import is_poll
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.store.keys import template_of
 from pocket_plug.store.layer import Layer, parts
@@ -248,7 +249,7 @@ def _heard(live: Live, context: Context) -> Live | None:
     if not live.stores:
         return None
     if context:  # an empty one, as outside of runs and requests, has no span: a look would cost as much as the read
-        if suppressed(context):
+        if suppressed(context) or is_poll.get():
             return None
         parent = trace.get_current_span(context)
         if type(parent) is LateSpan:
@@ -385,7 +386,7 @@ class Probe(Layer):
             return None
         context = current_context()
         around = trace.get_current_span(context)
-        if suppressed(context) or type(around) is LateSpan or not around.is_recording():
+        if suppressed(context) or is_poll.get() or type(around) is LateSpan or not around.is_recording():
             return None
         attributes: Attributes = {**self._about, "db.operation.name": operation}
         try:
