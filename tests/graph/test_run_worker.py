@@ -980,7 +980,9 @@ def test_these_changes_are_logged(url: str, tmp_path: Path, fresh_structlog: Non
 
 
 # ---------------------------------------------------------------- runs that can't be continued
-def test_a_run_that_does_not_fit_the_graph_is_left_and_reported_once(url: str) -> None:
+def test_a_run_that_does_not_fit_the_graph_is_left_and_reported_once(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its graph has changed: reported once until its record changes; other runs are taken, and it isn't changed."""
 
     async def main() -> None:
@@ -1000,6 +1002,7 @@ def test_a_run_that_does_not_fit_the_graph_is_left_and_reported_once(url: str) -
                     await changed.submit(str(number), run_id=f"n-{number}", store=store)
                     await said.until(lambda number=number: "finished" in said.of(f"n-{number}"))
             assert said.of("d-1") == ["refused"]
+            assert caplog.text.count("`pocket-plug runs check TARGET`, or `graph.check_runs()`, shows the reason") == 1
             assert "can't resume in the current graph 'doubling'" in str(
                 next(r.error for r in said.reports if r.run_id == "d-1")
             )

@@ -345,7 +345,8 @@ class Worker:
             finder.refuse(journal.id, seen)
             self._tell("refused", journal, error)
             _logger.warning(
-                "a worker skips run %r of graph %r until its record changes: %s. `graph.check_runs()` shows the reason",
+                "a worker skips run %r of graph %r until its record changes: %s. `pocket-plug runs check TARGET`, or "
+                "`graph.check_runs()`, shows the reason",
                 *(journal.id, journal.graph.name, error_type(error)),
             )
 
