@@ -35,6 +35,8 @@ class StoreError(PocketError):
 
     stack: object | None = None
     """The stack of the store that was read in a transaction: a node may use several stores."""
+    loggable: str | None = None
+    """What of its text may be logged, since it quotes no keys, no values and no text of others: "state.db: the disk is full"."""
 
 
 class StoreClosedError(StoreError):

@@ -22,7 +22,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for 
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 
 NAME_WIDTH = 40
-"""In a narrow terminal, the first column keeps up to this many characters."""
+"""In a narrow terminal, the first column keeps up to this many characters, or half of the width."""
 
 MANY = 1000
 """For more things than this, a terminal shows a progress bar."""
@@ -134,10 +134,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         first = table.columns[0]  # the name, which users type or copy: in a narrow terminal the other columns are cut
         first.no_wrap, first.min_width = True, min(max((len(row[0]) for row in rows), default=0), NAME_WIDTH)
-        for row in rows:
-            table.add_row(*map(Text, row))  # not as markup
+        names = [Text(row[0]) for row in rows]
+        for name, row in zip(names, rows, strict=True):
+            table.add_row(name, *map(Text, row[1:]))  # not as markup
         if Measurement.get(console, console.options.update(width=sys.maxsize), table).maximum >= console.width:
             table.padding = 0  # rather than wrap or cut more
+            most = max(NAME_WIDTH, console.width // 2)
+            for name in names:  # one that would leave no room for the other columns goes on in the next line
+                name.plain = "\n".join(name.plain[at : at + most] for at in range(0, len(name), most))
         console.print(table)
         return
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]

@@ -341,15 +341,24 @@ def check(target: Target, as_json: bool) -> int:
     if as_json:
         echo_json(found)
     else:
-        for damaged in found.damaged:
-            echo(f"damaged: {damaged.error}")
-        for fault in found.faults:
-            echo(f"fault: {fault}")
-        unbound = f", {found.unbound:,} of an older version, not bound to their keys" if found.unbound else ""
-        if found.leftovers:
-            echo(
-                f"{plural(found.leftovers, 'entry')} of lists that no longer exist: later appends remove them", err=True
-            )
-        entries, faults = plural(found.entries, "entry"), plural(len(found.faults), "fault")
-        echo(f"checked {entries}: {len(found.damaged):,} damaged, {faults}{unbound}", err=True)
+        _print_checked(found, target)
     return int(bool(found.damaged or found.faults))
+
+
+def _print_checked(found: _Checked, target: Target) -> None:
+    """The damage, and a summary with the way out."""
+    for damaged in found.damaged:
+        echo(f"damaged: {damaged.error}")
+    for fault in found.faults:
+        echo(f"fault: {fault}")
+    unbound = f", {found.unbound:,} of an older version, not bound to their keys" if found.unbound else ""
+    if found.leftovers:
+        echo(f"{plural(found.leftovers, 'entry')} of lists that no longer exist: later appends remove them", err=True)
+    entries, faults = plural(found.entries, "entry"), plural(len(found.faults), "fault")
+    echo(f"checked {entries}: {len(found.damaged):,} damaged, {faults}{unbound}", err=True)
+    if found.damaged:
+        echo(
+            f"a backup may have them undamaged; `pocket-plug store{target.options} rm KEY` removes an entry. If its key "
+            f"begins with pocket:run, `pocket-plug runs{target.options} rm RUN` removes the run, whose id is in the key",
+            err=True,
+        )

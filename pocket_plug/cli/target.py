@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -18,6 +19,11 @@ from pocket_plug.store.layer import parts
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.stack import Stack
 from pocket_plug.store.store import Store
+
+from .output import echo
+
+PATIENT_SECONDS = 3.0
+"""After so long, a command says that it waits for its store."""
 
 
 class Target:
@@ -58,6 +64,11 @@ class Target:
         path = path_of(backend)
         if path is not None and not may_be_new and not path.exists():
             raise click.UsageError(f"{self}: there is no file {path}; give the path of a store that exists")
+        if path is not None and not may_be_new and path.stat().st_size == 0:  # SQLite would take it for a new one
+            raise click.UsageError(
+                f"{self}: the file {path} is empty, with 0 bytes, so this is no store, or it has lost all its entries; "
+                "restore a backup, or give the path of a store"
+            )
         return stack, backend
 
     @property
@@ -93,18 +104,27 @@ class Target:
     async def opened(self, *, may_be_new: bool = False) -> AsyncGenerator[Stack]:
         """The whole stack, opened, so that its layers decode the values."""
         stack, _ = self._found(may_be_new=may_be_new)
-        await stack.open()
+        await self._open(stack)
         try:
             yield stack
         finally:
             await stack.close()
+
+    async def _open(self, backend: Backend) -> None:
+        """Open it, and say so if that takes long: a server that is away is tried for half a minute."""
+        says = f"{self} doesn't answer yet; waiting"
+        waiting = asyncio.get_running_loop().call_later(PATIENT_SECONDS, lambda: echo(says, err=True))
+        try:
+            await backend.open()
+        finally:
+            waiting.cancel()
 
     @asynccontextmanager
     async def opened_backend(self) -> AsyncGenerator[Backend]:
         """The backend alone, opened. Its clock is set to 0, so that expired entries are read too."""
         _, backend = self._found(may_be_new=False)
         backend.clock = lambda: 0.0
-        await backend.open()
+        await self._open(backend)
         try:
             yield backend
         finally:

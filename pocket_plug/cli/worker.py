@@ -19,6 +19,7 @@ from pocket_plug.graph.graph import Graph
 from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.primitives.failures import error_type
 from pocket_plug.primitives.signals import run_loop
+from pocket_plug.primitives.terminal import escaped
 
 from .durations import duration
 from .output import as_json, echo, echo_json, only_json
@@ -133,4 +134,4 @@ class _Printer:
             about = {"became": report.became, "run_id": report.run_id, "graph": report.graph, "error": kind}
             echo_json(about, is_compact=True, file=self._json_to)
         else:
-            echo(f"{report.became:9}  {report.run_id}  {report.graph}" + (f"  {kind}" if kind else ""))
+            echo(escaped(f"{report.became:9}  {report.run_id}  {report.graph}") + (f"  {kind}" if kind else ""))

@@ -6,7 +6,15 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from pocket_plug.errors import ConfigError, PluginError, PocketError, StoreUnreachableError, is_fault
+from pocket_plug.errors import (
+    ConfigError,
+    PluginError,
+    PocketError,
+    RunChangedError,
+    StoreError,
+    StoreUnreachableError,
+    is_fault,
+)
 
 from .redaction import conceal, public_url
 from .terminal import escaped
@@ -24,8 +32,8 @@ _FRAME_OF_WORKER = re.compile(r'^  File "([^"\n]+\.py|<[\w-]+>)", line (\d+), in
 
 _logger = logging.getLogger("pocket_plug")
 
-_QUOTES_NOTHING = (ConfigError, PluginError, StoreUnreachableError)
-"""Errors whose messages name a plugin, an option or a server, and quote no keys and no values. So they may be logged."""
+_QUOTES_NOTHING = (ConfigError, PluginError, RunChangedError, StoreUnreachableError)
+"""Errors whose messages name a plugin, an option, a server or nodes, and quote no keys and no values. So they may be logged."""
 
 
 def capped(text: str) -> str:
@@ -169,14 +177,17 @@ def log_failure(level: int, what: str, error: BaseException | None) -> None:
 
     A message may contain private data, so it is logged at level debug only, unless it is one of ours that quotes none.
     """
-    stack = "" if error is None else f". {stack_of(error, _public_text)}"
+    stack = "" if error is None else f". {stack_of(error, loggable_text)}"
     _logger.log(level, "%s%s", what, stack)
     if error is not None:
         _logger.debug("%s", what, exc_info=error)
 
 
-def _public_text(error: BaseException) -> str | None:
-    return public_url(error_text(error)) if isinstance(error, _QUOTES_NOTHING) else None
+def loggable_text(error: BaseException) -> str | None:
+    """The text of an error, if it quotes no keys and no values; else None."""
+    if isinstance(error, _QUOTES_NOTHING):
+        return public_url(error_text(error))
+    return error.loggable if isinstance(error, StoreError) else None
 
 
 class Told:

@@ -135,7 +135,6 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
     # ------------------------------------------------------------ forks of the process
     if hasattr(os, "fork"):
 
-        @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
         def test_a_forked_child_works_or_says_that_it_cant(self, run: Callable[[Scenario], None]) -> None:
             """Forked while threads or tasks write: the child sees each write as a whole, and can read and write, or
             StoreError says why not. The parent loses nothing, and doesn't hang."""

@@ -318,7 +318,6 @@ class ExecutorContract:
         executor.close()
         assert self.run(graphs.halving.run(4, pocket=pocket)) == 2
 
-    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
     def test_a_forked_child_begins_anew(self, pocket: Pocket) -> None:
         """A child uses its own workers, and doesn't affect its parent's, also when it ends."""
         assert self.run(graphs.halving.run(2, pocket=pocket)) == 1

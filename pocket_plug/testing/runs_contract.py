@@ -32,7 +32,7 @@ from pocket_plug.store.backend import Backend
 from pocket_plug.store.store import Store
 from pocket_plug.store.views import StoreWriter
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.scenarios import die_where_it_hangs
+from pocket_plug.testing.scenarios import die_where_it_hangs, fork
 
 Scenario = Callable[[Store], Awaitable[None]]
 
@@ -340,7 +340,7 @@ def _in_processes(works: Sequence[Callable[[], Coroutine[Any, Any, Any]]]) -> li
     children: list[tuple[int, int]] = []
     for work in works:
         out, into = os.pipe()
-        child = os.fork()
+        child = fork()
         if child == 0:
             die_where_it_hangs()
             try:

@@ -8,6 +8,7 @@ import string
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import contextmanager, suppress
 from random import Random
@@ -233,9 +234,16 @@ def die_where_it_hangs() -> None:
     signal.alarm(CHILD_SECONDS)
 
 
+def fork() -> int:
+    """`os.fork`, also beside other threads. Python warns of them since 3.12, and from 3.15 on a filter can make that an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def works_in_a_child(use: Callable[[], Coroutine[object, object, None]]) -> bool:
     """Fork, and run a coroutine in the child on a new event loop. Returns False if it raised StoreError; other errors fail."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         die_where_it_hangs()
         try:

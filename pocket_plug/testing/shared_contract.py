@@ -230,7 +230,6 @@ class SharedBackendContract(BackendContract):
         instances(scenario)
 
     # ------------------------------------------------------------ one store for all callers
-    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
     def test_a_store_of_a_module_serves_every_kind_of_caller(self, url: str) -> None:
         """Consecutive `asyncio.run`, loops of threads, a hundred threads without a loop, and forked children."""
         store = Store(url)
@@ -262,7 +261,6 @@ class SharedBackendContract(BackendContract):
     # ------------------------------------------------------------ the end of a process
     if hasattr(os, "fork"):
 
-        @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
         def test_a_process_that_dies_in_a_write_leaves_all_of_it_or_nothing(
             self, make_backend: Callable[[], Backend], clock: FakeClock
         ) -> None:

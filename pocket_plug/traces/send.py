@@ -211,8 +211,8 @@ def parsed(file: TraceFile, sent: Sent, advance: Callable[[int], None]) -> Itera
             _leave_out_messages(found)
             for part in (found, *(found.get("links") or ())):
                 for name in ("traceId", "spanId", "parentSpanId"):
-                    if part.get(name):  # hex in OTLP/JSON; protobuf's JSON parser expects base64
-                        part[name] = base64.b64encode(bytes.fromhex(part[name])).decode()
+                    if part.get(name):  # hex in OTLP/JSON; protobuf's JSON parser expects base64, with - and _
+                        part[name] = base64.urlsafe_b64encode(bytes.fromhex(part[name])).decode()
         try:
             yield json_format.ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
         except json_format.ParseError as error:

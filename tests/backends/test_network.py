@@ -230,7 +230,6 @@ class Stream:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_leaves_the_parents_client_alone() -> None:
     """The child makes a client of its own; the parent's connection still works after the child has ended."""
     pairs = [socket.socketpair(), socket.socketpair()]
@@ -456,7 +455,6 @@ def test_a_conflict_keeps_its_slot_and_an_unknown_outcome_gives_it_up() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_slots_of_its_own() -> None:
     """Otherwise both would write under one slot, and the server would take one process's write for the other's."""
     slots = Slots()

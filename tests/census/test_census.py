@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-W", "error", "-m", "pocket_plug"]
 RUN = [*POCKET_PLUG, "run", str(EXAMPLES / "census")]
 MIT_TEXT = "MIT or so\n\nPermission is hereby\n  granted, free of charge, to any person\n"
 

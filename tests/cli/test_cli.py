@@ -20,7 +20,7 @@ from pocket_plug.cli import main
 from pocket_plug.cli.output import print_table
 from pocket_plug.plugins.pocket import Pocket, set_default_pocket
 
-POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-m", "pocket_plug"]
 
 ORDERS = """
     from dataclasses import dataclass
@@ -161,6 +161,19 @@ def test_a_table_for_a_narrow_terminal(monkeypatch, capsys):
         columns, [("0ef89404eda000000001", "orders", "success", "2026-11-29 22:05:33", "1.2 ms", "5", "0", "0")]
     )
     assert " 2026-11-29 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("long", ["tenant-acme/order-2026-11-30/3f2b8c1e-5d4a-4f6b-9a7e-1c2d3e4f5a6b", "x" * 200])
+def test_a_long_name_leaves_room_for_the_other_columns(long, monkeypatch, capsys):
+    """It is folded, and complete: one run with a long id hides neither the states nor the errors of all."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    columns = ("run", "state", "graph", "node", "age", "steps", "why")
+    print_table(columns, [(long, "failed", "orders", "charge", "2h3m", "4", "closed"), ("b", "pending", *[""] * 5)])
+    head, _, *lines = re.sub("\x1b\\[\\d*m", "", capsys.readouterr().out).splitlines()
+    assert head.split() == list(columns)
+    assert lines[0].split()[1:] == ["failed", "orders", "charge", "2h3m", "4", "closed"]
+    assert "".join(line[:40].strip() for line in lines) == f"{long}b"
 
 
 def test_the_doctor_on_a_narrow_terminal():

@@ -28,7 +28,7 @@ from tests.telemetry.otlp_sink import Sink
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 WORD = "Marked4711"
-COMMAND = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())", "doctor"]
+COMMAND = [sys.executable, "-m", "pocket_plug", "doctor"]
 
 Doctor = Callable[..., dict[tuple[str, str], tuple[str, str]]]
 

@@ -11,7 +11,7 @@ from textwrap import dedent
 
 import pytest
 
-POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-m", "pocket_plug"]
 
 HEAD = """
 from pocket_plug.hookspecs import Observer, hookimpl

@@ -33,7 +33,7 @@ DIRECTION = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\
 ORDERS = "".join(map(chr, [*range(1, 0x20), *range(0x7F, 0xA0)])) + DIRECTION
 HOSTILE = f"<\x1b[2J\x1b]0;owned\x07\x1b[38;5;201m\x9b2J[bold]b[/bold][link=http://x]l[/link]{ORDERS}ü漢>"
 SHORT = "<\x1b[2J\x9b\u202e\x1b[38;5;201m\r>"
-POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-m", "pocket_plug"]
 URL = "sqlite:///state.db?durability=process"
 
 APP = f"""

@@ -22,6 +22,7 @@ URL = "sqlite:///state.db?durability=process"
 
 SHOP = """
     import pathlib
+    from dataclasses import dataclass
     import pocket_plug as pp
 
     def stop(word):
@@ -53,6 +54,21 @@ SHOP = """
     renamed = pp.Graph(order >> pay.with_options(name="bill") >> deliver, name="shop")
     to_bill = {1: lambda run: run.renamed("pay", "bill")}
     upgraded = pp.Graph(order >> pay.with_options(name="bill") >> deliver, name="shop", version=2, upgrade=to_bill)
+    @dataclass
+    class Parcel:
+        word: str
+
+    @pp.node
+    def pack(word: str) -> Parcel:
+        return Parcel(word)
+
+    @pp.node
+    def send(parcel: Parcel) -> str:
+        stop(parcel.word)
+        return parcel.word
+
+    sending = pp.Graph(pack >> send, name="sending")
+
     own = pp.Graph(order, store=pp.Store("sqlite:///other.db"), name="own")
     volatile = pp.Graph(order, store=pp.Store(), name="volatile")
     number = 7
@@ -138,6 +154,20 @@ def test_some_runs_can_not_be_resumed(capsys: pytest.CaptureFixture[str]) -> Non
     assert err == "1 of 1 open runs can't resume\n"
 
 
+def test_a_value_that_the_new_program_can_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """The graph is the same, but a field of the class is gone: a resume would fail, so the deployment has to stop."""
+    begin("sending", "a")
+    assert run(["runs", "check", "shop.py:sending"]) == 0
+    program = Path("shop.py").read_text("utf-8")
+    Path("shop.py").write_text(program.replace("class Parcel:\n    word:", "class Parcel:\n    content:"), "utf-8")
+    capsys.readouterr()
+    assert run(["runs", "check", "shop.py:sending"]) == 1
+    out, err = capsys.readouterr()
+    assert "a    failed  send  refused  CodecError: decoding a shop.Parcel from" in out
+    assert "it was stored with fields that the class doesn't have: word" in out
+    assert err == "1 of 1 open runs can't resume\n"
+
+
 def test_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     """--json has the fields of a RunCheck for each run, and `run` for its id, with the same exit code."""
     begin("graph", "a")
@@ -157,7 +187,9 @@ def test_only_open_runs_of_that_graph(capsys: pytest.CaptureFixture[str]) -> Non
     assert run(["runs", "resume", "shop.py", "done"]) == 0
     capsys.readouterr()
     assert run(["runs", "check", "shop.py"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", "a"]
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["run", "a"]
+    assert err == "all 1 can resume\nnot checked: the open runs of 'asking'\n"
     assert run(["runs", "check", "shop.py:asking"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["waits", "suspended", "sure", "unchanged"]
 

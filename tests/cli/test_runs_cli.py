@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pocket_plug import Graph, SyncStore, node
+from pocket_plug import Action, Graph, Node, SyncStore, node
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
 from pocket_plug.errors import ConflictError, RunFencedError
 from pocket_plug.graph.durable.indexing import INDEXED
 from pocket_plug.graph.durable.records import RUN, keys_of
+from pocket_plug.graph.durable.stalled import StallWatch
+from pocket_plug.graph.durable.states import State, put_state
 from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Delete, Put
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-W", "error", "-m", "pocket_plug"]
 WHO_GOES_ON = "`pocket-plug worker TARGET` resumes pending runs, `pocket-plug runs resume TARGET RUN` a single one\n"
 URL = "sqlite:///state.db?durability=process"
 
@@ -117,9 +121,15 @@ def elsewhere(*arguments: str) -> Ran:
 
 
 def fill(values: dict[str, Any]) -> None:
+    with opened() as backend:
+        drive(backend.write([Put(key, value) for key, value in values.items()]))
+
+
+@contextmanager
+def opened() -> Iterator[SQLite]:
     backend = SQLite("state.db", durability="process")
     drive(backend.open())
-    drive(backend.write([Put(key, value) for key, value in values.items()]))
+    yield backend
     drive(backend.close())
 
 
@@ -127,11 +137,8 @@ def keys(prefix: str = "") -> list[str]:
     async def names() -> list[str]:
         return [name async for name in backend.scan(prefix) if name != INDEXED]  # the index stays once runs were listed
 
-    backend = SQLite("state.db", durability="process")
-    drive(backend.open())
-    found = drive(names())
-    drive(backend.close())
-    return found
+    with opened() as backend:
+        return drive(names())
 
 
 def overwrite(key: str, record: bytes) -> None:
@@ -242,6 +249,7 @@ def test_ls_of_a_state(here: Any) -> None:
     elsewhere("run", "shop.py", "--run-id", "order", "--input", '"hello"')
     assert [each["run_id"] for each in here("runs", "ls", "--state", "failed", "--json").json] == ["order"]
     assert here("runs", "ls", "--state", "suspended", "--json").json == []
+    assert here("runs", "ls", "--state", "suspended").err == "there are no such runs in the default store\n"
     assert here("runs", "ls", "--state", "dead").code == 2
 
 
@@ -290,6 +298,28 @@ def test_show_shortens_long_values(here: Any) -> None:
     assert here("runs", "show", "long", "--json").json["input"]["value"] == numbers
 
 
+def test_show_has_the_end_of_a_long_path_and_the_date(here: Any) -> None:
+    """A loop has passed thousands of nodes: what is above stays on the screen. The date is for a search in logs."""
+
+    class Again(Node[int, int], name="again"):
+        more = Action[int]()
+
+        async def post(self, store: Any, n: int, prepared: Any, result: Any) -> Any:
+            return self.more(n + 1) if n < 30 else n
+
+    again = Again()
+    with SyncStore(URL) as store:
+        Graph(again, again.more >> again, store=store, name="loop").run_sync(1, run_id="r")
+    set_default_pocket(None)
+    lines = here("runs", "show", "r").out.splitlines()
+    began = datetime.fromtimestamp(here("runs", "show", "r", "--json").json["started"]).astimezone()
+    assert any(
+        re.fullmatch(rf"started     \d+s ago, {re.escape(began.isoformat(' ', 'seconds'))}", line) for line in lines
+    )
+    at = lines.index("10 nodes passed before these; --json prints all")
+    assert [line.split()[0] for line in lines[at + 2 :]] == [f"again#{visit}" for visit in range(11, 31)]
+
+
 def test_show_works_with_damaged_parts(here: Any) -> None:
     """A further record of the run that can't be read is reported, and the rest is shown."""
     finish("r")
@@ -332,6 +362,25 @@ def test_show_links_the_traces_of_all_executions(here: Any) -> None:
     assert command is not None
     drawn = here(*command[1].split(), "--json").json
     assert {each["trace_id"] for each in drawn} == set(traces)
+
+
+@pytest.mark.parametrize("command", [["runs", "ls"], ["store", "check"]])
+def test_a_store_that_does_not_answer_at_once(here: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    """A server that is away is tried for half a minute: the command says what it waits for."""
+
+    async def slowly(self: SQLite) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await at_once(self)
+
+    fill({"a": 1})
+    at_once = SQLite.open
+    said = "the default store doesn't answer yet; waiting\n"
+    assert said not in here(*command).err
+    monkeypatch.setattr("pocket_plug.cli.target.PATIENT_SECONDS", 0.0)
+    monkeypatch.setattr(SQLite, "open", slowly)
+    ran = here(*command)
+    assert (ran.code, said in ran.err) == (0, True)
 
 
 def test_show_of_no_run(here: Any) -> None:
@@ -708,6 +757,21 @@ def test_a_failure_is_shown_and_retried(here: Any) -> None:
     assert refused.err == "RunStateError: run 'done' can't be tried again: it has finished\n"
 
 
+def test_one_run_that_can_not_be_changed_does_not_stop_the_others(here: Any) -> None:
+    """A worker may have taken one of many meanwhile: it is reported, and the exit code is 1."""
+    for run_id in ("a", "c"):
+        fail(run_id)
+    finish("b")
+    retried = here("runs", "retry", "a", "b", "none", "c")
+    assert (retried.code, retried.out) == (1, "a  pending\nc  pending\n")
+    first, second, way_on = retried.err.splitlines()
+    assert first == "RunStateError: run 'b' can't be tried again: it has finished"
+    assert second.startswith("UnknownRunError: there is no run 'none'")
+    assert f"{way_on}\n" == WHO_GOES_ON
+    cancelled = here("runs", "cancel", "none", "a", "--json")
+    assert (cancelled.code, [each["run_id"] for each in cancelled.json]) == (1, ["a"])
+
+
 def test_cancel_ends_runs(own: Any) -> None:
     """A waiting run is cancelled at once; an unknown or ended one is reported, with the ones before it in JSON."""
     for run_id in ("r", "s"):
@@ -744,21 +808,51 @@ def test_an_answer_to_a_question_that_was_not_asked(own: Any) -> None:
     )
 
 
+def watch(here: Any, monkeypatch: pytest.MonkeyPatch, *meanwhile: Callable[[], object]) -> Ran:
+    """`runs ls --watch`: each of `meanwhile` is called between two looks, then comes Ctrl-C."""
+    steps = iter(meanwhile)
+
+    async def sleep(seconds: float) -> None:
+        if (step := next(steps, None)) is None:
+            raise KeyboardInterrupt
+        await asyncio.to_thread(step)
+
+    monkeypatch.setattr("pocket_plug.cli.runs.listing.asyncio", SimpleNamespace(run=asyncio.run, sleep=sleep))
+    watched: Ran = here("runs", "ls", "--watch")
+    return watched
+
+
 def test_ls_watches(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The list is printed again and again, with the changes, until Ctrl-C, which is no failure."""
     finish("a")
-    looks: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        looks.append(seconds)
-        if len(looks) == 2:
-            raise KeyboardInterrupt
-        finish("b")
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    watched = here("runs", "ls", "--watch")
+    watched = watch(here, monkeypatch, lambda: finish("b"))
     assert watched.code == 0
     assert [line.split()[0] for line in watched.out.splitlines()] == ["run", "a", "run", "b", "a"]
+
+
+def test_ls_notices_while_it_watches_that_a_run_is_stalled(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine, or in a stopped process: its record is unchanged for its lease, by the clock of `ls`."""
+    clock = [0.0]
+    monkeypatch.setattr(StallWatch.__init__, "__defaults__", (lambda: clock[0],))
+    process = {"id": "elsewhere", "host": "another machine", "pid": 7, "machine": "another boot", "began": "1"}
+    with SyncStore(URL) as store:
+        Graph(node(lambda word: word, name="say"), store=store, name="g").submit_sync("x", run_id="r")
+    (pending,), run = keys("pocket:run-state:pending:"), keys_of("r")[0]
+    running = State(0.0, owner="it", process=process, lease=30.0)
+    with opened() as backend:
+        record = drive(backend.read(run))
+        assert record is not None
+        now_running = Put(run, {**record.value, "status": "running", "owner": "it.1", "updated": 5.0})
+        drive(backend.write([now_running, Delete(pending), put_state(pending.replace("pending", "running"), running)]))
+    moments = [29.0, 31.0]
+    watched = watch(here, monkeypatch, *[lambda: clock.insert(0, moments.pop(0))] * 2)
+    lines = watched.out.splitlines()
+    assert [line.split()[1] for line in lines] == [*["state", "running"] * 2, "state", "stalled"]
+    assert "ago, longer than its lease of 30s" in lines[1], "by the wall clock it was last written long ago"
+    cancelled = here("runs", "cancel", "r")
+    assert cancelled.out == "r  ending\n"
+    assert cancelled.err.startswith("ending: a process executes it, and notices this at its next commit")
+    assert here("runs", "show", "r").out.splitlines()[1] == "state       ending"
 
 
 HANGS = """

@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import sqlite3
 import struct
 import subprocess
@@ -39,7 +40,7 @@ from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.backend import Put
 
-POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-m", "pocket_plug"]
 URL = "sqlite:///state.db?durability=process"
 
 
@@ -656,7 +657,9 @@ def test_the_check_lists_damaged_keys() -> None:
     alter("UPDATE entries SET version = 0 WHERE key = 'older'")
     alter("UPDATE entries SET expires_at = 5.0 WHERE key = 'hidden'")
     out, err = run("check", code=1)
-    assert err == "checked 5 entries: 4 damaged, 0 faults\n"
+    checked, way_out = err.splitlines()
+    assert checked == "checked 5 entries: 4 damaged, 0 faults"
+    assert f"`pocket-plug runs --url {shlex.quote(URL)} rm RUN` removes the run" in way_out
     assert [line.partition("key ")[2].partition(":")[0] for line in out.splitlines()] == [
         "'cut'",
         "'hidden'",
@@ -782,11 +785,16 @@ def test_a_backend_of_a_plugin(install: Any) -> None:
     assert "file_bytes" not in json.loads(run("stats", "--json", url="shelf://")[0])
 
 
-@pytest.mark.parametrize("arguments", [["ls"], ["get", "a"], ["rm", "a"], ["export"], ["stats"]])
+@pytest.mark.parametrize("arguments", [["ls"], ["get", "a"], ["rm", "a"], ["export"], ["stats"], ["check"]])
 def test_a_missing_file_is_not_created(arguments: list[str]) -> None:
-    """A misspelt path is an error, exit code 2; only writes create a file."""
+    """A misspelt path is an error, exit code 2; only writes create a file. So is a file that was cut off to 0 bytes."""
     assert "there is no file state.db" in run(*arguments, code=2)[1]
     assert not Path("state.db").exists()
+    Path("state.db").touch()
+    assert "the file state.db is empty, with 0 bytes" in run(*arguments, code=2)[1]
+    assert Path("state.db").stat().st_size == 0
+    run("set", "a", "1")
+    run("ls")
 
 
 @pytest.mark.parametrize(

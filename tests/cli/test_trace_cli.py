@@ -19,7 +19,7 @@ from pocket_plug.cli import main
 from pocket_plug.traces.drawing import TIMES
 from pocket_plug.traces.retention import appending
 
-POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-W", "error", "-m", "pocket_plug"]
 A, B, C, D = (letter * 32 for letter in "abcd")
 S = 1_000_000_000
 BEGIN = 1_700_000_000 * S

@@ -20,7 +20,7 @@ from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import states_of
 from pocket_plug.testing.clock import FakeClock
 
-POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-W", "error", "-m", "pocket_plug"]
 URL = "sqlite:///state.db?durability=process"
 
 SHOP = """
@@ -129,6 +129,14 @@ def test_what_it_runs_is_traced_with_what_is_captured() -> None:
     assert worker("shop.py", "--url", URL, "--once", "--capture", "full").returncode == 2
     assert worker("shop.py", "--url", URL, "--once", "--trace", "--capture", "full").returncode == 0
     assert '"delivered for 5"' in Path(".pocket_plug/traces.jsonl").read_text("utf-8").replace("\\", "")
+
+
+def test_a_run_id_with_a_line_break_is_one_line() -> None:
+    """Ids may come from users: none can pretend that another run has finished."""
+    submit("apple\nfinished   fig  shop")
+    ran = worker("shop.py", "--url", URL, "--once")
+    line = r"apple\nfinished   fig  shop  shop"
+    assert ran.stdout.splitlines() == [f"taken      {line}", f"finished   {line}"]
 
 
 def test_json_is_a_line_for_each() -> None:

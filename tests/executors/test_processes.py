@@ -222,7 +222,6 @@ def test_a_worker_with_another_version_of_the_code_says_so(tmp_path: Path, chang
         assert "node 'work' (app:graph/work)" in out
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_workers_of_its_own() -> None:
     """The parent's workers are left alone."""
     executor = Processes(1)
@@ -294,7 +293,6 @@ if __name__ == "__main__":
     assert said.count("has forked this process, and returned in the child") == 8
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_worker_that_leaves_a_child_behind_is_known_to_have_died(tmp_path: Path) -> None:
     """The child keeps the connection open. The worker's slot isn't lost, and nobody waits without end."""
     executor = Processes(1)

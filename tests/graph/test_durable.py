@@ -546,7 +546,7 @@ def test_another_input_is_refused(tmp_path: Path) -> None:
             for other in ({0}, [0, 8], {False, 8}, {0.0, 8}):
                 with pytest.raises(RunMismatchError, match="another input"):
                     await graph.run(other, run_id="r")
-            with pytest.raises(RunMismatchError, match="'same' in scope ''"):
+            with pytest.raises(RunMismatchError, match="not to 'other'; give the new run"):
                 await Graph(same, store=store, name="other").run(numbers, run_id="r")
             with pytest.raises(RunMismatchError, match="in 'tenant:'"):
                 await Graph(same, store=store.scope("tenant"), name="same").run(numbers, run_id="r")
@@ -594,7 +594,11 @@ def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
                 ),
                 (RunChangedError, "allow_changed=True", longer.resume("r", answer=1)),
                 (RunMismatchError, "another input", graph.run(1, run_id="r")),
-                (RunMismatchError, "'outer'", Graph(work, store=store, name="another").resume("r")),
+                (
+                    RunMismatchError,
+                    "'outer', not to 'another'; resume it with that graph",
+                    Graph(work, store=store, name="another").resume("r"),
+                ),
                 (InputError, "'asked' .* asks for int, not str", graph.resume("r", answer="x")),
                 (RunSuspendedError, "waits for an answer", graph.resume("r")),
                 (UnknownRunError, "'nobody'", graph.resume("nobody", answer=1)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -29,7 +30,9 @@ from pocket_plug import (
     RunStuckError,
     Sleep,
     Store,
+    StoreBusyError,
     StoreError,
+    StoreReader,
     StoreUnreachableError,
     StoreWriter,
     SyncWriter,
@@ -41,6 +44,7 @@ from pocket_plug import (
     hookimpl,
     node,
 )
+from pocket_plug.backends.sqlite.refusals import explained
 from pocket_plug.graph.durable.heartbeat import BEAT, beat
 from pocket_plug.graph.durable.journal import Journal, Wanted
 from pocket_plug.graph.durable.processes import this_process
@@ -51,7 +55,7 @@ from pocket_plug.graph.durable.states import State, plain_state, read_state, sta
 from pocket_plug.graph.durable.worker import ALONE, MAX_TRIES, SUSPECT, Became
 from pocket_plug.graph.retention import Retention
 from pocket_plug.hookspecs import RunNotice
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
 from pocket_plug.store.layer import Layer
 from pocket_plug.telemetry import TraceLimits
 from pocket_plug.testing.clock import FakeClock, run_virtual
@@ -761,7 +765,7 @@ def test_a_takeover_expects_the_versions_that_were_read(url: str) -> None:
                 if moved is None:
                     assert await execution.go(MISSING) == 2
                 else:
-                    with pytest.raises(RunBusyError, match="'another machine' has executed it"):
+                    with pytest.raises(RunBusyError, match=r"'another machine' has executed it.*resume --takeover`"):
                         await execution.go(MISSING)
 
     asyncio.run(main())
@@ -1002,7 +1006,7 @@ def test_a_run_that_does_not_fit_the_graph_is_left_and_reported_once(
                     await changed.submit(str(number), run_id=f"n-{number}", store=store)
                     await said.until(lambda number=number: "finished" in said.of(f"n-{number}"))
             assert said.of("d-1") == ["refused"]
-            assert caplog.text.count("`pocket-plug runs check TARGET`, or `graph.check_runs()`, shows the reason") == 1
+            assert caplog.text.count("`pocket-plug runs check` or `graph.check_runs()` shows the reason") == 1
             assert "can't resume in the current graph 'doubling'" in str(
                 next(r.error for r in said.reports if r.run_id == "d-1")
             )
@@ -1010,6 +1014,8 @@ def test_a_run_that_does_not_fit_the_graph_is_left_and_reported_once(
             assert await graph.resume("d-1", store=store) == 2
 
     asyncio.run(main())
+    (warning,) = [record.getMessage() for record in caplog.records if "skips run" in record.getMessage()]
+    assert "it is at node 'double', which doesn't exist there" in warning
 
 
 def test_many_such_runs_do_not_hide_others(url: str) -> None:
@@ -1156,6 +1162,84 @@ def test_a_worker_names_the_server_that_it_can_not_reach(url: str, caplog: pytes
     assert "StoreUnreachableError: redis at db.example:6379 can't be reached; check that it runs" in warnings[0]
     assert "hunter2" not in warnings[0]
     assert "4711" not in warnings[1]
+
+
+@pytest.mark.parametrize("away", [StoreUnreachableError, StoreBusyError])
+@pytest.mark.parametrize("phase", ["prep", "commit", "an item's commit"])
+def test_a_run_whose_store_was_away_for_a_while_is_executed_again(url: str, phase: str, away: type[StoreError]) -> None:
+    """The store is back before the worker gives up: the run has not failed, so nobody needs to retry it."""
+    left = [phase]
+
+    class Away(Layer):
+        name = "away"
+
+        async def read(self, key: str) -> Entry | None:
+            if key == "seen" and left == ["prep"]:
+                raise away(left.pop())
+            return await self.inner.read(key)
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+            if any(change.key == "seen" for change in changes) and left and left != ["prep"]:
+                raise away(left.pop())
+            return await self.inner.write(changes, expect)
+
+    class See(Node[int, int], name="see"):
+        async def prep(self, store: StoreReader, n: int) -> int:
+            return int(await store.get("seen", 0))
+
+        async def post(self, store: StoreWriter, n: int, prepared: int, result: int) -> int:
+            await store.set("seen", prepared + 1)
+            return prepared + 1
+
+    async def main() -> None:
+        async with Store(url, layers=[Away()]) as store:
+            seeing: Graph[Any, Any] = Graph(each(See()) if "item" in phase else See(), store=store, name="seeing")
+            given: Any = [1] if "item" in phase else 1
+            await seeing.submit(given, run_id="d-1")
+            said = Said()
+            async with working(Worker([seeing], report=said)):
+                await said.until(lambda: {"finished", "failed"} & {*said.of("d-1")})
+            assert said.of("d-1") == ["taken", "lost", "taken", "finished"]
+            assert await store.get("seen") == 1
+            left.append(phase)
+            with pytest.raises(away):
+                await seeing.run(given, run_id="d-2")  # here the caller decides
+            assert (await Runs(store).get("d-2")).state == "failed"
+
+    asyncio.run(main())
+
+
+def test_a_worker_says_once_what_is_wrong_with_its_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk fails each ready run, at each try: the log says that it is full, and isn't filled itself."""
+    full: list[bool] = []
+    tries: list[int] = []
+
+    class Full(Layer):
+        name = "full"
+
+        async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+            if full and any(change.key.startswith(RUN) for change in changes):
+                tries.append(1)
+                if len(tries) == 30:
+                    full.clear()
+                error = sqlite3.OperationalError("database or disk is full, of 'card 4711'")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise explained(error, "state.db", 5.0)
+            return await self.inner.write(changes, expect)
+
+    async def main() -> None:
+        async with Store(f"sqlite:///{tmp_path}/full.db?durability=process", layers=[Full()]) as store:
+            for at in range(10):
+                await graph.submit(1, run_id=f"d-{at}", store=store)
+            full.append(True)
+            said = Said()
+            async with working(Worker([graph], store=store, report=said, lease=0.2)):
+                await said.until(lambda: all("finished" in said.of(f"d-{at}") for at in range(10)))
+
+    asyncio.run(main())
+    (warning,) = [record.getMessage() for record in caplog.records if "could not take" in record.getMessage()]
+    assert "StoreError: state.db: the disk is full, and nothing of the write was stored; free some space" in warning
+    assert "4711" not in warning
 
 
 # ---------------------------------------------------------------- old runs

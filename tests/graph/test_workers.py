@@ -378,7 +378,6 @@ for run in (lambda: asyncio.run(Graph(stuck).run(1)), lambda: Graph(stuck).run_s
     assert done.stderr == ""
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own() -> None:
     """The parent's don't exist in it; it makes new ones instead of waiting for them."""
     assert pool().call_blocking(60, len, "abc") == 3

@@ -223,7 +223,6 @@ def test_conflicts_of_commits_are_counted(published: Published) -> None:
     assert published.values("pocket_plug.commit.conflicts") == {frozenset(conflict): 1}
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # a fork beside threads of other tests
 def test_a_forked_child_begins_at_zero(published: Published) -> None:
     """The parent reports what the child has inherited."""
     store = Store(layers=[Metrics()])
@@ -552,7 +551,6 @@ def test_a_deleted_store_has_no_entries_and_its_evictions_still_count(published:
         assert published.values("pocket_plug.store.evictions") == evictions(size=2 * round)
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # a fork beside threads of other tests
 def test_a_forked_child_reports_what_it_did_itself(published: Published) -> None:
     """Neither its parent's evictions nor its runs; and no lock that was held at the fork blocks it."""
     store = SyncStore(layers=[Metrics(), Bounding(max_entries=1)])

@@ -18,7 +18,7 @@ from pocket_plug.layers import Persistence
 from pocket_plug.primitives.files import make_file, make_folder
 from pocket_plug.telemetry.live import OpenSpans
 
-POCKET_PLUG = [sys.executable, "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-m", "pocket_plug"]
 
 APP = """
 import pocket_plug as pp

@@ -38,8 +38,6 @@ from pocket_plug.store.backend import NO_EXPECTATIONS
 from pocket_plug.testing.interrupts import Interrupted, Interrupter
 from pocket_plug.testing.layer_contract import FaultyMemory
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-
 
 def in_child(do: Callable[[], object]) -> int:
     """Do it in a child of fork; returns 0, or 1 with the exception on stderr. A child that hangs is killed."""

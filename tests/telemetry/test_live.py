@@ -213,7 +213,6 @@ def test_a_trace_ends_with_the_last_update_of_open_spans(traced: Traced) -> None
         assert index.ended_before(left.seen + 1) == {left.span.trace_id}
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("ends", [False, True], ids=["killed", "ends"])
 def test_a_child_process_does_not_write_its_parents_spans(traced: Traced, ends: bool) -> None:
     """After a fork no span is open, and the parent's file stays the parent's, also when the child ends."""

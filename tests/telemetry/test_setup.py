@@ -281,12 +281,12 @@ def test_prometheus_finds_metrics_until_it_is_closed(tmp_path: Path) -> None:
 from urllib.request import urlopen
 telemetry = setup()
 graph.run_sync("tea")
-with urlopen("http://127.0.0.1:{port}/metrics") as answer:
+with urlopen("http://localhost:{port}/metrics") as answer:
     text = answer.read().decode()
 print("pocket_plug_run_duration_seconds_count{{" in text, 'pocket_plug_graph_name="shop"' in text)
 telemetry.close()
 try:
-    urlopen("http://127.0.0.1:{port}/metrics")
+    urlopen("http://localhost:{port}/metrics")
 except OSError as error:
     print("closed")
 """
@@ -365,7 +365,7 @@ for arguments, variables in {cases!r}:
 os.environ.update(OTEL_METRICS_EXPORTER="prometheus", OTEL_EXPORTER_PROMETHEUS_PORT="{port}")
 with setup(log_level="warning"):
     graph.run_sync("tea")
-    print("pocket_plug_run_duration" in urlopen("http://127.0.0.1:{port}/metrics").read().decode())
+    print("pocket_plug_run_duration" in urlopen("http://localhost:{port}/metrics").read().decode())
 """
     done = python(code, tmp_path)
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr

@@ -23,7 +23,7 @@ from pocket_plug.testing.scenarios import works_in_a_child
 from pocket_plug.testing.servers import Server, valkey
 from pocket_plug.testing.watch_contract import Noted
 
-POCKET_PLUG = [sys.executable, "-W", "error", "-c", "import sys; from pocket_plug.cli import main; sys.exit(main())"]
+POCKET_PLUG = [sys.executable, "-W", "error", "-m", "pocket_plug"]
 WAITS = 30.0
 """Seconds after which something is taken for lost."""
 

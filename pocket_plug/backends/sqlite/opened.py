@@ -90,10 +90,12 @@ class OpenedFile:
                 Path(self._resolved + end).unlink(missing_ok=True)
 
     def _moved(self, what: str) -> StoreError:
-        return StoreError(
+        moved = StoreError(
             f"{what} was deleted, moved or replaced while it was open, so nothing can be stored there, and entries that "
             "were stored may be lost; put the right file in its place, close this store, and open it again"
         )
+        moved.loggable = str(moved)
+        return moved
 
     # ------------------------------------------------------------ may it be used
     def not_open(self) -> StoreClosedError:

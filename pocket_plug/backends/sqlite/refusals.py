@@ -35,6 +35,7 @@ def explained(error: Exception, path: str, timeout: float) -> Exception:
         )
     way_out = _WAYS_OUT.get(_code(error), "SQLite reports an error")
     refusal = StoreError(f"{path}: {way_out} ({type(error).__name__}: {error})")
+    refusal.loggable = f"{path}: {way_out}"
     refusal.__cause__ = error
     return refusal
 

@@ -228,9 +228,10 @@ def refuse_another(journal: Journal, start: Record, value: object) -> None:
     """Raise RunMismatchError if the run has another graph or another input."""
     name, prefix = journal.graph.name, journal.prefix
     if (start["graph"], start["scope"]) != (name, prefix):
+        scopes = (f" in scope {start['scope']!r}", f" in {prefix!r}") if start["scope"] != prefix else ("", "")
+        way_out = "resume it with that graph" if value is MISSING else "give the new run another run_id"
         raise RunMismatchError(
-            f"run {journal.id!r} belongs to graph {start['graph']!r} in scope {start['scope']!r}, not to "
-            f"{name!r} in {prefix!r}; give the new run another run_id"
+            f"run {journal.id!r} belongs to graph {start['graph']!r}{scopes[0]}, not to {name!r}{scopes[1]}; {way_out}"
         )
     if value is not MISSING and not _same(journal, start["input"], value):
         raise RunMismatchError(
@@ -257,7 +258,7 @@ def _busy(journal: Journal, record: Record, state: State | None) -> RunBusyError
     return RunBusyError(
         f"run {journal.id!r} is running: process {process.get('pid')} on {process.get('host')!r} has executed it for "
         f"{max(now - since, 0):.0f} seconds; its record was last written {max(now - record['updated'], 0):.0f} seconds ago. "
-        "Wait for it, or take it over with takeover=True"
+        "Wait for it, or take it over: takeover=True, or `pocket-plug runs resume --takeover`"
     )
 
 

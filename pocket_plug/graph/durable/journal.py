@@ -238,13 +238,12 @@ class Journal:
             "run_id, or remove the run"
         )
 
-    async def record_end(self, error: BaseException) -> None:
-        """Record that the run was cancelled, was released or has failed.
+    async def record_end(self, error: BaseException, left_as: Status) -> None:
+        """Record that the run was cancelled, is pending again or has failed.
 
         If that can't be written, a warning is logged, and the run looks stalled. For a run that was to be released, the error of
         the write is raised as well.
         """
-        left_as: Status = "pending" if isinstance(error, RunReleasedError) else "failed"
         try:
             while True:
                 status: Status = "cancelled" if self.is_cancelled else left_as

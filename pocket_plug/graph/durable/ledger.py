@@ -18,7 +18,9 @@ from pocket_plug.errors import (
     RunFencedError,
     RunSuspendedError,
     RunTimeoutError,
+    StoreBusyError,
     StoreError,
+    StoreUnreachableError,
     TransactionError,
     UnknownRunError,
 )
@@ -158,13 +160,24 @@ class RunLedger:
         is_ours = journal.end_interrupt() or not isinstance(error, asyncio.CancelledError)
         if not is_ours or not (isinstance(error, Exception) or journal.is_cancelled):
             return
-        late = await run.to_its_end(journal.record_end(error))
+        is_kept = isinstance(error, RunReleasedError) or self._is_outage(error)
+        late = await run.to_its_end(journal.record_end(error, "pending" if is_kept else "failed"))
         if journal.ended is not None:
             run.notify(journal.ended)
         if late is not None and not journal.end_interrupt():
             raise late from error
         if journal.is_cancelled and not isinstance(error, RunCancelledError):
             raise journal.cancelled_error() from error
+
+    def _is_outage(self, error: BaseException) -> bool:
+        """Was the run's own store away, or locked by others, for too long? That isn't the run's fault: workers try it again.
+
+        Without a worker, the caller gets the error, and decides.
+        """
+        if not self.in_worker or not isinstance(error, StoreUnreachableError | StoreBusyError):
+            return False
+        of_writes = (self.checkpoint.failed, *self.journal.unrecorded)
+        return error.stack is self.journal.stack or any(error is each for each in of_writes)
 
     async def close(self) -> None:
         """The run has finished: remove other runs that have finished long ago."""

@@ -30,7 +30,7 @@ from pocket_plug.graph.running.execution import Execution
 from pocket_plug.graph.running.places import place_of
 from pocket_plug.graph.running.protocols import Running, Travel
 from pocket_plug.primitives.durations import Duration, seconds
-from pocket_plug.primitives.failures import describe, error_type, log_failure
+from pocket_plug.primitives.failures import describe, error_type, log_failure, loggable_text
 from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.signals import raised_by_handler
 from pocket_plug.primitives.values import Value
@@ -72,8 +72,8 @@ class WorkerReport:
 
     `taken`: the worker has claimed it. Then one of: `finished`; `suspended`, for an answer or a time; `failed`; `cancelled`;
     `released`, since the worker stops. These are recorded in the store. `lost`: another execution has taken the run over, or the
-    store failed; then the run looks stalled until another execution resumes it. `refused`, reported once: the run can't resume in
-    this worker's graph.
+    store failed; then the run is pending, or looks stalled, until another execution resumes it. `refused`, reported once: the run
+    can't resume in this worker's graph.
     """
 
     became: Became
@@ -154,6 +154,8 @@ class Worker:
         self._review_at = 0.0
         self._unreachable: StoreError | None = None
         """The error of a store in which a run could not be claimed."""
+        self._said: set[object] = set()
+        """The kinds of such errors that were logged since a run was claimed."""
         self.retention = retention
 
     # ------------------------------------------------------------ the worker
@@ -305,6 +307,7 @@ class Worker:
         """Execute a run, if it can be claimed, and report what becomes of it."""
 
         def taken() -> None:
+            self._said.clear()
             if (left := ready.left) is not None:
                 about = {name: (left.process or {}).get(name) for name in ("host", "pid")} | {"since": left.since}
                 pocket.notify(RunNotice("stalled", journal.id, journal.graph.name, about))
@@ -339,15 +342,19 @@ class Worker:
         elif isinstance(error, StoreError):
             finder.refuse(journal.id, None)
             self._unreachable = error
-            log_failure(logging.WARNING, f"a worker could not take run {journal.id!r}; it tries again", error)
+            # A full disk fails all ready runs, again and again; a log on the same disk would make it worse.
+            if (kind := (type(error), error.loggable or journal.id)) not in self._said:
+                self._said.add(kind)
+                what = f"a worker could not take run {journal.id!r}; it tries again (logged once until it takes a run)"
+                log_failure(logging.WARNING, what, error)
         else:
             seen = journal.checkpoint.version or (await versions_of(finder.stack, [journal.id]))[journal.id]
             finder.refuse(journal.id, seen)
             self._tell("refused", journal, error)
             _logger.warning(
-                "a worker skips run %r of graph %r until its record changes: %s. `pocket-plug runs check TARGET`, or "
-                "`graph.check_runs()`, shows the reason",
-                *(journal.id, journal.graph.name, error_type(error)),
+                "a worker skips run %r of graph %r until its record changes: %s. `pocket-plug runs check` or "
+                "`graph.check_runs()` shows the reason",
+                *(journal.id, journal.graph.name, loggable_text(error) or error_type(error)),
             )
 
     def _tell(self, became: Became, journal: Journal, error: Exception | None = None) -> None:

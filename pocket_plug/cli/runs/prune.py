@@ -7,15 +7,14 @@ from dataclasses import asdict, replace
 
 import click
 
+from pocket_plug.cli.durations import duration
+from pocket_plug.cli.entries import sealing
+from pocket_plug.cli.output import as_json, echo, echo_json, plural
+from pocket_plug.cli.target import Target
 from pocket_plug.graph.durable.prune import Pruned
 from pocket_plug.graph.durable.prune import prune as pruned_of
 from pocket_plug.graph.retention import PRUNABLE, Retention
 from pocket_plug.plugins.pocket import default_pocket
-
-from .durations import duration
-from .entries import sealing
-from .output import as_json, echo, echo_json, plural
-from .target import Target
 
 
 @click.command
