@@ -6,11 +6,13 @@ If the type is str or Path, a text that isn't JSON of this type is taken as it i
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path, PurePath
 from types import GenericAlias
-from typing import Any
+from typing import Any, cast
 
 import click
 import msgspec
@@ -116,7 +118,9 @@ def _decoded(text: str, wanted: Any) -> Any:
     if hasattr(wanted, "__pydantic_validator__"):
         return _validated(wanted, text)
     try:
-        return msgspec.json.decode(text, type=wanted, dec_hook=_made)
+        value = msgspec.json.decode(text, type=wanted, dec_hook=_made)
+        _refuse_unknown_fields(msgspec.json.decode(text), value, "$")
+        return value
     except TypeError:  # msgspec doesn't support the type, or a union of several classes
         if len(union_members(wanted)) == 1:
             return msgspec.json.decode(text)
@@ -127,6 +131,26 @@ def _decoded(text: str, wanted: Any) -> Any:
         except (msgspec.MsgspecError, ValueError) as error:
             faults.append(str(error))
     raise ValueError(" Or: ".join(dict.fromkeys(faults)))
+
+
+def _refuse_unknown_fields(given: Any, made: Any, place: str) -> None:
+    """Raise ValueError for a field that a dataclass doesn't have. msgspec leaves it out, so a misspelt one would do nothing."""
+    pairs: Iterable[tuple[str, Any, Any]] = ()
+    if is_dataclass(made) and not hasattr(made, "__pydantic_validator__"):
+        names = [field.name for field in fields(made)]
+        for name in given:
+            if name not in names:
+                raise ValueError(f"{type(made).__name__} has no field {name!r}, only {', '.join(names)} - at `{place}`")
+        pairs = ((f".{name}", value, getattr(made, name)) for name, value in given.items())
+    elif isinstance(given, dict) and isinstance(made, dict):
+        values = cast("Mapping[str, Any]", given).values()
+        kept = cast("Mapping[Any, Any]", made).values()  # in the same order; two keys may be the same once converted
+        pairs = (("[...]", *pair) for pair in zip(values, kept, strict=False))
+    elif isinstance(given, list) and isinstance(made, list | tuple):
+        items = zip(cast("Sequence[Any]", given), cast("Sequence[Any]", made), strict=False)
+        pairs = ((f"[{number}]", *pair) for number, pair in enumerate(items))
+    for step, value, item in pairs:
+        _refuse_unknown_fields(value, item, place + step)
 
 
 def _made(kind: type[Any], value: Any) -> Any:

@@ -275,6 +275,10 @@ class Pocket:
         known = self._manager.backends()
         schemes = ", ".join(f"{scheme}://" for scheme in sorted({"memory", *known}))
         found = URL_SCHEME.match(url)
+        if not url:
+            raise ConfigError(
+                f"the store's URL is empty (an environment variable that is?); it must begin with one of: {schemes}"
+            )
         if found is None:
             # there may be a secret before an @ or in `password=…`
             given = summary(url) if {*url} & {*"@="} else repr(url)

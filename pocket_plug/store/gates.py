@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
+from time import monotonic
 
 from pocket_plug.errors import ConflictError, SyncError
 from pocket_plug.primitives.forking import after_fork, new_rlock
@@ -32,7 +33,8 @@ class _Priority:
         """Let those that wait continue. Called once it `is_over`."""
         wake(waiter.give(None) for waiter in self._waiting)
 
-    async def ended(self, in_place: bool) -> None:
+    async def ended(self, in_place: bool, seconds: float) -> None:
+        """Wait for its end, at most so many seconds."""
         if blocked_loop() is not None and blocked_loop() is self._loop:
             return  # the update can't continue before this call is over
         waiter: Waiter[None] = Waiter(blocks=in_place)
@@ -40,9 +42,9 @@ class _Priority:
         if self.is_over:
             return
         if waiter.loop is None:
-            waiter.block(PRIORITY_WAIT)
+            waiter.block(seconds)
             return
-        timer = waiter.loop.call_later(PRIORITY_WAIT, wake, [waiter.give(None)])
+        timer = waiter.loop.call_later(seconds, wake, [waiter.give(None)])
         try:
             await waiter
         finally:
@@ -120,14 +122,16 @@ class Gates:
         turn.end()
 
     async def yield_to_priority(self, names: Iterable[str], in_place: bool) -> None:
-        """Wait until nobody has priority for these names, `PRIORITY_WAIT` at most; `in_place`: block, don't suspend."""
-        mine = self.held_here()
+        """Wait until nobody has priority for one of these names, `PRIORITY_WAIT` in all; `in_place`: block, don't suspend."""
+        mine, until = self.held_here(), monotonic() + PRIORITY_WAIT
         for name in names:
             turn = self._priorities.get(name)
             if turn is not None and turn.is_over:  # its end was interrupted
                 self._end_priority(turn, frozenset())
             elif turn is not None and name not in mine:
-                await turn.ended(in_place)
+                if (left := until - monotonic()) <= 0:
+                    return
+                await turn.ended(in_place, left)
 
     def held_here(self) -> set[str]:
         """The gates that a node around this call holds."""

@@ -222,11 +222,14 @@ class Key(ReadAs[K, K], Generic[K]):
         )
 
     def __eq__(self, other: object) -> bool:
+        """A filled key equals its name too, so that `found[KEY(7)]` finds its value in what `get_many` returns, by name."""
+        if isinstance(other, str):
+            return other == self._name
         mine = (self.template, self._name, self.type)
         return isinstance(other, Key) and mine == (other.template, other._name, other.type)
 
     def __hash__(self) -> int:
-        return hash((self.template, self._name))
+        return hash(self.template if self._name is None else self._name)
 
 
 def newest(value: Value, declared: Hint, fits: Callable[[object], bool], wanted: str) -> Value:

@@ -458,6 +458,10 @@ INPUTS = """
     @pydantic.dataclasses.dataclass
     class Checked:
         n: int = pydantic.Field(gt=0)
+    @dataclass
+    class Places:
+        all: list[Place]
+        limit: int | None = None
     def shown(kind):
         def show(given):
             return repr(given)
@@ -466,7 +470,8 @@ INPUTS = """
     place, point, model, other, checked = shown(Place), shown(Point), shown(Model), shown(Model | Other), shown(Checked)
     path, text, number, perhaps, anything = shown(Path), shown(str), shown(int), shown(int | None), shown(Any)
     texts, sure, size, colour = shown(list[str]), shown(bool), shown(Literal["small", "large"]), shown(Colour)
-    several, one_of, mixed = shown(list[Model]), shown(Place | Point), shown(str | int)
+    several, one_of, mixed, places = shown(list[Model]), shown(Place | Point), shown(str | int), shown(Places)
+    either, at = shown(Places | Place), shown(dict[str, tuple[Place, ...]])
     def double(n: int) -> int:
         return 2 * n
     fan = pp.Graph(pp.each(pp.node(double)))
@@ -478,6 +483,7 @@ INPUTS = """
     ("name", "given", "shown"),
     [
         ("place", '{"id": "a", "where": "/x"}', "Place(id='a', where=PosixPath('/x'))"),
+        ("either", '{"id": "a", "where": "/x"}', "Place(id='a', where=PosixPath('/x'))"),
         ("point", '{"x": 1}', "Point(x=1)"),
         ("model", '{"n": 1, "name": "a"}', "Model(n=1, name='a')"),
         ("other", '{"z": "a"}', "Other(z='a')"),
@@ -518,6 +524,13 @@ def test_input_is_converted_to_the_graphs_type(capsys, name, given, shown):
         ("several", '[{"n": -4711}]', "--input: Input should be greater than 0 - at `$.n` - at `$[0]`"),
         ("other", "{}", "Field required - at `$.n` Or: Field required - at `$.z`"),
         ("place", '{"id": "a", "where": 5}', "Expected `Path`, got `int` - at `$.where`; give Place, as JSON"),
+        ("places", '{"all": [], "limt": 5}', "Places has no field 'limt', only all, limit - at `$`; give Places"),
+        (
+            "places",
+            '{"all": [{"id": "a", "where": "b", "n": 1}]}',
+            "Place has no field 'n', only id, where - at `$.all[0]`",
+        ),
+        ("at", '{"x": [{"id": "a", "where": "b", "n": 1}]}', "Place has no field 'n', only id, where - at `$[...][0]`"),
         ("fan", '[1, "x"]', "Expected `int`, got `str` - at `$[1]`"),
         ("mixed", "hello", "JSON is malformed"),
         ("texts", "[1", "--input: Input data was truncated; give list[str], as JSON"),

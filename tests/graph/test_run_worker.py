@@ -1073,6 +1073,7 @@ def test_a_run_that_does_not_fit_the_graph_is_left_and_reported_once(
                     await changed.submit(str(number), run_id=f"n-{number}", store=store)
                     await said.until(lambda number=number: "finished" in said.of(f"n-{number}"))
             assert said.of("d-1") == ["refused"]
+            assert caplog.text.count("`pocket-plug runs check` or `graph.check_runs()` shows the reason") == 1
             assert "can't resume in the current graph 'doubling'" in str(
                 next(r.error for r in said.reports if r.run_id == "d-1")
             )

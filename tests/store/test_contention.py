@@ -36,6 +36,7 @@ from pocket_plug import (
     StoreWriter,
     SyncError,
     UnregisteredTypeError,
+    each,
     node,
 )
 from pocket_plug.backends.sqlite import SQLite
@@ -43,6 +44,7 @@ from pocket_plug.graph.running.protocols import LATE_CONFLICTS
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
 from pocket_plug.primitives.waiting import Waiter, drive, pause
+from pocket_plug.store import gates as gates_module
 from pocket_plug.store.contention import FREE_TRIES, TRIES, Backoff
 from pocket_plug.store.gates import Gates
 from pocket_plug.store.layer import parts
@@ -941,6 +943,66 @@ def test_plain_sets_make_nobody_conflict_for_long(stack: str, tmp_path: Path, ca
             assert store.stack.write == store.stack.inner.write, "plain writes pass nothing of the stack's any more"
 
     without_hanging(main)
+
+
+@pytest.mark.parametrize("kind", ["post", "hook"])
+def test_nodes_that_update_the_same_keys_do_not_wait_for_each_other(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with priority waits in line behind others, whose writes wait for its end: it gives its priority up first."""
+    monkeypatch.setattr("pocket_plug.store.gates.PRIORITY_WAIT", 3600.0)
+    numbers, keys = random.Random(1), 100
+    items = [[numbers.randrange(keys) for _ in range(60)] for _ in range(60)]
+
+    async def count(view: StoreWriter, chosen: list[int]) -> None:
+        for key in chosen:
+            await view.update(f"k{key:02}", lambda n: n + 1, default=0)
+            await asyncio.sleep(0)
+
+    class Counts(Node[list[int], list[int]]):
+        if kind == "post":
+
+            async def post(self, view: StoreWriter, chosen: list[int], prepared: object, result: object) -> list[int]:
+                await count(view, chosen)
+                return chosen
+
+        else:
+
+            async def on_success(self, view: StoreWriter, chosen: list[int]) -> None:
+                await count(view, chosen)
+
+    async def main() -> None:
+        async with Store() as store:
+            await Graph(each(Counts(), concurrency=8), store=store, name="many").run(items)
+            expected = Counter(key for chosen in items for key in chosen)
+            assert await store.get_many([f"k{key:02}" for key in range(keys)]) == {
+                f"k{key:02}": expected[key] for key in range(keys)
+            }
+
+    without_hanging(main)
+
+
+def test_a_write_of_many_keys_waits_for_priority_no_longer_than_one_of_a_single_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pocket_plug.store.gates.PRIORITY_WAIT", 0.01)
+    names, waits = [f"k{number}" for number in range(100)], list[float]()
+    ended = gates_module._Priority.ended
+
+    async def counted(self: gates_module._Priority, in_place: bool, seconds: float) -> None:
+        waits.append(seconds)
+        await ended(self, in_place, seconds)
+
+    monkeypatch.setattr(gates_module._Priority, "ended", counted)
+
+    async def main() -> None:
+        gates = Gates()
+        context = copy_context()
+        priority = gates.priority(names)
+        context.run(priority.__enter__)  # another caller's
+        await gates.yield_to_priority(names, in_place=False)
+        context.run(priority.__exit__, None, None, None)
+
+    without_hanging(main)
+    assert 1 <= len(waits) < len(names) / 2
 
 
 def test_an_update_that_sets_its_own_key_is_an_error() -> None:

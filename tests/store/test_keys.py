@@ -375,9 +375,20 @@ def test_a_name_error_is_a_value_error_too() -> None:
 
 # ------------------------------------------------------------ what a key is
 def test_a_key_is_not_a_string() -> None:
-    """Otherwise a type checker would accept any value at it; it is equal to no string, either."""
+    """Otherwise a type checker would accept any value at it."""
     assert not isinstance(TENANT("a"), str)
-    assert TENANT("a") != "tenant:a"
+
+
+@pytest.mark.parametrize("store", [SyncStore(), SyncStore().scope("inner")], ids=["whole", "scope"])
+def test_a_key_finds_its_value_in_what_get_many_returns(store: SyncStore) -> None:
+    """The names there are text. A lookup by the key that silently found nothing would make a program begin to count anew."""
+    store.set_many({TENANT("a:b"): 1, TENANT("c"): 2})
+    found: dict[Any, object] = {**store.get_many([TENANT("a:b"), TENANT("c"), TENANT("d")])}
+    assert found == {"tenant:a%3Ab": 1, "tenant:c": 2}
+    assert (found[TENANT("a:b")], found.get(TENANT("c")), found.get(TENANT("d"))) == (1, 2, None)
+    assert {TENANT("c"), "tenant:c"} == {"tenant:c"}
+    assert TENANT("c") != "tenant:d"
+    assert TENANT not in {"tenant:{}"}
 
 
 def test_keys_are_equal_by_template_values_and_type() -> None:

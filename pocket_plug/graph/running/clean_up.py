@@ -76,6 +76,8 @@ async def _call(run: Running, step: Step, name: str, function: Function, is_asyn
     with ExitStack() as priority:
         for tries in range(1, MAX_CONFLICTS + 1):
             await run.stack.pause_after(tries - 1)
+            if gates.taken(contested):
+                priority.close()  # those before it in line write too, and would wait for its end
             turn = gates.turn(contested, tries > FREE_CONFLICTS)
             try:
                 async with turn:

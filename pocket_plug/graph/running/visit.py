@@ -271,6 +271,8 @@ async def _try_again(
             contested |= lost.conflict.keys
             await run.stack.pause_after(tries)
             in_line = tries >= FREE_CONFLICTS
+            if gates.taken(contested):
+                priority.close()  # those before it in line write too, and would wait for its end
             turn = gates.turn(contested, in_line)
             try:
                 async with turn:
