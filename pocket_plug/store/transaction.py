@@ -58,6 +58,11 @@ def _is_as_read(seen: Entry | None, original: Value) -> bool:
         return False
 
 
+def _own(put: Put) -> Put:
+    value = private(put.value)
+    return put if value is put.value else Put(put.key, value, put.expires_at, put.version, put.renews)
+
+
 class Transaction:
     """What a transaction has read and wants to write. The first version seen of a key is the one expected at commit.
 
@@ -129,10 +134,17 @@ class Transaction:
     def _entry(self, key: str) -> Entry | None:
         change = self.changes.get(key) if self.changes is not None else None
         if change is None:
-            return self.seen[key] if self.seen is not None else None
+            return self._as_read(key, self.seen[key]) if self.seen is not None else None
         if isinstance(change, Put) and self._is_alive(change):
             return Entry(private(change.value), PRESENT, change.expires_at)  # it gets its version with the commit
         return None
+
+    def _as_read(self, key: str, entry: Entry | None) -> Entry | None:
+        """What the first read of the key returned: a new copy if the caller has changed that one in place since."""
+        if entry is None or entry.value.__class__ in ATOMS or self._originals is None:
+            return entry
+        original = self._originals[key]
+        return entry if _is_as_read(entry, original) else Entry(private(original), entry.version, entry.expires_at)
 
     def _is_alive(self, change: Change) -> bool:
         return isinstance(change, Put) and (change.expires_at is None or self.clock() < change.expires_at)
@@ -155,7 +167,7 @@ class Transaction:
                 if self.seen is None:
                     self.seen = {}
                 elif key in self.seen:
-                    return self.seen[key]
+                    return self._as_read(key, self.seen[key])
                 entry = await self.stack.read(key)
                 if entry is not None and entry.value.__class__ not in ATOMS:
                     entry = self._see(key, entry)
@@ -189,7 +201,10 @@ class Transaction:
         return {key: entry for key in keys if (entry := self._entry(key)) is not None}
 
     async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
-        """Buffer the changes. `expect` is compared with what the transaction sees; the commit expects those versions."""
+        """Buffer the changes. `expect` is compared with what the transaction sees; the commit expects those versions.
+
+        The values are copied, as a write to a file copies them: the caller may change its object before the commit.
+        """
         if self.ended or self._may_use is not None:
             for change in changes:
                 self._check(change.key, writing=True)
@@ -202,6 +217,8 @@ class Transaction:
         if self.changes is None:
             self.changes = {}
         for change in changes:
+            if change.__class__ is Put and change.value.__class__ not in ATOMS:
+                change = _own(change)
             self.changes[change.key] = change
         return 1
 
@@ -259,8 +276,9 @@ class Transaction:
         """A new transaction for another try of post, with what prep has read."""
         fresh = Transaction(self.stack, self._may_use)
         if self.seen is not None:
-            fresh.seen = {key: self.seen[key] for key in self._prep_read()}
-            fresh._originals = self._originals
+            kept, originals = self._prep_read(), self._originals or {}
+            fresh.seen = {key: self.seen[key] for key in kept}
+            fresh._originals = {key: originals[key] for key in kept if key in originals}
         fresh.in_post = True
         return fresh
 

@@ -188,6 +188,38 @@ def test_a_discarded_update_leaves_the_value_alone(open_store: Open) -> None:
     assert store.get("list") == [1]
 
 
+def test_a_copy_that_was_changed_is_not_read_again(open_store: Open) -> None:
+    """Each read gives what the first one gave; `update`, `touch` and `pop` begin from that too, not from the changed copy."""
+    store = open_store()
+    store.set_many({"list": [1], "touched": [1], "gone": [1]})
+    with store.transaction() as tx:
+        for key in ("list", "touched", "gone"):
+            tx.get(key).append(2)
+            assert tx.get(key) == tx.get_many([key])[key] == tx.entry(key).value == [1]
+        assert tx.update("list", lambda items: [*items, 3]) == [1, 3]
+        assert tx.touch("touched", ttl=60)
+        assert tx.pop("gone") == [1]
+    assert store.get_many(["list", "touched"]) == {"list": [1, 3], "touched": [1]}
+
+
+def test_what_is_changed_after_its_set_is_stored_as_it_was(open_store: Open) -> None:
+    """As by a `set` to a file outside of a transaction: whoever fills one dict for each row stores the rows, not the last one."""
+    store = open_store()
+    row: dict[str, int] = {}
+    with store.transaction() as tx:
+        for n in range(2):
+            row["n"] = n
+            tx.set(f"row:{n}", row)
+            tx.append("rows", row)
+        tx.set_many({"many": row})
+        held = tx.update("updated", lambda rows: rows, default=[row])
+        held.append(row)
+        row["n"] = 9
+    assert dict(store.items("row:")) == {"row:0": {"n": 0}, "row:1": {"n": 1}}
+    assert store.tail("rows", 2) == [{"n": 0}, {"n": 1}]
+    assert store.get_many(["many", "updated"]) == {"many": {"n": 1}, "updated": [{"n": 1}]}
+
+
 # ------------------------------------------------------------ the end
 def test_all_writes_are_committed_at_once() -> None:
     """In one write of the backend, whatever was done."""
