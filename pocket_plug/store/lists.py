@@ -22,6 +22,7 @@ from pocket_plug.primitives.values import Value
 from .backend import READ_TRIES, Change, Delete, Entry, Put
 from .base import Source
 from .contention import Step
+from .keys import missing_layer
 from .listing import PAGE, batch_size
 from .reading import read_each
 from .stack import Stack
@@ -48,6 +49,8 @@ def head_of(key: Any, entry: Entry | None) -> ListHead | None:
         return None
     value = entry.value
     if value.__class__ is not ListHead:
+        if missing := missing_layer(value):
+            raise ValueTypeError(f"{str(key)!r} holds an object of type {value.__class__.__name__}{missing}")
         raise ValueTypeError(
             f"{str(key)!r} holds a value of type {value.__class__.__name__}, which `set` has stored, not an append-only list; "
             "append(key, item) starts a list only where there is no entry: read the value, delete it, and append its items"

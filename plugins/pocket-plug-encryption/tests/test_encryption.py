@@ -21,6 +21,7 @@ from pocket_plug import (
     CorruptRecordError,
     Entry,
     Graph,
+    Key,
     Memory,
     PocketError,
     Put,
@@ -31,6 +32,7 @@ from pocket_plug import (
     UnknownTypeError,
     UnreadableRecordError,
     UnregisteredTypeError,
+    ValueTypeError,
     node,
 )
 from pocket_plug.codec import Codec
@@ -514,6 +516,23 @@ def test_a_users_own_marker_comes_back() -> None:
     store.set("k", mine)
     assert store.get("k") == mine
     assert asyncio.run(store.stack.read("k")) == Entry(mine, 1)
+
+
+def test_a_store_without_the_layer_names_it() -> None:
+    """And doesn't advise to delete the list that it can't read."""
+    store, backend = pair()
+    store.set("n", 1)
+    store.append("log", 1)
+    bare = SyncStore(backend)
+    need = re.escape("the layer `encryption` has stored this in place of a value: open the store with that layer") + "$"
+    with pytest.raises(ValueTypeError, match="'n' holds int, not Encrypted; " + need):
+        bare.get(Key("n", int))
+    with pytest.raises(ValueTypeError, match="'n': this store is typed int, the value is Encrypted; " + need):
+        bare.typed(int).get("n")
+    for use in (lambda: bare.tail("log", 1), lambda: bare.append("log", 2)):
+        with pytest.raises(ValueTypeError, match="'log' holds an object of type Encrypted; " + need):
+            use()
+    assert store.tail("log", 2) == [1]
 
 
 # ---------------------------------------------------------------- as a plugin

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pocket_plug import (
     Change,
@@ -29,6 +29,8 @@ LEVELS = {"zlib": range(1, 10), "zstd": range(1, 23)}
 @dataclass(frozen=True, slots=True)
 class Compressed:
     """What is stored instead of a large value: its record, compressed."""
+
+    stored_by_layer: ClassVar[str] = "compress"
 
     algorithm: str
     size: int

@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -45,6 +46,8 @@ Keys = str | tuple[str, ...] | Callable[[], str | Sequence[str]]
 @dataclass(frozen=True, slots=True)
 class Encrypted:
     """What is stored instead of a value."""
+
+    stored_by_layer: ClassVar[str] = "encryption"
 
     key_id: str
     """The id of the key that encrypted it; see the function `key_id`."""
