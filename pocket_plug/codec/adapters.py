@@ -31,6 +31,7 @@ from .wire import type_of
 T = TypeVar("T")
 
 WITH_FUNCTIONS = "register_type(…, encode=…, decode=…)"
+UPGRADED_BY = "upgrade the records of the former class by register_type(…, version=…, upgrade=…)"
 
 _MADE_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _LIBRARIES = ("numpy", "pydantic")
@@ -245,11 +246,13 @@ class _Fields:
         """The state of an object that was stored when its class had other fields."""
         specs = self.specs
         if gone := [name for name in state if name not in specs]:
-            raise CodecError(f"it was stored with fields that the class doesn't have: {listed(gone)}")
+            raise CodecError(f"it was stored with fields that the class doesn't have: {listed(gone)}; {UPGRADED_BY}")
         missing = {name: self._default(name) for name in specs if name not in state}
         for name, default in missing.items():
             if default is MISSING and specs[name].init:
-                raise CodecError(f"it was stored without field {name!r}, which has no default")
+                raise CodecError(
+                    f"it was stored without field {name!r}, which has no default; give it one, or {UPGRADED_BY}"
+                )
         return state | {name: default for name, default in missing.items() if default is not MISSING}
 
     def _default(self, name: str) -> Value:

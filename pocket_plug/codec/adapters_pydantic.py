@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 from pocket_plug.errors import CodecError
 from pocket_plug.primitives.values import Value
 
-from .adapters import TypeAdapter, check_attributes, is_plain, listed, of_type
+from .adapters import UPGRADED_BY, TypeAdapter, check_attributes, is_plain, listed, of_type
 
 KNOWN: tuple[type, ...] = ()
 COPIED = (BaseModel,)
@@ -97,7 +97,7 @@ class _Model:
         if extra is not None:
             _names(of_type(dict, extra))
         if lost := [name for name in state if name not in self.names]:
-            raise CodecError(f"it was stored with fields that the class doesn't have: {listed(lost)}")
+            raise CodecError(f"it was stored with fields that the class doesn't have: {listed(lost)}; {UPGRADED_BY}")
         fields: dict[str, Value] = {}
         private: dict[str, Value] = {}
         for name in self.names:
@@ -108,7 +108,9 @@ class _Model:
                 if item is not PydanticUndefined:
                     private[name] = item
             elif item is PydanticUndefined:
-                raise CodecError(f"it was stored without field {name!r}, which has no default")
+                raise CodecError(
+                    f"it was stored without field {name!r}, which has no default; give it one, or {UPGRADED_BY}"
+                )
             else:
                 fields[name] = item
         value = self.cls.__new__(self.cls)

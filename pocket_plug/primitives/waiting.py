@@ -348,7 +348,8 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[object, object,
         coroutine.close()
         raise SyncError(
             "this sync call blocks the event loop that its store needs, so it would wait for itself; "
-            "use `await` here, or call it from another thread"
+            "use `await` here, or call it from another thread. A function that `update` calls can't use the store: "
+            "read what it needs before, or do all of it in a transaction"
         )
     if not loop.is_running():
         coroutine.close()

@@ -606,7 +606,11 @@ def test_a_class_may_gain_fields_with_defaults_but_not_lose_any() -> None:
     new.register(cls, tag="item")
     record = old.encode(old_cls(1, 2))
     assert new.decode(record) == cls(1, 2, 7, [])
-    for names, message in [(["a"], "fields that the class doesn't have: b"), (["a", "b", "x"], "without field 'x'")]:
+    way_out = r"upgrade the records of the former class by register_type\(…, version=…, upgrade=…\)$"
+    for names, message in [
+        (["a"], "fields that the class doesn't have: b; " + way_out),
+        (["a", "b", "x"], "without field 'x', which has no default; give it one, or " + way_out),
+    ]:
         other = Codec()
         other.register(make_dataclass("Item", names), tag="item")
         with pytest.raises(CodecError, match=message):

@@ -160,6 +160,15 @@ def test_threads_use_a_store_that_belongs_to_a_loop() -> None:
     asyncio.run(main())
 
 
+def test_the_function_of_an_update_that_uses_the_store_is_told_what_to_do_instead() -> None:
+    """It runs on the store's loop, if the backend needs one. Its author, who writes no `await` at all, must find it."""
+    with SyncStore(FaultyMemory()) as store:
+        store.set("price", 3)
+        with pytest.raises(SyncError, match="A function that `update` calls can't use the store: read what it needs before"):
+            store.update("total", lambda total: total + store.require("price"), default=0)
+        assert not store.has("total")
+
+
 def test_the_home_loops_own_thread_gets_an_error() -> None:
     """A sync call there would wait for itself: SyncError at once, for every operation, and nothing is done."""
 
