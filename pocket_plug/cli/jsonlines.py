@@ -23,6 +23,7 @@ from pocket_plug.store.backend import Entry, Put
 from pocket_plug.store.keys import RESERVED, check_name
 
 _INTS = range(-(2**63), 2**64)  # the integers that most readers of JSON can read
+_WANTED = '; each line is one entry: {"key":"a","value":1}, and "expires_at" in epoch seconds if it expires'
 
 
 class Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -82,7 +83,8 @@ def entries_of(lines: Iterable[bytes], name: str, *, reserved: bool) -> Iterator
             try:
                 yield _put(decode(text), reserved)
             except (msgspec.MsgspecError, RecursionError, CodecError, KeyNameError) as error:
-                raise CorruptRecordError(f"{name}, line {number}: {why_no_json(error)}") from error
+                wanted = _WANTED if isinstance(error, msgspec.ValidationError) else ""
+                raise CorruptRecordError(f"{name}, line {number}: {why_no_json(error)}{wanted}") from error
 
 
 def why_no_json(error: Exception) -> str:

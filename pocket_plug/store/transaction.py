@@ -217,7 +217,7 @@ class Transaction:
         if self.changes is None:
             self.changes = {}
         for change in changes:
-            if change.__class__ is Put and change.value.__class__ not in ATOMS:
+            if isinstance(change, Put) and change.value.__class__ not in ATOMS:
                 change = _own(change)
             self.changes[change.key] = change
         return 1

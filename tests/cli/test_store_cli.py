@@ -488,11 +488,15 @@ def in_base64(value: Any) -> str:
     ("line", "said"),
     [
         ("{", "Input data was truncated"),
+        ('{"a": 1, "b": 2}', "each line is one entry"),
         ("[1]", "Expected `object`, got `array`"),
         ('{"value": 1}', "missing required field `key`"),
         ('{"key": "a"}', "an entry needs either a value or a record"),
         ('{"key": "a", "value": 1, "record": "AA=="}', "an entry needs either a value or a record"),
-        ('{"key": "a", "value": 1, "ttl": 5}', "unknown field `ttl`"),
+        (
+            '{"key": "a", "value": 1, "ttl": 5}',
+            '`ttl`; each line is one entry: {"key":"a","value":1}, and "expires_at" in',
+        ),
         ('{"key": 1, "value": 1}', "Expected `str`, got `int` - at `$.key`"),
         ('{"key": "", "value": 1}', "a key must not be empty"),
         ('{"key": "a", "value": 1, "expires_at": "soon"}', "Expected `float | null`, got `str`"),

@@ -164,7 +164,9 @@ def test_the_function_of_an_update_that_uses_the_store_is_told_what_to_do_instea
     """It runs on the store's loop, if the backend needs one. Its author, who writes no `await` at all, must find it."""
     with SyncStore(FaultyMemory()) as store:
         store.set("price", 3)
-        with pytest.raises(SyncError, match="A function that `update` calls can't use the store: read what it needs before"):
+        with pytest.raises(
+            SyncError, match="A function that `update` calls can't use the store: read what it needs before"
+        ):
             store.update("total", lambda total: total + store.require("price"), default=0)
         assert not store.has("total")
 
