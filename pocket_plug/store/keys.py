@@ -249,5 +249,5 @@ def newest(value: Value, declared: Hint, fits: Callable[[object], bool], wanted:
 
 def missing_layer(value: Value) -> str:
     """For an error: which layer has stored an object in place of the value, and isn't in the stack that has read it."""
-    layer = getattr(type(value), "stored_by_layer", None)
+    layer: object = getattr(value.__class__, "stored_by_layer", None)
     return f"; the layer `{layer}` has stored this in place of a value: open the store with that layer" if layer else ""
