@@ -376,8 +376,8 @@ def test_a_generator_is_a_finding() -> None:
             yield n
 
     assert findings(Graph(Streams())) == (
-        "Streams.exec is a generator; a phase returns one value",
-        "Streams.post is a generator; a phase returns one value",
+        "Streams.exec is a generator; a phase returns one value: a list, say. To show values while it works, call emit(value)",
+        "Streams.post is a generator; a phase returns one value: a list, say. To show values while it works, call emit(value)",
     )
 
 

@@ -160,7 +160,9 @@ def faults(node: AnyNode, name: str) -> list[str]:
             found.append(f"{title} takes {taken}, but is {meant}")
             continue
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            found.append(f"{title} is a generator; a phase returns one value")
+            found.append(
+                f"{title} is a generator; a phase returns one value: a list, say. To show values while it works, call emit(value)"
+            )
             continue
         if phase in ("exec", "fallback"):
             continue

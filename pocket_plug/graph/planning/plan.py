@@ -12,13 +12,15 @@ from pocket_plug.graph.nodes.chain import DEFAULT, END, AnyChain, Out
 from pocket_plug.graph.nodes.node_functions import FunctionNode
 from pocket_plug.graph.observing.shape import Kind, Shape
 from pocket_plug.graph.upgrades import Upgrade
-from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.typechecks import is_namesake, type_name
 from pocket_plug.primitives.typefits import fits
 from pocket_plug.primitives.values import Hint
 from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import StoreReader, View
 
 from .step import Step
+
+_DEFINED_AGAIN = "the class was defined again between these nodes; run the code that makes the nodes again"
 
 
 class Plan:
@@ -159,6 +161,7 @@ class Plan:
             way = "" if action == DEFAULT else f" by {action!r}"
             found += [
                 f"node {step.name!r} leaves{way} with {type_name(given)}, but {taker.name!r} takes {type_name(taker.input_type)}"
+                + (f"; {_DEFINED_AGAIN}" if is_namesake(given, taker.input_type) else "")
                 for taker in _takers(target)
                 if not fits(given, taker.input_type)
             ]
