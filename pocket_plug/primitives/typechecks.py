@@ -136,6 +136,8 @@ def with_contents(value: object, depth: int = 2) -> str:
     ('dict[str, list[int | str]]', 'tuple[int, NoneType]', 'list', 'str')
     """
     kind = type(value)
+    if (kind.__module__, kind.__name__) == ("numpy", "ndarray"):
+        return f"ndarray of {getattr(value, 'dtype', '?')}"  # a declared type is mostly about the dtype
     if depth == 0 or kind not in (list, tuple, set, frozenset, dict) or not value:
         return kind.__name__
     contents: Any = value

@@ -156,8 +156,8 @@ class Plan:
         ]
 
     def _named_only(self, step: Step) -> list[str]:
-        if step.perform is not None or not (named := returned_texts(step.node) & ({*step.actions} - {DEFAULT})):
-            return []
+        edges = {*step.actions} - {DEFAULT}
+        named = returned_texts(step.node) & edges if edges and step.perform is None else set()
         return [
             f"node {step.name!r} returns the text {text!r}, which is only a value, although it has an edge of that name; "
             f"to leave by the edge, return Next({text!r}, output), or call the Action"
