@@ -6,10 +6,11 @@ A hint that can't be resolved is unchecked, never an error: the checks serve the
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable
 from itertools import count
 from types import FunctionType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
 
 from typing_extensions import is_typeddict
 
@@ -104,12 +105,28 @@ def _distinct(hint: object) -> Any:
 def type_found(declared: object, value: object) -> str:
     """The type of a value that isn't of the declared one, in a message."""
     found = type(value)
-    if isinstance(declared, type) and (declared.__module__, declared.__qualname__) == (
-        found.__module__,
-        found.__qualname__,
-    ):
-        return f"{found.__name__}: {defined_again(found, declared)}; create the object again"
+    if is_namesake(declared, found):
+        if _is_current(found):  # a key or a node still has the former class
+            why = f"{_where_defined(found)} was defined again after this type was declared; run the code that declares it again"
+        else:
+            why = f"{defined_again(found, declared)}; create the object again"
+        return f"{found.__name__}: {why}"
     return with_contents(value)
+
+
+def is_namesake(one: object, other: object) -> TypeGuard[type]:
+    """Are these two classes of one name, as when a notebook's cell that defines a class has run twice?"""
+    if not isinstance(one, type) or not isinstance(other, type) or one is other:
+        return False
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
+def _is_current(cls: type) -> bool:
+    """Is this the class that its module has under its name now?"""
+    found: object = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is cls
 
 
 def with_contents(value: object, depth: int = 2) -> str:
@@ -119,6 +136,8 @@ def with_contents(value: object, depth: int = 2) -> str:
     ('dict[str, list[int | str]]', 'tuple[int, NoneType]', 'list', 'str')
     """
     kind = type(value)
+    if (kind.__module__, kind.__name__) == ("numpy", "ndarray"):
+        return f"ndarray of {getattr(value, 'dtype', '?')}"  # a declared type is mostly about the dtype
     if depth == 0 or kind not in (list, tuple, set, frozenset, dict) or not value:
         return kind.__name__
     contents: Any = value

@@ -7,6 +7,7 @@ provider that it has set up.
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import socket
 import time
@@ -30,6 +31,7 @@ from pocket_plug.graph.running.context import idempotency
 from pocket_plug.graph.running.phase_calls import unawaited
 from pocket_plug.graph.running.workers import end_child, wrapped
 from pocket_plug.primitives.failures import describe
+from pocket_plug.primitives.spawned import WORKER
 from pocket_plug.primitives.values import Value
 from pocket_plug.propagation import context_of
 
@@ -40,6 +42,11 @@ from .wire import Answer, Answers, Item, Node, Report, chunk_of, to_bytes
 ENOUGH = 0.5
 """Seconds after which a worker begins no more items of a chunk: they take longer than expected, and other workers may be free."""
 
+_NEW_WORKERS: Final = (
+    "The module was changed after your program or the worker imported it. Load it again, and run the graph in a new Pocket, "
+    "which has new workers: `with Pocket() as pocket: graph.run_sync(…, pocket=pocket)`; or start your program, or the "
+    "notebook's kernel, again"
+)
 _LATE: Final = Answer()
 _BAGGAGE = W3CBaggagePropagator()
 
@@ -184,8 +191,10 @@ def _found(node: Node, worker: str) -> Step | WorkerCodeError:
         known = _codes[key] = step.exec, fingerprint(step.exec)
     if version == node.version and is_same(node.code, known[1]):
         return step
+    advice = f"Install the same {module!r} there, and restart the worker"
+    if multiprocessing.current_process().name.startswith(WORKER):
+        advice = _NEW_WORKERS
     return WorkerCodeError(
-        f"worker {worker} has another version of {title}: version {version}, code {known[1]}; expected is {expected}. "
-        f"Install the same {module!r} there, and restart the worker",
+        f"worker {worker} has another version of {title}: version {version}, code {known[1]}; expected is {expected}. {advice}",
         *(worker, module, expected, f"version {version}, code {known[1]}"),
     )

@@ -115,6 +115,44 @@ def test_another_class_of_that_name_is_an_error_that_names_both(store: pp.SyncSt
         store.typed(cell["CellJob"]).set("typed", former)
 
 
+def test_a_key_of_the_former_class_says_what_to_run_again(cell: dict[str, Any]) -> None:
+    """The object is new and the key old: "create the object again" would not help."""
+    store, key = pp.SyncStore(), cell["JOB"]
+    exec(CELL, cell)  # noqa: S102
+    with pytest.raises(
+        pp.ValueTypeError,
+        match=r"holds CellJob, not CellJob: notebook_anew\.CellJob.* was defined again after this type was declared; "
+        r"run the code that declares it again$",
+    ):
+        store.set(key, cell["CellJob"](1))
+
+
+def test_nodes_of_the_former_class_say_what_to_run_again(cell: dict[str, Any]) -> None:
+    """A run and `validate` of a graph whose nodes were made before the class was defined again."""
+
+    def make(n: int) -> Any:
+        return cell["CellJob"](n)
+
+    def made(n: int) -> Any:
+        return cell["CellJob"](n)
+
+    def use(job: Any) -> int:
+        return int(job.n)
+
+    use.__annotations__["job"] = cell["CellJob"]
+    using = pp.node(use)
+    exec(CELL, cell)  # noqa: S102
+    made.__annotations__["return"] = cell["CellJob"]
+    with pytest.raises(
+        pp.InputError, match=r"takes CellJob, not CellJob: .* was defined again .*; run the code that declares it again"
+    ):
+        pp.Graph(pp.node(make) >> using).run_sync(1)
+    with pytest.raises(
+        pp.GraphError, match="leaves with CellJob, but 'use' takes CellJob; the class was defined again between"
+    ):
+        pp.Graph(pp.node(made) >> using).validate()
+
+
 def test_an_object_of_another_class_of_that_name_cannot_be_stored(cell: dict[str, Any]) -> None:
     """Nor at an untyped key, since its fields aren't the ones that are read."""
     codec = Codec(declared=[cell["CellJob"]])

@@ -222,6 +222,29 @@ def test_a_worker_with_another_version_of_the_code_says_so(tmp_path: Path, chang
         assert "node 'work' (app:graph/work)" in out
 
 
+def test_a_module_that_was_changed_and_reloaded_runs_in_the_workers_of_a_new_pocket(tmp_path: Path) -> None:
+    """As one works in a notebook. The old workers' error says so; a changed constant is in effect there too."""
+    (tmp_path / "go").touch()
+    script = (
+        "if __name__ == '__main__':\n"
+        "    import app, importlib, os, pathlib, pocket_plug, sys\n"
+        "    print(app.graph.run_sync(sys.argv[1]))\n"
+        "    text = pathlib.Path('app.py').read_text()\n"
+        "    pathlib.Path('app.py').write_text(text.replace('RATE = 1', 'RATE = 5').replace('rated(1)', 'rated(2)'))\n"
+        "    os.utime('app.py', (2e9, 2e9))\n"
+        "    importlib.reload(app)\n"
+        "    try:\n"
+        "        app.graph.run_sync(sys.argv[1])\n"
+        "    except pocket_plug.WorkerCodeError as error:\n"
+        "        print(error)\n"
+        "    with pocket_plug.Pocket() as pocket:\n"
+        "        print(app.graph.run_sync(sys.argv[1], pocket=pocket))\n"
+    )
+    before, error, after = start(tmp_path, script).communicate(timeout=SOON)[0].splitlines()
+    assert (before, after) == ("1", "10")
+    assert "`with Pocket() as pocket: graph.run_sync(…, pocket=pocket)`" in error
+
+
 def test_a_forked_child_has_workers_of_its_own() -> None:
     """The parent's workers are left alone."""
     executor = Processes(1)

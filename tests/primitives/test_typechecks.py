@@ -21,11 +21,14 @@ from typing import (
     runtime_checkable,
 )
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from typing_extensions import TypedDict as ExtendedTypedDict
 
+from pocket_plug import Key, SyncStore, ValueTypeError
 from pocket_plug.primitives.typechecks import checker
 
 T = TypeVar("T")
@@ -156,3 +159,9 @@ def test_a_type_that_cant_be_resolved_accepts_everything(hint: Any) -> None:
 def test_the_check_never_raises(hint: Any, value: object) -> None:
     """For any hint and any value, the answer is yes or no."""
     assert checker(hint)(value) in (True, False)
+
+
+def test_an_array_of_another_dtype_is_named_with_its_dtype() -> None:
+    """ "… numpy.dtype[numpy.float64]], not ndarray" didn't say what was wrong."""
+    with pytest.raises(ValueTypeError, match=r"float64\]\], not ndarray of int16$"):
+        SyncStore().set(Key("grid", NDArray[np.float64]), np.arange(3, dtype="i2"))

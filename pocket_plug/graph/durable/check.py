@@ -54,7 +54,7 @@ async def check_runs(graph: PlannedGraph, place: StorePlace) -> list[RunCheck]:
     No run is executed, and nothing is written. Raises ConfigError if the store can't keep durable runs, and errors of reads.
     """
     prepare(graph, place)
-    stack, scope = place
+    (stack, scope), judges = place, dict[str, Judge]()
     found: list[RunCheck] = []
     keys = await _keys(stack, graph.name)
     for batch in batched(keys, BATCH):
@@ -68,8 +68,9 @@ async def check_runs(graph: PlannedGraph, place: StorePlace) -> list[RunCheck]:
             begun_in = _scope_of(start, str(scope))
             if not begun_in.startswith(scope):
                 continue
-            asked = waits.get(asking.get(key, ""))
-            found.append(await _checked(stack, Judge(graph, (stack, begun_in)), key, entry, start, asked))
+            if (judge := judges.get(begun_in)) is None:
+                judge = judges[begun_in] = Judge(graph, (stack, begun_in))
+            found.append(await _checked(stack, judge, key, entry, start, waits.get(asking.get(key, ""))))
     return found
 
 

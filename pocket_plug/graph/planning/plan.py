@@ -10,15 +10,18 @@ from typing import Any, Protocol, Union
 from pocket_plug.errors import ReadOnlyError
 from pocket_plug.graph.nodes.chain import DEFAULT, END, AnyChain, Out
 from pocket_plug.graph.nodes.node_functions import FunctionNode
+from pocket_plug.graph.nodes.phases import returned_texts
 from pocket_plug.graph.observing.shape import Kind, Shape
 from pocket_plug.graph.upgrades import Upgrade
-from pocket_plug.primitives.typechecks import type_name
+from pocket_plug.primitives.typechecks import is_namesake, type_name
 from pocket_plug.primitives.typefits import fits
 from pocket_plug.primitives.values import Hint
 from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import StoreReader, View
 
 from .step import Step
+
+_DEFINED_AGAIN = "the class was defined again between these nodes; run the code that makes the nodes again"
 
 
 class Plan:
@@ -125,6 +128,7 @@ class Plan:
             found += step.faults(exits)
             found += self._unrouted(step, exits)
             found += self._misfits(step)
+            found += self._named_only(step)
             found += self._idle(step)
         reached = self._reached()
         found += [
@@ -151,6 +155,16 @@ class Plan:
             if action not in known and action not in exits
         ]
 
+    def _named_only(self, step: Step) -> list[str]:
+        edges = {*step.actions} - {DEFAULT}
+        if not edges or step.perform is not None:
+            return []
+        return [
+            f"node {step.name!r} returns the text {text!r}, which is only a value, although it has an edge of that name; "
+            f"to leave by the edge, return Next({text!r}, output), or call the Action"
+            for text in sorted(returned_texts(step.node) & edges)
+        ]
+
     def _misfits(self, step: Step) -> list[str]:
         found: list[str] = []
         carried = {DEFAULT: step.output_type, **step.carried}
@@ -159,6 +173,7 @@ class Plan:
             way = "" if action == DEFAULT else f" by {action!r}"
             found += [
                 f"node {step.name!r} leaves{way} with {type_name(given)}, but {taker.name!r} takes {type_name(taker.input_type)}"
+                + (f"; {_DEFINED_AGAIN}" if is_namesake(given, taker.input_type) else "")
                 for taker in _takers(target)
                 if not fits(given, taker.input_type)
             ]

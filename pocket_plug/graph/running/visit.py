@@ -22,7 +22,7 @@ from pocket_plug.graph.nodes.node import AnyNode
 from pocket_plug.graph.nodes.phases import PHASES
 from pocket_plug.graph.observing.views import NodeCall, Time, note_times
 from pocket_plug.graph.planning.step import Step, Visited, make_step
-from pocket_plug.primitives.typechecks import type_name, with_contents
+from pocket_plug.primitives.typechecks import type_found, type_name
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
@@ -137,7 +137,7 @@ class Phases:
 def check(run: Running, step: Step, value: object) -> None:
     """Raise InputError if the value doesn't have the type of the node's input."""
     if step.fits is not None and not step.fits(value):
-        wanted, found = type_name(step.input_type), with_contents(value)
+        wanted, found = type_name(step.input_type), type_found(step.input_type, value)
         refused = InputError(f"node {step.name!r} of graph {run.run.graph!r} takes {wanted}, not {found}")
         note_node(refused, run, step)
         raise refused
