@@ -35,7 +35,8 @@ class _Priority:
 
     async def ended(self, in_place: bool, seconds: float) -> None:
         """Wait for its end, at most so many seconds."""
-        if blocked_loop() is not None and blocked_loop() is self._loop:
+        blocked = asyncio._get_running_loop() if in_place else blocked_loop()
+        if blocked is not None and blocked is self._loop:
             return  # the update can't continue before this call is over
         waiter: Waiter[None] = Waiter(blocks=in_place)
         self._waiting.append(waiter)

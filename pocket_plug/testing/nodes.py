@@ -10,14 +10,13 @@ from typing_extensions import TypeVar
 
 from pocket_plug.errors import ConfigError, GraphError
 from pocket_plug.graph.addresses import executor_faults
-from pocket_plug.graph.durable.records import MAX_RUN_ID_BYTES, escaped, visit_place
+from pocket_plug.graph.durable.records import escaped, keys_of, visit_place
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.nodes.chain import as_chain
 from pocket_plug.graph.nodes.node import Node, options_of
 from pocket_plug.graph.observing.host import RunHost, default_host
 from pocket_plug.graph.running.context import in_own_context
 from pocket_plug.graph.running.execution import Execution
-from pocket_plug.primitives.names import check_length
 from pocket_plug.store.store import Store, StoreScope
 from pocket_plug.store.sync import SyncScope
 
@@ -132,7 +131,7 @@ def _key(graph: Graph[Any, Any], run_id: str) -> str:
             f"node {step.name!r} has nodes inside, each with a key of its own, so run_node takes no run_id= for it; run it "
             "in a durable run: graph.run(…, run_id=…)"
         )
-    check_length(run_id, "a run_id", MAX_RUN_ID_BYTES)
+    keys_of(run_id)  # an id that a run would refuse
     return escaped(run_id, "/") + visit_place("", step.name, 1)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import Action, Graph, Node, SyncStore, node
+from pocket_plug import Action, Graph, Node, Runs, SyncStore, node
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
 from pocket_plug.errors import ConflictError, RunFencedError
@@ -823,6 +823,23 @@ def test_runs_are_selected_by_node_and_error(here: Any) -> None:
     assert ids("cancel", "--graph", "failing", "--state", "pending") == ["c", "b", "a"]
     assert ids("cancel", "--graph", "plain") == []  # it has finished
     assert [each["state"] for each in here("runs", "ls", "--json").json] == ["failed", *["cancelled"] * 3, "finished"]
+
+
+def test_a_list_of_a_few_selected_runs_does_not_read_all_in_small_pages(
+    here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most runs aren't selected, so a page may be much longer than the list."""
+    reads, listed = list[int](), Runs.list
+
+    async def counted(self: Runs, **options: Any) -> Any:
+        reads.append(options["limit"])
+        return await listed(self, **options)
+
+    for run_id in map(str, range(10)):
+        fail(run_id)
+    monkeypatch.setattr(Runs, "list", counted)
+    assert here("runs", "ls", "--node", "other", "--limit", "1", "--json").json == []
+    assert len(reads) == 2  # open runs, ended runs
 
 
 @pytest.mark.parametrize("command", ["cancel", "retry"])

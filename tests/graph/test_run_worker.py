@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -17,6 +18,7 @@ import structlog
 
 from pocket_plug import (
     Answered,
+    AnswerLostError,
     Ask,
     ConfigError,
     Delete,
@@ -33,6 +35,7 @@ from pocket_plug import (
     StoreBusyError,
     StoreError,
     StoreReader,
+    StoreTimeoutError,
     StoreUnreachableError,
     StoreWriter,
     SyncStore,
@@ -55,6 +58,7 @@ from pocket_plug.graph.durable.records import RUN, keys_of
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import State, plain_state, read_state, states_of
 from pocket_plug.graph.durable.worker import ALONE, MAX_TRIES, SUSPECT, Became
+from pocket_plug.graph.observing.host import RunHost
 from pocket_plug.graph.retention import Retention
 from pocket_plug.hookspecs import RunNotice
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry
@@ -496,6 +500,15 @@ def test_once_ends_when_nothing_is_ready(url: str) -> None:
     asyncio.run(main())
 
 
+class Counting(Worker):
+    begun = 0
+
+    async def _take(self, pocket: RunHost, is_review: bool) -> int:
+        begun = await super()._take(pocket, is_review)
+        self.begun += begun
+        return begun
+
+
 def test_a_worker_executes_the_runs_of_all_scopes_of_its_store(url: str) -> None:
     """A service gives each tenant a scope; each run reads and writes in the scope in which it was submitted."""
 
@@ -507,7 +520,9 @@ def test_a_worker_executes_the_runs_of_all_scopes_of_its_store(url: str) -> None
                 await nested.submit(1, run_id=name, store=tenant)
             await nested.submit(1, run_id="base", store=store)
             assert [check.verdict for check in await nested.check_runs(store=store)] == ["unchanged"] * 3
-            await Worker([nested], store=store, report=said).run(once=True)
+            worker = Counting([nested], store=store, report=said)
+            await worker.run(once=True)
+            assert worker.begun == 3  # a run of a scope isn't left for another poll, where another worker may have it
             assert {report.became for report in said.reports} == {"taken", "finished"}
             assert [await tenant.get("counted") for tenant in tenants.values()] == [1, 1]
             assert await store.get("counted") == 1
@@ -1231,7 +1246,7 @@ def test_a_worker_names_the_server_that_it_can_not_reach(url: str, caplog: pytes
     assert "4711" not in warnings[1]
 
 
-@pytest.mark.parametrize("away", [StoreUnreachableError, StoreBusyError])
+@pytest.mark.parametrize("away", [StoreUnreachableError, StoreBusyError, StoreTimeoutError, AnswerLostError])
 @pytest.mark.parametrize("phase", ["prep", "commit", "an item's commit"])
 def test_a_run_whose_store_was_away_for_a_while_is_executed_again(url: str, phase: str, away: type[StoreError]) -> None:
     """The store is back before the worker gives up: the run has not failed, so nobody needs to retry it."""
@@ -1272,6 +1287,60 @@ def test_a_run_whose_store_was_away_for_a_while_is_executed_again(url: str, phas
             with pytest.raises(away):
                 await seeing.run(given, run_id="d-2")  # here the caller decides
             assert (await Runs(store).get("d-2")).state == "failed"
+
+    asyncio.run(main())
+
+
+class Slow(Layer):
+    """Reads of keys that begin with `slow` fail as if the store were away; with `most`, only so many times for each."""
+
+    name = "slow"
+
+    def __init__(self, most: int | None = None) -> None:
+        super().__init__()
+        self.most, self.failed = most, Counter[str]()
+
+    async def read(self, key: str) -> Entry | None:
+        if key.startswith("slow") and (self.most is None or self.failed[key] < self.most):
+            self.failed[key] += 1
+            raise StoreUnreachableError("no answer")
+        return await self.inner.read(key)
+
+
+class ReadSlowly(Node[int, int], name="read"):
+    async def prep(self, store: StoreReader, n: int) -> int:
+        return int(await store.get(f"slow-{n}", n))
+
+
+def test_a_run_whose_node_makes_the_store_fail_each_time_has_failed_in_the_end(url: str) -> None:
+    """A value may take too long to read, while all else is quick: its exec must not be repeated for ever."""
+
+    async def main() -> None:
+        async with Store(url, layers=[slow := Slow()]) as store:
+            reading = Graph(count >> ReadSlowly(), store=store, name="reading")
+            await reading.submit(1, run_id="d-1")
+            said = Said()
+            await Worker([reading], report=said).run(once=True)
+            assert said.of("d-1") == ["taken", "lost"] * MAX_TRIES + ["taken", "failed"]
+            assert slow.failed == {"slow-1": MAX_TRIES + 1}  # in the first execution, `count` made progress
+            failure = (await Runs(store).get("d-1")).failure
+            assert failure is not None
+            assert failure.type.endswith("StoreUnreachableError")
+
+    asyncio.run(main())
+
+
+def test_an_execution_that_makes_progress_before_its_store_is_away_does_not_count(url: str) -> None:
+    """In nodes and in items: each execution takes one of them further."""
+
+    async def main() -> None:
+        async with Store(url, layers=[Slow(1)]) as store:
+            items = [*range(MAX_TRIES + 3)]
+            reading = Graph(each(ReadSlowly()), store=store, name="reading")
+            await reading.submit(items, run_id="d-1")
+            said = Said()
+            await Worker([reading], report=said).run(once=True)
+            assert said.of("d-1") == ["taken", "lost"] * len(items) + ["taken", "finished"]
 
     asyncio.run(main())
 

@@ -1005,6 +1005,32 @@ def test_a_write_of_many_keys_waits_for_priority_no_longer_than_one_of_a_single_
     assert 1 <= len(waits) < len(names) / 2
 
 
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_write_beside_priority_does_not_block_the_event_loop_that_it_waits_for(
+    stack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write to memory blocks its thread, and the task with priority may be one of the event loop that runs there."""
+    monkeypatch.setattr("pocket_plug.store.gates.PRIORITY_WAIT", 3600.0)
+    url, layers = STACKS[stack](f"sqlite:///{tmp_path}/state.db")
+
+    async def main() -> None:
+        async with Store(url, layers=layers) as store:
+            begun = asyncio.Event()
+
+            async def update() -> None:
+                with store.stack.gates.priority(["k"]):
+                    begun.set()
+                    await asyncio.sleep(0)
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(update())
+                await begun.wait()
+                await store.set("k", 1)
+            assert await store.get("k") == 1
+
+    without_hanging(main)
+
+
 def test_an_update_that_sets_its_own_key_is_an_error() -> None:
     """It conflicts with itself at each try, also through a thread that it waits for: an error, not a deadlock."""
 

@@ -18,6 +18,7 @@ from pocket_plug import (
     GraphError,
     InputError,
     Key,
+    KeyNameError,
     MissingKeyError,
     Next,
     Node,
@@ -251,6 +252,9 @@ def test_without_a_run_id_there_is_no_idempotency_key(run: Running):
     def pay(cents: int) -> str:
         return idempotency_key()
 
+    for run_id in ("", "\ud800", 7):
+        with pytest.raises(KeyNameError, match="run_id"):
+            run(pay, 5, run_id=run_id)  # as a run would
     with pytest.raises(UnknownRunError, match=r"run_node\(…, run_id=…\)"):
         run(pay, 5)
     with pytest.raises(ConfigError, match="node 'each_pay' has nodes inside"):

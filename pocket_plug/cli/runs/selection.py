@@ -30,9 +30,11 @@ class Selection:
         """Has the user said anything of which runs?"""
         return bool(self.states) or (self.graph, self.node, self.error) != (None, None, None)
 
-    async def each(self, runs: Runs, states: Sequence[RunState], page_size: int = PAGE) -> AsyncGenerator[RunInfo]:
-        """The selected runs in these states, the newest first."""
+    async def each(self, runs: Runs, states: Sequence[RunState], most: int = PAGE) -> AsyncGenerator[RunInfo]:
+        """The selected runs in these states, the newest first. The caller takes `most` of them: no more are read if all fit."""
         after: str | None = None
+        all_fit = (self.node, self.error) == (None, None)
+        page_size = most if all_fit else max(most, PAGE)
         while True:
             page = await runs.list(state=states, graph=self.graph, limit=page_size, after=after)
             for run in page.runs:

@@ -195,7 +195,7 @@ async def _take_over(journal: Journal, writes: _Writes) -> bool:
             raise
         version = now.version
     checkpoint.version, checkpoint.commits, journal.state_version = version, record["commits"], version
-    journal.landed_record = record
+    journal.landed_record, journal.tries = record, writes.tries
     return True
 
 

@@ -128,6 +128,8 @@ class Journal:
         self.writes = 0
         self.epoch = 1
         self.steps = 0
+        self.tries = 0
+        """How many executions have begun without progress, this one included; 0 once this one has made some."""
         self.started = self.stack.clock()
         self.carrier: dict[str, str] = {}
         self.unrecorded: list[Exception] = []
@@ -254,8 +256,11 @@ class Journal:
                 left = {**self.landed_record, "owner": token, "status": status, "updated": self.stack.clock()}
                 left["carrier"] = dict(self.carrier)
                 record = Put(self.checkpoint.key, left)
+                facts: dict[str, Any] = {"failure": failure}
+                if status == "pending" and not isinstance(error, RunReleasedError):
+                    facts |= {"tries": self.tries, "commits": left["commits"]}  # the next execution goes on counting
                 try:
-                    await self.stack.write([record, *self.changes_to(status, failure=failure)], self.fence)
+                    await self.stack.write([record, *self.changes_to(status, **facts)], self.fence)
                     break
                 except Exception as failed:
                     if await self.landed(self.checkpoint, token, failed, "", True) is not None:

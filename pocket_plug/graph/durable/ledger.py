@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from pocket_plug.codec import default_codec
 from pocket_plug.codec.error_values import storable
 from pocket_plug.errors import (
+    AnswerLostError,
     CodecError,
     ConflictError,
     OutcomeUnknownError,
@@ -21,6 +22,7 @@ from pocket_plug.errors import (
     RunTimeoutError,
     StoreBusyError,
     StoreError,
+    StoreTimeoutError,
     StoreUnreachableError,
     TransactionError,
     UnknownRunError,
@@ -44,6 +46,9 @@ from .records import PATH, Checkpoint, Frame, Status, escaped, execution_of, ite
 from .standing import in_order
 from .states import wake_key
 from .waits import PlacedWait, Wait, put_wait, read_wait, suspended, wait_key
+
+OUTAGES = (StoreUnreachableError, StoreBusyError, StoreTimeoutError, AnswerLostError)
+"""Errors of a store that is away or locked. A commit whose answer was lost has been looked for, and wasn't stored."""
 
 
 def idempotency_key() -> str:
@@ -191,12 +196,14 @@ class RunLedger:
     def _is_outage(self, error: BaseException) -> bool:
         """Was the run's own store away, or locked by others, for too long? That isn't the run's fault: workers try it again.
 
-        Without a worker, the caller gets the error, and decides.
+        But not for ever: a node may cause it each time, by a value that takes too long to read. Without a worker, the caller gets
+        the error, and decides.
         """
-        if not self.in_worker or not isinstance(error, StoreUnreachableError | StoreBusyError):
+        journal = self.journal
+        if not self.in_worker or not isinstance(error, OUTAGES) or journal.tries >= journal.wanted.max_tries:
             return False
-        of_writes = (self.checkpoint.failed, *self.journal.unrecorded)
-        return error.stack is self.journal.stack or any(error is each for each in of_writes)
+        of_writes = (self.checkpoint.failed, *journal.unrecorded)
+        return error.stack is journal.stack or any(error is each for each in of_writes)
 
     async def close(self) -> None:
         """The run has finished: remove other runs that have finished long ago."""
@@ -343,6 +350,7 @@ class RunLedger:
         if isinstance(kept := records[0], Put) and kept.key == journal.checkpoint.key:
             journal.landed_record, journal.status = kept.value, status
         checkpoint.version, checkpoint.commits, checkpoint.frames, checkpoint.is_old = version, commits, frames, False
+        journal.tries = 0
         checkpoint.failed = None  # its traceback would keep this execution alive
         self.frame = frame
 

@@ -46,24 +46,14 @@ class Finder:
         self._watch = StallWatch(self.stack, clock)
         self._refused: dict[str, int | None] = {}
         """The runs that are skipped, with the version of the refused record; None: until the next review."""
-        self._scopes: dict[str, str] = {}
-        """Runs that were begun in a scope of this store, until they are claimed there."""
 
     def refuse(self, run_id: str, version: int | None) -> None:
         """Skip a run until its record has another version; without a version, until the next `review`."""
         self._refused[run_id] = version
 
-    def found_in(self, run_id: str, scope: str) -> bool:
-        """Remember the scope of a run for its next claim. Returns False if it is not a scope of this store."""
-        if not scope.startswith(str(self.place[1])):
-            return False
-        self._scopes[run_id] = scope
-        return True
-
-    def place_of(self, run_id: str) -> StorePlace:
-        """Where to claim a run: in this store, unless its claim here has found that it was begun in a scope."""
-        scope = self._scopes.pop(run_id, None)
-        return self.place if scope is None else (self.stack, scope)
+    def scope_within(self, scope: str | None) -> str | None:
+        """The scope, if it is one of this store, else None."""
+        return scope if scope is not None and scope.startswith(str(self.place[1])) else None
 
     async def review(self) -> list[Ready]:
         """Return the stalled runs, and stop skipping runs that have changed. It reads records, so it is called less often."""

@@ -288,16 +288,18 @@ class Worker:
         return len(free[:room])
 
     def _begin(self, finder: Finder, ready: Ready, pocket: RunHost) -> asyncio.Task[None]:
-        wanted = Wanted(ready.run_id, lease=self.lease, stalled_at=ready.versions, max_tries=MAX_TRIES, in_worker=True)
-        place = finder.place_of(ready.run_id)
-        journal = Journal(wanted, finder.graph, place)
-        self._journals[finder, ready.run_id] = journal
-        if self._is_stopping:
-            journal.is_released = True
-        task = asyncio.create_task(self._execute(finder, ready, journal, place, pocket), name=f"run {ready.run_id}")
+        journal = self._journal(finder, ready, finder.place)
+        task = asyncio.create_task(self._execute(finder, ready, journal, pocket), name=f"run {ready.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    def _journal(self, finder: Finder, ready: Ready, place: StorePlace) -> Journal:
+        wanted = Wanted(ready.run_id, lease=self.lease, stalled_at=ready.versions, max_tries=MAX_TRIES, in_worker=True)
+        journal = self._journals[finder, ready.run_id] = Journal(wanted, finder.graph, place)
+        if self._is_stopping:
+            journal.is_released = True
+        return journal
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -305,9 +307,7 @@ class Worker:
         if not task.cancelled() and (error := task.exception()) is not None:
             log_failure(logging.ERROR, "a worker could not end the execution of a run", error)
 
-    async def _execute(
-        self, finder: Finder, ready: Ready, journal: Journal, place: StorePlace, pocket: RunHost
-    ) -> None:
+    async def _execute(self, finder: Finder, ready: Ready, journal: Journal, pocket: RunHost) -> None:
         """Execute a run, if it can be claimed, and report what becomes of it."""
 
         def taken() -> None:
@@ -317,7 +317,7 @@ class Worker:
                 pocket.notify(RunNotice("stalled", journal.id, journal.graph.name, about))
             self._tell("taken", journal)
 
-        ledger = _WorkerLedger(journal, taken)
+        ledger, scope, place = _WorkerLedger(journal, taken), None, (journal.stack, journal.prefix)
         try:
             execution = Execution(
                 finder.graph, place, MISSING, pocket, loop=True, threads=True, ledger=ledger, run_id=journal.id
@@ -327,13 +327,15 @@ class Worker:
             if ledger.is_taken:
                 became = _became(error, journal.status)
                 self._tell(became, journal, error if became in ("failed", "lost") else None)
-            else:
+            elif (scope := finder.scope_within(journal.other_scope)) is None:
                 await self._not_taken(finder, journal, error, pocket)
         else:
             if ledger.is_taken:
                 self._tell("finished", journal)
         finally:
             del self._journals[finder, journal.id]
+        if scope is not None and not self._is_stopping:
+            await self._execute(finder, ready, self._journal(finder, ready, (finder.stack, scope)), pocket)
 
     async def _not_taken(self, finder: Finder, journal: Journal, error: Exception, pocket: RunHost) -> None:
         """Called if a run could not be claimed: skip it until its record changes, or until the next review if it is only busy."""
@@ -341,8 +343,6 @@ class Worker:
             pocket.notify(RunNotice("stuck", journal.id, journal.graph.name, {"tries": MAX_TRIES}))
             pocket.notify(RunNotice("failed", journal.id, journal.graph.name, {"error_type": error_type(error)}))
             self._tell("failed", journal, error)
-        elif journal.other_scope is not None and finder.found_in(journal.id, journal.other_scope):
-            pass  # the next poll claims it there
         elif isinstance(error, RunBusyError | RunSuspendedError | RunCancelledError):
             finder.refuse(journal.id, None)  # another execution was faster
         elif isinstance(error, StoreError):
