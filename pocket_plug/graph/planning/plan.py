@@ -157,12 +157,11 @@ class Plan:
 
     def _named_only(self, step: Step) -> list[str]:
         edges = {*step.actions} - {DEFAULT}
-        if not edges or step.perform is not None:
-            return []
+        named = returned_texts(step.node) & edges if edges and step.perform is None else set()
         return [
             f"node {step.name!r} returns the text {text!r}, which is only a value, although it has an edge of that name; "
             f"to leave by the edge, return Next({text!r}, output), or call the Action"
-            for text in sorted(returned_texts(step.node) & edges)
+            for text in sorted(named)
         ]
 
     def _misfits(self, step: Step) -> list[str]:
