@@ -55,15 +55,15 @@ SHOP = """
     to_bill = {1: lambda run: run.renamed("pay", "bill")}
     upgraded = pp.Graph(order >> pay.with_options(name="bill") >> deliver, name="shop", version=2, upgrade=to_bill)
     @dataclass
-    class Parcel:
+    class Consignment:
         word: str
 
     @pp.node
-    def pack(word: str) -> Parcel:
-        return Parcel(word)
+    def pack(word: str) -> Consignment:
+        return Consignment(word)
 
     @pp.node
-    def send(parcel: Parcel) -> str:
+    def send(parcel: Consignment) -> str:
         stop(parcel.word)
         return parcel.word
 
@@ -159,11 +159,11 @@ def test_a_value_that_the_new_program_can_not_read(capsys: pytest.CaptureFixture
     begin("sending", "a")
     assert run(["runs", "check", "shop.py:sending"]) == 0
     program = Path("shop.py").read_text("utf-8")
-    Path("shop.py").write_text(program.replace("class Parcel:\n    word:", "class Parcel:\n    content:"), "utf-8")
+    Path("shop.py").write_text(program.replace("class Consignment:\n    word:", "class Consignment:\n    content:"), "utf-8")
     capsys.readouterr()
     assert run(["runs", "check", "shop.py:sending"]) == 1
     out, err = capsys.readouterr()
-    assert "a    failed  send  refused  CodecError: decoding a shop.Parcel from" in out
+    assert "a    failed  send  refused  CodecError: decoding a shop.Consignment from" in out
     assert "it was stored with fields that the class doesn't have: word" in out
     assert err == "1 of 1 open runs can't resume\n"
 

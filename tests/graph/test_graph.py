@@ -381,30 +381,6 @@ def test_a_generator_is_a_finding() -> None:
     )
 
 
-def test_a_text_that_names_an_edge_is_a_finding() -> None:
-    """As one leaves a node in PocketFlow: here the run would end with this text, or pass it on."""
-
-    class Decide(Node[str, str]):
-        def post(self, store: SyncWriter, question: str, prepared: str, result: str) -> str:
-            return "search" if question else "answer"
-
-    decide, search, answer = Decide(), node(name="searching")(str.upper), node(name="answering")(str.lower)
-    by_name = Graph(decide.on("search") >> search, decide.on("answer") >> answer)
-    assert findings(by_name) == tuple(
-        f"node 'decide' returns the text {name!r}, which is only a value, although it has an edge of that name; "
-        f"to leave by the edge, return Next({name!r}, output), or call the Action"
-        for name in ("answer", "search")
-    )
-    assert len(findings(Graph(decide >> answer, decide.on("search") >> search))) == 1
-
-    @node.post
-    async def choose(store: StoreWriter, question: str) -> str:
-        return "search"
-
-    assert len(findings(Graph(choose.on("search") >> search))) == 1
-    Graph(decide >> answer).validate()
-
-
 @pytest.mark.parametrize(
     "options", [{"retry": Retry()}, {"timeout": 3}, {"reads": [Key("a")]}, {"writes": [Key("a")]},
                 {"isolation": "serializable"}],

@@ -6,10 +6,8 @@ and nothing would say so.
 
 from __future__ import annotations
 
-import dis
 import inspect
 from collections.abc import Callable, Collection
-from itertools import pairwise
 from typing import Any, ForwardRef, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pocket_plug.graph.observing.views import Phase
@@ -262,19 +260,3 @@ def _store_annotation(function: Function) -> str:
     parameters = list(inspect.signature(function).parameters.values())
     annotation = parameters[0].annotation if parameters else ""
     return annotation.rpartition(".")[2] if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-
-
-def returned_texts(node: AnyNode) -> set[str]:
-    """The texts that the last phase of a node returns literally, as in `return "search"`."""
-    function = overridden(node, "post") or overridden(node, "exec")
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return set()
-    instructions = list(dis.get_instructions(code))
-    returning = {each.offset for each in instructions if each.opname == "RETURN_VALUE"}
-    found = {each.argval for each in instructions if each.opname == "RETURN_CONST"}  # Python 3.12 and 3.13
-    for each, after in pairwise(instructions):
-        end = after.argval if after.opname.startswith("JUMP") else after.offset
-        if each.opname == "LOAD_CONST" and end in returning:
-            found.add(each.argval)
-    return {each for each in found if isinstance(each, str)}

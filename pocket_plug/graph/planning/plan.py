@@ -10,7 +10,6 @@ from typing import Any, Protocol, Union
 from pocket_plug.errors import ReadOnlyError
 from pocket_plug.graph.nodes.chain import DEFAULT, END, AnyChain, Out
 from pocket_plug.graph.nodes.node_functions import FunctionNode
-from pocket_plug.graph.nodes.phases import returned_texts
 from pocket_plug.graph.observing.shape import Kind, Shape
 from pocket_plug.graph.upgrades import Upgrade
 from pocket_plug.primitives.typechecks import is_namesake, type_name
@@ -128,7 +127,6 @@ class Plan:
             found += step.faults(exits)
             found += self._unrouted(step, exits)
             found += self._misfits(step)
-            found += self._named_only(step)
             found += self._idle(step)
         reached = self._reached()
         found += [
@@ -153,15 +151,6 @@ class Plan:
             f"node {step.name!r} declares the action {action!r}, but has no edge for it; add {_way_out(step, action)} >> other"
             for action in step.carried
             if action not in known and action not in exits
-        ]
-
-    def _named_only(self, step: Step) -> list[str]:
-        edges = {*step.actions} - {DEFAULT}
-        named = returned_texts(step.node) & edges if edges and step.perform is None else set()
-        return [
-            f"node {step.name!r} returns the text {text!r}, which is only a value, although it has an edge of that name; "
-            f"to leave by the edge, return Next({text!r}, output), or call the Action"
-            for text in sorted(named)
         ]
 
     def _misfits(self, step: Step) -> list[str]:
