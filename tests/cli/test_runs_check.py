@@ -159,7 +159,9 @@ def test_a_value_that_the_new_program_can_not_read(capsys: pytest.CaptureFixture
     begin("sending", "a")
     assert run(["runs", "check", "shop.py:sending"]) == 0
     program = Path("shop.py").read_text("utf-8")
-    Path("shop.py").write_text(program.replace("class Consignment:\n    word:", "class Consignment:\n    content:"), "utf-8")
+    Path("shop.py").write_text(
+        program.replace("class Consignment:\n    word:", "class Consignment:\n    content:"), "utf-8"
+    )
     capsys.readouterr()
     assert run(["runs", "check", "shop.py:sending"]) == 1
     out, err = capsys.readouterr()
