@@ -208,7 +208,9 @@ def test_a_folder_that_cant_be_made_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
     """The error names what can't be opened. SQLite says the same of a file on a read-only medium, even for a read."""
-    with pytest.raises(StoreError, match=r"can't be opened; .* copy a file that is on a read-only medium") as caught:
+    with pytest.raises(
+        StoreError, match=r"can't be opened; .* copy a file first that is on a read-only medium"
+    ) as caught:
         drive(SQLite(tmp_path).open())
     assert str(tmp_path) in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""What the commands print of a run."""
+"""What the commands read and print of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NARROW = 60
 """How many characters of an error's text a table shows."""
 
 LINES = 20
-"""How many lines of a value `show` prints."""
+"""How many lines of a value, and of the path, `show` prints."""
 
 
 def with_runs(target: Target, work: Callable[[Runs], Awaitable[T]]) -> tuple[T, float]:

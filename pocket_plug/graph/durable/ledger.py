@@ -58,13 +58,7 @@ def idempotency_key() -> str:
     id, the node and the visit. Raises UnknownRunError outside of durable runs. A run without an id that a node of a durable run
     starts has no key either, since all of its nodes would have the same one: pass the key in its input, or give it a run_id.
     """
-    key = idempotency.get()
-    if key is None:
-        raise UnknownRunError(
-            "idempotency_key(): there is no durable run here; start it with run(…, run_id=…). To test the node alone, give "
-            "run_node(…, run_id=…)"
-        )
-    return key
+    return _key_for("idempotency_key()")
 
 
 def current_run_id() -> str:
@@ -73,13 +67,17 @@ def current_run_id() -> str:
     Can be called in all phases and hooks of a node, and in functions that they call. Raises UnknownRunError as
     `idempotency_key()`.
     """
+    return unquote(_key_for("current_run_id()").partition("/")[0])
+
+
+def _key_for(caller: str) -> str:
     key = idempotency.get()
     if key is None:
         raise UnknownRunError(
-            "current_run_id(): there is no durable run here; start it with run(…, run_id=…). To test the node alone, give "
+            f"{caller}: there is no durable run here; start it with run(…, run_id=…). To test the node alone, give "
             "run_node(…, run_id=…)"
         )
-    return unquote(key.partition("/")[0])
+    return key
 
 
 class RunLedger:
