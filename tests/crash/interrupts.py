@@ -363,7 +363,7 @@ def at_random(draw: random.Random, in_loop: bool) -> Callable[[Callable[[], obje
             try:
                 delay = draw.choice([0.00001, 0.00005, 0.0002, 0.001]) * draw.uniform(0.5, 3)
                 signal.signal(signal.SIGALRM, _press_ctrl_c if in_loop else _stop)
-                signal.setitimer(signal.ITIMER_REAL, delay, 0 if in_loop else draw.choice([0, 0, 0.0001]))
+                signal.setitimer(signal.ITIMER_REAL, delay)  # once: a second one might interrupt what handles the first
                 work()
                 done = True
                 time.sleep(2 * delay)
@@ -397,7 +397,7 @@ stops: list[int] = []
 """The signals that came."""
 
 is_armed = False
-"""On a busy machine the last signal may come after its timer was stopped; then it interrupts nothing."""
+"""On a busy machine the signal may come after its timer was stopped; then it interrupts nothing."""
 
 
 def _stop(number: int, _: object) -> None:
