@@ -1336,7 +1336,7 @@ def test_an_execution_that_makes_progress_before_its_store_is_away_does_not_coun
     async def main() -> None:
         async with Store(url, layers=[Slow(1)]) as store:
             items = [*range(MAX_TRIES + 3)]
-            reading = Graph(each(ReadSlowly()), store=store, name="reading")
+            reading = Graph(each(ReadSlowly(), concurrency=1), store=store, name="reading")
             await reading.submit(items, run_id="d-1")
             said = Said()
             await Worker([reading], report=said).run(once=True)
