@@ -20,7 +20,7 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Runner, drive_inline
 
 from .backend import Backend, Clock
-from .base import MISSING, Name, StackOwner, StoredValue, View
+from .base import NO_DEFAULT, Name, StackOwner, StoredValue, View
 from .caching import CachingView
 from .driven import FEW, driven
 from .keys import Key, ReadAs
@@ -186,7 +186,7 @@ class SyncWriter(SyncReader):
     def pop(self, key: ReadAs[T], /, default: D) -> T | D: ...
     @overload
     def pop(self, key: str, /, default: Value = ...) -> Value: ...
-    def pop(self, key: Any, /, default: object = MISSING) -> object:
+    def pop(self, key: Any, /, default: object = NO_DEFAULT) -> object:
         """Remove the value and return it; if there is none, return `default`, or raise MissingKeyError without one."""
         return self._source.run_update(self._view.pop(key, default))
 
@@ -218,7 +218,7 @@ class SyncWriter(SyncReader):
         fn: Callable[[Value], object],
         /,
         *,
-        default: object = MISSING,
+        default: object = NO_DEFAULT,
         ttl: Duration | None = None,
     ) -> object:
         """Replace the value by `fn(value)`, atomically, and return the new one."""

@@ -111,6 +111,19 @@ def test_none_is_a_value(open_store: Open) -> None:
     assert store.update("nothing", lambda value: [value], default="unused") == [None]
 
 
+def test_missing_may_be_given_as_a_default(open_store: Open) -> None:
+    """MISSING is a default like any other for `pop`, in mappings and typed views too, and for `update`."""
+    store = open_store()
+    store.set("nothing", None)
+    assert (store.pop("nothing", MISSING), store.pop("nothing", MISSING)) == (None, MISSING)
+    assert store.typed(int).pop("nothing", MISSING) is MISSING
+    assert store.mapping().pop("nothing", MISSING) is MISSING
+    assert store.update("nothing", lambda value: value is MISSING, default=MISSING) is True
+    for taking in (lambda: store.pop("absent"), lambda: store.update("absent", lambda value: value)):
+        with pytest.raises(MissingKeyError, match="give a default"):
+            taking()
+
+
 def test_missing_has_a_repr() -> None:
     """In a message or a REPL its repr is readable."""
     assert repr(MISSING) == "MISSING"
