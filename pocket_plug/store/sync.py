@@ -26,6 +26,7 @@ from .driven import FEW, driven
 from .keys import Key, ReadAs
 from .layer import Layer
 from .mapping import EACH, StoreMapping
+from .overrides import refuse_bypassed_store
 from .stack import Stack
 from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
 from .views import OpenTransaction, StoreReader, StoreWriter, refuse_writes
@@ -282,6 +283,10 @@ class SyncStore(SyncScope):
     """`Store` without `await`. Open it with `with`, unless it is memory."""
 
     __slots__ = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_bypassed_store(cls, SyncWriter)
 
     def __init__(
         self,

@@ -293,6 +293,11 @@ MISSPELT: dict[str, tuple[Callable[[], Any], str]] = {
         "a node of functions has no option 'fallback'; write a class, which may have it: class Work(Node), with the "
         "method fallback",
     ),
+    "a hook": (
+        lambda: misspelt.of(exec=len, on_complete=len),
+        "a node of functions has no option 'on_complete'; write a class, which may have it: class Work(Node), with the "
+        "method on_complete",
+    ),
     "a post's": (lambda: misspelt.post(write=()), "a node of a post has no option 'write'. Did you mean 'writes'?"),
     "functions'": (lambda: misspelt.of(exce=len), "a node of functions has no option 'exce'. Did you mean 'exec'?"),
     "a graph's": (lambda: misspelt_graph(plus, sotre=1), "a graph has no option 'sotre'. Did you mean 'store'?"),

@@ -19,13 +19,12 @@ from pocket_plug.store.sync import SyncReader, SyncWriter
 
 from .awaits import unawaited_calls
 from .chain import Action
-from .node import AnyNode, Node
+from .node import HOOKS, AnyNode, Node
 from .node_functions import FunctionNode, PostNode
 
 Function = Callable[..., Any]
 
 PHASES: tuple[Phase, ...] = ("prep", "exec", "fallback", "post")
-HOOKS = ("on_success", "on_failure", "on_complete")
 
 _PARAMETERS = {
     "prep": ("store", "input"),

@@ -13,10 +13,9 @@ from typing import Any, Protocol
 from pocket_plug.errors import RouteError, UndeclaredKeyError, suggest
 from pocket_plug.graph.elsewhere import Address
 from pocket_plug.graph.nodes.chain import DEFAULT
-from pocket_plug.graph.nodes.node import AnyNode, options_of
+from pocket_plug.graph.nodes.node import HOOKS, AnyNode, options_of
 from pocket_plug.graph.nodes.node_functions import FunctionNode, PostNode
 from pocket_plug.graph.nodes.phases import (
-    HOOKS,
     PHASES,
     Function,
     declared_actions,
