@@ -391,12 +391,12 @@ def test_a_keys_type_is_checked_wherever_it_is_used(open_store: Open) -> None:
         lambda: store.set_many({key: "one"}),
         lambda: store.update(key, str, default=0),
     ):
-        with pytest.raises(ValueTypeError, match="'count:a' holds int, not str"):
+        with pytest.raises(ValueTypeError, match="'count:a' is declared as int, the value is str"):
             write()
     assert not store.has(key)
     store.set("count:a", "written by its plain name")
     for read in (lambda: store.get(key), lambda: store.require(key), lambda: store.get_many([key])):
-        with pytest.raises(ValueTypeError, match="'count:a' holds int, not str"):
+        with pytest.raises(ValueTypeError, match="'count:a' is declared as int, the value is str"):
             read()
     assert store.get("count:a") == "written by its plain name"
     assert store.get(COUNT("b"), "default") == "default"
