@@ -306,8 +306,8 @@ MISSPELT: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a graph's that is like none": (
         lambda: misspelt_graph(plus, logger=1),
-        "a graph has no option 'logger'; it has: clean_up_grace, keep_finished, max_depth, max_steps, name, scope, store, timeout, "
-        "upgrade, version",
+        "a graph has no option 'logger'; it has: clean_up_grace, keep_finished, max_depth, max_steps, name, scope, store, "
+        "timeout, upgrade, version",
     ),
     "a graph's": (lambda: misspelt_graph(plus, sotre=1), "a graph has no option 'sotre'. Did you mean 'store'?"),
 }

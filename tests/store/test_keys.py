@@ -434,7 +434,9 @@ def test_a_value_is_checked_against_the_declared_type(type_: Any, good: object, 
     if type_ not in (Any, object):
         with pytest.raises(ValueTypeError) as caught:
             key("a").checked(bad)
-        assert str(caught.value) == f"key 'typed:a' is declared as {type_name(type_)}, the value is {with_contents(bad)}"
+        assert (
+            str(caught.value) == f"key 'typed:a' is declared as {type_name(type_)}, the value is {with_contents(bad)}"
+        )
 
 
 def test_the_error_says_what_a_container_contains() -> None:

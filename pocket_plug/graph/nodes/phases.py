@@ -19,7 +19,7 @@ from pocket_plug.store.sync import SyncReader, SyncWriter
 
 from .awaits import unawaited_calls
 from .chain import Action
-from .node import HOOKS, AnyNode, Node
+from .node import AnyNode, Node
 from .node_functions import FunctionNode, PostNode
 
 Function = Callable[..., Any]
