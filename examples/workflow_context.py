@@ -1,6 +1,7 @@
 """Data that all nodes of a workflow need, written once by the first node: who asked, when, and what they prefer.
 
-The nodes in between need not pass it on.
+The nodes in between need not pass it on. Runs at the same time need a scope each, as in isolated_runs.py: otherwise one reads
+the context of another.
 """
 
 from __future__ import annotations

@@ -44,7 +44,10 @@ class Missing(Enum):
 
 
 MISSING: Final = Missing.MISSING
-"""A default for `get` that no stored value equals: it distinguishes a stored None from no value."""
+"""A default that no stored value equals: it distinguishes a stored None from no value."""
+
+NO_DEFAULT: Final = object()
+"""Stands for a default that the caller of `pop` or `update` did not give. MISSING is one that may be given."""
 
 
 @final

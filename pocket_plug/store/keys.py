@@ -189,7 +189,7 @@ class Key(ReadAs[K, K], Generic[K]):
             fits = declared.fits = checker(declared.type)
         if fits(value):
             return value
-        wanted = f"key {self._name or self.template!r} holds {type_name(declared.type)}, not"
+        wanted = f"key {self._name or self.template!r} is declared as {type_name(declared.type)}, the value is"
         return newest(value, declared.type, fits, wanted)
 
     def matches(self, name: str) -> bool:

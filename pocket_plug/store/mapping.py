@@ -17,7 +17,7 @@ from pocket_plug.errors import KeyNameError, MissingKeyError
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.values import Value
 
-from .base import MISSING, Name, Source
+from .base import MISSING, NO_DEFAULT, Name, Source
 from .driven import FEW, driven
 from .keys import Key
 from .naming import Template
@@ -139,7 +139,7 @@ class StoreMapping(MutableMapping[str, T]):
     def pop(self, key: str, /, default: T) -> T: ...
     @overload
     def pop(self, key: str, /, default: D) -> T | D: ...
-    def pop(self, key: str, /, default: object = MISSING) -> object:
+    def pop(self, key: str, /, default: object = NO_DEFAULT) -> object:
         """Remove the value and return it, to exactly one caller; if there is none, `default`, or MissingKeyError without one."""
         return self._source.run_update(self._view.pop(self._at(key), default))
 

@@ -1,4 +1,4 @@
-"""Checks, where the class of a backend or a layer is defined, that the operations which it overrides will be called."""
+"""Checks, where the class of a backend, a layer or a store is defined, that the operations which it overrides will be called."""
 
 from __future__ import annotations
 
@@ -33,6 +33,16 @@ def refuse_uncalled(cls: type[Any], base: type[Any]) -> None:
         if iscoroutinefunction(cls.__dict__.get(name)) and getattr(cls, used) is getattr(base, used):
             raise TypeError(
                 f"{cls.__name__}.{name} would never be called: a layer takes part in `{name}` by `{used}`; override that"
+            )
+
+
+def refuse_bypassed_store(cls: type[Any], view: type[Any]) -> None:
+    """Raise TypeError if the subclass of a store overrides an operation: nodes and scopes call that of the stack."""
+    for name in cls.__dict__:
+        if not name.startswith("_") and hasattr(view, name):
+            raise TypeError(
+                f"{cls.__name__}.{name} would not be called by nodes, scopes, transactions and `sync`: they use the stack "
+                "of the store. To change or watch every operation, write a Layer, and give it in layers=[…]"
             )
 
 

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from .base import MISSING as MISSING
 from .base import Name, StackOwner
 from .base import View as View
 from .caching import CachingView
+from .overrides import refuse_bypassed_store
 from .stack import Stack
 from .sync import SyncScope, SyncStore
 from .views import OpenTransaction
@@ -59,6 +60,10 @@ class Store(StackOwner, StoreScope):
     """
 
     __slots__ = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_bypassed_store(cls, StoreWriter)
 
     async def __aenter__(self) -> Self:
         await self._source.open()

@@ -20,12 +20,13 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import Runner, drive_inline
 
 from .backend import Backend, Clock
-from .base import MISSING, Name, StackOwner, StoredValue, View
+from .base import NO_DEFAULT, Name, StackOwner, StoredValue, View
 from .caching import CachingView
 from .driven import FEW, driven
 from .keys import Key, ReadAs
 from .layer import Layer
 from .mapping import EACH, StoreMapping
+from .overrides import refuse_bypassed_store
 from .stack import Stack
 from .typed import SyncTypedReader, SyncTypedStore, TypedReader, TypedStore
 from .views import OpenTransaction, StoreReader, StoreWriter, refuse_writes
@@ -186,7 +187,7 @@ class SyncWriter(SyncReader):
     def pop(self, key: ReadAs[T], /, default: D) -> T | D: ...
     @overload
     def pop(self, key: str, /, default: Value = ...) -> Value: ...
-    def pop(self, key: Any, /, default: object = MISSING) -> object:
+    def pop(self, key: Any, /, default: object = NO_DEFAULT) -> object:
         """Remove the value and return it; if there is none, return `default`, or raise MissingKeyError without one."""
         return self._source.run_update(self._view.pop(key, default))
 
@@ -218,7 +219,7 @@ class SyncWriter(SyncReader):
         fn: Callable[[Value], object],
         /,
         *,
-        default: object = MISSING,
+        default: object = NO_DEFAULT,
         ttl: Duration | None = None,
     ) -> object:
         """Replace the value by `fn(value)`, atomically, and return the new one."""
@@ -282,6 +283,10 @@ class SyncStore(SyncScope):
     """`Store` without `await`. Open it with `with`, unless it is memory."""
 
     __slots__ = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_bypassed_store(cls, SyncWriter)
 
     def __init__(
         self,

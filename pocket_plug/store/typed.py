@@ -16,7 +16,7 @@ from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.typechecks import check_type, checker, declared_types, type_name
 from pocket_plug.primitives.values import Value
 
-from .base import MISSING, Name, Source, StoredValue, View
+from .base import MISSING, NO_DEFAULT, Name, Source, StoredValue, View
 from .caching import TypedCaching
 from .driven import FEW, driven
 from .keys import Key, newest
@@ -192,7 +192,7 @@ class TypedStore(TypedReader[T]):
     async def pop(self, key: str, /) -> T: ...
     @overload
     async def pop(self, key: str, /, default: D) -> T | D: ...
-    async def pop(self, key: str, /, default: object = MISSING) -> object:
+    async def pop(self, key: str, /, default: object = NO_DEFAULT) -> object:
         """Remove the value and return it; if there is none, return `default`, or raise MissingKeyError without one."""
         name = self._writer._name(key)
         step = taking(name, key, default, lambda value: self._checked(key, value))
@@ -319,7 +319,7 @@ class SyncTypedStore(SyncTypedReader[T]):
     def pop(self, key: str, /) -> T: ...
     @overload
     def pop(self, key: str, /, default: D) -> T | D: ...
-    def pop(self, key: str, /, default: object = MISSING) -> object:
+    def pop(self, key: str, /, default: object = NO_DEFAULT) -> object:
         """Remove the value and return it; if there is none, return `default`, or raise MissingKeyError without one."""
         return self._source.run_update(self._writer.pop(key, default))
 

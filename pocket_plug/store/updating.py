@@ -12,7 +12,7 @@ from pocket_plug.primitives.lists import ItemList, ListHead
 from pocket_plug.primitives.values import Hint, Value
 
 from .backend import Change, Delete, Entry, Put
-from .base import MISSING
+from .base import NO_DEFAULT
 from .contention import Step
 from .keys import Key
 from .transaction import ATOMS, private
@@ -29,7 +29,7 @@ def replaced(
 ) -> tuple[Sequence[Change], Any]:
     """The step that calls `fn`; `declared` is the type of a typed view, `until` a new expiry time.
 
-    Raises MissingKeyError if there is neither an entry nor a default (MISSING), and ValueTypeError for a value of another
+    Raises MissingKeyError if there is neither an entry nor a default, and ValueTypeError for a value of another
     type than the Key's. Callers make the step by `partial`: a closure over so many variables would take twice as long.
     """
     if entry is not None:
@@ -41,7 +41,7 @@ def replaced(
             old = private(given)
         if key.__class__ is Key:
             old = key.checked(old)
-    elif default is MISSING:
+    elif default is NO_DEFAULT:
         raise MissingKeyError(f"nothing at {str(key)!r} to update; give a default")
     else:
         given, deadline = default, None
@@ -75,7 +75,7 @@ def taking(name: str, key: Any, default: Value, checked: Callable[[Value], Value
             if entry.value.__class__ is ListHead:
                 raise no_single_value(key, entry.value)
             return (Delete(name),), entry.value if checked is None else checked(entry.value)
-        if default is MISSING:
+        if default is NO_DEFAULT:
             raise MissingKeyError(f"nothing at {str(key)!r} to pop; give a default")
         return (), default
 

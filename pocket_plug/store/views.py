@@ -22,7 +22,7 @@ from pocket_plug.primitives.values import Value
 
 from . import lists
 from .backend import PRESENT, Delete, Put
-from .base import MISSING, SHORT, Name, Source, StoredValue, View
+from .base import MISSING, NO_DEFAULT, SHORT, Name, Source, StoredValue, View
 from .keys import Key, ReadAs, check_prefix
 from .listing import names_of, pages_of, remove, remove_all
 from .mapping import EACH, StoreMapping
@@ -332,7 +332,7 @@ class StoreWriter(StoreReader):
     async def pop(self, key: ReadAs[T], /, default: D) -> T | D: ...
     @overload
     async def pop(self, key: str, /, default: Value = ...) -> Value: ...
-    async def pop(self, key: Any, /, default: object = MISSING) -> object:
+    async def pop(self, key: Any, /, default: object = NO_DEFAULT) -> object:
         """Remove the value and return it: exactly one caller gets it.
 
         If there is none, it returns `default`, or raises MissingKeyError without one. A value that isn't of the Key's
@@ -388,7 +388,7 @@ class StoreWriter(StoreReader):
         fn: Callable[[Value], object],
         /,
         *,
-        default: object = MISSING,
+        default: object = NO_DEFAULT,
         ttl: Duration | None = None,
     ) -> object:
         """Replace the value by `fn(value)`, atomically, and return the new one. The expiry time stays, unless `ttl` sets one.

@@ -230,7 +230,7 @@ class ListContract:
 
         async def scenario(store: Store) -> None:
             assert await store.append(_LOG(7), 1) == 1
-            with pytest.raises(ValueTypeError, match=r"log:7.*, not list\[str\]"):
+            with pytest.raises(ValueTypeError, match=r"log:7.*, the value is list\[str\]"):
                 await store.append(_LOG(7), _any("two"))
             typed = store.typed(int)
             assert await typed.append("log:7", 2) == 2

@@ -107,8 +107,8 @@ def test_another_class_of_that_name_is_an_error_that_names_both(store: pp.SyncSt
     exec(compile(CHANGED, "cell-2", "exec"), cell)  # noqa: S102
     with pytest.raises(
         pp.ValueTypeError,
-        match=rf"holds CellJob, not CellJob: {module}\.CellJob.* was defined again, with other fields, since this object "
-        rf"was made: {module}\.CellJob \(cell-2, line \d+\); create the object again",
+        match=rf"is declared as CellJob, the value is CellJob: {module}\.CellJob.* was defined again, with other fields, "
+        rf"since this object was made: {module}\.CellJob \(cell-2, line \d+\); create the object again",
     ):
         store.set(cell["JOB"], former)
     with pytest.raises(pp.ValueTypeError, match=r"this store is typed CellJob, the value is CellJob: .*cell-2"):
@@ -121,8 +121,8 @@ def test_a_key_of_the_former_class_says_what_to_run_again(cell: dict[str, Any]) 
     exec(CELL, cell)  # noqa: S102
     with pytest.raises(
         pp.ValueTypeError,
-        match=r"holds CellJob, not CellJob: notebook_anew\.CellJob.* was defined again after this type was declared; "
-        r"run the code that declares it again$",
+        match=r"is declared as CellJob, the value is CellJob: notebook_anew\.CellJob.* was defined again after "
+        r"this type was declared; run the code that declares it again$",
     ):
         store.set(key, cell["CellJob"](1))
 

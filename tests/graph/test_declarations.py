@@ -293,8 +293,22 @@ MISSPELT: dict[str, tuple[Callable[[], Any], str]] = {
         "a node of functions has no option 'fallback'; write a class, which may have it: class Work(Node), with the "
         "method fallback",
     ),
+    "a hook": (
+        lambda: misspelt.of(exec=len, on_complete=len),
+        "a node of functions has no option 'on_complete'; write a class, which may have it: class Work(Node), with the "
+        "method on_complete",
+    ),
     "a post's": (lambda: misspelt.post(write=()), "a node of a post has no option 'write'. Did you mean 'writes'?"),
     "functions'": (lambda: misspelt.of(exce=len), "a node of functions has no option 'exce'. Did you mean 'exec'?"),
+    "a node's that is like none": (
+        lambda: type("Old", (Node,), {}, max_retries=3),
+        "a node has no option 'max_retries'; it has: executor, isolation, name, reads, retry, timeout, trace, writes",
+    ),
+    "a graph's that is like none": (
+        lambda: misspelt_graph(plus, logger=1),
+        "a graph has no option 'logger'; it has: clean_up_grace, keep_finished, max_depth, max_steps, name, scope, store, "
+        "timeout, upgrade, version",
+    ),
     "a graph's": (lambda: misspelt_graph(plus, sotre=1), "a graph has no option 'sotre'. Did you mean 'store'?"),
 }
 misspelt_graph: Any = Graph

@@ -463,6 +463,14 @@ def test_actions_of_a_base_class_are_the_subclasss_too() -> None:
     assert Graph(gate, gate.high >> minus, gate.on(Gate.named) >> plus).run_sync(50) == 49
 
 
+def test_a_store_among_the_chains_is_refused_with_the_way_out() -> None:
+    """A graph's store is given by its name."""
+    store = Store()
+    for given in (store, store.sync, store.scope("run"), store.sync.scope("run")):
+        with pytest.raises(TypeError, match=r"neither a node nor a chain of nodes; .* Graph\(node, store=store\)"):
+            Graph(plus, given)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("wrong", [AsyncAll, 3, None, len], ids=str)
 def test_only_nodes_can_be_chained(wrong: Any) -> None:
     """A class, a bare function or anything else is refused at once, with a hint for a class."""

@@ -830,7 +830,8 @@ def test_declared_keys_may_be_used(use: Callable[[Any], Any]) -> None:
 
 @pytest.mark.parametrize(
     ("use", "says"),
-    [(lambda s: s.get("other"), "node 'declared' reads 'other', which its reads= does not declare; it has: price, tax"),
+    [(lambda s: s.get("other"), "node 'declared' reads 'other', which its reads= and writes= do not declare; it has"),
+     (lambda s: s.delete("other"), "reads 'other', which its reads= and writes= do not declare; it has: price, tax"),
      (lambda s: s.set(PRICE, 1), "node 'declared' writes 'price', which its writes= does not declare; it has: order:{}"),
      (lambda s: s.set("order:1:2", 1), "writes 'order:1:2'"),
      (lambda s: s.scope("sub").get(PRICE), "reads 'sub:price'"),

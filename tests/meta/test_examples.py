@@ -104,7 +104,7 @@ SHOWN = {
         Order(id='o-1', user='alice', items=3, price=26.97)
         Order(id='o-2', user='bob', items=1, price=9.99)
         sold: 4
-        refused: node 'nosy' reads 'user:alice:diary', which its reads= does not declare; it has: config:price_per_item
+        refused: node 'nosy' reads 'user:alice:diary', which its reads= and writes= do not declare; it has: config:price_per_item
     """,
     "fan_out": """
         190 bytes, at most 5 pages at a time

@@ -160,7 +160,7 @@ def test_values_are_checked(store: SyncStore) -> None:
     with pytest.raises(ValueTypeError, match="square:3"):
         wrong(3)
     typed: Any = store.scope("t").typed(int).cached("square:{n}")(lambda n: str(n))  # type: ignore[arg-type, return-value]
-    with pytest.raises(ValueTypeError, match="holds int, not str"):
+    with pytest.raises(ValueTypeError, match="is declared as int, the value is str"):
         typed(3)
     square = store.scope("t").typed(int).cached("square:{n}")(lambda n: n * n)
     assert (square(3), store.get("t:square:3")) == (9, 9)

@@ -114,6 +114,18 @@ def test_a_scan_without_pages_is_refused(kind: type[Backend]) -> None:
     type("New", (kind,), {"scan": new})
 
 
+@pytest.mark.parametrize("kind", [Store, SyncStore])
+def test_a_store_whose_operations_are_overridden_is_refused(kind: type[Any]) -> None:
+    """Nodes and scopes would bypass the override, so the error says to write a layer. Other methods may be added."""
+
+    def own(self: Any, *_: Any) -> Any: ...
+
+    for name in ("get", "set", "update", "scope"):
+        with pytest.raises(TypeError, match=f"Logged.{name} would not be called by nodes, scopes, .* write a Layer"):
+            type("Logged", (kind,), {name: own})
+    assert type("Users", (kind,), {"find_user": own, "close": own})().find_user("1") is None
+
+
 @pytest.mark.parametrize(("name", "operation"), [("get", "read"), ("set_many", "write"), ("delete", "write")])
 def test_an_override_that_would_never_be_called_is_refused(name: str, operation: str) -> None:
     """Of an operation of stores. A helper with such a name is allowed beside the operation of layers."""

@@ -99,11 +99,11 @@ def test_in_a_scope_and_as_a_typed_view(store: SyncStore) -> None:
     assert set(store.keys()) == {"cache:%70ocket", "cache:a%3Ab"}
     numbers = store.scope("numbers").typed(int).mapping()
     numbers["n"] = 1
-    with pytest.raises(ValueTypeError, match="holds int, not str"):
+    with pytest.raises(ValueTypeError, match="is declared as int, the value is str"):
         numbers["n"] = "one"  # type: ignore[assignment]
     store.set("numbers:odd", "three")
     for read in (lambda: numbers["odd"], lambda: list(numbers.values()), lambda: list(numbers.items())):
-        with pytest.raises(ValueTypeError, match="'odd' holds int, not str"):
+        with pytest.raises(ValueTypeError, match="'odd' is declared as int, the value is str"):
             read()
     assert list(numbers) == ["n", "odd"]
 

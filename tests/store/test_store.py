@@ -111,6 +111,19 @@ def test_none_is_a_value(open_store: Open) -> None:
     assert store.update("nothing", lambda value: [value], default="unused") == [None]
 
 
+def test_missing_may_be_given_as_a_default(open_store: Open) -> None:
+    """MISSING is a default like any other for `pop`, in mappings and typed views too, and for `update`."""
+    store = open_store()
+    store.set("nothing", None)
+    assert (store.pop("nothing", MISSING), store.pop("nothing", MISSING)) == (None, MISSING)
+    assert store.typed(int).pop("nothing", MISSING) is MISSING
+    assert store.mapping().pop("nothing", MISSING) is MISSING
+    assert store.update("nothing", lambda value: value is MISSING, default=MISSING) is True
+    for taking in (lambda: store.pop("absent"), lambda: store.update("absent", lambda value: value)):
+        with pytest.raises(MissingKeyError, match="give a default"):
+            taking()
+
+
 def test_missing_has_a_repr() -> None:
     """In a message or a REPL its repr is readable."""
     assert repr(MISSING) == "MISSING"
@@ -378,12 +391,12 @@ def test_a_keys_type_is_checked_wherever_it_is_used(open_store: Open) -> None:
         lambda: store.set_many({key: "one"}),
         lambda: store.update(key, str, default=0),
     ):
-        with pytest.raises(ValueTypeError, match="'count:a' holds int, not str"):
+        with pytest.raises(ValueTypeError, match="'count:a' is declared as int, the value is str"):
             write()
     assert not store.has(key)
     store.set("count:a", "written by its plain name")
     for read in (lambda: store.get(key), lambda: store.require(key), lambda: store.get_many([key])):
-        with pytest.raises(ValueTypeError, match="'count:a' holds int, not str"):
+        with pytest.raises(ValueTypeError, match="'count:a' is declared as int, the value is str"):
             read()
     assert store.get("count:a") == "written by its plain name"
     assert store.get(COUNT("b"), "default") == "default"

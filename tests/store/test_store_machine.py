@@ -115,7 +115,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(scope=scopes, name=names, item=st.integers(), default=st.just(MISSING) | values)
     def update(self, scope: str, name: str, item: int, default: Any) -> None:
         key, live = self.full(scope, name), self.live()
-        updating = self.view(scope).update(name, lambda old: [old, item], default=default)
+        given = {} if default is MISSING else {"default": default}
+        updating = self.view(scope).update(name, lambda old: [old, item], **given)
         if key not in live and default is MISSING:
             try:
                 self.run(updating)

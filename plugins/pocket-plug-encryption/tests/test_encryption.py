@@ -525,7 +525,7 @@ def test_a_store_without_the_layer_names_it() -> None:
     store.append("log", 1)
     bare = SyncStore(backend)
     need = re.escape("the layer `encryption` has stored this in place of a value: open the store with that layer") + "$"
-    with pytest.raises(ValueTypeError, match="'n' holds int, not Encrypted; " + need):
+    with pytest.raises(ValueTypeError, match="'n' is declared as int, the value is Encrypted; " + need):
         bare.get(Key("n", int))
     with pytest.raises(ValueTypeError, match="'n': this store is typed int, the value is Encrypted; " + need):
         bare.typed(int).get("n")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, overload
 from typing_extensions import TypeVar
 
 from pocket_plug.primitives.redaction import found, named
+from pocket_plug.store.base import View
 
 I = TypeVar("I", contravariant=True)  # noqa: E741 - input
 O = TypeVar("O", covariant=True)  # noqa: E741 - output
@@ -142,6 +143,8 @@ def _instead(found: object) -> str:
         return "; it is an action of a class: use that of an instance, node.action"
     if isinstance(found, Out):
         return "; it is an exit of a node, and belongs on the left of >>"
+    if isinstance(found, View):
+        return "; give it by its name: Graph(node, store=store)"
     if isinstance(found, list | tuple):
         return "; join nodes by >>, and give each chain as an argument of its own: Graph(a >> b, a.action >> c)"
     return "; put @node before the function" if callable(found) else ""

@@ -29,6 +29,8 @@ T = TypeVar("T")
 X = TypeVar("X")
 Y = TypeVar("Y")
 
+HOOKS = ("on_success", "on_failure", "on_complete")
+
 
 class Node(Link[I, O], Generic[I, O, R]):
     """One step of a graph. Override some of the phases, each `async def` or `def`:

@@ -14,7 +14,7 @@ from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
 from .chain import AnyNext, I, O
-from .node import AnyNode, Node, X, Y
+from .node import HOOKS, AnyNode, Node, X, Y
 from .options import ALL_OPTIONS, Keys, NodeOptions, Options, Traced, check_options
 from .retry import Retry
 
@@ -218,8 +218,8 @@ class _NodeFactory:
 def _check_options(owner: str, unknown: Collection[str], known: Collection[str]) -> None:
     """Raise TypeError for an unknown option; for one that only a class can have, it says how to write that."""
     for name in sorted(unknown):
-        if name == "fallback" or name in ALL_OPTIONS:
-            written = "(Node), with the method fallback" if name == "fallback" else f"(Node, {name}=…)"
+        if (is_method := name == "fallback" or name in HOOKS) or name in ALL_OPTIONS:
+            written = f"(Node), with the method {name}" if is_method else f"(Node, {name}=…)"
             raise TypeError(f"{owner} has no option {name!r}; write a class, which may have it: class Work{written}")
     check_options(owner, unknown, known)
 

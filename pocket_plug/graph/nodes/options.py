@@ -117,9 +117,11 @@ class ResumeOptions(TypedDict, total=False):
 
 
 def check_options(owner: str, unknown: Collection[str], known: Collection[str]) -> None:
-    """Raise TypeError for an unknown option, with a suggestion."""
+    """Raise TypeError for an unknown option, with a suggestion, or else with the options that there are."""
     if unknown:
-        raise TypeError(f"{owner} has no option {min(unknown)!r}.{suggest(min(unknown), known)}")
+        meant = suggest(min(unknown), known)
+        way_out = f".{meant}" if meant else f"; it has: {', '.join(sorted(known))}"
+        raise TypeError(f"{owner} has no option {min(unknown)!r}{way_out}")
 
 
 ALL_OPTIONS = frozenset(each.name for each in fields(Options))

@@ -25,7 +25,6 @@ from .node_functions import FunctionNode, PostNode
 Function = Callable[..., Any]
 
 PHASES: tuple[Phase, ...] = ("prep", "exec", "fallback", "post")
-HOOKS = ("on_success", "on_failure", "on_complete")
 
 _PARAMETERS = {
     "prep": ("store", "input"),

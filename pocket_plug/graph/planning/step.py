@@ -13,10 +13,9 @@ from typing import Any, Protocol
 from pocket_plug.errors import RouteError, UndeclaredKeyError, suggest
 from pocket_plug.graph.elsewhere import Address
 from pocket_plug.graph.nodes.chain import DEFAULT
-from pocket_plug.graph.nodes.node import AnyNode, options_of
+from pocket_plug.graph.nodes.node import HOOKS, AnyNode, options_of
 from pocket_plug.graph.nodes.node_functions import FunctionNode, PostNode
 from pocket_plug.graph.nodes.phases import (
-    HOOKS,
     PHASES,
     Function,
     declared_actions,
@@ -226,10 +225,11 @@ class Step:
             key = name.removeprefix(prefix)
             declared: tuple[Key[Any], ...] = self.writes if writing else (*self.reads, *self.writes)
             if not name.startswith(prefix) or not any(each.matches(key) for each in declared):
-                verb, option = ("writes", "writes") if writing else ("reads", "reads")
+                # a delete and an update read the key first, and need it in writes=
+                lack = "its writes= does not declare" if writing else "its reads= and writes= do not declare"
                 raise UndeclaredKeyError(
-                    f"node {self.name!r} {verb} {key!r}, which its {option}= does not declare; it "
-                    f"has: {', '.join(each.template for each in declared) or 'nothing'}"
+                    f"node {self.name!r} {'writes' if writing else 'reads'} {key!r}, which {lack}; it has: "
+                    f"{', '.join(each.template for each in declared) or 'nothing'}"
                 )
             allowed.add((name, writing))
 
