@@ -35,12 +35,12 @@ class Request:
         self.run_id, self.wanted = run_id, Wanted(run_id, **wanted)
 
     def execution(
-        self, graph: PlannedGraph, place: StorePlace, input: object, pocket: RunHost, loop: bool, threads: bool
+        self, graph: PlannedGraph, place: StorePlace, input: object, pocket: RunHost, loop: bool
     ) -> Execution:
         """The execution of this request. Raises ConfigError if the graph's store can't keep durable runs."""
         prepare(graph, place, f"run_id={self.run_id!r}: ")
         ledger = RunLedger(Journal(self.wanted, graph, place))
-        return Execution(graph, place, input, pocket, loop, threads, ledger=ledger, run_id=self.run_id)
+        return Execution(graph, place, input, pocket, loop, ledger=ledger, run_id=self.run_id)
 
 
 def prepare(graph: PlannedGraph, place: StorePlace, asked: str = "") -> None:
