@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, GraphError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.keys import Key
@@ -14,7 +14,7 @@ from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
-from .addresses import check
+from .addresses import executor_faults
 from .drawing.drawn import Drawn
 from .kinds.nesting import GraphStep
 from .nodes.chain import Chain, Ends, I, O, T, Y, as_chain
@@ -375,7 +375,11 @@ class Graph(Drawn, Node[I, O]):
 
         `pocket` knows the executors of its nodes; by default the process's default Pocket.
         """
-        check(self, (pocket or default_host()) if self.plan.is_elsewhere else None)
+        found = self.plan.findings()
+        if self.plan.is_elsewhere:
+            found += executor_faults(self, pocket or default_host())
+        if found:
+            raise GraphError(f"graph {self.name!r} can't run:", found)
         self._validated = self._options if validation.is_kept else None
 
     def replace(self, /, **nodes: AnyNode) -> Self:
