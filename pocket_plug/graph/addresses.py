@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 
-from pocket_plug.errors import ConfigError, GraphError
+from pocket_plug.errors import ConfigError
 from pocket_plug.primitives.spawned import end_unguarded
 from pocket_plug.primitives.values import Value
 
@@ -32,21 +32,9 @@ Around = Sequence[tuple[PlannedGraph, tuple[str, ...]]]
 
 
 # ---------------------------------------------------------------- in the run's process
-def check(graph: PlannedGraph, host: RunHost | None) -> None:
-    """Raise GraphError with everything that is wrong with a graph and its nested graphs.
-
-    `host` knows the executors. Without one they aren't checked: a process that only submits runs has no executors.
-    """
-    found = graph.plan.findings()
-    if host is not None and graph.plan.is_elsewhere:
-        end_unguarded()
-        found += executor_faults(graph, host)
-    if found:
-        raise GraphError(f"graph {graph.name!r} can't run:", found)
-
-
 def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:
     """Messages about what is wrong with the nodes that have an executor. Also sets the address of each step that needs one."""
+    end_unguarded()
     found: list[str] = []
     for step, around in _steps_with_executor(graph, ()):
         assert step.executor is not None

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
-from pocket_plug.errors import ConfigError
+from pocket_plug.errors import ConfigError, GraphError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.keys import Key
@@ -14,7 +14,7 @@ from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import MISSING, Store, StoreScope, View
 from pocket_plug.store.sync import SyncScope
 
-from .addresses import check
+from .addresses import executor_faults
 from .drawing.drawn import Drawn
 from .kinds.nesting import GraphStep
 from .nodes.chain import Chain, Ends, I, O, T, Y, as_chain
@@ -140,7 +140,7 @@ class Graph(Drawn, Node[I, O]):
         `store` is the store of this run, for a graph that was made without one.
         """
         request = _request(run_id, MISSING, allow_changed, takeover)
-        execution = self._execution(input, pocket, request, store, traceparent, loop=True, threads=True)
+        execution = self._execution(input, pocket, request, store, traceparent, loop=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(input))
@@ -173,9 +173,7 @@ class Graph(Drawn, Node[I, O]):
         request = _request(run_id, MISSING, allow_changed, takeover)
         feed = Feed(check_count(buffer, "buffer"))
         host = StreamHost(default_host() if pocket is None else pocket, feed)
-        return RunStream(
-            feed, self._execution(input, host, request, store, traceparent, loop=True, threads=True), input
-        )
+        return RunStream(feed, self._execution(input, host, request, store, traceparent, loop=True), input)
 
     @overload
     async def resume(
@@ -204,7 +202,7 @@ class Graph(Drawn, Node[I, O]):
         `run`. Raises UnknownRunError if there is no run with that id, InputError for an answer of another type, else as `run`.
         """
         request = _request(run_id, answer, allow_changed, takeover, question)
-        execution = self._execution(MISSING, pocket, request, store, traceparent, loop=True, threads=True)
+        execution = self._execution(MISSING, pocket, request, store, traceparent, loop=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
         return await in_own_context(execution.go(MISSING))
@@ -227,7 +225,7 @@ class Graph(Drawn, Node[I, O]):
         in this thread. With a store that is bound to an event loop, the run executes on that loop.
         """
         request = _request(run_id, MISSING, allow_changed, takeover)
-        execution = self._execution(input, pocket, request, store, traceparent, loop=False, threads=False)
+        execution = self._execution(input, pocket, request, store, traceparent, loop=False)
         output: O = execution.go_in_place(input, self.plan.is_sync)
         return output
 
@@ -254,7 +252,7 @@ class Graph(Drawn, Node[I, O]):
     ) -> O:
         """`resume` for callers without `await`."""
         request = _request(run_id, answer, allow_changed, takeover, question)
-        execution = self._execution(MISSING, pocket, request, store, traceparent, loop=False, threads=False)
+        execution = self._execution(MISSING, pocket, request, store, traceparent, loop=False)
         output: O = execution.go_in_place(MISSING, self.plan.is_sync)
         return output
 
@@ -352,18 +350,17 @@ class Graph(Drawn, Node[I, O]):
         traceparent: Carrier | None,
         *,
         loop: bool,
-        threads: bool,
     ) -> Execution:
         pocket = pocket or default_host()
         if self._validated is not self._options:  # a copy may have other options
             self.validate(pocket=pocket)
         place = self.own_place(pocket, store)
         if request is not None:
-            execution: Execution = request.execution(self, place, input, pocket, loop, threads)
+            execution: Execution = request.execution(self, place, input, pocket, loop)
         elif self.plan.asks:
             raise ConfigError(f"graph {self.name!r} asks, so its run may wait; give the run an id: run(…, run_id=…)")
         else:
-            execution = Execution(self, place, input, pocket, loop, threads)
+            execution = Execution(self, place, input, pocket, loop)
         if traceparent is not None:
             execution.run.traceparent = {"traceparent": traceparent} if isinstance(traceparent, str) else traceparent
         return execution
@@ -378,7 +375,11 @@ class Graph(Drawn, Node[I, O]):
 
         `pocket` knows the executors of its nodes; by default the process's default Pocket.
         """
-        check(self, (pocket or default_host()) if self.plan.is_elsewhere else None)
+        found = self.plan.findings()
+        if self.plan.is_elsewhere:
+            found += executor_faults(self, pocket or default_host())
+        if found:
+            raise GraphError(f"graph {self.name!r} can't run:", found)
         self._validated = self._options if validation.is_kept else None
 
     def replace(self, /, **nodes: AnyNode) -> Self:

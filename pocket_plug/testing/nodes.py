@@ -116,7 +116,7 @@ def _execution(
     if found:
         raise GraphError(f"node {graph.name!r} can't run:", found)
     place = graph.own_place(pocket, store or Store())
-    execution = Execution(graph, place, input, pocket, loop, loop, run_id=run_id or "")
+    execution = Execution(graph, place, input, pocket, loop, run_id=run_id or "")
     execution.exits = ANY_ACTION
     if run_id is not None:
         execution.key = _key(graph, run_id)

@@ -841,7 +841,7 @@ def test_a_takeover_expects_the_versions_that_were_read(url: str) -> None:
 
                 host = default_host()
                 request = Request(f"d-{moved}", takeover=False, allow_changed=False, stalled_at=stalled.versions)
-                execution = request.execution(graph, graph.own_place(host, store), None, host, True, True)
+                execution = request.execution(graph, graph.own_place(host, store), None, host, True)
                 from pocket_plug import MISSING
 
                 if moved is None:

@@ -662,3 +662,19 @@ def test_a_def_node_does_not_block_the_loop() -> None:
         assert results[0] == 1
 
     asyncio.run(main())
+
+
+def test_run_sync_calls_all_def_phases_in_its_own_thread() -> None:
+    """Also if it needs an event loop, and in nested graphs. With `run` they are called in worker threads."""
+
+    @node
+    def where(x: int) -> threading.Thread:
+        return threading.current_thread()
+
+    @node
+    async def wait(x: int) -> int:
+        return x
+
+    graph = Graph(wait >> Graph(where, name="inner"))
+    assert graph.run_sync(1) is threading.current_thread()
+    assert asyncio.run(graph.run(1)) is not threading.current_thread()

@@ -7,7 +7,7 @@
     connections                   the readers and the one that writes; forks
     opened, schema, records       the file's place and its lock; its tables; rows as entries
     backup, files, refusals       copies; the state of files; SQLite's errors as ours
-    statements                    all SQL
+    statements                    the tables, and all SQL on them
 
 This module has only the hook: the rest is imported when a URL needs it.
 """

@@ -26,7 +26,7 @@ from .opened import OpenedFile
 from .records import Records, encoded
 from .refusals import REFUSALS, is_read_only
 from .schema import is_new
-from .statements import FREE, READ, READ_MANY, READ_PAGE, READ_PAGE_BACK, SCAN, SCAN_BACK, STRAY, VERSION
+from .statements import FREE, HIGHEST, READ, READ_MANY, READ_PAGE, READ_PAGE_BACK, SCAN, SCAN_BACK, STRAY, VERSION
 from .transactions import Compaction, Request, Settlement, Transactions
 from .writer import Writer
 
@@ -197,7 +197,7 @@ class SQLite(Backend):
         faults = [line for (line,) in self._rows("PRAGMA integrity_check", ((),)) if line != "ok"]
         for statement, what in STRAY.items():
             faults += [f"key {key!r} {what}" for (key,) in self._rows(statement, ((),))]
-        ((highest,),) = self._rows("SELECT max(version) FROM entries", ((),))
+        ((highest,),) = self._rows(HIGHEST, ((),))
         counter = self._stored()  # after the entries: others may write in between, and the counter never decreases
         if type(highest) is int and highest > counter:
             faults.append(f"the counter of versions is {counter:,}, but an entry has version {highest:,}")

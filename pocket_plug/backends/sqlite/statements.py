@@ -33,6 +33,7 @@ SCAN_BACK = SCAN.replace("ORDER BY key", "ORDER BY key DESC")
 READ_PAGE = SCAN.replace("key, expires_at", "key, value, version, expires_at")
 READ_PAGE_BACK = SCAN_BACK.replace("key, expires_at", "key, value, version, expires_at")
 VERSION = "SELECT version FROM counter"
+HIGHEST = "SELECT max(version) FROM entries"
 COUNT = "UPDATE counter SET version = ?"
 PUT = """INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
           SET value = excluded.value, version = excluded.version, expires_at = excluded.expires_at"""

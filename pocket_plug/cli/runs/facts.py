@@ -15,6 +15,7 @@ from pocket_plug.codec import inspect_record
 from pocket_plug.errors import CodecError
 from pocket_plug.graph.durable import RunFailure
 from pocket_plug.graph.runs import RunInfo, RunQuestion, Runs, RunValue
+from pocket_plug.graph.runs.info import shown_state
 from pocket_plug.primitives.terminal import escaped
 from pocket_plug.store.store import StoreScope
 
@@ -104,7 +105,7 @@ def print_state(run: RunInfo, as_json: bool) -> None:
     if as_json:
         echo_json(facts_of(run))
     else:
-        echo(escaped(f"{run.run_id}  {'ending' if run.is_ending else run.state}"))
+        echo(escaped(f"{run.run_id}  {shown_state(run)}"))
 
 
 def say_how_to_resume() -> None:

@@ -15,6 +15,7 @@ from pocket_plug.cli.entries import sealing
 from pocket_plug.cli.output import as_json, echo, echo_json, in_units, print_table
 from pocket_plug.cli.target import Target
 from pocket_plug.graph.runs import ENDED, OPEN, RunInfo, Runs, RunState
+from pocket_plug.graph.runs.info import shown_state
 from pocket_plug.store.store import StoreScope
 
 from .facts import facts_of, why, with_runs
@@ -89,7 +90,7 @@ def print_list(found: list[RunInfo], now: float, as_json: bool) -> None:
 def _row(run: RunInfo, now: float) -> Sequence[str]:
     return (
         run.run_id,
-        "ending" if run.is_ending else run.state,
+        shown_state(run),
         run.graph or "",
         run.node or "",
         _age(run.started, now),
@@ -135,7 +136,7 @@ def count(target: Target, selection: Selection, as_json: bool) -> None:
         groups: dict[tuple[str | None, ...], _Group] = {}
         async for run in selection.each(runs, selection.states or ALL):
             *_, error = error_names(run) or (None,)
-            about = "ending" if run.is_ending else run.state, run.graph, run.node, error
+            about = shown_state(run), run.graph, run.node, error
             groups.setdefault(about, _Group(*about)).add(run)
         return sorted(groups.values(), key=lambda group: -group.runs)
 

@@ -14,6 +14,7 @@ from pocket_plug.cli.target import Target
 from pocket_plug.errors import as_date
 from pocket_plug.graph.durable import RunFailure
 from pocket_plug.graph.runs import RunHistory
+from pocket_plug.graph.runs.info import shown_state
 from pocket_plug.primitives.terminal import escaped
 
 from .facts import LINES, facts_of, failed, kept, narrow, question_facts, text_of_value, with_runs
@@ -38,9 +39,8 @@ def show(target: Target, run_id: str, as_json: bool) -> None:
         executions = [asdict(each) for each in history.executions]
         echo_json({**facts, "executions": executions, "path": [asdict(each) for each in history.path]})
         return
-    del facts["run"]
-    if facts.pop("is_ending"):
-        facts["state"] = "ending"  # as in `ls`
+    del facts["run"], facts["is_ending"]
+    facts["state"] = shown_state(history.run)
     facts["executions"] = len(history.executions) or facts["executions"]
     for name, fact in facts.items():
         if fact is not None and (text := _as_text(name, fact, now)):

@@ -136,7 +136,7 @@ class Journal:
         """Errors of recording items. They are no errors of the items themselves, so they are never collected."""
         self.resume_unreported = False
         """Is this a resume of which observers were not notified yet?"""
-        self.cancelled: asyncio.CancelledError | None = None
+        self.late_cancellation: asyncio.CancelledError | None = None
         """A cancellation that a write raised although it was stored."""
         self.waited: set[str] = set()
         """The keys of the waits that this execution has reached."""

@@ -316,7 +316,7 @@ class RunLedger:
     ) -> asyncio.CancelledError | None:
         """Write the checkpoint together with a node's changes; to its end, once begun."""
         cancelled = await run.to_its_end(self._write(run, frame, status, changes, expect, leaving))
-        late, self.journal.cancelled = self.journal.cancelled, None  # raised by a write that was stored nevertheless
+        late, self.journal.late_cancellation = self.journal.late_cancellation, None
         return cancelled or late
 
     async def _write(
@@ -364,7 +364,7 @@ class RunLedger:
                 landed = await journal.landed(checkpoint, token, error, self.current, leaves)
                 if landed is not None:
                     if isinstance(error, asyncio.CancelledError):
-                        journal.cancelled = error
+                        journal.late_cancellation = error
                     return landed
                 if journal.is_cancelled:  # found by this call, by another item or by the heartbeat
                     raise journal.cancelled_error() from error

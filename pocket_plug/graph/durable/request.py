@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pocket_plug.errors import ConfigError, ReadOnlyError
-from pocket_plug.graph.addresses import check
+from pocket_plug.errors import ConfigError, GraphError, ReadOnlyError
 from pocket_plug.graph.kinds.ask import AskStep
 from pocket_plug.graph.kinds.nesting import GraphStep
 from pocket_plug.graph.nodes.phases import declared_actions, hints
@@ -35,12 +34,12 @@ class Request:
         self.run_id, self.wanted = run_id, Wanted(run_id, **wanted)
 
     def execution(
-        self, graph: PlannedGraph, place: StorePlace, input: object, pocket: RunHost, loop: bool, threads: bool
+        self, graph: PlannedGraph, place: StorePlace, input: object, pocket: RunHost, loop: bool
     ) -> Execution:
         """The execution of this request. Raises ConfigError if the graph's store can't keep durable runs."""
         prepare(graph, place, f"run_id={self.run_id!r}: ")
         ledger = RunLedger(Journal(self.wanted, graph, place))
-        return Execution(graph, place, input, pocket, loop, threads, ledger=ledger, run_id=self.run_id)
+        return Execution(graph, place, input, pocket, loop, ledger=ledger, run_id=self.run_id)
 
 
 def prepare(graph: PlannedGraph, place: StorePlace, asked: str = "") -> None:
@@ -49,8 +48,9 @@ def prepare(graph: PlannedGraph, place: StorePlace, asked: str = "") -> None:
     `asked` begins the messages, and says that the caller will write. Raises ConfigError if the store can't keep durable runs,
     GraphError for a graph that can't run, ReadOnlyError if the caller will write and the store is read-only.
     """
-    if not graph.plan.is_declared:
-        check(graph, None)
+    # The executors aren't checked: a process that only submits runs has none.
+    if not graph.plan.is_declared and (faults := graph.plan.findings()):
+        raise GraphError(f"graph {graph.name!r} can't run:", faults)
     stack, _ = place
     if not stack.survives or stack.buffered:
         found = "may lose acknowledged writes" if stack.survives else "is not persistent"

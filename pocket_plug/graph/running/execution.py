@@ -72,7 +72,6 @@ class Execution:
         input: object,
         pocket: RunHost,
         loop: bool,
-        threads: bool,
         parent: Execution | None = None,
         ledger: Ledger | None = None,
         run_id: str = "",
@@ -81,7 +80,7 @@ class Execution:
         self.stack, self.prefix = place
         if self.stack.read_only:
             refuse_read_only(graph, place)
-        self.pocket, self.loop, self.threads, self.ledger = pocket, loop, threads, ledger
+        self.pocket, self.loop, self.ledger = pocket, loop, ledger
         self.left_by = DEFAULT
         self.key: str | None = None  # the key of `idempotency_key()`, for a single node without a ledger
         self.steps = 0
@@ -90,8 +89,10 @@ class Execution:
         if parent is None:
             self.above, self.exits, self.began, self.timeout = None, NO_EXITS, next(_runs), graph.timeout
             self.run = run = Run(run_id or run_ids.next(), graph.name, None, 0, input, self.plan.shape)
+            self.threads = loop
         else:
             self.above, self.exits, self.began = parent.outermost, parent.exits, parent.began
+            self.threads = parent.threads  # not `loop`: `go_in_place` may begin one without worker threads
             self.timeout = None  # only the outermost graph's timeout counts, for the whole run
             self.run = run = Run(run_ids.next(), graph.name, parent.run, parent.run.depth + 1, input, self.plan.shape)
             if run.depth > graph.max_depth:
@@ -323,7 +324,7 @@ class Execution:
         if stack.is_new:
             await stack.ensure_open()
         ledger = self.ledger.nested() if self.ledger is not None else None
-        inner = Execution(graph, place, value, self.pocket, self.loop, self.threads, parent=self, ledger=ledger)
+        inner = Execution(graph, place, value, self.pocket, self.loop, parent=self, ledger=ledger)
         inner.exits = NO_EXITS if exits is None else {**self.exits, **exits}
         output = await in_own_context(inner.go(value))
         return output if inner.left_by == DEFAULT else Next(inner.left_by, output)

@@ -120,7 +120,7 @@ class RunInfo:
 
         owner = self.owner
         known = {
-            "state": _state(self),
+            "state": shown_state(self),
             "why": _why(self),
             "graph": self.graph or "",
             "node": self.node or "",
@@ -209,7 +209,7 @@ def runs_table(page: RunPage) -> str:
     rows = [
         (
             run.run_id,
-            _state(run),
+            shown_state(run),
             run.graph or "",
             run.node or "",
             _number(run.steps),
@@ -221,7 +221,8 @@ def runs_table(page: RunPage) -> str:
     return table("runs" if page.after is None else "the newest runs", columns, rows)
 
 
-def _state(run: RunInfo) -> str:
+def shown_state(run: RunInfo) -> str:
+    """The state of a run in words: `ending` for one that was cancelled while it is executed."""
     return "ending" if run.is_ending else run.state
 
 

@@ -106,9 +106,9 @@ class Bounding(Layer):
             ttl,
             self.clock,
             keeps_values=type(inner) is Memory,
-            reports=self.on_evict is not None,
         )
         if type(inner) is Memory:
+            # The index becomes Memory's own table, and its functions and Memory's replace the methods below.
             index.notify = self._report_evictions if self.on_evict is not None else None
             inner.adopt(index)
             write = index.writing(inner)
@@ -147,7 +147,7 @@ class Bounding(Layer):
         """The number of evicted entries so far, by reason; always the same mapping, which is updated."""
         return self._index.evictions
 
-    # ------------------------------------------------------------ over anything but Memory
+    # ------------------------------------------------------------ over anything but Memory (see `on_build`)
     async def open(self) -> None:
         """Count the entries that are there already, as if they were set now."""
         await super().open()
