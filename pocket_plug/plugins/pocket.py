@@ -282,7 +282,9 @@ class Pocket:
         if found is None:
             # there may be a secret before an @ or in `password=…`
             given = summary(url) if {*url} & {*"@="} else repr(url)
-            raise ConfigError(f"{given} is not a store's URL; it must begin with one of: {schemes}")
+            raise ConfigError(
+                f"{given} is not a store's URL (for a file: sqlite:///state.db); it must begin with one of: {schemes}"
+            )
         scheme = found[1].lower()
         if scheme == "memory":
             raise ConfigError(

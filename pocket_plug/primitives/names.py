@@ -72,7 +72,7 @@ def check_readable(name: object) -> str:
     if not isinstance(name, str):
         raise KeyNameError(f"a key is a string or a Key, not {summary(name)}")
     if not name:
-        raise KeyNameError("a key must not be empty")
+        raise KeyNameError("the name of a key or a scope must not be empty")
     if name.startswith(RESERVED):
         raise KeyNameError(
             f"{name!r:.80}: the prefix {RESERVED!r} is reserved; choose another one. A part that may be any text, such as a "

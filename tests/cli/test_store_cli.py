@@ -273,7 +273,7 @@ def test_set_takes_json_or_text() -> None:
             for command in ("ls", "get", "rm", "export")
         ],
         (["set", "\udcff", "1"], "has a lone surrogate"),
-        (["set", "", "1"], "a key must not be empty"),
+        (["set", "", "1"], "a key or a scope must not be empty"),
         (["rm", "pocket:x"], "the prefix 'pocket:' is reserved"),
         (["rm"], "give the keys to remove, or --prefix"),
         (["rm", "a", "--prefix", "b"], "give the keys to remove, or --prefix"),
@@ -498,7 +498,7 @@ def in_base64(value: Any) -> str:
             '`ttl`; each line is one entry: {"key":"a","value":1}, and "expires_at" in',
         ),
         ('{"key": 1, "value": 1}', "Expected `str`, got `int` - at `$.key`"),
-        ('{"key": "", "value": 1}', "a key must not be empty"),
+        ('{"key": "", "value": 1}', "a key or a scope must not be empty"),
         ('{"key": "a", "value": 1, "expires_at": "soon"}', "Expected `float | null`, got `str`"),
         ('{"key": "a", "value": NaN}', "invalid character"),
         ('{"key": "a", "value": 1, "type": "int"}', "a type is given with a record"),

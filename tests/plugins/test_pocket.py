@@ -420,7 +420,7 @@ def test_parts_by_name():
     for url, message in {
         "sqlit:///x.db": r"no plugin offers sqlit://; there is: memory://.*sqlite://.* Did you mean 'sqlite'\?",
         "": r"^the store's URL is empty \(an environment variable that is\?\); it must begin with one of: memory://",
-        "state.db": "'state.db' is not a store's URL; it must begin with one of: memory://",
+        "state.db": r"'state.db' is not a store's URL \(for a file: sqlite:///state.db\); it must begin with one of: memory://",
         "postgres:hunter2@db/orders": r"^a str of 26 characters is not a store's URL",  # a login without //
         "host=db password=hunter2": r"^a str of 24 characters is not a store's URL",
         "memory://x": "nothing may follow memory://",
