@@ -27,7 +27,7 @@ from .keys import Key, ReadAs, check_prefix
 from .listing import names_of, pages_of, remove, remove_all
 from .mapping import EACH, StoreMapping
 from .stack import Stack
-from .transaction import Transaction
+from .transaction import Transaction, begin
 from .typed import TypedReader, TypedStore
 from .updating import (
     checked_item,
@@ -476,7 +476,7 @@ class OpenTransaction:
     async def __aenter__(self) -> StoreWriter:
         if self._transaction is not None:  # a second block would forget the writes of the first one
             raise TransactionError("this transaction is open already; make one for each block: store.transaction()")
-        self._transaction = transaction = Transaction(self._stack)
+        self._transaction = transaction = begin(self._stack)
         return StoreWriter(transaction, self._prefix)
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:

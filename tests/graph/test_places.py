@@ -109,6 +109,31 @@ def test_collected_errors_say_which_item(tmp_path: Path) -> None:
             assert notes_of(kept[1]) == wanted
 
 
+def test_an_error_of_a_second_try_has_a_note() -> None:
+    """A node is tried again after a conflict, which its commit has found, or one of its reads."""
+    store = SyncStore()
+
+    class Tries(Node[int, int]):
+        def __init__(self, found_by: str) -> None:
+            self.found_by, self.tries = found_by, 0
+
+        async def post(self, view: StoreWriter, n: int, prepared: int, result: int) -> int:
+            self.tries += 1
+            if self.tries == 2:
+                raise ValueError("second try")
+            await view.length("log")
+            store.delete("log")  # somebody else
+            if self.found_by == "read":
+                await view.tail("log", 1)
+            return n
+
+    for found_by in ("commit", "read"):
+        store.append("log", "item")
+        with pytest.raises(ValueError, match="second try") as caught:
+            Graph(Tries(found_by), store=store, name="graph").run_sync(1)
+        assert notes_of(caught.value) == ["at node 'tries' of graph 'graph' (visit 1)"]
+
+
 def test_one_exception_raised_again_and_again_has_one_note() -> None:
     """An object that several nodes, runs and items raise, and that has notes of its own."""
     shared = ValueError("always the same one")

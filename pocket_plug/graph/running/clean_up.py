@@ -17,7 +17,7 @@ from pocket_plug.primitives.waiting import to_its_end
 from pocket_plug.store.backend import NO_EXPECTATIONS
 from pocket_plug.store.store import StoreWriter
 from pocket_plug.store.sync import SyncWriter
-from pocket_plug.store.transaction import Transaction
+from pocket_plug.store.transaction import begin
 
 from .phase_calls import checked, placed
 from .protocols import ALL_IN_THREADS, FREE_CONFLICTS, MAX_CONFLICTS, Running
@@ -83,7 +83,7 @@ async def _call(run: Running, step: Step, name: str, function: Function, is_asyn
                 async with turn:
                     if tries > FREE_CONFLICTS:
                         priority.enter_context(gates.priority(contested))
-                    transaction, fence = Transaction(run.stack, step.guard(run.prefix)), NO_EXPECTATIONS
+                    transaction, fence = begin(run.stack, step.guard(run.prefix)), NO_EXPECTATIONS
                     try:
                         await checked(step, name, hook, awaits, writer(transaction, run.prefix), *arguments)
                         fence = run.ledger.fence if run.ledger is not None else NO_EXPECTATIONS

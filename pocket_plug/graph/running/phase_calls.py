@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
 from types import CoroutineType
@@ -22,7 +21,7 @@ from pocket_plug.errors import (
 from pocket_plug.graph.elsewhere import Elsewhere, Work
 from pocket_plug.graph.nodes.phases import Function
 from pocket_plug.graph.nodes.retry import Retry
-from pocket_plug.graph.observing.views import NodeCall, Phase, PhaseCall, Time
+from pocket_plug.graph.observing.views import NodeCall, Phase, PhaseCall
 from pocket_plug.graph.observing.watching import Part, Watching
 from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.values import Value
@@ -104,16 +103,6 @@ def _cancellation_error(run: Running, step: Step, phase: str, error: asyncio.Can
 
 
 # ---------------------------------------------------------------- observed runs
-Watched = tuple[Sequence[Part], Time]
-UNWATCHED: Watched = (), None
-
-
-def phase_observers(run: Running, step: Step) -> Watched:
-    """The observers of a node's phases in an observed run. If there are none, the time from which the phases are measured."""
-    observers = run.watchers.of_phases if step.guarded else run.watchers.of_every_phase
-    return observers, None if observers else time.perf_counter()
-
-
 async def watch(
     observers: Sequence[Part], step: Step, call: Any, phase: Phase, function: Function, awaits: bool, *arguments: object
 ) -> Value:

@@ -10,11 +10,12 @@ phases.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from types import CoroutineType
-from typing import Any
+from typing import Any, cast
 
 from pocket_plug.errors import ConflictError, InputError, MissingKeyError, RunSuspendedError
 from pocket_plug.graph.nodes.chain import DEFAULT, END, Next
@@ -26,16 +27,15 @@ from pocket_plug.primitives.typechecks import type_found, type_name
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
-from pocket_plug.store.transaction import Transaction
+from pocket_plug.store.transaction import Transaction, begin
 
 from .clean_up import clean_up
-from .phase_calls import UNWATCHED, attempts, error_of_node, phase_observers, placed, unawaited, watch
+from .phase_calls import attempts, error_of_node, placed, unawaited, watch
 from .places import note_node
 from .protocols import FREE_CONFLICTS, LATE_CONFLICTS, MAX_CONFLICTS, Running
 
-NO_TRANSACTION: Any = Transaction.__new__(Transaction)
+NO_TRANSACTION: Any = begin(cast(Any, None))
 """Stands for the transaction of a node that has neither prep nor post."""
-NO_TRANSACTION.seen = NO_TRANSACTION.changes = NO_TRANSACTION.stale = None
 
 
 new_view: Any = object.__new__
@@ -56,7 +56,7 @@ class Phases:
 
     __slots__ = (
         *("awaits_exec", "awaits_post", "awaits_prep", "checks", "declares", "exec", "input_class", "post", "prep"),
-        *("reader", "step", "wraps_exec", "writer"),
+        *("guarded", "reader", "step", "wraps_exec", "writer"),
     )
 
     def __init__(self, step: Step, in_threads: Collection[str]) -> None:
@@ -70,21 +70,22 @@ class Phases:
         self.reader = StoreReader if step.prep_async else SyncReader
         self.writer = StoreWriter if step.post_async else SyncWriter
         self.input_class, self.checks = step.input_class, step.fits is not None and not step.hooks
-        self.declares = step.declares_keys
+        self.declares, self.guarded = step.declares_keys, step.guarded
 
     async def take(self, run: Running, value: object, call: NodeCall | None, lost: Lost = None) -> Visited:
         """Take a value through the node. After a conflict (`lost`), take it again: from prep, or only post."""
         step, ready, transaction = self.step, value, NO_TRANSACTION
         if self.checks and value.__class__ is not self.input_class:
             check(run, step, value)
-        observers, began = phase_observers(run, step) if call is not None else UNWATCHED
+        observers = () if call is None else run.watchers.of_phases if self.guarded else run.watchers.of_every_phase
+        began = None if call is None or observers else time.perf_counter()
         phase, prepped, execed, done = "prep", None, None, None
         try:
             if lost is not None and lost.prep_stands:
                 transaction, ready, done, output = lost.transaction.again(), lost.prepared, lost.result, lost.result
             else:
                 if (prep := self.prep) is not None:
-                    transaction = await _declared_transaction(run, step) if self.declares else Transaction(run.stack)
+                    transaction = await _declared_transaction(run, step) if self.declares else begin(run.stack)
                     view = new_view(self.reader)
                     view._source, view._prefix = transaction, run.prefix
                     ready = (
@@ -109,7 +110,7 @@ class Phases:
             if (post := self.post) is not None:
                 phase, execed = "post", time.perf_counter() if began is not None else None
                 if transaction is NO_TRANSACTION:
-                    transaction = await _declared_transaction(run, step) if self.declares else Transaction(run.stack)
+                    transaction = await _declared_transaction(run, step) if self.declares else begin(run.stack)
                 transaction.in_post = True
                 view = new_view(self.writer)
                 view._source, view._prefix = transaction, run.prefix
@@ -123,11 +124,8 @@ class Phases:
             phase, target, transaction.ended = "", step.next, True
             if call is not None or output.__class__ is Next:
                 target, output = _next_step(run, step, output, call, began, prepped, execed)
-            return (
-                await _commit(run, self, call, transaction, (value, ready, done), (target, output), lost)
-                if transaction.changes or transaction.seen or run.ledger is not None
-                else (target, output, None)
-            )
+            is_done = not transaction.changes and not transaction.seen and run.ledger is None
+            return target, output, None if is_done else await _commit(run, step, transaction, target, output)
         except BaseException as error:  # noqa: BLE001 - raised again, except for a conflict
             times, made = (began, prepped, execed), (ready, done)
             missed = _failed(run, step, phase, transaction, error, lost is None, call, times, made)
@@ -145,7 +143,7 @@ def check(run: Running, step: Step, value: object) -> None:
 
 async def _declared_transaction(run: Running, step: Step) -> Transaction:
     """A transaction for the declared keys only. The keys in `reads`, except templates, are already read, in one call."""
-    transaction = Transaction(run.stack, step.guard(run.prefix))
+    transaction = begin(run.stack, step.guard(run.prefix))
     if names := [run.prefix + key.full_name() for key in step.reads if key.is_filled]:
         await transaction.read_many(names)
     return transaction
@@ -190,10 +188,11 @@ def _failed(
 ) -> CommitConflict:
     """Raise the node's error for an error in a phase, with a note that says where, unless another try follows.
 
-    Returns the conflict if a read in the phase has found it already, before the commit.
+    Returns the conflict if the commit has found one, or a read in the phase already.
     """
     transaction.ended = True
-    if isinstance(error, ConflictError) and error is transaction.stale:
+    is_ours = error is transaction.stale or (not phase and transaction is not NO_TRANSACTION)
+    if isinstance(error, ConflictError) and is_ours:
         return CommitConflict(error, transaction, *made)
     began, prepped, execed = times
     if began is not None and call is not None and phase:
@@ -224,44 +223,38 @@ Lost = CommitConflict | None
 
 
 async def _commit(
-    run: Running,
-    way: Phases,
-    call: NodeCall | None,
-    transaction: Transaction,
-    made: tuple[Value, Value, Value],
-    left: tuple[Step | None, Value],
-    lost: CommitConflict | None,
-) -> Visited:
-    """Write the node's changes. After a conflict, take the value through the node again."""
-    step = way.step
+    run: Running, step: Step, transaction: Transaction, target: Step | None, output: Value
+) -> asyncio.CancelledError | None:
+    """Write the node's changes. A cancellation that comes meanwhile is returned."""
     commit = None if transaction is NO_TRANSACTION else transaction.end(serializable=step.serializable)
-    target, output = left
-    stack, cancelled = run.stack, None
-    try:
-        if run.ledger is not None:
-            cancelled = await run.ledger.commit(run, step, target, output, commit)
-        elif commit is not None:
-            changes, expect = commit
-            if expect:
-                stack.gates.refuse_to_overtake(expect)
-            if stack.inline_write or not changes:  # a check alone may be cancelled at any point
-                await stack.write(changes, expect)
-            else:
-                cancelled = await run.to_its_end(stack.write(changes, expect))
-        return target, output, cancelled
-    except ConflictError as conflict:
-        if transaction is NO_TRANSACTION:
-            raise
-        missed = CommitConflict(conflict, transaction, *made[1:])
-    return await _try_again(run, way, made[0], call, missed, lost)
+    if run.ledger is not None:
+        return await run.ledger.commit(run, step, target, output, commit)
+    if commit is not None:
+        stack, (changes, expect) = run.stack, commit
+        if expect:
+            stack.gates.refuse_to_overtake(expect)
+        if not stack.inline_write and changes:  # a check alone may be cancelled at any point
+            return await run.to_its_end(stack.write(changes, expect))
+        await stack.write(changes, expect)
+    return None
 
 
 async def _try_again(
     run: Running, way: Phases, value: object, call: NodeCall | None, lost: CommitConflict, before: Lost
 ) -> Visited:
-    """Try the node again after a conflict: at once a few times, then in a queue for the keys in conflict."""
-    if before is not None:  # inside another try, whose loop continues
-        raise lost from lost.conflict
+    """Try the node again after a conflict, and note on an error where it was raised."""
+    if before is not None:
+        raise lost  # inside another try, whose loop continues
+    try:
+        return await _tries(run, way, value, call, lost)
+    except BaseException as error:
+        if not isinstance(error, RunSuspendedError):
+            note_node(error, run, way.step)
+        raise
+
+
+async def _tries(run: Running, way: Phases, value: object, call: NodeCall | None, lost: CommitConflict) -> Visited:
+    """Try the node again: at once a few times, then in a queue for the keys in conflict."""
     contested: set[str] = set()
     run.left_by = DEFAULT
     gates = run.stack.gates
