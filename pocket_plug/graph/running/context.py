@@ -93,7 +93,8 @@ class _RunIds:
 
     def renew(self) -> None:
         """Start with a new prefix."""
-        self.next = map(f"{os.urandom(6).hex()}%08x".__mod__, itertools.count(1)).__next__
+        prefix = int.from_bytes(os.urandom(6), "big") << 32  # prefix and counter are one number, which is faster shown
+        self.next = map("%020x".__mod__, itertools.count(prefix + 1)).__next__
 
 
 run_ids = _RunIds()

@@ -63,6 +63,7 @@ class Execution:
         *("watchers", "where"),
     )
     where: int
+    """Where `def` phases are called."""
     attempts: int
 
     def __init__(
@@ -156,7 +157,10 @@ class Execution:
         try:
             if ledger is not None and (result := await ledger.claim(self, value)) is not MISSING:
                 return result
-            self.where = self._where()
+            if not self.stack.inline_read and (self.threads or self.stack.needs_loop):
+                self.where = ALL_IN_THREADS  # a read may block the caller's event loop
+            else:
+                self.where = EXEC_IN_THREADS if self.threads else IN_PLACE
             output = await (self._watched(value) if self.watchers is not NOBODY else self._kept(value))
             if ledger is not None:
                 await ledger.close()
@@ -164,12 +168,6 @@ class Execution:
         finally:
             if ledger is not None:
                 ledger.unregister()
-
-    def _where(self) -> int:
-        """Where `def` phases are called. All in worker threads if a read may block the caller's event loop."""
-        if not (self.stack.inline_read or not (self.threads or self.stack.needs_loop)):
-            return ALL_IN_THREADS
-        return EXEC_IN_THREADS if self.threads else IN_PLACE
 
     def _kept(self, value: object) -> Coroutine[Any, Any, Value]:
         """Execute the nodes; for a durable run, also record how the run ends."""
@@ -223,7 +221,7 @@ class Execution:
         """Take the value from step to step, through each by the path that was made with the plan."""
         step: Step | None = self.plan.start
         cancelled: asyncio.CancelledError | None = None
-        ledger, counter, where, watched = self.ledger, self.outermost, self.where, self.watchers is not NOBODY
+        ledger, counter, where, watched = self.ledger, self.above or self, self.where, self.watchers is not NOBODY
         if ledger is not None:
             step, value, cancelled = await ledger.begin(self, value)
         visits = None if watched else self.visits
