@@ -17,7 +17,8 @@ from textwrap import dedent
 from typing import Any, Protocol
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import none
 
 from pocket_plug import Memory, Store, StoreReader, SyncStore, TypedReader
 from pocket_plug.backends.sqlite import SQLite
@@ -51,8 +52,14 @@ for _name in [*os.environ]:
 os.environ["POCKET_PLUG_DISABLE"] = "openinference"
 
 
+@given(none())
+def _first(_: None) -> None:
+    """Before its first test, Hypothesis asks the garbage collector who refers to numpy's random generator."""
+
+
 def pytest_collection_finish() -> None:
     """What exists now stays until the end. The garbage collector need not go through it, which takes a quarter of a second."""
+    _first()
     gc.collect()
     gc.freeze()
 
