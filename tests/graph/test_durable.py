@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ from pocket_plug import (
     idempotency_key,
     node,
 )
-from pocket_plug.graph.durable.records import FORMAT
+from pocket_plug.graph.durable.records import FORMAT, RUN
 from pocket_plug.graph.graph import Graph
 from pocket_plug.hookspecs import NodeCall, Observer, Run
 from pocket_plug.layers.persistence import Persistence
@@ -463,6 +464,37 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+def test_a_resumed_fan_out_reads_its_input_a_few_times_not_for_each_item(tmp_path: Path) -> None:
+    """The run's record has the input of all items: if each item read it, a resume would take the square of their number."""
+    read = Counter[str]()
+
+    class Counting(Layer):
+        async def read(self, key: str) -> Entry | None:
+            read[key] += 1
+            return await self.inner.read(key)
+
+    broken = {49}
+
+    @node
+    async def work(n: int) -> int:
+        if n in broken:
+            raise Stumble
+        return n
+
+    async def main() -> None:
+        async with stored(tmp_path, layers=[Counting()]) as store:
+            graph = Graph(each(work), store=store, name="items")
+            with pytest.raises(Stumble):
+                await graph.run(range(50), run_id="r")
+            broken.clear()
+            read.clear()
+            assert await graph.resume("r") == [*range(50)]
+        assert sum(":item:" in key for key in read) == 50
+        assert 0 < read[f"{RUN}r"] < 10
+
+    asyncio.run(main())
 
 
 def test_fan_out_as_a_durable_run(tmp_path: Path) -> None:

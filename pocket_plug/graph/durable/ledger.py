@@ -34,7 +34,7 @@ from pocket_plug.graph.running.clean_up import clean_up
 from pocket_plug.graph.running.context import idempotency
 from pocket_plug.graph.running.protocols import Asking, Commit, Running, Travel
 from pocket_plug.primitives.values import Value
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
 from pocket_plug.store.store import MISSING
 
 from .claim import claim
@@ -42,7 +42,19 @@ from .finished import sweep
 from .heartbeat import keep_beating
 from .journal import Journal, RunReleasedError
 from .processes import this_process
-from .records import PATH, Checkpoint, Frame, Status, escaped, execution_of, item_key, plain, start_key, visit_place
+from .records import (
+    PATH,
+    Checkpoint,
+    Frame,
+    Status,
+    escaped,
+    execution_of,
+    field_of,
+    item_key,
+    plain,
+    start_key,
+    visit_place,
+)
 from .standing import in_order
 from .states import wake_key
 from .waits import PlacedWait, Wait, put_wait, read_wait, suspended, wait_key
@@ -389,12 +401,8 @@ class RunLedger:
         ledger._stand_at(current)
         own: Exception | None = None
         try:
-            if checkpoint.is_old:
-                # Read together with the run's record: an execution that has taken the run over may have removed the items.
-                found = await run.stack.read_many((checkpoint.key, self.journal.checkpoint.key))
-                self.journal.check_owner(found)
-                if (entry := found.get(checkpoint.key)) is not None:
-                    checkpoint.load(entry)
+            if checkpoint.is_old and (entry := await self._item_entry(run, key)) is not None:
+                checkpoint.load(entry)
             ledger.frame = checkpoint.frames[0] if checkpoint.frames else Frame(step.name, b"")
             try:
                 visited = await ledger._visit(run.beside(ledger), step, item, position)
@@ -406,6 +414,19 @@ class RunLedger:
             if error is not own:
                 self.journal.unrecorded.append(error)
             raise
+
+    async def _item_entry(self, run: Running, key: str) -> Entry | None:
+        """The record of an item. Raises RunFencedError if another execution owns the run: it may have removed the items.
+
+        The run's state says in a few bytes who owns it. The run's record has the input of all items.
+        """
+        journal = self.journal
+        found = await run.stack.read_many((key, journal.state_key))
+        state = found.get(journal.state_key)
+        if state is None or field_of(state, "owner") != journal.owner:
+            found = await run.stack.read_many((key, journal.checkpoint.key))
+            journal.check_owner(found)
+        return found.get(key)
 
     async def _visit(self, run: Running, step: Step, item: object, position: int) -> Visited:
         if self.frame.node is not None:
