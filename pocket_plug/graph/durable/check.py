@@ -87,7 +87,7 @@ async def _keys(stack: Stack, graph: str) -> list[str]:
 
 def _is_open(entry: Found, graph: str) -> bool:
     """Is it an open run of that graph? A record that can't be read may be one."""
-    if isinstance(entry, CodecError):
+    if isinstance(entry, CodecError) or field_of(entry, "graph") is None:  # None: without the layer that encrypted it
         return True
     return field_of(entry, "graph") == graph and field_of(entry, "status") in OPEN_RECORDED
 
