@@ -514,6 +514,7 @@ def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
     to = {
         "to 2 raised LookupError": failing,
         "returned a str of 2 characters, not a RunPosition": wrong,
+        "the new name can't be a tuple": lambda position: position.renamed("b", ("b2",)),  # type: ignore[arg-type]
         "is at node 'b', which doesn't exist there": lambda position: position,
         "is at node 'nowhere', which doesn't exist there": lambda position: replace(position, path=("nowhere",)),
         "is inside 'a', which is not a graph; its kind is node": lambda position: replace(position, path=("a", "b2")),
@@ -529,7 +530,7 @@ def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
             kept = await everything(store)
             for says, upgrade in to.items():
                 after = Graph(A >> step("b2", int) >> C, store=store, version=2, upgrade={1: upgrade})
-                with pytest.raises((RunChangedError, CodecError), match=re.escape(says)):
+                with pytest.raises((RunChangedError, CodecError, ConfigError), match=re.escape(says)):
                     await after.resume("r")
                 (check,) = await after.check_runs()
                 assert (check.can_resume, check.verdict) == (False, "refused")
