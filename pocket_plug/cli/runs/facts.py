@@ -50,8 +50,8 @@ def why(run: RunInfo, now: float) -> str:
         return narrow(text_of_value(kept(each.question))) + more
     if run.wake_at is not None:
         # A worker takes a due run within a second. If none does, its log says why.
-        late = now - run.wake_at
-        return f"for {in_units(-late)}" if late < 1 else f"was due {in_units(late)} ago; no worker has taken it"
+        left = run.wake_at - now
+        return f"for {in_units(left)}" if left > -1 else f"was due {in_units(-left)} ago; no worker has taken it"
     if run.owner is not None:
         silent = now - (run.updated if run.updated is not None else run.owner.since)
         # By this machine's clock, so it is only a hint; `--watch` finds out.

@@ -156,7 +156,9 @@ def _from_zstd(key: str, found: Compressed) -> bytes | None:
     try:
         import zstandard
     except ImportError as error:
-        why = "was compressed by zstd, and zstandard is not installed here; do: pip install 'pocket-plug-compress[zstd]'"
+        why = (
+            "was compressed by zstd, and zstandard is not installed here; do: pip install 'pocket-plug-compress[zstd]'"
+        )
         unreadable = UnreadableRecordError(f"{key!r} {why}")
         unreadable.loggable = f"a record {why}"
         raise unreadable from error
