@@ -113,7 +113,10 @@ def _importable(name: str) -> str:
 
 # ---------------------------------------------------------------- in the worker's process
 def find(reference: str, path: Sequence[str]) -> tuple[Step, int]:
-    """The step at an address, and the version of its graph. Raises ImportError or LookupError, which name what is missing."""
+    """The step at an address, and the version of the graph or node that it begins with.
+
+    Raises ImportError or LookupError, which name what is missing.
+    """
     module_name, _, name = reference.partition(":")
     found: Value = getattr(import_module(module_name), name, None)
     if not issubclass(type(found), Node):
@@ -127,7 +130,7 @@ def find(reference: str, path: Sequence[str]) -> tuple[Step, int]:
         else:
             if step is not None:
                 inner = step.inner_graph()
-                plan, version = (None, 1) if inner is None else (inner.plan, inner.version)
+                plan = None if inner is None else inner.plan
             step = plan.named(name) if plan is not None else None
         if step is None:
             raise LookupError(f"{'/'.join((reference, *path))}: there is no node {name!r}")

@@ -42,8 +42,11 @@ class RunPosition:
         """The same position after a node was renamed; items are changed as well.
 
         `old` is a node of the outermost graph, or the path of a nested one: `renamed(("review", "approve"), "sign")`. In a
-        fan-out the path is the fan-out, the node that items go through, and the node in that.
+        fan-out the path is the fan-out, the node that items go through, and the node in that. Raises ConfigError if `new` is no
+        name.
         """
+        if not isinstance(new, str):
+            raise ConfigError(f"renamed: the new name can't be {found(new)}; give the node's own name, without a path")
         return self._renamed((old,) if isinstance(old, str) else tuple(old), new)
 
     def _renamed(self, old: tuple[str, ...], new: str) -> RunPosition:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import Action, Graph, Node, Runs, SyncStore, node
+from pocket_plug import Action, Graph, Node, Runs, RunSuspendedError, Sleep, SyncStore, node
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
 from pocket_plug.errors import ConflictError, RunFencedError
@@ -456,6 +456,22 @@ def test_a_run_that_sleeps_says_until_when(here: Any) -> None:
         assert asleep.err == (
             f"run 'n' sleeps until {until}; `pocket-plug worker TARGET` resumes it then, or `pocket-plug runs resume`\n"
         )
+
+
+def test_a_run_that_is_due_says_since_when(here: Any) -> None:
+    """It said "for 0s", for days: no worker is there, or none can take it."""
+
+    class Former(SQLite):
+        clock = staticmethod(lambda: 1e9)
+
+    with SyncStore(Former("state.db")) as store:
+        graph = Graph(Sleep[int]("1h"), name="nap")
+        with pytest.raises(RunSuspendedError):
+            graph.run_sync(1, run_id="n", store=store)
+    assert re.search(
+        r"suspended  nap    sleep  .* was due \d+d\d+h ago; no worker has taken it$", here("runs", "ls").out, re.M
+    )
+    assert re.search(r"^wake_at +\d+d\d+h ago$", here("runs", "show", "n").out, re.M)
 
 
 def test_a_graph_that_asks_needs_an_id(here: Any) -> None:

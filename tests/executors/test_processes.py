@@ -222,6 +222,14 @@ def test_a_worker_with_another_version_of_the_code_says_so(tmp_path: Path, chang
         assert "node 'work' (app:graph/work)" in out
 
 
+def test_the_nodes_of_a_nested_graph_have_the_version_of_the_outer_graph(tmp_path: Path) -> None:
+    """As its runs have. Each run of a graph of version 2 failed at such a node, since the inner graph is of version 1."""
+    (tmp_path / "go").touch()
+    nested = GRAPH.replace("Graph(work)", "Graph(Graph(work, name='inner', version=3), version=2)")
+    out, err = start(tmp_path, SCRIPT, nested).communicate(timeout=SOON)
+    assert (out, err) == ("1\n", "")
+
+
 def test_a_module_that_was_changed_and_reloaded_runs_in_the_workers_of_a_new_pocket(tmp_path: Path) -> None:
     """As one works in a notebook. The old workers' error says so; a changed constant is in effect there too."""
     (tmp_path / "go").touch()

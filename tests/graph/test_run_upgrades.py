@@ -477,6 +477,27 @@ def test_a_run_that_was_only_submitted() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("is_upgraded", [False, True])
+def test_a_fan_out_over_questions_of_which_one_is_answered(is_upgraded: bool) -> None:
+    """The item whose question is answered is done: it doesn't ask any more, and doesn't have to."""
+    ask = Ask[int, bool](bool, question="Sure?", name="sure")
+
+    async def main() -> None:
+        async with Store(Kept()) as store:
+            before = Graph(step("a") >> each(ask, name="all") >> node(len), store=store)
+            await stopped(before, "", [1, 2])
+            with pytest.raises(RunSuspendedError):
+                await before.resume("r", answer=True, question="all#1[0]")
+            options: Any = {"version": 2, "upgrade": {1: lambda position: position}} if is_upgraded else {}
+            after = Graph(step("a2") >> each(ask, name="all") >> node(len), store=store, **options)
+            assert [each.verdict for each in await after.check_runs()] == [
+                "upgraded" if is_upgraded else "unchanged ahead"
+            ]
+            assert await after.resume("r", answer=True, question="all#1[1]") == 2
+
+    asyncio.run(main())
+
+
 # ---------------------------------------------------------------- what an upgrade can't do
 def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
     """If it fails, or returns something invalid, the run is refused with the reason; the old version can continue it."""
@@ -493,6 +514,7 @@ def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
     to = {
         "to 2 raised LookupError": failing,
         "returned a str of 2 characters, not a RunPosition": wrong,
+        "the new name can't be a tuple": lambda position: position.renamed("b", ("b2",)),  # type: ignore[arg-type]
         "is at node 'b', which doesn't exist there": lambda position: position,
         "is at node 'nowhere', which doesn't exist there": lambda position: replace(position, path=("nowhere",)),
         "is inside 'a', which is not a graph; its kind is node": lambda position: replace(position, path=("a", "b2")),
@@ -508,7 +530,7 @@ def test_what_an_upgrade_can_not_do_changes_nothing() -> None:
             kept = await everything(store)
             for says, upgrade in to.items():
                 after = Graph(A >> step("b2", int) >> C, store=store, version=2, upgrade={1: upgrade})
-                with pytest.raises((RunChangedError, CodecError), match=re.escape(says)):
+                with pytest.raises((RunChangedError, CodecError, ConfigError), match=re.escape(says)):
                     await after.resume("r")
                 (check,) = await after.check_runs()
                 assert (check.can_resume, check.verdict) == (False, "refused")

@@ -30,6 +30,7 @@ from pocket_plug import (
     RunBusyError,
     Runs,
     RunStuckError,
+    RunSuspendedError,
     Sleep,
     Store,
     StoreBusyError,
@@ -48,6 +49,7 @@ from pocket_plug import (
     hookimpl,
     join_name,
     node,
+    register_type,
 )
 from pocket_plug.backends.sqlite.refusals import explained
 from pocket_plug.graph.durable.heartbeat import BEAT, beat
@@ -1098,6 +1100,82 @@ def test_a_run_that_does_not_fit_the_graph_is_left_and_reported_once(
     asyncio.run(main())
     (warning,) = [record.getMessage() for record in caplog.records if "skips run" in record.getMessage()]
     assert "it is at node 'double', which doesn't exist there" in warning
+
+
+class Ticket:
+    """A class of a program whose fields change with each release."""
+
+    def __init__(self, **fields: int) -> None:
+        self.fields = fields
+
+
+def release(*fields: str) -> None:
+    """From now on this process is a program in which the class has these fields."""
+
+    def decode(state: dict[str, int]) -> Ticket:
+        if set(state) != set(fields):
+            raise LookupError("other fields")
+        return Ticket(**state)
+
+    register_type(Ticket, encode=lambda ticket: ticket.fields, decode=decode)
+
+
+@pytest.mark.parametrize("where", ["value", "outer value", "result of an item", "answer", "answer of an item"])
+def test_a_run_with_a_value_that_this_program_can_not_read_is_left_too(url: str, where: str) -> None:
+    """In a deploy the class of a value has changed. The worker that can't read it must not fail the run: the other one can."""
+    broken = ["here"]
+
+    @node
+    async def make(n: int) -> Ticket:
+        return Ticket(seats=n)
+
+    @node
+    async def use(ticket: Any) -> int:
+        if broken and not (where == "result of an item" and ticket == 1):
+            raise RuntimeError("down")
+        return 1
+
+    ask = Ask[int, Any](Ticket, question="Which?", name="which")
+    graphs: dict[str, Graph[Any, Any]] = {
+        "value": Graph(make >> use, name="g"),
+        "outer value": Graph(make >> Graph(node(_seats) >> use, name="inner"), name="g"),
+        "result of an item": Graph(each(Graph(use >> make, name="item"), concurrency=1), name="g"),
+        "answer": Graph(ask >> use, name="g"),
+        "answer of an item": Graph(each(Graph(ask >> use, name="item"), concurrency=1), name="g"),
+    }
+    graph = graphs[where]
+
+    async def main() -> None:
+        async with Store(url) as store:
+            release("seats")
+            await graph.submit([1, 2] if "item" in where else 1, run_id="r", store=store)
+            with suppress(RuntimeError, RunSuspendedError):
+                await graph.resume("r", store=store)
+            if "answer" in where:
+                for question in (await Runs(store).questions("r"))[:1]:
+                    await Runs(store).answer("r", Ticket(seats=1), question=question.id)
+            else:
+                await Runs(store).retry("r")
+            before = await store.stack.read(keys_of("r")[0])
+            release("seats", "row")
+            said = Said()
+            await Worker([graph], store=store, report=said).run(once=True)
+            assert said.of("r") == ["refused"]
+            (check,) = await graph.check_runs(store=store)
+            assert check.verdict == "refused"
+            assert "Ticket" in check.why
+            assert await store.stack.read(keys_of("r")[0]) == before
+            release("seats")
+            broken.clear()
+            said = Said()
+            await Worker([graph], store=store, report=said).run(once=True)
+            assert said.of("r") == ["taken", "suspended" if where == "answer of an item" else "finished"]
+
+    asyncio.run(main())
+
+
+def _seats(ticket: Ticket) -> int:
+    return ticket.fields["seats"]
 
 
 def test_many_such_runs_do_not_hide_others(url: str) -> None:

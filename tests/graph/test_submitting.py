@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from pocket_plug import (
     SyncStore,
     SyncWriter,
     node,
+    register_type,
 )
 from pocket_plug.graph.durable.forms import MOST_FORMS
 from pocket_plug.graph.durable.records import keys_of
@@ -78,6 +81,31 @@ def test_submitting_again_records_nothing_and_returns_the_current_state(url: str
             assert await graph.submit(21, run_id="d-1", store=store) == "finished"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+def test_the_same_input_after_its_class_has_got_a_field(url: str, is_done: bool) -> None:
+    """A client repeats its request after a deploy. The stored input gets the field's default, and is the same one."""
+    former = dataclasses.make_dataclass("Order", [("cents", int)])
+    latter = dataclasses.make_dataclass("Order", [("cents", int), ("is_gift", bool, False)])
+    tag = "tests.graph.test_submitting.Order"
+
+    @node
+    async def cents(order: Any) -> Any:
+        return order.cents
+
+    orders: Graph[Any, Any] = Graph(cents, name="orders")
+    with SyncStore(url) as store:
+        register_type(former, tag=tag)
+        orders.submit_sync(former(5), run_id="o-1", store=store)
+        if is_done:
+            assert orders.resume_sync("o-1", store=store) == 5
+        register_type(latter, tag=tag)
+        assert orders.submit_sync(latter(5), run_id="o-1", store=store) == ("finished" if is_done else "pending")
+        for other in (latter(6), latter(5, True)):
+            with pytest.raises(RunMismatchError, match="another input"):
+                orders.submit_sync(other, run_id="o-1", store=store)
+        assert orders.run_sync(latter(5), run_id="o-1", store=store) == 5
 
 
 def test_of_concurrent_submits_one_records_the_run(url: str) -> None:

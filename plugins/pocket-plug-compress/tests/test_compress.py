@@ -170,8 +170,11 @@ def test_without_zstandard():
     store.set("k", LARGE)
     assert stored(backend, "k").algorithm == "zlib"  # type: ignore[attr-defined]
     asyncio.run(backend.write([Put("z", Compressed("zstd", 3, b"abc"))]))
-    with pytest.raises(StoreError, match=r"'z' was compressed by zstd, and zstandard is not installed.*pip install"):
+    with pytest.raises(
+        StoreError, match=r"'z' was compressed by zstd, and zstandard is not installed.*pip install"
+    ) as raised:
         store.get("z")
+    assert raised.value.loggable is not None, "so that the log of a worker says it too"
     with pytest.raises(ConfigError, match=r"algorithm 'zstd' needs zstandard; do: pip install"):
         pair(algorithm="zstd")
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from base64 import b64decode
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from pocket_plug import (
     UnreadableRecordError,
     UnregisteredTypeError,
     ValueTypeError,
+    Worker,
     node,
 )
 from pocket_plug.codec import Codec
@@ -196,6 +198,27 @@ def test_an_entry_with_a_lost_key_blocks_no_other(tmp_path: Path) -> None:
         assert [run.run_id for run in runs.list().runs] == ["mine"]
         assert store.delete("theirs")
         assert dict(store.items()) == {"mine": VALUE}
+
+
+def test_a_worker_and_a_check_without_the_right_key_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log of the worker says once what to do. The check doesn't pass, also without the layer."""
+    url = f"sqlite:///{tmp_path}/state.db?durability=process"
+    graph = Graph(greet, name="orders")
+    with SyncStore(url, layers=[Encryption(keys=KEY)]) as store:
+        for run_id in ("secret-1", "secret-2"):
+            graph.submit_sync("in", run_id=run_id, store=store)
+
+    async def main(keys: list[str]) -> None:
+        async with Store(url, layers=[Encryption(keys=key) for key in keys]) as store:
+            assert [check.verdict for check in await graph.check_runs(store=store)] == ["refused", "refused"]
+            with suppress(UnreadableRecordError):
+                await Worker([graph], store=store).run(once=True)
+
+    asyncio.run(main([FORMER]))
+    (logged,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"a record is encrypted with the key {key_id(b64decode(KEY))}, which isn't among `keys`" in logged
+    assert "add it after the current key" in logged
+    asyncio.run(main([]))
 
 
 def test_an_existing_store_is_encrypted_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,9 @@ def why(run: RunInfo, now: float) -> str:
         more = f", and {len(run.questions) - 1} more" if len(run.questions) > 1 else ""
         return narrow(text_of_value(kept(each.question))) + more
     if run.wake_at is not None:
-        return f"for {in_units(run.wake_at - now)}"
+        # A worker takes a due run within a second. If none does, its log says why.
+        left = run.wake_at - now
+        return f"for {in_units(left)}" if left > -1 else f"was due {in_units(-left)} ago; no worker has taken it"
     if run.owner is not None:
         silent = now - (run.updated if run.updated is not None else run.owner.since)
         # By this machine's clock, so it is only a hint; `--watch` finds out.

@@ -79,7 +79,7 @@ def _as_text(name: str, fact: Any, now: float) -> str:
     if name in ("started", "updated", "since"):
         return f"{in_units(now - fact)} ago, {as_date(fact, local=True)}"
     if name in ("expires_at", "wake_at"):
-        return f"in {in_units(fact - now)}"
+        return f"in {in_units(fact - now)}" if fact > now else f"{in_units(now - fact)} ago"
     if name == "visits":
         return escaped(", ".join(f"{node} {visits}" for node, visits in fact.items()))
     if name == "owner":

@@ -79,12 +79,19 @@ class Judge:
 
     async def verdict(self, stack: Backend, kept: RunRecords, allow_changed: bool = False) -> Verdict:
         """How the run resumes. Raises RunChangedError if it can't, CodecError for a value that can't be read or written."""
+        verdict, standing = await self._judged(stack, kept, allow_changed)
+        _refuse_unreadable(standing)
+        return verdict
+
+    async def _judged(self, stack: Backend, kept: RunRecords, allow_changed: bool) -> tuple[Verdict, Standing]:
+        """The verdict, and the position at which the run resumes."""
         form, steps = read_form(self.text), self._steps(kept)
-        if not steps and self._is_same(kept.start):
-            self._refuse_misplaced(kept, misplaced(form, Standing(tuple(kept.frames))))
-            return Verdict("unchanged", kept.frames, waits=kept.waits)
-        before = form_before(kept.start)
         items = Items(kept.part, kept.waits)
+        if not steps and self._is_same(kept.start):
+            standing = await items.read(stack, form, kept.frames)
+            self._refuse_misplaced(kept, misplaced(form, standing))
+            return Verdict("unchanged", kept.frames, waits=kept.waits), standing
+        before = form_before(kept.start)
         standing = await items.read(stack, before, kept.frames)
         if standing.items:  # items begin only after the hooks of the node before have ended
             last = replace(standing.last, hooks="")
@@ -93,20 +100,21 @@ class Judge:
             start_key(kept.part), {**kept.start, "shape": self.text, "form": FORM, "version": self.graph.version}
         )
         if not kept.is_begun and not steps and _begins_alike(before, form):
-            return Verdict("not begun", (replace(standing.last, node=form.start),), (start,), waits=kept.waits)
+            begun = replace(standing.last, node=form.start)
+            return Verdict("not begun", (begun,), (start,), waits=kept.waits), standing
         if steps:
             moved = upgraded(kept.run_id, standing, steps)
             if not kept.is_begun and [frame.node for frame in moved.frames] == [before.start]:
                 moved = replace(moved, frames=(replace(moved.last, node=form.start),))
             self._refuse_misplaced(kept, misplaced(form, moved) or _unfit(self.graph.plan, moved))
-            return self._upgraded(kept, start, items, spots(before, standing), spots(form, moved))
+            return self._upgraded(kept, start, items, spots(before, standing), spots(form, moved)), moved
         self._refuse_misplaced(kept, misplaced(form, standing))
         found = self._differences(kept.start, before, form, standing)
         if not found.lines:
-            return Verdict("unchanged ahead", standing.frames, (), items.versions, kept.waits)
+            return Verdict("unchanged ahead", standing.frames, (), items.versions, kept.waits), standing
         if found.is_firm or not allow_changed:
             raise self._changed(kept, found)
-        return Verdict("allowed", standing.frames, (start,), items.versions, kept.waits)
+        return Verdict("allowed", standing.frames, (start,), items.versions, kept.waits), standing
 
     def _upgraded(self, run: RunRecords, start: Put, items: Items, former: Spots, now: Spots) -> Verdict:
         """How an upgraded run resumes: with the changes that move the records of its items and waits to their new places."""
@@ -200,6 +208,19 @@ def _begins_alike(before: GraphForm, now: GraphForm) -> bool:
 def form_before(start: Record) -> GraphForm:
     """The form of the graph that began a run, from the record of its start. Raises CorruptRecordError."""
     return read_form(start["shape"]) if "form" in start else read_lines(tuple(start["shape"]))
+
+
+def _refuse_unreadable(standing: Standing) -> None:
+    """Raise the CodecError of a resume that would read these values: a class has other fields than when they were stored.
+
+    The program that stored them can still resume the run, so it must not fail here.
+    """
+    answer = standing.wait.wait.answer if standing.wait is not None else None
+    for value in (*(frame.value for frame in standing.frames), answer):
+        if value:
+            default_codec.decode(value)
+    for item in standing.items.values():
+        _refuse_unreadable(item)
 
 
 # ---------------------------------------------------------------- checks after an upgrade

@@ -111,7 +111,8 @@ class Items:
 
     def _standing(self, form: GraphForm, frames: Sequence[Frame], within: str = "", is_item: bool = False) -> Standing:
         at = leaf_of(form, frames, next_place(within, frames, is_item))
-        wait, node = self.waits.get(at.place[1:]), at.node
+        # An item of a fan-out over an `Ask` has the place of its question, also once it is done.
+        wait, node = self.waits.get(at.place[1:]) if frames[-1].node is not None else None, at.node
         if node is None or node.kind != "fan_out" or node.inner is None:
             return Standing(tuple(frames), at.under if wait is not None else (), wait=wait)
         size, inner = _size(frames[-1].value), node.inner

@@ -156,9 +156,12 @@ def _from_zstd(key: str, found: Compressed) -> bytes | None:
     try:
         import zstandard
     except ImportError as error:
-        raise UnreadableRecordError(
-            f"{key!r} was compressed by zstd, and zstandard is not installed here; do: pip install 'pocket-plug-compress[zstd]'"
-        ) from error
+        why = (
+            "was compressed by zstd, and zstandard is not installed here; do: pip install 'pocket-plug-compress[zstd]'"
+        )
+        unreadable = UnreadableRecordError(f"{key!r} {why}")
+        unreadable.loggable = f"a record {why}"
+        raise unreadable from error
     try:
         if zstandard.frame_content_size(found.data) != found.size:
             return None

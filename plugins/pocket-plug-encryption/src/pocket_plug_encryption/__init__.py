@@ -143,17 +143,19 @@ class Encryption(Layer):
     def _opened(self, key: str, entry: Entry) -> Entry:
         found = entry.value
         if not isinstance(found, Encrypted):
-            raise UnreadableRecordError(
-                f"{key!r} is not encrypted: it was written without the layer `encryption`, or by somebody who has no key. "
-                "If it is yours, export it from a store without the layer, and import it into a store with the layer"
+            raise _unreadable(
+                key,
+                "is not encrypted: it was written without the layer `encryption`, or by somebody who has no key. "
+                "If it is yours, export it from a store without the layer, and import it into a store with the layer",
             )
         if not (isinstance(found.key_id, str) and isinstance(found.nonce, bytes) and isinstance(found.data, bytes)):
             raise _damaged(key)
         cipher = self._ciphers.get(found.key_id)
         if cipher is None:
-            raise UnreadableRecordError(
-                f"{key!r} is encrypted with the key {_shown(found.key_id)}, which isn't among `keys` of the layer `encryption`: "
-                f"{', '.join(self.key_ids)}; add it after the current key"
+            raise _unreadable(
+                key,
+                f"is encrypted with the key {_shown(found.key_id)}, which isn't among `keys` of the layer `encryption`: "
+                f"{', '.join(self.key_ids)}; add it after the current key",
             )
         if len(found.nonce) != _NONCE_SIZE or len(found.data) < _TAG_SIZE:
             raise _damaged(key)
@@ -180,6 +182,12 @@ def _damaged(key: str) -> CorruptRecordError:
         f"{key!r} can't be decrypted: it was changed, cut off, or copied from another name. Restore it from a backup, or "
         "delete it"
     )
+
+
+def _unreadable(key: str, why: str) -> UnreadableRecordError:
+    error = UnreadableRecordError(f"{key!r} {why}")
+    error.loggable = f"a record {why}"  # so that the log of a worker with a wrong key says what to do
+    return error
 
 
 def _shown(found: str) -> str:
