@@ -254,5 +254,11 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
             assert "mortal" not in await keys_of(backend)
             await backend.write([], {"mortal": 0})
 
+        async def again(backend: Backend) -> None:
+            assert await keys_of(backend) == (["lasting", "new"] if backend.survives else []), (
+                "the last write before close"
+            )
+
         run(before)
         run(after)
+        run(again)
