@@ -146,7 +146,8 @@ class Pocket:
             unwanted = {name: where for name, where in unwanted.items() if where != DISABLE}
         self._warn_of_unknown(unwanted)
         self._check_options()
-        self._manager.configure(self, self._options)
+        with relative_to(self.config.folder):
+            self._manager.configure(self, self._options)
         self._insist(strict, required)
 
     def __repr__(self) -> str:
@@ -175,7 +176,8 @@ class Pocket:
         Raises PluginError if it can't be used.
         """
         record = self._manager.register(plugin, PluginRecord(name or self._free_name(plugin)))
-        self._manager.configure(self, self._options, only=record.name)
+        with relative_to(self.config.folder):
+            self._manager.configure(self, self._options, only=record.name)
         if self._types_asked:
             self._manager.types(only=record.name)
         record = self.plugin(record.name)

@@ -244,11 +244,21 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
 
         async def after(backend: Backend) -> None:
             assert await backend.read_many(["lasting", "mortal", "dead", "deleted"]) == entries
+            assert await keys_of(backend) == sorted(entries)
+            await backend.write([], {"dead": 0, "deleted": 0} | {key: entry.version for key, entry in entries.items()})
             if backend.survives:
                 assert await backend.version() >= versions[-1]
                 assert await backend.write([Put("new", 5)]) > versions[-1]
             clock.advance(59)
             assert await backend.read("mortal") is None
+            assert "mortal" not in await keys_of(backend)
+            await backend.write([], {"mortal": 0})
+
+        async def again(backend: Backend) -> None:
+            assert await keys_of(backend) == (["lasting", "new"] if backend.survives else []), (
+                "the last write before close"
+            )
 
         run(before)
         run(after)
+        run(again)

@@ -73,6 +73,35 @@ class FaultyMemory(Memory):
         return await super().version()
 
 
+class _Refusing(FaultyMemory):
+    """Refuses to be opened, flushed or closed, and notes what it is given. A stack binds methods early, so these are its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuses = ""
+        self.made: list[Change] = []
+
+    def _refuse(self, name: str) -> None:
+        if self.refuses == name:
+            raise StoreError("the disk is full")
+
+    async def open(self) -> None:
+        self._refuse("open")
+        await super().open()
+
+    async def flush(self) -> None:
+        self._refuse("flush")
+        await super().flush()
+
+    async def close(self) -> None:
+        self._refuse("close")
+        await super().close()
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        self.made.extend(changes)
+        return await super().write(changes, expect)
+
+
 class LayerContract(BackendContract):
     """Tests every promise of a layer, around two backends. Inherit it, and return a recipe:
 
@@ -161,6 +190,37 @@ class LayerContract(BackendContract):
 
         asyncio.run(main())
 
+    @pytest.mark.parametrize("name", ["open", "flush", "close"])
+    def test_open_flush_and_close_are_those_of_the_inner_one_too(self, name: str) -> None:
+        """Each reaches the backend, and its error the caller: it may say that acknowledged writes are lost."""
+
+        async def main() -> None:
+            inner = _Refusing()
+            inner.refuses = name
+            layer = self.build(inner)
+            if name != "open":
+                await layer.open()
+            with pytest.raises(StoreError, match="the disk is full"):
+                await getattr(layer, name)()
+
+        asyncio.run(main())
+
+    def test_what_a_change_says_besides_its_value_passes(self) -> None:
+        """An update and a touch keep their `renews`: a layer inside may have a deadline of its own."""
+
+        async def main() -> None:
+            inner = _Refusing()
+            layer = self.build(inner)
+            await layer.open()
+            await layer.write([Put("a", 1), Put("b", 1, renews=False)])
+            await layer.flush()
+            assert {change.key: change.renews for change in inner.made if isinstance(change, Put)} == {
+                "a": True,
+                "b": False,
+            }
+
+        asyncio.run(main())
+
     def test_a_conflict_passes_with_its_keys(self) -> None:
         """A ConflictError keeps its type and key names, which retries rely on."""
 
@@ -190,6 +250,21 @@ class LayerContract(BackendContract):
         if isinstance(layer, Layer) and layer.read != layer.inner.read:
             assert layer.read_many != layer.inner.read_many
             assert layer.read_page != layer.inner.read_page
+
+    def test_a_scan_and_a_read_show_the_same_keys(self, clock: FakeClock) -> None:
+        """At first, and a year later: what `read` hides, because it is too old for the layer, `scan` hides too."""
+
+        async def main() -> None:
+            inner = self.make_inner()
+            inner.clock = clock
+            layer = self.build(inner)
+            await layer.open()
+            await layer.write([Put(key, key) for key in "abc"])
+            for _ in range(2):
+                assert await keys_of(layer) == [key for key in "abc" if await layer.read(key) is not None]
+                clock.advance(365 * 24 * 3600)
+
+        asyncio.run(main())
 
     def test_a_page_is_a_page_of_the_inner_one(self) -> None:
         """The layer requests only the keys of that page from the inner backend: not all keys, and not from the beginning."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import os
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ from pocket_plug.store.sync import SyncStore
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.contracts import BackendContract
 from pocket_plug.testing.interrupts import Between, Interrupter
-from pocket_plug.testing.scenarios import increment, interrupted, keys_of, works_in_a_child
+from pocket_plug.testing.scenarios import HANGS, increment, interrupted, keys_of, works_in_a_child
 from pocket_plug.testing.several import (
     append_on,
     count_on,
@@ -107,6 +108,42 @@ class SharedBackendContract(BackendContract):
             assert await keys_of(first) == ["a", *(f"c{n:02}" for n in range(20))]
 
         instances(scenario)
+
+    def test_what_another_process_has_acknowledged_all_see(self, instances: Callable[..., Any], url: str) -> None:
+        """At once, by every operation, also of keys that were read before: no cache of this process hides it."""
+
+        async def seen(backend: Backend) -> list[object]:
+            one_by_one = {key: entry for key in "abc" if (entry := await backend.read(key)) is not None}
+            assert await backend.read_many("abc") == one_by_one
+            assert dict(await backend.read_page(limit=10)) == one_by_one
+            assert await keys_of(backend) == [*one_by_one]
+            await backend.write([], {key: one_by_one[key].version if key in one_by_one else 0 for key in "abc"})
+            return [entry.value for entry in one_by_one.values()]
+
+        async def scenario(*made: Backend) -> None:
+            for times, values in ((0, []), (2, [1, 1, 1]), (4, [3, 3, 3]), (5, [])):
+                with elsewhere(url, write_together, times, processes=1) as others:
+                    others.go()
+                    await asyncio.to_thread(others.done)
+                assert [await seen(each) for each in made] == [values] * 3
+
+        instances(scenario)
+
+    def test_several_may_open_it_at_once(self, make_backend: Callable[[], Backend], clock: FakeClock) -> None:
+        """Threads open it while it is new, and open and close it while others use it: every increment counts."""
+        barrier = threading.Barrier(8)
+
+        def use() -> None:
+            barrier.wait(HANGS)
+            for _ in range(5):
+                backend = make_backend()
+                backend.clock = clock
+                asyncio.run(opened(backend, lambda backend: increment(backend, "n", 1)))
+
+        failed = in_threads([use] * 8)
+        assert not failed, failed[0]
+        entry = asyncio.run(opened(make_backend(), lambda backend: backend.read("n")))
+        assert entry.value == 40
 
     def test_no_update_is_lost_between_instances(self, instances: Callable[..., Any], url: str) -> None:
         """Tasks, threads with their own loops and other processes increment the same keys: every increment counts."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import pytest
 
 from pocket_plug.errors import ConflictError, StoreError
 from pocket_plug.layers.bounding import Bounding
 from pocket_plug.layers.persistence import Persistence
-from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, Put
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
+from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.layer_contract import FaultyMemory, LayerContract
 
 
@@ -132,12 +134,53 @@ class Halves(Layer):
         return await self.inner.read_many(keys)
 
 
+class Forgets(Layer):
+    """Flushes nothing."""
+
+    async def flush(self) -> None:
+        pass
+
+
+class ClosesQuietly(Layer):
+    """Hides that acknowledged writes are lost."""
+
+    async def close(self) -> None:
+        with suppress(StoreError):
+            await super().close()
+
+
+class MakesAnew(Layer):
+    """Makes a Put of the fields that it knows."""
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = NO_EXPECTATIONS) -> int:
+        anew = [
+            Put(change.key, change.value, change.expires_at, change.version)
+            for change in changes
+            if isinstance(change, Put)
+        ]
+        return await self.inner.write(anew, expect)
+
+
+class Ages(Layer):
+    """Hides old entries from `read`, but not from `scan`."""
+
+    def on_build(self) -> None:
+        self.began = self.clock()
+
+    async def read(self, key: str):
+        return await self.inner.read(key) if self.clock() < self.began + 3600 else None
+
+
 SEEN: list[str] = []
 FAULTS: list[tuple[type[Layer], Callable[..., None], tuple[object, ...]]] = [
     (Swallows, LayerContract.test_errors_of_the_inner_one_pass_unchanged, (StoreError("full"),)),
     (Retries, LayerContract.test_a_conflict_passes_with_its_keys, ()),
     (Shares, LayerContract.test_two_stacks_of_one_recipe_share_nothing, ()),
     (Halves, LayerContract.test_read_many_does_not_pass_the_read_by, ()),
+    (Forgets, LayerContract.test_open_flush_and_close_are_those_of_the_inner_one_too, ("flush",)),
+    (ClosesQuietly, LayerContract.test_open_flush_and_close_are_those_of_the_inner_one_too, ("close",)),
+    (MakesAnew, LayerContract.test_what_a_change_says_besides_its_value_passes, ()),
+    (Ages, LayerContract.test_a_scan_and_a_read_show_the_same_keys, (FakeClock(),)),
 ]
 
 

@@ -90,6 +90,18 @@ def python(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
     return python
 
 
+def test_a_test_that_hangs_ends(made: Path) -> None:
+    """It prints where it hangs; otherwise CI would wait for it for hours."""
+    folder = made / "pocket-plug-my-layer"
+    hanging = folder / "hanging.py"
+    hanging.write_text("import threading\n\n\ndef test_it_hangs():\n    threading.Event().wait()\n")
+    command = [sys.executable, "-m", "pytest", "-o", "faulthandler_timeout=1", hanging.name]
+    ended = subprocess.run(command, cwd=folder, env=CLEAN, capture_output=True, text=True, timeout=60, check=False)
+    hanging.unlink()
+    assert ended.returncode != 0
+    assert "in test_it_hangs" in ended.stderr
+
+
 def test_a_wheel_has_the_package_and_its_marker(made: Path, wheels: list[Path]) -> None:
     """Each has one package, typed, with the licence; its sources have a README, changes, tests and a CI file."""
     for kind, name in NAMES.items():

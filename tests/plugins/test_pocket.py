@@ -17,7 +17,8 @@ from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.hookspecs import Observer, hookimpl
 from pocket_plug.plugins.pocket import Pocket, default_pocket, set_default_pocket
-from pocket_plug.store.layer import parts
+from pocket_plug.primitives.files import located
+from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.resolving import resolve_backend, resolve_layer
 from pocket_plug.store.store import Store
@@ -277,6 +278,40 @@ def test_register_refuses_at_once():
     pocket.register(Offering(), name="mine")
     with pytest.raises(PluginError, match="the name 'mine' is already used by 'mine'"):
         pocket.register(Offering(), name="mine")
+
+
+def test_a_plugin_finds_the_files_of_a_configuration(tmp_path, monkeypatch):
+    """`located` knows the folder of the configuration in `pocket_configure`, in `on_build`, and where a backend is made."""
+    found: dict[str, str] = {}
+
+    class Logs(Layer):
+        file: str
+
+        def on_build(self) -> None:
+            found["layer"] = located(self.file)
+
+    class Plugin:
+        @hookimpl
+        def pocket_configure(self, options):
+            found["plugin"] = located(options["file"])
+
+        @hookimpl
+        def pocket_layers(self):
+            return [Logs]
+
+        @hookimpl
+        def pocket_backends(self):
+            return {"shelf": lambda url: found.update(backend=located(url.removeprefix("shelf:///"))) or Memory()}
+
+    file = tmp_path / "pocket.toml"
+    file.write_text(
+        "store = { url = 'shelf:///a', layers = [{ use = 'logs', file = 'b' }] }\nplugins.plugin.file = 'c'"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with Pocket(file, plugins=[Plugin], autoload=False, strict=True) as pocket:
+        pocket.store.sync.set("a", 1)
+    assert found == {"backend": f"{tmp_path}/a", "layer": f"{tmp_path}/b", "plugin": f"{tmp_path}/c"}
 
 
 def test_register_configures_the_new_one_only():

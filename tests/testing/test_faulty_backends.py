@@ -12,7 +12,7 @@ import pytest
 BACKENDS = """
 import time
 import pytest
-from pocket_plug import Memory
+from pocket_plug import Delete, Memory
 from pocket_plug.testing.contracts import BackendContract
 
 
@@ -63,6 +63,16 @@ class Lost(Memory):
         return await super().write(changes)
 
 
+class Deaf(Memory):
+    async def write(self, changes, expect={}):
+        return await super().write(changes, {} if changes else expect)
+
+
+class DeafToDeletes(Memory):
+    async def write(self, changes, expect={}):
+        return await super().write(changes, {} if {*map(type, changes)} == {Delete} else expect)
+
+
 class Torn(Memory):
     async def write(self, changes, expect={}):
         version = await super().write(changes[:1], expect)
@@ -79,6 +89,8 @@ FIRST = {
     "Stale": "test_reads_back_what_was_put",
     "Backwards": "test_versions_never_go_back",
     "Lost": "test_a_write_comes_between_no_two_steps_of_another",
+    "Deaf": "test_a_conflict_names_the_keys_and_does_nothing",
+    "DeafToDeletes": "test_a_conflict_names_the_keys_and_does_nothing",
     "Torn": "test_each_write_gets_a_higher_version",
 }
 """Which promise each of them breaks."""
@@ -149,7 +161,108 @@ def test_data_that_is_not_shared_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "test_unshared.py").write_text(UNSHARED)
     said = output_of(tmp_path, "--tb=no", "-k", "acknowledged or rise_whoever or dies_in_a_write")
     assert "test_what_one_has_acknowledged_all_see" in said
-    assert "3 failed" in said
+    assert "4 failed" in said
+
+
+SHARED = """
+import asyncio
+import pytest
+from pocket_plug import Delete, Put
+from pocket_plug.backends.sqlite import SQLite
+from pocket_plug.testing.shared_contract import SharedBackendContract
+
+cache = {}
+
+
+class Cached(SQLite):
+    async def read(self, key):
+        entry = cache.get((self.path, key)) or await super().read(key)
+        if entry is not None and entry.expires_at is None:
+            cache[self.path, key] = entry
+        return entry
+
+    async def write(self, changes, expect={}):
+        version = await super().write(changes, expect)
+        for change in changes:
+            cache.pop((self.path, change.key), None)
+        return version
+
+
+class Reopened(SQLite):
+    has_written = False
+
+    async def write(self, changes, expect={}):
+        self.has_written = self.has_written or bool(changes)
+        return await super().write(changes, expect)
+
+    async def scan(self, prefix="", **page):
+        clock = self.clock
+        if not self.has_written:
+            self.clock = lambda: 0.0
+        async for key in super().scan(prefix, **page):
+            yield key
+        self.clock = clock
+
+
+class Leaky(SQLite):
+    last = ()
+
+    async def write(self, changes, expect={}):
+        version = await super().write(changes, expect)
+        self.last = [Delete(change.key) for change in changes if isinstance(change, Put)] or self.last
+        return version
+
+    async def close(self):
+        last, self.last = self.last, ()
+        if last:
+            await super().write(last)
+        await super().close()
+
+
+openers = set()
+
+
+class Exclusive(SQLite):
+    async def open(self):
+        if self.path in openers:
+            raise RuntimeError("it is open already")
+        openers.add(self.path)
+        await asyncio.sleep(0)
+        await super().open()
+        openers.discard(self.path)
+
+
+def contract(kind):
+    class Test(SharedBackendContract):
+        @pytest.fixture
+        def url(self, tmp_path):
+            return f"sqlite:///{tmp_path}/state.db?durability=process"
+
+        @pytest.fixture
+        def make_backend(self, tmp_path):
+            return lambda: kind(f"{tmp_path}/state.db", durability="process")
+
+    return Test
+
+
+TestCached, TestReopened, TestLeaky, TestExclusive = map(contract, (Cached, Reopened, Leaky, Exclusive))
+"""
+
+
+def test_a_fault_of_shared_data_has_its_own_test(tmp_path: Path) -> None:
+    """A cache that hides what other processes write, expired entries that come back, a write that `close` loses, an `open` for
+    one opener at a time."""
+    (tmp_path / "test_shared.py").write_text(SHARED)
+    said = output_of(
+        tmp_path, "--tb=no", "-k", "(Cached and another_process_has) or survives or (Exclusive and at_once)"
+    )
+    failed = {tuple(line.split("::")[1:]) for line in said.splitlines() if line.startswith("FAILED")}
+    assert {(kind.removeprefix("Test"), test.split()[0]) for kind, test in failed} == {
+        ("Cached", "test_what_another_process_has_acknowledged_all_see"),
+        ("Reopened", "test_what_survives_is_there_after_a_restart"),
+        ("Leaky", "test_what_survives_is_there_after_a_restart"),
+        ("Exclusive", "test_several_may_open_it_at_once"),
+    }, said
 
 
 HANGING = """
