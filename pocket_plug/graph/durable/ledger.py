@@ -418,7 +418,7 @@ class RunLedger:
     async def _item_entry(self, run: Running, key: str) -> Entry | None:
         """The record of an item. Raises RunFencedError if another execution owns the run: it may have removed the items.
 
-        The run's state says in a few bytes who owns it. The run's record has the input of all items.
+        The run's state says in a few bytes who owns it. The run's record, which says why it was lost, has the input of all items.
         """
         journal = self.journal
         found = await run.stack.read_many((key, journal.state_key))

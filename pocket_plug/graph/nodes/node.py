@@ -30,6 +30,7 @@ X = TypeVar("X")
 Y = TypeVar("Y")
 
 HOOKS = ("on_success", "on_failure", "on_complete")
+"""The methods that are called after a node's phases."""
 
 
 class Node(Link[I, O], Generic[I, O, R]):
