@@ -10,7 +10,7 @@ help: it is for a short read and write, and would block all other writers while 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import wraps
 from types import CoroutineType
@@ -23,7 +23,7 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import drive
 
 from .backend import Delete
-from .base import MISSING, Source, View
+from .base import MISSING, View, Writable
 from .flights import Flight, Flights
 from .keys import Key
 from .naming import Template
@@ -34,16 +34,6 @@ S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-
-
-class Cacheable(Protocol):
-    """What `cached` needs of the view that keeps the results: `StoreWriter` has it."""
-
-    _source: Source
-
-    async def get(self, key: Any, /, default: Value) -> Value: ...
-    async def _added(self, key: Any, value: Value, ttl: Duration | None) -> Mapping[str, int]: ...
-    async def delete(self, key: Any, /) -> bool: ...
 
 
 class Cached(Protocol[P, R_co]):
@@ -85,7 +75,7 @@ class AsyncCached(Protocol[P, R_co]):
 class Decorator:
     """What both decorators share."""
 
-    def __init__(self, view: Cacheable, key: Key[Value], ttl: Duration | None, ignore: Collection[str]) -> None:
+    def __init__(self, view: Writable, key: Key[Value], ttl: Duration | None, ignore: Collection[str]) -> None:
         if ttl is not None:
             seconds(ttl)  # raises where the decorator is written, not at a call
         self._view, self._key, self._ttl, self._ignore = view, key, ttl, ignore
@@ -128,9 +118,9 @@ class CachingView(View):
     __slots__ = ()
 
     @property
-    def _view(self) -> Cacheable:
+    def _view(self) -> Writable:
         """The view with `await` that keeps the results; a sync view overrides it."""
-        return cast(Cacheable, self)
+        return cast(Writable, self)
 
     @overload
     def cached(
@@ -212,7 +202,7 @@ class _Cache:
     """What a decorated function does with the store. `run` returns a view's coroutine, or one that runs it in place."""
 
     def __init__(
-        self, view: Cacheable, ttl: Duration | None, run: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
+        self, view: Writable, ttl: Duration | None, run: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
     ) -> None:
         self._view, self._ttl, self._run = view, ttl, run
         self._flights = Flights()
@@ -245,7 +235,7 @@ class _Cache:
 
 
 def _decorated(
-    fn: Callable[..., Any], view: Cacheable, key: Key[Value], ttl: Duration | None, ignore: Collection[str]
+    fn: Callable[..., Any], view: Writable, key: Key[Value], ttl: Duration | None, ignore: Collection[str]
 ) -> Any:
     if not callable(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
         raise ConfigError(f"cached is for functions that return a value, not for {_title(fn)}")
@@ -258,7 +248,7 @@ def _decorated(
 Calls = tuple[Callable[..., Any], Callable[..., Any]]
 
 
-def _async_calls(fn: Callable[..., Any], view: Cacheable, ttl: Duration | None, key_of: _KeyOf) -> Calls:
+def _async_calls(fn: Callable[..., Any], view: Writable, ttl: Duration | None, key_of: _KeyOf) -> Calls:
     cache = _Cache(view, ttl, lambda coroutine: coroutine)
 
     @wraps(fn)
@@ -271,7 +261,7 @@ def _async_calls(fn: Callable[..., Any], view: Cacheable, ttl: Duration | None, 
     return call, invalidate
 
 
-def _sync_calls(fn: Callable[..., Any], view: Cacheable, ttl: Duration | None, key_of: _KeyOf) -> Calls:
+def _sync_calls(fn: Callable[..., Any], view: Writable, ttl: Duration | None, key_of: _KeyOf) -> Calls:
     async def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return view._source.run_update(coroutine)
 

@@ -8,16 +8,15 @@ mapping has the entries whose names its Key makes, and none of the entries besid
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
 from contextlib import suppress
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 from pocket_plug.errors import KeyNameError, MissingKeyError
 from pocket_plug.primitives.redaction import summary
-from pocket_plug.primitives.values import Value
 
-from .base import MISSING, NO_DEFAULT, Name, Source
+from .base import MISSING, NO_DEFAULT, Writable
 from .driven import FEW, driven
 from .keys import Key
 from .naming import Template
@@ -34,25 +33,6 @@ SOME = 500
 
 EACH = Key("{}")
 """The Key of all names in a scope that have one part."""
-
-
-class Mappable(Protocol):
-    """What a mapping needs of the view whose entries it shows: `StoreWriter` has it."""
-
-    _source: Source
-
-    async def get(self, key: Value, /, default: Value) -> Value: ...
-    async def set(self, key: Value, value: Value, /) -> None: ...
-    async def add(self, key: Value, value: Value, /) -> bool: ...
-    async def pop(self, key: Value, /, default: object) -> Value: ...
-    async def has(self, key: Name, /) -> bool: ...
-    async def delete(self, key: Value, /) -> bool: ...
-    async def delete_many(self, keys: Iterable[Name], /) -> int: ...
-    async def set_many(self, values: Mapping[Value, Value], /) -> None: ...
-    def keys(self, prefix: str) -> AsyncIterator[str]: ...
-    def _pages(
-        self, prefix: str, *, after: Name | None, reverse: bool, limit: int | None
-    ) -> AsyncIterator[list[tuple[str, Value]]]: ...
 
 
 class StoreMapping(MutableMapping[str, T]):
@@ -73,7 +53,7 @@ class StoreMapping(MutableMapping[str, T]):
 
     __slots__ = ("_key", "_source", "_stem", "_view")
 
-    def __init__(self, view: Mappable, key: Key[T]) -> None:
+    def __init__(self, view: Writable, key: Key[T]) -> None:
         if key.__class__ is not Key:
             raise KeyNameError(
                 f"mapping takes a Key with one placeholder, such as Key('user:{{}}'), not {summary(key)}"
