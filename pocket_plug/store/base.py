@@ -69,6 +69,8 @@ class StoredValue(Generic[T_co]):
 class Readable(Protocol):
     """What a typed view needs of the view that it reads: `StoreReader`, whose module imports those of the views made of it."""
 
+    _source: Source
+
     async def get(self, key: Any, /, default: Value = None) -> Value: ...
     async def require(self, key: str, /) -> Value: ...
     async def entry(self, key: str, /) -> StoredValue[Value] | None: ...
@@ -86,8 +88,6 @@ class Readable(Protocol):
 
 class Writable(Readable, Protocol):
     """What a typed view, a mapping and a cached function need of the view that they write: `StoreWriter`."""
-
-    _source: Source
 
     def _name(self, key: str, /) -> str: ...
     def _written(self, key: str, /) -> str: ...

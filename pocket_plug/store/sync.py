@@ -134,7 +134,7 @@ class SyncReader(View):
     def typed(self, type: TypeForm[T], /) -> SyncTypedReader[T]: ...
     def typed(self, type: Any, /) -> SyncTypedReader[Any]:
         """This view for values of one type, checked when they are read."""
-        return SyncTypedReader(self, TypedReader(self._view, type))
+        return SyncTypedReader(TypedReader(self._view, type))
 
 
 # The two most used methods need only what SyncReader has too, so no other view is made for them.
@@ -231,7 +231,7 @@ class SyncWriter(SyncReader):
     def typed(self, type: TypeForm[T], /) -> SyncTypedStore[T]: ...
     def typed(self, type: Any, /) -> SyncTypedStore[Any]:
         """This view for values of one type, checked when they are written and read."""
-        return SyncTypedStore(self, TypedStore(self._view, type))
+        return SyncTypedStore(TypedStore(self._view, type))
 
     @overload
     def mapping(self, /) -> StoreMapping[Value]: ...

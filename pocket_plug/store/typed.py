@@ -16,7 +16,7 @@ from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.typechecks import check_type, checker, declared_types, type_name
 from pocket_plug.primitives.values import Value
 
-from .base import MISSING, NO_DEFAULT, Name, Readable, StoredValue, View, Writable
+from .base import MISSING, NO_DEFAULT, Name, Readable, StoredValue, Writable
 from .caching import TypedCaching
 from .driven import FEW, driven
 from .keys import Key, newest
@@ -181,8 +181,8 @@ class TypedStore(TypedReader[T]):
 class SyncTypedReader(Generic[T]):
     """`TypedReader` without `await`."""
 
-    def __init__(self, view: View, typed: TypedReader[T], /) -> None:
-        self._source = view._source
+    def __init__(self, typed: TypedReader[T], /) -> None:
+        self._source = typed._reader._source
         self._reader = typed
 
     def __repr__(self) -> str:
@@ -238,8 +238,8 @@ class SyncTypedReader(Generic[T]):
 class SyncTypedStore(SyncTypedReader[T]):
     """`TypedStore` without `await`."""
 
-    def __init__(self, view: View, typed: TypedStore[T], /) -> None:
-        super().__init__(view, typed)
+    def __init__(self, typed: TypedStore[T], /) -> None:
+        super().__init__(typed)
         self._writer = typed
 
     def cached(self, key: str, /, *, ttl: Duration | None = None, ignore: Collection[str] = ()) -> TypedCaching[T]:
