@@ -38,5 +38,5 @@ def searches_config() -> bool:
 
 
 def find_default_pocket() -> Any:
-    """The default Pocket. Callers annotate it by a protocol of the methods that they use."""
+    """The default Pocket. Callers annotate what they get of it."""
     return _find()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Protocol, overload
+from collections.abc import Collection
+from typing import overload
 
 from pocket_plug.errors import CodecError
 
-from .backend import Entry
+from .backend import Backend, Entry
+from .transaction import Transaction
 
 Found = Entry | CodecError
 
@@ -23,19 +24,7 @@ def readable(found: Found | None) -> Entry | None:
     return found
 
 
-class Reads(Protocol):
-    """What can be read as a `Backend` can."""
-
-    async def read(self, key: str) -> Entry | None:
-        """The entry at `key`: see `Backend.read`."""
-        ...
-
-    async def read_many(self, keys: Iterable[str]) -> dict[str, Entry]:
-        """The entries that exist: see `Backend.read_many`."""
-        ...
-
-
-async def read_each(source: Reads, keys: Collection[str]) -> dict[str, Found]:
+async def read_each(source: Backend | Transaction, keys: Collection[str]) -> dict[str, Found]:
     """The entries at these keys, or the errors of those that can't be read. As of one moment if all can be read."""
     if not keys:
         return {}

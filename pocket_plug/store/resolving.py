@@ -6,7 +6,7 @@ It asks the default Pocket, and only if a store is built from names.
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pocket_plug.primitives.default_pocket import find_default_pocket
 
@@ -25,31 +25,18 @@ _OTHERS = len(_OUTER)  # the place of third parties' layers
 _USUAL_ORDER = {name: n for n, name in enumerate((*_OUTER, "", *_INNER))}
 
 
-class Resolver(Protocol):
-    """What finds the parts of a stack: a Pocket."""
-
-    def backend(self, url: str, /) -> Backend:
-        """A new backend for a URL."""
-        ...
-
-    def layer(self, spec: LayerSpec, /) -> Layer:
-        """A layer's recipe."""
-        ...
-
-
-def _resolver() -> Resolver:
-    found: Resolver = find_default_pocket()
-    return found
-
-
 def resolve_backend(url: str) -> Backend:
     """A new backend for a URL, from the default Pocket's plugins; `memory://` needs none of them. Raises ConfigError."""
-    return Memory() if url == "memory://" else _resolver().backend(url)
+    if url == "memory://":
+        return Memory()
+    backend: Backend = find_default_pocket().backend(url)
+    return backend
 
 
 def resolve_layer(spec: LayerSpec) -> Layer:
     """A layer's recipe by name, or from `{"use": name, option: value}`, from the default Pocket's plugins."""
-    return _resolver().layer(spec)
+    layer: Layer = find_default_pocket().layer(spec)
+    return layer
 
 
 def order_names(layers: Set[L]) -> list[L]:

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from typing import Protocol
 
-
-class Scanned(Protocol):
-    """What can be scanned as a `Backend` can."""
-
-    def scan(
-        self, prefix: str = "", *, after: str = "", reverse: bool = False, limit: int | None = None
-    ) -> AsyncIterator[str]:
-        """The keys that start with `prefix`: see `Backend.scan`."""
-        ...
+from .backend import Backend
 
 
 def stretch(
@@ -42,7 +33,7 @@ def stretch(
 
 
 async def paged(
-    source: Scanned, prefix: str, *, after: str = "", reverse: bool = False, size: int | None = None
+    source: Backend, prefix: str, *, after: str = "", reverse: bool = False, size: int | None = None
 ) -> AsyncGenerator[str]:
     """All keys of a scan, read `size` at a time: for a caller that doesn't know beforehand how many it needs."""
     if size is None:
@@ -58,7 +49,7 @@ async def paged(
 
 
 async def merged(
-    source: Scanned,
+    source: Backend,
     names: Iterable[str],
     prefix: str,
     *,
