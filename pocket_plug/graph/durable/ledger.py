@@ -197,7 +197,7 @@ class RunLedger:
         is_kept = isinstance(error, RunReleasedError) or self._is_outage(error)
         late = await run.to_its_end(journal.record_end(error, "pending" if is_kept else "failed"))
         if journal.ended is not None:
-            run.notify(journal.ended)
+            run.pocket.notify(journal.ended)
         if late is not None and not journal.end_interrupt():
             raise late from error
         if journal.is_cancelled and not isinstance(error, RunCancelledError):

@@ -113,8 +113,10 @@ class AskStep(Step):
 
     async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
         node = self.node
+        assert run.ledger is not None  # `Graph._execution` refuses other runs of a graph that asks
         try:
-            answer = await run.ask(
+            answer = await run.ledger.ask(
+                run,
                 self,
                 lambda: Asking(
                     self.question(value), type_name(self.answer_type), choices(self.answer_type), node.timeout

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from types import GenericAlias
 from typing import Any, Literal, overload
 
-from pocket_plug.errors import ConfigError, RunSuspendedError
+from pocket_plug.errors import ConfigError, ConflictError, RunSuspendedError
 from pocket_plug.graph.elsewhere import Elsewhere
 from pocket_plug.graph.nodes.chain import Chain, as_chain
 from pocket_plug.graph.nodes.node import Node, X, Y, options_of
@@ -91,7 +93,9 @@ class EachStep(Step):
         items = _Items(value if run.ledger is None else run.ledger.in_order(value))
         await self._take_all(run, items)
         while waiting := items.waiting:  # all other items have ended by now
-            await run.suspend([error for _, _, error in waiting])
+            assert run.ledger is not None  # items of other runs never wait
+            with suppress(ConflictError):  # one of them can continue by now
+                await run.ledger.suspend(run, [wait for _, _, error in waiting for wait in error.waits])
             items.begin_again([(position, item) for position, item, _ in waiting])
             await self._take_all(run, items)
         return items.results
@@ -141,7 +145,8 @@ class EachStep(Step):
             raise _Stop(error) from error
 
     async def _work(self, run: Running, items: _Items) -> None:
-        take, step, ledger = run.item, self.inner, run.ledger
+        step, ledger = self.inner, run.ledger
+        take = run.visit if ledger is None else partial(ledger.item, run)
         # Call yield_to_loop after this item? In a durable run after each, since items take long there.
         must_yield = True
         for position, item in items:

@@ -18,6 +18,7 @@ from pocket_plug.graph.running.protocols import Running
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.waiting import pause
 
 X = TypeVar("X", default=Any)
 
@@ -81,7 +82,10 @@ class SleepStep(Step):
                 return run.stack.clock() + node.duration
             return _moment(node.until(value) if callable(node.until) else node.until)
 
-        await run.sleep(until)
+        if run.ledger is not None:
+            await run.ledger.sleep(run, until)
+        else:
+            await pause(max(until() - run.stack.clock(), 0))
         return value
 
 

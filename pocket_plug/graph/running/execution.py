@@ -10,13 +10,11 @@ import copy
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Coroutine, Mapping
 from contextvars import copy_context
 from typing import Any
 
 from pocket_plug.errors import (
-    ConflictError,
     InputError,
     NodeTimeoutError,
     RunCancelledError,
@@ -27,19 +25,19 @@ from pocket_plug.errors import (
 )
 from pocket_plug.graph.nodes.chain import DEFAULT, Next
 from pocket_plug.graph.observing.host import RunHost
-from pocket_plug.graph.observing.views import NodeCall, Run, RunNotice
+from pocket_plug.graph.observing.views import NodeCall, Run
 from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, send_event, watched_by, watched_without
 from pocket_plug.graph.planning.plan import PlannedGraph, refuse_read_only
 from pocket_plug.graph.planning.step import Step, Visiting, Way
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.values import Value
-from pocket_plug.primitives.waiting import drive, pause
+from pocket_plug.primitives.waiting import drive
 from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import MISSING, StoreReader
 
 from .context import awaited_to_its_end, idempotency, in_own_context, run_ids
 from .places import name_source
-from .protocols import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
+from .protocols import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Ledger, Writing
 from .watched import watched_visit
 
 TURN = 0.001
@@ -301,10 +299,6 @@ class Execution:
         if call is not None:
             send_event(self.watchers.observers, name, call, attributes)
 
-    def notify(self, notice: RunNotice) -> None:
-        """Send a notice to the plugins."""
-        self.pocket.notify(notice)
-
     async def to_its_end(self, writing: Writing) -> asyncio.CancelledError | None:
         """Await a write to its end once it has begun. A cancellation that comes meanwhile is returned."""
         if self.stack.inline_write or not self.loop:
@@ -327,30 +321,8 @@ class Execution:
         output = await in_own_context(inner.go(value))
         return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
 
-    def item(self, step: Step, item: object, position: int) -> Visiting:
-        """Take one item of a fan-out through its node."""
-        return self.visit(step, item, position) if self.ledger is None else self.ledger.item(self, step, item, position)
-
     def beside(self, ledger: Ledger) -> Execution:
         """A copy of this execution with another ledger, for an item of a fan-out."""
         beside = copy.copy(self)
         beside.ledger = ledger
         return beside
-
-    async def ask(self, step: Step, made: Callable[[], Asking]) -> Value:
-        """The answer to a question of a node. Raises RunSuspendedError if there is none yet."""
-        assert self.ledger is not None  # `Graph._execution` refuses other runs of a graph that asks
-        return await self.ledger.ask(self, step, made)
-
-    async def sleep(self, until: Callable[[], float]) -> None:
-        """Wait until a time. A durable run raises RunSuspendedError instead; another run waits here."""
-        if self.ledger is not None:
-            await self.ledger.sleep(self, until)
-        else:
-            await pause(max(until() - self.stack.clock(), 0))
-
-    async def suspend(self, waiting: Sequence[RunSuspendedError]) -> None:
-        """Suspend the run, since all its unfinished items wait. Returns only if one of them can continue by now."""
-        assert self.ledger is not None  # items of other runs never wait
-        with suppress(ConflictError):
-            await self.ledger.suspend(self, [wait for each in waiting for wait in each.waits])

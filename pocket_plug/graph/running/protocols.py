@@ -7,9 +7,9 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pocket_plug.errors import ConflictError, RunSuspendedError
+from pocket_plug.errors import ConflictError
 from pocket_plug.graph.observing.host import RunHost
-from pocket_plug.graph.observing.views import NodeCall, Run, RunNotice
+from pocket_plug.graph.observing.views import NodeCall, Run
 from pocket_plug.graph.observing.watching import Watchers
 from pocket_plug.graph.planning.plan import Plan, PlannedGraph
 from pocket_plug.graph.planning.step import Step, Visited, Visiting
@@ -99,10 +99,6 @@ class Running(Protocol):
         """Send an event to the run's observers."""
         ...
 
-    def notify(self, notice: RunNotice) -> None:
-        """Send a notice to the plugins."""
-        ...
-
     async def to_its_end(self, writing: Writing) -> asyncio.CancelledError | None:
         """Await a write to its end once it has begun. A cancellation that comes meanwhile is returned."""
         ...
@@ -117,22 +113,6 @@ class Running(Protocol):
 
     def beside(self, ledger: Ledger) -> Running:
         """The same run with another ledger, for an item of a fan-out."""
-        ...
-
-    async def ask(self, step: Step, made: Callable[[], Asking]) -> Value:
-        """The answer to a question of a node; MISSING once its timeout is over. `made` is called if it was not asked before."""
-        ...
-
-    async def sleep(self, until: Callable[[], float]) -> None:
-        """Wait until a time, in epoch seconds. `until` is called if the time is not recorded yet."""
-        ...
-
-    async def suspend(self, waiting: Sequence[RunSuspendedError]) -> None:
-        """Suspend the run, since its items wait. Returns only if one of them can continue by now."""
-        ...
-
-    def item(self, step: Step, item: object, position: int) -> Visiting:
-        """Take one item of a fan-out through its node."""
         ...
 
 
@@ -201,11 +181,14 @@ class Ledger(Protocol):
         ...
 
     async def ask(self, run: Running, step: Step, made: Callable[[], Asking]) -> Value:
-        """The answer to a question; MISSING once its timeout is over. Raises RunSuspendedError if there is none yet."""
+        """The answer to a question; MISSING once its timeout is over. Raises RunSuspendedError if there is none yet.
+
+        `made` is called if it was not asked before.
+        """
         ...
 
     async def sleep(self, run: Running, until: Callable[[], float]) -> None:
-        """Return once the time has come. Raises RunSuspendedError before."""
+        """Return once the time has come; before, raise RunSuspendedError. `until` is called if the time is not recorded yet."""
         ...
 
     async def suspend(self, run: Running, waits: Sequence[Any]) -> None:
