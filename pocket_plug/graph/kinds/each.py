@@ -14,7 +14,6 @@ from pocket_plug.graph.elsewhere import Elsewhere
 from pocket_plug.graph.nodes.chain import Chain, as_chain
 from pocket_plug.graph.nodes.node import Node, X, Y, options_of
 from pocket_plug.graph.nodes.options import Options, check_count
-from pocket_plug.graph.observing.shape import Shape
 from pocket_plug.graph.observing.views import NodeCall
 from pocket_plug.graph.planning.step import Step, make_step
 from pocket_plug.graph.running.places import note_item
@@ -75,9 +74,6 @@ class EachStep(Step):
 
     def inner_graph(self) -> Any:
         return self.inner.inner_graph()
-
-    def inner_shape(self) -> Shape | None:
-        return self.inner.inner_shape()
 
     def faults(self, exits: Collection[str]) -> list[str]:
         unrouted = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Union
 
-from pocket_plug.graph.observing.shape import Shape
 from pocket_plug.graph.observing.views import NodeCall
 from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.graph.planning.step import Step
@@ -44,9 +43,6 @@ class GraphStep(Step):
 
     def inner_graph(self) -> PlannedGraph:
         return self.graph
-
-    def inner_shape(self) -> Shape:
-        return self.graph.plan.shape
 
     async def perform(self, run: Running, call: NodeCall | None, value: object) -> Value:
         return await run.nested(self.graph, value, None if self.is_item else self.actions)

@@ -234,6 +234,6 @@ def refuse_read_only(graph: PlannedGraph, place: StorePlace) -> None:
                 f"graph {graph.name!r} can't run: node {step.name!r} declares writes, and its store {place[0]!r} is read-only; "
                 "give the graph a store that is not read-only"
             )
-        inner = step.passed.inner_graph()
+        inner = step.inner_graph()
         if inner is not None and (within := inner.place(StoreReader(*place)))[0].read_only:
             refuse_read_only(inner, within)

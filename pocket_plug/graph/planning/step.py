@@ -145,7 +145,7 @@ class Step:
     @property
     def is_elsewhere(self) -> bool:
         """Does an executor run its `exec`, or that of a node inside it?"""
-        inner = self.passed.inner_graph()
+        inner = self.inner_graph()
         return self.passed.executor is not None or (inner is not None and inner.plan.is_elsewhere)
 
     @property
@@ -198,7 +198,8 @@ class Step:
 
     def inner_shape(self) -> Shape | None:
         """The shape of the graph that this node is, or that its items go through; or None."""
-        return None
+        inner = self.inner_graph()
+        return None if inner is None else inner.plan.shape
 
     def no_route(self, action: str, graph: str) -> RouteError:
         """The error for an action without an edge."""
