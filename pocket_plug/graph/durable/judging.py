@@ -227,7 +227,7 @@ def _refuse_unreadable(standing: Standing) -> None:
 def _unfit(plan: Plan, standing: Standing) -> str | None:
     """Why a node can't take the value, or the answer, that the run or an item has there; None if it can."""
     step = step_at(plan, standing.frames)
-    return _unfit_at(step, standing) if isinstance(step, Step) else None
+    return None if step is None else _unfit_at(step, standing)
 
 
 def _unfit_at(step: Step, standing: Standing) -> str | None:
@@ -242,9 +242,9 @@ def _unfit_at(step: Step, standing: Standing) -> str | None:
     if answer is not None and isinstance(step, AskStep) and not step.accepts(default_codec.decode(answer)):
         return f"its answer is not the {type_name(step.answer_type)} that {step.name!r} asks for"
     for position, item in standing.items.items():
-        inner: Step | str | None = step.passed
+        inner: Step | None = step.passed
         if isinstance(inner, GraphStep) and len(item.frames) > 1:
             inner = step_at(inner.graph.plan, item.frames[1:])
-        if isinstance(inner, Step) and not item.is_done and (why := _unfit_at(inner, item)) is not None:
+        if inner is not None and not item.is_done and (why := _unfit_at(inner, item)) is not None:
             return f"item {position}: {why}"
     return None

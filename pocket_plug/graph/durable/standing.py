@@ -57,17 +57,16 @@ class Standing:
         return frames, self.under, frozenset(item.outline() for item in self.items.values()), is_all
 
 
-def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | str | None:
-    """The step of the innermost frame; its name if the graph has no such node, None if the run has left that graph."""
+def step_at(plan: Plan, frames: Iterable[Frame]) -> Step | None:
+    """The step of the innermost frame; None if the graph has no such node, or if the run has left that graph."""
     step: Step | None = None
     for frame in frames:
         if isinstance(step, GraphStep):
             plan = step.graph.plan
         if frame.node is None:
             return None
-        step = plan.named(frame.node)
-        if step is None:
-            return frame.node
+        if (step := plan.named(frame.node)) is None:
+            return None
     return step
 
 
