@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote
 
-from pocket_plug.errors import CodecError, CorruptRecordError, PocketError, RunChangedError
+from pocket_plug.errors import CorruptRecordError, PocketError, RunChangedError
 from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.primitives.batches import batched
-from pocket_plug.store.backend import Entry
 from pocket_plug.store.reading import Found, read_each, readable
 from pocket_plug.store.stack import Stack, StorePlace
 
@@ -87,7 +86,7 @@ async def _keys(stack: Stack, graph: str) -> list[str]:
 
 def _is_open(entry: Found, graph: str) -> bool:
     """Is it an open run of that graph? A record that can't be read may be one."""
-    if isinstance(entry, CodecError) or field_of(entry, "graph") is None:  # None: without the layer that encrypted it
+    if field_of(entry, "graph") is None:  # nor can it without the layer that encrypted it
         return True
     return field_of(entry, "graph") == graph and field_of(entry, "status") in OPEN_RECORDED
 
@@ -103,7 +102,7 @@ def _asking(key: str, entry: Found) -> str | None:
 
 def _scope_of(start: Found | None, scope: str) -> str:
     """The scope in which a run was begun. If its record has none, it may be this one."""
-    found = field_of(start, "scope") if isinstance(start, Entry) else None
+    found = field_of(start, "scope")
     return found if isinstance(found, str) else scope
 
 

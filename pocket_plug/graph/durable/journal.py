@@ -309,14 +309,13 @@ class Journal:
         if field_of(run, "epoch") == self.epoch:  # an operator has changed it
             return last_write(run.value) == token
         key = execution_key(self.part, self.epoch + 1)
-        note = (await self.found((key,), failed, what)).get(key)
-        former: Mapping[str, Any] = (field_of(note, "former") if note is not None else None) or {}
+        former: Mapping[str, Any] = field_of((await self.found((key,), failed, what)).get(key), "former") or {}
         return former.get("write") == token
 
     def check_owner(self, found: Mapping[str, Entry], failed: BaseException | None = None) -> None:
         """Raise RunFencedError if, in these entries, this execution doesn't own the run any more."""
         run = found.get(self.checkpoint.key)
-        if run is None or execution_of(run) != self.owner:
+        if execution_of(run) != self.owner:
             by = (
                 "it was removed"
                 if run is None

@@ -163,8 +163,7 @@ class RunLedger:
             return False
         if journal.state_key in conflict.keys:
             found = await journal.stack.read_many((journal.checkpoint.key, journal.state_key))
-            run = found.get(journal.checkpoint.key)
-            if run is None or execution_of(run) != journal.owner:
+            if execution_of(found.get(journal.checkpoint.key)) != journal.owner:
                 return False
             journal.read_request(found.get(journal.state_key))
         return True
@@ -422,8 +421,7 @@ class RunLedger:
         """
         journal = self.journal
         found = await run.stack.read_many((key, journal.state_key))
-        state = found.get(journal.state_key)
-        if state is None or field_of(state, "owner") != journal.owner:
+        if field_of(found.get(journal.state_key), "owner") != journal.owner:
             found = await run.stack.read_many((key, journal.checkpoint.key))
             journal.check_owner(found)
         return found.get(key)

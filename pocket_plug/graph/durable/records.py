@@ -19,6 +19,7 @@ from pocket_plug.primitives.names import escaped as escaped
 from pocket_plug.primitives.redaction import named, summary
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.keys import RESERVED
+from pocket_plug.store.reading import Found
 
 FORMAT = 2
 """The format of a run's record. In format 1, runs had no state, and a question was in the record."""
@@ -149,14 +150,14 @@ def check_start(key: str, record: Record) -> None:
         raise StoreError(f"{key!r} was written by a newer pocket_plug; use that version")
 
 
-def field_of(entry: Entry, name: str) -> Any:
-    """A field of a record; None if the entry is no record, or has no such field."""
-    record: Record = entry.value
+def field_of(found: Found | None, name: str) -> Any:
+    """A field of a record; None if there is none, if it can't be read or is no record, or if it has no such field."""
+    record: Record | None = found.value if isinstance(found, Entry) else None
     return record.get(name) if isinstance(record, dict) else None
 
 
-def execution_of(entry: Entry) -> str | None:
-    """The id of the execution that wrote a record."""
+def execution_of(entry: Entry | None) -> str | None:
+    """The id of the execution that wrote a record; None if there is none."""
     owner = field_of(entry, "owner")
     return owner.partition(".")[0] if isinstance(owner, str) else None
 

@@ -86,7 +86,7 @@ class StallWatch:
             # Also a heartbeat without this run: the process may add the run before the takeover is written.
             if key in beats:
                 expected = {**versions, beats[key]: beat.version if beat is not None else 0}
-            if beat is not None and state.owner in (field_of(beat, "owners") or ()):
+            if state.owner in (field_of(beat, "owners") or ()):
                 versions = expected
             if self._is_stalled(key, state, versions):
                 moved = field_of(run, "updated")

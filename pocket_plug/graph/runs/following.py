@@ -14,7 +14,7 @@ from pocket_plug.errors import CodecError, CorruptRecordError, UnknownRunError
 from pocket_plug.graph.durable.forms import GraphForm
 from pocket_plug.graph.durable.judging import form_before
 from pocket_plug.graph.durable.moving import Seen
-from pocket_plug.graph.durable.records import ITEM, PATH, Checkpoint, next_place, start_key
+from pocket_plug.graph.durable.records import ITEM, PATH, Checkpoint, field_of, next_place, start_key
 from pocket_plug.graph.durable.standing import Standing
 from pocket_plug.graph.durable.waits import PlacedWait, value_of
 from pocket_plug.graph.following.events import (
@@ -32,7 +32,7 @@ from pocket_plug.primitives.batches import batched
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.reading import read_each
 
-from .info import field_in, info_of, waits_for
+from .info import info_of, waits_for
 from .operations import Place, must_see
 
 PAGE = 1_000
@@ -123,7 +123,7 @@ class _Follower:
             found = await read_each(self._stack, keys)
             for key in keys:
                 self._passed = key
-                left = field_in(found.get(key), "node")
+                left = field_of(found.get(key), "node")
                 if isinstance(left, str) and (place := _parsed(left)) is not None:
                     for event in self._leave(place):
                         yield event

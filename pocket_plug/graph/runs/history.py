@@ -7,13 +7,13 @@ from typing import Any
 
 from pocket_plug.graph.durable.executions import EXECUTION
 from pocket_plug.graph.durable.moving import Seen
-from pocket_plug.graph.durable.records import PATH, start_key
+from pocket_plug.graph.durable.records import PATH, field_of, start_key
 from pocket_plug.graph.durable.states import RunFailure
 from pocket_plug.primitives.batches import batched
 from pocket_plug.store.reading import Found, read_each
 from pocket_plug.store.stack import Stack
 
-from .info import PassedNode, RunExecution, RunHistory, RunInfo, field_in, info_of, kept, questions_of, waits_for
+from .info import PassedNode, RunExecution, RunHistory, RunInfo, info_of, kept, questions_of, waits_for
 
 BATCH = 1000
 """How many records are read at once."""
@@ -37,7 +37,7 @@ async def history_of(stack: Stack, seen: Seen) -> RunHistory:
             for depth, frame in enumerate(frames)
             for name, visits in frame.visits.items()
         },
-        input=kept(field_in(start, "input")),
+        input=kept(field_of(start, "input")),
         value=kept(frames[-1].value),
         questions=tuple(questions_of(seen.run_id, waits)),
     )
@@ -52,7 +52,7 @@ async def _records(stack: Stack, prefix: str) -> dict[str, Found]:
 
 
 def _passed(found: Found) -> PassedNode:
-    node, following, at = (field_in(found, name) for name in ("node", "next", "at"))
+    node, following, at = (field_of(found, name) for name in ("node", "next", "at"))
     return PassedNode(
         node.removeprefix("/") if isinstance(node, str) else None,
         following if isinstance(following, str) else None,
@@ -68,13 +68,13 @@ def _executions(run: RunInfo, notes: Mapping[str, Found]) -> tuple[RunExecution,
 
 def _execution(run: RunInfo, number: int, notes: Mapping[int, Found]) -> RunExecution:
     note, following = notes.get(number), notes.get(number + 1)
-    began = run.started if number == 1 and note is None else field_in(note, "began")
-    host, pid = field_in(note, "host"), field_in(note, "pid")
+    began = run.started if number == 1 and note is None else field_of(note, "began")
+    host, pid = field_of(note, "host"), field_of(note, "pid")
     if number == run.executions:
         owner = run.owner
         host, pid = (host, pid) if owner is None else (owner.host, owner.pid)
         return RunExecution(number, began, host, pid, run.trace_id, run.state, run.failure)
-    former: Mapping[str, Any] = field_in(following, "former") or {}
+    former: Mapping[str, Any] = field_of(following, "former") or {}
     host, pid = host or former.get("host"), pid or former.get("pid")
     failure = former.get("failure")
     left = former.get("state")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 from urllib.parse import unquote
 
 from pocket_plug.codec import default_codec
@@ -329,9 +329,3 @@ async def waits_for(stack: Stack, seen: Seen) -> Sequence[PlacedWait]:
                 each = read_wait(seen.part, key, entry)
                 waits[each.place] = each
     return sorted(waits.values(), key=lambda each: each.wait.since)
-
-
-def field_in(found: Found | None, name: str) -> Any:
-    """A field of a run's record; None if the record can't be read, or has no such field."""
-    value: Value = found.value if isinstance(found, Entry) else None
-    return value.get(name) if value.__class__ is dict else None
