@@ -196,9 +196,9 @@ def _gone_on_is_fence() -> Iterator[None]:
 def _released_at_any_rate() -> Iterator[None]:
     record_end = Journal.record_end
 
-    async def sure(self: Journal, error: BaseException) -> None:
+    async def sure(self: Journal, error: BaseException, left_as: records.Status) -> None:
         with suppress(pp.StoreError):
-            await record_end(self, error)
+            await record_end(self, error, left_as)
 
     with mock.patch.object(Journal, "record_end", sure):
         yield
