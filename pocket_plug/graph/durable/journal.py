@@ -249,28 +249,8 @@ class Journal:
         the write is raised as well.
         """
         try:
-            while True:
-                status: Status = "cancelled" if self.is_cancelled else left_as
-                failure = failure_of(error, self.stack.clock(), self.carrier) if status == "failed" else None
-                token = self.token()
-                left = {**self.landed_record, "owner": token, "status": status, "updated": self.stack.clock()}
-                left["carrier"] = dict(self.carrier)
-                record = Put(self.checkpoint.key, left)
-                facts: dict[str, Any] = {"failure": failure}
-                if status == "pending" and not isinstance(error, RunReleasedError):
-                    facts |= {"tries": self.tries, "commits": left["commits"]}  # the next execution goes on counting
-                try:
-                    await self.stack.write([record, *self.changes_to(status, **facts)], self.fence)
-                    break
-                except Exception as failed:
-                    if await self.landed(self.checkpoint, token, failed, "", True) is not None:
-                        break
-                    if not isinstance(failed, ConflictError):
-                        raise
-            self.status = status
-            if status in ("failed", "cancelled"):
-                about = {} if failure is None else notice_attributes(failure)
-                self.ended = RunNotice(status, self.id, self.graph.name, about)
+            while not await self._put_end(error, "cancelled" if self.is_cancelled else left_as):
+                pass  # the run's state has changed: it may have been cancelled
         except RunFencedError:  # another execution owns the run, and continues it
             if isinstance(error, RunReleasedError):
                 raise  # this execution hasn't released it
@@ -278,6 +258,27 @@ class Journal:
             log_failure(logging.WARNING, f"recording the end of run {self.id!r} failed; the run looks stalled", failed)
             if isinstance(error, RunReleasedError):
                 raise
+
+    async def _put_end(self, error: BaseException, status: Status) -> bool:
+        """Record that this error has ended the run, or only this execution; False after a conflict about the run's state."""
+        token, now = self.token(), self.stack.clock()
+        failure = failure_of(error, now, self.carrier) if status == "failed" else None
+        left = {**self.landed_record, "owner": token, "status": status, "updated": now, "carrier": dict(self.carrier)}
+        facts: dict[str, Any] = {"failure": failure}
+        if status == "pending" and not isinstance(error, RunReleasedError):
+            facts |= {"tries": self.tries, "commits": left["commits"]}  # the next execution goes on counting
+        try:
+            await self.stack.write([Put(self.checkpoint.key, left), *self.changes_to(status, **facts)], self.fence)
+        except Exception as failed:
+            if await self.landed(self.checkpoint, token, failed, "", True) is None:
+                if isinstance(failed, ConflictError):
+                    return False
+                raise
+        self.status = status
+        if status in ("failed", "cancelled"):
+            about = {} if failure is None else notice_attributes(failure)
+            self.ended = RunNotice(status, self.id, self.graph.name, about)
+        return True
 
     async def landed(
         self, checkpoint: Checkpoint, token: str, failed: BaseException, at: str, leaves: bool
@@ -345,10 +346,9 @@ class Journal:
             f"resume({self.id!r}) finds out, and continues from there"
         )
 
-    def finish(self, token: str, frames: Sequence[Frame], result: bytes) -> list[Change]:
-        """The changes that record the end of the run."""
-        changes: list[Change] = [Put(self.checkpoint.key, self.record(token, frames, "finished", result))]
+    def finish(self, token: str) -> list[Change]:
+        """The changes that end the run, besides that of its record, which has this token."""
         if (keep := self.graph.keep_finished) is None:
-            return [*changes, *self.changes_to("finished")]
+            return self.changes_to("finished")
         look, look_at = {"owner": token, "keep": keep, "is_seen": False}, self.stack.clock() + keep
-        return [*changes, *self.changes_to("finished", look_at=look_at), Put(look_key(look_at, self.name), look)]
+        return [*self.changes_to("finished", look_at=look_at), Put(look_key(look_at, self.name), look)]

@@ -343,21 +343,22 @@ class RunLedger:
         frames, commits, token = self._frames(frame), checkpoint.commits + 1, journal.token()
         if journal.is_cancelled:
             raise journal.cancelled_error()
-        if checkpoint is not journal.checkpoint:
-            record = {"owner": token, "commits": commits, "frames": [plain(each) for each in frames]}
-            records: list[Change] = [Put(checkpoint.key, record)]
-        else:
+        is_of_run = checkpoint is journal.checkpoint  # else an item's
+        others: list[Change] = []
+        if is_of_run:
             journal.steps = run.outermost.steps - self.level  # a resume enters the nodes around this graph again
+            record = journal.record(token, frames, status, frame.value if status == "finished" else None)
             if status == "finished":
-                records = journal.finish(token, frames, frame.value)
-            else:
-                records = [Put(checkpoint.key, journal.record(token, frames, status))]
+                others += journal.finish(token)
             if leaving:
                 passed = {"node": self.current, "next": frame.node, "at": run.stack.clock()}
-                records.append(Put(f"{journal.part}{PATH}{commits:09}", passed))
-        version = await self._store_commit([*changes, *records], expect, token, status != "running")
-        if isinstance(kept := records[0], Put) and kept.key == journal.checkpoint.key:
-            journal.landed_record, journal.status = kept.value, status
+                others.append(Put(f"{journal.part}{PATH}{commits:09}", passed))
+        else:
+            record = {"owner": token, "commits": commits, "frames": [plain(each) for each in frames]}
+        everything = [*changes, Put(checkpoint.key, record), *others]
+        version = await self._store_commit(everything, expect, token, status != "running")
+        if is_of_run:
+            journal.landed_record, journal.status = record, status
         checkpoint.version, checkpoint.commits, checkpoint.frames, checkpoint.is_old = version, commits, frames, False
         journal.tries = 0
         checkpoint.failed = None  # its traceback would keep this execution alive
