@@ -649,6 +649,8 @@ def test_a_refused_resume_has_written_nothing(tmp_path: Path) -> None:
             finished = await all_of(store)
             with pytest.raises(RunMismatchError, match="was already answered, with another answer, which counts"):
                 await graph.resume("r", answer=4)
+            with pytest.raises(UnregisteredTypeError, match="the answer can't be stored for run 'r'"):
+                await graph.resume("r", answer=object())
             assert await all_of(store) == finished
 
     asyncio.run(main())

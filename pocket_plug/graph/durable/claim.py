@@ -237,7 +237,7 @@ def refuse_another(journal: Journal, start: Record, value: object) -> None:
         raise RunMismatchError(
             f"run {journal.id!r} belongs to graph {start['graph']!r}{scopes[0]}, not to {name!r}{scopes[1]}; {way_out}"
         )
-    if value is not MISSING and not _same(journal, start["input"], value):
+    if value is not MISSING and not is_same(start["input"], journal.encode(value, "the input"), value):
         raise RunMismatchError(
             f"run {journal.id!r} was started with another input than this one, {summary(value)}; give the new run another "
             "run_id, or resume the old run by resume(run_id)"
@@ -332,7 +332,8 @@ def _answered(
         question = moved.get(question, question)
     asked = wanted_question(journal.id, waits, question, status_of(record))
     if not asked.wait.is_open:
-        if asked.wait.answer is None or not _same(journal, asked.wait.answer, answer):
+        given = asked.wait.answer
+        if given is None or not is_same(given, journal.encode(answer, "the answer"), answer):
             raise already_settled(journal.id, asked, answer)
         return None
     step = step_of_place(journal.graph.plan, asked.place)
@@ -343,7 +344,3 @@ def _answered(
         )
     settled = replace(asked.wait, answer=journal.encode(answer, "the answer"), settled=journal.stack.clock())
     return put_wait(journal.part, asked.place, settled)
-
-
-def _same(journal: Journal, encoded: bytes, value: object) -> bool:
-    return is_same(encoded, journal.encode(value, "the input"), value)
