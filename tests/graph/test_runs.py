@@ -41,7 +41,6 @@ from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.records import RUN
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import LEASE, STATE
-from pocket_plug.graph.runs.operations import Place
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 from pocket_plug.store.layer import parts
 from pocket_plug.testing.clock import FakeClock
@@ -461,7 +460,7 @@ def test_a_run_without_progress_is_stalled(tmp_path: Path) -> None:
         async with stored(tmp_path) as store:
             clock = FakeClock()
             runs = Runs(store)
-            runs._place = Place(store.stack, StallWatch(store.stack, clock))
+            runs._watch = StallWatch(store.stack, clock)
             for run_id in ("retried", "cancelled"):
                 await begun(store, dies, run_id)
                 await keep_alive(store, run_id)

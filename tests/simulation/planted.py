@@ -270,7 +270,7 @@ def _held_late() -> Iterator[None]:
 @fault("a lease is over by the clock of whoever looks, since the time that the owner has written")
 def _by_clocks() -> Iterator[None]:
     def is_stalled(self: StallWatch, key: str, state: Any, versions: Expect) -> bool:
-        return state.process is not None and self._stack.clock() - state.since >= state.lease
+        return state.process is not None and self.stack.clock() - state.since >= state.lease
 
     with mock.patch.object(StallWatch, "_is_stalled", is_stalled):
         yield

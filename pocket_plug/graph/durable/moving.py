@@ -13,8 +13,7 @@ from urllib.parse import unquote
 
 from pocket_plug.errors import ConflictError, OutcomeUnknownError
 from pocket_plug.graph.running.context import run_ids
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put
 
 from .processes import this_process
 from .records import (
@@ -89,7 +88,7 @@ class Seen:
         return self.status == "running" and self.state.process is not None and not self.is_stalled
 
 
-async def see(stack: Stack, run_id: str) -> Seen | None:
+async def see(stack: Backend, run_id: str) -> Seen | None:
     """The run with this id; None if there is none. Raises StoreError for a newer format, CorruptRecordError."""
     key, _ = keys_of(run_id)
     entry = await stack.read(key)
@@ -134,7 +133,7 @@ def _has_versions(seen: Seen, versions: Mapping[str, int]) -> bool:
 
 
 async def move(
-    stack: Stack,
+    stack: Backend,
     seen: Seen,
     status: Status,
     changes: Sequence[Put] = (),
@@ -178,7 +177,7 @@ async def move(
     )
 
 
-async def _landed(stack: Stack, seen: Seen, token: str, failed: Exception) -> int | None:
+async def _landed(stack: Backend, seen: Seen, token: str, failed: Exception) -> int | None:
     """After a failed write: its version if it was stored nevertheless, so that only the answer was lost; else None."""
     now = await read_after_failure(seen.run_id, stack.read(seen.key))
     if now is not None and field_of(now, "owner") == token:

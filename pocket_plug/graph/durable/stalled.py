@@ -53,7 +53,7 @@ class StallWatch:
     """Remembers the versions of running runs' records, and finds which runs are stalled."""
 
     def __init__(self, stack: Backend, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stack, self._clock = stack, clock
+        self.stack, self._clock = stack, clock
         self._seen: dict[str, _Seen] = {}
 
     async def look(self, keys: Iterable[str]) -> list[Stalled]:
@@ -62,7 +62,7 @@ class StallWatch:
         Runs with records that can't be read are left out, since nobody can take them over.
         """
         states: dict[str, tuple[StateKey, State, int]] = {}
-        for key, entry in (await read_each(self._stack, list(keys))).items():
+        for key, entry in (await read_each(self.stack, list(keys))).items():
             if isinstance(entry, Entry):
                 try:
                     states[key] = (StateKey.parse(key), read_state(key, entry), entry.version)
@@ -72,7 +72,7 @@ class StallWatch:
         beats = {key: BEAT + state.process["id"] for key, (_, state, _) in states.items() if state.process is not None}
         found = {
             key: entry
-            for key, entry in (await read_each(self._stack, [*runs.values(), *dict.fromkeys(beats.values())])).items()
+            for key, entry in (await read_each(self.stack, [*runs.values(), *dict.fromkeys(beats.values())])).items()
             if isinstance(entry, Entry)
         }
         self._forget()

@@ -9,6 +9,7 @@ from typing import Any
 from pocket_plug.codec import default_codec
 from pocket_plug.errors import ConflictError, InputError, RunMismatchError, RunStateError
 from pocket_plug.graph.durable.moving import Seen, move, read_after_failure
+from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.waits import (
     PlacedWait,
     already_settled,
@@ -24,23 +25,22 @@ from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.primitives.typechecks import checker, type_name
 from pocket_plug.primitives.values import Hint
-from pocket_plug.store.backend import Put
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.backend import Backend, Put
 
 from .info import RunInfo, info_of, waits_for
-from .operations import Place, must_see
+from .operations import must_see
 
 _PLAIN: Sequence[Hint] = (int, float, str, bytes, list, tuple, dict, set, frozenset)
 """Types that can be checked without the graph that asks. For types with only a few values, `Wait.choices` is checked instead."""
 
 
 async def answer(
-    place: Place, run_id: str, value: object, question: str | AnyNode | None, graph: PlannedGraph | None
+    watch: StallWatch, run_id: str, value: object, question: str | AnyNode | None, graph: PlannedGraph | None
 ) -> RunInfo:
     """Record an answer. A suspended run becomes pending; if an execution owns the run, it finds the answer by itself."""
-    encoded, stack = default_codec.encode(value), place.stack
+    encoded, stack = default_codec.encode(value), watch.stack
     while True:
-        seen = await must_see(place, run_id)
+        seen = await must_see(watch, run_id)
         waits = {each.place: each for each in await waits_for(stack, seen)}
         asked = wanted_question(run_id, waits, question, seen.status)
         if not asked.wait.is_open:
@@ -87,7 +87,7 @@ def _check(run_id: str, asked: PlacedWait, value: object, graph: PlannedGraph | 
         )
 
 
-async def _leave(stack: Stack, seen: Seen, settled: Put, asked: PlacedWait) -> Seen | None:
+async def _leave(stack: Backend, seen: Seen, settled: Put, asked: PlacedWait) -> Seen | None:
     """Record the answer while an execution owns the run. Returns None if the run or the question has changed meanwhile."""
     expect: Mapping[str, int] = {settled.key: asked.version, seen.state_key: seen.state_version}
     try:

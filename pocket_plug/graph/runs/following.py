@@ -15,6 +15,7 @@ from pocket_plug.graph.durable.forms import GraphForm
 from pocket_plug.graph.durable.judging import form_before
 from pocket_plug.graph.durable.moving import Seen
 from pocket_plug.graph.durable.records import ITEM, PATH, Checkpoint, field_of, next_place, start_key
+from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.standing import Standing
 from pocket_plug.graph.durable.waits import PlacedWait, value_of
 from pocket_plug.graph.following.events import (
@@ -33,7 +34,7 @@ from pocket_plug.store.backend import Entry
 from pocket_plug.store.reading import read_each
 
 from .info import info_of, waits_for
-from .operations import Place, must_see
+from .operations import must_see
 
 PAGE = 1_000
 """How many records are read at once."""
@@ -45,9 +46,9 @@ NodeType = Literal["node", "graph", "fan_out"]
 Pause = Callable[[float], Awaitable[object]]
 
 
-async def follow(place: Place, run_id: str, pause: Pause) -> AsyncGenerator[FollowedEvent]:
+async def follow(watch: StallWatch, run_id: str, pause: Pause) -> AsyncGenerator[FollowedEvent]:
     """Yield the events of a run, from its begin to its end. No lock or connection is held between two events."""
-    follower = _Follower(place, run_id)
+    follower = _Follower(watch, run_id)
     between, most = PAUSES
     while True:
         is_new = False
@@ -63,8 +64,8 @@ async def follow(place: Place, run_id: str, pause: Pause) -> AsyncGenerator[Foll
 class _Follower:
     """Follows one run, and remembers which events it has yielded."""
 
-    def __init__(self, place: Place, run_id: str) -> None:
-        self._place, self._stack, self._id = place, place.stack, run_id
+    def __init__(self, watch: StallWatch, run_id: str) -> None:
+        self._watch, self._stack, self._id = watch, watch.stack, run_id
         self.is_over = False
         self._form: GraphForm | None = None
         self._started: float | None = None
@@ -78,7 +79,7 @@ class _Follower:
 
     async def look(self) -> AsyncGenerator[FollowedEvent]:
         """Read the run, and yield the events that are new."""
-        seen = await must_see(self._place, self._id)
+        seen = await must_see(self._watch, self._id)
         if self._started is None:
             self._started = seen.record["started"]
             self._form = await self._read_form(seen)

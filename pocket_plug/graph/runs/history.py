@@ -10,8 +10,8 @@ from pocket_plug.graph.durable.moving import Seen
 from pocket_plug.graph.durable.records import PATH, field_of, start_key
 from pocket_plug.graph.durable.states import RunFailure
 from pocket_plug.primitives.batches import batched
+from pocket_plug.store.backend import Backend
 from pocket_plug.store.reading import Found, read_each
-from pocket_plug.store.stack import Stack
 
 from .info import PassedNode, RunExecution, RunHistory, RunInfo, info_of, kept, questions_of, waits_for
 
@@ -19,7 +19,7 @@ BATCH = 1000
 """How many records are read at once."""
 
 
-async def history_of(stack: Stack, seen: Seen) -> RunHistory:
+async def history_of(stack: Backend, seen: Seen) -> RunHistory:
     """The history of a run. If some of its records are damaged, their fields are None, and the rest is complete."""
     part, frames = seen.part, seen.checkpoint.frames
     waits = await waits_for(stack, seen)
@@ -43,7 +43,7 @@ async def history_of(stack: Stack, seen: Seen) -> RunHistory:
     )
 
 
-async def _records(stack: Stack, prefix: str) -> dict[str, Found]:
+async def _records(stack: Backend, prefix: str) -> dict[str, Found]:
     keys = [key async for key in stack.scan(prefix)]
     found: dict[str, Found] = {}
     for batch in batched(keys, BATCH):

@@ -17,9 +17,8 @@ from pocket_plug.graph.durable.states import RunFailure, trace_id
 from pocket_plug.graph.durable.states import RunState as RunState
 from pocket_plug.graph.durable.waits import WAIT, PlacedWait, read_wait, waits_in
 from pocket_plug.primitives.values import Value
-from pocket_plug.store.backend import Entry
+from pocket_plug.store.backend import Backend, Entry
 from pocket_plug.store.reading import Found, read_each, readable
-from pocket_plug.store.stack import Stack
 
 OPEN: tuple[RunState, ...] = ("pending", "running", "stalled", "suspended", "failed")
 """The states of runs that may still be resumed."""
@@ -313,12 +312,12 @@ def seen_in(name: str, state_at: str, found: Mapping[str, Found]) -> Seen | Exce
         return error
 
 
-async def info_with_questions(stack: Stack, seen: Seen) -> RunInfo:
+async def info_with_questions(stack: Backend, seen: Seen) -> RunInfo:
     """The RunInfo of a run, with its open questions if it is suspended."""
     return info_of(seen, await waits_for(stack, seen) if seen.status == "suspended" else ())
 
 
-async def waits_for(stack: Stack, seen: Seen) -> Sequence[PlacedWait]:
+async def waits_for(stack: Backend, seen: Seen) -> Sequence[PlacedWait]:
     """A run's waits, open and settled, in the order in which they began. Damaged ones are left out."""
     keys = [key async for key in stack.scan(seen.part + WAIT)]
     found = await read_each(stack, keys)

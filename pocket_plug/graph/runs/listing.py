@@ -19,13 +19,12 @@ from urllib.parse import unquote
 from pocket_plug.errors import ConfigError, ConflictError
 from pocket_plug.graph.durable.moving import Seen, mark_stalled, see
 from pocket_plug.graph.durable.records import RUN
+from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import State, prefixes_in, put_state, sortable_time, state_of, states_of
-from pocket_plug.store.backend import Change, Delete
+from pocket_plug.store.backend import Backend, Change, Delete
 from pocket_plug.store.reading import Found, read_each
-from pocket_plug.store.stack import Stack
 
 from .info import RunInfo, RunPage, RunState, info_with_questions, seen_in, unreadable
-from .operations import Place
 
 RECORDED: Sequence[RunState] = ("pending", "running", "suspended", "failed", "cancelled", "finished", "unreadable")
 """The states in keys, in the order in which most runs pass them."""
@@ -65,7 +64,7 @@ class _Range:
     """The keys that were read and not used yet, without the prefix: `TIME:ID`."""
     is_read: bool = False
 
-    async def fill(self, stack: Stack) -> None:
+    async def fill(self, stack: Backend) -> None:
         """Read more keys, if all that were read are used."""
         if self.heads or self.is_read:
             return
@@ -77,12 +76,12 @@ class _Range:
             self.after = self.prefix + self.heads[-1]
 
 
-async def page_of(place: Place, wanted: Wanted, limit: int, after: str | None) -> RunPage:
+async def page_of(watch: StallWatch, wanted: Wanted, limit: int, after: str | None) -> RunPage:
     """A page of runs, with the `after` for the next page."""
     found: list[RunInfo] = []
-    async with aclosing(_keys(place.stack, wanted, limit, after)) as keys:
+    async with aclosing(_keys(watch.stack, wanted, limit, after)) as keys:
         while batch := await _take(keys, limit):
-            for at, info in enumerate(await _infos(place, batch)):
+            for at, info in enumerate(await _infos(watch, batch)):
                 if info is None or info.state not in wanted.states:
                     continue
                 found.append(info)
@@ -106,7 +105,7 @@ def _place(key: str) -> str:
     return ":".join(key.split(":")[-2:])
 
 
-async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> AsyncGenerator[str]:
+async def _keys(stack: Backend, wanted: Wanted, limit: int, after: str | None) -> AsyncGenerator[str]:
     """The keys of states of the wanted runs, the newest run first, each run once. Raises ConfigError for an invalid `after`."""
     if after is not None and not _PLACE.match(after):
         raise ConfigError(f"after={after!r:.80} is not a position in a list; give the `after` of the page before")
@@ -133,22 +132,22 @@ async def _keys(stack: Stack, wanted: Wanted, limit: int, after: str | None) -> 
             yield first.prefix + head
 
 
-async def _infos(place: Place, keys: Sequence[str]) -> list[RunInfo | None]:
+async def _infos(watch: StallWatch, keys: Sequence[str]) -> list[RunInfo | None]:
     """The RunInfo of the run of each of these keys; None if it was removed."""
     names = [key.rpartition(":")[2] for key in keys]
-    read = await read_each(place.stack, [*keys, *(RUN + name for name in names)])
-    found = [await _seen(place.stack, key, name, read) for key, name in zip(keys, names, strict=True)]
+    read = await read_each(watch.stack, [*keys, *(RUN + name for name in names)])
+    found = [await _seen(watch.stack, key, name, read) for key, name in zip(keys, names, strict=True)]
     running = [each for each in found if isinstance(each, Seen) and each.is_at_work]
-    now = {each.key: each for each in await mark_stalled(place.watch, running)} if running else {}
+    now = {each.key: each for each in await mark_stalled(watch, running)} if running else {}
     return [
-        await info_with_questions(place.stack, now.get(each.key, each))
+        await info_with_questions(watch.stack, now.get(each.key, each))
         if isinstance(each, Seen)
         else (unreadable(name, each) if each is not None else None)
         for each, name in zip(found, names, strict=True)
     ]
 
 
-async def _seen(stack: Stack, key: str, name: str, read: Mapping[str, Found]) -> Seen | Exception | None:
+async def _seen(stack: Backend, key: str, name: str, read: Mapping[str, Found]) -> Seen | Exception | None:
     seen = seen_in(name, key, read) if RUN + name in read else None
     if isinstance(seen, Exception) or (seen is not None and state_of(seen.record, name) == key and seen.state_version):
         return seen
@@ -157,7 +156,7 @@ async def _seen(stack: Stack, key: str, name: str, read: Mapping[str, Found]) ->
     return await see(stack, unquote(name))  # its state has changed since the key was read
 
 
-async def _correct_key(stack: Stack, key: str, seen: Seen | None) -> None:
+async def _correct_key(stack: Backend, key: str, seen: Seen | None) -> None:
     """Correct the key of a state that doesn't fit its run, since an older version, without states, has changed or removed it."""
     name = key.rpartition(":")[2]
     state_entry = await stack.read(key)

@@ -6,7 +6,7 @@ done the same, or the operation is refused with a RunStateError that names the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pocket_plug.errors import ConflictError, RunStateError, UnknownRunError
 from pocket_plug.graph.durable.moving import Seen, mark_stalled, move, read_after_failure, see
@@ -15,44 +15,35 @@ from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import put_state, read_state
 from pocket_plug.graph.observing.host import default_host
 from pocket_plug.graph.observing.views import RunNotice
-from pocket_plug.store.backend import Entry
-from pocket_plug.store.stack import Stack
+from pocket_plug.store.backend import Backend, Entry
 
 from .info import RunInfo, info_of
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The store of the runs, and what is remembered to find stalled ones."""
-
-    stack: Stack
-    watch: StallWatch
-
-
-async def must_see(place: Place, run_id: str) -> Seen:
+async def must_see(watch: StallWatch, run_id: str) -> Seen:
     """The run with this id. Raises UnknownRunError, StoreError for a newer format, CorruptRecordError."""
-    seen = await see(place.stack, run_id)
+    seen = await see(watch.stack, run_id)
     if seen is None:
         raise UnknownRunError(
-            f"there is no run {run_id!r} in {place.stack!r}; `pocket-plug runs ls` lists the runs of [store], `pocket-plug runs "
+            f"there is no run {run_id!r} in {watch.stack!r}; `pocket-plug runs ls` lists the runs of [store], `pocket-plug runs "
             "--url URL ls` those of another store"
         )
-    (seen,) = await mark_stalled(place.watch, [seen])
+    (seen,) = await mark_stalled(watch, [seen])
     return seen
 
 
-async def cancel(place: Place, run_id: str) -> RunInfo:
+async def cancel(watch: StallWatch, run_id: str) -> RunInfo:
     """Cancel a run. If an execution owns it, request that it ends. Raises RunStateError for a finished run."""
     while True:
-        seen = await must_see(place, run_id)
+        seen = await must_see(watch, run_id)
         if seen.status == "cancelled":
             return info_of(seen)
         if seen.status == "finished":
             raise RunStateError(run_id, "finished", f"run {run_id!r} can't be cancelled: it has finished")
         if seen.is_at_work:
-            cancelled = await _request_cancel(place.stack, seen)
+            cancelled = await _request_cancel(watch.stack, seen)
         else:
-            cancelled = await move(place.stack, seen, "cancelled")
+            cancelled = await move(watch.stack, seen, "cancelled")
         if cancelled is None:
             continue
         if not seen.is_at_work:  # otherwise its execution sends the notice
@@ -60,7 +51,7 @@ async def cancel(place: Place, run_id: str) -> RunInfo:
         return info_of(cancelled)
 
 
-async def _request_cancel(stack: Stack, seen: Seen) -> Seen | None:
+async def _request_cancel(stack: Backend, seen: Seen) -> Seen | None:
     """Write the request to cancel into a run's state. Returns None if the state has changed meanwhile."""
     if seen.state.cancelled:
         return seen
@@ -83,15 +74,15 @@ async def _request_cancel(stack: Stack, seen: Seen) -> Seen | None:
     return replace(seen, state=state, state_version=version)
 
 
-async def retry(place: Place, run_id: str) -> RunInfo:
+async def retry(watch: StallWatch, run_id: str) -> RunInfo:
     """Make a failed or a stalled run pending, so that a worker resumes it. Raises RunStateError for another state."""
     while True:
-        seen = await must_see(place, run_id)
+        seen = await must_see(watch, run_id)
         if seen.status == "pending":
             return info_of(seen)
         if seen.status != "failed" and (not seen.is_stalled or seen.state.cancelled):
             raise RunStateError(run_id, info_of(seen).state, _not_retried(seen))
-        retried = await move(place.stack, seen, "pending", failure=seen.state.failure)
+        retried = await move(watch.stack, seen, "pending", failure=seen.state.failure)
         if retried is not None:
             return info_of(retried)
 

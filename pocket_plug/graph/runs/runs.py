@@ -43,7 +43,7 @@ from .info import (
     waits_for,
 )
 from .listing import Wanted, page_of
-from .operations import Place, cancel, must_see, retry
+from .operations import cancel, must_see, retry
 
 T = TypeVar("T")
 LIMIT = 100
@@ -64,7 +64,7 @@ class Runs:
         if not isinstance(store, StoreScope | SyncScope):
             raise ConfigError(f"Runs takes a Store, a SyncStore, or a scope of one, not {named(store)}")
         self.stack, self._pause = store.stack, pause
-        self._place = Place(self.stack, StallWatch(self.stack))
+        self._watch = StallWatch(self.stack)
         self._is_indexed = False
 
     def __repr__(self) -> str:
@@ -111,22 +111,22 @@ class Runs:
         if not self._is_indexed:
             await index_old(self.stack)
             self._is_indexed = True
-        return await page_of(self._place, wanted, limit, after)
+        return await page_of(self._watch, wanted, limit, after)
 
     async def get(self, run_id: str, /) -> RunInfo:
         """A run. Raises UnknownRunError; CorruptRecordError for a damaged record; StoreError for a record of a newer version."""
         await self._open()
-        return await info_with_questions(self.stack, await must_see(self._place, run_id))
+        return await info_with_questions(self.stack, await must_see(self._watch, run_id))
 
     async def history(self, run_id: str, /) -> RunHistory:
         """All that is recorded of a run: its executions with their traces and failures, its path, its values. Raises as `get`."""
         await self._open()
-        return await history_of(self.stack, await must_see(self._place, run_id))
+        return await history_of(self.stack, await must_see(self._watch, run_id))
 
     async def questions(self, run_id: str, /) -> tuple[RunQuestion, ...]:
         """The open questions of a run, which may be suspended, or still be executing other items. Raises as `get`."""
         await self._open()
-        seen = await must_see(self._place, run_id)
+        seen = await must_see(self._watch, run_id)
         if seen.status in ENDED:
             return ()
         return tuple(each for each in questions_of(run_id, await waits_for(self.stack, seen)) if each.is_open)
@@ -150,7 +150,7 @@ class Runs:
         as `get`.
         """
         await self._open()
-        return await record_answer(self._place, run_id, answer, question, graph)
+        return await record_answer(self._watch, run_id, answer, question, graph)
 
     async def cancel(self, run_id: str, /) -> RunInfo:
         """Cancel a run. It can't be resumed after that; what its nodes have written is kept.
@@ -160,7 +160,7 @@ class Runs:
         then the run is `running` with `is_ending`. Raises RunStateError for a run that has finished, else as `get`.
         """
         await self._open()
-        return await cancel(self._place, run_id)
+        return await cancel(self._watch, run_id)
 
     async def retry(self, run_id: str, /) -> RunInfo:
         """Retry a failed or a stalled run: it becomes `pending`, so that a worker resumes it.
@@ -168,7 +168,7 @@ class Runs:
         It resumes at the node that has failed. Raises RunStateError for a run in another state, else as `get`.
         """
         await self._open()
-        return await retry(self._place, run_id)
+        return await retry(self._watch, run_id)
 
     async def remove(self, run_id: str, /, *, force: bool = False) -> bool:
         """Remove a run with all its records, so that its id is free again. Returns False if there was no such run.
@@ -213,7 +213,7 @@ class Runs:
         at any time. Raises as `get`, and UnknownRunError once the run is removed.
         """
         await self._open()
-        async with aclosing(follow(self._place, run_id, self._pause)) as events:
+        async with aclosing(follow(self._watch, run_id, self._pause)) as events:
             while True:
                 with polling():  # not around `yield`: what the caller does with the event is no poll
                     event = await anext(events, None)
