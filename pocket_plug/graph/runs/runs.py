@@ -24,6 +24,7 @@ from pocket_plug.primitives.polls import polling
 from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause
+from pocket_plug.store.driven import driven
 from pocket_plug.store.store import StoreScope
 from pocket_plug.store.sync import SyncScope
 
@@ -351,14 +352,6 @@ class SyncRuns:
         """Yield a run's events from its records, as on Runs: `for event in runs.follow(run_id): …`."""
         events = self._runs.follow(run_id)
         try:
-            while True:
-                event = self._run(_next(events))
-                if event is None:
-                    return
-                yield event
+            yield from driven(self._run, events)
         finally:
             self._run(events.aclose())
-
-
-async def _next(events: AsyncGenerator[FollowedEvent]) -> FollowedEvent | None:
-    return await anext(events, None)
