@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import copy_context
 from types import CoroutineType
 from typing import Final
@@ -59,7 +59,7 @@ def perform(request: bytes) -> bytes:
     came = time.perf_counter()
     chunk = chunk_of(request)
     worker = f"{socket.gethostname()}:{os.getpid()}"
-    with _Loop() as loop:
+    with closing(asyncio.Runner()) as runner:  # it makes its event loop for the first `async def` exec
         nodes = [_found(node, worker) for node in chunk.nodes]
         answers: list[Answer] = []
         end = time.perf_counter() + ENOUGH
@@ -70,27 +70,8 @@ def perform(request: bytes) -> bytes:
             if item.seconds is not None and now >= came + item.seconds:
                 answers.append(_LATE)
             else:
-                answers.append(_answer(item, chunk.nodes[item.node], nodes[item.node], loop))
+                answers.append(_answer(item, chunk.nodes[item.node], nodes[item.node], runner))
     return to_bytes(Answers(worker, answers))
-
-
-class _Loop:
-    """An event loop for the `async def` execs of a chunk, made for the first one."""
-
-    def __init__(self) -> None:
-        self._runner: asyncio.Runner | None = None
-
-    def __enter__(self) -> _Loop:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._runner is not None:
-            self._runner.close()
-
-    def run(self, coroutine: Value) -> Value:
-        """Run it to its end, in a copy of the caller's context."""
-        self._runner = self._runner or asyncio.Runner()
-        return self._runner.run(coroutine, context=copy_context())
 
 
 class _Reports:
@@ -110,13 +91,13 @@ class _Reports:
         self.kept.append(Report(None, done, total))
 
 
-def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) -> Answer:
+def _answer(item: Item, node: Node, found: Step | WorkerCodeError, runner: asyncio.Runner) -> Answer:
     began = time.perf_counter()
     reports = None if item.place is None else _Reports(item.place)
     try:
         if isinstance(found, WorkerCodeError):
             raise found
-        result = copy_context().run(_in_context, found, item, loop, reports)
+        result = copy_context().run(_in_context, found, item, runner, reports)
         try:
             record = default_codec.encode(result)
         except CodecError as error:
@@ -130,7 +111,7 @@ def _answer(item: Item, node: Node, found: Step | WorkerCodeError, loop: _Loop) 
     return Answer(record, failure, time.perf_counter() - began, kept)
 
 
-def _in_context(step: Step, item: Item, loop: _Loop, reports: _Reports | None) -> Value:
+def _in_context(step: Step, item: Item, runner: asyncio.Runner, reports: _Reports | None) -> Value:
     """Call exec in a context of its own: the run's span is the current one, and `idempotency_key()` is known."""
     context.attach(_BAGGAGE.extract(item.carrier, context_of(item.carrier, Context())) if item.carrier else Context())
     idempotency.set(item.key)
@@ -138,7 +119,7 @@ def _in_context(step: Step, item: Item, loop: _Loop, reports: _Reports | None) -
     assert step.exec is not None
     value = default_codec.decode(item.value)
     if step.exec_async:
-        return loop.run(_awaited(step.exec(value)))
+        return runner.run(_awaited(step.exec(value)), context=copy_context())
     with _ending_children():
         result = step.exec(value)
     if result.__class__ is CoroutineType:
