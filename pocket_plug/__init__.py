@@ -66,7 +66,7 @@ from .renamed import RenamedModules, renamed
 
 if TYPE_CHECKING:
     from .codec import register_type
-    from .graph.durable import RunCheck, RunFailure, current_run_id, idempotency_key
+    from .graph.durable import RunCheck, RunFailure
     from .graph.durable.prune import Pruned
     from .graph.durable.worker import Worker, WorkerReport
     from .graph.fan_out import fan_out
@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from .graph.nodes.node_functions import node
     from .graph.nodes.retry import Retry
     from .graph.retention import Retention
+    from .graph.running.context import current_run_id, idempotency_key
     from .graph.runs import (
         PassedNode,
         RunExecution,
@@ -155,8 +156,8 @@ _MODULES = {
     "Retention": "graph.retention",
     "Worker": "graph.durable.worker",
     "WorkerReport": "graph.durable.worker",
-    "current_run_id": "graph.durable",
-    "idempotency_key": "graph.durable",
+    "current_run_id": "graph.running.context",
+    "idempotency_key": "graph.running.context",
     "Graph": "graph.graph",
     "Node": "graph.nodes.node",
     "node": "graph.nodes.node_functions",

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from urllib.parse import unquote
 
 from pocket_plug.codec import default_codec
 from pocket_plug.codec.error_values import storable
@@ -25,7 +24,6 @@ from pocket_plug.errors import (
     StoreTimeoutError,
     StoreUnreachableError,
     TransactionError,
-    UnknownRunError,
 )
 from pocket_plug.graph.nodes.chain import DEFAULT
 from pocket_plug.graph.observing.views import NodeCall
@@ -61,35 +59,6 @@ from .waits import PlacedWait, Wait, put_wait, read_wait, suspended, wait_key
 
 OUTAGES = (StoreUnreachableError, StoreBusyError, StoreTimeoutError, AnswerLostError)
 """Errors of a store that is away or locked. A commit whose answer was lost has been looked for, and wasn't stored."""
-
-
-def idempotency_key() -> str:
-    """A string that is the same for each try of this visit of this node, in any process, and different for any other visit.
-
-    `exec` runs at least once: pass the key to a service that ignores a second request with the same key. It is made of the run's
-    id, the node and the visit. Raises UnknownRunError outside of durable runs. A run without an id that a node of a durable run
-    starts has no key either, since all of its nodes would have the same one: pass the key in its input, or give it a run_id.
-    """
-    return _key_for("idempotency_key()")
-
-
-def current_run_id() -> str:
-    """The id of the durable run in which this is called, the outermost one: for keys of the run's own state, or another service.
-
-    Can be called in all phases and hooks of a node, and in functions that they call. Raises UnknownRunError as
-    `idempotency_key()`.
-    """
-    return unquote(_key_for("current_run_id()").partition("/")[0])
-
-
-def _key_for(caller: str) -> str:
-    key = idempotency.get()
-    if key is None:
-        raise UnknownRunError(
-            f"{caller}: there is no durable run here; start it with run(…, run_id=…). To test the node alone, give "
-            "run_node(…, run_id=…)"
-        )
-    return key
 
 
 class RunLedger:

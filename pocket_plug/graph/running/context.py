@@ -1,4 +1,4 @@
-"""Ids of runs, a context of its own for each run in the caller's task, and writes that are awaited to their end."""
+"""Ids of runs and visits, a context of its own for each run in the caller's task, and writes that are awaited to their end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
+from pocket_plug.errors import UnknownRunError
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.waiting import to_its_end
 
@@ -18,6 +20,35 @@ T = TypeVar("T")
 
 idempotency: ContextVar[str | None] = ContextVar("pocket_plug.idempotency_key", default=None)
 """The idempotency key of the current visit, in a durable run."""
+
+
+def idempotency_key() -> str:
+    """A string that is the same for each try of this visit of this node, in any process, and different for any other visit.
+
+    `exec` runs at least once: pass the key to a service that ignores a second request with the same key. It is made of the run's
+    id, the node and the visit. Raises UnknownRunError outside of durable runs. A run without an id that a node of a durable run
+    starts has no key either, since all of its nodes would have the same one: pass the key in its input, or give it a run_id.
+    """
+    return _key_for("idempotency_key()")
+
+
+def current_run_id() -> str:
+    """The id of the durable run in which this is called, the outermost one: for keys of the run's own state, or another service.
+
+    Can be called in all phases and hooks of a node, and in functions that they call. Raises UnknownRunError as
+    `idempotency_key()`.
+    """
+    return unquote(_key_for("current_run_id()").partition("/")[0])
+
+
+def _key_for(caller: str) -> str:
+    key = idempotency.get()
+    if key is None:
+        raise UnknownRunError(
+            f"{caller}: there is no durable run here; start it with run(…, run_id=…). To test the node alone, give "
+            "run_node(…, run_id=…)"
+        )
+    return key
 
 
 @types.coroutine
