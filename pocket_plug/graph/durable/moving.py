@@ -45,7 +45,6 @@ class Seen:
 
     key: str
     entry: Entry
-    record: Record
     checkpoint: Checkpoint
     state_key: str
     state_version: int
@@ -53,6 +52,12 @@ class Seen:
     """If an older version has written the run, it has none, and this is made from the record."""
     unmoved: Mapping[str, int] | None = None
     """The versions of its records, if they have not changed for a lease, so that the run is stalled; else None."""
+
+    @property
+    def record(self) -> Record:
+        """The run's record."""
+        record: Record = self.entry.value
+        return record
 
     @property
     def run_id(self) -> str:
@@ -110,7 +115,7 @@ def seen_of(key: str, entry: Entry, state_at: str, state_entry: Entry | None) ->
     """
     record, checkpoint = read_run(key, entry)
     state = State(record["updated"]) if state_entry is None else read_state(state_at, state_entry)
-    return Seen(key, entry, record, checkpoint, state_at, 0 if state_entry is None else state_entry.version, state)
+    return Seen(key, entry, checkpoint, state_at, 0 if state_entry is None else state_entry.version, state)
 
 
 async def mark_stalled(watch: StallWatch, runs: Iterable[Seen]) -> list[Seen]:
@@ -172,9 +177,7 @@ async def move(
     if status == "pending":
         wake_workers()
     entry = Entry(record, version, seen.entry.expires_at)
-    return replace(
-        seen, entry=entry, record=record, state_key=state_at, state_version=version, state=state, unmoved=None
-    )
+    return replace(seen, entry=entry, state_key=state_at, state_version=version, state=state, unmoved=None)
 
 
 async def _landed(stack: Backend, seen: Seen, token: str, failed: Exception) -> int | None:
