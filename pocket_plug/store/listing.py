@@ -8,7 +8,7 @@ from functools import partial
 
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreError
 from pocket_plug.primitives.batches import batched
-from pocket_plug.primitives.names import MAX_KEY_BYTES, RESERVED, check_prefix
+from pocket_plug.primitives.names import MAX_KEY_BYTES, RESERVED
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.values import Value
 
@@ -34,7 +34,6 @@ def names_of(
     source: Stack | Transaction, prefix: str, *, after: str = "", reverse: bool = False, limit: int | None = None
 ) -> AsyncIterator[str]:
     """The names that a scan lists, without pocket_plug's own."""
-    check_prefix(prefix)
     check_limit(limit)
     if _may_be_reserved(prefix):
         return _without_reserved(source, prefix, after, reverse, limit)
