@@ -143,7 +143,7 @@ class Graph(Drawn, Node[I, O]):
         execution = self._execution(input, pocket, request, store, traceparent, loop=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
-        return await in_own_context(execution.go(input))
+        return await in_own_context(execution.go())
 
     def stream(
         self,
@@ -173,7 +173,7 @@ class Graph(Drawn, Node[I, O]):
         request = _request(run_id, MISSING, allow_changed, takeover)
         feed = Feed(check_count(buffer, "buffer"))
         host = StreamHost(default_host() if pocket is None else pocket, feed)
-        return RunStream(feed, self._execution(input, host, request, store, traceparent, loop=True), input)
+        return RunStream(feed, self._execution(input, host, request, store, traceparent, loop=True))
 
     @overload
     async def resume(
@@ -205,7 +205,7 @@ class Graph(Drawn, Node[I, O]):
         execution = self._execution(MISSING, pocket, request, store, traceparent, loop=True)
         if execution.stack.is_new:
             await execution.stack.ensure_open()
-        return await in_own_context(execution.go(MISSING))
+        return await in_own_context(execution.go())
 
     def run_sync(
         self,
@@ -226,7 +226,7 @@ class Graph(Drawn, Node[I, O]):
         """
         request = _request(run_id, MISSING, allow_changed, takeover)
         execution = self._execution(input, pocket, request, store, traceparent, loop=False)
-        output: O = execution.go_in_place(input, self.plan.is_sync)
+        output: O = execution.go_in_place()
         return output
 
     @overload
@@ -253,7 +253,7 @@ class Graph(Drawn, Node[I, O]):
         """`resume` for callers without `await`."""
         request = _request(run_id, answer, allow_changed, takeover, question)
         execution = self._execution(MISSING, pocket, request, store, traceparent, loop=False)
-        output: O = execution.go_in_place(MISSING, self.plan.is_sync)
+        output: O = execution.go_in_place()
         return output
 
     async def submit(

@@ -67,7 +67,7 @@ async def run_node(
     """
     execution = _execution(node, input, store, pocket, run_id, loop=True)
     await execution.stack.ensure_open()
-    output: O = await in_own_context(execution.go(input))
+    output: O = await in_own_context(execution.go())
     return NodeResult(output, execution.left_by)
 
 
@@ -90,7 +90,7 @@ def run_node_sync(
     42
     """
     execution = _execution(node, input, store, pocket, run_id, loop=False)
-    output: O = execution.go_in_place(input, execution.plan.is_sync)
+    output: O = execution.go_in_place()
     return NodeResult(output, execution.left_by)
 
 

@@ -91,7 +91,7 @@ def run_with(ledger: Notebook, graph: Graph[Any, Any], value: Any) -> Any:
     place = graph.place(Store())
 
     async def go() -> Any:
-        return await Execution(graph, place, value, default_pocket(), loop=True, ledger=ledger).go(value)
+        return await Execution(graph, place, value, default_pocket(), loop=True, ledger=ledger).go()
 
     return asyncio.run(go())
 

@@ -838,19 +838,18 @@ def test_a_takeover_expects_the_versions_that_were_read(url: str) -> None:
                     entry = await store.stack.read(names[moved])
                     assert entry is not None
                     await store.stack.write([Put(names[moved], entry.value)])
+                from pocket_plug import MISSING
                 from pocket_plug.graph.durable.request import Request
                 from pocket_plug.graph.observing.host import default_host
 
                 host = default_host()
                 request = Request(f"d-{moved}", takeover=False, allow_changed=False, stalled_at=stalled.versions)
-                execution = request.execution(graph, graph.own_place(host, store), None, host, True)
-                from pocket_plug import MISSING
-
+                execution = request.execution(graph, graph.own_place(host, store), MISSING, host, True)
                 if moved is None:
-                    assert await execution.go(MISSING) == 2
+                    assert await execution.go() == 2
                 else:
                     with pytest.raises(RunBusyError, match=r"'another machine' has executed it.*resume --takeover`"):
-                        await execution.go(MISSING)
+                        await execution.go()
 
     asyncio.run(main())
 

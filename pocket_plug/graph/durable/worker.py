@@ -320,7 +320,7 @@ class Worker:
         ledger, scope, place = _WorkerLedger(journal, taken), None, (journal.stack, journal.prefix)
         try:
             execution = Execution(finder.graph, place, MISSING, pocket, loop=True, ledger=ledger, run_id=journal.id)
-            await execution.go(MISSING)
+            await execution.go()
         except Exception as error:  # noqa: BLE001 - it is the run's error, and is recorded there
             if ledger.is_taken:
                 became = _became(error, journal.status)

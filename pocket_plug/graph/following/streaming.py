@@ -57,9 +57,9 @@ class RunStream(Generic[O]):
 
     _task: asyncio.Task[None] | None = None
 
-    def __init__(self, feed: Feed, execution: Execution, input: object) -> None:
+    def __init__(self, feed: Feed, execution: Execution) -> None:
         self._feed = feed
-        self._start: tuple[Execution, object] | None = (execution, input)
+        self._start: Execution | None = execution
         self.run_id = execution.run.id
         """The run's id, as in plugins and traces. For a durable run, the `run_id` that it was given."""
 
@@ -96,9 +96,8 @@ class RunStream(Generic[O]):
     def _begin(self) -> None:
         """Start the run, unless it was started before."""
         if self._start is not None:
-            execution, value = self._start
-            self._start = None
-            self._task = task = asyncio.get_running_loop().create_task(_execute(self._feed, execution, value))
+            execution, self._start = self._start, None
+            self._task = task = asyncio.get_running_loop().create_task(_execute(self._feed, execution))
             _tasks.add(task)
             task.add_done_callback(partial(_on_done, self._feed))
 
@@ -124,12 +123,10 @@ def _cancel(feed: Feed, task: asyncio.Task[None]) -> None:
     task.cancel()
 
 
-async def _execute(feed: Feed, execution: Execution, value: object) -> None:
+async def _execute(feed: Feed, execution: Execution) -> None:
     """Execute the run, as a task, which has a context of its own."""
     try:
-        if execution.stack.is_new:
-            await execution.stack.ensure_open()
-        output = await execution.go(value)
+        output = await execution.open_and_go()
     except RunSuspendedError as waits:
         feed.add(Suspended(waits.run_id, waits.questions, waits.wake_at))
         feed.end()

@@ -114,16 +114,16 @@ class Execution:
         return 1 if self.visits is None else self.visits.get(step.name, 1)
 
     # ------------------------------------------------------------ the run
-    def go_in_place(self, value: object, is_sync: bool) -> Value:
-        """Run for a caller without `await`: without an event loop if every phase `is_sync`, else on a new one.
+    def go_in_place(self) -> Value:
+        """Run for a caller without `await`: without an event loop if every phase is `def`, else on a new one.
 
         Raises SyncError if it needs an event loop, and one already runs in this thread.
         """
         stack = self.stack
-        if is_sync and not stack.needs_loop and self.timeout is None:
+        if self.plan.is_sync and not stack.needs_loop and self.timeout is None:
             if stack.is_new:
                 stack.open_sync()
-            return copy_context().run(drive, self.go(value))
+            return copy_context().run(drive, self.go())
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -138,17 +138,18 @@ class Execution:
             self.threads = True
             if stack.is_new:
                 stack.open_sync()
-            return stack.run(self.go(value))
-        return run_loop(self._open_and_go(value))
+            return stack.run(self.go())
+        return run_loop(self.open_and_go())
 
-    async def _open_and_go(self, value: object) -> Value:
+    async def open_and_go(self) -> Value:
+        """`go`, with a store that may not be open yet."""
         if self.stack.is_new:
             await self.stack.ensure_open()
-        return await self.go(value)
+        return await self.go()
 
-    async def go(self, value: object) -> Value:
+    async def go(self) -> Value:
         """Run from the start, or from the recorded position, to the end; return the output of the last node."""
-        ledger = self.ledger
+        ledger, value = self.ledger, self.run.input
         if ledger is None and self.above is None and idempotency.get() != self.key:
             # the key of a durable run's node that starts this run is not for this run's nodes
             idempotency.set(self.key)
@@ -318,7 +319,7 @@ class Execution:
         ledger = self.ledger.nested() if self.ledger is not None else None
         inner = Execution(graph, place, value, self.pocket, self.loop, parent=self, ledger=ledger)
         inner.exits = NO_EXITS if exits is None else {**self.exits, **exits}
-        output = await in_own_context(inner.go(value))
+        output = await in_own_context(inner.go())
         return output if inner.left_by == DEFAULT else Next(inner.left_by, output)
 
     def beside(self, ledger: Ledger) -> Execution:
