@@ -261,31 +261,41 @@ class Worker:
 
     # ------------------------------------------------------------ the runs
     async def _take(self, pocket: RunHost, is_review: bool) -> int:
-        """Start executions of ready runs, as many as there is room for; return their number."""
+        """Start executions of ready runs, as many as there is room for; return their number.
+
+        A run whose executions have made no progress is a suspect: it may end this process. It is started once no other run is
+        executed, and nothing else is started beside it, nor while it waits for the others to end; both for `ALONE` at most.
+        """
         assert self._loop is not None
         room, now = self.concurrency - len(self._tasks), self._loop.time()
         is_alone = self._alone_until is not None and now < self._alone_until
         if room <= 0 or (is_alone and (self._suspect in self._tasks or (self._tasks and not is_review))):
             return 0
-        found: list[tuple[Finder, Ready]] = []
-        if is_review:
-            self._review_at = now + min(REVIEW, self.lease / 4)
-        for finder in self._finders:
-            stalled = await finder.review() if is_review else []
-            found += [(finder, ready) for ready in [*stalled, *await finder.find(room + len(self._tasks))]]
-        random.shuffle(found)
-        free = [(finder, ready) for finder, ready in found if (finder, ready.run_id) not in self._journals]
+        free = await self._free(is_review)
         suspects = [each for each in free if each[1].left is not None and each[1].left.tries >= SUSPECT]
         if suspects and not self._tasks:
             self._suspect, self._alone_until = self._begin(*suspects[0], pocket), now + ALONE
             return 1
-        if is_review:
+        if is_review:  # only a review finds suspects
             self._alone_until = (self._alone_until or now + ALONE) if suspects else None
         if suspects and now < (self._alone_until or 0):
             return 0
         for finder, ready in free[:room]:
             self._begin(finder, ready, pocket)
         return len(free[:room])
+
+    async def _free(self, is_review: bool) -> list[tuple[Finder, Ready]]:
+        """The ready runs that this worker doesn't execute already, in a random order."""
+        assert self._loop is not None
+        if is_review:
+            self._review_at = self._loop.time() + min(REVIEW, self.lease / 4)
+        found: list[tuple[Finder, Ready]] = []
+        for finder in self._finders:
+            stalled = await finder.review() if is_review else []
+            # As many as are executed at a time: some of those that are found may be executed already.
+            found += [(finder, ready) for ready in [*stalled, *await finder.find(self.concurrency)]]
+        random.shuffle(found)
+        return [(finder, ready) for finder, ready in found if (finder, ready.run_id) not in self._journals]
 
     def _begin(self, finder: Finder, ready: Ready, pocket: RunHost) -> asyncio.Task[None]:
         journal = self._journal(finder, ready, finder.place)
