@@ -81,7 +81,12 @@ class Decorator:
         self._view, self._key, self._ttl, self._ignore = view, key, ttl, ignore
 
     def _decorated(self, fn: Callable[..., Any]) -> Any:
-        return _decorated(fn, self._view, self._key, self._ttl, self._ignore)
+        if not callable(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise ConfigError(f"cached is for functions that return a value, not for {_title(fn)}")
+        key_of = _KeyOf(fn, self._key, self._ignore)
+        call, invalidate = (_async_calls if is_async(fn) else _sync_calls)(fn, self._view, self._ttl, key_of)
+        setattr(call, "invalidate", invalidate)  # noqa: B010 - a function has no such attribute that type checkers know
+        return call
 
 
 class Caching(Decorator):
@@ -232,17 +237,6 @@ class _Cache:
         self._flights.invalidate(str(key))
         removed: bool = await self._run(self._view.delete(key))
         return removed
-
-
-def _decorated(
-    fn: Callable[..., Any], view: Writable, key: Key[Value], ttl: Duration | None, ignore: Collection[str]
-) -> Any:
-    if not callable(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        raise ConfigError(f"cached is for functions that return a value, not for {_title(fn)}")
-    key_of = _KeyOf(fn, key, ignore)
-    call, invalidate = (_async_calls if is_async(fn) else _sync_calls)(fn, view, ttl, key_of)
-    setattr(call, "invalidate", invalidate)  # noqa: B010 - a function has no such attribute that type checkers know
-    return call
 
 
 Calls = tuple[Callable[..., Any], Callable[..., Any]]
