@@ -224,15 +224,24 @@ class _Fork:
 
     def prepare(self) -> None:
         """Wait for participants and locks. If a signal's handler raises in it, it is called again."""
-        global _under_way
         release(self.taken)
+        self._await_turn()
+        self._await_participants()  # before the locks: an operation on a file may need one to finish
+        self._await_locks()
+        self.is_prepared = True
+
+    def _await_turn(self) -> None:
+        global _under_way
         while not self.turn and time.monotonic() < self.until + PATIENCE:  # another fork takes no longer
             take((_turn,), self.turn)
         if self.turn:  # otherwise it is the other fork's, as long as that lasts
             _under_way = True
+
+    def _await_participants(self) -> None:
+        """Wait until all are idle. Those that aren't in time go into `busy`."""
         self.busy, awaited = [], _taking_part()
         collect_at = self.until - 0.9 * PATIENCE
-        while True:  # before the locks: an operation on a file may need one to finish
+        while True:
             rested = [(each, _guarded(each, each.rest)) for each in awaited]
             self.busy += [each for each, is_idle in rested if is_idle == "never"]
             awaited = [each for each, is_idle in rested if is_idle is False]
@@ -243,11 +252,13 @@ class _Fork:
                 collect_at = self.until
             time.sleep(0.001)
         self.busy += awaited
+
+    def _await_locks(self) -> None:
+        """Acquire all locks, and wait for imports."""
         locks = [lock for it in [*_locks.values()] if (lock := it()) is not None]
         while not self._take_all(locks) or (_is_importing() and time.monotonic() < self.until):
             release(self.taken)
             time.sleep(0.001)
-        self.is_prepared = True
 
     def _take_all(self, locks: list[Lockable]) -> bool:
         """Acquire all of them; False if one isn't free soon, which is then the first of `locks`, to be tried first the next time.
