@@ -291,14 +291,9 @@ class Graph(Drawn, Node[I, O]):
         traceparent: Carrier | None = None,
     ) -> RecordedStatus:
         """`submit` for callers without `await`."""
-        from .durable.submitting import submit
-
         pocket = pocket or default_host()
-        place = self.own_place(pocket, store)
-        stack, _ = place
-        if stack.is_new:
-            stack.open_sync()
-        return stack.run(submit(self, place, run_id, input, pocket, traceparent))
+        stack, _ = self.own_place(pocket, store)
+        return stack.run(self.submit(input, run_id=run_id, pocket=pocket, store=store, traceparent=traceparent))
 
     async def check_runs(
         self, *, pocket: RunHost | None = None, store: StoreScope | SyncScope | None = None
@@ -318,13 +313,9 @@ class Graph(Drawn, Node[I, O]):
         self, *, pocket: RunHost | None = None, store: StoreScope | SyncScope | None = None
     ) -> list[RunCheck]:
         """`check_runs` for callers without `await`."""
-        from .durable import check_runs
-
-        place = self.own_place(pocket or default_host(), store)
-        stack, _ = place
-        if stack.is_new:
-            stack.open_sync()
-        return stack.run(check_runs(self, place))
+        pocket = pocket or default_host()
+        stack, _ = self.own_place(pocket, store)
+        return stack.run(self.check_runs(pocket=pocket, store=store))
 
     def own_place(self, pocket: RunHost, store: StoreScope | SyncScope | None = None) -> StorePlace:
         """The stack and the key prefix of the graph when it is not nested, with `store` if that is given.

@@ -136,9 +136,7 @@ class Execution:
         self.loop = True
         if stack.needs_loop:  # the stack's objects belong to its own loop, so the run must execute there
             self.threads = True
-            if stack.is_new:
-                stack.open_sync()
-            return stack.run(self.go())
+            return stack.run(self.open_and_go())
         return run_loop(self.open_and_go())
 
     async def open_and_go(self) -> Value:

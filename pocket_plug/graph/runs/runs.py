@@ -277,10 +277,7 @@ class SyncRuns:
         return _newest(self._runs)
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        stack = self._runs.stack
-        if stack.is_new:
-            stack.open_sync()
-        return stack.run(coroutine)
+        return self._runs.stack.run(coroutine)
 
     def list(
         self,
