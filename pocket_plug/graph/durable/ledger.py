@@ -75,7 +75,7 @@ class RunLedger:
         level: int = 0,
         within: str = "",
     ) -> None:
-        self.journal, self.outer, self.level = journal, outer, level
+        self.journal, self.stack, self.outer, self.level = journal, journal.stack, outer, level
         self.checkpoint = journal.checkpoint if checkpoint is None else checkpoint
         self.items: dict[str, None] = {}
         """The keys of the item records of the current fan-out."""
@@ -90,7 +90,7 @@ class RunLedger:
     @property
     def age(self) -> float:
         """Seconds since the run began."""
-        return self.journal.stack.clock() - self.journal.started
+        return self.stack.clock() - self.journal.started
 
     @property
     def in_worker(self) -> bool:
@@ -114,7 +114,7 @@ class RunLedger:
         run.steps = journal.steps
         run.run.resumed, run.run.carrier = journal.epoch > 1, journal.carrier
         if value is MISSING:
-            begun = await run.stack.read(start_key(journal.part))
+            begun = await self.stack.read(start_key(journal.part))
             with suppress(CodecError):  # the input is only for observers
                 run.run.input = default_codec.decode(begun.value["input"]) if begun is not None else None
         return MISSING
@@ -131,7 +131,7 @@ class RunLedger:
         if journal.checkpoint.key in conflict.keys:
             return False
         if journal.state_key in conflict.keys:
-            found = await journal.stack.read_many((journal.checkpoint.key, journal.state_key))
+            found = await self.stack.read_many((journal.checkpoint.key, journal.state_key))
             if execution_of(found.get(journal.checkpoint.key)) != journal.owner:
                 return False
             journal.read_request(found.get(journal.state_key))
@@ -181,12 +181,12 @@ class RunLedger:
         if not self.in_worker or not isinstance(error, OUTAGES) or journal.tries >= journal.wanted.max_tries:
             return False
         of_writes = (self.checkpoint.failed, *journal.unrecorded)
-        return error.stack is journal.stack or any(error is each for each in of_writes)
+        return error.stack is self.stack or any(error is each for each in of_writes)
 
     async def close(self) -> None:
         """The run has finished: remove other runs that have finished long ago."""
         if self.outer is None and self.journal.graph.keep_finished is not None:
-            await sweep(self.journal.stack)
+            await sweep(self.stack)
 
     async def begin(self, run: Running, value: object) -> Visited:
         """Where to begin: at the graph's start, or at the position in the checkpoint. Calls hooks that may not have ended."""
@@ -265,7 +265,7 @@ class RunLedger:
                 hooks=step.name if step.hooks else "",
             )
             ends = target is None and self.outer is None and not frame.hooks
-            run.stack.gates.refuse_to_overtake(expect)
+            self.stack.gates.refuse_to_overtake(expect)
             if step.kind == "fan_out":
                 changes = [*changes, *(Delete(key) for key in self.items)]
             status: Status = "finished" if ends else "running"
@@ -320,7 +320,7 @@ class RunLedger:
             if status == "finished":
                 others += journal.finish(token)
             if leaving:
-                passed = {"node": self.current, "next": frame.node, "at": run.stack.clock()}
+                passed = {"node": self.current, "next": frame.node, "at": self.stack.clock()}
                 others.append(Put(f"{journal.part}{PATH}{commits:09}", passed))
         else:
             record = {"owner": token, "commits": commits, "frames": [plain(each) for each in frames]}
@@ -340,7 +340,7 @@ class RunLedger:
         journal, checkpoint = self.journal, self.checkpoint
         while True:
             try:
-                return await journal.stack.write(changes, {**expect, **self.fence, checkpoint.key: checkpoint.version})
+                return await self.stack.write(changes, {**expect, **self.fence, checkpoint.key: checkpoint.version})
             except (Exception, asyncio.CancelledError) as error:
                 landed = await journal.landed(checkpoint, token, error, self.current, leaves)
                 if landed is not None:
@@ -370,7 +370,7 @@ class RunLedger:
         ledger._stand_at(current)
         own: Exception | None = None
         try:
-            if checkpoint.is_old and (entry := await self._item_entry(run, key)) is not None:
+            if checkpoint.is_old and (entry := await self._item_entry(key)) is not None:
                 checkpoint.load(entry)
             ledger.frame = checkpoint.frames[0] if checkpoint.frames else Frame(step.name, b"")
             try:
@@ -384,15 +384,15 @@ class RunLedger:
                 self.journal.unrecorded.append(error)
             raise
 
-    async def _item_entry(self, run: Running, key: str) -> Entry | None:
+    async def _item_entry(self, key: str) -> Entry | None:
         """The record of an item. Raises RunFencedError if another execution owns the run: it may have removed the items.
 
         The run's state says in a few bytes who owns it. The run's record, which says why it was lost, has the input of all items.
         """
         journal = self.journal
-        found = await run.stack.read_many((key, journal.state_key))
+        found = await self.stack.read_many((key, journal.state_key))
         if field_of(found.get(journal.state_key), "owner") != journal.owner:
-            found = await run.stack.read_many((key, journal.checkpoint.key))
+            found = await self.stack.read_many((key, journal.checkpoint.key))
             journal.check_owner(found)
         return found.get(key)
 
@@ -420,11 +420,7 @@ class RunLedger:
         return (
             isinstance(error, RunFencedError | RunCancelledError)
             or any(error is each for each in self.journal.unrecorded)
-            or (
-                isinstance(error, StoreError)
-                and not isinstance(error, TransactionError)
-                and error.stack is self.journal.stack
-            )
+            or (isinstance(error, StoreError) and not isinstance(error, TransactionError) and error.stack is self.stack)
         )
 
     def collected(self, error: Exception) -> Exception:
@@ -436,7 +432,7 @@ class RunLedger:
         """The answer to the current node's question; MISSING once its timeout is over. If there is neither, suspend the run."""
 
         def new() -> Wait:
-            asking, now = made(), run.stack.clock()
+            asking, now = made(), self.stack.clock()
             return Wait(
                 "question",
                 now,
@@ -451,7 +447,7 @@ class RunLedger:
 
     async def sleep(self, run: Running, until: Callable[[], float]) -> None:
         """Return once the time has come; before that, suspend the run."""
-        await self._wait(run, lambda: Wait("sleep", run.stack.clock(), until=until()))
+        await self._wait(run, lambda: Wait("sleep", self.stack.clock(), until=until()))
 
     async def _wait(self, run: Running, new: Callable[[], Wait]) -> Wait:
         """The wait at this place, once it is settled. Raises RunSuspendedError before that."""
@@ -460,21 +456,21 @@ class RunLedger:
         may_be_there = self.checkpoint.is_old or key in self.journal.waited
         self.journal.waited.add(key)
         while True:
-            entry = await run.stack.read(key) if may_be_there else None
+            entry = await self.stack.read(key) if may_be_there else None
             found = read_wait(part, key, entry) if entry is not None else PlacedWait(place, new())
-            wait, now = found.wait, run.stack.clock()
+            wait, now = found.wait, self.stack.clock()
             if not wait.is_open:
                 return wait
             is_due = wait.until is not None and wait.until <= now
             try:
                 if is_due:
                     settled = replace(wait, settled=now)
-                    await self._put(run, [put_wait(part, place, settled)], {key: found.version})
+                    await self._put([put_wait(part, place, settled)], {key: found.version})
                     return settled
                 if self.checkpoint is self.journal.checkpoint:
                     await self.suspend(run, [found])
                 elif not found.version:
-                    version = await self._put(run, [put_wait(part, place, wait)], {key: 0})
+                    version = await self._put([put_wait(part, place, wait)], {key: 0})
                     found = PlacedWait(place, wait, version)
             except ConflictError as conflict:
                 if key not in conflict.keys:
@@ -505,11 +501,11 @@ class RunLedger:
             raise cancelled
         raise suspended(journal.id, waits, wake_at)
 
-    async def _put(self, run: Running, changes: Sequence[Change], expect: Mapping[str, int]) -> int:
+    async def _put(self, changes: Sequence[Change], expect: Mapping[str, int]) -> int:
         """Write outside of the run's commits, while this execution owns the run. Returns the version."""
         while True:
             try:
-                return await run.stack.write(changes, {**expect, **self.fence})
+                return await self.stack.write(changes, {**expect, **self.fence})
             except ConflictError as conflict:
                 if not await self.refence(conflict):
                     raise RunFencedError(f"run {self.journal.id!r} was taken over by another execution") from conflict
