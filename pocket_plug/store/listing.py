@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import suppress
-from functools import partial
 
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreError
 from pocket_plug.primitives.batches import batched
@@ -12,7 +11,7 @@ from pocket_plug.primitives.names import MAX_KEY_BYTES, RESERVED
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.values import Value
 
-from .backend import PRESENT, Delete, Entry, page_of
+from .backend import PRESENT, Delete, page_of
 from .stack import Stack
 from .transaction import Transaction
 from .updating import shown_value
@@ -76,14 +75,15 @@ async def pages_of(
     """The names in a scope, without the scope, with the values to show, in pages; each page is as of one moment."""
     check_limit(limit)
     start, most, prefix = len(scope), batch_size(source, PAGE), scope + prefix
-    read_page: Callable[..., Awaitable[list[tuple[str, Entry | None]]]]
-    if isinstance(source, Stack) and not _may_be_reserved(prefix):
-        read_page = source.read_page
-    else:
-        read_page = partial(_read_page_of_users, source)
+    # `read_page` of a stack finds the names and reads the entries at once, but hides nothing, and a transaction has none.
+    stack = source if isinstance(source, Stack) and not _may_be_reserved(prefix) else None
     while limit is None or limit > 0:
         size = most if limit is None else min(most, limit)
-        page = await read_page(prefix, after=after, reverse=reverse, limit=size)
+        if stack is not None:
+            page = await stack.read_page(prefix, after=after, reverse=reverse, limit=size)
+        else:
+            names = names_of(source, prefix, after=after, reverse=reverse, limit=size)
+            page = await page_of(names, source.read_many)
         found = [(name[start:], shown_value(entry)) for name, entry in page if entry is not None]
         if found:
             yield found
@@ -92,13 +92,6 @@ async def pages_of(
         after = page[-1][0]
         if limit is not None:
             limit -= len(found)
-
-
-async def _read_page_of_users(
-    source: Stack | Transaction, prefix: str, *, after: str, reverse: bool, limit: int
-) -> list[tuple[str, Entry | None]]:
-    """As `Backend.read_page`, without pocket_plug's own names, and in a transaction with its own writes."""
-    return await page_of(names_of(source, prefix, after=after, reverse=reverse, limit=limit), source.read_many)
 
 
 async def remove(source: Stack | Transaction, names: Collection[str]) -> int:
