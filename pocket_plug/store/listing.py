@@ -12,8 +12,8 @@ from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.values import Value
 
 from .backend import PRESENT, Delete, page_of
+from .base import Source
 from .stack import Stack
-from .transaction import Transaction
 from .updating import shown_value
 
 PAGE = 100
@@ -30,7 +30,7 @@ def check_limit(limit: object) -> None:
 
 
 def names_of(
-    source: Stack | Transaction, prefix: str, *, after: str = "", reverse: bool = False, limit: int | None = None
+    source: Source, prefix: str, *, after: str = "", reverse: bool = False, limit: int | None = None
 ) -> AsyncIterator[str]:
     """The names that a scan lists, without pocket_plug's own."""
     check_limit(limit)
@@ -45,7 +45,7 @@ def _may_be_reserved(prefix: str) -> bool:
 
 
 async def _without_reserved(
-    source: Stack | Transaction, prefix: str, after: str, reverse: bool, limit: int | None
+    source: Source, prefix: str, after: str, reverse: bool, limit: int | None
 ) -> AsyncGenerator[str]:
     """The names that a scan lists; pocket_plug's own, which may be many, are skipped by a new scan that begins after them."""
     while True:
@@ -64,13 +64,7 @@ async def _without_reserved(
 
 
 async def pages_of(
-    source: Stack | Transaction,
-    scope: str,
-    prefix: str,
-    *,
-    after: str = "",
-    reverse: bool = False,
-    limit: int | None = None,
+    source: Source, scope: str, prefix: str, *, after: str, reverse: bool, limit: int | None
 ) -> AsyncGenerator[list[tuple[str, Value]]]:
     """The names in a scope, without the scope, with the values to show, in pages; each page is as of one moment."""
     check_limit(limit)
@@ -94,7 +88,7 @@ async def pages_of(
             limit -= len(found)
 
 
-async def remove(source: Stack | Transaction, names: Collection[str]) -> int:
+async def remove(source: Source, names: Collection[str]) -> int:
     """Remove these entries; returns how many there were. In one write, or in as few as the backend's `max_changes` allows.
 
     If one of them is damaged, one by one.
@@ -121,7 +115,7 @@ async def remove(source: Stack | Transaction, names: Collection[str]) -> int:
     return removed
 
 
-async def _remove_each(source: Stack | Transaction, names: Sequence[str]) -> int:
+async def _remove_each(source: Source, names: Sequence[str]) -> int:
     """Remove these entries one by one. A damaged entry is removed unchecked, which repairs the store."""
     removed = 0
     for name in names:
@@ -134,7 +128,7 @@ async def _remove_each(source: Stack | Transaction, names: Sequence[str]) -> int
     return removed
 
 
-async def remove_all(source: Stack | Transaction, prefix: str) -> int:
+async def remove_all(source: Source, prefix: str) -> int:
     """Remove all entries whose names begin with a prefix, in several writes; returns how many there were."""
     removed, after = 0, ""
     size = batch_size(source, 5 * PAGE, 2)
@@ -146,7 +140,7 @@ async def remove_all(source: Stack | Transaction, prefix: str) -> int:
     return removed
 
 
-def batch_size(source: Stack | Transaction, most: int, each: int = 1) -> int:
+def batch_size(source: Source, most: int, each: int = 1) -> int:
     """How many entries one step may have, at most `most`. An entry takes `each` changes and expectations."""
     allowed = source.stack.max_changes
     return most if allowed is None else max(1, min(most, allowed // each))
