@@ -7,7 +7,7 @@ and nothing would say so.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, ForwardRef, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pocket_plug.graph.observing.views import Phase
@@ -45,8 +45,8 @@ _OTHER_WORDS = {
 """The names that hooks have in other frameworks."""
 _CLOSE = 0.7  # the similarity, at most 1, from which a name counts as misspelt; "execute" and "exec" have 0.73
 
-_ASYNC_VIEWS = {view.__name__: view for view in (StoreReader, StoreWriter)}
-_SYNC_VIEWS = {view.__name__: view for view in (SyncReader, SyncWriter)}
+_ASYNC_VIEWS = (StoreReader.__name__, StoreWriter.__name__)
+_SYNC_VIEWS = (SyncReader.__name__, SyncWriter.__name__)
 
 
 def overridden(node: AnyNode, phase: str) -> Function | None:
@@ -141,44 +141,42 @@ def declared_actions(node: AnyNode) -> dict[str, Hint]:
 
 def faults(node: AnyNode, name: str) -> list[str]:
     """Messages about what is wrong with the node's phases."""
-    found: list[str] = []
     functions = {phase: function for phase in _PARAMETERS if (function := overridden(node, phase)) is not None}
-    is_function = issubclass(type(node), FunctionNode)
-    for phase, function in functions.items():
-        title = f"{phase} of {name!r}" if is_function else f"{type(node).__name__}.{phase}"
-        if not callable(function):
-            found.append(f"{title} is {type(function).__name__}, not a function")
-            continue
-        parameters = _PARAMETERS[phase][:2] if issubclass(type(node), PostNode) else _PARAMETERS[phase]
-        if (taken := misfit(function, len(parameters))) is not None:
-            if is_function and function is getattr(node, "__wrapped__", None) and phase == "exec":
-                found.append(_misfit_of_function(name, taken))
-                continue
-            called = f"called with {len(parameters)}: ({', '.join(parameters)})"
-            meant = called if is_function else f"{called}; write `def {phase}({', '.join(('self', *parameters))})`"
-            found.append(f"{title} takes {taken}, but is {meant}")
-            continue
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            found.append(
-                f"{title} is a generator; a phase returns one value: a list, say. To show values while it works, call emit(value)"
-            )
-            continue
-        if phase in ("exec", "fallback"):
-            continue
-        if is_async(function):
-            found += [f"{title} {call}" for call in unawaited_calls(function)]
-        declared = _store_annotation(function)
-        if is_async(function) and declared in _SYNC_VIEWS:
-            found.append(
-                f"{title} is `async def` but takes {declared} (sync); annotate "
-                f"{declared.replace('Sync', 'Store')} or write `def {phase}`"
-            )
-        elif not is_async(function) and declared in _ASYNC_VIEWS:
-            found.append(
-                f"{title} is `def` but takes {declared} (async); annotate "
-                f"{declared.replace('Store', 'Sync')} or write `async def {phase}`"
-            )
+    found = [fault for phase, function in functions.items() for fault in _faults_of(node, name, phase, function)]
     return [*found, *_misspelt(node, functions), *_unmade_actions(node)]
+
+
+def _faults_of(node: AnyNode, name: str, phase: str, function: Function) -> Iterator[str]:
+    """Messages about one phase or hook."""
+    is_function = issubclass(type(node), FunctionNode)
+    title = f"{phase} of {name!r}" if is_function else f"{type(node).__name__}.{phase}"
+    parameters = _PARAMETERS[phase][:2] if issubclass(type(node), PostNode) else _PARAMETERS[phase]
+    if not callable(function):
+        yield f"{title} is {type(function).__name__}, not a function"
+    elif (taken := misfit(function, len(parameters))) is not None:
+        if is_function and function is getattr(node, "__wrapped__", None) and phase == "exec":
+            yield _misfit_of_function(name, taken)
+            return
+        called = f"called with {len(parameters)}: ({', '.join(parameters)})"
+        meant = called if is_function else f"{called}; write `def {phase}({', '.join(('self', *parameters))})`"
+        yield f"{title} takes {taken}, but is {meant}"
+    elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        yield f"{title} is a generator; a phase returns one value: a list, say. To show values while it works, call emit(value)"
+    elif parameters[0] == "store":
+        yield from _misuses_of_store(title, phase, function)
+
+
+def _misuses_of_store(title: str, phase: str, function: Function) -> Iterator[str]:
+    declared = _store_annotation(function)
+    if is_async(function):
+        for call in unawaited_calls(function):
+            yield f"{title} {call}"
+        if declared in _SYNC_VIEWS:
+            view = declared.replace("Sync", "Store")
+            yield f"{title} is `async def` but takes {declared} (sync); annotate {view} or write `def {phase}`"
+    elif declared in _ASYNC_VIEWS:
+        view = declared.replace("Store", "Sync")
+        yield f"{title} is `def` but takes {declared} (async); annotate {view} or write `async def {phase}`"
 
 
 def _misfit_of_function(name: str, taken: str) -> str:
