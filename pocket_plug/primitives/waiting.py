@@ -47,7 +47,7 @@ def _answer_in_child() -> None:
         "this process was forked while this call waited for another thread, which only the parent has; only the parent "
         "learns its outcome"
     )
-    if blocked is not None and not blocked._woken:
+    if blocked is not None and not blocked.is_woken:
         wake([blocked.fail(error)])
 
 
@@ -108,12 +108,13 @@ class Waiter(Generic[T]):
     cancelled await it may be awaited again.
     """
 
-    __slots__ = ("__weakref__", "_error", "_future", "_lock", "_result", "_woken", "loop")
+    __slots__ = ("__weakref__", "_error", "_future", "_lock", "_result", "is_woken", "loop")
     _result: T
 
     def __init__(self, blocks: bool = False) -> None:
         self._error: BaseException | None = None
-        self._woken = False
+        self.is_woken = False
+        """Is the waiting over?"""
         loop = None if blocks else asyncio._get_running_loop()
         if loop is None or loop is _driving.over:  # as `may_block`
             self.loop: asyncio.AbstractEventLoop | None = None
@@ -135,7 +136,7 @@ class Waiter(Generic[T]):
         return self
 
     def __await__(self) -> Generator[Any, None, T]:
-        if self._woken:
+        if self.is_woken:
             pass
         elif self.loop is None:
             yield self
@@ -154,13 +155,13 @@ class Waiter(Generic[T]):
     async def shielded(self) -> T:
         """Await the outcome through any number of cancellations; the last one is raised once it is known."""
         cancelled: asyncio.CancelledError | None = None
-        while not self._woken:
+        while not self.is_woken:
             try:
                 await self
             except asyncio.CancelledError as error:
                 cancelled = error
             except Exception:
-                if not self._woken:
+                if not self.is_woken:
                     raise
         if cancelled is not None:
             raise cancelled
@@ -168,12 +169,7 @@ class Waiter(Generic[T]):
 
     def block(self, timeout: float = -1) -> bool:
         """Block the thread until somebody wakes it, at most `timeout` seconds; returns whether it was woken."""
-        return self._woken or self._lock.acquire(timeout=min(timeout, TIMEOUT_MAX))
-
-    @property
-    def is_woken(self) -> bool:
-        """Is the waiting over?"""
-        return self._woken
+        return self.is_woken or self._lock.acquire(timeout=min(timeout, TIMEOUT_MAX))
 
     @property
     def is_orphaned(self) -> bool:
@@ -191,7 +187,7 @@ def _wake_here(waiters: list[Waiter[Any]]) -> None:
 
 def _wake_each(waiters: list[Waiter[Any]]) -> None:
     for waiter in waiters:
-        waiter._woken = True
+        waiter.is_woken = True
         if not waiter._future.done():
             waiter._future.set_result(None)
 
@@ -204,8 +200,8 @@ def wake(waiters: Iterable[Waiter[Any]]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[Waiter[Any]]] = {}
     for waiter in waiters:
         if waiter.loop is None:
-            if not waiter._woken:
-                waiter._woken = True
+            if not waiter.is_woken:
+                waiter.is_woken = True
                 waiter._lock.release()
         else:
             by_loop.setdefault(waiter.loop, []).append(waiter)
