@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -775,3 +776,13 @@ def test_without_await(tmp_path: Path) -> None:
     assert runs.remove("a")
     assert [each.run_id for each in Runs(store).sync.list().runs] == ["b"]
     store.close()
+
+
+def test_a_store_that_can_not_be_opened_is_the_only_error(tmp_path: Path) -> None:
+    """SyncRuns raises the store's error; no coroutine is left that nobody awaits, of which Python would warn."""
+    (tmp_path / "file").touch()
+    runs = SyncRuns(SyncStore(f"sqlite:///{tmp_path}/file/state.db"))
+    for look in (runs.list, lambda: runs.get("a"), lambda: list(runs.follow("a"))):
+        with pytest.raises(StoreError, match=r"file/state\.db"):
+            look()
+    gc.collect()
