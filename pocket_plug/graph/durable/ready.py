@@ -62,38 +62,30 @@ class Finder:
         return [
             Ready(each.run_id, each.versions, each.state)
             for each in await self._watch.look(running)
-            if self._may_take(each.run_id)
+            if each.run_id not in self._refused
         ]
 
     async def find(self, wanted: int) -> list[Ready]:
         """Runs that are ready according to their keys: pending ones, the oldest first, and those whose time has come."""
-        return [*await self._pending(wanted + AHEAD), *await self._due(wanted + AHEAD)]
+        graph, now = self.graph.name, sortable_time(self.stack.clock())
 
-    async def _pending(self, wanted: int) -> list[Ready]:
+        def due(key: str) -> str | None:
+            _, at, name = key.removeprefix(WAKE).split(":")
+            return None if at > now else unquote(name)
+
+        pending = await self._first(states_of("pending", graph), wanted + AHEAD, lambda key: StateKey.parse(key).run_id)
+        return [*pending, *await self._first(wakes_of(graph), wanted + AHEAD, due)]
+
+    async def _first(self, prefix: str, most: int, id_of: Callable[[str], str | None]) -> list[Ready]:
+        """The first runs with keys of this prefix, without those that are skipped, up to a key for which `id_of` returns None."""
         found: list[Ready] = []
-        async with aclosing(paged(self.stack, states_of("pending", self.graph.name), size=wanted)) as keys:
+        async with aclosing(paged(self.stack, prefix, size=most)) as keys:
             async for key in keys:
-                if len(found) == wanted:
+                if len(found) == most or (run_id := id_of(key)) is None:
                     break
-                if self._may_take(run_id := StateKey.parse(key).run_id):
+                if run_id not in self._refused:
                     found.append(Ready(run_id))
         return found
-
-    async def _due(self, wanted: int) -> list[Ready]:
-        """Runs that wait for a time which has come, by the store's clock."""
-        found: list[Ready] = []
-        now = sortable_time(self.stack.clock())
-        async with aclosing(paged(self.stack, wakes_of(self.graph.name), size=wanted)) as keys:
-            async for key in keys:
-                _, at, name = key.removeprefix(WAKE).split(":")
-                if at > now or len(found) == wanted:
-                    break
-                if self._may_take(run_id := unquote(name)):
-                    found.append(Ready(run_id))
-        return found
-
-    def _may_take(self, run_id: str) -> bool:
-        return run_id not in self._refused
 
     async def _forget(self) -> None:
         """Stop skipping runs whose record has changed, and those without a version."""
