@@ -13,13 +13,10 @@ from pocket_plug.store.reading import Found, read_each, readable
 from pocket_plug.store.stack import Stack, StorePlace
 
 from .judging import How, Judge, RunRecords
-from .records import RUN, check_start, field_of, next_place, node_of, part_of, read_run, start_key, status_of
+from .records import BATCH, RUN, check_start, field_of, next_place, node_of, part_of, read_run, start_key, status_of
 from .request import prepare
 from .states import STATE, states_of
 from .waits import read_wait, wait_key, waits_in
-
-BATCH = 1000
-"""How many runs are read at once."""
 
 OPEN_RECORDED = ("pending", "running", "suspended", "failed")
 """The recorded states of runs that may be resumed."""

@@ -27,8 +27,7 @@ from .executions import note_execution
 from .journal import Journal
 from .judging import RunRecords
 from .processes import this_process
-from .records import FORM, ITEM, Frame, Record, check_run, check_start, field_of, node_of, start_key, status_of
-from .standing import BATCH
+from .records import BATCH, FORM, ITEM, Frame, Record, check_run, check_start, field_of, node_of, start_key, status_of
 from .states import RunFailure, State, put_state, read_state, state_key, state_of, trace_id, wake_key
 from .waits import (
     PlacedWait,

@@ -37,6 +37,9 @@ PATH, ITEM = "path:", "item:"
 RUN_ENDED = f"{RESERVED}run-ended:"
 """`pocket:run-ended:TIME:ID` is the note of a finished run with `keep_finished`: the run is to be checked at TIME."""
 
+BATCH = 1000
+"""How many records of runs are read at once, by those that read many."""
+
 MAX_RUN_ID_BYTES = 255
 MAX_GRAPH_BYTES = 255
 """How long the id and the graph's name of a durable run may be in UTF-8. Escaped for a key, they may be three times as long."""

@@ -17,11 +17,8 @@ from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Backend
 
 from .forms import GraphForm, NodeForm
-from .records import ITEM, Checkpoint, Frame, escaped, item_key, next_place, visit_place
+from .records import BATCH, ITEM, Checkpoint, Frame, escaped, item_key, next_place, visit_place
 from .waits import PlacedWait, waits_of
-
-BATCH = 1000
-"""How many records are read at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,13 @@ from typing import Any
 
 from pocket_plug.graph.durable.executions import EXECUTION
 from pocket_plug.graph.durable.moving import Seen
-from pocket_plug.graph.durable.records import PATH, field_of, start_key
+from pocket_plug.graph.durable.records import BATCH, PATH, field_of, start_key
 from pocket_plug.graph.durable.states import RunFailure
 from pocket_plug.primitives.batches import batched
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.reading import Found, read_each
 
 from .info import PassedNode, RunExecution, RunHistory, RunInfo, info_of, kept, questions_of, waits_for
-
-BATCH = 1000
-"""How many records are read at once."""
 
 
 async def history_of(stack: Backend, seen: Seen) -> RunHistory:
