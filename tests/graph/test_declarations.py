@@ -182,6 +182,36 @@ def test_a_phase_that_is_no_function_is_a_finding() -> None:
     assert findings(a_node(exec=5)) == ("Charge.exec is int, not a function",)
 
 
+def test_an_action_that_is_returned_without_a_call_is_a_finding() -> None:
+    """`return self.late` would return the action as a value, by "default", and the run would end there with it."""
+
+    class Judge(Node[int, int]):
+        late = Action[int]("too_late")
+        calm = True
+
+        def exec(self, n: int) -> Any:
+            return self.calm
+
+        async def fallback(self, n: int, error: Exception) -> Any:
+            return self.late
+
+        def post(self, store: Any, n: int, prepared: int, result: int) -> Any:
+            if n > 5:
+                leave = self.late
+                return leave(n)
+            return self.late if n else self.late(n)
+
+    judge = Judge()
+    first = Judge.exec.__code__.co_firstlineno
+    *returned, unrouted = findings(judge)
+    assert returned == [
+        f"Judge.{phase} returns the action self.late itself in line {first + line}; call it with the output: "
+        "return self.late(output)"
+        for phase, line in (("fallback", 4), ("post", 10))
+    ]
+    assert unrouted.startswith("node 'judge' declares the action 'too_late', but has no edge")
+
+
 def test_an_action_without_brackets_is_a_finding() -> None:
     """`declined = Action[str]` is a class: if it is called, it makes an Action, and the node would leave by "default"."""
     (found,) = findings(a_node("exec(self, n)", declined=Action[str]))
@@ -216,6 +246,7 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "the end as a node": (lambda: plus >> END, "END is returned by a node's post: return END"),
     "a way out behind >>": (lambda: plus >> charge.declined, "belongs on the left of >>"),
     "a list": (lambda: Graph([plus, charge]), "give each chain as an argument of its own"),
+    "a list in a chain": (lambda: plus >> [plus, charge], "To run several nodes at the same time, use each"),  # type: ignore[operator]
     "an action by its type": (lambda: Action(str), r"Action\[str\]\(\)"),
     "a way out for an action": (lambda: charge.on(charge.declined), "an action must be a name or an Action"),
     "an action without a name": (lambda: charge.on(""), "an action must be a name or an Action"),

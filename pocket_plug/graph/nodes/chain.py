@@ -146,5 +146,8 @@ def _instead(found: object) -> str:
     if isinstance(found, View):
         return "; give it by its name: Graph(node, store=store)"
     if isinstance(found, list | tuple):
-        return "; join nodes by >>, and give each chain as an argument of its own: Graph(a >> b, a.action >> c)"
+        return (
+            "; join nodes by >>, and give each chain as an argument of its own: Graph(a >> b, a.action >> c). To run several "
+            "nodes at the same time, use each(…)"
+        )
     return "; put @node before the function" if callable(found) else ""
