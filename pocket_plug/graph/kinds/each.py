@@ -19,7 +19,7 @@ from pocket_plug.graph.running.places import note_item
 from pocket_plug.graph.running.protocols import STEPS_PER_LOOK, Running
 from pocket_plug.graph.running.visit import step_of
 from pocket_plug.primitives.typechecks import checker
-from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.values import Hint, Value
 
 CONCURRENCY = 10
 
@@ -47,6 +47,13 @@ class Each(Node[Iterable[X], list[Y]]):
         self._options = Options().changed(self._takes, name=name or f"each_{options_of(node).name}")
 
 
+def _or_error(given: Hint) -> Hint:
+    try:
+        return given | Exception
+    except TypeError:  # a hint that is no type
+        return Any
+
+
 class EachStep(Step):
     """The step of an `Each`. The node that its items go through has a step of its own, without edges."""
 
@@ -57,8 +64,8 @@ class EachStep(Step):
         self.inner = step_of(node.node)
         self.input_type = GenericAlias(Iterable, (self.inner.input_type,))
         self.fits = checker(Iterable)  # the items are checked one by one
-        if node.errors == "raise":  # otherwise its output has errors, too
-            self.output_type = GenericAlias(list, (self.inner.output_type,))
+        given = self.inner.output_type
+        self.output_type = GenericAlias(list, (given if node.errors == "raise" else _or_error(given),))
         self.inner.is_item = True
         self.asks = self.inner.asks
         self.concurrency, self.collects = node.concurrency, node.errors == "collect"

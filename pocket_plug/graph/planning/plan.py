@@ -59,7 +59,8 @@ class Plan:
             source.next = known
         if known is not target:
             self._conflicts.append(
-                f"node {source.name!r} has two edges for {action!r}: to {known.name!r} and to {target.name!r}"
+                f"node {source.name!r} has two edges for {action!r}: to {known.name!r} and to {target.name!r}; a run takes one "
+                "of them: leave by another action for the other. To run several nodes at the same time, use each(…)"
             )
 
     @cached_property
