@@ -193,23 +193,26 @@ def test_an_action_that_is_returned_without_a_call_is_a_finding() -> None:
             return self.calm
 
         async def fallback(self, n: int, error: Exception) -> Any:
-            return self.late
-
-        def post(self, store: Any, n: int, prepared: int, result: int) -> Any:
             if n > 5:
                 leave = self.late
                 return leave(n)
             return self.late if n else self.late(n)
 
-    judge = Judge()
-    first = Judge.exec.__code__.co_firstlineno
-    *returned, unrouted = findings(judge)
-    assert returned == [
-        f"Judge.{phase} returns the action self.late itself in line {first + line}; call it with the output: "
-        "return self.late(output)"
-        for phase, line in (("fallback", 4), ("post", 10))
-    ]
-    assert unrouted.startswith("node 'judge' declares the action 'too_late', but has no edge")
+    class Clerk(Judge):
+        def exec(self, n: int) -> Any:
+            return self.late  # for `post`, which may call it
+
+        def post(self, store: Any, n: int, prepared: int, result: Any) -> Any:
+            return self.late
+
+    for judge, phase, line in ((Judge(), Judge.fallback, 4), (Clerk(), Clerk.post, 1)):
+        returned, unrouted = findings(judge)
+        title = phase.__qualname__.rpartition("<locals>.")[2]
+        assert returned == (
+            f"{title} returns the action self.late itself in line {phase.__code__.co_firstlineno + line}; "
+            "call it with the output: return self.late(output)"
+        )
+        assert "declares the action 'too_late', but has no edge" in unrouted
 
 
 def test_an_action_without_brackets_is_a_finding() -> None:

@@ -257,8 +257,9 @@ def _uncalled_actions(node: AnyNode, functions: Mapping[str, Function]) -> list[
     return [
         f"{type(node).__name__}.{phase} returns the action {owner}.{name} itself in line {line}; "
         f"call it with the output: return {owner}.{name}(output)"
-        for phase, function in functions.items()
-        for owner, name, line in returned_attributes(function)
+        for phase in (("post",) if "post" in functions else ("exec", "fallback"))  # they return the node's output
+        if phase in functions
+        for owner, name, line in returned_attributes(functions[phase])
         if name in actions
     ]
 
