@@ -182,6 +182,35 @@ def test_a_phase_that_is_no_function_is_a_finding() -> None:
     assert findings(a_node(exec=5)) == ("Charge.exec is int, not a function",)
 
 
+def test_a_result_that_no_post_turns_into_the_output_is_a_finding() -> None:
+    """`Node[int, int, str]` needs a `post`. Type checkers don't see that it is missing, and nothing checks the last output."""
+
+    class Rate(Node[int, int, str]):
+        def exec(self, n: int) -> str:
+            return f"rate {n}"
+
+    class Full(Rate):
+        def post(self, store: Any, n: int, prepared: int, result: str) -> int:
+            return len(result)
+
+    class Leaves(Node[int, int, bool | Next[str]]):
+        def exec(self, n: int) -> bool | Next[str]:
+            return Next("other", "x") if n else True
+
+    class Vague(Node[int, int, Any]):
+        def exec(self, n: int) -> Any:
+            return n
+
+    class OnlyNext(Node[int, int, Next[str]]):
+        def exec(self, n: int) -> Next[str]:
+            return Next("other", "x")
+
+    (found,) = findings(Rate())
+    assert found == "node 'rate' has no post, so it leaves with what exec returns, str, though it declares int"
+    for fine in (Full(), Leaves(), Vague(), OnlyNext()):
+        Graph(fine).validate()
+
+
 def test_an_action_that_is_returned_without_a_call_is_a_finding() -> None:
     """`return self.late` would return the action as a value, by "default", and the run would end there with it."""
 
