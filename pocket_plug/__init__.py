@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     )
     from .graph.following.reports import emit, progress
     from .graph.following.streaming import RunStream
+    from .graph.gather import gather
     from .graph.graph import Graph
     from .graph.kinds.ask import Answered, Ask
     from .graph.kinds.each import each
@@ -149,6 +150,7 @@ _MODULES = {
     "StateChanged": "graph.following.events",
     "Suspended": "graph.following.events",
     "fan_out": "graph.fan_out",
+    "gather": "graph.gather",
     "RunCheck": "graph.durable",
     "RunFailure": "graph.durable",
     "Pruned": "graph.durable.prune",
@@ -327,6 +329,7 @@ __all__ = [
     "each",
     "emit",
     "fan_out",
+    "gather",
     "hookimpl",
     "idempotency_key",
     "join_name",

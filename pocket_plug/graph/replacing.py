@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pocket_plug.errors import GraphError, suggest
@@ -25,8 +25,7 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
     """
     steps: dict[str, Step] = {}
     twice: set[str] = set()
-    # The node that an `each` takes its items through can be replaced, too.
-    for step in (*(step.passed for step in plan.steps.values()), *plan.steps.values()):
+    for step in _replaceable(plan):
         if steps.setdefault(step.name, step).node is not step.node:
             twice.add(step.name)
     found: list[str] = []
@@ -50,7 +49,12 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
     if found:
         raise GraphError(f"graph {plan.name!r} can't have these nodes replaced:", found)
     for step in plan.steps.values():
-        if (item := nodes.get(id(step.passed.node))) is not None and step.passed is not step:
+        item: Any = nodes.get(id(step.passed.node))
+        if step.branches:
+            inside = {each.name for each in _replaceable(step.passed.inner_graph().plan)} & given.keys()
+            branches: Any = step.passed.node
+            item = branches.replace(**{name: given[name] for name in inside}) if inside else None
+        if item is not None and step.passed is not step:
             nodes[id(step.node)] = _each_of(step.node, item)
     new = tuple(
         Chain(
@@ -64,6 +68,16 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
         for chain in chains
     )
     return new, Plan(new, plan.name, step_of, plan.needs_loop)
+
+
+def _replaceable(plan: Plan) -> Iterator[Step]:
+    """The steps whose nodes can be replaced: also what an `each` takes its items through, and the nodes in branches."""
+    for step in plan.steps.values():
+        if step.passed is not step:
+            yield step.passed
+        yield step
+        if step.branches:
+            yield from _replaceable(step.passed.inner_graph().plan)
 
 
 def _meant(name: str, steps: Mapping[str, Step]) -> str:

@@ -128,13 +128,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
 def test_a_killed_run_is_resumed_with_each_effect_once(
     tmp_path: Path, undisturbed: tuple[dict[str, Any], list[str]], durability: str
 ) -> None:
-    """Killed at up to 25 random moments: every effect is there exactly once, and the state is that of an undisturbed run."""
+    """Killed at up to 12 random moments: every effect is there exactly once, and the state is that of an undisturbed run."""
     path, moments = tmp_path / "state.db", random.Random(5)
     kills = 0
     while True:
         with start(path, durability) as child:
             assert child.stdout is not None
-            kill_after = moments.randrange(1, 150) if kills < 25 else 0
+            kill_after = moments.randrange(1, 150) if kills < 12 else 0
             said: list[str] = []
             for number, line in enumerate(child.stdout, 1):
                 said.append(line)
@@ -146,7 +146,7 @@ def test_a_killed_run_is_resumed_with_each_effect_once(
             break
         assert child.returncode == -signal.SIGKILL
         kills += 1
-    assert kills > 5  # under load a kill comes late, so the run may end before the 25th
+    assert kills > 3  # under load a kill comes late, so the run may end before the 12th
     assert said[-1] == "done 43\n"
     assert outcome(path) == undisturbed[0]
 

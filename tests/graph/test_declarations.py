@@ -278,7 +278,7 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "the end as a node": (lambda: plus >> END, "END is returned by a node's post: return END"),
     "a way out behind >>": (lambda: plus >> charge.declined, "belongs on the left of >>"),
     "a list": (lambda: Graph([plus, charge]), "give each chain as an argument of its own"),
-    "a list in a chain": (lambda: plus >> [plus, charge], "To run several nodes at the same time, use each"),  # type: ignore[operator]
+    "a list in a chain": (lambda: plus >> [plus, charge], "To run several nodes at the same time, use gather"),  # type: ignore[operator]
     "an action by its type": (lambda: Action(str), r"Action\[str\]\(\)"),
     "a way out for an action": (lambda: charge.on(charge.declined), "an action must be a name or an Action"),
     "an action without a name": (lambda: charge.on(""), "an action must be a name or an Action"),

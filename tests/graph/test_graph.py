@@ -230,8 +230,7 @@ def test_an_edge_given_twice_is_a_finding_unless_it_is_the_same() -> None:
     """Two targets for one action are an error that names both; the same edge twice is accepted."""
     (found,) = findings(Graph(plus >> double, plus >> plus))
     assert found == (
-        "node 'plus' has two edges for 'default': to 'double' and to 'plus'; a run takes one of them: leave by another action "
-        "for the other. To run several nodes at the same time, use each(…)"
+        "node 'plus' has two edges for 'default': to 'double' and to 'plus'; to take both, join it to gather(double, plus)"
     )
     assert Graph(plus >> double, plus >> double).run_sync(1) == 4
 

@@ -1,4 +1,4 @@
-"""Ten thousand traced runs that fail, are cancelled, time out, are abandoned or succeed: nothing of them is left."""
+"""Four thousand traced runs that fail, are cancelled, time out, are abandoned or succeed: nothing of them is left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pocket_plug.graph.running.workers import pool
 from pocket_plug.layers import tracing
 from pocket_plug.testing.clock import run_virtual
 
-ROUNDS, RUNS = 100, 100
+ROUNDS, RUNS = 40, 100
 
 
 class OpenSpans(SpanProcessor):
@@ -181,7 +181,7 @@ def objects() -> Counter[str]:
     return Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())
 
 
-def test_nothing_is_left_of_ten_thousand_runs(
+def test_nothing_is_left_of_thousands_of_runs(
     spans: OpenSpans,
     new_threads: Callable[[], list[threading.Thread]],
     caplog: pytest.LogCaptureFixture,
@@ -218,9 +218,9 @@ def test_nothing_is_left_of_ten_thousand_runs(
     assert {"ok", "ValueError", "LookupError", "NodeTimeoutError", "CancelledError"} == set(ended)
     assert min(ended.values()) >= ROUNDS * 5
     assert [measure() for measure in measures] == found
-    grown = {name: more for name, more in (objects() - counted).items() if more > 100}
+    grown = {name: more for name, more in (objects() - counted).items() if more > ROUNDS}
     assert grown == {}
-    assert spans.began == spans.ended > 50_000
+    assert spans.began == spans.ended > 20_000
     assert caplog.records == []
 
 

@@ -112,6 +112,10 @@ SHOWN = {
         [b'x', KeyError('/nowhere')]
         refused: '/nowhere'
     """,
+    "gather": """
+        tea: 4.50, 3 pieces, 4.0 stars
+        refused: nothing at 'price:milk', needed by Price.prep
+    """,
     "isolated_runs": """
         steps: [7, 3, 1]
         run:halving:2:steps = [7, 3, 1]

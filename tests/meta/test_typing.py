@@ -18,7 +18,7 @@ SURFACE = [
     "Store", "SyncStore", "StoreReader", "StoreWriter", "SyncReader", "SyncWriter", "TypedReader",
     "TypedStore", "StoreScope", "SyncScope", "Key", "Duration", "MISSING",
     "Backend", "Layer", "secret", "Memory", "Entry", "Put", "Delete", "Change",
-    "Node", "Graph", "Chain", "Action", "Next", "END", "Retry", "node", "each", "fan_out", "Ask", "Answered",
+    "Node", "Graph", "Chain", "Action", "Next", "END", "Retry", "node", "each", "fan_out", "gather", "Ask", "Answered",
     "RunStream", "RunEvent", "emit", "progress",
     "idempotency_key", "RunSuspendedError", "RunFencedError", "RunBusyError",
     "RunCancelledError", "RunMismatchError", "RunChangedError", "UnknownRunError",

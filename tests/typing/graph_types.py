@@ -58,6 +58,7 @@ from pocket_plug import (
     each,
     emit,
     fan_out,
+    gather,
     idempotency_key,
     node,
     progress,
@@ -106,6 +107,11 @@ async def fetch(url: str) -> bytes:
 @node(trace=False)
 def measure(page: bytes) -> int:
     return len(page)
+
+
+@node
+async def measured(url: str) -> int:
+    return len(url)
 
 
 @node.post
@@ -388,6 +394,21 @@ async def many(store: Store) -> None:
     crawl = Graph(each(fetch) >> each(measure) >> total)
     assert_type(await crawl.run(["/", "/about"]), int)
     assert_type(await crawl.run(f"/{n}" for n in range(9)), int)
+
+
+async def branches() -> None:
+    assert_type(gather(fetch, measured), Node[str, tuple[bytes, int], Any])
+    assert_type(gather(fetch, fetch >> measure, name="both"), Node[str, tuple[bytes, int], Any])
+    assert_type(gather(fetch, Graph(fetch >> measure), measured), Node[str, tuple[bytes, int, int], Any])
+    assert_type(gather(fetch, fetch, fetch, fetch, fetch, fetch), Node[str, tuple[bytes, ...], Any])
+    assert_type(gather(*[fetch, fetch]), Node[str, tuple[bytes, ...], Any])
+
+    @node
+    def shown(found: tuple[bytes, int]) -> str:
+        return str(found)
+
+    assert_type(await Graph(gather(fetch, measured) >> shown).run("/"), str)
+    assert_type(await Graph(gather(fetch, gather(fetch, measured))).run("/"), tuple[bytes, tuple[bytes, int]])
 
 
 async def streamed() -> None:

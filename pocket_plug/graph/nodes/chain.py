@@ -148,6 +148,6 @@ def _instead(found: object) -> str:
     if isinstance(found, list | tuple):
         return (
             "; join nodes by >>, and give each chain as an argument of its own: Graph(a >> b, a.action >> c). To run several "
-            "nodes at the same time, use each(…)"
+            "nodes at the same time, use gather(a, b)"
         )
     return "; put @node before the function" if callable(found) else ""

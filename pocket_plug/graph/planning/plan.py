@@ -60,8 +60,8 @@ class Plan:
             source.next = known
         if known is not target:
             self._conflicts.append(
-                f"node {source.name!r} has two edges for {action!r}: to {known.name!r} and to {target.name!r}; a run takes one "
-                "of them: leave by another action for the other. To run several nodes at the same time, use each(…)"
+                f"node {source.name!r} has two edges for {action!r}: to {known.name!r} and to {target.name!r}; to take both, "
+                f"join it to gather({known.name}, {target.name})"
             )
 
     @cached_property
@@ -185,11 +185,11 @@ class Plan:
 
 
 def _takers(step: Step) -> list[Step]:
-    """The steps that take what a step is given: itself, and the next one if it returns its input, as a sleep does."""
+    """The steps that take what a step is given: itself or its branches; and the next one if it returns its input."""
     takers = [step]
     while (last := takers[-1]).returns_input and last.next is not None and last.next not in takers:
         takers.append(last.next)
-    return takers
+    return [each for taker in takers for each in taker.branches or (taker,)]
 
 
 def _way_out(step: Step, action: str) -> str:

@@ -66,6 +66,8 @@ class Step:
     """May a run have to wait for an answer at this step?"""
     perform: Function | None = None
     """Called in place of `exec` for nested graphs, fan-outs, questions and sleeps: an async function of (run, call, value)."""
+    branches: Sequence[Step] = ()
+    """The first step of each branch of a `gather`, in a graph of its own."""
     ways: Sequence[Way]
     """The paths through the node, one for each place where a run may call `def` phases (see `visit`)."""
 

@@ -61,8 +61,8 @@ def name_source(error: InputError, source: Step, target: Step, value: object) ->
     """Add to an InputError which node has returned the refused value, since the mistake is mostly in that node."""
     while target.kind == "graph":
         target = target.inner_graph().plan.start
-    if target.fits is None or target.fits(value):
-        return  # the error is another one, from inside the node
+    if target.fits is None or target.fits(value) or source.returns_input:
+        return  # the error is another one, from inside the node; or the source has passed on what it was given
     text = f"{error}: node {source.name!r} returned it"
     is_declared = source.inner_graph() is None and source.output_type is not Any
     if is_declared and not checker(source.output_type)(value):

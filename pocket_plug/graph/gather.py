@@ -1,0 +1,145 @@
+"""Takes one value through several branches at the same time: an `each` over a graph in which each item begins another branch."""
+
+from __future__ import annotations
+
+from types import GenericAlias
+from typing import Any, TypeVar, overload
+
+from pocket_plug.errors import ConfigError
+from pocket_plug.primitives.typechecks import checker
+from pocket_plug.primitives.values import Hint, Value
+
+from .graph import Graph
+from .kinds.each import Each, EachStep
+from .nodes.chain import AnyNext, Ends, Link, Next, as_chain
+from .nodes.node import Node, options_of
+from .observing.views import NodeCall
+from .planning.step import Step, make_step
+from .running.protocols import Running
+
+X = TypeVar("X")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
+
+
+class Begin(Node[tuple[int, Any], Any], name="begin", trace=False):
+    """The first node of the graph of branches: it has an edge to each of them."""
+
+
+class BeginStep(Step):
+    """The step of a `Begin`. An item is the number of a branch, and the value."""
+
+    @property
+    def returns_input(self) -> bool:
+        return True
+
+    async def perform(self, run: Running, call: NodeCall | None, item: tuple[int, Value]) -> AnyNext:
+        return Next(str(item[0]), item[1])
+
+
+class Gather(Each[Any, Any]):
+    """A node that takes its input through several branches; made by `gather`."""
+
+    def __init__(self, branches: tuple[Any, ...], name: str) -> None:
+        if len(branches) < 2:
+            raise ConfigError(f"gather takes two branches or more, not {len(branches)}")
+        begin, chains = Begin(), [as_chain(branch) for branch in branches]
+        graph = Graph(*(begin.on(str(number)) >> chain for number, chain in enumerate(chains)), name="branches")
+        names = "_".join(options_of(chain.first).name for chain in chains)
+        super().__init__(graph, len(chains), "raise", None, name or f"gather_{names}")
+
+
+class GatherStep(EachStep):
+    """The step of a `Gather`."""
+
+    def __init__(self, node: Gather) -> None:
+        super().__init__(node)
+        self.branches = list(self.inner.inner_graph().plan.start.actions.values())
+        first, *others = [branch.input_type for branch in self.branches]
+        self.input_type = first if all(other == first for other in others) else Any  # then each branch checks it
+        self.fits = checker(self.input_type)
+        self.output_type = GenericAlias(tuple, tuple(_type_at_the_end(branch) for branch in self.branches))
+
+    async def perform(self, run: Running, call: NodeCall | None, value: Value) -> Value:
+        items = [(number, value) for number in range(len(self.branches))]
+        return tuple(await super().perform(run, call, items))
+
+
+def _type_at_the_end(branch: Step) -> Hint:
+    """The type of what a branch returns if it is left by none of its actions; Any if it has a loop."""
+    passed = {branch}
+    while (following := branch.next) is not None:
+        if following in passed:
+            return Any
+        passed.add(following)
+        branch = following
+    return branch.output_type
+
+
+# A branch is a node or a chain.
+@overload
+def gather(
+    a: Link[X, A] | Ends[X, A], b: Link[X, B] | Ends[X, B], /, *, name: str = ...
+) -> Node[X, tuple[A, B], Any]: ...
+@overload
+def gather(
+    a: Link[X, A] | Ends[X, A], b: Link[X, B] | Ends[X, B], c: Link[X, C] | Ends[X, C], /, *, name: str = ...
+) -> Node[X, tuple[A, B, C], Any]: ...
+@overload
+def gather(
+    a: Link[X, A] | Ends[X, A],
+    b: Link[X, B] | Ends[X, B],
+    c: Link[X, C] | Ends[X, C],
+    d: Link[X, D] | Ends[X, D],
+    /,
+    *,
+    name: str = ...,
+) -> Node[X, tuple[A, B, C, D], Any]: ...
+@overload
+def gather(
+    a: Link[X, A] | Ends[X, A],
+    b: Link[X, B] | Ends[X, B],
+    c: Link[X, C] | Ends[X, C],
+    d: Link[X, D] | Ends[X, D],
+    e: Link[X, E] | Ends[X, E],
+    /,
+    *,
+    name: str = ...,
+) -> Node[X, tuple[A, B, C, D, E], Any]: ...
+@overload
+def gather(
+    a: Link[X, A] | Ends[X, A],
+    b: Link[X, A] | Ends[X, A],
+    c: Link[X, A] | Ends[X, A],
+    d: Link[X, A] | Ends[X, A],
+    e: Link[X, A] | Ends[X, A],
+    f: Link[X, A] | Ends[X, A],
+    /,
+    *more: Link[X, A] | Ends[X, A],
+    name: str = ...,
+) -> Node[X, tuple[A, ...], Any]: ...
+def gather(*branches: Any, name: str = "") -> Value:
+    """A node that takes its input through several branches at the same time, and returns the tuple of their outputs, in order.
+
+    A branch is a node, a graph, or a chain of nodes. All get the same object. Each node of a branch commits its own writes, and
+    has its own retries. The first error cancels the other branches; give a node a `fallback` if its branch may fail. In a durable
+    run, a finished branch is not done again. `run_sync` takes one branch after the other.
+
+    >>> from pocket_plug import Graph, node
+    >>> @node
+    ... def double(n: int) -> int:
+    ...     return 2 * n
+    >>> @node
+    ... def text(n: int) -> str:
+    ...     return str(n)
+    >>> Graph(gather(double, text)).run_sync(7)
+    (14, '7')
+    """
+    return Gather(branches, name)
+
+
+make_step.register(Begin, BeginStep)
+make_step.register(Gather, GatherStep)
