@@ -12,6 +12,8 @@ from pocket_plug.codec import register_type
 from pocket_plug.errors import (
     ConfigError,
     GraphError,
+    InputError,
+    PhaseError,
     PocketError,
     RouteError,
     RunSuspendedError,
@@ -211,37 +213,32 @@ def test_a_result_that_no_post_turns_into_the_output_is_a_finding() -> None:
         Graph(fine).validate()
 
 
-def test_an_action_that_is_returned_without_a_call_is_a_finding() -> None:
-    """`return self.late` would return the action as a value, by "default", and the run would end there with it."""
+class Judge(Node[int, int]):
+    late = Action[int]("too_late")
 
-    class Judge(Node[int, int]):
-        late = Action[int]("too_late")
-        calm = True
+    def exec(self, n: int) -> Any:
+        return self.late  # `post` may call it
 
-        def exec(self, n: int) -> Any:
-            return self.calm
+    def post(self, store: SyncWriter, n: int, prepared: int, late: Any) -> Any:
+        return {1: late, 2: Judge.late, 3: END}.get(n, late(n))
 
-        async def fallback(self, n: int, error: Exception) -> Any:
-            if n > 5:
-                leave = self.late
-                return leave(n)
-            return self.late if n else self.late(n)
 
-    class Clerk(Judge):
-        def exec(self, n: int) -> Any:
-            return self.late  # for `post`, which may call it
-
-        def post(self, store: Any, n: int, prepared: int, result: Any) -> Any:
-            return self.late
-
-    for judge, phase, line in ((Judge(), Judge.fallback, 4), (Clerk(), Clerk.post, 1)):
-        returned, unrouted = findings(judge)
-        title = phase.__qualname__.rpartition("<locals>.")[2]
-        assert returned == (
-            f"{title} returns the action self.late itself in line {phase.__code__.co_firstlineno + line}; "
-            "call it with the output: return self.late(output)"
-        )
-        assert "declares the action 'too_late', but has no edge" in unrouted
+@pytest.mark.parametrize(
+    ("n", "way_out"), [(1, "self.too_late(output)"), (2, "self.too_late(output)"), (3, "END(output)")]
+)
+def test_an_action_that_is_returned_without_a_call_is_no_output(n: int, way_out: str) -> None:
+    """`return self.late` would return the action as a value, by "default": the run would end there with it."""
+    judge, minus = Judge(), node(lambda n: -n, name="minus")
+    ends = Graph(judge, judge.late >> minus, name="court")
+    with pytest.raises(PhaseError) as ended:
+        ends.run_sync(n)
+    assert str(ended.value) == (
+        f"node 'judge' of graph 'court' returned an action itself; call it with the output: return {way_out}"
+    )
+    with pytest.raises(InputError) as continued:
+        Graph(judge >> plus, judge.late >> minus, name="court").run_sync(n)
+    assert str(continued.value).endswith(f"call it with the output: return {way_out}")
+    assert ends.run_sync(5) == -5
 
 
 def test_an_action_without_brackets_is_a_finding() -> None:

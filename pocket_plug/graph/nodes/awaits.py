@@ -1,9 +1,9 @@
-"""Finds mistakes in a phase's bytecode before the first run: store calls without `await`, and actions returned without a call.
+"""Finds store calls that a phase forgets to await, in the phase's bytecode, before the first run.
 
-A store call without `await` makes a coroutine that nobody runs: nothing is written, and the phase continues without an error. A
-check in each call would make every write slower, so the bytecode is read instead, once for each graph. It finds statements of the
-phase itself, such as `store.set(…)`, also after `scope` or `typed`. For a call in a helper, or a coroutine that is kept in a
-variable, Python itself warns.
+Such a call makes a coroutine that nobody runs: nothing is written, and the phase continues without an error. A check in each call
+would make every write slower, so the bytecode is read instead, once for each graph. It finds statements of the phase itself, such
+as `store.set(…)`, also after `scope` or `typed`. For a call in a helper, or a coroutine that is kept in a variable, Python itself
+warns.
 """
 
 from __future__ import annotations
@@ -52,24 +52,6 @@ def unawaited_calls(function: Callable[..., object]) -> list[str]:
             if method in _awaited_methods() and _VIEWS.issuperset(views):
                 called = ".".join((store, *(f"{view}(…)" for view in views), method))
                 found.append(f"calls {called}(…) without `await` in line {where.lineno}, so nothing is done there")
-    return found
-
-
-def returned_attributes(function: Callable[..., object]) -> list[tuple[str, str, int | None]]:
-    """The attributes of itself that a method returns, as in `return self.declined`: `("self", "declined", line)`."""
-    code: CodeType | None = getattr(function, "__code__", None)
-    if code is None or not code.co_argcount or not inspect.ismethod(function):
-        return []
-    owner = code.co_varnames[0]
-    found: list[tuple[str, str, int | None]] = []
-    at = {instruction.offset: instruction for instruction in dis.get_instructions(code)}
-    instructions = list(at.values())
-    for first, second, third in zip(instructions, instructions[1:], instructions[2:], strict=False):
-        # the jump is that of `return self.declined if late else order`
-        end = at[third.argval] if third.opname == "JUMP_FORWARD" else third
-        is_own = first.opname.startswith("LOAD_FAST") and first.argval == owner
-        if is_own and second.opname == "LOAD_ATTR" and end.opname == "RETURN_VALUE":
-            found.append((owner, second.argval, second.positions.lineno if second.positions else None))
     return found
 
 

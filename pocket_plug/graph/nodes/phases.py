@@ -7,7 +7,7 @@ and nothing would say so.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, ForwardRef, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pocket_plug.graph.observing.views import Phase
@@ -17,7 +17,7 @@ from pocket_plug.primitives.values import Hint
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
-from .awaits import returned_attributes, unawaited_calls
+from .awaits import unawaited_calls
 from .chain import Action, Next
 from .node import AnyNode, Node
 from .node_functions import FunctionNode, PostNode
@@ -185,7 +185,7 @@ def faults(node: AnyNode, name: str) -> list[str]:
                 f"{title} is `def` but takes {declared} (async); annotate "
                 f"{declared.replace('Store', 'Sync')} or write `async def {phase}`"
             )
-    return [*found, *_misspelt(node, functions), *_unmade_actions(node), *_uncalled_actions(node, functions)]
+    return [*found, *_misspelt(node, functions), *_unmade_actions(node)]
 
 
 def _misfit_of_function(name: str, taken: str) -> str:
@@ -255,19 +255,6 @@ def _unmade_actions(node: AnyNode) -> list[str]:
         f"{type(node).__name__}.{name} is the class Action, not an instance; write {name} = {_written(value)}()"
         for name, value in values.items()
         if value is Action or get_origin(value) is Action
-    ]
-
-
-def _uncalled_actions(node: AnyNode, functions: Mapping[str, Function]) -> list[str]:
-    """Messages about `return self.declined`: the action would be the output, and the node would leave by "default"."""
-    actions = {name for cls in type(node).__mro__ for name, value in vars(cls).items() if isinstance(value, Action)}
-    return [
-        f"{type(node).__name__}.{phase} returns the action {owner}.{name} itself in line {line}; "
-        f"call it with the output: return {owner}.{name}(output)"
-        for phase in (("post",) if "post" in functions else ("exec", "fallback"))  # they return the node's output
-        if phase in functions
-        for owner, name, line in returned_attributes(functions[phase])
-        if name in actions
     ]
 
 
