@@ -105,7 +105,7 @@ class EachStep(Step):
 
     async def _take_all(self, run: Running, items: _Items) -> None:
         concurrency = self._concurrency(run)
-        if not run.threads or concurrency == 1:
+        if not run.loop or concurrency == 1:
             await self._work(run, items)
             return
         failed: BaseException | None = None
@@ -231,9 +231,8 @@ def each(
 ) -> Value:
     """A node that takes every item of its input through `node`, and returns the list of their outputs, in order.
 
-    Up to `concurrency` items are processed at a time: 10 by default; with an `executor`, as many as it has room for. This is so
-    with `await graph.run(…)`; `run_sync` processes one item after the other. Without a `name`, it is named after `node`:
-    "each_fetch".
+    Up to `concurrency` items are processed at a time: 10 by default; with an `executor`, as many as it has room for. With
+    `run_sync`, `def` phases run one after the other. Without a `name`, it is named after `node`: "each_fetch".
 
     An item is taken from the iterator when a worker task is free, so an iterator of any length is fine. All items share the
     graph's store. The first error cancels the others; with `errors="collect"`, an item's error is its result instead.
