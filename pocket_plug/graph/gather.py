@@ -126,7 +126,7 @@ def gather(*branches: Any, name: str = "") -> Value:
 
     A branch is a node, a graph, or a chain of nodes. All get the same object. Each node of a branch commits its own writes, and
     has its own retries. The first error cancels the other branches; give a node a `fallback` if its branch may fail. In a durable
-    run, a finished branch is not done again. `run_sync` takes one branch after the other.
+    run, a finished branch is not done again. With `run_sync`, `def` phases run one after the other.
 
     >>> from pocket_plug import Graph, node
     >>> @node

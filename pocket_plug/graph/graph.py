@@ -219,7 +219,7 @@ class Graph(Drawn, Node[I, O]):
         store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
     ) -> O:
-        """`run` for callers without `await`: `def exec` runs in the caller's thread, and `each` takes one item after the other.
+        """`run` for callers without `await`: each `def exec` runs in the caller's thread.
 
         If every phase is `def`, no event loop is needed. Otherwise a new one is started; raises SyncError if one already runs
         in this thread. With a store that is bound to an event loop, the run executes on that loop.

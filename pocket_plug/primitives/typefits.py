@@ -59,6 +59,8 @@ def fits(given: Any, wanted: Any) -> bool:
     inner, outer = get_origin(given) or given, get_origin(wanted) or wanted
     if not (isinstance(inner, type) and isinstance(outer, type)):
         return True
+    if inner is Exception and issubclass(outer, Exception):
+        return True  # which errors an `each` collects, only the program knows
     if inner is type and outer is not type and isinstance(cls := (*get_args(given), None)[0], type):
         inner = type(cls)  # an Enum is iterable
     return _is_subclass(inner, outer) and _parameters_fit(given, wanted, inner, outer)

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -113,11 +114,29 @@ def test_no_more_workers_start_than_there_are_items() -> None:
     assert made < 10
 
 
-def test_run_sync_executes_one_item_after_the_other() -> None:
-    """Also if the items' phases are async."""
-    gauge = Gauge(0)
-    assert Graph(each(gauge, concurrency=5)).run_sync(range(5)) == list(range(5))
-    assert gauge.most == 1
+def test_run_sync_takes_as_many_items_at_a_time_as_run_does() -> None:
+    """Where the items await. Their `def` phases run in the caller's thread, so one after the other."""
+    inside: list[int] = []
+    most, threads = 0, set[int]()
+
+    @node
+    async def turns(n: int) -> int:
+        nonlocal most
+        inside.append(n)
+        most = max(most, len(inside))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        inside.remove(n)
+        return n
+
+    @node
+    def here(n: int) -> int:
+        threads.add(threading.get_ident())
+        return n
+
+    assert Graph(each(turns, concurrency=5) >> each(here)).run_sync(range(9)) == list(range(9))
+    assert most == 5
+    assert threads == {threading.get_ident()}
 
 
 # ---------------------------------------------------------------- input

@@ -12,6 +12,8 @@ from pocket_plug.codec import register_type
 from pocket_plug.errors import (
     ConfigError,
     GraphError,
+    InputError,
+    PhaseError,
     PocketError,
     RouteError,
     RunSuspendedError,
@@ -182,6 +184,63 @@ def test_a_phase_that_is_no_function_is_a_finding() -> None:
     assert findings(a_node(exec=5)) == ("Charge.exec is int, not a function",)
 
 
+def test_a_result_that_no_post_turns_into_the_output_is_a_finding() -> None:
+    """`Node[int, int, str]` needs a `post`. Type checkers don't see that it is missing, and nothing checks the last output."""
+
+    class Rate(Node[int, int, str]):
+        def exec(self, n: int) -> str:
+            return f"rate {n}"
+
+    class Full(Rate):
+        def post(self, store: Any, n: int, prepared: int, result: str) -> int:
+            return len(result)
+
+    class Leaves(Node[int, int, bool | Next[str]]):
+        def exec(self, n: int) -> bool | Next[str]:
+            return Next("other", "x") if n else True
+
+    class Vague(Node[int, int, Any]):
+        def exec(self, n: int) -> Any:
+            return n
+
+    class OnlyNext(Node[int, int, Next[str]]):
+        def exec(self, n: int) -> Next[str]:
+            return Next("other", "x")
+
+    (found,) = findings(Rate())
+    assert found == "node 'rate' has no post, so it leaves with what exec returns, str, though it declares int"
+    for fine in (Full(), Leaves(), Vague(), OnlyNext()):
+        Graph(fine).validate()
+
+
+class Judge(Node[int, int]):
+    late = Action[int]("too_late")
+
+    def exec(self, n: int) -> Any:
+        return self.late  # `post` may call it
+
+    def post(self, store: SyncWriter, n: int, prepared: int, late: Any) -> Any:
+        return {1: late, 2: Judge.late, 3: END}.get(n, late(n))
+
+
+@pytest.mark.parametrize(
+    ("n", "way_out"), [(1, "self.too_late(output)"), (2, "self.too_late(output)"), (3, "END(output)")]
+)
+def test_an_action_that_is_returned_without_a_call_is_no_output(n: int, way_out: str) -> None:
+    """`return self.late` would return the action as a value, by "default": the run would end there with it."""
+    judge, minus = Judge(), node(lambda n: -n, name="minus")
+    ends = Graph(judge, judge.late >> minus, name="court")
+    with pytest.raises(PhaseError) as ended:
+        ends.run_sync(n)
+    assert str(ended.value) == (
+        f"node 'judge' of graph 'court' returned an action itself; call it with the output: return {way_out}"
+    )
+    with pytest.raises(InputError) as continued:
+        Graph(judge >> plus, judge.late >> minus, name="court").run_sync(n)
+    assert str(continued.value).endswith(f"call it with the output: return {way_out}")
+    assert ends.run_sync(5) == -5
+
+
 def test_an_action_without_brackets_is_a_finding() -> None:
     """`declined = Action[str]` is a class: if it is called, it makes an Action, and the node would leave by "default"."""
     (found,) = findings(a_node("exec(self, n)", declined=Action[str]))
@@ -216,6 +275,7 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "the end as a node": (lambda: plus >> END, "END is returned by a node's post: return END"),
     "a way out behind >>": (lambda: plus >> charge.declined, "belongs on the left of >>"),
     "a list": (lambda: Graph([plus, charge]), "give each chain as an argument of its own"),
+    "a list in a chain": (lambda: plus >> [plus, charge], "To run several nodes at the same time, use gather"),  # type: ignore[operator]
     "an action by its type": (lambda: Action(str), r"Action\[str\]\(\)"),
     "a way out for an action": (lambda: charge.on(charge.declined), "an action must be a name or an Action"),
     "an action without a name": (lambda: charge.on(""), "an action must be a name or an Action"),

@@ -289,7 +289,39 @@ def test_the_items_of_an_each_must_fit_too() -> None:
     (found,) = findings(Graph(words >> each(double)))
     assert found == "node 'words' leaves with list[str], but 'each_double' takes Iterable[int]"
     Graph(words >> each(length) >> each(double)).validate()
-    Graph(words >> each(length, errors="collect") >> joined).validate()  # errors are among them, so it may be anything
+
+
+def test_collected_errors_are_among_the_items_of_the_list() -> None:
+    """A reduce that doesn't expect them would fail with the first item. Which errors there are, only the program knows."""
+
+    @node
+    def total(found: list[int]) -> int:
+        return sum(found)
+
+    @node
+    def good(found: list[int | Exception]) -> int:
+        return len(found)
+
+    @node
+    def known(found: list[int | OSError]) -> int:
+        return len(found)
+
+    @node
+    def typed(found: list[str | Exception]) -> int:
+        return len(found)
+
+    @node
+    def untyped(found) -> Any:  # type: ignore[no-untyped-def]
+        return found
+
+    collected = each(double, errors="collect")
+    (found,) = findings(Graph(collected >> total))
+    assert found == "node 'each_double' leaves with list[int | Exception], but 'total' takes list[int]"
+    (found,) = findings(Graph(collected >> typed))
+    assert found == "node 'each_double' leaves with list[int | Exception], but 'typed' takes list[str | Exception]"
+    for reduce in (good, known, untyped):
+        Graph(collected >> reduce).validate()
+        Graph(each(untyped, errors="collect") >> reduce).validate()
 
 
 def test_what_passes_through_a_sleep_must_fit_the_node_behind_it() -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,7 @@ from typing import Any, Literal
 import pytest
 
 from pocket_plug import (
+    Action,
     Answered,
     Ask,
     ConfigError,
@@ -680,6 +681,54 @@ def test_an_invalid_sleep_is_refused() -> None:
     for arguments, options in (((), {}), (("1h",), {"until": moment})):
         with pytest.raises(ConfigError, match="Sleep:"):
             Sleep[Any](*arguments, **options)
+    for duration in (-1, "soon", None):
+        with pytest.raises(ConfigError, match="Sleep: the duration can't be"):
+            Graph(Sleep[Any](lambda _, duration=duration: duration)).run_sync(1)
+
+
+def test_a_duration_given_as_a_moment_is_refused() -> None:
+    """It would be over since 1970, so nothing would wait: a loop that polls would do so at once, again and again."""
+    for until in (60, 86_400.0):
+        with pytest.raises(ConfigError) as error:
+            Sleep[Any](until=until)
+        assert str(error.value) == (
+            f"Sleep: until can't be {until!r}: as epoch seconds that is before 1973. To wait for some seconds, give a duration: "
+            "Sleep(60), or Sleep(lambda input: 60)"
+        )
+        with pytest.raises(ConfigError, match=f"Sleep: until can't be {until!r}: as epoch"):
+            Graph(Sleep[Any](until=lambda _, until=until: until)).run_sync(1)
+    assert Graph(Sleep[Any](until=lambda _: 0)).run_sync(1) == 1  # no wait, in both senses
+
+
+def test_a_sleep_may_compute_its_duration_from_its_input(tmp_path: Path) -> None:
+    """By the clock of the store, not of the system: polling that backs off, and a test that lets the time pass."""
+
+    async def main() -> None:
+        clock = FakeClock()
+        async with stored(tmp_path, clock) as store:
+            polls: list[float] = []
+
+            class Poll(Node[int, int]):
+                again = Action[int]()
+
+                async def post(self, store: StoreWriter, tries: int, prepared: int, result: int) -> int | Next[int]:
+                    polls.append(clock.elapsed)
+                    return tries if tries == 3 else self.again(tries + 1)
+
+            poll = Poll()
+            graph = Graph(
+                poll, poll.again >> Sleep[int](lambda tries: timedelta(minutes=2**tries)) >> poll, store=store
+            )
+            for wait in (120, 240, 480):
+                with pytest.raises(RunSuspendedError) as waiting:
+                    await graph.run(0, run_id="r")
+                assert waiting.value.wake_at == clock() + wait
+                clock.advance(wait)
+            assert await graph.run(0, run_id="r") == 3
+            assert polls == [0, 120, 360, 840]
+            assert await Graph(Sleep[int](lambda n: 0), store=store).run(1, run_id="no wait") == 1
+
+    asyncio.run(main())
 
 
 # ---------------------------------------------------------------- who is at work

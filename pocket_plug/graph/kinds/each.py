@@ -20,7 +20,7 @@ from pocket_plug.graph.running.places import note_item
 from pocket_plug.graph.running.protocols import STEPS_PER_LOOK, Running
 from pocket_plug.graph.running.visit import step_of
 from pocket_plug.primitives.typechecks import checker
-from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.values import Hint, Value
 
 CONCURRENCY = 10
 
@@ -48,6 +48,13 @@ class Each(Node[Iterable[X], list[Y]]):
         self._options = Options().changed(self._takes, name=name or f"each_{options_of(node).name}")
 
 
+def _or_error(given: Hint) -> Hint:
+    try:
+        return given | Exception
+    except TypeError:  # a hint that is no type
+        return Any
+
+
 class EachStep(Step):
     """The step of an `Each`. The node that its items go through has a step of its own, without edges."""
 
@@ -58,8 +65,8 @@ class EachStep(Step):
         self.inner = step_of(node.node)
         self.input_type = GenericAlias(Iterable, (self.inner.input_type,))
         self.fits = checker(Iterable)  # the items are checked one by one
-        if node.errors == "raise":  # otherwise its output has errors, too
-            self.output_type = GenericAlias(list, (self.inner.output_type,))
+        given = self.inner.output_type
+        self.output_type = GenericAlias(list, (given if node.errors == "raise" else _or_error(given),))
         self.inner.is_item = True
         self.asks = self.inner.asks
         self.concurrency, self.collects = node.concurrency, node.errors == "collect"
@@ -98,7 +105,7 @@ class EachStep(Step):
 
     async def _take_all(self, run: Running, items: _Items) -> None:
         concurrency = self._concurrency(run)
-        if not run.threads or concurrency == 1:
+        if not run.loop or concurrency == 1:
             await self._work(run, items)
             return
         failed: BaseException | None = None
@@ -225,8 +232,8 @@ def each(
 ) -> Value:
     """A node that takes every item of its input through `node`, and returns the list of their outputs, in order.
 
-    Up to `concurrency` items are processed at a time: 10 by default; with an `executor`, as many as it has room for. Without a
-    `name`, it is named after `node`: "each_fetch".
+    Up to `concurrency` items are processed at a time: 10 by default; with an `executor`, as many as it has room for. With
+    `run_sync`, `def` phases run one after the other. Without a `name`, it is named after `node`: "each_fetch".
 
     An item is taken from the iterator when a worker task is free, so an iterator of any length is fine. All items share the
     graph's store. The first error cancels the others; with `errors="collect"`, an item's error is its result instead.

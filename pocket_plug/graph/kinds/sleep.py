@@ -22,13 +22,17 @@ from pocket_plug.primitives.waiting import pause
 
 X = TypeVar("X", default=Any)
 
+_DURATION = "Sleep: the duration"
+_1973 = 94_694_400
+"""The year's first second, in epoch seconds."""
+
 
 class Sleep(Node[X, X], Generic[X]):
     """A node that waits, and then returns its input.
 
-    `Sleep("1h")` waits that long. `Sleep(until=…)` waits until a moment: a `datetime` with its time zone, epoch seconds, or a
-    function that gets the input and returns one of them. A durable run is suspended meanwhile: it raises RunSuspendedError with
-    `wake_at`, and then a worker resumes it, or `graph.resume(run_id)`. Any other run waits in its process.
+    `Sleep("1h")` waits that long. `Sleep(until=…)` waits until a moment: a `datetime` with its time zone, or epoch seconds. Both
+    may be functions that get the input: `Sleep(lambda tries: 2**tries)`. A durable run is suspended meanwhile: it raises
+    RunSuspendedError with `wake_at`, and then a worker resumes it, or `graph.resume(run_id)`. Any other run waits in its process.
 
     >>> from pocket_plug import Graph
     >>> Graph(Sleep[str]("10ms")).run_sync("done")
@@ -41,7 +45,7 @@ class Sleep(Node[X, X], Generic[X]):
 
     def __init__(
         self,
-        duration: Duration | None = None,
+        duration: Duration | Callable[[X], Duration] | None = None,
         /,
         *,
         until: datetime | float | Callable[[X], datetime | float] | None = None,
@@ -49,7 +53,7 @@ class Sleep(Node[X, X], Generic[X]):
     ) -> None:
         if (duration is None) == (until is None):
             raise ConfigError("Sleep: give either a duration, such as Sleep('1h'), or until=…")
-        self.duration = None if duration is None else seconds(duration, "Sleep: the duration")
+        self.duration = duration if duration is None or callable(duration) else seconds(duration, _DURATION)
         self.until = until
         if until is not None and not callable(until):
             _moment(until)
@@ -57,10 +61,19 @@ class Sleep(Node[X, X], Generic[X]):
 
 
 def _moment(given: object) -> float:
-    """Epoch seconds of a moment. Raises ConfigError for anything but a datetime with a time zone, or a finite number."""
+    """Epoch seconds of a moment. Raises ConfigError for anything but a datetime with a time zone, or a finite number.
+
+    Also for a number that is too small for a moment: it is meant as a duration, and the sleep would be over at once. With 0 both
+    is over at once.
+    """
     if isinstance(given, datetime) and given.tzinfo is not None:
         return given.timestamp()
     if isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given):
+        if 0 < given < _1973:
+            raise ConfigError(
+                f"Sleep: until can't be {given!r}: as epoch seconds that is before 1973. To wait for some seconds, give a "
+                "duration: Sleep(60), or Sleep(lambda input: 60)"
+            )
         return float(given)
     raise ConfigError(f"Sleep: until can't be {found(given)}; give a datetime with its time zone, or epoch seconds")
 
@@ -79,7 +92,8 @@ class SleepStep(Step):
 
         def until() -> float:
             if node.duration is not None:
-                return run.stack.clock() + node.duration
+                given = node.duration(value) if callable(node.duration) else node.duration
+                return run.stack.clock() + seconds(given, _DURATION, or_zero=True)
             return _moment(node.until(value) if callable(node.until) else node.until)
 
         if run.ledger is not None:

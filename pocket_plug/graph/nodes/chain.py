@@ -75,10 +75,10 @@ class Out(Generic[I, T_contra]):
     """An exit of a node, for one action. Call it to leave by that action; `>>` joins it to the node that comes next."""
 
     def __init__(self: AnyOut, node: AnyLink, action: str) -> None:
-        self._node, self._action = node, action
+        self._node, self.action = node, action
 
     def __call__(self, output: T_contra, /) -> AnyNext:
-        return Next(self._action, output)
+        return Next(self.action, output)
 
     @overload
     def __rshift__(self, other: Link[T_contra, Y]) -> Chain[I, Y, Y]: ...
@@ -86,7 +86,7 @@ class Out(Generic[I, T_contra]):
     def __rshift__(self, other: Chain[T_contra, Y, M]) -> Chain[I, Y, M]: ...
     def __rshift__(self, other: Any) -> AnyChain:
         chain = as_chain(other)
-        return Chain(self._node, chain.last, ((self._node, self._action, chain.first), *chain.edges))
+        return Chain(self._node, chain.last, ((self._node, self.action, chain.first), *chain.edges))
 
 
 class Link(Generic[I, O]):
@@ -146,5 +146,8 @@ def _instead(found: object) -> str:
     if isinstance(found, View):
         return "; give it by its name: Graph(node, store=store)"
     if isinstance(found, list | tuple):
-        return "; join nodes by >>, and give each chain as an argument of its own: Graph(a >> b, a.action >> c)"
+        return (
+            "; join nodes by >>, and give each chain as an argument of its own: Graph(a >> b, a.action >> c). To run several "
+            "nodes at the same time, use gather(a, b)"
+        )
     return "; put @node before the function" if callable(found) else ""

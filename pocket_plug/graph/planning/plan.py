@@ -10,6 +10,7 @@ from typing import Any, Protocol, Union
 from pocket_plug.errors import ReadOnlyError
 from pocket_plug.graph.nodes.chain import DEFAULT, END, AnyChain, Out
 from pocket_plug.graph.nodes.node_functions import FunctionNode
+from pocket_plug.graph.nodes.phases import result_type
 from pocket_plug.graph.observing.shape import Kind, Shape
 from pocket_plug.graph.upgrades import Upgrade
 from pocket_plug.primitives.typechecks import is_namesake, type_name
@@ -173,6 +174,12 @@ class Plan:
         if step.perform is None and not step.phases and not fits(given, left):
             return [
                 f"node {step.name!r} overrides no phase, so it can't turn {type_name(given)} into {type_name(left)}"
+            ]
+        result = result_type(step.node)
+        if step.perform is None and step.exec is not None and step.post is None and not fits(result, left):
+            return [
+                f"node {step.name!r} has no post, so it leaves with what exec returns, {type_name(result)}, though it declares "
+                f"{type_name(left)}"
             ]
         return []
 

@@ -61,8 +61,6 @@ class Running(Protocol):
     """The ledger of a durable run; None for other runs."""
     loop: bool
     """Does an event loop drive the run?"""
-    threads: bool
-    """May `def` phases run in worker threads?"""
     where: int
     """`IN_PLACE`, `EXEC_IN_THREADS` or `ALL_IN_THREADS`."""
     grace: float
