@@ -338,7 +338,7 @@ class Pocket:
             return executor
         known = self._executors.get(executor)
         if known is None:
-            from .executors import found_executor
+            from .by_url import found_executor
 
             with self._lock:
                 url, make = found_executor(executor, self.config, self._manager)
