@@ -20,11 +20,9 @@ from pocket_plug.errors import (
     ConfigError,
     NotConfiguredError,
     PluginError,
-    PocketError,
     StoreClosedError,
     UnknownStoreError,
     is_fault,
-    suggest,
 )
 from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run, RunNotice
 from pocket_plug.otel.additions import Additions
@@ -33,13 +31,13 @@ from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import snake_case
-from pocket_plug.primitives.redaction import URL_SCHEME, public_url, summary
 from pocket_plug.primitives.secret_options import variables
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.resolving import LayerSpec
 
+from .by_url import made_backend
 from .config import (
     Config,
     StoreTable,
@@ -274,43 +272,7 @@ class Pocket:
         if url == "memory://":
             return Memory()
         self._ask_types()
-        known = self._manager.backends()
-        schemes = ", ".join(f"{scheme}://" for scheme in sorted({"memory", *known}))
-        found = URL_SCHEME.match(url)
-        if not url:
-            raise ConfigError(
-                f"the store's URL is empty (an environment variable that is?); it must begin with one of: {schemes}"
-            )
-        if found is None:
-            # there may be a secret before an @ or in `password=…`
-            given = summary(url) if {*url} & {*"@="} else repr(url)
-            raise ConfigError(
-                f"{given} is not a store's URL (for a file: sqlite:///state.db); it must begin with one of: {schemes}"
-            )
-        scheme = found[1].lower()
-        if scheme == "memory":
-            raise ConfigError(
-                f"{public_url(url)!r}: nothing may follow memory://; each store with this URL has its own memory"
-            )
-        if scheme not in known:
-            why = (
-                why_missing("backend", scheme, self.plugins)
-                or f"; there is: {schemes}.{suggest(scheme, ['memory', *known])}"
-            )
-            raise ConfigError(f"{public_url(url)!r}: no plugin offers {scheme}://{why}")
-        record, make = known[scheme]
-        try:
-            backend: Any = make(url)
-        except BaseException as error:
-            if not is_fault(error):
-                raise
-            said, cause = concealed(error, {url: public_url(url)})
-            if isinstance(error, PocketError) and cause is not None:
-                raise
-            raise ConfigError(f"{public_url(url)!r}: plugin {record} could not make a backend: {said}") from cause
-        if not isinstance(backend, Backend):
-            raise PluginError(f"{public_url(url)!r}: plugin {record} returned {summary(backend)}, not a Backend")
-        return backend
+        return made_backend(url, self._manager)
 
     def layer(self, spec: LayerSpec, /, *, where: str = "") -> Layer:
         """A layer's recipe by name, or from `{"use": name, option: value}`.
