@@ -13,8 +13,9 @@ from types import TracebackType
 import psycopg
 
 from pocket_plug.backends.network import Attempt
+from pocket_plug.backends.pool import Pool
 
-from .link import Link, Pool
+from .link import Link
 
 LONGEST_TURN = 1.0
 """Seconds from the start of a turn until its write has to begin. After that the server ends the connection."""
@@ -28,12 +29,12 @@ Retried = Callable[[Callable[[Attempt], Awaitable[Link]]], Awaitable[Link]]
 class Turn:
     """A context for `async with`. The next write to the data set in its block is part of the turn's transaction, and ends it."""
 
-    def __init__(self, pool: Callable[[], Pool], locks: Iterable[int], retried: Retried) -> None:
+    def __init__(self, pool: Callable[[], Pool[Link]], locks: Iterable[int], retried: Retried) -> None:
         """`locks` are in the order that all callers use; odd ones are exclusive."""
         self._find_pool, self._retried = pool, retried
         each = "; ".join((_EXCLUSIVE if lock & 1 else _SHARED).format(lock=lock & ~1) for lock in locks)
         self._begin_sql = _BEGIN.format(milliseconds=int(1000 * LONGEST_TURN), locks=each)
-        self._pool: Pool | None = None
+        self._pool: Pool[Link] | None = None
         self._link: Link | None = None
         self._before = had.get()
 
@@ -56,7 +57,7 @@ class Turn:
             pool.leave(self)
             raise
 
-    def use(self, pool: Pool) -> Link | None:
+    def use(self, pool: Pool[Link]) -> Link | None:
         """The turn's connection, for a write on the pool's loop. None if it was used already, or was lost."""
         if pool is not self._pool:
             return None
