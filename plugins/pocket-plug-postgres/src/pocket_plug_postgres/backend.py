@@ -391,16 +391,8 @@ class PostgreSQL(Backend):
     # ------------------------------------------------------------ turns
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
         """A transaction that locks these keys; others wait in the server's queue. Its write has to begin within 1 second."""
-
-        async def begun(begin: Callable[[Attempt], Awaitable[Link]]) -> Link:
-            async def explained_begin(attempt: Attempt) -> Link:
-                with self._explaining():
-                    return await begin(attempt)
-
-            return await self._retrying(explained_begin)
-
         locks = self._locks([name.encode() for name in names], (), False)
-        return Turn(lambda: self._here(self._turn_pools), locks, begun)
+        return Turn(lambda: self._here(self._turn_pools), locks, self._retrying, self._explaining)
 
     async def _in_turn(self, attempt: Attempt, send: Callable[..., Awaitable[list[Row]]]) -> list[Row] | None:
         """Send a write in the transaction of the caller's turn. None if it has to be sent without one: there is no turn, it was
