@@ -37,7 +37,6 @@ from pocket_plug.primitives.redaction import conceal
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 
-from .discovery import Candidate
 from .tables import alternatives
 
 if TYPE_CHECKING:
@@ -76,14 +75,13 @@ class Manager:
         """All plugins that were found, in the order of registration; at the end, those without a name or with a taken one."""
         return (*self._records.values(), *self._nameless)
 
-    def load(self, candidate: Candidate) -> None:
-        """Import a candidate and register it. An error is kept in its record and logged as one warning."""
-        record = candidate.record
+    def load(self, record: PluginRecord, load: Callable[[], object]) -> None:
+        """Register what `load` returns. An error is kept in the record and logged as one warning."""
         if taken := self._taken(record.name):
             self.refuse(replace(record, status="failed", reason=taken))
             return
         try:
-            self.register(candidate.load(), record)
+            self.register(load(), record)
         except NotConfiguredError as error:
             self.drop(record, "declined", error)
         except BaseException as error:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,6 @@ from warnings import warn
 
 from pocket_plug.errors import (
     ConfigError,
-    NotConfiguredError,
     PluginError,
     StoreClosedError,
     UnknownStoreError,
@@ -129,17 +129,9 @@ class Pocket:
             if candidate.record.name in unwanted:
                 self._manager.drop(candidate.record, "disabled", f"by {unwanted[candidate.record.name]}")
             else:
-                self._manager.load(candidate)
+                self._manager.load(candidate.record, candidate.load)
         for plugin in plugins:
-            name = self._free_name(plugin)
-            try:
-                self._manager.register(plugin, PluginRecord(name))
-            except NotConfiguredError as error:
-                self._manager.drop(PluginRecord(name), "declined", error)
-            except BaseException as error:
-                if not is_fault(error):
-                    raise
-                self._manager.drop(PluginRecord(name), "failed", error)
+            self._manager.load(PluginRecord(self._free_name(plugin)), partial(_itself, plugin))
         if not third_party:  # the variable, which is for all programs, may name plugins that weren't searched for
             unwanted = {name: where for name, where in unwanted.items() if where != DISABLE}
         self._warn_of_unknown(unwanted)
@@ -430,6 +422,10 @@ class Pocket:
     ) -> Out:
         """Run a graph with this Pocket: its plugins observe the run."""
         return await graph.run(input, pocket=self, run_id=run_id, traceparent=traceparent)
+
+
+def _itself(plugin: object) -> object:
+    return plugin
 
 
 def _current_name(name: str, offers: Mapping[str, tuple[PluginRecord, type[Layer]]]) -> str:
