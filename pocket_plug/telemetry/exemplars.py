@@ -37,11 +37,14 @@ class Exemplars:
     def note(self, data: MetricsData) -> None:
         """Record the exemplars of newly collected metrics."""
         with surviving("recording exemplars"):
-            for resource in data.resource_metrics:
-                for scope in resource.scope_metrics:
-                    for metric in scope.metrics:
-                        if isinstance(metric.data, Histogram):
-                            self._note(metric.name, metric.data)
+            self._note_all(data)
+
+    def _note_all(self, data: MetricsData) -> None:
+        for resource in data.resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    if isinstance(metric.data, Histogram):
+                        self._note(metric.name, metric.data)
 
     def _note(self, name: str, histogram: Histogram) -> None:
         of_metric = self._last.setdefault(_called(name), {})

@@ -112,9 +112,8 @@ class OpenSpans(SpanProcessor):
                 self._awake.wait()
             if not self._ending.wait(pause):
                 began = time.thread_time()
-                with surviving(
-                    "writing the open spans"
-                ):  # neither a full disk nor an odd attribute may stop this thread
+                # neither a full disk nor an odd attribute may stop this thread
+                with surviving("writing the open spans"):
                     self.write()
                 pause = max(INTERVAL, min((time.thread_time() - began) / SHARE, LONGEST))
 

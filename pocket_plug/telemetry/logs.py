@@ -327,9 +327,8 @@ class StandardLogs(logging.Handler):
         """Export the record, and write its line. An error is logged once."""
         if record.levelno == logging.DEBUG and _is_private(record):
             return  # the record before it reports the same exception, without its message
-        with surviving(
-            f"logging a record of {record.name}", silent=True
-        ):  # `str` of a logged object may raise anything
+        # `str` of a logged object may raise anything
+        with surviving(f"logging a record of {record.name}", silent=True):
             event = _event_of(record)
             if not (suppressed() or _emitting.get() or _is_exported_elsewhere(record)):
                 _emit_once(event, record)
