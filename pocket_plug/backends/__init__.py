@@ -1,1 +1,1 @@
-"""The backends that come along, each a plugin module of its own."""
+"""The backend that comes along, `sqlite`, a plugin like any other; and what backends over a network share: `network`, `pool`."""

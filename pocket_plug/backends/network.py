@@ -26,13 +26,14 @@ from pocket_plug.errors import (
     AnswerLostError,
     ConfigError,
     ConflictError,
-    StoreClosedError,
     StoreError,
     StoreUnreachableError,
 )
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.waiting import Waiter, to_its_end, wake
+
+from .pool import closed
 
 T = TypeVar("T")
 
@@ -131,7 +132,7 @@ class PerLoop(Generic[T]):
         client = None if self._is_closed else life.begin()
         with self._lock:
             if client is None or self._is_closed:  # closed meanwhile; the collected generator closes its client
-                raise StoreClosedError("the store is closed; open it again: with SyncStore(…), async with Store(…)")
+                raise closed()
             self._forget_closed_loops()
             self._lives[loop] = life
             self._clients[loop] = client

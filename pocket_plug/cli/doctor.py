@@ -11,13 +11,13 @@ import platform
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import click
 
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from pocket_plug.telemetry.declared import Declared
 
 Verdict = Literal["ok", "note", "wrong"]
-Checks = Iterator["Check"]
+Found = tuple[str, Verdict, str]
+"""The name of a check, its verdict, and what was found; for a problem also how to fix it."""
 
 LOADING = 10
 """Loading plugins may take this many times the timeout for a server: imports can be slow."""
@@ -58,15 +59,13 @@ VERSIONS = (
 """Other distributions whose versions are shown, if they are installed."""
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """The result of one check."""
 
     section: str
     name: str
     verdict: Verdict
     says: str
-    """What was found, and for a problem also how to fix it."""
 
 
 @click.command
@@ -94,7 +93,7 @@ def doctor(timeout: float, as_json: bool) -> int:
     counts = Counter(check.verdict for check in found)
     if as_json:
         numbers = {verdict: counts[verdict] for verdict in get_args(Verdict)}
-        echo_json({"checks": [vars(check) for check in found], **numbers})
+        echo_json({"checks": [check._asdict() for check in found], **numbers})
     else:
         echo(how_many_are_wrong(counts["wrong"]), err=True)
     return int(counts["wrong"] > 0)
@@ -138,41 +137,36 @@ def _print(check: Check, is_first: bool) -> None:
     console.print(line)
 
 
-def _checks(timeout: float) -> Checks:
-    yield from _interpreter()
-    yield from _versions()
+def _checks(timeout: float) -> Iterator[Check]:
+    yield from _of("interpreter", _interpreter())
+    yield from _of("versions", _versions())
     config = Config()
     try:
         path, rule = _which()
     except ConfigError as error:
         yield Check("configuration", "file", "wrong", f"{error}; correct the variable, or unset it")
     else:
-        yield from _configuration(path, rule, timeout)
+        yield from _of("configuration", _configuration(path, rule, timeout))
         config = _readable(path)
     pocket = None
     try:
         pocket = Begun(lambda: _pocket(config), LOADING * timeout).result()
     except TimeoutError:
-        yield Check(
-            "plugins", "all", "wrong", f"loading them takes longer than {LOADING * timeout:g} s: {_how_to_find()}"
-        )
+        says = f"loading them takes longer than {LOADING * timeout:g} s: {_how_to_find()}"
+        yield Check("plugins", "all", "wrong", says)
     except PocketError as error:
         yield Check("plugins", "all", "wrong", str(error))
+    yield from _of("plugins", _plugins(pocket))
     if pocket is not None:
-        known = [record.name for record in pocket.plugins]
-        yield from (_plugin(record, known.count(record.name) == 1) for record in pocket.plugins)
-        for name in named_by_variable():
-            if name not in known:
-                yield Check(
-                    "plugins", name, "wrong", f"{DISABLE}: there is no plugin {name!r}{alternatives(name, known)}"
-                )
-    yield from _libraries()
-    if pocket is not None:
-        yield from _stores(pocket, timeout)
-    yield from _telemetry(timeout)
+        yield from _of("stores", _stores(pocket, timeout))
+    yield from _of("telemetry", _telemetry(timeout))
     if pocket is not None:
         with suppress(TimeoutError):
             Begun(pocket.shutdown, timeout).result()
+
+
+def _of(section: str, found: Iterable[Found]) -> Iterator[Check]:
+    return (Check(section, *each) for each in found)
 
 
 def _how_to_find() -> str:
@@ -180,28 +174,28 @@ def _how_to_find() -> str:
 
 
 # ---------------------------------------------------------------- interpreter and versions
-def _interpreter() -> Checks:
+def _interpreter() -> Iterator[Found]:
     name = f"{platform.python_implementation()} {platform.python_version()}"
-    yield Check("interpreter", name, "ok", f"{sys.executable} on {platform.platform()}")
-    yield Check("interpreter", f"SQLite {sqlite3.sqlite_version}", "ok", "used by the module sqlite3")
+    yield name, "ok", f"{sys.executable} on {platform.platform()}"
+    yield f"SQLite {sqlite3.sqlite_version}", "ok", "used by the module sqlite3"
 
 
-def _versions() -> Checks:
+def _versions() -> Iterator[Found]:
     try:
         ours = distribution(OUR_DISTRIBUTION)
     except PackageNotFoundError:
         says = "not installed: without its metadata its requirements can't be checked; pip install it"
-        yield Check("versions", OUR_DISTRIBUTION, "note", says)
+        yield OUR_DISTRIBUTION, "note", says
     else:
         missing = missing_requirements(ours, (), {})
         says = ours.version
         if missing:
             quoted = " ".join(f"'{each}'" for each in missing)
             says += f"; it requires {', '.join(missing)}, which is not installed; do: pip install {quoted}"
-        yield Check("versions", OUR_DISTRIBUTION, "wrong" if missing else "ok", says)
+        yield OUR_DISTRIBUTION, "wrong" if missing else "ok", says
     for name in VERSIONS:
         try:
-            yield Check("versions", name, "ok", distribution(name).version)
+            yield name, "ok", distribution(name).version
         except PackageNotFoundError:
             continue
 
@@ -217,35 +211,34 @@ def _which() -> tuple[Path | None, str]:
     return found, f"the nearest one, {'in this folder' if found.parent == Path() else 'above this folder'}"
 
 
-def _configuration(path: Path | None, rule: str, timeout: float) -> Checks:
+def _configuration(path: Path | None, rule: str, timeout: float) -> Iterator[Found]:
     if path is None:
         says = f"none: no pocket.toml, and no pyproject.toml with [tool.pocket_plug], in {Path.cwd()} or above it"
-        yield Check("configuration", "file", "ok", says)
+        yield "file", "ok", says
         return
-    yield Check("configuration", "file", "ok", f"{path}: {rule}")
+    yield "file", "ok", f"{path}: {rule}"
     if not os.environ.get("POCKET_PLUG_CONFIG"):
         says = (
             f'they don\'t search for a configuration file; name it: Pocket("{path.name}"), or '
             f"POCKET_PLUG_CONFIG={path.absolute()}"
         )
-        yield Check("configuration", "programs", "note", says)
+        yield "programs", "note", says
     try:
         findings = Begun(lambda: check_config(path), LOADING * timeout).result()
     except TimeoutError:
-        yield Check(
-            "configuration",
+        yield (
             "content",
             "wrong",
             f"checking it takes longer than {LOADING * timeout:g} s: {_how_to_find()}",
         )
         return
     except (PocketError, OSError) as error:
-        yield Check("configuration", "content", "wrong", str(error))
+        yield "content", "wrong", str(error)
         return
     for finding in findings:
-        yield Check("configuration", finding.table or "content", "wrong", str(finding))
+        yield finding.table or "content", "wrong", str(finding)
     if not findings:
-        yield Check("configuration", "content", "ok", "nothing is wrong in it")
+        yield "content", "ok", "nothing is wrong in it"
 
 
 def _readable(path: Path | None) -> Config:
@@ -271,7 +264,18 @@ def _pocket(config: Config) -> Pocket:
     return pocket
 
 
-def _plugin(record: PluginRecord, has_own_name: bool) -> Check:
+def _plugins(pocket: Pocket | None) -> Iterator[Found]:
+    if pocket is not None:
+        known = [record.name for record in pocket.plugins]
+        yield from (_plugin(record, known.count(record.name) == 1) for record in pocket.plugins)
+        for name in named_by_variable():
+            if name not in known:
+                yield name, "wrong", f"{DISABLE}: there is no plugin {name!r}{alternatives(name, known)}"
+    for library in find_libraries():
+        yield library.distribution, "ok", f"{library.version}, a library: it has no entry point, programs import it"
+
+
+def _plugin(record: PluginRecord, has_own_name: bool) -> Found:
     where = f"{record.distribution or record.origin} {record.version or ''}".rstrip()
     verdicts: dict[str, Verdict] = {"active": "ok", "disabled": "ok", "declined": "note", "failed": "wrong"}
     says = f"{where}, {record.verdict}"
@@ -283,18 +287,12 @@ def _plugin(record: PluginRecord, has_own_name: bool) -> Check:
         says += f"; its settings belong in [plugins.{record.name}]"
     if record.failures:
         failed = ", ".join(f"{what} ({times} x)" for what, times in record.failures.items())
-        return Check("plugins", record.name, "wrong", f"{says}, but it failed at {failed}; the log has the reason")
-    return Check("plugins", record.name, verdicts[record.status], says)
-
-
-def _libraries() -> Checks:
-    for library in find_libraries():
-        says = f"{library.version}, a library: it has no entry point, programs import it"
-        yield Check("plugins", library.distribution, "ok", says)
+        return record.name, "wrong", f"{says}, but it failed at {failed}; the log has the reason"
+    return record.name, verdicts[record.status], says
 
 
 # ---------------------------------------------------------------- stores
-def _stores(pocket: Pocket, timeout: float) -> Checks:
+def _stores(pocket: Pocket, timeout: float) -> Iterator[Found]:
     tables = {"store": pocket.config.store} if pocket.config.store.where else {}
     tables |= {f"stores.{name}": table for name, table in pocket.config.stores.items()}
     begun = [(name, table, Begun(_looking(pocket, name, timeout), timeout)) for name, table in tables.items()]
@@ -303,25 +301,23 @@ def _stores(pocket: Pocket, timeout: float) -> Checks:
             yield from looking.result()
         except TimeoutError:
             says = f"{public_url(table.url)}: no answer within {timeout:g} s; check its address and its load"
-            yield Check("stores", name, "wrong", says)
+            yield name, "wrong", says
         except ConfigError:
-            yield Check(
-                "stores", name, "note", "not checked, since it can't be built: see the checks of the configuration"
-            )
+            yield name, "note", "not checked, since it can't be built: see the checks of the configuration"
         except BaseException as error:
             if not is_fault(error):
                 raise
-            yield Check("stores", name, "wrong", _said(error, table))
+            yield name, "wrong", _said(error, table)
     if not tables:
-        yield Check("stores", "store", "ok", "none is configured: the default Pocket's store is in memory")
+        yield "store", "ok", "none is configured: the default Pocket's store is in memory"
 
 
 def _said(error: BaseException, table: StoreTable) -> str:
     return concealed(error, {table.url: public_url(table.url), **variables((table.url, table.layers))})[0]
 
 
-def _looking(pocket: Pocket, name: str, timeout: float) -> Callable[[], list[Check]]:
-    def look() -> list[Check]:
+def _looking(pocket: Pocket, name: str, timeout: float) -> Callable[[], list[Found]]:
+    def look() -> list[Found]:
         store = pocket.store if name == "store" else pocket.stores[name.removeprefix("stores.")]
         found = [
             _verdict(name, backend, run_in_time(partial(backend.probe, timeout), timeout))
@@ -329,18 +325,18 @@ def _looking(pocket: Pocket, name: str, timeout: float) -> Callable[[], list[Che
         ]
         if store.stack.buffered:
             says = "acknowledged writes wait in memory for their backend, and are lost with the process"
-            found.append(Check("stores", name, "note", says))
+            found.append((name, "note", says))
         return found
 
     return look
 
 
-def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
+def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Found:
     if isinstance(backend, Memory):
-        return Check("stores", name, "ok", "in memory: each process has its own, which is lost when the process ends")
+        return name, "ok", "in memory: each process has its own, which is lost when the process ends"
     title = f"{backend!r}"
     if found is None:
-        return Check("stores", name, "note", f"{title}: not checked, since its plugin has no `probe`")
+        return name, "note", f"{title}: not checked, since its plugin has no `probe`"
     says = [title, found.system]
     if found.durability:
         says.append(f"durability {found.durability}")
@@ -356,31 +352,31 @@ def _verdict(name: str, backend: Backend, found: ProbeResult | None) -> Check:
     if found.durability == "none":
         says.append("so acknowledged writes may be lost")
     verdict: Verdict = "wrong" if wrong else "note" if found.durability == "none" else "ok"
-    return Check("stores", name, verdict, "; ".join([*says, *wrong]))
+    return name, verdict, "; ".join([*says, *wrong])
 
 
 # ---------------------------------------------------------------- telemetry
-def _telemetry(timeout: float) -> Checks:
+def _telemetry(timeout: float) -> Iterator[Found]:
     try:
         from pocket_plug.telemetry.declared import declared
     except ConfigError as error:  # from the SDK, which reads some variables during its import
-        yield Check("telemetry", "variables", "wrong", str(error))
+        yield "variables", "wrong", str(error)
         return
     from pocket_plug.telemetry.exporters import SIGNALS, asked, disabled, endpoint, transport
     from pocket_plug.traces.recorded import DEFAULT_FILE
     from pocket_plug.traces.retention import TraceLimits
 
     if disabled():
-        yield Check("telemetry", "all", "note", "off, since OTEL_SDK_DISABLED is true")
+        yield "all", "note", "off, since OTEL_SDK_DISABLED is true"
         return
     try:
         TraceLimits.from_environment()
     except ConfigError as error:
-        yield Check("telemetry", "trace file", "wrong", str(error))
+        yield "trace file", "wrong", str(error)
     try:
         source = declared()
     except ConfigError as error:
-        yield Check("telemetry", "configuration file", "wrong", str(error))
+        yield "configuration file", "wrong", str(error)
         return
     if source is not None:
         yield from _declared(source, timeout)
@@ -389,19 +385,17 @@ def _telemetry(timeout: float) -> Checks:
         try:
             named = asked(signal)
         except ConfigError as error:
-            yield Check("telemetry", signal, "wrong", str(error))
+            yield signal, "wrong", str(error)
             continue
         if "otlp" in named and (wrong := _no_address(endpoint(signal), transport(signal))):
-            yield Check("telemetry", signal, "wrong", wrong)
+            yield signal, "wrong", wrong
             continue
         if named:
             to = f" to {_shown(endpoint(signal))}" if "otlp" in named and endpoint(signal) else ""
-            yield Check("telemetry", signal, "ok", f"{', '.join(named)}{to}")
+            yield signal, "ok", f"{', '.join(named)}{to}"
         else:
             local = f"; observe() and --trace write {DEFAULT_FILE}" if signal == "traces" else ""
-            yield Check(
-                "telemetry", signal, "ok", f"setup() doesn't send them, since no OTEL_* variable says where{local}"
-            )
+            yield signal, "ok", f"setup() doesn't send them, since no OTEL_* variable says where{local}"
         if signal == "traces" and "otlp" in named:
             from pocket_plug.telemetry.probing import send_test_span
 
@@ -420,37 +414,35 @@ def _shown(url: str) -> str:
     return summary(url) if "@" in url and "://" not in url else public_url(url)
 
 
-def _declared(source: Declared, timeout: float) -> Checks:
+def _declared(source: Declared, timeout: float) -> Iterator[Found]:
     """Checks of OpenTelemetry's configuration file, which is used instead of all other variables."""
     from pocket_plug.telemetry.exporters import SIGNALS
     from pocket_plug.telemetry.probing import send_as_declared
 
     if source.disabled:
-        yield Check("telemetry", "configuration file", "note", f"{source} switches telemetry off")
+        yield "configuration file", "note", f"{source} switches telemetry off"
         return
-    yield Check("telemetry", "configuration file", "ok", f"{source} is used, and no other OTEL_* variable")
+    yield "configuration file", "ok", f"{source} is used, and no other OTEL_* variable"
     for signal in SIGNALS:
         try:
             named, to = source.exporters(signal), " and ".join(map(public_url, source.endpoints(signal)))
             source.try_exporters(signal)
         except ConfigError as error:
-            yield Check("telemetry", signal, "wrong", str(error))
+            yield signal, "wrong", str(error)
             continue
         says = f"{', '.join(named)}{f' to {to}' if to else ''}" if named else "not sent: the file names no exporter"
-        yield Check("telemetry", signal, "ok", says)
+        yield signal, "ok", says
         if signal == "traces" and any(name.startswith("otlp_") for name in named):
             yield _span(timeout, partial(send_as_declared, source))
 
 
-def _span(timeout: float, send: Callable[[], str]) -> Check:
+def _span(timeout: float, send: Callable[[], str]) -> Found:
     try:
-        return Check("telemetry", "span", "ok", f"{Begun(send, timeout).result()} accepted a test span")
+        return "span", "ok", f"{Begun(send, timeout).result()} accepted a test span"
     except TimeoutError:
-        return Check(
-            "telemetry", "span", "wrong", f"no answer within {timeout:g} s; check the endpoint's address and load"
-        )
+        return "span", "wrong", f"no answer within {timeout:g} s; check the endpoint's address and load"
     except BaseException as error:
         if not is_fault(error):
             raise
         said = str(error) if isinstance(error, ConnectionError | ConfigError) else concealed(error, {})[0]
-        return Check("telemetry", "span", "wrong", f"not accepted: {said}")
+        return "span", "wrong", f"not accepted: {said}"

@@ -22,7 +22,6 @@ from .output import as_json, echo, echo_json, echo_value, plural, print_table, p
 from .trace_diff import diff
 from .trace_texts import FINE, figures_head, figures_row, outcome_text
 from .traces_found import (
-    default_file,
     found_traces,
     in_file,
     no_file,
@@ -75,7 +74,7 @@ trace.add_command(diff)
 )
 @as_json
 def ls(
-    file: Path | None,
+    file: Path,
     graph: str | None,
     failed: bool,
     error: str | None,
@@ -151,7 +150,7 @@ def _moment(since: float | None) -> float:
 @of_graph
 @since_then
 @as_json
-def stats(file: Path | None, graph: str | None, since: float | None, as_json: bool) -> None:
+def stats(file: Path, graph: str | None, since: float | None, as_json: bool) -> None:
     """Show durations and failures of graphs and nodes.
 
     They are summed up over all recorded runs. Below each graph are its nodes, sorted by total time. Runs that haven't
@@ -174,7 +173,7 @@ def stats(file: Path | None, graph: str | None, since: float | None, as_json: bo
 @in_file
 @click.option("--older", type=duration, metavar="TIME", help="Traces that ended longer ago: 30d.")
 @click.option("--all", "everything", is_flag=True, help="All traces, except those in progress.")
-def rm(names: tuple[str, ...], file: Path | None, older: float | None, everything: bool) -> int:
+def rm(names: tuple[str, ...], file: Path, older: float | None, everything: bool) -> int:
     """Remove traces of each RUN, or old ones.
 
     RUN is named as for `show`. Whole traces are removed, but never a trace that is in progress. If a RUN doesn't exist,
@@ -182,14 +181,13 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
     """
     if sum((bool(names), older is not None, everything)) != 1:
         raise click.UsageError("say what to remove: RUNs, or --older TIME, or --all")
-    path = file or default_file()
     missing: list[str] = []
     with opened_index(file) as index:
         traces = index.ended_before(_moment(older) if older is not None else math.inf if everything else 0)
         runs = [*index.runs()]
         for name in names:
             try:
-                traces |= traces_of_run(index, name, path)
+                traces |= traces_of_run(index, name, file)
             except UnknownRunError as error:
                 missing.append(str(error))
         alive = {each.span.trace_id for each in index.open_spans(traces) if each.alive}
@@ -202,16 +200,16 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
     from pocket_plug.traces.retention import without
 
     try:
-        removed = without(path, traces) if traces else 0
+        removed = without(file, traces) if traces else 0
     except FileNotFoundError:
-        raise no_file(path) from None
+        raise no_file(file) from None
     except BlockingIOError as error:
         raise click.ClickException(f"nothing was removed: {error}; try again") from error
     except OSError as error:
         raise ConfigError(
-            f"nothing was removed from {path}, since the new file beside it can't be written: {error.strerror}"
+            f"nothing was removed from {file}, since the new file beside it can't be written: {error.strerror}"
         ) from error
-    remove_left(path, traces)
+    remove_left(file, traces)
     gone = len({run.run_id for run in runs if run.trace_id in traces})
     echo(f"removed {plural(gone, 'run')}, {plural(removed, 'span')}", err=True)
     for each in missing:
@@ -236,7 +234,7 @@ def rm(names: tuple[str, ...], file: Path | None, older: float | None, everythin
 def show(
     run: str | None,
     other: str | None,
-    file: Path | None,
+    file: Path,
     html: str | None,
     opens: bool,
     watch: bool,
@@ -271,13 +269,13 @@ def show(
     if as_json and (html is not None or opens):
         raise click.UsageError("--json can't be combined with --html or --open; give only one of them")
     if watch:
-        with readable(file or default_file()):
-            return follow(file or default_file(), run)
-    traces, open_spans = found_traces(file or default_file(), run)
+        with readable(file):
+            return follow(file, run)
+    traces, open_spans = found_traces(file, run)
     if as_json:
         echo_json([{"trace_id": each.id, "spans": each.spans} for each in traces])
     elif html is not None or opens:
-        return _paint(traces if other is None else _beside(traces, file or default_file(), other), html, opens)
+        return _paint(traces if other is None else _beside(traces, file, other), html, opens)
     else:
         for each in traces:
             _print(each, [found for found in open_spans if found.span.trace_id == each.id], views)

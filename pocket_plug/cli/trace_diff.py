@@ -13,7 +13,7 @@ from pocket_plug.errors import UnknownRunError
 
 from .output import as_json, echo, echo_json, print_table
 from .trace_texts import outcome_text
-from .traces_found import default_file, executions, in_file, is_trace_id, opened_index
+from .traces_found import executions, in_file, is_trace_id, opened_index
 from .trees import local_time
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("other", required=False)
 @in_file
 @as_json
-def diff(run: str | None, other: str | None, file: Path | None, as_json: bool) -> None:
+def diff(run: str | None, other: str | None, file: Path, as_json: bool) -> None:
     """Compare a run with OTHER, or with its predecessor.
 
     The predecessor is the run of the same graph before it. The outcomes, the durations, and the times for each span name
@@ -36,11 +36,10 @@ def diff(run: str | None, other: str | None, file: Path | None, as_json: bool) -
     Without a number, all executions of a run are summed up. A run that hasn't ended can be compared too; it is marked as
     in `ls`: running or unfinished.
     """
-    path = file or default_file()
     with opened_index(file) as index:
         runs = [*index.runs()]
-        after = _meant(runs, run, path)
-        before = _before(runs, after, path) if other is None else _meant(runs, other, path, "OTHER")
+        after = _meant(runs, run, file)
+        before = _before(runs, after, file) if other is None else _meant(runs, other, file, "OTHER")
         ids = {each.trace_id for each in (*before, *after)}
         spans = [*index.spans(ids)]
         until = {each.span.span_id: time.time_ns() if each.alive else each.seen for each in index.open_spans(ids)}

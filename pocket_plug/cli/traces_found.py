@@ -20,10 +20,18 @@ if TYPE_CHECKING:
     from pocket_plug.traces.recorded import Trace
     from pocket_plug.traces.summary import RunSummary
 
+
+def _or_default(_context: click.Context, _parameter: click.Parameter, given: Path | None) -> Path:
+    from pocket_plug.traces.recorded import DEFAULT_FILE  # here, since the help doesn't need it
+
+    return given or DEFAULT_FILE
+
+
 in_file = click.option(
     "--file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
+    callback=_or_default,
     help="The trace file.  [default: .pocket_plug/traces.jsonl]",
 )
 
@@ -32,19 +40,11 @@ LARGE = 5_000_000
 """For a file of more bytes, a terminal shows the progress of reading."""
 
 
-def default_file() -> Path:
-    """The trace file if none is given."""
-    from pocket_plug.traces.recorded import DEFAULT_FILE
-
-    return DEFAULT_FILE
-
-
 @contextmanager
-def opened_index(file: Path | None) -> Generator[TraceIndex]:
+def opened_index(path: Path) -> Generator[TraceIndex]:
     """The index of a trace file; says how many lines could not be read."""
     from pocket_plug.traces.index import TraceIndex
 
-    path = file or default_file()
     with readable(path):
         size = path.stat().st_size if path.exists() else 0
         with progress("reading", size if size > LARGE else 0) as advance:

@@ -21,12 +21,12 @@ from opentelemetry import trace
 from opentelemetry.context import attach, detach
 from typing_extensions import Unpack
 
-from pocket_plug.errors import ConfigError, RouteError, is_fault, suggest
+from pocket_plug.errors import ConfigError, RouteError, suggest
 from pocket_plug.hookspecs import NodeCall, Observer, Run, RunNotice, hookimpl
 from pocket_plug.otel import open_runs
 from pocket_plug.otel.late import measuring_context
-from pocket_plug.otel.reporting import changed, suppressed
-from pocket_plug.primitives.failures import error_type, say_once, stack_of
+from pocket_plug.otel.reporting import changed, suppressed, surviving
+from pocket_plug.primitives.failures import error_type, stack_of
 from pocket_plug.primitives.redaction import summary
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Entry, Keeper, Put
 from pocket_plug.store.keys import template_of
@@ -136,12 +136,8 @@ class LoggingPlugin:
         """Log the first time that a plugin fails at something."""
         if _wanted(self._chosen()) and not suppressed() and _structlog_is_configured():  # logging has it already
             about = {"plugin": plugin.name, "part": what, "error_type": error_type(error)}
-            try:
+            with surviving("logging that a plugin failed", silent=True):  # a user's processor may raise anything
                 _say(look(), "warning", "pocket_plug.plugin.failed", **about)
-            except BaseException as failure:  # a user's processor may raise anything
-                if not is_fault(failure):
-                    raise
-                say_once("logging that a plugin failed", failure, silent=True)
 
 
 def _wanted(chosen: Settings) -> bool:
@@ -490,10 +486,5 @@ class Logging(Layer):
         self._log(method, "pocket_plug.store", duration=duration, **fields)
 
     def _log(self, method: Method, event: str, **fields: object) -> None:
-        """Log; an error of structlog's processors is reported once, since it must not fail the store."""
-        try:
+        with surviving("logging a store operation", silent=True):  # a user's processor may raise anything
             _log_with_ids(method, event, **self._about, **fields)
-        except BaseException as failure:  # a user's processor may raise anything
-            if not is_fault(failure):
-                raise
-            say_once("logging a store operation", failure, silent=True)

@@ -13,11 +13,9 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status, StatusCode
 from opentelemetry.util.types import Attributes, AttributeValue
 
-from pocket_plug.errors import is_fault
-from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.locks import RLock
 
-from .reporting import current_context
+from .reporting import current_context, surviving
 
 
 class LateSpan(Span):
@@ -50,14 +48,10 @@ class LateSpan(Span):
             with self._lock:
                 if self._span is None:
                     self._span = self._outer()  # for requests during `_begin`, as a processor may make
-                    try:
+                    with surviving("tracing an item"):  # a user's sampler or processor may raise anything
                         if not self._dismissed:
                             self._span = self._begin()
                             self.has_begun = True
-                    except BaseException as error:  # a user's sampler or processor may raise anything
-                        if not is_fault(error):
-                            raise
-                        say_once("tracing an item", error)
                 span = self._span
         return span
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
-from pocket_plug.errors import is_fault
-from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import after_fork
+
+from .reporting import surviving
 
 INTERRUPTED: Final = "interrupted"
 """The outcome, in telemetry, of runs that were open when a signal ended the process. No `Run` object ever has it."""
@@ -43,9 +43,5 @@ def interrupt(reason: str) -> None:
     for reference in reversed(_open.keyrefs()):
         if (part := reference()) is not None and _open.pop(part, False):
             _interrupted.add(part)
-            try:
+            with surviving("reporting that a run was interrupted", silent=True):  # as a user's log processor may
                 part.interrupt(reason)
-            except BaseException as error:  # a user's log processor may raise anything
-                if not is_fault(error):
-                    raise
-                say_once("reporting that a run was interrupted", error, silent=True)

@@ -39,6 +39,28 @@ SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 """The semantic conventions that the names of attributes and metrics follow."""
 
 
+# ---------------------------------------------------------------- failures
+class surviving:
+    """A block of telemetry that must not fail the program: what it raises is logged once, as by `say_once`.
+
+    >>> with surviving("counting"):
+    ...     raise ValueError
+    """
+
+    __slots__ = ("_silent", "_what")
+
+    def __init__(self, what: str, *, silent: bool = False) -> None:
+        self._what, self._silent = what, silent
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, stack: object) -> bool:
+        if error is None or not is_fault(error):
+            return False
+        say_once(self._what, error, silent=self._silent)
+        return True
+
+
 # ---------------------------------------------------------------- settings
 def changed(layer: str, settings: S, changes: Mapping[str, Any]) -> S:
     """A layer's settings (a dataclass) with changes. Raises ConfigError for an unknown setting."""
@@ -110,13 +132,9 @@ def loaded(ask: Callable[[], P], stand_in: Q, variable: str) -> P | Q:
 
     Such variables are set for all programs of a machine, and not each has the provider installed.
     """
-    try:
+    with surviving(f"loading the provider that {variable} names"):
         return ask()
-    except BaseException as error:
-        if not is_fault(error):
-            raise
-        say_once(f"loading the provider that {variable} names", error)
-        return stand_in
+    return stand_in
 
 
 # ---------------------------------------------------------------- names

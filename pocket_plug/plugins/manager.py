@@ -37,7 +37,6 @@ from pocket_plug.primitives.redaction import conceal
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 
-from .discovery import Candidate
 from .tables import alternatives
 
 if TYPE_CHECKING:
@@ -76,14 +75,13 @@ class Manager:
         """All plugins that were found, in the order of registration; at the end, those without a name or with a taken one."""
         return (*self._records.values(), *self._nameless)
 
-    def load(self, candidate: Candidate) -> None:
-        """Import a candidate and register it. An error is kept in its record and logged as one warning."""
-        record = candidate.record
+    def load(self, record: PluginRecord, load: Callable[[], object]) -> None:
+        """Register what `load` returns. An error is kept in the record and logged as one warning."""
         if taken := self._taken(record.name):
             self.refuse(replace(record, status="failed", reason=taken))
             return
         try:
-            self.register(candidate.load(), record)
+            self.register(load(), record)
         except NotConfiguredError as error:
             self.drop(record, "declined", error)
         except BaseException as error:
@@ -286,11 +284,11 @@ class Manager:
 
     def backends(self) -> Mapping[str, tuple[PluginRecord, Callable[[str], Backend]]]:
         """The functions that make a backend from a URL, by scheme, each with its plugin."""
-        return self._collect("pocket_backends", _backends)
+        return self._collect("pocket_backends", partial(_by_scheme, "{'redis': RedisBackend}"))
 
     def executors(self) -> Mapping[str, tuple[PluginRecord, Callable[[str], Executor]]]:
         """The functions that make an executor from a URL, by scheme, each with its plugin."""
-        return self._collect("pocket_executors", _executors)
+        return self._collect("pocket_executors", partial(_by_scheme, "{'dask': DaskExecutor.from_url}"))
 
     def commands(self) -> Mapping[str, tuple[PluginRecord, click.Command]]:
         """The commands that plugins add to the command line, by name, each with its plugin."""
@@ -433,15 +431,7 @@ def _layers(answer: Any) -> Iterable[tuple[str, type[Layer]]]:
         yield layer.name, layer
 
 
-def _backends(answer: Any) -> Iterable[tuple[str, Callable[[str], Backend]]]:
-    yield from _by_scheme(answer, "{'redis': RedisBackend}")
-
-
-def _executors(answer: Any) -> Iterable[tuple[str, Callable[[str], Executor]]]:
-    yield from _by_scheme(answer, "{'dask': DaskExecutor.from_url}")
-
-
-def _by_scheme(answer: Any, example: str) -> Iterable[tuple[str, Any]]:
+def _by_scheme(example: str, answer: Any) -> Iterable[tuple[str, Any]]:
     if not isinstance(answer, Mapping):
         raise TypeError(f"it returned {type(answer).__name__}, not a mapping of URL schemes: {example}")
     for scheme, make in cast("Mapping[str, Any]", answer).items():

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from types import ModuleType
@@ -18,13 +19,10 @@ from warnings import warn
 
 from pocket_plug.errors import (
     ConfigError,
-    NotConfiguredError,
     PluginError,
-    PocketError,
     StoreClosedError,
     UnknownStoreError,
     is_fault,
-    suggest,
 )
 from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run, RunNotice
 from pocket_plug.otel.additions import Additions
@@ -33,13 +31,13 @@ from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import snake_case
-from pocket_plug.primitives.redaction import URL_SCHEME, public_url, summary
 from pocket_plug.primitives.secret_options import variables
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.resolving import LayerSpec
 
+from .by_url import made_backend
 from .config import (
     Config,
     StoreTable,
@@ -131,17 +129,9 @@ class Pocket:
             if candidate.record.name in unwanted:
                 self._manager.drop(candidate.record, "disabled", f"by {unwanted[candidate.record.name]}")
             else:
-                self._manager.load(candidate)
+                self._manager.load(candidate.record, candidate.load)
         for plugin in plugins:
-            name = self._free_name(plugin)
-            try:
-                self._manager.register(plugin, PluginRecord(name))
-            except NotConfiguredError as error:
-                self._manager.drop(PluginRecord(name), "declined", error)
-            except BaseException as error:
-                if not is_fault(error):
-                    raise
-                self._manager.drop(PluginRecord(name), "failed", error)
+            self._manager.load(PluginRecord(self._free_name(plugin)), partial(_itself, plugin))
         if not third_party:  # the variable, which is for all programs, may name plugins that weren't searched for
             unwanted = {name: where for name, where in unwanted.items() if where != DISABLE}
         self._warn_of_unknown(unwanted)
@@ -274,43 +264,7 @@ class Pocket:
         if url == "memory://":
             return Memory()
         self._ask_types()
-        known = self._manager.backends()
-        schemes = ", ".join(f"{scheme}://" for scheme in sorted({"memory", *known}))
-        found = URL_SCHEME.match(url)
-        if not url:
-            raise ConfigError(
-                f"the store's URL is empty (an environment variable that is?); it must begin with one of: {schemes}"
-            )
-        if found is None:
-            # there may be a secret before an @ or in `password=…`
-            given = summary(url) if {*url} & {*"@="} else repr(url)
-            raise ConfigError(
-                f"{given} is not a store's URL (for a file: sqlite:///state.db); it must begin with one of: {schemes}"
-            )
-        scheme = found[1].lower()
-        if scheme == "memory":
-            raise ConfigError(
-                f"{public_url(url)!r}: nothing may follow memory://; each store with this URL has its own memory"
-            )
-        if scheme not in known:
-            why = (
-                why_missing("backend", scheme, self.plugins)
-                or f"; there is: {schemes}.{suggest(scheme, ['memory', *known])}"
-            )
-            raise ConfigError(f"{public_url(url)!r}: no plugin offers {scheme}://{why}")
-        record, make = known[scheme]
-        try:
-            backend: Any = make(url)
-        except BaseException as error:
-            if not is_fault(error):
-                raise
-            said, cause = concealed(error, {url: public_url(url)})
-            if isinstance(error, PocketError) and cause is not None:
-                raise
-            raise ConfigError(f"{public_url(url)!r}: plugin {record} could not make a backend: {said}") from cause
-        if not isinstance(backend, Backend):
-            raise PluginError(f"{public_url(url)!r}: plugin {record} returned {summary(backend)}, not a Backend")
-        return backend
+        return made_backend(url, self._manager)
 
     def layer(self, spec: LayerSpec, /, *, where: str = "") -> Layer:
         """A layer's recipe by name, or from `{"use": name, option: value}`.
@@ -338,7 +292,7 @@ class Pocket:
             return executor
         known = self._executors.get(executor)
         if known is None:
-            from .executors import found_executor
+            from .by_url import found_executor
 
             with self._lock:
                 url, make = found_executor(executor, self.config, self._manager)
@@ -468,6 +422,10 @@ class Pocket:
     ) -> Out:
         """Run a graph with this Pocket: its plugins observe the run."""
         return await graph.run(input, pocket=self, run_id=run_id, traceparent=traceparent)
+
+
+def _itself(plugin: object) -> object:
+    return plugin
 
 
 def _current_name(name: str, offers: Mapping[str, tuple[PluginRecord, type[Layer]]]) -> str:

@@ -4,7 +4,7 @@
 `setup()` is for production: it sends traces, metrics and logs to where `OTEL_*` variables say.
 
 - `wiring`: `observe` and `setup`. `ending`: flushes and closes at the end of the process. `providers`: the global providers.
-- `environment`, `exporters`: the settings of `OTEL_*` variables. `declared`: those of a configuration file. `following`: reports
+- `environment`, `exporters`: the settings of `OTEL_*` variables. `declared`: those of a configuration file. `rejections`: reports
   invalid ones as ConfigError. `export`: a queue before each exporter.
 - `logs`: structlog and standard logging. `local`: the trace file. `live`: a file of the open spans beside it.
 - `tree`: draws a trace in the terminal when it ends. `notebook`: in a notebook. `messages`: exception messages for this machine.

@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics.export import Histogram, HistogramDataPoint, MetricsData
 from opentelemetry.trace import format_span_id, format_trace_id
 
-from pocket_plug.errors import is_fault
-from pocket_plug.primitives.failures import say_once
+from pocket_plug.otel.reporting import surviving
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -38,7 +36,7 @@ class Exemplars:
 
     def note(self, data: MetricsData) -> None:
         """Record the exemplars of newly collected metrics."""
-        with _logging_failure("recording exemplars"):
+        with surviving("recording exemplars"):
             self._note_all(data)
 
     def _note_all(self, data: MetricsData) -> None:
@@ -61,7 +59,7 @@ class Exemplars:
     def put_on(self, family: Metric) -> Metric:
         """Add exemplars to the buckets of a metric family."""
         if family.type == "histogram":
-            with _logging_failure("adding exemplars to a metric"):
+            with surviving("adding exemplars to a metric"):
                 self._put_on(family)
         return family
 
@@ -86,16 +84,6 @@ class _Registry:
     def restricted_registry(self, names: list[str]) -> Any:
         # it never contains OpenTelemetry's metrics, so no exemplars either
         return self._registry.restricted_registry(names)
-
-
-@contextmanager
-def _logging_failure(what: str) -> Generator[None]:
-    try:
-        yield
-    except BaseException as error:
-        if not is_fault(error):
-            raise
-        say_once(what, error)
 
 
 def _called(name: str) -> str:

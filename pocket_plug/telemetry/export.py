@@ -44,8 +44,9 @@ _logger = logging.getLogger("pocket_plug")
 
 
 class Part(Protocol):
-    """A processor or reader, which can be shut down."""
+    """A processor, reader or exporter: it can be flushed and shut down."""
 
+    def force_flush(self, timeout_millis: int = ..., /) -> bool: ...
     def shutdown(self) -> None: ...
 
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
-from pocket_plug.errors import is_fault
-from pocket_plug.primitives.failures import say_once
+from pocket_plug.otel.reporting import surviving
 from pocket_plug.primitives.files import make_folder, private
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import Flag, RLock
@@ -113,12 +112,9 @@ class OpenSpans(SpanProcessor):
                 self._awake.wait()
             if not self._ending.wait(pause):
                 began = time.thread_time()
-                try:
+                # neither a full disk nor an odd attribute may stop this thread
+                with surviving("writing the open spans"):
                     self.write()
-                except BaseException as error:  # neither a full disk nor an odd attribute may stop this thread
-                    if not is_fault(error):
-                        raise
-                    say_once("writing the open spans", error)
                 pause = max(INTERVAL, min((time.thread_time() - began) / SHARE, LONGEST))
 
     def write(self, clock: Callable[[], float] = time.time) -> None:

@@ -26,8 +26,8 @@ from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 from pocket_plug.errors import ConfigError, is_fault, suggest
 from pocket_plug.layers import logging as own_events
 from pocket_plug.layers.logging import LEVELS, add_ids, attributes_of
-from pocket_plug.otel.reporting import SCHEMA_URL, own_version, suppressed
-from pocket_plug.primitives.failures import Told, capped, error_text, error_type, say_once, stack_of
+from pocket_plug.otel.reporting import SCHEMA_URL, own_version, suppressed, surviving
+from pocket_plug.primitives.failures import Told, capped, error_text, error_type, stack_of
 from pocket_plug.primitives.terminal import escaped, is_terminal
 
 _SEVERITIES = {
@@ -51,13 +51,9 @@ def export_event(logger: WrappedLogger, method: str, event: EventDict) -> EventD
     The event is passed on unchanged. Put it before the renderer:
     `structlog.configure(processors=[merge_contextvars, …, export_event, JSONRenderer()])`.
     """
-    try:
+    with surviving("exporting a log event", silent=True):
         if not suppressed():  # otherwise an exporter that logs would export its own records for ever
             _emit(method, event)
-    except BaseException as error:  # a log record that can't be exported must not raise in the code that logs
-        if not is_fault(error):
-            raise
-        say_once("exporting a log event", error, silent=True)
     return event
 
 
@@ -331,16 +327,13 @@ class StandardLogs(logging.Handler):
         """Export the record, and write its line. An error is logged once."""
         if record.levelno == logging.DEBUG and _is_private(record):
             return  # the record before it reports the same exception, without its message
-        try:
+        # `str` of a logged object may raise anything
+        with surviving(f"logging a record of {record.name}", silent=True):
             event = _event_of(record)
             if not (suppressed() or _emitting.get() or _is_exported_elsewhere(record)):
                 _emit_once(event, record)
             if self._rendering and (record.levelno >= logging.WARNING or not suppressed()):
                 self._write_line(event, record)
-        except BaseException as error:  # `str` of a logged object may raise anything
-            if not is_fault(error):
-                raise
-            say_once(f"logging a record of {record.name}", error, silent=True)
 
     def _write_line(self, event: EventDict, record: logging.LogRecord) -> None:
         made = datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z")

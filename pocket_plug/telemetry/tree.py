@@ -13,8 +13,7 @@ from opentelemetry.trace import StatusCode
 from rich.console import Console
 from rich.text import Text
 
-from pocket_plug.errors import is_fault
-from pocket_plug.primitives.failures import say_once
+from pocket_plug.otel.reporting import surviving
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.terminal import is_terminal
 from pocket_plug.traces.drawing import draw, on_console
@@ -143,12 +142,8 @@ class TreeProcessor(SpanProcessor):
                 self._held.pop(context.trace_id, None)
         scope = span.instrumentation_scope
         if spans or scope is None or scope.name != STORE_SCOPE:
-            try:
+            with surviving("drawing a trace"):  # the terminal may be closed or broken
                 self._draw(span, spans, more)
-            except BaseException as error:  # a closed or broken terminal must not end a run
-                if not is_fault(error):
-                    raise
-                say_once("drawing a trace", error)
 
     @property
     def held(self) -> int:

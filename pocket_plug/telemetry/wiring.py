@@ -15,7 +15,7 @@ from functools import partial
 from itertools import dropwhile
 from math import ceil, inf
 from pathlib import Path
-from typing import Protocol, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk._logs import LogRecordProcessor
@@ -36,7 +36,7 @@ from pocket_plug.traces.retention import TraceLimits
 from .declared import declared
 from .ending import in_time, no_sigterm, watch_sigterm, watch_the_end
 from .environment import Environment, Source
-from .export import LogExport, MetricExport, SpanExport, ended_by
+from .export import LogExport, MetricExport, Part, SpanExport, ended_by
 from .exporters import Signal
 from .live import OpenSpans
 from .local import FileExporter, where_to_look
@@ -337,7 +337,7 @@ class Telemetry:
         """How many ended spans and log records are not exported: they are queued, were dropped from a full queue, or refused."""
         return sum(part.backlog.unsent for part in self._queues())
 
-    def _parts(self) -> list[_Part]:
+    def _parts(self) -> list[Part]:
         return [*self._spans, *self._records, *self._readers]
 
     @property
@@ -391,13 +391,6 @@ class Telemetry:
                 _logger.warning("telemetry: %d %s were not exported%s", part.backlog.unsent, part.backlog.what, why)
         if any(isinstance(reader, MetricExport) and reader.is_behind for reader in self._readers):
             _logger.warning("telemetry: the last metrics were not exported%s", why)
-
-
-class _Part(Protocol):
-    """A processor or reader: it can be flushed and shut down."""
-
-    def force_flush(self, timeout_millis: int = ..., /) -> bool: ...
-    def shutdown(self) -> None: ...
 
 
 def _close_all() -> None:

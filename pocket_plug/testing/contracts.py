@@ -21,7 +21,7 @@ from pocket_plug.testing.concurrency_contract import ConcurrencyContract
 from pocket_plug.testing.entry_contract import EntryContract
 from pocket_plug.testing.list_contract import ListContract
 from pocket_plug.testing.scan_contract import ScanContract
-from pocket_plug.testing.scenarios import HANGS, Scenario, increment, keys_of, works_in_a_child
+from pocket_plug.testing.scenarios import HANGS, Scenario, awaited_by, increment, keys_of, works_in_a_child
 from pocket_plug.testing.store_contract import StoreContract
 
 
@@ -69,30 +69,27 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
         return run
 
     # ------------------------------------------------------------ kinds of callers
-    def test_it_is_as_inline_as_it_says(self, run: Callable[[Scenario], None]) -> None:
+    @awaited_by("run")
+    async def test_it_is_as_inline_as_it_says(self, backend: Backend) -> None:
         """Operations that are declared inline never suspend; without `needs_loop`, threads without a loop can run them."""
+        version = await backend.write([Put("a", 1)])
+        if backend.inline_read:
+            assert drive_inline(backend.write([], {"a": version, "b": 0})) == version
+            assert drive_inline(backend.read("a")) == await backend.read("a")
+            assert drive_inline(backend.read_many(["a"])) == await backend.read_many(["a"])
+            assert drive_inline(keys_of(backend)) == ["a"]
+        if backend.inline_write:
+            drive_inline(backend.write([Put("inline", 1)]))
+        if not backend.needs_loop:
+            drive(backend.write([Put("while this loop is blocked", 1)]))
+        home = asyncio.get_running_loop()
 
-        async def scenario(backend: Backend) -> None:
-            version = await backend.write([Put("a", 1)])
-            if backend.inline_read:
-                assert drive_inline(backend.write([], {"a": version, "b": 0})) == version
-                assert drive_inline(backend.read("a")) == await backend.read("a")
-                assert drive_inline(backend.read_many(["a"])) == await backend.read_many(["a"])
-                assert drive_inline(keys_of(backend)) == ["a"]
-            if backend.inline_write:
-                drive_inline(backend.write([Put("inline", 1)]))
-            if not backend.needs_loop:
-                drive(backend.write([Put("while this loop is blocked", 1)]))
-            home = asyncio.get_running_loop()
+        def from_a_thread() -> int:
+            writing = backend.write([Put("from a thread", 1)])
+            return run_on(home, writing) if backend.needs_loop else drive(writing)
 
-            def from_a_thread() -> int:
-                writing = backend.write([Put("from a thread", 1)])
-                return run_on(home, writing) if backend.needs_loop else drive(writing)
-
-            version = await asyncio.to_thread(from_a_thread)
-            assert await backend.read("from a thread") == Entry(1, version)
-
-        run(scenario)
+        version = await asyncio.to_thread(from_a_thread)
+        assert await backend.read("from a thread") == Entry(1, version)
 
     def test_any_loop_may_use_it(self, make_backend: Callable[[], Backend], clock: FakeClock) -> None:
         """Opened on a loop that has ended, it is used on twenty others one by one, on five at once, and closed on another one."""
@@ -182,27 +179,24 @@ class BackendContract(ListContract, StoreContract, ConcurrencyContract, ScanCont
             run(scenario)
 
     # ------------------------------------------------------------ opening and closing
-    def test_after_close_everything_is_refused(self, run: Callable[[Scenario], None]) -> None:
+    @awaited_by("run")
+    async def test_after_close_everything_is_refused(self, backend: Backend) -> None:
         """StoreClosedError at once, never an answer that looks like missing data. Closing twice is allowed."""
-
-        async def scenario(backend: Backend) -> None:
-            await backend.write([Put("a", 1)])
-            await backend.close()
-            await backend.close()
-            uses: list[Callable[[], Coroutine[object, object, object]]] = [
-                lambda: backend.read("a"),
-                lambda: backend.read_many(["a"]),
-                lambda: backend.write([Put("b", 1)]),
-                lambda: backend.write([Put("b", 1)], {"a": 0}),
-                lambda: backend.write([Delete("a")]),
-                lambda: backend.write([], {"a": 0}),
-                lambda: keys_of(backend),
-            ]
-            for use in uses:
-                with pytest.raises(StoreClosedError):
-                    await use()
-
-        run(scenario)
+        await backend.write([Put("a", 1)])
+        await backend.close()
+        await backend.close()
+        uses: list[Callable[[], Coroutine[object, object, object]]] = [
+            lambda: backend.read("a"),
+            lambda: backend.read_many(["a"]),
+            lambda: backend.write([Put("b", 1)]),
+            lambda: backend.write([Put("b", 1)], {"a": 0}),
+            lambda: backend.write([Delete("a")]),
+            lambda: backend.write([], {"a": 0}),
+            lambda: keys_of(backend),
+        ]
+        for use in uses:
+            with pytest.raises(StoreClosedError):
+                await use()
 
     def test_a_write_under_way_at_close_lands_or_says_so(self, run: Callable[[Scenario], None]) -> None:
         """Each write during a close is either acknowledged or refused, and after a restart it is there or not accordingly."""

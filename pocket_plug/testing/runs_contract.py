@@ -32,7 +32,7 @@ from pocket_plug.store.backend import Backend
 from pocket_plug.store.store import Store
 from pocket_plug.store.views import StoreWriter
 from pocket_plug.testing.clock import FakeClock
-from pocket_plug.testing.scenarios import die_where_it_hangs, fork
+from pocket_plug.testing.scenarios import awaited_by, die_where_it_hangs, fork
 
 Scenario = Callable[[Store], Awaitable[None]]
 
@@ -93,133 +93,111 @@ class RunsContract:
         return run
 
     # ------------------------------------------------------------ reading
-    def test_pages_have_each_run_once_the_newest_first(self, run: Callable[[Scenario], None]) -> None:
+    @awaited_by("run")
+    async def test_pages_have_each_run_once_the_newest_first(self, store: Store) -> None:
         """For all states and graphs, and any page size."""
+        ids = await _some_of_each(store)
+        runs = Runs(store)
+        for limit in (1, 2, 5, 100):
+            seen, after = list[str](), None
+            while True:
+                page = await runs.list(limit=limit, after=after)
+                assert len(page.runs) == limit or page.after is None
+                seen += [each.run_id for each in page.runs]
+                assert len(seen) <= len(ids), "a run is on two pages"
+                if (after := page.after) is None:
+                    break
+            assert seen == ids[::-1]
 
-        async def scenario(store: Store) -> None:
-            ids = await _some_of_each(store)
-            runs = Runs(store)
-            for limit in (1, 2, 5, 100):
-                seen, after = list[str](), None
-                while True:
-                    page = await runs.list(limit=limit, after=after)
-                    assert len(page.runs) == limit or page.after is None
-                    seen += [each.run_id for each in page.runs]
-                    assert len(seen) <= len(ids), "a run is on two pages"
-                    if (after := page.after) is None:
-                        break
-                assert seen == ids[::-1]
-
-        run(scenario)
-
-    def test_lists_of_states_graphs_and_times(self, run: Callable[[Scenario], None]) -> None:
+    @awaited_by("run")
+    async def test_lists_of_states_graphs_and_times(self, store: Store) -> None:
         """Each filter alone and combined; if nothing matches, the page is empty."""
+        ids = await _some_of_each(store)
+        runs = Runs(store)
+        everything = (await runs.list()).runs[::-1]
+        kinds: list[tuple[RunState, str]] = [("suspended", "asking"), ("failed", "failing"), ("finished", "plain")]
+        for state, graph in kinds:
+            wanted = [each for each in ids if each.endswith(state)]
+            assert [each.run_id for each in (await runs.list(state=state)).runs] == wanted[::-1]
+            assert [each.run_id for each in (await runs.list(graph=graph)).runs] == wanted[::-1]
+            assert (await runs.list(state="pending", graph=graph)).runs == ()
+        both = await runs.list(state={"failed", "suspended"}, since=everything[2].started, until=everything[6].started)
+        assert [each.run_id for each in both.runs] == [each for each in ids[2:6] if not each.endswith("finished")][::-1]
 
-        async def scenario(store: Store) -> None:
-            ids = await _some_of_each(store)
-            runs = Runs(store)
-            everything = (await runs.list()).runs[::-1]
-            kinds: list[tuple[RunState, str]] = [("suspended", "asking"), ("failed", "failing"), ("finished", "plain")]
-            for state, graph in kinds:
-                wanted = [each for each in ids if each.endswith(state)]
-                assert [each.run_id for each in (await runs.list(state=state)).runs] == wanted[::-1]
-                assert [each.run_id for each in (await runs.list(graph=graph)).runs] == wanted[::-1]
-                assert (await runs.list(state="pending", graph=graph)).runs == ()
-            both = await runs.list(
-                state={"failed", "suspended"}, since=everything[2].started, until=everything[6].started
-            )
-            assert [each.run_id for each in both.runs] == [each for each in ids[2:6] if not each.endswith("finished")][
-                ::-1
-            ]
-
-        run(scenario)
-
-    def test_a_failure_is_kept_and_tried_again(self, run: Callable[[Scenario], None]) -> None:
+    @awaited_by("run")
+    async def test_a_failure_is_kept_and_tried_again(self, store: Store) -> None:
         """The run has the error and its place. A retry makes it pending and keeps the failure; a resume is a new execution."""
-
-        async def scenario(store: Store) -> None:
-            _, failing, _ = _graphs(store)
-            runs = Runs(store)
-            with pytest.raises(RuntimeError, match="closed"):
-                await failing.run("word", run_id="r")
-            info = await runs.get("r")
-            assert (info.state, info.node, info.executions) == ("failed", "_fails", 1)
-            assert info.failure is not None
-            assert (info.failure.type, info.failure.message, info.failure.node) == ("RuntimeError", "closed", "_fails")
-            retried = await runs.retry("r")
-            assert (retried.state, retried.failure) == ("pending", info.failure)
-            assert (await runs.retry("r")).state == "pending"
-            with pytest.raises(RuntimeError, match="closed"):
-                await failing.resume("r")
-            history = await runs.history("r")
-            assert [(each.number, each.left) for each in history.executions] == [(1, "pending"), (2, "failed")]
-            assert [each.message for each in history.failures] == ["closed", "closed"]
-
-        run(scenario)
+        _, failing, _ = _graphs(store)
+        runs = Runs(store)
+        with pytest.raises(RuntimeError, match="closed"):
+            await failing.run("word", run_id="r")
+        info = await runs.get("r")
+        assert (info.state, info.node, info.executions) == ("failed", "_fails", 1)
+        assert info.failure is not None
+        assert (info.failure.type, info.failure.message, info.failure.node) == ("RuntimeError", "closed", "_fails")
+        retried = await runs.retry("r")
+        assert (retried.state, retried.failure) == ("pending", info.failure)
+        assert (await runs.retry("r")).state == "pending"
+        with pytest.raises(RuntimeError, match="closed"):
+            await failing.resume("r")
+        history = await runs.history("r")
+        assert [(each.number, each.left) for each in history.executions] == [(1, "pending"), (2, "failed")]
+        assert [each.message for each in history.failures] == ["closed", "closed"]
 
     # ------------------------------------------------------------ changing
-    def test_a_cancelled_run_stays_so(self, run: Callable[[Scenario], None]) -> None:
+    @awaited_by("run")
+    async def test_a_cancelled_run_stays_so(self, store: Store) -> None:
         """It can't be resumed, answered or retried; cancelling again changes nothing; a finished run can't be cancelled."""
+        asking, _, plain = _graphs(store)
+        runs = Runs(store)
+        with pytest.raises(RunSuspendedError):
+            await asking.run("go", run_id="r")
+        assert (await runs.cancel("r")).state == "cancelled"
+        assert (await runs.cancel("r")).state == "cancelled"
+        with pytest.raises(RunCancelledError):
+            await asking.resume("r")
+        for refused in (runs.answer("r", True), runs.retry("r")):
+            with pytest.raises(RunStateError) as told:
+                await refused
+            assert told.value.state == "cancelled"
+        await plain.run("x", run_id="done")
+        with pytest.raises(RunStateError, match="finished"):
+            await runs.cancel("done")
+        with pytest.raises(UnknownRunError):
+            await runs.cancel("none")
 
-        async def scenario(store: Store) -> None:
-            asking, _, plain = _graphs(store)
-            runs = Runs(store)
-            with pytest.raises(RunSuspendedError):
-                await asking.run("go", run_id="r")
-            assert (await runs.cancel("r")).state == "cancelled"
-            assert (await runs.cancel("r")).state == "cancelled"
-            with pytest.raises(RunCancelledError):
-                await asking.resume("r")
-            for refused in (runs.answer("r", True), runs.retry("r")):
-                with pytest.raises(RunStateError) as told:
-                    await refused
-                assert told.value.state == "cancelled"
-            await plain.run("x", run_id="done")
-            with pytest.raises(RunStateError, match="finished"):
-                await runs.cancel("done")
-            with pytest.raises(UnknownRunError):
-                await runs.cancel("none")
-
-        run(scenario)
-
-    def test_an_answer_is_for_one_question(self, run: Callable[[Scenario], None]) -> None:
+    @awaited_by("run")
+    async def test_an_answer_is_for_one_question(self, store: Store) -> None:
         """It makes the run pending. The same answer may be given again, another one not, and one of a wrong type never."""
+        asking, _, _ = _graphs(store)
+        runs = Runs(store)
+        with pytest.raises(RunSuspendedError):
+            await asking.run("go", run_id="r")
+        (question,) = await runs.questions("r")
+        assert (question.id, question.question.load(), question.choices) == ("ask#1", "go?", (True, False))
+        with pytest.raises(InputError, match="asks for True or False"):
+            await runs.answer("r", 1)
+        with pytest.raises(RunMismatchError, match="it has no question 'other#1'"):
+            await runs.answer("r", True, question="other#1")
+        assert (await runs.answer("r", True)).state == "pending"
+        assert (await runs.answer("r", True, question="ask#1")).state == "pending"
+        with pytest.raises(RunMismatchError, match="with another answer"):
+            await runs.answer("r", False)
+        assert await asking.resume("r") == "go True"
+        assert await store.get("counted") == 1
 
-        async def scenario(store: Store) -> None:
-            asking, _, _ = _graphs(store)
-            runs = Runs(store)
-            with pytest.raises(RunSuspendedError):
-                await asking.run("go", run_id="r")
-            (question,) = await runs.questions("r")
-            assert (question.id, question.question.load(), question.choices) == ("ask#1", "go?", (True, False))
-            with pytest.raises(InputError, match="asks for True or False"):
-                await runs.answer("r", 1)
-            with pytest.raises(RunMismatchError, match="it has no question 'other#1'"):
-                await runs.answer("r", True, question="other#1")
-            assert (await runs.answer("r", True)).state == "pending"
-            assert (await runs.answer("r", True, question="ask#1")).state == "pending"
-            with pytest.raises(RunMismatchError, match="with another answer"):
-                await runs.answer("r", False)
-            assert await asking.resume("r") == "go True"
-            assert await store.get("counted") == 1
-
-        run(scenario)
-
-    def test_nothing_is_left_of_a_removed_run(self, run: Callable[[Scenario], None]) -> None:
+    @awaited_by("run")
+    async def test_nothing_is_left_of_a_removed_run(self, store: Store) -> None:
         """In any state; its id is free again, and other runs are unchanged."""
-
-        async def scenario(store: Store) -> None:
-            ids = await _some_of_each(store)
-            runs = Runs(store)
-            for run_id in ids[1:]:
-                assert await runs.remove(run_id)
-                assert not await runs.remove(run_id)
-            assert [each.run_id for each in (await runs.list()).runs] == ids[:1]
-            assert await runs.remove(ids[0])
-            left = [key async for key in store.stack.scan("pocket:run") if key != "pocket:run-indexed"]
-            assert left == []
-
-        run(scenario)
+        ids = await _some_of_each(store)
+        runs = Runs(store)
+        for run_id in ids[1:]:
+            assert await runs.remove(run_id)
+            assert not await runs.remove(run_id)
+        assert [each.run_id for each in (await runs.list()).runs] == ids[:1]
+        assert await runs.remove(ids[0])
+        left = [key async for key in store.stack.scan("pocket:run") if key != "pocket:run-indexed"]
+        assert left == []
 
     # ------------------------------------------------------------ racing
     if hasattr(os, "fork"):

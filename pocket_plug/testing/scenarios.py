@@ -2,6 +2,7 @@
 
 import asyncio
 import faulthandler
+import inspect
 import os
 import signal
 import string
@@ -11,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import contextmanager, suppress
+from functools import wraps
 from random import Random
 from typing import TypeVar
 
@@ -26,6 +28,32 @@ T = TypeVar("T")
 Scenario = Callable[[Backend], Awaitable[None]]
 HANGS = 30.0
 """Seconds after which something counts as hanging; a passing test doesn't wait."""
+
+
+def awaited_by(fixture: str) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., None]]:
+    """For a test that is a coroutine function; pytest gets a plain one. The fixture is a function that opens what the test uses,
+    and awaits the test with it as the first argument. The other arguments are fixtures as well.
+    """
+
+    def decorated(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+        itself, _, *others = inspect.signature(test).parameters.values()
+        run = inspect.Parameter(fixture, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        signature = inspect.Signature([itself, run, *others])
+
+        @wraps(test)
+        def opened(*given: object, **fixtures: object) -> None:
+            contract, run, *others = signature.bind(*given, **fixtures).args
+
+            async def scenario(used: object) -> None:
+                await test(contract, used, *others)
+
+            run(scenario)
+
+        setattr(opened, "__signature__", signature)  # noqa: B010 - pytest reads it, and type checkers don't know it
+        return opened
+
+    return decorated
+
 
 _LETTERS = (
     string.ascii_letters + string.digits,

@@ -29,7 +29,7 @@ from pocket_plug.store.resolving import resolve_backend
 from pocket_plug.store.sync import SyncStore
 from pocket_plug.testing.clock import FakeClock
 from pocket_plug.testing.proxy import Proxy
-from pocket_plug.testing.scenarios import HANGS, increment, keys_of
+from pocket_plug.testing.scenarios import HANGS, awaited_by, increment, keys_of
 from pocket_plug.testing.servers import Server, free_port
 from pocket_plug.testing.several import Use, in_threads, on_loops_of_threads, opened
 from pocket_plug.testing.shared_contract import SharedBackendContract
@@ -143,162 +143,137 @@ class ServerBackendContract(SharedBackendContract):
         assert entry is not None
         return entry
 
-    def test_a_lost_answer_of_a_conflict_is_a_conflict(self, through: Callable[..., Any], proxy: Proxy) -> None:
+    @awaited_by("through")
+    async def test_a_lost_answer_of_a_conflict_is_a_conflict(self, backend: Backend, proxy: Proxy) -> None:
         """Nothing is written, and the error names the same keys."""
+        version = await backend.write([Put("lost:a", 1)])
+        proxy.swallow(b"lost:a")
+        with pytest.raises(ConflictError) as caught:
+            await backend.write([Put("lost:a", 2), Put("b", 2)], {"lost:a": version + 1000})
+        proxy.wait()
+        assert caught.value.keys == {"lost:a"}
+        assert await backend.read_many(["lost:a", "b"]) == {"lost:a": Entry(1, version)}
 
-        async def scenario(backend: Backend) -> None:
-            version = await backend.write([Put("lost:a", 1)])
-            proxy.swallow(b"lost:a")
-            with pytest.raises(ConflictError) as caught:
-                await backend.write([Put("lost:a", 2), Put("b", 2)], {"lost:a": version + 1000})
-            proxy.wait()
-            assert caught.value.keys == {"lost:a"}
-            assert await backend.read_many(["lost:a", "b"]) == {"lost:a": Entry(1, version)}
-
-        through(scenario)
-
-    def test_reads_scans_and_checks_are_done_again(self, through: Callable[..., Any], proxy: Proxy) -> None:
+    @awaited_by("through")
+    async def test_reads_scans_and_checks_are_done_again(self, backend: Backend, proxy: Proxy) -> None:
         """Whatever answer is lost, the result is right."""
-
-        async def scenario(backend: Backend) -> None:
-            version = await backend.write([Put(f"lost:{n}", n) for n in range(5)])
-            names = [f"lost:{n}" for n in range(5)]
-            for lose in (proxy.swallow, proxy.drop):
-                lose(b"lost:3")
-                assert await backend.read("lost:3") == Entry(3, version)
-                proxy.wait()
-                lose(b"lost:3")
-                assert list(await backend.read_many(names)) == names
-                proxy.wait()
-                lose(b"lost:3")
-                assert await backend.write([], {"lost:3": version}) >= version
-                proxy.wait()
-                lose(b"lost:")
-                assert await keys_of(backend, "lost:") == names
-                proxy.wait()
-
-        through(scenario)
+        version = await backend.write([Put(f"lost:{n}", n) for n in range(5)])
+        names = [f"lost:{n}" for n in range(5)]
+        for lose in (proxy.swallow, proxy.drop):
+            lose(b"lost:3")
+            assert await backend.read("lost:3") == Entry(3, version)
+            proxy.wait()
+            lose(b"lost:3")
+            assert list(await backend.read_many(names)) == names
+            proxy.wait()
+            lose(b"lost:3")
+            assert await backend.write([], {"lost:3": version}) >= version
+            proxy.wait()
+            lose(b"lost:")
+            assert await keys_of(backend, "lost:") == names
+            proxy.wait()
 
     @pytest.mark.parametrize("later", [0, 1], ids=["at once", "after the next write"])
-    def test_a_copy_that_comes_late_does_nothing(
-        self,
-        through: Callable[..., Any],
-        proxy: Proxy,
-        make_backend: Callable[[], Backend],
-        clock: FakeClock,
-        later: int,
+    @awaited_by("through")
+    async def test_a_copy_that_comes_late_does_nothing(
+        self, backend: Backend, proxy: Proxy, make_backend: Callable[[], Backend], clock: FakeClock, later: int
     ) -> None:
         """A repeated write exists twice. Its outcome, success or conflict, doesn't change when the other copy arrives, though
         what the copy expects may be true again by then; also if the caller has made other writes."""
+        other = make_backend()
+        other.clock = clock
 
-        async def scenario(backend: Backend) -> None:
-            other = make_backend()
-            other.clock = clock
+        async def meanwhile(other: Backend) -> None:
+            proxy.delay(b"late:done")
+            landed = await backend.write([Put("late:done", 1)], {"late:done": 0})
+            await other.write([Delete("late:done")], {"late:done": landed})
+            for n in range(later):
+                await backend.write([Put("next", n)])
+            proxy.release()
+            assert await backend.read("late:done") is None
+            assert await other.version() >= landed
 
-            async def meanwhile(other: Backend) -> None:
-                proxy.delay(b"late:done")
-                landed = await backend.write([Put("late:done", 1)], {"late:done": 0})
-                await other.write([Delete("late:done")], {"late:done": landed})
-                for n in range(later):
-                    await backend.write([Put("next", n)])
-                proxy.release()
-                assert await backend.read("late:done") is None
-                assert await other.version() >= landed
+            proxy.delay(b"late:refused")
+            writing = asyncio.ensure_future(backend.write([Put("late:refused", 1)], {"late:refused": 0}))
+            await asyncio.to_thread(proxy.wait)
+            await other.write([Put("late:refused", 2)])
+            with pytest.raises(ConflictError):
+                await writing
+            await other.write([Delete("late:refused")])
+            for n in range(later):
+                await backend.write([Put("next", n)])
+            proxy.release()
+            assert await backend.read("late:refused") is None
 
-                proxy.delay(b"late:refused")
-                writing = asyncio.ensure_future(backend.write([Put("late:refused", 1)], {"late:refused": 0}))
-                await asyncio.to_thread(proxy.wait)
-                await other.write([Put("late:refused", 2)])
-                with pytest.raises(ConflictError):
-                    await writing
-                await other.write([Delete("late:refused")])
-                for n in range(later):
-                    await backend.write([Put("next", n)])
-                proxy.release()
-                assert await backend.read("late:refused") is None
+        await opened(other, meanwhile)
 
-            await opened(other, meanwhile)
-
-        through(scenario)
-
-    def test_connections_that_were_cut_are_made_again(self, through: Callable[..., Any], proxy: Proxy) -> None:
+    @awaited_by("through")
+    async def test_connections_that_were_cut_are_made_again(self, backend: Backend, proxy: Proxy) -> None:
         """Callers notice nothing of cut connections, idle or in use, on this loop and on others."""
+        for n in range(3):
+            await asyncio.gather(*(backend.read(f"k{m}") for m in range(10)))
+            proxy.cut()
+            version = await backend.write([Put("a", n)])
+            proxy.cut()
+            assert await backend.read("a") == Entry(n, version)
+            proxy.cut()
+            assert await keys_of(backend) == ["a"]
+            proxy.cut()
+            [other] = await on_loops_of_threads([lambda: backend.read("a")])
+            assert other == Entry(n, version)
 
-        async def scenario(backend: Backend) -> None:
-            for n in range(3):
-                await asyncio.gather(*(backend.read(f"k{m}") for m in range(10)))
-                proxy.cut()
-                version = await backend.write([Put("a", n)])
-                proxy.cut()
-                assert await backend.read("a") == Entry(n, version)
-                proxy.cut()
-                assert await keys_of(backend) == ["a"]
-                proxy.cut()
-                [other] = await on_loops_of_threads([lambda: backend.read("a")])
-                assert other == Entry(n, version)
-
-        through(scenario)
-
-    def test_connections_that_lead_nowhere_cost_one_attempt(self, through: Callable[..., Any], proxy: Proxy) -> None:
+    @awaited_by("through")
+    async def test_connections_that_lead_nowhere_cost_one_attempt(self, backend: Backend, proxy: Proxy) -> None:
         """The server's machine has lost its power, or a firewall has forgotten idle connections, so that nothing closes them: an
         operation doesn't try one after the other until its patience is over."""
-
-        async def scenario(backend: Backend) -> None:
-            version = await backend.write([Put("a", 1)])
-            await asyncio.gather(*(backend.read("a") for _ in range(30)))
-            proxy.silence()
-            assert await backend.read("a") == Entry(1, version)
-            await asyncio.gather(*(backend.read("a") for _ in range(30)))
-            proxy.silence()
-            assert await backend.write([Put("a", 2)]) > version
-
-        through(scenario, timeout=1, patience=4)
+        version = await backend.write([Put("a", 1)])
+        await asyncio.gather(*(backend.read("a") for _ in range(30)))
+        proxy.silence()
+        assert await backend.read("a") == Entry(1, version)
+        await asyncio.gather(*(backend.read("a") for _ in range(30)))
+        proxy.silence()
+        assert await backend.write([Put("a", 2)]) > version
 
     # ------------------------------------------------------------ a server that doesn't answer
-    def test_a_server_that_does_not_answer_is_an_error_in_time(
-        self, hasty: Callable[[Use], Any], server: Server
-    ) -> None:
+    @awaited_by("hasty")
+    async def test_a_server_that_does_not_answer_is_an_error_in_time(self, backend: Backend, server: Server) -> None:
         """Reads and writes raise a StoreError that names the server, other tasks run meanwhile, and all works again when the
         server answers."""
+        version = await backend.write([Put("a", 1)])
+        server.stop()
+        try:
+            turns = 0
 
-        async def scenario(backend: Backend) -> None:
-            version = await backend.write([Put("a", 1)])
-            server.stop()
-            try:
-                turns = 0
+            async def go_on() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await asyncio.sleep(0.01)
 
-                async def go_on() -> None:
-                    nonlocal turns
-                    while True:
-                        turns += 1
-                        await asyncio.sleep(0.01)
-
-                others = asyncio.ensure_future(go_on())
-                with pytest.raises(AnswerLostError, match=str(server.port)):
-                    await backend.write([Put("b", 1)])
-                outcomes = await asyncio.gather(
-                    backend.read("a"),
-                    backend.read_many(["a", "b"]),
-                    backend.write([Put("c", 1)]),
-                    backend.write([], {"a": version}),
-                    keys_of(backend),
-                    backend.version(),
-                    return_exceptions=True,
-                )
-                others.cancel()
-                assert turns > 10
-                for outcome in outcomes:
-                    assert isinstance(outcome, StoreError), outcome
-                    assert str(server.port) in str(outcome)
-            finally:
-                server.go_on()
-            for key in ("b", "c"):
-                found = await self.settled(backend, key)
-                assert found is None or (key == "b" or isinstance(outcomes[2], AnswerLostError))
-            assert await backend.read("a") == Entry(1, version)
-            assert await backend.write([Put("c", 2)]) > version
-
-        hasty(scenario)
+            others = asyncio.ensure_future(go_on())
+            with pytest.raises(AnswerLostError, match=str(server.port)):
+                await backend.write([Put("b", 1)])
+            outcomes = await asyncio.gather(
+                backend.read("a"),
+                backend.read_many(["a", "b"]),
+                backend.write([Put("c", 1)]),
+                backend.write([], {"a": version}),
+                keys_of(backend),
+                backend.version(),
+                return_exceptions=True,
+            )
+            others.cancel()
+            assert turns > 10
+            for outcome in outcomes:
+                assert isinstance(outcome, StoreError), outcome
+                assert str(server.port) in str(outcome)
+        finally:
+            server.go_on()
+        for key in ("b", "c"):
+            found = await self.settled(backend, key)
+            assert found is None or (key == "b" or isinstance(outcomes[2], AnswerLostError))
+        assert await backend.read("a") == Entry(1, version)
+        assert await backend.write([Put("c", 2)]) > version
 
     async def settled(self, backend: Backend, key: str) -> Entry | None:
         """The entry of a key after all writes with unknown outcome have ended."""
@@ -310,28 +285,25 @@ class ServerBackendContract(SharedBackendContract):
             except ConflictError:
                 continue
 
-    def test_who_is_cancelled_while_the_server_does_not_answer_ends(
-        self, hasty: Callable[[Use], Any], server: Server
+    @awaited_by("hasty")
+    async def test_who_is_cancelled_while_the_server_does_not_answer_ends(
+        self, backend: Backend, server: Server
     ) -> None:
         """Cancelled reads and writes end in time, and others don't get their connections."""
-
-        async def scenario(backend: Backend) -> None:
-            version = await backend.write([Put("a", 1)])
-            for operation in (lambda: backend.read("a"), lambda: backend.write([Put("b", 1)])):
-                server.stop()
-                try:
-                    task = asyncio.ensure_future(operation())
-                    await asyncio.sleep(0.05)
-                    task.cancel()
-                    done, _ = await asyncio.wait([task], timeout=HANGS)
-                    assert done
-                    assert task.cancelled() or isinstance(task.exception(), StoreError)
-                finally:
-                    server.go_on()
-            for _ in range(10):
-                assert await backend.read("a") == Entry(1, version)
-
-        hasty(scenario)
+        version = await backend.write([Put("a", 1)])
+        for operation in (lambda: backend.read("a"), lambda: backend.write([Put("b", 1)])):
+            server.stop()
+            try:
+                task = asyncio.ensure_future(operation())
+                await asyncio.sleep(0.05)
+                task.cancel()
+                done, _ = await asyncio.wait([task], timeout=HANGS)
+                assert done
+                assert task.cancelled() or isinstance(task.exception(), StoreError)
+            finally:
+                server.go_on()
+        for _ in range(10):
+            assert await backend.read("a") == Entry(1, version)
 
     def test_callers_without_a_loop_are_told_in_time(self, url: str, server: Server) -> None:
         """A SyncStore in several threads raises StoreError in each, and works again afterwards; closing it doesn't hang."""

@@ -174,12 +174,12 @@ def test_a_caller_that_gets_no_connection_gets_the_reason(
     monkeypatch.setattr(connections, "MOST", 1)
 
     async def use(backend: Redis) -> None:
-        pool, place, patient = backend._opened().here(), connections.Place(), backend.retrying
-        await pool.take(place)
+        pool, patient = backend._opened().here(), backend.retrying
+        await pool.take("test")
         backend.retrying = replace(patient, patience=0.2)
         with pytest.raises(StoreError, match="no free connection of the"):
             await backend.read("a")
-        pool.leave(place, True)
+        pool.leave("test")
         backend.retrying = patient
         assert await backend.read("a") is None
 
@@ -287,7 +287,7 @@ def test_a_server_that_comes_back_with_other_settings_gets_no_write(is_idle: boo
                 if is_idle:  # the server closes the connection before it is used again
                     _cli(server, "CONFIG", "SET", *setting.split())
                     _cli(server, "CLIENT", "KILL", "TYPE", "normal")
-                    while not connections.has_ended(backend._opened().here()._free[-1]):
+                    while not connections.has_ended(backend._opened().here()._idle[-1]):
                         await asyncio.sleep(0)
                 else:
                     server.stop()
@@ -330,7 +330,7 @@ def test_nothing_is_sent_on_a_connection_that_the_server_has_closed() -> None:
         async def use(backend: Redis) -> None:
             await asyncio.gather(*(backend.write([Put(f"k{n}", 1)]) for n in range(5)))
             server.kill()
-            while not all(connections.has_ended(each) for each in backend._opened().here()._free):
+            while not all(connections.has_ended(each) for each in backend._opened().here()._idle):
                 await asyncio.sleep(0)
             with pytest.raises(StoreUnreachableError, match=f"127.0.0.1:{server.port}"):
                 await backend.write([Put("a", 2)])

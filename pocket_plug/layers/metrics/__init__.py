@@ -5,7 +5,7 @@ own counters cost thirty times a read. Attributes never have a key, a value, a r
 a program (graphs, nodes, actions, exceptions, namespaces) only a limited number of different ones, then `_OTHER`.
 
 `settings` has the settings, `counting` the integers and their names, `instruments` publishes them to a provider; `runs` and
-`stores` measure.
+`stores` measure, `recorded` counts the durable runs of a store.
 """
 
 from __future__ import annotations

@@ -17,11 +17,10 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from pocket_plug.codec import Sealed, default_codec
+from pocket_plug.codec import Sealed, default_codec, record_of
 from pocket_plug.errors import CodecError, ConfigError, ConflictError, StoreBusyError, StoreClosedError, StoreError
 from pocket_plug.primitives.forking import after_fork, new_rlock
 from pocket_plug.primitives.locks import Lock, in_the_middle, is_held_here
-from pocket_plug.primitives.shown_names import shown_name
 from pocket_plug.primitives.waiting import Waiter, drive, wake
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Delete, Entry, Put, is_expected
 from pocket_plug.store.scanning import merged
@@ -240,6 +239,10 @@ class WriteBehind(Backend):
             "async with Store(…)), or it was opened by the process that this one was forked from"
         )
 
+    def _refuse_unless_open(self) -> None:
+        if not self._is_open:
+            raise self.not_open()
+
     def _refuse_in_between(self) -> None:
         """Raise StoreError if this interrupts an operation of the same thread: the draining thread waits for its end."""
         if is_held_here(self._lock):
@@ -247,8 +250,7 @@ class WriteBehind(Backend):
 
     def _refuse_unless_usable(self) -> None:
         """Raise the error of the last try to write, if there is one, and let the thread try again."""
-        if not self._is_open:
-            raise self.not_open()
+        self._refuse_unless_open()
         self._raise_intrusion()
         if self._failure is not None:
             self._try_again = True
@@ -276,7 +278,7 @@ class WriteBehind(Backend):
 
     def _find(self, key: str) -> _Queued | None:
         with self._lock:
-            if not self._is_open:
+            if not self._is_open:  # in place, for each read
                 raise self.not_open()
             return self._queued(key)
 
@@ -289,8 +291,7 @@ class WriteBehind(Backend):
         landed: list[Queue] = []
         try:
             with self._lock:
-                if not self._is_open:
-                    raise self.not_open()
+                self._refuse_unless_open()
                 missing = tuple(key for key in keys if self._queued(key) is None)
                 if not missing:
                     return then(dict((key, found) for key in keys if (found := self._queued(key)) is not None))
@@ -329,8 +330,7 @@ class WriteBehind(Backend):
     ) -> AsyncIterator[str]:
         """The keys of both in one order; each is listed if it is alive when the scan reaches it."""
         with self._lock:
-            if not self._is_open:
-                raise self.not_open()
+            self._refuse_unless_open()
             queued = {**self._in_flight, **self._pending}
         if limit == 0:
             return
@@ -353,8 +353,7 @@ class WriteBehind(Backend):
 
     async def version(self) -> int:
         """The last version that a write got. The durable backend's counter follows it."""
-        if not self._is_open:
-            raise self.not_open()
+        self._refuse_unless_open()
         return self._version
 
     async def check(self) -> list[str]:
@@ -370,10 +369,9 @@ class WriteBehind(Backend):
         """Queue all changes or none, once there is room. Raises CodecError for a value that can't be stored."""
         self._refuse_in_between()
         if not changes:
-            if not self._is_open:
-                raise self.not_open()
             return await self._enter((), expect)
-        records = [self._record(change) for change in changes]
+        # Encoded here: a value may be changed by its owner from now on, and one that can't be stored must be refused.
+        records = [record_of(change.key, change.value) if isinstance(change, Put) else None for change in changes]
         ticket = _Ticket(min(len({change.key for change in changes}), self.max_pending))
         try:
             await self._reserve(ticket)
@@ -384,15 +382,6 @@ class WriteBehind(Backend):
             except BaseException:  # interrupted
                 self._free_slots(ticket)
                 raise
-
-    def _record(self, change: Change) -> bytes | None:
-        """The bytes of a value: its owner may change it from now on, and a value that can't be stored is refused here."""
-        if not isinstance(change, Put):
-            return None
-        try:
-            return default_codec.encode(change.value)
-        except CodecError as error:
-            raise type(error)(f"key {shown_name(change.key)!r}: {error}") from error
 
     async def _reserve(self, ticket: _Ticket) -> None:
         """Wait for room, in line."""
@@ -453,8 +442,7 @@ class WriteBehind(Backend):
 
     def _queue(self, changes: Iterable[tuple[Change, bytes | None]], known: Mapping[str, _Queued | Entry]) -> int:
         """Add the changes to the queue, with the next version, and notify the thread."""
-        if not self._is_open:
-            raise self.not_open()
+        self._refuse_unless_open()
         if not changes:
             return self._version
         version = highest = self._version + 1
@@ -482,8 +470,7 @@ class WriteBehind(Backend):
         waiter = Waiter[None]()
         try:
             with self._lock:
-                if not self._is_open:
-                    raise self.not_open()
+                self._refuse_unless_open()
                 if not self._pending and not self._in_flight:
                     wake([waiter.give(None)])
                 else:

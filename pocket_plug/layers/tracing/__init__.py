@@ -4,8 +4,9 @@ Whether spans are made is decided when a run starts, and at each operation of a 
 look. Where instrumentation is suppressed, as in an exporter, none are made. Unless `capture` asks for more, spans have
 neither keys nor values nor messages: only declared key templates, and the types of exceptions.
 
-`settings` has the settings and the provider, `spans` what all spans share, `runs` and `stores` make them, `capture` makes
-the attributes with keys, values and messages. Plugins add others by the hook `pocket_span_additions`.
+`settings` has the settings and the provider, `spans` what all spans share, `runs` and `stores` make them; `fan_outs` chooses the
+items that have one. `capture` makes the attributes with keys, values and messages, `local_messages` keeps messages for this
+machine. Plugins add others by the hook `pocket_span_additions`.
 """
 
 from __future__ import annotations

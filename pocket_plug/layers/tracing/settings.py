@@ -17,11 +17,10 @@ from opentelemetry import trace
 from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, TracerProvider
 from typing_extensions import Unpack
 
-from pocket_plug.errors import ConfigError, is_fault
+from pocket_plug.errors import ConfigError
 from pocket_plug.otel.additions import NONE, Additions
-from pocket_plug.otel.reporting import SCHEMA_URL, changed, globals_of, loaded, own_version
+from pocket_plug.otel.reporting import SCHEMA_URL, changed, globals_of, loaded, own_version, surviving
 from pocket_plug.primitives.default_pocket import find_default_pocket
-from pocket_plug.primitives.failures import say_once
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.redaction import Redact as Redact
 
@@ -233,14 +232,10 @@ class Asked(Protocol):
 
 def additions_of_default() -> Additions:
     """What the plugins of the default Pocket add; nothing if there can't be one."""
-    try:
+    with surviving("asking the default Pocket what its plugins add to spans"):
         pocket: Asked = find_default_pocket()
         return pocket.additions()
-    except BaseException as error:
-        if not is_fault(error):
-            raise
-        say_once("asking the default Pocket what its plugins add to spans", error)
-        return NONE
+    return NONE
 
 
 class Listening:

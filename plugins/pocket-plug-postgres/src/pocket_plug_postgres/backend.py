@@ -24,6 +24,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo
 
 from pocket_plug.backends.network import Attempt, PerLoop, Retrying, Slots, Token, check_store
+from pocket_plug.backends.pool import Pool
 from pocket_plug.codec import bound, default_codec, is_whole, place_of, record_of
 from pocket_plug.errors import (
     AnswerLostError,
@@ -56,7 +57,7 @@ from .binary import (
     pack_small,
 )
 from .failures import explained
-from .link import ConnectionLostError, Link, Pool, Row, Statement, connected
+from .link import ConnectionLostError, Link, Row, Statement, connected
 from .schema import DataSet, check_server, find_faults, find_or_make, look_at
 from .turns import Turn, had
 from .watching import Subscription
@@ -140,8 +141,8 @@ class PostgreSQL(Backend):
         self._data = DataSet(f"postgresql at {at}/{database}, store {store!r}", store)
         self._retrying = Retrying(self._data.server, (ConnectionLostError,), timeout, patience)
         self._slots = Slots()
-        self._pools: PerLoop[Pool] | None = None
-        self._turn_pools: PerLoop[Pool] | None = None
+        self._pools: PerLoop[Pool[Link]] | None = None
+        self._turn_pools: PerLoop[Pool[Link]] | None = None
         self._is_prepared = False
         self._subscription: Subscription | None = None
         self._unreaped = 0
@@ -167,7 +168,7 @@ class PostgreSQL(Backend):
             return
         timeout = self._retrying.timeout
         self._pools = PerLoop(self._new_pool, lambda pool: pool.close(timeout))
-        self._turn_pools = PerLoop(lambda: Pool(self._connect, TURN_CONNECTIONS), lambda pool: pool.close(timeout))
+        self._turn_pools = PerLoop(lambda: self._pool(TURN_CONNECTIONS), lambda pool: pool.close(timeout))
         try:
             await self._retrying(lambda attempt: self._with_link(attempt, self._prepare))
         except BaseException:
@@ -177,11 +178,14 @@ class PostgreSQL(Backend):
         if self._subscription is not None:
             self._subscription.start()
 
-    def _new_pool(self) -> Pool:
+    def _new_pool(self) -> Pool[Link]:
         """Make the pool of a loop that uses the backend for the first time. In a forked child, also start the subscription."""
         if self._subscription is not None and self._is_prepared:
             self._subscription.start()
-        return Pool(self._connect, self.connections)
+        return self._pool(self.connections)
+
+    def _pool(self, size: int) -> Pool[Link]:
+        return Pool(size, self._connect, lambda link: link.is_idle, Link.close)
 
     async def _connect(self) -> Link:
         link = await connected(self._conninfo)
@@ -387,16 +391,8 @@ class PostgreSQL(Backend):
     # ------------------------------------------------------------ turns
     def turn(self, names: Collection[str]) -> AbstractAsyncContextManager[None]:
         """A transaction that locks these keys; others wait in the server's queue. Its write has to begin within 1 second."""
-
-        async def begun(begin: Callable[[Attempt], Awaitable[Link]]) -> Link:
-            async def explained_begin(attempt: Attempt) -> Link:
-                with self._explaining():
-                    return await begin(attempt)
-
-            return await self._retrying(explained_begin)
-
         locks = self._locks([name.encode() for name in names], (), False)
-        return Turn(lambda: self._here(self._turn_pools), locks, begun)
+        return Turn(lambda: self._here(self._turn_pools), locks, self._retrying, self._explaining)
 
     async def _in_turn(self, attempt: Attempt, send: Callable[..., Awaitable[list[Row]]]) -> list[Row] | None:
         """Send a write in the transaction of the caller's turn. None if it has to be sent without one: there is no turn, it was
@@ -457,7 +453,7 @@ class PostgreSQL(Backend):
         except psycopg.Error as error:
             raise explained(self._data.server, error) from error
 
-    def _here(self, pools: PerLoop[Pool] | None) -> Pool:
+    def _here(self, pools: PerLoop[Pool[Link]] | None) -> Pool[Link]:
         if pools is None:
             raise StoreClosedError(
                 f"{self._data.server} is not open: it was closed, or not opened yet (with SyncStore(…), async with Store(…))"

@@ -1,4 +1,4 @@
-"""Connections: `Link`, which runs one statement at a time, and `Pool`, the connections of an event loop.
+"""A connection, `Link`, which runs one statement at a time.
 
 psycopg connects; after that this module calls libpq directly, through `psycopg.pq`. So no statement is parsed or adapted
 here, the socket may be closed at any moment, and a message of the server (that it is shut down, say) is read when it
@@ -8,8 +8,7 @@ arrives.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,6 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus, TransactionStatus
-
-from pocket_plug.errors import StoreClosedError
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
@@ -177,95 +174,6 @@ def _failure(results: Iterable[PGresult]) -> psycopg.Error | None:
     """The server's error for the last statement that failed."""
     failed = [result for result in results if result.status in _FAILED]
     return error_from_result(failed[-1]) if failed else None
-
-
-class Pool:
-    """The connections of one event loop: at most `size`, made when they are needed. Callers that wait get them in a fair
-    order."""
-
-    def __init__(self, connect: Callable[[], Awaitable[Link]], size: int) -> None:
-        self._connect, self._size = connect, size
-        self._is_closed = False
-        self._idle: list[Link] = []
-        self._used: dict[object, Link | None] = {}
-        self._waiting: deque[tuple[object, asyncio.Future[None]]] = deque()
-        self._left: asyncio.Future[None] | None = None
-
-    @property
-    def is_full(self) -> bool:
-        """Does a new caller have to wait?"""
-        return bool(self._waiting) or len(self._used) >= self._size
-
-    async def take(self, user: object) -> Link:
-        """A connection for `user`. The caller has to call `leave` in any case, also if this was interrupted."""
-        if self._is_closed:
-            raise _closed()
-        if self.is_full:
-            await self._turn(user)
-        self._used[user] = None
-        while self._idle:
-            link = self._used[user] = self._idle.pop()
-            if link.is_idle:
-                return link
-        link = self._used[user] = await self._connect()
-        return link
-
-    async def _turn(self, user: object) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((user, turn))
-        await turn
-
-    def leave(self, user: object) -> None:
-        """Give back the connection that `user` has, or end its wait for one. Can be called again."""
-        link = self._used.get(user)
-        if link is not None and link not in self._idle:
-            if link.is_idle:
-                self._idle.append(link)
-            else:  # in the middle of a statement, or of a transaction
-                link.close()
-                self._drop_closed()
-        self._used.pop(user, None)
-        for place, (waits, _) in enumerate(self._waiting):
-            if waits is user:
-                del self._waiting[place]
-                break
-        self._admit()
-
-    def _drop_closed(self) -> None:
-        self._idle = [link for link in self._idle if link.is_idle]
-
-    def forget(self) -> None:
-        """Close the idle connections, say because they lead to a server that isn't the primary any more."""
-        while self._idle:
-            self._idle.pop().close()
-
-    def _admit(self) -> None:
-        """Admit the callers that have waited longest; wake `close` if no connection is in use."""
-        while self._waiting and len(self._used) < self._size:
-            user, turn = self._waiting.popleft()
-            if not turn.done():
-                self._used[user] = None
-                turn.set_result(None)
-        if self._left is not None and not self._used and not self._left.done():
-            self._left.set_result(None)
-
-    async def close(self, patience: float) -> None:
-        """Refuse waiting callers, wait for connections in use (`patience` seconds at most), and close all connections."""
-        self._is_closed = True
-        while self._waiting:
-            _, turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_exception(_closed())
-        if self._used:
-            self._left = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._left}, timeout=patience)
-        for link in filter(None, self._used.values()):
-            link.close()
-        self.forget()
-
-
-def _closed() -> StoreClosedError:
-    return StoreClosedError("the store is closed; open it again: with SyncStore(…), async with Store(…)")
 
 
 async def connected(conninfo: str) -> Link:

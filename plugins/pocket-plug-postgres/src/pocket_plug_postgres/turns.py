@@ -6,15 +6,17 @@ which they came; reads don't wait.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from types import TracebackType
 
 import psycopg
 
-from pocket_plug.backends.network import Attempt
+from pocket_plug.backends.network import Attempt, Retrying
+from pocket_plug.backends.pool import Pool
 
-from .link import Link, Pool
+from .link import Link
 
 LONGEST_TURN = 1.0
 """Seconds from the start of a turn until its write has to begin. After that the server ends the connection."""
@@ -22,24 +24,28 @@ LONGEST_TURN = 1.0
 _BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; {locks}"
 _SHARED, _EXCLUSIVE = "SELECT pg_advisory_xact_lock_shared({lock})", "SELECT pg_advisory_xact_lock({lock})"
 
-Retried = Callable[[Callable[[Attempt], Awaitable[Link]]], Awaitable[Link]]
-
 
 class Turn:
     """A context for `async with`. The next write to the data set in its block is part of the turn's transaction, and ends it."""
 
-    def __init__(self, pool: Callable[[], Pool], locks: Iterable[int], retried: Retried) -> None:
-        """`locks` are in the order that all callers use; odd ones are exclusive."""
-        self._find_pool, self._retried = pool, retried
+    def __init__(
+        self,
+        pool: Callable[[], Pool[Link]],
+        locks: Iterable[int],
+        retrying: Retrying,
+        explaining: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """`locks` are in the order that all callers use; odd ones are exclusive. `explaining` translates psycopg's errors."""
+        self._find_pool, self._retrying, self._explaining = pool, retrying, explaining
         each = "; ".join((_EXCLUSIVE if lock & 1 else _SHARED).format(lock=lock & ~1) for lock in locks)
         self._begin_sql = _BEGIN.format(milliseconds=int(1000 * LONGEST_TURN), locks=each)
-        self._pool: Pool | None = None
+        self._pool: Pool[Link] | None = None
         self._link: Link | None = None
         self._before = had.get()
 
     async def __aenter__(self) -> None:
         try:
-            self._link = await self._retried(self._begin)
+            self._link = await self._retrying(self._begin)
             had.set(self)
         except BaseException:
             self._leave()
@@ -48,15 +54,16 @@ class Turn:
     async def _begin(self, attempt: Attempt) -> Link:
         pool = self._pool = self._find_pool()
         try:
-            link = await pool.take(self)
-            attempt.cut = link.close
-            await link.script(self._begin_sql)
-            return link
+            with self._explaining():
+                link = await pool.take(self)
+                attempt.cut = link.close
+                await link.script(self._begin_sql)
+                return link
         except BaseException:
             pool.leave(self)
             raise
 
-    def use(self, pool: Pool) -> Link | None:
+    def use(self, pool: Pool[Link]) -> Link | None:
         """The turn's connection, for a write on the pool's loop. None if it was used already, or was lost."""
         if pool is not self._pool:
             return None

@@ -27,7 +27,7 @@ from pocket_plug.primitives.urls import LEAST_WAIT, one_of, seconds, url_options
 from pocket_plug.store.backend import NO_EXPECTATIONS, ProbeResult, Watcher
 
 from .checking import check_server, look_at
-from .connections import MOST, TLS_FILES, Connection, Place, Pool, Server, call, cut, run_script
+from .connections import MOST, TLS_FILES, Connection, Pool, Server, call, cut, run_script
 from .failures import DAMAGED_COUNTER, LOST, NotNowError, explained, moved_to
 from .scripts import CHECK, HEAD, HELD, LAST_VERSION, LATE, RENEW_EVERY, SCAN, TAIL, WRITE, Script
 from .turns import Turn, had
@@ -435,12 +435,13 @@ class Redis(Backend):
 
     async def _attempt(self, this: Attempt, do: Do[T], pool: Pool) -> T:
         """Make one attempt, on a connection of the pool. Raises one of LOST if another attempt may succeed."""
-        place, is_whole, at = Place(), False, self._at
+        connection: Connection | None = None
+        is_whole, at = False, self._at
         try:
             if pool.is_full:
                 this.awaits = f"free connection of the {MOST} that this event loop may have"
-            connection = await pool.take(place)
-            this.cut, this.awaits = lambda: cut(connection), "answer"
+            connection = taken = await pool.take(this)
+            this.cut, this.awaits = lambda: cut(taken), "answer"
             if self.server.is_tls and not connection.is_connected:
                 this.awaits = "TLS handshake (does this port speak TLS? without it, write redis://)"
                 await connection.connect()
@@ -465,13 +466,13 @@ class Redis(Backend):
             raise found from error
         finally:
             try:
-                if this.is_over and place.connection is not None:
+                if this.is_over and connection is not None:
                     # the other connections may lead nowhere too, or the data set be on another node now
                     self._connect_elsewhere(at)
                     pool.forget()
-                pool.leave(place, is_whole)
+                pool.leave(this, is_whole=is_whole)
             except BaseException:  # interrupted by a signal handler
-                pool.leave(place, False)
+                pool.leave(this, is_whole=False)
                 raise
 
     def _connect_elsewhere(self, at: tuple[str, int] | None) -> None:

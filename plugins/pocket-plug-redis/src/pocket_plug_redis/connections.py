@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -13,7 +11,8 @@ from redis import asyncio as driver
 from redis import connection as blocking_driver
 from redis.exceptions import NoScriptError
 
-from pocket_plug import ConfigError, StoreClosedError
+from pocket_plug import ConfigError
+from pocket_plug.backends import pool
 from pocket_plug.primitives.redaction import public_url
 from pocket_plug.primitives.urls import PERCENT
 
@@ -138,100 +137,16 @@ def cut(connection: Any) -> None:
     connection._close()  # without `await`: an interrupt must not leave it half closed
 
 
-def closed() -> StoreClosedError:
-    """The error that operations raise after `close`."""
-    return StoreClosedError("the store is closed; open it again: with SyncStore(…), async with Store(…)")
-
-
-class Place:
-    """An operation's place in a pool: its right to a connection, and the connection, once it has one."""
-
-    def __init__(self) -> None:
-        self.connection: Connection | None = None
-
-
-class Pool:
-    """The connections of one event loop. Each is used by one operation at a time; the one that was used last is taken first.
-
-    A signal handler may raise between any two steps. So an operation that takes a place leaves it in any case, and `leave` can
-    be called again.
-    """
+class Pool(pool.Pool[Connection]):
+    """The connections of one event loop. A new one isn't connected yet."""
 
     def __init__(self, make: Callable[[], Connection]) -> None:
-        self._make = make
-        self._free: list[Connection] = []
-        self._taken: set[Place] = set()
-        self._waiting: deque[tuple[Place, asyncio.Future[None]]] = deque()
-        self._is_closed = False
-        self._idle = asyncio.Event()
-        self.losses = 0
-        """Counts lost connections: after each of them the server may be another one, or have other settings."""
+        async def made() -> Connection:
+            return make()
+
+        super().__init__(MOST, made, lambda connection: not has_ended(connection), cut)
         self.verified = 0
         """The losses when the server was last looked at."""
-
-    @property
-    def is_full(self) -> bool:
-        """Must a new operation wait?"""
-        return len(self._taken) >= MOST
-
-    async def take(self, place: Place) -> Connection:
-        """Take a connection for one operation, until it leaves the place. Waiting operations get one in order of arrival."""
-        if not self.is_full:
-            self._taken.add(place)
-        else:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((place, turn))
-            await turn
-        if self._is_closed:
-            raise closed()
-        while self._free:
-            place.connection = self._free[-1]
-            self._free.pop()
-            if not has_ended(place.connection):
-                return place.connection
-            self.losses += 1
-            cut(place.connection)
-        place.connection = self._make()
-        return place.connection
-
-    def leave(self, place: Place, is_whole: bool) -> None:
-        """Put the connection back, or close it unless it `is_whole`: it has answered all commands."""
-        if place not in self._taken:
-            return
-        if place.connection is not None:
-            if is_whole:
-                self._free.append(place.connection)
-            else:
-                cut(place.connection)
-        self._taken.discard(place)
-        while self._waiting and len(self._taken) < MOST:
-            following, turn = self._waiting.popleft()
-            if not turn.done():
-                self._taken.add(following)
-                turn.set_result(None)
-        if not self._taken:
-            self._idle.set()
-
-    def forget(self) -> None:
-        """Close the connections that are free: their server may be gone, or no longer the right one."""
-        self.losses += 1
-        while self._free:
-            cut(self._free.pop())
-
-    async def close(self, patience: float) -> None:
-        """Refuse new operations, wait `patience` seconds at most for those in progress, and close all connections."""
-        self._is_closed = True
-        try:
-            if self._taken:
-                self._idle.clear()
-                async with asyncio.timeout(patience):
-                    await self._idle.wait()
-        except TimeoutError:
-            pass
-        finally:
-            for place in [*self._taken]:
-                self.leave(place, False)
-            self.forget()
 
 
 _packed: Callable[[tuple[str | bytes | int, ...]], bytes] = getattr(hiredis, "pack_command")  # noqa: B009 - its type is wrong
