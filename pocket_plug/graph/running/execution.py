@@ -23,7 +23,7 @@ from pocket_plug.errors import (
     StepLimitError,
     SyncError,
 )
-from pocket_plug.graph.nodes.chain import DEFAULT, Action, Next, Out
+from pocket_plug.graph.nodes.chain import DEFAULT, Next
 from pocket_plug.graph.observing.host import RunHost
 from pocket_plug.graph.observing.views import NodeCall, Run
 from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, send_event, watched_by, watched_without
@@ -36,7 +36,7 @@ from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import MISSING, StoreReader
 
 from .context import awaited_to_its_end, idempotency, in_own_context, run_ids
-from .places import name_source, uncalled
+from .places import ACTIONS, name_source, uncalled
 from .protocols import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Ledger, Writing
 from .watched import watched_visit
 
@@ -45,9 +45,6 @@ TURN = 0.001
 
 _runs = itertools.count(1)
 """Numbers runs, so that an error's note shows which run has written it: an exception may be raised again in a later run."""
-
-ACTIONS = (Out, Action)
-"""`return self.declined` without a call returns one of them; a check of each node's output would make each node slower."""
 
 NO_EXITS: Mapping[str, object] = {}
 

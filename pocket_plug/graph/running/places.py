@@ -10,11 +10,14 @@ from contextlib import suppress
 from typing import Any
 
 from pocket_plug.errors import InputError, PhaseError
-from pocket_plug.graph.nodes.chain import END, Action, AnyOut, Out
+from pocket_plug.graph.nodes.chain import END, Action, Out
 from pocket_plug.graph.planning.step import Step, Way
 from pocket_plug.primitives.typechecks import checker, type_name
 
 from .protocols import Running
+
+ACTIONS: tuple[type[Any], ...] = (Out, Action)
+"""`return self.declined` without a call returns one of them; a check of each node's output would make each node slower."""
 
 
 class Place(str):
@@ -70,19 +73,19 @@ def name_source(error: InputError, source: Step, target: Step, value: object) ->
         text += "; does it lack a `return`?" if value is None else ""
     if isinstance(value, str) and value in {*source.actions, *source.carried, END.name}:
         text += f". It is the name of an action: to leave by that, return Next({value!r}, output), or call the Action"
-    if isinstance(value, Action | Out):
+    if isinstance(value, ACTIONS):
         text += f"; {_call_of(value)}"
     error.args = (text,)
 
 
-def uncalled(run: Running, way: Way, action: Action[Any] | AnyOut) -> PhaseError:
+def uncalled(run: Running, way: Way, action: object) -> PhaseError:
     """The error for a run that would end with an action as its output."""
     return PhaseError(
         f"node {way.step.name!r} of graph {run.run.graph!r} returned an action itself; {_call_of(action)}"
     )
 
 
-def _call_of(action: Action[Any] | AnyOut) -> str:
+def _call_of(action: Any) -> str:
     name = action.name if isinstance(action, Action) else action.action
     return f"call it with the output: return {'' if name == END.name else 'self.'}{name}(output)"
 
