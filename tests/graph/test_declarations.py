@@ -207,9 +207,13 @@ def test_a_result_that_no_post_turns_into_the_output_is_a_finding() -> None:
         def exec(self, n: int) -> Next[str]:
             return Next("other", "x")
 
+    class BareNext(Node[int, int, str | Next]):  # type: ignore[type-arg]  # without brackets, as untyped code has it
+        def exec(self, n: int) -> str | Next[str]:
+            return Next("other", "x")
+
     (found,) = findings(Rate())
     assert found == "node 'rate' has no post, so it leaves with what exec returns, str, though it declares int"
-    for fine in (Full(), Leaves(), Vague(), OnlyNext()):
+    for fine in (Full(), Leaves(), Vague(), OnlyNext(), BareNext()):
         Graph(fine).validate()
 
 

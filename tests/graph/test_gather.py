@@ -80,6 +80,42 @@ def test_one_node_may_be_several_branches() -> None:
     assert Graph(gather(double, double)).run_sync(2) == (4, 4)
 
 
+def test_a_node_that_leads_elsewhere_in_another_branch_is_refused() -> None:
+    """Each of the branches would take the edges of both: `double` alone would go on to `text`."""
+    for branches in ((double >> text, double), (double, double >> text), (double >> text, slow(1, "wait") >> double)):
+        with pytest.raises(ConfigError) as refused:
+            gather(*branches)
+        assert str(refused.value).startswith("gather: node 'double' is in several branches, and doesn't lead to the same")
+        assert str(refused.value).endswith(": double.with_options(name='double_2')")
+    assert Graph(gather(double >> text, double.with_options(name="double_2"))).run_sync(7) == ("<14>", 14)
+    assert Graph(gather(double >> text, text.with_options(name="word") >> length >> double >> text)).run_sync(7) == (
+        "<14>",
+        "<6>",
+    )
+
+
+def test_a_node_of_a_branch_may_have_any_name() -> None:
+    assert Graph(gather(double.with_options(name="begin"), text.with_options(name="branches"))).run_sync(7) == (14, "<7>")
+
+
+def test_a_branch_that_goes_on_by_an_action_has_the_type_of_its_end() -> None:
+    """As for a graph: which actions a node leaves by, only the program knows."""
+
+    class Choosing(Node[int, int, Next[int]]):
+        other = Action[int]()
+
+        def exec(self, n: int) -> Next[int]:
+            return self.other(n)
+
+    choosing = Choosing()
+
+    @node
+    def pair(found: tuple[str, int]) -> str:
+        return f"{found[0]} {found[1]}"
+
+    assert Graph(gather(choosing.other >> text, double) >> pair).run_sync(7) == "<7> 14"
+
+
 def test_branches_within_branches_and_for_each_item() -> None:
     both = gather(double, text, name="both")
     assert Graph(gather(both, double, name="outer")).run_sync(1) == ((2, "<1>"), 2)

@@ -98,12 +98,16 @@ class Plan:
 
     @cached_property
     def output_type(self) -> Hint:
-        """The type of what the graph returns as a node of another graph: of the nodes that can only end it. Any, in doubt.
+        """The type of what the graph returns as a node of another graph, as `output_type_from` finds it."""
+        return self.output_type_from(self.start)
 
-        A node that always raises may be declared to return None, so None counts only if no other type is returned. So the graph
+    def output_type_from(self, start: Step) -> Hint:
+        """The type of what a run returns that begins at this step: of the nodes that can only end it. Any, in doubt.
+
+        A node that always raises may be declared to return None, so None counts only if no other type is returned. So the run
         may return more than this, and this may only be used to find what the next node certainly can't take.
         """
-        reached = self._reached()
+        reached = _reached(start)
         ends = [step for step in self.steps.values() if step in reached and not step.actions and not step.carried]
         given = tuple(step.output_type for step in ends if step.output_type not in (None, NoneType))
         try:
@@ -130,20 +134,11 @@ class Plan:
             found += self._unrouted(step, exits)
             found += self._misfits(step)
             found += self._idle(step)
-        reached = self._reached()
+        reached = _reached(self.start)
         found += [
             f"node {step.name!r} can't be reached from {self.start.name!r}" for step in steps if step not in reached
         ]
         return found
-
-    def _reached(self) -> set[Step]:
-        reached, frontier = {self.start}, [self.start]
-        while frontier:
-            for step in frontier.pop().actions.values():
-                if step not in reached:
-                    reached.add(step)
-                    frontier.append(step)
-        return reached
 
     def _unrouted(self, step: Step, exits: Collection[str]) -> list[str]:
         if step.kind == "graph":
@@ -182,6 +177,16 @@ class Plan:
                 f"{type_name(left)}"
             ]
         return []
+
+
+def _reached(start: Step) -> set[Step]:
+    reached, frontier = {start}, [start]
+    while frontier:
+        for step in frontier.pop().actions.values():
+            if step not in reached:
+                reached.add(step)
+                frontier.append(step)
+    return reached
 
 
 def _takers(step: Step) -> list[Step]:
