@@ -26,12 +26,14 @@ D = TypeVar("D")
 E = TypeVar("E")
 
 
-class Begin(Node[tuple[int, Any], Any], name="<begin>", trace=False):
+class Begin(Node[tuple[int, Any], Any], name="<begin>"):
     """The first node of the graph of branches: it has an edge to each of them. No other node has its name."""
 
 
 class BeginStep(Step):
     """The step of a `Begin`. An item is the number of a branch, and the value."""
+
+    is_hidden = True
 
     @property
     def returns_input(self) -> bool:

@@ -270,6 +270,25 @@ def test_a_node_in_a_branch_can_be_replaced() -> None:
         graph.replace(text=nought)
 
 
+def test_only_the_nodes_of_the_program_are_seen() -> None:
+    """The node that begins the branches, and their graph, are neither among the events of a run nor can they be replaced."""
+    graph = Graph(double.with_options(name="branches") >> gather(double, text), name="g")
+
+    async def visited() -> list[str]:
+        async with graph.stream(1) as stream:
+            return [str(event.place) async for event in stream if isinstance(event, pp.NodeEntered)]
+
+    assert sorted(asyncio.run(visited())) == [
+        "branches#1",
+        "gather_double_text#1",
+        "gather_double_text#1[0]/double#1",
+        "gather_double_text#1[1]/text#1",
+    ]
+    assert graph.replace(branches=node(lambda n: n, name="same")).run_sync(1) == (2, "<1>")
+    with pytest.raises(GraphError, match="there is no node 'begun'; the graph has: branches, double, text, gather_"):
+        graph.replace(begun=double)
+
+
 def test_branches_run_elsewhere() -> None:
     """A worker process finds the node of a branch by its name in a module."""
     graph = Graph(gather(double.with_options(executor="processes"), text), name="g")
