@@ -245,6 +245,27 @@ def test_an_action_that_is_returned_without_a_call_is_no_output(n: int, way_out:
     assert ends.run_sync(5) == -5
 
 
+def test_a_durable_run_refuses_an_action_that_is_returned_without_a_call(tmp_path: Path) -> None:
+    """With the same words, not as a value that lacks a codec; and nothing of the node is written."""
+
+    class Writes(Judge):
+        def post(self, store: SyncWriter, n: int, prepared: int, late: Any) -> Any:
+            store.set("judged", n)
+            return late
+
+    judge, minus = Writes(), node(lambda n: -n, name="minus")
+    with SyncStore(f"sqlite:///{tmp_path / 'state.db'}") as store:
+        ends = Graph(judge, judge.late >> minus, store=store, name="court")
+        continues = Graph(judge >> plus, judge.late >> minus, store=store, name="court")
+        for run_id, graph in (("a", ends), ("b", continues)):
+            with pytest.raises(PhaseError) as refused:
+                graph.run_sync(1, run_id=run_id)
+            assert str(refused.value) == (
+                "node 'writes' of graph 'court' returned an action itself; call it with the output: return self.too_late(output)"
+            )
+        assert not store.has("judged")
+
+
 def test_an_action_without_brackets_is_a_finding() -> None:
     """`declined = Action[str]` is a class: if it is called, it makes an Action, and the node would leave by "default"."""
     (found,) = findings(a_node("exec(self, n)", declined=Action[str]))

@@ -25,7 +25,7 @@ from pocket_plug.errors import (
     StepLimitError,
     SyncError,
 )
-from pocket_plug.graph.nodes.chain import DEFAULT, Action, Next, Out
+from pocket_plug.graph.nodes.chain import DEFAULT, Next
 from pocket_plug.graph.observing.host import RunHost
 from pocket_plug.graph.observing.views import NodeCall, Run, RunNotice
 from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, send_event, watched_by, watched_without
@@ -38,7 +38,7 @@ from pocket_plug.store.stack import StorePlace
 from pocket_plug.store.store import MISSING, StoreReader
 
 from .context import awaited_to_its_end, idempotency, in_own_context, run_ids
-from .places import name_source, uncalled
+from .places import name_source, refuse_uncalled
 from .protocols import ALL_IN_THREADS, EXEC_IN_THREADS, IN_PLACE, STEPS_PER_LOOK, Asking, Ledger, Writing
 from .watched import watched_visit
 
@@ -47,9 +47,6 @@ TURN = 0.001
 
 _runs = itertools.count(1)
 """Numbers runs, so that an error's note shows which run has written it: an exception may be raised again in a later run."""
-
-ACTIONS = (Out, Action)
-"""`return self.declined` without a call returns one of them; a check of each node's output would make each node slower."""
 
 NO_EXITS: Mapping[str, object] = {}
 
@@ -247,8 +244,8 @@ class Execution:
             if before is not None and step is not None:
                 name_source(error, before.step, step, value)
             raise
-        if isinstance(value, ACTIONS) and way is not None:
-            raise uncalled(self, way, value)
+        if way is not None:  # only here, since a check of each node's output would make each node slower
+            refuse_uncalled(self, way.step, value)
         if ledger is not None and step is None:
             cancelled = await ledger.end(self) or cancelled
         if cancelled is not None:

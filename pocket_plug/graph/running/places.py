@@ -11,7 +11,7 @@ from typing import Any
 
 from pocket_plug.errors import InputError, PhaseError
 from pocket_plug.graph.nodes.chain import END, Action, AnyOut, Out
-from pocket_plug.graph.planning.step import Step, Way
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.typechecks import checker, type_name
 
 from .protocols import Running
@@ -75,11 +75,12 @@ def name_source(error: InputError, source: Step, target: Step, value: object) ->
     error.args = (text,)
 
 
-def uncalled(run: Running, way: Way, action: Action[Any] | AnyOut) -> PhaseError:
-    """The error for a run that would end with an action as its output."""
-    return PhaseError(
-        f"node {way.step.name!r} of graph {run.run.graph!r} returned an action itself; {_call_of(action)}"
-    )
+def refuse_uncalled(run: Running, step: Step, output: object) -> None:
+    """Raise PhaseError if a node has returned an action itself, as `return self.declined` does without a call."""
+    if isinstance(output, Action | Out):
+        raise PhaseError(
+            f"node {step.name!r} of graph {run.run.graph!r} returned an action itself; {_call_of(output)}"
+        )
 
 
 def _call_of(action: Action[Any] | AnyOut) -> str:
