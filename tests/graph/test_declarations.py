@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,9 +212,21 @@ def test_a_result_that_no_post_turns_into_the_output_is_a_finding() -> None:
         def exec(self, n: int) -> str | Next[str]:
             return Next("other", "x")
 
+    class Own(Rate):
+        def exec(self, n: int) -> int:  # type: ignore[override]  # untyped code does this
+            return n
+
+    def as_number(function: Callable[[Any, int], str]) -> Callable[[Any, int], int]:
+        return wraps(function)(lambda self, n: len(function(self, n)))  # type: ignore[return-value]
+
+    class Decorated(Node[int, int, int]):
+        @as_number
+        def exec(self, n: int) -> str:
+            return "x" * n
+
     (found,) = findings(Rate())
     assert found == "node 'rate' has no post, so it leaves with what exec returns, str, though it declares int"
-    for fine in (Full(), Leaves(), Vague(), OnlyNext(), BareNext()):
+    for fine in (Full(), Leaves(), Vague(), OnlyNext(), BareNext(), Own(), Decorated()):
         Graph(fine).validate()
 
 

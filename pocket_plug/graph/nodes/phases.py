@@ -128,10 +128,14 @@ def output_type(node: AnyNode) -> Hint:
     return (*_class_arguments(node), Any, Any)[1]
 
 
-def result_type(node: AnyNode) -> Hint:
-    """The declared type of what `exec` returns: the third of the class. Any if it declares none, or one with `Next`."""
-    hint = (*_class_arguments(node), Any, Any, Any)[2]
-    return Any if "Next" in str(hint) else hint
+def result_types(node: AnyNode) -> list[Hint]:
+    """What `exec` returns: as the class declares by its third type, and by the annotation of `exec`. Any for one with `Next`.
+
+    The two may differ: the class may be a base of the node's, and the annotation be that of a function in a decorator.
+    """
+    declared = (*_class_arguments(node), Any, Any, Any)[2]
+    both = declared, hints(node.exec).get("return", declared)
+    return [Any if "Next" in str(hint) else _plain(hint) for hint in both]
 
 
 def declared_actions(node: AnyNode) -> dict[str, Hint]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Union
 from pocket_plug.errors import ReadOnlyError
 from pocket_plug.graph.nodes.chain import DEFAULT, END, AnyChain, Out
 from pocket_plug.graph.nodes.node_functions import FunctionNode
-from pocket_plug.graph.nodes.phases import result_type
+from pocket_plug.graph.nodes.phases import result_types
 from pocket_plug.graph.observing.shape import Kind, Shape
 from pocket_plug.graph.upgrades import Upgrade
 from pocket_plug.primitives.typechecks import is_namesake, type_name
@@ -170,13 +170,15 @@ class Plan:
             return [
                 f"node {step.name!r} overrides no phase, so it can't turn {type_name(given)} into {type_name(left)}"
             ]
-        result = result_type(step.node)
-        if step.perform is None and step.exec is not None and step.post is None and not fits(result, left):
-            return [
-                f"node {step.name!r} has no post, so it leaves with what exec returns, {type_name(result)}, though it declares "
-                f"{type_name(left)}"
-            ]
-        return []
+        if step.perform is not None or step.exec is None or step.post is not None:
+            return []
+        results = result_types(step.node)
+        if any(fits(result, left) for result in results):
+            return []
+        return [
+            f"node {step.name!r} has no post, so it leaves with what exec returns, {type_name(results[0])}, though it declares "
+            f"{type_name(left)}"
+        ]
 
 
 def _reached(start: Step) -> set[Step]:
