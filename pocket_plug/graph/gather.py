@@ -7,7 +7,7 @@ from types import GenericAlias
 from typing import Any, TypeVar, overload
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.primitives.typechecks import checker
+from pocket_plug.primitives.typefits import fits
 from pocket_plug.primitives.values import Value
 
 from .graph import Graph
@@ -63,9 +63,10 @@ class GatherStep(EachStep):
         super().__init__(node)
         plan = self.inner.inner_graph().plan
         self.branches = list(plan.start.actions.values())
-        first, *others = [branch.input_type for branch in self.branches]
-        self.input_type = first if all(other == first for other in others) else Any  # then each branch checks it
-        self.fits = checker(self.input_type)
+        typed = [branch for branch in self.branches if branch.input_type is not Any]
+        # What all branches take is checked here. If no branch has such a type, each branch checks the input itself.
+        taker = next((it for it in typed if all(fits(it.input_type, other.input_type) for other in typed)), None)
+        self.input_type, self.fits = (Any, None) if taker is None else (taker.input_type, taker.fits)
         self.output_type = GenericAlias(tuple, tuple(map(plan.output_type_from, self.branches)))
 
     async def perform(self, run: Running, call: NodeCall | None, value: Value) -> Value:

@@ -85,7 +85,9 @@ def test_a_node_that_leads_elsewhere_in_another_branch_is_refused() -> None:
     for branches in ((double >> text, double), (double, double >> text), (double >> text, slow(1, "wait") >> double)):
         with pytest.raises(ConfigError) as refused:
             gather(*branches)
-        assert str(refused.value).startswith("gather: node 'double' is in several branches, and doesn't lead to the same")
+        assert str(refused.value).startswith(
+            "gather: node 'double' is in several branches, and doesn't lead to the same"
+        )
         assert str(refused.value).endswith(": double.with_options(name='double_2')")
     assert Graph(gather(double >> text, double.with_options(name="double_2"))).run_sync(7) == ("<14>", 14)
     assert Graph(gather(double >> text, text.with_options(name="word") >> length >> double >> text)).run_sync(7) == (
@@ -95,7 +97,10 @@ def test_a_node_that_leads_elsewhere_in_another_branch_is_refused() -> None:
 
 
 def test_a_node_of_a_branch_may_have_any_name() -> None:
-    assert Graph(gather(double.with_options(name="begin"), text.with_options(name="branches"))).run_sync(7) == (14, "<7>")
+    assert Graph(gather(double.with_options(name="begin"), text.with_options(name="branches"))).run_sync(7) == (
+        14,
+        "<7>",
+    )
 
 
 def test_a_branch_that_goes_on_by_an_action_has_the_type_of_its_end() -> None:
@@ -196,6 +201,25 @@ def test_a_wrong_input_names_the_node_that_returned_it() -> None:
         with pytest.raises(InputError) as caught:
             Graph(wrong >> gather(first, text, name="both"), name="g").run_sync(1)
         assert str(caught.value).partition(". ")[0] == message
+
+
+def test_the_input_is_checked_as_the_branches_check_it() -> None:
+    """By the type that all of them take, before a durable run is submitted; but items of an `each` one by one."""
+
+    @node
+    def anything(value: object) -> object:
+        return value
+
+    @node
+    def untyped(value):  # type: ignore[no-untyped-def]
+        return value
+
+    for branches in ((untyped, double), (anything, double), (double, anything)):
+        with pytest.raises(InputError, match="node 'both' of graph 'g' takes int, not str"):
+            Graph(gather(*branches, name="both"), name="g").run_sync("x")
+    collecting = pp.each(double, errors="collect")
+    (error, two), other = Graph(gather(collecting, collecting)).run_sync(["x", 1])
+    assert (type(error), two, type(other[0])) == (InputError, 2, InputError)
 
 
 # ---------------------------------------------------------------- durable runs

@@ -78,9 +78,7 @@ def name_source(error: InputError, source: Step, target: Step, value: object) ->
 def refuse_uncalled(run: Running, step: Step, output: object) -> None:
     """Raise PhaseError if a node has returned an action itself, as `return self.declined` does without a call."""
     if isinstance(output, Action | Out):
-        raise PhaseError(
-            f"node {step.name!r} of graph {run.run.graph!r} returned an action itself; {_call_of(output)}"
-        )
+        raise PhaseError(f"node {step.name!r} of graph {run.run.graph!r} returned an action itself; {_call_of(output)}")
 
 
 def _call_of(action: Action[Any] | AnyOut) -> str:
