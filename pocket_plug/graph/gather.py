@@ -67,7 +67,7 @@ class GatherStep(EachStep):
         # What all branches take is checked here. If no branch has such a type, each branch checks the input itself.
         taker = next((it for it in typed if all(fits(it.input_type, other.input_type) for other in typed)), None)
         self.input_type, self.fits = (Any, None) if taker is None else (taker.input_type, taker.fits)
-        self.output_type = GenericAlias(tuple, tuple(map(plan.output_type_from, self.branches)))
+        self.output_type = GenericAlias(tuple, tuple(plan.output_type_from(branch) for branch in self.branches))
 
     async def perform(self, run: Running, call: NodeCall | None, value: Value) -> Value:
         items = [(number, value) for number in range(len(self.branches))]

@@ -504,7 +504,11 @@ INPUTS = """
         ("mixed", '"5"', "'5'"),
         ("fan", "[1, 2]", "[\n  2,\n  4\n]"),
         ("nested", "[1]", "[\n  2\n]"),
-        ("branches", '{"id": "a", "where": "/x"}', '[\n  "%s",\n  "%s"\n]' % (("Place(id='a', where=PosixPath('/x'))",) * 2)),
+        (
+            "branches",
+            '{"id": "a", "where": "/x"}',
+            '[\n  "%s",\n  "%s"\n]' % (("Place(id='a', where=PosixPath('/x'))",) * 2),
+        ),
         ("lists", "[1]", '[\n  [\n    2\n  ],\n  "[1]"\n]'),
     ],
 )

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from pocket_plug.errors import InputError, PhaseError
-from pocket_plug.graph.nodes.chain import END, Action, AnyOut, Out
+from pocket_plug.graph.nodes.chain import END, Action, Out
 from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.typechecks import checker, type_name
 
@@ -70,18 +70,21 @@ def name_source(error: InputError, source: Step, target: Step, value: object) ->
         text += "; does it lack a `return`?" if value is None else ""
     if isinstance(value, str) and value in {*source.actions, *source.carried, END.name}:
         text += f". It is the name of an action: to leave by that, return Next({value!r}, output), or call the Action"
-    if isinstance(value, Action | Out):
-        text += f"; {_call_of(value)}"
+    if call := _call_of(value):
+        text += f"; {call}"
     error.args = (text,)
 
 
 def refuse_uncalled(run: Running, step: Step, output: object) -> None:
     """Raise PhaseError if a node has returned an action itself, as `return self.declined` does without a call."""
-    if isinstance(output, Action | Out):
-        raise PhaseError(f"node {step.name!r} of graph {run.run.graph!r} returned an action itself; {_call_of(output)}")
+    if call := _call_of(output):
+        raise PhaseError(f"node {step.name!r} of graph {run.run.graph!r} returned an action itself; {call}")
 
 
-def _call_of(action: Action[Any] | AnyOut) -> str:
+def _call_of(action: object) -> str:
+    """How to call an action that a node has returned; "" for any other output."""
+    if not isinstance(action, Action | Out):
+        return ""
     name = action.name if isinstance(action, Action) else action.action
     return f"call it with the output: return {'' if name == END.name else 'self.'}{name}(output)"
 
