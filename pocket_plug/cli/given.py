@@ -43,7 +43,9 @@ class TakesNumbers(click.Command):
 
 
 def input_of(step: Step) -> Any:
-    """The declared type of a step's input; for a fan-out, a list of its node's inputs."""
+    """The declared type of a step's input; for a fan-out, a list of its node's inputs; for branches, what all of them take."""
+    if step.branches:
+        return next((input_of(branch) for branch in step.branches if branch.input_type == step.input_type), Any)
     if isinstance(step, EachStep):
         return GenericAlias(list, (input_of(step.inner),))
     return input_of(step.graph.plan.start) if isinstance(step, GraphStep) else step.input_type

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import GenericAlias
 from typing import Any, TypeVar, overload
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.primitives.typechecks import checker
-from pocket_plug.primitives.values import Hint, Value
+from pocket_plug.primitives.typefits import fits
+from pocket_plug.primitives.values import Value
 
 from .graph import Graph
 from .kinds.each import Each, EachStep
-from .nodes.chain import AnyNext, Ends, Link, Next, as_chain
+from .nodes.chain import AnyChain, AnyNext, Ends, Link, Next, as_chain
 from .nodes.node import Node, options_of
 from .observing.views import NodeCall
 from .planning.step import Step, make_step
@@ -25,12 +26,14 @@ D = TypeVar("D")
 E = TypeVar("E")
 
 
-class Begin(Node[tuple[int, Any], Any], name="begin", trace=False):
-    """The first node of the graph of branches: it has an edge to each of them."""
+class Begin(Node[tuple[int, Any], Any], name="<begin>"):
+    """The first node of the graph of branches: it has an edge to each of them. No other node has its name."""
 
 
 class BeginStep(Step):
     """The step of a `Begin`. An item is the number of a branch, and the value."""
+
+    is_hidden = True
 
     @property
     def returns_input(self) -> bool:
@@ -47,6 +50,7 @@ class Gather(Each[Any, Any]):
         if len(branches) < 2:
             raise ConfigError(f"gather takes two branches or more, not {len(branches)}")
         begin, chains = Begin(), [as_chain(branch) for branch in branches]
+        _check_shared(chains)
         graph = Graph(*(begin.on(str(number)) >> chain for number, chain in enumerate(chains)), name="branches")
         names = "_".join(options_of(chain.first).name for chain in chains)
         super().__init__(graph, len(chains), "raise", None, name or f"gather_{names}")
@@ -57,26 +61,31 @@ class GatherStep(EachStep):
 
     def __init__(self, node: Gather) -> None:
         super().__init__(node)
-        self.branches = list(self.inner.inner_graph().plan.start.actions.values())
-        first, *others = [branch.input_type for branch in self.branches]
-        self.input_type = first if all(other == first for other in others) else Any  # then each branch checks it
-        self.fits = checker(self.input_type)
-        self.output_type = GenericAlias(tuple, tuple(_type_at_the_end(branch) for branch in self.branches))
+        plan = self.inner.inner_graph().plan
+        self.branches = list(plan.start.actions.values())
+        typed = [branch for branch in self.branches if branch.input_type is not Any]
+        # What all branches take is checked here. If no branch has such a type, each branch checks the input itself.
+        taker = next((it for it in typed if all(fits(it.input_type, other.input_type) for other in typed)), None)
+        self.input_type, self.fits = (Any, None) if taker is None else (taker.input_type, taker.fits)
+        self.output_type = GenericAlias(tuple, tuple(plan.output_type_from(branch) for branch in self.branches))
 
     async def perform(self, run: Running, call: NodeCall | None, value: Value) -> Value:
         items = [(number, value) for number in range(len(self.branches))]
         return tuple(await super().perform(run, call, items))
 
 
-def _type_at_the_end(branch: Step) -> Hint:
-    """The type of what a branch returns if it is left by none of its actions; Any if it has a loop."""
-    passed = {branch}
-    while (following := branch.next) is not None:
-        if following in passed:
-            return Any
-        passed.add(following)
-        branch = following
-    return branch.output_type
+def _check_shared(chains: Iterable[AnyChain]) -> None:
+    """Raise ConfigError for a node with other edges in one branch than in another, since each branch would take all of them."""
+    known: dict[int, set[tuple[str, int]]] = {}
+    for chain in chains:
+        for node in (chain.first, *(node for source, _, target in chain.edges for node in (source, target))):
+            edges = {(action, id(target)) for source, action, target in chain.edges if source is node}
+            if known.setdefault(id(node), edges) != edges:
+                name = options_of(node).name
+                raise ConfigError(
+                    f"gather: node {name!r} is in several branches, and doesn't lead to the same node in each; put a copy with "
+                    f"a name of its own into one of them: {name}.with_options(name='{name}_2')"
+                )
 
 
 # A branch is a node or a chain.

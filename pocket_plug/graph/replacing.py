@@ -40,8 +40,8 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
             continue
         if name in twice:
             found.append(
-                f"several nodes have the name {name!r}, one of them for the items of an each; rename one of them by "
-                "with_options(name=…)"
+                f"several nodes have the name {name!r}, one of them for the items of an each or in a branch of a gather; rename "
+                "one of them by with_options(name=…)"
             )
             continue
         found += _misfits(steps[name], other)
@@ -73,11 +73,12 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
 def _replaceable(plan: Plan) -> Iterator[Step]:
     """The steps whose nodes can be replaced: also what an `each` takes its items through, and the nodes in branches."""
     for step in plan.steps.values():
-        if step.passed is not step:
-            yield step.passed
-        yield step
         if step.branches:
             yield from _replaceable(step.passed.inner_graph().plan)
+        elif step.passed is not step:
+            yield step.passed
+        if not step.is_hidden:
+            yield step
 
 
 def _meant(name: str, steps: Mapping[str, Step]) -> str:

@@ -476,6 +476,8 @@ INPUTS = """
         return 2 * n
     fan = pp.Graph(pp.each(pp.node(double)))
     nested = pp.Graph(fan)
+    branches = pp.Graph(pp.gather(shown(Any).with_options(name="other"), place))
+    lists = pp.Graph(pp.gather(pp.each(pp.node(double)), shown(list[int])))
 """
 
 
@@ -502,6 +504,12 @@ INPUTS = """
         ("mixed", '"5"', "'5'"),
         ("fan", "[1, 2]", "[\n  2,\n  4\n]"),
         ("nested", "[1]", "[\n  2\n]"),
+        (
+            "branches",
+            '{"id": "a", "where": "/x"}',
+            '[\n  "%s",\n  "%s"\n]' % (("Place(id='a', where=PosixPath('/x'))",) * 2),
+        ),
+        ("lists", "[1]", '[\n  [\n    2\n  ],\n  "[1]"\n]'),
     ],
 )
 def test_input_is_converted_to_the_graphs_type(capsys, name, given, shown):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,9 +208,25 @@ def test_a_result_that_no_post_turns_into_the_output_is_a_finding() -> None:
         def exec(self, n: int) -> Next[str]:
             return Next("other", "x")
 
+    class BareNext(Node[int, int, str | Next]):  # type: ignore[type-arg]  # without brackets, as untyped code has it
+        def exec(self, n: int) -> str | Next[str]:
+            return Next("other", "x")
+
+    class Own(Rate):
+        def exec(self, n: int) -> int:  # type: ignore[override]  # untyped code does this
+            return n
+
+    def as_number(function: Callable[[Any, int], str]) -> Callable[[Any, int], int]:
+        return wraps(function)(lambda self, n: len(function(self, n)))  # type: ignore[return-value]
+
+    class Decorated(Node[int, int, int]):
+        @as_number
+        def exec(self, n: int) -> str:
+            return "x" * n
+
     (found,) = findings(Rate())
     assert found == "node 'rate' has no post, so it leaves with what exec returns, str, though it declares int"
-    for fine in (Full(), Leaves(), Vague(), OnlyNext()):
+    for fine in (Full(), Leaves(), Vague(), OnlyNext(), BareNext(), Own(), Decorated()):
         Graph(fine).validate()
 
 
@@ -239,6 +256,27 @@ def test_an_action_that_is_returned_without_a_call_is_no_output(n: int, way_out:
         Graph(judge >> plus, judge.late >> minus, name="court").run_sync(n)
     assert str(continued.value).endswith(f"call it with the output: return {way_out}")
     assert ends.run_sync(5) == -5
+
+
+def test_a_durable_run_refuses_an_action_that_is_returned_without_a_call(tmp_path: Path) -> None:
+    """With the same words, not as a value that lacks a codec; and nothing of the node is written."""
+
+    class Writes(Judge):
+        def post(self, store: SyncWriter, n: int, prepared: int, late: Any) -> Any:
+            store.set("judged", n)
+            return late
+
+    judge, minus = Writes(), node(lambda n: -n, name="minus")
+    with SyncStore(f"sqlite:///{tmp_path / 'state.db'}") as store:
+        ends = Graph(judge, judge.late >> minus, store=store, name="court")
+        continues = Graph(judge >> plus, judge.late >> minus, store=store, name="court")
+        for run_id, graph in (("a", ends), ("b", continues)):
+            with pytest.raises(PhaseError) as refused:
+                graph.run_sync(1, run_id=run_id)
+            assert str(refused.value) == (
+                "node 'writes' of graph 'court' returned an action itself; call it with the output: return self.too_late(output)"
+            )
+        assert not store.has("judged")
 
 
 def test_an_action_without_brackets_is_a_finding() -> None:

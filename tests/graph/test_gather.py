@@ -80,6 +80,47 @@ def test_one_node_may_be_several_branches() -> None:
     assert Graph(gather(double, double)).run_sync(2) == (4, 4)
 
 
+def test_a_node_that_leads_elsewhere_in_another_branch_is_refused() -> None:
+    """Each of the branches would take the edges of both: `double` alone would go on to `text`."""
+    for branches in ((double >> text, double), (double, double >> text), (double >> text, slow(1, "wait") >> double)):
+        with pytest.raises(ConfigError) as refused:
+            gather(*branches)
+        assert str(refused.value).startswith(
+            "gather: node 'double' is in several branches, and doesn't lead to the same"
+        )
+        assert str(refused.value).endswith(": double.with_options(name='double_2')")
+    assert Graph(gather(double >> text, double.with_options(name="double_2"))).run_sync(7) == ("<14>", 14)
+    assert Graph(gather(double >> text, text.with_options(name="word") >> length >> double >> text)).run_sync(7) == (
+        "<14>",
+        "<6>",
+    )
+
+
+def test_a_node_of_a_branch_may_have_any_name() -> None:
+    assert Graph(gather(double.with_options(name="begin"), text.with_options(name="branches"))).run_sync(7) == (
+        14,
+        "<7>",
+    )
+
+
+def test_a_branch_that_goes_on_by_an_action_has_the_type_of_its_end() -> None:
+    """As for a graph: which actions a node leaves by, only the program knows."""
+
+    class Choosing(Node[int, int, Next[int]]):
+        other = Action[int]()
+
+        def exec(self, n: int) -> Next[int]:
+            return self.other(n)
+
+    choosing = Choosing()
+
+    @node
+    def pair(found: tuple[str, int]) -> str:
+        return f"{found[0]} {found[1]}"
+
+    assert Graph(gather(choosing.other >> text, double) >> pair).run_sync(7) == "<7> 14"
+
+
 def test_branches_within_branches_and_for_each_item() -> None:
     both = gather(double, text, name="both")
     assert Graph(gather(both, double, name="outer")).run_sync(1) == ((2, "<1>"), 2)
@@ -162,6 +203,25 @@ def test_a_wrong_input_names_the_node_that_returned_it() -> None:
         assert str(caught.value).partition(". ")[0] == message
 
 
+def test_the_input_is_checked_as_the_branches_check_it() -> None:
+    """By the type that all of them take, before a durable run is submitted; but items of an `each` one by one."""
+
+    @node
+    def anything(value: object) -> object:
+        return value
+
+    @node
+    def untyped(value):  # type: ignore[no-untyped-def]
+        return value
+
+    for branches in ((untyped, double), (anything, double), (double, anything)):
+        with pytest.raises(InputError, match="node 'both' of graph 'g' takes int, not str"):
+            Graph(gather(*branches, name="both"), name="g").run_sync("x")
+    collecting = pp.each(double, errors="collect")
+    (error, two), other = Graph(gather(collecting, collecting)).run_sync(["x", 1])
+    assert (type(error), two, type(other[0])) == (InputError, 2, InputError)
+
+
 # ---------------------------------------------------------------- durable runs
 class Counting(Node[int, int]):
     """Counts its visits, and fails as long as it is told to."""
@@ -232,6 +292,25 @@ def test_a_node_in_a_branch_can_be_replaced() -> None:
         graph.replace(txt=long)
     with pytest.raises(GraphError, match=r"the old one returns str, the new one int"):
         graph.replace(text=nought)
+
+
+def test_only_the_nodes_of_the_program_are_seen() -> None:
+    """The node that begins the branches, and their graph, are neither among the events of a run nor can they be replaced."""
+    graph = Graph(double.with_options(name="branches") >> gather(double, text), name="g")
+
+    async def visited() -> list[str]:
+        async with graph.stream(1) as stream:
+            return [str(event.place) async for event in stream if isinstance(event, pp.NodeEntered)]
+
+    assert sorted(asyncio.run(visited())) == [
+        "branches#1",
+        "gather_double_text#1",
+        "gather_double_text#1[0]/double#1",
+        "gather_double_text#1[1]/text#1",
+    ]
+    assert graph.replace(branches=node(lambda n: n, name="same")).run_sync(1) == (2, "<1>")
+    with pytest.raises(GraphError, match="there is no node 'begun'; the graph has: branches, double, text, gather_"):
+        graph.replace(begun=double)
 
 
 def test_branches_run_elsewhere() -> None:

@@ -30,6 +30,7 @@ from pocket_plug.graph.observing.views import NodeCall
 from pocket_plug.graph.planning.step import Step, Visited
 from pocket_plug.graph.running.clean_up import clean_up
 from pocket_plug.graph.running.context import idempotency
+from pocket_plug.graph.running.places import ACTIONS, uncalled
 from pocket_plug.graph.running.protocols import Asking, Commit, Running, Travel
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
@@ -257,6 +258,8 @@ class RunLedger:
         what = f"the output of node {step.name!r}" if target is None else f"the input of node {target.name!r}"
         visits = {**self.frame.visits, step.name: self.frame.visits.get(step.name, 0) + 1}
         try:
+            if isinstance(output, ACTIONS):
+                raise uncalled(run, step, output)
             frame = Frame(
                 node=target.name if target is not None else None,
                 value=self.journal.encode(output, what),

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, ForwardRef, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ForwardRef, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pocket_plug.graph.observing.views import Phase
 from pocket_plug.primitives.signatures import is_async, misfit
-from pocket_plug.primitives.typechecks import type_name, union_members
+from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.primitives.values import Hint
 from pocket_plug.store.store import StoreReader, StoreWriter
 from pocket_plug.store.sync import SyncReader, SyncWriter
 
 from .awaits import unawaited_calls
-from .chain import Action, Next
+from .chain import Action
 from .node import AnyNode, Node
 from .node_functions import FunctionNode, PostNode
 
@@ -128,11 +128,14 @@ def output_type(node: AnyNode) -> Hint:
     return (*_class_arguments(node), Any, Any)[1]
 
 
-def result_type(node: AnyNode) -> Hint:
-    """The declared type of what `exec` returns, without `Next`: the third of the class. Any if it declares none."""
-    hint = (*_class_arguments(node), Any, Any, Any)[2]
-    parts = tuple(part for part in union_members(hint) if get_origin(part) is not Next)
-    return Union[parts] if parts else Any  # noqa: UP007 - not all hints have |
+def result_types(node: AnyNode) -> list[Hint]:
+    """What `exec` returns: as the class declares by its third type, and by the annotation of `exec`. Any for one with `Next`.
+
+    The two may differ: the class may be a base of the node's, and the annotation be that of a function in a decorator.
+    """
+    declared = (*_class_arguments(node), Any, Any, Any)[2]
+    both = declared, hints(node.exec).get("return", declared)
+    return [Any if "Next" in str(hint) else _plain(hint) for hint in both]
 
 
 def declared_actions(node: AnyNode) -> dict[str, Hint]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Union
 from pocket_plug.errors import ReadOnlyError
 from pocket_plug.graph.nodes.chain import DEFAULT, END, AnyChain, Out
 from pocket_plug.graph.nodes.node_functions import FunctionNode
-from pocket_plug.graph.nodes.phases import result_type
+from pocket_plug.graph.nodes.phases import result_types
 from pocket_plug.graph.observing.shape import Kind, Shape
 from pocket_plug.graph.upgrades import Upgrade
 from pocket_plug.primitives.typechecks import is_namesake, type_name
@@ -98,12 +98,16 @@ class Plan:
 
     @cached_property
     def output_type(self) -> Hint:
-        """The type of what the graph returns as a node of another graph: of the nodes that can only end it. Any, in doubt.
+        """The type of what the graph returns as a node of another graph, as `output_type_from` finds it."""
+        return self.output_type_from(self.start)
 
-        A node that always raises may be declared to return None, so None counts only if no other type is returned. So the graph
+    def output_type_from(self, start: Step) -> Hint:
+        """The type of what a run returns that begins at this step: of the nodes that can only end it. Any, in doubt.
+
+        A node that always raises may be declared to return None, so None counts only if no other type is returned. So the run
         may return more than this, and this may only be used to find what the next node certainly can't take.
         """
-        reached = self._reached()
+        reached = _reached(start)
         ends = [step for step in self.steps.values() if step in reached and not step.actions and not step.carried]
         given = tuple(step.output_type for step in ends if step.output_type not in (None, NoneType))
         try:
@@ -130,20 +134,11 @@ class Plan:
             found += self._unrouted(step, exits)
             found += self._misfits(step)
             found += self._idle(step)
-        reached = self._reached()
+        reached = _reached(self.start)
         found += [
             f"node {step.name!r} can't be reached from {self.start.name!r}" for step in steps if step not in reached
         ]
         return found
-
-    def _reached(self) -> set[Step]:
-        reached, frontier = {self.start}, [self.start]
-        while frontier:
-            for step in frontier.pop().actions.values():
-                if step not in reached:
-                    reached.add(step)
-                    frontier.append(step)
-        return reached
 
     def _unrouted(self, step: Step, exits: Collection[str]) -> list[str]:
         if step.kind == "graph":
@@ -175,13 +170,25 @@ class Plan:
             return [
                 f"node {step.name!r} overrides no phase, so it can't turn {type_name(given)} into {type_name(left)}"
             ]
-        result = result_type(step.node)
-        if step.perform is None and step.exec is not None and step.post is None and not fits(result, left):
-            return [
-                f"node {step.name!r} has no post, so it leaves with what exec returns, {type_name(result)}, though it declares "
-                f"{type_name(left)}"
-            ]
-        return []
+        if step.perform is not None or step.exec is None or step.post is not None:
+            return []
+        results = result_types(step.node)
+        if any(fits(result, left) for result in results):
+            return []
+        return [
+            f"node {step.name!r} has no post, so it leaves with what exec returns, {type_name(results[0])}, though it declares "
+            f"{type_name(left)}"
+        ]
+
+
+def _reached(start: Step) -> set[Step]:
+    reached, frontier = {start}, [start]
+    while frontier:
+        for step in frontier.pop().actions.values():
+            if step not in reached:
+                reached.add(step)
+                frontier.append(step)
+    return reached
 
 
 def _takers(step: Step) -> list[Step]:

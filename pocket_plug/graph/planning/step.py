@@ -62,6 +62,8 @@ class Step:
         *("timeout", "title", "trace", "ways", "writes"),
     )
     kind: Kind = "node"
+    is_hidden = False
+    """Is the node none of the program's? Then observers don't see it, and it can't be replaced."""
     asks = False
     """May a run have to wait for an answer at this step?"""
     perform: Function | None = None

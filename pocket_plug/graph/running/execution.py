@@ -242,7 +242,7 @@ class Execution:
                 name_source(error, before.step, step, value)
             raise
         if isinstance(value, ACTIONS) and way is not None:
-            raise uncalled(self, way, value)
+            raise uncalled(self, way.step, value)
         if ledger is not None and step is None:
             cancelled = await ledger.end(self) or cancelled
         if cancelled is not None:

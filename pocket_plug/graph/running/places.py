@@ -11,7 +11,7 @@ from typing import Any
 
 from pocket_plug.errors import InputError, PhaseError
 from pocket_plug.graph.nodes.chain import END, Action, Out
-from pocket_plug.graph.planning.step import Step, Way
+from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.typechecks import checker, type_name
 
 from .protocols import Running
@@ -78,14 +78,13 @@ def name_source(error: InputError, source: Step, target: Step, value: object) ->
     error.args = (text,)
 
 
-def uncalled(run: Running, way: Way, action: object) -> PhaseError:
-    """The error for a run that would end with an action as its output."""
-    return PhaseError(
-        f"node {way.step.name!r} of graph {run.run.graph!r} returned an action itself; {_call_of(action)}"
-    )
+def uncalled(run: Running, step: Step, action: object) -> PhaseError:
+    """The error for a node that has returned an action itself, as `return self.declined` does without a call."""
+    return PhaseError(f"node {step.name!r} of graph {run.run.graph!r} returned an action itself; {_call_of(action)}")
 
 
 def _call_of(action: Any) -> str:
+    """How to call an action that a node has returned."""
     name = action.name if isinstance(action, Action) else action.action
     return f"call it with the output: return {'' if name == END.name else 'self.'}{name}(output)"
 
