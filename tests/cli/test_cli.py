@@ -56,18 +56,11 @@ ORDERS = """
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Each test has a folder, a default Pocket and imports of its own."""
+    """Each test has a folder of its own."""
     place = tmp_path / "project"
     place.mkdir()
     monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    set_default_pocket(None)
-    yield place
-    set_default_pocket(None)
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
+    return place
 
 
 def write(path: str, source: str) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from pocket_plug.cli import COMMANDS, main
-from pocket_plug.plugins.pocket import set_default_pocket
 
 APP = """
 import pocket_plug as pp
@@ -30,19 +27,14 @@ NO_STORE = "--url=sqlite:///no.db"
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generator[None]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A program, its store with a run that has failed, and a configuration file with a mistake."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    set_default_pocket(None)
     Path("app.py").write_text(APP)
     Path("wrong.toml").write_text("[store]\nlayers = ['nowhere']\n")
     Path("there.db").write_text("")
     assert main(["run", "app.py", "--input", "1", "--run-id", "r"]) == 1
     assert "ValueError: 1" in capsys.readouterr().err
-    yield
-    set_default_pocket(None)
-    del sys.modules["app"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from textwrap import dedent
@@ -76,16 +75,12 @@ SHOP = """
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Each test in a folder with a program, a store, and a default Pocket and imports of its own."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test in a folder with a program and a store."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     Path("pocket.toml").write_text(f'[store]\nurl = "{URL}"\n')
     Path("shop.py").write_text(dedent(SHOP))
-    set_default_pocket(None)
-    yield tmp_path
-    set_default_pocket(None)
-    sys.modules.pop("shop", None)
+    return tmp_path
 
 
 def run(arguments: list[str]) -> int:

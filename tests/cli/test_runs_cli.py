@@ -75,19 +75,12 @@ SHOP = """
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Each test in a folder with a program, a store, and a default Pocket and imports of its own."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test in a folder with a program and a store."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     Path("pocket.toml").write_text(f'[store]\nurl = "{URL}"\n')
     Path("shop.py").write_text(dedent(SHOP))
-    before = set(sys.modules)
-    set_default_pocket(None)
-    yield tmp_path
-    set_default_pocket(None)
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
+    return tmp_path
 
 
 class Ran:

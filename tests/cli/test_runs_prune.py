@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +24,12 @@ graph = pp.Graph(pp.node(lambda word: word, name="say"), name="say")
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with a store that has 30 old finished runs, and 3 of today."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     configure("")
     finish("old", 30, FakeClock())
     finish("new", 3, None)
-    set_default_pocket(None)
-    yield
     set_default_pocket(None)
 
 
