@@ -88,46 +88,34 @@ def _check_shared(chains: Iterable[AnyChain]) -> None:
                 )
 
 
-# A branch is a node or a chain.
+Branch = Link[X, A] | Ends[X, A]
+"""A node or a chain, by the types of its input and output."""
+
+
+@overload
+def gather(a: Branch[X, A], b: Branch[X, B], /, *, name: str = ...) -> Node[X, tuple[A, B], Any]: ...
 @overload
 def gather(
-    a: Link[X, A] | Ends[X, A], b: Link[X, B] | Ends[X, B], /, *, name: str = ...
-) -> Node[X, tuple[A, B], Any]: ...
-@overload
-def gather(
-    a: Link[X, A] | Ends[X, A], b: Link[X, B] | Ends[X, B], c: Link[X, C] | Ends[X, C], /, *, name: str = ...
+    a: Branch[X, A], b: Branch[X, B], c: Branch[X, C], /, *, name: str = ...
 ) -> Node[X, tuple[A, B, C], Any]: ...
 @overload
 def gather(
-    a: Link[X, A] | Ends[X, A],
-    b: Link[X, B] | Ends[X, B],
-    c: Link[X, C] | Ends[X, C],
-    d: Link[X, D] | Ends[X, D],
-    /,
-    *,
-    name: str = ...,
+    a: Branch[X, A], b: Branch[X, B], c: Branch[X, C], d: Branch[X, D], /, *, name: str = ...
 ) -> Node[X, tuple[A, B, C, D], Any]: ...
 @overload
 def gather(
-    a: Link[X, A] | Ends[X, A],
-    b: Link[X, B] | Ends[X, B],
-    c: Link[X, C] | Ends[X, C],
-    d: Link[X, D] | Ends[X, D],
-    e: Link[X, E] | Ends[X, E],
-    /,
-    *,
-    name: str = ...,
+    a: Branch[X, A], b: Branch[X, B], c: Branch[X, C], d: Branch[X, D], e: Branch[X, E], /, *, name: str = ...
 ) -> Node[X, tuple[A, B, C, D, E], Any]: ...
 @overload
 def gather(
-    a: Link[X, A] | Ends[X, A],
-    b: Link[X, A] | Ends[X, A],
-    c: Link[X, A] | Ends[X, A],
-    d: Link[X, A] | Ends[X, A],
-    e: Link[X, A] | Ends[X, A],
-    f: Link[X, A] | Ends[X, A],
+    a: Branch[X, A],
+    b: Branch[X, A],
+    c: Branch[X, A],
+    d: Branch[X, A],
+    e: Branch[X, A],
+    f: Branch[X, A],
     /,
-    *more: Link[X, A] | Ends[X, A],
+    *more: Branch[X, A],
     name: str = ...,
 ) -> Node[X, tuple[A, ...], Any]: ...
 def gather(*branches: Any, name: str = "") -> Value:

@@ -17,11 +17,11 @@ async def watched_visit(run: Running, step: Step, value: object, position: int |
     watchers, visits, visit = run.watchers, run.visits, 1
     if watchers.paced and run.loop:
         await await_pace(watchers.paced)
-    run.run.steps += not step.is_hidden
     if visits is not None:
         visits[step.name] = visit = visits.get(step.name, 0) + 1
     if step.is_hidden:
         return await step.ways[run.where].take(run, value, None)
+    run.run.steps += 1
     facts = step.facts or step.find_facts()
     call: NodeCall | None = None
     if not watchers.spare or step.guarded or run.ledger is not None:
