@@ -62,7 +62,7 @@ class GatherStep(EachStep):
     def __init__(self, node: Gather) -> None:
         super().__init__(node)
         plan = self.inner.inner_graph().plan
-        self.branches = list(plan.start.actions.values())
+        self.branches = plan.begins
         typed = [branch for branch in self.branches if branch.input_type is not Any]
         # What all branches take is checked here. If no branch has such a type, each branch checks the input itself.
         taker = next((it for it in typed if all(fits(it.input_type, other.input_type) for other in typed)), None)

@@ -72,13 +72,12 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
 
 def _replaceable(plan: Plan) -> Iterator[Step]:
     """The steps whose nodes can be replaced: also what an `each` takes its items through, and the nodes in branches."""
-    for step in plan.steps.values():
+    for step in plan.shown:
         if step.branches:
             yield from _replaceable(step.passed.inner_graph().plan)
         elif step.passed is not step:
             yield step.passed
-        if not step.is_hidden:
-            yield step
+        yield step
 
 
 def _meant(name: str, steps: Mapping[str, Step]) -> str:

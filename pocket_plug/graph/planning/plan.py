@@ -64,6 +64,16 @@ class Plan:
                 f"join it to gather({known.name}, {target.name})"
             )
 
+    @property
+    def begins(self) -> list[Step]:
+        """The steps that a run begins with: one, or the first of each branch of a `gather`."""
+        return list(self.start.actions.values()) if self.start.is_hidden else [self.start]
+
+    @property
+    def shown(self) -> list[Step]:
+        """Its steps without a hidden one, those that a run begins with first."""
+        return [step for step in dict.fromkeys((*self.begins, *self.steps.values())) if not step.is_hidden]
+
     @cached_property
     def is_sync(self) -> bool:
         """Can the graph run without an event loop?"""
@@ -83,10 +93,8 @@ class Plan:
     @cached_property
     def shape(self) -> Shape:
         """Its nodes and edges, for observers of its runs, and for checks of older durable runs."""
-        steps = {step.name: step for step in (self.start, *self.steps.values())}
-        edges = [
-            (step.name, action, target.name) for step in self.steps.values() for action, target in step.actions.items()
-        ]
+        steps = {step.name: step for step in self.shown}
+        edges = [(step.name, action, target.name) for step in self.shown for action, target in step.actions.items()]
         asking = {name for name, step in steps.items() if step.asks and step.kind == "node"}
         items: dict[str, tuple[Kind, str]] = {
             name: (step.passed.kind, step.passed.name) for name, step in steps.items() if step.passed is not step

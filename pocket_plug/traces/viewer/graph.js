@@ -65,8 +65,9 @@ function chartOf(runs, earlier = []) {
     edge(name, String(span.get("node.action") ?? "default"), next).earlier = true;
   }
   const all = [...nodes.values()];
-  const first = all.find((each) => each.turns.includes(1)) ?? all[0]; // where the run began
-  return { nodes: all, edges: [...edges.values()], first, start: declared ? all[0] : first, ends };
+  const began = all.filter((each) => each.turns.includes(1)); // where the runs began: each branch of a gather elsewhere
+  const first = began.length ? began : all.slice(0, 1);
+  return { nodes: all, edges: [...edges.values()], first, start: declared ? all[0] : first[0], ends };
 }
 
 function list(value) {
@@ -308,8 +309,7 @@ function draw(chart, { pick, open, outcome, many }) {
     const text = labelOf(edge);
     if (text) labels.append(make("text", { x: label[0], y: label[1], class: `way-label ${taken ? "taken" : "idle"}` }, text));
   }
-  if (chart.first) {
-    const { x, y, width, layer } = chart.first;
+  for (const { x, y, width, layer } of chart.first) {
     const from = layer ? [x, y - HEIGHT / 2 - 26] : [x - width / 2 - 34, y]; // from above, if another node is to the left
     const line = layer ? `M${x} ${from[1]}V${y - HEIGHT / 2 - 5}` : `M${from[0]} ${y}H${x - width / 2 - 5}`;
     ways.append(make("circle", { cx: from[0], cy: from[1], r: 5, class: "begin" }), make("path", { d: line, class: "way taken", "stroke-width": 2, "marker-end": "url(#tip)" }));
