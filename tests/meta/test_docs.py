@@ -17,6 +17,7 @@ from pocket_plug.testing.servers import postgres
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_DRAWING = re.compile(r"^!\[[^\]]+\]\(\.\./pictures/(\w+)\.svg\)$", re.MULTILINE)
 _EXPECTED = re.compile(r"^ *print\(.*\)  +# (.+)$", re.MULTILINE)
 
 # Commands that set a machine up, or need a server: `make test` itself, the tests of wheels and of new plugins, the
@@ -77,7 +78,10 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, variables: dict[str, str]) -> None:
-    """A page's Python, from top to bottom, prints what the comments beside its prints say."""
+    """A page's Python, from top to bottom, prints what the comments beside its prints say.
+
+    The drawings that the page shows are those of its graphs: `![…](../pictures/page.svg)` is `page.svg()`.
+    """
     named = {name: code for language in ("python", "toml") for name, code in blocks(page, language) if name}
     for name, code in named.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +89,9 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, variables: dict[str
     code = "\n".join(code for name, code in blocks(page, "python") if not name)
     if not code:
         return
+    drawings = _DRAWING.findall(page.read_text("utf-8"))
+    for name in drawings:
+        code += f"\nopen('{name}.svg', 'w', encoding='utf-8').write({name}.svg())"
     (tmp_path / "page.py").write_text(code, "utf-8")
     ran = subprocess.run(
         [sys.executable, "-W", "error", "page.py"],
@@ -99,6 +106,9 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, variables: dict[str
     printed = ran.stdout.splitlines()
     for expected in _EXPECTED.findall(code):
         assert expected in printed or expected.startswith("the "), f"{expected!r} is not among {printed}"
+    for name in drawings:
+        shown = (ROOT / "docs" / "pictures" / f"{name}.svg").read_text("utf-8")
+        assert (tmp_path / f"{name}.svg").read_text("utf-8") == shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

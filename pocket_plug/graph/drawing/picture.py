@@ -72,7 +72,7 @@ def _draw(plan: Plan, alone: bool) -> _Drawing:
     ]
     layout = lay_out({name: _size(step, inner.get(name)) for name, step in steps.items()}, ways)
     begins = [layout.places[step.name] for step in plan.begins]
-    top = min(layout.top, *(place.y - place.height / 2 - 34 for place in begins)) - 4
+    top = min([layout.top, *(place.y - place.height / 2 - 34 for place in begins if place.layer)]) - 4
     parts = [
         *(part for place in begins for part in _begin(place)),
         *(_way(way) for way in ways),
@@ -115,7 +115,7 @@ def _box(step: Step, place: Place, inner: _Drawing | None) -> Iterator[str]:
     left, upper = place.x - place.width / 2, place.y - place.height / 2
     line = 'stroke="currentColor" stroke-width="1.5"'
     size = f'width="{place.width:g}" height="{place.height:g}" rx="7"'
-    if step.kind == "fan_out":
+    if step.kind == "fan_out" and not step.branches:
         for shift in (6, 3):
             yield f'<rect x="{left + shift:g}" y="{upper - shift:g}" {size} fill="none" {line} stroke-opacity=".4"/>'
     shade = ".16" if inner is None else ".07"
