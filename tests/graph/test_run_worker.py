@@ -803,7 +803,7 @@ def test_a_heartbeat_counts_if_clocks_differ_by_a_day(url: str) -> None:
             watch = StallWatch(observer.stack, ticking)
             await watch.look([running])
             ticking.advance(30)
-            await beat(store.stack, "elsewhere", [held])
+            await beat(store.stack, "elsewhere", [held], {"somebody"})
             assert await watch.look([running]) == []
 
     asyncio.run(main())

@@ -291,7 +291,7 @@ def _first_look() -> Iterator[None]:
 
 @fault("nobody speaks for a node that takes longer than a lease")
 def _mute() -> Iterator[None]:
-    with mock.patch.object(heartbeat.Heart, "unmoved", return_value={}):
+    with mock.patch.object(heartbeat.Heart, "unmoved", return_value=set()):
         yield
 
 

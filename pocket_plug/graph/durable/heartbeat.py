@@ -1,15 +1,15 @@
 """The heartbeat of a process, for its executions that have not committed for a third of their lease.
 
 A commit shows that an execution is alive. If a node takes long, a thread writes `pocket:run-beat:PROCESS`, which names the
-executions that are alive. It is a thread, since a node may block the event loop. It also reads the states of their runs, so that
-a request to cancel reaches a run while its node works.
+executions that are alive. It is a thread, since a node may block the event loop. It also reads the states of all their
+runs, so that a request to cancel reaches a run while its node works, also if it has just begun.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from math import inf
 
 from pocket_plug.primitives.failures import log_failure
@@ -26,13 +26,13 @@ KEPT = 7 * 86_400.0
 """Seconds after which a heartbeat expires: so many that differences between clocks, even of hours, don't matter."""
 
 
-async def beat(stack: Stack, process: str, unmoved: Iterable[Held]) -> None:
-    """Write the heartbeat of a process for these executions in one store, and give each execution its run's state."""
-    speaking = list(unmoved)
-    found = await stack.read_many([each.state_key for each in speaking])
-    until = stack.clock() + KEPT
-    await stack.write([Put(BEAT + process, {"owners": [each.owner for each in speaking]}, until)])
-    for each in speaking:
+async def beat(stack: Stack, process: str, executions: Sequence[Held], unmoved: Collection[str]) -> None:
+    """Write the heartbeat of a process for the unmoved ones of these executions in one store; give each its run's state."""
+    found = await stack.read_many([each.state_key for each in executions])
+    owners = [each.owner for each in executions if each.owner in unmoved]
+    if owners:
+        await stack.write([Put(BEAT + process, {"owners": owners}, stack.clock() + KEPT)])
+    for each in executions:
         each.receive_state(found.get(each.state_key))
 
 
@@ -85,21 +85,20 @@ class Heart:
             self._sooner.wait(self._pause)
             self.look()
 
-    def unmoved(self) -> dict[Stack, list[Held]]:
-        """The executions without a commit since the last call, by store; except those that have not claimed their run yet."""
-        held = [each for each in this_process().executions() if each.state_key]
-        unmoved: dict[Stack, list[Held]] = {}
-        for each in held:
-            if self._seen.get(each.owner) == each.moves:
-                unmoved.setdefault(each.stack, []).append(each)
-        self._seen = {each.owner: each.moves for each in held}
+    def unmoved(self, executions: Iterable[Held]) -> set[str]:
+        """The ids of those of these executions that have had no commit since the last call."""
+        moves = {each.owner: each.moves for each in executions}
+        unmoved = {owner for owner, move in moves.items() if self._seen.get(owner) == move}
+        self._seen = moves
         return unmoved
 
     def look(self) -> None:
-        """One round: write the heartbeat for the executions without a commit since the last round."""
-        for stack, speaking in self.unmoved().items():
+        """One round: read the states of the runs, and write the heartbeat for those without a commit since the last round."""
+        held = [each for each in this_process().executions() if each.state_key]  # those that have claimed their run
+        unmoved = self.unmoved(held)
+        for stack in dict.fromkeys(each.stack for each in held):
             try:
-                stack.run(beat(stack, this_process().id, speaking))
+                stack.run(beat(stack, this_process().id, [each for each in held if each.stack is stack], unmoved))
             except Exception as error:  # noqa: BLE001 - the next round tries again
                 log_failure(
                     logging.WARNING, "a heartbeat of durable runs failed; other processes may take the runs over", error
