@@ -6,14 +6,15 @@ import asyncio
 import shutil
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from typing import IO
+from urllib.parse import unquote
 
 import click
 import msgspec
 
-from pocket_plug.errors import CodecError, CorruptRecordError, PocketError
+from pocket_plug.errors import CodecError, CorruptRecordError, PocketError, StoreError
 from pocket_plug.primitives.lists import place_of
 from pocket_plug.primitives.names import ITEMS
 from pocket_plug.primitives.terminal import escaped_json
@@ -79,11 +80,20 @@ def export(target: Target, prefix: str, show_all: bool) -> int:
 def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> None:
     """Store the entries of an exported FILE; - is stdin.
 
-    Every line is checked before the first entry is stored. Existing entries are replaced.
+    Every line is checked before the first entry is stored. Existing entries are replaced. A durable run that the store has
+    in another state is refused.
     """
+    from pocket_plug.graph.durable.records import RUN
+    from pocket_plug.graph.durable.states import STATE, WAKE
+
     with _readable_twice(file) as lines:
+        own: set[str] = set()
         try:
-            total = sum(1 for _ in entries_of(lines, file.name, reserved=take_all))
+            total = 0
+            for put in entries_of(lines, file.name, reserved=take_all):
+                total += 1
+                if put.key.startswith((RUN, STATE, WAKE)):
+                    own.add(put.key)
         except CorruptRecordError as error:
             raise CorruptRecordError(f"{error}; nothing was imported") from error.__cause__
         lines.seek(0)
@@ -91,6 +101,7 @@ def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> No
         async def imported() -> tuple[int, int]:
             done = expired = 0
             async with target.opened(may_be_new=True) as stack:
+                await _refuse_other_states(stack, own, file.name)
                 now = stack.clock()
                 puts: list[Put] = []
                 gone: set[str] = set()
@@ -111,6 +122,24 @@ def import_(target: Target, file: IO[bytes], atomic: bool, take_all: bool) -> No
         done, expired = asyncio.run(imported())
     left_out = f"; left out {expired:,} that had expired" if expired else ""
     echo(f"imported {plural(done, 'entry')}{left_out}", err=True)
+
+
+async def _refuse_other_states(stack: Backend, own: Collection[str], file: str) -> None:
+    """Raise StoreError if the store has a run of the file in another state. `own`: the file's keys of runs, states and waits.
+
+    The keys of that state would stay, and workers would find the run again and again: `worker --once` would never end.
+    """
+    from pocket_plug.graph.durable.records import RUN
+    from pocket_plug.graph.durable.states import STATE, WAKE
+
+    runs = {key.removeprefix(RUN) for key in own if key.startswith(RUN)}
+    for prefix in (STATE, WAKE) if runs else ():
+        async for key in stack.scan(prefix):
+            if (name := key.rpartition(":")[2]) in runs and key not in own:
+                raise StoreError(
+                    f"run {unquote(name)!r} of {file} is in the store already, in another state, and two states of a run can't "
+                    "be merged; import into an empty store, or remove the run with `pocket-plug runs rm`; nothing was imported"
+                )
 
 
 async def _stored(stack: Backend, puts: list[Put], done: int, total: int) -> int:

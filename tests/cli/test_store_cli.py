@@ -31,7 +31,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocket_plug import SyncStore, register_type
+from pocket_plug import Ask, Graph, RunSuspendedError, SyncRuns, SyncStore, register_type
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main, transfer
 from pocket_plug.codec import Codec, default_codec, is_whole, place_of
@@ -477,6 +477,29 @@ def test_reserved_entries_are_moved_if_both_commands_say_so() -> None:
     assert "--all" in refused
     assert not Path("to.db").exists()
     run("import", "--all", "all.jsonl", url="sqlite:///to.db")
+    assert content("to.db") == content()
+
+
+def test_a_run_is_not_imported_over_another_state_of_it() -> None:
+    """As in a rehearsal and then the real copy: workers would find the former state again and again, and `--once` never end."""
+    with SyncStore(URL) as store:
+        asked = Graph(Ask[int, bool](bool, question="Really?", timeout="1h", default=False), name="asked", store=store)
+        with pytest.raises(RunSuspendedError):
+            asked.run_sync(1, run_id="a:1")
+        Path("first.jsonl").write_text(run("export", "--all")[0])
+        assert asked.resume_sync("a:1", answer=True).answer
+        Path("then.jsonl").write_text(run("export", "--all")[0])
+    there = "sqlite:///to.db"
+    for _ in range(2):
+        run("import", "--all", "first.jsonl", url=there)
+    before = content("to.db")
+    err = run("import", "--all", "then.jsonl", url=there, code=1)[1]
+    assert err.startswith("StoreError: run 'a:1' of then.jsonl is in the store already, in another state, ")
+    assert err.endswith("; nothing was imported\n")
+    assert content("to.db") == before
+    with SyncStore(there) as store:
+        SyncRuns(store).remove("a:1")
+    run("import", "--all", "then.jsonl", url=there)
     assert content("to.db") == content()
 
 
