@@ -27,6 +27,7 @@ from pocket_plug import (
     Pocket,
     Put,
     RecordedError,
+    Retry,
     RunBusyError,
     Runs,
     RunStuckError,
@@ -706,6 +707,61 @@ def test_running_items_are_completed_when_a_worker_stops_and_no_others_start(url
             await Worker([wide], store=store).run(once=True)
             assert sorted(done) == sorted(begun) == list(range(8))
             assert await wide.resume("w", store=store) == (56 if kind == "graph" else 28)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["node", "in a thread", "in a nested graph", "item", "collected"])
+def test_a_node_that_waits_for_its_next_attempt_is_released_at_once(url: str, kind: str) -> None:
+    """A deploy waits for work, not for a pause. It is no failure, and the next worker begins with the first attempt."""
+
+    async def main() -> None:
+        attempts, hooks, tried, is_down = list[int](), list[str](), asyncio.Event(), True
+        loop = asyncio.get_running_loop()
+
+        def work(n: int) -> int:
+            attempts.append(n)
+            if is_down:
+                loop.call_soon_threadsafe(tried.set)
+                raise ConnectionError
+            return n
+
+        class Call(Node[int, int], retry=Retry(attempts=3, delay="50s"), name="call"):
+            if kind == "in a thread":
+
+                def exec(self, prepared: int) -> int:
+                    return work(prepared)
+            else:
+
+                async def exec(self, prepared: int) -> int:
+                    return work(prepared)
+
+            async def on_failure(self, store: StoreWriter, error: BaseException) -> None:
+                hooks.append("failure")
+
+        way: Any = Call()
+        if kind == "in a nested graph":
+            way = Graph(way, name="inner")
+        elif kind in ("item", "collected"):
+            way = each(way, errors="collect" if kind == "collected" else "raise") >> node(sum).with_options(
+                name="total"
+            )
+        flaky: Any = Graph(way >> count, name="flaky")
+        async with Store(url) as store:
+            said = Said()
+            await flaky.submit([1] if kind in ("item", "collected") else 1, run_id="f", store=store)
+            worker = Worker([flaky], store=store, report=said)
+            task = asyncio.create_task(worker.run())
+            await tried.wait()
+            worker.stop()
+            async with asyncio.timeout(20):
+                await task
+            assert said.of("f") == ["taken", "released"]
+            assert (attempts, hooks) == ([1], [])
+            is_down = False
+            await Worker([flaky], store=store).run(once=True)
+            assert await store.get("counted") == 1
+            assert attempts == [1, 1]
 
     asyncio.run(main())
 

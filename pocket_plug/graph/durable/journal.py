@@ -152,6 +152,8 @@ class Journal:
         """The notice about the end that was recorded, for plugins."""
         self.is_released = False
         """Shall the run be released after the current node? Set in any thread."""
+        self.leaves = asyncio.Event()
+        """Set after that, on the worker's event loop: a node that waits for its next attempt doesn't wait any longer."""
 
     def encode(self, value: object, what: str) -> bytes:
         """Encode a value. `what` describes it in the CodecError for a value that can't be stored."""

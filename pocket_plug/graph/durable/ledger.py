@@ -33,6 +33,7 @@ from pocket_plug.graph.running.context import idempotency
 from pocket_plug.graph.running.places import ACTIONS, uncalled
 from pocket_plug.graph.running.protocols import Asking, Commit, Running, Travel
 from pocket_plug.primitives.values import Value
+from pocket_plug.primitives.waiting import pause
 from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
 from pocket_plug.store.store import MISSING
 
@@ -231,8 +232,21 @@ class RunLedger:
             raise self._released()
         self._stand_at(visit_place(self.within, step.name, self.frame.visits.get(step.name, 0) + 1))
 
+    async def pause(self, seconds: float) -> None:
+        """Wait before the next attempt at an `exec`. Raises RunReleasedError once the run is to be released."""
+        if not self.in_worker:
+            return await pause(seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.journal.leaves.wait()
+            raise self._released()
+
+    def has_released(self, error: BaseException) -> bool:
+        """Has `pause` raised this error? No other run raises it in a phase: only a worker's runs are released."""
+        return isinstance(error, RunReleasedError)
+
     def _released(self) -> RunReleasedError:
-        """The error that releases the run here, between two nodes. The record notes that the last node's hooks have ended."""
+        """The error that releases the run here. The record notes that the hooks of the node before have ended."""
         # If the record has more frames, a resume inside a nested graph has just begun, and the record stays as it is.
         if self.checkpoint is self.journal.checkpoint and len(self.checkpoint.frames) <= self.level + 1:
             frames = [plain(each) for each in self._frames(replace(self.frame, hooks=""))]

@@ -195,6 +195,8 @@ class Worker:
                 if not taken:
                     took = self._loop.time() - began
                     await self._sleep(max(POLL * 2 ** min(failures, 7), DUTY * took))
+            for journal in self._journals.values():
+                journal.leaves.set()
             await self._ended()
         finally:
             sleeping.discard(self._wake)
@@ -205,7 +207,7 @@ class Worker:
             self._loop = None
 
     def stop(self) -> None:
-        """Claim no more runs, and release those in progress between two nodes, for others to resume. Can be called in any thread.
+        """Claim no more runs, and release those in progress between two nodes or attempts. Can be called in any thread.
 
         `run` returns once the last run is released.
         """

@@ -72,7 +72,7 @@ def error_of_node(run: Running, step: Step, phase: str, error: BaseException) ->
         return wrapped(error)
     if isinstance(error, asyncio.CancelledError) and run.ledger is not None and phase in step.phases:
         return _cancellation_error(run, step, phase, error)
-    is_own = not phase or step.perform is not None or run.ledger is None
+    is_own = not phase or step.perform is not None or run.ledger is None or run.ledger.has_released(error)
     if is_own or not isinstance(error, _RUN_ERRORS):
         return error
     other = OtherRunError(
@@ -152,7 +152,7 @@ def attempts(step: Step, exec: Any, in_threads: Collection[str]) -> AsyncFunctio
                     call.retries += 1
                 run.event("retry", call, {"attempt": number, "delay": watching.delay, "error": error})
             if watching.delay:
-                await pause(watching.delay)
+                await (pause(watching.delay) if run.ledger is None else run.ledger.pause(watching.delay))
 
     return work
 

@@ -152,6 +152,14 @@ class Ledger(Protocol):
         """Called before each node. Sets the run's position."""
         ...
 
+    async def pause(self, seconds: float) -> None:
+        """Wait before the next attempt at an `exec`. If the run is to be released, raise the error that releases it."""
+        ...
+
+    def has_released(self, error: BaseException) -> bool:
+        """Has `pause` raised this error?"""
+        ...
+
     def report_resumed(self, run: Running, call: NodeCall) -> None:
         """Notify the observers, once, if the run resumes after an earlier execution."""
         ...
