@@ -15,7 +15,14 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from typing_extensions import dataclass_transform
 
-from pocket_plug.errors import ConfigError, ConflictError, StoreBusyError
+from pocket_plug.errors import (
+    AnswerLostError,
+    ConfigError,
+    ConflictError,
+    StoreBusyError,
+    StoreTimeoutError,
+    StoreUnreachableError,
+)
 from pocket_plug.primitives.values import Value
 
 from .overrides import check_scan, refuse_bypassed
@@ -26,6 +33,9 @@ Clock = Callable[[], float]
 
 READ_TRIES = 100
 """The most times that a `read_many` derived from `read` tries, if the keys that it reads change meanwhile."""
+
+OUTAGES = (StoreUnreachableError, StoreBusyError, StoreTimeoutError, AnswerLostError)
+"""Errors of a store that is away, or locked for too long."""
 
 NO_EXPECTATIONS: Mapping[str, int] = {}
 

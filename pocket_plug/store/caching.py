@@ -10,19 +10,21 @@ help: it is for a short read and write, and would block all other writers while 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import wraps
 from types import CoroutineType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
-from pocket_plug.errors import ConfigError, ConflictError, ValueTypeError
+from pocket_plug.errors import ConfigError, ConflictError, StoreError, ValueTypeError
 from pocket_plug.primitives.durations import Duration, seconds
+from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.signatures import is_async
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import drive
 
-from .backend import Delete
+from .backend import OUTAGES, Delete
 from .base import MISSING, View, Writable
 from .flights import Flight, Flights
 from .keys import Key
@@ -142,7 +144,8 @@ class CachingView(View):
 
         Of the callers in this process, threads and tasks of any loop, one computes and the others get its result: the same
         object, or the error that it raised, which is not kept. If it is cancelled, another caller starts again. Other
-        processes that share the store get the kept result, but don't wait for one.
+        processes that share the store get the kept result, but don't wait for one. While the store is away, each call is
+        computed.
 
         >>> from pocket_plug import SyncStore
         >>> store = SyncStore()
@@ -211,27 +214,53 @@ class _Cache:
     ) -> None:
         self._view, self._ttl, self._run = view, ttl, run
         self._flights = Flights()
+        self._is_away = False
+        """Was the store away at the last operation? Then values are computed, and not kept."""
 
     async def get(self, key: Key[Value], make: Callable[[], Awaitable[Value]]) -> Value:
-        value = await self._run(self._view.get(key, MISSING))
+        value = await self._found(key)
         if value is not MISSING:
             return value
 
         async def compute(flight: Flight) -> Value:
-            value = await self._run(self._view.get(key, MISSING))  # somebody may have been faster
+            value = MISSING if self._is_away else await self._found(key)  # somebody may have been faster
             if value is MISSING:
                 value = await make()
                 if value.__class__ is CoroutineType:
                     value.close()
                     raise ValueTypeError(f"{str(key)!r}: a cached function that isn't `async def` returned a coroutine")
-                if not flight.is_void:
-                    added = await self._run(self._view._added(key, value, self._ttl))
-                    if flight.is_void:  # meanwhile
-                        with suppress(ConflictError):  # somebody has set it since
-                            await self._run(self._view._source.write([*map(Delete, added)], added))
+                if not flight.is_void and not self._is_away:
+                    await self._keep(key, value, flight)
             return value
 
         return await self._flights.once(str(key), compute)
+
+    async def _found(self, key: Key[Value]) -> Value:
+        """The kept value; MISSING if there is none, or if the store is away."""
+        try:
+            value = await self._run(self._view.get(key, MISSING))
+        except OUTAGES as error:
+            self._survive(error)
+            return MISSING
+        self._is_away = False
+        return value
+
+    async def _keep(self, key: Key[Value], value: Value, flight: Flight) -> None:
+        try:
+            added = await self._run(self._view._added(key, value, self._ttl))
+            if flight.is_void:  # meanwhile
+                with suppress(ConflictError):  # somebody has set it since
+                    await self._run(self._view._source.write([*map(Delete, added)], added))
+        except OUTAGES as error:
+            self._survive(error)
+
+    def _survive(self, error: StoreError) -> None:
+        """The function must not fail because its cache is away, or locked for too long. It is logged once, until it is back."""
+        if not self._is_away:
+            self._is_away = True
+            log_failure(
+                logging.WARNING, "a store is away: its cached functions compute each call until it is back", error
+            )
 
     async def invalidate(self, key: Key[Value]) -> bool:
         self._flights.invalidate(str(key))

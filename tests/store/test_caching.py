@@ -21,6 +21,8 @@ from pocket_plug import (
     KeyNameError,
     Memory,
     Store,
+    StoreError,
+    StoreUnreachableError,
     SyncError,
     SyncStore,
     ValueTypeError,
@@ -408,6 +410,73 @@ def test_a_loop_that_has_stopped_blocks_no_caller() -> None:
     stopped.run_until_complete(asyncio.gather(task, return_exceptions=True))
     stopped.close()
     assert calls == [3, 3]
+
+
+# ---------------------------------------------------------------- a store that is away
+class AwayMemory(SlowMemory):
+    """Raises the error for reads, or for writes, as a server that can't be reached."""
+
+    failing: str = ""
+    error: StoreError = StoreUnreachableError("away")
+    tries = 0
+
+    async def read(self, key: str) -> Entry | None:
+        if self.failing == "read":
+            self.tries += 1
+            raise self.error
+        return await super().read(key)
+
+    async def write(self, changes: Sequence[Change], expect: Mapping[str, int] = {}) -> int:
+        if self.failing == "write":
+            raise self.error
+        return await super().write(changes, expect)
+
+
+@pytest.mark.parametrize("failing", ["read", "write"])
+def test_a_store_that_is_away_fails_no_cached_function(failing: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It computes, still once for all that wait, and waits for the store once; a warning comes once, until the store is back."""
+
+    async def main() -> None:
+        memory, calls = AwayMemory(), list[int]()
+        async with Store(memory) as store:
+
+            @store.cached(SQUARE)
+            async def square(n: int) -> int:
+                calls.append(n)
+                await asyncio.sleep(0)
+                return n * n
+
+            memory.failing = failing
+            assert await square(2) == 4
+            assert memory.tries == (failing == "read")
+            assert await asyncio.gather(*[square(3) for _ in range(5)]) == [9] * 5
+            assert calls == [2, 3]
+            assert failing == "write" or len(caplog.records) == 1
+            memory.failing = ""
+            assert [await square(3), await square(3), len(calls)] == [9, 9, 3]
+            memory.failing = failing
+            memory.error = StoreError("damaged")
+            with pytest.raises(StoreError, match="damaged"):
+                await square(4)
+
+    asyncio.run(main())
+    assert "a store is away: its cached functions compute each call until it is back" in caplog.text
+
+
+def test_a_value_is_not_invalidated_silently_while_the_store_is_away() -> None:
+    """The error is raised: otherwise the old value would come back with the store."""
+    memory = AwayMemory()
+    with SyncStore(memory) as store:
+
+        @store.cached(SQUARE)
+        def square(n: int) -> int:
+            return n * n
+
+        assert square(3) == 9
+        memory.failing = "read"
+        assert square(3) == 9
+        with pytest.raises(StoreUnreachableError):
+            square.invalidate(3)
 
 
 # ---------------------------------------------------------------- invalidation

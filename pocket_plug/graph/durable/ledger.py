@@ -11,7 +11,6 @@ from dataclasses import replace
 from pocket_plug.codec import default_codec
 from pocket_plug.codec.error_values import storable
 from pocket_plug.errors import (
-    AnswerLostError,
     CodecError,
     ConflictError,
     OutcomeUnknownError,
@@ -19,10 +18,7 @@ from pocket_plug.errors import (
     RunFencedError,
     RunSuspendedError,
     RunTimeoutError,
-    StoreBusyError,
     StoreError,
-    StoreTimeoutError,
-    StoreUnreachableError,
     TransactionError,
 )
 from pocket_plug.graph.nodes.chain import DEFAULT
@@ -34,7 +30,7 @@ from pocket_plug.graph.running.places import ACTIONS, uncalled
 from pocket_plug.graph.running.protocols import Asking, Commit, Running, Travel
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import pause
-from pocket_plug.store.backend import NO_EXPECTATIONS, Change, Delete, Entry, Put
+from pocket_plug.store.backend import NO_EXPECTATIONS, OUTAGES, Change, Delete, Entry, Put
 from pocket_plug.store.store import MISSING
 
 from .claim import claim
@@ -58,9 +54,6 @@ from .records import (
 from .standing import in_order
 from .states import wake_key
 from .waits import PlacedWait, Wait, put_wait, read_wait, suspended, wait_key
-
-OUTAGES = (StoreUnreachableError, StoreBusyError, StoreTimeoutError, AnswerLostError)
-"""Errors of a store that is away or locked. A commit whose answer was lost has been looked for, and wasn't stored."""
 
 
 class RunLedger:
@@ -175,6 +168,8 @@ class RunLedger:
 
     def _is_outage(self, error: BaseException) -> bool:
         """Was the run's own store away, or locked by others, for too long? That isn't the run's fault: workers try it again.
+
+        A commit whose answer was lost has been looked for, and wasn't stored.
 
         But not for ever: a node may cause it each time, by a value that takes too long to read. Without a worker, the caller gets
         the error, and decides.
