@@ -109,10 +109,15 @@ def check_length(name: str, what: str = "a key, its scope included,", longest: i
     return name
 
 
-def check_prefix(prefix: object, what: str = "a prefix of names") -> str:
-    """The prefix itself, if names can begin with it, also reserved names; it may be empty. `what` names it in the error."""
+def check_prefix(prefix: object, what: str = "") -> str:
+    """The prefix itself, if names can begin with it, also reserved names; it may be empty. `what` is another name for it."""
     if not isinstance(prefix, str):
-        raise KeyNameError(f"{what} must be a string, not {summary(prefix)}")
+        raise KeyNameError(
+            f"{what} must be a string, not {summary(prefix)}"
+            if what
+            else f"a prefix of names must be a string, not {summary(prefix)}; for all names below a Key, take the scope: "
+            "scope(KEY(…)).delete_prefix(''), .keys(), .items()"
+        )
     return _check_text(prefix)
 
 

@@ -219,7 +219,9 @@ def test_prefixes_and_names_are_text(odd: Any) -> None:
     """So a prefix to remove is never taken for everything by accident."""
     store = SyncStore()
     store.set("a", 1)
-    with pytest.raises(KeyNameError, match="a prefix of names must be a string"):
+    with pytest.raises(
+        KeyNameError, match=r"a prefix of names must be a string, not .*; for all names below a Key, take the scope"
+    ):
         store.delete_prefix(odd)
     assert list(store.keys(after=Key("a:{}")(1))) == []
     assert list(store.keys(after="")) == ["a"]
