@@ -67,7 +67,14 @@ trace.add_command(diff)
 @click.option("--failed", is_flag=True, help="Only runs that failed, were cancelled, or never ended.")
 @click.option("--error", metavar="TYPE", help="Only runs with an error of this type anywhere: TimeoutError.")
 @since_then
-@click.option("--min", "least", type=duration, metavar="TIME", help="Only runs that took at least TIME: 500ms.")
+@click.option("--node", metavar="NAME", help="Only runs that have visited this node.")
+@click.option(
+    "--min",
+    "least",
+    type=duration,
+    metavar="TIME",
+    help="Only runs, or visits of --node, that took at least TIME: 500ms.",
+)
 @click.option("--attr", metavar="KEY=VALUE", help="Only runs in which a span or its resource has this attribute.")
 @click.option(
     "--limit", type=click.IntRange(1), default=LIMIT, show_default=True, metavar="N", help="At most the N newest."
@@ -79,6 +86,7 @@ def ls(
     failed: bool,
     error: str | None,
     since: float | None,
+    node: str | None,
     least: float | None,
     attr: str | None,
     limit: int,
@@ -94,10 +102,14 @@ def ls(
         raise click.UsageError(f"--attr is {attr!r}; give KEY=VALUE, such as --attr customer=17")
     begin, shortest = _moment(since), (least or 0) * 1e9
     with opened_index(file) as index:
-        chosen = None if error is None else index.with_error(error)
+        chosen: list[set[str]] = []
+        if error is not None:
+            chosen.append(index.with_error(error))
+        if node is not None:
+            chosen.append(index.with_visit(node, shortest))
+            shortest = 0
         if attr is not None:
-            having = index.with_attribute(name, value)
-            chosen = having if chosen is None else chosen & having
+            chosen.append(index.with_attribute(name, value))
         found = [
             *islice(
                 (
@@ -107,7 +119,7 @@ def ls(
                     and not (failed and run.outcome in FINE)
                     and run.start >= begin
                     and run.duration >= shortest
-                    and (chosen is None or run.trace_id in chosen)
+                    and all(run.trace_id in each for each in chosen)
                 ),
                 min(limit, sys.maxsize - 1) + 1,
             )

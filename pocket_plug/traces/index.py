@@ -239,6 +239,14 @@ class TraceIndex:
         )
         return {id for (id,) in rows}
 
+    def with_visit(self, node: str, shortest: float) -> set[str]:
+        """The ids of traces with a visit of a node of this name that has ended, and took so many nanoseconds at least."""
+        rows = self._tables.execute(
+            "select distinct trace_id from span join trace on number = trace where node = ? and end - start >= ?",
+            (_unicode(node), shortest),
+        )
+        return {id for (id,) in rows}
+
     def with_attribute(self, name: str, value: str) -> set[str]:
         """The ids of traces in which a span or its resource has an attribute with this value, compared as text."""
         found = {each.span.trace_id for each in self._open if _has(each.span, name, value)}

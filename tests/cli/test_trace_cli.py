@@ -67,7 +67,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / ".pocket_plug" / "traces.jsonl"
     path.parent.mkdir()
-    node = {"node_name": "charge", "run_id": "abc-1", "graph_name": "shop", "node_attempts": 3}
+    node = {"node_name": "charge", "run_id": "abc-1", "graph_name": "shop", "node_visit": 1, "node_attempts": 3}
     path.write_text(
         line(span(A, 2, 1, "node charge", 0.1, 0.9, "builtins.ValueError", **node))
         + line(run(A, 1, 0, 1, "abc-1", "shop", "failure", error="builtins.ValueError"))
@@ -417,7 +417,9 @@ def test_a_program_may_trace_in_a_pocket_of_its_own(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- stats, rm
-def test_runs_are_filtered_by_time_error_and_attribute(file: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_filtered_by_time_error_node_and_attribute(
+    file: Path, says: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each filter restricts the list; invalid filters are refused."""
 
     def ids(*options: str) -> list[str]:
@@ -425,6 +427,8 @@ def test_runs_are_filtered_by_time_error_and_attribute(file: Path, says: Says, m
 
     assert ids("--error", "ValueError") == ids("--error", "builtins.ValueError") == ["abc-1"]
     assert ids("--min", "1500ms") == ["xyz-3"]
+    assert ids("--node", "charge") == ids("--node", "charge", "--min", "700ms") == ["abc-1"]
+    assert ids("--node", "charge", "--min", "900ms") == []  # the run took a second, but not the node
     assert ids("--attr", "pocket_plug.node.attempts=3") == ["abc-1"]
     assert ids("--attr", "pocket_plug.run.resumed=true") == ["abd-2"]
     assert ids("--attr", "pocket_plug.node.attempts=3", "--error", "OSError") == []
