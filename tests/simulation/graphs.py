@@ -1,4 +1,4 @@
-"""The graphs whose runs are simulated: chains, loops, fan-outs, branches, nested graphs, questions, hooks, retries, a shared counter.
+"""The graphs whose runs are simulated: chains, loops, fan-outs, branches, nested graphs, questions, hooks, retries, a shared key.
 
 Each node has an effect: one key per place in the run, incremented by its `post`. So it is visible what was done twice, or never.
 Each graph exists twice, with `async def` phases, and with `def` phases for `run_sync`.
