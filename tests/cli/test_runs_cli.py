@@ -462,7 +462,9 @@ def test_a_run_that_is_due_says_since_when(here: Any) -> None:
         with pytest.raises(RunSuspendedError):
             graph.run_sync(1, run_id="n", store=store)
     days = r"\d+d(\d+[hms])? ago"  # in one hour of each day they are without hours
-    assert re.search(rf"suspended  nap    sleep  .* was due {days}; no worker has taken it$", here("runs", "ls").out, re.M)
+    assert re.search(
+        rf"suspended  nap    sleep  .* was due {days}; no worker has taken it$", here("runs", "ls").out, re.M
+    )
     assert re.search(rf"^wake_at +{days}$", here("runs", "show", "n").out, re.M)
 
 

@@ -143,7 +143,9 @@ def test_ls_lists_keys_in_order() -> None:
 def test_ls_long_shows_type_size_and_time() -> None:
     """A registered type by its tag, an unknown one too; sizes are those of the records."""
     now = time.time()
-    fill({"a": 1, "b": Order("o", Decimal(1)), "c": [Decimal(1)]}, a=now + 5400, c=now + 91_800)  # half an hour until an hour less is left
+    fill(
+        {"a": 1, "b": Order("o", Decimal(1)), "c": [Decimal(1)]}, a=now + 5400, c=now + 91_800
+    )  # half an hour until an hour less is left
     fill_foreign("d", Foreign(Decimal(2)))
     heading, *lines = run("ls", "-l")[0].splitlines()
     assert heading.split() == ["key", "type", "bytes", "ttl"]
