@@ -97,7 +97,7 @@ def test_events_come_while_the_run_is_executed() -> None:
             if isinstance(event, pp.NodeEntered) and event.node == "wait":
                 go_on.set()
 
-    asyncio.run(asyncio.wait_for(main(), 10))
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_a_branch_has_events_of_the_edge_that_was_taken() -> None:
