@@ -383,7 +383,7 @@ def test_deleted_objects_are_forgotten() -> None:
     gc.collect()
 
     def known() -> set[tuple[str, int]]:  # what earlier tests left may be forgotten meanwhile
-        return {(name, key) for name in ("_locks", "_callbacks", "_lost") for key in getattr(forking, name)}
+        return {(name, key) for name in ("_locks", "_callbacks", "_lost") for key in [*getattr(forking, name)]}
 
     before = known()
     part = Part()
