@@ -131,6 +131,8 @@ class Pocket:
             else:
                 self._manager.load(candidate.record, candidate.load)
         for plugin in plugins:
+            if self._manager.in_use(plugin):  # it is installed, too: used twice, it would observe each run twice
+                continue
             self._manager.load(PluginRecord(self._free_name(plugin)), partial(_itself, plugin))
         if not third_party:  # the variable, which is for all programs, may name plugins that weren't searched for
             unwanted = {name: where for name, where in unwanted.items() if where != DISABLE}
@@ -161,10 +163,12 @@ class Pocket:
         raise PluginError(f"there is no plugin {name!r}{alternatives(name, [each.name for each in self.plugins])}")
 
     def register(self, plugin: object, /, *, name: str | None = None) -> PluginRecord:
-        """Use one more plugin, a module or an object. It observes runs that start from now on.
+        """Use one more plugin: a module, an object or a class. It observes runs that start from now on.
 
-        Raises PluginError if it can't be used.
+        If it is in use already, this returns its record. Raises PluginError if it can't be used.
         """
+        if name is None and (used := self._manager.in_use(plugin)):
+            return used
         record = self._manager.register(plugin, PluginRecord(name or self._free_name(plugin)))
         with relative_to(self.config.folder):
             self._manager.configure(self, self._options, only=record.name)

@@ -280,6 +280,22 @@ def test_register_refuses_at_once():
         pocket.register(Offering(), name="mine")
 
 
+def test_a_plugin_that_is_also_installed_is_used_once(caplog):
+    """A library may name its own plugin in code: where it is installed too, no run is observed twice, and nothing fails."""
+    from pocket_plug.layers import bounding
+    from pocket_plug.layers.metrics import MetricsPlugin
+
+    own = Offering()
+    pocket = Pocket(plugins=[bounding, MetricsPlugin, own, own], autoload=False, strict=True)
+    assert [record.name for record in pocket.plugins if record.origin == "given"] == ["offering"]
+    assert pocket.register(bounding) == pocket.plugin("bounding")
+    assert pocket.register(Offering) == pocket.register(own) == pocket.plugin("offering")
+    assert pocket.register(Offering()).name == "offering-2"
+    with pytest.raises(PluginError, match="^it is in use already, as plugin 'bounding' \\(pocket-plug"):
+        pocket.register(bounding, name="again")
+    assert not caplog.records
+
+
 def test_a_plugin_finds_the_files_of_a_configuration(tmp_path, monkeypatch):
     """`located` knows the folder of the configuration in `pocket_configure`, in `on_build`, and where a backend is made."""
     found: dict[str, str] = {}
