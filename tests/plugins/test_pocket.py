@@ -291,7 +291,7 @@ def test_a_plugin_that_is_also_installed_is_used_once(caplog):
     assert pocket.register(bounding) == pocket.plugin("bounding")
     assert pocket.register(Offering) == pocket.register(own) == pocket.plugin("offering")
     assert pocket.register(Offering()).name == "offering-2"
-    with pytest.raises(PluginError, match="^it is in use already, as plugin 'bounding' \\(pocket-plug"):
+    with pytest.raises(PluginError, match=r"^it is in use already, as plugin 'bounding' \(pocket-plug"):
         pocket.register(bounding, name="again")
     assert not caplog.records
 
