@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from random import Random
+from typing import Any, cast
 
 from pocket_plug.errors import ConfigError, PhaseError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.signatures import fault_of_question
-
-if TYPE_CHECKING:
-    from random import Random
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +48,7 @@ class Retry:
         object.__setattr__(self, "max_delay", seconds(self.max_delay, "Retry: max_delay", or_zero=True))
         object.__setattr__(self, "on", _errors(self.on))
         if self.jitter and self._random is None:
-            from random import Random  # a generator of its own, since a user's random.seed() must not fix the pauses
-
+            # a generator of its own, since a user's random.seed() must not fix the pauses
             object.__setattr__(self, "_random", Random())  # noqa: S311 - a pause is no secret
 
     def covers(self, error: BaseException) -> bool:
