@@ -131,6 +131,8 @@ def test_a_function_node_can_still_be_called() -> None:
     store = SyncStore()
     assert double(2) == 4
     assert (double.__name__, double.__doc__) == ("double", "Twice as much.")
+    assert (double.__module__, keep.__module__) == (__name__, __name__)  # or doctest skips it
+    assert double.__qualname__.endswith("<locals>.double")  # type: ignore[attr-defined]
     assert asyncio.run(triple(2)) == 6
     assert keep(store, 5) == 5  # type: ignore[operator]
     assert store.get("kept") == 5
