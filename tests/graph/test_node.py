@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, TypeVar
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -269,6 +270,13 @@ def test_invalid_options_are_refused(options: Any, kind: type[Exception], says: 
         AsyncAll().with_options(**options)
 
 
+def test_a_mock_can_be_a_node() -> None:
+    """A Mock and an AsyncMock stand for functions; an AsyncMock's `__annotations__` is None."""
+    for fake in (Mock(return_value=3), AsyncMock(return_value=3)):
+        assert Graph(node(fake)).run_sync(1) == 3
+        fake.assert_called_once_with(1)
+
+
 # ---------------------------------------------------------------- Retry
 def test_pauses_grow_up_to_their_maximum() -> None:
     """delay times backoff to the power of the attempts so far, at most max_delay, for any number of attempts."""
@@ -285,6 +293,7 @@ def test_by_default_there_are_three_attempts_and_no_pause() -> None:
     assert [Retry().pause(attempt) for attempt in (1, 2, 99)] == [0, 0, 0]
     assert [Retry(delay=2).pause(attempt) for attempt in (1, 2, 99)] == [2, 2, 2]
     assert [Retry(delay=7, backoff=10).pause(attempt) for attempt in (1, 2, 3)] == [7, 60, 60]
+    assert [Retry(delay="5m", backoff=2).pause(attempt) for attempt in (1, 2)] == [300, 300]  # not cut to a minute
 
 
 def test_jitter_adds_up_to_its_part() -> None:
@@ -300,7 +309,7 @@ def test_jitter_adds_up_to_its_part() -> None:
     ("option", "values"),
     [("attempts", (0, -1, "3", 2.0, True, None)), ("backoff", (0.5, "2", math.nan, math.inf, True, None)),
      ("jitter", (2, -0.1, "0.5", math.nan, False)), ("delay", (-1, math.nan, math.inf, "soon", True, None)),
-     ("max_delay", (-1, math.nan, math.inf, "1 minute", True, None)),
+     ("max_delay", (-1, math.nan, math.inf, "1 minute", True)),
      ("on", ("OSError", ["OSError"], (OSError, 5), int, 5, None, OSError(), [], (), KeyboardInterrupt, (lambda: True)))],
 )  # fmt: skip
 def test_an_invalid_retry_is_refused(option: str, values: tuple[Any, ...]) -> None:

@@ -64,9 +64,8 @@ def hints(function: Function) -> dict[str, Hint]:
     try:
         return get_type_hints(function)
     except Exception:  # noqa: BLE001 - a hint is the user's code, and may raise anything
-        return {
-            name: hint for name, hint in getattr(function, "__annotations__", {}).items() if not isinstance(hint, str)
-        }
+        written: dict[str, Any] = getattr(function, "__annotations__", None) or {}  # an AsyncMock has None
+        return {name: hint for name, hint in written.items() if not isinstance(hint, str)}
 
 
 def _hint_of_parameter(function: Function, position: int) -> Hint:
