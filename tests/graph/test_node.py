@@ -270,6 +270,24 @@ def test_invalid_options_are_refused(options: Any, kind: type[Exception], says: 
         AsyncAll().with_options(**options)
 
 
+def test_an_object_may_have_a_phase_of_its_own() -> None:
+    """A function that `__init__` sets under the name of a phase is this phase: it was ignored without a word."""
+
+    class Calling(Node[int, int]):
+        def __init__(self, function: Any) -> None:
+            self.exec = function  # type: ignore[method-assign]
+            self.post = "https://example.org"  # type: ignore[method-assign, assignment]  # no function, so no phase
+
+    async def doubled(n: int) -> int:
+        return 2 * n
+
+    plain = node(lambda n: n)
+    plain.exec = lambda n: n + 100  # type: ignore[method-assign, assignment, misc]
+    assert Graph(Calling(lambda n: n + 1) >> Calling(doubled).with_options(name="doubled") >> plain).run_sync(1) == 104
+    with pytest.raises(GraphError, match=r"Calling\.exec takes n, m, but is called with 1"):
+        Graph(Calling(lambda n, m: n)).run_sync(1)
+
+
 def test_a_mock_can_be_a_node() -> None:
     """A Mock and an AsyncMock stand for functions; an AsyncMock's `__annotations__` is None."""
     for fake in (Mock(return_value=3), AsyncMock(return_value=3)):

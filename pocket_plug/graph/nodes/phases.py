@@ -50,7 +50,13 @@ _SYNC_VIEWS = (SyncReader.__name__, SyncWriter.__name__)
 
 
 def overridden(node: AnyNode, phase: str) -> Function | None:
-    """The node's own function for a phase or a hook, bound; None if the node doesn't override it."""
+    """The node's own function for a phase or a hook, bound; None if the node doesn't override it.
+
+    An object may have one of its own: its `__init__` sets `self.exec`, or a test patches it.
+    """
+    own = vars(node).get(phase)
+    if callable(own):
+        return own
     if isinstance(node, FunctionNode):
         return node.functions.get(phase)
     if getattr(type(node), phase) is getattr(Node, phase):
