@@ -27,6 +27,7 @@ from pocket_plug import (
     TypedReader,
     TypedStore,
     join_name,
+    register_type,
     secret,
     split_name,
 )
@@ -37,6 +38,18 @@ from pocket_plug.store.typed import SyncTypedReader, SyncTypedStore
 @dataclass(frozen=True)
 class User:
     id: str
+
+
+@register_type(tag="ours.Team", version=2, upgrade={1: lambda fields: fields})
+@dataclass
+class Team:
+    lead: User
+
+
+@register_type
+@dataclass
+class Member:
+    user: User
 
 
 class Colour(Enum):
@@ -103,6 +116,12 @@ async def get(store: Store, reader: StoreReader, writer: StoreWriter) -> None:
     found = await store.get(USER(1), MISSING)
     if found is not MISSING:
         assert_type(found, User)
+
+
+def registered() -> None:
+    assert_type(Team(User("1")).lead, User)
+    assert_type(Member(User("1")).user, User)
+    assert_type(register_type(User, encode=lambda user: user.id, decode=User), type[User])
 
 
 async def other_reads(store: Store, reader: StoreReader) -> None:

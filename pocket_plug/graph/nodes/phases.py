@@ -54,7 +54,7 @@ def overridden(node: AnyNode, phase: str) -> Function | None:
 
     An object may have one of its own: its `__init__` sets `self.exec`, or a test patches it.
     """
-    own = vars(node).get(phase)
+    own: Function | None = vars(node).get(phase)
     if callable(own):
         return own
     if isinstance(node, FunctionNode):
