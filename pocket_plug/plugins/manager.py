@@ -132,7 +132,8 @@ class Manager:
     def in_use(self, plugin: object) -> PluginRecord | None:
         """The record of a plugin that is in use: of this module or object, or of an object of this class."""
         for name, used in self._pm.list_name_plugin():
-            if used is plugin or type(used) is plugin:
+            kind: object = type(used)
+            if plugin is used or plugin is kind:
                 return self._records[name]
         return None
 

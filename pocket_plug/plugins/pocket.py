@@ -31,6 +31,7 @@ from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import snake_case
+from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.secret_options import variables
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
@@ -112,6 +113,9 @@ class Pocket:
         strict: bool = False,
         required: Iterable[str] = (),
     ) -> None:
+        for option, given in (("plugins", plugins), ("block", block), ("required", required)):
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise ConfigError(f"Pocket: {option} can't be {found(given)}; give a list: {option}=[…]")
         self.config = config or Config() if isinstance(config, Config | None) else load_config(config)
         self._manager = Manager(self.config.options)
         self._lock = new_rlock()

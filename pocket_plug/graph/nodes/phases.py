@@ -21,6 +21,7 @@ from .awaits import unawaited_calls
 from .chain import Action
 from .node import AnyNode, Node
 from .node_functions import FunctionNode, PostNode
+from .retry import Retry
 
 Function = Callable[..., Any]
 
@@ -158,7 +159,7 @@ def faults(node: AnyNode, name: str) -> list[str]:
     """Messages about what is wrong with the node's phases."""
     functions = {phase: function for phase in _PARAMETERS if (function := overridden(node, phase)) is not None}
     found = [fault for phase, function in functions.items() for fault in _faults_of(node, name, phase, function)]
-    return [*found, *_misspelt(node, functions), *_unmade_actions(node)]
+    return [*found, *_misspelt(node, functions), *_unmade_actions(node), *_misplaced_retries(node)]
 
 
 def _faults_of(node: AnyNode, name: str, phase: str, function: Function) -> Iterator[str]:
@@ -261,6 +262,16 @@ def _unmade_actions(node: AnyNode) -> list[str]:
         f"{type(node).__name__}.{name} is the class Action, not an instance; write {name} = {_written(value)}()"
         for name, value in values.items()
         if value is Action or get_origin(value) is Action
+    ]
+
+
+def _misplaced_retries(node: AnyNode) -> list[str]:
+    """Messages about a Retry that is an attribute of the class: no exec is tried again. A dataclass's field may be meant."""
+    return [
+        f"{cls.__name__}.retry is an attribute, so nothing is tried again; options are written beside the base class: "
+        f"class {cls.__name__}(Node[…], retry=Retry(…))"
+        for cls in type(node).__mro__
+        if isinstance(vars(cls).get("retry"), Retry) and "retry" not in getattr(cls, "__dataclass_fields__", ())
     ]
 
 
