@@ -33,7 +33,7 @@ async def must_see(watch: StallWatch, run_id: str) -> Seen:
 
 
 async def cancel(watch: StallWatch, run_id: str, host: RunHost) -> RunInfo:
-    """Cancel a run, and notify the host; if an execution owns it, request that it ends. Raises RunStateError if it has finished."""
+    """Cancel a run, and notify the host; if an execution owns it, request its end. Raises RunStateError if it has finished."""
     while True:
         seen = await must_see(watch, run_id)
         if seen.status == "cancelled":
