@@ -26,7 +26,7 @@ from pocket_plug.errors import (
 )
 from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run, RunNotice
 from pocket_plug.otel.additions import Additions
-from pocket_plug.primitives.default_pocket import use_default_pocket
+from pocket_plug.primitives.default_pocket import building_by, use_default_pocket
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
 from pocket_plug.primitives.forking import new_rlock
@@ -346,7 +346,7 @@ class Pocket:
         places = [f"{table.where}.layers[{position}]" for position in range(len(table.layers))]
         layers = [self.layer(spec, where=where) for spec, where in zip(table.layers, places, strict=True)]
         try:
-            with relative_to(self.config.folder):
+            with relative_to(self.config.folder), building_by(self):
                 store = Store(self.backend(url), layers=layers)
         except BaseException as error:
             if not is_fault(error):

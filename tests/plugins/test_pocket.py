@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import ConfigError, NotConfiguredError, PluginError, StoreClosedError, UnknownStoreError
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.nodes.node_functions import node
@@ -22,6 +23,7 @@ from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.resolving import resolve_backend, resolve_layer
 from pocket_plug.store.store import Store
+from pocket_plug.testing.isolation import fresh_pocket
 
 
 @pytest.fixture(autouse=True)
@@ -328,6 +330,22 @@ def test_a_plugin_finds_the_files_of_a_configuration(tmp_path, monkeypatch):
     with Pocket(file, plugins=[Plugin], autoload=False, strict=True) as pocket:
         pocket.store.sync.set("a", 1)
     assert found == {"backend": f"{tmp_path}/a", "layer": f"{tmp_path}/b", "plugin": f"{tmp_path}/c"}
+
+
+def test_a_layer_of_a_configuration_gets_the_backends_of_its_pocket(tmp_path, monkeypatch):
+    """`to` of persistence is a URL of the Pocket that reads the file, and not of the default Pocket, which isn't even made."""
+
+    class Shelf:
+        @hookimpl
+        def pocket_backends(self):
+            return {"shelf": lambda url: SQLite(tmp_path / "shelf.db")}
+
+    monkeypatch.setenv("POCKET_PLUG_CONFIG", str(tmp_path / "missing.toml"))  # the default Pocket would raise
+    file = tmp_path / "pocket.toml"
+    file.write_text("store.layers = [{ use = 'persistence', to = 'shelf://' }]")
+    with fresh_pocket(), Pocket(file, plugins=[Shelf], autoload=False) as pocket:
+        pocket.store.sync.set("a", 1)
+    assert (tmp_path / "shelf.db").exists()
 
 
 def test_register_configures_the_new_one_only():
