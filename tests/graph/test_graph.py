@@ -665,7 +665,9 @@ def test_a_decorator_that_hides_an_async_def_is_named() -> None:
         async def exec(self, n: int) -> int:
             return n
 
-    with pytest.raises(PhaseError, match=r"Charge\.exec is `async def`, but is decorated by a function that is not; let the"):
+    with pytest.raises(
+        PhaseError, match=r"Charge\.exec is `async def`, but is decorated by a function that is not; let the"
+    ):
         Graph(Charge()).run_sync(1)
 
 
