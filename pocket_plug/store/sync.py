@@ -208,7 +208,9 @@ class SyncWriter(SyncReader):
         return self._source.run_update(self._view.trim(key, keep=keep))
 
     @overload
-    def update(self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None) -> R: ...
+    def update(
+        self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T = ..., ttl: Duration | None = None
+    ) -> R: ...
     @overload
     def update(
         self, key: str, fn: Callable[[Value], Value], /, *, default: Value = ..., ttl: Duration | None = None

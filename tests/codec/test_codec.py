@@ -379,6 +379,22 @@ def test_functions_of_a_users_own_for_a_class_known_here_hold() -> None:
     assert again(codec, [range(2, 5)]) == [range(2, 5)]
 
 
+def test_a_class_is_registered_where_it_is_defined() -> None:
+    """As a decorator, with options or without."""
+    codec = Codec()
+
+    @codec.register(tag="one.Point", version=2, upgrade={1: lambda fields: {**fields, "y": 0}})
+    @dataclass
+    class Point:
+        x: int
+        y: int
+
+    assert b"one.Point" in codec.encode(Point(1, 2))
+    assert again(codec, Point(1, 2)) == Point(1, 2)
+    with pytest.raises(CodecError, match="only a class can be registered, not None"):
+        codec.register(None)  # type: ignore[call-overload]
+
+
 SECRET = "4111 1111 1111 1111"  # noqa: S105 - of a card
 
 

@@ -353,7 +353,10 @@ def test_a_typed_update_checks_old_and_new_values(open_store: Open) -> None:
     store.set("s", "text")
     with pytest.raises(ValueTypeError):
         counts.update("s", len, default=0)
-    assert store.get_many(["n", "m", "s"]) == {"n": 1, "s": "text"}
+    with pytest.raises(MissingKeyError, match="give a default"):
+        counts.update("m", lambda n: n + 1)
+    assert counts.update("n", lambda n: n + 1) == 2
+    assert store.get_many(["n", "m", "s"]) == {"n": 2, "s": "text"}
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ class OpenedFile:
             return self._forked_in_use()
         return StoreClosedError(
             f"{self.path} is not open: it was closed, or not opened yet. `with SyncStore(…) as store:` opens it, or "
-            "`async with Store(…) as store:`; a graph opens its store itself"
+            "`async with Store(…) as store:`; a graph opens a store itself that was never opened, but none that was closed"
         )
 
     def check_connectable(self) -> None:
