@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from .primitives.ipython import hide_own_frames
+
 
 class PocketError(Exception):
     """The base class of all exceptions of pocket_plug."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        hide_own_frames()
 
 
 # ---------------------------------------------------------------- the store

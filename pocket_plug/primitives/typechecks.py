@@ -16,6 +16,8 @@ from typing_extensions import is_typeddict
 
 from pocket_plug.errors import ConfigError
 
+from .ipython import file_of
+
 NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
 UNIONS = (Union, UnionType)
@@ -163,7 +165,7 @@ def _where_defined(cls: type) -> str:
     line = getattr(cls, "__firstlineno__", None)  # since Python 3.13; before that, the line of a method
     for code in [part.__code__ for part in vars(cls).values() if isinstance(part, FunctionType)]:
         if code.co_qualname.startswith(f"{cls.__qualname__}."):
-            return f"{name} ({code.co_filename}, line {line or code.co_firstlineno})"
+            return f"{name} ({file_of(code)}, line {line or code.co_firstlineno})"
     return name if line is None else f"{name} (line {line})"
 
 

@@ -333,8 +333,9 @@ def test_before_open_everything_is_refused(tmp_path: Path) -> None:
     """Neither a read nor a write creates a file by accident; the message says what to do."""
     backend = SQLite(tmp_path / "state.db")
     for use in (backend.read("a"), backend.write([Put("a", 1)]), backend.write([])):
-        with pytest.raises(StoreError, match=r"not opened yet\. `with SyncStore\(…\) as store:` opens it"):
+        with pytest.raises(StoreError, match=r"not opened yet\. Open it by `store\.open\(\)`") as refused:
             drive(use)
+        assert refused.value.__context__ is None  # "During handling of …" would be above it in the traceback
     assert not list(tmp_path.iterdir())
 
 

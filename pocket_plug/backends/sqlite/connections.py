@@ -210,9 +210,12 @@ class Connections:
         file = self.file
         if monotonic() >= file.look_next:
             file.look()
+        cursor: sqlite3.Cursor | None
         try:
             cursor = self._readers.pop()
         except IndexError:
+            cursor = None
+        if cursor is None:  # outside of `except`: an error there would show the IndexError as its context
             cursor = self._reader()
         try:
             if len(parameters) == 1:

@@ -29,6 +29,7 @@ from pocket_plug.graph.observing.views import NodeCall, Run
 from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, send_event, watched_by, watched_without
 from pocket_plug.graph.planning.plan import PlannedGraph, refuse_read_only
 from pocket_plug.graph.planning.step import Step, Visiting, Way
+from pocket_plug.primitives.ipython import hide_own_frames
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import drive
@@ -162,6 +163,9 @@ class Execution:
             if ledger is not None:
                 await ledger.close()
             return output
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
         finally:
             if ledger is not None:
                 ledger.unregister()
