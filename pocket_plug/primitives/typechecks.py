@@ -125,10 +125,21 @@ def is_namesake(one: object, other: object) -> TypeGuard[type]:
 
 def _is_current(cls: type) -> bool:
     """Is this the class that its module has under its name now?"""
+    return _current(cls) is cls
+
+
+def _current(cls: type) -> object:
     found: object = sys.modules.get(cls.__module__)
     for name in cls.__qualname__.split("."):
         found = getattr(found, name, None)
-    return found is cls
+    return found
+
+
+def declared_before(cls: type) -> str:
+    """For the message about a registered class: what to do if its module has a later one of its name. Else ""."""
+    if not is_namesake(cls, _current(cls)):
+        return ""
+    return f". {_where_defined(cls)} was defined again since then; run the code again that declares or registers it"
 
 
 def with_contents(value: object, depth: int = 2) -> str:
