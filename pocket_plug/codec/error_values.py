@@ -12,8 +12,8 @@ import sysconfig
 from pathlib import Path
 
 from pocket_plug.errors import RecordedError
+from pocket_plug.primitives.cells import file_of
 from pocket_plug.primitives.failures import capped, error_text, error_type
-from pocket_plug.primitives.ipython import file_of
 from pocket_plug.primitives.values import Value
 
 from .codec import default_codec, register_type

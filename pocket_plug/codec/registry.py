@@ -185,7 +185,8 @@ def object_of(entry: Registered, state: Value) -> Value:
         return entry.adapter.decode(state)
     except Exception as error:
         raise CodecError(
-            f"decoding a {name_of(entry.type)} from a record of type {entry.tag!r} failed{_text(error)}{declared_before(entry.type)}"
+            f"decoding a {name_of(entry.type)} from a record of type {entry.tag!r} failed{_text(error)}"
+            f"{declared_before(entry.type)}"
         ) from error
 
 

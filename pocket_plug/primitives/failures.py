@@ -16,7 +16,7 @@ from pocket_plug.errors import (
     is_fault,
 )
 
-from .ipython import file_of
+from .cells import file_of
 from .redaction import conceal, public_url
 from .terminal import escaped
 

@@ -8,8 +8,8 @@ from functools import partial
 from types import CodeType
 from typing import Any
 
+from .cells import file_of
 from .failures import capped
-from .ipython import file_of
 
 
 def source_of(function: Callable[..., Any]) -> Mapping[str, str | int]:

@@ -16,7 +16,7 @@ from typing_extensions import is_typeddict
 
 from pocket_plug.errors import ConfigError
 
-from .ipython import file_of
+from .cells import file_of
 
 NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 

@@ -108,7 +108,10 @@ def test_a_traceback_leads_from_the_cell_to_the_users_code(cells: dict[str, list
         "Cell In[8], line 3, in broken(x)",
         "Cell In[8], line 6, in helper(x)",
     ]
-    assert shown[-2:] == ["ZeroDivisionError: division by zero", "at node 'broken', in item 0 of node 'each_broken' of graph 'broken' (visit 1)"]
+    assert shown[-2:] == [
+        "ZeroDivisionError: division by zero",
+        "at node 'broken', in item 0 of node 'each_broken' of graph 'broken' (visit 1)",
+    ]
     of_store = [line for line in traceback(cells["a store that is not open"]) if line.startswith(("Cell In", "File"))]
     assert of_store[0] == "Cell In[9], line 1"
     assert len(of_store) == 2

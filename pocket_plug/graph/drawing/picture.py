@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pocket_plug.graph.gather import GatherStep
 from pocket_plug.graph.nodes.chain import DEFAULT
 from pocket_plug.graph.planning.plan import Plan
 from pocket_plug.graph.planning.step import Step
@@ -62,8 +61,9 @@ def _shortened(name: str) -> str:
 def _second(step: Step) -> str:
     """The second line of a node's box: the kind of node, and its executor."""
     kind = {"node": "asks" if step.asks else "", "graph": "graph", "fan_out": "fan-out"}[step.kind]
-    if isinstance(step, GatherStep):
-        kind = f"{len(step.branches)} branches"
+    inner = step.passed.inner_graph()
+    if inner is not None and inner.plan.start.is_hidden:  # it is made by `gather`
+        kind = f"{len(inner.plan.start.actions)} branches"
     executor = step.passed.executor
     where = f"on {public_url(executor)}" if isinstance(executor, str) else ""
     return " · ".join(filter(None, (kind, _shortened(where))))

@@ -22,6 +22,7 @@ from pocket_plug.errors import (
     RunTimeoutError,
     StepLimitError,
     SyncError,
+    hide_own_frames,
 )
 from pocket_plug.graph.nodes.chain import DEFAULT, Next
 from pocket_plug.graph.observing.host import RunHost
@@ -29,7 +30,6 @@ from pocket_plug.graph.observing.views import NodeCall, Run
 from pocket_plug.graph.observing.watching import NOBODY, Entered, enter, leave, send_event, watched_by, watched_without
 from pocket_plug.graph.planning.plan import PlannedGraph, refuse_read_only
 from pocket_plug.graph.planning.step import Step, Visiting, Way
-from pocket_plug.primitives.ipython import hide_own_frames
 from pocket_plug.primitives.signals import run_loop
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import drive
