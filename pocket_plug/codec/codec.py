@@ -198,7 +198,8 @@ class Codec:
         size = len(payload)
         if size + HEADER_SIZE > self.max_bytes:
             raise CodecError(
-                f"the record takes {size + HEADER_SIZE:,} bytes; {self.max_bytes:,} are allowed (max_bytes)"
+                f"the record takes {size + HEADER_SIZE:,} bytes; {self.max_bytes:,} are allowed (max_bytes). Store it in parts, "
+                "each at a key of its own, or write it to a file, and store the file's path"
             )
         if size > self.max_items and not has_at_most(self.max_items, payload, 0):
             raise CodecError(f"the value has more than {self.max_items:,} containers, pairs and objects (max_items)")

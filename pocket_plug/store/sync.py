@@ -282,7 +282,7 @@ class SyncScope(SyncWriter, CachingView):
 
 
 class SyncStore(SyncScope):
-    """`Store` without `await`. Open it with `with`, unless it is memory."""
+    """`Store` without `await`. Open it with `with`, or by `open()`, unless it is memory."""
 
     __slots__ = ()
 
@@ -309,11 +309,15 @@ class SyncStore(SyncScope):
         super().__init__(backend._source, backend._prefix)
 
     def __enter__(self) -> Self:
-        self._source.open_sync()
+        self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def open(self) -> None:
+        """Open the store, as `with` does at its beginning."""
+        self._source.open_sync()
 
     def close(self) -> None:
         """Close the store, as `with` does at its end."""

@@ -106,6 +106,10 @@ class Chain(Ends[I, O], Generic[I, O, M]):
     def __init__(self: AnyChain, first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
         self.first, self.last, self.edges = first, last, edges
 
+    def __repr__(self) -> str:
+        exits = (("" if action == DEFAULT else f".on({action!r})", to) for _, action, to in self.edges)
+        return repr(self.first) + "".join(f"{exit} >> {to!r}" for exit, to in exits)
+
     @overload
     def __rshift__(self, other: Link[O, Y]) -> Chain[I, Y, M | Y]: ...
     @overload

@@ -201,7 +201,10 @@ def _misfit_of_function(name: str, taken: str) -> str:
             f"a node's function takes one argument, its input; {name!r} takes nothing. Write `def {name}(_)`; a workflow without "
             "an input is run with None: graph.run(None)"
         )
-    return f"a node's function takes one argument, its input; {name!r} takes {taken}"
+    return (
+        f"a node's function takes one argument, its input; {name!r} takes {taken}. Several values come as one tuple or object, "
+        "as behind gather; to use the store, put @node.post before the function"
+    )
 
 
 def _misspelt(node: AnyNode, functions: Collection[str]) -> list[str]:
