@@ -322,7 +322,7 @@ def test_a_process_that_has_ended_is_recognized() -> None:
     import subprocess
     import sys
 
-    script = "from pocket_plug.graph.durable.processes import Held, Process, this_process as p; print(dict(p().record))"
+    script = "from pocket_plug.graph.durable.processes import Process, this_process as p; print(dict(p().record))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     ended: dict[str, Any] = ast.literal_eval(out)
     here, another = this_process(), Process()
