@@ -358,8 +358,6 @@ def test_a_node_shows_its_class_and_name() -> None:
         "with_options(name=…)"
     )
     assert [repr(each) for each in (plus, Fork(), Sleep("1s"))] == ["<node plus>", "<Fork fork>", "<Sleep sleep>"]
-    assert repr(plus >> Fork() >> plus) == "<node plus> >> <Fork fork> >> <node plus>"
-    assert repr(plus.on("late") >> plus) == "<node plus>.on('late') >> <node plus>"
 
 
 def test_a_node_without_phases_between_different_types_is_a_finding() -> None:

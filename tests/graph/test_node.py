@@ -461,6 +461,8 @@ def test_joining_chains_keeps_all_their_edges() -> None:
     assert grouped.edges == flat.edges
     assert (a >> (b >> c)).edges == (a >> b >> c).edges
     assert Graph(grouped).run_sync(0) == Graph(flat).run_sync(0) == 4
+    assert repr(grouped) == "<chain a >> b >> c >> d>"
+    assert repr(Gate().high >> a) == "<chain gate.high >> a>"
 
 
 def test_one_node_may_stand_in_many_graphs() -> None:

@@ -106,9 +106,9 @@ class Chain(Ends[I, O], Generic[I, O, M]):
     def __init__(self: AnyChain, first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
         self.first, self.last, self.edges = first, last, edges
 
-    def __repr__(self) -> str:
-        exits = (("" if action == DEFAULT else f".on({action!r})", to) for _, action, to in self.edges)
-        return repr(self.first) + "".join(f"{exit} >> {to!r}" for exit, to in exits)
+    def __repr__(self: AnyChain) -> str:
+        exits = [f"{node._options.name}{'' if action == DEFAULT else f'.{action}'}" for node, action, _ in self.edges]
+        return f"<chain {' >> '.join([*exits, self.last._options.name])}>"
 
     @overload
     def __rshift__(self, other: Link[O, Y]) -> Chain[I, Y, M | Y]: ...
