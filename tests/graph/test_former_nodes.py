@@ -79,6 +79,16 @@ def test_an_awaited_run_and_a_stream_warn_too(cells: dict[str, Any]) -> None:
     ] * 2
 
 
+def test_each_cell_is_told_once(cells: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell may make many runs, and looking takes as long as a short run."""
+    shell = SimpleNamespace(execution_count=1, compile=SimpleNamespace(format_code_name=lambda name: None))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert warned(cells, RUNS[0]) == []
+    exec(CELL.replace("n + 1", "n + 2"), cells)  # noqa: S102
+    for shell.execution_count in (2, 3):
+        assert len(warned(cells, f"{RUNS[0]}; {RUNS[0]}")) == 1
+
+
 def test_the_same_code_is_no_other_node(cells: dict[str, Any]) -> None:
     """A cell that has run again, or whose lines were moved. A name that has something else by now is no node either."""
     exec(compile(f"# moved\n{CELL}", "cell 2", "exec"), cells)  # noqa: S102

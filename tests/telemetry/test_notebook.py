@@ -59,10 +59,13 @@ def helper(x):
 
 await pp.Graph(pp.each(broken), name="broken").run([0])
 """,
+    "a collected error": """
+raise (await pp.Graph(pp.each(broken, errors="collect")).run([0]))[0]
+""",
     "a store that is not open": "await pp.Store('sqlite:///state.db').get('a')",
     "closed": "telemetry.close(); graph.run_sync(1)",
 }
-FAIL = ("a failed run", "a store that is not open")
+FAIL = ("a failed run", "a collected error", "a store that is not open")
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +115,14 @@ def test_a_traceback_leads_from_the_cell_to_the_users_code(cells: dict[str, list
         "ZeroDivisionError: division by zero",
         "at node 'broken', in item 0 of node 'each_broken' of graph 'broken' (visit 1)",
     ]
+    of_item = [line for line in traceback(cells["a collected error"]) if line.startswith(("Cell In", "File"))]
+    assert of_item == [
+        "Cell In[9], line 1",
+        "Cell In[8], line 3, in broken(x)",
+        "Cell In[8], line 6, in helper(x)",
+    ]
     of_store = [line for line in traceback(cells["a store that is not open"]) if line.startswith(("Cell In", "File"))]
-    assert of_store[0] == "Cell In[9], line 1"
+    assert of_store[0] == "Cell In[10], line 1"
     assert len(of_store) == 2
 
 

@@ -7,6 +7,7 @@ open at a fork.
 from __future__ import annotations
 
 import atexit
+import os
 import sqlite3
 import time
 import weakref
@@ -101,7 +102,7 @@ class Connections:
         except BaseException:
             abandon(connection)
             raise
-        _opened.add(self)
+        _opened[self] = os.getpid()
 
     def connected(self) -> sqlite3.Connection:
         """A new connection; waits for a fork that is under way. The caller must hold no lock."""
@@ -315,7 +316,8 @@ def _close(cursor: sqlite3.Cursor) -> None:
         connection.close()
 
 
-_opened: weakref.WeakSet[Connections] = weakref.WeakSet()
+_opened: weakref.WeakKeyDictionary[Connections, int] = weakref.WeakKeyDictionary()
+"""With the process that has opened each."""
 
 
 @atexit.register
@@ -323,5 +325,6 @@ def _rest_at_exit() -> None:
     """Close what the program has left open, as a run leaves its graph's store: SQLite merges the log into the file with its last
     connection. Else who copies the file alone, to hand it over, would lose what is in the log.
     """
-    for connections in [*_opened]:
-        connections.rest()
+    for connections, process in [*_opened.items()]:
+        if process == os.getpid():  # those of a parent that a library in C has forked are the parent's
+            connections.rest()

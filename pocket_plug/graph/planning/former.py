@@ -7,11 +7,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from types import CodeType
+from weakref import WeakKeyDictionary
 
 from pocket_plug.primitives.cells import file_of
 
 from .plan import Plan
 from .step import Step
+
+_looked_in: WeakKeyDictionary[Plan, object] = WeakKeyDictionary()
+"""The number of the cell in which a graph was looked at last: once for each cell, however many runs it makes."""
 
 
 def warn_of_former_nodes(plan: Plan) -> None:
@@ -19,6 +23,10 @@ def warn_of_former_nodes(plan: Plan) -> None:
 
     For the methods of Graph that run it: the warning is about the line that calls them.
     """
+    cell = getattr(getattr(sys.modules["IPython"], "get_ipython", lambda: None)(), "execution_count", None)
+    if cell is not None and _looked_in.get(plan) == cell:
+        return
+    _looked_in[plan] = cell
     for step in _steps(plan, set()):
         for function in step.functions.values():
             former, now = _code_of(function), _code_of(_in_main(function))
