@@ -80,7 +80,7 @@ histories: $(VENV)/ready-dev
 	$(BIN)/python tests/histories/histories.py $(TRANSACTIONS) $(SEED) $(STACKS)
 
 # Simulates worlds of durable runs; `make test` simulates a few hundred. A number of worlds: make simulate SEEDS=2000. A range of
-# seeds: SEEDS=1000-2000. One seed, with its history: SEED=17. Checks that planted faults are found: make simulate ARGS=--planted SEEDS=2500
+# seeds: SEEDS=1000-2000. One seed, with its history: SEED=17. Checks that planted faults are found: make simulate ARGS=--planted SEEDS=2600
 SEEDS ?= 2000
 simulate: $(VENV)/ready-dev
 	$(BIN)/python -m tests.simulation $(if $(filter command%,$(origin SEED)),=$(SEED),$(SEEDS)) $(ARGS)

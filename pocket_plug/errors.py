@@ -6,12 +6,44 @@ exception has the same meaning, it is a base class too, so that `except KeyError
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+_OURS = __file__.removesuffix("errors.py")
+
+
+def hide_own_frames(error: BaseException | None = None) -> None:
+    """Let IPython leave out our frames: of twenty-five between a cell and a node none helps, and printing them takes a second.
+
+    These are the frames of the callers, and those of the error's traceback and of its causes. IPython leaves out a frame that has
+    a true local variable `__tracebackhide__`.
+    """
+    if "IPython" not in sys.modules:
+        return
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # `inspect` takes long to import
+    frames = [frame]
+    while frame.f_back is not None:
+        frames.append(frame := frame.f_back)
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        trace = error.__traceback__
+        while trace is not None:
+            frames.append(trace.tb_frame)
+            trace = trace.tb_next
+        error = error.__cause__ or error.__context__
+    for frame in frames:
+        if frame.f_code.co_filename.startswith(_OURS):
+            frame.f_locals["__tracebackhide__"] = True
 
 
 class PocketError(Exception):
     """The base class of all exceptions of pocket_plug."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        hide_own_frames()
 
 
 # ---------------------------------------------------------------- the store

@@ -57,7 +57,8 @@ def _file(path: Path, name: str) -> Path:
             way = f"did you mean {module}{name}?"
         raise click.UsageError(f"there is no file or folder {path}; {way}")
     if path.suffix != ".py":
-        raise click.UsageError(f"{path} is not a Python file; its name must end in .py")
+        way = f"; `jupyter nbconvert --to script {path}` makes one" if path.suffix == ".ipynb" else ""
+        raise click.UsageError(f"{path} is not a Python file; its name must end in .py{way}")
     return path
 
 

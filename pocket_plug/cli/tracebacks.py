@@ -28,7 +28,8 @@ def user_traceback(error: BaseException) -> str:
 def _shorten(shown: TracebackException) -> None:
     own = [frame for frame in shown.stack if not frame.filename.startswith(_LIBRARIES)]
     notes: list[str] = getattr(shown, "__notes__", None) or []
-    if own or any(note.startswith(ON_WORKER) for note in notes):  # that note has the frames of the worker
+    is_syntax = hasattr(shown, "filename")  # then the place is in the message, and the frames only lead to an import
+    if own or is_syntax or any(note.startswith(ON_WORKER) for note in notes):  # that note has the frames of the worker
         shown.stack = StackSummary.from_list(list[FrameSummary | tuple[str, int, str, str | None]](own))
     for other in (shown.__cause__, shown.__context__, *(shown.exceptions or ())):
         if other is not None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from inspect import isclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -28,6 +29,7 @@ from .registry import UNBOUND, Registry, Upgrade, name_of, object_of, upgraded, 
 from .wire import BUILT_IN, COMPOSITE_READERS, LEAVES, RECORD, SCALAR_READERS, to_msgpack, type_of
 
 T = TypeVar("T")
+_NO_CLASS = object()
 
 # Reads the most usual large values: those of JSON, a few levels deep. Their keys are texts, so they can't collide; any other
 # value raises ValidationError.
@@ -82,6 +84,7 @@ class Codec:
         self._from_msgpack = msgspec.msgpack.Decoder(ext_hook=self._from_ext).decode
 
     # ---------------------------------------------------------------- the registry
+    @overload
     def register(
         self,
         type: type[T],
@@ -91,8 +94,22 @@ class Codec:
         upgrade: Mapping[int, Upgrade] | None = None,
         encode: Callable[[T], Any] | None = None,
         decode: Callable[[Any], T] | None = None,
-    ) -> type[T]:
-        """Register a class; returns it, so that this can be used as a decorator.
+    ) -> type[T]: ...
+    @overload
+    def register(
+        self, *, tag: str | None = None, version: int = 1, upgrade: Mapping[int, Upgrade] | None = None
+    ) -> Callable[[type[T]], type[T]]: ...
+    def register(
+        self,
+        type: Any = _NO_CLASS,
+        *,
+        tag: str | None = None,
+        version: int = 1,
+        upgrade: Mapping[int, Upgrade] | None = None,
+        encode: Callable[[Any], Any] | None = None,
+        decode: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """Register a class; returns it, so that this can be used as a decorator, also with options: `@register_type(tag="a")`.
 
         Dataclasses, Enums, msgspec Structs, named tuples and pydantic models need no functions. For any other class give
         `encode`, which converts an object to a value that the codec knows, and `decode`, which converts such a value to an
@@ -117,6 +134,8 @@ class Codec:
         >>> codec.decode(codec.encode(Fraction(1, 3)))
         Fraction(1, 3)
         """
+        if type is _NO_CLASS:
+            return partial(self.register, tag=tag, version=version, upgrade=upgrade, encode=encode, decode=decode)
         if not isclass(type):
             raise CodecError(f"only a class can be registered, not {summary(type)}")
         if (encode is None) != (decode is None):
@@ -179,7 +198,8 @@ class Codec:
         size = len(payload)
         if size + HEADER_SIZE > self.max_bytes:
             raise CodecError(
-                f"the record takes {size + HEADER_SIZE:,} bytes; {self.max_bytes:,} are allowed (max_bytes)"
+                f"the record takes {size + HEADER_SIZE:,} bytes; {self.max_bytes:,} are allowed (max_bytes). Store it in parts, "
+                "each at a key of its own, or write it to a file, and store the file's path"
             )
         if size > self.max_items and not has_at_most(self.max_items, payload, 0):
             raise CodecError(f"the value has more than {self.max_items:,} containers, pairs and objects (max_items)")

@@ -12,6 +12,7 @@ import sysconfig
 from pathlib import Path
 
 from pocket_plug.errors import RecordedError
+from pocket_plug.primitives.cells import file_of
 from pocket_plug.primitives.failures import capped, error_text, error_type
 from pocket_plug.primitives.values import Value
 
@@ -75,10 +76,11 @@ def _origin(error: Exception) -> str:
     """Where the user's code raised it, or called the library that did: `module, file:line`. "" where that isn't known."""
     found, is_own, trace = "", False, error.__traceback__
     while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
+        code = trace.tb_frame.f_code
+        file = code.co_filename
         is_library = file.startswith((*_LIBRARIES, "<frozen "))
         if not file.startswith(_OURS) and not (is_own and is_library):
-            found = f"{trace.tb_frame.f_globals.get('__name__', '?')}, {file}:{trace.tb_lineno}"
+            found = f"{trace.tb_frame.f_globals.get('__name__', '?')}, {file_of(code)}:{trace.tb_lineno}"
             is_own = not is_library
         trace = trace.tb_next
     return found

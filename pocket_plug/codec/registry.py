@@ -15,7 +15,7 @@ from typing import Any
 from pocket_plug.errors import CodecError, UnknownTypeError, UnregisteredTypeError
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.redaction import summary
-from pocket_plug.primitives.typechecks import defined_again
+from pocket_plug.primitives.typechecks import declared_before, defined_again
 from pocket_plug.primitives.values import Value
 
 from .adapters import KNOWN, WITH_FUNCTIONS, TypeAdapter, adapter_of, advice, hints_of, libraries, parts_of
@@ -186,6 +186,7 @@ def object_of(entry: Registered, state: Value) -> Value:
     except Exception as error:
         raise CodecError(
             f"decoding a {name_of(entry.type)} from a record of type {entry.tag!r} failed{_text(error)}"
+            f"{declared_before(entry.type)}"
         ) from error
 
 

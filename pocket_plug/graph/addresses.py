@@ -53,8 +53,8 @@ def executor_faults(graph: PlannedGraph, host: RunHost) -> list[str]:
             )
         elif step.address.module == MAIN and not (executor.maps_main and hasattr(sys.modules[MAIN], "__file__")):
             found.append(
-                f"node {step.name!r} is in {MAIN}, the script that this process was started with; the workers of its "
-                "executor can't import a script, so move the node into a module of its own"
+                f"node {step.name!r} is in {MAIN}, the script or notebook of this process, which the workers of its executor "
+                "can't import, so move the node into a module of its own; a notebook writes one by a cell with %%writefile"
             )
     return found
 

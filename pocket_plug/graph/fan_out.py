@@ -13,6 +13,7 @@ from .elsewhere import Elsewhere
 from .graph import Graph
 from .kinds.each import each
 from .nodes.node import Node, X, Y, options_of
+from .observing.host import RunHost
 
 
 @overload
@@ -26,6 +27,7 @@ async def fan_out(
     executor: Elsewhere | None = ...,
     store: StoreScope | SyncScope | None = ...,
     run_id: str | None = ...,
+    pocket: RunHost | None = ...,
 ) -> list[Y]: ...
 @overload
 async def fan_out(
@@ -38,6 +40,7 @@ async def fan_out(
     executor: Elsewhere | None = ...,
     store: StoreScope | SyncScope | None = ...,
     run_id: str | None = ...,
+    pocket: RunHost | None = ...,
 ) -> list[Y | Exception]: ...
 async def fan_out(
     node: Any,
@@ -49,10 +52,13 @@ async def fan_out(
     executor: Elsewhere | None = None,
     store: StoreScope | SyncScope | None = None,
     run_id: str | None = None,
+    pocket: RunHost | None = None,
 ) -> Value:
     """Take every item through `node`, in a run of its own: `await fan_out(fetch, urls, concurrency=5)`. Returns their outputs.
 
-    The options are those of `each`. With a `run_id` the run is durable: after a crash, finished items are not done again.
+    The options are those of `each`, and those of `Graph.run`: with a `run_id` the run is durable, so that after a crash finished
+    items are not done again.
     """
     everything: Any = each(node, concurrency=concurrency, errors=errors, executor=executor)
-    return await Graph(everything, store=store, name=options_of(everything).name).run(items, run_id=run_id)
+    graph: Graph[Any, Any] = Graph(everything, store=store, name=options_of(everything).name)
+    return await graph.run(items, run_id=run_id, pocket=pocket)

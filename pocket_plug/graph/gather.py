@@ -48,7 +48,9 @@ class Gather(Each[Any, Any]):
 
     def __init__(self, branches: tuple[Any, ...], name: str) -> None:
         if len(branches) < 2:
-            raise ConfigError(f"gather takes two branches or more, not {len(branches)}")
+            raise ConfigError(
+                f"gather takes two branches or more, each as an argument of its own, as in gather(a, b); it got {len(branches)}"
+            )
         begin, chains = Begin(), [as_chain(branch) for branch in branches]
         _check_shared(chains)
         graph = Graph(*(begin.on(str(number)) >> chain for number, chain in enumerate(chains)), name="branches")

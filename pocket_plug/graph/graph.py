@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
@@ -345,6 +346,10 @@ class Graph(Drawn, Node[I, O]):
         pocket = pocket or default_host()
         if self._validated is not self._options:  # a copy may have other options
             self.validate(pocket=pocket)
+        if "IPython" in sys.modules:
+            from .planning.former import warn_of_former_nodes
+
+            warn_of_former_nodes(self.plan)
         place = self.own_place(pocket, store)
         if request is not None:
             execution: Execution = request.execution(self, place, input, pocket, loop)

@@ -46,14 +46,19 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
             continue
         found += _misfits(steps[name], other)
         nodes[id(steps[name].node)] = other.with_options(name=name)
+    within = {step: {each.name for each in _inside(step)} & given.keys() for step in plan.steps.values()}
+    found += [
+        f"{step.name!r} contains {', '.join(map(repr, sorted(names)))}; replace only one of them"
+        for step, names in within.items()
+        if names and step.name in given
+    ]
     if found:
         raise GraphError(f"graph {plan.name!r} can't have these nodes replaced:", found)
-    for step in plan.steps.values():
+    for step, names in within.items():
         item: Any = nodes.get(id(step.passed.node))
         if step.branches:
-            inside = {each.name for each in _replaceable(step.passed.inner_graph().plan)} & given.keys()
             branches: Any = step.passed.node
-            item = branches.replace(**{name: given[name] for name in inside}) if inside else None
+            item = branches.replace(**{name: given[name] for name in names}) if names else None
         if item is not None and step.passed is not step:
             nodes[id(step.node)] = _each_of(step.node, item)
     new = tuple(
@@ -73,11 +78,16 @@ def replaced(chains: Iterable[AnyChain], plan: Plan, given: Mapping[str, AnyNode
 def _replaceable(plan: Plan) -> Iterator[Step]:
     """The steps whose nodes can be replaced: also what an `each` takes its items through, and the nodes in branches."""
     for step in plan.shown:
-        if step.branches:
-            yield from _replaceable(step.passed.inner_graph().plan)
-        elif step.passed is not step:
-            yield step.passed
+        yield from _inside(step)
         yield step
+
+
+def _inside(step: Step) -> Iterator[Step]:
+    """What an `each` takes its items through, or the nodes in the branches of a `gather`."""
+    if step.branches:
+        yield from _replaceable(step.passed.inner_graph().plan)
+    elif step.passed is not step:
+        yield step.passed
 
 
 def _meant(name: str, steps: Mapping[str, Step]) -> str:

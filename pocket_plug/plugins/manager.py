@@ -100,6 +100,8 @@ class Manager:
             if taken := self._taken(record.name):
                 raise PluginError(taken)
             plugin = _made(plugin)
+            if owner := self.in_use(plugin):
+                raise PluginError(f"it is in use already, as plugin {owner}")
             hooks = self._check(plugin)
             try:
                 self._pm.register(plugin, record.name)
@@ -126,6 +128,14 @@ class Manager:
         if status == "failed" and isinstance(why, BaseException):
             self._log_traceback(record, "its start", why)
         return record
+
+    def in_use(self, plugin: object) -> PluginRecord | None:
+        """The record of a plugin that is in use: of this module or object, or of an object of this class."""
+        for name, used in self._pm.list_name_plugin():
+            kind: object = type(used)
+            if plugin is used or plugin is kind:
+                return self._records[name]
+        return None
 
     def plugin_of(self, record: PluginRecord) -> Any:
         """The module or object that implements a plugin's hooks."""

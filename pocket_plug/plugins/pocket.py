@@ -26,11 +26,12 @@ from pocket_plug.errors import (
 )
 from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run, RunNotice
 from pocket_plug.otel.additions import Additions
-from pocket_plug.primitives.default_pocket import use_default_pocket
+from pocket_plug.primitives.default_pocket import building_by, use_default_pocket
 from pocket_plug.primitives.failures import concealed
 from pocket_plug.primitives.files import relative_to
 from pocket_plug.primitives.forking import new_rlock
 from pocket_plug.primitives.names import snake_case
+from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.secret_options import variables
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
@@ -112,6 +113,9 @@ class Pocket:
         strict: bool = False,
         required: Iterable[str] = (),
     ) -> None:
+        for option, given in (("plugins", plugins), ("block", block), ("required", required)):
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise ConfigError(f"Pocket: {option} can't be {found(given)}; give a list: {option}=[…]")
         self.config = config or Config() if isinstance(config, Config | None) else load_config(config)
         self._manager = Manager(self.config.options)
         self._lock = new_rlock()
@@ -131,6 +135,8 @@ class Pocket:
             else:
                 self._manager.load(candidate.record, candidate.load)
         for plugin in plugins:
+            if self._manager.in_use(plugin):  # it is installed, too: used twice, it would observe each run twice
+                continue
             self._manager.load(PluginRecord(self._free_name(plugin)), partial(_itself, plugin))
         if not third_party:  # the variable, which is for all programs, may name plugins that weren't searched for
             unwanted = {name: where for name, where in unwanted.items() if where != DISABLE}
@@ -161,10 +167,12 @@ class Pocket:
         raise PluginError(f"there is no plugin {name!r}{alternatives(name, [each.name for each in self.plugins])}")
 
     def register(self, plugin: object, /, *, name: str | None = None) -> PluginRecord:
-        """Use one more plugin, a module or an object. It observes runs that start from now on.
+        """Use one more plugin: a module, an object or a class. It observes runs that start from now on.
 
-        Raises PluginError if it can't be used.
+        If it is in use already, this returns its record. Raises PluginError if it can't be used.
         """
+        if name is None and (used := self._manager.in_use(plugin)):
+            return used
         record = self._manager.register(plugin, PluginRecord(name or self._free_name(plugin)))
         with relative_to(self.config.folder):
             self._manager.configure(self, self._options, only=record.name)
@@ -338,7 +346,7 @@ class Pocket:
         places = [f"{table.where}.layers[{position}]" for position in range(len(table.layers))]
         layers = [self.layer(spec, where=where) for spec, where in zip(table.layers, places, strict=True)]
         try:
-            with relative_to(self.config.folder):
+            with relative_to(self.config.folder), building_by(self):
                 store = Store(self.backend(url), layers=layers)
         except BaseException as error:
             if not is_fault(error):

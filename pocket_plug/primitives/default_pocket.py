@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 _find: Callable[[], Any]
@@ -35,6 +36,24 @@ def searching_config() -> Generator[None]:
 def searches_config() -> bool:
     """Does a default Pocket that is created look for its configuration?"""
     return _searches
+
+
+_building: ContextVar[Any] = ContextVar("pocket_plug.building", default=None)
+
+
+@contextmanager
+def building_by(pocket: object) -> Generator[None]:
+    """Within the block, names and URLs in a stack are those of this Pocket: it builds a store of its own configuration."""
+    token = _building.set(pocket)
+    try:
+        yield
+    finally:
+        _building.reset(token)
+
+
+def find_building_pocket() -> Any:
+    """The Pocket that builds a store, or else the default Pocket."""
+    return _building.get() or find_default_pocket()
 
 
 def find_default_pocket() -> Any:

@@ -16,6 +16,7 @@ from pocket_plug.errors import (
     is_fault,
 )
 
+from .cells import file_of
 from .redaction import conceal, public_url
 from .terminal import escaped
 
@@ -155,7 +156,7 @@ def _frames(error: BaseException, most: int) -> list[str]:
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
-        frames.append((code.co_filename, trace.tb_lineno, code.co_qualname))
+        frames.append((file_of(code), trace.tb_lineno, code.co_qualname))
         trace = trace.tb_next
     for note in map(str, getattr(error, "__notes__", ())):
         if note.startswith(ON_WORKER):

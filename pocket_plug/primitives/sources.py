@@ -8,6 +8,7 @@ from functools import partial
 from types import CodeType
 from typing import Any
 
+from .cells import file_of
 from .failures import capped
 
 
@@ -35,5 +36,5 @@ def source_of(function: Callable[..., Any]) -> Mapping[str, str | int]:
     name = f"{module}.{code.co_qualname}" if module else code.co_qualname
     found: dict[str, str | int] = {"code.function.name": capped(name)}
     if not code.co_filename.startswith("<"):  # code that was typed in or generated has no file
-        found |= {"code.file.path": capped(code.co_filename), "code.line.number": code.co_firstlineno}
+        found |= {"code.file.path": capped(file_of(code)), "code.line.number": code.co_firstlineno}
     return found

@@ -16,6 +16,8 @@ from typing_extensions import is_typeddict
 
 from pocket_plug.errors import ConfigError
 
+from .cells import file_of
+
 NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
 UNIONS = (Union, UnionType)
@@ -123,10 +125,21 @@ def is_namesake(one: object, other: object) -> TypeGuard[type]:
 
 def _is_current(cls: type) -> bool:
     """Is this the class that its module has under its name now?"""
+    return _current(cls) is cls
+
+
+def _current(cls: type) -> object:
     found: object = sys.modules.get(cls.__module__)
     for name in cls.__qualname__.split("."):
         found = getattr(found, name, None)
-    return found is cls
+    return found
+
+
+def declared_before(cls: type) -> str:
+    """For the message about a registered class: what to do if its module has a later one of its name. Else ""."""
+    if not is_namesake(cls, _current(cls)):
+        return ""
+    return f". {_where_defined(cls)} was defined again since then; run the code again that declares or registers it"
 
 
 def with_contents(value: object, depth: int = 2) -> str:
@@ -163,7 +176,7 @@ def _where_defined(cls: type) -> str:
     line = getattr(cls, "__firstlineno__", None)  # since Python 3.13; before that, the line of a method
     for code in [part.__code__ for part in vars(cls).values() if isinstance(part, FunctionType)]:
         if code.co_qualname.startswith(f"{cls.__qualname__}."):
-            return f"{name} ({code.co_filename}, line {line or code.co_firstlineno})"
+            return f"{name} ({file_of(code)}, line {line or code.co_firstlineno})"
     return name if line is None else f"{name} (line {line})"
 
 

@@ -48,7 +48,7 @@ class Missing(Enum):
 MISSING: Final = Missing.MISSING
 """A default that no stored value equals: it distinguishes a stored None from no value."""
 
-NO_DEFAULT: Final = object()
+NO_DEFAULT: Final[Any] = object()
 """Stands for a default that the caller of `pop` or `update` did not give. MISSING is one that may be given."""
 
 

@@ -1,6 +1,6 @@
 """Finds a store's backend by its URL, and layers by their names, among plugins that this package doesn't import.
 
-It asks the default Pocket, and only if a store is built from names.
+It asks the Pocket whose configuration is built, or else the default Pocket, and only if a store is built from names.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any, TypeVar
 
-from pocket_plug.primitives.default_pocket import find_default_pocket
+from pocket_plug.primitives.default_pocket import find_building_pocket
 
 from .backend import Backend
 from .layer import Layer
@@ -26,16 +26,16 @@ _USUAL_ORDER = {name: n for n, name in enumerate((*_OUTER, "", *_INNER))}
 
 
 def resolve_backend(url: str) -> Backend:
-    """A new backend for a URL, from the default Pocket's plugins; `memory://` needs none of them. Raises ConfigError."""
+    """A new backend for a URL, from the plugins of that Pocket; `memory://` needs none of them. Raises ConfigError."""
     if url == "memory://":
         return Memory()
-    backend: Backend = find_default_pocket().backend(url)
+    backend: Backend = find_building_pocket().backend(url)
     return backend
 
 
 def resolve_layer(spec: LayerSpec) -> Layer:
-    """A layer's recipe by name, or from `{"use": name, option: value}`, from the default Pocket's plugins."""
-    layer: Layer = find_default_pocket().layer(spec)
+    """A layer's recipe by name, or from `{"use": name, option: value}`, from the plugins of that Pocket."""
+    layer: Layer = find_building_pocket().layer(spec)
     return layer
 
 

@@ -208,7 +208,9 @@ class SyncWriter(SyncReader):
         return self._source.run_update(self._view.trim(key, keep=keep))
 
     @overload
-    def update(self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None) -> R: ...
+    def update(
+        self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T = ..., ttl: Duration | None = None
+    ) -> R: ...
     @overload
     def update(
         self, key: str, fn: Callable[[Value], Value], /, *, default: Value = ..., ttl: Duration | None = None
@@ -280,7 +282,7 @@ class SyncScope(SyncWriter, CachingView):
 
 
 class SyncStore(SyncScope):
-    """`Store` without `await`. Open it with `with`, unless it is memory."""
+    """`Store` without `await`. Open it with `with`, or by `open()`, unless it is memory."""
 
     __slots__ = ()
 
@@ -307,11 +309,15 @@ class SyncStore(SyncScope):
         super().__init__(backend._source, backend._prefix)
 
     def __enter__(self) -> Self:
-        self._source.open_sync()
+        self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def open(self) -> None:
+        """Open the store, as `with` does at its beginning."""
+        self._source.open_sync()
 
     def close(self) -> None:
         """Close the store, as `with` does at its end."""

@@ -123,8 +123,13 @@ class TypedStore(TypedReader[T]):
         """Store a value of the type if there is no entry; returns whether it did."""
         return await self._writer.add(key, self._checked(key, value), ttl=ttl)
 
-    async def update(self, key: str, fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None) -> T:
-        """Replace the value by `fn(value)`, atomically, and return the new one."""
+    async def update(
+        self, key: str, fn: Callable[[T], T], /, *, default: T = NO_DEFAULT, ttl: Duration | None = None
+    ) -> T:
+        """Replace the value by `fn(value)`, atomically, and return the new one.
+
+        Raises MissingKeyError if there is neither a value nor a `default`.
+        """
 
         def checked(old: T) -> T:
             return self._checked(key, fn(self._checked(key, old)))
@@ -258,7 +263,7 @@ class SyncTypedStore(SyncTypedReader[T]):
         """Store a value of the type if there is no entry; returns whether it did."""
         return self._source.run_write(self._writer.add(key, value, ttl=ttl))
 
-    def update(self, key: str, fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None) -> T:
+    def update(self, key: str, fn: Callable[[T], T], /, *, default: T = NO_DEFAULT, ttl: Duration | None = None) -> T:
         """Replace the value by `fn(value)`, atomically, and return the new one."""
         return self._source.run_update(self._writer.update(key, fn, default=default, ttl=ttl))
 

@@ -376,7 +376,7 @@ class StoreWriter(StoreReader):
 
     @overload
     async def update(
-        self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T, ttl: Duration | None = None
+        self, key: ReadAs[R, T], fn: Callable[[T], T], /, *, default: T = ..., ttl: Duration | None = None
     ) -> R: ...
     @overload
     async def update(

@@ -21,7 +21,7 @@ from pocket_plug.propagation import current_session
 from pocket_plug.store.keys import Key
 from pocket_plug.store.store import StoreReader, StoreWriter
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which an exec that waits for a file gives up."""
 
 

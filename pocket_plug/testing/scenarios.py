@@ -26,7 +26,7 @@ from pocket_plug.testing.interrupts import Interrupter, under
 
 T = TypeVar("T")
 Scenario = Callable[[Backend], Awaitable[None]]
-HANGS = 30.0
+HANGS = 60.0
 """Seconds after which something counts as hanging; a passing test doesn't wait."""
 
 

@@ -23,6 +23,8 @@ from pocket_plug.testing.scenarios import HANGS, ODD_KEYS, works_in_a_child
 
 MAX_NAME = 1024
 """The longest length of a key, in bytes of UTF-8."""
+SLOW = 8.0
+"""Seconds by which a busy machine may be late."""
 
 
 class Stoppable(Protocol):
@@ -175,12 +177,16 @@ class WatchContract:
         """One call has all keys of a write, also deleted ones, with the version of the write."""
 
         async def scenario(mine: Backend, other: Backend, noted: Noted) -> None:
+            since = noted.count
             first = await other.write([Put("a", 1), Put("b", 1)])
             noted.wait_for_version({"a": first, "b": first})
             second = await other.write([Put("a", 2), Delete("b")])
             noted.wait_for_version({"a": second, "b": second})
-            changed = {tuple(sorted(versions.items())) for _, _, versions in noted.words if versions}
-            assert changed == {(("a", first), ("b", first)), (("a", second), ("b", second))}
+            told = noted.words[since:]
+            changed = {tuple(sorted(versions.items())) for _, _, versions in told if versions}
+            expected = {(("a", first), ("b", first)), (("a", second), ("b", second))}
+            # on a busy machine the server may seem not to answer: what is written meanwhile is not told one by one
+            assert changed <= expected if "lost" in [word for _, word, _ in told] else changed == expected
 
         self._run(make_backend, scenario)
 
@@ -268,9 +274,13 @@ class WatchContract:
 
         async def scenario(mine: Backend, other: Backend, noted: Noted) -> None:
             since = noted.count
+
+            def is_lost() -> bool:
+                return "lost" in [word for _, word, _ in noted.words[since:]]
+
             server.stop()
             try:
-                noted.wait("lost", lambda: "lost" in [word for _, word, _ in noted.words[since:]], self.told_within)
+                noted.wait("lost", is_lost, self.told_within + SLOW)
             finally:
                 server.go_on()
             noted.wait_for_back(since)

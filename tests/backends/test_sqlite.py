@@ -329,12 +329,32 @@ def test_close_leaves_one_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
 
 
+def test_the_end_of_the_process_leaves_one_file_too(tmp_path: Path) -> None:
+    """A run opens its graph's store, and nobody closes it."""
+    (tmp_path / "app.py").write_text("""
+import pocket_plug as pp
+
+@pp.node.post
+def keep(store: pp.SyncWriter, number: int) -> None:
+    store.set("number", number)
+
+graph = pp.Graph(keep, store=pp.Store("sqlite:///state.db"))
+""")
+    run_it = "import app, asyncio; asyncio.run(app.graph.run(7))"
+    subprocess.run([sys.executable, "-c", run_it], cwd=tmp_path, check=True, timeout=60)
+    (tmp_path / "copy.db").write_bytes((tmp_path / "state.db").read_bytes())
+    assert [*tmp_path.glob("state.db*")] == [tmp_path / "state.db"]
+    with SyncStore(f"sqlite:///{tmp_path}/copy.db") as copied:
+        assert copied.get("number") == 7
+
+
 def test_before_open_everything_is_refused(tmp_path: Path) -> None:
     """Neither a read nor a write creates a file by accident; the message says what to do."""
     backend = SQLite(tmp_path / "state.db")
     for use in (backend.read("a"), backend.write([Put("a", 1)]), backend.write([])):
-        with pytest.raises(StoreError, match=r"not opened yet\. `with SyncStore\(…\) as store:` opens it"):
+        with pytest.raises(StoreError, match=r"not opened yet\. Open it by `store\.open\(\)`") as refused:
             drive(use)
+        assert refused.value.__context__ is None  # "During handling of …" would be above it in the traceback
     assert not list(tmp_path.iterdir())
 
 

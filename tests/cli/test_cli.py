@@ -651,7 +651,8 @@ def test_run_a_folder(capsys):
         ("below.app", "there is no file or folder below.app; did you mean below/app.py?"),
         ("x" * 5000, "can't be the path of a file: File name too long"),
         ("empty", "the folder empty has neither app.py nor __init__.py; give the path of a Python file in it"),
-        ("notes.txt", "notes.txt is not a Python file; its name must end in .py"),
+        ("notes.txt", "notes.txt is not a Python file; its name must end in .py\n"),
+        ("book.ipynb", "must end in .py; `jupyter nbconvert --to script book.ipynb` makes one\n"),
         ("nothing.py", "nothing.py defines nothing named main or graph; name an object: nothing.py:name"),
         ("named.py", "named.py defines nothing named main or graph; name an object: named.py:shop or named.py:other\n"),
         ("named.py:nosuch", "named.py has no 'nosuch'; its graphs are shop, other.\n"),
@@ -664,6 +665,7 @@ def test_an_invalid_target_is_a_usage_error(capsys, target, message):
     """The message uses the user's terms, with exit code 2."""
     Path("empty").mkdir()
     write("notes.txt", "")
+    write("book.ipynb", "")
     write("json.py", "")
     write("nothing.py", "graph_ = 3")
     write("named.py", "import pocket_plug as pp\nshop = other = pp.Graph(pp.Sleep(1))")
@@ -743,6 +745,15 @@ def test_an_error_of_a_users_module_is_a_short_traceback(capsys):
     first, frame, *_, last = capsys.readouterr().err.splitlines()
     assert (first, last) == ("Traceback (most recent call last):", "ZeroDivisionError: division by zero")
     assert "broken.py" in frame
+
+
+def test_a_program_that_python_cannot_read_is_shown_as_python_shows_it(capsys):
+    """As of a notebook that was saved as a script, with an `await` outside of functions: no frames of what imports it."""
+    write("broken.py", "await 1")
+    assert main(["run", "broken.py"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f'  File "{Path("broken.py").resolve()}", line 1\n')
+    assert err.endswith("SyntaxError: 'await' outside function\n")
 
 
 def test_an_error_on_a_worker_is_a_short_traceback(capsys):

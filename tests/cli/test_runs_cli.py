@@ -461,10 +461,11 @@ def test_a_run_that_is_due_says_since_when(here: Any) -> None:
         graph = Graph(Sleep[int]("1h"), name="nap")
         with pytest.raises(RunSuspendedError):
             graph.run_sync(1, run_id="n", store=store)
+    days = r"\d+d(\d+[hms])? ago"  # in one hour of each day they are without hours
     assert re.search(
-        r"suspended  nap    sleep  .* was due \d+d\d+h ago; no worker has taken it$", here("runs", "ls").out, re.M
+        rf"suspended  nap    sleep  .* was due {days}; no worker has taken it$", here("runs", "ls").out, re.M
     )
-    assert re.search(r"^wake_at +\d+d\d+h ago$", here("runs", "show", "n").out, re.M)
+    assert re.search(rf"^wake_at +{days}$", here("runs", "show", "n").out, re.M)
 
 
 def test_a_graph_that_asks_needs_an_id(here: Any) -> None:

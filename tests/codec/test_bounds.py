@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import struct
-import tracemalloc
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -40,15 +39,6 @@ def many(item: bytes, number: int) -> bytes:
     return b"\xdd" + struct.pack(">I", number) + item * number
 
 
-def peak_of(decode: Callable[[], Any]) -> int:
-    tracemalloc.start()
-    try:
-        decode()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 # ---------------------------------------------------------------- the number of items
 ITEMS = {
     "lists": (b"\x90", 1), "dicts": (b"\x80", 1), "a pair": (b"\x81\0\0", 2), "decimals": (b"\xd4\x111", 1),
@@ -60,7 +50,7 @@ ITEMS = {
 
 
 @pytest.mark.parametrize("name", ITEMS)
-def test_items_of_a_record_are_counted_before_they_are_made(name: str) -> None:
+def test_items_of_a_record_are_counted_before_they_are_made(name: str, peak_of: Callable[..., int]) -> None:
     """`max_items` are allowed; one more is refused before any item is made."""
     item, each = ITEMS[name]
     number = 5_000

@@ -153,6 +153,22 @@ def test_nodes_of_the_former_class_say_what_to_run_again(cell: dict[str, Any]) -
         pp.Graph(pp.node(made) >> using).validate()
 
 
+def test_a_class_that_was_changed_but_not_declared_again_says_so(cell: dict[str, Any]) -> None:
+    """The fields may be right by now, but this codec still has the class before."""
+    codec = Codec(declared=[cell["CellJob"]])
+    record = codec.encode(cell["CellJob"](1))
+    exec(compile(CHANGED, "cell-2", "exec"), cell)  # noqa: S102
+    codec.register(cell["CellJob"])
+    with pytest.raises(pp.CodecError, match=r"register_type\(…, version=…, upgrade=…\)$"):
+        codec.decode(record)
+    exec(compile(CHANGED, "cell-3", "exec"), cell)  # noqa: S102
+    with pytest.raises(
+        pp.CodecError,
+        match=r"upgrade=…\)\. notebook_anew\.CellJob \(cell-2, line \d+\) was defined again since then; run the code again that",
+    ):
+        codec.decode(record)
+
+
 def test_an_object_of_another_class_of_that_name_cannot_be_stored(cell: dict[str, Any]) -> None:
     """Nor at an untyped key, since its fields aren't the ones that are read."""
     codec = Codec(declared=[cell["CellJob"]])

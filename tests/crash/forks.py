@@ -34,7 +34,7 @@ import structlog
 import pocket_plug as pp
 from pocket_plug.layers import Bounding, Logging, Metrics, Persistence, Tracing
 
-HANG = 30
+HANG = 60
 """Seconds after which a child is taken for one that hangs."""
 
 THREADS = 4

@@ -36,7 +36,7 @@ from pocket_plug.layers import Bounding, Logging, Metrics, Persistence, Tracing
 from pocket_plug.store.layer import parts
 from pocket_plug.testing.interrupts import Interrupted, Interrupter
 
-HANG = 20.0
+HANG = 60.0
 """Seconds after which a thread that still waits is taken for one that hangs."""
 
 

@@ -7,7 +7,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
-import tracemalloc
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def test_a_flipped_bit_never_gives_what_was_not_stored() -> None:
     """Some hundred bits anywhere in a file: each read is right or an error; `check` finds what a damaged index hides."""
     flips = SCRIPT.with_name("flips.py")
     done = subprocess.run(
-        [sys.executable, str(flips), "300", "7"], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(flips), "300", "7"], capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     numbers = {line[:26].strip(): line[26:].split() for line in done.stdout.splitlines()[1:]}
@@ -207,19 +207,20 @@ def test_older_records_are_read_and_bound_as_they_are_written(tmp_path: Path) ->
         assert set(formats().values()) == {2}
 
 
-def test_no_memory_is_allocated_for_an_entry_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_is_allocated_for_an_entry_that_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak_of: Callable[..., int]
+) -> None:
     """A record above the codec's size limit is refused before it is read into memory; it can be deleted."""
     monkeypatch.setattr(default_codec, "max_bytes", 100_000)
     path = tmp_path / "state.db"
     with pp.SyncStore(f"sqlite:///{path}") as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         store.set("k", 1)
         other.execute("UPDATE entries SET value = zeroblob(20000000)")
-        tracemalloc.start()
-        try:
+
+        def get() -> None:
             with pytest.raises(pp.StoreError, match=r"state\.db: an entry is larger than pocket_plug allows"):
                 store.get("k")
-            assert tracemalloc.get_traced_memory()[1] < 1_000_000
-        finally:
-            tracemalloc.stop()
+
+        assert peak_of(get) < 1_000_000
         store.delete_many(["k"])
         assert not store.has("k")

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parent / "interrupts.py"
 
 def campaign(*arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert ", 0 broke something" in done.stdout

@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parent / "lost_answers.py"
 def test_each_effect_takes_place_once_whatever_happens_to_a_write() -> None:
     """A fault at each write of a run, then many of any kind in one run; the run is started again until it has ended."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "30", "1", "7"], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(SCRIPT), "30", "1", "7"], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.stderr == ""
     assert done.returncode == 0

@@ -18,7 +18,7 @@ def test_runs_continue_from_a_backup() -> None:
     ends, and each effect is in the store once. What the backup has is not done again; what it lacks is.
     """
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "1", "50"], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(SCRIPT), "1", "50"], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.stderr == ""
     assert done.returncode == 0, done.stdout

@@ -310,6 +310,26 @@ def test_nested_graph(page):
     expect(page.locator("#crumbs b")).to_have_text("billing")
 
 
+def joined(file: Path) -> None:
+    """Trace a run of two branches that join into a file."""
+    graph = pp.Graph(pp.gather(tax, refuse >> mail) >> pp.node(str, name="both"), name="joined")
+    with pp.observe(file=file, terminal=False):
+        graph.run_sync(7)
+
+
+def test_branches(show, tmp_path):
+    """The graph of a gather has a beginning for each branch, and no node that nobody wrote."""
+    file = tmp_path / "traces.jsonl"
+    with ThreadPoolExecutor() as pool:
+        pool.submit(joined, file).result()
+    page = show(read_traces(file))
+    page.locator("[data-node=gather_tax_refuse]").dblclick()
+    expect(page.locator("#crumbs b")).to_have_text("branches")
+    expect(page.locator(".place")).to_have_count(3)
+    expect(page.locator("circle.begin")).to_have_count(2)
+    expect(page.locator(".way.idle")).to_have_count(0)
+
+
 def test_details(page):
     """All about a span: figures, message, exception with its stack, attributes, ids."""
     page.locator("#search").fill("exec ship")

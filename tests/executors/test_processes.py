@@ -20,7 +20,7 @@ import pytest
 from pocket_plug import ConfigError, ExecutorError, ExecutorLostError, Pocket
 from pocket_plug.executors import Processes, Threads
 
-SOON = 30.0
+SOON = 60.0
 
 GRAPH = """
 import os, sys, time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
@@ -161,7 +162,11 @@ def test_functions_as_nodes_have_the_same_rules() -> None:
     def two(a: int, b: int) -> int:
         return a
 
-    assert findings(node(two)) == ("a node's function takes one argument, its input; 'two' takes a, b",)
+    (found,) = findings(node(two))
+    assert found.startswith(
+        "a node's function takes one argument, its input; 'two' takes a, b. Several values come as one tuple"
+    )
+    assert found.endswith("to use the store, put @node.post before the function")
     begin: Any = lambda: 1  # noqa: E731 - named by the option
     (found,) = findings(node(name="begin")(begin))
     assert found.startswith(
@@ -286,6 +291,24 @@ def test_an_action_without_brackets_is_a_finding() -> None:
     assert findings(a_node("exec(self, n)", declined=Action))[0].endswith("write declined = Action()")
 
 
+def test_a_retry_that_is_an_attribute_is_a_finding() -> None:
+    """Nothing would be tried again. A dataclass's field of this name is its own affair."""
+    (found,) = findings(a_node("exec(self, n)", retry=Retry()))
+    assert found == (
+        "Charge.retry is an attribute, so nothing is tried again; options are written beside the base class: "
+        "class Charge(Node[…], retry=Retry(…))"
+    )
+
+    @dataclass
+    class Polling(Node[int, int]):
+        retry: Retry = Retry()  # noqa: RUF009 - it is frozen
+
+        def exec(self, n: int) -> int:
+            return n + self.retry.attempts
+
+    assert Graph(Polling()).run_sync(1) == 4
+
+
 # ---------------------------------------------------------------- refused when it is written
 @node
 def plus(n: int) -> int:
@@ -346,6 +369,10 @@ WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "values in a list": (lambda: SyncStore().set_many([("a", 1)]), "set_many takes a dict of keys and values, not a list"),
     "a type that is none": (lambda: register_type(3), "only a class can be registered, not int"),
     "a configuration in code": (lambda: Pocket({"store": {}}), "can't be a dict of 1 item; give the path of its file"),
+    "a plugin's name": (lambda: Pocket(plugins="slow"), "Pocket: plugins can't be a str of 4 characters; give a list: plugins="),
+    "one plugin": (lambda: Pocket(plugins=Charge), r"Pocket: plugins can't be .*; give a list: plugins=\[…\]"),
+    "a blocked plugin": (lambda: Pocket(block="metrics"), "Pocket: block can't be .*; give a list: block="),
+    "a required plugin": (lambda: Pocket(required="metrics"), "Pocket: required can't be .*; give a list: required="),
     "a worker of a graph": (lambda: Worker(Graph(plus)), r"needs a list of graphs, not Graph: Worker\(\[graph\]\)"),
     "the runs of a URL": (lambda: SyncRuns("sqlite:///a.db"), "takes a Store, .* not a str of 14 characters"),
     "a terminal": (lambda: observe(terminal="no"), "terminal can't be a str of 2 characters; give True, False or None"),

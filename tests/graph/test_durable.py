@@ -45,6 +45,7 @@ from pocket_plug import (
     RunSuspendedError,
     StepLimitError,
     Store,
+    StoreClosedError,
     StoreError,
     StoreReader,
     StoreWriter,
@@ -953,6 +954,24 @@ def test_an_unknown_outcome_is_an_error_that_says_so(tmp_path: Path, answer: Exc
 
     run_virtual(main())
     assert unsure.plan == unsure.looks == []  # all of it has happened
+
+
+def test_a_run_whose_store_is_closed_says_so(tmp_path: Path) -> None:
+    """Not that its outcome is unknown and that a resume finds out: nothing was sent. Opened again, it runs."""
+
+    @node
+    def same(n: int) -> int:
+        return n
+
+    store = SyncStore(f"sqlite:///{tmp_path}/state.db")
+    graph = Graph(same, store=store, name="g")
+    with store:
+        pass
+    with pytest.raises(StoreClosedError, match=r"`store\.open\(\)`.* not again after a close"):
+        graph.run_sync(1, run_id="r")
+    store.open()
+    assert graph.run_sync(1, run_id="r") == 1
+    store.close()
 
 
 @pytest.mark.parametrize("errors", ["raise", "collect"])

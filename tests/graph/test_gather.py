@@ -167,7 +167,9 @@ def test_a_branch_has_its_own_retry_and_fallback() -> None:
 
 
 def test_fewer_than_two_branches_are_refused() -> None:
-    with pytest.raises(ConfigError, match="gather takes two branches or more, not 1"):
+    with pytest.raises(
+        ConfigError, match=r"two branches or more, each as an argument of its own, as in gather\(a, b\); it got 1"
+    ):
         gather(double)
     with pytest.raises(TypeError, match="is neither a node nor a chain of nodes; put @node before the function"):
         gather(double, lambda n: n)  # type: ignore[arg-type,misc]  # what is under test

@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import re
 import warnings
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any, NewType, Union
 
 import pytest
@@ -647,6 +648,27 @@ def test_a_missing_await_is_an_error_that_names_node_and_phase(
     assert f"Charge.{phase} returned a coroutine: a call lacks `await`" in str(error.value)
     assert "lookup" in str(error.value)
     assert [str(warning.message) for warning in caught] == []
+
+
+def test_a_decorator_that_hides_an_async_def_is_named() -> None:
+    """It lacks no `await`: a decorator of another library returns a `def`, and `functools.wraps` gives it the phase's name."""
+
+    def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        return call
+
+    class Charge(Node[int, int]):
+        @logged
+        async def exec(self, n: int) -> int:
+            return n
+
+    with pytest.raises(
+        PhaseError, match=r"Charge\.exec is `async def`, but is decorated by a function that is not; let the"
+    ):
+        Graph(Charge()).run_sync(1)
 
 
 # ---------------------------------------------------------------- graphs within graphs

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, TypeVar
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -131,6 +132,8 @@ def test_a_function_node_can_still_be_called() -> None:
     store = SyncStore()
     assert double(2) == 4
     assert (double.__name__, double.__doc__) == ("double", "Twice as much.")
+    assert (double.__module__, keep.__module__) == (__name__, __name__)  # or doctest skips it
+    assert double.__qualname__.endswith("<locals>.double")  # type: ignore[attr-defined]
     assert asyncio.run(triple(2)) == 6
     assert keep(store, 5) == 5  # type: ignore[operator]
     assert store.get("kept") == 5
@@ -267,6 +270,31 @@ def test_invalid_options_are_refused(options: Any, kind: type[Exception], says: 
         AsyncAll().with_options(**options)
 
 
+def test_an_object_may_have_a_phase_of_its_own() -> None:
+    """A function that `__init__` sets under the name of a phase is this phase: it was ignored without a word."""
+
+    class Calling(Node[int, int]):
+        def __init__(self, function: Any) -> None:
+            self.exec = function  # type: ignore[method-assign]
+            self.post = "https://example.org"  # type: ignore[method-assign, assignment]  # no function, so no phase
+
+    async def doubled(n: int) -> int:
+        return 2 * n
+
+    plain = node(lambda n: n)
+    plain.exec = lambda n: n + 100  # type: ignore[method-assign, assignment, misc]
+    assert Graph(Calling(lambda n: n + 1) >> Calling(doubled).with_options(name="doubled") >> plain).run_sync(1) == 104
+    with pytest.raises(GraphError, match=r"Calling\.exec takes n, m, but is called with 1"):
+        Graph(Calling(lambda n, m: n)).run_sync(1)
+
+
+def test_a_mock_can_be_a_node() -> None:
+    """A Mock and an AsyncMock stand for functions; an AsyncMock's `__annotations__` is None."""
+    for fake in (Mock(return_value=3), AsyncMock(return_value=3)):
+        assert Graph(node(fake)).run_sync(1) == 3
+        fake.assert_called_once_with(1)
+
+
 # ---------------------------------------------------------------- Retry
 def test_pauses_grow_up_to_their_maximum() -> None:
     """delay times backoff to the power of the attempts so far, at most max_delay, for any number of attempts."""
@@ -283,6 +311,7 @@ def test_by_default_there_are_three_attempts_and_no_pause() -> None:
     assert [Retry().pause(attempt) for attempt in (1, 2, 99)] == [0, 0, 0]
     assert [Retry(delay=2).pause(attempt) for attempt in (1, 2, 99)] == [2, 2, 2]
     assert [Retry(delay=7, backoff=10).pause(attempt) for attempt in (1, 2, 3)] == [7, 60, 60]
+    assert [Retry(delay="5m", backoff=2).pause(attempt) for attempt in (1, 2)] == [300, 300]  # not cut to a minute
 
 
 def test_jitter_adds_up_to_its_part() -> None:
@@ -298,7 +327,7 @@ def test_jitter_adds_up_to_its_part() -> None:
     ("option", "values"),
     [("attempts", (0, -1, "3", 2.0, True, None)), ("backoff", (0.5, "2", math.nan, math.inf, True, None)),
      ("jitter", (2, -0.1, "0.5", math.nan, False)), ("delay", (-1, math.nan, math.inf, "soon", True, None)),
-     ("max_delay", (-1, math.nan, math.inf, "1 minute", True, None)),
+     ("max_delay", (-1, math.nan, math.inf, "1 minute", True)),
      ("on", ("OSError", ["OSError"], (OSError, 5), int, 5, None, OSError(), [], (), KeyboardInterrupt, (lambda: True)))],
 )  # fmt: skip
 def test_an_invalid_retry_is_refused(option: str, values: tuple[Any, ...]) -> None:
@@ -432,6 +461,8 @@ def test_joining_chains_keeps_all_their_edges() -> None:
     assert grouped.edges == flat.edges
     assert (a >> (b >> c)).edges == (a >> b >> c).edges
     assert Graph(grouped).run_sync(0) == Graph(flat).run_sync(0) == 4
+    assert repr(grouped) == "<chain a >> b >> c >> d>"
+    assert repr(Gate().high >> a) == "<chain gate.high >> a>"
 
 
 def test_one_node_may_stand_in_many_graphs() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pocket_plug import Action, GraphError, Node, Store, StoreWriter, each, node
+from pocket_plug import Action, GraphError, Node, Store, StoreWriter, each, gather, node
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.planning.plan import validation
 
@@ -126,6 +126,24 @@ def test_the_node_of_an_each_is_replaced():
         return 3 * number
 
     assert Graph(each(double)).replace(double=triple).run_sync([1, 2]) == [3, 6]
+
+
+def test_a_node_and_what_it_contains_are_not_both_replaced():
+    """One of the two replacements would be lost."""
+
+    @node
+    def double(n: int) -> int:
+        return 2 * n
+
+    @node
+    def all_of(items: list[int]) -> list[int]:
+        return items
+
+    with pytest.raises(GraphError, match="'each_double' contains 'double'; replace only one of them"):
+        Graph(each(double)).replace(double=double, each_double=all_of)
+    branches = gather(double, double.with_options(name="twice") >> double.with_options(name="last"))
+    with pytest.raises(GraphError, match="'gather_double_twice' contains 'double', 'last'; replace only one of them"):
+        Graph(branches).replace(gather_double_twice=gather(double, double), double=double, last=double)
 
 
 def test_a_nested_graphs_node_is_replaced_in_that():
@@ -288,8 +306,6 @@ def test_a_phase_that_is_patched_too_late_is_reported(each_run_is_validated, mon
     pay = Pay()
     graph = Graph(pay, name="paying")
     assert graph.run_sync(7) == 7
-    if phase == "on_success" and target == "object":
-        monkeypatch.setattr(Pay, phase, lambda *_: None)  # a single object can't get a phase
     monkeypatch.setattr(Pay if target == "class" else pay, phase, lambda *_: 0)
     with pytest.raises(GraphError, match=rf"Pay\.{phase} was changed after the graph was made.*graph\.replace\(pay="):
         graph.run_sync(7)

@@ -11,6 +11,7 @@ import structlog
 
 from pocket_plug import (
     Ask,
+    ConfigError,
     Graph,
     Pocket,
     RunCancelledError,
@@ -19,12 +20,14 @@ from pocket_plug import (
     RunTimeoutError,
     Store,
     each,
+    fan_out,
     hookimpl,
     node,
 )
-from pocket_plug.hookspecs import RunNotice
+from pocket_plug.hookspecs import Run, RunNotice
 from pocket_plug.plugins import set_default_pocket
 from pocket_plug.testing.clock import FakeClock
+from pocket_plug.testing.isolation import fresh_pocket
 
 MESSAGE = "the customer's number"
 
@@ -41,6 +44,17 @@ class Told:
 
     def said(self) -> list[tuple[str, dict[str, Any]]]:
         return [(each.what, dict(each.attributes)) for each in self.notices]
+
+
+class Counting:
+    """A plugin that records the graphs of the runs that it observes."""
+
+    def __init__(self) -> None:
+        self.graphs: list[str] = []
+
+    @hookimpl
+    def pocket_observe(self, run: Run) -> None:
+        self.graphs.append(run.graph)
 
 
 def store_in(folder: Path, clock: FakeClock | None = None) -> Store:
@@ -131,6 +145,27 @@ def test_other_ends_of_an_execution_are_not_notified_as_failures(tmp_path: Path)
 
     asyncio.run(main())
     assert told.said() == []
+
+
+def test_a_library_with_a_pocket_of_its_own_needs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runs, and their cancellation, are notified to its own plugins. The program's default Pocket isn't made."""
+    monkeypatch.setenv("POCKET_PLUG_CONFIG", str(tmp_path / "missing.toml"))  # the default Pocket would raise
+    told, observed = Told(), Counting()
+
+    async def main() -> None:
+        own = Pocket(plugins=[told, observed], autoload=False)
+        async with Store(own.backend(f"sqlite:///{tmp_path}/state.db")) as store:
+            await Graph(same, name="plain").submit(1, run_id="a", store=store, pocket=own)
+            with pytest.raises(ConfigError):
+                await Runs(store).cancel("a")
+            assert (await Runs(store).get("a")).state == "pending"  # refused before it was recorded
+            assert (await Runs(store, pocket=own).cancel("a")).state == "cancelled"
+            assert await fan_out(same, [1, 2], store=store, pocket=own) == [1, 2]
+
+    with fresh_pocket():
+        asyncio.run(main())
+    assert [(each.what, each.run_id) for each in told.notices] == [("submitted", "a"), ("cancelled", "a")]
+    assert observed.graphs == ["each_same"]
 
 
 def test_a_cancellation_is_notified_by_the_process_that_records_it(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Said:
         return [report.became for report in self.reports if report.run_id == run_id]
 
     async def until(self, is_enough: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not is_enough():
                 self._more.clear()
                 await self._more.wait()
@@ -135,7 +135,7 @@ class Idle(Worker):
 
     async def until_asleep(self) -> None:
         """Wait until it has nothing to do, and knows it."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self._tasks or self._woken.is_set() or not self.is_asleep:
                 await asyncio.sleep(0.001)
 
@@ -1539,7 +1539,7 @@ def test_a_worker_that_cannot_remove_old_runs_says_so_and_executes_runs(
             assert (await Runs(store).get("c")).state == "finished"
             assert "could not remove" not in caplog.text
             said = Said()
-            async with working(Worker([doubling], retention=Retention(keep=1), report=said)), asyncio.timeout(20):
+            async with working(Worker([doubling], retention=Retention(keep=1), report=said)), asyncio.timeout(60):
                 while "a worker could not remove old runs; it tries again" not in caplog.text:
                     await asyncio.sleep(0)
                 await doubling.submit(1, run_id="d")

@@ -123,10 +123,11 @@ def test_a_run_whose_beginning_cannot_be_logged_goes_on(caplog: pytest.LogCaptur
 
     structlog.configure(processors=[broken])
     graph = pp.Graph(pp.node(lambda number: number, name="same"), name="shop")
+    left = {*open_runs._open}  # by an earlier test
     pocket = pp.Pocket(autoload=False)  # of its own, since a Pocket logs only the first error of each plugin
     assert graph.run_sync(1, pocket=pocket) == 1
     gc.collect()
-    assert not open_runs._open
+    assert {*open_runs._open} <= left
     assert re.search(
         r"failed at pocket_observe \(enter\): ValueError at test_logging\.py:\d+ \(logged once", caplog.text
     )
@@ -141,10 +142,11 @@ def test_a_run_that_was_interrupted_before_its_end_was_noted_is_forgotten(monkey
 
     monkeypatch.setattr(open_runs, "ended", interrupted)
     graph = pp.Graph(pp.node(lambda number: number, name="same"), name="shop")
+    left = {*open_runs._open}  # by an earlier test
     with pytest.raises(KeyboardInterrupt):
         graph.run_sync(1)
     gc.collect()
-    assert not open_runs._open
+    assert {*open_runs._open} <= left
 
 
 def test_an_unknown_level_is_refused() -> None:

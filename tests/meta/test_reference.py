@@ -243,7 +243,7 @@ def test_async_and_sync_stores_have_the_same_methods() -> None:
     """One table for both: a SyncStore has the methods of a Store, except those that the table names."""
     with_await = {name for name in dir(Store) if not name.startswith("_")}
     without = {name for name in dir(SyncStore) if not name.startswith("_")}
-    assert with_await - without == {"open", "sync"}
+    assert with_await - without == {"sync"}
     assert without <= with_await
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import typing
 from importlib import import_module, resources
@@ -52,6 +53,14 @@ def test_names_for_type_checkers_exist() -> None:
 def test_layers_and_hooks_have_a_place_of_their_own(module: str, names: list[str]) -> None:
     """Layers are in `layers`; what plugins implement and get is in `hookspecs`."""
     assert [name for name in names if not hasattr(import_module(module), name)] == []
+
+
+def test_tools_find_the_types_of_fields() -> None:
+    """`typing.get_type_hints` works for each public dataclass, so a program's tools can put them into their own models."""
+    public = [getattr(pocket_plug, name) for name in pocket_plug.__all__]
+    for kind in (each for each in public if isinstance(each, type) and dataclasses.is_dataclass(each)):
+        hints = typing.get_type_hints(kind)
+        assert {field.name for field in dataclasses.fields(kind)} <= hints.keys()
 
 
 def test_an_unknown_name_is_an_error() -> None:

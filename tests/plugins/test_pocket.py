@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.errors import ConfigError, NotConfiguredError, PluginError, StoreClosedError, UnknownStoreError
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.nodes.node_functions import node
@@ -22,6 +23,7 @@ from pocket_plug.store.layer import Layer, parts
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.resolving import resolve_backend, resolve_layer
 from pocket_plug.store.store import Store
+from pocket_plug.testing.isolation import fresh_pocket
 
 
 @pytest.fixture(autouse=True)
@@ -280,6 +282,22 @@ def test_register_refuses_at_once():
         pocket.register(Offering(), name="mine")
 
 
+def test_a_plugin_that_is_also_installed_is_used_once(caplog):
+    """A library may name its own plugin in code: where it is installed too, no run is observed twice, and nothing fails."""
+    from pocket_plug.layers import bounding
+    from pocket_plug.layers.metrics import MetricsPlugin
+
+    own = Offering()
+    pocket = Pocket(plugins=[bounding, MetricsPlugin, own, own], autoload=False, strict=True)
+    assert [record.name for record in pocket.plugins if record.origin == "given"] == ["offering"]
+    assert pocket.register(bounding) == pocket.plugin("bounding")
+    assert pocket.register(Offering) == pocket.register(own) == pocket.plugin("offering")
+    assert pocket.register(Offering()).name == "offering-2"
+    with pytest.raises(PluginError, match=r"^it is in use already, as plugin 'bounding' \(pocket-plug"):
+        pocket.register(bounding, name="again")
+    assert not caplog.records
+
+
 def test_a_plugin_finds_the_files_of_a_configuration(tmp_path, monkeypatch):
     """`located` knows the folder of the configuration in `pocket_configure`, in `on_build`, and where a backend is made."""
     found: dict[str, str] = {}
@@ -312,6 +330,22 @@ def test_a_plugin_finds_the_files_of_a_configuration(tmp_path, monkeypatch):
     with Pocket(file, plugins=[Plugin], autoload=False, strict=True) as pocket:
         pocket.store.sync.set("a", 1)
     assert found == {"backend": f"{tmp_path}/a", "layer": f"{tmp_path}/b", "plugin": f"{tmp_path}/c"}
+
+
+def test_a_layer_of_a_configuration_gets_the_backends_of_its_pocket(tmp_path, monkeypatch):
+    """`to` of persistence is a URL of the Pocket that reads the file, and not of the default Pocket, which isn't even made."""
+
+    class Shelf:
+        @hookimpl
+        def pocket_backends(self):
+            return {"shelf": lambda url: SQLite(tmp_path / "shelf.db")}
+
+    monkeypatch.setenv("POCKET_PLUG_CONFIG", str(tmp_path / "missing.toml"))  # the default Pocket would raise
+    file = tmp_path / "pocket.toml"
+    file.write_text("store.layers = [{ use = 'persistence', to = 'shelf://' }]")
+    with fresh_pocket(), Pocket(file, plugins=[Shelf], autoload=False) as pocket:
+        pocket.store.sync.set("a", 1)
+    assert (tmp_path / "shelf.db").exists()
 
 
 def test_register_configures_the_new_one_only():

@@ -72,7 +72,7 @@ async def sent() -> None:
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     async def in_time() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await main
 
     asyncio.run(in_time())

@@ -91,13 +91,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="make simulate", description=__doc__.partition(":")[2].strip() if __doc__ else None)
     parser.add_argument("seeds", nargs="?", type=seeds_of)
     parser.add_argument(
-        "--planted", action="store_true", help="look for each planted fault in these seeds (default 2500)"
+        "--planted", action="store_true", help="look for each planted fault in these seeds (default 2600)"
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
     console = Console(emoji=False)
     if given.planted:
-        return not find_planted(given.seeds or range(2500), console, given.processes)
+        return not find_planted(given.seeds or range(2600), console, given.processes)
     given.seeds = given.seeds or range(2000)
     if len(given.seeds) == 1:
         played = play(given.seeds[0])

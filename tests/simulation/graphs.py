@@ -1,4 +1,4 @@
-"""The graphs whose runs are simulated: chains, loops, fan-outs, nested graphs, questions, hooks, retries, a shared counter.
+"""The graphs whose runs are simulated: chains, loops, fan-outs, branches, nested graphs, questions, hooks, retries, a shared key.
 
 Each node has an effect: one key per place in the run, incremented by its `post`. So it is visible what was done twice, or never.
 Each graph exists twice, with `async def` phases, and with `def` phases for `run_sync`.
@@ -7,7 +7,7 @@ Each graph exists twice, with `async def` phases, and with `def` phases for `run
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pocket_plug as pp
@@ -121,8 +121,8 @@ class Spread(pp.Node[int, list[int]], name="spread"):
 
 
 @pp.node(name="total")
-async def add(items: list[Any]) -> int:
-    """Adds one to a number."""
+async def add(items: Sequence[Any]) -> int:
+    """Adds the items up; an error counts as -1."""
     return sum(item if isinstance(item, int) else -1 for item in items)
 
 
@@ -209,6 +209,8 @@ def _graphs(of: Nodes) -> dict[str, pp.Graph[int, int]]:
         "sleeps": (a >> pp.Sleep("3s", name="nap") >> b,),
         "timed": (a >> pp.Sleep("1s", name="nap") >> c >> b,),
         "late": (a >> late >> answered >> b,),
+        "gather": (a >> pp.gather(hooked("pack"), loop >> shared, b >> _ask("each") >> answered) >> total >> c,),
+        "deep gather": (spread() >> pp.each(pp.Graph(pp.gather(shared, asking) >> total, name="both")) >> total,),
         "items ask": (spread() >> pp.each(asking, concurrency=2) >> total >> a,),
         "one asks": (spread(1) >> pp.each(asking) >> total,),
         "deep": (pp.Graph(loop >> _ask("inner") >> answered >> a, name="outer") >> spread()
@@ -232,6 +234,7 @@ FOCUS = (
     tuple(GRAPHS),
     ("one asks", "items ask"),
     ("fan", "ways", "deep"),
+    ("gather", "deep gather"),
     ("single", "chain", "shared"),
 )
 """The graphs that a world may have runs of."""

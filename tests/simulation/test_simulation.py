@@ -33,7 +33,7 @@ QUICK = (
     "visits are counted anew by each execution",
     "who takes over a stalled run expects its heartbeat alone",
 )
-"""Planted faults that are found within so many seeds. The others take up to 2,500: `make simulate ARGS=--planted SEEDS=2500`."""
+"""Planted faults that are found within so many seeds. The others take up to 2,600: `make simulate ARGS=--planted SEEDS=2600`."""
 
 HASHES = """
 import hashlib

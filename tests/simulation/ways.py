@@ -143,8 +143,9 @@ class Told:
                 pass
 
     def _enter(self, place: str) -> None:
-        # it is visited again once there is an answer
-        has_asked = place in self._story.asked | self._story.answers.keys()
+        # it is visited again once there is an answer, and so are the nodes around it, up to the item
+        asked = self._story.asked | self._story.answers.keys()
+        has_asked = any(each == place or each.startswith((f"{place}/", f"{place}[")) for each in asked)
         if place in self._entered and self._mine is not None and not has_asked:
             self._violate(f"twice that {place} was entered")
         if place in self.left:

@@ -51,7 +51,7 @@ from pocket_plug.store.layer import parts
 from pocket_plug.testing.interrupts import Between, Interrupted, Interrupter
 from pocket_plug.testing.layer_contract import FaultyMemory
 
-PATIENCE = 30  # seconds until a hang is called a hang
+PATIENCE = 60  # seconds until a hang is called a hang
 
 
 def all_of(works: Iterable[Callable[[], object]]) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -219,16 +220,17 @@ def test_prometheus_is_served_until_the_reader_ends(tmp_path: Path, caplog: pyte
     assert "pocket_plug ignores scope_info_enabled" in caplog.text
 
 
-def test_if_one_reader_fails_the_others_are_closed(tmp_path: Path) -> None:
+def test_if_one_reader_fails_the_others_are_closed(
+    tmp_path: Path, new_threads: Callable[[], list[threading.Thread]]
+) -> None:
     """Each has a thread from the start."""
     source = read(
         tmp_path,
         "meter_provider: {readers: [{periodic: {exporter: {console: }}}, {periodic: {exporter: {unknown: {}}}}]}",
     )
-    before = threading.enumerate()
     with pytest.raises(ConfigError, match=r"readers\[1\].periodic.*: Plugin 'unknown' not found"):
         source.readers()
-    assert threading.enumerate() == before
+    assert new_threads() == []
 
 
 def test_a_program_with_providers_of_its_own_keeps_its_propagators_too(tmp_path: Path) -> None:

@@ -49,8 +49,23 @@ graph.run_sync(1)
     "a graph": "graph",
     "a store": "store",
     "plugins": "pp.Pocket().plugins",
+    "a failed run": """
+@pp.node
+def broken(x: int) -> float:
+    return helper(x)
+
+def helper(x):
+    return 1 / x
+
+await pp.Graph(pp.each(broken), name="broken").run([0])
+""",
+    "a collected error": """
+raise (await pp.Graph(pp.each(broken, errors="collect")).run([0]))[0]
+""",
+    "a store that is not open": "await pp.Store('sqlite:///state.db').get('a')",
     "closed": "telemetry.close(); graph.run_sync(1)",
 }
+FAIL = ("a failed run", "a collected error", "a store that is not open")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +73,8 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """The outputs of each cell, in a real kernel."""
     folder = tmp_path_factory.mktemp("notebook")
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS.values()])
+    for name, cell in zip(CELLS, made.cells, strict=True):
+        cell.metadata["tags"] = ["raises-exception"] if name in FAIL else []
     with pytest.MonkeyPatch.context() as patched:
         for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
             patched.setenv(name, str(folder / name.lower()))
@@ -79,6 +96,40 @@ def test_a_run_is_a_tree_below_its_cell(cells: dict[str, list[Any]]) -> None:
         assert "run &lt;b&gt;calc" in tree["text/html"]
         assert "trace: traces.jsonl · open it: pocket-plug trace show" in tree["text/plain"]
     assert all(output.output_type != "stream" for outputs in cells.values() for output in outputs)
+
+
+def traceback(outputs: list[Any]) -> list[str]:
+    """The lines of a cell's traceback, without colours."""
+    return re.sub(r"\x1b\[[\d;]*m", "", "\n".join(outputs[-1].traceback)).splitlines()
+
+
+def test_a_traceback_leads_from_the_cell_to_the_users_code(cells: dict[str, list[Any]]) -> None:
+    """Between them, and in a store, IPython leaves out our frames; an error's last frame is always shown."""
+    shown = traceback(cells["a failed run"])
+    assert [line for line in shown if line.startswith(("Cell In", "File"))] == [
+        "Cell In[8], line 8",
+        "Cell In[8], line 3, in broken(x)",
+        "Cell In[8], line 6, in helper(x)",
+    ]
+    assert shown[-2:] == [
+        "ZeroDivisionError: division by zero",
+        "at node 'broken', in item 0 of node 'each_broken' of graph 'broken' (visit 1)",
+    ]
+    of_item = [line for line in traceback(cells["a collected error"]) if line.startswith(("Cell In", "File"))]
+    assert of_item == [
+        "Cell In[9], line 1",
+        "Cell In[8], line 3, in broken(x)",
+        "Cell In[8], line 6, in helper(x)",
+    ]
+    of_store = [line for line in traceback(cells["a store that is not open"]) if line.startswith(("Cell In", "File"))]
+    assert of_store[0] == "Cell In[10], line 1"
+    assert len(of_store) == 2
+
+
+def test_a_place_in_a_cell_has_the_number_of_the_cell(cells: dict[str, list[Any]]) -> None:
+    """IPython gives a cell a file name that exists nowhere."""
+    (tree,) = drawn(cells["a failed run"])
+    assert "exec broken ✗ ZeroDivisionError Cell In[8]:6" in tree["text/plain"]
 
 
 def test_many_runs_are_one_output(cells: dict[str, list[Any]]) -> None:

@@ -27,6 +27,7 @@ from pocket_plug import (
     TypedReader,
     TypedStore,
     join_name,
+    register_type,
     secret,
     split_name,
 )
@@ -37,6 +38,18 @@ from pocket_plug.store.typed import SyncTypedReader, SyncTypedStore
 @dataclass(frozen=True)
 class User:
     id: str
+
+
+@register_type(tag="ours.Team", version=2, upgrade={1: lambda fields: fields})
+@dataclass
+class Team:
+    lead: User
+
+
+@register_type
+@dataclass
+class Member:
+    user: User
 
 
 class Colour(Enum):
@@ -105,6 +118,12 @@ async def get(store: Store, reader: StoreReader, writer: StoreWriter) -> None:
         assert_type(found, User)
 
 
+def registered() -> None:
+    assert_type(Team(User("1")).lead, User)
+    assert_type(Member(User("1")).user, User)
+    assert_type(register_type(User, encode=lambda user: user.id, decode=User), type[User])
+
+
 async def other_reads(store: Store, reader: StoreReader) -> None:
     assert_type(await store.require(USER(1)), User)
     assert_type(await reader.require("user:1"), Any)
@@ -142,6 +161,7 @@ async def writes(store: Store, writer: StoreWriter) -> None:
     assert_type(await writer.pop("age", 0), Any)
     assert_type(await store.update(AGE, lambda age: age + 1, default=0, ttl=5), int)
     assert_type(await store.update(AGE, lambda age: age + 1, default=0), int)
+    assert_type(await store.update(AGE, lambda age: age + 1), int)
     assert_type(await writer.append(FRIENDS(1), User("2")), int)
     assert_type(await writer.append("log", {"any": "value"}), int)
     assert_type(await writer.tail(FRIENDS(1), 3), list[User])
@@ -203,6 +223,7 @@ async def typed(store: Store, reader: StoreReader, writer: StoreWriter) -> None:
     assert_type(await users.get("1", "nobody"), User | str)
     assert_type(await users.require("1"), User)
     assert_type(await users.update("1", lambda user: user, default=User("1")), User)
+    assert_type(await users.update("1", lambda user: user), User)
     assert_type(await users.delete("1"), bool)
     await users.set("1", User("1"), ttl=60, expect=3)
     assert_type(await users.add("1", User("1")), bool)
@@ -243,6 +264,8 @@ def sync(store: SyncStore, reader: SyncReader, writer: SyncWriter) -> None:
     writer.set_many({AGE: 7})
     assert_type(writer.delete(AGE), bool)
     assert_type(writer.update(AGE, lambda age: age + 1, default=0), int)
+    assert_type(writer.update(AGE, lambda age: age + 1), int)
+    assert_type(writer.typed(User).update("1", lambda user: user), User)
     assert_type(writer.update("age", lambda age: age + 1), Any)
     assert_type(store.scope("user"), SyncScope)
     assert_type(store.scope("user").scope("c"), SyncScope)

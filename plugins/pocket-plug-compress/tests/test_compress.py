@@ -8,6 +8,7 @@ import asyncio
 import random
 import re
 import sys
+import tracemalloc
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,17 +222,21 @@ def test_damage_is_an_error(found):
 
 def test_a_bomb_is_not_unpacked():
     """A decompression bomb is decompressed no further than to the size that its record claims."""
-    import tracemalloc
-
     bomb = zlib.compress(bytes(50_000_000), 9)
     store, backend = pair()
     asyncio.run(backend.write([Put("k", Compressed("zlib", 1_000, bomb))]))
-    tracemalloc.start()
-    with pytest.raises(CorruptRecordError, match="'k' is damaged"):
-        store.get("k")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 2_000_000
+
+    def peak() -> int:
+        tracemalloc.start()
+        try:
+            with pytest.raises(CorruptRecordError, match="'k' is damaged"):
+                store.get("k")
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    # All threads are counted; what others allocate by chance isn't there each time.
+    assert min(peak() for _ in range(5)) < 2_000_000
 
 
 def test_unknown_algorithm():

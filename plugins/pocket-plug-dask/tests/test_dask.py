@@ -22,7 +22,7 @@ from pocket_plug.testing import executor_graphs as graphs
 from pocket_plug.testing.executor_contract import ExecutorContract, Offering, has
 from pocket_plug.testing.servers import DaskCluster, certificate
 
-SOON = 30.0
+SOON = 60.0
 """Seconds, half of what a run may take here."""
 OPTIONS = {"distributed.scheduler.allowed-failures": "1"}
 """Not 3: that takes its time."""

@@ -34,7 +34,7 @@ class TestBackend(ServerBackendContract):
 
 
 class TestWatching(WatchContract):
-    told_within = 3.0  # WATCH_EVERY, the timeout, and one for a slow machine
+    told_within = 2.0  # WATCH_EVERY and the timeout
 
     @pytest.fixture
     def make_backend(self, shared_server: Server, data_set: str) -> Make:

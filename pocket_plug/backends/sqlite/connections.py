@@ -6,6 +6,8 @@ open at a fork.
 
 from __future__ import annotations
 
+import atexit
+import os
 import sqlite3
 import time
 import weakref
@@ -100,6 +102,7 @@ class Connections:
         except BaseException:
             abandon(connection)
             raise
+        _opened[self] = os.getpid()
 
     def connected(self) -> sqlite3.Connection:
         """A new connection; waits for a fork that is under way. The caller must hold no lock."""
@@ -210,9 +213,12 @@ class Connections:
         file = self.file
         if monotonic() >= file.look_next:
             file.look()
+        cursor: sqlite3.Cursor | None
         try:
             cursor = self._readers.pop()
         except IndexError:
+            cursor = None
+        if cursor is None:  # outside of `except`: an error there would show the IndexError as its context
             cursor = self._reader()
         try:
             if len(parameters) == 1:
@@ -308,3 +314,17 @@ def _close(cursor: sqlite3.Cursor) -> None:
             cursor.close()
     finally:
         connection.close()
+
+
+_opened: weakref.WeakKeyDictionary[Connections, int] = weakref.WeakKeyDictionary()
+"""With the process that has opened each."""
+
+
+@atexit.register
+def _rest_at_exit() -> None:
+    """Close what the program has left open, as a run leaves its graph's store: SQLite merges the log into the file with its last
+    connection. Else who copies the file alone, to hand it over, would lose what is in the log.
+    """
+    for connections, process in [*_opened.items()]:
+        if process == os.getpid():  # those of a parent that a library in C has forked are the parent's
+            connections.rest()

@@ -103,8 +103,9 @@ class OpenedFile:
         if _forbidden and self._identity in _forbidden:
             return self._forked_in_use()
         return StoreClosedError(
-            f"{self.path} is not open: it was closed, or not opened yet. `with SyncStore(…) as store:` opens it, or "
-            "`async with Store(…) as store:`; a graph opens its store itself"
+            f"{self.path} is not open: it was closed, or not opened yet. Open it by `store.open()` (with `await` for a Store), "
+            "or for a block by `with store:` or `async with store:`. A graph opens its store at its first run, but not again "
+            "after a close"
         )
 
     def check_connectable(self) -> None:

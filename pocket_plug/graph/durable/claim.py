@@ -13,6 +13,7 @@ from pocket_plug.errors import (
     RunBusyError,
     RunMismatchError,
     RunStuckError,
+    StoreClosedError,
     UnknownRunError,
 )
 from pocket_plug.graph.kinds.ask import AskStep
@@ -185,6 +186,9 @@ async def _take_over(journal: Journal, writes: _Writes) -> bool:
     writes.add(Put(checkpoint.key, record), put_state(journal.state_key, state))
     try:
         version = await journal.stack.write([*writes.changes.values()], writes.expect)
+    except StoreClosedError:  # nothing was sent, and reading would fail too
+        journal.state_key = ""
+        raise
     except Exception as error:
         now = (await journal.found((checkpoint.key,), error, "the start of this execution")).get(checkpoint.key)
         if now is None or field_of(now, "owner") != token:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
+from typing import Any, ClassVar, Generic, Literal
 from urllib.parse import unquote
 
 from typing_extensions import TypeVar
 
+from pocket_plug.graph.durable.states import RunFailure, RunState
 from pocket_plug.graph.observing.views import NodeOutcome
 from pocket_plug.primitives.names import escaped
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.store import MISSING
-
-if TYPE_CHECKING:
-    from pocket_plug.graph.durable.states import RunFailure, RunState
 
 O = TypeVar("O", covariant=True)  # noqa: E741 - output
 

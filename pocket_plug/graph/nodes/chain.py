@@ -106,6 +106,10 @@ class Chain(Ends[I, O], Generic[I, O, M]):
     def __init__(self: AnyChain, first: Any, last: Any, edges: tuple[tuple[Any, str, Any], ...] = ()) -> None:
         self.first, self.last, self.edges = first, last, edges
 
+    def __repr__(self: AnyChain) -> str:
+        exits = [f"{node._options.name}{'' if action == DEFAULT else f'.{action}'}" for node, action, _ in self.edges]
+        return f"<chain {' >> '.join([*exits, self.last._options.name])}>"
+
     @overload
     def __rshift__(self, other: Link[O, Y]) -> Chain[I, Y, M | Y]: ...
     @overload

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine
+from functools import update_wrapper
 from typing import Any, Generic, Protocol, Unpack, cast, overload
 
 from typing_extensions import TypeVar
@@ -29,6 +30,8 @@ Q = TypeVar("Q")
 class FunctionNode(Node[I, O], Generic[I, O, C]):
     """A node made by `@node`. It can still be called, which calls the function."""
 
+    __wrapped__: Callable[..., Any]
+
     def __init__(self, functions: dict[str, Any], options: dict[str, Any]) -> None:
         self.functions = {phase: given for phase, given in functions.items() if given is not None}
         given: Any
@@ -37,15 +40,14 @@ class FunctionNode(Node[I, O], Generic[I, O, C]):
                 raise TypeError(
                     f"a node's {phase} can't be {named(cast('object', given))}; give a function, and options by their names"
                 )
-        self.__wrapped__ = self.functions.get("exec") or self.functions.get("post") or self.functions.get("prep")
-        name = options.pop("name") or getattr(self.__wrapped__, "__name__", "node")
-        self.__name__ = name
-        self.__doc__ = self.__wrapped__.__doc__
+        # without the function's module, doctest takes the node for an import from here, and skips its examples
+        wrapped = self.functions.get("exec") or self.functions.get("post") or self.functions["prep"]
+        update_wrapper(self, wrapped, updated=())
+        self.__name__ = name = options.pop("name") or getattr(wrapped, "__name__", "node")
         self._options = Options().changed(self._takes, name=name, **options)
 
     def __call__(self, input: I, /) -> C:
         """Call the function itself, as a unit test does."""
-        assert self.__wrapped__ is not None
         return self.__wrapped__(input)  # type: ignore[no-any-return]  # the decorator has typed it as C
 
     def __repr__(self) -> str:
@@ -59,7 +61,6 @@ class PostNode(FunctionNode[I, O, Any]):
 
     def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # it takes two arguments
         """Call the function itself, as a unit test does."""
-        assert self.__wrapped__ is not None
         return self.__wrapped__(store, input)
 
 

@@ -21,6 +21,7 @@ from .awaits import unawaited_calls
 from .chain import Action
 from .node import AnyNode, Node
 from .node_functions import FunctionNode, PostNode
+from .retry import Retry
 
 Function = Callable[..., Any]
 
@@ -50,7 +51,13 @@ _SYNC_VIEWS = (SyncReader.__name__, SyncWriter.__name__)
 
 
 def overridden(node: AnyNode, phase: str) -> Function | None:
-    """The node's own function for a phase or a hook, bound; None if the node doesn't override it."""
+    """The node's own function for a phase or a hook, bound; None if the node doesn't override it.
+
+    An object may have one of its own: its `__init__` sets `self.exec`, or a test patches it.
+    """
+    own: Function | None = vars(node).get(phase)
+    if callable(own):
+        return own
     if isinstance(node, FunctionNode):
         return node.functions.get(phase)
     if getattr(type(node), phase) is getattr(Node, phase):
@@ -64,9 +71,8 @@ def hints(function: Function) -> dict[str, Hint]:
     try:
         return get_type_hints(function)
     except Exception:  # noqa: BLE001 - a hint is the user's code, and may raise anything
-        return {
-            name: hint for name, hint in getattr(function, "__annotations__", {}).items() if not isinstance(hint, str)
-        }
+        written: dict[str, Any] = getattr(function, "__annotations__", None) or {}  # an AsyncMock has None
+        return {name: hint for name, hint in written.items() if not isinstance(hint, str)}
 
 
 def _hint_of_parameter(function: Function, position: int) -> Hint:
@@ -153,7 +159,7 @@ def faults(node: AnyNode, name: str) -> list[str]:
     """Messages about what is wrong with the node's phases."""
     functions = {phase: function for phase in _PARAMETERS if (function := overridden(node, phase)) is not None}
     found = [fault for phase, function in functions.items() for fault in _faults_of(node, name, phase, function)]
-    return [*found, *_misspelt(node, functions), *_unmade_actions(node)]
+    return [*found, *_misspelt(node, functions), *_unmade_actions(node), *_misplaced_retries(node)]
 
 
 def _faults_of(node: AnyNode, name: str, phase: str, function: Function) -> Iterator[str]:
@@ -195,7 +201,10 @@ def _misfit_of_function(name: str, taken: str) -> str:
             f"a node's function takes one argument, its input; {name!r} takes nothing. Write `def {name}(_)`; a workflow without "
             "an input is run with None: graph.run(None)"
         )
-    return f"a node's function takes one argument, its input; {name!r} takes {taken}"
+    return (
+        f"a node's function takes one argument, its input; {name!r} takes {taken}. Several values come as one tuple or object, "
+        "as behind gather; to use the store, put @node.post before the function"
+    )
 
 
 def _misspelt(node: AnyNode, functions: Collection[str]) -> list[str]:
@@ -256,6 +265,16 @@ def _unmade_actions(node: AnyNode) -> list[str]:
         f"{type(node).__name__}.{name} is the class Action, not an instance; write {name} = {_written(value)}()"
         for name, value in values.items()
         if value is Action or get_origin(value) is Action
+    ]
+
+
+def _misplaced_retries(node: AnyNode) -> list[str]:
+    """Messages about a Retry that is an attribute of the class: no exec is tried again. A dataclass's field may be meant."""
+    return [
+        f"{cls.__name__}.retry is an attribute, so nothing is tried again; options are written beside the base class: "
+        f"class {cls.__name__}(Node[…], retry=Retry(…))"
+        for cls in type(node).__mro__
+        if isinstance(vars(cls).get("retry"), Retry) and "retry" not in getattr(cls, "__dataclass_fields__", ())
     ]
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from random import Random
+from typing import Any, cast
 
 from pocket_plug.errors import ConfigError, PhaseError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.signatures import fault_of_question
-
-if TYPE_CHECKING:
-    from random import Random
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,8 @@ class Retry:
     attempts: int = 3
     delay: Duration = 0.0
     backoff: float = 1.0
-    max_delay: Duration = 60.0
+    max_delay: Duration | None = None
+    """None: a minute, or `delay` if that is longer."""
     jitter: float = 0.0
     on: type[BaseException] | Collection[type[BaseException]] | Callable[[Any], bool] = (Exception,)
     _random: Random | None = field(default=None, repr=False, compare=False)
@@ -47,11 +46,11 @@ class Retry:
         _check_number("backoff", self.backoff, 1, sys.float_info.max, "1 up")
         _check_number("jitter", self.jitter, 0, 1, "0 to 1")
         object.__setattr__(self, "delay", seconds(self.delay, "Retry: delay", or_zero=True))
-        object.__setattr__(self, "max_delay", seconds(self.max_delay, "Retry: max_delay", or_zero=True))
+        if self.max_delay is not None:
+            object.__setattr__(self, "max_delay", seconds(self.max_delay, "Retry: max_delay", or_zero=True))
         object.__setattr__(self, "on", _errors(self.on))
         if self.jitter and self._random is None:
-            from random import Random  # a generator of its own, since a user's random.seed() must not fix the pauses
-
+            # a generator of its own, since a user's random.seed() must not fix the pauses
             object.__setattr__(self, "_random", Random())  # noqa: S311 - a pause is no secret
 
     def covers(self, error: BaseException) -> bool:
@@ -73,11 +72,12 @@ class Retry:
     def pause(self, attempt: int) -> float:
         """Seconds to wait after the failed attempt with this number, from 1."""
         assert isinstance(self.delay, float)
-        assert isinstance(self.max_delay, float)
+        longest = max(self.delay, 60.0) if self.max_delay is None else self.max_delay
+        assert isinstance(longest, float)
         try:
-            pause = min(self.delay * self.backoff ** (attempt - 1), self.max_delay)
+            pause = min(self.delay * self.backoff ** (attempt - 1), longest)
         except OverflowError:
-            pause = self.max_delay if self.delay else 0.0
+            pause = longest if self.delay else 0.0
         return pause if self._random is None else pause * (1 + self.jitter * self._random.random())
 
 

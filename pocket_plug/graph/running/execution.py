@@ -22,6 +22,7 @@ from pocket_plug.errors import (
     RunTimeoutError,
     StepLimitError,
     SyncError,
+    hide_own_frames,
 )
 from pocket_plug.graph.nodes.chain import DEFAULT, Next
 from pocket_plug.graph.observing.host import RunHost
@@ -162,6 +163,9 @@ class Execution:
             if ledger is not None:
                 await ledger.close()
             return output
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
         finally:
             if ledger is not None:
                 ledger.unregister()

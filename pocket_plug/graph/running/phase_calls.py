@@ -59,7 +59,10 @@ def unawaited(step: Step, phase: str, coroutine: Any) -> PhaseError:
     """The error for a phase that returned a coroutine."""
     coroutine.close()
     name = getattr(coroutine, "__qualname__", "a coroutine")
-    return PhaseError(f"{step.title}.{phase} returned a coroutine: a call lacks `await` (probably {name})")
+    why = f"a call lacks `await` (probably {name})"
+    if name == getattr(step.functions.get(phase), "__qualname__", None):  # functools.wraps gave the wrapper its name
+        why = f"{name} is `async def`, but is decorated by a function that is not; let the decorator return an `async def`"
+    return PhaseError(f"{step.title}.{phase} returned a coroutine: {why}")
 
 
 _RUN_ERRORS = (RunSuspendedError, RunCancelledError, RunFencedError, OutcomeUnknownError)

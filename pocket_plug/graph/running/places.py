@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from pocket_plug.errors import InputError, PhaseError
+from pocket_plug.errors import InputError, PhaseError, hide_own_frames
 from pocket_plug.graph.nodes.chain import END, Action, Out
 from pocket_plug.graph.planning.step import Step
 from pocket_plug.primitives.typechecks import checker, type_name
@@ -54,6 +54,7 @@ def note_node(error: BaseException, run: Running, step: Step) -> None:
 
 def note_item(error: Exception, run: Running, step: Step, position: int) -> None:
     """Note that an error leaves an item of a fan-out, counted from 0. Never raises."""
+    hide_own_frames(error)  # it may be collected: then it doesn't leave the run
     with suppress(Exception):
         text = f"item {position} of node {step.name!r} of graph {run.run.graph!r} (visit {run.visit_of(step)})"
         place = _write(error, run, step, _known(error, run, True), text)

@@ -13,7 +13,7 @@ from pocket_plug.graph.durable.moving import Seen, mark_stalled, move, read_afte
 from pocket_plug.graph.durable.processes import this_process
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import put_state, read_state
-from pocket_plug.graph.observing.host import default_host
+from pocket_plug.graph.observing.host import RunHost
 from pocket_plug.graph.observing.views import RunNotice
 from pocket_plug.store.backend import Backend, Entry
 
@@ -32,8 +32,8 @@ async def must_see(watch: StallWatch, run_id: str) -> Seen:
     return seen
 
 
-async def cancel(watch: StallWatch, run_id: str) -> RunInfo:
-    """Cancel a run. If an execution owns it, request that it ends. Raises RunStateError for a finished run."""
+async def cancel(watch: StallWatch, run_id: str, host: RunHost) -> RunInfo:
+    """Cancel a run, and notify the host; if an execution owns it, request its end. Raises RunStateError if it has finished."""
     while True:
         seen = await must_see(watch, run_id)
         if seen.status == "cancelled":
@@ -47,7 +47,7 @@ async def cancel(watch: StallWatch, run_id: str) -> RunInfo:
         if cancelled is None:
             continue
         if not seen.is_at_work:  # otherwise its execution sends the notice
-            default_host().notify(RunNotice("cancelled", run_id, str(seen.record["graph"])))
+            host.notify(RunNotice("cancelled", run_id, str(seen.record["graph"])))
         return info_of(cancelled)
 
 

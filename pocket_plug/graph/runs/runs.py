@@ -17,6 +17,7 @@ from pocket_plug.graph.durable.removal import remove_run
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.following.events import FollowedEvent
 from pocket_plug.graph.nodes.node import AnyNode
+from pocket_plug.graph.observing.host import RunHost, default_host
 from pocket_plug.graph.planning.plan import PlannedGraph
 from pocket_plug.graph.retention import BY_DEFAULT, Prunable, Retention
 from pocket_plug.primitives.durations import Duration, seconds
@@ -58,13 +59,16 @@ class Runs:
     """The durable runs in a store, of all graphs. Its methods need neither the graphs nor the program's types.
 
     `store` is a Store, a SyncStore, or a scope of one; the runs of all scopes are listed together. The store is opened if it
-    isn't open. `pause(seconds)` is awaited between two reads of `wait` and `follow`; tests can replace it.
+    isn't open. `pause(seconds)` is awaited between two reads of `wait` and `follow`; tests can replace it. `cancel` notifies the
+    plugins of the `pocket`, by default those of the process's default Pocket.
     """
 
-    def __init__(self, store: StoreScope | SyncScope, /, *, pause: Pause = pause) -> None:
+    def __init__(
+        self, store: StoreScope | SyncScope, /, *, pause: Pause = pause, pocket: RunHost | None = None
+    ) -> None:
         if not isinstance(store, StoreScope | SyncScope):
             raise ConfigError(f"Runs takes a Store, a SyncStore, or a scope of one, not {named(store)}")
-        self.stack, self._pause = store.stack, pause
+        self.stack, self._pause, self._pocket = store.stack, pause, pocket
         self._watch = StallWatch(self.stack)
         self._is_indexed = False
 
@@ -161,7 +165,7 @@ class Runs:
         then the run is `running` with `is_ending`. Raises RunStateError for a run that has finished, else as `get`.
         """
         await self._open()
-        return await cancel(self._watch, run_id)
+        return await cancel(self._watch, run_id, self._pocket or default_host())
 
     async def retry(self, run_id: str, /) -> RunInfo:
         """Retry a failed or a stalled run: it becomes `pending`, so that a worker resumes it.
