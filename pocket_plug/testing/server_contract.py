@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -381,15 +382,17 @@ class ServerBackendContract(SharedBackendContract):
             backend = resolve_backend(url)
             found = None
             for _ in range(2):
+                asked = time.monotonic()
                 found = await backend.probe(10.0)
+                took = time.monotonic() - asked
                 assert found is not None
                 assert found.is_new
+                assert found.skew is not None
+                assert abs(found.skew) < 1 + took  # the server is on this machine, which may be busy
             assert found is not None
             assert found.system
             assert found.durability in ("power", "process", "none")
             assert not found.read_only
-            assert found.skew is not None
-            assert abs(found.skew) < 1  # the server is on this machine
             await opened(backend, lambda backend: backend.write([Put("a", 1)]))
             found = await backend.probe(10.0)
             assert found is not None
