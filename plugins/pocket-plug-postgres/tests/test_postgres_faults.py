@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Generator
@@ -583,9 +584,8 @@ def test_a_difference_of_the_clocks_is_logged(
             "pocket_plug_postgres.schema.time", SimpleNamespace(time=backend.clock if is_systems else now)
         )
         asyncio.run(backend.open())
-        said = [
-            record for record in caplog.records if "its clock differs from this machine's by -5.0 s" in record.message
-        ]
+        differs = r"its clock differs from this machine's by -[3-7]\.\d s"  # a busy machine may be late
+        said = [record for record in caplog.records if re.search(differs, record.message)]
         assert len(said) == warnings
 
 
