@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 
@@ -34,11 +37,20 @@ from pocket_plug.testing.servers import Server, free_port
 from pocket_plug.testing.several import Use, in_threads, on_loops_of_threads, opened
 from pocket_plug.testing.shared_contract import SharedBackendContract
 
+T = TypeVar("T")
 HASTE = {"timeout": 0.3, "patience": 0.9}
 """URL options with which operations fail soon."""
 HARDY = {"timeout": 0.5, "patience": 20}
 """URL options with which operations wait until the server is back."""
 SECRET = "hunter2-of-the-contract"  # noqa: S105 - no message may contain it
+
+
+async def in_the_end(operation: Callable[[], Awaitable[T]]) -> T:
+    """The result of an operation on a hasty backend whose server answers: a busy machine may be late, so it is repeated."""
+    async with asyncio.timeout(HANGS):
+        while True:
+            with suppress(StoreUnreachableError, AnswerLostError):
+                return await operation()
 
 
 def with_options(url: str, **options: object) -> str:
@@ -98,12 +110,16 @@ class ServerBackendContract(SharedBackendContract):
     def hasty(self, url: str, clock: FakeClock) -> Callable[[Use], Any]:
         """Runs a scenario with an open backend whose operations fail soon."""
 
-        def run(use: Use) -> Any:
+        async def main(use: Use) -> Any:
             backend = resolve_backend(with_options(url, **HASTE))
             backend.clock = clock
-            return asyncio.run(opened(backend, use))
+            await in_the_end(backend.open)
+            try:
+                return await use(backend)
+            finally:
+                await backend.close()
 
-        return run
+        return lambda use: asyncio.run(main(use))
 
     # ------------------------------------------------------------ lost answers
     @pytest.mark.parametrize("times", [1, 2])
@@ -239,7 +255,7 @@ class ServerBackendContract(SharedBackendContract):
     async def test_a_server_that_does_not_answer_is_an_error_in_time(self, backend: Backend, server: Server) -> None:
         """Reads and writes raise a StoreError that names the server, other tasks run meanwhile, and all works again when the
         server answers."""
-        version = await backend.write([Put("a", 1)])
+        version = await in_the_end(lambda: backend.write([Put("a", 1)]))
         server.stop()
         try:
             turns = 0
@@ -272,15 +288,17 @@ class ServerBackendContract(SharedBackendContract):
         for key in ("b", "c"):
             found = await self.settled(backend, key)
             assert found is None or (key == "b" or isinstance(outcomes[2], AnswerLostError))
-        assert await backend.read("a") == Entry(1, version)
-        assert await backend.write([Put("c", 2)]) > version
+        assert await in_the_end(lambda: backend.read("a")) == Entry(1, version)
+        assert await in_the_end(lambda: backend.write([Put("c", 2)])) > version
 
     async def settled(self, backend: Backend, key: str) -> Entry | None:
         """The entry of a key after all writes with unknown outcome have ended."""
         while True:
-            entry = await backend.read(key)
+            entry = await in_the_end(lambda: backend.read(key))
             try:
-                await backend.write([Put("settled", 0)], {key: 0 if entry is None else entry.version})
+                await in_the_end(
+                    partial(backend.write, [Put("settled", 0)], {key: 0 if entry is None else entry.version})
+                )
                 return entry
             except ConflictError:
                 continue
@@ -290,7 +308,7 @@ class ServerBackendContract(SharedBackendContract):
         self, backend: Backend, server: Server
     ) -> None:
         """Cancelled reads and writes end in time, and others don't get their connections."""
-        version = await backend.write([Put("a", 1)])
+        version = await in_the_end(lambda: backend.write([Put("a", 1)]))
         for operation in (lambda: backend.read("a"), lambda: backend.write([Put("b", 1)])):
             server.stop()
             try:
@@ -303,19 +321,24 @@ class ServerBackendContract(SharedBackendContract):
             finally:
                 server.go_on()
         for _ in range(10):
-            assert await backend.read("a") == Entry(1, version)
+            assert await in_the_end(lambda: backend.read("a")) == Entry(1, version)
 
     def test_callers_without_a_loop_are_told_in_time(self, url: str, server: Server) -> None:
         """A SyncStore in several threads raises StoreError in each, and works again afterwards; closing it doesn't hang."""
-        with SyncStore(with_options(url, **HASTE)) as store:
-            store.set("a", 1)
+        store = SyncStore(with_options(url, **HASTE))
+
+        def answered(call: Callable[[], T]) -> T:
+            return asyncio.run(in_the_end(lambda: asyncio.to_thread(call)))
+
+        with answered(store.__enter__):
+            answered(lambda: store.set("a", 1))
             server.stop()
             try:
                 failed = in_threads([lambda: store.get("a"), lambda: store.set("a", 2), lambda: store.get_many(["a"])])
             finally:
                 server.go_on()
             assert [isinstance(error, StoreError) for error in failed] == [True] * 3, failed
-            assert store.get("a") in (1, 2)
+            assert answered(lambda: store.get("a")) in (1, 2)
             server.stop()
             try:
                 assert not in_threads([store.close])
@@ -381,15 +404,17 @@ class ServerBackendContract(SharedBackendContract):
             backend = resolve_backend(url)
             found = None
             for _ in range(2):
+                asked = time.monotonic()
                 found = await backend.probe(10.0)
+                took = time.monotonic() - asked
                 assert found is not None
                 assert found.is_new
+                assert found.skew is not None
+                assert abs(found.skew) < 1 + took  # the server is on this machine, which may be busy
             assert found is not None
             assert found.system
             assert found.durability in ("power", "process", "none")
             assert not found.read_only
-            assert found.skew is not None
-            assert abs(found.skew) < 1  # the server is on this machine
             await opened(backend, lambda backend: backend.write([Put("a", 1)]))
             found = await backend.probe(10.0)
             assert found is not None

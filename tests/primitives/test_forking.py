@@ -782,7 +782,7 @@ async def _all_of(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("durability", MODES)
 def test_a_fork_does_not_wait_for_another_process_that_writes(
-    tmp_path: Path, durability: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, durability: str, caplog: pytest.LogCaptureFixture, new_threads: Callable[[], list[threading.Thread]]
 ) -> None:
     """A write that waits for it, in the writer's thread, keeps waiting after the fork, and is done later."""
     with pp.SyncStore(f"sqlite:///{tmp_path}/state.db?durability={durability}&timeout=600") as store:
@@ -790,7 +790,7 @@ def test_a_fork_does_not_wait_for_another_process_that_writes(
         with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             writing = thread(lambda: asyncio.run(store.stack.write([pp.Put("a", 2)])))
-            while not any(each.name.startswith("writer of") for each in threading.enumerate()):
+            while not any(each.name.startswith("writer of") for each in new_threads()):
                 pass
             assert in_child(lambda: store.require("a")) == 0
             assert writing.is_alive()

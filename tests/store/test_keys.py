@@ -408,6 +408,10 @@ def test_a_key_shows_how_it_was_made() -> None:
 
 def test_a_declared_type_is_known_once() -> None:
     """The codec finds it there; however often keys or views declare it, it takes no more memory."""
+
+    class Size(IntEnum):  # no other test has declared it
+        XL = 42
+
     before = len(declared_types)
     for _ in range(100):
         Key("declared:{}", Size)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Generator
@@ -309,9 +310,12 @@ def test_a_server_without_a_free_connection_is_waited_for(shared_server: Server,
             entry = await backend.read("n")
             assert entry is not None
             assert entry.value == 40
-            late = PostgreSQL(url, store=data_set, durability="process", patience=0.5)
-            with pytest.raises(StoreError, match="too many connections"):
-                await late.open()
+            for patience in (0.5, 5.0, 30.0):  # on a busy machine the first may be over before the server has answered
+                with pytest.raises(StoreError) as caught:
+                    await PostgreSQL(url, store=data_set, durability="process", patience=patience).open()
+                if "no answer" not in str(caught.value):
+                    break
+            assert "too many connections" in str(caught.value)
 
         run(backend, scenario)
 
@@ -583,7 +587,17 @@ def test_a_difference_of_the_clocks_is_logged(
             "pocket_plug_postgres.schema.time", SimpleNamespace(time=backend.clock if is_systems else now)
         )
         asyncio.run(backend.open())
-        said = [
-            record for record in caplog.records if "its clock differs from this machine's by -5.0 s" in record.message
-        ]
+        differs = r"its clock differs from this machine's by -[3-7]\.\d s"  # a busy machine may be late
+        said = [record for record in caplog.records if re.search(differs, record.message)]
         assert len(said) == warnings
+
+
+def test_an_answer_that_takes_long_is_no_difference_of_the_clocks(instances: Callable[[], Backend]) -> None:
+    """On a busy machine it may take seconds: the server has looked at its clock about the middle of them."""
+    backend, now = instances(), time.time()
+    asked_and_answered = iter((now - 60, now + 60))
+    backend.clock = lambda: next(asked_and_answered)
+    found = asyncio.run(backend.probe(HANGS))
+    assert found is not None
+    assert found.skew is not None
+    assert abs(found.skew) < 30

@@ -32,6 +32,7 @@ from pocket_plug.errors import (
 from pocket_plug.primitives.waiting import LoopThread, run_on
 from pocket_plug.testing.proxy import Proxy, close_server
 from pocket_plug.testing.scenarios import increment, keys_of
+from pocket_plug.testing.server_contract import in_the_end
 from pocket_plug.testing.servers import Server, certificate, free_port, valkey
 from pocket_plug.testing.watch_contract import Noted
 
@@ -46,6 +47,20 @@ def with_backend(url: str, use: Use) -> None:
     async def main() -> None:
         backend = Redis.from_url(url)
         await backend.open()
+        try:
+            await use(backend)
+        finally:
+            await backend.close()
+
+    asyncio.run(main())
+
+
+def with_hasty(url: str, use: Use) -> None:
+    """The same for a backend whose operations fail soon."""
+
+    async def main() -> None:
+        backend = Redis.from_url(url)
+        await in_the_end(backend.open)
         try:
             await use(backend)
         finally:
@@ -263,15 +278,15 @@ def test_a_replica_that_was_the_primary_is_left() -> None:
     with valkey() as other, valkey() as server:
 
         async def use(backend: Redis) -> None:
-            await backend.write([Put("a", 1)])
+            await in_the_end(lambda: backend.write([Put("a", 1)]))
             _cli(server, "REPLICAOF", "127.0.0.1", str(other.port))
             with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}") as caught:
                 await backend.write([Put("a", 2)])
             assert not isinstance(caught.value, AnswerLostError)
             _cli(server, "REPLICAOF", "NO", "ONE")
-            await backend.write([Put("a", 3)])
+            await in_the_end(lambda: backend.write([Put("a", 3)]))
 
-        with_backend(server.url + "?timeout=1&patience=1", use)
+        with_hasty(server.url + "?timeout=1&patience=1", use)
 
 
 @pytest.mark.parametrize("is_idle", [False, True])
@@ -282,7 +297,7 @@ def test_a_server_that_comes_back_with_other_settings_gets_no_write(is_idle: boo
     with valkey() as server:
 
         async def use(backend: Redis) -> None:
-            version = await backend.write([Put("a", 1)])
+            version = await in_the_end(lambda: backend.write([Put("a", 1)]))
             for setting in ("maxmemory-policy allkeys-lru maxmemory 1gb", "appendfsync everysec"):
                 if is_idle:  # the server closes the connection before it is used again
                     _cli(server, "CONFIG", "SET", *setting.split())
@@ -302,9 +317,9 @@ def test_a_server_that_comes_back_with_other_settings_gets_no_write(is_idle: boo
                     await backend.write([Put("a", 2)])
                 _cli(server, "CONFIG", "SET", "maxmemory", "0")
                 _cli(server, "CONFIG", "SET", "appendfsync", "always")
-                assert await backend.read("a") == Entry(1, version)
+                assert await in_the_end(lambda: backend.read("a")) == Entry(1, version)
 
-        with_backend(server.url + "?timeout=0.5&patience=1", use)
+        with_hasty(server.url + "?timeout=0.5&patience=1", use)
 
 
 def test_a_replica_is_not_read_after_a_failover() -> None:
@@ -312,15 +327,15 @@ def test_a_replica_is_not_read_after_a_failover() -> None:
     with valkey() as other, valkey() as server:
 
         async def use(backend: Redis) -> None:
-            await backend.write([Put("a", 1)])
+            await in_the_end(lambda: backend.write([Put("a", 1)]))
             _cli(server, "REPLICAOF", "127.0.0.1", str(other.port))
             _cli(server, "CLIENT", "KILL", "TYPE", "normal")
             with pytest.raises(StoreError, match=f"127.0.0.1:{server.port}.* is a replica of 127.0.0.1:{other.port}"):
                 await backend.read("a")
             _cli(server, "REPLICAOF", "NO", "ONE")
-            await backend.read("a")
+            await in_the_end(lambda: backend.read("a"))
 
-        with_backend(server.url + "?timeout=1&patience=1", use)
+        with_hasty(server.url + "?timeout=1&patience=1", use)
 
 
 def test_nothing_is_sent_on_a_connection_that_the_server_has_closed() -> None:
@@ -328,14 +343,14 @@ def test_nothing_is_sent_on_a_connection_that_the_server_has_closed() -> None:
     with valkey() as server:
 
         async def use(backend: Redis) -> None:
-            await asyncio.gather(*(backend.write([Put(f"k{n}", 1)]) for n in range(5)))
+            await asyncio.gather(*(in_the_end(lambda n=n: backend.write([Put(f"k{n}", 1)])) for n in range(5)))
             server.kill()
             while not all(connections.has_ended(each) for each in backend._opened().here()._idle):
                 await asyncio.sleep(0)
             with pytest.raises(StoreUnreachableError, match=f"127.0.0.1:{server.port}"):
                 await backend.write([Put("a", 2)])
 
-        with_backend(server.url + "?timeout=1&patience=1", use)
+        with_hasty(server.url + "?timeout=1&patience=1", use)
 
 
 def test_a_server_that_is_down_is_named_in_time_and_programs_go_on() -> None:
@@ -343,7 +358,7 @@ def test_a_server_that_is_down_is_named_in_time_and_programs_go_on() -> None:
     with valkey() as server:
 
         async def use(backend: Redis) -> None:
-            version = await backend.write([Put("a", 1)])
+            version = await in_the_end(lambda: backend.write([Put("a", 1)]))
             server.kill()
             outcomes = await asyncio.gather(
                 backend.read("a"), backend.write([Put("b", 1)]), keys_of(backend), return_exceptions=True
@@ -352,10 +367,10 @@ def test_a_server_that_is_down_is_named_in_time_and_programs_go_on() -> None:
                 assert isinstance(outcome, StoreError)
                 assert f"127.0.0.1:{server.port}" in str(outcome)
             server.restart()
-            assert await backend.read("a") == Entry(1, version)
-            assert await backend.write([Put("b", 2)]) > version
+            assert await in_the_end(lambda: backend.read("a")) == Entry(1, version)
+            assert await in_the_end(lambda: backend.write([Put("b", 2)])) > version
 
-        with_backend(f"{server.url}?timeout=1&patience=1", use)
+        with_hasty(f"{server.url}?timeout=1&patience=1", use)
         server.kill()
         refused(f"{server.url}?timeout=0.3&patience=0.3", f"{server.port}")
 
@@ -381,7 +396,7 @@ def test_a_stalled_server_is_left_in_time() -> None:
     with valkey() as server:
 
         async def use(backend: Redis) -> None:
-            await backend.write([Put("a", 1)])
+            await in_the_end(lambda: backend.write([Put("a", 1)]))
             server.stop()
             try:
                 async with asyncio.timeout(60):
@@ -391,10 +406,10 @@ def test_a_stalled_server_is_left_in_time() -> None:
                         await backend.read("a")
             finally:
                 server.go_on()
-            await backend.write([Put("a", 2)])
-            assert (await backend.read("large") or Entry("x", 1)).value[0] == "x"
+            await in_the_end(lambda: backend.write([Put("a", 2)]))
+            assert (await in_the_end(lambda: backend.read("large")) or Entry("x", 1)).value[0] == "x"
 
-        with_backend(server.url + "?" + SHORT[1:], use)
+        with_hasty(server.url + "?" + SHORT[1:], use)
 
 
 def test_a_turn_keeps_others_off_its_keys_only(fresh_url: Callable[[str], str], valkey_server: Server) -> None:
@@ -406,21 +421,21 @@ def test_a_turn_keeps_others_off_its_keys_only(fresh_url: Callable[[str], str], 
         import redis
 
         other = Redis.from_url(fresh_url("&patience=1"))
-        await other.open()
+        await in_the_end(other.open)
         async with backend.turn(("n", "m")):
             with redis.Redis.from_url(
                 valkey_server.url
             ) as raw:  # for as long as this test takes, however busy the machine
                 raw.hset(tag, "turn", (2**60).to_bytes(8, "big"))
                 assert raw.persist(f"{tag}/turn/n") + raw.persist(f"{tag}/turn/m") == 2
-            await other.write([Put("elsewhere", 1)])
+            await in_the_end(lambda: other.write([Put("elsewhere", 1)]))
             for name in ("n", "m"):
                 with pytest.raises(StoreBusyError, match="other callers locked the key"):
-                    await other.write([Put("elsewhere", 2), Put(name, 2)])
+                    await in_the_end(lambda name=name: other.write([Put("elsewhere", 2), Put(name, 2)]))
                 with pytest.raises(StoreBusyError, match="other callers locked the key"):
-                    await other.turn((name,)).__aenter__()
+                    await in_the_end(lambda name=name: other.turn((name,)).__aenter__())
             await backend.write([Put("n", 1), Put("m", 1)])
-            await other.write([Put("n", 2), Put("m", 2)])
+            await in_the_end(lambda: other.write([Put("n", 2), Put("m", 2)]))
         async with other.turn(("n",)):
             pass
         await backend.turn(("n",)).__aenter__()  # left by one that stalls
