@@ -63,7 +63,7 @@ def test_items_of_a_record_are_counted_before_they_are_made(name: str, peak_of: 
         with pytest.raises(CorruptRecordError, match=r"more than [0-9,]+ containers, pairs and objects \(max_items\)"):
             codec.decode(refused)
 
-    assert peak_of(decode) < 100_000
+    assert peak_of(decode) < 40_000  # the least that making them takes is 43 kB, for tuples
 
 
 def test_a_value_with_more_items_is_refused_where_it_is_written() -> None:
