@@ -9,4 +9,6 @@ def kind_of(step: Step) -> str:
     """The kind of a node in a word; "" for a plain node."""
     if step.kind == "fan_out":
         return "branches" if step.branches else "fan-out"
-    return "graph" if step.kind == "graph" else "asks" if step.asks else ""
+    if step.kind == "graph":
+        return "graph"
+    return "asks" if step.asks else ""
