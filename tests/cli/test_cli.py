@@ -752,7 +752,10 @@ def test_a_program_that_python_cannot_read_is_shown_as_python_shows_it(capsys):
     write("broken.py", "await 1")
     assert main(["run", "broken.py"]) == 1
     err = capsys.readouterr().err
-    assert err.startswith(f'  File "{Path("broken.py").resolve()}", line 1\n')
+    head, place, _ = err.partition(f'  File "{Path("broken.py").resolve()}", line 1\n')
+    assert place
+    assert "importlib/_bootstrap" not in head  # another test may have installed an import hook, which has a frame there
+    assert "pocket_plug/" not in head
     assert err.endswith("SyntaxError: 'await' outside function\n")
 
 

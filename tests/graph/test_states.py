@@ -211,12 +211,13 @@ def test_a_cancelled_run_ends_and_its_hooks_are_called(tmp_path: Path, told: str
     async def main() -> None:
         async with stored(tmp_path) as store:
             called: list[str] = []
+            heart = heartbeat.Heart()
 
             class Work(Node[int, int], name="work"):
                 async def exec(self, prepared: int) -> int:
                     await cancel(store)
                     if told == "at work":
-                        heartbeat.Heart().look()  # in its first round: the node may have begun just before it
+                        heart.look()  # there was a commit since its last round: the node may have just begun
                         await asyncio.Event().wait()
                     return prepared
 
@@ -233,6 +234,7 @@ def test_a_cancelled_run_ends_and_its_hooks_are_called(tmp_path: Path, told: str
 
             @node.post
             async def first(store: StoreWriter, n: int) -> int:
+                heart.look()
                 await store.set("first", n)
                 return n
 

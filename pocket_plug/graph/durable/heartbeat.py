@@ -1,8 +1,8 @@
 """The heartbeat of a process, for its executions that have not committed for a third of their lease.
 
 A commit shows that an execution is alive. If a node takes long, a thread writes `pocket:run-beat:PROCESS`, which names the
-executions that are alive. It is a thread, since a node may block the event loop. It also reads the states of all their
-runs, so that a request to cancel reaches a run while its node works, also if it has just begun.
+executions that are alive. It is a thread, since a node may block the event loop. It also reads the states of all runs that
+were there in its last round, so that a request to cancel reaches a run while its node works, also if the node has just begun.
 """
 
 from __future__ import annotations
@@ -95,10 +95,11 @@ class Heart:
     def look(self) -> None:
         """One round: read the states of the runs, and write the heartbeat for those without a commit since the last round."""
         held = [each for each in this_process().executions() if each.state_key]  # those that have claimed their run
+        known = [each for each in held if each.owner in self._seen]  # most runs are short, and pay nothing for this
         unmoved = self.unmoved(held)
-        for stack in dict.fromkeys(each.stack for each in held):
+        for stack in dict.fromkeys(each.stack for each in known):
             try:
-                stack.run(beat(stack, this_process().id, [each for each in held if each.stack is stack], unmoved))
+                stack.run(beat(stack, this_process().id, [each for each in known if each.stack is stack], unmoved))
             except Exception as error:  # noqa: BLE001 - the next round tries again
                 log_failure(
                     logging.WARNING, "a heartbeat of durable runs failed; other processes may take the runs over", error
