@@ -21,10 +21,10 @@ _looked_in: WeakKeyDictionary[Plan, object] = WeakKeyDictionary()
 def warn_of_former_nodes(plan: Plan) -> None:
     """Warn of the nodes whose code is another one in `__main__` by now, as after a cell was changed and run again.
 
-    For the methods of Graph that run it: the warning is about the line that calls them.
+    For the methods of Graph that run it, if IPython was imported: the warning is about the line that calls them.
     """
     cell = getattr(getattr(sys.modules["IPython"], "get_ipython", lambda: None)(), "execution_count", None)
-    if cell is not None and _looked_in.get(plan) == cell:
+    if cell is None or _looked_in.get(plan) == cell:  # None: a program that has IPython among its imports
         return
     _looked_in[plan] = cell
     for step in _steps(plan, set()):
