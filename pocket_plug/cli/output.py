@@ -20,9 +20,14 @@ from pocket_plug.primitives.terminal import escaped, escaped_json
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
+_FIGURE = re.compile(r"-|([\d.,]+( ?[a-zµ]+( ?\d+ ?[a-z]+)?)?)?")
+"""A number, a duration such as "30.8 ms" or "1d4h", or nothing."""
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 NAME_WIDTH = 40
-"""In a narrow terminal, the first column keeps up to this many characters, or half of the width."""
+"""In a narrow terminal, the first column keeps up to this many cells, or half of the width, if the figures leave them."""
+LEAST_NAME_WIDTH = 16
+"""It always keeps this many."""
 
 MANY = 1000
 """For more things than this, a terminal shows a progress bar."""
@@ -124,29 +129,48 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on a terminal, or else aligned text with one line per row, for `grep` and `awk`."""
     rows = [[escaped(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
-        from rich import box
-        from rich.console import Console
-        from rich.measure import Measurement
-        from rich.table import Table
-        from rich.text import Text
-
-        console = Console()
-        table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        first = table.columns[0]  # the name, which users type or copy: in a narrow terminal the other columns are cut
-        first.no_wrap, first.min_width = True, min(max((len(row[0]) for row in rows), default=0), NAME_WIDTH)
-        names = [Text(row[0]) for row in rows]
-        for name, row in zip(names, rows, strict=True):
-            table.add_row(name, *map(Text, row[1:]))  # not as markup
-        if Measurement.get(console, console.options.update(width=sys.maxsize), table).maximum >= console.width:
-            table.padding = 0  # rather than wrap or cut more
-            most = max(NAME_WIDTH, console.width // 2)
-            for name in names:  # one that would leave no room for the other columns goes on in the next line
-                name.plain = "\n".join(name.plain[at : at + most] for at in range(0, len(name), most))
-        console.print(table)
+        _draw_table(columns, rows)
         return
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
         echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.cells import cell_len, chop_cells
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    first, *others = table.columns
+    # The name is what users type or copy, and a figure without its end is wrong: in a narrow terminal the rest is folded.
+    first.no_wrap, most, room = True, max(NAME_WIDTH, console.width // 2), console.width - len(others)
+    moments: list[Column] = []
+    for column, head, cells in zip(
+        others, columns[1:], zip(*(row[1:] for row in rows), strict=True), strict=False
+    ):  # without rows: none
+        column.overflow = "fold"
+        if all(map(_MOMENT.fullmatch, cells)):
+            moments.append(column)
+        elif any(cells) and all(map(_FIGURE.fullmatch, cells)):
+            column.no_wrap, column.justify = True, "right"
+            room -= max(map(cell_len, (head, *cells)))
+    most = min(most, max(LEAST_NAME_WIDTH, room))
+    first.min_width = min(max((cell_len(row[0]) for row in rows), default=0), NAME_WIDTH, most)
+    names = [Text(row[0]) for row in rows]
+    for name, row in zip(names, rows, strict=True):
+        table.add_row(name, *map(Text, row[1:]))  # not as markup
+    if Measurement.get(console, console.options.update(width=sys.maxsize), table).maximum >= console.width:
+        table.padding = 0  # rather than fold more
+        for name in names:  # one that would leave no room for the other columns goes on in the next line
+            name.plain = "\n".join(chop_cells(name.plain, most))
+        for column in moments:  # the time goes below the date
+            column.width = len("2026-11-30")
+    console.print(table)
 
 
 def plural(number: int, word: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from rich.cells import cell_len
 
 from pocket_plug import telemetry
 from pocket_plug.cli import main
@@ -167,6 +168,31 @@ def test_a_long_name_leaves_room_for_the_other_columns(long, monkeypatch, capsys
     assert head.split() == list(columns)
     assert lines[0].split()[1:] == ["failed", "orders", "charge", "2h3m", "4", "closed"]
     assert "".join(line[:40].strip() for line in lines) == f"{long}b"
+
+
+def test_a_narrow_table_keeps_figures_dates_and_words(monkeypatch, capsys):
+    """Figures are to the right and complete, a time goes below its date, a long word is folded: nothing is cut off."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "node a_very_long_name_of_a_node_that_explains_what_it_does"
+    figures = ("1,200", "0", "17", "30.8 ms", "40.0 ms", "4 min 2 s", "163.5 ms")
+    print_table(
+        ("span", "count", "errors", "retries", "p50", "p95", "max", "in all"),
+        [(name, *figures), ("b", *"12", *[""] * 5)],
+    )
+    shown = re.sub("\x1b\\[\\d*m", "", capsys.readouterr().out)
+    head, _, *lines = shown.splitlines()
+    assert lines[0].split(maxsplit=2)[2] == "1,200      0      17 30.8 ms 40.0 ms 4 min 2 s 163.5 ms"
+    assert head.endswith("in all")
+    assert lines[-1].index("1") == lines[0].index("1,200") + 4
+
+    trace_id, error = "50b0a61488cd17d3d6eeec27839b4099", "✗ failure: ExtremelySpecialConnectionError orders.py:29"
+    print_table(("run", "outcome", "started", "trace"), [("注文" * 30, error, "2026-11-29 22:05:33", trace_id)])
+    shown = re.sub("\x1b\\[\\d*m", "", capsys.readouterr().out)
+    assert "…" not in shown
+    assert " 2026-11-29 " in shown
+    assert max(map(cell_len, shown.splitlines())) <= 80
+    assert shown.count("注文") == 30
 
 
 def test_the_doctor_on_a_narrow_terminal():
