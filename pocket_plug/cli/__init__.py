@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Generator, Sequence
@@ -148,7 +149,9 @@ def cli(debug: bool) -> None:
 
 def _waits_for(suspended: RunSuspendedError) -> str:
     if suspended.questions:
-        return f"run {suspended.run_id!r} waits for an answer: {suspended.question}"
+        which = f" --question {shlex.quote(suspended.question_id)}" if len(suspended.questions) > 1 else ""
+        answer = f"pocket-plug runs answer TARGET {shlex.quote(suspended.run_id)} ANSWER{which}"
+        return f"run {suspended.run_id!r} waits for an answer: {suspended.question}\n`{answer}` answers it"
     if not suspended.wake_at:
         return str(suspended)
     return (

@@ -125,6 +125,9 @@ def ls(
             )
         ]
     _print_runs(found[:limit], as_json)
+    if not found:
+        is_chosen = bool(chosen or graph is not None or failed or since is not None or least is not None)
+        echo(f"there are no {'such runs' if is_chosen else 'runs'} in {file}", err=True)
     if len(found) > limit:
         echo(f"there are more runs; use --limit {limit * 10} to see them", err=True)
 

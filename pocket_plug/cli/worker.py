@@ -24,7 +24,7 @@ from pocket_plug.primitives.terminal import escaped
 from .durations import duration
 from .output import as_json, echo, echo_json, only_json
 from .run import load_graph, trace_options, traced
-from .target import Target, by_name, by_url
+from .target import Target, by_name, by_url, keepers
 
 if TYPE_CHECKING:
     from pocket_plug.layers.tracing import Capture
@@ -80,12 +80,17 @@ def worker(
 async def _serve(
     graphs: list[Graph[Any, Any]], target: Target, printer: _Printer, concurrency: int, lease: float, once: bool
 ) -> None:
+    served: dict[str, list[str]] = {}  # the graphs' names, by their store
     async with default_pocket() as pocket:
         for graph in graphs:
-            target.refuse_another(f"graph {graph.name!r}", graph.place(pocket.store)[0], pocket.store.stack)
+            stack = graph.place(pocket.store)[0]
+            target.refuse_another(f"graph {graph.name!r}", stack, pocket.store.stack)
+            served.setdefault(repr(keepers(stack)[0]), []).append(repr(graph.name))
         worker = Worker(
             graphs, concurrency=concurrency, lease=lease, pocket=pocket, report=printer, retention=pocket.config.runs
         )
+        for place, names in {} if once else served.items():
+            echo(f"waiting for runs of {', '.join(names)} in {place}; Ctrl-C stops", err=True)
         with _stopping(worker):
             await worker.run(once=once)
 

@@ -161,7 +161,10 @@ def test_an_approval_is_submitted_in_one_process_and_answered_in_another(here: A
     approval = str(EXAMPLES / "approval.py")
     submitted = elsewhere("run", approval, "--run-id", "mail", "--input", '"All is well"')
     assert (submitted.code, submitted.out) == (3, "  counting words for hours\n")
-    assert submitted.err == "run 'mail' waits for an answer: send 'All is well' (3 words)?\n"
+    assert submitted.err == (
+        "run 'mail' waits for an answer: send 'All is well' (3 words)?\n"
+        "`pocket-plug runs answer TARGET mail ANSWER` answers it\n"
+    )
 
     (listed,) = here("runs", "ls", "--json").json
     assert (listed["run_id"], listed["state"], listed["graph"], listed["node"]) == (

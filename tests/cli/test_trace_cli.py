@@ -122,6 +122,16 @@ def test_runs_are_filtered(file: Path, says: Says) -> None:
          "duration": S, "spans": 2, "errors": 1, "retries": 2, "trace_id": A}]  # fmt: skip
 
 
+def test_no_run_is_said(file: Path, says: Says) -> None:
+    """A table without rows would leave open where it has looked; JSON is only an empty list then."""
+    head = "run  graph  outcome  started  took  spans  errors  retries\n"
+    for chosen in (("--graph", "nothing"), ("--min", "1h"), ("--error", "Nothing"), ("--since", "1s")):
+        assert says("ls", *chosen) == (0, head, "there are no such runs in .pocket_plug/traces.jsonl\n")
+    file.write_text("")
+    assert says("ls") == (0, head, "there are no runs in .pocket_plug/traces.jsonl\n")
+    assert says("ls", "--json")[:2] == (0, "[]\n")
+
+
 def test_a_run_without_an_end_is_unfinished(file: Path, says: Says) -> None:
     """It is known from its nodes, after its process was killed."""
     node = {"node_name": "charge", "run_id": "gone-5", "graph_name": "shop"}

@@ -160,14 +160,16 @@ def test_what_nodes_print_is_no_part_of_the_json() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains(number: signal.Signals) -> None:
-    """The running node ends and is committed, the run is released, and the exit code is 0."""
+    """It says what it waits for. The running node ends and is committed, the run is released, and the exit code is 0."""
     submit("wait")
-    with running("shop.py", "--url", URL) as process:
+    with running("shop.py", "shop.py:other", "--url", URL) as process:
+        assert process.stderr is not None
+        waiting = "waiting for runs of 'shop', 'other' in SQLite('state.db', durability='process'); Ctrl-C stops\n"
+        assert process.stderr.readline() == waiting
         assert process.stdout is not None
         assert process.stdout.readline() == "taken      wait  shop\n"
         assert process.stdout.readline() == "at work\n"
         process.send_signal(number)
-        assert process.stderr is not None
         assert process.stderr.readline().startswith("stopping after ")  # only then may the node end
         Path("go").touch()
         out, err = process.communicate(timeout=30)
@@ -185,7 +187,8 @@ def test_a_second_signal_ends_at_once(number: signal.Signals, code: int) -> None
             pass
         process.send_signal(number)
         assert process.stderr is not None
-        process.stderr.readline()
+        while not process.stderr.readline().startswith("stopping after "):
+            pass
         process.send_signal(number)
         process.communicate(timeout=30)
     assert process.returncode == code
