@@ -152,7 +152,29 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path, variables: dict
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_links_of_a_page_exist(page: Path) -> None:
-    """Relative links name existing files."""
-    text = re.sub(r"^```.*?^```$|`[^`\n]+`", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    """Relative links name existing files, and headings in them."""
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", prose(page))
+    assert [link for link, _ in links if not (page.parent / link).exists()] == []
+    to_headings = [(page.parent / link if link else page, heading) for link, heading in links if heading]
+    assert [(str(to), heading) for to, heading in to_headings if heading not in anchors(to)] == []
+
+
+def prose(page: Path) -> str:
+    """A page without its code."""
+    return re.sub(r"^```.*?^```$|`[^`\n]+`", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {
+        re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+
+
+def test_each_page_is_in_the_list_by_task() -> None:
+    """`docs/README.md` is the one place to look for a page."""
+    listed = prose(ROOT / "docs" / "README.md")
+    assert [
+        page.name for page in (ROOT / "docs").rglob("*.md") if page.name not in listed and page.name != "README.md"
+    ] == []
