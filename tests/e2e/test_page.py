@@ -225,6 +225,18 @@ def test_head(page, recorded):
     assert page.title() == "orders · failure"
 
 
+def test_the_head_says_when_it_began_for_readers_elsewhere(show, recorded):
+    """A page is kept and sent to others: the time is the reader's, with its zone, and of another year with that year."""
+    old = span(0, None, start=1_600_000_000 * 10**9, end=1_600_000_001 * 10**9)
+    page = show(
+        [Trace("7" * 32, (old,))], timezone_id="Asia/Tokyo", locale="en-US", viewport={"width": 1024, "height": 768}
+    )
+    began = page.locator("#figures div", has_text="began").locator("dd")
+    expect(began).to_have_text("Sep 13, 2020, 21:26:40 GMT+9")
+    page = show(recorded, viewport={"width": 1024, "height": 768})
+    assert page.locator("#theme").bounding_box()["y"] < page.locator("#figures").bounding_box()["y"] + 20, "one line"
+
+
 def test_waterfall(page):
     """Spans in tree order, with levels, marks for failures, and bars at their place in time."""
     assert names(page)[:4] == ["run orders", "node find", "exec find", "node each_price"]
@@ -599,6 +611,20 @@ def test_narrow_hides_no_name(show, recorded):
         }).map(row => row.querySelector('.name').textContent)"""
         assert page.locator(".row").count() > 10
         assert page.evaluate(cut) == []
+
+
+def test_marks_give_way_to_names(show):
+    """Beside the details at 1024 px, the end of a long mark is left out, with an ellipsis, rather than that of a name."""
+    error = {"error.type": "builtins.ValueError", "pocket_plug.retry.delay": 0.005, "pocket_plug.attempt": 2}
+    deep = [span(number, number - 1 if number else None, name=f"node n{number}") for number in range(5)]
+    deep.append(span(5, 4, name="exec settle_up", status="error", attributes=error))
+    page = show([Trace("7" * 32, tuple(deep))], viewport={"width": 1024, "height": 768})
+    page.locator("#rows").press("End")
+    page.keyboard.press("Enter")
+    label = row(page, "exec settle_up").locator(".label")
+    assert label.locator(".name").evaluate("name => name.scrollWidth <= name.clientWidth")
+    assert label.evaluate("label => label.scrollWidth <= label.clientWidth")
+    assert label.locator(".mark").evaluate_all("marks => marks.some(mark => mark.scrollWidth > mark.clientWidth)")
 
 
 # ---------------------------------------------------------------- model calls

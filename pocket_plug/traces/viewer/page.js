@@ -49,7 +49,7 @@ function drawHead() {
   const steps = trace.root?.get("run.steps");
   const figures = [["took", duration(trace.took)], ["steps", steps === undefined ? "" : count(steps)], ["spans", count(trace.spans.length)],
     ["errors", trace.errors ? make("button", { title: "the errors, by type and place", click: () => views.show("failures") }, count(trace.errors)) : "0", "bad"], ["retries", trace.retries ? count(trace.retries) : "", "warn"],
-    ["tokens", tokensText(usage)], ["cost", costText(usage.cost)], ["service", trace.service], ["began", shortTime(trace.start)]];
+    ["tokens", tokensText(usage)], ["cost", costText(usage.cost)], ["service", trace.service], ["began", zonedTime(trace.start)]];
   at("figures").replaceChildren(...figures.filter(([, value]) => value).map(([name, value, look]) => make("div", { class: look }, make("dt", {}, name), make("dd", {}, value))));
   at("traces").value = trace.id;
   at("traces").hidden = at("older").hidden = at("newer").hidden = traces.length < 2;
@@ -58,10 +58,17 @@ function drawHead() {
   drawExecutions();
 }
 
-const TIME_FORMAT = new Intl.DateTimeFormat([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const TO_THE_SECOND = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+const TIME_FORMAT = new Intl.DateTimeFormat([], TO_THE_SECOND);
 
 function shortTime(date) {
   return TIME_FORMAT.format(date);
+}
+
+// With the zone, and the year unless it is this one: others may read the page, and later.
+function zonedTime(date) {
+  const year = date.getFullYear() === new Date().getFullYear() ? undefined : "numeric";
+  return new Intl.DateTimeFormat([], { ...TO_THE_SECOND, year, timeZoneName: "short" }).format(date);
 }
 
 // The label of a trace in the list of traces.
