@@ -251,6 +251,17 @@ def test_boxes_never_overlap(graphs: list[dict[str, Any]]) -> None:
                 assert abs(one.x - other.x) >= (one.width + other.width) / 2 or abs(one.y - other.y) >= HEIGHT
 
 
+def test_a_long_graph_can_be_read() -> None:
+    """A page that is narrower scales it down only by a third, and scrolls; it became a line without letters."""
+    chain = named("n0") >> named("n1")
+    for number in range(2, 40):
+        chain = chain >> named(f"n{number}")
+    svg = ElementTree.fromstring(Graph(chain).svg())  # noqa: S314 - our own
+    least = re.search(r"min-width:([\d.]+)px", svg.get("style", ""))
+    assert least is not None
+    assert float(least[1]) > 0.6 * float(svg.get("width", "")) > 3000
+
+
 def test_a_long_graph_needs_no_recursion() -> None:
     """Ten thousand nodes in a chain, and an edge back to the first."""
     names = [f"n{number}" for number in range(10_000)]

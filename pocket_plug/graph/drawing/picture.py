@@ -23,6 +23,9 @@ HEIGHT = 44.0
 MARGIN = 12.0
 """The space around a nested graph."""
 
+_SMALLEST = 0.7
+"""A picture that is wider than its page is scaled down to this at most, so that it can be read; the page then scrolls."""
+
 _LONGEST = 22
 """How many letters of a name are drawn, at most. The whole name is in the title."""
 
@@ -39,9 +42,10 @@ def picture(plan: Plan, *, alone: bool) -> str:
     """The SVG of a plan. `alone`: for a file of its own, with colours; otherwise for a page, with the colours of that."""
     drawing = _draw(plan, alone)
     top, width, height = drawing.top, drawing.width, drawing.height
+    style = f"max-width:100%;min-width:{width * _SMALLEST:g}px;height:auto"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {top:g} {width:g} {height:g}" width="{width:g}" '
-        f'height="{height:g}" role="img" style="max-width:100%;height:auto"><title>{text(f"graph {plan.name}")}</title>',
+        f'height="{height:g}" role="img" style="{style}"><title>{text(f"graph {plan.name}")}</title>',
         *([_STYLE, f'<rect class="ground" y="{top:g}" width="{width:g}" height="{height:g}"/>'] if alone else []),
         *drawing.parts,
         "</svg>",
