@@ -131,9 +131,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     if sys.stdout.isatty():
         _draw_table(columns, rows)
         return
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    widths = [max(map(_cells, column)) for column in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
-        echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        echo("  ".join(cell + " " * (width - _cells(cell)) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cells(line: str) -> int:
+    """How wide it is in a terminal, or in a pager behind the pipe: a Chinese character takes two cells."""
+    if line.isascii():
+        return len(line)
+    from rich.cells import cell_len
+
+    return cell_len(line)
 
 
 def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

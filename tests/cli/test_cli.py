@@ -195,6 +195,13 @@ def test_a_narrow_table_keeps_figures_dates_and_words(monkeypatch, capsys):
     assert shown.count("注文") == 30
 
 
+def test_columns_of_wide_characters_are_aligned_in_a_pipe(capsys):
+    """As a pager shows them: such a character takes two cells."""
+    print_table(("run", "state"), [("注文-7", "failed"), ("order-5", "finished"), ("naïve", "failed")])
+    lines = capsys.readouterr().out.splitlines()
+    assert {cell_len(line[: max(line.find(" f"), line.find(" s"))]) for line in lines} == {8}
+
+
 def test_the_doctor_on_a_narrow_terminal():
     """A long line goes on below its text, so that each verdict stands alone."""
     verdict = re.compile(r"  (ok|note|wrong) ")
