@@ -89,8 +89,9 @@ async def _serve(
         worker = Worker(
             graphs, concurrency=concurrency, lease=lease, pocket=pocket, report=printer, retention=pocket.config.runs
         )
-        for place, names in {} if once else served.items():
-            echo(f"waiting for runs of {', '.join(names)} in {place}; Ctrl-C stops", err=True)
+        if not once:
+            for place, names in served.items():
+                echo(f"waiting for runs of {', '.join(names)} in {place}; Ctrl-C stops", err=True)
         with _stopping(worker):
             await worker.run(once=once)
 
