@@ -159,10 +159,8 @@ def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     # The name is what users type or copy, and a figure without its end is wrong: in a narrow terminal the rest is folded.
     first.no_wrap, most, room = True, max(NAME_WIDTH, console.width // 2), console.width - len(others)
     moments: list[Column] = []
-    columns_of_cells = zip(*(row[1:] for row in rows), strict=True)
-    for column, head, cells in zip(
-        others, columns[1:], columns_of_cells, strict=False
-    ):  # without rows there are no cells
+    columns_of_cells = zip(*(row[1:] for row in rows), strict=True)  # of no columns, if there are no rows
+    for column, head, cells in zip(others, columns[1:], columns_of_cells, strict=False):
         column.overflow = "fold"
         if all(map(_MOMENT.fullmatch, cells)):
             moments.append(column)
