@@ -734,6 +734,9 @@ def test_folding(page):
     assert names(page)[1:4] == ["node find", "node each_price", "node rate"]
     page.keyboard.press("+")
     expect(row(page, "exec find")).to_be_visible()
+    expect(page.locator("#levels option:checked")).to_have_text("fold to …")
+    page.locator("#levels").select_option(label="level 1")
+    expect(page.locator(".row")).to_have_count(1)
 
 
 def test_filters(page):

@@ -18,7 +18,7 @@ function show(next, span = null) {
   trace = next;
   document.title = `${trace.title} · ${trace.outcome || duration(trace.took)}`;
   drawHead();
-  at("levels").replaceChildren(make("option", { value: "" }, "level …"), ...[...new Set(trace.tree.map((each) => each.depth))].sort((one, other) => one - other).slice(0, 12).map((depth) => make("option", { value: depth }, `to level ${depth + 1}`)));
+  at("levels").replaceChildren(make("option", { value: "" }, "fold to …"), ...[...new Set(trace.tree.map((each) => each.depth))].sort((one, other) => one - other).slice(0, 12).map((depth) => make("option", { value: depth }, `level ${depth + 1}`)));
   drawScopes();
   closeDetails();
   chart = null;
