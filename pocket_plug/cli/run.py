@@ -121,6 +121,8 @@ def run(
             return _run_main(found, title, (*arguments, "--json") if as_json else arguments)
         if arguments:
             hint = "; --debug belongs before `run`" if "--debug" in arguments else ""
+            if arguments[0].startswith("--url"):
+                hint = "; it uses its own store (store=…), or else that of [store] in the configuration"
             raise click.UsageError(f"{title} is a graph; it takes --input, not {' '.join(arguments)}{hint}")
         with only_json(as_json):
             result = _run_graph(found, given, run_id)

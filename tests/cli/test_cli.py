@@ -451,6 +451,7 @@ def test_what_other_processes_print_is_no_part_of_the_json():
         (["--input", '{"id": "o-1", "total": "x"}'], "--input: Expected `float`, got `str` - at `$.total`"),
         (["--input", "{"], "--input: Input data was truncated"),
         (["extra"], "flow.py:graph is a graph; it takes --input, not extra"),
+        (["--url", "sqlite:///a.db"], "not --url sqlite:///a.db; it uses its own store (store=…)"),
         (["--debug"], "it takes --input, not --debug; --debug belongs before `run`"),
     ],
 )
