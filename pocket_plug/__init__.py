@@ -66,8 +66,9 @@ from .renamed import RenamedModules, renamed
 
 if TYPE_CHECKING:
     from .codec import register_type
-    from .graph.durable import RunCheck, RunFailure
+    from .graph.durable.check import RunCheck
     from .graph.durable.prune import Pruned
+    from .graph.durable.states import RunFailure
     from .graph.durable.worker import Worker, WorkerReport
     from .graph.fan_out import fan_out
     from .graph.following.events import (
@@ -152,8 +153,8 @@ _MODULES = {
     "Suspended": "graph.following.events",
     "fan_out": "graph.fan_out",
     "gather": "graph.gather",
-    "RunCheck": "graph.durable",
-    "RunFailure": "graph.durable",
+    "RunCheck": "graph.durable.check",
+    "RunFailure": "graph.durable.states",
     "Pruned": "graph.durable.prune",
     "Retention": "graph.retention",
     "Worker": "graph.durable.worker",

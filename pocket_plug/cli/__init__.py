@@ -44,7 +44,7 @@ COMMANDS = {
     "new": ("new", "Create a new plugin project."),
     "plugins": ("show", "List the installed plugins: which are used, which are not, and why."),
     "run": ("run", "Run an application or a graph."),
-    "runs": ("runs", "List, count, resume, answer, cancel, retry and remove durable runs."),
+    "runs": ("runs", "Submit, list, count, resume, answer, cancel, retry and remove durable runs."),
     "stack": ("show", "Draw the configured store stacks."),
     "store": ("store", "Read, change, check, copy and back up the entries of a store."),
     "trace": ("trace", "List, show, compare and send recorded traces."),

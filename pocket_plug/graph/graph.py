@@ -30,8 +30,9 @@ from .running.visit import step_of
 from .upgrades import Upgrade, check_upgrade
 
 if TYPE_CHECKING:
-    from .durable import Request, RunCheck
+    from .durable.check import RunCheck
     from .durable.records import Status as RecordedStatus
+    from .durable.request import Request
     from .following.streaming import RunStream
     from .kinds.ask import Ask
     from .observing.views import Carrier
@@ -303,7 +304,7 @@ class Graph(Drawn, Node[I, O]):
 
         Functions given as `upgrade` are called. Raises ConfigError if its store can't keep durable runs.
         """
-        from .durable import check_runs
+        from .durable.check import check_runs
 
         place = self.own_place(pocket or default_host(), store)
         stack, _ = place
@@ -412,7 +413,7 @@ def _request(
     """The request for a durable run, or None for another run: that doesn't load the modules of durable runs."""
     if run_id is None and not allow_changed and not takeover:
         return None
-    from .durable import Request
+    from .durable.request import Request
 
     return Request(run_id, answer=answer, question=question, allow_changed=allow_changed, takeover=takeover)
 

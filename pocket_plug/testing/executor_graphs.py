@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 from opentelemetry import baggage, trace
 
-from pocket_plug.graph.durable import idempotency_key
 from pocket_plug.graph.following.reports import emit, progress
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.kinds.each import each
 from pocket_plug.graph.nodes.node import Node
 from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.graph.nodes.retry import Retry
+from pocket_plug.graph.running.context import idempotency_key
 from pocket_plug.propagation import current_session
 from pocket_plug.store.keys import Key
 from pocket_plug.store.store import StoreReader, StoreWriter

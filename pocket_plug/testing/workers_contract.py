@@ -26,7 +26,6 @@ from typing import Protocol
 import pytest
 
 from pocket_plug.errors import ExecutorLostError, RunMismatchError, RunStateError, RunStuckError, StoreBusyError
-from pocket_plug.graph.durable import idempotency_key
 from pocket_plug.graph.durable.records import RUN, field_of
 from pocket_plug.graph.durable.worker import Worker
 from pocket_plug.graph.graph import Graph
@@ -36,6 +35,7 @@ from pocket_plug.graph.kinds.sleep import Sleep
 from pocket_plug.graph.nodes.node import Node
 from pocket_plug.graph.nodes.node_functions import node
 from pocket_plug.graph.nodes.retry import Retry
+from pocket_plug.graph.running.context import idempotency_key
 from pocket_plug.graph.runs import SyncRuns
 from pocket_plug.plugins.config import Config
 from pocket_plug.plugins.pocket import Pocket

@@ -13,7 +13,7 @@ import pytest
 
 from pocket_plug import RunCheck, RunSuspendedError, SyncStore
 from pocket_plug.cli import main
-from pocket_plug.graph.durable import keys_of
+from pocket_plug.graph.durable.records import keys_of
 from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.store.backend import Delete, Put
 

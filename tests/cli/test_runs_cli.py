@@ -900,6 +900,45 @@ def test_an_answer_can_be_left_to_a_worker(own: Any) -> None:
     assert own("runs", "resume", "own.py", "r").out == "hello you\n"
 
 
+def test_a_run_is_submitted_for_a_worker(own: Any) -> None:
+    """It is recorded once, however often the command is repeated, and nothing is executed."""
+    for _ in range(2):
+        submitted = own("runs", "submit", "own.py", "r", "--input", '"hello"')
+        assert (submitted.code, submitted.out, submitted.err) == (0, "r  pending\n", "")
+    assert [(run["run_id"], run["steps"]) for run in own("runs", "ls", "--json").json] == [("r", 0)]
+    other = own("runs", "submit", "own.py", "r", "--input", '"bye"')
+    assert (other.code, other.out) == (1, "")
+    assert "RunMismatchError: run 'r' was started with another input" in other.err
+    assert own("worker", "own.py", "--once").out.splitlines()[0].split() == ["taken", "r", "own"]
+    assert own("runs", "submit", "own.py", "r", "--input", '"hello"', "--json").json["state"] == "suspended"
+
+
+def test_a_run_is_submitted_in_the_scope_of_its_graph(own: Any) -> None:
+    """It has its state there, as the run itself will have."""
+    Path("own.py").write_text(dedent(OWN).replace('name="own"', 'name="own", scope="tenant"'))
+    submitted = own("runs", "submit", "own.py", "r", "--input", "hello", "--json").json
+    assert (submitted["run_id"], submitted["state"], submitted["graph"]) == ("r", "pending", "own")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("own.py", "r"), 2, "the graph takes str; give it by --input"),
+        (("own.py",), 2, "Missing argument 'RUN'"),
+        (("own.py:sure", "r"), 2, "own.py:sure is Ask, not a Graph"),
+        (("own.py", "", "--input", "x"), 1, "run_id"),
+    ],
+)
+def test_a_run_that_is_submitted_wrongly(own: Any, arguments: tuple[str, ...], code: int, said: str) -> None:
+    """Nothing is recorded."""
+    finish("done")
+    Path("own.py").write_text(dedent(OWN) + "\nsure = ask\n")
+    refused = own("runs", "submit", *arguments)
+    assert (refused.code, refused.out) == (code, "")
+    assert said in refused.err
+    assert [run["run_id"] for run in own("runs", "ls", "--json").json] == ["done"]
+
+
 def test_an_answer_to_a_question_that_was_not_asked(own: Any) -> None:
     """The message is about the question, whatever the answer looks like."""
     assert own("run", "own.py", "--run-id", "r", "--input", '"hello"').code == 3

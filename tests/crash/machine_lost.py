@@ -22,7 +22,7 @@ from typing import IO
 from pocket_plug import Graph, Node, Store, StoreWriter, SyncStore, Worker
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main as main_of_command
-from pocket_plug.graph.durable import idempotency_key
+from pocket_plug.graph.running.context import idempotency_key
 from pocket_plug.graph.runs import Runs, SyncRuns
 from pocket_plug.store import parts
 

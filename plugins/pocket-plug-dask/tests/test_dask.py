@@ -14,7 +14,7 @@ from typing import Any
 import pocket_plug_dask
 import pytest
 from dask import config
-from pocket_plug_dask import LOOKS_WITHOUT_WORKERS, DaskExecutor, _Home
+from pocket_plug_dask.executor import LOOKS_WITHOUT_WORKERS, DaskExecutor, _Home
 
 from pocket_plug import ConfigError, ExecutorLostError, Pocket
 from pocket_plug.remote import Executor
@@ -94,7 +94,7 @@ def test_a_cluster_without_workers_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Only while work waits for one, and with the command that starts one; then the work is done."""
-    monkeypatch.setattr(pocket_plug_dask, "LOOK", 0.01)
+    monkeypatch.setattr("pocket_plug_dask.executor.LOOK", 0.01)
     found, looks = _Home._found, list[int]()
     monkeypatch.setattr(_Home, "_found", lambda home, threads: looks.append(threads) or found(home, threads))
 
@@ -126,6 +126,16 @@ def test_a_cluster_without_workers_is_said_once(
         f"executor {cluster.url}: the cluster has no workers, so the nodes that it is to execute wait; "
         f"start one: dask worker {cluster.url}"
     )
+
+
+def test_the_executor_is_loaded_when_a_url_asks_for_it() -> None:
+    """If the plugin is only installed, it costs a program nothing but the import of its hook."""
+    code = (
+        "import sys, pocket_plug; pocket_plug.Pocket(); assert 'pocket_plug_dask' in sys.modules; "
+        "assert 'pocket_plug.remote' not in sys.modules; "
+        "import pocket_plug_dask; pocket_plug_dask.DaskExecutor; assert 'pocket_plug.remote' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_cluster_of_this_machine_and_a_scheduler_file(cluster: DaskCluster) -> None:

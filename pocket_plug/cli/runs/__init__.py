@@ -1,6 +1,6 @@
-"""`runs`: lists, counts, shows, resumes, answers, cancels, retries and removes durable runs.
+"""`runs`: submits, lists, counts, shows, resumes, answers, cancels, retries and removes durable runs.
 
-The commands use `Runs`, and need no types of the program; only `resume`, `answer` and `check` load the graph.
+The commands use `Runs`, and need no types of the program; only `submit`, `resume`, `answer` and `check` load the graph.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .listing import count, ls
 from .prune import prune
 from .resume import answer, resume
 from .show import show
+from .submit import submit
 
 
 @click.group
@@ -22,12 +23,12 @@ from .show import show
 @by_name
 @click.pass_context
 def runs(context: click.Context, url: str | None, name: str | None) -> None:
-    """List, count, resume, answer, cancel, retry and remove durable runs.
+    """Submit, list, count, resume, answer, cancel, retry and remove durable runs.
 
     The store is that of [store] in the configuration, unless --url or --name names another one.
     """
     context.obj = Target(url, name)
 
 
-for command in (answer, cancel, check, count, ls, prune, resume, retry, rm, show):
+for command in (answer, cancel, check, count, ls, prune, resume, retry, rm, show, submit):
     runs.add_command(command)

@@ -9,7 +9,7 @@ import click
 from pocket_plug.cli.output import as_json, echo, echo_json, plural, progress
 from pocket_plug.cli.target import Target
 from pocket_plug.errors import CorruptRecordError, RunBusyError, RunStateError, UnknownRunError
-from pocket_plug.graph.durable import keys_of
+from pocket_plug.graph.durable.records import keys_of
 from pocket_plug.graph.runs import OPEN, RunInfo, Runs, RunState
 from pocket_plug.primitives.terminal import escaped
 

@@ -9,8 +9,7 @@ import click
 from pocket_plug.cli.output import as_json, echo, echo_json, only_json, print_table
 from pocket_plug.cli.run import load_graph
 from pocket_plug.cli.target import Target
-from pocket_plug.graph.durable import RunCheck
-from pocket_plug.graph.durable.check import OPEN_RECORDED
+from pocket_plug.graph.durable.check import OPEN_RECORDED, RunCheck
 from pocket_plug.graph.durable.states import graph_of, prefixes_in
 from pocket_plug.plugins.pocket import default_pocket
 from pocket_plug.primitives.signals import run_loop

@@ -13,7 +13,7 @@ from pocket_plug.cli.output import echo, echo_json, in_units, plural
 from pocket_plug.cli.target import Target
 from pocket_plug.codec import inspect_record
 from pocket_plug.errors import CodecError
-from pocket_plug.graph.durable import RunFailure
+from pocket_plug.graph.durable.states import RunFailure
 from pocket_plug.graph.runs import RunInfo, RunQuestion, Runs, RunValue
 from pocket_plug.graph.runs.info import shown_state
 from pocket_plug.primitives.terminal import escaped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -23,6 +23,8 @@ from .facts import print_state, say_how_to_resume
 
 if TYPE_CHECKING:
     from pocket_plug.layers.tracing import Capture
+
+T = TypeVar("T")
 
 
 def _resuming(command: Callable[..., None]) -> Callable[..., None]:
@@ -56,7 +58,7 @@ def resume(
         return await graph.resume(run_id, pocket=pocket, allow_changed=allow_changed, takeover=takeover)
 
     with only_json(as_json):
-        result = _with_graph(target, graph, resumed, trace, capture)
+        result = with_graph(target, graph, resumed, trace, capture)
     print_result(result, as_json)
 
 
@@ -93,7 +95,7 @@ def answer(
         return await graph.resume(run_id, answer=given, question=question, pocket=pocket, allow_changed=allow_changed)
 
     with only_json(as_json):
-        result = _with_graph(target, graph, answered, trace, capture)
+        result = with_graph(target, graph, answered, trace, capture)
     if isinstance(result, RunInfo) and leave:
         print_state(result, as_json)
         if not as_json and result.state == "pending":
@@ -102,18 +104,18 @@ def answer(
         print_result(result, as_json)
 
 
-def _with_graph(
+def with_graph(
     target: Target,
     name: str,
-    work: Callable[[Graph[Any, Any], Pocket], Awaitable[object]],
+    work: Callable[[Graph[Any, Any], Pocket], Awaitable[T]],
     trace: bool,
     capture: Capture | None,
-) -> object:
+) -> T:
     """Load a run's graph, and call `work` with it and a Pocket for the target's store."""
     target.make_default()
     title, graph = load_graph(name)
 
-    async def worked() -> object:
+    async def worked() -> T:
         async with default_pocket() as pocket:
             target.refuse_another(title, graph.place(pocket.store)[0], pocket.store.stack)
             return await work(graph, pocket)

@@ -12,7 +12,7 @@ from pocket_plug.cli.entries import sealing, text_of
 from pocket_plug.cli.output import as_json, echo, echo_json, in_units, plural, print_table
 from pocket_plug.cli.target import Target
 from pocket_plug.errors import as_date
-from pocket_plug.graph.durable import RunFailure
+from pocket_plug.graph.durable.states import RunFailure
 from pocket_plug.graph.runs import RunHistory
 from pocket_plug.graph.runs.info import shown_state
 from pocket_plug.primitives.terminal import escaped

@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pocket_plug.codec import Sealed
+from pocket_plug.codec import Sealed, register_type
 from pocket_plug.errors import CorruptRecordError, KeyNameError, StoreError
+from pocket_plug.graph.kinds.ask import Answered
 from pocket_plug.graph.nodes.chain import DEFAULT
 from pocket_plug.primitives.names import check_length, is_unicode
 from pocket_plug.primitives.names import escaped as escaped
@@ -46,6 +47,8 @@ MAX_GRAPH_BYTES = 255
 
 Status = Literal["pending", "running", "suspended", "failed", "cancelled", "finished"]
 """The recorded states. Whether a running run is stalled is not recorded: each observer finds it out."""
+
+register_type(Answered, tag="pocket_plug.Answered")  # recorded as the input of the node after an Ask
 
 
 # The fields of each record. They are checked, so that a value that another program has written is not taken for a run.
