@@ -87,11 +87,11 @@ class Target:
                 f"{title} has a store of its own, so its runs aren't in {self}; leave out --url and --name"
             )
 
-    def make_default(self) -> None:
+    def make_default(self, *, may_be_new: bool = False) -> None:
         """Make it the default Pocket's store, which graphs without their own store use."""
         if self.url is None and self.name is None:
             return
-        self._found(may_be_new=False)
+        self._found(may_be_new=may_be_new)
         pocket = default_pocket()
         table = StoreTable("--url", self.url) if self.url is not None else pocket.config.stores[self.name or ""]
         pocket.config = replace(pocket.config, store=table)

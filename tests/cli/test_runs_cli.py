@@ -913,6 +913,13 @@ def test_a_run_is_submitted_for_a_worker(own: Any) -> None:
     assert own("runs", "submit", "own.py", "r", "--input", '"hello"', "--json").json["state"] == "suspended"
 
 
+def test_a_first_run_is_submitted_to_a_new_file(here: Any) -> None:
+    """The store that is named needn't exist yet: as with `run`, and unlike the commands that look for runs."""
+    submitted = elsewhere("runs", "--url", "sqlite:///new.db", "submit", "shop.py:nap", "r", "--input", "x")
+    assert (submitted.code, submitted.out) == (0, "r  pending\n"), submitted.err
+    assert here("runs", "--url", "sqlite:///new.db", "ls", "--json").json[0]["state"] == "pending"
+
+
 def test_a_run_is_submitted_in_the_scope_of_its_graph(own: Any) -> None:
     """It has its state there, as the run itself will have."""
     Path("own.py").write_text(dedent(OWN).replace('name="own"', 'name="own", scope="tenant"'))

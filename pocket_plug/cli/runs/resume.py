@@ -110,9 +110,11 @@ def with_graph(
     work: Callable[[Graph[Any, Any], Pocket], Awaitable[T]],
     trace: bool,
     capture: Capture | None,
+    *,
+    may_be_new: bool = False,
 ) -> T:
     """Load a run's graph, and call `work` with it and a Pocket for the target's store."""
-    target.make_default()
+    target.make_default(may_be_new=may_be_new)
     title, graph = load_graph(name)
 
     async def worked() -> T:

@@ -37,5 +37,5 @@ def submit(target: Target, graph: str, run_id: str, given: str | None, as_json: 
         return await Runs(StoreScope(graph.place(pocket.store)[0])).get(run_id)
 
     with only_json(as_json):
-        run = with_graph(target, graph, submitted, trace=False, capture=None)
+        run = with_graph(target, graph, submitted, trace=False, capture=None, may_be_new=True)
     print_state(run, as_json)
