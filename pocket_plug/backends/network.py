@@ -26,6 +26,7 @@ from pocket_plug.errors import (
     AnswerLostError,
     ConfigError,
     ConflictError,
+    CorruptRecordError,
     StoreError,
     StoreUnreachableError,
 )
@@ -55,6 +56,17 @@ def check_store(system: str, store: str) -> None:
             f"{system}: store is {store!r:.80}; give a name of 1 to 40 letters, digits and any of `_.-` that begins with a "
             "letter or digit"
         )
+
+
+def name_in(server: str, found: bytes) -> str:
+    """The name of an entry, as a server lists it. Raises CorruptRecordError for one that no store has written."""
+    try:
+        return found.decode()
+    except UnicodeDecodeError:
+        raise CorruptRecordError(
+            f"{server}: an entry has the name {found[:80]!r}, which is not UTF-8: it is damaged, or another program wrote it; "
+            "remove it on the server"
+        ) from None
 
 
 # ---------------------------------------------------------------- one client for each event loop

@@ -193,8 +193,10 @@ def _text(path: Path) -> str:
 def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(_text(path))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also of an int with thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} can't be read: it is nested too deeply") from error
 
 
 def expand(value: Any, where: str) -> Any:

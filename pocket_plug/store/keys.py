@@ -200,7 +200,7 @@ class Key(ReadAs[K, K], Generic[K]):
         """
         if self._name is not None:
             return name == self._name
-        return self._declared.template.texts(name) is not None
+        return self._declared.template.matched(name) is not None
 
     def parse(self, name: str) -> Key[K] | None:
         """The key with its placeholders filled so that `name` is its name; None if the template doesn't make it.

@@ -51,7 +51,7 @@ def split_name(name: str) -> tuple[str, ...]:
 class Template:
     """A name with placeholders in it; a placeholder is written `{}` or `{name}`, and `{?}` or `{name?}` where it may be empty."""
 
-    __slots__ = ("_begin", "_pattern", "_rest", "names", "placeholders", "text")
+    __slots__ = ("_backwards", "_begin", "_rest", "names", "placeholders", "text")
 
     def __init__(self, text: str) -> None:
         self.text = check_name(text)
@@ -67,7 +67,7 @@ class Template:
         self._begin = literals[0]
         self._rest = [(mark == "?", literal) for mark, literal in zip(found[2::3], literals[1:], strict=True)]
         """Of each placeholder: may it be empty, and the text after it."""
-        self._pattern: re.Pattern[str] | None = None  # most templates are only filled
+        self._backwards: re.Pattern[str] | None = None  # most templates are only filled
 
     def in_order(self, values: Sequence[object], named: Mapping[str, object]) -> tuple[object, ...]:
         """The values in the order of the placeholders. Raises KeyNameError if they are too few or too many."""
@@ -89,20 +89,31 @@ class Template:
             name += part_of_name(values[position], self.text, may_be_empty=may_be_empty) + literal
         return check_name(name if self._begin else _unreserved(name))
 
-    def texts(self, name: str) -> tuple[str, ...] | None:
-        """The texts in the placeholders of a name, as they are escaped there; None if the template doesn't make such names."""
-        if self._pattern is None:
-            rest = [f"([^:]{'*' if may_be_empty else '+'}){re.escape(literal)}" for may_be_empty, literal in self._rest]
-            self._pattern = re.compile(re.escape(self._begin) + "".join(rest))
-        match = self._pattern.fullmatch(name)
-        return None if match is None else match.groups()
+    def matched(self, name: str) -> re.Match[str] | None:
+        """A match of the reversed name, whose groups are the texts in the placeholders, escaped and reversed; None if the
+        template doesn't make such names.
+
+        The first text is as long as possible, then the second, and so on. So the name is read from its end, and each text ends at
+        the next literal part: forwards, all ways would be tried, and a name can be made so that this takes hours.
+        """
+        if self._backwards is None:
+            self._backwards = self._reader()
+        return self._backwards.fullmatch(name[::-1])
+
+    def _reader(self) -> re.Pattern[str]:
+        texts = [f"[^:]{'*' if may_be_empty else '+'}" for may_be_empty, _ in self._rest]
+        literals = [re.escape(literal[::-1]) for literal in (self._begin, *(literal for _, literal in self._rest))]
+        pattern = literals.pop()
+        while len(texts) > 1:
+            pattern += f"(?>({texts.pop()}?){literals.pop()})"
+        return re.compile(pattern + (f"({texts[0]}){literals[0]}" if texts else ""))
 
     def values(self, name: str) -> tuple[str, ...] | None:
         """The values, as text, with which the template makes this name; None if there are none."""
-        texts = self.texts(name)
-        if texts is None:
+        match = self.matched(name)
+        if match is None:
             return None
-        values = tuple(map(_unescaped, texts))
+        values = tuple([_unescaped(text[::-1]) for text in reversed(match.groups())])
         try:
             return values if self.filled(values) == name else None
         except KeyNameError:  # the name is too long, for example

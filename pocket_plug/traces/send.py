@@ -139,6 +139,10 @@ def _post(session: requests.Session, url: SplitResult, request: bytes, spans: in
         reason = _of_connection(error, url)
         sent.refuse(spans, reason)
         return reason
+    except ValueError:  # from requests, which looks where a redirection leads to
+        reason = "the answer redirects to an invalid URL"
+        sent.refuse(spans, reason)
+        return reason
     if reason := _of_answer(answer):
         reason += WAYS_OUT.get(answer.status_code, "")
         sent.refuse(spans, reason)
@@ -194,7 +198,7 @@ def _partial(answer: requests.Response) -> tuple[int, str]:
             response.ParseFromString(answer.content)
     except (DecodeError, json_format.ParseError, UnicodeDecodeError):
         return 0, ""  # status 200 means that they were taken
-    return response.partial_success.rejected_spans, escaped(response.partial_success.error_message)[:200]
+    return max(response.partial_success.rejected_spans, 0), escaped(response.partial_success.error_message)[:200]
 
 
 def _said(answer: requests.Response) -> str:
@@ -207,17 +211,22 @@ def parsed(file: TraceFile, sent: Sent, advance: Callable[[int], None]) -> Itera
     """The file's requests as protobuf messages."""
     for line, size in file.requests():
         document = json.loads(line)
-        for found in _each_span(document):
-            _leave_out_messages(found)
-            for part in (found, *(found.get("links") or ())):
-                for name in ("traceId", "spanId", "parentSpanId"):
-                    if part.get(name):  # hex in OTLP/JSON; protobuf's JSON parser expects base64, with - and _
-                        part[name] = base64.urlsafe_b64encode(bytes.fromhex(part[name])).decode()
         try:
+            for found in _each_span(document):
+                _leave_out_messages(found)
+                _encode_ids(found)
             yield json_format.ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
-        except json_format.ParseError as error:
+        except (json_format.ParseError, ValueError) as error:
             sent.refuse(sum(1 for _ in _each_span(document)), f"invalid OTLP: {escaped(str(error))[:200]}")
         advance(size)
+
+
+def _encode_ids(span: dict[str, Any]) -> None:
+    """Convert the ids of a span and its links: hex in OTLP/JSON; protobuf's JSON parser expects base64, with - and _."""
+    for part in (span, *(span.get("links") or ())):
+        for name in ("traceId", "spanId", "parentSpanId"):
+            if part.get(name):
+                part[name] = base64.urlsafe_b64encode(bytes.fromhex(part[name])).decode()
 
 
 def _leave_out_messages(span: dict[str, Any]) -> None:

@@ -256,6 +256,44 @@ def test_a_foreign_file_is_refused_untouched(tmp_path: Path, make: str | None, s
     assert [file.name for file in tmp_path.iterdir()] == ["state.db"]
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("CREATE TRIGGER sly AFTER INSERT ON Entries BEGIN DELETE FROM entries; END", "'sly'"),
+        ("CREATE TRIGGER sly BEFORE UPDATE ON counter BEGIN SELECT RAISE(IGNORE); END", "'sly'"),
+        ("DROP TABLE entries; CREATE VIEW entries AS WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) "
+         "SELECT 'a' AS key, x'00' AS value, x AS version, NULL AS expires_at FROM c", "'entries'"),
+        ("DROP TABLE entries; CREATE TABLE entries (key TEXT NOT NULL PRIMARY KEY COLLATE NOCASE, value BLOB NOT NULL, "
+         "version INTEGER NOT NULL, expires_at REAL)", "'entries'"),
+        ("DROP TABLE entries; DROP TABLE counter", "'counter' and 'entries'"),
+    ],
+)  # fmt: skip
+def test_a_file_with_a_changed_schema_is_refused(tmp_path: Path, change: str, name: str) -> None:
+    """Whoever gives us a file could have its triggers remove what is acknowledged, or let a read never end."""
+    path = tmp_path / "state.db"
+    with SyncStore(SQLite(path)) as store:
+        store.set("a", 1)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(change)
+    for use in (SQLite(path).open, lambda: SQLite(path).probe(1.0)):
+        with pytest.raises(StoreError, match=f"state.db: {name} of its schema"):
+            asyncio.run(use())
+
+
+def test_tables_and_views_of_others_beside_ours_are_left_alone(tmp_path: Path) -> None:
+    """A report may have a view of the entries in the same file."""
+    path = tmp_path / "state.db"
+    with SyncStore(SQLite(path)) as store:
+        store.set("a", 1)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE VIEW report AS SELECT key FROM entries; CREATE INDEX mine ON entries (version); "
+            "CREATE TABLE theirs (x); CREATE TRIGGER t AFTER INSERT ON theirs BEGIN DELETE FROM theirs; END"
+        )
+    with SyncStore(SQLite(path)) as store:
+        assert store.get("a") == 1
+
+
 def test_two_processes_that_create_the_same_file_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If another process makes the file between the check and the creation, it is used."""
     path = tmp_path / "state.db"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -64,6 +65,16 @@ def test_a_wheel_has_the_right_files(wheels):
     assert viewer <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names} == {"pocket_plug", ours.name.split("-py3")[0] + ".dist-info"}
+
+
+def test_a_source_distribution_has_the_right_files(tmp_path):
+    """Nothing of the plugins, which have their own."""
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, folder=ROOT)
+    [made] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(made) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    assert {"pyproject.toml", "LICENSE", "pocket_plug/py.typed", "tests/conftest.py"} <= names
+    assert {name.split("/")[0] for name in names if "/" in name} == {"pocket_plug", "tests", "examples", "docs"}
 
 
 def test_a_plugins_wheel_stands_alone(wheels):

@@ -123,6 +123,8 @@ def test_a_foreign_pyproject_is_left_alone():
         ("[plugins]\ndisable = [3]", "pocket.toml [plugins].disable[0] must be a name, not int"),
         ("[plugins]\ndisabel = ['x']", "pocket.toml [plugins.disabel]: this is a table, not a list of 1 item"),
         ("[store", "pocket.toml is not valid TOML: "),
+        (f"[store]\nurl = {'9' * 5000}", "pocket.toml is not valid TOML: "),
+        (f"[store]\nlayers = {'[' * 5000}{']' * 5000}", "pocket.toml can't be read: it is nested too deeply"),
     ],
 )
 def test_invalid_configurations(text, message):

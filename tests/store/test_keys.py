@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import sys
 from collections.abc import Callable
 from datetime import date, datetime
@@ -162,6 +163,23 @@ def test_a_name_of_another_template_is_not_parsed() -> None:
     parsed = PROFILE.parse("user:7:profile")
     assert parsed == PROFILE(7)
     assert hash(parsed) == hash(PROFILE(7))
+
+
+@given(st.lists(st.sampled_from(["{}", "{?}", "a", "-", ":", "--", "-a"]), max_size=7), st.text("a-:", max_size=9))
+def test_of_several_ways_to_read_a_name_the_first_value_is_the_longest(parts: list[str], name: str) -> None:
+    """As a regular expression reads it that tries all ways."""
+    values = {"{}": "([^:]+)", "{?}": "([^:]*)"}
+    tried = re.fullmatch("".join(["k:([^:]+)", *(values.get(part, part) for part in parts)]), f"k:{name}")
+    read = Key("".join(["k:{}", *parts])).parse(f"k:{name}")
+    assert (None if read is None else read.values) == (None if tried is None else tried.groups())
+
+
+def test_a_name_is_read_in_linear_time() -> None:
+    """Names may come from users, and a node's `writes` are compared with each name that it writes: these would take hours."""
+    key, name = Key("u:{}-{}-{}-{}-{}"), f"u:{'-' * 1000}"
+    assert not key.matches(f"{name}:x")
+    assert key.parse(name) is not None
+    assert not Key("u:{}-{}-{}-{}-{}x").matches(name)
 
 
 def test_a_hole_may_be_empty_if_the_key_says_so() -> None:

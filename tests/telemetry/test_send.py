@@ -144,6 +144,29 @@ def test_partial_success_is_reported(
     assert "not accepted: 2 spans, too old" in said
 
 
+def test_an_odd_answer_is_reported(file: Path, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
+    """A redirection is not followed, wherever it leads to."""
+    otlp_sink._set((302, {"Location": "http://["}), hanging=False)
+    assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
+    assert "not accepted: 6 spans, the answer redirects to an invalid URL" in capsys.readouterr().err
+
+
+def test_an_invalid_id_of_a_link_keeps_no_other_span_back(
+    file: Path, otlp_sink: Sink, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other tools write it too."""
+    first, *others = file.read_text().splitlines(keepends=True)
+    document = json.loads(first)
+    [span] = document["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    span["links"] = [{"traceId": "no hex", "spanId": "0123456789abcdef"}]
+    file.write_text(json.dumps(document) + "\n" + "".join(others))
+    assert main(["trace", "send", str(file), "--to", otlp_sink.url]) == 1
+    said = capsys.readouterr().err
+    assert "sent 5 spans" in said
+    assert "not accepted: 1 span, invalid OTLP: non-hexadecimal number" in said
+    assert len(otlp_sink.spans) == 5
+
+
 def test_an_unreachable_backend(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The reason is printed, in one line, and the exit code is 1."""
     with socket.socket() as free:

@@ -140,7 +140,13 @@ def test_a_value_that_another_program_has_written_is_an_error() -> None:
     """It never looks like a missing value."""
     store = Store()
     kv = KeyValue(store)
-    for found, error in ((7, ValueTypeError), ("{", DeserializationError), ("[]", DeserializationError)):
+    found: object
+    for found, error in (
+        (7, ValueTypeError),
+        ("{", DeserializationError),
+        ("[]", DeserializationError),
+        ("[" * 100_000, DeserializationError),
+    ):
         store.sync.set("default_collection:a", found)
         with pytest.raises(error):
             asyncio.run(kv.get("a"))

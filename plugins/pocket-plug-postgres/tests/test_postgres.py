@@ -261,6 +261,23 @@ def test_a_key_as_long_as_it_may_be(instances: Make) -> None:
     run(instances(), scenario)
 
 
+def test_a_connection_string_is_shown_without_secrets() -> None:
+    """Also if it is no URL, whatever else is in it, and in each way in which libpq lets one write a value."""
+    for secret in (
+        "password=hunter2",
+        r"password=hunter\ 2",
+        "password = 'hunter 2'",
+        "sslpassword=hunter2",
+        "password=hunter2 application_name=https://shop.example",
+        "oauth_client_secret=hunter2 oauth_issuer=https://a.example oauth_client_id=b",
+    ):
+        shown = repr(PostgreSQL(f"host=db.example {secret} user=app"))
+        assert "hunter" not in shown
+        assert "2 " not in shown
+        assert "host=db.example" in shown
+        assert "user=app" in shown
+
+
 def test_a_damaged_record_is_an_error(
     instances: Make,
     shared_server: Server,
@@ -287,6 +304,42 @@ def test_a_damaged_record_is_an_error(
                     await reading
 
     run(instances(), scenario)
+
+
+def test_a_name_that_is_not_utf_8_is_an_error(instances: Make, shared_server: Server, data_set: str) -> None:
+    """pocket_plug never writes one. A scan neither skips it, nor raises an error that isn't pocket_plug's."""
+    entries = f'"pocket_plug_{data_set}".entries'
+
+    async def scenario(backend: Backend) -> None:
+        await backend.write([Put("a", 1)])
+        await asyncio.to_thread(rows, shared_server, f"INSERT INTO {entries} VALUES ('\\x6bc328'::bytea, '', 1, NULL)")
+        for reverse in (False, True):
+            with pytest.raises(CorruptRecordError, match=rf"store '{data_set}'.*b'k\\xc3\('"):
+                [key async for key in backend.scan(reverse=reverse)]
+        assert [key async for key in backend.scan("a")] == ["a"]
+
+    run(instances(), scenario)
+
+
+def test_no_operator_of_another_role_is_called(instances: Make, shared_server: Server) -> None:
+    """Up to PostgreSQL 14 any role may create operators in `public`. One that fits our arguments better than PostgreSQL's own
+    would be executed with the rights of whoever writes."""
+    rows(shared_server, "CREATE ROLE mallory; GRANT CREATE ON SCHEMA public TO mallory")
+    try:
+        rows(
+            shared_server,
+            "SET ROLE mallory; CREATE FUNCTION public.evil(bigint, integer) RETURNS bigint LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE 'evil as %', current_user; END$$; "
+            "CREATE OPERATOR public.& (FUNCTION = public.evil, LEFTARG = bigint, RIGHTARG = integer)",
+        )
+
+        async def scenario(backend: Backend) -> None:
+            version = await backend.write([Put("a", 1)])
+            await backend.write([Put("a", 2)], {"a": version})
+
+        run(instances(), scenario)
+    finally:
+        rows(shared_server, "DROP OWNED BY mallory CASCADE; DROP ROLE mallory")
 
 
 def test_the_check_finds_what_reading_does_not_show(instances: Make, shared_server: Server, data_set: str) -> None:

@@ -660,6 +660,25 @@ def test_what_is_damaged_is_an_error_and_check_finds_the_rest(
     with_backend(url, use)
 
 
+def test_a_name_that_is_not_utf_8_is_an_error(fresh_url: Callable[[str], str], valkey_server: Server) -> None:
+    """pocket_plug never writes one. A scan neither skips it, nor raises an error that isn't pocket_plug's."""
+    url = fresh_url("")
+    index = "{pocket:" + url.rpartition("=")[2] + "}/names"
+
+    async def use(backend: Redis) -> None:
+        await backend.write([Put("a", 1)])
+        import redis
+
+        with redis.Redis.from_url(valkey_server.url) as raw:
+            raw.zadd(index, {b"k\xc3(": 0})
+        for reverse in (False, True):
+            with pytest.raises(CorruptRecordError, match=r"store=?.*b'k\\xc3\('"):
+                [key async for key in backend.scan(reverse=reverse)]
+        assert [key async for key in backend.scan("a")] == ["a"]
+
+    with_backend(url, use)
+
+
 @pytest.mark.parametrize("name", ["names", "ends", "slots"])
 def test_a_write_that_meets_another_program_s_key_is_not_done(
     fresh_url: Callable[[str], str], valkey_server: Server, name: str

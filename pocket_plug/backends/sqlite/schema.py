@@ -6,7 +6,9 @@ import sqlite3
 
 from pocket_plug.errors import StoreError
 
-from .statements import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, SHRINKS, WHOSE
+from .statements import APPLICATION_ID, MADE, SCHEMA, SCHEMA_VERSION, SHRINKS, WHOSE
+
+_OURS = {(made.split()[2], " ".join(made.split())) for made in SCHEMA if made.startswith("CREATE TABLE")}
 
 
 def prepare(connection: sqlite3.Connection, path: str, power: bool) -> None:
@@ -37,7 +39,7 @@ def open_logs(connection: sqlite3.Connection) -> None:
 
 
 def is_new(connection: sqlite3.Connection, path: str) -> bool:
-    """Has the file no tables yet? Raises StoreError for another program's file, and for a schema that we don't know."""
+    """Has the file no tables yet? Raises StoreError for another program's file, and for a schema that isn't ours."""
     application, schema, tables = connection.execute(WHOSE).fetchone()
     if (application, schema, tables) == (0, 0, 0):
         return True
@@ -47,4 +49,19 @@ def is_new(connection: sqlite3.Connection, path: str) -> bool:
         raise StoreError(
             f"{path} has schema {schema}, but this pocket_plug knows only schema {SCHEMA_VERSION}; upgrade pocket_plug"
         )
+    _check_tables(connection, path)
     return False
+
+
+def _check_tables(connection: sqlite3.Connection, path: str) -> None:
+    """Raise StoreError unless the tables are as we make them.
+
+    Somebody may have made the file. A trigger could remove what was acknowledged; a view in place of a table could be endless.
+    """
+    found = {(name, " ".join(sql.split())) for name, sql in connection.execute(MADE)}
+    if changed := sorted({name for name, _ in found ^ _OURS}):
+        raise StoreError(
+            f"{path}: {' and '.join(map(repr, changed))} of its schema is not as pocket_plug makes it, which has the tables "
+            "'entries' and 'counter' without triggers, views in their place, or further columns; drop what was added, or restore "
+            "a backup"
+        )

@@ -22,6 +22,9 @@ SHRINK = "PRAGMA incremental_vacuum({})"  # a pragma takes no `?`
 FREE = "SELECT auto_vacuum, freelist_count, page_size FROM pragma_auto_vacuum, pragma_freelist_count, pragma_page_size"
 WHOSE = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
             FROM pragma_application_id, pragma_user_version"""
+# A forged schema may have other types there.
+MADE = """SELECT CAST(name AS TEXT), coalesce(CAST(sql AS TEXT), '') FROM sqlite_master
+           WHERE type IN ('table', 'view', 'trigger') AND lower(tbl_name) IN ('entries', 'counter')"""
 READ = "SELECT value, version, expires_at FROM entries WHERE key = ?"
 # Returns the key as well. Twice `?` and never `?1`, which Python 3.12.1 takes for a name and warns about.
 READ_MANY = "SELECT ?, value, version, expires_at FROM entries WHERE key = ?"

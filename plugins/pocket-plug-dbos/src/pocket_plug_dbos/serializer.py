@@ -13,9 +13,11 @@ from pocket_plug.errors import CorruptRecordError
 
 
 class PocketSerializer(Serializer):
-    """For `DBOSConfig["serializer"]`: encodes values as a store does, so that nothing read from the database is executed.
+    """For `DBOSConfig["serializer"]`: encodes values as a store does, and pickles nothing.
 
     The codec must know the types, as in a store. An exception that can't be restored becomes a RecordedError: its type and text.
+    DBOS itself still unpickles a value whose row in its database says that it was pickled, whatever the serializer is. So only
+    who may execute code in your processes may write to that database.
 
     >>> serializer = PocketSerializer()
     >>> serializer.deserialize(serializer.serialize({"args": (1, "two"), "kwargs": {}}))

@@ -132,8 +132,9 @@ def _value(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         value: dict[str, Any] | list[Any] | str | float | None = json.loads(text)
-    except ValueError as error:
-        raise DeserializationError("the stored value is not JSON, so another program has written it") from error
+    except (ValueError, RecursionError) as error:
+        what = "is nested too deeply" if isinstance(error, RecursionError) else "is not JSON"
+        raise DeserializationError(f"the stored value {what}, so another program has written it") from error
     if not isinstance(value, dict):
         raise DeserializationError("the stored value is JSON, but not an object, so another program has written it")
     return value

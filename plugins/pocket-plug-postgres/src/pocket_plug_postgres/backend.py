@@ -23,7 +23,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo
 
-from pocket_plug.backends.network import Attempt, PerLoop, Retrying, Slots, Token, check_store
+from pocket_plug.backends.network import Attempt, PerLoop, Retrying, Slots, Token, check_store, name_in
 from pocket_plug.backends.pool import Pool
 from pocket_plug.codec import bound, default_codec, is_whole, place_of, record_of
 from pocket_plug.errors import (
@@ -37,7 +37,7 @@ from pocket_plug.errors import (
     WriteSizeError,
     suggest,
 )
-from pocket_plug.primitives.redaction import MASK, public_url
+from pocket_plug.primitives.redaction import MASK, URL_SCHEME, public_url
 from pocket_plug.primitives.urls import LEAST_WAIT, PERCENT, one_of, seconds, url_options
 from pocket_plug.store.backend import NO_EXPECTATIONS, Backend, Change, Entry, ProbeResult, Put, Watcher
 
@@ -265,7 +265,7 @@ class PostgreSQL(Backend):
             for key, ends in page:
                 ends_at = number(ends)
                 if ends_at is None or now < ends_at:
-                    yield (key or b"").decode()
+                    yield name_in(self._data.server, key or b"")
                     given += 1
                     if given == limit:
                         return
@@ -583,7 +583,7 @@ def _parsed(conninfo: str, shown: str, timeout: float) -> tuple[str, list[tuple[
     except (psycopg.Error, UnicodeDecodeError) as error:
         text = re.sub(r'"[^"]*"', '"…"', str(error)).strip()  # libpq may quote a part of the password
         # any word of the string may be the password
-        what = repr(shown) if "://" in shown else "postgresql: the connection string"
+        what = repr(shown) if URL_SCHEME.match(shown) else "postgresql: the connection string"
         raise ConfigError(f"{what}: libpq can't read it ({text})") from None
 
     database = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "the user's"
@@ -592,7 +592,7 @@ def _parsed(conninfo: str, shown: str, timeout: float) -> tuple[str, list[tuple[
 
 
 def _shown(conninfo: str) -> str:
-    """A connection string without its password."""
-    if "://" in conninfo:
+    """A connection string without its passwords and its secret of OAuth."""
+    if URL_SCHEME.match(conninfo):  # and not just anywhere in it: another option may have a URL
         return public_url(conninfo)
-    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", rf"\1{MASK}", conninfo)
+    return re.sub(r"((?:password|secret)\s*=\s*)('(?:[^'\\]|\\.)*'|(?:[^\s\\]|\\.)+)", rf"\1{MASK}", conninfo)

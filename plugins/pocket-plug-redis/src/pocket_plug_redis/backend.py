@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from redis.exceptions import BusyLoadingError, ResponseError
 
 from pocket_plug import Backend, Change, CodecError, ConflictError, CorruptRecordError, Delete, Entry, StoreError
-from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store
+from pocket_plug.backends.network import DEFAULT_STORE, Attempt, PerLoop, Retrying, Slots, Token, check_store, name_in
 from pocket_plug.codec import bound, default_codec, is_whole, place_of, record_of
 from pocket_plug.errors import AnswerLostError, StoreBusyError, StoreClosedError, WriteSizeError
 from pocket_plug.primitives.urls import LEAST_WAIT, one_of, seconds, url_options
@@ -241,7 +241,7 @@ class Redis(Backend):
             arguments = (2, self._names, self._ends, command, first, last, size, repr(self.clock()))
             found: list[bytes] = await self.run_script(SCAN, *arguments)
             for name in found[1:]:
-                yield name.decode()
+                yield name_in(self._title, name)
                 given += 1
                 if given == limit:
                     return
