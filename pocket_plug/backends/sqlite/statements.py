@@ -5,6 +5,7 @@ from __future__ import annotations
 APPLICATION_ID = 0x504B5047
 SCHEMA_VERSION = 1
 
+# A file whose CREATE TABLE has another text is refused, so another text needs another version.
 # A rowid table: WITHOUT ROWID saves nothing on small values and doubles the time from half a kilobyte on, since its
 # tree moves all but the smallest rows to overflow pages.
 SCHEMA = (
