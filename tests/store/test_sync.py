@@ -245,9 +245,8 @@ def test_a_deleted_store_ends_its_loop(new_threads: Callable[[], list[threading.
 
     class Refused(FaultyMemory):
         async def open(self) -> None:
-            asyncio.get_running_loop().call_later(
-                3600, int
-            )  # as a connection, it keeps the context in which it was made
+            # as a connection does, it keeps the context in which it was made
+            asyncio.get_running_loop().call_later(3600, int)
             if not opens:
                 raise ConnectionError("no")
 
