@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
+from weakref import WeakMethod
 
 from pocket_plug.errors import ConfigError, ConflictError, StoreClosedError
 from pocket_plug.primitives.redaction import conceal, named, public_url
@@ -34,7 +35,9 @@ class Stack(Layer):
         """The name at which the last search for items of removed lists ended; "" before the first search."""
         self.rounds_owed = 0
         """How many times such searches must still reach the last name: after a find twice, so that one round finds nothing."""
-        self.gates = Gates(self._route_writes)
+        # Weak: a connection keeps the context in which it was made, and in it the gates: a dropped store would never end.
+        route = WeakMethod(self._route_writes)
+        self.gates = Gates(lambda has_priority: (found := route()) and found(has_priority))
         self.backoff = Backoff()
         self.combiner = Combiner(self, self.gates, self.pause_after)
         # a range, made each time, takes four times as long

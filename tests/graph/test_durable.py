@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from pocket_plug import (
     END,
+    Action,
     Answered,
     Ask,
     CodecError,
@@ -42,6 +43,7 @@ from pocket_plug import (
     RunChangedError,
     RunFencedError,
     RunMismatchError,
+    Runs,
     RunSuspendedError,
     StepLimitError,
     Store,
@@ -494,6 +496,52 @@ def test_a_resumed_fan_out_reads_its_input_a_few_times_not_for_each_item(tmp_pat
             assert await graph.resume("r") == [*range(50)]
         assert sum(":item:" in key for key in read) == 50
         assert 0 < read[f"{RUN}r"] < 10
+
+    asyncio.run(main())
+
+
+def test_each_turn_of_a_long_run_reads_only_the_question_that_is_open(tmp_path: Path) -> None:
+    """A conversation asks thousands of questions, and a poller sleeps as often: their records are the run's history."""
+    read = Counter[str]()
+
+    class Counting(Layer):
+        async def read(self, key: str) -> Entry | None:
+            read[key] += 1
+            return await self.inner.read(key)
+
+    class Turn(Node[Answered[int, str], int]):
+        again = Action[int]()
+
+        async def post(
+            self, store: StoreWriter, input: Answered[int, str], prepared: object, result: object
+        ) -> Next[int]:
+            return self.again(input.input + 1)
+
+    ask, turn = Ask[int, str](str, question="next?"), Turn()
+
+    async def main() -> None:
+        async with stored(tmp_path, layers=[Counting()]) as store:
+            talk, runs = Graph(ask >> turn, turn.again >> ask, store=store, name="talk"), Runs(store)
+            with pytest.raises(RunSuspendedError):
+                await talk.run(0, run_id="r")
+            for number in range(1, 13):
+                read.clear()
+                assert [each.id for each in (await runs.list()).runs[0].questions] == [f"ask#{number}"]
+                assert [each.id for each in await runs.questions("r")] == [f"ask#{number}"]
+                named: Any = [f"ask#{number}", ask][number % 2]
+                if number % 3:
+                    await runs.answer("r", "well", question=named)
+                    with pytest.raises(RunSuspendedError):
+                        await talk.resume("r")
+                else:
+                    with pytest.raises(RunSuspendedError):
+                        await talk.resume("r", answer="well", question=named)
+                waits = {key.rpartition(":")[2] for key in read if ":wait:" in key}
+                assert waits <= {f"ask#{number}", f"ask#{number + 1}"}
+            await runs.answer("r", "well", question="ask#1")  # the same answer may come late
+            with pytest.raises(RunMismatchError, match="already answered"):
+                await talk.resume("r", answer="ill", question="ask#2")
+            assert len((await runs.history("r")).questions) == 13
 
     asyncio.run(main())
 

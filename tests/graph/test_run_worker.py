@@ -1259,6 +1259,30 @@ def test_many_such_runs_do_not_hide_others(url: str) -> None:
     asyncio.run(main())
 
 
+def test_a_review_reads_no_records_of_the_runs_that_are_skipped(tmp_path: Path) -> None:
+    """Thousands may wait for workers of another version, each with its input: all of them were read once a second."""
+    read: list[str] = []
+
+    class Seen(Layer):
+        async def read(self, key: str) -> Entry | None:
+            read.append(key)
+            return await self.inner.read(key)
+
+    async def main() -> None:
+        async with Store(f"sqlite:///{tmp_path}/state.db?durability=process", layers=[Seen()]) as store:
+            finder = Finder(graph, graph.own_place(object(), store))  # type: ignore[arg-type]  # as above
+            for number in range(3):
+                await graph.submit(number, run_id=f"d-{number}", store=store)
+                entry = await store.stack.read(keys_of(f"d-{number}")[0])
+                finder.refuse(f"d-{number}", entry.version if entry is not None and number else -1)
+            read.clear()
+            await finder.review()
+            assert {key for key in read if key.startswith(RUN)} == {f"{RUN}d-0"}  # that one could not be read before
+            assert [ready.run_id for ready in await finder.find(1)] == ["d-0"]
+
+    asyncio.run(main())
+
+
 def test_runs_of_other_graphs_are_left_alone(url: str) -> None:
     """They stay pending, for a worker that has their graph."""
 

@@ -241,10 +241,12 @@ def test_a_store_that_needs_a_loop_starts_one_and_ends_it(
 
 @pytest.mark.parametrize("opens", [True, False])
 def test_a_deleted_store_ends_its_loop(new_threads: Callable[[], list[threading.Thread]], opens: bool) -> None:
-    """Repeated attempts to open a store, or forgotten closes, leave no threads behind."""
+    """Repeated attempts to open a store, or forgotten closes, leave no threads behind, nor the connections to a server."""
 
     class Refused(FaultyMemory):
         async def open(self) -> None:
+            # as a connection does, it keeps the context in which it was made
+            asyncio.get_running_loop().call_later(3600, int)
             if not opens:
                 raise ConnectionError("no")
 

@@ -13,10 +13,10 @@ from pocket_plug.store.reading import Found, read_each, readable
 from pocket_plug.store.stack import Stack, StorePlace
 
 from .judging import How, Judge, RunRecords
-from .records import BATCH, RUN, check_start, field_of, next_place, node_of, part_of, read_run, start_key, status_of
+from .records import BATCH, RUN, check_start, field_of, node_of, part_of, read_run, start_key, status_of
 from .request import prepare
 from .states import STATE, states_of
-from .waits import read_wait, wait_key, waits_in
+from .waits import current_place, read_wait, wait_key, waits_in
 
 OPEN_RECORDED = ("pending", "running", "suspended", "failed")
 """The recorded states of runs that may be resumed."""
@@ -94,7 +94,7 @@ def _asking(key: str, entry: Found) -> str | None:
         frames = read_run(key, readable(entry))[1].frames
     except PocketError:
         return None
-    return wait_key(part_of(key), next_place("", frames, False)[1:])
+    return wait_key(part_of(key), current_place(frames))
 
 
 def _scope_of(start: Found | None, scope: str) -> str:

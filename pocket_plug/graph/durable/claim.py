@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -33,6 +33,7 @@ from .states import RunFailure, State, put_state, read_state, state_key, state_o
 from .waits import (
     PlacedWait,
     already_settled,
+    current_place,
     is_same,
     put_wait,
     step_of_place,
@@ -40,6 +41,7 @@ from .waits import (
     wait_key,
     waits_in,
     waits_of,
+    waits_to_answer,
     wanted_question,
 )
 
@@ -158,7 +160,14 @@ async def _judged(
     checkpoint = journal.checkpoint
     waits = waits_in(record, checkpoint.frames)
     writes.add(*(put_wait(journal.part, each.place, each.wait) for each in waits.values()))
-    waits |= await waits_of(journal.stack, journal.part)
+
+    def read(at: str) -> Awaitable[Mapping[str, PlacedWait]]:
+        return waits_of(journal.stack, journal.part, at)
+
+    if journal.wanted.answer is MISSING:
+        waits |= await read(current_place(checkpoint.frames))
+    else:
+        waits |= await waits_to_answer(read, checkpoint.frames, journal.wanted.question)
     if status_of(record) == "finished":
         return waits, {}
     kept = RunRecords(journal.id, journal.part, record, start, checkpoint.frames, waits)

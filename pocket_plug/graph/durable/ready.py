@@ -12,13 +12,16 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+from pocket_plug.errors import ConflictError
 from pocket_plug.graph.planning.plan import PlannedGraph
+from pocket_plug.primitives.batches import batched
 from pocket_plug.store.backend import Entry
+from pocket_plug.store.listing import batch_size
 from pocket_plug.store.reading import read_each
 from pocket_plug.store.scanning import paged
 from pocket_plug.store.stack import Stack, StorePlace
 
-from .records import RUN, escaped
+from .records import BATCH, RUN, escaped
 from .stalled import StallWatch
 from .states import WAKE, State, StateKey, sortable_time, states_of, wakes_of
 
@@ -88,10 +91,20 @@ class Finder:
         return found
 
     async def _forget(self) -> None:
-        """Stop skipping runs whose record has changed, and those without a version."""
+        """Stop skipping runs whose record has changed, and those without a version.
+
+        The versions are checked by a write without changes: a read would take the records, which have the inputs of the runs.
+        """
         kept = {run_id: version for run_id, version in self._refused.items() if version is not None}
-        now = await versions_of(self.stack, kept)
-        self._refused = {run_id: version for run_id, version in kept.items() if now[run_id] == version}
+        damaged = await versions_of(self.stack, [run_id for run_id, version in kept.items() if version < 0])
+        changed = {run_id for run_id, version in damaged.items() if version >= 0}
+        expected = {RUN + escaped(run_id, ":"): run_id for run_id in kept if run_id not in damaged}
+        for keys in batched([*expected], batch_size(self.stack, BATCH)):
+            try:
+                await self.stack.write((), {key: kept[expected[key]] for key in keys})
+            except ConflictError as conflict:
+                changed |= {expected[key] for key in conflict.keys or keys}
+        self._refused = {run_id: version for run_id, version in kept.items() if run_id not in changed}
 
 
 async def versions_of(stack: Stack, run_ids: Iterable[str]) -> dict[str, int]:

@@ -90,7 +90,7 @@ class Items:
                     checkpoint.load(entry)
                     self.versions[key] = entry.version
                     self._add(key.removeprefix(self.part + ITEM), tuple(checkpoint.frames))
-            self.waits = {**self.waits, **await waits_of(stack, self.part)}
+            self.waits = {**self.waits, **await waits_of(stack, self.part, at.place[1:])}
             for place in self.waits:
                 self._add(escaped(f"/{place}", ":"), None)
         return self._standing(form, frames)

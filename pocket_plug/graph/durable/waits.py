@@ -7,7 +7,7 @@ as a part of the run's history.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -84,12 +84,31 @@ def read_wait(part: str, key: str, entry: Entry) -> PlacedWait:
         ) from None
 
 
-async def waits_of(stack: Backend, part: str) -> dict[str, PlacedWait]:
-    """All waits of a run, open and settled, by place. Raises CorruptRecordError."""
-    keys = [key async for key in stack.scan(part + WAIT)]
+async def waits_of(stack: Backend, part: str, at: str = "") -> dict[str, PlacedWait]:
+    """The waits of a run, open and settled, by place: those whose places begin with `at`. Raises CorruptRecordError."""
+    keys = [key async for key in stack.scan(wait_key(part, at))]
     found = await stack.read_many(keys) if keys else {}
     waits = [read_wait(part, key, found[key]) for key in keys if key in found]
     return {each.place: each for each in waits}
+
+
+def current_place(frames: Sequence[Frame]) -> str:
+    """The place where a run is: all its open waits are there, or below that, in items and nested graphs."""
+    return next_place("", frames, is_item=False)[1:]
+
+
+async def waits_to_answer(
+    read: Callable[[str], Awaitable[Mapping[str, PlacedWait]]], frames: Sequence[Frame], question: str | AnyNode | None
+) -> Mapping[str, PlacedWait]:
+    """The waits from which it can be known which question is meant. `read` reads those whose places begin with a text.
+
+    These are all that the run ever had, thousands in a long one, only if the meant one isn't open now, or if none is named.
+    """
+    if question is not None:
+        found = await read(current_place(frames))
+        if question in found or any(each.wait.is_open and _is_of(question, place) for place, each in found.items()):
+            return found
+    return await read("")
 
 
 def waits_in(record: Record, frames: Sequence[Frame]) -> dict[str, PlacedWait]:
@@ -100,7 +119,7 @@ def waits_in(record: Record, frames: Sequence[Frame]) -> dict[str, PlacedWait]:
     if not is_open and not record["is_answered"]:
         return {}
     answer, settled = (None, None) if is_open else (record["answer"], record["updated"])
-    place = next_place("", frames, False)[1:]
+    place = current_place(frames)
     return {
         place: PlacedWait(
             place, Wait("question", record["updated"], record["question"], answer=answer, settled=settled)
@@ -153,10 +172,10 @@ def wanted_question(
         found = [question] if question in asked else []
         what = f"it has no question {question!r}"
     else:
-        name = options_of(question).name
-        found = [place for place in open_ones if name in _askers(place)]
-        found = found or [place for place in asked if name in _askers(place)][-1:]
-        what = f"node {name!r} has asked {'several questions' if found else 'nothing'}; give the question's id"
+        found = [place for place in open_ones if _is_of(question, place)]
+        found = found or [place for place in asked if _is_of(question, place)][-1:]
+        asked_what = "several questions" if found else "nothing"
+        what = f"node {options_of(question).name!r} has asked {asked_what}; give the question's id"
     if len(found) == 1:
         return asked[found[0]]
     rest = (
@@ -201,10 +220,12 @@ def names_in(place: str) -> list[tuple[str, bool]]:
     return found
 
 
-def _askers(place: str) -> tuple[str, ...]:
-    """The possible names of the node that asks at a place: if an `each` takes its items through the Ask, both their names."""
+def _is_of(question: str | AnyNode, place: str) -> bool:
+    """May this node be the one that asks at a place? If an `each` takes its items through an Ask, both their names mean it."""
+    if isinstance(question, str):
+        return False
     name, is_item = names_in(place)[-1]
-    return (name, name.removeprefix("each_")) if is_item else (name,)
+    return options_of(question).name in ((name, name.removeprefix("each_")) if is_item else (name,))
 
 
 def step_of_place(plan: Plan, place: str) -> Step | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pocket_plug.codec import default_codec
@@ -17,6 +18,7 @@ from pocket_plug.graph.durable.waits import (
     put_wait,
     read_wait,
     step_of_place,
+    waits_to_answer,
     wanted_question,
 )
 from pocket_plug.graph.kinds.ask import AskStep
@@ -41,7 +43,7 @@ async def answer(
     encoded, stack = default_codec.encode(value), watch.stack
     while True:
         seen = await must_see(watch, run_id)
-        waits = {each.place: each for each in await waits_for(stack, seen)}
+        waits = await waits_to_answer(partial(_waits, stack, seen), seen.checkpoint.frames, question)
         asked = wanted_question(run_id, waits, question, seen.status)
         if not asked.wait.is_open:
             if asked.wait.answer is None or not is_same(asked.wait.answer, encoded, value):
@@ -57,6 +59,10 @@ async def answer(
             answered = await _leave(stack, seen, settled, asked)
         if answered is not None:
             return info_of(answered)
+
+
+async def _waits(stack: Backend, seen: Seen, at: str) -> Mapping[str, PlacedWait]:
+    return {each.place: each for each in await waits_for(stack, seen, at)}
 
 
 def _check(run_id: str, asked: PlacedWait, value: object, graph: PlannedGraph | None) -> None:

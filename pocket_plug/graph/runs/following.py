@@ -33,7 +33,7 @@ from pocket_plug.primitives.batches import batched
 from pocket_plug.store.backend import Entry
 from pocket_plug.store.reading import read_each
 
-from .info import info_of, waits_for
+from .info import info_of, waits_now
 from .operations import must_see
 
 PAGE = 1_000
@@ -100,7 +100,7 @@ class _Follower:
             async for event in self._standing(seen):
                 yield event
         if is_changed and info.state == "suspended":
-            open_ones = [each for each in await waits_for(self._stack, seen) if each.wait.is_open]
+            open_ones = [each for each in await waits_now(self._stack, seen) if each.wait.is_open]
             yield Suspended(self._id, {each.place: _asked(each) for each in open_ones if _is_asked(each)}, info.wake_at)
         elif info.state in ("failed", "cancelled"):
             self.is_over = True
@@ -168,7 +168,7 @@ class _Follower:
             yield event
         async for event in self._items(seen, at):
             yield event
-        for each in await waits_for(self._stack, seen):
+        for each in await waits_now(self._stack, seen):
             is_new = each.wait.is_open and _is_asked(each) and each.place not in self._yielded
             if is_new and (place := _parsed(each.place)) is not None and _is_part(place, at):
                 self._yielded.add(each.place)

@@ -15,7 +15,7 @@ from pocket_plug.graph.durable.moving import Seen, seen_of
 from pocket_plug.graph.durable.records import RUN, node_of
 from pocket_plug.graph.durable.states import RunFailure, trace_id
 from pocket_plug.graph.durable.states import RunState as RunState
-from pocket_plug.graph.durable.waits import WAIT, PlacedWait, read_wait, waits_in
+from pocket_plug.graph.durable.waits import PlacedWait, current_place, read_wait, wait_key, waits_in
 from pocket_plug.primitives.values import Value
 from pocket_plug.store.backend import Backend, Entry
 from pocket_plug.store.reading import Found, read_each, readable
@@ -314,12 +314,17 @@ def seen_in(name: str, state_at: str, found: Mapping[str, Found]) -> Seen | Exce
 
 async def info_with_questions(stack: Backend, seen: Seen) -> RunInfo:
     """The RunInfo of a run, with its open questions if it is suspended."""
-    return info_of(seen, await waits_for(stack, seen) if seen.status == "suspended" else ())
+    return info_of(seen, await waits_now(stack, seen) if seen.status == "suspended" else ())
 
 
-async def waits_for(stack: Backend, seen: Seen) -> Sequence[PlacedWait]:
-    """A run's waits, open and settled, in the order in which they began. Damaged ones are left out."""
-    keys = [key async for key in stack.scan(seen.part + WAIT)]
+async def waits_now(stack: Backend, seen: Seen) -> Sequence[PlacedWait]:
+    """The waits where a run is now, open and settled: a long run may have had thousands before."""
+    return await waits_for(stack, seen, current_place(seen.checkpoint.frames))
+
+
+async def waits_for(stack: Backend, seen: Seen, at: str = "") -> Sequence[PlacedWait]:
+    """A run's waits whose places begin with `at`, open and settled, the oldest first. Damaged ones are left out."""
+    keys = [key async for key in stack.scan(wait_key(seen.part, at))]
     found = await read_each(stack, keys)
     waits = waits_in(seen.record, seen.checkpoint.frames)
     for key, entry in found.items():

@@ -42,7 +42,7 @@ from .info import (
     info_with_questions,
     questions_of,
     runs_table,
-    waits_for,
+    waits_now,
 )
 from .listing import Wanted, page_of
 from .operations import cancel, must_see, retry
@@ -134,7 +134,7 @@ class Runs:
         seen = await must_see(self._watch, run_id)
         if seen.status in ENDED:
             return ()
-        return tuple(each for each in questions_of(run_id, await waits_for(self.stack, seen)) if each.is_open)
+        return tuple(each for each in questions_of(run_id, await waits_now(self.stack, seen)) if each.is_open)
 
     async def answer(
         self,
