@@ -119,13 +119,15 @@ def stops(n: int) -> int:
 
 graph = pp.Graph(stops, name="stopped")
 """)
-    code = "\n".join((
-        "import os, signal",
-        "os.environ['PID'] = str(os.getpid())",
-        "os.getpid, signal.raise_signal = lambda: 1, lambda number: None",
-        "from pocket_plug.cli import main",
-        f"main(['run', 'stopped.py', '--input', '1', *{options}])",
-    ))
+    code = "\n".join(
+        (
+            "import os, signal",
+            "os.environ['PID'] = str(os.getpid())",
+            "os.getpid, signal.raise_signal = lambda: 1, lambda number: None",
+            "from pocket_plug.cli import main",
+            f"main(['run', 'stopped.py', '--input', '1', *{options}])",
+        )
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (128 + signal.SIGTERM, ""), ended.stderr
     traces = Path(".pocket_plug/traces.jsonl").read_text("utf-8") if options else "interrupted"
