@@ -11,8 +11,13 @@ from __future__ import annotations
 
 import logging
 import os
+<<<<<<< HEAD
 import shlex
+=======
+import signal
+>>>>>>> container
 import sys
+import threading
 import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -192,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the caller (`>&-`); the next opened file would get its number
             setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
+    _die_of_sigterm_as_first_process()
     try:
         with _escaped_logs(), _any_text_on_stdout(), searching_config():
             code: object = cli.main(arguments, prog_name="pocket-plug", standalone_mode=False)
@@ -221,6 +227,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             echo("".join(traceback.format_exception(error)).rstrip(), err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _die_of_sigterm_as_first_process() -> None:
+    """In a container the command is process 1, for which the kernel drops each signal that has no handler: `docker stop` would
+    wait for its whole grace period.
+    """
+    is_first = os.getpid() == 1 and threading.current_thread() is threading.main_thread()
+    if is_first and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        from pocket_plug.primitives.signals import die  # here, since it imports asyncio
+
+        signal.signal(signal.SIGTERM, die)
 
 
 def _is_of_stdout(error: OSError) -> bool:

@@ -73,6 +73,7 @@ def said_if_unwritable(stream: str, file: IO[str] | None = None) -> Generator[No
     try:
         yield
     except BrokenPipeError:
+        _drop(file or getattr(sys, stream))  # a worker goes on, and its next lines must not fail too
         raise
     except OSError as error:
         _drop(file or getattr(sys, stream))

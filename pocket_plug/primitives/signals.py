@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
 import signal
 import threading
 import traceback
@@ -61,6 +62,16 @@ def run_loop(
         handlers.raised = ended = None  # their tracebacks hold this frame
 
 
+def die(number: int, frame: FrameType | None) -> None:
+    """Let this process die of a signal, as if it had no handler.
+
+    The kernel doesn't let a signal end process 1 of a container. That one exits with the code by which shells report such an end.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    os._exit(128 + number)
+
+
 def raised_by_handler(error: BaseException) -> bool:
     """Was an exception raised by a signal's handler, as by one that calls `sys.exit` at SIGTERM?
 
@@ -92,7 +103,8 @@ class _Handlers:
             return
         for number in range(1, signal.NSIG):
             handler = signal.getsignal(number)
-            if callable(handler) and handler is not signal.default_int_handler:  # asyncio replaces that one
+            # asyncio replaces the one of Ctrl-C, and `die` raises nothing
+            if callable(handler) and handler not in (signal.default_int_handler, die):
                 self._replace(number, handler)
 
     def _replace(self, number: int, handler: Handler) -> None:

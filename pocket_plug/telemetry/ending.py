@@ -22,6 +22,7 @@ from pocket_plug.otel import open_runs
 from pocket_plug.primitives.forking import after_fork, around_forks
 from pocket_plug.primitives.locks import Flag
 from pocket_plug.primitives.noted_signals import insist
+from pocket_plug.primitives.signals import die
 
 from .logs import put_logging_back
 from .providers import interrupt_spans
@@ -55,7 +56,7 @@ def watch_the_end(close: Callable[[], object]) -> None:
 def watch_sigterm() -> None:
     """Handle SIGTERM if nobody else does. Only the main thread may set a handler: a call of another thread does nothing."""
     main = threading.current_thread() is threading.main_thread()
-    if _close is not None and main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if _close is not None and main and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, die):
         signal.signal(signal.SIGTERM, _on_sigterm)
         _die_in_any_case()
 
@@ -124,8 +125,7 @@ def _take_sigterm() -> None:
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # a second SIGTERM would end the process before the spans are exported
     _end()
-    signal.signal(number, signal.SIG_DFL)
-    signal.raise_signal(number)
+    die(number, frame)
 
 
 def _end() -> None:

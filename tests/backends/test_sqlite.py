@@ -1171,6 +1171,23 @@ assert drive(backend.read("after")).value == "x" * 300_000
 print("works again")
 """
 
+
+def test_a_disk_without_room_for_the_index_of_the_log_is_named_as_a_cause(tmp_path: Path) -> None:
+    """SQLite calls that an I/O error: a worker that began on a full disk was sent to look for a broken one."""
+    code = """
+import resource, sys
+from pocket_plug import SyncStore
+with SyncStore(sys.argv[1]) as store:
+    store.set("a", 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, -1))
+SyncStore(sys.argv[1]).open()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"sqlite:///{tmp_path}/state.db"], capture_output=True, text=True, check=False
+    )
+    assert "check it, its free space" in done.stderr.splitlines()[-1]
+
+
 READ_ONLY = """
 import os, sys
 from pocket_plug.store.backend import Put

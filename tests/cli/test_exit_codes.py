@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,32 @@ def test_a_run_or_its_trace_that_does_not_exist_or_has_not_the_state_is_a_failur
         assert main(["trace", *rest, "--file", "t.jsonl"]) == 1
     assert main(["runs", STORE, "cancel", "r"]) == 0
     assert main(["runs", STORE, "retry", "r"]) == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--trace"]])
+def test_process_1_of_a_container_ends_at_a_sigterm(options: list[str]) -> None:
+    """The kernel drops a signal that has no handler there. Telemetry is flushed before, as in any other process."""
+    Path("stopped.py").write_text("""
+import os, signal
+import pocket_plug as pp
+
+@pp.node
+def stops(n: int) -> int:
+    os.kill(int(os.environ["PID"]), signal.SIGTERM)
+    return n
+
+graph = pp.Graph(stops, name="stopped")
+""")
+    code = "\n".join(
+        (
+            "import os, signal",
+            "os.environ['PID'] = str(os.getpid())",
+            "os.getpid, signal.raise_signal = lambda: 1, lambda number: None",
+            "from pocket_plug.cli import main",
+            f"main(['run', 'stopped.py', '--input', '1', *{options}])",
+        )
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (128 + signal.SIGTERM, ""), ended.stderr
+    traces = Path(".pocket_plug/traces.jsonl").read_text("utf-8") if options else "interrupted"
+    assert "interrupted" in traces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -156,6 +157,19 @@ def test_what_nodes_print_is_no_part_of_the_json() -> None:
     ran = worker("shop.py", "--url", URL, "--once", "--json")
     assert [json.loads(line)["became"] for line in ran.stdout.splitlines()] == ["taken", "finished"]
     assert ran.stderr == "at work\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_worker_whose_output_nobody_reads_any_more_says_so_once_and_goes_on(options: list[str]) -> None:
+    """It logged a traceback for each report of a run."""
+    submit("apple", "pear", "plum")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*POCKET_PLUG, "worker", "shop.py", "--url", URL, "--once", *options]
+    ran = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writing)
+    assert (ran.returncode, ran.stderr.count("BrokenPipeError")) == (0, 1), ran.stderr
+    assert in_state("finished") == ["apple", "pear", "plum"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -6,6 +6,8 @@ import ast
 import asyncio
 import itertools
 import math
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -45,7 +47,7 @@ from pocket_plug import (
     each,
     node,
 )
-from pocket_plug.graph.durable import heartbeat
+from pocket_plug.graph.durable import heartbeat, processes
 from pocket_plug.graph.durable.processes import Held, Process, this_process
 from pocket_plug.graph.durable.states import STATE, WAKE, State, StateKey, read_state
 from pocket_plug.graph.durable.waits import waits_of
@@ -319,9 +321,6 @@ def test_a_process_sends_heartbeats_for_executions_without_progress(tmp_path: Pa
 
 def test_a_process_that_has_ended_is_recognized() -> None:
     """By its pid and its start time, on this machine, in this namespace; about others nothing is known."""
-    import subprocess
-    import sys
-
     script = "from pocket_plug.graph.durable.processes import Process, this_process as p; print(dict(p().record))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     ended: dict[str, Any] = ast.literal_eval(out)
@@ -334,6 +333,45 @@ def test_a_process_that_has_ended_is_recognized() -> None:
     assert here.knows_ended("x", {**another.record, "began": "1"})  # the pid was reused
     assert here.knows_ended("x", {**ended, "began": ""})  # a system without start times: by the pid alone
     assert not here.knows_ended("x", {**another.record, "began": ""})
+
+
+def test_a_process_that_cannot_be_looked_up_may_be_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/proc` hides other users' processes (hidepid), or too many files are open. Workers would take runs from each other."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    here, began = this_process(), processes._began(process.pid) or ""
+    theirs = {**here.record, "id": "x", "pid": process.pid, "began": began}
+    assert not here.knows_ended("x", theirs)
+    with monkeypatch.context() as hidden:
+        hidden.setattr(processes, "_PROC", tmp_path)
+        assert not here.knows_ended("x", theirs)
+    process.communicate(b"\n")
+    assert here.knows_ended("x", theirs)
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+    assert here.knows_ended("x", theirs)
+
+
+def test_a_process_that_waits_to_be_collected_has_ended() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    theirs = {**this_process().record, "id": "x", "pid": process.pid, "began": processes._began(process.pid) or ""}
+    assert process.stdin is not None
+    process.stdin.close()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert this_process().knows_ended("x", theirs) == bool(theirs["began"])
+    process.wait()
+
+
+@pytest.mark.parametrize("shown", ["nothing", "all but the boot's id"])
+def test_a_container_that_cannot_tell_its_namespace_is_like_no_other(
+    shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one of its name has other processes with the same numbers, and its runs would be taken over."""
+    if shown != "nothing":
+        (tmp_path / "self").symlink_to(str(os.getpid()))
+        (tmp_path / str(os.getpid()) / "ns").mkdir(parents=True)
+        (tmp_path / "self/ns/pid").symlink_to("pid:[4026531836]")
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    assert Process().record["machine"] == ""
 
 
 @pytest.mark.parametrize("moment", ["while it pauses", "while it decides how long to pause"])

@@ -79,6 +79,25 @@ setup(); pp.Graph(stops, name="shop").run_sync("tea")
     assert otlp_sink.one("run shop")["pocket_plug.run.outcome"] == "interrupted"
 
 
+def test_process_1_of_a_container_ends_at_a_sigterm_too(tmp_path: Path, otlp_sink: Sink) -> None:
+    """The kernel drops the signal that would end it. It went on with its runs, which were reported as interrupted."""
+    code = """
+import os, signal
+
+signal.raise_signal = lambda number: None
+
+@pp.node
+def stops(name: str) -> str:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return name
+
+setup(); pp.Graph(stops, name="shop").run_sync("tea"); print("went on")
+"""
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url, OTEL_METRICS_EXPORTER="none")
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, ""), done.stderr
+    assert otlp_sink.one("run shop")["pocket_plug.run.outcome"] == "interrupted"
+
+
 def test_a_forked_child_that_is_terminated_ends_no_span_of_its_parents(tmp_path: Path, otlp_sink: Sink) -> None:
     """Open spans at the fork are the parent's, and are sent once, as the parent ended them."""
     code = """

@@ -14,7 +14,7 @@ _WAYS_OUT = {
     sqlite3.SQLITE_READONLY: "the file can't be written; check the permissions of it and its folder",
     sqlite3.SQLITE_CANTOPEN: "the file can't be opened; check its path, and the permissions of it and its folder. SQLite "
     "writes into the folder even to read: copy a file first that is on a read-only medium",
-    sqlite3.SQLITE_IOERR: "the disk reports an error; check it, and the limits on file size, and try again",
+    sqlite3.SQLITE_IOERR: "the disk reports an error; check it, its free space, and the limits on file size, and try again",
     sqlite3.SQLITE_CORRUPT: "the file is damaged; restore a backup, or try `.recover` of the sqlite3 shell",
     sqlite3.SQLITE_TOOBIG: "an entry is larger than pocket_plug allows; remove it (pocket-plug store rm)",
     sqlite3.SQLITE_NOTADB: "this is not an SQLite file; give pocket_plug a file of its own",

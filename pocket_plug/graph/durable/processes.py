@@ -1,8 +1,8 @@
 """Which process executes a run, and whether that process is known to have ended.
 
 The end of a process on this machine is known at once: by its number, and the time when it began, since numbers are used again.
-Containers may share the machine's name and boot id, so the namespace of the numbers is compared as well. Of any other process it
-is only known whether it makes progress (see `heartbeat`).
+Containers may share the machine's name and boot id, so the namespace of the numbers is compared as well. A process that can't be
+looked up may be alive. Of it, and of any process elsewhere, it is only known whether it makes progress (see `heartbeat`).
 """
 
 from __future__ import annotations
@@ -40,16 +40,34 @@ def _machine() -> str:
     """An id of the machine and the namespace in which this process can look up process numbers; "" if that isn't known."""
     if _shows_our_numbers():
         with suppress(OSError):
-            return f"{_text('sys/kernel/random/boot_id')} {(_PROC / 'self/ns/pid').readlink()}"
-    return (
-        f"{platform.node()} {platform.system()}" if os.name == "posix" and not _PROC.joinpath("self").exists() else ""
-    )
+            boot, namespace = _text("sys/kernel/random/boot_id"), (_PROC / "self/ns/pid").readlink()
+            return f"{boot} {namespace}" if boot else ""  # the namespace alone is the same on many machines
+    # A Linux without `/proc` is a container or a chroot: another one may have the same name and numbers of its own.
+    if os.name != "posix" or platform.system() == "Linux" or _PROC.joinpath("self").exists():
+        return ""
+    return f"{platform.node()} {platform.system()}"
 
 
-def _began(pid: int) -> str:
-    """When a process began, in ticks since the boot; "" if it has ended, or if there is no `/proc`."""
+def _began(pid: int) -> str | None:
+    """When a process began, in ticks since the boot; "" if it has ended and waits for its parent.
+
+    None if there is no such process, or if it can't be looked up: there is no `/proc`, it hides other users' processes (the
+    option `hidepid`, `ProtectProc=` of systemd), or too many files are open.
+    """
     fields = _text(f"{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
+    if len(fields) <= 19:
+        return None
+    return fields[19] if fields[0] not in "ZX" else ""
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to another user
+        return True
+    return True
 
 
 class Held(Protocol):
@@ -90,7 +108,7 @@ class Process:
             "host": platform.node(),
             "pid": pid,
             "machine": _machine(),
-            "began": _began(pid),
+            "began": _began(pid) or "",
         }
 
     def executions(self) -> list[Held]:
@@ -103,15 +121,9 @@ class Process:
             return owner not in self.held
         if not record["machine"] or record["machine"] != self.record["machine"]:
             return False
-        if record["began"]:
-            return bool(_began(record["pid"]) != record["began"])
-        try:
-            os.kill(record["pid"], 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
-        return False
+        if record["began"] and (began := _began(record["pid"])) is not None:
+            return bool(began != record["began"])
+        return not _exists(record["pid"])
 
 
 _here = Process()
