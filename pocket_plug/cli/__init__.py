@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
-<<<<<<< HEAD
 import shlex
-=======
 import signal
->>>>>>> container
 import sys
 import threading
 import traceback
