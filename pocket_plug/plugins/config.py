@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -88,14 +89,17 @@ def find_config() -> Path | None:
     """The nearest configuration file: in the current folder, or in the nearest folder above that has one.
 
     In a folder, it is `pocket.toml`, or else a `pyproject.toml` with our table. Raises ConfigError if the current folder was
-    removed.
+    removed, or for a file that somebody else may have planted.
     """
     here = Path()
     try:
         folders = here, *here.absolute().parents
     except FileNotFoundError:
         raise ConfigError("the current folder was removed; change to one that exists") from None
-    return next((found for each in folders if (found := _config_in(each))), None)
+    found = next((found for each in folders if (found := _config_in(each))), None)
+    if found is not None:
+        _refuse_planted(found)
+    return found
 
 
 def _config_in(folder: Path) -> Path | None:
@@ -106,6 +110,22 @@ def _config_in(folder: Path) -> Path | None:
     if project.is_file() and "pocket_plug" in _text(project) and "pocket_plug" in _toml(project).get("tool", {}):
         return project
     return None
+
+
+def _refuse_planted(path: Path) -> None:
+    """Raise ConfigError for another user's file in a folder where all may write, such as `/tmp`.
+
+    Nobody has named it, and it would choose where state, traces and the variables that it names are sent. Git does likewise.
+    """
+    if (
+        os.name == "posix"
+        and path.parent.stat().st_mode & stat.S_IWOTH
+        and path.lstat().st_uid not in (0, os.geteuid())
+    ):
+        raise ConfigError(
+            f"{path.absolute()} belongs to another user, and is in a folder where all users may write; if you trust it, name it: "
+            f"POCKET_PLUG_CONFIG={path}, else put a pocket.toml of your own into the current folder"
+        )
 
 
 def load_config(path: str | Path) -> Config:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from pocket_plug.errors import ConfigError
-from pocket_plug.plugins.config import StoreTable, expand, find_config, load_config, make_recipe
+from pocket_plug.plugins.config import StoreTable, default_config, expand, find_config, load_config, make_recipe
 from pocket_plug.plugins.pocket import Pocket
 from pocket_plug.primitives.durations import Duration
 from pocket_plug.store.layer import Layer
@@ -95,6 +96,25 @@ def test_a_removed_current_folder_is_an_error_that_says_so(tmp_path: Path, monke
     (tmp_path / "gone").rmdir()
     with pytest.raises(ConfigError, match="the current folder was removed"):
         find_config()
+
+
+def test_a_file_that_another_user_may_have_planted_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder such as `/tmp`, where all may write. It is used if it is named, or if it is the user's own or root's."""
+    (tmp_path / "mine").mkdir()
+    written("")
+    monkeypatch.chdir(tmp_path / "mine")
+    tmp_path.chmod(0o1777)
+    assert find_config() == tmp_path / "pocket.toml"
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "pocket.toml", 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(ConfigError, match=r"pocket\.toml belongs to another user.*POCKET_PLUG_CONFIG="):
+        find_config()
+    monkeypatch.setenv("POCKET_PLUG_CONFIG", str(tmp_path / "pocket.toml"))
+    assert default_config() == tmp_path / "pocket.toml"
+    tmp_path.chmod(0o755)
+    assert find_config() == tmp_path / "pocket.toml"
 
 
 def test_a_foreign_pyproject_is_left_alone():
