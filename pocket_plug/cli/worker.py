@@ -24,7 +24,7 @@ from pocket_plug.primitives.terminal import escaped
 from .durations import duration
 from .output import as_json, echo, echo_json, only_json
 from .run import load_graph, trace_options, traced
-from .target import Target, by_name, by_url, keepers
+from .target import Target, by_name, by_url
 
 if TYPE_CHECKING:
     from pocket_plug.layers.tracing import Capture
@@ -85,7 +85,7 @@ async def _serve(
         for graph in graphs:
             stack = graph.place(pocket.store)[0]
             target.refuse_another(f"graph {graph.name!r}", stack, pocket.store.stack)
-            served.setdefault(repr(keepers(stack)[0]), []).append(repr(graph.name))
+            served.setdefault(repr(stack), []).append(repr(graph.name))
         worker = Worker(
             graphs, concurrency=concurrency, lease=lease, pocket=pocket, report=printer, retention=pocket.config.runs
         )

@@ -191,6 +191,15 @@ def test_a_signal_drains(number: signal.Signals) -> None:
     assert in_state("pending") == ["wait"]
 
 
+def test_what_a_worker_waits_for_is_shown_without_values_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHERE", "hunter2")
+    Path("pocket.toml").write_text('[store]\nurl = "sqlite:///${WHERE}.db"\n')
+    with running("shop.py") as process:
+        assert process.stderr is not None
+        waiting = "waiting for runs of 'shop' in SQLite('${WHERE}.db', durability='power'); Ctrl-C stops\n"
+        assert process.stderr.readline() == waiting
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_second_signal_ends_at_once(number: signal.Signals, code: int) -> None:
     """The node is cancelled; the next worker takes the run at once, since its process is gone."""
