@@ -72,7 +72,10 @@ class StoreError(PocketError):
 
 
 class StoreClosedError(StoreError):
-    """The store was used after `close`, or before `open` if it must be opened."""
+    """The store was used after `close`, after its file was deleted or replaced, or before `open` if it must be opened.
+
+    It can be used once it is opened, or opened again.
+    """
 
 
 class StoreBusyError(StoreError):

@@ -1445,7 +1445,7 @@ def test_a_deleted_file_acknowledges_no_write(
                 keys_of(backend),
                 backend.version(),
             ):
-                with pytest.raises(StoreError, match=r"state\.db was deleted, moved or replaced.*open it again"):
+                with pytest.raises(StoreClosedError, match=r"state\.db was deleted, moved or replaced.*open it again"):
                     await use
 
     async def scenario() -> None:

@@ -35,6 +35,7 @@ from pocket_plug import (
     Sleep,
     Store,
     StoreBusyError,
+    StoreClosedError,
     StoreError,
     StoreReader,
     StoreTimeoutError,
@@ -52,6 +53,7 @@ from pocket_plug import (
     node,
     register_type,
 )
+from pocket_plug.backends.sqlite import opened
 from pocket_plug.backends.sqlite.refusals import explained
 from pocket_plug.graph.durable.heartbeat import BEAT, beat
 from pocket_plug.graph.durable.journal import Journal, Wanted
@@ -1401,6 +1403,32 @@ def test_a_worker_names_the_server_that_it_can_not_reach(url: str, caplog: pytes
     assert "StoreUnreachableError: redis at db.example:6379 can't be reached; check that it runs" in warnings[0]
     assert "hunter2" not in warnings[0]
     assert "4711" not in warnings[1]
+
+
+@pytest.mark.parametrize("while_executing", [False, True], ids=["idle", "executing a run"])
+def test_a_worker_ends_if_its_file_is_replaced(
+    tmp_path: Path, while_executing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could never take a run again, so whoever has started it must know, and start it again: it opens the new file then."""
+    monkeypatch.setattr(opened, "LOOK_EVERY", 0)
+    path = tmp_path / "state.db"
+
+    @node
+    async def replaced(n: int) -> int:
+        path.unlink()
+        return n
+
+    async def main() -> None:
+        async with Store(f"sqlite:///{path}?durability=process") as store:
+            replacing = Graph(replaced, store=store, name="replacing")
+            if while_executing:
+                await replacing.submit(1, run_id="d-1")
+            else:
+                path.unlink()
+            with pytest.raises(StoreClosedError, match=r"state\.db was deleted, moved or replaced"):
+                await Worker([replacing]).run()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("away", [StoreUnreachableError, StoreBusyError, StoreTimeoutError, AnswerLostError])

@@ -61,7 +61,7 @@ class OpenedFile:
             self._logs = {end: identity_of(self._resolved + end) for end in LOGS}
 
     def look(self) -> None:
-        """Raise StoreError if the file isn't in its place any more, or isn't the one that was opened."""
+        """Raise StoreClosedError if the file isn't in its place any more, or isn't the one that was opened."""
         if not is_at(self._name, self._identity):
             raise self._moved(self.path) if self.is_open else self.not_open()
         self.look_next = monotonic() + LOOK_EVERY
@@ -89,8 +89,8 @@ class OpenedFile:
             for end in LOGS:
                 Path(self._resolved + end).unlink(missing_ok=True)
 
-    def _moved(self, what: str) -> StoreError:
-        moved = StoreError(
+    def _moved(self, what: str) -> StoreClosedError:
+        moved = StoreClosedError(
             f"{what} was deleted, moved or replaced while it was open, so nothing can be stored there, and entries that "
             "were stored may be lost; put the right file in its place, close this store, and open it again"
         )
@@ -109,7 +109,7 @@ class OpenedFile:
         )
 
     def check_connectable(self) -> None:
-        """Raise StoreError if no connection may be opened: to a forbidden file, or to one that is gone."""
+        """Raise StoreClosedError if no connection may be opened: to a forbidden file, or to one that is gone."""
         if _forbidden and identity_of(self._name) in _forbidden:
             raise self._forked_in_use()
         if self.is_open:

@@ -18,6 +18,7 @@ from pocket_plug.errors import (
     RunCancelledError,
     RunStuckError,
     RunSuspendedError,
+    StoreClosedError,
     StoreError,
     WrappedSystemExitError,
 )
@@ -162,8 +163,9 @@ class Worker:
     async def run(self, *, once: bool = False) -> None:
         """Execute runs until `stop`, or with `once` until no run is ready. If this is cancelled, its runs are cancelled as tasks.
 
-        If a store fails, a warning is logged and the store is tried again; with `once` the error is raised. Raises ConfigError if
-        a graph's store can't keep durable runs, and GraphError for a graph that can't run.
+        If a store fails, a warning is logged and the store is tried again; with `once` the error is raised. Raises StoreClosedError
+        if a store was closed, or its file deleted or replaced, ConfigError if a graph's store can't keep durable runs, and
+        GraphError for a graph that can't run.
         """
         self._loop, pocket = asyncio.get_running_loop(), self._pocket or default_host()
         self._woken = asyncio.Event()  # belongs to one event loop, and the next call may run in another
@@ -180,7 +182,7 @@ class Worker:
                     taken = await self._take(pocket, is_review)
                     failures = 0
                 except StoreError as error:
-                    if once:
+                    if once or isinstance(error, StoreClosedError):  # this lasts until the store is opened again
                         raise
                     taken, failures = 0, failures + 1
                     log_failure(logging.WARNING, "a worker could not look for runs; it tries again", error)
