@@ -163,9 +163,9 @@ class Worker:
     async def run(self, *, once: bool = False) -> None:
         """Execute runs until `stop`, or with `once` until no run is ready. If this is cancelled, its runs are cancelled as tasks.
 
-        If a store fails, a warning is logged and the store is tried again; with `once` the error is raised. Raises StoreClosedError
-        if a store was closed, or its file deleted or replaced, ConfigError if a graph's store can't keep durable runs, and
-        GraphError for a graph that can't run.
+        If a store fails, a warning is logged and the store is tried again; with `once` the error is raised. Raises
+        StoreClosedError if a store was closed, or its file deleted or replaced, ConfigError if a graph's store can't keep durable
+        runs, and GraphError for a graph that can't run.
         """
         self._loop, pocket = asyncio.get_running_loop(), self._pocket or default_host()
         self._woken = asyncio.Event()  # belongs to one event loop, and the next call may run in another
