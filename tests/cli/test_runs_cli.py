@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,13 +22,14 @@ from pocket_plug import Action, Graph, Node, Runs, RunSuspendedError, Sleep, Syn
 from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.cli import main
 from pocket_plug.errors import ConflictError, RunFencedError
+from pocket_plug.graph.durable.heartbeat import BEAT, KEPT
 from pocket_plug.graph.durable.indexing import INDEXED
 from pocket_plug.graph.durable.records import RUN, keys_of
 from pocket_plug.graph.durable.stalled import StallWatch
 from pocket_plug.graph.durable.states import State, put_state
 from pocket_plug.plugins.pocket import set_default_pocket
 from pocket_plug.primitives.waiting import drive
-from pocket_plug.store.backend import Delete, Put
+from pocket_plug.store.backend import Change, Delete, Put
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 POCKET_PLUG = [sys.executable, "-W", "error", "-m", "pocket_plug"]
@@ -978,10 +980,8 @@ def test_ls_watches(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split()[0] for line in watched.out.splitlines()] == ["run", "a", "run", "b", "a"]
 
 
-def test_ls_notices_while_it_watches_that_a_run_is_stalled(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On another machine, or in a stopped process: its record is unchanged for its lease, by the clock of `ls`."""
-    clock = [0.0]
-    monkeypatch.setattr(StallWatch.__init__, "__defaults__", (lambda: clock[0],))
+def executed_elsewhere(*heartbeat: Change) -> None:
+    """A run `r` that a process on another machine executes, as the store has it; it was last committed long ago."""
     process = {"id": "elsewhere", "host": "another machine", "pid": 7, "machine": "another boot", "began": "1"}
     with SyncStore(URL) as store:
         Graph(node(lambda word: word, name="say"), store=store, name="g").submit_sync("x", run_id="r")
@@ -991,12 +991,30 @@ def test_ls_notices_while_it_watches_that_a_run_is_stalled(here: Any, monkeypatc
         record = drive(backend.read(run))
         assert record is not None
         now_running = Put(run, {**record.value, "status": "running", "owner": "it.1", "updated": 5.0})
-        drive(backend.write([now_running, Delete(pending), put_state(pending.replace("pending", "running"), running)]))
+        state = put_state(pending.replace("pending", "running"), running)
+        drive(backend.write([now_running, Delete(pending), state, *heartbeat]))
+
+
+def test_a_long_node_is_seen_by_its_heartbeat(here: Any) -> None:
+    """A run is late only if its process shows no sign of life."""
+    at = time.time() - 7200
+    executed_elsewhere(Put(f"{BEAT}elsewhere", {"owners": ["it"]}, at + KEPT))
+    assert "pid 7 on another machine, last seen 2h" in here("runs", "ls").out
+    assert "last seen 2h" in here("runs", "show", "r").out
+    (run,) = here("runs", "ls", "--json").json
+    assert run["owner"]["seen"] == pytest.approx(at)
+
+
+def test_ls_notices_while_it_watches_that_a_run_is_stalled(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine, or in a stopped process: its record is unchanged for its lease, by the clock of `ls`."""
+    clock = [0.0]
+    monkeypatch.setattr(StallWatch.__init__, "__defaults__", (lambda: clock[0],))
+    executed_elsewhere()
     moments = [29.0, 31.0]
     watched = watch(here, monkeypatch, *[lambda: clock.insert(0, moments.pop(0))] * 2)
     lines = watched.out.splitlines()
     assert [line.split()[1] for line in lines] == [*["state", "running"] * 2, "state", "stalled"]
-    assert "ago, longer than its lease of 30s" in lines[1], "by the wall clock it was last written long ago"
+    assert "ago, longer than its lease of 30s" in lines[1], "by the wall clock it was last seen long ago"
     cancelled = here("runs", "cancel", "r")
     assert cancelled.out == "r  ending\n"
     assert cancelled.err.startswith("ending: a process executes it, and notices this at its next commit")

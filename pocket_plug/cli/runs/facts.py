@@ -53,10 +53,10 @@ def why(run: RunInfo, now: float) -> str:
         left = run.wake_at - now
         return f"for {in_units(left)}" if left > -1 else f"was due {in_units(-left)} ago; no worker has taken it"
     if run.owner is not None:
-        silent = now - (run.updated if run.updated is not None else run.owner.since)
+        silent = now - run.owner.seen
         # By this machine's clock, so it is only a hint; `--watch` finds out.
         late = f", longer than its lease of {in_units(run.owner.lease)}" if silent > run.owner.lease else ""
-        return f"pid {run.owner.pid} on {run.owner.host}, last written {in_units(silent)} ago{late}"
+        return f"pid {run.owner.pid} on {run.owner.host}, last seen {in_units(silent)} ago{late}"
     return ""
 
 

@@ -83,7 +83,9 @@ def _as_text(name: str, fact: Any, now: float) -> str:
     if name == "visits":
         return escaped(", ".join(f"{node} {visits}" for node, visits in fact.items()))
     if name == "owner":
-        return escaped(f"pid {fact.pid} on {fact.host}, since {in_units(now - fact.since)}")
+        return escaped(
+            f"pid {fact.pid} on {fact.host}, for {in_units(now - fact.since)}, last seen {in_units(now - fact.seen)} ago"
+        )
     if isinstance(fact, RunFailure):
         item = "" if fact.item is None else f", item {fact.item}"
         tries = "" if fact.attempts == 1 else f", after {fact.attempts} attempts"

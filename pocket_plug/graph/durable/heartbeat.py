@@ -15,7 +15,7 @@ from math import inf
 from pocket_plug.primitives.failures import log_failure
 from pocket_plug.primitives.forking import after_fork, new_lock
 from pocket_plug.primitives.locks import Flag
-from pocket_plug.store.backend import Put
+from pocket_plug.store.backend import Entry, Put
 from pocket_plug.store.keys import RESERVED
 from pocket_plug.store.stack import Stack
 
@@ -34,6 +34,11 @@ async def beat(stack: Stack, process: str, executions: Sequence[Held], unmoved: 
         await stack.write([Put(BEAT + process, {"owners": owners}, stack.clock() + KEPT)])
     for each in executions:
         each.receive_state(found.get(each.state_key))
+
+
+def written_at(found: Entry) -> float:
+    """When this heartbeat was written, in epoch seconds."""
+    return 0.0 if found.expires_at is None else found.expires_at - KEPT
 
 
 class Heart:

@@ -52,6 +52,8 @@ class Seen:
     """If an older version has written the run, it has none, and this is made from the record."""
     unmoved: Mapping[str, int] | None = None
     """The versions of its records, if they have not changed for a lease, so that the run is stalled; else None."""
+    beat: float = 0.0
+    """When its process wrote its heartbeat, in epoch seconds; 0 if it has none."""
 
     @property
     def record(self) -> Record:
@@ -119,22 +121,25 @@ def seen_of(key: str, entry: Entry, state_at: str, state_entry: Entry | None) ->
 
 
 async def mark_stalled(watch: StallWatch, runs: Iterable[Seen]) -> list[Seen]:
-    """The same runs; those that `watch` finds stalled have `unmoved`."""
+    """The same runs; those that are executed have `beat`, and those that `watch` finds stalled `unmoved`."""
     found = list(runs)
     stalled = {
         each.key: each.versions for each in await watch.look([each.state_key for each in found if each.is_at_work])
     }
     return [
-        replace(each, unmoved=versions)
-        if (versions := stalled.get(each.state_key)) and _has_versions(each, versions)
+        replace(each, beat=watch.beat_of(each.state_key), unmoved=_if_current(each, stalled.get(each.state_key)))
+        if each.is_at_work
         else each
         for each in found
     ]
 
 
-def _has_versions(seen: Seen, versions: Mapping[str, int]) -> bool:
-    """Does the run still have these versions?"""
-    return (versions[seen.key], versions[seen.state_key]) == (seen.entry.version, seen.state_version)
+def _if_current(seen: Seen, versions: Mapping[str, int] | None) -> Mapping[str, int] | None:
+    """These versions, if the run still has them."""
+    if versions is None:
+        return None
+    is_current = (versions[seen.key], versions[seen.state_key]) == (seen.entry.version, seen.state_version)
+    return versions if is_current else None
 
 
 async def move(

@@ -14,7 +14,7 @@ from pocket_plug.errors import CorruptRecordError
 from pocket_plug.store.backend import Backend, Entry
 from pocket_plug.store.reading import read_each
 
-from .heartbeat import BEAT
+from .heartbeat import BEAT, written_at
 from .processes import this_process
 from .records import RUN, SECONDS, escaped, field_of
 from .states import State, StateKey, read_state
@@ -43,6 +43,8 @@ class _Seen:
     since: float
     until: float
     """When this is forgotten."""
+    beat: float
+    """When its process wrote its heartbeat, in epoch seconds; 0 if it has none."""
 
 
 KEPT = 10
@@ -86,19 +88,25 @@ class StallWatch:
             # Also a heartbeat without this run: the process may add the run before the takeover is written.
             if key in beats:
                 expected = {**versions, beats[key]: beat.version if beat is not None else 0}
-            if state.owner in (field_of(beat, "owners") or ()):
-                versions = expected
-            if self._is_stalled(key, state, versions):
+            alive_at = 0.0
+            if beat is not None and state.owner in (field_of(beat, "owners") or ()):
+                versions, alive_at = expected, written_at(beat)
+            if self._is_stalled(key, state, versions, alive_at):
                 moved = field_of(run, "updated")
                 moved = moved if isinstance(moved, SECONDS) else state.since
                 stalled.append(Stalled(key, parsed.run_id, parsed.graph, state, expected, moved))
         return stalled
 
-    def _is_stalled(self, key: str, state: State, versions: Mapping[str, int]) -> bool:
+    def beat_of(self, key: str) -> float:
+        """When the heartbeat for the run with this state was written, by the last `look`, in epoch seconds; 0 if it has none."""
+        seen = self._seen.get(key)
+        return 0.0 if seen is None else seen.beat
+
+    def _is_stalled(self, key: str, state: State, versions: Mapping[str, int], beat: float) -> bool:
         now, former = self._clock(), self._seen.get(key)
         is_unmoved = former is not None and former.versions == versions
         since = former.since if former is not None and is_unmoved else now
-        self._seen[key] = _Seen(versions, since, now + KEPT * state.lease)
+        self._seen[key] = _Seen(versions, since, now + KEPT * state.lease, beat)
         if state.process is None:
             return False
         return now - since >= state.lease or this_process().knows_ended(state.owner, state.process)

@@ -47,6 +47,8 @@ class RunOwner:
     """When this execution began, in epoch seconds."""
     lease: float
     """Seconds after which the execution may be considered dead if it has neither a commit nor a heartbeat."""
+    seen: float
+    """When its last commit or heartbeat was written, in epoch seconds by its own clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,8 @@ def info_of(seen: Seen, waits: Iterable[PlacedWait] = ()) -> RunInfo:
     frames = seen.checkpoint.frames
     owner = None
     if process is not None and is_running:
-        owner = RunOwner(str(process["host"]), int(process["pid"]), state.since, state.lease)
+        last = max(record["updated"], seen.beat)
+        owner = RunOwner(str(process["host"]), int(process["pid"]), state.since, state.lease, last)
     return RunInfo(
         run_id=seen.run_id,
         state="stalled" if seen.is_stalled else cast("RunState", seen.status),
