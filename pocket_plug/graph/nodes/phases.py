@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, ForwardRef, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pocket_plug.graph.observing.views import Phase
-from pocket_plug.primitives.signatures import is_async, misfit
+from pocket_plug.primitives.signatures import annotations_of, is_async, misfit, signature_of
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.primitives.values import Hint
 from pocket_plug.store.store import StoreReader, StoreWriter
@@ -71,13 +71,12 @@ def hints(function: Function) -> dict[str, Hint]:
     try:
         return get_type_hints(function)
     except Exception:  # noqa: BLE001 - a hint is the user's code, and may raise anything
-        written: dict[str, Any] = getattr(function, "__annotations__", None) or {}  # an AsyncMock has None
-        return {name: hint for name, hint in written.items() if not isinstance(hint, str)}
+        return {name: hint for name, hint in annotations_of(function).items() if not isinstance(hint, str | ForwardRef)}
 
 
 def _hint_of_parameter(function: Function, position: int) -> Hint:
     try:
-        parameters = list(inspect.signature(function).parameters)
+        parameters = list(signature_of(function).parameters)
     except ValueError:  # some of Python's own functions and classes, such as int, have no signature
         return Any
     return hints(function).get(parameters[position], Any) if position < len(parameters) else Any
@@ -283,6 +282,8 @@ def _written(action: Hint) -> str:
 
 
 def _store_annotation(function: Function) -> str:
-    parameters = list(inspect.signature(function).parameters.values())
+    parameters = list(signature_of(function).parameters.values())
     annotation = parameters[0].annotation if parameters else ""
+    if isinstance(annotation, ForwardRef):
+        annotation = annotation.__forward_arg__
     return annotation.rpartition(".")[2] if isinstance(annotation, str) else getattr(annotation, "__name__", "")
