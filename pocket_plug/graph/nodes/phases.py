@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from typing import Any, ForwardRef, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pocket_plug.graph.observing.views import Phase
@@ -68,10 +69,11 @@ def overridden(node: AnyNode, phase: str) -> Function | None:
 def hints(function: Function) -> dict[str, Hint]:
     """The function's annotations. Those that can't be resolved are left out; this never raises."""
     function = inspect.unwrap(getattr(function, "__func__", function))
-    try:
+    with suppress(Exception):  # a hint is the user's code, and may raise anything
         return get_type_hints(function)
-    except Exception:  # noqa: BLE001 - a hint is the user's code, and may raise anything
+    with suppress(Exception):
         return {name: hint for name, hint in annotations_of(function).items() if not isinstance(hint, str | ForwardRef)}
+    return {}
 
 
 def _hint_of_parameter(function: Function, position: int) -> Hint:
