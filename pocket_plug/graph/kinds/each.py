@@ -128,9 +128,8 @@ class EachStep(Step):
     async def _in_workers(self, group: asyncio.TaskGroup, run: Running, items: _Items, concurrency: int) -> None:
         workers: list[asyncio.Task[None]] = []
         while len(workers) < concurrency and not items.exhausted:
-            more = min(
-                len(workers) or 1, concurrency - len(workers)
-            )  # doubles, so that few workers start without an item
+            # Their number doubles, so that few workers start without an item.
+            more = min(len(workers) or 1, concurrency - len(workers))
             workers += [group.create_task(self._worker(run, items)) for _ in range(more)]
             await asyncio.sleep(0)
         # Not left to the end of the group: before Python 3.13, a failure there leaves the caller's task with a cancellation that
