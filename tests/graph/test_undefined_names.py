@@ -65,7 +65,7 @@ def test_a_graph_runs(tmp_path: Path) -> None:
     found = defined(NODES)
     with SyncStore(f"sqlite:///{tmp_path}/shop.db") as store:
         graph = Graph(
-            found["charge"] >> found["ship"] >> found["keep"] >> node(found["Send"](), name="send"), store=store
+            found["charge"] >> found["ship"] >> found["keep"] >> node(name="send")(found["Send"]()), store=store
         )
         graph.validate()
         assert graph.run_sync(7, run_id="first") == 2
