@@ -7,7 +7,7 @@ and nothing would say so.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ForwardRef, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -71,9 +71,10 @@ def hints(function: Function) -> dict[str, Hint]:
     function = inspect.unwrap(getattr(function, "__func__", function))
     with suppress(Exception):  # a hint is the user's code, and may raise anything
         return get_type_hints(function)
+    written: Mapping[str, Hint] = {}
     with suppress(Exception):
-        return {name: hint for name, hint in annotations_of(function).items() if not isinstance(hint, str | ForwardRef)}
-    return {}
+        written = annotations_of(function)
+    return {name: hint for name, hint in written.items() if not isinstance(hint, str | ForwardRef)}
 
 
 def _hint_of_parameter(function: Function, position: int) -> Hint:
