@@ -14,7 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENT = re.compile(
-    r"(?P<name>[A-Za-z0-9._-]+)(\[[\w,-]+\])?>=(?P<version>[\w.!]+)(,[<!=\w.]+)?(; ?python_version ?>= ?'(?P<python>3\.\d+)')?"
+    r"(?P<name>[A-Za-z0-9._-]+)(\[[\w,-]+\])?>=(?P<version>[\w.!]+)(,[<!=\w.]+)?"
+    r"(; ?python_version ?(< ?'3\.\d+'|>= ?'(?P<python>3\.\d+)'))?"
 )
 """All forms of requirements in our pyproject.toml files."""
 

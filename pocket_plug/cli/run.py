@@ -14,6 +14,7 @@ from pocket_plug.errors import ConfigError
 from pocket_plug.graph.graph import Graph
 from pocket_plug.plugins.pocket import Pocket, current_default, default_pocket
 from pocket_plug.primitives.signals import run_loop
+from pocket_plug.primitives.signatures import signature_of
 
 from .given import input_of, value_of
 from .loading import load
@@ -150,7 +151,7 @@ def _run_main(main: Any, title: str, arguments: tuple[str, ...]) -> int:
         )
     elif not callable(main):
         raise click.UsageError(f"{title} is {type(main).__name__}, not a graph, a function or a click command")
-    elif inspect.signature(main).parameters:
+    elif signature_of(main).parameters:
         code = main(list(arguments))
     elif arguments:
         raise click.UsageError(f"{title} takes no arguments, but was given {' '.join(arguments)}")

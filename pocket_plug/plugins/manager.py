@@ -34,6 +34,7 @@ from pocket_plug.otel.additions import Additions, Report
 from pocket_plug.primitives.failures import Told, concealed, describe, error_type, stack_of
 from pocket_plug.primitives.forking import new_lock, new_rlock
 from pocket_plug.primitives.redaction import conceal
+from pocket_plug.primitives.signatures import signature_of
 from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 
@@ -411,7 +412,7 @@ def _check_function(hook: str, function: Callable[..., Any]) -> None:
             raise PluginError(f"{hook} is {kind}; hooks must be plain functions that return their result")
     allowed = [name for name in inspect.signature(getattr(Specs, hook)).parameters if name != "self"]
     takes = f"it may take {' and '.join(allowed)}" if allowed else "it takes no argument"
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in signature_of(function).parameters.items():
         given = parameter.default is not parameter.empty
         if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
             raise PluginError(f"{hook} has the parameter {str(parameter)!r}; arguments are passed by name: {takes}")

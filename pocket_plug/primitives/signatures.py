@@ -3,7 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+if sys.version_info >= (3, 14):
+    from annotationlib import Format, get_annotations
+
+    def signature_of(function: Callable[..., object]) -> inspect.Signature:
+        """A function's signature. A name in an annotation that isn't defined is a ForwardRef there.
+
+        Python 3.14 evaluates annotations when they are asked for, and `inspect.signature` raises NameError for a name that is
+        imported under TYPE_CHECKING only. Before 3.14 such a name was in quotes.
+        """
+        return inspect.signature(function, annotation_format=Format.FORWARDREF)
+
+    def annotations_of(function: Callable[..., object]) -> Mapping[str, Any]:
+        """A function's annotations as they are written, in quotes too. A name that isn't defined is a ForwardRef."""
+        return get_annotations(function, format=Format.FORWARDREF)
+
+else:
+    signature_of = inspect.signature
+
+    def annotations_of(function: Callable[..., object]) -> Mapping[str, Any]:
+        """A function's annotations as they are written, in quotes too."""
+        return getattr(function, "__annotations__", None) or {}  # an AsyncMock has None
 
 
 def misfit(function: Callable[..., object], arguments: int) -> str | None:
@@ -13,7 +37,7 @@ def misfit(function: Callable[..., object], arguments: int) -> str | None:
     ('key, value', None)
     """
     try:
-        signature = inspect.signature(function)
+        signature = signature_of(function)
     except ValueError:  # some of Python's own have none; nor has a method without even `self`
         return "no self" if inspect.ismethod(function) else None
     try:

@@ -20,7 +20,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 from pocket_plug.errors import ConfigError, ConflictError, StoreError, ValueTypeError
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import log_failure
-from pocket_plug.primitives.signatures import is_async
+from pocket_plug.primitives.signatures import is_async, signature_of
 from pocket_plug.primitives.values import Value
 from pocket_plug.primitives.waiting import drive
 
@@ -172,7 +172,7 @@ class _KeyOf:
     def __init__(self, fn: Callable[..., Any], key: Key[Value], ignore: Collection[str]) -> None:
         title = f"cached {_title(fn)}"
         try:
-            self._signature = inspect.signature(fn)
+            self._signature = signature_of(fn)
         except ValueError:
             raise ConfigError(f"{title}: Python doesn't know its parameters; wrap it in a function") from None
         self._key = key

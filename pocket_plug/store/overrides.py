@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from inspect import iscoroutinefunction, isfunction, signature
+from inspect import iscoroutinefunction, isfunction
 from typing import Any
 from warnings import warn
 
-from pocket_plug.primitives.signatures import misfit
+from pocket_plug.primitives.signatures import misfit, signature_of
 
 _USES: Mapping[str, str] = {
     "get": "read",
@@ -71,7 +71,7 @@ def _operation_meant(name: str, method: Callable[..., object], cls: type[Any], b
             continue
         given = 2 if operation == "set" else 1
         if operation not in _USES:
-            given = sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in signature(own).parameters.values()) - 1
+            given = sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in signature_of(own).parameters.values()) - 1
         if misfit(method, 1 + given) is None:
             return operation
     return None
@@ -94,7 +94,7 @@ def _slips(operation: str) -> frozenset[str]:
 def check_scan(cls: type[Any]) -> None:
     """Raise TypeError if the class's `scan` has no parameters for pages."""
     try:
-        taken = signature(cls.scan).parameters
+        taken = signature_of(cls.scan).parameters
     except (TypeError, ValueError):  # it has no signature
         return
     lacking = [name for name in ("after", "reverse", "limit") if name not in taken]

@@ -42,7 +42,7 @@ class Unknown:
 def note(folder: str, what: object) -> int:
     """Record in a file that something was done; returns how often so far."""
     file = Path(folder) / str(what)
-    with file.open("a") as out:
+    with file.open("a", encoding="utf-8") as out:
         out.write("x")
     return file.stat().st_size
 

@@ -88,7 +88,7 @@ class Effect(Node[int, int], name="effect"):
 
 
 def _record(record_file: str, line: str) -> None:
-    with Path(record_file).open("a") as file:
+    with Path(record_file).open("a", encoding="utf-8") as file:
         file.write(line)
 
 
@@ -407,7 +407,7 @@ class Campaign:
     def _check_executions(self) -> None:
         """Check that `exec` was repeated only if its process was killed, stopped or not scheduled after it was requested."""
         executed: dict[str, list[tuple[float, int]]] = defaultdict(list)
-        for line in self._record_file.read_text().splitlines():
+        for line in self._record_file.read_text("utf-8").splitlines():
             pid, at, key = line.split(" ", 2)
             if key == WAS_LATE:
                 self._disturbed[int(pid)].append(float(at))

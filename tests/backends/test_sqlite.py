@@ -162,7 +162,7 @@ def test_a_url_names_the_file_and_the_options() -> None:
         ("sqlite:///x.db?timeout=soon", "timeout is 'soon'"),
         ("sqlite:///a%00b.db", "can't be a file's name: it has a NUL"),
         ("sqlite:///a\0b.db", "can't be a file's name"),
-        ("sqlite:///\ud800.db", "can't be a file's name"),
+        ("sqlite:///\ud800.db", "a character that isn't in the encoding of file names, which is"),
         ("sqlite:///x.db?timeout=1&timeout=2", "has the option 'timeout' twice; give it once"),
         ("sqlite:///x.db?durability=power&durability=power", "has the option 'durability' twice"),
         ("sqlite:///x.db?timeout=-1", "timeout is -1.0"),

@@ -16,6 +16,7 @@ import pytest
 from pocket_plug import END, Action, Next, Node, Retry, node
 from pocket_plug.errors import InputError
 from pocket_plug.graph.fan_out import fan_out
+from pocket_plug.graph.gather import gather
 from pocket_plug.graph.graph import Graph
 from pocket_plug.graph.kinds.each import CONCURRENCY, each
 from pocket_plug.graph.running import execution
@@ -274,6 +275,27 @@ def test_the_first_error_cancels_the_rest_and_is_raised_itself(concurrency: int)
     assert gauge.inside == 0
     assert len(gauge.begun) < 3 + concurrency
     assert sorted(gauge.begun) == sorted(gauge.ended)
+
+
+@pytest.mark.parametrize("way", ["each", "gather"])
+def test_an_error_leaves_no_cancellation_in_the_callers_task(way: str) -> None:
+    """With one, `asyncio.timeout` around the caller would raise CancelledError in place of TimeoutError."""
+
+    @node
+    async def fail(n: int) -> int:
+        await asyncio.sleep(0.1)
+        raise ValueError(n)
+
+    graph: Graph[Any, Any] = Graph(each(fail)) if way == "each" else Graph(gather(fail, double))
+
+    async def main() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        with pytest.raises(ValueError, match="7"):
+            await graph.run([7] if way == "each" else 7)
+        return task.cancelling()
+
+    assert run_virtual(main()) == 0
 
 
 def test_an_error_at_once_and_an_error_of_an_item_that_is_a_group() -> None:

@@ -1799,3 +1799,20 @@ def test_a_resumed_run_is_linked_to_its_previous_execution(tmp_path: Path) -> No
         assert not first.links
 
     asyncio.run(main())
+
+
+def test_no_file_is_read_in_the_encoding_of_the_locale(tmp_path: Path) -> None:
+    """Python can warn of that, and a program may make the warning an error."""
+    script = f"""
+from pocket_plug import Graph, SyncStore, node
+
+@node
+def double(n: int) -> int:
+    return 2 * n
+
+with SyncStore("sqlite:///{tmp_path}/state.db") as store:
+    print(Graph(double, store=store).run_sync(21, run_id="r"))
+"""
+    command = [sys.executable, "-X", "warn_default_encoding", "-W", "error::EncodingWarning", "-c", script]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")

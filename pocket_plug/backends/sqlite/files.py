@@ -89,7 +89,8 @@ def check_path(path: str) -> None:
         encoded = b"\0"
     if b"\0" in encoded:
         raise ConfigError(
-            f"sqlite: {path!r:.200} can't be a file's name: it has a NUL, or a character that no file system can write"
+            f"sqlite: {path!r:.200} can't be a file's name: it has a NUL, or a character that isn't in the encoding of file "
+            f"names, which is {sys.getfilesystemencoding()} here"
         )
 
 

@@ -25,7 +25,7 @@ _PROC = Path("/proc")
 
 def _text(path: str) -> str:
     with suppress(OSError):
-        return (_PROC / path).read_text(errors="replace").strip()
+        return (_PROC / path).read_text("utf-8", "replace").strip()
     return ""
 
 

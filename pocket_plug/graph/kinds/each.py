@@ -111,7 +111,7 @@ class EachStep(Step):
         failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                await self._start(group, run, items, concurrency)
+                await self._in_workers(group, run, items, concurrency)
         except BaseExceptionGroup as errors:
             failed = errors.exceptions[0]
         if isinstance(failed, _Stop):
@@ -125,14 +125,16 @@ class EachStep(Step):
             return run.pocket.executor(self.inner.executor).room
         return self.concurrency or CONCURRENCY
 
-    async def _start(self, group: asyncio.TaskGroup, run: Running, items: _Items, concurrency: int) -> None:
-        started = 0
-        while started < concurrency and not items.exhausted:
-            more = min(started or 1, concurrency - started)  # doubles, so that few workers start without an item
-            for _ in range(more):
-                group.create_task(self._worker(run, items))
-            started += more
+    async def _in_workers(self, group: asyncio.TaskGroup, run: Running, items: _Items, concurrency: int) -> None:
+        workers: list[asyncio.Task[None]] = []
+        while len(workers) < concurrency and not items.exhausted:
+            # Their number doubles, so that few workers start without an item.
+            more = min(len(workers) or 1, concurrency - len(workers))
+            workers += [group.create_task(self._worker(run, items)) for _ in range(more)]
             await asyncio.sleep(0)
+        # Not left to the end of the group: before Python 3.13, a failure there leaves the caller's task with a cancellation that
+        # isn't taken back, and a timeout around the caller then raises CancelledError.
+        await asyncio.wait(workers)
 
     async def _worker(self, run: Running, items: _Items) -> None:
         """`_work` as a task of a TaskGroup.

@@ -7,11 +7,12 @@ and nothing would say so.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, ForwardRef, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pocket_plug.graph.observing.views import Phase
-from pocket_plug.primitives.signatures import is_async, misfit
+from pocket_plug.primitives.signatures import annotations_of, is_async, misfit, signature_of
 from pocket_plug.primitives.typechecks import type_name
 from pocket_plug.primitives.values import Hint
 from pocket_plug.store.store import StoreReader, StoreWriter
@@ -68,16 +69,17 @@ def overridden(node: AnyNode, phase: str) -> Function | None:
 def hints(function: Function) -> dict[str, Hint]:
     """The function's annotations. Those that can't be resolved are left out; this never raises."""
     function = inspect.unwrap(getattr(function, "__func__", function))
-    try:
+    with suppress(Exception):  # a hint is the user's code, and may raise anything
         return get_type_hints(function)
-    except Exception:  # noqa: BLE001 - a hint is the user's code, and may raise anything
-        written: dict[str, Any] = getattr(function, "__annotations__", None) or {}  # an AsyncMock has None
-        return {name: hint for name, hint in written.items() if not isinstance(hint, str)}
+    written: Mapping[str, Hint] = {}
+    with suppress(Exception):
+        written = annotations_of(function)
+    return {name: hint for name, hint in written.items() if not isinstance(hint, str | ForwardRef)}
 
 
 def _hint_of_parameter(function: Function, position: int) -> Hint:
     try:
-        parameters = list(inspect.signature(function).parameters)
+        parameters = list(signature_of(function).parameters)
     except ValueError:  # some of Python's own functions and classes, such as int, have no signature
         return Any
     return hints(function).get(parameters[position], Any) if position < len(parameters) else Any
@@ -283,6 +285,8 @@ def _written(action: Hint) -> str:
 
 
 def _store_annotation(function: Function) -> str:
-    parameters = list(inspect.signature(function).parameters.values())
+    parameters = list(signature_of(function).parameters.values())
     annotation = parameters[0].annotation if parameters else ""
+    if isinstance(annotation, ForwardRef):
+        annotation = annotation.__forward_arg__
     return annotation.rpartition(".")[2] if isinstance(annotation, str) else getattr(annotation, "__name__", "")
