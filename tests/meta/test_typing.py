@@ -63,6 +63,27 @@ def test_tools_find_the_types_of_fields() -> None:
         assert {field.name for field in dataclasses.fields(kind)} <= hints.keys()
 
 
+PACKAGE = Path(str(pocket_plug.__file__)).parent
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_annotation_names_a_member_of_its_class(file: Path) -> None:
+    """In `class Key`, which has a property `type`, `type[K]` means that one, if names are looked up as late as Python does it."""
+    found: list[str] = []
+    for owner in (each for each in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(each, ast.ClassDef)):
+        methods = [each for each in owner.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+        members = {method.name for method in methods}
+        for method in methods:
+            arguments = [each.annotation for each in ast.walk(method.args) if isinstance(each, ast.arg)]
+            named = [each for part in (*arguments, method.returns) if part is not None for each in ast.walk(part)]
+            found += [
+                f"{owner.name}.{method.name}: {each.id}"
+                for each in named
+                if isinstance(each, ast.Name) and each.id in members
+            ]
+    assert found == []
+
+
 def test_an_unknown_name_is_an_error() -> None:
     """Late imports don't hide typing errors: an unknown name is an AttributeError with that name."""
     with pytest.raises(AttributeError, match="Stroe"):

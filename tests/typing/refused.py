@@ -31,6 +31,7 @@ from pocket_plug import (
     Worker,
     each,
     fan_out,
+    join_name,
     node,
     progress,
     secret,
@@ -150,7 +151,11 @@ def sync_store_operations(store: SyncStore, writer: SyncWriter) -> None:
     print(text, number)
 
 
-def keys(user: str) -> None:
+def keys(user: str, maybe: str | None) -> None:
+    ORDER(maybe)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ORDER(1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ORDER(id=maybe)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    join_name("order", maybe)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Key(f"user:{user}")  # pyright: ignore[reportArgumentType]
     Key(user, Order)  # pyright: ignore[reportArgumentType, reportCallIssue]
     Key("user:{}", 5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
