@@ -213,6 +213,19 @@ async def loses(store: StoreWriter, order: Order) -> Receipt | Next[str]:
     return order  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
 
+@node.post
+def logs(store: SyncWriter, order: Order) -> Order:
+    return order
+
+
+async def called(store: Store) -> None:
+    loses(store, Order("1"))  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    await loses(store.sync, Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    logs(store, Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    logs(store.sync, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    logs(Order("1"))  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+
+
 def joints() -> None:
     async def prep(store: StoreReader, order: Order) -> int:
         return 1
