@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any, ForwardRef, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pocket_plug.graph.observing.views import Phase
@@ -68,6 +69,10 @@ def overridden(node: AnyNode, phase: str) -> Function | None:
 def hints(function: Function) -> dict[str, Hint]:
     """The function's annotations. Those that can't be resolved are left out; this never raises."""
     function = inspect.unwrap(getattr(function, "__func__", function))
+    while isinstance(function, partial):
+        function = function.func
+    if not inspect.isroutine(function) and not isinstance(function, type):
+        function = type(function).__call__  # an object that can be called
     try:
         return get_type_hints(function)
     except Exception:  # noqa: BLE001 - a hint is the user's code, and may raise anything
