@@ -22,10 +22,8 @@ from .cells import file_of
 NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
 UNIONS = (Union, UnionType)
-_ALIASES: tuple[Any, ...] = (
-    TypeAliasType,
-    getattr(typing, "TypeAliasType", TypeAliasType),
-)  # Python has one since 3.12
+# Python has one of its own since 3.12.
+_ALIASES: tuple[Any, ...] = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))
 
 
 class DeclaredTypes(list[Any]):
