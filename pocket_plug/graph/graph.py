@@ -17,25 +17,25 @@ from pocket_plug.store.sync import SyncScope
 
 from .addresses import executor_faults
 from .drawing.drawn import Drawn
+from .kinds.ask import Ask
 from .kinds.nesting import GraphStep
 from .nodes.chain import Chain, Ends, I, O, T, Y, as_chain
 from .nodes.node import AnyNode, Node
 from .nodes.options import GraphOptions, Options, ResumeOptions, check_count, check_options, check_place
 from .observing.host import RunHost, default_host
+from .observing.views import Carrier
 from .planning.plan import Plan, validation
 from .planning.step import make_step
 from .running.context import in_own_context
 from .running.execution import Execution
+from .running.protocols import RecordedState
 from .running.visit import step_of
 from .upgrades import Upgrade, check_upgrade
 
 if TYPE_CHECKING:
     from .durable.check import RunCheck
-    from .durable.records import Status as RecordedStatus
     from .durable.request import Request
     from .following.streaming import RunStream
-    from .kinds.ask import Ask
-    from .observing.views import Carrier
 
 
 class Graph(Drawn, Node[I, O]):
@@ -267,7 +267,7 @@ class Graph(Drawn, Node[I, O]):
         pocket: RunHost | None = None,
         store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
-    ) -> RecordedStatus:
+    ) -> RecordedState:
         """Record a durable run as `pending`, for a `Worker` here or in another process; return its state.
 
         The same id with the same input is recorded only once, however often it is submitted: later calls return its
@@ -291,7 +291,7 @@ class Graph(Drawn, Node[I, O]):
         pocket: RunHost | None = None,
         store: StoreScope | SyncScope | None = None,
         traceparent: Carrier | None = None,
-    ) -> RecordedStatus:
+    ) -> RecordedState:
         """`submit` for callers without `await`."""
         pocket = pocket or default_host()
         stack, _ = self.own_place(pocket, store)

@@ -24,6 +24,8 @@ from pocket_plug.errors import (
     UnknownStoreError,
     is_fault,
 )
+from pocket_plug.graph.elsewhere import Elsewhere, ExecElsewhere
+from pocket_plug.graph.graph import Graph
 from pocket_plug.hookspecs import Carrier, Observer, PluginRecord, Run, RunNotice
 from pocket_plug.otel.additions import Additions
 from pocket_plug.primitives.default_pocket import building_by, use_default_pocket
@@ -37,6 +39,7 @@ from pocket_plug.store.backend import Backend
 from pocket_plug.store.layer import Layer
 from pocket_plug.store.memory import Memory
 from pocket_plug.store.resolving import LayerSpec
+from pocket_plug.store.store import Store
 
 from .by_url import made_backend
 from .config import (
@@ -57,10 +60,7 @@ from .tables import alternatives
 if TYPE_CHECKING:
     import click
 
-    from pocket_plug.graph.elsewhere import Elsewhere, ExecElsewhere
-    from pocket_plug.graph.graph import Graph
     from pocket_plug.remote import Executor
-    from pocket_plug.store.store import Store
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -340,8 +340,6 @@ class Pocket:
             return self._stores[name]
 
     def _built(self, table: StoreTable) -> Store:
-        from pocket_plug.store.store import Store
-
         url = expand(table.url, f"{table.where}.url")
         places = [f"{table.where}.layers[{position}]" for position in range(len(table.layers))]
         layers = [self.layer(spec, where=where) for spec, where in zip(table.layers, places, strict=True)]
@@ -449,7 +447,7 @@ def _current_name(name: str, offers: Mapping[str, tuple[PluginRecord, type[Layer
     return name
 
 
-class _Stores(Mapping[str, "Store"]):
+class _Stores(Mapping[str, Store]):
     """The named stores, built on demand."""
 
     def __init__(self, config: Config, build: Callable[[str, StoreTable], Store]) -> None:

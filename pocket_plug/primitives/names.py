@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from pocket_plug.errors import KeyNameError
 
 from .redaction import summary
+
+if TYPE_CHECKING:
+    from datetime import date
+    from uuid import UUID
+
+    NamePart = str | int | UUID | date | Enum
+    """What may be a part of a name."""
+else:
+    NamePart = object  # uuid is not cheap to import; this way tools can still evaluate the annotations
 
 RESERVED = "pocket:"
 """The prefix of pocket_plug's own records: hidden from `keys`, refused to users."""

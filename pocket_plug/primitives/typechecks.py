@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterable
 from itertools import count
 from types import FunctionType, UnionType
 from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
 
-from typing_extensions import is_typeddict
+from typing_extensions import TypeAliasType, is_typeddict
 
 from pocket_plug.errors import ConfigError
 
@@ -21,6 +22,8 @@ from .cells import file_of
 NUMERIC_TOWER: dict[type, tuple[type, ...]] = {float: (float, int), complex: (complex, float, int)}
 
 UNIONS = (Union, UnionType)
+# Python has one of its own since 3.12.
+_ALIASES: tuple[Any, ...] = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))
 
 
 class DeclaredTypes(list[Any]):
@@ -51,9 +54,20 @@ declared_types = DeclaredTypes()
 """The types that keys and typed stores were declared with. The codec takes them from here when it is first needed."""
 
 
+def meant_by(hint: Any) -> Any:
+    """The type for which an alias stands, as in `type Users = list[User]`; any other hint itself."""
+    while isinstance(hint, _ALIASES):
+        try:
+            hint = hint.__value__
+        except Exception:  # noqa: BLE001 - it is evaluated only now, and may raise anything
+            return Any
+    return hint
+
+
 def union_members(hint: object) -> tuple[Any, ...]:
     """The members of a union; of any other hint itself."""
-    return get_args(hint) if get_origin(hint) in UNIONS else (hint,)
+    meant = meant_by(hint)
+    return tuple(map(meant_by, get_args(meant))) if get_origin(meant) in UNIONS else (meant,)
 
 
 def checker(hint: object) -> Callable[[object], bool]:

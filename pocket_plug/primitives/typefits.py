@@ -25,7 +25,7 @@ from typing import (
 
 from typing_extensions import is_typeddict
 
-from .typechecks import NUMERIC_TOWER, UNIONS
+from .typechecks import NUMERIC_TOWER, UNIONS, meant_by
 
 _STANDARD = ("builtins", "collections", "collections.abc")
 """The modules whose generic types have their parameters in the same order, and are compared as covariant."""
@@ -39,23 +39,30 @@ def fits(given: Any, wanted: Any) -> bool:
     >>> fits(int, float | None), fits(str, int), fits(list[int], list[str]), fits(list, list[str])
     (True, False, False, True)
     """
+    try:
+        return _fits(given, wanted)
+    except RecursionError:  # two aliases that contain themselves
+        return True
+
+
+def _fits(given: Any, wanted: Any) -> bool:
     given, wanted = _plain(given), _plain(wanted)
     if given == wanted or given in (Never, NoReturn):
         return True
     if any(hint is Any or isinstance(hint, TypeVar | str | ForwardRef) for hint in (given, wanted)):
         return True
     if get_origin(given) in UNIONS:
-        return all(fits(part, wanted) for part in get_args(given))
+        return all(_fits(part, wanted) for part in get_args(given))
     if get_origin(wanted) in UNIONS:
-        return any(fits(given, part) for part in get_args(wanted))
+        return any(_fits(given, part) for part in get_args(wanted))
     if isinstance(given, NewType):
-        return fits(given.__supertype__, wanted)
+        return _fits(given.__supertype__, wanted)
     if isinstance(wanted, NewType):
         return False
     if get_origin(wanted) is Literal:
         return _values(given) <= _values(wanted)
     if get_origin(given) is Literal:
-        return all(fits(cls, wanted) for cls, _ in _values(given))
+        return all(_fits(cls, wanted) for cls, _ in _values(given))
     inner, outer = get_origin(given) or given, get_origin(wanted) or wanted
     if not (isinstance(inner, type) and isinstance(outer, type)):
         return True
@@ -67,7 +74,8 @@ def fits(given: Any, wanted: Any) -> bool:
 
 
 def _plain(hint: Any) -> Any:
-    """The hint without `Annotated`; for a TypedDict dict, since its values are dicts."""
+    """The hint without `Annotated` and aliases; for a TypedDict dict, since its values are dicts."""
+    hint = meant_by(hint)
     if get_origin(hint) is Annotated:
         return _plain(get_args(hint)[0])
     if is_typeddict(get_origin(hint) or hint):
@@ -106,8 +114,8 @@ def _parameters_fit(given: Any, wanted: Any, inner: type, outer: type) -> bool:
         return True  # such as ItemsView[int, str] for Iterable[tuple[int, str]]
     pairs = list(zip(theirs, ours, strict=True))
     if inner.__module__ in _STANDARD:
-        return all(fits(part, whole) for part, whole in pairs)
-    return all(fits(part, whole) or fits(whole, part) for part, whole in pairs)  # it may be contravariant
+        return all(_fits(part, whole) for part, whole in pairs)
+    return all(_fits(part, whole) or _fits(whole, part) for part, whole in pairs)  # it may be contravariant
 
 
 def _items_fit(theirs: tuple[Any, ...], ours: tuple[Any, ...], outer: type) -> bool:
@@ -115,7 +123,7 @@ def _items_fit(theirs: tuple[Any, ...], ours: tuple[Any, ...], outer: type) -> b
     if any(getattr(part, "__unpacked__", False) or get_origin(part) is Unpack for part in (*theirs, *ours)):
         return True
     if outer is tuple and ... not in (*theirs, *ours):
-        return len(theirs) == len(ours) and all(map(fits, theirs, ours))
+        return len(theirs) == len(ours) and all(map(_fits, theirs, ours))
     if outer is not tuple and len(ours) > 1:
         return True
-    return all(fits(part, whole) for part in theirs for whole in ours if ... not in (part, whole))
+    return all(_fits(part, whole) for part in theirs for whole in ours if ... not in (part, whole))

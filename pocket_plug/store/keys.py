@@ -5,6 +5,7 @@ A name's parts are joined by ":". In the values that fill a template ":" is esca
 
 from __future__ import annotations
 
+import builtins
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -16,6 +17,7 @@ from pocket_plug.errors import KeyNameError, ValueTypeError
 from pocket_plug.primitives.names import MAX_KEY_BYTES as MAX_KEY_BYTES
 from pocket_plug.primitives.names import MAX_NAME_BYTES as MAX_NAME_BYTES
 from pocket_plug.primitives.names import RESERVED as RESERVED
+from pocket_plug.primitives.names import NamePart
 from pocket_plug.primitives.names import check_name as check_name
 from pocket_plug.primitives.names import check_prefix as check_prefix
 from pocket_plug.primitives.typechecks import check_type, checker, declared_types, type_found, type_name
@@ -119,7 +121,9 @@ class Key(ReadAs[K, K], Generic[K]):
     @overload
     def __init__(self: Key, template: LiteralString, type: None = None, /) -> None: ...
     @overload
-    def __init__(self, template: LiteralString, type: type[K], /) -> None: ...
+    def __init__(
+        self, template: LiteralString, type: builtins.type[K], /
+    ) -> None: ...  # `type` alone may mean Key.type
     @overload
     def __init__(self, template: LiteralString, type: TypeForm[K], /) -> None: ...
     def __init__(self, template: LiteralString, type: Any = None, /) -> None:
@@ -147,14 +151,15 @@ class Key(ReadAs[K, K], Generic[K]):
         """The type of the value, None if none was declared."""
         return self._declared.type
 
-    def __call__(self, /, *values: object, **named: object) -> Key[K]:
+    def __call__(self, /, *values: NamePart, **named: NamePart) -> Key[K]:
         """The key with its placeholders filled: those of these names by the named values, all others in order."""
         if self.values:
             raise KeyNameError(f"{self!r} is filled already; fill its template: Key({self.template!r})")
         template = self._declared.template
+        given: tuple[object, ...] = values
         if named or template.placeholders != len(values):
-            values = template.in_order(values, named)
-        return self._filled(values, template.filled(values))
+            given = template.in_order(values, named)
+        return self._filled(given, template.filled(given))
 
     def _filled(self, values: tuple[object, ...], name: str) -> Key[K]:
         filled: Key[K] = _new_key(Key)
@@ -176,21 +181,20 @@ class Key(ReadAs[K, K], Generic[K]):
         """Are its placeholders filled, or has it none?"""
         return self._name is not None
 
-    def checked(self, value: Value) -> Value:
+    def checked(self, value: Value) -> K:
         """The value, checked against the declared type; raises ValueTypeError if it has another type.
 
         An object of a class that was redefined since, with the same fields, is converted to the newest definition.
         """
-        declared = self._declared
-        if declared.type is None:
-            return value
-        fits = declared.fits
-        if fits is None:
-            fits = declared.fits = checker(declared.type)
-        if fits(value):
-            return value
-        wanted = f"key {self._name or self.template!r} is declared as {type_name(declared.type)}, the value is"
-        return newest(value, declared.type, fits, wanted)
+        declared, checked = self._declared, value
+        if declared.type is not None:
+            fits = declared.fits
+            if fits is None:
+                fits = declared.fits = checker(declared.type)
+            if not fits(value):
+                wanted = f"key {self._name or self.template!r} is declared as {type_name(declared.type)}, the value is"
+                checked = newest(value, declared.type, fits, wanted)
+        return checked  # type: ignore[no-any-return]  # of type K, or of any type if none was declared
 
     def matches(self, name: str) -> bool:
         """Is `name` this key, or one that this template can become?

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 from pocket_plug.errors import KeyNameError, suggest
-from pocket_plug.primitives.names import RESERVED, check_length, check_name, check_prefix, part_of_name
+from pocket_plug.primitives.names import RESERVED, NamePart, check_length, check_name, check_prefix, part_of_name
 
 _PLACEHOLDER = re.compile(r"\{(\w*)(\??)\}")
 _ESCAPED = re.compile("%([0-9A-F]{2})")
@@ -19,7 +19,7 @@ _SCOPE = RESERVED[:-1]
 _UNRESERVED = f"%{ord(_SCOPE[0]):02X}"
 
 
-def join_name(*parts: object) -> str:
+def join_name(*parts: NamePart) -> str:
     """The name with these parts, each a str, int, UUID, date or Enum with any content: no two lists of parts make the same name.
 
     A part may be empty, the name may not. Raises KeyNameError for a name that can't be used.

@@ -103,7 +103,7 @@ def single_value(key: Any, entry: Entry) -> Value:
     """The value of an entry, checked by the Key. Raises ValueTypeError where it is a list."""
     if entry.value.__class__ is ListHead:
         raise no_single_value(key, entry.value)
-    return key.checked(entry.value) if isinstance(key, Key) else entry.value
+    return key.checked(entry.value) if key.__class__ is Key else entry.value
 
 
 def checked_item(key: Key[Any], item: Value) -> Value:

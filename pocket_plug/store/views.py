@@ -270,7 +270,7 @@ class StoreWriter(StoreReader):
         if not hasattr(values, "items"):
             raise TypeError(f"set_many takes a dict of keys and values, not {named(values)}")
         deadline = _deadline(self._source, ttl)
-        checked = {key: key.checked(value) if isinstance(key, Key) else value for key, value in values.items()}
+        checked = {key: key.checked(value) if key.__class__ is Key else value for key, value in values.items()}
         await self._source.write([Put(self._written(key), value, deadline) for key, value in checked.items()])
 
     async def delete(self, key: Name, /) -> bool:

@@ -326,12 +326,19 @@ def bare(n: int) -> int:
     return n
 
 
+@wraps(plus)
+def decorated(n: int) -> int:
+    return plus(n)
+
+
 charge: Any = Charge()
 WRITTEN: dict[str, tuple[Callable[[], Any], str]] = {
     "a class before >>": (lambda: Charge >> plus, "the class Charge is neither a node nor a chain .* make an instance of it"),
     "a class before a chain": (lambda: Charge >> (plus >> charge), "make an instance of it"),
     "a function before >>": (lambda: bare >> plus, "put @node before the function"),
     "a function behind >>": (lambda: plus >> bare, "put @node before the function"),
+    "a decorator above @node": (lambda: plus >> decorated, "put @node above all others"),
+    "a decorator above @node, before >>": (lambda: decorated >> plus, "put @node above all others"),
     "an action of the class": (lambda: Charge.declined >> plus, "use that of an instance"),
     "the end as a node": (lambda: plus >> END, "END is returned by a node's post: return END"),
     "a way out behind >>": (lambda: plus >> charge.declined, "belongs on the left of >>"),

@@ -173,6 +173,31 @@ def test_pythons_own_callables_can_be_nodes() -> None:
     assert graph.run_sync("9") == 4
 
 
+def test_the_annotations_of_objects_and_partials_are_read() -> None:
+    """Their inputs are checked as those of functions are."""
+
+    class Adder:
+        def __call__(self, n: int) -> int:
+            return n + 1
+
+    def power(base: int, n: int) -> int:
+        return base**n
+
+    for made in (
+        node(Adder(), name="add"),
+        node(partial(power, 2), name="add"),
+        node(partial(partial(power), 2), name="add"),
+    ):  # type: ignore[call-overload]
+        with pytest.raises(InputError, match="node 'add' of graph 'graph' takes int, not str"):
+            Graph(made).run_sync("9")
+        with pytest.raises(GraphError, match="node 'add' leaves with int, but 'file' takes bytes"):
+            Graph(made >> node.of(exec=file, name="file")).validate()
+
+
+def file(data: bytes) -> int:
+    return len(data)
+
+
 # ---------------------------------------------------------------- names and options
 @pytest.mark.parametrize(
     ("class_name", "name"),

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from typing_extensions import TypeAliasType
 
 from pocket_plug import (
     Action,
@@ -487,6 +488,7 @@ def test_the_choices_of_a_question_are_recorded() -> None:
     assert choices(bool) == [True, False]
     assert choices(Literal["a", 1]) == ["a", 1]
     assert choices(Colour) == ["red", "blue"]
+    assert choices(TypeAliasType("Verdict", Literal["yes", "no"])) == ["yes", "no"]
     assert choices(str) is None
 
 

@@ -63,6 +63,54 @@ def test_tools_find_the_types_of_fields() -> None:
         assert {field.name for field in dataclasses.fields(kind)} <= hints.keys()
 
 
+LOADED_LATE = {"Graph.stream", "Graph.check_runs", "Graph.check_runs_sync", "Pocket.commands"}
+"""Their annotations name a class whose module is only imported once it is needed."""
+
+
+def test_tools_find_the_types_of_methods() -> None:
+    """`typing.get_type_hints` works for public functions and methods, so a framework can take `graph.run`."""
+    fails: set[str] = set()
+    for name in pocket_plug.__all__:
+        public = getattr(pocket_plug, name)
+        owner = public if isinstance(public, type) else type(public)
+        ours = [each for each in owner.__mro__ if each.__module__.startswith("pocket_plug")]
+        members = [
+            (f"{owner.__name__}.{key}", value) for each in ours for key, value in vars(each).items() if key[0] != "_"
+        ]
+        members += [(owner.__name__, owner.__init__), (owner.__name__, owner.__call__), (name, public)]
+        for title, member in members:
+            function = inspect.unwrap(
+                member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+            )
+            if inspect.isfunction(function):
+                try:
+                    typing.get_type_hints(function, include_extras=True)
+                except NameError:
+                    fails.add(title)
+    assert fails == LOADED_LATE
+
+
+PACKAGE = Path(str(pocket_plug.__file__)).parent
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_annotation_names_a_member_of_its_class(file: Path) -> None:
+    """In `class Key`, which has a property `type`, `type[K]` means that one, if names are looked up as late as Python does it."""
+    found: list[str] = []
+    for owner in (each for each in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(each, ast.ClassDef)):
+        methods = [each for each in owner.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+        members = {method.name for method in methods}
+        for method in methods:
+            arguments = [each.annotation for each in ast.walk(method.args) if isinstance(each, ast.arg)]
+            named = [each for part in (*arguments, method.returns) if part is not None for each in ast.walk(part)]
+            found += [
+                f"{owner.name}.{method.name}: {each.id}"
+                for each in named
+                if isinstance(each, ast.Name) and each.id in members
+            ]
+    assert found == []
+
+
 def test_an_unknown_name_is_an_error() -> None:
     """Late imports don't hide typing errors: an unknown name is an AttributeError with that name."""
     with pytest.raises(AttributeError, match="Stroe"):

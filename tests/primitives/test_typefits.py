@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, ItemsView, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import (
@@ -24,6 +25,7 @@ from typing import (
 )
 
 import pytest
+from typing_extensions import TypeAliasType
 
 from pocket_plug import Graph, node
 from pocket_plug.primitives.typefits import fits
@@ -31,6 +33,8 @@ from pocket_plug.primitives.typefits import fits
 T = TypeVar("T")
 C = TypeVar("C", contravariant=True)
 UserId = NewType("UserId", int)
+Maybe = TypeAliasType("Maybe", int | None)  # as `type Maybe = int | None` from Python 3.12 on
+Many = TypeAliasType("Many", list[int])
 
 
 @dataclass
@@ -126,6 +130,7 @@ class File:
         (Literal[Color.RED], Color), (None, Literal["a", None]), (LiteralString, str), (UserId, float),
         (UserId, UserId | None),
         (int, Annotated[int, "s"]), (Annotated[int, "s"], Annotated[int, "t"]), (NoReturn, str), (Never, str),
+        (Maybe, int | None), (int, Maybe), (Many, list[int]), (Many, Many),
     ],
 )  # fmt: skip
 def test_a_type_that_fits_is_accepted(given_: Any, wanted: Any) -> None:
@@ -149,11 +154,27 @@ def test_a_type_that_fits_is_accepted(given_: Any, wanted: Any) -> None:
         (int, Movie), (Movie, int), (User, Closes), (Movie, list[str]),
         (Literal["a", "c"], Literal["a", "b"]), (str, Literal["a"]), (bool, Literal[1, 0]), (Color, Literal[Color.RED]),
         (None, Literal["a"]), (Literal["a"], int), (int, UserId), (UserId, str), (Annotated[str, "s"], int),
+        (Maybe, int), (Many, list[str]), (str, Many), (list[Many], list[int]),
     ],
 )  # fmt: skip
 def test_a_type_that_doesnt_fit_is_refused(given_: Any, wanted: Any) -> None:
     """Another type, a wider one, another parameter."""
     assert not fits(given_, wanted)
+
+
+def nested(name: str) -> Any:
+    """An alias that contains itself: `type Nested = list[Nested]`, which Python has since 3.12."""
+    alias = TypeAliasType(name, Any)
+    with suppress(AttributeError, TypeError):
+        object.__setattr__(alias, "__value__", list[alias])
+    return alias
+
+
+def test_aliases_that_contain_themselves_are_accepted() -> None:
+    """Comparing them part by part would never end."""
+    one, other = nested("One"), nested("Other")
+    assert fits(one, other)
+    assert fits(list[one], dict[str, int] | list[other])
 
 
 def test_a_graph_whose_nodes_hand_on_typed_dicts_and_protocols_runs() -> None:

@@ -65,7 +65,7 @@ from pocket_plug import (
 )
 from pocket_plug.executors import Processes, Threads
 from pocket_plug.graph.nodes.chain import Out
-from pocket_plug.graph.nodes.node_functions import FunctionNode
+from pocket_plug.graph.nodes.node_functions import AsyncPostNode, FunctionNode, SyncPostNode
 from pocket_plug.remote import Executor
 from pocket_plug.testing.nodes import NodeResult, run_node_sync
 
@@ -185,20 +185,22 @@ def function_nodes() -> None:
     assert_type(render, FunctionNode[float, str, str])
     assert_type(fetch, FunctionNode[str, bytes, Coroutine[Any, Any, bytes]])
     assert_type(measure, FunctionNode[bytes, int, int])
-    assert_type(keep, Node[float, float])
-    assert_type(keep_sync, Node[float, float])
-    assert_type(keep_or_leave, Node[Order, Receipt])
-    assert_type(keep_or_leave_sync, Node[Order, Receipt])
-    assert_type(always_leave, Node[Order, Any])
-    assert_type(declared, Node[Order, Receipt])
+    assert_type(keep, AsyncPostNode[float, float])
+    assert_type(keep_sync, SyncPostNode[float, float])
+    assert_type(keep_or_leave, AsyncPostNode[Order, Receipt])
+    assert_type(keep_or_leave_sync, SyncPostNode[Order, Receipt])
+    assert_type(always_leave, AsyncPostNode[Order, Any])
+    assert_type(declared, AsyncPostNode[Order, Receipt])
     assert_type(node.of(prep=load, exec=think, post=save), Node[Order, Receipt, int])
     assert_type(node.of(prep=load, exec=think, name="rounded", timeout="5s"), Node[Order, int])
     assert_type(node.of(prep=load_sync, exec=think_sync, post=save_sync), Node[Order, Receipt, int])
     assert_type(node.of(prep=load_sync, exec=think_sync), Node[Order, int])
 
 
-async def called_as_functions() -> None:
+async def called_as_functions(store: Store) -> None:
     assert_type(await price(Order("1")), float)
+    assert_type(await keep(store, 1.0), Any)
+    assert_type(keep_sync(store.sync, 1.0), Any)
     assert_type(render(1.0), str)
     assert_type(await fetch("/"), bytes)
     assert_type(measure(b""), int)

@@ -31,6 +31,7 @@ from pocket_plug import (
     Worker,
     each,
     fan_out,
+    join_name,
     node,
     progress,
     secret,
@@ -150,7 +151,11 @@ def sync_store_operations(store: SyncStore, writer: SyncWriter) -> None:
     print(text, number)
 
 
-def keys(user: str) -> None:
+def keys(user: str, maybe: str | None) -> None:
+    ORDER(maybe)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ORDER(1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ORDER(id=maybe)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    join_name("order", maybe)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Key(f"user:{user}")  # pyright: ignore[reportArgumentType]
     Key(user, Order)  # pyright: ignore[reportArgumentType, reportCallIssue]
     Key("user:{}", 5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -206,6 +211,19 @@ def actions() -> None:
 @node.post
 async def loses(store: StoreWriter, order: Order) -> Receipt | Next[str]:
     return order  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+
+@node.post
+def logs(store: SyncWriter, order: Order) -> Order:
+    return order
+
+
+async def called(store: Store) -> None:
+    loses(store, Order("1"))  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    await loses(store.sync, Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    logs(store, Order("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    logs(store.sync, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    logs(Order("1"))  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
 
 
 def joints() -> None:

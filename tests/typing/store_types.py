@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from enum import Enum
 from typing import Any, Literal, assert_type
 
@@ -64,7 +64,7 @@ LIMIT = Key("limit", int | None)
 MODE = Key("mode", Literal["fast", "safe"])
 
 
-def keys() -> None:
+def keys(unknown: Any) -> None:
     assert_type(AGE, Key[int])
     assert_type(USER, Key[User])
     assert_type(USER(7), Key[User])
@@ -76,6 +76,8 @@ def keys() -> None:
     assert_type(str(AGE), str)
     assert_type(USER.matches("user:7"), bool)
     assert_type(USER.parse("user:7"), Key[User] | None)
+    assert_type(USER.checked(unknown), User)
+    assert_type(USER(date(2024, 2, 29)), Key[User])
     assert_type(join_name("user", 7, Colour.RED), str)
     assert_type(split_name("user:7"), tuple[str, ...])
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from pocket_plug.codec import Sealed, register_type
 from pocket_plug.errors import CorruptRecordError, KeyNameError, StoreError
 from pocket_plug.graph.kinds.ask import Answered
 from pocket_plug.graph.nodes.chain import DEFAULT
+from pocket_plug.graph.running.protocols import RecordedState
 from pocket_plug.primitives.names import check_length, is_unicode
 from pocket_plug.primitives.names import escaped as escaped
 from pocket_plug.primitives.redaction import named, summary
@@ -45,8 +46,7 @@ MAX_RUN_ID_BYTES = 255
 MAX_GRAPH_BYTES = 255
 """How long the id and the graph's name of a durable run may be in UTF-8. Escaped for a key, they may be three times as long."""
 
-Status = Literal["pending", "running", "suspended", "failed", "cancelled", "finished"]
-"""The recorded states. Whether a running run is stalled is not recorded: each observer finds it out."""
+Status = RecordedState
 
 register_type(Answered, tag="pocket_plug.Answered")  # recorded as the input of the node after an Ask
 

@@ -19,7 +19,7 @@ from pocket_plug.graph.running.protocols import Asking, Running
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.redaction import found
 from pocket_plug.primitives.signatures import fault_of_question
-from pocket_plug.primitives.typechecks import check_type, checker, type_name
+from pocket_plug.primitives.typechecks import check_type, checker, meant_by, type_name
 from pocket_plug.primitives.values import Hint, Value
 from pocket_plug.store.base import MISSING, Missing
 from pocket_plug.store.transaction import private
@@ -138,6 +138,7 @@ def choices(answer: Any) -> list[Any] | None:
     >>> choices(bool), choices(Literal["a", "b"]), choices(int)
     ([True, False], ['a', 'b'], None)
     """
+    answer = meant_by(answer)
     if answer is bool:
         return [True, False]
     if get_origin(answer) is Literal:

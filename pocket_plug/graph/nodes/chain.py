@@ -154,4 +154,9 @@ def _instead(found: object) -> str:
             "; join nodes by >>, and give each chain as an argument of its own: Graph(a >> b, a.action >> c). To run several "
             "nodes at the same time, use gather(a, b)"
         )
+    if isinstance(getattr(found, "__wrapped__", None), Link):
+        return (
+            "; a decorator above @node has put it in the node's place: put @node above all others, and let beartype's import "
+            "hooks decorate functions first (claw_decor_place_func)"
+        )
     return "; put @node before the function" if callable(found) else ""

@@ -23,6 +23,7 @@ AsyncOf = Coroutine[Any, Any, X]
 """What a call of an `async def` that returns X gives: a coroutine."""
 
 C = TypeVar("C", covariant=True, default=Any)
+S = TypeVar("S", contravariant=True, default=Any)
 P = TypeVar("P")
 Q = TypeVar("Q")
 
@@ -54,14 +55,19 @@ class FunctionNode(Node[I, O], Generic[I, O, C]):
         return f"<node {self._options.name}>"
 
 
-class PostNode(FunctionNode[I, O, Any]):
-    """A node made by `@node.post`: a function of (store, input)."""
+class PostNode(FunctionNode[I, O, C], Generic[I, O, S, C]):
+    """A node made by `@node.post`: a function of (store, input). `S` is the view that it takes."""
 
     _takes = Node._takes - {"retry", "timeout", "executor"}
 
-    def __call__(self, store: Any, input: I, /) -> Any:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # it takes two arguments
+    def __call__(self, store: S, input: I, /) -> C:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # it takes two arguments
         """Call the function itself, as a unit test does."""
-        return self.__wrapped__(store, input)
+        return self.__wrapped__(store, input)  # type: ignore[no-any-return]  # the decorator has typed it as C
+
+
+AsyncPostNode = PostNode[X, Y, StoreWriter, AsyncOf[Any]]
+SyncPostNode = PostNode[X, Y, SyncWriter, Any]
+"""A call returns an output or a Next. Type checkers can't tell which, so for them it is Any."""
 
 
 class _Decorator(Protocol):
@@ -73,13 +79,13 @@ class _Decorator(Protocol):
 
 class _PostDecorator(Protocol):
     @overload
-    def __call__(self, fn: Callable[[StoreWriter, X], AsyncOf[AnyNext]], /) -> Node[X, Any]: ...
+    def __call__(self, fn: Callable[[StoreWriter, X], AsyncOf[AnyNext]], /) -> AsyncPostNode[X, Any]: ...
     @overload
-    def __call__(self, fn: Callable[[StoreWriter, X], AsyncOf[Y | AnyNext]], /) -> Node[X, Y]: ...
+    def __call__(self, fn: Callable[[StoreWriter, X], AsyncOf[Y | AnyNext]], /) -> AsyncPostNode[X, Y]: ...
     @overload
-    def __call__(self, fn: Callable[[SyncWriter, X], AnyNext], /) -> Node[X, Any]: ...
+    def __call__(self, fn: Callable[[SyncWriter, X], AnyNext], /) -> SyncPostNode[X, Any]: ...
     @overload
-    def __call__(self, fn: Callable[[SyncWriter, X], Y | AnyNext], /) -> Node[X, Y]: ...
+    def __call__(self, fn: Callable[[SyncWriter, X], Y | AnyNext], /) -> SyncPostNode[X, Y]: ...
 
 
 class _NodeFactory:
@@ -127,13 +133,13 @@ class _NodeFactory:
         return make if fn is None else make(fn)
 
     @overload
-    def post(self, fn: Callable[[StoreWriter, X], AsyncOf[AnyNext]], /) -> Node[X, Any]: ...
+    def post(self, fn: Callable[[StoreWriter, X], AsyncOf[AnyNext]], /) -> AsyncPostNode[X, Any]: ...
     @overload
-    def post(self, fn: Callable[[StoreWriter, X], AsyncOf[Y | AnyNext]], /) -> Node[X, Y]: ...
+    def post(self, fn: Callable[[StoreWriter, X], AsyncOf[Y | AnyNext]], /) -> AsyncPostNode[X, Y]: ...
     @overload
-    def post(self, fn: Callable[[SyncWriter, X], AnyNext], /) -> Node[X, Any]: ...
+    def post(self, fn: Callable[[SyncWriter, X], AnyNext], /) -> SyncPostNode[X, Any]: ...
     @overload
-    def post(self, fn: Callable[[SyncWriter, X], Y | AnyNext], /) -> Node[X, Y]: ...
+    def post(self, fn: Callable[[SyncWriter, X], Y | AnyNext], /) -> SyncPostNode[X, Y]: ...
     @overload
     def post(
         self,

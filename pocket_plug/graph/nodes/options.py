@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 from pocket_plug.errors import ConfigError, suggest
 from pocket_plug.graph.elsewhere import Elsewhere
+from pocket_plug.graph.observing.host import RunHost
+from pocket_plug.graph.observing.views import Carrier
+from pocket_plug.graph.upgrades import Upgrade
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.names import check_scope
 from pocket_plug.primitives.redaction import found, public_url
@@ -17,11 +20,6 @@ from pocket_plug.store.store import StoreScope
 from pocket_plug.store.sync import SyncScope
 
 from .retry import Retry
-
-if TYPE_CHECKING:
-    from pocket_plug.graph.observing.host import RunHost
-    from pocket_plug.graph.observing.views import Carrier
-    from pocket_plug.graph.upgrades import Upgrade
 
 Traced = bool | SpanAttributes
 """Does a node have spans? A mapping means yes, and holds more attributes for the node's own span."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, ForwardRef, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pocket_plug.graph.observing.views import Phase
@@ -69,6 +70,10 @@ def overridden(node: AnyNode, phase: str) -> Function | None:
 def hints(function: Function) -> dict[str, Hint]:
     """The function's annotations. Those that can't be resolved are left out; this never raises."""
     function = inspect.unwrap(getattr(function, "__func__", function))
+    while isinstance(function, partial):
+        function = function.func
+    if callable(function) and not inspect.isroutine(function) and not isinstance(function, type):
+        function = type(function).__call__  # an object that can be called
     with suppress(Exception):  # a hint is the user's code, and may raise anything
         return get_type_hints(function)
     written: Mapping[str, Hint] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pocket_plug.errors import ConflictError
 from pocket_plug.graph.observing.host import RunHost
@@ -20,6 +20,8 @@ from pocket_plug.store.stack import Stack
 Writing = Coroutine[Any, Any, object]
 Travel = Callable[[object], Coroutine[Any, Any, Value]]
 """A function that takes a value through a run's graph."""
+RecordedState = Literal["pending", "running", "suspended", "failed", "cancelled", "finished"]
+"""The recorded state of a durable run. Whether a running one is stalled is not recorded: each observer finds it out."""
 Commit = tuple[Sequence[Change], Mapping[str, int]]
 """The changes to write, and the versions that they expect."""
 
