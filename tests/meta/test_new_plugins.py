@@ -241,6 +241,7 @@ def test_its_help_says_which_kinds_there_are(capsys: pytest.CaptureFixture[str])
     ("kind", "name", "said"),
     [
         ("layer", "pocket-plug-My_thing", "is not a valid plugin name"),
+        ("layer", "pocket-plug-good", "pocket-plug- is put before it. Did you mean 'good'?"),
         ("layer", "a", "is not a valid plugin name"),
         ("layer", "a" * (LONGEST + 1), f"{LONGEST} characters at most"),
         ("layer", "../up", "is not a valid plugin name"),
