@@ -3,14 +3,27 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
+# With `user = true` in the user's own settings, pip installs nothing into an environment.
+export PIP_USER := 0
+
 # The plugin distributions, each with what its tests need.
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
 EDITABLE_PLUGINS := $(foreach plugin,$(PLUGINS),--editable '$(plugin)[dev]')
 
-.PHONY: demo cluster test test-postgres test-lowest test-newest test-all lint bench fuzz histories simulate workers mutants e2e fastmcp pictures clean
+.PHONY: demo cluster test test-postgres test-lowest test-newest test-all lint bench fuzz histories simulate workers mutants e2e fastmcp pictures clean stale
 
-$(VENV)/ready: pyproject.toml .ci/constraints.txt
-	$(PYTHON) -m venv $(VENV)
+NEW_ENOUGH = import sys; sys.version_info < (3, 11) and sys.exit("pocket_plug needs Python 3.11 or newer, and $(PYTHON) is \
+"+ sys.version.split()[0] +". Name another one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12")
+
+# Whether an environment is there that must be emptied: an interrupted or failed `make` left it, its Python is too old or gone, or it
+# was copied or moved here with the checkout. Then its commands begin with the path of the other folder, and would run the code there.
+# A folder that is no environment is never emptied.
+STALE := $(shell test ! -e $(VENV)/pyvenv.cfg || { $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && \
+    grep -Fqs '$(abspath $(BIN))/python' $(BIN)/pip; } || echo --clear)
+
+$(VENV)/ready: pyproject.toml .ci/constraints.txt $(if $(STALE),stale)
+	@$(PYTHON) -c '$(NEW_ENOUGH)'
+	$(PYTHON) -m venv $(STALE) $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[otlp]'
 	touch $@
 
@@ -24,7 +37,7 @@ demo: $(VENV)/ready
 
 # A PostgreSQL server, a Dask cluster and workers on this machine, some of which are killed in the middle.
 cluster: $(VENV)/ready-dev
-	cd examples && $(abspath $(BIN))/python -m cluster
+	cd examples && '$(abspath $(BIN))/python' -m cluster
 
 # Many tests wait for processes, so pytest uses one worker more than there are processors. Without parallelism: make test JOBS=0
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)

@@ -25,7 +25,7 @@ from pocket_plug.errors import ConfigError, PocketError, is_fault
 from pocket_plug.hookspecs import PluginRecord
 from pocket_plug.plugins.checking import check_config
 from pocket_plug.plugins.config import Config, StoreTable, find_config, named_config, read_config
-from pocket_plug.plugins.discovery import OUR_DISTRIBUTION, find_libraries, missing_requirements
+from pocket_plug.plugins.discovery import OUR_DISTRIBUTION, find_libraries, missing_requirements, name_missing
 from pocket_plug.plugins.pocket import DISABLE, Pocket, named_by_variable
 from pocket_plug.plugins.tables import alternatives
 from pocket_plug.primitives.failures import concealed
@@ -191,7 +191,7 @@ def _versions() -> Iterator[Found]:
         says = ours.version
         if missing:
             quoted = " ".join(f"'{each}'" for each in missing)
-            says += f"; it requires {', '.join(missing)}, which is not installed; do: pip install {quoted}"
+            says += f"; {name_missing(missing)}; do: pip install {quoted}"
         yield OUR_DISTRIBUTION, "wrong" if missing else "ok", says
     for name in VERSIONS:
         try:

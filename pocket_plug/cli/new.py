@@ -40,6 +40,7 @@ POINTS = {"observer": ":{}Observer"}
 SUFFIX = ".tmpl"
 """The end of each template's name, so that tools don't treat it as code or a project."""
 
+PREFIX = "pocket-plug-"
 LONGEST = 30
 NAME = re.compile(r"[a-z][a-z0-9]+(-[a-z][a-z0-9]+)*")
 """A name that is valid in a distribution, a module and a class."""
@@ -99,7 +100,7 @@ def _sources() -> list[str]:
 
 def _check(kind: str, name: str) -> None:
     """Raise UsageError for a name that isn't valid for a distribution, a module and a class."""
-    if NAME.fullmatch(name) and len(name) <= LONGEST:
+    if NAME.fullmatch(name) and len(name) <= LONGEST and not name.startswith(PREFIX):
         if iskeyword(_class_name(name)) or _class_name(name) in _imported(kind):
             raise click.UsageError(
                 f"{name!r} would name the class {_class_name(name)}, and this name is already used; choose another name"
@@ -109,11 +110,11 @@ def _check(kind: str, name: str) -> None:
                 f"{name!r} would name the class {_class_name(name)}, which pytest collects as tests; choose another name"
             )
         return
-    meant = re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("pocket-plug-")).strip("-")
+    meant = re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix(PREFIX)).strip("-")
     hint = f" Did you mean {meant!r}?" if NAME.fullmatch(meant) and len(meant) <= LONGEST else ""
     raise click.UsageError(
         f"{name!r} is not a valid plugin name. Use lower-case words joined by hyphens, each a letter and at least one more "
-        f"letter or digit, {LONGEST} characters at most; pocket-plug- is put before it.{hint}"
+        f"letter or digit, {LONGEST} characters at most; {PREFIX} is put before it.{hint}"
     )
 
 

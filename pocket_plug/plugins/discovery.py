@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions
 from typing import NamedTuple
@@ -67,9 +67,7 @@ class Candidate:
                 arguments = " ".join(f'"{requirement}"' for requirement in missing)
                 if any(map(_REQUIRES_US.match, missing)):  # not another version of us: other plugins may need this one
                     arguments = f"--upgrade {self.record.distribution}"
-                raise PluginError(
-                    f"it requires {', '.join(missing)}, which is not installed; do: pip install {arguments}"
-                )
+                raise PluginError(f"{name_missing(missing)}; do: pip install {arguments}")
         loaded: object = point.load()
         return loaded
 
@@ -210,14 +208,14 @@ def _our_distribution() -> Iterator[Distribution]:
 
 def missing_requirements(
     source: Distribution, extras: Iterable[str] = (), versions: dict[str, str | None] | None = None
-) -> list[str]:
-    """The requirements of a distribution, with these extras, that aren't installed, or only in another version.
+) -> dict[str, str | None]:
+    """The requirements of a distribution, with these extras, that aren't installed, or only in another version: that version.
 
     `versions` is a cache of installed versions; None: not installed.
     """
     from packaging.requirements import Requirement
 
-    missing: list[str] = []
+    missing: dict[str, str | None] = {}
     versions = {} if versions is None else versions
     for text in source.requires or ():
         requirement = Requirement(text)
@@ -231,8 +229,20 @@ def missing_requirements(
         if there is None and name == OUR_DISTRIBUTION:
             continue  # pocket_plug itself runs without being installed
         if there is None or not requirement.specifier.contains(there, prereleases=True):
-            missing.append(f"{requirement.name}{requirement.specifier}")
+            missing[f"{requirement.name}{requirement.specifier}"] = there
     return missing
+
+
+def name_missing(missing: Mapping[str, str | None]) -> str:
+    """What isn't installed, for a message.
+
+    >>> name_missing({"redis>=5.2": "5.0.0", "hiredis>=3.0": None})
+    'it requires redis>=5.2, but 5.0.0 is installed; it requires hiredis>=3.0, which is not installed'
+    """
+    return "; ".join(
+        f"it requires {requirement}, {'which is not' if there is None else f'but {there} is'} installed"
+        for requirement, there in missing.items()
+    )
 
 
 def _version_of(name: str) -> str | None:

@@ -49,9 +49,9 @@ def where_to_look(file: Path, run_id: object = None) -> str:
 
 
 def _command() -> str:
-    """The path by which it was called if it isn't on the PATH, such as `.venv/bin/pocket-plug` in `make demo`."""
+    """The path by which it was called if the PATH doesn't lead to it, such as `.venv/bin/pocket-plug` in `make demo`."""
     called = sys.argv[0]
-    return called if Path(called).name == COMMAND and shutil.which(COMMAND) is None else COMMAND
+    return called if Path(called).name == COMMAND and shutil.which(COMMAND) != os.path.abspath(called) else COMMAND
 
 
 Encoded = dict[str, object]

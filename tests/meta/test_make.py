@@ -8,6 +8,7 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -131,6 +132,94 @@ def test_all_pythons_are_tried_and_missing_ones_are_named(tmp_path: Path) -> Non
         [make, "test-all", "MAKE=false"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )
     assert failing.returncode != 0
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the Makefile with an environment that is ready, in a path with a space; its pip prints what it got."""
+    folder = tmp_path / "a checkout"
+    for name in ("Makefile", "pyproject.toml", ".ci/constraints.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    commands = folder / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    (commands / "python").symlink_to(sys.executable)
+    (commands / "pip").write_text(f'#!/bin/sh\n# {commands}/python\necho "pip: PIP_USER=$PIP_USER"\n')
+    (commands / "pocket-plug").write_text("#!/bin/sh\necho demonstrated\n")
+    for name in ("pip", "pocket-plug"):
+        (commands / name).chmod(0o755)
+    (folder / ".venv" / "pyvenv.cfg").touch()
+    (folder / ".venv" / "ready").touch()
+    return folder
+
+
+def make(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run make there, without what the make that runs the tests has set."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=folder, env=kept | variables, capture_output=True, text=True, check=False)
+
+
+def an_old_python(at: Path) -> Path:
+    """A Python that says that it is 3.10."""
+    code = 'import sys; sys.version_info = (3, 10, 13); sys.version = "3.10.13 (main)"; exec(sys.argv[2])'
+    at.unlink(missing_ok=True)
+    at.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}' \"$@\"\n")
+    at.chmod(0o755)
+    return at
+
+
+def test_an_environment_is_made_once(checkout: Path) -> None:
+    """If it is ready, it is used. If a requirement has changed, pip is called, and nothing is emptied."""
+    assert make(checkout, "demo").stdout.splitlines()[1:] == ["demonstrated"]
+    (checkout / ".venv" / "ready").unlink()
+    made = make(checkout, "demo", "PYTHON=true").stdout.splitlines()
+    assert (made[0], made[-1]) == ("true -m venv  .venv", "demonstrated")
+
+
+@pytest.mark.parametrize("damage", ["copied", "moved", "no Python", "an old Python", "no pip"])
+def test_an_environment_that_cannot_be_used_is_made_again(damage: str, checkout: Path) -> None:
+    """Of another folder, of a Python that is gone or too old, or left by an interrupted `make`, also if it was ready."""
+    commands = checkout / ".venv" / "bin"
+    match damage:
+        case "copied":
+            checkout = Path(shutil.copytree(checkout, checkout.with_name("other"), symlinks=True))
+        case "moved":
+            checkout = checkout.rename(checkout.with_name("other"))
+        case "no Python":
+            (commands / "python").unlink()
+            (commands / "python").symlink_to("/nowhere/python3")
+        case "an old Python":
+            an_old_python(commands / "python")
+        case _:
+            (commands / "pip").unlink()
+    assert "python3 -m venv --clear .venv" in make(checkout, "--dry-run", "demo").stdout.splitlines()
+
+
+def test_a_folder_that_is_no_environment_is_not_emptied(checkout: Path) -> None:
+    """Nor is one that holds environments: `VENV` may be set for another purpose."""
+    mine = checkout / "mine" / "other" / "pyvenv.cfg"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    assert "python3 -m venv  mine" in make(checkout, "--dry-run", "demo", "VENV=mine").stdout.splitlines()
+
+
+def test_a_python_that_is_too_old_is_named(checkout: Path) -> None:
+    """With what to write instead, before anything is made."""
+    shutil.rmtree(checkout / ".venv")
+    old = an_old_python(checkout / "python3")
+    done = make(checkout, "test", f"PYTHON={old.name}", PATH=f"{checkout}:{os.environ['PATH']}")
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == (
+        "pocket_plug needs Python 3.11 or newer, and python3 is 3.10.13. Name another one: make test PYTHON=python3.12"
+    )
+    assert not (checkout / ".venv").exists()
+
+
+def test_settings_of_the_user_for_pip_do_not_hinder(checkout: Path) -> None:
+    """`user = true` in the user's configuration would be refused in an environment."""
+    (checkout / ".venv" / "ready").unlink()
+    assert "pip: PIP_USER=0" in make(checkout, "demo", "PYTHON=true", PIP_USER="1").stdout.splitlines()
 
 
 def pinned_for(python: str) -> list[tuple[str, str]]:

@@ -185,6 +185,15 @@ def test_its_bounds_are_those_of_this_version(made: Path) -> None:
         assert project["entry-points"][API_GROUP] == {f"my_{kind}": f"level{API_LEVEL}"}
 
 
+def test_its_ci_uses_every_python_and_no_action_of_an_old_node(made: Path) -> None:
+    """The Pythons are those of our classifiers. GitHub no longer runs actions for Node 20: checkout@v4, setup-python@v5."""
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    pythons = [found[1] for each in classifiers if (found := re.fullmatch(r".* :: (3\.\d+)", each))]
+    file = (made / "pocket-plug-my-layer/.github/workflows/ci.yml").read_text()
+    assert f"        python: {json.dumps(pythons)}\n" in file
+    assert re.findall(r"uses: (.+)", file) == ["actions/checkout@v6", "actions/setup-python@v6"]
+
+
 @pytest.mark.parametrize(
     ("direct_url", "step"),
     [
@@ -232,6 +241,7 @@ def test_its_help_says_which_kinds_there_are(capsys: pytest.CaptureFixture[str])
     ("kind", "name", "said"),
     [
         ("layer", "pocket-plug-My_thing", "is not a valid plugin name"),
+        ("layer", "pocket-plug-good", "pocket-plug- is put before it. Did you mean 'good'?"),
         ("layer", "a", "is not a valid plugin name"),
         ("layer", "a" * (LONGEST + 1), f"{LONGEST} characters at most"),
         ("layer", "../up", "is not a valid plugin name"),

@@ -68,23 +68,27 @@ def test_a_wheel_has_the_right_files(wheels):
 
 
 def test_a_source_distribution_has_the_right_files(tmp_path):
-    """Nothing of the plugins, which have their own."""
+    """Nothing of the plugins, which have their own. All that `make demo` needs, as its README says."""
     run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, folder=ROOT)
     [made] = tmp_path.glob("*.tar.gz")
     with tarfile.open(made) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
     assert {"pyproject.toml", "LICENSE", "pocket_plug/py.typed", "tests/conftest.py"} <= names
-    assert {name.split("/")[0] for name in names if "/" in name} == {"pocket_plug", "tests", "examples", "docs"}
+    assert {name.split("/")[0] for name in names if "/" in name} == {".ci", "pocket_plug", "tests", "examples", "docs"}
+    run("tar", "-xzf", made, folder=tmp_path)
+    run("make", "--dry-run", "demo", folder=tmp_path / made.name.removesuffix(".tar.gz"))
 
 
 def test_a_plugins_wheel_stands_alone(wheels):
-    """Its one package, with its type marker, and nothing of pocket_plug."""
+    """Its one package, with its type marker and the licence, which has to be in every copy; and nothing of pocket_plug."""
     for plugin in PLUGINS:
         package = plugin.name.replace("-", "_")
         [wheel] = [wheel for wheel in wheels if wheel.name.startswith(f"{package}-")]
         names = set(zipfile.ZipFile(wheel).namelist())
         assert {name.split("/")[0] for name in names} == {package, wheel.name.split("-py3")[0] + ".dist-info"}
         assert f"{package}/py.typed" in names, f"without it, type checkers ignore the annotations of {package}"
+        [licence] = [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+        assert zipfile.ZipFile(wheel).read(licence) == (ROOT / "LICENSE").read_bytes()
 
 
 def test_plugins_of_a_plain_install(installed, tmp_path):

@@ -165,12 +165,15 @@ def test_a_file_name_with_a_surrogate_breaks_no_other_span(tmp_path: Path) -> No
 
 
 def test_the_printed_command_can_be_executed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In an environment that isn't activated the command has its path, as `make demo` calls it."""
+    """In an environment that isn't activated the command has its path, as `make demo` calls it, also if another one is active."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.argv", [".venv/bin/pocket-plug", "run"])
     assert "open it: .venv/bin/pocket-plug trace show r-1 --open" in where_to_look(DEFAULT_FILE, "r-1")
     monkeypatch.setattr("sys.argv", ["program.py"])
     assert "open it: pocket-plug trace show r-1 --open" in where_to_look(DEFAULT_FILE, "r-1")
-    (tmp_path / "pocket-plug").touch(0o755)
+    (tmp_path / "pocket-plug").touch(0o755)  # of another environment, which may have another version
     monkeypatch.setattr("sys.argv", [".venv/bin/pocket-plug", "run"])
+    assert "open it: .venv/bin/pocket-plug trace show r-1 --open" in where_to_look(DEFAULT_FILE, "r-1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["./pocket-plug", "run"])
     assert "open it: pocket-plug trace show r-1 --open" in where_to_look(DEFAULT_FILE, "r-1")
