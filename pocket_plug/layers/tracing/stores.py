@@ -25,7 +25,7 @@ from pocket_plug.store.memory import Memory
 
 from . import settings
 from .settings import Listening, Live
-from .spans import Attributes, carried, fail, is_cancellation
+from .spans import Attributes, carried, fail, is_cancellation, is_dropped
 
 LABEL = "pocket_plug.layer.label"
 
@@ -245,19 +245,15 @@ def listening_of(layer: Layer) -> Listening:
 
 
 def _heard(live: Live, context: Context) -> Live | None:
-    """Where a store operation's span goes; None if it isn't wanted, or the span around it isn't recorded."""
+    """Where a store operation's span goes; None if it isn't wanted, or a sampler dropped the span around it."""
     if not live.stores:
         return None
     if context:  # an empty one, as outside of runs and requests, has no span: a look would cost as much as the read
         if suppressed(context) or is_poll.get():
             return None
         parent = trace.get_current_span(context)
-        if type(parent) is LateSpan:
+        if type(parent) is LateSpan or is_dropped(parent):
             return None
-        if not parent.is_recording():
-            around = parent.get_span_context()
-            if around.is_valid and not around.is_remote:
-                return None
     return live
 
 
