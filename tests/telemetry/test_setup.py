@@ -107,7 +107,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 spans, records, reader = InMemorySpanExporter(), InMemoryLogRecordExporter(), InMemoryMetricReader()
-tracers, loggers, meters = TracerProvider(), LoggerProvider(), MeterProvider([reader])
+class Unhashable(MeterProvider):  # as Logfire's
+    __hash__ = None
+tracers, loggers, meters = TracerProvider(), LoggerProvider(), Unhashable([reader])
 tracers.add_span_processor(SimpleSpanProcessor(spans))
 loggers.add_log_record_processor(SimpleLogRecordProcessor(records))
 trace.set_tracer_provider(tracers); _logs.set_logger_provider(loggers); metrics.set_meter_provider(meters)
