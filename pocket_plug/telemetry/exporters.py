@@ -91,9 +91,8 @@ _OTLP = {
 def transport(signal: Signal) -> Literal["http", "grpc"]:
     """OTLP's transport for a signal, by the exporter's name if that has one, or else by the variables of the protocol.
 
-    A protocol other than `http/protobuf` and `grpc` is logged, and `http/protobuf` is used.
-
-    OpenTelemetry's specification demands this. A collector that takes `http/json` takes `http/protobuf` at the same URL.
+    A protocol other than `http/protobuf` and `grpc` is logged, and `http/protobuf` is used: OpenTelemetry's specification demands
+    this. A collector that takes `http/json` takes `http/protobuf` at the same URL.
     """
     for name in _named(signal):
         if name in _WITH_TRANSPORT:
