@@ -211,7 +211,9 @@ _ATTRIBUTES = {
     "reason": "pocket_plug.store.eviction.reason",
     "op": "db.operation.name",
     "stack": "exception.stacktrace",
-    **{name: name for name in ("trace_id", "span_id")},  # a log record has fields for them; only logging's records need these
+    **{
+        name: name for name in ("trace_id", "span_id")
+    },  # a log record has fields for them; only logging's records need these
 }
 """The names of our events' fields as attributes of a log record, as on spans."""
 

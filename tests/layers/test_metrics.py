@@ -442,9 +442,7 @@ def test_a_provider_that_cannot_be_hashed_gets_the_metrics(published: Published)
     assert [*wrapped.values("pocket_plug.run.duration").values()] == [1]
 
 
-def test_a_provider_that_raises_does_not_fail_the_store(
-    published: Published, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_provider_that_raises_does_not_fail_the_store(published: Published, caplog: pytest.LogCaptureFixture) -> None:
     """It is logged once, and nothing is measured."""
 
     class Broken(Wrapper):

@@ -211,12 +211,11 @@ def test_a_worker_within_a_span_polls_without_spans(tmp_path: Path, is_over: boo
 
     async def main() -> None:
         async with pp.Store(f"sqlite:///{tmp_path / 'state.db'}", layers=["tracing"]) as store:
-            with SpanCapture() as capture:
-                with capture.tracer_provider.get_tracer("user").start_as_current_span("start") as start:
-                    if is_over:
-                        start.end()
-                    await pp.Worker([approval(store)]).run(once=True)
-            assert capture.tree() == ["start"]
+            with SpanCapture() as capture, capture.tracer_provider.get_tracer("user").start_as_current_span("s") as s:
+                if is_over:
+                    s.end()
+                await pp.Worker([approval(store)]).run(once=True)
+            assert capture.tree() == ["s"]
 
     asyncio.run(main())
 
