@@ -239,22 +239,12 @@ class _Logs(LogRecordExporter):
 
 
 class MetricExport(PeriodicExportingMetricReader):
-    """The SDK's periodic reader, with an exporter that remembers whether its last export failed.
-
-    Its thread begins when it is made; until `has_provider` is set, it collects nothing. The SDK's reader would warn then.
-    """
-
-    has_provider = False
+    """The SDK's periodic reader, with an exporter that remembers whether its last export failed."""
 
     def __init__(self, exporter: MetricExporter, **options: Any) -> None:
         self.exporter: Any = metric_exporter(exporter)
         _log_repeats_once(exporter)
         super().__init__(exporter, **options)
-
-    def collect(self, timeout_millis: float = 10_000) -> None:
-        """Collect and export, if there is a provider."""
-        if self.has_provider:
-            super().collect(timeout_millis)
 
     @property
     def is_behind(self) -> bool:

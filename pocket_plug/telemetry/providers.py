@@ -33,7 +33,6 @@ from pocket_plug.primitives.forking import after_fork
 
 from .children import OwnResource, count_from_zero
 from .environment import Source
-from .export import MetricExport
 
 MAX_OPEN = 10_000
 """How many open spans are remembered, to end them at a SIGTERM."""
@@ -199,9 +198,6 @@ def drop_logs() -> None:
 def set_metrics(readers: Sequence[MetricReader], source: Source) -> None:
     """Let these readers read the metrics. A provider keeps its readers for ever: after a close, ours use a new provider."""
     meters = source.meter_provider(_resource(source), readers)
-    for reader in readers:
-        if isinstance(reader, MetricExport):
-            reader.has_provider = True
     _meters.add(meters)
     count_from_zero(meters)
     free = _is_placeholder(metrics.get_meter_provider())
