@@ -423,7 +423,7 @@ class Cloud(ResourceDetector):
 
 
 def test_a_detector_of_resources_is_asked_once_and_may_take_its_time(tmp_path: Path, otlp_sink: Sink) -> None:
-    """It may ask a server of the cloud. All three signals have what it found, and no reader is due meanwhile, which would warn."""
+    """It may ask a server of the cloud. All three signals have what it found; no reader is due meanwhile, which would warn."""
     (tmp_path / "cloud.py").write_text(DETECTOR)
     installed = tmp_path / "cloud-1.dist-info"
     installed.mkdir()
