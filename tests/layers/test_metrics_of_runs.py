@@ -386,6 +386,33 @@ def test_a_blocked_event_loop_does_not_stop_the_other_metrics(
     asyncio.run(main())
 
 
+def test_a_store_that_is_closed_meanwhile_ends_no_collection(
+    tmp_path: Path, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look is cancelled; the collection goes on without its numbers."""
+    monkeypatch.setattr(recorded, "PATIENCE", 60.0)
+    found = list[Any]()
+
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def hang(self: figures.RunsWatch) -> figures.RunFigures:
+            begun.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        monkeypatch.setattr(figures.RunsWatch, "look", hang)
+        collector = threading.Thread(target=lambda: found.append(_points(published)))
+        async with Store(OfALoop(tmp_path / "state.db"), layers=[Metrics()]) as store:
+            await store.set("k", 1)
+            collector.start()
+            await begun.wait()
+        await asyncio.to_thread(collector.join, 30)
+
+    asyncio.run(main())
+    assert found[0]["pocket_plug.store.writes"] == [0, 1]
+
+
 def test_collectors_do_not_wait_for_each_other(tmp_path: Path, published: Published) -> None:
     """A collection during another one gets the last result."""
     with SyncStore(f"sqlite:///{tmp_path}/state.db", layers=[Metrics()]) as store:

@@ -82,14 +82,17 @@ class RecordedRuns:
             self._found = drive(self._in_silence())
         else:
             running = self._under_way
-            if running is None:
-                running = self._under_way = Running(self._home, self._in_silence())
+            if running is None or not self._home.is_running():
+                running = self._under_way = Running(self._home, self._in_silence())  # a SyncError if the loop has ended
                 running.start()
             if not running.waiter.block(PATIENCE):
                 self._look_next = self._clock() + PATIENCE  # the other figures of this collection don't wait again
                 return
             self._under_way = None
-            self._found = running.waiter.outcome()
+            try:
+                self._found = running.waiter.outcome()
+            except asyncio.CancelledError:  # the store was closed meanwhile
+                self._found = None
         self._look_next = self._clock() + FRESH
 
     async def _in_silence(self) -> RunFigures:
