@@ -211,6 +211,9 @@ _ATTRIBUTES = {
     "reason": "pocket_plug.store.eviction.reason",
     "op": "db.operation.name",
     "stack": "exception.stacktrace",
+    # for logging's records; OpenTelemetry's have fields for them
+    "trace_id": "trace_id",
+    "span_id": "span_id",
 }
 """The names of our events' fields as attributes of a log record, as on spans."""
 

@@ -340,20 +340,7 @@ def run_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[object, object,
 
     Raises SyncError in that loop's own thread and if the loop doesn't run, StoreError if it is stopped meanwhile.
     """
-    if asyncio._get_running_loop() is loop:
-        coroutine.close()
-        raise SyncError(
-            "this sync call blocks the event loop that its store needs, so it would wait for itself; "
-            "use `await` here, or call it from another thread. A function that `update` calls can't use the store: "
-            "read what it needs before, or do all of it in a transaction"
-        )
-    if not loop.is_running():
-        coroutine.close()
-        raise SyncError(
-            f"{_title(coroutine)} belongs to an event loop that doesn't run any more, or not yet; "
-            "make sync calls while the loop that opened the store runs, or open it with SyncStore"
-        )
-    running = _Running(loop, coroutine)
+    running = Running(loop, coroutine)
     try:
         _driving.blocked = running.waiter
         try:
@@ -377,10 +364,26 @@ LOOK = 1.0
 """Seconds after which a thread that waits for a task of a loop looks whether that loop still runs."""
 
 
-class _Running(Generic[T]):
-    """A coroutine that runs on a loop, for a thread that waits for its end."""
+class Running(Generic[T]):
+    """A coroutine that runs on a loop, for a thread that waits for its end.
+
+    Raises SyncError in that loop's own thread, and if the loop doesn't run.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[object, object, T]) -> None:
+        if asyncio._get_running_loop() is loop:
+            coroutine.close()
+            raise SyncError(
+                "this sync call blocks the event loop that its store needs, so it would wait for itself; "
+                "use `await` here, or call it from another thread. A function that `update` calls can't use the store: "
+                "read what it needs before, or do all of it in a transaction"
+            )
+        if not loop.is_running():
+            coroutine.close()
+            raise SyncError(
+                f"{_title(coroutine)} belongs to an event loop that doesn't run any more, or not yet; "
+                "make sync calls while the loop that opened the store runs, or open it with SyncStore"
+            )
         self._loop, self._coroutine = loop, coroutine
         self._task: asyncio.Task[T] | None = None
         self._is_cancelled = False

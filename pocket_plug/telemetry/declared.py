@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -166,6 +166,11 @@ class Declared:
     # ------------------------------------------------------------ providers
     def resource(self) -> Resource:
         """The resource that the file declares."""
+        return self._resource
+
+    @cached_property
+    def _resource(self) -> Resource:
+        """Made once for all signals: a detector that the file names may ask a server of the cloud."""
         with self._saying("resource"):
             resource: Resource = _of_loader(".file", "create_resource")(self.config.resource)
             return resource

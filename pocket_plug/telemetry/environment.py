@@ -6,7 +6,7 @@ The other source is a configuration file that such a variable names: `declared.p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 from opentelemetry.sdk._logs import LoggerProvider
@@ -100,7 +100,12 @@ class Environment:
         return [*metric_readers().items()]
 
     def resource(self) -> Resource:
-        """From OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME."""
+        """From OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME, and the detectors that are installed and asked for."""
+        return self._resource
+
+    @cached_property
+    def _resource(self) -> Resource:
+        """Made once for all signals: a detector may ask a server of the cloud, which takes seconds."""
         return Resource.create()
 
     def tracer_provider(self, resource: Resource, ids: IdGenerator) -> TracerProvider:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from importlib import import_module
 from typing import Any, Literal, TypeVar, get_args
@@ -58,11 +58,20 @@ def endpoint(signal: Signal) -> str:
     return os.environ.get(_ENDPOINTS[signal]) or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
 
 
+_WITH_TRANSPORT: Mapping[str, Literal["http", "grpc"]] = {"otlp_proto_http": "http", "otlp_proto_grpc": "grpc"}
+"""The names that OpenTelemetry's SDK for Python has for `otlp` with a certain transport."""
+
+
+def _named(signal: Signal) -> list[str]:
+    """The names in the variable of a signal's exporters."""
+    texts = [name.strip() for name in os.environ.get(_EXPORTERS[signal][0], "").split(",")]
+    return [name for name in texts if name]
+
+
 def asked(signal: Signal) -> list[str]:
     """The exporters that the environment asks for; an endpoint asks for `otlp`. Raises ConfigError for unknown ones."""
     variable, known = _EXPORTERS[signal]
-    texts = [name.strip() for name in os.environ.get(variable, "").split(",")]
-    named = [name for name in dict.fromkeys(texts) if name]
+    named = [*dict.fromkeys("otlp" if name in _WITH_TRANSPORT else name for name in _named(signal))]
     for name in named:
         if name not in known:
             raise ConfigError(
@@ -80,10 +89,14 @@ _OTLP = {
 
 
 def transport(signal: Signal) -> Literal["http", "grpc"]:
-    """OTLP's transport for a signal. A protocol other than `http/protobuf` and `grpc` is logged, and `http/protobuf` is used.
+    """OTLP's transport for a signal, by the exporter's name if that has one, or else by the variables of the protocol.
 
-    OpenTelemetry's specification demands this. A collector that takes `http/json` takes `http/protobuf` at the same URL.
+    A protocol other than `http/protobuf` and `grpc` is logged, and `http/protobuf` is used: OpenTelemetry's specification demands
+    this. A collector that takes `http/json` takes `http/protobuf` at the same URL.
     """
+    for name in _named(signal):
+        if name in _WITH_TRANSPORT:
+            return _WITH_TRANSPORT[name]
     for variable in (_PROTOCOLS[signal], "OTEL_EXPORTER_OTLP_PROTOCOL"):
         protocol = os.environ.get(variable, "").strip()
         if protocol == "grpc":

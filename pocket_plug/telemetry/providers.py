@@ -139,7 +139,8 @@ def metrics_are_taken() -> bool:
     provider = own_metrics.configure().meter_provider
     if provider is None or isinstance(provider, NoOpMeterProvider):
         provider = metrics.get_meter_provider()
-    return provider not in _meters and not _is_placeholder(provider)
+    # by identity: Logfire's provider can't be hashed
+    return not any(provider is own for own in _meters) and not _is_placeholder(provider)
 
 
 def _is_placeholder(provider: object) -> bool:

@@ -205,6 +205,10 @@ def _set_up(chosen: tracing.Changes, log_level: str, flush_timeout: float, sourc
     with ExitStack() as undoing:
         spans = [ended_by(undoing, queue()) for queue in queue_spans]
         records = [ended_by(undoing, queue()) for queue in queue_records]
+        # what takes long comes before the readers: their threads begin at once, and warn without a provider
+        if spans or records:
+            source.resource()
+            tracing.additions_of_default()
         readers, metric_mode = ([], "yours") if metrics_are_taken() else _with_mode(source.readers())
         undoing.pop_all()
     modes: dict[Signal, str] = {"traces": span_mode, "metrics": metric_mode, "logs": log_mode}

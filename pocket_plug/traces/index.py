@@ -122,10 +122,10 @@ class TraceIndex:
         if self._file.name != os.devnull:
             with suppress(OSError, sqlite3.Error):
                 make_file(path)
-                return self._up_to_date(sqlite3.connect(path, isolation_level=None), advance)
+                return self._up_to_date(sqlite3.Connection(path, isolation_level=None), advance)
             with suppress(OSError):
                 path.unlink()  # the next process makes it again
-        return self._up_to_date(sqlite3.connect(":memory:", isolation_level=None), advance)
+        return self._up_to_date(sqlite3.Connection(":memory:", isolation_level=None), advance)
 
     def _up_to_date(self, tables: sqlite3.Connection, advance: Callable[[int], None]) -> sqlite3.Connection:
         try:

@@ -124,9 +124,10 @@ class LosingDisk:
 
         name = f"losing-{id(self)}"
         vfs = Recording(name, "")
-        standing_in = {**vars(connections.sqlite3), "connect": connect, "Error": apsw.Error}
+        standing_in = {**vars(connections.sqlite3), "Error": apsw.Error}
         with monkeypatch.context() as patched:
             patched.setattr(connections, "sqlite3", SimpleNamespace(**standing_in))
+            patched.setattr(connections, "_Connection", connect)
             try:
                 yield
             finally:

@@ -483,9 +483,13 @@ def test_on_a_record_of_logging_fields_have_the_names_of_attributes(caplog: pyte
     async def fail(n: int) -> int:
         raise ValueError("secret")
 
-    with pytest.raises(ValueError, match="secret"):
+    with SpanCapture() as capture, pytest.raises(ValueError, match="secret"):
         pp.Graph(fail, name="shop").run_sync(1)
     failed, finished = (vars(record) for record in caplog.records)
+    for record, name in ((failed, "node fail"), (finished, "run shop")):
+        span = capture.one(name).context
+        assert span is not None
+        assert (record["trace_id"], record["span_id"]) == (f"{span.trace_id:032x}", f"{span.span_id:016x}")
     assert failed["exception.type"] == failed["error.type"] == "ValueError"
     assert failed["exception.stacktrace"].endswith("ValueError")
     assert failed["pocket_plug.node.name"] == "fail"

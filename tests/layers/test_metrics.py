@@ -9,13 +9,14 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
+from opentelemetry.metrics import Meter, MeterProvider, NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -417,6 +418,44 @@ def test_a_failing_meter_does_not_fail_the_store(published: Published, monkeypat
     assert listening is not None
     monkeypatch.setattr(listening.operation_duration, "record", fail)
     assert asyncio.run(store.get("k")) == 1
+
+
+@dataclass
+class Wrapper(MeterProvider):
+    """A provider around another one, as Logfire's: a dataclass that can't be hashed."""
+
+    inner: MeterProvider
+
+    def get_meter(self, *args: Any, **kwargs: Any) -> Meter:
+        return self.inner.get_meter(*args, **kwargs)
+
+
+def test_a_provider_that_cannot_be_hashed_gets_the_metrics(published: Published) -> None:
+    """There is one set of instruments for it: the SDK ignores the observable ones of a second set."""
+    wrapped = Published()  # the fixture's has a set already
+    provider = Wrapper(wrapped.provider)
+    for each in (provider, published.provider, provider):
+        metrics.configure(meter_provider=each)
+        SyncStore(layers=[Metrics()]).get("k")
+    pp.Graph(pp.node(name="look")(lambda word: word), name="shop").run_sync("tea")
+    assert wrapped.values("pocket_plug.store.lookups")[attributes(hit=False)] == 2
+    assert [*wrapped.values("pocket_plug.run.duration").values()] == [1]
+
+
+def test_a_provider_that_raises_does_not_fail_the_store(published: Published, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged once, and nothing is measured."""
+
+    class Broken(Wrapper):
+        def get_meter(self, *args: Any, **kwargs: Any) -> Meter:
+            raise LookupError("no meter")
+
+    metrics.configure(meter_provider=Broken(published.provider))
+    store = SyncStore(layers=[Metrics()])
+    store.set("k", 1)
+    assert store.get("k") == 1
+    assert [record.message.partition(" failed")[0] for record in caplog.records] == [
+        "making the instruments of a meter provider"
+    ]
 
 
 def test_options_are_checked() -> None:

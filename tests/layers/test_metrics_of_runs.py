@@ -338,16 +338,19 @@ def test_a_failing_store_ends_no_collection(
     ]
 
 
+class OfALoop(SQLite):
+    """A store that only its event loop may use."""
+
+    needs_loop = True
+    inline_read = False
+
+    async def read_many(self, keys: Any) -> dict[str, Entry]:
+        await asyncio.sleep(0)
+        return await super().read_many(keys)
+
+
 def test_a_store_with_an_event_loop_is_read_on_that_loop(tmp_path: Path, published: Published) -> None:
     """From the collector's thread; a collection in the loop's own thread gets the last result."""
-
-    class OfALoop(SQLite):
-        needs_loop = True
-        inline_read = False
-
-        async def read_many(self, keys: Any) -> dict[str, Entry]:
-            await asyncio.sleep(0)
-            return await super().read_many(keys)
 
     async def main() -> None:
         async with Store(OfALoop(tmp_path / "state.db"), layers=[Metrics()]) as store:
@@ -357,6 +360,57 @@ def test_a_store_with_an_event_loop_is_read_on_that_loop(tmp_path: Path, publish
             assert published.runs() == {"asking suspended": 1}
 
     asyncio.run(main())
+
+
+def test_a_blocked_event_loop_does_not_stop_the_other_metrics(
+    tmp_path: Path, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by `telemetry.flush()` in the loop, which waits for the collection. A later collection has the numbers."""
+    monkeypatch.setattr(recorded, "PATIENCE", 0.01)
+    now, found = [100.0], list[Any]()
+
+    async def main() -> None:
+        async with Store(OfALoop(tmp_path / "state.db"), layers=[Metrics()]) as store:
+            layer: Any = store.stack.inner
+            layer._runs._clock = lambda: now[0]
+            await asked(asking(store), "a")
+            collector = threading.Thread(target=lambda: found.append(_points(published)))
+            collector.start()
+            collector.join(5)  # the loop is blocked meanwhile
+            assert found, "it waits for the loop"
+            assert "pocket_plug.store.writes" in found[0]
+            assert "pocket_plug.run.recorded" not in found[0]
+            now[0] += 1
+            assert await asyncio.to_thread(published.runs) == {"asking suspended": 1}
+
+    asyncio.run(main())
+
+
+def test_a_store_that_is_closed_meanwhile_ends_no_collection(
+    tmp_path: Path, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look is cancelled; the collection goes on without its numbers."""
+    monkeypatch.setattr(recorded, "PATIENCE", 60.0)
+    found = list[Any]()
+
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def hang(self: figures.RunsWatch) -> figures.RunFigures:
+            begun.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        monkeypatch.setattr(figures.RunsWatch, "look", hang)
+        collector = threading.Thread(target=lambda: found.append(_points(published)))
+        async with Store(OfALoop(tmp_path / "state.db"), layers=[Metrics()]) as store:
+            await store.set("k", 1)
+            collector.start()
+            await begun.wait()
+        await asyncio.to_thread(collector.join, 30)
+
+    asyncio.run(main())
+    assert found[0]["pocket_plug.store.writes"] == [0, 1]
 
 
 def test_collectors_do_not_wait_for_each_other(tmp_path: Path, published: Published) -> None:

@@ -430,7 +430,8 @@ def test_each_store_operation_is_one_span_named_by_its_template(capture: SpanCap
         (span.attributes or {}).get("pocket_plug.store.hit") for span in capture.spans if span.name == "get person:{}"
     ]
     assert hits == [True, False, True]
-    assert attributes_of(capture, "get_many")["db.operation.batch.size"] == 2
+    assert attributes_of(capture, "get_many")["pocket_plug.store.size"] == 2
+    assert "db.operation.batch.size" not in attributes_of(capture, "get_many")  # by the conventions for Redis' MGET
     assert attributes_of(capture, "get_many")["db.response.returned_rows"] == 1
     assert attributes_of(capture, "write")["db.operation.batch.size"] == 2
     assert attributes_of(capture, "scan")["db.response.returned_rows"] == 2
@@ -633,6 +634,43 @@ def test_a_remote_parent_is_continued(capture: SpanCapture) -> None:
     context = capture.one("get").get_span_context()
     assert context is not None
     assert context.trace_id == 7
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_parent_that_is_only_known_by_its_ids_decides_by_its_flag(capture: SpanCapture, sampled: bool) -> None:
+    """A program may pass the ids of a span on, in this process too. What is inside is dropped only if that span was."""
+    known = NonRecordingSpan(SpanContext(7, 9, is_remote=False, trace_flags=TraceFlags(sampled)))
+    token = otel_context.attach(trace.set_span_in_context(known))
+    try:
+        SyncStore(layers=[Tracing()]).get("k")
+    finally:
+        otel_context.detach(token)
+    parents = [span.parent.span_id for span in capture.spans if span.parent is not None]
+    assert parents == [9] * sampled
+
+
+def test_operations_after_the_end_of_the_span_around_are_traced(capture: SpanCapture) -> None:
+    """A task may outlive the request that has started it."""
+    store = Store(layers=[Tracing()])
+
+    async def later(request_is_over: asyncio.Event) -> None:
+        await request_is_over.wait()
+        await store.set(PERSON(1), "Ada")
+        await store.get(PERSON(1))
+
+    async def main() -> None:
+        over = asyncio.Event()
+        with capture.tracer_provider.get_tracer("web").start_as_current_span("request"):
+            task = asyncio.create_task(later(over))
+        over.set()
+        await task
+
+    asyncio.run(main())
+    request = capture.one("request").context
+    assert [(span.name, span.parent) for span in capture.spans[1:]] == [
+        ("set person:{}", request),
+        ("get person:{}", request),
+    ]
 
 
 class RaisingSampler(Sampler):

@@ -205,6 +205,21 @@ def test_polling_for_durable_runs_starts_no_trace(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_worker_within_a_span_polls_without_spans(tmp_path: Path, is_over: bool) -> None:
+    """A program may start it within a span, which stays open as long as the worker runs, or has ended by then."""
+
+    async def main() -> None:
+        async with pp.Store(f"sqlite:///{tmp_path / 'state.db'}", layers=["tracing"]) as store:
+            with SpanCapture() as capture, capture.tracer_provider.get_tracer("user").start_as_current_span("s") as s:
+                if is_over:
+                    s.end()
+                await pp.Worker([approval(store)]).run(once=True)
+            assert capture.tree() == ["s"]
+
+    asyncio.run(main())
+
+
 def test_a_child_of_the_former_execution_is_linked_to_the_span_around_it(tmp_path: Path) -> None:
     """The request that resumed it can be found from it."""
     with SpanCapture("run", resume_trace="parent") as capture:

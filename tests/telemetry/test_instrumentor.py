@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -15,8 +17,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from otlp_sink import Sink
 
 import pocket_plug as pp
+from pocket_plug.backends.sqlite import SQLite
 from pocket_plug.instrumentor import PocketPlugInstrumentor
 from pocket_plug.layers import metrics, tracing
+from pocket_plug.primitives.waiting import drive
+from pocket_plug.traces.index import TraceIndex
 
 APP = """
 import sys
@@ -112,3 +117,23 @@ with setup():
     )
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "tea\n"), done.stderr
+
+
+def test_instrumentation_of_sqlite3_does_not_change_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenTelemetry replaces `sqlite3.connect`, by a function whose connections trace each statement. Those of a store's own
+    threads would be traces of their own, and `backup` accepts no such object.
+    """
+
+    def connect(*_: object, **__: object) -> None:
+        raise AssertionError("sqlite3.connect was called")
+
+    for module in (sqlite3, sqlite3.dbapi2):
+        monkeypatch.setattr(module, "connect", connect)
+    backend, trace_file = SQLite(tmp_path / "state.db"), tmp_path / "traces.jsonl"
+    with pp.SyncStore(backend) as store:
+        store.set("cup", 1)
+        assert store.get("cup") == 1
+        backend.backup(tmp_path / "backup.db")
+    drive(backend.probe(1))
+    trace_file.touch()
+    TraceIndex(trace_file).close()

@@ -418,6 +418,22 @@ except pp.ConfigError as error:
     assert "OTEL_TRACES_EXPORTER is 'zipkin'; give otlp, console or none" in done.stdout
 
 
+def test_the_sdks_names_of_otlp_with_its_protocol_are_known(tmp_path: Path) -> None:
+    """`opentelemetry-instrument` takes them, so they are set for whole machines. The name counts, not the protocol's variable."""
+    code = """
+from pocket_plug.telemetry.exporters import asked, transport
+for signal in ("traces", "metrics", "logs"):
+    print(asked(signal), transport(signal))
+"""
+    names = {
+        "OTEL_TRACES_EXPORTER": "otlp_proto_http",
+        "OTEL_METRICS_EXPORTER": "otlp_proto_grpc",
+        "OTEL_LOGS_EXPORTER": "console, otlp",
+    }
+    done = python(code, tmp_path, OTEL_EXPORTER_OTLP_PROTOCOL="grpc", **names)
+    assert done.stdout.splitlines() == ["['otlp'] http", "['otlp'] grpc", "['console', 'otlp'] grpc"], done.stderr
+
+
 def test_the_retention_of_runs_is_no_limit_of_the_trace_file(tmp_path: Path) -> None:
     """It is refused at once: it would fail when the first spans are written, and all of them would be lost."""
     code = """

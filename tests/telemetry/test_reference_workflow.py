@@ -53,6 +53,7 @@ SHOWN: Mapping[str, Callable[[Any], str]] = {  # what is drawn, in this order, a
     "retry.delay": lambda value: f"in {value:g} s",
     "store.hit": lambda value: "hit" if value else "miss",
     "db.operation.batch.size": lambda value: f"of {value}",
+    "store.size": lambda value: f"of {value}",
     "db.response.returned_rows": lambda value: f"found {value}",
 }
 PHASES = ("prep", "exec", "post", "fallback")

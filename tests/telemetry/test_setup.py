@@ -107,7 +107,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 spans, records, reader = InMemorySpanExporter(), InMemoryLogRecordExporter(), InMemoryMetricReader()
-tracers, loggers, meters = TracerProvider(), LoggerProvider(), MeterProvider([reader])
+class Unhashable(MeterProvider):  # as Logfire's
+    __hash__ = None
+tracers, loggers, meters = TracerProvider(), LoggerProvider(), Unhashable([reader])
 tracers.add_span_processor(SimpleSpanProcessor(spans))
 loggers.add_log_record_processor(SimpleLogRecordProcessor(records))
 trace.set_tracer_provider(tracers); _logs.set_logger_provider(loggers); metrics.set_meter_provider(meters)
@@ -401,6 +403,42 @@ for start in (setup, observe):
     )
     said = [line for line in done.stdout.splitlines() if line.startswith(("propagators", "True", "False"))]
     assert said == ["propagators ['MainThread'] None True True", "True 0"] * 2, done.stderr
+
+
+DETECTOR = """
+import gc, sys
+from opentelemetry.sdk.resources import Resource, ResourceDetector
+
+class Cloud(ResourceDetector):
+    def detect(self):
+        MetricExport = getattr(sys.modules.get("pocket_plug.telemetry.export"), "MetricExport", None)
+        if MetricExport is None:  # the SDK asks too, when it is imported
+            return Resource({})
+        print("detected")
+        for reader in gc.get_objects():
+            if isinstance(reader, MetricExport):
+                reader.collect()  # as its thread does, meanwhile
+        return Resource({"cloud.region": "north"})
+"""
+
+
+def test_a_detector_of_resources_is_asked_once_and_may_take_its_time(tmp_path: Path, otlp_sink: Sink) -> None:
+    """It may ask a server of the cloud. All three signals have what it found; no reader is due meanwhile, which would warn."""
+    (tmp_path / "cloud.py").write_text(DETECTOR)
+    installed = tmp_path / "cloud-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: cloud\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text("[opentelemetry_resource_detector]\ncloud = cloud:Cloud\n")
+    done = python(
+        'setup(log_level="warning"); structlog.get_logger().warning("hot"); graph.run_sync("tea")',
+        tmp_path,
+        OTEL_EXPORTER_OTLP_ENDPOINT=otlp_sink.url,
+        OTEL_EXPERIMENTAL_RESOURCE_DETECTORS="cloud",
+    )
+    assert done.stdout == "detected\n"
+    assert [line["event"] for line in lines(done.stderr)] == ["hot"], done.stderr
+    found = [each.resource["cloud.region"] for each in (*otlp_sink.spans, *otlp_sink.metrics, *otlp_sink.logs)]
+    assert set(found) == {"north"}
 
 
 def test_variables_that_opentelemetry_refuses_are_an_error_too(tmp_path: Path) -> None:

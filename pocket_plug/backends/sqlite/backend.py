@@ -118,7 +118,7 @@ class SQLite(Backend):
             if not os.access(needed, os.W_OK):
                 raise StoreError(f"{self.path}: {needed} can't be written; check its permissions")
         try:
-            connection = sqlite3.connect(f"{file.as_uri()}?mode=ro&immutable=1", uri=True)
+            connection = sqlite3.Connection(f"{file.as_uri()}?mode=ro&immutable=1", uri=True)
             try:
                 found_new = is_new(connection, self.path)
             finally:

@@ -54,7 +54,7 @@ def _copy(source: sqlite3.Connection, aside: Path, copied: Copied) -> None:
         copied(done - before, total)
         before = done
 
-    with closing(sqlite3.connect(aside, isolation_level=None)) as target:
+    with closing(sqlite3.Connection(aside, isolation_level=None)) as target:
         target.execute("PRAGMA synchronous = OFF")  # the whole is synced at the end
         source.execute("BEGIN")
         source.execute(VERSION).fetchall()  # the first read fixes the moment

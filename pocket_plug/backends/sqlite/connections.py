@@ -34,7 +34,12 @@ _left_alone: list[_Connection] = []
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that can be referred to weakly and knows whether it is open."""
+    """A connection that can be referred to weakly and knows whether it is open.
+
+    It is made by its class, here and elsewhere in pocket_plug, and not by `sqlite3.connect`. OpenTelemetry's instrumentation of
+    sqlite3 replaces that function: each statement of the writer thread would be a trace of its own, beside the span of the
+    store's operation, and `backup` refuses the objects that it returns.
+    """
 
     is_open = True
     """Until the file's locks are released. sqlite3 itself calls a connection closed while another thread is still closing it."""
@@ -119,13 +124,12 @@ class Connections:
         if all(connection.is_closing for connection in self._all):
             self.file.drop_logs()
         try:
-            connection = sqlite3.connect(
+            connection = _Connection(
                 f"{self.file.absolute.as_uri()}?mode=rw",
                 uri=True,
                 timeout=self.timeout,
                 isolation_level=None,
                 check_same_thread=False,  # used by one thread at a time, but not always by the same
-                factory=_Connection,
             )
         except REFUSALS as error:
             raise self.explained(error) from error

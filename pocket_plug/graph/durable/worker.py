@@ -32,6 +32,7 @@ from pocket_plug.graph.running.places import place_of
 from pocket_plug.graph.running.protocols import Running, Travel
 from pocket_plug.primitives.durations import Duration, seconds
 from pocket_plug.primitives.failures import describe, error_type, log_failure, loggable_text
+from pocket_plug.primitives.polls import polling
 from pocket_plug.primitives.redaction import named
 from pocket_plug.primitives.signals import raised_by_handler
 from pocket_plug.primitives.values import Value
@@ -294,10 +295,11 @@ class Worker:
         if is_review:
             self._review_at = self._loop.time() + min(REVIEW, self.lease / 4)
         found: list[tuple[Finder, Ready]] = []
-        for finder in self._finders:
-            stalled = await finder.review() if is_review else []
-            # As many as are executed at a time: some of those that are found may be executed already.
-            found += [(finder, ready) for ready in [*stalled, *await finder.find(self.concurrency)]]
+        with polling():  # a span around the worker would get these reads as children, again and again
+            for finder in self._finders:
+                stalled = await finder.review() if is_review else []
+                # As many as are executed at a time: some of those that are found may be executed already.
+                found += [(finder, ready) for ready in [*stalled, *await finder.find(self.concurrency)]]
         random.shuffle(found)
         return [(finder, ready) for finder, ready in found if (finder, ready.run_id) not in self._journals]
 

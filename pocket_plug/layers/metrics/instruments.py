@@ -12,7 +12,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, NoOpMeterProvi
 from pocket_plug.errors import ConflictError
 from pocket_plug.hookspecs import NodeCall
 from pocket_plug.otel.late import measuring_context
-from pocket_plug.otel.reporting import SCHEMA_URL, globals_of, loaded, own_version
+from pocket_plug.otel.reporting import SCHEMA_URL, globals_of, loaded, own_version, surviving
 from pocket_plug.primitives.failures import capped, error_type
 from pocket_plug.primitives.forking import after_fork
 from pocket_plug.primitives.locks import RLock
@@ -210,7 +210,8 @@ class Follower(Protocol):
 
 
 _sets: weakref.WeakSet[Instruments] = weakref.WeakSet()
-_for_providers: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
+_for_providers: list[tuple[weakref.ref[MeterProvider], Instruments]] = []
+"""The set of each provider. It is found by identity: Logfire's provider can't be hashed."""
 _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
 _making = RLock()  # re-entered if the SDK logs, and a log handler uses a store
 _seen: tuple[object, Instruments | None] = (object(), None)
@@ -253,9 +254,15 @@ def _set_of(provider: MeterProvider) -> Instruments | None:
     own = type(provider).__module__.startswith("opentelemetry.metrics")
     if own or isinstance(provider, settings.Muted):
         return None
-    if (found := _for_providers.get(provider)) is None:
-        found = _for_providers[provider] = Instruments(provider)
-    return found
+    _for_providers[:] = [(known, found) for known, found in _for_providers if known() is not None]
+    for known, found in _for_providers:
+        if known() is provider:
+            return found
+    with surviving("making the instruments of a meter provider"):  # also stores ask for them
+        made = Instruments(provider)
+        _for_providers.append((weakref.ref(provider), made))
+        return made
+    return None
 
 
 def join(follower: Follower) -> None:

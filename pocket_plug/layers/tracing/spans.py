@@ -98,13 +98,18 @@ def is_off(span: Span, context: Context) -> bool:
     return not own.is_valid or own.span_id == trace.get_current_span(context).get_span_context().span_id
 
 
+def is_dropped(span: Span) -> bool:
+    """Did a sampler of this process drop this span? One that has ended, or that stands for another span, isn't recorded either,
+    but is sampled."""
+    if span.is_recording():
+        return False
+    context = span.get_span_context()
+    return context.is_valid and not context.is_remote and not context.trace_flags.sampled
+
+
 def inside_dropped() -> bool:
     """Are we inside of a span of this process that a sampler dropped?"""
-    around = trace.get_current_span()
-    if around.is_recording():
-        return False
-    context = around.get_span_context()
-    return context.is_valid and not context.is_remote
+    return is_dropped(trace.get_current_span())
 
 
 def carried(live: Live, context: Context) -> Attributes:

@@ -25,9 +25,12 @@ from pocket_plug.store.memory import Memory
 
 from . import settings
 from .settings import Listening, Live
-from .spans import Attributes, carried, fail, is_cancellation
+from .spans import Attributes, carried, fail, is_cancellation, is_dropped
 
 LABEL = "pocket_plug.layer.label"
+
+SIZE = "pocket_plug.store.size"
+"""How many keys an operation is for. In OpenTelemetry's conventions only several operations in one call are a batch."""
 
 CHECKPOINT = (f"{RESERVED}run:", f"{RESERVED}run-part:")
 """The prefixes of the keys of a durable run's checkpoint, and of its other records."""
@@ -111,7 +114,7 @@ class Tracing(Layer):
         if live is None or (live := _heard(live, context := current_context())) is None:
             return await self.inner.read_many(keys)
         keys = list(keys)
-        attributes = self._attributes("get_many") | {"db.operation.batch.size": len(keys)}
+        attributes = self._attributes("get_many") | {SIZE: len(keys)}
         about: Operation = "get_many", _common_target(keys), attributes, context, keys
         if self._attach_read:
             span = self._start(live, about)
@@ -150,7 +153,7 @@ class Tracing(Layer):
         else:
             keys = [change.key for change in changes] or [*expect]
             name = "write" if changes else "check"
-            attributes = self._attributes(name) | {"db.operation.batch.size": len(keys)}
+            attributes = self._attributes(name) | {"db.operation.batch.size" if changes else SIZE: len(keys)}
             about = name, _common_target(keys), attributes, context, keys
         if self._attach_write:
             span = self._start(live, about)
@@ -245,19 +248,15 @@ def listening_of(layer: Layer) -> Listening:
 
 
 def _heard(live: Live, context: Context) -> Live | None:
-    """Where a store operation's span goes; None if it isn't wanted, or the span around it isn't recorded."""
+    """Where a store operation's span goes; None if it isn't wanted, or a sampler dropped the span around it."""
     if not live.stores:
         return None
     if context:  # an empty one, as outside of runs and requests, has no span: a look would cost as much as the read
         if suppressed(context) or is_poll.get():
             return None
         parent = trace.get_current_span(context)
-        if type(parent) is LateSpan:
+        if type(parent) is LateSpan or is_dropped(parent):
             return None
-        if not parent.is_recording():
-            around = parent.get_span_context()
-            if around.is_valid and not around.is_remote:
-                return None
     return live
 
 
