@@ -15,11 +15,11 @@ EDITABLE_PLUGINS := $(foreach plugin,$(PLUGINS),--editable '$(plugin)[dev]')
 NEW_ENOUGH = import sys; sys.version_info < (3, 11) and sys.exit("pocket_plug needs Python 3.11 or newer, and $(PYTHON) is \
 "+ sys.version.split()[0] +". Name another one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12")
 
-# Whether an environment is there that must be emptied: an interrupted or failed `make` left it, its Python is too old or gone, or it
-# was copied or moved here with the checkout. Then its commands begin with the path of the other folder, and would run the code there.
-# A folder that is no environment is never emptied.
+# Whether an environment is there that must be emptied: its Python is too old or gone, or it was copied or moved here with the
+# checkout. Then its commands begin with the path of the other folder, and would run the code there. One without pip, which an
+# interrupted `make` or another tool has left, gets it. A folder that is no environment is never emptied.
 STALE := $(shell test ! -e $(VENV)/pyvenv.cfg || { $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && \
-    grep -Fqs '$(abspath $(BIN))/python' $(BIN)/pip; } || echo --clear)
+    { test ! -e $(BIN)/pip || grep -Fq '$(abspath $(BIN))/python' $(BIN)/pip; }; } || echo --clear)
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt $(if $(STALE),stale)
 	@$(PYTHON) -c '$(NEW_ENOUGH)'

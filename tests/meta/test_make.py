@@ -177,9 +177,16 @@ def test_an_environment_is_made_once(checkout: Path) -> None:
     assert (made[0], made[-1]) == ("true -m venv  .venv", "demonstrated")
 
 
-@pytest.mark.parametrize("damage", ["copied", "moved", "no Python", "an old Python", "no pip"])
+def test_an_environment_without_pip_gets_it(checkout: Path) -> None:
+    """An interrupted `make` has left it, or it is the user's own, made by uv: then nothing in it is removed."""
+    for name in ("pip", "../ready"):
+        (checkout / ".venv" / "bin" / name).unlink()
+    assert "python3 -m venv  .venv" in make(checkout, "--dry-run", "demo").stdout.splitlines()
+
+
+@pytest.mark.parametrize("damage", ["copied", "moved", "no Python", "an old Python"])
 def test_an_environment_that_cannot_be_used_is_made_again(damage: str, checkout: Path) -> None:
-    """Of another folder, of a Python that is gone or too old, or left by an interrupted `make`, also if it was ready."""
+    """Of another folder, or of a Python that is gone or too old, also if it was ready."""
     commands = checkout / ".venv" / "bin"
     match damage:
         case "copied":
@@ -189,10 +196,8 @@ def test_an_environment_that_cannot_be_used_is_made_again(damage: str, checkout:
         case "no Python":
             (commands / "python").unlink()
             (commands / "python").symlink_to("/nowhere/python3")
-        case "an old Python":
-            an_old_python(commands / "python")
         case _:
-            (commands / "pip").unlink()
+            an_old_python(commands / "python")
     assert "python3 -m venv --clear .venv" in make(checkout, "--dry-run", "demo").stdout.splitlines()
 
 
