@@ -120,10 +120,8 @@ class Key(ReadAs[K, K], Generic[K]):
 
     @overload
     def __init__(self: Key, template: LiteralString, type: None = None, /) -> None: ...
-    @overload
-    def __init__(
-        self, template: LiteralString, type: builtins.type[K], /
-    ) -> None: ...  # `type` alone may mean Key.type
+    @overload  # `type` alone may mean Key.type
+    def __init__(self, template: LiteralString, type: builtins.type[K], /) -> None: ...
     @overload
     def __init__(self, template: LiteralString, type: TypeForm[K], /) -> None: ...
     def __init__(self, template: LiteralString, type: Any = None, /) -> None:
